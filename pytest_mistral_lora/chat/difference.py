@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
-from itertools import groupby
+from itertools import groupby, product
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 
@@ -16,6 +16,8 @@ _MOST_PARTS = 6
 
 WINDOW = 300
 """Tokens that are aligned at once behind a difference; the time grows with their square."""
+
+_MOST_PAIRS = 1_000_000
 
 Block = tuple[str, int, int, int, int]
 """Tokens that are equal or not, as `SequenceMatcher` has them: its word, start and end in one side and the other."""
@@ -49,6 +51,40 @@ def all_blocks(want: Sequence[Hashable], have: Sequence[Hashable]) -> Iterator[B
             found = window_blocks(want, have, (i, j))
             yield from found
             i, j = found[-1][2], found[-1][4]
+
+
+def least_changes(want: Sequence[Hashable], have: Sequence[Hashable]) -> list[Block]:
+    """Return the blocks of two short sequences with the fewest items left out or put in.
+
+    `SequenceMatcher` takes the longest equal run first, which pairs the wrong turns of a conversation if a token is
+    missing in each of them. Time and memory grow with the product of the lengths: from a million on, it is used.
+    """
+    if len(want) * len(have) > _MOST_PAIRS:
+        return list(SequenceMatcher(None, want, have, autojunk=False).get_opcodes())
+    # the least number of changes that make the rest of one sequence from each position that of the other
+    least = [[len(want) - i + len(have) - j for j in range(len(have) + 1)] for i in range(len(want) + 1)]
+    for i, j in product(reversed(range(len(want))), reversed(range(len(have)))):
+        changes = 1 + min(least[i + 1][j], least[i][j + 1])
+        least[i][j] = min(changes, least[i + 1][j + 1]) if want[i] == have[j] else changes
+    blocks: list[Block] = []
+    i = j = 0
+    while i < len(want) or j < len(have):
+        start = i, j
+        while i < len(want) and j < len(have) and want[i] == have[j] and least[i][j] == least[i + 1][j + 1]:
+            i, j = i + 1, j + 1
+        if (i, j) != start:
+            blocks.append(("equal", start[0], i, start[1], j))
+            continue
+        while i < len(want) or j < len(have):
+            if i < len(want) and j < len(have) and want[i] == have[j] and least[i][j] == least[i + 1][j + 1]:
+                break
+            if i < len(want) and least[i][j] == 1 + least[i + 1][j]:
+                i += 1
+            else:
+                j += 1
+        code = "replace" if i > start[0] and j > start[1] else "delete" if i > start[0] else "insert"
+        blocks.append((code, start[0], i, start[1], j))
+    return blocks
 
 
 def label_word(ids: Sequence[int], labels: Sequence[int] | None, index: int) -> str:
@@ -87,13 +123,6 @@ def plain_text(piece: str) -> str:
 def spelled_bytes(data: bytes) -> str:
     r"""Return bytes as text, in which those that are only a part of a character are spelled as `\xf0`."""
     return data.decode("utf-8", "backslashreplace")
-
-
-def controls_shape(expected: Sequence[str], found: Sequence[str]) -> str:
-    """Return the shape of the first difference between two lists of control tokens; empty if there is none."""
-    codes = SequenceMatcher(None, expected, found, autojunk=False).get_opcodes()
-    changed = next((code for code in codes if code[0] != "equal"), None)
-    return "" if changed is None else units_shape("", expected[changed[1] : changed[2]], found[changed[3] : changed[4]])
 
 
 def piece_units(pieces: Iterable[str]) -> list[str]:

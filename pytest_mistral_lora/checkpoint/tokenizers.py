@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
+from pytest_mistral_lora.chat.reading import read_bounded
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.isolated import ask
+from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt
 from pytest_mistral_lora.checkpoint import KeptProperty
 from pytest_mistral_lora.checkpoint.recognition import NAME_IT, Recognition, accept_oracle, recognise
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
@@ -30,7 +32,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TEKKEN as TEKKEN
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON as TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file as oracle_file
-from pytest_mistral_lora.errors import NoOracleError, NoTemplateError, TokenizerError, did_you_mean, loading
+from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateError, TokenizerError, did_you_mean, loading
 
 _LOADABLE = ((TOKENIZER_JSON,), (SPM_MODEL, TOKENIZER_CONFIG))
 """Files of which any group is enough for transformers."""
@@ -252,7 +254,9 @@ def _from_tekken_before_5(oracle: Oracle) -> Any:
     )
 
 
-def training_template(tokenizer: str | Path | CheckpointTokenizer, *, thinking: bool = True) -> str:
+def training_template(
+    tokenizer: str | Path | CheckpointTokenizer, *, thinking: bool = True, system_prompt: str | None = None
+) -> str:
     """Return the training template of a tokenizer, as Jinja text.
 
     Args:
@@ -260,13 +264,14 @@ def training_template(tokenizer: str | Path | CheckpointTokenizer, *, thinking: 
             Mistral tokenizer file, or the vocabulary is that of a known tokenizer without an addition, the template is
             the one that mistral-common generates for it; else the folder's own.
         thinking: False for a template of v11 that refuses thinking chunks, in place of writing them as `<think>` text.
+        system_prompt: A system prompt that the template writes into conversations without one.
 
     Raises:
-        TokenizerError: If the tokenizer cannot be loaded.
+        TokenizerError: If the tokenizer cannot be loaded, or has a template of its own and you give a system prompt.
         NoTemplateError: If there is no template, or none with a branch for the assistant's messages.
     """
     loaded = tokenizer if isinstance(tokenizer, CheckpointTokenizer) else CheckpointTokenizer(Path(tokenizer))
-    source = official_template(loaded, thinking=thinking)
+    source = official_template(loaded, thinking=thinking, system_prompt=system_prompt)
     marked: str | None = ask({"asked": "training-source", "source": source})["source"]
     if marked is None:
         raise NoTemplateError(
@@ -277,18 +282,68 @@ def training_template(tokenizer: str | Path | CheckpointTokenizer, *, thinking: 
     return marked
 
 
-def official_template(tokenizer: CheckpointTokenizer, *, thinking: bool = True) -> str:
+def official_template(
+    tokenizer: CheckpointTokenizer, *, thinking: bool = True, system_prompt: str | None = None
+) -> str:
     """Return the template that mistral-common generates, or a checkpoint's own if no Mistral tokenizer applies.
 
     Args:
         tokenizer: The tokenizer.
         thinking: False to leave out the `<think>` text that is generated for every file of v11.
+        system_prompt: A system prompt that the template writes into conversations without one.
 
     Raises:
-        TokenizerError: If the tokenizer cannot be loaded.
+        TokenizerError: If the tokenizer cannot be loaded, or has a template of its own and you give a system prompt.
         NoTemplateError: If there is none.
     """
     # a derivative with tokens of its own, such as ChatML's, has a template of its own, too
     if oracle_file(tokenizer.path) is not None or tokenizer.recognition.is_exact:
-        return tokenizer.oracle.chat_template(plain_thinking=None if thinking else False)
+        plain_thinking = None if thinking else False
+        return tokenizer.oracle.chat_template(plain_thinking=plain_thinking, system_prompt=system_prompt)
+    if system_prompt is not None:
+        raise TokenizerError(
+            "a system prompt is written into mistral-common's template, and this tokenizer has a template of its own",
+            place=str(tokenizer.path),
+            expected="a Mistral tokenizer",
+            next_step="Write the prompt into its chat_template.jinja.",
+        )
     return tokenizer.template.source
+
+
+def system_prompt_of(path: Path, tokenizer: CheckpointTokenizer) -> str:
+    """Return the system prompt of a text file, or the one that a chat template (`*.jinja`) writes by itself.
+
+    Args:
+        path: The file, in UTF-8.
+        tokenizer: The tokenizer that renders the template, and whose control tokens the prompt must not spell.
+
+    Raises:
+        InputError: If the file cannot be read, the template has no prompt of its own, or the prompt is empty, holds
+            names in braces that no library replaces, a date of today, or control tokens other than pairs of thinking.
+    """
+    try:
+        text = read_bounded(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError("not valid UTF-8", place=str(path), next_step="Save the file as UTF-8.") from error
+    prompt = OwnSystemPrompt(text.removesuffix("\n"))
+    step = "Write the prompt as you serve it into a text file, and name that: --system-prompt prompt.txt"
+    if path.suffix == ".jinja":
+        template = ChatTemplate(tokenizer.fast, text)
+        found = template.own_prompt()
+        if found is None:
+            raise InputError("the chat template has no system prompt of its own", place=str(path), next_step=step)
+        prompt = found
+        if prompt.is_dated(text):
+            raise InputError("the system prompt holds the date of today", place=str(path), next_step=step)
+    if not prompt.text.strip():
+        raise InputError("the system prompt is empty", place=str(path))
+    if prompt.placeholders:
+        names = ", ".join(prompt.placeholders)
+        found_names = f"the system prompt holds {names}, which no library replaces"
+        raise InputError(found_names, place=str(path), expected="the text that the model is to read", next_step=step)
+    parts = [prompt.content] if isinstance(prompt.content, str) else [part[part["type"]] for part in prompt.content]
+    literals = [literal for part in parts for literal in tokenizer.oracle.control_tokens.values() if literal in part]
+    if literals:
+        found_literals = f"the system prompt spells control tokens ({', '.join(dict.fromkeys(literals))})"
+        raise InputError(found_literals, place=str(path), expected="text that no library takes for control tokens")
+    return prompt.text

@@ -119,24 +119,34 @@ for `assistant_only_loss`. The template renders every conversation byte for byte
 
 From version 13 on, a tokenizer has tokens for thinking if its model thinks. A file of version 11 does not show it, and
 mistral-common's template writes thinking as text in <think> for every one: for a model that does not think
-(Mistral-Small-3.2), add --no-thinking."""
+(Mistral-Small-3.2), add --no-thinking.
+
+Some checkpoints are published with a template that writes a system prompt of its own, which mistral-common's template
+does not have. To keep it, name that template: --system-prompt CHECKPOINT/chat_template.jinja"""
 
 
 def _add_template_options(parser: argparse.ArgumentParser) -> None:
     add_tokenizer_option(parser)
     add_oracle_option(parser)
     parser.add_argument("--no-thinking", action="store_true", help="refuse thinking in rows of version 11")
+    parser.add_argument(
+        "--system-prompt",
+        type=Path,
+        metavar="FILE",
+        help="system prompt for conversations without one: a text file, or a .jinja file whose own prompt is kept",
+    )
     parser.add_argument("--output", type=output_file, metavar="FILE", help="file to write (default: standard output)")
     add_json_option(parser)
 
 
 def run_template(args: argparse.Namespace) -> int:
     """Write the template to a file or to standard output."""
-    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, training_template
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, system_prompt_of, training_template
     from pytest_mistral_lora.records.files import write_text
 
     tokenizer = CheckpointTokenizer(*named_tokenizer(args.tokenizer, args.oracle)[:2])
-    text = training_template(tokenizer, thinking=not args.no_thinking)
+    prompt = None if args.system_prompt is None else system_prompt_of(args.system_prompt, tokenizer)
+    text = training_template(tokenizer, thinking=not args.no_thinking, system_prompt=prompt)
     if args.json:
         text = json.dumps({"tokenizer": str(args.tokenizer), "template": text}, ensure_ascii=False)
     if args.output:
@@ -152,7 +162,10 @@ TEMPLATE = Verb(
     _add_template_options,
     run_template,
     description=_TEMPLATE_DESCRIPTION,
-    examples=("mistral-lora template --tokenizer checkpoints/my-mistral --output training.jinja",),
+    examples=(
+        "mistral-lora template --tokenizer checkpoints/my-mistral --output training.jinja",
+        "mistral-lora template --tokenizer checkpoints/my-mistral --system-prompt prompt.txt --output training.jinja",
+    ),
 )
 
 

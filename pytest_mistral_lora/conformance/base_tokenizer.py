@@ -206,11 +206,12 @@ def _oracle_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text: 
     place, template = _template_place(own), ChatTemplate(base.fast, text)
     for row in _compared_rows():
         try:
-            unexplained = compare(row, base.oracle, template).unexplained
+            comparison = compare(row, base.oracle, template)
         except OracleRejection:
             continue
-        if unexplained:
-            found = f"the chat template differs from mistral-common: {unexplained}"
+        if comparison.own_prompt or comparison.differences:
+            differs = comparison.unexplained or "it writes a system prompt of its own"
+            found = f"the chat template differs from mistral-common: {differs}"
             expected = f"the ids of mistral-common for {base.path}, which has no template of its own"
             yield Finding("ML442", found, place, expected, row=_shown(row))
             return

@@ -151,6 +151,8 @@ class Finding:
         more: The number of findings of the rule that this one counts, for a list that is too long; else 0.
         fix: The way to mend it in the tool that made it; empty for the rule's own.
         tokens: The tokens around the first difference, or None.
+        name: The name of its cause, by which a list of known deviations accepts this cause alone; empty if it has none.
+        is_error: Whether it is an error although its rule is a note: what it found breaks every row.
     """
 
     rule: str
@@ -163,11 +165,13 @@ class Finding:
     more: int = 0
     fix: str = ""
     tokens: TokenRow | None = None
+    name: str = ""
+    is_error: bool = False
 
     @property
     def severity(self) -> Severity:
         """`error` fails the check; `note` only under `--mistral-strict`."""
-        return RULES[self.rule].severity
+        return "error" if self.is_error else RULES[self.rule].severity
 
     @property
     def cause(self) -> str:
@@ -200,7 +204,7 @@ class Finding:
     def to_json(self) -> dict[str, Any]:
         """Return the finding as plain JSON data, with the text of its rule but without the rule's example."""
         rule = RULES[self.rule]
-        of_rule = {name: getattr(rule, name) for name in ("severity", "title", "why", "source")}
+        of_rule = {name: getattr(rule, name) for name in ("title", "why", "source")} | {"severity": self.severity}
         own = {one.name: getattr(self, one.name) for one in fields(self)}
         tokens = None if self.tokens is None else self.tokens.to_json()
         return {**own, **of_rule, "fix": self.fix or rule.fix, "tokens": tokens}

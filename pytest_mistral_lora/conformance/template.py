@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
@@ -29,6 +29,7 @@ from pytest_mistral_lora.records.goldens import (
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.templates import ChatTemplate
+    from pytest_mistral_lora.chat.templates.compare import BackendComparison, Difference
 
 UNSTEADY = {"observed": "ML020", "unsteady": "ML021", "surrogate": "ML022"}
 """The rule of each kind of error that is a fault of the template, whatever the row."""
@@ -162,7 +163,10 @@ def template_findings(
     place: str = "",
     versions: str = "",
 ) -> Iterator[Finding]:
-    """Yield the difference that a chat template makes to a row, if no named deviation explains it.
+    """Yield each difference that a chat template makes to a row, if no named deviation explains it.
+
+    A row without a system message is compared behind the template's own system prompt, if it writes one: `own_prompt`
+    reports that once.
 
     Args:
         oracle: Mistral's own tokenization.
@@ -175,13 +179,22 @@ def template_findings(
     from pytest_mistral_lora.chat.templates.compare import compare
 
     comparison = compare(row, oracle, template)
+    versions, data = versions or running_versions(), row.to_jsonl()
+    if comparison.refusal in UNSTEADY:
+        yield Finding(UNSTEADY[comparison.refusal], comparison.unexplained, place, detail=versions, row=data)
+        return
+    fix = _fix(template) if comparison.differences else ""
+    for difference in comparison.differences:
+        found = f"the chat template differs from mistral-common: {difference.found}"
+        parts = _difference_parts(difference, comparison, oracle, place)
+        detail = "\n".join(filter(None, (parts.pop("detail"), versions)))
+        name = difference.fault
+        yield Finding("ML004", found, place, detail=detail, row=data, fix=fix, name=name, **parts)
+    if comparison.differences:
+        return
     expected, actual = comparison.oracle, comparison.template
     new = [name for name in comparison.deviations if recorded is not None and name not in recorded]
-    if comparison.refusal in UNSTEADY:
-        rule, found = UNSTEADY[comparison.refusal], comparison.unexplained
-    elif comparison.unexplained:
-        rule, found = "ML004", f"the chat template differs from mistral-common: {comparison.unexplained}"
-    elif new:
+    if new:
         rule, found = "ML005", f"the chat template shows a deviation that was not recorded: {', '.join(new)}"
     elif comparison.equal and actual and actual.labels is not None and actual.labels != expected.labels:
         rule, found = "ML006", "the generation blocks mark other tokens than the assistant's"
@@ -189,15 +202,85 @@ def template_findings(
         rule, found = "ML009", "the template's rendering does not mark the assistant's tokens"
     else:
         return
-    shown, shape, tokens = "", comparison.shape, None
-    if actual:
-        sides = ((expected.input_ids, expected.labels), (actual.input_ids, actual.labels))
-        difference = Alignment(*sides, oracle.piece, ("mistral-common", "chat template"), expected.spans)
-        shown, tokens = difference.table(), difference.tokens(place)
-        # the first difference may be a named deviation, so that an unexplained one brings its own shape
-        shape = shape or ("" if comparison.unexplained else difference.shape())
-    detail = "\n".join(line for line in (shown, versions or running_versions()) if line)
-    yield Finding(rule, found, place, detail=detail, row=row.to_jsonl(), shape=shape, tokens=tokens)
+    parts = _whole_alignment(comparison, oracle).parts(place) if actual else {"detail": ""}
+    detail = "\n".join(filter(None, (parts.pop("detail"), versions)))
+    yield Finding(rule, found, place, detail=detail, row=data, **parts)
+
+
+def _difference_parts(
+    difference: Difference, comparison: BackendComparison, oracle: Oracle, place: str
+) -> dict[str, Any]:
+    """Return table, shape and tokens of one difference: of itself alone if its sides are known, else of the row."""
+    is_refused = comparison.template is None
+    if difference.sides is None and is_refused:
+        return {"detail": "", "shape": difference.shape}
+    if difference.sides is None or not (difference.fault or is_refused or difference is not comparison.differences[0]):
+        alignment = _whole_alignment(comparison, oracle)
+    else:
+        expected, found = difference.sides
+        alignment = Alignment((expected, None), (found, None), oracle.piece, _SIDES)
+    return alignment.parts(place) | {"shape": difference.shape}
+
+
+_SIDES = ("mistral-common", "chat template")
+
+
+def _whole_alignment(comparison: BackendComparison, oracle: Oracle) -> Alignment:
+    expected, actual = comparison.oracle, comparison.template
+    if actual is None:
+        raise ValueError("the template refuses the row")
+    sides = ((expected.input_ids, expected.labels), (actual.input_ids, actual.labels))
+    return Alignment(*sides, oracle.piece, _SIDES, expected.spans)
+
+
+def _fix(template: ChatTemplate) -> str:
+    """Return the fix of a template with a system prompt of its own; empty for the fix of the rule.
+
+    The template that mistral-common generates has no system prompt: in place of a published one, it throws it away.
+    """
+    if template.own_prompt() is None:
+        return ""
+    return (
+        "If Mistral published this template, keep it and train with `backend: mistral-common`, or serve with "
+        f"mistral-common's template and the same system prompt: {_write_template('CHECKPOINT/chat_template.jinja')}. "
+        "If you accept this difference, list its name or its check as a known deviation."
+    )
+
+
+def _write_template(prompt: str) -> str:
+    command = "mistral-lora template --tokenizer CHECKPOINT --system-prompt"
+    return f"`{command} {prompt} --output served/chat_template.jinja`"
+
+
+def own_prompt_finding(template: ChatTemplate, place: str) -> Finding | None:
+    """Return ML224 for a template that writes a system prompt of its own; None if it writes none.
+
+    It is an error if the prompt holds a name in braces that nobody replaces, or changes with the clock.
+    """
+    from pytest_mistral_lora.chat.templates.faults import OWN_PROMPT
+
+    own = template.own_prompt()
+    if own is None:
+        return None
+    faults = [f"holds {', '.join(own.placeholders)}, which no library replaces"] if own.placeholders else []
+    faults += ["holds the date of today"] if own.is_dated(template.source) else []
+    found = f"a conversation without a system prompt gets one of {len(own.text):,} characters: {own.text[:120]!r}"
+    choice = (
+        "keep the template, write the system prompt that you serve into each row, and train with "
+        "`backend: mistral-common`; or serve with mistral-common's template and a prompt of your choice: "
+        f"{_write_template('prompt.txt' if faults else 'CHECKPOINT/chat_template.jinja')}; or accept it by name in the "
+        f"list of known deviations: `{OWN_PROMPT}  # reason`."
+    )
+    return Finding(
+        "ML224",
+        f"{found}; it {' and '.join(faults)}" if faults else found,
+        place,
+        "no system prompt that the row does not have",
+        detail="\n".join(["the prompt:", *(f"| {line}".rstrip() for line in own.text.splitlines())]),
+        fix=f"Choose: {choice}",
+        name=OWN_PROMPT,
+        is_error=bool(faults),
+    )
 
 
 def _versions(golden: Golden) -> str:

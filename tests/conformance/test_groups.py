@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.difference import controls_shape, units_shape, visible
+from pytest_mistral_lora.chat.difference import Block, least_changes, units_shape, visible
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
@@ -80,11 +82,30 @@ def test_the_shape_of_texts_is_the_white_space_that_differs() -> None:
     assert units_shape("[INST]", "a\nb", "a b") == "after [INST]: ⏎ → ␣"
     assert units_shape("[INST]", "a", "é b") == units_shape("[INST]", "x", "something else")
     assert units_shape("[INST]", "same", "same") == ""
-    assert controls_shape(["<s>", "[INST]", "</s>"], ["<s>", "[INST]"]) == "</s> → nothing"
     assert visible("a b\n\t\x00") == "a␣b⏎⇥\\x00"
 
 
 ids = st.lists(st.integers(0, 6), max_size=12)
+
+
+@given(ids, ids)
+def test_the_least_changes_cover_both_sides_and_are_no_more_than_others_find(want: list[int], have: list[int]) -> None:
+    def changes(blocks: Sequence[Block]) -> int:
+        return sum(i_end - i + j_end - j for code, i, i_end, j, j_end in blocks if code != "equal")
+
+    blocks = least_changes(want, have)
+    assert [item for _, i, i_end, _, _ in blocks for item in want[i:i_end]] == want
+    assert [item for _, _, _, j, j_end in blocks for item in have[j:j_end]] == have
+    assert all((code == "equal") == (want[i:i_end] == have[j:j_end]) for code, i, i_end, j, j_end in blocks)
+    assert all((one[0] == "equal") != (other[0] == "equal") for one, other in pairwise(blocks))
+    assert changes(blocks) <= changes(SequenceMatcher(None, want, have, autojunk=False).get_opcodes())
+
+
+def test_a_token_that_is_missing_in_each_turn_is_found_in_each_turn() -> None:
+    turn = ["[INST]", "[/INST]", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "</s>", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"]
+    missing = [token for token in turn if token != "[CALL_ID]"]
+    changed = [(code, i_end - i) for code, i, i_end, _, _ in least_changes(turn * 2, missing * 2) if code != "equal"]
+    assert changed == [("delete", 1)] * 2
 
 
 @given(ids, ids)

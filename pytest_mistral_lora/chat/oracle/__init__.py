@@ -243,20 +243,29 @@ class Oracle:
             return tuple(self._text.id_to_byte_piece(n, SpecialTokenPolicy.KEEP) for n in range(self.vocab_size))
         return tuple(self.piece(n).encode() for n in range(self.vocab_size))
 
-    def chat_template(self, *, plain_thinking: bool | None = None) -> str:
+    def chat_template(self, *, plain_thinking: bool | None = None, system_prompt: str | None = None) -> str:
         """Return the Jinja chat template that mistral-common generates for this tokenizer.
 
         Args:
             plain_thinking: False to refuse thinking in v11, which mistral-common's guess (None) writes as `<think>`.
+            system_prompt: A system prompt for conversations without one.
         """
+        if system_prompt is not None:
+            # mistral-common writes this prompt without the space that SentencePiece has before each text
+            space = " " if (self.kind, self.version) == ("spm", "v7") else ""
+            # it holds a text of a file, and so is rendered as a foreign template is
+            return self._generated_template(plain_thinking, space + system_prompt)
         if plain_thinking not in self._templates:
-            # it finds this tokenizer in place of the class: loading the file again takes most of a second for Tekken
-            own = convert_tokenizer_to_chat_template
-            stand_in = SimpleNamespace(from_file=lambda _: self._plain_tokenizer)
-            names = {**own.__globals__, "MistralTokenizer": stand_in}
-            generate = FunctionType(own.__code__, names, None, own.__defaults__, own.__closure__)
-            self._templates[plain_thinking] = trust(str(generate(self.path, None, True, plain_thinking)))
+            self._templates[plain_thinking] = trust(self._generated_template(plain_thinking, None))
         return self._templates[plain_thinking]
+
+    def _generated_template(self, plain_thinking: bool | None, system_prompt: str | None) -> str:
+        # it finds this tokenizer in place of the class: loading the file again takes most of a second for Tekken
+        own = convert_tokenizer_to_chat_template
+        stand_in = SimpleNamespace(from_file=lambda _: self._plain_tokenizer)
+        names = {**own.__globals__, "MistralTokenizer": stand_in}
+        generate = FunctionType(own.__code__, names, None, own.__defaults__, own.__closure__)
+        return str(generate(self.path, system_prompt, True, plain_thinking))
 
     def _normalised(self, row: Row, mode: ValidationMode = ValidationMode.finetuning) -> Any:
         """Return the normalised request of a row, or raise mistral-common's error if it is refused."""

@@ -14,7 +14,11 @@ from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
 from pytest_mistral_lora.chat.templates.generation_blocks import block_spans, ids_of, offsets_of
 from pytest_mistral_lora.chat.templates.isolated import ask
+from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt, find_own_prompt
 from pytest_mistral_lora.errors import NoTemplateError, RenderError, RowError
+
+REFUSES = "the chat template refuses the row: "
+"""What the error of a template begins with if the template raised it itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class ChatTemplate:
         # as `PreTrainedTokenizerBase.get_chat_template` chooses
         self.tool_source: str = named.get("tool_use", self.source)
         self._overrun: RenderError | None = None
+        self._own_prompts: dict[bool, OwnSystemPrompt | None] = {}
 
     @cached_property
     def training_source(self) -> str | None:
@@ -77,6 +82,28 @@ class ChatTemplate:
             RowError: If the template refuses the row.
         """
         return self._render(as_row(row), generation_prompt)[0]
+
+    def own_prompt(self, *, tools: bool = False) -> OwnSystemPrompt | None:
+        """Return the system prompt that the template writes by itself into a row without one, or None.
+
+        Args:
+            tools: Whether the row has tools: a template may write another prompt beside them.
+        """
+        if tools not in self._own_prompts:
+            self._own_prompts[tools] = find_own_prompt(self.render, tools=tools)
+        return self._own_prompts[tools]
+
+    def behind_own_prompt(self, row: Row) -> Row:
+        """Return a row behind the system prompt that the template writes into it; the row itself if it writes none."""
+        own = None if row.messages[0]["role"] == "system" else self.own_prompt(tools=bool(row.tools))
+        if own is None:
+            return row
+        try:
+            is_written = own.text in self.render(row)
+        except RowError:
+            # of a row that is refused, other forms may be rendered, and they have it
+            is_written = True
+        return own.before(row) if is_written else row
 
     def encode(self, row: Row | Mapping[str, Any]) -> EncodedRow:
         """Encode a row as `apply_chat_template` does.
@@ -240,7 +267,7 @@ class ChatTemplate:
             # one that has overrun its bounds is not run again: each row would take as long
             self._overrun = error if error.kind == "overrun" else None
             # an error of the template's own does not name it
-            refused = "" if error.found.startswith("the chat template ") else "the chat template refuses the row: "
+            refused = "" if error.found.startswith("the chat template ") else REFUSES
             raise RowError(f"{refused}{error.found}", place=row.place) from error
         return found["text"], found["spans"]
 

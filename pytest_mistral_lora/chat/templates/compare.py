@@ -3,21 +3,62 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.difference import controls_shape, equal_beginning, plain_text, units_shape
+from pytest_mistral_lora.chat.difference import equal_beginning, least_changes, plain_text, units_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle import VERSION, Oracle
 from pytest_mistral_lora.chat.rows import Row, as_row
-from pytest_mistral_lora.chat.templates import ChatTemplate
+from pytest_mistral_lora.chat.templates import REFUSES, ChatTemplate
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
-from pytest_mistral_lora.errors import RenderError, RowError
+from pytest_mistral_lora.chat.templates.faults import FAULTS, Side
+from pytest_mistral_lora.errors import OracleRejection, RenderError, RowError
 
+_Ids = tuple[int, ...]
 _MOST_IDS = 16
 _IDS_BEFORE = 4
+_CONTROL_SIZE = 20
+"""A control token counts as so many characters of text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One difference of a row that no named deviation explains.
+
+    Attributes:
+        found: The difference in words.
+        shape: Its shape, the same for each row that one fault changes; empty if it has none.
+        fault: The name of the fault in the table of `faults`; empty if it is none of them.
+        sides: The ids with and without this difference alone; None for those of the whole comparison.
+        size: The characters and control tokens that differ; to tell whether a change makes the difference smaller.
+    """
+
+    found: str
+    shape: str = ""
+    fault: str = ""
+    sides: tuple[_Ids, _Ids] | None = None
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The reasons for other ids of a row.
+
+    Attributes:
+        deviations: Ids of the named deviations, sorted.
+        differences: The differences that they leave.
+    """
+
+    deviations: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The size of all differences."""
+        return sum(difference.size for difference in self.differences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +66,31 @@ class BackendComparison:
     """The encodings of one row by the two backends, and the deviations that explain a difference.
 
     Attributes:
-        oracle: mistral-common's encoding.
+        oracle: mistral-common's encoding: of the row behind the template's own system prompt, if it has none and the
+            template writes one.
         template: The chat template's encoding, or None if the template refuses the row.
         deviations: Ids of the named deviations that explain the difference, sorted; empty if the ids are equal.
-        unexplained: The difference that no named deviation explains; empty if none is left.
+        differences: The differences that no named deviation explains, each with its cause; empty if none is left.
         refusal: The kind of the template's error (`RenderError.kind`); empty if it renders the row.
-        shape: The shape of that difference, the same for each row that one fault changes; empty if it has none.
+        own_prompt: Whether the row is compared behind the template's own system prompt.
     """
 
     oracle: EncodedRow
     template: EncodedRow | None
     deviations: tuple[str, ...] = ()
-    unexplained: str = ""
+    differences: tuple[Difference, ...] = ()
     refusal: str = ""
-    shape: str = ""
+    own_prompt: bool = False
 
     @property
     def equal(self) -> bool:
         """Whether both backends give the same ids."""
         return self.template is not None and self.template.input_ids == self.oracle.input_ids
+
+    @property
+    def unexplained(self) -> str:
+        """The differences in words; empty if there is none."""
+        return "; ".join(difference.found for difference in self.differences)
 
 
 def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate) -> BackendComparison:
@@ -54,17 +101,20 @@ def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate
     """
     row = as_row(row)
     expected = oracle.encode(row)
-    known = _known(oracle.version, oracle.kind)
+    behind = _behind_own_prompt(row, oracle, template)
+    own_prompt = behind is not row
+    if own_prompt:
+        expected = oracle.encode(behind)
     try:
         actual = template.encode(row)
     except RowError as error:
-        named = [d.id for d in known if d.refusal and re.search(d.refusal, error.found)]
+        refused = _explain_refusal(row, oracle, template, error)
         kind = error.__cause__.kind if isinstance(error.__cause__, RenderError) else "error"
-        return BackendComparison(expected, None, tuple(named), "" if named else error.found, kind)
+        return BackendComparison(expected, None, refused.deviations, refused.differences, kind, own_prompt)
     if actual.input_ids == expected.input_ids:
-        return BackendComparison(expected, actual)
-    deviations, unexplained, shape = explain(row, oracle, template)
-    return BackendComparison(expected, actual, tuple(sorted(deviations)), unexplained, shape=shape)
+        return BackendComparison(expected, actual, own_prompt=own_prompt)
+    found = explain(row, oracle, template)
+    return BackendComparison(expected, actual, found.deviations, found.differences, own_prompt=own_prompt)
 
 
 @cache  # packaging parses a version in as much time as it takes to encode a row
@@ -73,72 +123,206 @@ def _known(version: str, kind: str) -> tuple[Deviation, ...]:
     return tuple(d for d in DEVIATIONS if d.applies(version=version, kind=kind, mistral_common=VERSION))
 
 
-_Explained = tuple[set[str], str, str]
-"""Named deviations, the difference that they leave unexplained, and its shape."""
+def _behind_own_prompt(row: Row, oracle: Oracle, template: ChatTemplate) -> Row:
+    """Return a row behind the template's own system prompt, if mistral-common takes it; else the row itself."""
+    behind = template.behind_own_prompt(row)
+    if behind is not row:
+        try:
+            oracle.encode(behind)
+        except OracleRejection:
+            return row
+    return behind
 
 
-def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> _Explained:
-    """Explain the difference of a row that mistral-common and the template both encode, to other ids.
+@dataclass(frozen=True, slots=True)
+class _BothSides:
+    """A row as both sides see it.
 
-    Returns:
-        The named deviations, the difference that they leave unexplained, and its shape.
+    Attributes:
+        row: The row.
+        behind: The row for mistral-common: behind the template's own system prompt, if it writes one.
+        ids: mistral-common's ids.
+        text: The template's rendering.
     """
-    known = _known(oracle.version, oracle.kind)
-    found: set[str] = set()
-    for deviation in known:
-        changed = deviation.change(row, oracle.version) if deviation.change else row
-        # most changes return the row itself, and rows are compared as JSON
-        if changed is row or changed == row:
-            continue
-        # A change must alter one side only: one that alters both would hide a difference that it does not explain.
-        same = oracle.encode(changed).input_ids == oracle.encode(row).input_ids
-        renders = template.render(changed) == template.render(row)
-        if not same and not renders:
-            return found, f"{deviation.id} does not explain the difference", ""
-        if not (same and renders):
-            found.add(deviation.id)
-            row = changed
+
+    row: Row
+    behind: Row
+    ids: _Ids
+    text: str
+
+    def altered_side(self, changed: _BothSides) -> Side | None:
+        """Return the side for which a changed row is another one; None if it is so for both or neither.
+
+        A change that alters both sides would hide a difference that it does not explain.
+        """
+        same, renders = changed.ids == self.ids, changed.text == self.text
+        if same == renders:
+            return None
+        return "template" if same else "mistral-common"
+
+
+def _view(row: Row, oracle: Oracle, template: ChatTemplate) -> _BothSides | None:
+    """Return how both sides see a row; None if one of them refuses it."""
     try:
-        segments = template.segments(row)
+        behind = _behind_own_prompt(row, oracle, template)
+        return _BothSides(row, behind, oracle.encode(behind).input_ids, template.render(row))
+    except RowError:
+        return None
+
+
+def _explain_refusal(row: Row, oracle: Oracle, template: ChatTemplate, error: RowError) -> Explanation:
+    """Explain a row that the template refuses: by the changes with which it takes it, and by what is left then."""
+    if isinstance(error.__cause__, RenderError) and error.__cause__.kind != "error":
+        # it is no refusal: the template passes a bound, or has several texts for one row
+        return Explanation((), (Difference(error.found),))
+    named = [d.id for d in _known(oracle.version, oracle.kind) if d.refusal and re.search(d.refusal, error.found)]
+    if named:
+        return Explanation(tuple(sorted(named)))
+    differences: list[Difference] = []
+    for fault in FAULTS:
+        changed = fault.changed(row, oracle.version)
+        if changed is None:
+            continue
+        difference = Difference(f"{fault.words}: {error.found.removeprefix(REFUSES)}", fault.id, fault.id)
+        try:
+            oracle.encode(changed)
+            template.render(changed)
+        except OracleRejection:
+            continue
+        except RowError as other:
+            if _without_quotes(other.found) != _without_quotes(error.found):
+                # the next refusal has a cause of its own
+                differences.append(difference)
+                row, error = changed, other
+            continue
+        rest = explain(changed, oracle, template)
+        return Explanation(rest.deviations, (*differences, difference, *rest.differences))
+    return Explanation((), (*differences, Difference(error.found, _without_quotes(error.found))))
+
+
+def _without_quotes(refusal: str) -> str:
+    """Return a refusal without the texts and numbers of a row."""
+    return re.sub(r"[0-9]+", "#", re.sub(r"'[^']*\s[^']*'|\"[^\"]*\s[^\"]*\"", "'…'", refusal))
+
+
+def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> Explanation:
+    """Explain the difference of a row that mistral-common and the template both encode, to other ids."""
+    view = _view(row, oracle, template)
+    if view is None:
+        return Explanation((), (Difference("the row is refused"),))
+    deviations: set[str] = set()
+    for deviation in _known(oracle.version, oracle.kind):
+        deviating = deviation.change(view.row, oracle.version) if deviation.change else view.row
+        # most changes return the row itself, and rows are compared as JSON
+        if deviating is view.row or deviating == view.row:
+            continue
+        changed = _view(deviating, oracle, template)
+        if changed is not None and view.altered_side(changed):
+            deviations.add(deviation.id)
+            view = changed
+    left = _compare_parts(view, oracle, template)
+    named: list[Difference] = []
+    for fault in FAULTS:
+        changed_row = fault.changed(view.row, oracle.version) if left.differences and fault.sides else None
+        changed = None if changed_row is None else _view(changed_row, oracle, template)
+        if changed is None or view.altered_side(changed) not in fault.sides:
+            continue
+        rest = _compare_parts(changed, oracle, template)
+        # a named deviation may have explained all that it changes
+        if rest.size >= left.size:
+            continue
+        is_ignored = view.altered_side(changed) == "mistral-common"
+        sides = (view.ids, changed.ids) if is_ignored else (template.ids(changed.row), template.ids(view.row))
+        named.append(Difference(fault.words, fault.id, fault.id, sides))
+        view, left = changed, rest
+    return Explanation(tuple(sorted(deviations | {*left.deviations})), (*named, *left.differences))
+
+
+def _compare_parts(view: _BothSides, oracle: Oracle, template: ChatTemplate) -> Explanation:
+    """Compare the control tokens of a row and the texts between them."""
+    try:
+        segments = template.segments(view.row)
     except RowError as error:
-        return found, error.found, ""
+        return Explanation((), (Difference(error.found, _without_quotes(error.found), size=len(error.found)),))
     space = " " if oracle.kind == "spm" else ""
     expected = _joined(
         (oracle.control_tokens[part.ids[0]] if part.text is None else None, space + (part.text or ""), part.ids)
-        for part in oracle.traced_texts(row)
+        for part in oracle.traced_texts(view.behind)
     )
     actual = _joined((part.text if part.control else None, part.text, part.ids) for part in segments)
-    return _explain_texts(row, oracle, template, expected, actual, found)
+    parts = _PartsComparison(view.row, oracle, template, expected, actual)
+    differences = tuple(parts.differences())
+    return Explanation(tuple(sorted(parts.deviations)), differences)
 
 
-def _explain_texts(
-    row: Row, oracle: Oracle, template: ChatTemplate, expected: _Parts, actual: _Parts, found: set[str]
-) -> _Explained:
-    if expected.controls != actual.controls:
-        difference = f"control tokens {' '.join(actual.controls)}; expected {' '.join(expected.controls)}"
-        return found, difference, controls_shape(expected.controls, actual.controls)
-    space = " " if oracle.kind == "spm" else ""
-    # for the text after each control token, the text that each deviation predicts there
-    predicted: dict[int, dict[str, str]] = {}
-    for deviation in _known(oracle.version, oracle.kind):
-        if deviation.predict is None:
-            continue
-        anchor = next((control for control in reversed(deviation.after) if control in actual.controls), None)
-        places = [n + 1 for n, control in enumerate(actual.controls) if control == anchor]
-        texts = deviation.predict(row, oracle.version)
-        # v2 leaves out the tool turns before the last user message, so the texts are matched from the end.
-        for place, text in zip(reversed(places), reversed(texts), strict=False):
-            predicted.setdefault(place, {})[deviation.id] = space + text
-    for index, (want, have) in enumerate(zip(expected.texts, actual.texts, strict=True)):
+class _PartsComparison:
+    """The control tokens and texts of a row, compared with those that mistral-common writes.
+
+    Attributes:
+        deviations: Ids of the named deviations that explain a text; filled by `differences`.
+    """
+
+    def __init__(self, row: Row, oracle: Oracle, template: ChatTemplate, expected: _Parts, actual: _Parts) -> None:
+        self.deviations: set[str] = set()
+        self._row, self._oracle, self._template = row, oracle, template
+        self._expected, self._actual = expected, actual
+
+    def differences(self) -> Iterator[Difference]:
+        """Yield each run of other control tokens, and each other text between equal ones that is not explained."""
+        want, have = self._expected.controls, self._actual.controls
+        if want and not have:
+            found = f"it writes none of the control tokens {' '.join(dict.fromkeys(want))}"
+            yield Difference(found, "another layout", size=_CONTROL_SIZE * len(want))
+            return
+        predicted = self._predicted_texts()
+        for code, i, i_end, j, j_end in least_changes(want, have):
+            if code != "equal":
+                found = f"control tokens {' '.join(have)}; expected {' '.join(want)}"
+                size = _CONTROL_SIZE * (i_end - i + j_end - j)
+                yield Difference(found, units_shape("", want[i:i_end], have[j:j_end]), size=size)
+                continue
+            # the texts between the equal tokens, and those at both ends of the row
+            first = 0 if i == j == 0 else 1
+            last = i_end - i + ((i_end, j_end) == (len(want), len(have)))
+            for n in range(first, last):
+                difference = self._text_difference(i + n, j + n, predicted.get(j + n, {}))
+                if difference is not None:
+                    yield difference
+
+    def _predicted_texts(self) -> dict[int, dict[str, str]]:
+        """Return the texts that deviations predict, by the number of the text in the rendering."""
+        oracle, controls = self._oracle, self._actual.controls
+        space = " " if oracle.kind == "spm" else ""
+        predicted: dict[int, dict[str, str]] = {}
+        for deviation in _known(oracle.version, oracle.kind):
+            if deviation.predict is None:
+                continue
+            anchor = next((control for control in reversed(deviation.after) if control in controls), None)
+            places = [n + 1 for n, control in enumerate(controls) if control == anchor]
+            texts = deviation.predict(self._row, oracle.version)
+            # v2 leaves out the tool turns before the last user message, so the texts are matched from the end.
+            for place, text in zip(reversed(places), reversed(texts), strict=False):
+                predicted.setdefault(place, {})[deviation.id] = space + text
+        return predicted
+
+    def _text_difference(self, index: int, have_index: int, predicted: Mapping[str, str]) -> Difference | None:
+        want, have = self._expected.texts[index], self._actual.texts[have_index]
         if want == have:
-            continue
-        names = _explain_text(oracle, template, index, expected, actual, predicted.get(index, {}))
-        if names is None:
-            after = actual.controls[index - 1] if index else "the start"
-            difference = f"after {after}: {_excerpt(oracle, have, want)}; expected {_excerpt(oracle, want, have)}"
-            return found, difference, units_shape(after, want.text, have.text)
-        found |= names
-    return found, "", ""
+            return None
+        controls = self._expected.controls
+        before = controls[index - 1] if index else ""
+        names = _explain_text(
+            self._oracle, self._template, want, have, (before, controls[index : index + 1]), predicted
+        )
+        if names is not None:
+            self.deviations |= names
+            return None
+        after = before or "the start"
+        words = f"after {after}: {_excerpt(self._oracle, have, want)}; expected {_excerpt(self._oracle, want, have)}"
+        same = equal_beginning(want.text, have.text)
+        same += equal_beginning(want.text[same:][::-1], have.text[same:][::-1])
+        size = max(1, len(want.text) + len(have.text) - 2 * same)
+        return Difference(words, units_shape(after, want.text, have.text), sides=(want.ids, have.ids), size=size)
 
 
 def _excerpt(oracle: Oracle, part: _TextPart, other: _TextPart) -> str:
@@ -156,14 +340,13 @@ def _excerpt(oracle: Oracle, part: _TextPart, other: _TextPart) -> str:
 def _explain_text(
     oracle: Oracle,
     template: ChatTemplate,
-    index: int,
-    expected: _Parts,
-    actual: _Parts,
-    predicted: dict[str, str],
+    want: _TextPart,
+    have: _TextPart,
+    around: tuple[str, list[str]],
+    predicted: Mapping[str, str],
 ) -> set[str] | None:
-    """Return the deviations that explain one text, or None."""
-    want, have = expected.texts[index], actual.texts[index]
-    before, after = expected.controls[index - 1] if index else "", expected.controls[index : index + 1]
+    """Return the deviations that explain one text between the control tokens `around` it, or None."""
+    before, after = around
     known = {deviation.id for deviation in _known(oracle.version, oracle.kind)}
     names: set[str] = set()
     if have.text != want.text:

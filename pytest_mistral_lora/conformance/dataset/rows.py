@@ -219,29 +219,31 @@ class RowJudge:
     def _explain(
         self, row: Row, expected: EncodedRow, template_ids: tuple[int, ...] | None, tally: DatasetTally
     ) -> None:
-        from pytest_mistral_lora.chat.templates.compare import compare, explain
+        from pytest_mistral_lora.chat.templates.compare import compare
+        from pytest_mistral_lora.chat.templates.faults import OWN_PROMPT
 
         oracle: Any = self._oracle
         template = self.encoder.template
         try:
-            if template_ids is None:
-                refused = compare(row, oracle, template)
-                deviations, unexplained, shape = refused.deviations, refused.unexplained, refused.shape
-            else:
-                named, unexplained, shape = explain(row, oracle, template)
-                deviations = tuple(sorted(named))
+            behind = template.behind_own_prompt(row)
+            if behind is not row and oracle.encode(behind).input_ids == template_ids:
+                # of a template with a system prompt of its own, most rows: nothing else is to be explained
+                tally.add_deviation(OWN_PROMPT, row.place, tally.findings.at)
+                return
+            comparison = compare(row, oracle, template)
         except RowError as error:
             text = f"the chat template differs from mistral-common, and the two cannot be compared: {error.found}"
             tally.findings.add(Finding("ML603", text, row.place, row=_printed_row(row)))
             return
-        for name in deviations:
+        for name in (*comparison.deviations, *([OWN_PROMPT] if comparison.own_prompt else [])):
             tally.add_deviation(name, row.place, tally.findings.at)
-        if unexplained:
-            sides = (expected.input_ids, None), (template_ids or (), None)
-            difference = Alignment(*sides, oracle.piece, _NAMES, expected.spans)
-            parts = difference.parts(row.place) if template_ids is not None else {}
-            text = f"the chat template differs from mistral-common: {unexplained}"
-            tally.findings.add(Finding("ML603", text, row.place, row=_printed_row(row), **{**parts, "shape": shape}))
+        for difference in comparison.differences:
+            sides = difference.sides or (comparison.oracle.input_ids, template_ids or ())
+            alignment = Alignment((sides[0], None), (sides[1], None), oracle.piece, _NAMES)
+            parts = alignment.parts(row.place) if difference.sides or template_ids is not None else {}
+            text = f"the chat template differs from mistral-common: {difference.found}"
+            parts |= {"shape": difference.shape, "name": difference.fault}
+            tally.findings.add(Finding("ML603", text, row.place, row=_printed_row(row), **parts))
 
 
 class _LiteralError(RowError):

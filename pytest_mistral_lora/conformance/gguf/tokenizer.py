@@ -207,6 +207,7 @@ def _rendered_findings(text: str, judge: CheckpointTokenizer, oracle: Oracle, pl
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.chat.templates.compare import compare
     from pytest_mistral_lora.conformance.alignment import Alignment
+    from pytest_mistral_lora.conformance.template import own_prompt_finding
     from pytest_mistral_lora.records.goldens import packaged_cases
 
     try:
@@ -214,17 +215,22 @@ def _rendered_findings(text: str, judge: CheckpointTokenizer, oracle: Oracle, pl
     except TokenizerError as error:
         yield Finding("ML913", error.found, place, error.expected)
         return
+    own_prompt = own_prompt_finding(template, place)
+    if own_prompt is not None:
+        yield own_prompt
     for case in packaged_cases():
         try:
             comparison = compare(case.row, oracle, template)
         except OracleRejection:
             continue
-        if not comparison.unexplained:
-            continue
-        table = ""
-        if comparison.template is not None:
-            expected, actual = ((one.input_ids, one.labels) for one in (comparison.oracle, comparison.template))
-            table = Alignment(expected, actual, oracle.piece).table()
-        found = f"differs from mistral-common: {comparison.unexplained}"
-        row = case.row.to_jsonl()
-        yield Finding("ML913", found, place, "the ids of training", table, row, shape=comparison.shape)
+        for difference in comparison.differences:
+            table = ""
+            if difference.sides is not None:
+                expected, actual = difference.sides
+                table = Alignment((expected, None), (actual, None), oracle.piece).table()
+            elif comparison.template is not None:
+                expected, actual = comparison.oracle.input_ids, comparison.template.input_ids
+                table = Alignment((expected, None), (actual, None), oracle.piece).table()
+            found, row = f"differs from mistral-common: {difference.found}", case.row.to_jsonl()
+            shape, name = difference.shape, difference.fault
+            yield Finding("ML913", found, place, "the ids of training", table, row, shape=shape, name=name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -57,15 +57,17 @@ _TRIES = 300
 """Rows that are tried after Hypothesis has shrunk: it stops early, since it shrinks the choices behind a row."""
 
 
-def shrink_finding(finding: Callable[[Row], Finding | None], found: Finding, data: dict[str, Any]) -> Finding:
+def shrink_finding(
+    finding: Callable[[Row], Finding | None], found: Finding, data: dict[str, Any], *, tries: int = _TRIES
+) -> Finding:
     """Leave out messages, keys and parts of texts as long as the row breaks the same rule; return the last finding.
 
     Args:
         finding: Judges a row.
         found: Its finding for the row.
         data: The row, as plain data.
+        tries: The number of rows that are tried.
     """
-    tries = _TRIES
     candidates = _smaller(data)
     while tries and (candidate := next(candidates, None)) is not None:
         tries -= 1
@@ -153,7 +155,7 @@ def _template_agrees(target: Target, settings: Settings) -> Result:
     # a target without a template is refused here, before any row is made
     template, oracle = target.template, target.oracle
     source = RowSource.of("template", oracle)
-    return Result(tuple(search(lambda row: next(template_findings(oracle, template, row), None), source, settings)))
+    return Result(tuple(search_all(lambda row: template_findings(oracle, template, row), source, settings)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,29 @@ def search(finding: Callable[[Row], Finding | None], source: RowSource, settings
     except Flaky:
         pass  # a tokenizer that draws lots, as with dropout, does not break the law a second time
     return [shrink_finding(finding, found, smallest)]
+
+
+def search_all(judge: Callable[[Row], Iterable[Finding]], source: RowSource, settings: Settings) -> list[Finding]:
+    """Look for rows with findings; return one finding for each cause, of a small row that has it.
+
+    One cause must not hide another, so that all rows are judged. The smallest row of each cause is made smaller by
+    leaving out parts of it, and Hypothesis does not search again: a template may take long to refuse a row.
+    """
+    smallest: dict[str, tuple[int, Finding]] = {}
+    for row in _generated(source, settings.examples, settings.seed):
+        for finding in judge(row):
+            size = len(finding.row)
+            if finding.cause not in smallest or size < smallest[finding.cause][0]:
+                smallest[finding.cause] = (size, finding)
+    tries = _TRIES // max(1, len(smallest))
+
+    def shrunk(found: Finding) -> Finding:
+        def same_cause(row: Row) -> Finding | None:
+            return next((finding for finding in judge(row) if finding.cause == found.cause), None)
+
+        return shrink_finding(same_cause, found, json.loads(found.row), tries=tries)
+
+    return [shrunk(found) for _, found in smallest.values()]
 
 
 @cache

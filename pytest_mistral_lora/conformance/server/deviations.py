@@ -74,7 +74,8 @@ class PromptDeviations:
             except (OracleRejection, RowError):
                 continue
             # of a row that the template refuses in training, a server that takes it has another difference
-            if named.unexplained or not named.deviations or named.template is None:
+            # nor is a system prompt of the template's own a deviation that a server may have
+            if named.differences or named.own_prompt or not named.deviations or named.template is None:
                 continue
             if tuple(template.tokenizer(text, add_special_tokens=False)["input_ids"]) == served:
                 return named.deviations

@@ -62,6 +62,7 @@ TRAITS: dict[str, Callable[[TemplateTraits], Iterator[Finding]]] = {
     "template-bounds": template_traits.bounds,
     "template-clock-and-defaults": template_traits.clock_and_defaults,
     "template-drops-nothing": template_traits.dropped_texts,
+    "template-drops-no-thought": template_traits.dropped_thoughts,
     "template-bos-eos": template_traits.rendered_ends,
     "template-prompt": template_traits.prompt_is_the_beginning,
     "template-encoded-again": template_traits.encoded_again,

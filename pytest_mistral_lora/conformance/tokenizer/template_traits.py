@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.templates.faults import REASONING_DROPPED
 from pytest_mistral_lora.chat.templates.generation_blocks import has_generation
 from pytest_mistral_lora.chat.templates.renderer import environment
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TEKKEN, loaded_place
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.template import UNSTEADY
+from pytest_mistral_lora.conformance.template import UNSTEADY, own_prompt_finding
 from pytest_mistral_lora.conformance.tokenizer.ids import end_ids, oracle_of
 from pytest_mistral_lora.errors import RenderError, RowError
 
@@ -184,11 +185,15 @@ def clock_and_defaults(traits: TemplateTraits) -> Iterator[Finding]:
     reads = sorted({call.name for call in calls if isinstance(call, nodes.Name) and call.name in _CLOCK})
     if reads:
         yield traits.finding("ML223", f"the chat template calls {', '.join(reads)}", "a text that no date changes")
+    own_prompt = own_prompt_finding(traits.template, traits.place)
+    if own_prompt is not None:
+        yield own_prompt
+        return
     texts = traits.rendered.texts
     with_system, without = texts.get("a system prompt and a question"), texts.get("a question")
     if with_system is None or without is None:
         return
-    # A default system prompt stands in a conversation without one, and gives way to one.
+    # a text that stands in a conversation without a system prompt, in another place than a prompt, and gives way to one
     own, other = _added_text(traits, without), _added_text(traits, with_system)
     if own not in other and len(own) > len(other):
         yield traits.finding(
@@ -214,6 +219,33 @@ def dropped_texts(traits: TemplateTraits) -> Iterator[Finding]:
             shown, expected = f"{lost[0]['content']!r:.80}", "every message, or a refusal"
             found = f"the {lost[0]['role']} message {shown} is left out of {name}"
             yield traits.finding("ML225", found, expected, detail=f"rendered: {text!r:.1000}")
+
+
+_THOUGHT = "Heat moves air."
+_THOUGHT_FIELDS = ("reasoning_content", "reasoning")
+"""The fields of a message in which servers and trainers keep a thought."""
+
+
+def dropped_thoughts(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML225 if the template renders a thought as a chunk, and silently leaves it out of each field for it."""
+    oracle = traits.oracle
+    if oracle is None or not oracle.features.thinking:
+        return
+    question = {"role": "user", "content": _QUESTION}
+    chunks = [{"type": "thinking", "thinking": _THOUGHT}, {"type": "text", "text": _ANSWER}]
+    answers: list[dict[str, Any]] = [{"content": chunks}, *({"content": _ANSWER, name: _THOUGHT} for name in _THOUGHT_FIELDS)]
+    texts: list[str] = []
+    for answer in answers:
+        try:
+            texts.append(traits.template.render(Row((question, {"role": "assistant", **answer}))))
+        except RowError as error:
+            texts.append(f"refused: {_THOUGHT} {error.found}")
+    as_chunk, *as_fields = texts
+    if _THOUGHT in as_chunk and not any(_THOUGHT in text for text in as_fields):
+        found = f"the thought of an answer is left out if the message has it as {' or '.join(_THOUGHT_FIELDS)}"
+        expected = "[THINK] and the thought, as of a thinking chunk"
+        detail = f"rendered: {as_fields[0][-200:]!r}"
+        yield Finding("ML225", found, traits.place, expected, detail, name=REASONING_DROPPED)
 
 
 def rendered_ends(traits: TemplateTraits) -> Iterator[Finding]:
