@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 
-def _each_message(change: str, keep: str = "true") -> str:
+def each_message(change: str, keep: str = "true") -> str:
     """Return Jinja that replaces each `m` of the messages by an expression."""
     kept = f"{{%- if {keep} %}}{{%- set ns.list = ns.list + [{change}] %}}{{%- endif %}}"
     loop = f"{{%- for m in messages %}}{kept}{{%- endfor %}}"
@@ -29,7 +29,7 @@ def _refuse(condition: str, words: str) -> str:
 
 
 def _stripped(role: str) -> str:
-    return _each_message(f"dict(m, content=m.content|trim) if m.role == '{role}' and m.content is string else m")
+    return each_message(f"dict(m, content=m.content|trim) if m.role == '{role}' and m.content is string else m")
 
 
 _BEFORE = "messages[loop.index0 - 1]"
@@ -41,21 +41,21 @@ FAULTY: Mapping[str, str] = MappingProxyType(
         "neighbours-not-joined": _refuse(
             f"not loop.first and m.role == {_BEFORE}.role and m.role in ['user', 'assistant']", "roles must alternate"
         ),
-        "chunks-not-joined": _each_message(
+        "chunks-not-joined": each_message(
             f"dict(m, content=m.content|map(attribute='text')|join('')) if m.role == 'user' and {_HAS_CHUNKS} else m"
         ),
         "several-system-messages": _refuse(
             f"not loop.first and m.role == 'system' and {_BEFORE}.role == 'system'", "one system message"
         ),
-        "empty-system-prompt-written": _each_message(
+        "empty-system-prompt-written": each_message(
             "dict(m, content='-') if m.role == 'system' and not m.content else m"
         ),
         "tool-calls-refused": _refuse("m.role == 'tool' or m.tool_calls", "only user and assistant"),
-        "system-prompt-dropped": _each_message("m", "m.role != 'system'"),
-        "later-system-message-dropped": _each_message("m", "loop.first or m.role != 'system'"),
+        "system-prompt-dropped": each_message("m", "m.role != 'system'"),
+        "later-system-message-dropped": each_message("m", "loop.first or m.role != 'system'"),
         "tools-not-rendered": "{%- set tools = none %}",
-        "content-beside-call-dropped": _each_message("dict(m, content='') if m.tool_calls else m"),
-        "thinking-dropped": _each_message(
+        "content-beside-call-dropped": each_message("dict(m, content='') if m.tool_calls else m"),
+        "thinking-dropped": each_message(
             "dict(m, content=m.content|selectattr('type', 'equalto', 'text')|map(attribute='text')|join('\\n\\n'))"
             f" if {_HAS_CHUNKS} and m.role != 'tool' else m"
         ),

@@ -72,7 +72,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--xfails",
         type=Path,
         metavar="FILE",
-        help="known deviations, which do not fail: a rule id or a node id a line, each with '# reason'",
+        help="known deviations, which do not fail: a rule id, a node id or a cause's name a line, each with '# reason'",
     )
     parser.add_argument(
         "--baseline",

@@ -252,10 +252,15 @@ def _write_template(prompt: str) -> str:
     return f"`{command} {prompt} --output served/chat_template.jinja`"
 
 
-def own_prompt_finding(template: ChatTemplate, place: str) -> Finding | None:
+def own_prompt_finding(template: ChatTemplate, place: str, *, has_oracle: bool = True) -> Finding | None:
     """Return ML224 for a template that writes a system prompt of its own; None if it writes none.
 
     It is an error if the prompt holds a name in braces that nobody replaces, or changes with the clock.
+
+    Args:
+        template: The template with its tokenizer.
+        place: The template's file or folder.
+        has_oracle: Whether mistral-common generates a template for the tokenizer, which the fix then names.
     """
     from pytest_mistral_lora.chat.templates.faults import OWN_PROMPT
 
@@ -277,7 +282,7 @@ def own_prompt_finding(template: ChatTemplate, place: str) -> Finding | None:
         place,
         "no system prompt that the row does not have",
         detail="\n".join(["the prompt:", *(f"| {line}".rstrip() for line in own.text.splitlines())]),
-        fix=f"Choose: {choice}",
+        fix=f"Choose: {choice}" if has_oracle else "",
         name=OWN_PROMPT,
         is_error=bool(faults),
     )

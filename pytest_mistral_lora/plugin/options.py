@@ -187,8 +187,8 @@ SEED = Option("--mistral-seed", "Generate other rows than the usual ones, by thi
 STRICT = Option("--mistral-strict", "Fail on notes, and on checks that could not run, too.", "mistral_strict", "bool")
 XFAILS = Option(
     "--mistral-xfails",
-    "File of known deviations, which do not fail: a rule id or a node id a line, each with '# reason'. A line that "
-    "matches no finding of a full run is an error.",
+    "File of known deviations, which do not fail: a rule id, a node id or the name of a cause a line, each with "
+    "'# reason'. A line that matches no finding of a full run is an error.",
     "mistral_xfails",
     "string",
     "PATH",

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 from converted import converted_tokenizer
+from derived_tekken import derived_tokenizer
 from each_oracle import ALL, oracle_named
-from faulty_templates import FAULTY
+from faulty_templates import FAULTY, each_message
 
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import compare
 from pytest_mistral_lora.chat.templates.faults import FAULTS
 from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.tokenizer.template_traits import TemplateTraits, dropped_thoughts
 from pytest_mistral_lora.errors import OracleRejection
 from pytest_mistral_lora.records.goldens import packaged_cases
 
@@ -42,8 +47,8 @@ MORE_ROWS = (
 
 
 CASES = (
-    "single multi-turn system two-system-messages empty-system leading-spaces hostile-user consecutive-users text-chunks "
-    "tool-round-trip tool-arguments-string tool-hostile tool-call-with-text thinking thinking-open"
+    "single multi-turn system two-system-messages empty-system leading-spaces hostile-user consecutive-users "
+    "text-chunks tool-round-trip tool-arguments-string tool-hostile tool-call-with-text thinking thinking-open"
 )
 
 
@@ -142,6 +147,23 @@ def test_a_prompt_with_a_thought_is_compared_by_chunks() -> None:
     assert [chunk["type"] for chunk in own.content if isinstance(chunk, dict)] == ["text", "thinking", "text"]
     comparison = compare(_chat(QUESTION, ANSWER), oracle, template)
     assert (comparison.own_prompt, comparison.equal) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        ("", False),
+        (each_message("dict(role=m.role, content=m.content)"), True),
+        (each_message("dict(role=m.role, content=m.content, reasoning=m.reasoning)"), False),
+    ],
+    ids=["healthy", "dropped", "one field is read"],
+)
+def test_a_thought_that_is_dropped_as_a_field_is_found(change: str, lost: bool, tmp_path: Path) -> None:
+    name = "derived-v13-thinking"
+    shutil.copy(derived_tokenizer(name), tmp_path / "tekken.json")
+    (tmp_path / "chat_template.jinja").write_text(change + oracle_named(name).chat_template(), encoding="utf-8")
+    found = list(dropped_thoughts(TemplateTraits(Target("checkpoint", tmp_path))))
+    assert [(finding.rule, finding.name) for finding in found] == [("ML225", "reasoning-content-dropped")] * lost
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.known import baseline_text, read_xfails
+from pytest_mistral_lora.conformance.known import baseline_text, known_among, read_xfails, unknown_among
 
 
 def record(case: str, *findings: Finding, not_checked: str = "") -> dict[str, Any]:
@@ -30,6 +30,21 @@ def test_a_rule_of_one_check_is_listed_by_the_check_and_one_of_several_by_itself
     assert entries(text) == ["mistral-golden::a::x  # ", "ML004  # "]
     assert "# ML601 (2 findings) rows.jsonl:3: 'bot'" in text
     assert "# ML004 (2 findings in 2 checks) " in text
+
+
+def test_a_cause_with_a_name_is_listed_and_accepted_by_it(tmp_path: Path) -> None:
+    named, other = Finding("ML004", "dropped", name="content-beside-call-dropped"), Finding("ML004", "a space")
+    text = baseline_text([record("x", named), record("y", named), record("z", other)])
+    assert entries(text) == ["content-beside-call-dropped  # ", "mistral-golden::a::z  # "]
+    file = tmp_path / "known.txt"
+    file.write_text("content-beside-call-dropped  # we never mix them\n")
+    xfails = read_xfails(file)
+    assert unknown_among([named, other], "mistral-golden::a::x", xfails) == [other]
+    assert known_among([other], "mistral-golden::a::x", xfails) == []
+    assert known_among([named], "mistral-golden::a::x", xfails) == list(xfails)
+    file.write_text("content-beside-call-droped  # a typo\n")
+    with pytest.raises(ValueError, match=r"known\.txt:1: .*did you mean 'content-beside-call-dropped'"):
+        read_xfails(file)
 
 
 def test_strict_runs_fail_by_notes_and_unchecked_items_too() -> None:

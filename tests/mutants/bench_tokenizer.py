@@ -127,12 +127,19 @@ def _tools(folder: Path) -> Artifact:
     return {
         "elsewhere": elsewhere,
         "shipped": lambda name: shipped_tokenizer(name).read_bytes(),
-        "with_default_system": lambda template: DEFAULT + template,
+        "with_own_prompt": with_own_prompt,
         "without_system": without_system,
         "bos_post_processor": _post_processor("<s>"),
         "pinned": "3f9c2e1b7a6d4c5080912efab3467dc15e8f20a9",
         "recorded": hashlib.sha256(shipped_tokenizer("spm-v1").read_bytes()).hexdigest(),
     }
+
+
+def with_own_prompt(template: str, prompt: str) -> str:
+    """Return the template that mistral-common generates with a system prompt of its own."""
+    none = "set default_system_message = ''"
+    assert none in template
+    return template.replace(none, f"set default_system_message = '{prompt}'")
 
 
 def without_system(template: str) -> str:

@@ -203,13 +203,11 @@ class ML223(Example):
 
 
 class ML224(Example):
-    also = "ML226"
-
     def broken(self, artifact: Artifact) -> None:
-        artifact["template"] = artifact["with_default_system"](artifact["template"])
+        artifact["template"] = artifact["with_own_prompt"](artifact["template"], "Be kind. Today is {today}.")
 
     def sound(self, artifact: Artifact) -> None:
-        artifact["template"] = artifact["template"]
+        artifact["template"] = artifact["with_own_prompt"](artifact["template"], "")
 
 
 class ML225(Example):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench_tokenizer import DEFAULT, TODAY, without_system
+from bench_tokenizer import DEFAULT, TODAY, with_own_prompt, without_system
 from gallery import Artifact, mutant
 
 
@@ -94,6 +94,19 @@ def clock(artifact: Artifact) -> None:
 def default_system_prompt(artifact: Artifact) -> None:
     """The template writes a system prompt of its own where a row has none."""
     artifact["template"] = DEFAULT + artifact["template"]
+
+
+@mutant("ML224", says="holds {today}, which no library replaces")
+def own_prompt_with_a_placeholder(artifact: Artifact) -> None:
+    """The system prompt of the template's own has a name in braces, as six published ones have."""
+    artifact["template"] = with_own_prompt(artifact["template"], "You are kind. Today is {today}.")
+
+
+@mutant("ML224", says="holds the date of today")
+def own_prompt_with_a_date(artifact: Artifact) -> None:
+    """The system prompt of the template's own has a date of the clock, as Mistral Small 3.1's has."""
+    dated = with_own_prompt(artifact["template"], "Today is ' ~ strftime_now('%Y-%m-%d') ~ '.")
+    artifact["template"] = dated
 
 
 @mutant("ML222", "I60", says="the chat template is empty")

@@ -185,7 +185,7 @@ def clock_and_defaults(traits: TemplateTraits) -> Iterator[Finding]:
     reads = sorted({call.name for call in calls if isinstance(call, nodes.Name) and call.name in _CLOCK})
     if reads:
         yield traits.finding("ML223", f"the chat template calls {', '.join(reads)}", "a text that no date changes")
-    own_prompt = own_prompt_finding(traits.template, traits.place)
+    own_prompt = own_prompt_finding(traits.template, traits.place, has_oracle=traits.oracle is not None)
     if own_prompt is not None:
         yield own_prompt
         return
@@ -233,7 +233,10 @@ def dropped_thoughts(traits: TemplateTraits) -> Iterator[Finding]:
         return
     question = {"role": "user", "content": _QUESTION}
     chunks = [{"type": "thinking", "thinking": _THOUGHT}, {"type": "text", "text": _ANSWER}]
-    answers: list[dict[str, Any]] = [{"content": chunks}, *({"content": _ANSWER, name: _THOUGHT} for name in _THOUGHT_FIELDS)]
+    answers: list[dict[str, Any]] = [
+        {"content": chunks},
+        *({"content": _ANSWER, name: _THOUGHT} for name in _THOUGHT_FIELDS),
+    ]
     texts: list[str] = []
     for answer in answers:
         try:
