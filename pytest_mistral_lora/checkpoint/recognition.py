@@ -251,7 +251,8 @@ def known_choice(text: str, folder: Path = Path()) -> str:
     found, file = "no such name and no such file", None
     # a name with a NUL, one that is too long, or a user who does not exist
     with contextlib.suppress(OSError, ValueError, RuntimeError):
-        path = folder / Path(text).expanduser()
+        # `./~` is a folder of that name
+        path = folder / (Path(text).expanduser() if text.startswith("~") else text)
         file = oracle_file(path) if path.exists() else None
         found = "no Mistral tokenizer file" if path.is_dir() else found
     if file is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pytest_mistral_lora.chat.reading import JSON_LIMIT, open_regular, parse_json, read_json
+from pytest_mistral_lora.chat.reading import JSON_LIMIT, open_regular, opened, parse_json, read_json
 from pytest_mistral_lora.errors import InputError, PinError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class TensorInfo:
 
     def read_bytes(self) -> bytes:
         """Return the tensor's bytes, little-endian, in row order."""
-        with self.file.open("rb") as file:
+        with opened(self.file) as file:
             file.seek(8 + int.from_bytes(file.read(8), "little") + self.start)
             return file.read(self.size * _BITS[self.dtype] // 8)
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.cli.judging import add_format_option, print_judged
 from pytest_mistral_lora.cli.verb import (
     Verb,
@@ -228,7 +229,7 @@ def _verdicts_with_progress(audit: Audit) -> Iterator[LineVerdict]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     try:
-        with audit.path.open("rb") as file:
+        with opened(audit.path) as file:
             # one for each line, and one for the verdict on the file
             total = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b"")) + 1
     except OSError:

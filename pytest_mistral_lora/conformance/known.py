@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.conformance.finding import RULES, Finding
 from pytest_mistral_lora.errors import did_you_mean
 
@@ -41,6 +42,7 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
     Blank lines and lines that begin with `#` are skipped.
 
     Raises:
+        InputError: If it is a pipe or a device.
         OSError: If the file cannot be read.
         ValueError: If it is not UTF-8, or a line has no reason, an unknown rule, or an id that an earlier line has;
             with file and line.
@@ -48,9 +50,11 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
     xfails: dict[str, Xfail] = {}
     try:
         # editors on Windows write a byte order mark
-        text = path.read_text(encoding="utf-8-sig")
+        with opened(path) as file:
+            content = file.read()
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        number = path.read_bytes()[: error.start].count(b"\n") + 1
+        number = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}:{number}: not valid UTF-8; save the file as UTF-8") from error
     for number, line in enumerate(text.splitlines(), start=1):
         # a node id may contain a #, so that only one at the start or after white space begins the reason

@@ -18,7 +18,7 @@ from pytest_mistral_lora.chat.formats import (
     import_step,
     recognise,
 )
-from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, read_json
+from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, opened, read_json
 from pytest_mistral_lora.chat.remedies import ROW_SUFFIXES, configuration_answer, file_answer, folder_answer
 from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
 from pytest_mistral_lora.errors import InputError, did_you_mean
@@ -115,7 +115,7 @@ def _folder(path: Path, base: Path | None) -> RecognisedPath:
 
 def _file(path: Path) -> RecognisedPath:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             head = file.read(_HEAD)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
@@ -199,7 +199,7 @@ def _yaml(path: Path) -> RecognisedPath:
     import yaml
 
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             # a larger file is no recipe, and its check refuses it
             data = yaml.safe_load(file.read(1 << 20))
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -32,7 +32,7 @@ from pytest_mistral_lora.chat.formats import (
     Container,
     container_of,
 )
-from pytest_mistral_lora.chat.reading import MAX_LINE_BYTES, STRICT, fault_of, lines_of, read_line
+from pytest_mistral_lora.chat.reading import MAX_LINE_BYTES, STRICT, fault_of, lines_of, opened, read_line
 from pytest_mistral_lora.chat.remedies import AGAIN, json_step, unpack_step, unreadable
 from pytest_mistral_lora.errors import InputError, RowError
 
@@ -75,7 +75,7 @@ def open_source(path: Path) -> SourceFile:
     Raises:
         InputError: If it cannot be read, or is a format that is never read.
     """
-    with _readable(path), path.open("rb") as file:
+    with _readable(path), opened(path) as file:
         outer = container_of(file.peek(_CHUNK), path)
     inner = outer
     if not outer.name:
@@ -107,7 +107,7 @@ def _readable(path: Path) -> Iterator[None]:
 def _decoded(path: Path, container: Container) -> Iterator[tuple[io.BufferedReader, BinaryIO]]:
     """Yield a file as UTF-8, decompressed, and the file of bytes below, whose position shows progress."""
     with ExitStack() as stack:
-        raw = stack.enter_context(path.open("rb"))
+        raw = stack.enter_context(opened(path))
         file: Any = raw
         if container.compression == "zstd":
             import pyarrow as pa

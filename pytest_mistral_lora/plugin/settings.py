@@ -225,10 +225,11 @@ def _runner_choices(config: pytest.Config) -> tuple[RunnerChoice, ...]:
 
 def _known_deviations(config: pytest.Config) -> tuple[Xfail, ...]:
     from pytest_mistral_lora.conformance.known import read_xfails
+    from pytest_mistral_lora.errors import InputError
 
     try:
         return tuple(xfail for path in existing_paths(config, XFAILS) for xfail in read_xfails(path))
-    except (OSError, ValueError) as error:
+    except (InputError, OSError, ValueError) as error:
         raise pytest.UsageError(f"{option_value(config, XFAILS)[1]}: {error}") from error
 
 

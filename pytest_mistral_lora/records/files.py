@@ -181,13 +181,18 @@ def put_text(path: Path, text: str, *, keep: bool = False) -> Written:
     try:
         remove_temporaries(path)
         there = path.exists()
-        if there and (keep or path.read_bytes() == text.encode()):
+        if there and (keep or _content(path) == text.encode()):
             return "unchanged"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", place=str(path)) from error
     return "rewritten" if there else "created"
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.checkpoint.recognition import StoredVocabulary, as_bytes
 from pytest_mistral_lora.errors import InputError
 
@@ -65,7 +66,7 @@ class GgufFile:
         """
         self.path = path
         try:
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            with opened(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 header = _Header(data, path)
                 self.fields: Mapping[str, Any] = header.fields
                 self.tensors: Mapping[str, GgufTensor] = header.tensors
@@ -109,7 +110,7 @@ class GgufFile:
             block, size = gguf.GGML_QUANT_SIZES[kind]
             row = tensor.shape[-1] // block * size
             rows = math.prod(tensor.shape[:-1])
-            with self.path.open("rb") as file:
+            with opened(self.path) as file:
                 file.seek(tensor.start)
                 raw = np.frombuffer(file.read(row * rows), dtype=np.uint8).reshape(*tensor.shape[:-1], row)
             found: np.ndarray[Any, Any] = gguf.quants.dequantize(raw, kind).reshape(tensor.shape)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import put_text
 from pytest_mistral_lora.starter.inputs import ChosenBase, SeenRows
@@ -60,11 +61,15 @@ class StartPlan:
     by_hand: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, text: str, purpose: str, *, extends: bool = False) -> None:
-        """Add a file; `extends` if its text is that of the file that is there, and lines more."""
+        """Add a file; `extends` if its text is that of the file that is there, and lines more.
+
+        Raises:
+            InputError: If a pipe or a device is there.
+        """
         path = self.folder / name
         state: State = "extended" if extends else "different"
         try:
-            there = path.read_bytes().decode() if path.exists() else None
+            there = _text_of(path) if path.exists() else None
         except (OSError, UnicodeError):
             state = "different"
         else:
@@ -72,6 +77,11 @@ class StartPlan:
             is_same = there is not None and there.replace("\r\n", "\n") == text.replace("\r\n", "\n")
             state = "new" if there is None else "same" if is_same else state
         self.files.append(PlannedFile(name, text, purpose, state))
+
+
+def _text_of(path: Path) -> str:
+    with opened(path) as file:
+        return file.read().decode()
 
 
 def write_plan(plan: StartPlan, *, replace: bool = False, keep: bool = False) -> None:

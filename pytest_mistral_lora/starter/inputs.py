@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-import yaml
 
 from pytest_mistral_lora.chat.formats import FORMATS
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.rows import Row, parse_row, scan_rows
 from pytest_mistral_lora.data.tool_calls import has_foreign_ids
 from pytest_mistral_lora.errors import InputError, NoOracleError, PinError, RowError
+from pytest_mistral_lora.starter.names import require_plain, yaml_text
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.recipe import Recipe
@@ -69,11 +68,12 @@ def choose_base(text: str, folder: Path) -> ChosenBase:
         PinError: If the Hub has no such repository, branch or tag.
     """
     path = Path(text)
+    require_plain(text, "--base")
     if path.is_dir():
         from pytest_mistral_lora.records.base_location import base_weights_sha256
 
         backend, digest, name = _backend(path), base_weights_sha256(path), path_in_recipe(path, folder)
-        lines = (f"  path: {name}", f"  weights_sha256: {digest}  # of model*.safetensors")
+        lines = (f"  path: {yaml_text(name)}", f"  weights_sha256: {yaml_text(digest)}  # of model*.safetensors")
         title = f"{name}, weights with SHA-256 {digest[:12]}…"
         return ChosenBase(name, title, lines, backend, path, local=True)
     repo, _, branch = text.partition("@")
@@ -114,8 +114,8 @@ def _of_hub(repo: str, branch: str) -> ChosenBase:
         return ChosenBase(repo, f"{repo}, not pinned", lines, missing=reason, pinned=False)
     files, missing = _text_files(repo, found.commit)
     when = "when it was last fetched" if found.source == "cache" else "when this file was written"
-    comment = f"  # {branch}, {when}" if found.commit != branch else ""
-    lines = (f"  repo: {yaml_text(repo)}", f"  revision: {found.commit}{comment}")
+    comment = f"  # of your branch or tag, {when}" if found.commit != branch else ""
+    lines = (f"  repo: {yaml_text(repo)}", f"  revision: {yaml_text(found.commit)}{comment}")
     title = f"{repo} at {found.commit}"
     backend: Backend = "mistral-common" if files is None else _backend(files)
     return ChosenBase(repo, title, lines, backend, files, missing=missing)
@@ -177,24 +177,20 @@ class SeenRows:
     foreign_ids: int = 0
 
     @property
-    def entry(self) -> str:
-        """Its entry under `data.train`, as YAML."""
+    def entry(self) -> str | Mapping[str, str]:
+        """Its entry under `data.train`."""
         if not self.converted:
             return self.name
-        return f"{{path: {self.name}, format: {self.format}}}" if self.format else f"{{path: {self.name}}}"
+        return {"path": self.name, "format": self.format} if self.format else {"path": self.name}
 
 
 def path_in_recipe(path: Path, folder: Path) -> str:
-    """Return a path as a recipe in a folder names it, quoted if YAML needs it."""
-    text = str(path)
+    """Return a path as a recipe in a folder names it."""
+    from pytest_mistral_lora.training.recipe.sections import written_path
+
     if not path.is_absolute() or path.is_relative_to(folder.resolve()):
-        text = Path(os.path.relpath(path.absolute(), folder.resolve())).as_posix()
-    return yaml_text(text)
-
-
-def yaml_text(text: str) -> str:
-    """Return a text as YAML, in quotes if it needs them, within braces, too."""
-    return str(yaml.safe_dump([text], allow_unicode=True, width=10_000, default_flow_style=True)).strip()[1:-1]
+        path = Path(os.path.relpath(path.absolute(), folder.resolve()))
+    return written_path(path)
 
 
 def look_at(path: Path, folder: Path) -> SeenRows:
@@ -210,6 +206,7 @@ def look_at(path: Path, folder: Path) -> SeenRows:
     from pytest_mistral_lora.conformance.path_kinds import recognised
     from pytest_mistral_lora.data.sources import open_rows, row_files
 
+    require_plain(str(path), "ROWS")
     declares = path.suffix.lower() in (".yaml", ".yml") or "dataset_info" in path.name
     title = "data that it declares"
     if not declares or not path.exists():

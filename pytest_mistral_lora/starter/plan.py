@@ -11,8 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Literal
 
-import yaml
-
+from pytest_mistral_lora.chat.reading import open_regular, opened
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.extras import PACKAGE
 from pytest_mistral_lora.records.files import json_text
@@ -25,8 +24,8 @@ from pytest_mistral_lora.starter.inputs import (
     example_text,
     look_at,
     seen_rows,
-    yaml_text,
 )
+from pytest_mistral_lora.starter.names import require_plain, yaml_text
 from pytest_mistral_lora.starter.settings import ExtendedFile, pre_commit_settings, pytest_settings
 
 Ci = Literal["github", "gitlab"]
@@ -40,6 +39,10 @@ GITLAB, GITLAB_INCLUDED = ".gitlab-ci.yml", ".gitlab/mistral-lora.yml"
 _TEXTS = Path(__file__).parent / "texts"
 _ENOUGH_TO_HOLD_OUT = 100
 _NOTHING = "\0"
+_CONVERTED = "  # another format: converted while it is read"
+_FETCH = f"# TO DO: fetch the base model, whose folder {RECIPE} names, unless it is in the repository"
+_INSTALLABLE = re.compile(r" @ [a-z]+\+[A-Za-z0-9._~:/@+%-]+")
+"""A place to install from: without a variable, which GitHub, GitLab or a shell would put a value into."""
 _DATA_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".jsonl.zst")
 
 
@@ -91,8 +94,12 @@ def _around_recipe(folder: Path, path: Path) -> StartPlan:
     from pytest_mistral_lora.training.recipe import load_recipe
 
     recipe = load_recipe(path)
+    require_plain(str(recipe.base.name or recipe.base.repo), f"{path}, base")
     try:
-        seen = [seen_rows(yaml_text(recipe.name_of(one.path)), "rows", [one]) for one in recipe.data.files()]
+        files = recipe.data.files()
+        for file in files:
+            require_plain(str(file.path), f"{path}, data")
+        seen = [seen_rows(recipe.name_of(file.path), "rows", [file]) for file in files]
     except InputError as error:
         raise RecipeError(error.found, place=f"{path}, {error.place}", next_step=error.next_step) from error
     plan = StartPlan(folder, base_of_recipe(recipe), seen)
@@ -107,7 +114,7 @@ def _with_new_recipe(folder: Path, rows: Sequence[Path], base: str) -> StartPlan
     rows = rows or _own_rows(folder)
     seen = [look_at(one, folder) for one in rows] or [example_rows()]
     plan = StartPlan(folder, choose_base(base, folder), seen)
-    if not rows or any(one.is_file() and one.read_bytes() == example_text().encode() for one in rows):
+    if not rows or any(map(_has_examples, rows)):
         plan.add(ROWS, example_text(), "example rows, to be replaced by yours")
         plan.notes.append(f"{ROWS} has example rows: remove it, then mistral-lora import YOUR_DATA --to {ROWS}")
     backend = f"\nbackend: {plan.base.backend}  # no Mistral tokenizer: its own template renders the rows\n"
@@ -117,13 +124,22 @@ def _with_new_recipe(folder: Path, rows: Sequence[Path], base: str) -> StartPlan
         "recipe": RECIPE,
         "base": "\n".join(plan.base.lines),
         "backend": backend if plan.base.backend == "chat-template" else "",
-        "train": "\n".join(f"    - {one.entry}  # {one.title}" for one in seen),
+        "train": "\n".join(f"    - {yaml_text(one.entry)}{_CONVERTED * one.converted}" for one in seen),
         "held_out": enough if sum(one.count for one in seen) >= _ENOUGH_TO_HOLD_OUT else few,
     }
     plan.add(RECIPE, _text("recipe.yaml.txt", values), "base, rows, adapter and training")
     plan.add(SCHEMA, json_text(Recipe.json_schema), "lists every key of the recipe to your editor")
     _add_faults(plan)
     return plan
+
+
+def _has_examples(path: Path) -> bool:
+    """Return whether a path is the file of example rows."""
+    examples = example_text().encode()
+    if not path.is_file() or path.stat().st_size != len(examples):
+        return False
+    with open_regular(path) as file:
+        return file.read() == examples
 
 
 def _own_rows(folder: Path) -> list[Path]:
@@ -192,8 +208,9 @@ def _add_extended(plan: StartPlan, made: ExtendedFile, purpose: str) -> None:
 def _services(root: Path) -> Collection[Ci]:
     """Return the service of a repository's remote; all of them if it is on none of them."""
     try:
-        text = (root / ".git" / "config").read_text(encoding="utf-8")
-    except (OSError, UnicodeError):
+        with opened(root / ".git" / "config") as file:
+            text = file.read().decode()
+    except (InputError, OSError, UnicodeError):
         return CI
     urls = " ".join(re.findall(r"^\s*url\s*=\s*(.*)$", text, flags=re.MULTILINE))
     return [one for one in CI if one in urls] or CI
@@ -203,14 +220,14 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
     light, train, note = installed_requirement()
     if services and note:
         plan.notes.append(note)
-    fetched = plan.base.local and plan.base.name
-    values = {"recipe": RECIPE, "requirement": light, "train_requirement": train}
-    if fetched and services:
-        plan.notes.append(f"your jobs need {fetched}, which is large: fetch it where the files have the words TO DO")
+    base = plan.base
+    values = {"recipe": RECIPE, "package": yaml_text(light), "train_package": yaml_text(train)}
+    if base.local and services:
+        plan.notes.append(f"your jobs need {base.name}, which is large: fetch it where the files have the words TO DO")
     # a job's steps are indented, on GitHub by two columns more
-    step = f"    # TO DO: fetch {fetched}, unless it is in the repository" if fetched else _NOTHING
+    step = f"    {_FETCH}" if base.local else _NOTHING
     if "github" in services:
-        values["fetch_base"] = f"  {step}" if fetched else _NOTHING
+        values["fetch_base"] = f"  {step}" if base.local else _NOTHING
         steps = [
             "      - name: Compare with the goldens",
             "        if: success() || failure()",
@@ -232,7 +249,13 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
 
 
 def _text(name: str, values: Mapping[str, str]) -> str:
-    """Return a text with its values; a line whose value is nothing is left out."""
+    """Return a text with its values; a line whose value is nothing is left out.
+
+    Args:
+        name: The text.
+        values: Fixed text, or a name that `yaml_text` wrote: no name is in a comment or within another value, in which
+            it could be more than a name.
+    """
     text = _Text((_TEXTS / name).read_text(encoding="utf-8")).substitute(values)
     return text.replace(f"{_NOTHING}\n", "")
 
@@ -249,10 +272,12 @@ def installed_requirement() -> tuple[str, str, str]:
     except (PackageNotFoundError, ValueError):
         return PACKAGE, f"{PACKAGE}[train]", ""
     # PEP 610: https://packaging.python.org/en/latest/specifications/direct-url/
+    origin = origin if isinstance(origin, dict) else {}
     source = origin.get("vcs_info")
-    if source:
-        where = f" @ {source['vcs']}+{origin['url']}@{source['commit_id']}"
-        return f"{PACKAGE}{where}", f"{PACKAGE}[train]{where}", ""
+    if isinstance(source, dict):
+        where = f" @ {source.get('vcs')}+{origin.get('url')}@{source.get('commit_id')}"
+        if _INSTALLABLE.fullmatch(where):
+            return f"{PACKAGE}{where}", f"{PACKAGE}[train]{where}", ""
     pin, url = f"=={version}", origin.get("url")
     note = f"{PACKAGE} {version} is installed from {url}: your jobs install {version} from the index" if url else ""
     return f"{PACKAGE}{pin}", f"{PACKAGE}[train]{pin}", note
@@ -260,7 +285,7 @@ def installed_requirement() -> tuple[str, str, str]:
 
 def _add_hook(plan: StartPlan) -> None:
     # rows of another format and folders of shards are data, too: any change below them runs the check
-    data = [str(yaml.safe_load(one.name)) for one in plan.rows]
-    files = "|".join(re.escape(name) for name in dict.fromkeys([RECIPE, *data]))
-    hook = _text("pre_commit_hook.yaml.txt", {"recipe": RECIPE, "files": files})
+    names = dict.fromkeys([RECIPE, *(one.name.removeprefix("./") for one in plan.rows)])
+    files = f"^({'|'.join(map(re.escape, names))})(/|$)"
+    hook = _text("pre_commit_hook.yaml.txt", {"recipe": RECIPE, "files": yaml_text(files)})
     _add_extended(plan, pre_commit_settings(plan.folder, hook), "checks recipe and rows before each commit")

@@ -8,11 +8,15 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from io import TextIOWrapper
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 import yaml
+
+from pytest_mistral_lora.chat.reading import opened
+from pytest_mistral_lora.starter.names import yaml_text
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def _with_line_ends(path: Path, made: ExtendedFile) -> ExtendedFile:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        with opened(path) as file, TextIOWrapper(file, encoding="utf-8") as text:
+            return text.read()
     except (OSError, UnicodeError):
         return None
 
@@ -177,7 +182,8 @@ def pre_commit_settings(folder: Path, hook: str) -> ExtendedFile:
     before = _text(path)
     try:
         text = _with_hook(before or "", hook)
-    except (yaml.YAMLError, ValueError, RecursionError):  # no YAML, a date that is none, a list that contains itself
+    # no YAML, a date that is none, a list that contains itself, an entry that is merged of others
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError):
         text = None
     lines = "" if text is not None and text == before else hook
     return _with_line_ends(path, ExtendedFile(PRE_COMMIT, text, lines, "repos"))
@@ -193,14 +199,17 @@ def _with_hook(before: str, hook: str) -> str | None:
     if ours in repos:
         return before
     [ours_now] = ours["hooks"]
+    root: Any = yaml.compose(before, Loader=yaml.SafeLoader)
+    nodes = [value for key, value in root.value if key.value == "repos"]
     # a hook of an earlier start, for other data, is replaced
     earlier = [one for one in repos if one == {**ours, "hooks": [{**ours_now, "files": _files_of(one)}]}]
     if earlier:
-        text = before.replace(_files_of(earlier[0]), ours_now["files"])
+        entry = nodes[0].value[repos.index(earlier[0])]
+        [files] = _values(_values(entry, "hooks")[0].value[0], "files")
+        written = yaml_text(ours_now["files"])
+        text = f"{before[: files.start_mark.index]}{written}{before[files.end_mark.index :]}"
         expected = [ours if one is earlier[0] else one for one in repos]
     else:
-        root: Any = yaml.compose(before, Loader=yaml.SafeLoader)
-        nodes = [value for key, value in root.value if key.value == "repos"]
         if len(nodes) != 1 or nodes[0].flow_style:
             return None
         column = nodes[0].start_mark.column
@@ -208,6 +217,10 @@ def _with_hook(before: str, hook: str) -> str | None:
         text = f"{before[:start]}{indent(hook, ' ' * column)}{before[start:]}"
         expected = [ours, *repos]
     return text if yaml.safe_load(text) == {**data, "repos": expected} else None
+
+
+def _values(mapping: Any, name: str) -> list[Any]:
+    return [value for key, value in mapping.value if key.value == name]
 
 
 def _files_of(repository: Any) -> str:

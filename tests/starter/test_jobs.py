@@ -67,6 +67,15 @@ def job(folder: Path, name: str) -> list[Any]:
     return yaml.safe_load((folder / GITLAB).read_text())[name.partition(" ")[2]]["script"]
 
 
+def packages(folder: Path, name: str) -> list[str]:
+    """Return the packages that the variables of a job name: the light one, and the one that trains."""
+    if name.startswith("github"):
+        variables = yaml.safe_load((folder / WORKFLOW).read_text())["env"]
+    else:
+        variables = yaml.safe_load((folder / GITLAB).read_text())[".mistral-lora"]["variables"]
+    return [variables["PACKAGE"], variables["TRAIN_PACKAGE"]]
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -82,8 +91,8 @@ def test_the_commands_of_a_job_are_green_as_they_stand(
     shutil.copytree(guarded, tmp_path, dirs_exist_ok=True)
     install, *words = commands(job(guarded, name))
     light, train, _ = installed_requirement()
-    trains = name.endswith("train")
-    assert install == ["pip", "install", train if trains else light]
+    assert install == ["pip", "install", "$TRAIN_PACKAGE" if name.endswith("train") else "$PACKAGE"]
+    assert packages(guarded, name) == [light, train]
     assert words
     for one in words:
         # no GPU is here; else the command is as it stands
@@ -184,19 +193,23 @@ def test_the_hook_of_this_repository_calls_a_verb_that_there_is(guarded: Path, m
 
 
 @pytest.mark.parametrize(
-    ("origin", "light", "noted"),
+    ("origin", "version", "noted"),
     [
-        (None, f"{PACKAGE}==1.2", False),
-        ({"url": "file:///x", "dir_info": {"editable": True}}, f"{PACKAGE}==1.2", True),
+        (None, "==1.2", False),
+        ({"url": "file:///x", "dir_info": {"editable": True}}, "==1.2", True),
         (
             {"url": "https://example.com/x.git", "vcs_info": {"vcs": "git", "commit_id": "ab12"}},
-            f"{PACKAGE} @ git+https://example.com/x.git@ab12",
+            " @ git+https://example.com/x.git@ab12",
             False,
         ),
+        ({"url": "https://${USER}@example.com/x.git", "vcs_info": {"vcs": "git", "commit_id": "ab12"}}, "==1.2", True),
+        ({"url": "https://x/`id`${{ secrets.X }}", "vcs_info": {"vcs": "git", "commit_id": "ab12"}}, "==1.2", True),
+        ({"url": "https://x/a\n- id", "vcs_info": {"vcs": "git"}}, "==1.2", True),
+        ([], "==1.2", False),
     ],
 )
 def test_a_job_installs_the_package_that_is_installed_here(
-    origin: dict[str, Any] | None, light: str, noted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    origin: Any, version: str, noted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "pytest_mistral_lora-1.2.dist-info"
     folder.mkdir()
@@ -205,5 +218,5 @@ def test_a_job_installs_the_package_that_is_installed_here(
         (folder / "direct_url.json").write_text(json.dumps(origin))
     monkeypatch.syspath_prepend(tmp_path)
     found = installed_requirement()
-    assert (found[0], bool(found[2])) == (light, noted)
-    assert found[1] == light.replace(PACKAGE, f"{PACKAGE}[train]", 1)
+    assert found[:2] == (f"{PACKAGE}{version}", f"{PACKAGE}[train]{version}")
+    assert bool(found[2]) is noted

@@ -143,7 +143,6 @@ UNFIT = [
     "repos: &a\n- *a\n",
     "v: 2026-13-45\nrepos:\n- repo: a\n",
     f"repos:\n- {'[' * 500}{']' * 500}\n",
-    "repos:\n- repo: local\n  hooks:\n    - id: mine\n      files: ''\n",
 ]
 
 
@@ -152,3 +151,14 @@ def test_hooks_that_cannot_be_extended_stay(text: str, tmp_path: Path) -> None:
     (tmp_path / ".pre-commit-config.yaml").write_text(text)
     made = pre_commit_settings(tmp_path, HOOK)
     assert (made.text, made.lines) == (None, HOOK)
+
+
+@pytest.mark.parametrize("files", ["''", "'it''s'", '"a\\\\b"  # a comment', "^(a|b)"])
+def test_a_hook_of_an_earlier_start_gets_the_new_files(files: str, tmp_path: Path) -> None:
+    before = f"repos:\n- repo: local\n  hooks:\n    - id: mine\n      files: {files}\n- repo: meta\n  hooks: []\n"
+    (tmp_path / ".pre-commit-config.yaml").write_text(before)
+    hook = HOOK.replace("^recipe", "'^(recipe|it''s: \\# new)'")
+    text = pre_commit_settings(tmp_path, hook).text
+    assert text is not None
+    assert yaml.safe_load(text)["repos"] == [*yaml.safe_load(hook), {"repo": "meta", "hooks": []}]
+    assert text.count("# a comment") == before.count("# a comment")

@@ -170,7 +170,7 @@ def test_messages_of_another_service_are_converted(
     plan = plan_start(repository, [repository / "rows.jsonl"], "models/base")
     [seen] = plan.rows
     assert (seen.converted, seen.bad) == (is_converted, int("speaker" in answer))
-    assert seen.entry == ("{path: rows.jsonl, format: messages}" if is_converted else "rows.jsonl")
+    assert seen.entry == ({"path": "rows.jsonl", "format": "messages"} if is_converted else "rows.jsonl")
 
 
 def test_a_golden_row_that_cannot_be_recorded_is_left_to_do_with_its_remedy(

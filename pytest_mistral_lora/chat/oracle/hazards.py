@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.errors import TokenizerError, shortened
 
 _MIB = 1 << 20
@@ -44,7 +45,7 @@ def refuse_damaged(path: Path) -> None:
     Raises:
         TokenizerError: With the key of the first fault.
     """
-    with path.open("rb") as file:
+    with opened(path) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise TokenizerError(f"more than {MAX_BYTES // _MIB} MiB", place=str(path), expected="a tekken.json")

@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -151,17 +152,47 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bounded(path), path)
 
 
-@contextmanager
-def open_regular(path: Path) -> Iterator[BufferedReader]:
-    """Yield a file, open for reading.
+def opened(path: Path) -> BufferedReader:
+    """Open a file of a user for reading: the one way to open a path that somebody else wrote.
+
+    A pipe or a device is not opened: a pipe keeps its reader waiting, and some devices act when they are opened.
 
     Raises:
-        InputError: If it cannot be read, or is a pipe or a device, which would keep the reader waiting.
+        InputError: If it is no regular file, or no file system has such a path.
+        OSError: If it cannot be opened.
     """
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise InputError("is no regular file", place=str(path), expected="a file")
-        with path.open("rb") as file:
+        _require_regular(path.stat(), path)
+        file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115, the caller closes it
+    except ValueError as error:  # a NUL in the path
+        raise InputError(f"cannot be read: {error}", place=str(path)) from error
+    try:
+        _require_regular(os.fstat(file.fileno()), path)  # it may be another file since then
+    except InputError:
+        file.close()
+        raise
+    return file
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+
+
+def _require_regular(status: os.stat_result, path: Path) -> None:
+    # a folder is refused by `open`, as "Is a directory"
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise InputError("is no regular file", place=str(path), expected="a file")
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Yield a file, open for reading; an error of the system on it is one of the file.
+
+    Raises:
+        InputError: As for `opened`, or if it cannot be read.
+    """
+    try:
+        with opened(path) as file:
             yield file
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
@@ -221,7 +252,7 @@ def scan_lines(path: Path, *, encoded: bool = False) -> Iterator[tuple[int, byte
         InputError: If the file cannot be opened, or is in another format.
     """
     try:
-        file = path.open("rb")
+        file = opened(path)
     except OSError as error:
         step = encoded_step(None, path) if encoded else import_step(str(path))
         step = step if isinstance(error, IsADirectoryError) else ""

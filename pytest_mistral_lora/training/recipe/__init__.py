@@ -20,7 +20,7 @@ from pytest_mistral_lora.records.schema import error_in_words
 from pytest_mistral_lora.training.recipe.data import FILE, SOURCE, Data, DataSource
 from pytest_mistral_lora.training.recipe.reading import Field as FieldPath
 from pytest_mistral_lora.training.recipe.reading import dotted, read_yaml, shown, with_base_value
-from pytest_mistral_lora.training.recipe.sections import Base, Lora, Section, from_recipe
+from pytest_mistral_lora.training.recipe.sections import Base, Lora, RecipePath, Section, from_recipe, written_path
 from pytest_mistral_lora.training.recipe.settings import Evaluation, JsonSchemaCheck, Training
 
 __all__ = [
@@ -63,7 +63,7 @@ class Recipe(Section):
         default_factory=dict,
         description="Metadata for the Hub in your model card `README.md`, such as license, language and datasets.",
     )
-    output: Path = Field(description="Folder for your adapter, relative to the recipe; it is created.")
+    output: RecipePath = Field(description="Folder for your adapter, relative to the recipe; it is created.")
 
     @model_validator(mode="after")
     def _no_shared_dropout(self) -> Self:
@@ -78,17 +78,16 @@ class Recipe(Section):
     @field_validator("output")
     @classmethod
     def _beside_recipe(cls, value: Path, info: ValidationInfo) -> Path:
-        output = from_recipe(value, info)
         # made absolute as text, so that `out/..` counts as the folder that it is
-        folder, absolute = Path(os.path.abspath(from_recipe(Path(), info))), Path(os.path.abspath(output))  # noqa: PTH100
-        if output.name in ("", "..") or folder.is_relative_to(absolute):
+        folder, absolute = Path(os.path.abspath(from_recipe(Path(), info))), Path(os.path.abspath(value))  # noqa: PTH100
+        if value.name in ("", "..") or folder.is_relative_to(absolute):
             raise ValueError(
                 "the recipe's folder is this folder or in it; expected a folder of its own, such as lora-out"
             )
         # beside it are folders and files of longer names
-        if len(os.fsencode(output.name)) > _LONGEST_OUTPUT:
+        if len(os.fsencode(value.name)) > _LONGEST_OUTPUT:
             raise ValueError(f"a name of more than {_LONGEST_OUTPUT} bytes")
-        return output
+        return value
 
     @property
     def folder(self) -> Path:
@@ -103,7 +102,7 @@ class Recipe(Section):
 
     def path_as_written(self, path: Path) -> str:
         """Return a path of this recipe relative to the recipe's folder if it is below it, else as it is."""
-        return (path.relative_to(self._folder) if path.is_relative_to(self._folder) else path).as_posix()
+        return written_path(path.relative_to(self._folder) if path.is_relative_to(self._folder) else path)
 
     def as_written(self) -> dict[str, Any]:
         """Return the recipe as plain JSON data, from which `parse_recipe` makes it again beside the same files."""
@@ -245,7 +244,11 @@ def pin_recipe(path: Path, branch: str | None = None) -> PinnedBase:
         pinned = _of_repository(str(base["repo"]), base.get("revision"), branch, path)
         after = "repo"
     else:
-        found = base_weights_sha256(path.parent / str(base["path"]))
+        # with any hash: the recipe says which folder its path means
+        sound = parse_recipe(
+            {**data, "base": {**base, "weights_sha256": "0" * 64}}, folder=path.parent, place=str(path)
+        )
+        found = base_weights_sha256(sound.base.path or path.parent)
         pinned = PinnedBase("base.weights_sha256", str(base.get("weights_sha256") or ""), found, "weights")
         after = "path"
     key = pinned.key.rpartition(".")[2]

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.errors import RecipeError, did_you_mean
 
 Field = tuple[str | int, ...]
@@ -43,7 +44,7 @@ def read_yaml(path: Path) -> tuple[Any, dict[Field, int]]:
             hint = did_you_mean(path.name, [one.name for one in path.parent.glob("*.y*ml")])
             found = "is no file" if path.exists() else f"No such file{hint}"
             raise RecipeError(found, place=str(path), expected="a recipe")
-        with path.open("rb") as file:
+        with opened(path) as file:
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise RecipeError(f"has more than {_MOST_BYTES:,} bytes", place=str(path), expected="a recipe")

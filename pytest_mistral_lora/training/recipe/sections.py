@@ -55,6 +55,21 @@ _LONGEST_PATH = 3_800
 _LONGEST_NAME = 255
 
 
+def written_path(path: Path) -> str:
+    """Return a path as a recipe names it: `./~` is a folder of that name, and `~` alone the home folder."""
+    return f"./{path.as_posix()}" if path.as_posix().startswith("~") else path.as_posix()
+
+
+def _in_home(value: Any) -> Any:
+    # the text, not the path: a path forgets the `./` that keeps a folder named `~` from being the home folder
+    if not isinstance(value, str) or not value.startswith("~"):
+        return value
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # no such user
+        raise ValueError(str(error)) from error
+
+
 def from_recipe(path: Path, info: ValidationInfo) -> Path:
     """Return a path, relative to the recipe's folder unless it is absolute.
 
@@ -63,9 +78,9 @@ def from_recipe(path: Path, info: ValidationInfo) -> Path:
     """
     folder: Path = (info.context or {}).get("folder", Path())
     try:
-        found = folder / path.expanduser()
+        found = folder / path
         encoded = os.fsencode(found)
-    except (RuntimeError, UnicodeError) as error:  # no such user; half of a surrogate pair
+    except UnicodeError as error:  # half of a surrogate pair
         raise ValueError(str(error)) from error
     if b"\0" in encoded:
         raise ValueError("a path with a null character")
@@ -74,7 +89,7 @@ def from_recipe(path: Path, info: ValidationInfo) -> Path:
     return found
 
 
-RecipePath = Annotated[Path, AfterValidator(from_recipe)]
+RecipePath = Annotated[Path, BeforeValidator(_in_home), AfterValidator(from_recipe)]
 
 
 def _pin_step(info: ValidationInfo) -> str:

@@ -1,0 +1,41 @@
+"""Names of a user in the files that `init` writes: refused, or written by the YAML library."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+import yaml
+
+from pytest_mistral_lora.errors import InputError
+
+_TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+"""The classes of characters that turn the direction of the text after them, so that it is shown in another order."""
+
+
+def require_plain(name: str, place: str) -> None:
+    """Refuse a name that cannot be one line of text in the files that are written.
+
+    Args:
+        name: The name of a base, or of data.
+        place: The argument or the field that has it.
+
+    Raises:
+        InputError: If it has a line end or another control character, half of a surrogate pair (a file's name that is
+            not UTF-8), or a character that turns the direction of text.
+    """
+    for letter in name:
+        is_control = unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+        if is_control or unicodedata.bidirectional(letter) in _TURNING:
+            raise InputError(
+                f"the name {name!a} has the character U+{ord(letter):04X}",
+                place=place,
+                expected="a name of one line, without control characters",
+                next_step="Rename it, or name a link to it.",
+            )
+
+
+def yaml_text(value: Any) -> str:
+    """Return a name, or a mapping of names, as YAML on one line, in quotes if it needs them, within braces, too."""
+    options: Any = {"allow_unicode": True, "width": float("inf"), "default_flow_style": True, "sort_keys": False}
+    return str(yaml.safe_dump([value], **options)).strip()[1:-1]
