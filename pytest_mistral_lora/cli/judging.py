@@ -153,7 +153,7 @@ class Judging:
         self, records: list[dict[str, Any]], causes: FindingGroups, code: int, started: datetime, seconds: float
     ) -> dict[str, Any]:
         from pytest_mistral_lora.environment import known_cause_lines
-        from pytest_mistral_lora.records.manifest import code_of
+        from pytest_mistral_lora.records.git import code_of
         from pytest_mistral_lora.report import RunFacts, report_data
 
         facts = RunFacts(self.command, started, seconds, code_of(Path.cwd()))

@@ -20,8 +20,9 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST, violations
+from pytest_mistral_lora.records.proven import is_in_repository
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
-from pytest_mistral_lora.records.verify import FieldCheck, verify
+from pytest_mistral_lora.records.verify import PROOF, FieldCheck, verify
 
 _RULES = {
     "ML703": ("base", "revision", "base_weights_sha256"),
@@ -52,6 +53,8 @@ def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
         "declared": judged.declared,
         "files-listed": judged.files_listed,
     }
+    if is_in_repository(target.adapter.path):
+        cases["history"] = partial(judged.recomputed, "ML712")
     for case, judge in cases.items():
         yield Check(target, "manifest", case, judge)
 
@@ -86,6 +89,8 @@ def mismatch_finding(field: FieldCheck) -> Finding:
     """Return the finding of a recorded value that differs from the recomputed one."""
     if field.is_unlisted:
         return Finding("ML708", f"{field.name.removeprefix('files.')} is not listed", field.place, _LISTED)
+    if _rule_of(field) == "ML712":
+        return Finding("ML712", str(field.found), field.place, f"no less than {field.recorded}")
     found = f"{field.name} {field.found}" if _is_damaged(field) else f"{field.name} is {field.found}"
     return Finding(_rule_of(field), found, field.place, f"{field.recorded}, as recorded")
 
@@ -93,6 +98,8 @@ def mismatch_finding(field: FieldCheck) -> Finding:
 def _rule_of(field: FieldCheck) -> str:
     if field.is_unlisted:
         return "ML708"
+    if field.name in (PROOF, f"parent.{PROOF}"):
+        return "ML712"
     if field.name in _DECLARED and not _is_damaged(field):
         return "ML709"
     head = field.name.partition(".")[0]

@@ -246,7 +246,7 @@ class Suite:
     def _write_report(self, path: Path, config: pytest.Config, exit_status: int) -> None:
         from pytest_mistral_lora.conformance.groups import failed_rows, group_findings
         from pytest_mistral_lora.environment import known_cause_lines
-        from pytest_mistral_lora.records.manifest import code_of
+        from pytest_mistral_lora.records.git import code_of
         from pytest_mistral_lora.report import RunFacts, report_data, write_report
 
         params, groups = config.invocation_params, group_findings(self.outcomes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -164,24 +163,3 @@ def open_data_files(
         entry = entries[index] if index < len(entries) else {}
         files.append(DataFile(path) if open_file is None else open_file(path, entry))
     return files
-
-
-_LONGEST_S = 30
-
-
-def code_of(folder: Path) -> dict[str, Any] | None:
-    """Return `commit` and `dirty` of the repository that a folder is in: the manifest's `environment.code`.
-
-    Files that Git does not track do not count as changes. The result is None outside of a repository, in one without a
-    commit, and without Git.
-    """
-    # fsmonitor is a command of the repository's own configuration: it must not run because a model is trained there
-    git = ("git", "-C", str(folder), "-c", "core.fsmonitor=false")
-    found: list[str] = []
-    for question in (("rev-parse", "--verify", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
-        try:
-            done = subprocess.run((*git, *question), capture_output=True, text=True, timeout=_LONGEST_S, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        found.append(done.stdout.strip())
-    return {"commit": found[0], "dirty": bool(found[1])}

@@ -20,9 +20,17 @@ from pytest_mistral_lora.records.files import inside, sha256_bytes, sha256_file,
 from pytest_mistral_lora.records.manifest import MANIFEST, Opener, held_files, open_data_files, seal_of, training_files
 from pytest_mistral_lora.records.merged_weights import is_rounded_sum
 from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts, noted_by
+from pytest_mistral_lora.records.proven import (
+    is_in_repository,
+    less_proven_than_committed,
+    less_proven_than_merged,
+)
 from pytest_mistral_lora.records.tensors import adapted_modules
 
 State = Literal["match", "mismatch", "not available"]
+
+PROOF = "proof"
+"""Name of the result of the comparison with the manifest that a commit has."""
 
 _NOT_OF_A_RUN = (".git", ".gitattributes", ".cache")
 """Entries that Git and the Hub add to a folder; no library loads anything from there."""
@@ -99,7 +107,12 @@ def verify(
         base = LocatedBase(base, "" if base else "no base given")
     data = folder.require_manifest().data
     # from cheap to dear: a reader of the list sees a damaged file before a damaged set of rows
-    fields = [*folder_fields(folder), *_base_fields(data, base), *_parent_fields(folder, base, parent)]
+    fields = [
+        *folder_fields(folder),
+        *_history_fields(folder),
+        *_base_fields(data, base),
+        *_parent_fields(folder, base, parent),
+    ]
     if data["kind"] == "adapter":
         fields += adapter_fields(folder)
     return [*fields, *_dataset_fields(folder, dataset, open_file)]
@@ -134,6 +147,20 @@ def folder_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
         else:
             yield unavailable_field(field, recorded, f"made by version {made_by}; this is {__version__}")
     yield from _tokenizer_fields(folder)
+
+
+def _history_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
+    """Compare what the manifest proves with what it proved when it was committed, in a repository of Git."""
+    if not is_in_repository(folder.path):
+        return
+    try:
+        commit, lost = less_proven_than_committed(folder)
+    except LookupError as error:
+        yield unavailable_field(PROOF, None, str(error.args[0]))
+        return
+    recorded = f"in commit {commit}"
+    found = f"less is proven than before: {'; '.join(lost)}" if lost else "no less than before"
+    yield FieldCheck(PROOF, "mismatch" if lost else "match", recorded, found, str(folder.manifest_file))
 
 
 def _file_sha256(folder: Path, name: str) -> str:
@@ -234,6 +261,12 @@ def _parent_fields(folder: AdapterFolder, base: LocatedBase, parent: Path | None
             yield unavailable_field(name, recorded[key], base.missing or "the base in 4 bits was dequantised")
         else:
             yield recompute_field(name, recorded[key], partial(is_rounded_sum, folder.path, full, parent), folder.path)
+    adapter = AdapterFolder(parent).valid_manifest if parent is not None and recorded else None
+    lost = less_proven_than_merged(folder.require_manifest().data, adapter.data) if adapter is not None else []
+    if adapter is not None and lost:
+        version = f"schema version {adapter.version}; "
+        found = f"less is proven than before: {version}{'; '.join(lost)}"
+        yield FieldCheck(f"parent.{PROOF}", "mismatch", "in the manifest of the merged model", found, str(parent))
 
 
 def _dataset_fields(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from committed import commit_all
 from gallery import Artifact, Example
 
 
@@ -101,3 +102,14 @@ class ML711(Example):
         file = artifact["base"] / "config.json"
         changed = {"dtype": "bfloat16", "transformers_version": "4.51.3", "use_cache": False}
         file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+
+
+class ML712(Example):
+    def broken(self, artifact: Artifact) -> None:
+        commit_all(artifact["folder"].parent)
+        keys = ("base", "revision", "base_weights_sha256", "dataset_sha256", "seed")
+        artifact["manifest"] = {key: artifact["manifest"][key] for key in keys}
+
+    def sound(self, artifact: Artifact) -> None:
+        commit_all(artifact["folder"].parent)
+        artifact["manifest"]["x-note"] = "more is no less"

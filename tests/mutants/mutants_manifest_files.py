@@ -6,6 +6,7 @@ import json
 
 from bench_adapter import TENSORS
 from bench_manifest import MANIFEST, TEMPLATE, TOKENIZER, _edit, _other_tokenizer
+from committed import commit_all
 from gallery import Artifact, mutant
 from safetensors.torch import load_file, save_file
 
@@ -170,3 +171,40 @@ def merged_with_other_logits(artifact: Artifact) -> None:
 def merged_with_other_answers(artifact: Artifact) -> None:
     """The merged model gave other answers than base and adapter."""
     artifact["merged_manifest"]["parent"]["greedy_equal"] = False
+
+
+@mutant("ML712", says="not recorded: base_config, tokenizer, template")
+def manifest_cut_down_after_its_commit(artifact: Artifact) -> None:
+    """The manifest was committed, and then replaced by one of an older version that records four keys."""
+    commit_all(artifact["folder"].parent)
+    keys = ("base", "revision", "base_weights_sha256", "dataset_sha256", "seed")
+    artifact["manifest"] = {key: artifact["manifest"][key] for key in keys}
+
+
+@mutant("ML712", says="no seal")
+def seal_removed_after_its_commit(artifact: Artifact) -> None:
+    """The manifest was committed, and lost its seal and its schema version."""
+    commit_all(artifact["folder"].parent)
+    artifact["manifest"]["schema_version"] = 1
+    del artifact["manifest"]["seal"]
+
+
+@mutant("ML712", says="not listed: README.md")
+def note_removed_from_the_list_after_its_commit(artifact: Artifact) -> None:
+    """The manifest was committed; then the model card was removed, and listed no more."""
+    commit_all(artifact["folder"].parent)
+    del artifact["manifest"]["files"]["README.md"]
+    (artifact["folder"] / "README.md").unlink()
+
+
+@mutant("ML712", says="not recorded: training.kernels")
+def cut_down_manifest_that_was_committed(artifact: Artifact) -> None:
+    """The manifest that records less was committed, too: an older commit has the record of the same weights."""
+    folder = artifact["folder"]
+    commit_all(folder.parent)
+    data = json.loads((folder / MANIFEST).read_text())
+    data["schema_version"] = 1
+    del data["training"]["kernels"], data["seal"]
+    write_json(folder / MANIFEST, data)
+    commit_all(folder.parent)
+    artifact["manifest"] = data

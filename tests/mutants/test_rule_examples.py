@@ -22,7 +22,7 @@ def without_versions(text: str) -> str:
 
 def without_numbers_and_texts(text: str) -> str:
     # The numbers and the generated texts of a trained model depend on the processor.
-    return re.sub(r"'[^']*'|\[[\d, ]+\]|\b[0-9a-f]{64}\b|-?\d[\d.,e+-]*", "0", text)
+    return re.sub(r"'[^']*'|\[[\d, ]+\]|\b[0-9a-f]{64}\b|\b[0-9a-f]{40}\b|-?\d[\d.,e+-]*", "0", text)
 
 
 def check_recorded(rule: Rule, folder: Path, comparable: Callable[[str], str]) -> None:

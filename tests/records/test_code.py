@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mistral_lora.records.manifest import code_of
+from pytest_mistral_lora.records.git import code_of
 
 
 def git(folder: Path, *arguments: str) -> str:
