@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,12 @@ def another_alpha(artifact: Artifact) -> None:
 def no_alpha(artifact: Artifact) -> None:
     """The file has no alpha."""
     artifact["adapter_fields"]["adapter.lora.alpha"] = None
+
+
+@mutant("ML914", says="alpha is '16'")
+def alpha_that_is_a_text(artifact: Artifact) -> None:
+    """The file has alpha as a text."""
+    artifact["adapter_fields"]["adapter.lora.alpha"] = "16"
 
 
 @mutant("ML914", says="is missing")
@@ -186,3 +194,28 @@ def matrix_of_another_shape(artifact: Artifact) -> None:
     """A matrix has fewer rows than the model's."""
     name = "blk.0.attn_v.weight"
     artifact["tensors"] = {**artifact["tensors"], name: artifact["tensors"][name][:8]}
+
+
+def _with_entry(data: bytes, name: bytes, change: Callable[[int, tuple[int, ...]], bytes]) -> bytes:
+    """Return a file whose entry of a tensor is another: `change` gets its type and its dimensions."""
+    at = data.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+    (count,) = struct.unpack_from("<I", data, at)
+    dimensions = struct.unpack_from(f"<{count}Q", data, at + 4)
+    (kind,) = struct.unpack_from("<I", data, at + 4 + 8 * count)
+    return data[:at] + change(kind, dimensions) + data[at + 8 + 8 * count :]
+
+
+@mutant("ML918", says="'output_norm.weight' of 0 dimensions")
+def tensor_of_no_dimensions(artifact: Artifact) -> None:
+    """A tensor has no dimensions: it is one number, in a place of many."""
+    artifact["bytes"] = lambda data: _with_entry(
+        data, b"output_norm.weight", lambda kind, shape: struct.pack("<II", 0, kind)
+    )
+
+
+@mutant("ML918", says="'output_norm.weight' of type 99")
+def tensor_of_an_unknown_type(artifact: Artifact) -> None:
+    """A tensor has a type that ggml does not have."""
+    artifact["bytes"] = lambda data: _with_entry(
+        data, b"output_norm.weight", lambda kind, shape: struct.pack(f"<I{len(shape)}QI", len(shape), *shape, 99)
+    )

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.recognition import spm_pieces
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
-from pytest_mistral_lora.errors import OracleRejection, TokenizerError
+from pytest_mistral_lora.errors import OracleRejection, TokenizerError, shortened
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -48,7 +48,7 @@ def tokenizer_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield ML912 for each reason why llama.cpp makes other ids of a text than mistral-common."""
     place, model, expected = str(file.path), file.setting("model"), MODELS[oracle.kind]
     if model != expected:
-        found = f"tokenizer.ggml.model is {model!r}"
+        found = f"tokenizer.ggml.model is {shortened(model)}"
         yield Finding("ML912", found, place, f"{expected!r}, the kind of {oracle.path.name}")
         return
     yield from _vocabulary_findings(file, oracle)
@@ -66,7 +66,7 @@ def tokenizer_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
         return
     if file.setting("pre") != _SPLITTER:
         # a converter chooses it by the ids of one text, on which Tekken and the pattern of Llama 3 ("pixtral") agree
-        found = f"tokenizer.ggml.pre is {file.setting('pre')!r}: llama.cpp splits text by another pattern"
+        found = f"tokenizer.ggml.pre is {shortened(file.setting('pre'))}: llama.cpp splits text by another pattern"
         fix = f"Serve this file with --override-kv tokenizer.ggml.pre=str:{_SPLITTER}."
         yield Finding("ML912", found, place, repr(_SPLITTER), fix=fix)
     yield from _merge_findings(file, oracle)
@@ -82,7 +82,8 @@ def _vocabulary_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     if differs:
         count = oracle.vocab_size - stored.counts(oracle)[0]
         yield Finding("ML912", f"{count:,} ids stand for other bytes: {differs}", place, f"those of {oracle.path.name}")
-    types = file.setting("token_type") or []
+    given = file.setting("token_type")
+    types = given if isinstance(given, list) else []
     # a converter fills the rows of a larger embedding matrix with unused tokens
     added = [
         number for number in stored.tokens if number >= oracle.vocab_size and types[number : number + 1] != [_UNUSED]
@@ -97,7 +98,13 @@ def _type_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield a finding if a control token is not of type control, a text token is, or a byte is no byte."""
     types, place = file.setting("token_type"), str(file.path)
     if not isinstance(types, list) or len(types) < oracle.vocab_size:
-        found = "missing" if types is None else f"of {len(types):,} entries" if isinstance(types, list) else repr(types)
+        found = (
+            "missing"
+            if types is None
+            else f"of {len(types):,} entries"
+            if isinstance(types, list)
+            else shortened(types)
+        )
         yield Finding("ML912", f"tokenizer.ggml.token_type is {found}", place, f"{oracle.vocab_size:,} entries")
         return
     wrong: dict[str, list[int]] = {}
@@ -116,6 +123,11 @@ def _type_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
         yield Finding("ML912", found, place, expected)
 
 
+def _is_list_of(values: Any, kind: type) -> bool:
+    # a list of GGUF has entries of one type
+    return isinstance(values, list) and isinstance(next(iter(values), None), kind)
+
+
 def _is_byte(piece: str) -> bool:
     return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
 
@@ -128,7 +140,7 @@ def _id_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
         used = _DEFAULT_IDS[oracle.kind][name] if given is None else given
         expected = getattr(oracle, f"{name}_id")
         if used != expected and not (name == "unk" and used is None):
-            state = f"missing, and llama.cpp takes {used}" if given is None else str(given)
+            state = f"missing, and llama.cpp takes {used}" if given is None else shortened(given)
             yield Finding("ML912", f"tokenizer.ggml.{_FIELDS[name]} is {state}", place, str(expected))
     if file.setting("add_bos_token") is False:
         found = "tokenizer.ggml.add_bos_token is false: a prompt that is sent as text has no <s>"
@@ -141,7 +153,7 @@ def _id_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 def _score_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield a finding if a score is not the SentencePiece file's: the scores decide which pieces merge first."""
     scores, place = file.setting("scores"), str(file.path)
-    if not isinstance(scores, list) or len(scores) < oracle.vocab_size:
+    if not _is_list_of(scores, float) or len(scores) < oracle.vocab_size:
         yield Finding("ML912", "has no tokenizer.ggml.scores for each token", place, _CONVERT)
         return
     # as the file stores them, in float32
@@ -165,18 +177,18 @@ def _score_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 def _merge_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield a finding if the merges make other tokens first than Tekken, which merges the token of the lowest id."""
     merges, place, stored = file.setting("merges"), str(file.path), file.vocabulary
-    if not isinstance(merges, list) or stored is None:
+    tokens = file.setting("tokens")
+    if not (_is_list_of(merges, str) and _is_list_of(tokens, str)) or stored is None:
         yield Finding("ML912", "has no list tokenizer.ggml.merges", place, "the merges of the tokenizer")
         return
-    tokens = file.setting("tokens")
     ranks = {token: number for number, token in enumerate(tokens) if number not in oracle.control_tokens}
     made, last = set(), -1
     for place_in_list, merge in enumerate(merges):
-        left, _, right = str(merge).partition(" ")
+        left, _, right = merge.partition(" ")
         number = ranks.get(left + right)
         if number is None or number < last:
             text = "no token" if number is None else f"id {number}, after a merge to id {last}"
-            found = f"merge {place_in_list} ({merge!r}) gives {text}"
+            found = f"merge {place_in_list} ({shortened(merge)}) gives {text}"
             yield Finding("ML912", found, place, "merges in the order of the ids that they give")
             return
         made.add(number)
@@ -194,7 +206,7 @@ def template_findings(file: GgufFile, judge: CheckpointTokenizer) -> Iterator[Fi
         yield Finding("ML913", "is missing: llama.cpp takes ChatML's", place, "the checkpoint's chat template")
         return
     if "{" not in text:
-        found = f"is the name {text!r}, not a template: each prompt is this text, and the user's is lost"
+        found = f"is the name {shortened(text)}, not a template: each prompt is this text, and the user's is lost"
         yield Finding("ML913", found, place, "the text of the checkpoint's chat template")
         return
     oracle = judge.oracle

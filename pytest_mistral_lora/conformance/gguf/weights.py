@@ -14,7 +14,7 @@ from pytest_mistral_lora.checkpoint.architectures import read_config, text_part
 from pytest_mistral_lora.checkpoint.weights import Weights, weight_files
 from pytest_mistral_lora.conformance.adapter.layout import PREFIX, adapter_layout
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, shortened
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def architecture_findings(file: GgufFile, model: Path) -> Iterator[Finding]:
 
 
 def _shown(value: Any) -> str:
-    return "missing" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)[:100]
+    return "missing" if value is None else f"{value:g}" if isinstance(value, int | float) else shortened(value)
 
 
 class ComparedWeights:
@@ -212,7 +212,7 @@ def _name_map(file: GgufFile) -> Any:
 
     if file.architecture not in _ARCHITECTURES:
         known = " or ".join(_ARCHITECTURES)
-        raise InputError(f"the architecture is {file.architecture!r}", place=str(file.path), expected=known)
+        raise InputError(f"the architecture is {shortened(file.architecture)}", place=str(file.path), expected=known)
     architecture = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
     # an adapter has no layer count of its own
     layers = file.fields.get(f"{file.architecture}.block_count")
@@ -266,8 +266,9 @@ def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]
         if name.endswith(".lora_a") and layer in layout.scalings:
             # llama.cpp scales B A by alpha / rank, and knows no other rule
             rank, scale = file.tensors[name].shape[0], layout.scalings[layer]
-            if not isinstance(alpha, float) or not math.isclose(alpha / max(1, rank), scale, rel_tol=1e-5):
-                shown = "is missing" if alpha is None else f"{alpha:g} makes a scale of {alpha / max(1, rank):g}"
+            if not isinstance(alpha, float) or not math.isclose(alpha / rank, scale, rel_tol=1e-5):
+                shown = "is missing" if alpha is None else f"is {shortened(alpha)}"
+                shown = f"{alpha:g} makes a scale of {alpha / rank:g}" if isinstance(alpha, float) else shown
                 text = f"adapter.lora.alpha {shown} for {layer}"
                 found.append(Finding("ML914", text, place, f"{scale:g}, the scale of training"))
     yield from first_findings(found, _SHOWN, place)
