@@ -38,15 +38,14 @@ def less_proven_than_committed(folder: AdapterFolder) -> tuple[str, list[str]]:
         LookupError: If Git cannot be asked, or no commit has a manifest of the folder; with the reason.
     """
     now = folder.require_manifest()
-    newest = ""
+    newest, digests = "", dict[str, str]()
     for commit, before in _committed_manifests(folder.path):
-        same_weights = _has_weights_of(folder, before)
-        if newest and not same_weights:
-            continue
-        lost = _less_of_run(before, now.data) if same_weights else _less_of_record(before, now.data)
         version = before.get("schema_version", 0)
-        if now.version < version:
-            lost.insert(0, f"schema version {now.version} in place of {version}")
+        older = [f"schema version {now.version} in place of {version}"] if now.version < version else []
+        lost = older + _less_of_run(before, now.data)
+        # weights take long to hash: only if the answer depends on them
+        if lost and not _has_weights_of(folder, before, digests):
+            lost = [] if newest else older + _less_of_record(before, now.data)
         if lost:
             return commit, lost
         newest = newest or commit
@@ -91,13 +90,21 @@ def _reason(error: Exception) -> str:
     return one_line(output.decode(errors="replace")) or one_line(error)
 
 
-def _has_weights_of(folder: AdapterFolder, before: Mapping[str, Any]) -> bool:
-    """Return whether the weights in a folder are those that an earlier manifest of it lists."""
+def _has_weights_of(folder: AdapterFolder, before: Mapping[str, Any], digests: dict[str, str]) -> bool:
+    """Return whether the weights in a folder are those that an earlier manifest of it lists.
+
+    Args:
+        folder: The folder.
+        before: The earlier manifest.
+        digests: The hashes of files that are known, to which those that are made here are added.
+    """
     listed = {name: entry for name, entry in before.get("files", {}).items() if name.endswith(".safetensors")}
     try:
         files = {name: inside(folder.path, name) for name in listed}
-        sizes = all(file.stat().st_size == listed[name]["size"] for name, file in files.items())
-        return bool(listed) and sizes and all(sha256_file(files[name]) == listed[name]["sha256"] for name in files)
+        if not listed or any(file.stat().st_size != listed[name]["size"] for name, file in files.items()):
+            return False
+        digests |= {name: sha256_file(file) for name, file in files.items() if name not in digests}
+        return all(digests[name] == listed[name]["sha256"] for name in files)
     except (InputError, OSError):
         return False
 
