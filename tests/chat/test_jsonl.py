@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
-import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -126,24 +124,13 @@ def test_a_file_that_cannot_be_opened_is_an_input_error(tmp_path: Path, name: st
 
 
 def test_a_row_is_there_before_the_next_is_written(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    goes_on = threading.Event()
-
-    def write_slowly() -> None:
-        with pipe.open("wb", buffering=0) as file:
-            file.write(GOOD + b" " * longer_than_a_buffer())
-            goes_on.wait(30)
-            file.write(b"\n" + GOOD)
-
-    writer = threading.Thread(target=write_slowly)
-    writer.start()
-    rows = scan_jsonl(pipe)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(GOOD + b" " * longer_than_a_buffer())
+    rows = scan_jsonl(path)
     assert next(rows) == (1, {"a": 1})
-    assert not goes_on.is_set()
-    goes_on.set()
+    with path.open("ab") as file:
+        file.write(b"\n" + GOOD)
     assert list(rows) == [(3, {"a": 1})]
-    writer.join()
 
 
 def longer_than_a_buffer() -> int:
