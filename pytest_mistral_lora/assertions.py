@@ -114,7 +114,7 @@ def assert_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
 
     Raises:
         AssertionError: With every fault of a row, by file and line, and every fault of the file as a whole (ML601 to
-            ML631, and the laws ML101 to ML110).
+            ML635, and the laws ML101 to ML110).
         InputError: If there is nothing at a path.
         TokenizerError: If the tokenizer cannot be used.
     """
@@ -130,18 +130,19 @@ def assert_encoded_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None
     """Assert that every row of an encoded-rows file has the ids and labels that mistral-common gives its messages.
 
     Args:
-        path: A JSONL file. Each line has `row`, `messages`, `input_ids` and `labels`, and `tools` if the row has
-            tools. A packed sequence has `conversations` in place of `messages`, and `position_ids`.
+        path: A JSONL file, or such rows in another form: Parquet, Arrow, a JSON array, a folder of `save_to_disk`. Each
+            row has `messages`, `input_ids` and `labels`, and `tools` if it has tools; a mask may be in place of the
+            labels. A packed sequence has `conversations` in place of `messages`, and `position_ids`.
         tokenizer: As for `assert_template_faithful`.
 
     Raises:
-        AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML551).
+        AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML559).
         InputError: If there is no file; RowsError if lines cannot be read as encoded rows.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.encoded.audit import file_findings
 
-    file = existing_path(path, "a JSONL file of encoded rows", folder=False)
+    file = existing_path(path, "encoded rows: a JSONL file, a table, or a folder of save_to_disk")
     _raise_if_errors(file_findings(file, _loaded_tokenizer(tokenizer).oracle))
 
 

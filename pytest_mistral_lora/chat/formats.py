@@ -210,6 +210,28 @@ _NO_TURNS = {
 }
 
 
+def ids_key(record: Any) -> str:
+    """Return the key under which a record has a trainer's ids or labels; empty if it has none."""
+    if not isinstance(record, Mapping):
+        return ""
+    if record.get("input_ids") is not None:
+        return "input_ids"
+    labels = record.get("labels")
+    # classes may be called labels, too: those of tokens have the number of a token without loss
+    return "labels" if isinstance(labels, Sequence) and not isinstance(labels, str) and -100 in labels else ""
+
+
+def unread_columns(record: Any) -> tuple[str, ...]:
+    """Return the keys of a row that another trainer may train on in place of its messages."""
+    if not isinstance(record, Mapping):
+        return ()
+    if key := ids_key(record):
+        return (key,)
+    if isinstance(record.get("prompt"), str | list) and isinstance(record.get("completion"), str | list):
+        return ("prompt", "completion")
+    return ("text",) if isinstance(record.get("text"), str) else ()
+
+
 def recognise(record: Any) -> Recognised | None:
     """Return the format of a record by its structure, or None if it is none that is known."""
     if isinstance(record, Sequence) and not isinstance(record, str):

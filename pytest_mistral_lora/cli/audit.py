@@ -9,13 +9,12 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.cli.judging import add_format_option, print_judged
 from pytest_mistral_lora.cli.verb import (
     Verb,
@@ -41,13 +40,18 @@ finding has a rule and a class. The rows are a file (ROWS), or the output of ano
 
 With --json, each finding is one JSON object on a line of its own: rule, class, severity, index (the row's number, null
 for the whole file), state, place, found, expected, detail and row (the chat row as one line of JSON). The last line is
-{"summary": {...}} with rows, sound, wrong, not_judged, not_checked, packed, tokens, supervised_tokens, findings and
-classes (rule, class and count of each)."""
+{"summary": {...}} with rows, sound, wrong, not_judged, not_checked, packed, labels_of_masks (rows whose labels are made
+of a mask, as TRL's collator makes them), tokens, supervised_tokens, findings and classes (rule, class and count of
+each)."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "rows", type=Path, nargs="?", help="encoded-rows JSONL: row, messages or conversations, input_ids, labels"
+        "rows",
+        type=Path,
+        nargs="?",
+        help="encoded rows, each with messages or conversations, input_ids, and labels or a mask: JSON Lines, Parquet, "
+        "Arrow, a JSON array, or a folder of Dataset.save_to_disk",
     )
     add_tokenizer_option(parser)
     add_oracle_option(parser)
@@ -57,7 +61,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="chat JSONL file that the rows come from, in order (repeatable); missing and changed rows are reported",
+        help="chat JSONL file that the rows come from, in order (repeatable); missing and changed rows are reported, "
+        "and rows that have ids alone are judged by it",
     )
     parser.add_argument(
         "--show",
@@ -163,6 +168,7 @@ def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> No
     lines += [
         _rows_line(audit),
         f"{data['supervised_tokens']:,} of {data['tokens']:,} tokens are trained on",
+        *([f"labels made of a mask: {counted(masked, 'row')}"] if (masked := data["labels_of_masks"]) else ()),
         *(f"not checked: {case}: {reason}" for case, reason in audit.not_checked.items()),
         found_words(data["findings"], kinds.total()),
     ]
@@ -226,20 +232,17 @@ def _verdicts_with_progress(audit: Audit) -> Iterator[LineVerdict]:
         yield from audit.verdicts()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    try:
-        with opened(audit.path) as file:
-            # one for each line, and one for the verdict on the file
-            total = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b"")) + 1
-    except OSError:
-        total = None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    from pytest_mistral_lora.data import every_file
+
+    total = 0
+    with suppress(InputError, OSError):  # the audit reports it
+        total = sum(file.stat().st_size for file in every_file(audit.path))
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("rows", total=total)
-        for verdict in audit.verdicts():
-            progress.advance(task)
-            yield verdict
+        yield from audit.verdicts(lambda read: progress.advance(task, read))
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pytest_mistral_lora.chat.formats import (
     VALUES,
     Container,
     container_of,
+    ids_key,
     import_step,
     recognise,
 )
@@ -27,7 +27,7 @@ from pytest_mistral_lora.records.manifest import MANIFEST
 KINDS = {
     "recipe": "a recipe (YAML with base, data, training, output)",
     "rows": "rows (JSON Lines with messages)",
-    "encoded": "encoded rows (JSON Lines with input_ids, labels)",
+    "encoded": "encoded rows (records with input_ids, labels, of a file or a folder)",
     "adapter": "a folder of an adapter or merged model (adapter_config.json, manifest.json)",
     "gguf": "a GGUF file of a model or an adapter",
     "tokenizer": "a checkpoint or tokenizer folder (tekken.json, tokenizer.json, tokenizer.model), or such a file",
@@ -37,7 +37,6 @@ KINDS = {
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
 _TOKENIZERS = ("tekken.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _RECIPE_KEYS = frozenset({"base", "backend", "data", "lora", "training", "evaluation", "output", "card"})
-_LOOKED_AT = 20
 _HEAD = 1 << 16
 
 
@@ -106,11 +105,45 @@ def _folder(path: Path, base: Path | None) -> RecognisedPath:
     if title.endswith("data files"):
         from pytest_mistral_lora.data.sources import row_files
 
+        if encoded := _encoded_folder(path):
+            return encoded
         with suppress(InputError):
             # one file, or the shards of one table
             files = row_files(path)
             return RecognisedPath(path, "rows", f"rows ({', '.join(one.path.name for one in files[:3])}), converted")
     raise _unknown(path, title, step)
+
+
+def _encoded_folder(path: Path) -> RecognisedPath | None:
+    """Recognise a folder whose records have ids, by the first records of each file; None if it is none.
+
+    Raises:
+        InputError: If only some of its files have them, and are no parts of one table.
+    """
+    from pytest_mistral_lora.data import every_file, source_files
+    from pytest_mistral_lora.data.records import first_records
+
+    found: dict[Path, str] = {}
+    with suppress(InputError):
+        for file in every_file(path):
+            with suppress(InputError):  # the check of the rows reports it
+                container, records = first_records(file)
+                key = next((key for record in records if (key := ids_key(record.value))), "")
+                found[file] = f"{container} with {key}" if key else ""
+    titles = [title for title in found.values() if title]
+    if not titles:
+        return None
+    if not all(found.values()):
+        try:
+            source_files(path)
+        except InputError as error:
+            words = shlex.join(["mistral-lora", "check", *map(str, found), "--tokenizer", "PATH"])
+            step = f"Name its files, so that each is judged as what it holds: {words}"
+            raise _unknown(
+                path, f"a folder of which {len(titles)} of {len(found)} files are encoded rows", step
+            ) from error
+    names = ", ".join(file.relative_to(path).as_posix() for file in [*found][:3])
+    return RecognisedPath(path, "encoded", f"encoded rows ({titles[0]}: {names})")
 
 
 def _file(path: Path) -> RecognisedPath:
@@ -143,8 +176,8 @@ def _lines(path: Path) -> RecognisedPath:
     """Recognise the lines of a file; a name such as `rows.jsonl` is enough if no line can be read."""
     records = [one for one in first_values(path) if isinstance(one, Mapping | list)]
     found = next(filter(None, map(recognise, records)), None)
-    if any(isinstance(one, Mapping) and "input_ids" in one for one in records):
-        return RecognisedPath(path, "encoded", "encoded rows (JSON Lines with input_ids)")
+    if key := next(filter(None, map(ids_key, records)), ""):
+        return RecognisedPath(path, "encoded", f"encoded rows (JSON Lines with {key})")
     if found is not None and found.is_row:
         return RecognisedPath(path, "rows", f"rows (JSON Lines, {found.evidence})")
     if found is not None:
@@ -155,18 +188,19 @@ def _lines(path: Path) -> RecognisedPath:
 
 
 def _converted(path: Path) -> RecognisedPath:
-    """Recognise rows in another format by the first records.
+    """Recognise encoded rows, or rows in another format, by the first records.
 
     Raises:
         InputError: If it is no format that is converted.
     """
     from pytest_mistral_lora.data import Source, layout_of
-    from pytest_mistral_lora.data.containers import open_source
+    from pytest_mistral_lora.data.records import first_records
 
-    file = open_source(path)
-    first = list(islice(file.records(lambda read: None), _LOOKED_AT))
+    container, first = first_records(path)
     if not first:
         raise InputError("the file has no rows", place=str(path))
+    if key := next((key for record in first if (key := ids_key(record.value))), ""):
+        return RecognisedPath(path, "encoded", f"encoded rows ({container} with {key})")
     try:
         _, evidence = layout_of(Source(path), first)
     except InputError as error:
@@ -175,23 +209,24 @@ def _converted(path: Path) -> RecognisedPath:
         # an option of the import
         step = f"{import_step(str(path))} --format NAME"
         raise InputError(error.found, place=error.place, expected=error.expected, next_step=step) from error
-    return RecognisedPath(path, "rows", f"rows ({file.title}, {evidence}), converted")
+    return RecognisedPath(path, "rows", f"rows ({container}, {evidence}), converted")
 
 
 def _json(path: Path, container: Container) -> RecognisedPath:
     """Recognise a JSON file of one object."""
+    of_rows = _lines if container == Container(LINES) else _converted
     if path.stat().st_size > JSON_LIMIT:
-        return _lines(path)
+        return of_rows(path)
     try:
         data = read_json(path)
     except InputError:
         # several objects, or a file of rows with a fault
-        return _lines(path)
+        return of_rows(path)
     if isinstance(data, Mapping):
         if answer := configuration_answer(path, data):
             raise _unknown(path, *_of_configuration(path, *answer))
         if recognise(data) is not None:
-            return _lines(path) if container == Container(LINES) else _converted(path)
+            return of_rows(path)
     raise _unknown(path, keys=data)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
-from pytest_mistral_lora.chat.formats import FORMATS, MESSAGE_LISTS, recognise
+from pytest_mistral_lora.chat.formats import FORMATS, MESSAGE_LISTS, recognise, unread_columns
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
 from pytest_mistral_lora.chat.remedies import DATA_SUFFIXES
@@ -27,6 +27,8 @@ from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.records.files import finished_file, inside, remove_temporaries
 
 _LOOKED_AT = 20
+_STATE = "state.json"
+"""The file that lists the data files in a folder of `Dataset.save_to_disk`."""
 _SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})\..+")
 
 
@@ -61,20 +63,9 @@ def source_files(path: Path, split: str = "") -> list[Path]:
         if split not in ("", "train"):
             raise InputError(f"split {split}: a file alone has none", place=str(path), expected="the split's own file")
         return [path]
-    kind = "data files"
-    if (path / "state.json").is_file():
-        # `Dataset.save_to_disk`; `inside` refuses a name that leads out of the folder
-        listed = _listed(path / "state.json", "_data_files")
-        return [inside(path, str(one.get("filename") if isinstance(one, Mapping) else one)) for one in listed]
-    if (path / "dataset_dict.json").is_file():
-        # `DatasetDict.save_to_disk`
-        found = [path / Path(str(split)).name for split in _listed(path / "dataset_dict.json", "splits")]
-        kind = "splits"
-    else:
-        found = sorted(one for one in path.rglob("*") if one.is_file() and one.name.lower().endswith(DATA_SUFFIXES))
-        # hidden ones are caches, of the Hub's client and of file managers
-        found = [one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts)]
-        found = [one for one in found if one.name not in ("dataset_info.json", "dataset_infos.json", "state.json")]
+    if (path / _STATE).is_file():
+        return _saved_files(path)
+    kind, found = ("splits", splits) if (splits := saved_splits(path)) else ("data files", _loose_files(path))
     if split:
         named = [one for one in found if re.match(rf"{re.escape(split)}([-_.]|$)", one.name)]
         if not named and split != "train":  # files without the name of a split are the split `train`
@@ -91,6 +82,50 @@ def source_files(path: Path, split: str = "") -> list[Path]:
             f"has {len(found)} {kind}: {names}", place=str(path), next_step="Name those to import, in their order."
         )
     return source_files(found[0])
+
+
+def every_file(path: Path) -> list[Path]:
+    """Return all data files of a path, in order: itself, or those of a folder, of every split and kind.
+
+    Raises:
+        InputError: If a folder of `save_to_disk` is damaged.
+    """
+    if not path.is_dir():
+        return [path]
+    if (path / _STATE).is_file():
+        return _saved_files(path)
+    splits = saved_splits(path)
+    return [file for split in splits for file in _saved_files(split)] if splits else _loose_files(path)
+
+
+def saved_splits(path: Path) -> list[Path]:
+    """Return the folders of the splits in a folder of `DatasetDict.save_to_disk`; none of another folder.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    file = path / "dataset_dict.json"
+    if not file.is_file():
+        return []
+    names = [Path(str(split)).name for split in _listed(file, "splits")]
+    if "" in names:
+        raise InputError("a split without a name", place=str(file), expected="the name of a folder beside it")
+    return [path / name for name in names]
+
+
+def _saved_files(path: Path) -> list[Path]:
+    """Return the data files of a folder of `Dataset.save_to_disk`."""
+    listed = _listed(path / _STATE, "_data_files")
+    # `inside` refuses a name that leads out of the folder
+    return [inside(path, str(one.get("filename") if isinstance(one, Mapping) else one)) for one in listed]
+
+
+def _loose_files(path: Path) -> list[Path]:
+    """Return the data files below a folder."""
+    found = sorted(one for one in path.rglob("*") if one.is_file() and one.name.lower().endswith(DATA_SUFFIXES))
+    # hidden ones are caches, of the Hub's client and of file managers
+    found = [one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts)]
+    return [one for one in found if one.name not in ("dataset_info.json", "dataset_infos.json", _STATE)]
 
 
 def _are_shards(found: Sequence[Path]) -> bool:
@@ -295,6 +330,7 @@ def _converted(
         return RowError(f"a row cannot keep {lost}", place=record.place, next_step=step)
     if own := dict.fromkeys(key for key in data or () if key not in ROW_KEYS):
         report.own.add(record.place, own)
+        report.unread.update(filter(None, [unread_columns(data)]))
     report.rows += data is not None
     report.dropped += data is None
     return None if data is None or row is None else Conversion(record, data, row)

@@ -121,6 +121,7 @@ class Report:
         changes: By kind.
         losses: By kind, whether allowed or not.
         own: The user's own keys, which rows keep and no token shows.
+        unread: Numbers of rows that keep columns which another trainer may train on, by these columns.
         layouts: The layout of each source.
         remarks: Settings of a declaration that have no place in rows, as sentences.
         faults: The errors by their text, each with the fields that have it; a hostile file has no more than 20.
@@ -134,6 +135,7 @@ class Report:
     changes: dict[str, Tally] = field(default_factory=dict)
     losses: dict[str, Tally] = field(default_factory=dict)
     own: Tally = field(default_factory=Tally)
+    unread: Counter[tuple[str, ...]] = field(default_factory=Counter)
     layouts: list[Layout] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     faults: dict[str, Tally] = field(default_factory=dict)

@@ -177,7 +177,8 @@ def test_the_checks_of_a_file_share_one_pass_and_part_its_findings(
         "packing": [],
         "supervised-text": ["ML506"],
     }
-    assert dict(results["ids"].facts) == {"rows": 4, "judged": 4, "wrong": 2, "packed": 0}
+    counts = {"rows": 4, "judged": 4, "wrong": 2, "packed": 0}
+    assert dict(results["ids"].facts) == {**counts, "encoded rows of": "4 rows, 4 judged"}
 
 
 def test_lines_without_numbers_and_without_a_dataset_may_lack_rows(

@@ -18,7 +18,7 @@ from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.dataset import checks
 from pytest_mistral_lora.conformance.dataset.recipe import recipe_checks
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.targets import RecipeTarget
+from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
 
 CALL_ID = "a1B2c3D4e"
 TOOLS = [
@@ -123,6 +123,7 @@ class Bench:
             "config": dict(CONFIG),
             "template": {"source": sound_template()},
             "thinks": False,
+            "alone": False,
             "folder": folder,
         }
 
@@ -138,6 +139,9 @@ class Bench:
         vars(shared_tokenizer()).pop("template", None)  # it is kept, and would be the template of the mutant before
         target = _Recipe("thinks" if artifact["thinks"] else "recipe", folder / "recipe.yaml")
         settings = Settings(1, None, "cpu", True, (), False, Path(mkdtemp(dir=folder)))
+        if artifact["alone"]:
+            rows = DatasetTarget("rows", folder / "rows.jsonl", judge=Target.of_loaded(shared_tokenizer()))
+            return [finding for check in checks(rows, settings) for finding in check.run().findings]
         return [
             finding
             for subject in (recipe_checks, checks)

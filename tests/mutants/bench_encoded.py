@@ -112,12 +112,13 @@ class _Bench:
             "packed": [{"row": 0, **pack(copy.deepcopy(ROWS[:3]))}, {"row": 1, **pack(copy.deepcopy(ROWS[1:]))}],
             "dataset": dataset,
             "folder": folder,
+            "saved": False,
         }
 
     def judge(self, artifact: Artifact) -> list[Finding]:
         folder = artifact["folder"]
         dataset = _write(folder / "dataset.jsonl", artifact["dataset"])
-        [path] = _write(folder / "lines.jsonl", artifact["lines"])
+        [path] = (_save if artifact["saved"] else _write)(folder / "lines.jsonl", artifact["lines"])
         plain = EncodedTarget("lines", path, judge=_target(), dataset=dataset)
         packed = EncodedTarget("packed", _write(folder / "packed.jsonl", artifact["packed"])[0], judge=_target())
         return [finding for target in (plain, packed) for finding in _findings(target)]
@@ -138,6 +139,17 @@ class _Bench:
 def _write(path: Path, lines: list[Any]) -> tuple[Path, ...]:
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     return (path,)
+
+
+def _save(path: Path, lines: list[Any]) -> tuple[Path, ...]:
+    """Write the lines as a dataset that a trainer has prepared, and saved to disk."""
+    import datasets
+
+    folder = path.with_suffix("")
+    keys = dict.fromkeys(key for line in lines for key in line)
+    # a table has the keys of all its rows
+    datasets.Dataset.from_list([{key: line.get(key) for key in keys} for line in lines]).save_to_disk(folder)
+    return (folder,)
 
 
 def _findings(target: EncodedTarget) -> list[Finding]:

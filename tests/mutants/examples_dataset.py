@@ -363,3 +363,24 @@ class ML633(Example):
         for rows, text in ((artifact["rows"], self.question), (artifact["held_out"], question)):
             messages = [{"role": "user", "content": text}, {"role": "assistant", "content": self.answer}]
             rows.append({"messages": messages})
+
+
+class ML634(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["alone"] = True
+        artifact["rows"][0] |= {"input_ids": [1, 3, 2592, 4, 6233, 2], "labels": [1, 3, 2592, 4, 6233, 2]}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["alone"] = True
+        # the classes of a classifier
+        artifact["rows"][0] |= {"input_ids": None, "labels": [0, 3]}
+
+
+class ML635(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["alone"] = True
+        artifact["rows"][0]["text"] = "<s>[INST] What is the capital of France? [/INST] Paris</s>"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["alone"] = True
+        artifact["rows"][0] |= {"text": None, "prompt": "geography", "source": {"text": "of a quiz"}}

@@ -416,3 +416,15 @@ class ML558(EncodedExample):
 
     def sound(self, artifact: Artifact) -> None:
         texts.tool_row(artifact)
+
+
+class ML559(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        line = artifact["lines"][0]
+        line["assistant_masks"] = [0] * len(line["input_ids"])
+
+    def sound(self, artifact: Artifact) -> None:
+        line = artifact["lines"][0]
+        line["assistant_masks"] = [int(label != -100) for label in line["labels"]]
+        # of a pair: the whole conversation after the first prompt
+        line["completion_mask"] = [int(n >= line["assistant_masks"].index(1)) for n in range(len(line["labels"]))]

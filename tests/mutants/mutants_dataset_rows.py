@@ -176,3 +176,34 @@ def every_held_out_row_is_dropped(artifact: Artifact) -> None:
     """The recipe drops every held-out row."""
     artifact["held_out"][:] = [said("word " * 300, "Yes.")]
     set_training(artifact, truncation="drop")
+
+
+@mutant("ML634", says="`input_ids` beside its messages")
+def labels_that_nobody_reads(artifact: Artifact) -> None:
+    """The rows of a prepared dataset are judged as rows: its labels train on every token."""
+    artifact["alone"] = True
+    for row in artifact["rows"]:
+        ids = list(shared_tokenizer().oracle.encode(row).input_ids)
+        row.update(input_ids=ids, labels=ids)
+
+
+@mutant("ML634", says="`labels` beside its messages")
+def labels_in_one_late_row(artifact: Artifact) -> None:
+    """Only the last row of a file has labels, and no ids."""
+    artifact["alone"] = True
+    artifact["rows"] = [said(f"Name {number}.", f"It is {number}.") for number in range(32)]
+    artifact["rows"].append({**said("Name all.", "No."), "labels": [-100, 5, 2]})
+
+
+@mutant("ML635", says="`text` beside its messages")
+def text_beside_the_messages(artifact: Artifact) -> None:
+    """A formatting function wrote a column of texts, which the trainer is told to read."""
+    artifact["alone"] = True
+    artifact["rows"][0]["text"] = "<s>[INST] What is the capital of France? [/INST] Paris</s>"
+
+
+@mutant("ML635", says="`prompt` and `completion` beside its messages")
+def pair_beside_the_messages(artifact: Artifact) -> None:
+    """A converter left the pair of prompt and completion beside the messages that it made of it."""
+    artifact["alone"] = True
+    artifact["rows"][0] |= {"prompt": "What is the capital of France?", "completion": "Paris."}

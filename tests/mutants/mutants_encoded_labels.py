@@ -132,3 +132,34 @@ def last_turn_alone(artifact: Artifact) -> None:
 def labels_of_another_length(artifact: Artifact) -> None:
     """Ids were padded and labels were not."""
     artifact["lines"][0]["input_ids"] += [0, 0]
+
+
+@mutant("ML559", says="assistant_masks is 0 at")
+def mask_of_zeros_beside_labels(artifact: Artifact) -> None:
+    """The labels are right, and the mask of a template without generation blocks, which TRL puts over them, is zero."""
+    line = artifact["lines"][0]
+    line["assistant_masks"] = [0] * len(line["input_ids"])
+
+
+@mutant("ML543")
+def saved_dataset_that_trains_on_everything(artifact: Artifact) -> None:
+    """A dataset that a trainer prepared is saved to disk with the labels of its collator: every token."""
+    artifact["saved"] = True
+    change_labels(artifact, 0, lambda n, token, label: token)
+
+
+@mutant("ML543")
+def mask_of_ones_in_a_saved_dataset(artifact: Artifact) -> None:
+    """The dataset has the mask alone that labels are made of, and it is 1 everywhere."""
+    artifact["saved"] = True
+    for number, line in enumerate(artifact["lines"]):
+        labels = line.pop("labels")
+        line["assistant_masks"] = [1 if number == 0 else int(label != -100) for label in labels]
+
+
+@mutant("ML501", says="is missing, and so is a mask")
+def saved_dataset_without_labels(artifact: Artifact) -> None:
+    """The dataset has ids alone, and its trainer would train on all of them."""
+    artifact["saved"] = True
+    for line in artifact["lines"]:
+        del line["labels"]

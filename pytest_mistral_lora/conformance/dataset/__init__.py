@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
-from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
+from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError, counted
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
 
 CASES = (
     "rows-are-valid",
@@ -160,14 +161,30 @@ def _judged(
         and target.tokenizer.template.source == target.oracle.chat_template(),
         # only a split makes them worth their time and memory in a check
         sketches=sketches_available() and (near or bool(held_out) or any(file.is_held_out for file in files)),
+        alone=isinstance(target, DatasetTarget),
     )
     tally = scan(plan, files, tokenizer=target.tokenizer, **how)
+    if plan.alone:
+        _note_columns(tally, files)
     results = report(tally, files, plan, place=f"{target.path}, data.held_out", no_comparison=no_comparison)
     facts = results["statistics"].facts
     if isinstance(target, RecipeTarget):
         facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
     results["statistics"] = replace(results["statistics"], facts=(*facts, *_basis(target, files)))
     return results
+
+
+def _note_columns(tally: DatasetTally, files: Sequence[DataFile]) -> None:
+    """Note the columns of converted files that another trainer may train on, as the import has counted them."""
+    from pytest_mistral_lora.conformance.dataset.row_findings import column_finding
+    from pytest_mistral_lora.conformance.dataset.tally import packed_place
+    from pytest_mistral_lora.data.sources import ConvertedSource
+
+    for index, file in enumerate(files):
+        if isinstance(file.source, ConvertedSource):
+            tally.findings.at = packed_place(index, 0)
+            for keys, rows in file.source.report.unread.items():
+                tally.findings.add(column_finding(keys, str(file.path), file.path, f"each of {counted(rows, 'row')}"))
 
 
 def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> Iterator[tuple[str, str]]:

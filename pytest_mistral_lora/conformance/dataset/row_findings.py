@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
-from pytest_mistral_lora.chat.reading import loads_strict
+from pytest_mistral_lora.chat.formats import unread_columns
+from pytest_mistral_lora.chat.reading import loads_strict, read_line
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask import LAWS
@@ -91,6 +94,36 @@ def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Find
             continue
         if violation := law.violation(row, encoded, oracle):
             yield Finding(law.rule, violation, row.place)
+
+
+# a search of bytes: most rows have no such column, and need not be parsed twice
+_OTHER_COLUMN = re.compile(rb'"(?:input_ids|labels|completion|text)"\s*:')
+
+
+def column_findings(path: Path, number: int, line: bytes | RowError | None) -> Iterator[Finding]:
+    """Yield a finding for a line of a file whose row has a column that another trainer may train on."""
+    if not isinstance(line, bytes) or not _OTHER_COLUMN.search(line):
+        return
+    item = read_line(path, number, line)
+    if isinstance(item, tuple) and (keys := unread_columns(item[1])):
+        yield column_finding(keys, f"{path}:{number}", path)
+
+
+def column_finding(keys: Sequence[str], place: str, path: Path, rows: str = "the row") -> Finding:
+    """Return the finding of columns that another trainer may train on, beside the messages.
+
+    Args:
+        keys: The columns.
+        place: The place of the row, or of its file.
+        path: The file.
+        rows: The rows that have them, in words.
+    """
+    names = " and ".join(f"`{key}`" for key in keys)
+    found = f"{rows} has {names} beside its messages, which alone are judged here"
+    if keys[0] not in ("input_ids", "labels"):
+        return Finding("ML635", found, place, "messages alone, or the column alone")
+    step = f"Judge the ids and labels: mistral-lora check {shlex.quote(str(path))} --tokenizer PATH"
+    return Finding("ML634", found, place, "rows without ids, or their judgement as encoded rows", step)
 
 
 _DAMAGED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd]")

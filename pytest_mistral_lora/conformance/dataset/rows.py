@@ -21,6 +21,7 @@ from pytest_mistral_lora.conformance.dataset.repeats import row_likeness, row_sk
 from pytest_mistral_lora.conformance.dataset.row_findings import (
     beyond,
     changes,
+    column_findings,
     fault_finding,
     law_findings,
     text_findings,
@@ -52,6 +53,7 @@ class ScanPlan:
         official: Whether that template is known to be mistral-common's own, so that it needs no bounds.
         oracle_name: The oracle that is declared for a folder without a Mistral tokenizer file, or None.
         sketches: Whether to make the sketches by which near rows are found.
+        alone: Whether the rows are judged without a recipe: then nobody knows which of their columns are trained on.
     """
 
     tokenizer: Path
@@ -62,6 +64,7 @@ class ScanPlan:
     official: bool = False
     oracle_name: str | None = None
     sketches: bool = False
+    alone: bool = False
 
 
 _ByTemplate = EncodedRow | RowError | tuple[int, ...] | None
@@ -97,6 +100,10 @@ class RowJudge:
         by_template = self._by_template(
             [item for _, item, expected in items if isinstance(item, Row) and not isinstance(expected, RowError)]
         )
+        for number, line in chunk.lines if self.plan.alone else ():
+            tally.findings.at = packed_place(chunk.file, number)
+            for finding in column_findings(chunk.path, number, line):
+                tally.findings.add(finding)
         for number, item, expected in items:
             tally.findings.at = packed_place(chunk.file, number)
             try:

@@ -73,6 +73,7 @@ LABEL_CLASSES: Mapping[str, str] = {
     "ML549": "weight-ignored",
     "ML550": "wrong-span",
     "ML551": "answer-masked",
+    "ML559": "masks-contradict",
 }
 """`labels` against the assistant's tokens."""
 

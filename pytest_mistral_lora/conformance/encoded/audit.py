@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
@@ -29,7 +30,7 @@ from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_line
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
 from pytest_mistral_lora.conformance.finding import Finding, Result, rest_of_findings
 from pytest_mistral_lora.conformance.targets import EncodedTarget
-from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError
+from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError, counted
 
 State = Literal["sound", "wrong", "not judged"]
 
@@ -81,6 +82,7 @@ class Audit:
         tokens: Tokens of all rows that were judged, without padding.
         supervised: Tokens of them that are trained on.
         packed: Lines that hold several conversations.
+        masked: Lines whose labels are made of a mask that is beside the ids.
         errors: Lines that cannot be read, the first thousand.
         scaling: The model's use of positions.
         source: The rows of the source that have come.
@@ -97,7 +99,7 @@ class Audit:
         """Prepare the audit.
 
         Args:
-            path: The encoded-rows file.
+            path: The file of encoded rows, or a folder of such files.
             oracle: Mistral's own tokenization.
             dataset: The chat JSONL files that the rows come from, in order; empty if you do not have them.
             base: The checkpoint folder, whose `config.json` tells the use of positions; None for the tokenizer's.
@@ -109,19 +111,23 @@ class Audit:
         self.tokens: int = 0
         self.supervised: int = 0
         self.packed: int = 0
+        self.masked: int = 0
         self.errors: list[RowError] = []
         self._oracle = oracle
         self.source: SourceTracker = SourceTracker(dataset)
         self._balance = AnswerBalance()
 
-    def verdicts(self) -> Iterator[LineVerdict]:
+    def verdicts(self, progress: Callable[[int], None] = lambda read: None) -> Iterator[LineVerdict]:
         """Yield a verdict for each line, and a last one for the file.
+
+        Args:
+            progress: Called with the number of bytes read since the last call.
 
         Raises:
             InputError: If the file, or one of the dataset, cannot be opened.
             RowsError: If a row of the dataset cannot be read.
         """
-        for item in scan_lines(self.path):
+        for item in scan_lines(self.path, progress, has_source=bool(self.source.paths)):
             if isinstance(item, RowError):
                 self.source.unreadable += 1
                 # a file of another format has an error in each of its lines: memory stays bounded
@@ -130,7 +136,7 @@ class Audit:
                 finding = Finding("ML501", item.found, item.place, item.expected, item.next_step)
                 verdict = LineVerdict(None, item.place, "not judged", (finding,))
             else:
-                verdict = self._take_line(self.source.numbered(item))
+                verdict = self._take_line(item)
             self.states[verdict.state] += 1
             self.counts.update(finding.rule for finding in verdict.findings)
             yield verdict
@@ -144,10 +150,12 @@ class Audit:
         yield LineVerdict(None, str(self.path), "wrong" if findings else "sound", tuple(findings))
 
     def _take_line(self, line: EncodedLine) -> LineVerdict:
+        line = self.source.numbered(self._as_encoded(self.source.with_messages(line)))
         new = self.source.is_new(line)
         findings = self.source.take(line)
         self.packed += line.packed
-        if line.error:
+        self.masked += line.masked
+        if line.error or not line.rows:
             # A source knows its answers better than a row that the trainer wrote beside its error.
             for row in () if self.source.paths else line.rows:
                 self._add_expected(row, line.place)
@@ -172,6 +180,14 @@ class Audit:
         findings += of_tokens
         return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
 
+    def _as_encoded(self, line: EncodedLine) -> EncodedLine:
+        """Return a row of a table with the nulls that the table gave its calls and tools, if its ids have them, too."""
+        with suppress(OracleRejection):
+            for rows in filter(None, (line.as_stored and line.rows, line.as_stored)):
+                if all(_holds(line.input_ids, self._oracle.encode(row)) for row in rows):
+                    return replace(line, rows=rows)
+        return line
+
     def _add_expected(self, row: Row, place: str) -> None:
         try:
             encoded = self._oracle.encode(row)
@@ -195,13 +211,24 @@ class Audit:
     def not_checked(self) -> dict[str, str]:
         """The reason of each check that found nothing because it had nothing to judge, by its name in `CASES`."""
         reasons = {}
-        if self.states["sound"] + self.states["wrong"] == 0:
+        if self.judged == 0:
             reasons = dict.fromkeys(OF_ROWS, NOTHING_JUDGED)
         elif not self.source.is_known:
             reasons = {"rows-complete": 'no line names its row ("row": 0), and no dataset is given'}
         if self.states.total() == self.counts["ML501"]:
             reasons = dict.fromkeys(CASES, "no line of the file can be read: see the check `file`") | reasons
         return {case: why for case, why in reasons.items() if not any(self.counts[rule] for rule in CASES[case])}
+
+    @property
+    def judged(self) -> int:
+        """The number of rows that are judged."""
+        return self.states["sound"] + self.states["wrong"]
+
+    @property
+    def rows_line(self) -> str:
+        """The number of rows, and of those that are judged, in words for a summary."""
+        masks = f"; the labels of {self.masked:,} are made of a mask, as TRL makes them" if self.masked else ""
+        return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{masks}"
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of an audit that has run, as plain JSON data."""
@@ -213,11 +240,19 @@ class Audit:
             "not_judged": self.states["not judged"],
             "not_checked": self.not_checked,
             "packed": self.packed,
+            "labels_of_masks": self.masked,
             "tokens": self.tokens,
             "supervised_tokens": self.supervised,
             "findings": self.counts.total(),
             "classes": classes,
         }
+
+
+def _holds(ids: Sequence[int], encoded: EncodedRow) -> bool:
+    """Return whether a row stands in some ids, with padding and other rows around it."""
+    first, size = encoded.input_ids[0], len(encoded.input_ids)
+    starts = (n for n in range(len(ids) - size + 1) if ids[n] == first)
+    return any(tuple(ids[n : n + size]) == encoded.input_ids for n in starts)
 
 
 def file_findings(path: Path, oracle: Oracle) -> Iterator[Finding]:
@@ -285,15 +320,14 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
 def _run_check(audited: Callable[[], AuditReport], case: str, rules: Collection[str]) -> Result:
     report = audited()
     findings = tuple(finding for rule in rules for finding in report.findings_of(rule))
-    states = report.audit.states
-    judged = states["sound"] + states["wrong"]
     if reason := report.audit.not_checked.get(case, ""):
         return Result(not_checked=reason)
     facts: dict[str, Any] = {
-        "rows": states.total(),
-        "judged": judged,
-        "wrong": states["wrong"],
+        "rows": report.audit.states.total(),
+        "judged": report.audit.judged,
+        "wrong": report.audit.states["wrong"],
         "packed": report.audit.packed,
+        "encoded rows of": report.audit.rows_line,
     }
     if case == "packing":
         facts["positions"] = report.audit.scaling.key or report.audit.scaling.source

@@ -26,6 +26,7 @@ from pytest_mistral_lora.conformance.encoded.packing import (
 )
 from pytest_mistral_lora.conformance.encoded.row_faults import id_faults, label_faults
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.errors import counted
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class EncodedLineComparison:
             None if given is None else tuple(given[n] for n in self.padding.real)
             for given in (self.line.position_ids, self.line.attention_mask)
         )
+        yield from self._place_faults(self._mask_faults())
         if not self.comparable:
             found = f"{len(self.line.labels)} labels for {len(self.line.input_ids)} tokens"
             yield from self._place_faults([EncodingFault("ML540", found, "one label for each token")])
@@ -134,6 +136,15 @@ class EncodedLineComparison:
                     yield from self._place_faults([fault])
                     break
             yield from self._compare(0, (0, len(self.ids)), self.labels).findings()
+
+    def _mask_faults(self) -> Iterator[EncodingFault]:
+        """Yield a fault for each mask that leaves out tokens of which the labels say that they are trained on."""
+        for key, mask in self.line.masks.items():
+            trained = zip(self.line.labels, mask, strict=False)
+            left = [n for n, (label, one) in enumerate(trained) if label != IGNORE_INDEX and not one]
+            if left:
+                found = f"{key} is 0 at {counted(len(left), 'token')} with a label, the first at token {left[0]}"
+                yield EncodingFault("ML559", found, "1 at each token with a label, or no mask beside the labels")
 
     def _packed_findings(self, positions: Ids | None, mask: Ids | None) -> Iterator[Finding]:
         wanted = [encoded.input_ids for encoded in self.expected]

@@ -166,6 +166,11 @@ class SourceTracker:
     _seen: set[int] = field(default_factory=set)
     _refused: set[int] = field(default_factory=set)
     _last: int = -1
+    _read: int = -1
+
+    @cached_property
+    def _in_order(self) -> Iterator[tuple[int, Row]]:
+        return enumerate(source_rows(self.paths))
 
     @cached_property
     def _digests(self) -> list[bytes]:
@@ -182,6 +187,16 @@ class SourceTracker:
         for index in reversed(range(len(self._digests))):
             free.setdefault(self._digests[index], []).append(index)
         return free
+
+    def with_messages(self, line: EncodedLine) -> EncodedLine:
+        """Return a line that has ids alone with the row of its number in the source, if that is not read already."""
+        # the source is read once, beside the lines: a number that comes again, or too late, has no row
+        if self.paths and not (line.rows or line.error) and line.index > self._read:
+            for number, row in self._in_order:
+                self._read = number
+                if number == line.index:
+                    return dataclasses.replace(line, rows=(row,), numbered=True)
+        return line
 
     def numbered(self, line: EncodedLine) -> EncodedLine:
         """Return the line with its number in the source, if it names none and the source has such a row."""
@@ -216,6 +231,11 @@ class SourceTracker:
 
     def _take_from_source(self, line: EncodedLine) -> Iterator[Finding]:
         """Take the conversations of a line out of the source; yield a finding for each that is not its row."""
+        if not line.rows:
+            found = f"row {line.index} has ids alone, and comes after row {self._read}"
+            if line.index >= len(self._digests):
+                found = f"row {line.index} of a dataset of {len(self._digests)} rows"
+            yield Finding("ML505", found, line.place, "ids without messages in the order of the dataset")
         for number, row in enumerate(line.rows):
             digest = row_digest(row)
             free = self._free.get(digest, [])

@@ -1,18 +1,20 @@
-"""One line of an encoded-rows file: its conversations, ids and labels, parsed strictly; and its padding."""
+"""One record of encoded rows: its conversations, ids and labels, parsed strictly; and its padding.
+
+The records are the lines of a file, or those of any other container: a table, a JSON array, a saved dataset.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
-from pytest_mistral_lora.chat.formats import recognise
+from pytest_mistral_lora.chat.formats import Recognised, import_step, recognise
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.encoded import EncodingFault
 from pytest_mistral_lora.errors import RowError
@@ -20,145 +22,229 @@ from pytest_mistral_lora.errors import RowError
 Ids = tuple[int, ...]
 
 
+MASKS = ("assistant_masks", "assistant_tokens_mask", "completion_mask")
+"""Keys of the masks of which TRL's collator makes the labels: a token has a loss where each of them is 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedLine:
-    """A line of an encoded-rows file.
+    """A record of encoded rows: a line of a file, or a row of a table.
 
     Attributes:
-        place: File and line.
+        place: File and line, or file and row.
         index: The row's number in the source, from 0; the line's own number if it names none.
-        rows: Its conversation; several if the sequence is packed.
+        rows: Its conversation; several if the sequence is packed; empty if it is in the source alone.
+        as_stored: The same with the nulls of a table in the arguments of calls, if there are any.
         packed: Whether it has `conversations` in place of `messages`.
         input_ids: Token ids, padding included.
         labels: Labels; not necessarily as many as ids.
+        masks: Each mask of `MASKS` that it has, by its key; as many values as ids.
         position_ids: As many as ids, or None.
         attention_mask: As many as ids, 0 at padding, or None.
         error: The trainer's reason for encoding nothing; empty if it encoded the row.
         numbered: Whether it names its number.
+        masked: Whether its labels are made of the masks.
     """
 
     place: str
     index: int
     rows: tuple[Row, ...]
+    as_stored: tuple[Row, ...] = ()
     packed: bool = False
     input_ids: Ids = ()
     labels: Ids = ()
+    masks: Mapping[str, Ids] = field(default_factory=dict)
     position_ids: Ids | None = None
     attention_mask: Ids | None = None
     error: str = ""
     numbered: bool = False
+    masked: bool = False
 
 
-def scan_lines(path: Path) -> Iterator[EncodedLine | RowError]:
-    """Yield each line of an encoded-rows file, or the error that makes it unreadable.
+def scan_lines(
+    path: Path, progress: Callable[[int], None] = lambda read: None, *, has_source: bool = False
+) -> Iterator[EncodedLine | RowError]:
+    """Yield each record of encoded rows, or the error that makes it unreadable.
+
+    Args:
+        path: A file, or a folder such as one of `Dataset.save_to_disk`.
+        progress: Called with the number of bytes read since the last call.
+        has_source: Whether the messages of a record that has none are in the source.
 
     Raises:
-        InputError: If the file cannot be opened.
+        InputError: If a file cannot be read.
     """
+    from pytest_mistral_lora.data.records import records_of
+
     count = -1
-    for count, item in enumerate(scan_jsonl(path, encoded=True)):
-        if isinstance(item, RowError):
-            yield item
-            continue
-        line, data = item
+    for count, (file, record) in enumerate(records_of(path, progress)):
         try:
-            yield _parse_line(data, f"{path}:{line}", count)
+            if isinstance(record.value, RowError):
+                raise record.value
+            yield _RecordReader(path, record.place, file.padded, has_source).line(record.value, count)
         except RowError as error:
             yield error
     if count < 0:
         yield RowError("the file has no rows", place=str(path))
 
 
-def _parse_line(data: Any, place: str, position: int) -> EncodedLine:
-    if not isinstance(data, Mapping):
-        raise RowError(f"a row is {kind_of(data)}", place=place, expected="an object with input_ids and labels")
-    index = data.get("row", position)
-    if type(index) is not int or index < 0:
-        raise RowError(repr(index)[:80], place=f"{place}, row", expected="the row's number in the source, from 0")
-    if "error" in data and "input_ids" not in data:
-        try:
-            rows = _parse_rows(data, place)
-        except RowError:
-            rows = ()  # a trainer may have refused the row because of this very field
-        reason = str(data["error"])[:300] or "no reason is given"
-        return EncodedLine(place, index, rows, error=reason, numbered="row" in data)
-    if "input_ids" not in data:
-        _refuse_rows(data, place)
-    ids = _integers(data, "input_ids", place)
-    beside: dict[str, Ids] = {}
-    for key in ("position_ids", "attention_mask"):
-        if data.get(key) is not None:
-            values = beside[key] = _integers(data, key, place)
-            if len(values) != len(ids):
-                found = f"{len(values)} values for {len(ids)} ids"
-                raise RowError(found, place=f"{place}, {key}", expected="one for each id")
-    return EncodedLine(
-        place,
-        index,
-        _parse_rows(data, place),
-        packed="conversations" in data,
-        input_ids=ids,
-        # labels of another number than the ids are a finding (ML540), not a line that cannot be read
-        labels=_integers(data, "labels", place),
-        position_ids=beside.get("position_ids"),
-        attention_mask=beside.get("attention_mask"),
-        numbered="row" in data,
-    )
+@dataclass(frozen=True, slots=True)
+class _RecordReader:
+    """The reader of one record.
 
-
-def _refuse_rows(data: Mapping[str, Any], place: str) -> None:
-    """Refuse a record of a format without ids by the format's name.
-
-    Raises:
-        RowError: If it is one that is known.
+    Attributes:
+        path: The file or folder.
+        place: The place of the record.
+        padded: Whether absent keys are null, as in a table of Arrow.
+        has_source: Whether the messages of a record that has none are in the source.
     """
-    found = recognise(data)
-    if found is not None:
-        path = place.rpartition(":")[0]
-        step = f"Judge the rows themselves: mistral-lora check {shlex.quote(path)} --tokenizer PATH"
-        expected = "the row beside its ids: input_ids and labels"
-        title = f"is missing: this is {found.title}"
-        raise RowError(
-            title,
-            place=f"{place}, input_ids",
-            expected=expected,
-            next_step=found.next_step(path) if found.advice else step,
+
+    path: Path
+    place: str
+    padded: bool
+    has_source: bool
+
+    def line(self, record: Any, position: int) -> EncodedLine:
+        from pytest_mistral_lora.data.records import plain_row, unpadded_calls
+
+        place = self.place
+        if not isinstance(record, Mapping):
+            raise RowError(f"a row is {kind_of(record)}", place=place, expected="an object with input_ids and labels")
+        data = plain_row(record, place, padded=self.padded)
+        index = data.get("row", position)
+        if type(index) is not int or index < 0:
+            raise RowError(repr(index)[:80], place=f"{place}, row", expected="the row's number in the source, from 0")
+        if "error" in data and "input_ids" not in data:
+            try:
+                rows = self._rows(data)
+            except RowError:
+                rows = ()  # a trainer may have refused the row because of this very field
+            reason = str(data["error"])[:300] or "no reason is given"
+            return EncodedLine(place, index, rows, error=reason, numbered="row" in data)
+        if "input_ids" not in data:
+            self._refuse_rows(data)
+        ids = self._integers(data, "input_ids")
+        unpadded = unpadded_calls(data) if self.padded else data
+        rows = self._rows(unpadded)
+        masks = self._beside(data, MASKS, ids)
+        # labels of another number than the ids are a finding (ML540), not a line that cannot be read
+        labels = self._integers(data, "labels") if data.get("labels") is not None or not masks else _masked(ids, masks)
+        return EncodedLine(
+            place,
+            index,
+            rows,
+            as_stored=self._rows(data) if unpadded != data else (),
+            packed="conversations" in data,
+            input_ids=ids,
+            labels=labels,
+            masks=masks,
+            numbered="row" in data,
+            masked=data.get("labels") is None,
+            **self._beside(data, ("position_ids", "attention_mask"), ids),
         )
 
+    def _beside(self, data: Mapping[str, Any], keys: Sequence[str], ids: Ids) -> dict[str, Any]:
+        """Return the values of some keys that a record has for each of its ids."""
+        beside: dict[str, Ids] = {}
+        for key in keys:
+            if data.get(key) is not None:
+                values = beside[key] = self._integers(data, key)
+                if len(values) != len(ids):
+                    found = f"{len(values)} values for {len(ids)} ids"
+                    raise RowError(found, place=f"{self.place}, {key}", expected="one for each id")
+        return beside
 
-def _parse_rows(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
-    if "conversations" not in data:
-        if data.get("messages") is None:
-            # `parse_row` would take the line for a format of its own, and name another reader
+    def _refuse_rows(self, data: Mapping[str, Any]) -> None:
+        """Refuse a record of a format without ids by the format's name.
+
+        Raises:
+            RowError: If it is one that is known.
+        """
+        found = recognise(data)
+        if found is not None:
+            path = self.place.rpartition(":")[0]
+            step = f"Judge the rows themselves: mistral-lora check {shlex.quote(path)} --tokenizer PATH"
             raise RowError(
-                'no "messages"',
-                place=place,
-                expected='the row beside its ids: a list under "messages"',
-                next_step="Write the row's messages into the line of its input_ids: the ids are compared with theirs.",
+                f"is missing: this is {found.title}",
+                place=f"{self.place}, input_ids",
+                expected="the row beside its ids: input_ids and labels",
+                next_step=found.next_step(path) if found.advice else step,
             )
-        return (parse_row(data, place=place),)
-    if "messages" in data:
-        raise RowError("has messages and conversations", place=place, expected="one of them")
-    given = data["conversations"]
-    if not isinstance(given, list) or not given:
-        found = "is empty" if given == [] else f"is {kind_of(given)}"
-        raise RowError(found, place=f"{place}, conversations", expected="a list of lists of messages")
-    # a conversation with tools of its own is an object, one that shares the line's tools a list of messages
-    shared = {key: data[key] for key in ROW_KEYS if key in data}
-    rows = [one if isinstance(one, Mapping) else shared | {"messages": one} for one in given]
-    return tuple(parse_row(row, place=f"{place}, conversations[{n}]") for n, row in enumerate(rows))
+
+    def _rows(self, data: Mapping[str, Any]) -> tuple[Row, ...]:
+        """Return the conversations of a record; none if they are in the source alone."""
+        found = recognise({key: value for key, value in data.items() if key != "input_ids"})
+        turns = bool(data.get("conversations")) and found is not None and found.keys.get("messages") == "conversations"
+        if "conversations" not in data or turns:
+            if data.get("messages") is not None:
+                return (parse_row(data, place=self.place),)
+            if not self.has_source or _packs(data):
+                raise self._without_messages(data, found)
+            return ()
+        if "messages" in data:
+            raise RowError("has messages and conversations", place=self.place, expected="one of them")
+        given, place = data["conversations"], f"{self.place}, conversations"
+        if not isinstance(given, list) or not given:
+            shown = "is empty" if given == [] else f"is {kind_of(given)}"
+            raise RowError(shown, place=place, expected="a list of lists of messages")
+        # a conversation with tools of its own is an object, one that shares the line's tools a list of messages
+        shared = {key: data[key] for key in ROW_KEYS if key in data}
+        rows = [one if isinstance(one, Mapping) else shared | {"messages": one} for one in given]
+        return tuple(parse_row(row, place=f"{place}[{n}]") for n, row in enumerate(rows))
+
+    def _without_messages(self, data: Mapping[str, Any], found: Recognised | None) -> RowError:
+        """Return the error of ids that no messages are beside, with all that can be done.
+
+        Args:
+            data: The record.
+            found: The format of its other keys, or None.
+        """
+        # not the error of `parse_row`, which would take the record for a format of its own, and name another reader
+        path = shlex.quote(str(self.path))
+        audit = f"mistral-lora audit {path} --tokenizer PATH --dataset"
+        if _packs(data):
+            return RowError(
+                'no "messages", and the sequence is packed: it does not tell which rows it holds',
+                place=self.place,
+                expected='its rows beside its ids: a list of lists of messages under "conversations"',
+                next_step="Prepare the dataset without packing (TRL: packing=False), and audit it with its messages.",
+            )
+        step = f"Name the rows that the ids were made of, in their order: {audit} rows.jsonl"
+        if found is not None and found.name:
+            convert = import_step(str(self.path)).removeprefix("Convert it: ")
+            step = f"Convert the rows, and judge the ids by them: {convert} && {audit} {convert.rpartition(' ')[2]}"
+        return RowError(
+            'no "messages"',
+            place=self.place,
+            expected='the row beside its ids: a list under "messages"',
+            next_step=step,
+        )
+
+    def _integers(self, data: Mapping[str, Any], key: str) -> Ids:
+        values, place = data.get(key), f"{self.place}, {key}"
+        if values is None and key == "labels":
+            found = "is missing, and so is a mask that they could be made of: TRL trains on each token of such a row"
+            step = "Save the labels that your collator makes, or prepare the dataset with assistant_only_loss=True."
+            raise RowError(found, place=place, expected=f"a list of integers, or {MASKS[0]}", next_step=step)
+        if not isinstance(values, list):
+            found = "is missing" if values is None else f"is {kind_of(values)}"
+            raise RowError(found, place=place, expected="a list of integers")
+        for index, value in enumerate(values):
+            # not isinstance: True is an int in Python, and no id
+            if type(value) is not int:
+                raise RowError(f"{value!r:.80}", place=f"{place}[{index}]", expected="an integer")
+        return tuple(values)
 
 
-def _integers(data: Mapping[str, Any], key: str, place: str) -> Ids:
-    values = data.get(key)
-    if not isinstance(values, list):
-        found = "is missing" if values is None else f"is {kind_of(values)}"
-        raise RowError(found, place=f"{place}, {key}", expected="a list of integers")
-    for index, value in enumerate(values):
-        # not isinstance: True is an int in Python, and no id
-        if type(value) is not int:
-            raise RowError(f"{value!r:.80}", place=f"{place}, {key}[{index}]", expected="an integer")
-    return tuple(values)
+def _packs(data: Mapping[str, Any]) -> bool:
+    """Return whether a record is a sequence of several rows, as TRL packs them."""
+    lengths = data.get("seq_lengths")
+    return isinstance(lengths, Sequence) and len(lengths) > 1
+
+
+def _masked(ids: Ids, masks: Mapping[str, Ids]) -> Ids:
+    """Return the labels that TRL's collator makes of the masks of a row."""
+    return tuple(token if all(ones) else IGNORE_INDEX for token, *ones in zip(ids, *masks.values(), strict=True))
 
 
 # Tekken vocabularies have <pad>, and SentencePiece ones do not: collators pad with <unk> or a token they call [PAD].

@@ -1,0 +1,92 @@
+"""Read the records of a path as they are, with nothing converted: of a file in any container, or of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.chat.fields import Place
+from pytest_mistral_lora.chat.formats import MESSAGE_LISTS
+from pytest_mistral_lora.data import every_file
+from pytest_mistral_lora.data.containers import Record, SourceFile, open_source
+from pytest_mistral_lora.data.report import RowChanges
+from pytest_mistral_lora.data.tool_calls import from_json, without_nulls
+from pytest_mistral_lora.errors import InputError
+
+_LOOKED_AT = 20
+_ARGUMENTS = "arguments"
+
+
+def first_records(path: Path) -> tuple[str, list[Record]]:
+    """Return the container of a file in words, and its first records.
+
+    Raises:
+        InputError: If it cannot be read, or is a format that is never read.
+    """
+    file = open_source(path)
+    return file.title, list(islice(file.records(lambda read: None), _LOOKED_AT))
+
+
+def records_of(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[SourceFile, Record]]:
+    """Yield each record of a path with its file: those of a folder in the order of its files and splits.
+
+    Args:
+        path: A data file, or a folder of them.
+        progress: Called with the number of bytes read since the last call.
+
+    Raises:
+        InputError: If a file cannot be read, or a folder has none.
+    """
+    files = every_file(path)
+    if path.is_dir() and not files:
+        raise InputError("has no data files", place=str(path), expected="encoded rows")
+    for name in files:
+        file = open_source(name)
+        for record in file.records(progress):
+            yield file, record
+
+
+def plain_row(record: Mapping[str, Any], place: str, *, padded: bool) -> dict[str, Any]:
+    """Return a record with the JSON of its messages and tools parsed, and without the nulls that stand for no key.
+
+    A null in the arguments of a call is kept, since it may be a part of the row: `unpadded_calls` leaves it out.
+
+    Args:
+        record: The record.
+        place: Its place.
+        padded: Whether absent keys are null, as in a table of Arrow.
+
+    Raises:
+        RowError: If a text that should be JSON is not.
+    """
+    noted = RowChanges()
+    row = {key: value for key, value in record.items() if value is not None or not padded}
+    for key in ("tools", *MESSAGE_LISTS):
+        if isinstance(row.get(key), str):
+            # TRL takes tools as JSON: a column has one type, and schemas differ
+            row[key] = from_json(row[key], noted, Place(place, key))
+        elif key in row and padded:
+            row[key] = _without_padding(row[key])
+    return row
+
+
+def unpadded_calls(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of `plain_row` without the nulls in the arguments of its calls."""
+    noted = RowChanges()
+    return {
+        key: without_nulls(value, noted, keep=(_ARGUMENTS,)) if key in MESSAGE_LISTS else value
+        for key, value in row.items()
+    }
+
+
+def _without_padding(value: Any) -> Any:
+    """Return a value without the keys that are null, at any depth; arguments stay as they are."""
+    if isinstance(value, Mapping):
+        return {
+            key: one if key == _ARGUMENTS else _without_padding(one)
+            for key, one in value.items()
+            if one is not None or key == _ARGUMENTS
+        }
+    return [_without_padding(one) for one in value] if isinstance(value, list) else value

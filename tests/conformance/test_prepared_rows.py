@@ -1,0 +1,367 @@
+"""Rows that a trainer has prepared, as it saves them: folders of `datasets`, Parquet, and other containers."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from encoded_files import Data, audit_findings, audit_rules, number_line, number_row, write_lines
+
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.encoded.audit import Audit
+from pytest_mistral_lora.conformance.path_kinds import recognised
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.data.sources import row_files
+from pytest_mistral_lora.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return Target("spm-v3").oracle
+
+
+@pytest.fixture
+def lines(oracle: Oracle) -> list[Data]:
+    lines = [number_line(oracle, number) for number in range(5)]
+    for line in lines:
+        del line["row"]
+    return lines
+
+
+def table(lines: Sequence[Data]) -> datasets.Dataset:
+    keys = dict.fromkeys(key for line in lines for key in line)
+    return datasets.Dataset.from_list([{key: line.get(key) for key in keys} for line in lines])
+
+
+def saved(lines: Sequence[Data], path: Path) -> None:
+    table(lines).save_to_disk(path, num_shards=min(2, len(lines)))
+
+
+def splits(lines: Sequence[Data], path: Path) -> None:
+    datasets.DatasetDict({"train": table(lines[:3]), "test": table(lines[3:])}).save_to_disk(path)
+
+
+def parquet(lines: Sequence[Data], path: Path) -> None:
+    table(lines).to_parquet(path)
+
+
+def parquet_splits(lines: Sequence[Data], path: Path) -> None:
+    path.mkdir()
+    for name, part in (("train", lines[:3]), ("test", lines[3:])):
+        parquet(part, path / f"{name}-00000-of-00001.parquet")
+
+
+def array(lines: Sequence[Data], path: Path) -> None:
+    path.write_text(json.dumps(lines))
+
+
+def pretty(lines: Sequence[Data], path: Path) -> None:
+    path.write_text("\n".join(json.dumps(line, indent=1) for line in lines))
+
+
+def compressed(lines: Sequence[Data], path: Path) -> None:
+    path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+
+
+def utf16(lines: Sequence[Data], path: Path) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-16")
+
+
+Save = Callable[[Sequence[Data], Path], None]
+FORMS: dict[str, tuple[Save, str, str]] = {
+    "saved": (saved, "prepared", "data-00000-of-00002.arrow:1"),
+    "splits": (splits, "prepared", "train/data-00000-of-00001.arrow:1"),
+    "parquet": (parquet, "rows.parquet", ""),
+    "parquet splits": (parquet_splits, "prepared", "test-00000-of-00001.parquet:1"),
+    "a JSON array": (array, "rows.json", ""),
+    "objects over several lines": (pretty, "rows.json", ""),
+    "gzip": (compressed, "rows.jsonl.gz", ""),
+    "UTF-16": (utf16, "rows.jsonl", ""),
+}
+
+
+def all_trained(lines: Sequence[Data]) -> list[Data]:
+    return [{**line, "labels": line["input_ids"]} for line in lines]
+
+
+def as_mask(lines: Sequence[Data], key: str = "assistant_masks", **more: Any) -> list[Data]:
+    masks = [[int(label != -100) for label in line["labels"]] for line in lines]
+    rows = [{name: value for name, value in line.items() if name != "labels"} for line in lines]
+    return [{**row, key: mask, **more} for row, mask in zip(rows, masks, strict=True)]
+
+
+def without(lines: Sequence[Data], *keys: str) -> list[Data]:
+    return [{key: value for key, value in line.items() if key not in keys} for line in lines]
+
+
+def check(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    code = main(["check", str(path), "--tokenizer", "spm-v3", *words])
+    printed = capsys.readouterr()
+    return code, printed.out + printed.err
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_are_judged_in_each_form_and_sound_rows_are_counted(
+    form: str, lines: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save, name, first = FORMS[form]
+    for folder in ("sound", "bad"):
+        (tmp_path / folder).mkdir()
+    path = tmp_path / "sound" / name
+    save(lines, path)
+    assert recognised(path).kind == "encoded"
+    code, out = check(path, capsys)
+    assert code == 0, out
+    assert f"encoded rows of {name}: 5 rows, 5 judged" in out
+    path = tmp_path / "bad" / name
+    save(all_trained(lines), path)
+    code, out = check(path, capsys)
+    assert code == 1
+    assert f"ML543 {path / first if path.is_dir() else f'{path}:1'}" in out
+    assert main(["audit", str(path), "--tokenizer", "spm-v3"]) == 1
+    assert "5 rows: 0 sound, 5 wrong, 0 not judged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet", "gzip"])
+def test_pytest_judges_the_labels_or_names_the_option_that_does(
+    form: str, lines: list[Data], pytester: pytest.Pytester
+) -> None:
+    save, name, _ = FORMS[form]
+    path = pytester.path / name
+    save(all_trained(lines), path)
+    words = ("--mistral-golden", "--mistral-tokenizer=spm-v3", "-k", "encoded or dataset")
+    result = pytester.runpytest_inprocess(*words, f"--mistral-encoded={path}")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*ML543*"])
+    result = pytester.runpytest_inprocess(*words, f"--mistral-dataset={path}")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*ML634*rows has `input_ids`*", f"*: mistral-lora check {name}* --tokenizer PATH"])
+
+
+@pytest.mark.parametrize("key", ["assistant_masks", "assistant_tokens_mask", "completion_mask"])
+def test_labels_are_made_of_a_mask_as_trl_makes_them(
+    key: str, lines: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masked = as_mask(lines, key, seq_lengths=None)
+    saved(masked, tmp_path / "sound")
+    code, out = check(tmp_path / "sound", capsys)
+    assert code == 0, out
+    assert "5 rows, 5 judged; the labels of 5 are made of a mask, as TRL makes them" in out
+    assert main(["audit", str(tmp_path / "sound"), "--tokenizer", "spm-v3"]) == 0
+    assert "labels made of a mask: 5 rows" in capsys.readouterr().out
+    masked[3][key] = [1] * len(masked[3][key])
+    masked[4][key] = [0] * len(masked[4][key])
+    saved(masked, tmp_path / "bad")
+    code, out = check(tmp_path / "bad", capsys)
+    assert code == 1
+    assert {"ML543", "ML544"} <= set(out.split())
+
+
+def test_two_masks_leave_out_what_either_leaves_out(lines: list[Data], tmp_path: Path, oracle: Oracle) -> None:
+    masked = as_mask(lines)
+    saved([{**line, "completion_mask": [1] * len(line["input_ids"])} for line in masked], tmp_path / "a")
+    assert audit_rules(tmp_path / "a", oracle) == []
+    saved([{**line, "completion_mask": [0] * len(line["input_ids"])} for line in masked], tmp_path / "b")
+    assert set(audit_rules(tmp_path / "b", oracle)) == {"ML544", "ML506"}
+
+
+def test_a_mask_that_contradicts_the_labels_is_a_finding(lines: list[Data], tmp_path: Path, oracle: Oracle) -> None:
+    lines[1]["assistant_masks"] = [0] * len(lines[1]["input_ids"])
+    lines[2]["assistant_masks"] = [int(label != -100) for label in lines[2]["labels"]]
+    saved(lines, tmp_path / "rows")
+    [finding] = audit_findings(tmp_path / "rows", oracle)
+    assert finding.rule == "ML559"
+    assert finding.place.endswith("data-00000-of-00002.arrow:2")
+
+
+def test_a_mask_of_another_length_is_an_unreadable_row(lines: list[Data], tmp_path: Path, oracle: Oracle) -> None:
+    masked = as_mask(lines)
+    masked[0]["assistant_masks"].append(1)
+    saved(masked, tmp_path / "rows")
+    findings = audit_findings(tmp_path / "rows", oracle)
+    assert [finding.rule for finding in findings if finding.place.endswith("assistant_masks")] == ["ML501"]
+
+
+def test_ids_without_labels_and_masks_are_never_green(
+    lines: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(without(lines, "labels"), tmp_path / "rows")
+    code, out = check(tmp_path / "rows", capsys)
+    assert code == 1
+    assert "labels: is missing, and so is a mask that they could be made of: TRL trains on each token" in out
+
+
+def test_ids_without_messages_are_judged_by_their_dataset(
+    lines: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str], oracle: Oracle
+) -> None:
+    path = tmp_path / "rows"
+    saved(without(lines, "messages"), path)
+    code, out = check(path, capsys)
+    assert code == 1
+    assert f"mistral-lora audit {path} --tokenizer PATH --dataset rows.jsonl" in out
+    dataset = write_lines(tmp_path, [number_row(number) for number in range(5)], "dataset.jsonl")
+    assert audit_rules(path, oracle, dataset) == []
+    assert main(["audit", str(path), "--tokenizer", "spm-v3", "--dataset", str(dataset)]) == 0
+    assert "5 rows: 5 sound, 0 wrong, 0 not judged" in capsys.readouterr().out
+    saved(without(all_trained(lines), "messages"), tmp_path / "bad")
+    assert audit_rules(tmp_path / "bad", oracle, dataset) == ["ML543"] * 5
+    short = write_lines(tmp_path, [number_row(number) for number in range(4)], "short.jsonl")
+    findings = audit_findings(path, oracle, short)
+    assert [(finding.rule, finding.found) for finding in findings] == [("ML505", "row 4 of a dataset of 4 rows")]
+    assert [verdict.state for verdict in Audit(path, oracle, (short,)).verdicts()][4] == "not judged"
+
+
+def test_ids_without_messages_that_come_again_or_too_late_are_named(
+    lines: list[Data], tmp_path: Path, oracle: Oracle
+) -> None:
+    bare = [{**line, "row": row} for line, row in zip(without(lines, "messages"), (0, 1, 1, 4, 3), strict=True)]
+    dataset = write_lines(tmp_path, [number_row(number) for number in range(5)], "dataset.jsonl")
+    findings = audit_findings(write_lines(tmp_path, bare), oracle, dataset)
+    assert [finding.found for finding in findings if finding.rule == "ML505"] == [
+        "row 1 has ids alone, and comes after row 1",
+        "row 3 has ids alone, and comes after row 4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "steps"),
+    [
+        ({"prompt": "Number 0?", "completion": "It is 0."}, ["mistral-lora import {path} --to rows.jsonl && "]),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            ["mistral-lora import {path} --to rows.jsonl && ", "audit {path} --tokenizer PATH --dataset rows.jsonl"],
+        ),
+        ({"text": "<s>[INST]"}, ["mistral-lora audit {path} --tokenizer PATH --dataset rows.jsonl"]),
+        ({"seq_lengths": [6, 9]}, ["TRL: packing=False"]),
+    ],
+)
+def test_rows_without_messages_say_what_can_be_done(
+    columns: Data, steps: list[str], lines: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows"
+    saved([{**line, **columns} for line in without(lines, "messages")], path)
+    code, out = check(path, capsys)
+    assert code == 1
+    assert all(step.format(path=path) in out for step in steps), out
+
+
+def test_the_step_for_rows_of_another_format_leads_to_a_verdict(
+    lines: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, rows = tmp_path / "prepared", tmp_path / "rows.jsonl"
+    pairs = [{"prompt": f"Number {number}?", "completion": f"It is {number}."} for number in range(5)]
+    saved([line | pair for line, pair in zip(without(lines, "messages"), pairs, strict=True)], path)
+    assert main(["import", str(path), "--to", str(rows)]) == 0
+    assert main(["audit", str(path), "--tokenizer", "spm-v3", "--dataset", str(rows)]) == 0
+    assert "5 rows: 5 sound" in capsys.readouterr().out
+
+
+def tool(name: str, **properties: Any) -> Data:
+    schema = {"type": "object", "properties": properties}
+    return {"type": "function", "function": {"name": name, "description": "d", "parameters": schema}}
+
+
+def called(name: str, call_id: str, tools: Any, **arguments: Any) -> Data:
+    call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    messages = [
+        {"role": "user", "content": "What?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "x", "tool_call_id": call_id},
+        {"role": "assistant", "content": "So."},
+    ]
+    return {"messages": messages, "tools": tools}
+
+
+@pytest.fixture
+def calls(oracle: Oracle) -> list[Data]:
+    rows = [
+        called("weather", "abcdefghi", [tool("weather", city={"type": "string"})], city="Rome"),
+        called("time", "abcdefghj", [tool("time", zone={"type": "string", "enum": ["CET"]})], zone="CET"),
+    ]
+    return [with_ids(oracle, row) for row in rows]
+
+
+def with_ids(oracle: Oracle, row: Data) -> Data:
+    encoded = oracle.encode({key: row[key] for key in ("messages", "tools")})
+    return {**row, "input_ids": list(encoded.input_ids), "labels": list(encoded.labels or ())}
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+def test_nulls_that_the_table_adds_to_calls_and_tools_are_none_of_the_row(
+    form: str, calls: list[Data], tmp_path: Path, oracle: Oracle
+) -> None:
+    save, name, _ = FORMS[form]
+    save(calls, tmp_path / name)
+    padded = datasets.Dataset.from_list(calls)[0]["messages"][1]["tool_calls"][0]["function"]["arguments"]
+    assert padded == {"city": "Rome", "zone": None}
+    assert audit_rules(tmp_path / name, oracle) == []
+
+
+def test_nulls_that_were_encoded_are_a_finding(calls: list[Data], tmp_path: Path, oracle: Oracle) -> None:
+    saved(calls, tmp_path / "first")
+    padded = datasets.load_from_disk(tmp_path / "first")[0]
+    row = {**calls[0], "messages": [*calls[0]["messages"]]}
+    row["messages"][1] = {**row["messages"][1], "tool_calls": padded["messages"][1]["tool_calls"]}
+    saved([with_ids(oracle, row), calls[1]], tmp_path / "rows")
+    [finding] = audit_findings(tmp_path / "rows", oracle)
+    assert finding.rule == "ML558"
+    assert "null at $.zone" in finding.found
+
+
+def test_tools_as_json_are_read_as_trl_reads_them(calls: list[Data], tmp_path: Path, oracle: Oracle) -> None:
+    saved([{**line, "tools": json.dumps(line["tools"])} for line in calls], tmp_path / "rows")
+    assert audit_rules(tmp_path / "rows", oracle) == []
+    saved([{**line, "tools": "[{"} for line in calls], tmp_path / "bad")
+    assert audit_rules(tmp_path / "bad", oracle) == ["ML501", "ML501"]
+
+
+def test_a_folder_of_which_some_files_are_encoded_is_parted(
+    lines: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lines(tmp_path, lines, "encoded.jsonl")
+    write_lines(tmp_path, [number_row(1)], "rows.jsonl")
+    code, out = check(tmp_path, capsys)
+    assert code == 2
+    assert "a folder of which 1 of 2 files are encoded rows" in out
+    assert f"mistral-lora check {tmp_path}/encoded.jsonl {tmp_path}/rows.jsonl --tokenizer PATH" in out
+
+
+def test_one_shard_with_ids_makes_the_table_encoded(lines: list[Data], tmp_path: Path) -> None:
+    for number, part in enumerate((without(lines, "input_ids", "labels"), lines)):
+        parquet(part, tmp_path / f"train-{number:05}-of-00002.parquet")
+    assert recognised(tmp_path).kind == "encoded"
+
+
+@pytest.mark.parametrize("text", ['{"splits": ["."]}', '{"splits": [""]}'])
+def test_a_split_that_is_its_own_folder_is_an_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text(text)
+    (tmp_path / "x.arrow").touch()
+    with pytest.raises(InputError, match="a split without a name"):
+        row_files(tmp_path)
+
+
+def test_labels_of_late_rows_are_not_left_unread(
+    lines: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[Data] = [number_row(number) for number in range(30)]
+    # of a classifier, which are no labels of tokens
+    rows = [{**row, "labels": [0, 3]} for row in rows]
+    code, out = check(write_lines(tmp_path, rows), capsys)
+    assert code == 0, out
+    for name, save in (("rows.jsonl", None), ("rows.parquet", parquet), ("rows.json", array)):
+        late = [*without(rows, "labels"), {**number_row(31), "input_ids": [1, 2], "labels": [1, 2]}]
+        path = tmp_path / name
+        write_lines(tmp_path, late) if save is None else save(late, path)
+        assert recognised(path).kind == "rows"
+        code, out = check(path, capsys)
+        assert code == 1, out
+        assert f"ML634 {path}{':31' if save is None else ''}: " in out
+        code, out = check(path, capsys, "--as", "encoded")
+        assert code == 1
+        assert "ML501" in out
