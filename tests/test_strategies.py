@@ -202,6 +202,8 @@ RARE: list[tuple[str, st.SearchStrategy[Any], Any]] = [
         tool_rows(parallel=True),
         lambda row: any(len(message.get("tool_calls", ())) == 3 for message in row["messages"]),
     ),
+    ("a null that the tool takes", tool_rows(), lambda row: None in parameters_of(row)),
+    ("a parameter of the tool", tool_rows(), lambda row: any(isinstance(one, float) for one in parameters_of(row))),
     ("arguments as text", tool_rows(), lambda row: any(isinstance(a, str) for a in arguments(row))),
     ("arguments encoded twice", tool_rows(), lambda row: any(is_json_in_json(a) for a in arguments(row))),
     ("arguments with a key twice", tool_rows(), lambda row: '{"a": 1, "a": 2}' in arguments(row)),
@@ -258,6 +260,14 @@ RARE: list[tuple[str, st.SearchStrategy[Any], Any]] = [
 
 def arguments(row: dict[str, Any]) -> list[Any]:
     return [call["function"]["arguments"] for message in row["messages"] for call in message.get("tool_calls", ())]
+
+
+def parameters_of(row: dict[str, Any]) -> list[Any]:
+    """The values of arguments that the schema of the tool names."""
+    named = {tool["function"]["name"]: tool["function"]["parameters"]["properties"] for tool in row["tools"]}
+    calls = [call["function"] for message in row["messages"] for call in message.get("tool_calls", ())]
+    objects = [(call["arguments"], named[call["name"]]) for call in calls if isinstance(call["arguments"], dict)]
+    return [value for given, names in objects for name, value in given.items() if name in names]
 
 
 def is_json_in_json(text: Any) -> bool:

@@ -99,7 +99,8 @@ def tool_rows(
     """Generate chat rows with tools, tool calls and tool results; the arguments are as for `rows`.
 
     At least one assistant message calls a tool; a call at the end of a row may have no result. Arguments are an object,
-    its JSON, JSON in JSON, or not JSON; results are JSON, numbers or text. Ids are 9 letters or digits.
+    its JSON, JSON in JSON, or not JSON; results are JSON, numbers or text. Ids are 9 letters or digits. An object keeps
+    the schema of its tool, and has a null only where the tool takes one.
 
     Example:
         >>> from hypothesis import given

@@ -10,6 +10,8 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object
+
 TextStrategy = SearchStrategy[str]
 
 CONTROL_LITERALS = (
@@ -146,11 +148,31 @@ def any_result(text: TextStrategy) -> TextStrategy:
     return st.one_of(text, numbers, as_json, as_json.map(json.dumps), st.sampled_from(_STRANGE_JSON))
 
 
+_KINDS = ("string", "integer", "number", "boolean")
+"""Types of the parameters of a tool."""
+
+
+def values_by_kind(text: TextStrategy) -> dict[str, SearchStrategy[Any]]:
+    """Return a strategy for the values of each type that a parameter of a tool may have."""
+    whole, floats = st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False)
+    return dict(zip(_KINDS, (text, whole, whole | floats, st.booleans()), strict=True)) | {"null": st.none()}
+
+
+def fits_tool(arguments: Any, tool: dict[str, Any]) -> bool:
+    """Return whether arguments keep the schema of their tool, and have no null that it does not take.
+
+    A text that is no object fits each tool: its schema cannot judge it.
+    """
+    found, _ = argument_object(arguments)
+    return found is None or not any(argument_faults(found, tool["function"]["parameters"]))
+
+
 def any_tool(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
-    """Generate tools, with and without a description and `strict`."""
+    """Generate tools, with and without a description and `strict`; a parameter may be null if its type says so."""
     extras: SearchStrategy[dict[str, Any]] = st.fixed_dictionaries({}, optional={"strict": st.booleans()})
     described: SearchStrategy[dict[str, str]] = st.builds(dict, description=text) | st.just({})
-    kinds = st.sampled_from(("string", "integer", "number", "boolean"))
+    kinds: SearchStrategy[Any] = st.sampled_from(_KINDS)
+    kinds = kinds | st.sampled_from(_KINDS).map(lambda kind: [kind, "null"])
     properties = st.dictionaries(NAMES, st.fixed_dictionaries({"type": kinds, "description": text}), max_size=2)
     functions = st.builds(
         lambda name, described, properties, extras: {
@@ -169,7 +191,7 @@ def any_tool(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
 
 def any_format(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
     """Generate response formats: text, JSON, or JSON of a schema whose keys are in any order."""
-    kinds = st.sampled_from(("string", "integer", "number", "boolean"))
+    kinds = st.sampled_from(_KINDS)
     properties = st.dictionaries(NAMES, st.fixed_dictionaries({"type": kinds, "description": text}), max_size=3)
     schemas = properties.map(lambda found: {"type": "object", "properties": found, "required": sorted(found)})
     named = st.builds(lambda name, schema: {"name": name, "schema": schema}, NAMES, schemas)

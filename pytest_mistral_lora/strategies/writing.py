@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from hypothesis import strategies as st
@@ -17,9 +18,11 @@ from pytest_mistral_lora.strategies.texts import (
     any_format,
     any_result,
     any_tool,
+    fits_tool,
     name_of,
     text_chunk,
     tool_message,
+    values_by_kind,
 )
 
 Message = dict[str, Any]
@@ -44,6 +47,7 @@ class RowPlan:
     weight: SearchStrategy[int | None] = field(init=False)
     call_ids: SearchStrategy[list[str]] = field(init=False)
     arguments: SearchStrategy[Any] = field(init=False)
+    values: dict[str, SearchStrategy[Any]] = field(init=False)
     results: SearchStrategy[Any] = field(init=False)
     thoughts: SearchStrategy[list[Message]] = field(init=False)
     settings: SearchStrategy[dict[str, Any]] = field(init=False)
@@ -55,6 +59,7 @@ class RowPlan:
         ids = CALL_IDS | FREE_IDS if self.any_ids else CALL_IDS
         self.call_ids = st.lists(ids, min_size=1, max_size=3 if self.parallel else 1, unique=True)
         self.arguments = any_arguments(self.text)
+        self.values = values_by_kind(self.text)
         self.results = any_result(self.text)
         if self.result_chunks:
             self.results = self.results | st.lists(st.builds(text_chunk, self.results), min_size=1, max_size=3)
@@ -76,7 +81,7 @@ class _Writer:
 
     draw: st.DrawFn
     plan: RowPlan
-    tool_names: list[str]
+    tools: list[dict[str, Any]]
     messages: list[Message] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
@@ -99,8 +104,8 @@ class _Writer:
         ids = self.draw(self.plan.call_ids)
         made: list[dict[str, Any]] = []
         for call_id in ids:
-            name = self.draw(st.sampled_from(self.tool_names))
-            function = {"name": name, "arguments": self.draw(self.plan.arguments)}
+            tool = self.draw(st.sampled_from(self.tools))
+            function = {"name": name_of(tool), "arguments": self.arguments(tool)}
             made.append({"id": call_id, "type": "function", "function": function})
         message: Message = {"role": "assistant", "tool_calls": made}
         # three ways to write a call without a text
@@ -116,6 +121,16 @@ class _Writer:
             shown = names[call_id] if self.draw(st.booleans()) else None
             self.messages.append(tool_message(self.draw(self.plan.results), call_id, shown))
         return False
+
+    def arguments(self, tool: dict[str, Any]) -> Any:
+        """Draw arguments of any form that fit a tool; an object may have some of its parameters."""
+        arguments = self.draw(self.plan.arguments.filter(partial(fits_tool, tool=tool)))
+        if isinstance(arguments, dict):
+            for name, parameter in tool["function"]["parameters"]["properties"].items():
+                kinds = parameter["type"] if isinstance(parameter["type"], list) else [parameter["type"]]
+                if self.draw(st.booleans()):
+                    arguments[name] = self.draw(self.plan.values[self.draw(st.sampled_from(kinds))])
+        return arguments
 
     def answer(self) -> None:
         for _ in range(1 if self.plan.alternating else self.draw(st.integers(1, 2))):
@@ -146,7 +161,7 @@ class _Writer:
 def written_rows(draw: st.DrawFn, plan: RowPlan) -> dict[str, Any]:
     """Generate rows of a plan."""
     tools = draw(plan.tool_lists) if plan.tools else []
-    writer = _Writer(draw, plan, [name_of(tool) for tool in tools])
+    writer = _Writer(draw, plan, tools)
     if plan.system or (plan.system is None and draw(st.booleans())):
         writer.messages.append(message_of("system", writer.content()))
     turns = draw(st.integers(1, plan.max_turns))

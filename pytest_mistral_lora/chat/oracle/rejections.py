@@ -25,9 +25,8 @@ def explain(error: Exception, row: Row, version: str) -> OracleRejection:
             place = ", ".join(part for part in (row.place, path) if part)
             found = match.expand(rejection.found) if rejection.found else match.group(0)
             step = f"To give each call such an id: {import_command(row.place)}" if rejection.expected == _NINE else ""
-            return OracleRejection(
-                f"{found} (tokenizer {version})", place=place, expected=rejection.expected, next_step=step
-            )
+            expected = rejection.expected if isinstance(rejection.expected, str) else rejection.expected(row)
+            return OracleRejection(f"{found} (tokenizer {version})", place=place, expected=expected, next_step=step)
     return OracleRejection(f"mistral-common refuses the conversation (tokenizer {version}): {reason}", place=row.place)
 
 
@@ -109,6 +108,13 @@ def _first_thought(row: Row, match: re.Match[str]) -> str:
     return "messages"
 
 
+def _thinkers(row: Row) -> str:
+    """Return the tokenizers that take the thinking of a row: only v13 takes that of a system message."""
+    of_system = any(message["role"] == "system" and has_thinking(message.get("content")) for message in row.messages)
+    versions = "of v13, not of a later version," if of_system else "from v13 on"
+    return f"text only, or a tokenizer {versions} that has [THINK] and [/THINK]"
+
+
 @dataclass(frozen=True)
 class _Rejection:
     """A reason of mistral-common's.
@@ -116,13 +122,13 @@ class _Rejection:
     Attributes:
         pattern: A regular expression for its message.
         found: Our message, a template over the match; empty for mistral-common's own.
-        expected: The form that would have been right.
+        expected: The form that would have been right, or a function that tells it from the row.
         field: The field at fault, as a path in the row, or a function that finds it.
     """
 
     pattern: str
     found: str
-    expected: str
+    expected: str | Callable[[Row], str]
     field: str | Callable[[Row, re.Match[str]], str] = "messages"
 
 
@@ -200,13 +206,13 @@ _REJECTIONS = (
     _Rejection(
         r"Unexpected content chunk types in (?P<role>\w+) message: \['ThinkChunk'\]",
         r"thinking in a message with role '\g<role>'",
-        "text only, or a tokenizer from v13 on",
+        _thinkers,
         _first_thought,
     ),
     _Rejection(
         r"Think not implemented for tokenizer|think tokens are not available",
         "thinking, which this tokenizer has no tokens for",
-        "text only, or a tokenizer from v13 on that has [THINK] and [/THINK]",
+        _thinkers,
         _first_thought,
     ),
     _Rejection(

@@ -1,0 +1,154 @@
+"""The arguments of a tool call against the tool's own schema: nulls that it does not take, and other faults.
+
+A null at a key that the schema does not name is a fault, although JSON Schema allows any further key: a table of Arrow
+gives each call the columns of all the others, and fills them with null. A tool that takes further keys says so
+(`additionalProperties`, `patternProperties`), or has no `properties`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from pytest_mistral_lora.chat.reading import loads_strict
+
+
+def argument_object(arguments: Any) -> tuple[Mapping[str, Any] | None, str]:
+    """Return the object that the arguments of a call are or spell; None, and what they are, if they are none.
+
+    Args:
+        arguments: The arguments of a checked call: an object, a text, or null.
+    """
+    # mistral-common takes no arguments, or an empty text, for an empty object
+    value = arguments or {}
+    if isinstance(value, Mapping):
+        return value, ""
+    try:
+        # strictly: mistral-common keeps the second of two equal keys alone, and writes NaN
+        value = loads_strict(value)
+    except ValueError as error:
+        return None, f"a text that is not strict JSON: {str(error).removeprefix('not valid JSON: ')}"
+    if isinstance(value, Mapping):
+        return value, ""
+    return None, "JSON that was encoded twice" if isinstance(value, str) else "JSON, but not an object"
+
+
+class ArgumentFaults(NamedTuple):
+    """The faults of the arguments of a call.
+
+    Attributes:
+        nulls: JSON paths of the nulls that the tool does not take.
+        wrong: The first other way in which they break the schema, with its JSON path; empty if they keep it.
+    """
+
+    nulls: tuple[str, ...] = ()
+    wrong: str = ""
+
+
+def argument_faults(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> ArgumentFaults:
+    """Return the faults of arguments by the schema of their tool; none if the schema cannot judge them."""
+    from referencing.exceptions import Unresolvable
+
+    nulls, wrong = set(), []
+    try:
+        nulls |= {f"${path}" for path in _unknown_nulls(arguments, [schema], schema)}
+        validator = _validator(json.dumps(schema))
+        for error in validator.iter_errors(arguments) if validator else ():
+            if error.instance is None and isinstance(error.schema, dict) and error.schema.get("nullable") is True:
+                continue  # OpenAPI's word for a null that the tool takes
+            if error.instance is None:
+                nulls.add(error.json_path)
+            elif error.validator != "additionalProperties" or not nulls:
+                wrong.append(error)
+    except (Unresolvable, RecursionError, re.error, ArithmeticError):
+        # judged by nothing: a schema that is none, or refers to another document or to itself without end, or a number
+        # that no float holds
+        return ArgumentFaults()
+    first = min(wrong, key=lambda one: (len(one.absolute_path), one.json_path), default=None)
+    return ArgumentFaults(tuple(sorted(nulls)), f"{first.json_path}: {first.message:.300}" if first else "")
+
+
+def _unknown_nulls(value: Any, schemas: Sequence[Any], root: Any) -> Iterator[str]:
+    """Yield the JSON path of each null under a key that no schema of its object names.
+
+    Args:
+        value: The arguments, or a part of them.
+        schemas: The schemas that may hold for it.
+        root: The whole schema, which references point into.
+    """
+    schemas = _combined(schemas, root)
+    if isinstance(value, list):
+        parts = [one.get("items") for one in schemas]
+        for index, item in enumerate(value):
+            yield from (f"[{index}]{path}" for path in _unknown_nulls(item, parts, root))
+        return
+    named = [one["properties"] for one in schemas if isinstance(one.get("properties"), Mapping)]
+    if not isinstance(value, Mapping) or not named:
+        return
+    is_open = any(one.get("additionalProperties") or one.get("patternProperties") for one in schemas)
+    is_open |= any(one.keys() <= {"type", "description", "title"} for one in schemas if one.get("type") == "object")
+    for key, item in value.items():
+        parts = [properties[key] for properties in named if key in properties]
+        if parts:
+            yield from (f".{key}{path}" for path in _unknown_nulls(item, parts, root))
+        elif item is None and not is_open:
+            yield f".{key}"
+
+
+def _combined(schemas: Sequence[Any], root: Any) -> list[Mapping[str, Any]]:
+    """Return the schemas with all that they refer to, and all alternatives."""
+    found: list[Mapping[str, Any]] = []
+    rest = [*schemas]
+    while rest:
+        one = rest.pop(0)
+        if not isinstance(one, Mapping) or any(one is other for other in found):
+            continue
+        found.append(one)
+        combined = [one.get(key) for key in ("allOf", "anyOf", "oneOf")]
+        rest += [part for parts in combined if isinstance(parts, list) for part in parts]
+        rest += [one.get("then"), one.get("else")]
+        if str(one.get("$ref")).startswith("#/"):
+            target = root
+            for step in one["$ref"][2:].split("/"):
+                target = target.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(target, Mapping) else None
+            rest.append(target)
+    return found
+
+
+# a repeated group, such as (a+)+, may take longer than the age of the universe
+_SLOW = re.compile(r"\)[*+{]")
+
+
+def _property_patterns(schema: Any) -> Iterator[str]:
+    """Yield the patterns by which a schema and its parts name keys."""
+    if isinstance(schema, dict):
+        named = schema.get("patternProperties")
+        yield from named if isinstance(named, dict) else ()
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from _property_patterns(part)
+
+
+@lru_cache(maxsize=1024)  # the rows of a dataset share a few tools
+def _validator(schema: str) -> Any:
+    """Return a validator of a tool's schema; None if it is not a JSON Schema, or names keys by a slow pattern."""
+    from jsonschema import Draft7Validator, validators
+    from referencing import Registry
+
+    parsed = json.loads(schema)
+    extend: Any = validators.extend  # the stubs leave its arguments open
+    named = parsed.get("$schema")
+    # Draft 7 is the one by which mistral-common checks a tool. A schema may name a later draft, and not keep it.
+    drafts = (validators.validator_for({"$schema": str(named)}, default=Draft7Validator), Draft7Validator)
+    chosen = next((draft for draft in drafts if draft(draft.META_SCHEMA).is_valid(parsed)), None)
+    if chosen is None or any(map(_SLOW.search, _property_patterns(parsed))):
+        return None
+    plain = chosen.VALIDATORS["pattern"]
+
+    def pattern(validator: Any, value: str, instance: Any, schema: Any) -> Any:
+        return () if _SLOW.search(value) else plain(validator, value, instance, schema) or ()
+
+    # an empty registry: a reference to another document is never fetched
+    return extend(chosen, {"pattern": pattern})(parsed, registry=Registry())
