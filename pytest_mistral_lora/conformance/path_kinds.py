@@ -118,18 +118,18 @@ def _encoded_folder(path: Path) -> RecognisedPath | None:
     """Recognise a folder whose records have ids, by the first records of each file; None if it is none.
 
     Raises:
-        InputError: If only some of its files have them, and are no parts of one table.
+        InputError: If only some of its files have them, and are no parts of one table; or if it is a saved dataset of
+            which a file is missing.
     """
     from pytest_mistral_lora.data import every_file, source_files
     from pytest_mistral_lora.data.records import first_records
 
     found: dict[Path, str] = {}
-    with suppress(InputError):
-        for file in every_file(path):
-            with suppress(InputError):  # the check of the rows reports it
-                container, records = first_records(file)
-                key = next((key for record in records if (key := ids_key(record.value))), "")
-                found[file] = f"{container} with {key}" if key else ""
+    for file in every_file(path):
+        with suppress(InputError):  # the check of the rows reports it
+            container, records = first_records(file)
+            key = next((key for record in records if (key := ids_key(record.value))), "")
+            found[file] = f"{container} with {key}" if key else ""
     titles = [title for title in found.values() if title]
     if not titles:
         return None

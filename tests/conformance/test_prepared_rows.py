@@ -338,6 +338,19 @@ def test_one_shard_with_ids_makes_the_table_encoded(lines: list[Data], tmp_path:
     assert recognised(tmp_path).kind == "encoded"
 
 
+def test_a_saved_dataset_without_one_of_its_files_is_an_error(lines: list[Data], tmp_path: Path) -> None:
+    saved(lines, tmp_path / "rows")
+    second = tmp_path / "rows" / "data-00001-of-00002.arrow"
+    content = second.read_bytes()
+    second.write_bytes(content[: len(content) // 2])
+    assert recognised(tmp_path / "rows").kind == "encoded"
+    with pytest.raises(InputError, match="cannot be read as an Arrow stream"):
+        audit_rules(tmp_path / "rows", Target("spm-v3").oracle)
+    second.unlink()
+    with pytest.raises(InputError, match=f"{second.name}.*no such file"):
+        recognised(tmp_path / "rows")
+
+
 @pytest.mark.parametrize("text", ['{"splits": ["."]}', '{"splits": [""]}'])
 def test_a_split_that_is_its_own_folder_is_an_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "dataset_dict.json").write_text(text)
