@@ -251,15 +251,26 @@ def test_rows_without_messages_say_what_can_be_done(
     assert all(step.format(path=path) in out for step in steps), out
 
 
+def pair(number: int) -> Data:
+    return {"prompt": f"Number {number}?", "completion": f"It is {number}."}
+
+
+def sharegpt(number: int) -> Data:
+    said = {"human": f"Number {number}?", "gpt": f"It is {number}."}
+    return {"conversations": [{"from": role, "value": text} for role, text in said.items()]}
+
+
+@pytest.mark.parametrize("columns", [pair, sharegpt])
 def test_the_step_for_rows_of_another_format_leads_to_a_verdict(
-    lines: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    columns: Callable[[int], Data], lines: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, rows = tmp_path / "prepared", tmp_path / "rows.jsonl"
-    pairs = [{"prompt": f"Number {number}?", "completion": f"It is {number}."} for number in range(5)]
-    saved([line | pair for line, pair in zip(without(lines, "messages"), pairs, strict=True)], path)
+    saved([line | columns(number) for number, line in enumerate(without(lines, "messages"))], path)
     assert main(["import", str(path), "--to", str(rows)]) == 0
-    assert main(["audit", str(path), "--tokenizer", "spm-v3", "--dataset", str(rows)]) == 0
-    assert "5 rows: 5 sound" in capsys.readouterr().out
+    capsys.readouterr()
+    assert main(["audit", str(path), "--tokenizer", "spm-v3", "--dataset", str(rows), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    assert (summary["rows"], summary["sound"], summary["packed"]) == (5, 5, 0)
 
 
 def tool(name: str, **properties: Any) -> Data:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
-from pytest_mistral_lora.chat.formats import Recognised, import_step, recognise
+from pytest_mistral_lora.chat.formats import import_step, recognise
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.encoded import EncodingFault
@@ -134,7 +134,7 @@ class _RecordReader:
             index,
             rows,
             as_stored=self._rows(data) if unpadded != data else (),
-            packed="conversations" in data,
+            packed=_has_conversations(data),
             input_ids=ids,
             labels=labels,
             masks=masks,
@@ -173,13 +173,11 @@ class _RecordReader:
 
     def _rows(self, data: Mapping[str, Any]) -> tuple[Row, ...]:
         """Return the conversations of a record; none if they are in the source alone."""
-        found = recognise({key: value for key, value in data.items() if key != "input_ids"})
-        turns = bool(data.get("conversations")) and found is not None and found.keys.get("messages") == "conversations"
-        if "conversations" not in data or turns:
+        if not _has_conversations(data):
             if data.get("messages") is not None:
                 return (parse_row(data, place=self.place),)
             if not self.has_source or _packs(data):
-                raise self._without_messages(data, found)
+                raise self._without_messages(data)
             return ()
         if "messages" in data:
             raise RowError("has messages and conversations", place=self.place, expected="one of them")
@@ -192,13 +190,8 @@ class _RecordReader:
         rows = [one if isinstance(one, Mapping) else shared | {"messages": one} for one in given]
         return tuple(parse_row(row, place=f"{place}[{n}]") for n, row in enumerate(rows))
 
-    def _without_messages(self, data: Mapping[str, Any], found: Recognised | None) -> RowError:
-        """Return the error of ids that no messages are beside, with all that can be done.
-
-        Args:
-            data: The record.
-            found: The format of its other keys, or None.
-        """
+    def _without_messages(self, data: Mapping[str, Any]) -> RowError:
+        """Return the error of ids that no messages are beside, with all that can be done."""
         # not the error of `parse_row`, which would take the record for a format of its own, and name another reader
         path = shlex.quote(str(self.path))
         audit = f"mistral-lora audit {path} --tokenizer PATH --dataset"
@@ -210,6 +203,7 @@ class _RecordReader:
                 next_step="Prepare the dataset without packing (TRL: packing=False), and audit it with its messages.",
             )
         step = f"Name the rows that the ids were made of, in their order: {audit} rows.jsonl"
+        found = recognise({key: value for key, value in data.items() if key != "input_ids"})
         if found is not None and found.name:
             convert = import_step(str(self.path)).removeprefix("Convert it: ")
             step = f"Convert the rows, and judge the ids by them: {convert} && {audit} {convert.rpartition(' ')[2]}"
@@ -234,6 +228,13 @@ class _RecordReader:
             if type(value) is not int:
                 raise RowError(f"{value!r:.80}", place=f"{place}[{index}]", expected="an integer")
         return tuple(values)
+
+
+def _has_conversations(data: Mapping[str, Any]) -> bool:
+    """Return whether a record has a list of conversations; ShareGPT has the messages of one under the same key."""
+    given = data.get("conversations")
+    found = recognise({"conversations": given}) if given and "messages" not in data else None
+    return "conversations" in data and found is None
 
 
 def _packs(data: Mapping[str, Any]) -> bool:
