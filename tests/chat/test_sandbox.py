@@ -18,8 +18,9 @@ from converted import converted_tokenizer
 from each_oracle import oracle_named
 
 from pytest_mistral_lora.chat.oracle import SHIPPED
+from pytest_mistral_lora.chat.reading import limited
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.chat.templates import ChatTemplate, isolated
+from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.isolated import RenderLimits, RenderProcess, ask, trust
 from pytest_mistral_lora.chat.templates.sandbox import SECONDS, BoundedTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -256,6 +257,6 @@ def test_the_process_imports_no_torch_keeps_its_memory_and_ends_with_its_parent(
 
 
 def test_an_interpreter_that_cannot_start_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolated, "_CODE", "raise SystemExit(9)")
+    monkeypatch.setattr(limited, "_CODE", "raise SystemExit(9)")
     with pytest.raises(MistralLoraError, match=r"does not start \(exit code 9\)"):
         RenderProcess(RenderLimits()).ask({**question("a"), "foreign": True})

@@ -8,30 +8,19 @@ are asked here: mistral-common builds them from a closed set of settings, and no
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import hashlib
-import json
 import os
-import select
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import Any
 
+from pytest_mistral_lora.chat.reading.limited import LimitedProcess
 from pytest_mistral_lora.chat.templates.renderer import answer, training_source
-from pytest_mistral_lora.errors import MistralLoraError, RenderError
+from pytest_mistral_lora.errors import RenderError
 
-_START_SECONDS = 120.0
 _MIB = 1 << 20
-# sys.path of this process, not of the environment: the same packages, and never those of the working folder
-_CODE = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from pytest_mistral_lora.chat.templates.renderer import serve; serve(float(sys.argv[2]), int(sys.argv[3]))"
-)
 _OWN: set[str] = set()
 
 
@@ -106,8 +95,7 @@ class RenderProcess:
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         limits = self._limits
         started = self._started.get(os.getpid())
-        if started is None or started.process.poll() is not None:
-            # it may have been ended from outside while it had nothing to do
+        if started is None or not started.is_running:
             self.close()
             started = self._started[os.getpid()] = _Started(limits)
         try:
@@ -120,48 +108,25 @@ class RenderProcess:
             self.close()
         if found is not None:
             return found
-        code = started.process.returncode
-        if code == -getattr(signal, "SIGPROF", 0):
-            bound = f"takes more than {limits.cpu_seconds:g} seconds of CPU time for one row"
-        elif started.too_slow:
-            bound = f"takes more than {limits.seconds:g} seconds for one row"
-        else:
-            name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            return {"kind": "ended", "found": f"the chat template takes down the process that renders it ({name})"}
-        return {"kind": "overrun", "found": f"the chat template {bound}"}
+        overrun = started.overrun(limits.cpu_seconds, limits.seconds)
+        if not overrun:
+            found = f"the chat template takes down the process that renders it ({started.ending})"
+            return {"kind": "ended", "found": found}
+        return {"kind": "overrun", "found": f"the chat template takes more than {overrun} for one row"}
 
 
-class _Started:
-    """A running process with its pipes."""
+class _Started(LimitedProcess):
+    """A running process, which is sent each source once."""
 
     def __init__(self, limits: RenderLimits) -> None:
-        command = [sys.executable, "-I", "-B", "-c", _CODE, json.dumps([*map(str, sys.path)])]
-        # threads of numpy would only take address space
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        self.too_slow = False
+        super().__init__(
+            "pytest_mistral_lora.chat.templates.renderer",
+            "serve",
+            (limits.cpu_seconds, limits.memory),
+            title="renders chat templates",
+            check="import transformers.utils.chat_template_utils",
+        )
         self._sources: set[str] = set()
-        try:
-            self.process = subprocess.Popen(
-                [*command, str(limits.cpu_seconds), str(limits.memory)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-            )
-        except OSError as error:
-            raise MistralLoraError(f"cannot be started: {error.strerror}", place=sys.executable) from error
-        self._stdin, self._stdout = cast("IO[bytes]", self.process.stdin), cast("IO[bytes]", self.process.stdout)
-        if hasattr(select, "poll"):
-            self._poll = select.poll()
-            self._poll.register(self._stdout, select.POLLIN)
-        if self._line(_START_SECONDS) is None:
-            code = self.process.returncode
-            self.end()
-            raise MistralLoraError(
-                f"the process that renders chat templates does not start (exit code {code})",
-                place=sys.executable,
-                next_step="Run: python -c 'import transformers.utils.chat_template_utils'",
-            )
 
     def answer(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any] | None:
         """Return the answer to a question, or None if the process has ended or was too slow."""
@@ -170,45 +135,8 @@ class _Started:
         sent = dict(question, name=name)
         if name in self._sources:
             del sent["source"]
-        try:
-            self._stdin.write(json.dumps(sent).encode() + b"\n")
-            self._stdin.flush()
-        except OSError:
-            self.process.wait()
-            return None
         self._sources.add(name)
-        line = self._line(seconds)
-        return None if line is None else dict(json.loads(line))
-
-    def end(self) -> None:
-        """End the process and wait for it."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self._stdin, self._stdout):
-            # a question that was not read to its end is still in the pipe
-            with contextlib.suppress(OSError):
-                pipe.close()
-
-    def _line(self, seconds: float) -> bytes | None:
-        """Return the next line, or None if the process has ended, or does not write it in time and is ended."""
-        if hasattr(select, "poll"):
-            if not self._poll.poll(seconds * 1000):
-                self._give_up()
-            line = self._stdout.readline()
-        else:
-            # Windows polls no pipes
-            timer = threading.Timer(seconds, self._give_up)
-            timer.start()
-            line = self._stdout.readline()
-            timer.cancel()
-        if line.endswith(b"\n"):
-            return line
-        self.process.wait()
-        return None
-
-    def _give_up(self) -> None:
-        self.too_slow = True
-        self.process.kill()
+        return super().answer(sent, seconds)
 
 
 @functools.cache

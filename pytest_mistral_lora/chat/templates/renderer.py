@@ -6,19 +6,14 @@ objects there, so that nothing but data crosses.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
-import os
 import re
-import signal
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.difference import equal_beginning
+from pytest_mistral_lora.chat.reading import limited
 from pytest_mistral_lora.chat.templates.generation_blocks import has_generation, with_generation
 from pytest_mistral_lora.chat.templates.own_rows import OwnRows, own_renderer
 from pytest_mistral_lora.chat.templates.sandbox import BoundedTemplate
@@ -198,47 +193,13 @@ def serve(cpu_seconds: float, memory: int) -> None:
         cpu_seconds: CPU time of one answer, after which the kernel ends this process.
         memory: Bytes that may be added to those of the libraries.
     """
-    # Ctrl-C is for the process that asks
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    # all that a rendering imports is imported before the memory is limited
-    answer(
-        {"asked": "mark", "source": "{{ messages }}", "foreign": True, "messages": [], "tools": None, "variables": {}}
-    )
-    _limit_memory(memory)
-    timer = getattr(signal, "setitimer", None)
+    asked = {"asked": "mark", "foreign": True, "messages": [], "tools": None, "variables": {}}
     sources: dict[str, str] = {}
-    _write(answers, {"ready": True})
-    for line in sys.stdin.buffer:
-        if timer is not None:
-            # unlike RLIMIT_CPU it counts from here, in less than seconds; SIGPROF ends a process that has no handler
-            timer(signal.ITIMER_PROF, cpu_seconds)
-        try:
-            question = json.loads(line)
-            # a source comes once, then by its name
-            question["source"] = sources.setdefault(question["name"], question.get("source"))
-            found = answer(question)
-            _write(answers, found)
-        except MemoryError:
-            found = {"kind": "memory"}
-            _write(answers, found)
-        if found.get("kind") == "memory":
-            return
-        if timer is not None:
-            timer(signal.ITIMER_PROF, 0)
 
+    def answer_with_source(question: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        # a source comes once, then by its name
+        question["source"] = sources.setdefault(question["name"], question.get("source"))
+        return answer(question), b""
 
-def _write(answers: Any, found: Iterable[Any]) -> None:
-    answers.write(json.dumps(found).encode() + b"\n")
-    answers.flush()
-
-
-def _limit_memory(memory: int) -> None:
-    # only Linux both gives the size of a process and holds it to a limit
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (used + memory, hard))
+    prepare = functools.partial(answer, {**asked, "source": "{{ messages }}"})
+    limited.serve(prepare, answer_with_source, cpu_seconds=cpu_seconds, memory=memory)

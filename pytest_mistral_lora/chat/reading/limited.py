@@ -1,0 +1,209 @@
+"""Processes that do for this one what must not take it down: under limits of the operating system on time and memory.
+
+Foreign templates are rendered in one (`chat.templates.isolated`), and tables are read in one (`data.tables`). Questions
+and answers are JSON objects, a line each; bytes may follow an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+from pytest_mistral_lora.errors import MistralLoraError
+
+_START_SECONDS = 120.0
+# sys.path of this process, not of the environment: the same packages, and never those of the working folder
+_CODE = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {module} import {function}; {function}(*{given})"
+
+
+class LimitedProcess:
+    """A running process with its pipes.
+
+    Args:
+        module: The module of the function that it runs.
+        function: The function, which answers questions by `serve`.
+        given: Its arguments, as plain JSON data.
+        title: What the process does, for an error: `renders chat templates`.
+        check: Code that shows why it does not start.
+        environment: Variables for it beside those of this process.
+
+    Attributes:
+        process: The process itself.
+        too_slow: Whether it was ended because an answer took too long.
+
+    Raises:
+        MistralLoraError: If it does not start.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        function: str,
+        given: Sequence[Any],
+        *,
+        title: str,
+        check: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        code = _CODE.format(module=module, function=function, given=[*given])
+        command = [sys.executable, "-I", "-B", "-c", code, json.dumps([*map(str, sys.path)])]
+        # threads of numpy would only take address space
+        one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        self.too_slow: bool = False
+        try:
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, **one_thread, **(environment or {})},
+            )
+        except OSError as error:
+            raise MistralLoraError(f"cannot be started: {error.strerror}", place=sys.executable) from error
+        self._stdin, self._stdout = cast("IO[bytes]", self.process.stdin), cast("IO[bytes]", self.process.stdout)
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(self._stdout, select.POLLIN)
+        if self._line(_START_SECONDS) is None:
+            ended = self.ending
+            self.end()
+            raise MistralLoraError(
+                f"the process that {title} does not start ({ended})",
+                place=sys.executable,
+                next_step=f"Run: python -c '{check}'",
+            )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended; it may have been ended from outside while it had nothing to do."""
+        return self.process.poll() is None
+
+    def answer(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any] | None:
+        """Return the answer to a question, or None if the process has ended or was too slow.
+
+        Args:
+            question: The question, as plain JSON data.
+            seconds: Time on the clock, after which the process is ended.
+        """
+        try:
+            self._stdin.write(json.dumps(question).encode() + b"\n")
+            self._stdin.flush()
+        except OSError:
+            self.process.wait()
+            return None
+        line = self._line(seconds)
+        return None if line is None else dict(json.loads(line))
+
+    def read(self, size: int) -> bytes | None:
+        """Return the bytes that follow an answer, or None if the process has ended before the last of them."""
+        data = self._stdout.read(size)
+        if len(data) == size:
+            return data
+        self.process.wait()
+        return None
+
+    def overrun(self, cpu_seconds: float, seconds: float) -> str:
+        """Return the time that the last answer passed, in words; empty if the process ended for another reason."""
+        if self.process.returncode == -getattr(signal, "SIGPROF", 0):
+            return f"{cpu_seconds:g} seconds of CPU time"
+        return f"{seconds:g} seconds" if self.too_slow else ""
+
+    @property
+    def ending(self) -> str:
+        """The name of the signal that ended the process, or its exit code, in words."""
+        code = self.process.returncode
+        return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+
+    def end(self) -> None:
+        """End the process and wait for it."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self._stdin, self._stdout):
+            # a question that was not read to its end is still in the pipe
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+    def _line(self, seconds: float) -> bytes | None:
+        """Return the next line, or None if the process has ended, or does not write it in time and is ended."""
+        if hasattr(select, "poll"):
+            if not self._poll.poll(seconds * 1000):
+                self._give_up()
+            line = self._stdout.readline()
+        else:
+            # Windows polls no pipes
+            timer = threading.Timer(seconds, self._give_up)
+            timer.start()
+            line = self._stdout.readline()
+            timer.cancel()
+        if line.endswith(b"\n"):
+            return line
+        self.process.wait()
+        return None
+
+    def _give_up(self) -> None:
+        self.too_slow = True
+        self.process.kill()
+
+
+def serve(
+    prepare: Callable[[], object],
+    answer: Callable[[Any], tuple[Mapping[str, Any], bytes]],
+    *,
+    cpu_seconds: float,
+    memory: int,
+) -> None:
+    """Answer one question a line from stdin until it ends, each within limits of CPU time and memory.
+
+    Args:
+        prepare: Imports all that answers import, before the memory is limited.
+        answer: Answers a question, with the bytes that follow; a `kind` of `memory` ends this process.
+        cpu_seconds: CPU time of one answer, after which the kernel ends this process.
+        memory: Bytes that may be added to those of the libraries.
+    """
+    # Ctrl-C is for the process that asks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    prepare()
+    limit_memory(memory)
+    timer = getattr(signal, "setitimer", None)
+    _write(answers, {"ready": True})
+    for line in sys.stdin.buffer:
+        if timer is not None:
+            # unlike RLIMIT_CPU it counts from here, in less than seconds; SIGPROF ends a process that has no handler
+            timer(signal.ITIMER_PROF, cpu_seconds)
+        try:
+            found, data = answer(json.loads(line))
+            _write(answers, found, data)
+        except MemoryError:
+            found = {"kind": "memory"}
+            _write(answers, found)
+        if found.get("kind") == "memory":
+            return
+        if timer is not None:
+            timer(signal.ITIMER_PROF, 0)
+
+
+def _write(answers: BinaryIO, found: Mapping[str, Any], data: bytes = b"") -> None:
+    answers.write(json.dumps(found).encode() + b"\n" + data)
+    answers.flush()
+
+
+def limit_memory(more: int) -> None:
+    """Let this process have a number of bytes of memory beside those that it has, on Linux."""
+    # only Linux both gives the size of a process and holds it to a limit
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (used + more, hard))
