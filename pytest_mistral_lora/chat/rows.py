@@ -188,7 +188,7 @@ def scan_rows(source: str | Path | DataFile) -> Iterator[Row | RowError]:
         yield RowError("the file has no rows", place=str(path))
 
 
-def read_row(path: Path, number: int, line: bytes | RowError | None) -> Row | RowError | None:
+def read_row(path: Path, number: int, line: bytes | int | RowError) -> Row | RowError | None:
     """Return the row of a line of `scan_lines`, the error that makes it unusable, or None if the line is blank."""
     item = read_line(path, number, line)
     if item is None or isinstance(item, RowError):

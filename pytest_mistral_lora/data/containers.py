@@ -12,8 +12,9 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -32,12 +33,17 @@ from pytest_mistral_lora.chat.formats import (
     Container,
     container_of,
 )
-from pytest_mistral_lora.chat.reading import MAX_LINE_BYTES, STRICT, fault_of, lines_of, opened, read_line
+from pytest_mistral_lora.chat.reading import STRICT, fault_of, limits, lines_of, opened, read_line
 from pytest_mistral_lora.chat.remedies import AGAIN, json_step, unpack_step, unreadable
+from pytest_mistral_lora.data import tables
+from pytest_mistral_lora.data.tables import refuse_two_columns
 from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.extras import require_extra
 
 _BATCH = 256
 _CHUNK = 1 << 16
+_XZ_MEMORY = 128 << 20  # the highest preset takes 65 MiB
+_SPACE = re.compile(r"\s*")
 _TABLES = (PARQUET, ARROW_FILE, ARROW_STREAM)
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
@@ -112,13 +118,69 @@ def _decoded(path: Path, container: Container) -> Iterator[tuple[io.BufferedRead
         if container.compression == "zstd":
             import pyarrow as pa
 
+            # it refuses a window of more than 128 MiB
             file = stack.enter_context(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))
+        elif container.compression == "xz":
+            file = _Xz(raw)
         elif container.compression:
-            opener = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[container.compression]
+            opener = {"gzip": gzip.open, "bzip2": bz2.open}[container.compression]
             file = stack.enter_context(cast(Any, opener)(raw, "rb"))
+        if container.compression:
+            file = _Counted(file, limits.Expansion(path))
         if container.encoding:
             file = _AsUtf8(file, container.encoding)
-        yield (file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)), raw
+        yield (file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, _CHUNK)), raw
+
+
+class _Counted(io.RawIOBase):
+    """A file whose bytes are counted."""
+
+    def __init__(self, file: BinaryIO, expansion: limits.Expansion) -> None:
+        self._file = file
+        self._expansion = expansion
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        self._expansion.count(len(data))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Xz(io.RawIOBase):
+    """A file of xz streams, decompressed; `lzma.open` takes as much memory as the file asks for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._stream: lzma.LZMADecompressor | None = None
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        found = b""
+        while not found and (self._stream is not None or self._starts_stream()):
+            stream = cast(lzma.LZMADecompressor, self._stream)
+            if stream.needs_input and not self._rest:
+                self._rest = self._file.read(_CHUNK)
+                if not self._rest:
+                    raise EOFError("the last stream is cut off")
+            found, self._rest = stream.decompress(self._rest, size), b""
+            if stream.eof:
+                self._stream, self._rest = None, stream.unused_data
+        return found
+
+    def _starts_stream(self) -> bool:
+        """Return whether another stream follows, perhaps behind zeros; the first one follows nothing."""
+        self._rest = self._rest.lstrip(b"\0")
+        while not self._rest and (more := self._file.read(_CHUNK)):
+            self._rest = more.lstrip(b"\0")
+        if self._rest:
+            self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+        return bool(self._rest)
 
 
 class _AsUtf8(io.RawIOBase):
@@ -168,131 +230,168 @@ def _value_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
     Raises:
         InputError: If the text is not JSON: there is no line end to go on from.
     """
-    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        buffer = _filled("", text)
-        in_array = buffer[:1] == "["
-        buffer = _filled(buffer[in_array:], text)
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as wrapped:
+        text = _JsonText(wrapped)
+        in_array = text.skip("[")
         number = 0
-        while buffer and not (in_array and buffer[0] == "]"):
+        while text.next() not in ("", "]" if in_array else ""):
             number += 1
-            value, buffer = _next_value(f"{path}:{number}", buffer, text)
-            yield Record(f"{path}:{number}", value)
-            buffer = _filled(buffer, text)
-            if in_array and buffer[:1] == ",":
-                buffer = _filled(buffer[1:], text)
-                if buffer[:1] == "]":
-                    raise InputError(
-                        "not valid JSON: a trailing comma at the end of the array", place=f"{path}:{number}"
-                    )
-            elif in_array and buffer[:1] not in ("]", ""):
-                raise InputError("not valid JSON: no comma after the row", place=f"{path}:{number}")
-        if in_array and not buffer:
+            place = f"{path}:{number}"
+            yield Record(place, _next_value(place, text))
+            if in_array and text.skip(","):
+                if text.next() == "]":
+                    raise InputError("not valid JSON: a trailing comma at the end of the array", place=place)
+            elif in_array and text.next() not in ("]", ""):
+                raise InputError("not valid JSON: no comma after the row", place=place)
+        if in_array and not text.skip("]"):
             raise InputError("the array is cut off: its closing bracket is missing", place=str(path), next_step=AGAIN)
-        if in_array and _filled(buffer[1:], text):
+        if in_array and text.next():
             raise InputError("text follows the array", place=f"{path}:{number}")
 
 
-def _filled(buffer: str, text: io.TextIOWrapper) -> str:
-    """Return the text without white space at its start, and with more of the file if nothing is left."""
-    buffer = buffer.lstrip()
-    while not buffer and (more := text.read(_CHUNK)):
-        buffer = more.lstrip()
-    return buffer
+class _JsonText:
+    """The text of a file, as much of it as a value needs.
+
+    Attributes:
+        kept: Some of the text.
+        at: The place in it where the next value begins.
+    """
+
+    def __init__(self, file: io.TextIOWrapper) -> None:
+        self._file = file
+        self.kept: str = ""
+        self.at: int = 0
+
+    def next(self) -> str:
+        """Return the next character that is no white space; empty at the end of the file."""
+        while True:
+            self.at = cast("re.Match[str]", _SPACE.match(self.kept, self.at)).end()
+            if self.at < len(self.kept) or not self.read(_CHUNK):
+                return self.kept[self.at : self.at + 1]
+
+    def skip(self, character: str) -> bool:
+        """Go on behind the next character if it is this one, and return whether it is."""
+        found = self.next() == character
+        self.at += found
+        return found
+
+    def read(self, size: int) -> bool:
+        """Read more of the file, and return whether there was more; the text before the next value is let go."""
+        more = self._file.read(size)
+        # here alone, and not behind each value: a long text is not copied for each of the short ones behind it
+        self.kept, self.at = self.kept[self.at :] + more, 0
+        return bool(more)
 
 
-def _next_value(place: str, buffer: str, text: io.TextIOWrapper) -> tuple[Any, str]:
-    """Return a value, or its error, and the text behind it."""
-    size = _CHUNK
+def _next_value(place: str, text: _JsonText) -> Any:
+    """Return the next value, or its error."""
+    size, most = _CHUNK, limits.MAX_ROW_BYTES
     while True:
+        start = text.at
         try:
             try:
-                value, end = STRICT.raw_decode(buffer)
+                value, end = STRICT.raw_decode(text.kept, start)
             except json.JSONDecodeError:
                 raise
             except ValueError as error:
                 # JSON, but not of one meaning: the next row can be found
-                refused = RowError(str(error), place=place, next_step=json_step(str(error)))
-                value, end = refused, json.JSONDecoder().raw_decode(buffer)[1]
-            return value, buffer[end:]
+                value = RowError(str(error), place=place, next_step=json_step(str(error)))
+                end = json.JSONDecoder().raw_decode(text.kept, start)[1]
+            long = end - start
+            # a number may go on behind the cut: of `1e+5` the reader takes `1` alone
+            is_open = end + 2 >= len(text.kept) and text.kept[end - 1] not in '}]"'
+            if is_open and long <= most and text.read(size):
+                size *= 2
+                continue
+            # where nothing more was read, the text before the value is let go all the same
+            text.at += long
+            return limits.row_too_large(long, place) if long > most else value
         except RecursionError as error:
             raise InputError("JSON is nested too deeply", place=place) from error
         except json.JSONDecodeError as error:
-            # only a fault at the end of the buffer can come from the cut
-            cut = error.msg.startswith("Unterminated string") or error.pos >= len(buffer) - 16
-            more = text.read(size) if cut and len(buffer) <= MAX_LINE_BYTES else ""
-            if not more:
-                shown = f"near {buffer[max(0, error.pos - 20) : error.pos + 20]!r}"
-                found = f"not valid JSON: {fault_of(error)} {shown}"
-                if len(buffer) > MAX_LINE_BYTES:
-                    found = f"the row is longer than {MAX_LINE_BYTES >> 20} MiB"
-                elif error.msg.startswith("Unterminated string") or not buffer[error.pos :].strip():
-                    found = "the file is cut off: it ends inside this row"
-                raise InputError(found, place=place) from error
+            # only a fault at the end of the text can come from the cut
+            cut = error.msg.startswith("Unterminated string") or error.pos >= len(text.kept) - 16
+            there = len(text.kept) - start
+            if cut and there > most:
+                found = f"the row has {there:,} bytes and more"
+                raise InputError(found, place=place, expected=limits.at_most(most)) from error
             # twice as much each time: a long value is parsed a few times, not once a chunk
-            buffer, size = buffer + more, 2 * size
+            if cut and text.read(min(size, most + 1 - there)):
+                size *= 2
+                continue
+            near = error.doc[max(start, error.pos - 20) : error.pos + 20]
+            found = f"not valid JSON: {fault_of(error)} near {near!r}"
+            if error.msg.startswith("Unterminated string") or not error.doc[error.pos :].strip():
+                found = "the file is cut off: it ends inside this row"
+            raise InputError(found, place=place) from error
 
 
 def _csv_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        csv.field_size_limit(MAX_LINE_BYTES)
-        first = next((line for line in iter(lambda: text.readline(MAX_LINE_BYTES), "") if line.strip()), "")
+        csv.field_size_limit(limits.MAX_ROW_BYTES)
+        lines = _CsvLines(path, text)
+        first = next((line for line in lines if line.strip()), "")
         # a spreadsheet writes semicolons where the comma is the decimal mark
         delimiter = max("\t,;", key=first.count)
         header: list[str] = []
-        number = 0
         try:
-            for cells in filter(None, csv.reader(chain([first], text), delimiter=delimiter, strict=True)):
-                place = f"{path}:{number + 1}"
+            for cells in csv.reader(chain([first], lines), delimiter=delimiter, strict=True):
+                lines.size, place = 0, lines.place
                 if not header:
                     header = cells
-                    _refuse_two_columns(header, place)
+                    refuse_two_columns(header, place)
                     continue
-                number += 1
+                if not cells:
+                    continue
+                lines.rows += 1
                 value: Any = dict(zip(header, cells, strict=False))
                 if len(cells) != len(header):
                     found = f"{len(cells)} fields; the header has {len(header)}"
                     value = RowError(found, place=place, expected="as many fields as the header has")
                 yield Record(place, value)
         except csv.Error as error:
-            place, step = f"{path}:{number + 1}", "Quote fields with quotes."
-            raise InputError(f"not valid CSV: {error}", place=place, next_step=step) from error
+            step = "Quote fields with quotes."
+            raise InputError(f"not valid CSV: {error}", place=lines.place, next_step=step) from error
 
 
-def _refuse_two_columns(names: Sequence[str], place: str) -> None:
-    """Refuse a table of which two columns have one name: one of them would be lost."""
-    if len(set(names)) < len(names):
-        raise InputError(f"two columns have one name: {', '.join(names)}", place=place)
+class _CsvLines:
+    """The lines of a CSV file, as the reader of CSV takes them: one or more for each row.
+
+    Attributes:
+        rows: Number of rows that are complete.
+        size: Characters of the row that is read now.
+    """
+
+    def __init__(self, path: Path, text: io.TextIOWrapper) -> None:
+        self._path = path
+        self._text = text
+        self.rows: int = 0
+        self.size: int = 0
+
+    @property
+    def place(self) -> str:
+        """The place of the row that is read now."""
+        return f"{self._path}:{self.rows + 1}"
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the lines.
+
+        Raises:
+            InputError: If a row is too large: a quote that is missing may make one of the rest of the file.
+        """
+        most = limits.MAX_ROW_BYTES
+        while line := self._text.readline(most + 1 - self.size):
+            self.size += len(line)
+            if self.size > most:
+                found, step = f"the row has {self.size:,} bytes and more", "Look for a quote that is not closed."
+                raise InputError(found, place=self.place, expected=limits.at_most(most), next_step=step)
+            yield line
 
 
 def _table_records(path: Path, name: str, progress: Callable[[int], None]) -> Iterator[Record]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    number, size = 0, path.stat().st_size
-    try:
-        with ExitStack() as stack:
-            batches: Any
-            if name == PARQUET:
-                table = stack.enter_context(parquet.ParquetFile(path))
-                batches, total = table.iter_batches(_BATCH), max(1, table.metadata.num_rows)
-            else:
-                mapped = stack.enter_context(pa.memory_map(str(path)))
-                if name == ARROW_FILE:
-                    reader = pa.ipc.open_file(mapped)
-                    batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-                else:
-                    batches = pa.ipc.open_stream(mapped)
-                total = 0
-            for batch in batches:
-                _refuse_two_columns(batch.schema.names, str(path))
-                # a batch of an Arrow file may hold the whole of it
-                for start in range(0, batch.num_rows, _BATCH):
-                    for value in batch.slice(start, _BATCH).to_pylist():
-                        number += 1
-                        yield Record(f"{path}:{number}", value)
-                progress(size * batch.num_rows // total if total else batch.nbytes)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"cannot be read as {name}: {error}", place=str(path), next_step=AGAIN) from error
-    except (ValueError, OverflowError) as error:
-        # values that Python does not have: a year beyond 9999, an object with two fields of one name
-        raise InputError(f"a row after row {number} cannot be read: {error}", place=str(path)) from error
+    require_extra("parquet")
+    for piece in tables.pieces(path, name):
+        for number, value in enumerate(piece.values, start=piece.first):
+            place = f"{path}:{number}"
+            yield Record(place, limits.row_too_large(value, place) if isinstance(value, int) else value)
+        progress(piece.read)

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat import reading as jsonl
-from pytest_mistral_lora.chat.reading import loads_strict, scan_jsonl
+from pytest_mistral_lora.chat.reading import limits, loads_strict, scan_jsonl
 from pytest_mistral_lora.errors import EXIT_BAD_INPUT, InputError, RowError
 
 GOOD = b'{"a": 1}\n'
@@ -97,21 +96,22 @@ def test_only_a_newline_ends_a_line(tmp_path: Path, separator: str) -> None:
 def test_a_line_that_is_too_long_is_refused_and_the_next_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, excess: int, refused: bool
 ) -> None:
-    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 20)
+    monkeypatch.setattr(limits, "MAX_ROW_BYTES", 20)
     line = b'"' + b"x" * (18 + excess) + b'"'
     path = write(tmp_path / "rows.jsonl", GOOD + line + b"\n" + GOOD)
-    expected = f"{path}:2: line is longer than 0 MiB" if refused else (2, "x" * 18)
+    found = f"{path}:2: the row has {20 + excess + 1} bytes; expected at most 20 bytes (0 MiB)"
+    expected = found if refused else (2, "x" * 18)
     assert scan(path) == [(1, {"a": 1}), expected, (3, {"a": 1})]
 
 
-def test_the_longest_line_is_64_mib() -> None:
-    assert jsonl.MAX_LINE_BYTES == 64 * 2**20
+def test_the_largest_row_has_20_mib() -> None:
+    assert limits.MAX_ROW_BYTES == 20 * 2**20
 
 
 def test_a_long_last_line_without_newline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 20)
+    monkeypatch.setattr(limits, "MAX_ROW_BYTES", 20)
     path = write(tmp_path / "rows.jsonl", GOOD + b"1" * 65)
-    assert scan(path) == [(1, {"a": 1}), f"{path}:2: line is longer than 0 MiB"]
+    assert scan(path) == [(1, {"a": 1}), f"{path}:2: the row has 65 bytes; expected at most 20 bytes (0 MiB)"]
 
 
 @pytest.mark.parametrize(("name", "said"), [("absent.jsonl", "No such file or directory"), ("", "Is a directory")])

@@ -13,7 +13,7 @@ import pytest
 from encoded_files import Data, audit_findings, audit_rules, number_line, number_row, write_lines
 
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.reading import MAX_LINE_BYTES
+from pytest_mistral_lora.chat.reading.limits import MAX_ROW_BYTES
 from pytest_mistral_lora.conformance.encoded.audit import KEPT, MOST_ERRORS, Audit, AuditReport
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError, RowsError
@@ -143,14 +143,14 @@ def test_an_empty_file_is_unreadable(write: Write, oracle: Oracle) -> None:
 def test_a_huge_line_is_refused_unread(lines: list[Data], write: Write, oracle: Oracle) -> None:
     path = write(lines[:1])
     with path.open("a") as file:
-        file.writelines("7," * 2**20 for _ in range(MAX_LINE_BYTES // 2**21 + 1))
+        file.writelines("7," * 2**20 for _ in range(MAX_ROW_BYTES // 2**21 + 1))
         file.write("\n" + json.dumps(lines[1]) + "\n")
     tracemalloc.start()
     findings = audit_findings(path, oracle)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [finding.rule for finding in findings] == ["ML501"]
-    assert peak < 3 * MAX_LINE_BYTES
+    assert peak < 3 * MAX_ROW_BYTES
 
 
 def test_a_file_that_is_wrong_all_over_is_judged_in_bounded_memory(write: Write, oracle: Oracle) -> None:

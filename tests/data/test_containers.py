@@ -101,7 +101,7 @@ VALUES = st.dictionaries(
     st.sampled_from(("a", "b")),
     st.sampled_from((None, True, -1.5e3, "", 'é\\"]},\n', [1, [2]], {"c": {}}, "x" * 50)),
     max_size=2,
-)
+) | st.sampled_from((12345678901, "a", True, None, -1.25))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -143,7 +143,7 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("a.arrow", b"ARROW1nonsense", "cannot be read as an Arrow file"),
     ("a.arrow", b"\xff\xff\xff\xff\x00\x01\x00\x00nonsense", "cannot be read as an Arrow stream"),
     ("a.csv", b'a,b\n"x,y\n', "not valid CSV: unexpected end of data"),
-    ("a.csv", b"a,a\n1,2\n", "two columns have one name: a, a"),
+    ("a.csv", b"a,a\n1,2\n", "two columns have one name: a"),
     ("a.tar.gz", gzip.compress(b"PAR1xxxxPAR1"), "this is gzip of Parquet"),
     ("a.gz", gzip.compress(gzip.compress(b"{}")), "this is gzip of gzip"),
 ]

@@ -17,12 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pytest_mistral_lora.chat.formats import LINES, Container, container_of, import_step
+from pytest_mistral_lora.chat.reading import limits
 from pytest_mistral_lora.chat.remedies import encoded_step, json_step, utf8_step
 from pytest_mistral_lora.errors import InputError, RowError, one_line
-
-MAX_LINE_BYTES = 64 * 1024 * 1024
-"""A longer line is refused unread, so that one bad file cannot fill the memory."""
-
 
 JSON_LIMIT = 16 << 20
 """Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
@@ -240,8 +237,8 @@ def scan_jsonl(path: Path, *, encoded: bool = False) -> Iterator[tuple[int, Any]
             yield item
 
 
-def scan_lines(path: Path, *, encoded: bool = False) -> Iterator[tuple[int, bytes | None]]:
-    """Yield `(line number, bytes)` for each line, for `read_line` to parse; None for a line that is too long to read.
+def scan_lines(path: Path, *, encoded: bool = False) -> Iterator[tuple[int, bytes | int]]:
+    """Yield `(line number, bytes)` for each line, for `read_line` to parse; its size for a line that is too large.
 
     Args:
         path: The file.
@@ -278,27 +275,29 @@ def first_values(path: Path, most: int = 20) -> list[Any]:
     return [item[1] for item in islice(scan_jsonl(path), most) if not isinstance(item, RowError)]
 
 
-def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes | int]]:
     """Yield `(line number, bytes)` for each line of an open file, as `scan_lines` does."""
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
+    number, most = 0, limits.MAX_ROW_BYTES
+    while line := file.readline(most + 1):
         number += 1
-        if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
+        if len(line) <= most or line.endswith(b"\n"):
             yield number, line
             continue
         # The rest of a line that is too long is read and thrown away, so that the next line keeps its number.
+        size = len(line)
         while line and not line.endswith(b"\n"):
-            line = file.readline(MAX_LINE_BYTES)
-        yield number, None
+            line = file.readline(_LARGE)
+            size += len(line)
+        yield number, size
 
 
-def read_line(path: Path, number: int, line: bytes | RowError | None) -> tuple[int, Any] | RowError | None:
+def read_line(path: Path, number: int, line: bytes | int | RowError) -> tuple[int, Any] | RowError | None:
     """Return the number and value of a line of `scan_lines`, or its error, or None if it is blank."""
     if isinstance(line, RowError):
         return line
     place = f"{path}:{number}"
-    if line is None:
-        return RowError(f"line is longer than {MAX_LINE_BYTES // 1024**2} MiB", place=place)
+    if isinstance(line, int):
+        return limits.row_too_large(line, place)
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         return (number, loads_strict(text)) if text.strip() else None

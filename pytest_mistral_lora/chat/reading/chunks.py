@@ -60,7 +60,7 @@ class DataFile:
     is_held_out: bool = False
     source: LineSource | None = None
 
-    def lines(self) -> Iterator[tuple[int, bytes | RowError | None]]:
+    def lines(self) -> Iterator[tuple[int, bytes | int | RowError]]:
         """Yield numbers and lines for `chat.rows.read_row`; of a converted file, records as lines of rows.
 
         Raises:
@@ -77,7 +77,7 @@ class Chunk:
         path: The file.
         file: Its index among the files that are read.
         is_held_out: Whether all its rows are held out.
-        lines: Numbers and bytes of lines; in place of the bytes, None for a line that is too long to read, and the
+        lines: Numbers and bytes of lines; in place of the bytes, the size of a line that is too large, and the
             error of a record that cannot be converted.
         size: Number of bytes of the file that were read for them.
     """
@@ -85,7 +85,7 @@ class Chunk:
     path: Path
     file: int
     is_held_out: bool
-    lines: Sequence[tuple[int, bytes | RowError | None]]
+    lines: Sequence[tuple[int, bytes | int | RowError]]
     size: int
 
 
@@ -128,9 +128,9 @@ def chunks(files: Sequence[DataFile], refuse: Callable[[InputError], None], firs
             refuse(error)
 
 
-def _parts(file: DataFile) -> Iterator[tuple[list[tuple[int, bytes | RowError | None]], int]]:
+def _parts(file: DataFile) -> Iterator[tuple[list[tuple[int, bytes | int | RowError]], int]]:
     """Yield some lines of a file at a time, with the number of bytes that were read for them."""
-    lines: list[tuple[int, bytes | RowError | None]] = []
+    lines: list[tuple[int, bytes | int | RowError]] = []
     size = counted = 0
     for number, line in file.lines():
         lines.append((number, line))

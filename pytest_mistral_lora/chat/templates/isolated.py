@@ -110,8 +110,8 @@ class RenderProcess:
             return found
         overrun = started.overrun(limits.cpu_seconds, limits.seconds)
         if not overrun:
-            found = f"the chat template takes down the process that renders it ({started.ending})"
-            return {"kind": "ended", "found": found}
+            said = f"the chat template takes down the process that renders it ({started.ending})"
+            return {"kind": "ended", "found": said}
         return {"kind": "overrun", "found": f"the chat template takes more than {overrun} for one row"}
 
 

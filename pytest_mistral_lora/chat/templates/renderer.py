@@ -194,7 +194,7 @@ def serve(cpu_seconds: float, memory: int) -> None:
         memory: Bytes that may be added to those of the libraries.
     """
     asked = {"asked": "mark", "foreign": True, "messages": [], "tools": None, "variables": {}}
-    sources: dict[str, str] = {}
+    sources: dict[str, Any] = {}
 
     def answer_with_source(question: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         # a source comes once, then by its name
