@@ -23,7 +23,7 @@ from pytest_mistral_lora.data.containers import Record, SourceFile, open_source
 from pytest_mistral_lora.data.converter import RecordConverter
 from pytest_mistral_lora.data.layouts import Layout
 from pytest_mistral_lora.data.report import LOSSES, Report, RowChanges, refuse_unknown_losses
-from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.errors import InputError, RowError, and_more, one_line
 from pytest_mistral_lora.records.files import finished_file, inside, remove_temporaries
 
 _LOOKED_AT = 20
@@ -291,7 +291,8 @@ def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
         if known:
             return Layout("messages", {"messages": known}), f"{FORMATS['messages']} (`{known}`)"
         kind = "an empty object" if readable[0] == {} else kind_of(readable[0])
-        shown = f"keys {', '.join(map(str, record))}" if record else f"the first record is {kind}"
+        named = ", ".join(one_line(key, 60) for key in islice(record, 20)) + and_more(20, len(record))
+        shown = f"keys {named}" if record else f"the first record is {kind}"
         found = f"no known format: {shown}"
         step = "Name it with --format, or declare its keys as Axolotl or LLaMA-Factory do."
         if len(lists) == len(record) == 1:
