@@ -100,6 +100,11 @@ def _pieces(path: Path, name: str, rows: int, skipped: int, expansion: limits.Ex
             expansion.count(min(found["bytes"], limits.MAX_ROW_BYTES))
             done += len(values)
             question = {}
+    except GeneratorExit:
+        # nobody asks for the rest, as where a format is recognised by its first rows
+        if process.answer({"stop": True}, _SECONDS) is None:
+            process.end()
+            raise
     except BaseException:
         # an answer that is not taken would be taken for that to the next question
         process.end()
@@ -206,14 +211,15 @@ def serve(cpu_seconds: float, memory: int) -> None:
         cpu_seconds: CPU time of one piece.
         memory: Bytes that may be added to those of the libraries.
     """
-    reading: list[Iterator[tuple[dict[str, Any], bytes]]] = []
+    none: Iterator[tuple[dict[str, Any], bytes]] = iter(())
+    reading = [none]
 
     def answer(question: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
         import pyarrow as pa
 
         try:
             if question:
-                reading[:] = [_read(memory=memory, **question)]
+                reading[0] = none if "stop" in question else _read(memory=memory, **question)
             return next(reading[0], ({"end": True}, b""))
         except MemoryError:  # also an error of Arrow
             raise
@@ -244,6 +250,10 @@ def _read(
     number = 0
     for batch, read in _batches(path, name, rows, memory):
         refuse_two_columns(batch.schema.names, path)
+        names = sum(map(_name_bytes, batch.schema))
+        if names > limits.MAX_NAME_BYTES:
+            found = f"the names of columns have {names:,} bytes"
+            raise InputError(f"{found}; expected {limits.at_most(limits.MAX_NAME_BYTES)}")
         batch.validate(full=True)
         for start in range(0, batch.num_rows, _WINDOW):
             window = batch.slice(start, _WINDOW)
@@ -257,6 +267,19 @@ def _read(
                 values = [weight] if weight > row_bytes else window.slice(at, size).to_pylist()
                 part = read * size // batch.num_rows
                 yield _pickled(values, bytes=weight, read=part)
+
+
+def _name_bytes(field: Any) -> int:
+    from pyarrow import types
+
+    kind, inner = field.type, []
+    if types.is_struct(kind):
+        inner = [kind.field(index) for index in range(kind.num_fields)]
+    elif types.is_map(kind):
+        inner = [kind.key_field, kind.item_field]
+    elif hasattr(kind, "value_field"):
+        inner = [kind.value_field]
+    return len(field.name) + sum(map(_name_bytes, inner))
 
 
 def _batches(path: str, name: str, rows: int, memory: int) -> Iterator[tuple[Any, int]]:

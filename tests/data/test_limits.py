@@ -311,6 +311,8 @@ def test_two_tables_are_read_at_the_same_time_and_one_process_reads_many(tmp_pat
     before = {id(process) for process in tables._idle[os.getpid()]}
     for name in "abab":
         read(tmp_path / name)
+        # of this one, the rest is not asked for
+        next(open_source(tmp_path / name).records(lambda read: None))
     assert {id(process) for process in tables._idle[os.getpid()]} == before
 
 
@@ -392,6 +394,16 @@ def test_a_pipe_and_a_device_are_refused_unread(tmp_path: Path, kind: str) -> No
     found = run_verb(["import", "a.jsonl", "--to", "rows.jsonl"], tmp_path, seconds=30)
     assert (found.code, found.hung) == (2, False)
     assert "a.jsonl: is no regular file" in found.output
+
+
+def test_names_that_each_row_would_have_again_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    column = pa.array([{"n" * 1_100_000: "a"}])
+    write_stream(path, pa.table({"messages": column}))
+    with pytest.raises(
+        InputError, match=r"a.arrow: the names of columns have 1,100,008 bytes; expected at most 1,048,57"
+    ):
+        read(path)
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])

@@ -14,6 +14,8 @@ MAX_ROW_BYTES = 20 << 20
 """A larger row is refused: five million tokens, more than any model of Mistral's reads."""
 VALUE_BYTES = 8
 """The least that a value of a table counts, so that nulls count, too."""
+MAX_NAME_BYTES = 1 << 20
+"""The most bytes of the names of a table's columns, which each of its rows has again."""
 PIECE_ROWS = 256
 """The most rows of a table that are read at once; their bytes are no more than `MAX_ROW_BYTES` in all."""
 READ_MEMORY = 768 << 20

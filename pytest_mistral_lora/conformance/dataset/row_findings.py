@@ -99,7 +99,7 @@ def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Find
 _OTHER_COLUMN = re.compile(rb'"(?:input_ids|labels|completion|text)"\s*:')
 
 
-def column_findings(path: Path, number: int, line: bytes | RowError | None) -> Iterator[Finding]:
+def column_findings(path: Path, number: int, line: bytes | int | RowError) -> Iterator[Finding]:
     """Yield a finding for a line of a file whose row has a column that another trainer may train on."""
     if not isinstance(line, bytes) or not _OTHER_COLUMN.search(line):
         return
