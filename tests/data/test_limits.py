@@ -13,10 +13,12 @@ import os
 import pickle
 import signal
 import struct
+import subprocess
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -287,20 +289,27 @@ def test_a_reader_that_is_taken_down_is_an_error_with_its_place(many_pieces: Pat
 
 @linux
 def test_a_reader_that_takes_too_long_is_an_error(many_pieces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_SECONDS", 0.3)
+    tables._end_idle()
     pieces = tables.pieces(many_pieces, ARROW_STREAM)
     next(pieces)
-    [process] = [one for one in _children() if "data.tables" in one[1]]
-    os.kill(process[0], signal.SIGSTOP)
+    monkeypatch.setattr(tables, "_SECONDS", 0.3)
+    [reader] = _readers()
+    os.kill(reader, signal.SIGSTOP)
     with pytest.raises(InputError, match=r"the rows after row 256 take more than 0.3 seconds to read"):
         list(pieces)
 
 
-def _children() -> Iterator[tuple[int, str]]:
+def _readers() -> list[int]:
+    children = [process for process, _, parent, _ in _processes() if parent == os.getpid()]
+    return [one for one in children if "data.tables" in Path(f"/proc/{one}/cmdline").read_text()]
+
+
+def _processes() -> Iterator[tuple[int, str, int, int]]:
+    """Yield the number, the state, the parent and the group of each process."""
     for process in Path("/proc").glob("[0-9]*"):
-        status = (process / "stat").read_text().rpartition(")")[2].split()
-        if int(status[1]) == os.getpid():
-            yield int(process.name), (process / "cmdline").read_text()
+        with suppress(OSError):
+            state, parent, group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
+            yield int(process.name), state, int(parent), int(group)
 
 
 def test_two_tables_are_read_at_the_same_time_and_one_process_reads_many(tmp_path: Path) -> None:
@@ -394,6 +403,26 @@ def test_a_pipe_and_a_device_are_refused_unread(tmp_path: Path, kind: str) -> No
     found = run_verb(["import", "a.jsonl", "--to", "rows.jsonl"], tmp_path, seconds=30)
     assert (found.code, found.hung) == (2, False)
     assert "a.jsonl: is no regular file" in found.output
+
+
+@linux
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_no_unfinished_file_and_no_reader(tmp_path: Path, number: int, code: int) -> None:
+    write_stream(tmp_path / "a.arrow", pa.table({"instruction": ["a" * 500] * 200_000, "output": ["b"] * 200_000}))
+    words = [sys.executable, "-m", "pytest_mistral_lora.cli", "import", "a.arrow", "--to", "rows.jsonl"]
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+    end = time.monotonic() + 60
+    while not any(path.stat().st_size for path in tmp_path.glob(".rows.jsonl.*.unfinished")):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == code
+    assert [path.name for path in tmp_path.iterdir()] == ["a.arrow"]
+    # its pipe is closed, which ends it at once or behind the rows that it reads; nobody may have waited for it
+    while any(group == process.pid and state != "Z" for _, state, _, group in _processes()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_names_that_each_row_would_have_again_are_bounded(tmp_path: Path) -> None:
