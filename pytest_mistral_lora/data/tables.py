@@ -288,14 +288,14 @@ def _batches(path: str, name: str, rows: int, memory: int) -> Iterator[tuple[Any
     from pyarrow import parquet
 
     size = Path(path).stat().st_size
+    # a mapped file counts as memory, and is none; the table before this one may have had another limit
+    limited.limit_memory(memory if name == PARQUET else memory + size)
     if name == PARQUET:
         with parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as table:
             total = max(1, table.metadata.num_rows)
             for batch in table.iter_batches(rows, use_threads=False):
                 yield batch, size * batch.num_rows // total
         return
-    # a mapped file counts as memory, and is none
-    limited.limit_memory(memory + size)
     with pa.memory_map(path) as mapped:
         if name == ARROW_FILE:
             reader = pa.ipc.open_file(mapped)
