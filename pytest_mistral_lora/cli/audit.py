@@ -201,7 +201,8 @@ def _cases(audit: Audit, causes: FindingGroups) -> Iterator[JudgedCase]:
 def _run_as_json(audit: Audit, verdicts: Iterator[LineVerdict]) -> None:
     """Run an audit and print it as JSON Lines: a finding a line, then the summary."""
     from pytest_mistral_lora.conformance.encoded import CLASSES
-    from pytest_mistral_lora.report.secrets import public_finding, redacted
+    from pytest_mistral_lora.records.secrets import redacted
+    from pytest_mistral_lora.report.secrets import public_finding
 
     for verdict in verdicts:
         for finding in verdict.findings:

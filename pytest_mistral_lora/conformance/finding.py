@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -225,6 +225,14 @@ def first_findings(findings: Sequence[Finding], most: int, place: str) -> list[F
     if len(findings) <= most:
         return list(findings)
     return [*findings[:most], rest_of_findings(findings[0].rule, len(findings) - most, place)]
+
+
+def first_of_each_cause(findings: Iterable[Finding], most: int, place: str) -> list[Finding]:
+    """Return the first findings of each cause, so that one with many rows does not hide another."""
+    causes: dict[str, list[Finding]] = {}
+    for finding in findings:
+        causes.setdefault(finding.cause, []).append(finding)
+    return [kept for of_cause in causes.values() for kept in first_findings(of_cause, most, place)]
 
 
 def rest_of_findings(rule: str, more: int, place: str = "") -> Finding:

@@ -15,7 +15,8 @@ from pytest_mistral_lora import __version__
 from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.records.files import json_text, put_text
 from pytest_mistral_lora.records.goldens import library_versions
-from pytest_mistral_lora.report.secrets import public_finding, redacted, spells_secret
+from pytest_mistral_lora.records.secrets import redacted, spells_secret
+from pytest_mistral_lora.report.secrets import public_finding
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.token_rows import TokenRow

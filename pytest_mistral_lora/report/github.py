@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.report.judged import Judged, file_place, message_of
-from pytest_mistral_lora.report.secrets import public_text, redacted
+from pytest_mistral_lora.report.secrets import public_text
 
 _LONGEST_MESSAGE = 4000
 _LONGEST_SUMMARY = 900_000

@@ -14,7 +14,8 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.report.secrets import public_text, redacted
+from pytest_mistral_lora.records.secrets import redacted
+from pytest_mistral_lora.report.secrets import public_text
 
 Outcome = Literal["passed", "failed", "skipped"]
 

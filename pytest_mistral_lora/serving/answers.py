@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
-from typing import Any
+from typing import Any, TypedDict
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.serving.client import Answer
+from pytest_mistral_lora.serving.forms import Chat, ListedToken, read_form
 
-REFUSED = (400, 422, 500)
-"""Statuses of a request that is refused; llama.cpp answers 500 if a template raises."""
+_REFUSED = (400, 422)
+"""Statuses of a request that a server refuses, if it gives its reason in JSON."""
+
+_RAISED = re.compile(r"Jinja Exception: |\braise_exception\(")
+"""The words of llama.cpp for a template that refuses a row: its builds answer 400 or 500."""
+
+_CRASHED = re.compile(
+    # a template that ends in an error of its own, in llama.cpp
+    r"While executing \w+ at line(?!.*Jinja Exception: )"
+    # errors of Python and of Jinja, which vLLM answers with status 400
+    r"|Traceback \(most recent call last\)|\b[A-Z]\w*Error\b(?=[:(])"
+    r"|missing \d+ required (?:positional|keyword-only) argument|got an unexpected keyword argument"
+    r"|takes \d+ positional arguments? but|has no attribute '|object is not (?:callable|iterable|subscriptable)"
+    r"|unsupported operand type|' is undefined\b|local variable '|list index out of range|division by zero",
+    re.DOTALL,
+)
+"""Words of a request that failed for an error of the engine or of its template, whatever its status."""
 
 UNHANDLED = "Internal Server Error"
 """The body of a status 500 behind which is an exception that the server did not expect."""
@@ -45,6 +62,7 @@ class ServedAnswer:
         calls: The tool calls that the server read in it.
         ended: Whether the model ended it; False if a limit did.
         refused: The server's reason if it refuses the prompt; else empty.
+        failed: The HTTP status and the server's words if the request fails; else empty.
     """
 
     text: str = ""
@@ -54,100 +72,99 @@ class ServedAnswer:
     calls: tuple[ServedCall, ...] = ()
     ended: bool = True
     refused: str = ""
+    failed: str = ""
 
 
 def read_field(value: Any, *names: str) -> Any:
-    """Return a field of nested mappings; None if it is not there."""
+    """Return a field of nested mappings; None if it is missing."""
     for name in names:
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
 
 
 def integers(value: Any, place: str) -> tuple[int, ...]:
-    """Return ids that a server lists.
+    """Return ids that a script of the user's lists.
 
     Raises:
         InputError: If they are no whole numbers.
     """
-    if not isinstance(value, list) or any(type(one) is not int for one in value):
+    if not isinstance(value, list) or any(type(number) is not int for number in value):
         raise InputError(f"the ids are {repr(value)[:80]}", place=place, expected="a list of whole numbers")
     return tuple(value)
 
 
-def refusal(answer: Answer, place: str) -> str:
-    """Return the reason of a server that refuses a prompt.
+class Unanswered(TypedDict, total=False):
+    """Why a request has no answer, as fields of `ServedPrompt` and `ServedAnswer`: it is refused, or it failed."""
+
+    refused: str
+    failed: str
+
+
+def unanswered(answer: Answer, place: str) -> Unanswered:
+    """Return why a request has no answer.
+
+    A refusal is the word of a template (`raise_exception`) or of a validation on the messages. A request fails if the
+    server answers with a status of its own faults, 500 and up, or if its words are those of an exception that nobody
+    expected; that says nothing about the messages.
 
     Raises:
-        InputError: If the answer is no refusal, but a failure.
+        InputError: If the answer is neither, such as that of a missing endpoint.
     """
-    if answer.status in REFUSED and answer.data is not None:
-        return answer.error
+    status, error = answer.status, answer.error
+    words = answer.message or answer.text
+    is_crash = _CRASHED.search(words) is not None
+    is_reason = status in _REFUSED and answer.data is not None
+    if not is_crash and (is_reason or (status == 500 and _RAISED.search(words))):
+        return {"refused": f"HTTP {status}: {error}"}
     # `transformers serve` has no other answer to a row that its template refuses: Starlette's, for any exception
-    if answer.status == 500 and answer.text == UNHANDLED:
-        return "HTTP 500 without a reason, which is in the log of the server"
-    found = f"HTTP {answer.status}: {answer.error}" if answer.status != 200 else f"no JSON: {answer.text}"
-    raise InputError(found, place=place, expected="an answer in JSON")
-
-
-def first_choice(answer: Answer, place: str) -> Mapping[str, Any]:
-    """Return the first of the choices that OpenAI's endpoints give.
-
-    Raises:
-        InputError: If there is none.
-    """
-    choices = read_field(answer.data, "choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
-        raise InputError(f"no choices: {answer.text}", place=place, expected="the answer of a model")
-    return choices[0]
+    if status == 500 and answer.text == UNHANDLED:
+        return {"failed": "HTTP 500 without a reason, which is in the log of the server"}
+    # 503 is that of a server that is busy
+    if (status >= 500 and status != 503) or (status in _REFUSED and is_crash):
+        return {"failed": f"HTTP {status}: {error}"}
+    raise InputError(
+        f"HTTP {status}: {error}" if status != 200 else f"no JSON: {error}", place=place, expected="an answer in JSON"
+    )
 
 
 def chat_answer(answer: Answer, place: str) -> ServedAnswer:
     """Return an answer of OpenAI's chat endpoint, with the ids that vLLM and llama.cpp add to it.
 
     Raises:
-        InputError: If it has another form, or the request failed.
+        InputError: If it has another form.
     """
     if not answer.is_ok:
-        return ServedAnswer(refused=refusal(answer, place))
-    choice = first_choice(answer, place)
-    listed = objects(read_field(choice, "logprobs", "content"))
-    ids = read_field(choice, "token_ids")
+        return ServedAnswer(**unanswered(answer, place))
+    chat = read_form(Chat, answer, place)
+    choice = chat.choices[0]
+    listed = (choice.logprobs.content if choice.logprobs else None) or []
+    ids: Sequence[int] | None = choice.token_ids
     if ids is None:
-        ids = [one.get("id") for one in listed]
+        known = [token.id for token in listed if token.id is not None]
         # llama.cpp leaves out tokens that end within a character
-        whole = len(ids) == read_field(answer.data, "usage", "completion_tokens")
-        ids = ids if ids and whole and all(type(one) is int for one in ids) else None
-    numbers = [number(one.get("logprob")) for one in listed]
-    # of two tokens with one text, such as the pieces of a byte, neither is known
-    first: dict[str, set[float]] = {}
-    for one in [*listed[:1], *(objects(listed[0].get("top_logprobs")) if listed else [])]:
-        first.setdefault(str(one.get("token")).strip(), set()).add(number(one.get("logprob")))
-    text = read_field(choice, "message", "content")
+        count = chat.usage.completion_tokens if chat.usage else None
+        ids = known if known and len(known) == len(listed) == count else None
+    calls = choice.message.tool_calls or ()
     return ServedAnswer(
-        text if isinstance(text, str) else "",
-        None if ids is None else integers(ids, place),
-        tuple(numbers) if ids is not None and len(numbers) == len(ids) else (),
-        {token: values.pop() for token, values in first.items() if len(values) == 1 and token},
-        tuple(_calls(read_field(choice, "message", "tool_calls"), place)),
-        ended=read_field(choice, "finish_reason") != "length",
+        choice.message.content or "",
+        None if ids is None else tuple(ids),
+        logprobs_of(listed) if ids is not None and len(listed) == len(ids) else (),
+        _first_tokens(listed),
+        tuple(ServedCall(call.function.name, call.function.arguments) for call in calls),
+        ended=choice.finish_reason != "length",
     )
 
 
-def objects(value: Any) -> list[Mapping[str, Any]]:
-    """Return the entries of a list up to the first that is no object."""
-    return list(takewhile(lambda one: isinstance(one, Mapping), value)) if isinstance(value, list) else []
+def logprobs_of(listed: Sequence[ListedToken]) -> tuple[float, ...]:
+    """Return the log-probabilities of the tokens of an answer; nan if the server gives none."""
+    return tuple(math.nan if token.logprob is None else token.logprob for token in listed)
 
 
-def number(value: Any) -> float:
-    """Return a number that a server gives; nan if it is none."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
-
-
-def _calls(value: Any, place: str) -> list[ServedCall]:
-    found = []
-    for one in value or []:
-        name, arguments = (read_field(one, "function", key) for key in ("name", "arguments"))
-        if not isinstance(name, str) or not isinstance(arguments, str):
-            raise InputError(f"a tool call is {repr(one)[:80]}", place=place, expected="a name, and arguments as JSON")
-        found.append(ServedCall(name, arguments))
-    return found
+def _first_tokens(listed: Sequence[ListedToken]) -> dict[str, float]:
+    """Return the log-probabilities of the best first tokens, by their text without white space around it."""
+    first: dict[str, set[float]] = {}
+    for token in [*listed[:1], *((listed[0].top_logprobs or ()) if listed else ())]:
+        if token.token is not None and token.logprob is not None:
+            first.setdefault(token.token.strip(), set()).add(token.logprob)
+    # of two tokens with one text, such as the pieces of a byte, neither is known
+    return {text: values.pop() for text, values in first.items() if len(values) == 1 and text}

@@ -5,28 +5,31 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.secrets import SERVER_KEY as KEY
+from pytest_mistral_lora.records.secrets import redacted, server_key
 
 if TYPE_CHECKING:
     import httpx
-
-KEY = "MISTRAL_SERVER_KEY"
-"""The environment variable of the key; its value is sent to the server, and printed nowhere."""
 
 AT_ONCE = 4
 """Requests that are open at the same time."""
 
 SECONDS = 60.0
-_LARGEST = 16 << 20
+MOST_LATE = AT_ONCE
+"""Requests in a row without an answer in time, after which no more are sent."""
+
+_LARGEST = 8 << 20
 _TRIES = 3
 _BUSY = (429, 502, 503, 504)
-_SHOWN = 300
+_SHOWN, _READ, _SPELLED = 300, 20_000, 4_000
+"""Characters of a server's text that a message has, those that are looked at for it, and those of a key at most."""
 _WITHOUT_TLS = "If the server has no certificate, write http:// (on this machine alone)."
 
 
@@ -37,7 +40,7 @@ class Answer:
     Attributes:
         status: The HTTP status.
         data: The JSON value; None if the body is none.
-        text: The beginning of the body, for messages.
+        text: The beginning of the body on one line, for messages: without the key.
     """
 
     status: int
@@ -60,11 +63,26 @@ class Answer:
             raise InputError(found, place=place, next_step="Wait until it is ready, and run the command again.")
 
     @property
+    def message(self) -> str:
+        """The server's own message as it is; empty if the body has none."""
+        found = self.data
+        for name in ("error", "message"):
+            # Text Generation Inference and SGLang have the text at the top
+            found = found.get(name, found) if isinstance(found, Mapping) else found
+        return found[:_READ] if isinstance(found, str) else ""
+
+    @property
     def error(self) -> str:
-        """The server's own message, or the beginning of the body."""
-        found = self.data.get("error") if isinstance(self.data, Mapping) else None
-        found = found.get("message", found) if isinstance(found, Mapping) else found
-        return str(found or self.text)[:_SHOWN]
+        """The server's own message for one of ours, or the beginning of the body: without the key."""
+        return _shown(self.message) or self.text
+
+
+def _shown(text: str) -> str:
+    """Return a text of a server for a message: without the key, and if it is long, its beginning and its end."""
+    # cut at first where a part of the key, which is no longer found, is cut off again
+    known = redacted(text[:_READ])
+    shown = " ".join(known[:-_SPELLED].split() if len(text) > _READ else known.split())
+    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN // 2]} … {shown[-_SHOWN // 2 :]}"
 
 
 def require_url(url: str) -> str:
@@ -111,6 +129,7 @@ class ServerClient:
     _open: httpx.AsyncClient | None = field(default=None, repr=False)
     _lost: InputError | None = field(default=None, repr=False)
     _has_answered: bool = field(default=False, repr=False)
+    _late: int = field(default=0, repr=False)
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE), repr=False)
 
     async def __aenter__(self) -> ServerClient:
@@ -127,12 +146,14 @@ class ServerClient:
             step = f"Set it again: export {KEY}=…"
             found = "the key has a character that no request can have"
             raise InputError(found, place=KEY, expected="printable ASCII", next_step=step)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # an answer that is packed could fill the memory when it is unpacked, layer by layer
+        headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
         # a redirect could lead off the host, with the key; proxies of the environment are not asked for, and the
         # authorities that it names (SSL_CERT_FILE) are
         self._open = httpx.AsyncClient(
             base_url=self.url,
             headers=headers,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is kept
             timeout=self.seconds,
             follow_redirects=False,
             trust_env=False,
@@ -166,17 +187,21 @@ class ServerClient:
                     answer = await asyncio.wait_for(self._send(method, path, data), self.seconds)
                 except (TimeoutError, httpx.TimeoutException) as error:
                     found = f"no answer in {self.seconds:g} s"
-                    raise InputError(found, place=place, next_step=self._other_scheme("https")) from error
+                    self._late += 1
+                    late = InputError(found, place=place, next_step=self._other_scheme("https"))
+                    # a server that lets each request wait would keep the run for minutes a row
+                    self._lost = late if self._late >= MOST_LATE else self._lost
+                    raise late from error
                 except httpx.ConnectError as error:
                     if "[SSL" in str(error) or attempt + 1 == _TRIES:
                         # the next row need not wait as long
                         self._lost = self._no_connection(str(error))
                         raise self._lost from error
-                except (httpx.HTTPError, ValueError) as error:
-                    found = f"the connection failed: {type(error).__name__} {without_key(str(error))[:_SHOWN]}"
+                except (httpx.HTTPError, OSError, ValueError) as error:
+                    found = f"the connection failed: {type(error).__name__} {_shown(str(error))}"
                     raise InputError(found, place=place, next_step=self._other_scheme("http")) from error
                 else:
-                    self._has_answered = True
+                    self._has_answered, self._late = True, 0
                     if answer.status == 401 or answer.status == 403:
                         found = (
                             f"the server {'refuses the' if server_key() else 'asks for a'} key (HTTP {answer.status})"
@@ -206,24 +231,16 @@ class ServerClient:
         assert self._open is not None
         body = bytearray()
         async with self._open.stream(method, path, json=data) as response:
-            async for part in response.aiter_bytes():
+            encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+            if encoding not in ("", "identity"):
+                raise ValueError(f"the answer is packed ({encoding[:80]}), and identity was asked for")
+            async for part in response.aiter_raw():
                 body += part
                 if len(body) > _LARGEST:
                     raise ValueError(f"the answer is larger than {_LARGEST >> 20} MiB")
-        text = without_key(bytes(body).decode("utf-8", "replace"))
+        text = bytes(body).decode("utf-8", "replace")
         try:
             value = json.loads(text)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError):  # no JSON, a number of too many digits, too many levels
             value = None
-        return Answer(response.status_code, value, " ".join(text[:_SHOWN].split()))
-
-
-def server_key() -> str:
-    """Return the key of the server, without the line break that a file puts at its end; empty if there is none."""
-    return os.environ.get(KEY, "").strip()
-
-
-def without_key(text: str) -> str:
-    """Return a text without the key: a server or a script may echo what it was given."""
-    key = server_key()
-    return text.replace(key, "***") if key else text
+        return Answer(response.status_code, value, _shown(text))

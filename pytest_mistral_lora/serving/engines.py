@@ -6,12 +6,14 @@ build of them runs here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.serving.answers import ServedAnswer, first_choice, integers, number, read_field, refusal
+from pytest_mistral_lora.serving.answers import ServedAnswer, unanswered
 from pytest_mistral_lora.serving.client import ServerClient
+from pytest_mistral_lora.serving.forms import ModelList, TextCompletions, TokenizedChat, read_form
 from pytest_mistral_lora.serving.server import ServedPrompt, Server, chat_request, served_prompt
 
 _GREEDY: Mapping[str, Any] = {
@@ -47,29 +49,25 @@ class Vllm(Server):
         asked = {"model": model, "prompt": list(ids), "max_tokens": limit, "logprobs": 1, "return_token_ids": True}
         answer, place = await client.post("/v1/completions", {**asked, **settings}), f"{client.url}/v1/completions"
         if not answer.is_ok:
-            return ServedAnswer(refused=refusal(answer, place))
-        choice = first_choice(answer, place)
-        made = integers(read_field(choice, "token_ids"), place)
-        given = read_field(choice, "logprobs", "token_logprobs")
-        numbers = tuple(map(number, given)) if isinstance(given, list) and len(given) == len(made) else ()
-        ended = read_field(choice, "finish_reason") != "length"
-        return ServedAnswer(str(read_field(choice, "text") or ""), made, numbers, ended=ended)
+            return ServedAnswer(**unanswered(answer, place))
+        choice = read_form(TextCompletions, answer, place).choices[0]
+        made, given = tuple(choice.token_ids), choice.logprobs.token_logprobs if choice.logprobs else None
+        numbers = tuple(math.nan if number is None else number for number in given or ())
+        ended = choice.finish_reason != "length"
+        return ServedAnswer(choice.text, made, numbers if len(numbers) == len(made) else (), ended=ended)
 
     async def base_answer(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int
     ) -> ServedAnswer | None:
         """Return the answer of an adapter's parent; None of a model that has none."""
-        entries = read_field((await client.get("/v1/models")).data, "data")
-        entries = entries if isinstance(entries, list) else []
-        parent = next((read_field(one, "parent") for one in entries if read_field(one, "id") == model), None)
-        return await self.complete(client, ids, str(parent), limit, self.greedy) if parent else None
+        models = read_form(ModelList, await client.get("/v1/models"), f"{client.url}/v1/models").data
+        parent = next((entry.parent for entry in models if entry.id == model), None)
+        return await self.complete(client, ids, parent, limit, self.greedy) if parent else None
 
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return the ids that the server fed its model."""
         answer = await self.chat(client, row, model, return_token_ids=True)
-        found = read_field(answer.data, "prompt_token_ids")
-        shown = answer.is_ok and found is not None
-        return served_prompt(answer, client, integers(found, f"{client.url}/v1/chat/completions") if shown else None)
+        return served_prompt(answer, client, lambda chat: chat.prompt_token_ids)
 
 
 class Sglang(Server):
@@ -83,9 +81,7 @@ class Sglang(Server):
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return the ids that the server fed its model."""
         answer = await self.chat(client, row, model, return_prompt_token_ids=True)
-        place = f"{client.url}/v1/chat/completions"
-        found = first_choice(answer, place).get("prompt_token_ids") if answer.is_ok else None
-        return served_prompt(answer, client, None if found is None else integers(found, place))
+        return served_prompt(answer, client, lambda chat: chat.choices[0].prompt_token_ids)
 
 
 class Tgi(Server):
@@ -99,10 +95,9 @@ class Tgi(Server):
 
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return the ids of the rendered prompt, and the number that the chat reports."""
+        place = f"{client.url}/chat_tokenize"
         shown = await client.post("/chat_tokenize", {"model": model, **chat_request(row)})
         if not shown.is_ok:
-            return served_prompt(shown, client)
-        tokens = read_field(shown.data, "tokenize_response")
-        listed = [read_field(one, "id") for one in tokens] if isinstance(tokens, list) else tokens
-        ids = integers(listed, f"{client.url}/chat_tokenize")
-        return served_prompt(await self.chat(client, row, model), client, ids)
+            return ServedPrompt(**unanswered(shown, place))
+        ids = [token.id for token in read_form(TokenizedChat, shown, place).tokenize_response]
+        return served_prompt(await self.chat(client, row, model), client, lambda _: ids)

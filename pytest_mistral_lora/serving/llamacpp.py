@@ -12,18 +12,26 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.serving.answers import (
     LISTED,
     ServedAnswer,
-    chat_answer,
-    integers,
-    number,
-    objects,
+    ServedCall,
+    logprobs_of,
     read_field,
-    refusal,
+    unanswered,
 )
 from pytest_mistral_lora.serving.client import ServerClient
+from pytest_mistral_lora.serving.forms import (
+    Completion,
+    LoadedAdapter,
+    LoadedAdapters,
+    NativeChat,
+    Properties,
+    RenderedPrompt,
+    TagList,
+    Tokens,
+    read_form,
+)
 from pytest_mistral_lora.serving.server import (
     ServedPrompt,
     Server,
@@ -67,9 +75,11 @@ class LlamaCpp(Server):
     async def facts(self, client: ServerClient) -> ServerFacts:
         """Return the build, the models, the precision and the adapters of a server."""
         facts = await super().facts(client)
-        named = str(read_field((await client.get("/props")).data, "model_ftype") or "")
+        shown = await client.get("/props")
+        named = (shown.is_ok and read_form(Properties, shown, f"{client.url}/props").model_ftype) or ""
         precision = next((found for kind, found in _PRECISIONS.items() if re.search(rf"\b{kind}(_|\b)", named)), named)
-        scales = tuple((str(one.get("path")), float(one.get("scale") or 0)) for one in await _adapters(client))
+        loaded = await _adapters(client)
+        scales = None if loaded is None else tuple((adapter.path, adapter.scale) for adapter in loaded)
         return replace(facts, precision=precision, scales=scales)
 
     async def version(self, client: ServerClient) -> str:
@@ -84,13 +94,12 @@ class LlamaCpp(Server):
         data = {"prompt": list(ids), "n_predict": limit, "n_probs": LISTED, "return_tokens": True, **settings}
         answer, place = await client.post("/completion", data), f"{client.url}/completion"
         if not answer.is_ok:
-            return ServedAnswer(refused=refusal(answer, place))
-        made = integers(read_field(answer.data, "tokens"), place)
-        listed = objects(read_field(answer.data, "completion_probabilities"))
+            return ServedAnswer(**unanswered(answer, place))
+        completion = read_form(Completion, answer, place)
+        made, listed = tuple(completion.tokens), completion.completion_probabilities or []
         # the list leaves out tokens that end within a character, and `tokens` has all
-        numbers = tuple(number(one.get("logprob")) for one in listed) if len(listed) == len(made) else ()
-        ended = read_field(answer.data, "stop_type") != "limit"
-        return ServedAnswer(str(read_field(answer.data, "content") or ""), made, numbers, ended=ended)
+        numbers = logprobs_of(listed) if len(listed) == len(made) else ()
+        return ServedAnswer(completion.content, made, numbers, ended=completion.stop_type != "limit")
 
     async def base_answer(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int
@@ -99,7 +108,7 @@ class LlamaCpp(Server):
         loaded = await _adapters(client)
         if not loaded:
             return None
-        off = {"lora": [{"id": one.get("id"), "scale": 0} for one in loaded]}
+        off = {"lora": [{"id": adapter.id, "scale": 0} for adapter in loaded]}
         answer = await self.complete(client, ids, model, limit, {**self.greedy, **off})
         # computed again: the cache would give what the base made of the prompt to the next who sends it
         await client.post("/completion", {"prompt": list(ids), "n_predict": 0, "cache_prompt": False})
@@ -108,26 +117,23 @@ class LlamaCpp(Server):
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return the ids of the rendered prompt, and the number that the chat reports."""
         rendered = await client.post("/apply-template", chat_request(row))
+        place = f"{client.url}/apply-template"
         if not rendered.is_ok:
-            return served_prompt(rendered, client)
-        text = read_field(rendered.data, "prompt")
-        if not isinstance(text, str):
-            raise InputError(
-                f"the prompt is {repr(text)[:80]}", place=f"{client.url}/apply-template", expected="a text"
-            )
+            return ServedPrompt(**unanswered(rendered, place))
+        text = read_form(RenderedPrompt, rendered, place).prompt
         # the rendering leaves the first token out, and the chat puts it there
         data = {"content": text, "add_special": True, "parse_special": True}
-        tokenized = await client.post("/tokenize", data)
+        tokenized, place = await client.post("/tokenize", data), f"{client.url}/tokenize"
         if not tokenized.is_ok:
-            return served_prompt(tokenized, client)
-        ids = integers(read_field(tokenized.data, "tokens"), f"{client.url}/tokenize")
-        return served_prompt(await self.chat(client, row, model), client, ids)
+            return ServedPrompt(**unanswered(tokenized, place))
+        ids = read_form(Tokens, tokenized, place).tokens
+        return served_prompt(await self.chat(client, row, model), client, lambda _: ids)
 
 
-async def _adapters(client: ServerClient) -> list[Mapping[str, Any]]:
-    """Return the entry of each adapter that is loaded: its id, path and scale."""
-    entries = objects((await client.get("/lora-adapters")).data)
-    return [one for one in entries if isinstance(one.get("scale"), int | float)]
+async def _adapters(client: ServerClient) -> list[LoadedAdapter] | None:
+    """Return each adapter that is loaded; None of a build that has no list of them."""
+    answer, place = await client.get("/lora-adapters"), f"{client.url}/lora-adapters"
+    return read_form(LoadedAdapters, answer, place, key="adapters").adapters if answer.is_ok else None
 
 
 class Ollama(Server):
@@ -147,11 +153,8 @@ class Ollama(Server):
             InputError: If it is not Ollama.
         """
         answer = await client.get("/api/tags")
-        entries = read_field(answer.data, "models")
-        if not answer.is_ok or not isinstance(entries, list):
-            found = f"HTTP {answer.status}: {answer.error}"
-            raise InputError(found, place=f"{client.url}/api/tags", expected="the models that Ollama has")
-        names = [str(read_field(one, "name")) for one in entries]
+        tags = read_form(TagList, answer, f"{client.url}/api/tags", expected="the models that Ollama has")
+        names = [model.name for model in tags.models]
         # a name without a tag is that of the tag `latest`
         short = [one.removesuffix(_DEFAULT_TAG) for one in names if one.endswith(_DEFAULT_TAG)]
         return ServerFacts(await self.version(client), (*short, *names))
@@ -159,16 +162,20 @@ class Ollama(Server):
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return the text of the rendered prompt, and the number of prompt tokens of a chat request."""
         request = _request(row, model, {**self.greedy, "num_predict": 1})
-        answer = await client.post("/api/chat", {**request, "_debug_render_only": True})
-        text = read_field(answer.data, "_debug_info", "rendered_template")
-        if answer.is_ok and text is not None:
-            # an older one has answered the chat itself
-            answer = await client.post("/api/chat", request)
+        answer, place = (
+            await client.post("/api/chat", {**request, "_debug_render_only": True}),
+            f"{client.url}/api/chat",
+        )
+        text = None
+        if answer.is_ok:
+            preview = read_form(NativeChat, answer, place).preview
+            text = preview.rendered_template if preview is not None else None
+            if text is not None:
+                # an older one has answered the chat itself
+                answer = await client.post("/api/chat", request)
         if not answer.is_ok:
-            return served_prompt(answer, client)
-        count = read_field(answer.data, "prompt_eval_count")
-        shown = text if isinstance(text, str) else None
-        return ServedPrompt(count=count if type(count) is int else None, text=shown)
+            return ServedPrompt(**unanswered(answer, place))
+        return ServedPrompt(count=read_form(NativeChat, answer, place).prompt_eval_count, text=text)
 
     async def answer(
         self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]
@@ -177,22 +184,12 @@ class Ollama(Server):
         answer = await client.post("/api/chat", _request(row, model, {**settings, "num_predict": limit}))
         place = f"{client.url}/api/chat"
         if not answer.is_ok:
-            return ServedAnswer(refused=refusal(answer, place))
-        message = read_field(answer.data, "message")
+            return ServedAnswer(**unanswered(answer, place))
+        chat = read_form(NativeChat, answer, place)
+        functions = [call.function for call in chat.message.tool_calls or ()]
         # in OpenAI's form, whose arguments are text
-        calls = [
-            {
-                "function": {
-                    "name": read_field(one, "function", "name"),
-                    "arguments": json.dumps(read_field(one, "function", "arguments")),
-                }
-            }
-            for one in read_field(message, "tool_calls") or []
-        ]
-        choice = {"message": {"content": read_field(message, "content"), "tool_calls": calls}}
-        reason = read_field(answer.data, "done_reason")
-        same = {"choices": [{**choice, "finish_reason": reason}]}
-        return chat_answer(replace(answer, data=same), place)
+        calls = tuple(ServedCall(function.name, json.dumps(function.arguments)) for function in functions)
+        return ServedAnswer(chat.message.content or "", calls=calls, ended=chat.done_reason != "length")
 
 
 def _request(row: Row, model: str, options: Mapping[str, Any]) -> dict[str, Any]:

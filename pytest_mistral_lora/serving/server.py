@@ -9,16 +9,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.serving.answers import (
-    LISTED,
-    REFUSED,
-    ServedAnswer,
-    chat_answer,
-    read_field,
-    refusal,
-)
+from pytest_mistral_lora.errors import InputError, shortened
+from pytest_mistral_lora.serving.answers import LISTED, ServedAnswer, chat_answer, read_field, unanswered
 from pytest_mistral_lora.serving.client import Answer, ServerClient
+from pytest_mistral_lora.serving.forms import Chat, ModelList, read_form
 
 Strength = Literal["ids", "preview", "count"]
 """How much an answer proves: the ids that were fed, the ids or the text of an endpoint that renders, or a number."""
@@ -33,12 +27,15 @@ class ServedPrompt:
         count: The number of prompt tokens that a chat request reports; None if it reports none.
         refused: The server's reason if it refuses the messages; else empty.
         text: The rendered prompt, to which the server adds BOS, if it shows a text in place of ids; else None.
+        failed: The HTTP status and the server's words if the request fails, which says nothing about the messages; else
+            empty.
     """
 
     ids: tuple[int, ...] | None = None
     count: int | None = None
     refused: str = ""
     text: str | None = None
+    failed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +47,16 @@ class ServerFacts:
         models: The names under which it serves models and adapters.
         adapters: Those of them that are adapters, as far as it says.
         precision: The precision of its weights, a key of `TOLERANCES`; empty if it does not say.
-        scales: Each adapter that is loaded, with its scale, as far as it says.
+        scales: Each adapter that is loaded, with its scale; None if the server has no list of them.
+        parents: The models that adapters are listed as adapters of.
     """
 
     version: str
     models: tuple[str, ...]
     adapters: tuple[str, ...] = ()
     precision: str = ""
-    scales: tuple[tuple[str, float], ...] = ()
+    scales: tuple[tuple[str, float], ...] | None = None
+    parents: tuple[str, ...] = ()
 
 
 def with_arguments(message: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
@@ -91,21 +90,25 @@ def chat_request(row: Row) -> dict[str, Any]:
     return {"messages": messages, **tools}
 
 
-def served_prompt(answer: Answer, client: ServerClient, ids: tuple[int, ...] | None = None) -> ServedPrompt:
-    """Return the prompt that a request was fed, or the refusal of the request.
+def served_prompt(
+    answer: Answer, client: ServerClient, ids: Callable[[Chat], Sequence[int] | None] = lambda _: None
+) -> ServedPrompt:
+    """Return the prompt that a chat request was fed, or the reason why it has no answer.
 
     Args:
         answer: The answer to the request; OpenAI's has the number of prompt tokens.
         client: The connection.
-        ids: The ids of the prompt, if the server shows them.
+        ids: Returns the ids of the prompt, if the server shows them.
 
     Raises:
-        InputError: If the request failed.
+        InputError: If the answer has another form.
     """
+    place = f"{client.url}/v1/chat/completions"
     if not answer.is_ok:
-        return ServedPrompt(refused=refusal(answer, client.url))
-    count = read_field(answer.data, "usage", "prompt_tokens")
-    return ServedPrompt(ids, count if type(count) is int else None)
+        return ServedPrompt(**unanswered(answer, place))
+    chat = read_form(Chat, answer, place)
+    shown = ids(chat)
+    return ServedPrompt(None if shown is None else tuple(shown), chat.usage.prompt_tokens if chat.usage else None)
 
 
 class Server:
@@ -144,14 +147,12 @@ class Server:
             InputError: If it is not one of this kind.
         """
         answer = await client.get("/v1/models")
-        entries = answer.data.get("data") if answer.is_ok and isinstance(answer.data, Mapping) else None
-        if not isinstance(entries, list) or not all(isinstance(one, Mapping) for one in entries):
-            found = f"HTTP {answer.status}: {answer.error}"
-            raise InputError(found, place=f"{client.url}/v1/models", expected="the models that it serves")
-        names = tuple(str(one.get("id")) for one in entries)
+        place = f"{client.url}/v1/models"
+        models = read_form(ModelList, answer, place, expected="the models that it serves").data
         # an adapter has a base among them
-        adapters = tuple(name for name, one in zip(names, entries, strict=True) if one.get("parent"))
-        return ServerFacts(await self.version(client), names, adapters)
+        adapters = {model.id: model.parent for model in models if model.parent}
+        names, parents = tuple(model.id for model in models), tuple(dict.fromkeys(adapters.values()))
+        return ServerFacts(await self.version(client), names, tuple(adapters), parents=parents)
 
     async def version(self, client: ServerClient) -> str:
         """Return the version of a server; empty if it does not say, or is of another kind.
@@ -165,7 +166,10 @@ class Server:
         answer = await client.get(path)
         answer.require_ready(f"{client.url}{path}")
         # the rest of an answer may be the arguments of the server, with a key in them
-        return str(read_field(answer.data, name) or "")
+        version = read_field(answer.data, name)
+        if version is not None and not isinstance(version, str):
+            raise InputError(f"{name} is {shortened(version)}", place=f"{client.url}{path}", expected="text")
+        return version or ""
 
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return what the server makes of a row's messages.
@@ -199,7 +203,7 @@ class Server:
         data = {"model": model, **chat_request(row), "max_tokens": limit, **settings}
         shown = {"logprobs": True, "top_logprobs": LISTED}
         found = await client.post("/v1/chat/completions", data | shown)
-        if found.status in REFUSED:
+        if found.status in (400, 422, 500):
             # a server may know no log-probabilities
             found = await client.post("/v1/chat/completions", data)
         return chat_answer(found, f"{client.url}/v1/chat/completions")

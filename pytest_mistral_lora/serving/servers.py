@@ -23,6 +23,9 @@ SERVERS: Mapping[str, Server] = {one.name: one for one in (LlamaCpp(), Vllm(), S
 RECOGNISED = "auto"
 """The name that stands for the kind that a server is recognised as."""
 
+_ADDED = 1 << 16
+"""Tokens that a server may add to a row: its own system prompt, and those of images."""
+
 SECONDS = 10.0
 """Limit of each request by which a server is recognised."""
 
@@ -72,13 +75,27 @@ async def ask_prompts(
 
     async def one(row: Row) -> ServedPrompt | InputError:
         try:
-            return await server.prompt(client, row, model)
+            return _bounded(await server.prompt(client, row, model), row, client.url)
         except InputError as error:
             return error
         finally:
             done()
 
     return list(await asyncio.gather(*(one(row) for row in rows)))
+
+
+def _bounded(prompt: ServedPrompt, row: Row, place: str) -> ServedPrompt:
+    """Return a prompt that a row can have.
+
+    Raises:
+        InputError: If it has more tokens than the bytes of the row, and the most that a template or an image adds.
+    """
+    most = _ADDED + len(row.to_jsonl().encode())
+    length = max(len(prompt.ids or ()), len(prompt.text or ""))
+    if length > most:
+        found = f"a prompt of {length:,} tokens or characters for a row of {most - _ADDED:,} bytes"
+        raise InputError(found, place=place, expected=f"at most {most:,}")
+    return prompt
 
 
 async def recognise_server(url: str) -> tuple[Server, str]:

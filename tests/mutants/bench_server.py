@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -18,6 +19,7 @@ from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import OracleRejection
 
 SPACE, INST = 29473, 3
 
@@ -35,14 +37,14 @@ class ServerBench:
     def make(self, folder: Path) -> Artifact:
         """Return a server that feeds its model the prompts of mistral-common."""
         behaviour = Behaviour(oracle())
-        given = {"kind": "llamacpp", "precision": "", "port": None, "golden": (), "given": ()}
+        given = {"kind": "llamacpp", "precision": "", "model": "", "port": None, "golden": (), "given": ()}
         return {"folder": folder, "behaviour": behaviour, **given}
 
     def judge(self, artifact: Artifact) -> list[Finding]:
         """Run every check of the subject on the server."""
         judge = Target("spm-v3", shipped_tokenizer("spm-v3"))
         with serving(artifact["behaviour"]) as url:
-            given = {name: artifact[name] for name in ("kind", "precision", "golden", "given")}
+            given = {name: artifact[name] for name in ("kind", "precision", "model", "golden", "given")}
             target = ServerTarget("local", judge=judge, url=artifact["port"] or url, **given)
             settings = Settings(20, None, "cpu", True, (), False, artifact["folder"])
             found = [finding for check in collect([target], settings) for finding in check.run().findings]
@@ -102,13 +104,13 @@ def another_server(artifact: Artifact) -> None:
     artifact["behaviour"].answer = lambda path: (404, b"<html>not found</html>")
 
 
-@mutant("ML901", says="HTTP 500")
+@mutant("ML919", says="the request fails: HTTP 500: oops")
 def each_chat_fails(artifact: Artifact) -> None:
     """The server lists its model, and each request fails."""
     artifact["behaviour"].answer = lambda path: (500, b"oops") if path == "/apply-template" else None
 
 
-@mutant("ML901", says="whole numbers")
+@mutant("ML901", says="a whole number")
 def ids_that_are_none(artifact: Artifact) -> None:
     """The ids of a prompt are texts."""
     artifact["behaviour"].answer = lambda path: (200, b'{"tokens": ["<s>"]}') if path == "/tokenize" else None
@@ -180,6 +182,106 @@ def a_marker_in_the_text(artifact: Artifact) -> None:
     artifact["behaviour"].prompt = literal
 
 
+CRASH = (
+    "Unable to generate parser for this template. Automatic parser generation failed: \n------------\nWhile executing "
+    "CallExpression at line 248, column 18 in source:\n...{{ render_content(message['content']) }}...\n   ^\n"
+    "Error: Not enough arguments provided to 'render_content'"
+)
+"""The words of llama.cpp (build 11549) for a macro that is called with too few arguments."""
+
+
+def failing(status: int, message: str, fails: Callable[[dict[str, Any]], bool]) -> type[Behaviour]:
+    """Return a server on which some requests fail."""
+
+    class Failing(Behaviour):
+        def respond(self, path: str, data: Any) -> tuple[int, Any]:
+            if isinstance(data, dict) and "messages" in data and fails(data):
+                return status, {"error": {"code": status, "message": message}}
+            return super().respond(path, data)
+
+    return Failing
+
+
+def has_calls(data: dict[str, Any]) -> bool:
+    return any(message.get("tool_calls") for message in data["messages"])
+
+
+def is_refused(data: dict[str, Any]) -> bool:
+    """Whether mistral-common refuses the messages of a request."""
+    try:
+        Behaviour(oracle()).ids(data)
+    except OracleRejection:
+        return True
+    return False
+
+
+@mutant("ML919", says="HTTP 500: Unable to generate parser for this template")
+def a_template_that_crashes(artifact: Artifact) -> None:
+    """The template of the server ends in an error for each row with a tool call, which is answered with status 500."""
+    artifact["behaviour"] = failing(500, CRASH, has_calls)(oracle())
+
+
+@mutant("ML919", says="HTTP 400: Unable to generate parser for this template")
+def a_template_that_crashes_with_status_400(artifact: Artifact) -> None:
+    """The same with the status of a refusal."""
+    artifact["behaviour"] = failing(400, CRASH, has_calls)(oracle())
+
+
+FORCED = "GrammarFactory.get_lark_from_jinja() missing 1 required positional argument: 'force_tool_names'"
+"""The words of vLLM 0.32.0 beside mistral-common 1.13.1."""
+
+
+@mutant("ML919", says=f"HTTP 400: {FORCED}")
+def libraries_that_do_not_fit_together(artifact: Artifact) -> None:
+    """vLLM calls mistral-common with an argument too few, and answers each request with the status of a refusal."""
+    artifact |= {"kind": "vllm", "behaviour": failing(400, FORCED, lambda _: True)(oracle())}
+
+
+@mutant("ML907", says="HTTP 500: Error: Jinja Exception: Conversation roles must alternate")
+def a_template_that_refuses_with_status_500(artifact: Artifact) -> None:
+    """The template of the server refuses rows by its own word, and the status is that of a failure."""
+    artifact["behaviour"] = failing(500, "Error: Jinja Exception: Conversation roles must alternate", two_users)(
+        oracle()
+    )
+
+
+@mutant("ML901", says="choices is missing in an object of 0")
+def chats_of_nothing(artifact: Artifact) -> None:
+    """Each chat is answered with an empty object."""
+    artifact |= {"kind": "openai"}
+    artifact["behaviour"].answer = lambda path: (200, b"{}") if path == "/v1/chat/completions" else None
+
+
+@mutant("ML901", says="no answer has the ids of its prompt, or their number")
+def answers_without_a_number(artifact: Artifact) -> None:
+    """The answers have a text, and neither ids nor the number of prompt tokens."""
+    artifact |= {"kind": "openai"}
+    body = b'{"choices": [{"message": {"content": "x"}}]}'
+    artifact["behaviour"].answer = lambda path: (200, body) if path == "/v1/chat/completions" else None
+
+
+@mutant("ML908", says="No adapter is loaded: /lora-adapters is empty")
+def no_adapter(artifact: Artifact) -> None:
+    """The base is served without the adapter of the transcripts."""
+    replayed(artifact, scale=None, completion=lambda ids, _: reworded(ids))
+
+
+@mutant("ML908", says="No adapter is asked: base is the parent of the adapters that the server lists: tuned")
+def the_base_of_an_adapter(artifact: Artifact) -> None:
+    """The adapter is served under another name, and the base is asked."""
+    artifact |= {"kind": "vllm", "model": "base"}
+    replayed(
+        artifact, models=({"id": "base"}, {"id": "tuned", "parent": "base"}), completion=lambda ids, _: reworded(ids)
+    )
+
+
+@mutant("ML908", says="served in q4, as stated, and were recorded in fp32: the quantisation may be the whole cause")
+def fewer_bits(artifact: Artifact) -> None:
+    """The weights are served in fewer bits than those that were recorded."""
+    artifact |= {"precision": "q4"}
+    replayed(artifact, completion=lambda ids, _: reworded(ids))
+
+
 @mutant("ML907", says="roles must alternate")
 def two_users_refused(artifact: Artifact) -> None:
     """The server refuses rows with two messages of the user in a row."""
@@ -210,13 +312,13 @@ def an_answer_of_ids_that_are_none(artifact: Artifact) -> None:
     replayed(artifact, completion=lambda ids, data: (10**9, *ids[1:]) if by_ids(data) else ids)
 
 
-@mutant("ML908 ML909", says="margin when recorded: 5 nats")
+@mutant("ML908", says="margin when recorded: 5 nats")
 def another_adapter(artifact: Artifact) -> None:
     """The server has another adapter."""
     replayed(artifact, completion=lambda ids, _: reworded(ids))
 
 
-@mutant("ML908", says="HTTP 500")
+@mutant("ML919", says="the request fails: HTTP 500: oops")
 def completions_fail(artifact: Artifact) -> None:
     """Each request with ids fails."""
     replayed(artifact, answer=lambda path: (500, b"oops") if path == "/completion" else None)

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from bench_server import by_ids, literal, oracle, replayed, reworded, spaced, two_users
+from bench_server import (
+    CRASH,
+    by_ids,
+    failing,
+    has_calls,
+    is_refused,
+    literal,
+    oracle,
+    replayed,
+    reworded,
+    spaced,
+    two_users,
+)
 from gallery import Artifact, Example
 from golden_answers import golden_answers
 
@@ -101,3 +113,11 @@ class ML911(Example):
 
     def sound(self, artifact: Artifact) -> None:
         replayed(artifact, completion=lambda ids, data: ids)
+
+
+class ML919(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["behaviour"] = failing(500, CRASH, has_calls)(oracle())
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["behaviour"] = failing(500, CRASH, is_refused)(oracle())

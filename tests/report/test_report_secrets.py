@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_mistral_lora.report.secrets import redacted
+from pytest_mistral_lora.records.secrets import redacted
 
 
 @pytest.mark.parametrize(

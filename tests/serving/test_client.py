@@ -119,7 +119,7 @@ def test_the_line_break_of_a_file_ends_a_key_and_is_no_part_of_it(
     monkeypatch.setenv(KEY, "s3cr3t\n")
     behaviour = Behaviour(oracle, answer=lambda path: (200, b'["s3cr3t"]'))
     with serving(behaviour) as url:
-        assert ask(url).data == ["***"]
+        assert ask(url).text == '["***"]'
     [(_, headers, _)] = behaviour.seen
     assert headers.get("authorization", headers.get("Authorization")) == "Bearer s3cr3t"
 

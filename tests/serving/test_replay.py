@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -80,7 +81,7 @@ def other_at(place: int, oracle: Oracle) -> Callable[[Ids, Any], Ids]:
         ("llamacpp", {}),
         ("llamacpp", {"completion": lambda ids, _: ids[:-1] if ids[-1] == 2 else ids}),  # EOS is left out
         ("llamacpp", {"shows_ids": False}),
-        ("llamacpp", {"logprob": lambda value, at: float("nan")}),
+        ("llamacpp", {"logprob": lambda value, at: None}),
         ("vllm", {"scale": None, "models": ({"id": "base"}, {"id": "answers", "parent": "base"})}),
         ("openai", {"shows_ids": False}),
     ],
@@ -184,18 +185,46 @@ def body(**data: Any) -> bytes:
     return json.dumps(data).encode()
 
 
+def listed(**token: Any) -> bytes:
+    return body(tokens=[5], completion_probabilities=[token])
+
+
+def chatted(**message: Any) -> bytes:
+    return body(choices=[{"message": message}])
+
+
 @pytest.mark.parametrize(
     ("path", "status", "content", "says"),
     [
-        ("/completion", 200, body(tokens=["1", "2"]), "expected a list of whole numbers"),
-        ("/completion", 200, body(tokens=[-1]), "answered with the id -1, of a vocabulary of 32768"),
-        ("/completion", 200, body(tokens=[10**30]), "of a vocabulary of 32768"),
+        ("/completion", 200, body(tokens=["1", "2"]), "tokens[0] is '1'; expected a whole number"),
+        ("/completion", 200, body(tokens=[-1]), "tokens[0] is -1; expected at least 0"),
+        ("/completion", 200, body(tokens=[10**9]), "answered with the id 1000000000, of a vocabulary of 32768"),
+        ("/completion", 200, body(tokens=[10**30]), "tokens[0] is 1000000000000000000000000000000; expected less than"),
+        ("/completion", 200, b'{"tokens": [' + b"9" * 5000 + b"]}", "no JSON"),
+        ("/completion", 200, body(tokens=[1.0]), "tokens[0] is 1.0; expected a whole number"),
+        ("/completion", 200, body(tokens=[True]), "tokens[0] is True; expected a whole number"),
+        ("/completion", 200, body(tokens=[1] * 300_000), "tokens is a list of 300,000; expected at most 262144"),
+        ("/completion", 200, body(tokens=["s3cr3t"]), "tokens[0] is '***'; expected a whole number"),
+        ("/completion", 200, listed(logprob=10**400), "completion_probabilities[0].logprob is 1000"),
+        ("/completion", 200, listed(logprob=math.nan), "completion_probabilities[0].logprob is nan"),
+        ("/completion", 200, listed(logprob="-1"), "completion_probabilities[0].logprob is '-1'; expected a number"),
+        ("/completion", 200, b"{}", "tokens is missing in an object of 0"),
+        ("/completion", 200, b"NaN", "the answer is nan; expected a mapping"),
         ("/completion", 200, b"[" * 100_000, "no JSON"),
         ("/completion", 500, body(error={"message": "out of memory s3cr3t"}), "out of memory ***"),
         ("/completion", 302, b"https://example.org/completion", "HTTP 302"),
         ("/completion", 200, b"x" * (2 << 20), "the answer is larger than"),
-        ("/v1/chat/completions", 200, body(choices=[]), "no choices"),
-        ("/v1/chat/completions", 200, body(choices=[{"message": {"tool_calls": [7]}}]), "a tool call is 7"),
+        ("/v1/chat/completions", 200, body(choices=[]), "choices is a list of 0"),
+        ("/v1/chat/completions", 200, chatted(tool_calls=[7]), "choices[0].message.tool_calls[0] is 7"),
+        ("/v1/chat/completions", 200, chatted(tool_calls=5), "choices[0].message.tool_calls is 5"),
+        ("/v1/chat/completions", 200, body(choices=[{}]), "choices[0].message is missing in an object of 0"),
+        ("/v1/chat/completions", 200, chatted(content=["s3cr3t"]), "choices[0].message.content is a list of 1"),
+        (
+            "/v1/chat/completions",
+            200,
+            body(usage={"prompt_tokens": -1}, choices=[{"message": {}}]),
+            "prompt_tokens is -1",
+        ),
     ],
 )
 def test_an_answer_of_another_form_is_a_finding(
@@ -205,8 +234,10 @@ def test_an_answer_of_another_form_is_a_finding(
     monkeypatch.setattr(clients, "_LARGEST", 1 << 20)
     code, out, behaviour = check(answer=lambda asked: (status, content) if asked == path else None)
     assert code == 1
-    assert says in out
-    assert ("ML908" if path == "/completion" else "ML909") in out
+    assert says in out, out
+    # a chat of another form is one of the packaged rows already
+    rule = "ML919" if status == 500 else "ML908" if path == "/completion" else "ML901"
+    assert (rule in out, "Traceback" in out) == (True, False)
     assert "s3cr3t" not in out
     assert "Traceback" not in out
     assert all("example.org" not in headers.get("Host", "") for _, headers, _ in behaviour.seen)

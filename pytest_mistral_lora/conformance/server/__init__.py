@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause
 from pytest_mistral_lora.conformance.server.deviations import (
     INJECTED,
     PromptDeviations,
     TakenRow,
     other_tokenizer_finding,
 )
+from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding
+from pytest_mistral_lora.conformance.server.shown import shown
 from pytest_mistral_lora.conformance.server_target import NOT_ASKED, ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError, RunnerError, TokenizerError, counted
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 _SHOWN = 8
+_ALL_FAILED = "each request failed: see the check `failures`"
 _NO_TRANSCRIPTS = (
     "no golden transcripts: name an adapter that has some (--adapter, --mistral-adapter), or their folder (--golden); "
     "mistral-lora smoke DIR --record FOLDER --rows FILE writes them"
@@ -49,7 +52,7 @@ def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
         replayed = ReplayChecks(target).cases()
         cases |= {case: partial(judged.if_replayed, case, judge) for case, judge in replayed.items()}
     for case, judge in cases.items():
-        yield Check(target, "server", case, judge)
+        yield Check(target, "server", case, partial(shown, judge))
 
 
 class ServerChecks:
@@ -67,7 +70,7 @@ class ServerChecks:
         judged = {
             name: partial(self._if_answered, judge, by_ids=name in by_ids) for name, judge in (by_ids | asked).items()
         }
-        return {"there": self.there, **judged}
+        return {"there": self.there, "failures": partial(self._if_reached, self.failures), **judged}
 
     @cached_property
     def _failure(self) -> InputError | None:
@@ -77,11 +80,19 @@ class ServerChecks:
             return error
         return None
 
-    def _if_answered(self, judge: Callable[[], Result], *, by_ids: bool = False) -> Result:
+    def _if_reached(self, judge: Callable[[], Result]) -> Result:
         if self._failure is not None:
             return Result(not_checked="the server does not answer: see the check `there`")
         if all(isinstance(one.served, InputError) for one in self._target.answers.rows):
             return Result(not_checked="no row was answered: see the check `there`")
+        return judge()
+
+    def _if_answered(self, judge: Callable[[], Result], *, by_ids: bool = False) -> Result:
+        return self._if_reached(partial(self._if_prompts, judge, by_ids=by_ids))
+
+    def _if_prompts(self, judge: Callable[[], Result], *, by_ids: bool) -> Result:
+        if self._all_failed:
+            return Result(not_checked=_ALL_FAILED)
         if by_ids and not self._shown:
             return Result(not_checked=f"{self._target.server.title} does not show the ids of a prompt")
         if self._other is not None and judge not in (self.prompts, self.counts):
@@ -97,14 +108,21 @@ class ServerChecks:
         # a server that is not there is not recognised, either
         if self._failure is None and not self._target.server.gives_answers:
             return Result(not_checked=f"{self._target.server.title} gives prompts, and no answers")
-        return judge() if case == "transcripts" else self._if_answered(judge)
+        return judge() if case == "transcripts" else self._if_reached(judge)
+
+    @property
+    def _all_failed(self) -> bool:
+        """Whether no row was answered or refused."""
+        return all(isinstance(one.served, InputError) or one.served.failed for one in self._target.answers.rows)
 
     @cached_property
     def _taken(self) -> list[TakenRow]:
         """The rows that both sides take."""
         found = []
         for one in self._target.answers.rows:
-            if not isinstance(one.served, InputError) and not one.served.refused and one.expected is not None:
+            if isinstance(one.served, InputError) or one.served.refused or one.served.failed:
+                continue
+            if one.expected is not None:
                 ids, text = one.served.ids, one.served.text
                 if text is not None:
                     # as llama.cpp encodes it: markers in the text are control tokens, and BOS comes first in any case
@@ -136,9 +154,16 @@ class ServerChecks:
         if self._failure is not None:
             return Result((_of_error(self._failure),))
         answers = self._target.answers
-        failed = [(one, one.served) for one in answers.rows if isinstance(one.served, InputError)]
-        named = [(_of_error(error), f"{one.name}: {error.found}", one.row.to_jsonl()) for one, error in failed]
-        findings = [replace(finding, found=found, row=row) for finding, found, row in named]
+        findings = []
+        for one in answers.rows:
+            if isinstance(one.served, InputError):
+                error, row = one.served, one.row.to_jsonl()
+                found, shape = f"{one.name}: {error.found}", cause_of(error.found)
+                findings.append(replace(_of_error(error), found=found, row=row, shape=shape))
+        if self._taken and not any(row.ids is not None or row.count is not None for row in self._taken):
+            # it answers, and nothing of its prompts can be judged
+            found, expected = "no answer has the ids of its prompt, or their number", "usage.prompt_tokens"
+            findings.append(Finding("ML901", found, self._place, expected))
         server, endpoint = self._target.recognised
         version = answers.facts.version or (self._target.version and f"{self._target.version} (as named)")
         strength: str = "count" if self._taken and not self._shown else server.strength
@@ -148,7 +173,20 @@ class ServerChecks:
         proof += f"; recognised by {endpoint}" if endpoint else ""
         proof += f"; not asked, being {NOT_ASKED}: {counted(answers.left_out, 'row')}" if answers.left_out else ""
         proof += "" if server.was_run else "; this kind is written from the server's source, and was never run here"
-        return Result(tuple(first_findings(findings, _SHOWN, self._place)), facts=(("server of", proof),))
+        # a server whose every request fails is there, and proves nothing
+        not_checked = _ALL_FAILED if self._all_failed and not findings else ""
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), not_checked, (("server of", proof),))
+
+    def failures(self) -> Result:
+        """ML919: no request fails that mistral-common has a prompt for."""
+        findings = []
+        for one in self._target.answers.rows:
+            # of messages that are refused everywhere, a failure is as good as a refusal
+            if not isinstance(one.served, InputError) and one.served.failed and not one.refusal:
+                findings.append(failure_finding(one.name, one.served.failed, self._place, one.row.to_jsonl()))
+        if self._all_failed and not findings:
+            return Result(not_checked="each request failed, of messages that mistral-common refuses, too")
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
     def prompts(self) -> Result:
         """ML902: each prompt has mistral-common's ids, but for the named deviations."""
@@ -170,7 +208,7 @@ class ServerChecks:
             text += f"; named deviations, known of {self._target.server.title} {self._target.served_version}: {counts}"
         facts = (("prompts of", text),)
         return Result(
-            tuple(first_findings([self._other] if self._other else findings, _SHOWN, self._place)), facts=facts
+            tuple(first_of_each_cause([self._other] if self._other else findings, _SHOWN, self._place)), facts=facts
         )
 
     def injection(self) -> Result:
@@ -178,7 +216,7 @@ class ServerChecks:
         findings: list[Finding] = []
         for one, _ in self._differing:
             findings += self._differences(one, injected=True)
-        return Result(tuple(first_findings(findings, _SHOWN, self._place)))
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
     def preview(self) -> Result:
         """ML903: the ids that are previewed are as many as those that a chat request is fed."""
@@ -189,7 +227,7 @@ class ServerChecks:
             if one.ids is not None and one.count is not None and len(one.ids) != one.count:
                 found = f"{one.asked.name}: the chat is fed {one.count} tokens, the preview has {len(one.ids)}"
                 findings.append(Finding("ML903", found, self._place, row=one.asked.row.to_jsonl()))
-        return Result(tuple(first_findings(findings, _SHOWN, self._place)))
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
     def counts(self) -> Result:
         """ML904: a server that hides its ids reports as many prompt tokens as mistral-common has."""
@@ -205,22 +243,24 @@ class ServerChecks:
             if one.count != expected:
                 found = f"{one.asked.name}: {one.count} prompt tokens"
                 findings.append(Finding("ML904", found, self._place, str(expected), row=one.asked.row.to_jsonl()))
-        return Result(tuple(first_findings(findings, _SHOWN, self._place)))
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
     def refusals(self) -> Result:
         """ML907: the server refuses a prompt exactly if mistral-common does."""
         findings = []
         for one in self._target.answers.rows:
-            if isinstance(one.served, InputError):
+            if isinstance(one.served, InputError) or one.served.failed:
                 continue
             row = one.row.to_jsonl()
             if one.served.refused and not one.refusal:
-                found = f"{one.name}: the server refuses it: {one.served.refused}"
-                findings.append(Finding("ML907", found, self._place, "a prompt, as mistral-common makes", row=row))
+                found, expected = f"the server refuses it: {one.served.refused}", "a prompt, as mistral-common makes"
             elif one.refusal and not one.served.refused:
-                found = f"{one.name}: the server takes it"
-                findings.append(Finding("ML907", found, self._place, f"a refusal: {one.refusal}", row=row))
-        return Result(tuple(first_findings(findings, _SHOWN, self._place)))
+                found, expected = "the server takes it", f"a refusal: {one.refusal}"
+            else:
+                continue
+            shape = cause_of(f"{found}, {expected}")
+            findings.append(Finding("ML907", f"{one.name}: {found}", self._place, expected, row=row, shape=shape))
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
     def _differences(self, one: TakenRow, *, injected: bool) -> Iterator[Finding]:
         """Yield a finding for each class of a served prompt's difference: text as control tokens, or all others."""
@@ -256,7 +296,7 @@ def served_findings(url: str, rows: Sequence[Row], tokenizer: CheckpointTokenize
         InputError: If the server cannot be one, or a row has no answer.
     """
     target = _target_of_rows(ServerChoice.parse(url), rows, tokenizer, model)
-    results = {case: judge() for case, judge in ServerChecks(target).cases().items()}
+    results = {case: shown(judge) for case, judge in ServerChecks(target).cases().items()}
     for result in results.values():
         yield from result.findings
     hidden = results["prompts"].not_checked
@@ -281,8 +321,9 @@ def served_prompt(
     found = target.answers.rows[0].served
     if isinstance(found, InputError):
         raise found
-    if found.refused:
-        raise InputError(f"the server refuses the messages: {found.refused}", place=choice.url)
+    if found.refused or found.failed:
+        words = f"the server refuses the messages: {found.refused}" if found.refused else found.failed
+        raise InputError(words, place=choice.url)
     if found.ids is None:
         raise InputError(f"{target.server.title} does not show the ids of a prompt", place=choice.url)
     return found.ids

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from math import isfinite
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.difference import equal_beginning
-from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause
 from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text, moved_logprobs
+from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.judgement import TOLERANCES, AnswerJudgement, difference_text
@@ -24,6 +26,11 @@ RIGHT_MODEL = "By ids exact, by chat different: the model and adapter are right,
 CONSTRAINED = (
     "By ids exact, by chat different, and the prompt is right: the server constrains the answer, such as to the schema "
     "of a tool."
+)
+
+_CONSTRAINED_FIX = (
+    "Start the server with its parser of tool calls (vLLM: --enable-auto-tool-choice --tool-call-parser mistral), and "
+    "compare its grammar with the answer: the prompt needs no change."
 )
 
 FINGERPRINT = 0.03
@@ -73,23 +80,35 @@ class ReplayChecks:
         if precision not in TOLERANCES:
             stated = f"{self._target.server.name}:q4={self._target.url}"
             return Result(not_checked=f"no tolerance is known for weights in {precision}; to use another's: {stated}")
-        findings, tiers, moved = [], [], 0.0
+        findings, tiers, moved, repeated = [], [], 0.0, 0
         for one in self._target.replayed:
             judged = self._judged(one.transcript, of(one), by_messages=rule == "ML909")
             if isinstance(judged, str):
-                findings.append(self._finding(rule, one.transcript, judged))
+                findings.append(self._unjudged(rule, one.transcript, of(one), judged))
                 continue
             tiers.append(judged.tier)
             answer = _answered(of(one))
             moved = max([moved, *(moved_logprobs(one.transcript, answer) if answer else [])])
-            if not judged.passed:
+            if judged.passed:
+                continue
+            if rule == "ML909" and self._differs_by_ids(one):
+                repeated += 1
+            else:
                 findings.append(self._different(rule, one, judged))
         counts = ", ".join(f"{tiers.count(tier)} {tier}" for tier in dict.fromkeys(tiers)) or "0"
         text = f"{counts} of {len(self._target.replayed)}; {precision}, {source}"
         text += f"; log-probabilities moved by {moved:.2g} nats at most" if moved else ""
         text += f". {RIGHT_MODEL}" if any(RIGHT_MODEL in one.detail for one in findings) else ""
         name = "answers by ids of" if rule == "ML908" else "answers by messages of"
-        return Result(tuple(first_findings(findings, _SHOWN, self._place)), facts=((name, text),))
+        same = f"same cause as ML908: {repeated} of {len(self._target.replayed)} differ by ids already"
+        return Result(
+            tuple(first_of_each_cause(findings, _SHOWN, self._place)), same if repeated else "", ((name, text),)
+        )
+
+    def _differs_by_ids(self, one: Replayed) -> bool:
+        """Whether the recorded ids are answered otherwise, too, so that the prompt has no part in it."""
+        by_ids = self._judged(one.transcript, one.by_ids, by_messages=False)
+        return isinstance(by_ids, AnswerJudgement) and not by_ids.passed
 
     def _judged(self, golden: Transcript, outcome: Outcome, *, by_messages: bool) -> AnswerJudgement | str:
         """Return the judgement of an answer, or the reason why there is none."""
@@ -98,6 +117,8 @@ class ReplayChecks:
             return f"{outcome.found}{expected} ({outcome.place})"
         if outcome is None:
             return "it was not answered"
+        if outcome.failed:
+            return f"the request fails: {outcome.failed}"
         if outcome.refused:
             return f"the server refuses it: {outcome.refused}"
         try:
@@ -106,22 +127,63 @@ class ReplayChecks:
         except InputError as error:
             return error.found
 
+    def _unjudged(self, rule: str, golden: Transcript, outcome: Outcome, reason: str) -> Finding:
+        if outcome is not None and not isinstance(outcome, InputError) and outcome.failed:
+            return failure_finding(golden.case, outcome.failed, self._place, golden.row.to_jsonl())
+        return replace(self._finding(rule, golden, reason), shape=cause_of(reason))
+
     def _finding(self, rule: str, golden: Transcript, found: str, detail: str = "") -> Finding:
         return Finding(rule, f"{golden.case}: {found}", self._place, repr(golden.text), detail, golden.row.to_jsonl())
 
     def _different(self, rule: str, one: Replayed, judged: AnswerJudgement) -> Finding:
         lines = [*difference_text(judged), *(f"{check.name} failed: {check.reason}" for check in judged.broken_checks)]
-        by_ids = self._judged(one.transcript, one.by_ids, by_messages=False) if rule == "ML909" else ""
-        if isinstance(by_ids, AnswerJudgement) and by_ids.passed:
-            # messages are answered otherwise than the ids of their prompt: by the prompt, or by the server
-            prompt, recorded = one.prompt, one.transcript.prompt_ids
-            ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
-            cause = [CONSTRAINED if ids == recorded else RIGHT_MODEL]
-            if ids is not None and ids != recorded:
-                counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
-                cause.append(f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}")
-            lines = [*cause, *lines]
-        return self._finding(rule, one.transcript, f"answered {judged.text!r}", "\n".join(lines))
+        if rule == "ML908":
+            causes = self._model_causes(one.transcript)
+            lines = [*(cause for cause, _ in causes), *lines]
+            fix = next((fix for _, fix in causes), "")
+        else:
+            causes_of_prompt, fix = self._prompt_causes(one)
+            lines = [*causes_of_prompt, *lines]
+        return replace(self._finding(rule, one.transcript, f"answered {judged.text!r}", "\n".join(lines)), fix=fix)
+
+    def _model_causes(self, golden: Transcript) -> list[tuple[str, str]]:
+        """Return what is known of the served model that can change its answers, each with its fix, the likeliest first.
+
+        The ids of the prompt were sent, so that no template has a part in them.
+        """
+        target, found = self._target, []
+        facts, model = target.answers.facts, target.answers.model
+        if facts.scales == () and golden.model["kind"] == "adapter":
+            cause = "No adapter is loaded: /lora-adapters is empty, and the transcripts are those of an adapter."
+            fix = "Start the server with the adapter (llama.cpp: --lora adapter.gguf), or serve the merged model."
+            found.append((cause, fix))
+        if model in facts.parents and golden.model["kind"] == "adapter":
+            names = ", ".join(facts.adapters[:_SHOWN])
+            cause = f"No adapter is asked: {model} is the parent of the adapters that the server lists: {names}."
+            found.append((cause, "Ask for the adapter by its name: --model NAME."))
+        precision, source = self._precision
+        if precision.startswith("q") and not source.startswith("as recorded"):
+            cause = f"The weights are served in {precision}, {source}, and were recorded in {golden.precision}: "
+            cause += "the quantisation may be the whole cause."
+            fix = "Serve the weights in the recorded precision to decide it, then convert or merge the adapter again."
+            found.append((cause, fix))
+        return found
+
+    def _prompt_causes(self, one: Replayed) -> tuple[list[str], str]:
+        """Return what is known of messages that are answered otherwise, and the fix if it is none of the prompt's."""
+        by_ids = self._judged(one.transcript, one.by_ids, by_messages=False)
+        if isinstance(by_ids, str):
+            return [], ""
+        # the ids of the prompt are answered as recorded: it is the prompt, or the server
+        prompt, recorded = one.prompt, one.transcript.prompt_ids
+        ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
+        if ids == recorded:
+            return [CONSTRAINED], _CONSTRAINED_FIX
+        if ids is None:
+            return [RIGHT_MODEL], ""
+        counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
+        first = f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}"
+        return [RIGHT_MODEL, first], ""
 
     def first_logprobs(self) -> Result:
         """ML905: a server that hides its ids gives the first token the log-probability of the right prompt."""
@@ -151,7 +213,7 @@ class ReplayChecks:
         if not seen:
             return Result(not_checked="the server shows no log-probabilities")
         text = f"those of the right prompt in {seen - len(findings)} of {seen}"
-        findings = first_findings(findings, _SHOWN, self._place)
+        findings = first_of_each_cause(findings, _SHOWN, self._place)
         return Result(tuple(findings), facts=(("first log-probabilities of", text),))
 
     def _text(self, token: int) -> str:
@@ -162,18 +224,18 @@ class ReplayChecks:
     def applied(self) -> Result:
         """ML910: the answers are those of the adapter, not of the base alone."""
         scales = self._target.answers.facts.scales
-        wrong = [(name, scale) for name, scale in scales if scale != 1]
+        wrong = [(name, scale) for name, scale in scales or () if scale != 1]
         findings = [
             Finding("ML910", f"the adapter {name} has the scale {scale:g}", self._place, "1") for name, scale in wrong
         ]
         pairs = [(_answered(one.by_ids), _answered(one.base)) for one in self._target.replayed]
-        asked = [(own, base) for own, base in pairs if base and not base.refused]
+        asked = [(own, base) for own, base in pairs if own and base]
         if not asked:
             reason = "the server has no adapter to leave out, as if it served a merged model: see the check `by-ids`"
             return Result(tuple(findings), "" if findings else reason)
         same = 0
         for own, base in asked:
-            if own is not None and own.ids == base.ids:
+            if own.ids == base.ids:
                 both = zip(own.logprobs, base.logprobs, strict=False)
                 same += all(abs(a - b) <= _SAME for a, b in both if isfinite(a) and isfinite(b))
         if same == len(asked):
@@ -191,20 +253,24 @@ class ReplayChecks:
         findings: list[Finding] = []
         for one, answer in asked:
             for other, how in ((one.again, "asked twice"), (one.plain, "asked with the temperature 0 alone")):
-                if isinstance(other, InputError):
-                    findings.append(self._finding("ML911", one.transcript, f"{how}: {other.found}"))
+                judged, given = self._judged(one.transcript, other, by_messages=True), _answered(other)
+                if given is None:
+                    if isinstance(judged, str) and other is not None:
+                        findings.append(self._unjudged("ML911", one.transcript, other, f"{how}: {judged}"))
                     continue
-                if other is None or (other.text, other.calls, other.ids) == (answer.text, answer.calls, answer.ids):
+                if (given.text, given.calls, given.ids) == (answer.text, answer.calls, answer.ids):
                     continue
-                judged = self._judged(one.transcript, other, by_messages=True)
                 if isinstance(judged, AnswerJudgement) and judged.passed:
                     continue  # another token at a near tie
-                expected, text = (repr(given.text) if given.text else call_text(given) for given in (answer, other))
+                expected, text = (repr(side.text) if side.text else call_text(side) for side in (answer, given))
                 found = f"{one.transcript.case}: {how}, it answers {text}"
                 row = one.transcript.row.to_jsonl()
                 findings.append(Finding("ML911", found, self._place, expected, row=row))
-        return Result(tuple(first_findings(findings, _SHOWN, self._place)))
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
 
 def _answered(outcome: Outcome) -> ServedAnswer | None:
-    return None if isinstance(outcome, InputError) else outcome
+    """Return the answer of a request; None if it has none, was refused or failed."""
+    if outcome is None or isinstance(outcome, InputError) or outcome.refused or outcome.failed:
+        return None
+    return outcome

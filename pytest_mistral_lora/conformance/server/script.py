@@ -33,8 +33,8 @@ def ask_script(script: Path, url: str, model: str, rows: Sequence[Row]) -> tuple
     Raises:
         RunnerError: If the script hangs, fails, or writes something that is not its contract.
     """
+    from pytest_mistral_lora.records.secrets import redacted
     from pytest_mistral_lora.runners.process import run_limited
-    from pytest_mistral_lora.serving.client import without_key
     from pytest_mistral_lora.serving.server import chat_request
 
     with tempfile.TemporaryDirectory(prefix="mistral-server-") as temporary:
@@ -44,7 +44,7 @@ def ask_script(script: Path, url: str, model: str, rows: Sequence[Row]) -> tuple
         command = [sys.executable, script.absolute(), "--rows", asked, "--url", url, "--model", model, "--output", made]
         ended = run_limited(list(map(str, command)), seconds=SECONDS, folder=Path.cwd(), environment=os.environ)
         if ended.code:
-            raise RunnerError(without_key(ended.reason), place=str(script))
+            raise RunnerError(redacted(ended.reason), place=str(script))
         if not made.is_file():
             raise RunnerError("it wrote no file", place=str(script), expected=f"a line for each row: {_FORM}")
         return _read(made, script, len(rows))

@@ -1,0 +1,44 @@
+"""Results as they are shown: what a server says in them is bounded, has no control characters, and not the key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.errors import printable
+from pytest_mistral_lora.records.secrets import redacted, spells_secret
+
+_LONGEST, _LONGEST_TABLE = 2_000, 20_000
+"""Characters of a line, and of the lines below a finding."""
+_NOT_SHOWN = "The tokens are not shown: they spell a secret."
+
+
+def shown(judge: Callable[[], Result]) -> Result:
+    """Run a check of a server, and return its result without what a hostile server could put into it."""
+    result = judge()
+    facts = tuple((name, _line(text) if isinstance(text, str) else text) for name, text in result.facts)
+    return Result(tuple(map(_shown, result.findings)), _line(result.not_checked), facts)
+
+
+def _shown(finding: Finding) -> Finding:
+    if finding.tokens is not None and spells_secret(finding.tokens):
+        finding = replace(finding, detail=_NOT_SHOWN, tokens=None)
+    return replace(
+        finding,
+        found=_line(finding.found),
+        place=_line(finding.place),
+        expected=_line(finding.expected),
+        detail=_cut(printable(redacted(finding.detail)), _LONGEST_TABLE),
+        shape=_line(finding.shape),
+        fix=_line(finding.fix),
+    )
+
+
+def _line(text: str) -> str:
+    # the key is looked for before the text is cut: a part of it would not be found
+    return _cut(printable(redacted(text)).replace("\n", "\\n").replace("\t", "\\t"), _LONGEST)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}… and {len(text) - most:,} characters more"

@@ -1,0 +1,96 @@
+"""Secrets are kept out of texts: values of the environment, tokens, passwords in addresses, and the key of a server."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from functools import cache
+from typing import Any, TypeVar
+
+from pytest_mistral_lora.chat.difference import plain_text
+from pytest_mistral_lora.chat.token_rows import TokenRow
+
+_T = TypeVar("_T")
+
+HIDDEN = "***"
+"""Stands in place of a secret."""
+
+SERVER_KEY = "MISTRAL_SERVER_KEY"
+"""The environment variable of a server's key; its value is sent to the server, and printed nowhere."""
+
+_SECRET_NAME = re.compile(r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|KEY$|_PAT$", re.IGNORECASE)
+# a shorter value, such as `true` or `none`, is an ordinary word of other texts, too
+_LEAST_LENGTH = 8
+_LEAST_KEY = 4
+_PATTERNS = (
+    # user and password, or a token in their place: https://user:token@host/
+    (re.compile(r"(?<=://)[^/\s'\"]+(?=@)"), HIDDEN),
+    (re.compile(r"([?&][\w.-]*(?:token|key|secret|password|passwd|signature|sig)=)[^&\s'\"#]+", re.I), rf"\1{HIDDEN}"),
+    # tokens of the Hub, GitHub, GitLab, and of servers with OpenAI's API
+    (re.compile(r"\b(?:hf|gh[pousr]|github_pat)_\w{20,}|\bglpat-[\w-]{20,}|\bsk-[\w-]{20,}"), HIDDEN),
+    (re.compile(r"(\bBearer )[\w.~+/=-]{8,}", re.I), rf"\1{HIDDEN}"),
+)
+
+
+def server_key() -> str:
+    """Return the key of the server, without the line break that a file puts at its end; empty if there is none."""
+    return os.environ.get(SERVER_KEY, "").strip()
+
+
+def redacted(data: _T) -> _T:
+    """Return plain data, or a text, with `***` in place of each secret in its texts.
+
+    A secret is the value of an environment variable whose name ends in `KEY` or contains `TOKEN`, `SECRET`, `PASSW`
+    or the like; a password, token or signature in an address; and a text that has the form of a token. The key of a
+    server is also found in the spellings in which a server may echo it: escaped, divided, in base64 or as numbers. The
+    texts can be written as UTF-8 then.
+    """
+    names = (name for name in os.environ if _SECRET_NAME.search(name))
+    values = sorted({os.environ[name] for name in names if len(os.environ[name]) >= _LEAST_LENGTH}, key=len)
+    known = re.compile("|".join(map(re.escape, reversed(values)))) if values else None
+    key = server_key()
+    echoed = _echoes(key) if len(key) >= _LEAST_KEY else None
+
+    def redact(value: Any) -> Any:
+        if isinstance(value, str):
+            text = echoed.sub(HIDDEN, value) if echoed else value
+            text = known.sub(HIDDEN, text) if known else text
+            for pattern, replacement in _PATTERNS:
+                text = pattern.sub(replacement, text)
+            # half a character, as a cut JSON escape leaves it, cannot be written as UTF-8
+            return text.encode("utf-8", "backslashreplace").decode()
+        if isinstance(value, dict):
+            return {redact(key): redact(one) for key, one in value.items()}
+        return [redact(one) for one in value] if isinstance(value, list | tuple) else value
+
+    result: _T = redact(data)
+    return result
+
+
+@cache
+def _echoes(key: str) -> re.Pattern[str]:
+    """Return a pattern of the spellings of a key: each character as it is or escaped, and the key in base64 and hex."""
+    letters = []
+    for letter in key:
+        code = ord(letter)
+        # a backslash in front is the escape of JSON for a slash or a quotation mark, more are those of a text in it
+        escaped = rf"\\{{0,8}}(?:{re.escape(letter)}|u00{code:02x}|x{code:02x})"
+        letters.append(f"(?:{escaped}|%(?:25)?{code:02x}|&#(?:{code}|x{code:x});)")
+    # white space, and what cannot be seen, may divide it
+    divided = r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]{0,8}".join(letters)
+    forms = [divided, "[ ,]*".join(f"{ord(letter):02x}" for letter in key)]
+    for shift in range(3):
+        # the digits that belong to the key alone, wherever it stands in the encoded text
+        start, end = -(-shift * 8 // 6), (shift + len(key)) * 8 // 6
+        digits = base64.b64encode(b"\0" * shift + key.encode())[start:end].decode()
+        for form in {digits, digits.translate(str.maketrans("+/", "-_"))} if len(digits) > _LEAST_KEY else ():
+            forms.append(f"(?-i:{re.escape(form)})[A-Za-z0-9+/_=-]*")
+    return re.compile("|".join(forms), re.IGNORECASE)
+
+
+def spells_secret(row: TokenRow) -> bool:
+    """Return whether the tokens of a row spell a secret, which cannot be replaced in them."""
+    columns = [one.tokens for one in row.columns]
+    texts = ("".join(plain_text(one.piece) for one in side if one) for side in zip(*columns, strict=True))
+    return any(redacted(text) != text for text in (*texts, row.title))

@@ -1,0 +1,267 @@
+"""The forms of the answers of each endpoint, read strictly: a wrong value is an error with the endpoint and the key."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pytest_mistral_lora.errors import InputError, shortened
+from pytest_mistral_lora.records.schema import error_in_words
+from pytest_mistral_lora.records.secrets import redacted
+from pytest_mistral_lora.serving.client import Answer
+
+_LONGEST = 1 << 18
+"""Ids of a prompt or an answer: the longest context of the models is that long."""
+_LONGEST_NAME, _MOST = 1_000, 10_000
+
+_T = TypeVar("_T")
+# without a limit on them, each of a million wrong items is an error of its own
+_List = Annotated[list[_T], Field(fail_fast=True, max_length=_MOST)]
+_PerToken = Annotated[list[_T], Field(fail_fast=True, max_length=_LONGEST)]
+_Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+_Ids = _PerToken[_Count]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Name = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)]
+
+
+class Form(BaseModel):
+    """An answer of an endpoint; other keys than those of its fields are of no interest."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class ListedModel(Form):
+    """A model in a list of OpenAI's form; an adapter has a parent."""
+
+    id: _Name
+    parent: _Name | None = None
+
+
+class ModelList(Form):
+    """`/v1/models`."""
+
+    data: _List[ListedModel]
+
+
+class TaggedModel(Form):
+    """A model of Ollama."""
+
+    name: _Name
+
+
+class TagList(Form):
+    """`/api/tags` of Ollama."""
+
+    models: _List[TaggedModel]
+
+
+class Properties(Form):
+    """`/props` of llama.cpp."""
+
+    model_ftype: str | None = None
+
+
+class LoadedAdapter(Form):
+    """An adapter that llama.cpp has loaded."""
+
+    id: _Count
+    path: str
+    scale: _Number
+
+
+class LoadedAdapters(Form):
+    """`/lora-adapters` of llama.cpp, whose list is the whole answer."""
+
+    adapters: _List[LoadedAdapter]
+
+
+class RenderedPrompt(Form):
+    """`/apply-template` of llama.cpp."""
+
+    prompt: str
+
+
+class Tokens(Form):
+    """`/tokenize` of llama.cpp."""
+
+    tokens: _Ids
+
+
+class TokenOfId(Form):
+    """A token of `/chat_tokenize`."""
+
+    id: _Count
+
+
+class TokenizedChat(Form):
+    """`/chat_tokenize` of Text Generation Inference."""
+
+    tokenize_response: _PerToken[TokenOfId]
+
+
+class Candidate(Form):
+    """One of the best tokens at a place."""
+
+    token: str | None = None
+    logprob: _Number | None = None
+
+
+class ListedToken(Candidate):
+    """A token of an answer, with the best ones at its place."""
+
+    id: _Count | None = None
+    top_logprobs: _List[Candidate] | None = None
+
+
+class Completion(Form):
+    """`/completion` of llama.cpp."""
+
+    tokens: _Ids
+    content: str = ""
+    stop_type: str | None = None
+    completion_probabilities: _PerToken[ListedToken] | None = None
+
+
+class CalledFunction(Form):
+    """The function of a tool call, its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Form):
+    """A tool call."""
+
+    function: CalledFunction
+
+
+class ChatMessage(Form):
+    """The message of an answer."""
+
+    content: str | None = None
+    tool_calls: _List[ToolCall] | None = None
+
+
+class ListedTokens(Form):
+    """The log-probabilities of an answer of a chat."""
+
+    content: _PerToken[ListedToken] | None = None
+
+
+class ChatChoice(Form):
+    """One of the answers of a chat, with the ids that vLLM and SGLang add to it."""
+
+    message: ChatMessage
+    finish_reason: str | None = None
+    logprobs: ListedTokens | None = None
+    token_ids: _Ids | None = None
+    prompt_token_ids: _Ids | None = None
+
+
+class Usage(Form):
+    """The numbers of tokens of a request."""
+
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
+
+
+class Chat(Form):
+    """`/v1/chat/completions`, with the ids that vLLM adds to it."""
+
+    choices: Annotated[list[ChatChoice], Field(fail_fast=True, min_length=1, max_length=_MOST)]
+    usage: Usage | None = None
+    prompt_token_ids: _Ids | None = None
+
+
+class TokenLogprobs(Form):
+    """The log-probabilities of a completion."""
+
+    token_logprobs: _PerToken[_Number | None] | None = None
+
+
+class TextChoice(Form):
+    """One of the completions of a prompt."""
+
+    token_ids: _Ids
+    text: str = ""
+    finish_reason: str | None = None
+    logprobs: TokenLogprobs | None = None
+
+
+class TextCompletions(Form):
+    """`/v1/completions` of vLLM."""
+
+    choices: Annotated[list[TextChoice], Field(fail_fast=True, min_length=1, max_length=_MOST)]
+
+
+class NativeFunction(Form):
+    """The function of a tool call of Ollama, its arguments as an object."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class NativeCall(Form):
+    """A tool call of Ollama."""
+
+    function: NativeFunction
+
+
+class NativeMessage(Form):
+    """The message of an answer of Ollama."""
+
+    content: str | None = None
+    tool_calls: _List[NativeCall] | None = None
+
+
+class Preview(Form):
+    """The rendered prompt that Ollama shows."""
+
+    rendered_template: str | None = None
+
+
+class NativeChat(Form):
+    """`/api/chat` of Ollama."""
+
+    message: NativeMessage
+    done_reason: str | None = None
+    prompt_eval_count: _Count | None = None
+    preview: Preview | None = Field(None, alias="_debug_info")
+
+
+_F = TypeVar("_F", bound=Form)
+
+
+def read_form(form: type[_F], answer: Answer, place: str, *, key: str = "", expected: str = "an answer in JSON") -> _F:
+    """Return the answer of an endpoint.
+
+    Args:
+        form: Its form.
+        answer: The answer.
+        place: The address of the endpoint.
+        key: The field of the form that the whole answer is; empty if it is an object.
+        expected: The answer of such a server, for the error if it has another status, or no JSON.
+
+    Raises:
+        InputError: If it has another form: the first fault is named with its key and its value.
+    """
+    if not answer.is_ok:
+        found = f"HTTP {answer.status}: {answer.error}" if answer.status != 200 else f"no JSON: {answer.text}"
+        raise InputError(found, place=place, expected=expected)
+    try:
+        return form.model_validate({key: answer.data} if key else answer.data)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+    raise _form_error(form, fault, place, key)
+
+
+def _form_error(form: type[Form], fault: Any, place: str, key: str) -> InputError:
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in fault["loc"])
+    path = path.removeprefix(f".{key}" if key else ".") or "the answer"
+    value = fault["input"]
+    # of a long text the beginning is shown, so that the key is looked for there alone
+    shown = shortened(redacted(value[:_LONGEST_NAME]) if isinstance(value, str) else value)
+    if fault["type"] == "missing":
+        return InputError(f"{path} is missing in {shown}", place=place, expected="the answer of a model")
+    return InputError(f"{path} is {shown}", place=place, expected=error_in_words(fault, form).removeprefix("expected "))
