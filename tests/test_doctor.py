@@ -40,6 +40,7 @@ MUTANTS = [
     ({"transformers": "4.56.2"}, "unsupported-transformers"),
     ({"sentencepiece": ""}, "unsupported-sentencepiece"),
     ({"gguf": "0.1.0"}, "unsupported-gguf"),
+    ({"vllm": "0.32.0", "mistral-common": "1.13.0"}, "served-grammar"),
 ]
 
 
@@ -64,7 +65,10 @@ def test_a_good_installation_has_notes_at_most(changes: dict[str, str]) -> None:
 
 def test_a_note_is_of_its_versions_alone() -> None:
     assert {"tekken-first", "regex-warns-of-sound-files", "legacy-adds-a-space"} <= faults({}).keys()
-    assert set(faults({"transformers": "4.57.1"})) == {"regex-without-a-warning"}
+    # a server's environment is another one, of which nothing is known here
+    assert set(faults({"transformers": "4.57.1"})) == {"regex-without-a-warning", "served-grammar"}
+    assert faults({})["served-grammar"] == "note"
+    assert faults({"vllm": "0.32.1"})["served-grammar"] == "note"
 
 
 def test_every_known_fault_has_a_mutant_or_is_a_note() -> None:
@@ -88,9 +92,22 @@ def test_every_known_fault_has_a_mutant_or_is_a_note() -> None:
 def test_findings_name_the_known_fault_that_can_be_their_cause(
     rules: set[str], changes: dict[str, str], found: list[str]
 ) -> None:
-    lines = known_cause_lines([{"findings": [{"rule": rule} for rule in rules]}], SOUND | changes)
+    lines = known_cause_lines([{"findings": [{"rule": rule, "found": "x"} for rule in rules]}], SOUND | changes)
     assert [line.startswith(begin) for line, begin in zip(lines, found, strict=True)] == [True] * len(found)
     assert all("Change: pip install '" in line for line in lines)
+
+
+def test_the_words_of_a_server_name_the_known_fault_whatever_is_installed_here() -> None:
+    says = "HTTP 400: GrammarFactory.get_lark_from_jinja() missing 1 required positional argument: 'force_tool_names'"
+
+    def lines(rule: str, found: str) -> list[str]:
+        return known_cause_lines([{"findings": [{"rule": rule, "found": found}]}], SOUND)
+
+    [line] = lines("ML919", f"single: the request fails: {says}")
+    assert line.startswith("known of vllm ==0.32.0, mistral-common >=1.13,<1.14 (ML919): vLLM with --tokenizer-mode")
+    assert "Change: in the environment of the server: pip install 'vllm==0.32.0' 'mistral-common==1.12.0'" in line
+    assert lines("ML919", "single: the request fails: HTTP 500: oops") == []
+    assert lines("ML907", says) == []
 
 
 def test_rules_of_known_faults_are_rules() -> None:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "chat": BASE,
     "checkpoint": CHAT,
     "records": CHECKPOINT,
-    "training": RECORDS | {"data"},
+    "training": RECORDS | {"data", "environment"},
     "runners": RECORDS,
     "data": RECORDS,
     "serving": RECORDS,

@@ -75,7 +75,8 @@ def _export_for_server(args: argparse.Namespace) -> int:
     if args.json:
         print_json(asdict(exported))
         return EXIT_OK
-    lines = [f"different: {remark}" for remark in exported.remarks]
+    lines = [f"needs:     {exported.needs}"] if exported.needs else []
+    lines += [f"different: {remark}" for remark in exported.remarks]
     lines += [f"run:       {command}" for command in exported.commands]
     lines.append(f"check:     {exported.check}")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
@@ -58,6 +58,9 @@ class KnownFault:
         source: Its report, or the page that shows it.
         severity: `error`: it changes ids or stops a run; `note`: only in the case that `found` names.
         rules: Ids of the rules that files of the user's break for this reason.
+        says: Words of a server's error that this fault alone has. Such a fault is one of a server's environment, which
+            is another one than this: it is known of a server that says so, and is a note where it is not installed.
+        working: The versions, by library, with which it was seen to work.
     """
 
     id: str
@@ -67,6 +70,8 @@ class KnownFault:
     source: str
     severity: str = "error"
     rules: tuple[str, ...] = ()
+    says: str = ""
+    working: Mapping[str, str] = field(default_factory=dict)
 
     def applies(self, installed: Mapping[str, str]) -> bool:
         """Return whether all of its versions are installed."""
@@ -76,7 +81,22 @@ class KnownFault:
         )
 
 
+SERVED_GRAMMAR = KnownFault(
+    "served-grammar",
+    {"vllm": "==0.32.0", "mistral-common": ">=1.13,<1.14"},
+    "vLLM with --tokenizer-mode mistral and --tool-call-parser mistral answers HTTP 400 to every chat request of a "
+    "Tekken tokenizer from version 11 on: GrammarFactory.get_lark_from_jinja() misses the argument "
+    "'force_tool_names'; seen with vLLM 0.32.0 beside mistral-common 1.13.1, and not beside 1.12.0",
+    "in the environment of the server: pip install 'vllm==0.32.0' 'mistral-common==1.12.0'",
+    "docs/serving.md",
+    rules=("ML919",),
+    says="force_tool_names",
+    working={"vllm": "0.32.0", "mistral-common": "1.12.0"},
+)
+"""The fault of the versions that pip resolves for vLLM 0.32.0."""
+
 KNOWN_FAULTS: tuple[KnownFault, ...] = (
+    SERVED_GRAMMAR,
     KnownFault(
         "merges-by-id",
         {"transformers": ">=5.0,<5.24"},
@@ -187,7 +207,9 @@ def present_faults(
         libraries: The result of `library_states`.
         torch_error: Why torch cannot be imported; empty if it can, or is not installed.
     """
-    known = [one for one in KNOWN_FAULTS if one.applies(installed)]
+    known = [fault for fault in KNOWN_FAULTS if fault.applies(installed)]
+    # of the environment of a server nothing is known here
+    known += [replace(fault, severity="note") for fault in KNOWN_FAULTS if fault.says and fault not in known]
     explained = {name for one in known if one.severity == "error" for name in one.versions}
     found = []
     for one in libraries:
@@ -214,12 +236,19 @@ def known_cause_lines(records: Iterable[Mapping[str, Any]], installed: Mapping[s
         records: One record for each check that ran.
         installed: The installed versions by name; they are looked up only if something was found.
     """
-    rules = {finding["rule"] for one in records for finding in one["findings"]}
+    findings = [finding for record in records for finding in record["findings"]]
+    rules = {finding["rule"] for finding in findings}
     lines = []
-    for one in KNOWN_FAULTS if rules else ():
+    for fault in KNOWN_FAULTS if rules else ():
         installed = installed or installed_versions()
-        broken = [rule for rule in one.rules if rule in rules]
-        if broken and one.applies(installed):
-            versions = ", ".join(f"{name} {installed[name]}" for name in one.versions)
-            lines.append(f"known of {versions} ({', '.join(broken)}): {one.found}. Change: {one.change}")
+        broken = [rule for rule in fault.rules if rule in rules]
+        if fault.says:
+            # the server's words name it, whatever is installed here
+            is_cause = any(fault.says in finding["found"] for finding in findings if finding["rule"] in broken)
+            versions = ", ".join(f"{name} {range_}" for name, range_ in fault.versions.items())
+        else:
+            is_cause = bool(broken) and fault.applies(installed)
+            versions = ", ".join(f"{name} {installed.get(name, '')}" for name in fault.versions)
+        if is_cause:
+            lines.append(f"known of {versions} ({', '.join(broken)}): {fault.found}. Change: {fault.change}")
     return lines

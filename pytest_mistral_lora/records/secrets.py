@@ -54,8 +54,8 @@ def redacted(data: _T) -> _T:
 
     def redact(value: Any) -> Any:
         if isinstance(value, str):
-            text = echoed.sub(HIDDEN, value) if echoed else value
-            text = known.sub(HIDDEN, text) if known else text
+            text = known.sub(HIDDEN, value) if known else value
+            text = echoed.sub(HIDDEN, text) if echoed else text
             for pattern, replacement in _PATTERNS:
                 text = pattern.sub(replacement, text)
             # half a character, as a cut JSON escape leaves it, cannot be written as UTF-8

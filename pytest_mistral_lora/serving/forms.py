@@ -114,7 +114,7 @@ class ListedToken(Candidate):
     top_logprobs: _List[Candidate] | None = None
 
 
-class Completion(Form):
+class PromptCompletion(Form):
     """`/completion` of llama.cpp."""
 
     tokens: _Ids

@@ -22,10 +22,10 @@ from pytest_mistral_lora.serving.answers import (
 )
 from pytest_mistral_lora.serving.client import ServerClient
 from pytest_mistral_lora.serving.forms import (
-    Completion,
     LoadedAdapter,
     LoadedAdapters,
     NativeChat,
+    PromptCompletion,
     Properties,
     RenderedPrompt,
     TagList,
@@ -95,7 +95,7 @@ class LlamaCpp(Server):
         answer, place = await client.post("/completion", data), f"{client.url}/completion"
         if not answer.is_ok:
             return ServedAnswer(**unanswered(answer, place))
-        completion = read_form(Completion, answer, place)
+        completion = read_form(PromptCompletion, answer, place)
         made, listed = tuple(completion.tokens), completion.completion_probabilities or []
         # the list leaves out tokens that end within a character, and `tokens` has all
         numbers = logprobs_of(listed) if len(listed) == len(made) else ()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from converted import converted_tokenizer
 from derived_tekken import write_derived
+from packaging.requirements import Requirement
 from safetensors.torch import save_file
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
@@ -90,6 +91,27 @@ def test_vllm_gets_the_mode_the_rank_and_the_names(
     assert (option(words, "--dtype"), option(words, "--generation-config")) == ("float32", "vllm")
     assert "serve-check vllm=http://127.0.0.1:8000" in out
     assert out.rpartition("check:")[2].strip() in (tmp_path / "to" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("name", "needs"), [("derived-v7", False), ("derived-v11", True), ("derived-v13", True)])
+def test_vllm_needs_the_versions_that_answer_a_tekken_tokenizer_from_version_11_on(
+    name: str, needs: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    base = tmp_path / "base"
+    write_tiny_base(base, write_derived(name, tmp_path / "tokenizer", words=2000))
+    code, out = export(capsys, base, "--to", "vllm", "--output", tmp_path / "to")
+    assert code == 0, out
+    written = {file.name: file.read_text() for file in (tmp_path / "to").iterdir()}
+    assert ("requirements.txt" in written) is needs
+    # in the file that starts the server, in the page beside it and in the printed summary
+    for text in (written["serve.sh"], written["README.md"], out):
+        assert ("vLLM 0.32.0 beside mistral-common 1.13.1, and not beside 1.12.0" in text) is needs
+    command(tmp_path / "to" / "serve.sh")
+    if needs:
+        lines = [line for line in written["requirements.txt"].splitlines() if not line.startswith("#")]
+        assert [str(Requirement(line)) for line in lines] == ["vllm==0.32.0", "mistral-common==1.12.0"]
+        assert out.index("pip install -r requirements.txt") < out.index("sh serve.sh")
 
 
 def test_vllm_takes_the_tokenizer_of_the_adapter_if_the_base_has_none(

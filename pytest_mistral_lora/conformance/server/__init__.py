@@ -18,7 +18,7 @@ from pytest_mistral_lora.conformance.server.deviations import (
     other_tokenizer_finding,
 )
 from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding
-from pytest_mistral_lora.conformance.server.shown import shown
+from pytest_mistral_lora.conformance.server.shown import judged_publicly
 from pytest_mistral_lora.conformance.server_target import NOT_ASKED, ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError, RunnerError, TokenizerError, counted
@@ -52,7 +52,7 @@ def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
         replayed = ReplayChecks(target).cases()
         cases |= {case: partial(judged.if_replayed, case, judge) for case, judge in replayed.items()}
     for case, judge in cases.items():
-        yield Check(target, "server", case, partial(shown, judge))
+        yield Check(target, "server", case, partial(judged_publicly, judge))
 
 
 class ServerChecks:
@@ -296,7 +296,7 @@ def served_findings(url: str, rows: Sequence[Row], tokenizer: CheckpointTokenize
         InputError: If the server cannot be one, or a row has no answer.
     """
     target = _target_of_rows(ServerChoice.parse(url), rows, tokenizer, model)
-    results = {case: shown(judge) for case, judge in ServerChecks(target).cases().items()}
+    results = {case: judged_publicly(judge) for case, judge in ServerChecks(target).cases().items()}
     for result in results.values():
         yield from result.findings
     hidden = results["prompts"].not_checked

@@ -14,7 +14,7 @@ _LONGEST, _LONGEST_TABLE = 2_000, 20_000
 _NOT_SHOWN = "The tokens are not shown: they spell a secret."
 
 
-def shown(judge: Callable[[], Result]) -> Result:
+def judged_publicly(judge: Callable[[], Result]) -> Result:
     """Run a check of a server, and return its result without what a hostile server could put into it."""
     result = judge()
     facts = tuple((name, _line(text) if isinstance(text, str) else text) for name, text in result.facts)

@@ -15,12 +15,14 @@ from types import MappingProxyType
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.checkpoint.weights import read_header, weight_files
+from pytest_mistral_lora.environment import SERVED_GRAMMAR, KnownFault
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import PLAIN_STARTS, require_supported
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import finished_folder, write_text
 from pytest_mistral_lora.training.export.llamacpp import ADAPTER, MODEL, go_template, write_adapter, write_model
 
+_REQUIREMENTS = "requirements.txt"
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of vLLM's --max-lora-rank (vllm/config/lora.py, 0.32)."""
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -84,12 +86,14 @@ class ServerFiles:
         commands: The commands that serve the model, in their order.
         check: The command that holds the running server to mistral-common.
         remarks: The remaining differences from training, as sentences.
+        needs: The versions that the environment of the server needs, with the reason; empty for any.
     """
 
     folder: Path
     commands: tuple[str, ...]
     check: str
     remarks: tuple[str, ...]
+    needs: str = ""
 
 
 def export_for_server(source: Path, to: str, output: Path, *, base: Path | None = None, name: str = "") -> ServerFiles:
@@ -110,7 +114,8 @@ def export_for_server(source: Path, to: str, output: Path, *, base: Path | None 
         _require_servable(served, to)
     with finished_folder(output) as folder:
         commands, check, remarks = SERVER_EXPORTS[to](served, folder)
-        done = ServerFiles(output, tuple(f"cd {shlex.quote(str(output))} && {one}" for one in commands), check, remarks)
+        started = tuple(f"cd {shlex.quote(str(output))} && {command}" for command in commands)
+        done = ServerFiles(output, started, check, remarks, _needs(_known_fault(served, to)))
         write_text(folder / "README.md", "\n".join(_readme(served, to, commands, done)) + "\n")
     return done
 
@@ -182,11 +187,25 @@ def _write_vllm(served: ServedModel, folder: Path) -> _Export:
         options += ["--dtype", _DTYPES[served.dtype]]
     # a repetition penalty of generation_config.json changes greedy answers, too
     options += ["--generation-config", "vllm"]
-    write_text(folder / "serve.sh", _script(_wrapped(["vllm", "serve", str(served.base), *options])))
+    fault, commands, note = _known_fault(served, "vllm"), ["sh serve.sh"], ""
+    if fault is not None:
+        # the versions that pip resolves by itself do not answer
+        versions = [f"{name}=={version}" for name, version in fault.working.items()]
+        write_text(folder / _REQUIREMENTS, "".join(f"{line}\n" for line in (f"# {fault.found}", *versions)))
+        note = f"# Install {_REQUIREMENTS} in an environment of the server's own: {fault.found}\n"
+        commands = [f"pip install -r {_REQUIREMENTS}", *commands]
+    write_text(folder / "serve.sh", _script(_wrapped(["vllm", "serve", str(served.base), *options]), note))
     remarks = (
         () if served.template is None else ("Text that spells a control token becomes that control token (ML906).",)
     )
-    return ("sh serve.sh",), _check(served, "vllm", 8000), remarks
+    return tuple(commands), _check(served, "vllm", 8000), remarks
+
+
+def _known_fault(served: ServedModel, to: str) -> KnownFault | None:
+    """Return the fault of the versions that pip resolves for a server, if it stops this model."""
+    if to != "vllm" or served.template is not None:
+        return None
+    return SERVED_GRAMMAR if served.oracle.kind == "tekken" and int(served.oracle.version[1:]) >= 11 else None
 
 
 def _vllm_tokenizer(served: ServedModel) -> list[str]:
@@ -279,6 +298,13 @@ def _check(served: ServedModel, kind: str, port: int) -> str:
     return f"mistral-lora serve-check {kind}=http://127.0.0.1:{port} {options}"
 
 
+def _needs(fault: KnownFault | None) -> str:
+    if fault is None:
+        return ""
+    versions = " and ".join(f"{name} {version}" for name, version in fault.working.items())
+    return f"{versions}, in an environment of the server's own ({_REQUIREMENTS}): {fault.found}"
+
+
 def _readme(served: ServedModel, to: str, commands: tuple[str, ...], done: ServerFiles) -> Iterator[str]:
     what = f"the adapter `{served.folder.path}` on `{served.base}`" if served.has_adapter else f"`{served.base}`"
     yield from (f"# {served.name}, served by {to}", "", f"Made by `mistral-lora export` for {what}.", "", "```console")
@@ -292,5 +318,7 @@ def _readme(served: ServedModel, to: str, commands: tuple[str, ...], done: Serve
         f"$ {done.check}",
         "```",
     )
+    if done.needs:
+        yield from ("", f"The server needs {done.needs}.")
     if done.remarks:
         yield from ("", "Different from training:", "", *(f"- {one}" for one in done.remarks))
