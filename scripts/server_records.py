@@ -99,8 +99,11 @@ class Judged:
     def _cell(self, one: AskedRow) -> str:
         served = one.served
         assert isinstance(served, ServedPrompt)
-        if served.refused or one.refusal:
-            return "both refuse" if served.refused and one.refusal else "ML907"
+        # what mistral-common refuses may fail, too
+        if one.refusal:
+            return "both refuse" if served.refused or served.failed else "ML907"
+        if served.refused or served.failed:
+            return "ML907" if served.refused else "ML919"
         if served.ids is None:
             return "# right" if served.count == len(one.expected or ()) else "# ML904"
         if served.ids == one.expected:
@@ -160,7 +163,8 @@ def _read(file: Path) -> RecordedServer:
 
 def _prompt(data: Mapping[str, Any]) -> ServedPrompt:
     ids = data.get("ids")
-    return ServedPrompt(None if ids is None else tuple(ids), data.get("count"), data.get("refused", ""))
+    unanswered = {key: data[key] for key in ("refused", "failed") if key in data}
+    return ServedPrompt(None if ids is None else tuple(ids), data.get("count"), **unanswered)
 
 
 def record(target: ServerTarget, version: str, setting: str, name: str) -> Path:
@@ -193,5 +197,7 @@ def _written(one: AskedRow) -> dict[str, Any]:
         raise served
     if served.refused:
         return {"refused": served.refused}
+    if served.failed:
+        return {"failed": served.failed}
     shown = {} if served.ids is None else {"ids": list(served.ids)}
     return shown | ({} if served.count is None else {"count": served.count})

@@ -98,7 +98,8 @@ def _deviations(judged: Sequence[Judged]) -> Iterator[str]:
     yield "## The named deviations, each by its smallest row"
     yield ""
     yield "The row of [a deviation](../deviations.md) has a turn more here, so that the prompt has it. ML907 is a row"
-    yield "that the server refuses. A chat request has no weights: every server merges answers of unequal weight."
+    yield "that the server refuses, ML919 one whose request fails. A chat request has no weights: every server merges"
+    yield "answers of unequal weight."
     yield ""
     settings = list(dict.fromkeys(_setting(one) for one in judged))
     yield f"| deviation | tokenizer | {' | '.join(settings)} |"

@@ -131,7 +131,7 @@ class ServerTarget(JudgedTarget):
     async def _ask(self, server: Server) -> ServerAnswers:
         from pytest_mistral_lora.chat.rows import scan_rows
         from pytest_mistral_lora.conformance.server.script import ask_script
-        from pytest_mistral_lora.serving.client import ServerClient, require_url
+        from pytest_mistral_lora.serving.client import SECONDS, ServerClient, require_url
         from pytest_mistral_lora.serving.server import ServerFacts
         from pytest_mistral_lora.serving.servers import ScriptedServer, ask_prompts, require_kind
 
@@ -150,7 +150,7 @@ class ServerTarget(JudgedTarget):
             model = self.model or "of the script"
             facts = ServerFacts(versions, (model,))
         else:
-            async with ServerClient(require_url(self.url)) as client:
+            async with ServerClient(require_url(self.url), SECONDS) as client:
                 facts = await server.facts(client)
                 if not facts.version:
                     await require_kind(server, self.url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import os
 import re
 from functools import cache
@@ -23,6 +24,8 @@ _SECRET_NAME = re.compile(r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?
 # a shorter value, such as `true` or `none`, is an ordinary word of other texts, too
 _LEAST_LENGTH = 8
 _LEAST_KEY = 4
+_NAMED = "&<>\"'"
+"""Characters that HTML has a name for, which no page may write as they are."""
 _PATTERNS = (
     # user and password, or a token in their place: https://user:token@host/
     (re.compile(r"(?<=://)[^/\s'\"]+(?=@)"), HIDDEN),
@@ -76,7 +79,8 @@ def _echoes(key: str) -> re.Pattern[str]:
         code = ord(letter)
         # a backslash in front is the escape of JSON for a slash or a quotation mark, more are those of a text in it
         escaped = rf"\\{{0,8}}(?:{re.escape(letter)}|u00{code:02x}|x{code:02x})"
-        letters.append(f"(?:{escaped}|%(?:25)?{code:02x}|&#(?:{code}|x{code:x});)")
+        entity = html.escape(letter) if letter in _NAMED else f"&#{code};"
+        letters.append(f"(?:{escaped}|%(?:25)?{code:02x}|&#0{{0,4}}(?:{code}|x0{{0,4}}{code:x});|{entity})")
     # white space, and what cannot be seen, may divide it
     divided = r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]{0,8}".join(letters)
     forms = [divided, "[ ,]*".join(f"{ord(letter):02x}" for letter in key)]

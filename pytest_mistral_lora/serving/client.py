@@ -125,7 +125,7 @@ class ServerClient:
     """
 
     url: str
-    seconds: float = SECONDS
+    seconds: float
     _open: httpx.AsyncClient | None = field(default=None, repr=False)
     _lost: InputError | None = field(default=None, repr=False)
     _has_answered: bool = field(default=False, repr=False)
