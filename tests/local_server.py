@@ -10,10 +10,11 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from typing import Any
 
 from pytest_mistral_lora.chat.completions import MalformedCallError, read_calls
@@ -35,6 +36,7 @@ class Behaviour:
         preview: Changes the ids of a prompt that is previewed.
         answer: Answers a path in place of the server: with a status and a body; None for its own answer.
         refuses: Whether a request is refused.
+        refusal: The status and the words for it.
         golden: The answers of its adapter.
         completion: Changes the ids of an answer; the second argument is the request.
         logprob: Changes the log-probability of a token, by its place.
@@ -44,6 +46,7 @@ class Behaviour:
         reads_calls: Whether it reads tool calls in an answer.
         models: The models that it lists.
         version: Its version, or its build as llama.cpp reports it.
+        headers: Headers of each answer.
         seen: The requests: path, headers and data.
     """
 
@@ -52,6 +55,7 @@ class Behaviour:
     preview: Callable[[Ids, dict[str, Any]], Ids] | None = None
     answer: Callable[[str], tuple[int, bytes] | None] = lambda _: None
     refuses: Callable[[dict[str, Any]], bool] = lambda _: False
+    refusal: tuple[int, str] = (400, "Conversation roles must alternate")
     golden: Sequence[Transcript] = ()
     completion: Callable[[Ids, dict[str, Any]], Ids] = lambda ids, _: ids
     logprob: Callable[[float, int], float] = lambda value, _: value
@@ -61,6 +65,7 @@ class Behaviour:
     reads_calls: bool = True
     models: Sequence[dict[str, str]] = ({"id": "tiny"},)
     version: str = "0.0-test"
+    headers: Mapping[str, str] = field(default_factory=dict)
     seen: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
 
     def ids(self, data: dict[str, Any]) -> Ids:
@@ -87,7 +92,7 @@ class Behaviour:
             choice = {"token_ids": ids, "text": self._text(ids), "logprobs": {"token_logprobs": values}}
             return 200, {"choices": [choice | {"finish_reason": "stop"}]}
         if self.refuses(data):
-            return 400, {"error": {"message": "Conversation roles must alternate"}}
+            return self.refusal[0], {"error": {"code": self.refusal[0], "message": self.refusal[1]}}
         try:
             ids = self.ids(data)
         except OracleRejection as error:
@@ -149,6 +154,28 @@ class Behaviour:
         return {"usage": usage, **shown, "choices": [choice]}
 
 
+CRASH = (
+    "Unable to generate parser for this template. Automatic parser generation failed: \n------------\nWhile executing "
+    "CallExpression at line 248, column 18 in source:\n...{{ render_content(message['content']) }}...\n   ^\n"
+    "Error: Not enough arguments provided to 'render_content'"
+)
+"""The words of llama.cpp (build 11549) for a macro that is called with too few arguments."""
+
+FORCED = "GrammarFactory.get_lark_from_jinja() missing 1 required positional argument: 'force_tool_names'"
+"""The words of vLLM 0.32.0 beside mistral-common 1.13.1."""
+
+
+def has_calls(data: dict[str, Any]) -> bool:
+    """Whether a message of a request has a tool call."""
+    return any(message.get("tool_calls") for message in data["messages"])
+
+
+def two_users(data: dict[str, Any]) -> bool:
+    """Whether a request has two messages of the user in a row."""
+    roles = [message["role"] for message in data["messages"]]
+    return any(pair == ("user", "user") for pair in pairwise(roles))
+
+
 def space_for_an_empty_text(ids: Ids, data: dict[str, Any]) -> Ids:
     """Put a space behind each [INST] without a text, as templates of SentencePiece tokenizers do (ids of `spm-v3`)."""
     space, begin, end = 29473, 3, 4
@@ -182,6 +209,8 @@ def serving(behaviour: Behaviour, secure: ssl.SSLContext | None = None) -> Itera
             self.send_response(given[0])
             if 300 <= given[0] < 400:
                 self.send_header("Location", given[1].decode())
+            for name, text in behaviour.headers.items():
+                self.send_header(name, text)
             self.send_header("Content-Length", str(len(given[1])))
             self.end_headers()
             # the client may have had enough

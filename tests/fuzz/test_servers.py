@@ -57,8 +57,25 @@ OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028
 """Characters that a terminal, or a reader's eye, would obey."""
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\x9b31m \u202eevil\u2066 \u200f::error::x\n::stop-commands::y\n</pre><script>"
+NUMBERS = [
+    -1,
+    5,
+    True,
+    0,
+    1.5,
+    10**9,
+    10**30,
+    10**400,
+    -(10**400),
+    math.nan,
+    math.inf,
+    -math.inf,
+    1e308,
+    2**31 - 1,
+    2**63,
+]
 VALUES: list[Any] = [
-    *(None, True, False, -1, 0, 1.5, 10**30, 10**400, -(10**400), math.nan, math.inf, -math.inf, 1e308, 2**31, 2**63),
+    *(None, True, False, *NUMBERS),
     *("", "x", "1", HOSTILE, "\ud800", SECRET, "a" * 100_000, "[INST]", "</s>", "force_tool_names"),
     *([], {}, [[]], [None], [{}], [1.5], ["1"], [True], [10**30], [-1], {"": {"": []}}, list(range(100_000))),
     *({"message": SECRET + HOSTILE}, [HOSTILE, SECRET], {SECRET: SECRET}, {"error": {"message": [SECRET]}}),
@@ -98,17 +115,65 @@ def shows_key(text: str) -> str:
 
 def changed(value: Any, random_: random.Random) -> Any:
     """Return a JSON value with something in it replaced, removed or repeated."""
-    if isinstance(value, dict) and value and random_.random() < 0.85:
+    if isinstance(value, dict) and value and random_.random() < 0.95:
         key = random_.choice(list(value))
         if random_.random() < 0.1:
             return {name: inner for name, inner in value.items() if name != key}
         return {**value, key: changed(value[key], random_)}
-    if isinstance(value, list) and value and random_.random() < 0.8:
+    if isinstance(value, list) and value and random_.random() < 0.9:
         at = random_.randrange(len(value))
         if random_.random() < 0.1:
             return value[:at] * random_.choice([0, 2, 100])
         return [*value[:at], changed(value[at], random_), *value[at + 1 :]]
-    return spelled(random_) if random_.random() < 0.2 else random_.choice(VALUES)
+    if random_.random() < 0.15:
+        return spelled(random_)
+    is_number = isinstance(value, int | float)
+    return random_.choice(NUMBERS if is_number and random_.random() < 0.6 else VALUES)
+
+
+KEYS = (
+    *("data", "id", "parent", "model_ftype", "build_info", "version", "path", "scale", "prompt", "tokens", "content"),
+    *("stop_type", "completion_probabilities", "logprob", "token", "top_logprobs", "choices", "message", "tool_calls"),
+    *("finish_reason", "logprobs", "token_ids", "prompt_token_ids", "usage", "prompt_tokens", "completion_tokens"),
+    *("text", "token_logprobs", "models", "name", "arguments", "function", "prompt_eval_count", "done_reason"),
+    *("tokenize_response", "_debug_info", "rendered_template", "error"),
+)
+"""The names of the fields that a client reads."""
+
+
+def planted(value: Any, key: str, bad: Any) -> tuple[Any, bool]:
+    """Return a JSON value with another one wherever a key has one, and whether it was found."""
+    if isinstance(value, dict):
+        inner = {name: (bad, True) if name == key else planted(one, key, bad) for name, one in value.items()}
+        return {name: one for name, (one, _) in inner.items()}, any(found for _, found in inner.values())
+    if isinstance(value, list):
+        items = [planted(one, key, bad) for one in value]
+        return [one for one, _ in items], any(found for _, found in items)
+    return value, False
+
+
+def keys_of(value: Any) -> Iterator[str]:
+    """Yield each key of a JSON value, at any depth."""
+    if isinstance(value, dict):
+        yield from value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from keys_of(inner)
+
+
+def with_planted(value: Any, random_: random.Random) -> Any:
+    """Return an answer in which a field has another value; one that has no such field gets it beside others."""
+    present = sorted(set(keys_of(value)))
+    key = random_.choice(present if present and random_.random() < 0.7 else KEYS)
+    others = [spelled(random_), "5", [5], [[5]], {"5": 5}, None, []]
+    bad = random_.choice(random_.choice([NUMBERS, others, VALUES]))
+    value, is_there = planted(value, key, bad)
+    homes = [value]
+    while not is_there and isinstance(homes[-1], dict | list) and homes[-1]:
+        homes.append(random_.choice([*(homes[-1].values() if isinstance(homes[-1], dict) else homes[-1])]))
+    inner = [home for home in homes if isinstance(home, dict)]
+    if not is_there and inner:
+        random_.choice(inner)[key] = bad
+    return value
 
 
 BODIES: list[Callable[[bytes], bytes]] = [
@@ -205,6 +270,8 @@ class Hostile:
         if trick == "value":
             for _ in range(random_.choice([1, 1, 2, 5])):
                 value = changed(value, random_)
+        elif trick == "planted":
+            value = with_planted(value, random_)
         body = json.dumps(value).encode("utf-8", "backslashreplace")
         if trick == "body":
             body = random_.choice(BODIES)(body)
@@ -299,7 +366,8 @@ def hostile_server(hostile: Hostile) -> Iterator[str]:
 
 
 TRICKS = (
-    *("value",) * 8,
+    *("value",) * 6,
+    *("planted",) * 8,
     *("body",) * 4,
     "status",
     "status",
@@ -332,7 +400,7 @@ class Fuzz:
         (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
         self.codes: Counter[int] = Counter()
         self.tricks: Counter[str] = Counter()
-        self.slowest = 0.0
+        self.slowest, self.largest = 0.0, 0
 
     def case(self, seed: int) -> None:
         """Judge one hostile server, and check what the user gets."""
@@ -342,18 +410,22 @@ class Fuzz:
         models = [{"id": "base"}, {"id": "answers", "parent": "base"}] if kind == "vllm" else [{"id": "tiny"}]
         behaviour = Behaviour(self._oracle, golden=golden_answers(self._oracle), models=models)
         only = random_.choice(["", *ENDPOINTS[kind]])
-        hostile = Hostile(behaviour, random_, random_.choice([0.05, 0.3, 1.0]), tricks, only)
+        share = random_.choice([0.5, 1.0] if only else [0.1, 0.4, 1.0])
+        hostile = Hostile(behaviour, random_, share, tricks, only)
         report, page = self._folder / "report.json", self._folder / "report.html"
         words = ["--tokenizer", "spm-v3", "--rows", str(self._folder / "rows.jsonl"), "--output-format", form]
         words += ["--report", str(report), "--report", str(page)]
         words += ["--golden", str(self._answers)] if random_.random() < 0.6 else []
         self._capsys.readouterr()
+        before = memory("VmRSS") if reset_peak() else 0
         start = time.monotonic()
         with hostile_server(hostile) as url:
             code = main(["serve-check", f"{kind}={url}", *words])
         seconds = time.monotonic() - start
         out = "".join(self._capsys.readouterr())
         note = f"seed {seed}: {kind}, {form}, {tricks} at {only or 'all'}, exit {code}, {seconds:.1f} s"
+        grown = memory("VmHWM") - before if before else 0
+        assert grown < MOST_MEMORY, f"{note}: {grown >> 20} MiB more memory"
         assert code in (0, 1, 2), note
         assert "Traceback" not in out, f"{note}\n{out}"
         assert seconds < LONGEST, note
@@ -369,7 +441,7 @@ class Fuzz:
         assert code != 0 or any(outcomes.get(name) == "passed" for name in judged), f"{note}\n{out}"
         self.codes[code] += 1
         self.tricks.update(hostile.done)
-        self.slowest = max(self.slowest, seconds)
+        self.slowest, self.largest = max(self.slowest, seconds), max(self.largest, grown)
         for file in (report, page):
             file.unlink(missing_ok=True)
 
@@ -400,16 +472,12 @@ def test_a_hostile_server_is_judged_in_bounds_and_never_green_by_it(
     # the tokenizers that prompts of another one are compared with
     assert [*other_oracles(Oracle(shipped_tokenizer("spm-v3")))]
     fuzz.case(FIRST_SEED)
-    measured = reset_peak()
-    before = memory("VmRSS") if measured else 0
     end, seed = time.monotonic() + SECONDS, FIRST_SEED + 1
     while time.monotonic() < end:
         fuzz.case(seed)
         seed += 1
-    grown = memory("VmHWM") - before if measured else 0
     with capsys.disabled():
-        if SECONDS > 60:
+        if SECONDS >= 60:
             counts = f"{seed - FIRST_SEED} servers, exits {dict(fuzz.codes)}, answers {dict(fuzz.tricks)}"
-            sys.stdout.write(f"\n{counts}; {fuzz.slowest:.1f} s at most, {grown >> 20} MiB more memory\n")
-    assert grown < MOST_MEMORY
+            sys.stdout.write(f"\n{counts}; {fuzz.slowest:.1f} s at most, {fuzz.largest >> 20} MiB more memory\n")
     assert fuzz.codes[1] > 0

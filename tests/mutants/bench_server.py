@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from gallery import Artifact, mutant
 from golden_answers import golden_answers, write_golden_answers
-from local_server import Behaviour, serving, space_for_an_empty_text
+from local_server import CRASH, FORCED, Behaviour, has_calls, serving, space_for_an_empty_text, two_users
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Settings
@@ -182,30 +180,6 @@ def a_marker_in_the_text(artifact: Artifact) -> None:
     artifact["behaviour"].prompt = literal
 
 
-CRASH = (
-    "Unable to generate parser for this template. Automatic parser generation failed: \n------------\nWhile executing "
-    "CallExpression at line 248, column 18 in source:\n...{{ render_content(message['content']) }}...\n   ^\n"
-    "Error: Not enough arguments provided to 'render_content'"
-)
-"""The words of llama.cpp (build 11549) for a macro that is called with too few arguments."""
-
-
-def failing(status: int, message: str, fails: Callable[[dict[str, Any]], bool]) -> type[Behaviour]:
-    """Return a server on which some requests fail."""
-
-    class Failing(Behaviour):
-        def respond(self, path: str, data: Any) -> tuple[int, Any]:
-            if isinstance(data, dict) and "messages" in data and fails(data):
-                return status, {"error": {"code": status, "message": message}}
-            return super().respond(path, data)
-
-    return Failing
-
-
-def has_calls(data: dict[str, Any]) -> bool:
-    return any(message.get("tool_calls") for message in data["messages"])
-
-
 def is_refused(data: dict[str, Any]) -> bool:
     """Whether mistral-common refuses the messages of a request."""
     try:
@@ -218,31 +192,27 @@ def is_refused(data: dict[str, Any]) -> bool:
 @mutant("ML919", says="HTTP 500: Unable to generate parser for this template")
 def a_template_that_crashes(artifact: Artifact) -> None:
     """The template of the server ends in an error for each row with a tool call, which is answered with status 500."""
-    artifact["behaviour"] = failing(500, CRASH, has_calls)(oracle())
+    artifact["behaviour"] = Behaviour(oracle(), refuses=has_calls, refusal=(500, CRASH))
 
 
 @mutant("ML919", says="HTTP 400: Unable to generate parser for this template")
 def a_template_that_crashes_with_status_400(artifact: Artifact) -> None:
     """The same with the status of a refusal."""
-    artifact["behaviour"] = failing(400, CRASH, has_calls)(oracle())
-
-
-FORCED = "GrammarFactory.get_lark_from_jinja() missing 1 required positional argument: 'force_tool_names'"
-"""The words of vLLM 0.32.0 beside mistral-common 1.13.1."""
+    artifact["behaviour"] = Behaviour(oracle(), refuses=has_calls, refusal=(400, CRASH))
 
 
 @mutant("ML919", says=f"HTTP 400: {FORCED}")
 def libraries_that_do_not_fit_together(artifact: Artifact) -> None:
     """vLLM calls mistral-common with an argument too few, and answers each request with the status of a refusal."""
-    artifact |= {"kind": "vllm", "behaviour": failing(400, FORCED, lambda _: True)(oracle())}
+    artifact["kind"] = "vllm"
+    artifact["behaviour"] = Behaviour(oracle(), refuses=lambda _: True, refusal=(400, FORCED))
 
 
 @mutant("ML907", says="HTTP 500: Error: Jinja Exception: Conversation roles must alternate")
 def a_template_that_refuses_with_status_500(artifact: Artifact) -> None:
     """The template of the server refuses rows by its own word, and the status is that of a failure."""
-    artifact["behaviour"] = failing(500, "Error: Jinja Exception: Conversation roles must alternate", two_users)(
-        oracle()
-    )
+    words = "Error: Jinja Exception: Conversation roles must alternate"
+    artifact["behaviour"] = Behaviour(oracle(), refuses=two_users, refusal=(500, words))
 
 
 @mutant("ML901", says="choices is missing in an object of 0")
@@ -286,11 +256,6 @@ def fewer_bits(artifact: Artifact) -> None:
 def two_users_refused(artifact: Artifact) -> None:
     """The server refuses rows with two messages of the user in a row."""
     artifact["behaviour"].refuses = two_users
-
-
-def two_users(data: dict[str, Any]) -> bool:
-    roles = [message["role"] for message in data["messages"]]
-    return any(pair == ("user", "user") for pair in pairwise(roles))
 
 
 @mutant("ML905", says="has the log-probability -0.2000, and not -0.1000")

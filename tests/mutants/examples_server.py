@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from bench_server import (
-    CRASH,
-    by_ids,
-    failing,
-    has_calls,
-    is_refused,
-    literal,
-    oracle,
-    replayed,
-    reworded,
-    spaced,
-    two_users,
-)
+from bench_server import by_ids, is_refused, literal, oracle, replayed, reworded, spaced
 from gallery import Artifact, Example
 from golden_answers import golden_answers
+from local_server import CRASH, Behaviour, has_calls, two_users
 
 
 class ML901(Example):
@@ -117,7 +106,7 @@ class ML911(Example):
 
 class ML919(Example):
     def broken(self, artifact: Artifact) -> None:
-        artifact["behaviour"] = failing(500, CRASH, has_calls)(oracle())
+        artifact["behaviour"] = Behaviour(oracle(), refuses=has_calls, refusal=(500, CRASH))
 
     def sound(self, artifact: Artifact) -> None:
-        artifact["behaviour"] = failing(500, CRASH, is_refused)(oracle())
+        artifact["behaviour"] = Behaviour(oracle(), refuses=is_refused, refusal=(500, CRASH))

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
+import re
 import shutil
+import socketserver
 import ssl
 import subprocess
+import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from local_server import Behaviour, serving
+from local_server import CRASH, FORCED, Behaviour, has_calls, serving, two_users
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
@@ -76,6 +84,99 @@ def test_an_answer_without_end_is_cut(oracle: Oracle, monkeypatch: pytest.Monkey
     behaviour = Behaviour(oracle, answer=lambda path: (200, b"x" * (1 << 20)))
     with serving(behaviour) as url, pytest.raises(InputError, match="the answer is larger than"):
         ask(url)
+
+
+def packed(layers: int) -> bytes:
+    """Return 64 MB of zeros, packed again and again."""
+    body = bytes(64 << 20)
+    for _ in range(layers):
+        body = gzip.compress(body)
+    return body
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", packed(1)),
+        ("gzip, gzip, gzip", packed(3)),
+        ("deflate", zlib.compress(b'{"data": []}')),
+        ("br", b"x"),
+        ("zstd", b"x"),
+    ],
+)
+def test_an_answer_that_is_packed_is_refused_and_not_unpacked(encoding: str, body: bytes, oracle: Oracle) -> None:
+    behaviour = Behaviour(oracle, answer=lambda path: (200, body), headers={"Content-Encoding": encoding})
+    with serving(behaviour) as url:
+        tracemalloc.start()
+        try:
+            with pytest.raises(InputError, match=rf"the answer is packed \({encoding}\), and identity was asked for"):
+                ask(url)
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
+    [(_, headers, _)] = behaviour.seen
+    assert headers.get("accept-encoding", headers.get("Accept-Encoding")) == "identity"
+
+
+def test_cookies_of_a_server_are_not_sent_back(oracle: Oracle) -> None:
+    async def twice(url: str) -> None:
+        async with ServerClient(require_url(url), 10) as client:
+            await client.get("/v1/models")
+            await client.get("/v1/models")
+
+    behaviour = Behaviour(oracle, headers={"Set-Cookie": "a=b"})
+    with serving(behaviour) as url:
+        asyncio.run(twice(url))
+    assert len(behaviour.seen) == 2
+    assert not any(name.lower() == "cookie" for _, headers, _ in behaviour.seen for name in headers)
+
+
+@pytest.mark.parametrize(
+    ("status", "pause"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+)
+def test_a_server_that_never_ends_its_answers_is_asked_four_requests_at_most(
+    status: bytes, pause: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[bytes] = []
+
+    class Trickling(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            asked.append(self.rfile.readline())
+            with suppress(OSError):
+                self.wfile.write(status)
+                for _ in range(40):
+                    self.wfile.write(pause)
+                    time.sleep(0.1)
+
+    monkeypatch.setattr(clients, "SECONDS", 0.5)
+    start = time.monotonic()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Trickling) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code, out = run_check(f"http://127.0.0.1:{server.server_address[1]}", capsys, kind="vllm")
+        server.shutdown()
+    assert (code, "no answer in 0.5 s" in out) == (1, True), out
+    assert len(asked) <= clients.MOST_LATE
+    assert time.monotonic() - start < 20
+
+
+def test_late_answers_in_a_row_end_the_run_and_one_that_comes_begins_the_count_again(oracle: Oracle) -> None:
+    async def many(url: str, paths: list[str]) -> list[str]:
+        async with ServerClient(require_url(url), 0.3) as client:
+            found = await asyncio.gather(*(client.get(path) for path in paths), return_exceptions=True)
+        return [type(answer).__name__ for answer in found]
+
+    behaviour = Behaviour(oracle, answer=lambda path: time.sleep(1) if path == "/late" else (200, b"{}"))
+    with serving(behaviour) as url:
+        assert set(asyncio.run(many(url, ["/late"] * 9))) == {"InputError"}
+        assert len(behaviour.seen) == clients.MOST_LATE
+        mixed = asyncio.run(many(url, ["/late", "/late", "/late", "/now"] * 3))
+    assert mixed.count("Answer") == 3
 
 
 def test_a_redirect_is_not_followed(oracle: Oracle) -> None:
@@ -215,6 +316,97 @@ def test_the_key_is_sent_and_written_nowhere(
     assert {headers.get("authorization", headers.get("Authorization")) for _, headers, _ in behaviour.seen} == {
         "Bearer s3cr3t-key"
     }
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        # a JSON decoder undoes it
+        b'{"error": {"message": "bad key \\u0073\\u0033cr3t\\/key"}}',
+        b'{"error": {"message": "bad key s3cr3t\\/key"}}',
+        b'{"error": {"message": "bad key s3cr3t%2Fkey"}}',
+        b'{"error": {"message": "bad key s3cr3t&#x2f;key"}}',
+        b'{"error": {"message": "bad key czNjcjN0L2tleQ=="}}',
+        b'{"error": {"message": "bad key QmVhcmVyIHMzY3IzdC9rZXk="}}',
+        b'{"error": {"message": "bad key s3cr\\n3t/key"}}',
+        # no JSON
+        b"bad key \\u0073\\u0033cr3t\\/key",
+        # cut where a part of the key would be left
+        b"bad key " + b"x" * 285 + b" s3cr3t/key",
+        b"bad key " + b"x" * 19_984 + b" s3cr3t/key" + b"y" * 9_000,
+    ],
+)
+def test_a_key_that_is_spelled_otherwise_is_found_after_decoding_and_before_cutting(
+    answer: bytes, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv(KEY, "s3cr3t/key")
+    files = [tmp_path / "report.json", tmp_path / "report.html"]
+    options = [word for file in files for word in ("--report", str(file))]
+    for path in ("/apply-template", "/v1/models"):
+        behaviour = Behaviour(oracle, answer=lambda asked, path=path: (400, answer) if asked == path else None)
+        with serving(behaviour) as url:
+            for form in ("text", "json", "sarif", "github", "junit"):
+                code, out = run_check(url, capsys, "--output-format", form, *options)
+                texts = [out, *(file.read_text() for file in files)]
+                assert (code, "bad key" in out) == (1, True), out
+                for part in ("s3c", "cr3t", "u0073", "czNj", "MzY3", "2Fkey"):
+                    assert not any(part in text for text in texts), part
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/props"])
+def test_what_a_server_says_of_itself_is_shown_without_control_characters_and_bounded(
+    path: str, oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = "\x1b]0;owned\x07\x9b31m\rML902 \u202eevil\u2066\n::error::x" + "long " * 100
+    said = {"/v1/models": {"data": [{"id": hostile}]}, "/props": {"build_info": hostile * 100, "model_ftype": hostile}}
+    body = json.dumps(said[path]).encode()
+    with serving(Behaviour(oracle, answer=lambda asked: (200, body) if asked == path else None)) as url:
+        _, out = run_check(url, capsys)
+    assert "owned" in out
+    assert not set("\x1b\x07\x9b\r\u202e\u2066") & set(out)
+    assert "\n::error" not in out
+    assert max(map(len, out.splitlines())) < 4_000
+
+
+def test_a_prompt_that_no_row_can_have_is_a_finding(
+    oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n')
+    with serving(Behaviour(oracle, prompt=lambda ids, _: (*ids, *[5] * 70_000))) as url:
+        code, out = run_check(url, capsys, "--rows", str(rows), kind="vllm")
+    assert (code, "a prompt of 70,004 tokens or characters for a row of" in out) == (1, True), out
+
+
+def test_rows_that_fail_for_one_cause_are_one_finding_beside_those_of_another(
+    oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Behaviour(oracle, refuses=has_calls, refusal=(500, CRASH))) as url:
+        code, out = run_check(url, capsys)
+    assert (code, len(re.findall("^ML919 ", out, re.MULTILINE)), "ML907" in out) == (1, 1, False), out
+    assert re.search(r"and [0-9]+ more like it", out)
+    assert "HTTP 500: Unable to generate parser" in out
+    assert "--chat-template-file template.jinja" in out
+
+    def refused(data: dict[str, Any]) -> bool:
+        return two_users(data) or has_calls(data)
+
+    with serving(Behaviour(oracle, refuses=refused, refusal=(400, "Error: Jinja Exception: not at line 248"))) as url:
+        code, out = run_check(url, capsys)
+    assert (code, len(re.findall("^ML907 ", out, re.MULTILINE)), "ML919" in out) == (1, 1, False), out
+
+
+def test_a_failure_that_is_known_names_the_versions_that_work(
+    oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Behaviour(oracle, refuses=lambda _: True, refusal=(400, FORCED))) as url:
+        code, out = run_check(url, capsys, kind="vllm")
+    assert (code, len(re.findall("^ML919 ", out, re.MULTILINE)), "ML907" in out) == (1, 1, False), out
+    assert "HTTP 400: GrammarFactory.get_lark_from_jinja() missing" in out
+    assert "known of vllm ==0.32.0, mistral-common >=1.13,<1.14 (ML919): " in out
+    assert "pip install 'vllm==0.32.0' 'mistral-common==1.12.0'" in out
+    # no template mends it
+    assert "--chat-template" not in out
 
 
 def test_a_server_of_mistral_common_s_prompts_is_green(oracle: Oracle, capsys: pytest.CaptureFixture[str]) -> None:

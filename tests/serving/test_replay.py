@@ -123,6 +123,19 @@ def test_a_near_tie_of_an_answer_that_is_less_likely_is_different(check: Check, 
     assert (code, "near-tie: answered" in out) == (1, True), out
 
 
+def test_messages_that_differ_as_their_ids_do_have_the_same_cause_and_no_finding_of_their_own(
+    check: Check, oracle: Oracle
+) -> None:
+    code, out, _ = check(completion=other_at(1, oracle), scale=None)
+    assert (code, "ML908 " in out, "ML909 " in out) == (1, True, False), out
+    assert "same cause as ML908: 1 of 3 differ by ids already" in out
+    assert "No adapter is loaded: /lora-adapters is empty" in out
+    assert "fix:      Start the server with the adapter (llama.cpp: --lora adapter.gguf)" in out
+    # an adapter is loaded, or the server does not say so
+    for given in ({}, {"answer": lambda path: (404, b"{}") if path == "/lora-adapters" else None}):
+        assert "No adapter is loaded" not in check(completion=other_at(1, oracle), scale=1.0, **given)[1]
+
+
 def test_an_answer_that_is_cut_is_different(check: Check) -> None:
     code, out, _ = check(completion=lambda ids, data: ids[:2] if data.get("n_predict") else ids)
     assert code == 1
@@ -189,6 +202,10 @@ def listed(**token: Any) -> bytes:
     return body(tokens=[5], completion_probabilities=[token])
 
 
+def loaded(scale: Any) -> bytes:
+    return json.dumps([{"id": 0, "path": "lora.gguf", "scale": scale}]).encode()
+
+
 def chatted(**message: Any) -> bytes:
     return body(choices=[{"message": message}])
 
@@ -209,6 +226,11 @@ def chatted(**message: Any) -> bytes:
         ("/completion", 200, listed(logprob=math.nan), "completion_probabilities[0].logprob is nan"),
         ("/completion", 200, listed(logprob="-1"), "completion_probabilities[0].logprob is '-1'; expected a number"),
         ("/completion", 200, b"{}", "tokens is missing in an object of 0"),
+        ("/lora-adapters", 200, loaded(10**400), "[0].scale is 1000"),
+        ("/lora-adapters", 200, loaded("1"), "[0].scale is '1'"),
+        ("/lora-adapters", 200, b"{}", "the answer is an object of 0"),
+        ("/v1/models", 200, body(data=[{"id": 5}]), "data[0].id is 5"),
+        ("/props", 200, body(build_info=5), "build_info is 5"),
         ("/completion", 200, b"NaN", "the answer is nan; expected a mapping"),
         ("/completion", 200, b"[" * 100_000, "no JSON"),
         ("/completion", 500, body(error={"message": "out of memory s3cr3t"}), "out of memory ***"),

@@ -9,7 +9,7 @@ from pytest_mistral_lora.conformance.finding import Finding
 _WORDS = 400
 """Characters of a cause: a server's words are longer if they quote its template."""
 
-_TEMPLATE_FAILED = re.compile(r"While executing|[Tt]emplate|[Jj]inja|render")
+_TEMPLATE_FAILED = re.compile(r"While executing|[Tt]emplate|\b[Jj]inja2?\b|' is undefined")
 _READ_LOG = (
     "Read the log of the server for the reason: it is a fault of the engine, or of libraries that do not fit together, "
     "and no template mends it."
