@@ -30,6 +30,9 @@ _CRASHED = re.compile(
 )
 """Words of a request that failed for an error of the engine or of its template, whatever its status."""
 
+_READ = 20_000
+"""Characters of a server's words in which those of a failure are looked for."""
+
 UNHANDLED = "Internal Server Error"
 """The body of a status 500 behind which is an exception that the server did not expect."""
 
@@ -111,7 +114,7 @@ def unanswered(answer: Answer, place: str) -> Unanswered:
         InputError: If the answer is neither, such as that of a missing endpoint.
     """
     status, error = answer.status, answer.error
-    words = answer.message or answer.text
+    words = (answer.message or answer.text)[:_READ]
     is_crash = _CRASHED.search(words) is not None
     is_reason = status in _REFUSED and answer.data is not None
     if not is_crash and (is_reason or (status == 500 and _RAISED.search(words))):

@@ -69,7 +69,7 @@ class Answer:
         for name in ("error", "message"):
             # Text Generation Inference and SGLang have the text at the top
             found = found.get(name, found) if isinstance(found, Mapping) else found
-        return found[:_READ] if isinstance(found, str) else ""
+        return found if isinstance(found, str) else ""
 
     @property
     def error(self) -> str:
@@ -233,7 +233,7 @@ class ServerClient:
         async with self._open.stream(method, path, json=data) as response:
             encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
             if encoding not in ("", "identity"):
-                raise ValueError(f"the answer is packed ({encoding[:80]}), and identity was asked for")
+                raise ValueError(f"the answer is packed ({_shown(encoding)}), and identity was asked for")
             async for part in response.aiter_raw():
                 body += part
                 if len(body) > _LARGEST:

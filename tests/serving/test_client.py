@@ -334,6 +334,7 @@ def test_the_key_is_sent_and_written_nowhere(
         # cut where a part of the key would be left
         b"bad key " + b"x" * 285 + b" s3cr3t/key",
         b"bad key " + b"x" * 19_984 + b" s3cr3t/key" + b"y" * 9_000,
+        b'{"error": {"message": "bad key ' + b"x" * 19_988 + b"s3cr3t/key" + b"y" * 9_000 + b'"}}',
     ],
 )
 def test_a_key_that_is_spelled_otherwise_is_found_after_decoding_and_before_cutting(
