@@ -14,7 +14,7 @@ def template_without_eos(artifact: Artifact) -> None:
     artifact["template"]["source"] = source.replace("eos_token", "''")
 
 
-@mutant("ML603", "I12", says="after [INST]")
+@mutant("ML603", "I12", says="system-prompt-dropped")
 def template_drops_the_system_prompt(artifact: Artifact) -> None:
     """The checkpoint's template leaves system prompts out."""
     source = artifact["template"]["source"]

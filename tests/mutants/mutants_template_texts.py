@@ -62,8 +62,9 @@ def _the_system_prompt_in_the_first_question(artifact: Artifact) -> None:
 
 @mutant("ML004")
 def _an_invented_system_prompt(artifact: Artifact) -> None:
-    """Where there is no system prompt, the template has one of its own."""
-    edited(artifact, "{%- set default_system_message = '' %}", "{%- set default_system_message = 'Be helpful.' %}")
+    """Where there is no system prompt, the template has one of its own, in a turn that no system prompt has."""
+    own = "{%- if messages[0]['role'] != 'system' %}{{- '[INST] Be helpful.[/INST]' }}{%- endif %}"
+    edited(artifact, "{{- bos_token }}", "{{- bos_token }}" + own)
 
 
 @mutant("ML004", "I02")

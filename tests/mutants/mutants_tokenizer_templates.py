@@ -102,7 +102,7 @@ def own_prompt_with_a_placeholder(artifact: Artifact) -> None:
     artifact["template"] = with_own_prompt(artifact["template"], "You are kind. Today is {today}.")
 
 
-@mutant("ML224", says="holds the date of today")
+@mutant("ML223 ML224", says="holds the date of today")
 def own_prompt_with_a_date(artifact: Artifact) -> None:
     """The system prompt of the template's own has a date of the clock, as Mistral Small 3.1's has."""
     dated = with_own_prompt(artifact["template"], "Today is ' ~ strftime_now('%Y-%m-%d') ~ '.")
