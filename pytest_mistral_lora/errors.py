@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+from pytest_mistral_lora.escaping import in_block, printable
+
 EXIT_OK = 0
 EXIT_FINDING = 1
 EXIT_BAD_INPUT = 2
@@ -43,16 +45,20 @@ class MistralLoraError(Exception):
 
     Attributes:
         exit_code: The exit code of a command that this error ends.
+        several_lines: Whether `found` may have line ends, of a layout of ours; else they are spelled out.
+        several_steps: The same of `next_step`.
     """
 
     exit_code: int = EXIT_FINDING
+    several_lines: bool = True
+    several_steps: bool = False
 
     def __init__(self, found: str, *, place: str = "", expected: str = "", next_step: str = "") -> None:
         # each may quote a file, and reaches terminals, and reports in UTF-8, which holds no half of a surrogate pair
-        self.found: str = printable(found)
-        self.place: str = printable(place)
-        self.expected: str = printable(expected)
-        self.next_step: str = printable(next_step)
+        self.found: str = in_block(found) if self.several_lines else printable(found, lines=False)
+        self.place: str = printable(place, lines=False)
+        self.expected: str = printable(expected, lines=False)
+        self.next_step: str = printable(next_step, lines=self.several_steps)
         text = f"{self.place}: {self.found}" if place else self.found
         text += f"; expected {self.expected}" if expected else ""
         if next_step:
@@ -75,6 +81,9 @@ class InputError(MistralLoraError):
 
 class RowError(InputError):
     """One chat row that cannot be used."""
+
+    # it quotes the row, and is a line of a list: no line of its own may look like another one
+    several_lines = False
 
 
 class OracleRejection(RowError):
@@ -158,6 +167,7 @@ class MemoryShortageError(MistralLoraError):
     """A training step that does not fit into the memory of the device (exit code 3)."""
 
     exit_code = EXIT_OUT_OF_MEMORY
+    several_steps = True
 
 
 class NonFiniteError(TrainingError):
@@ -255,13 +265,6 @@ def and_more(shown: int, total: int) -> str:
 def one_line(error: object, most: int = 300) -> str:
     """Return another library's message for use in one of ours: on one line, cut off, without control characters."""
     return printable(" ".join(str(error).split())[:most])
-
-
-def printable(text: str) -> str:
-    """Return a text with each character spelled out that a terminal would obey, but for newlines and tabs."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1] for letter in text)
 
 
 def short_json(value: object) -> str:

@@ -157,16 +157,6 @@ def test_checks_that_had_nothing_to_judge_are_not_passed(lines: list[dict[str, A
     assert summary["not_checked"]["ids"] == "no row of the file can be judged"
 
 
-def test_text_in_a_workflow_is_no_command(
-    lines: list[dict[str, Any]], audit: Audit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    _, out, _ = audit(lines)
-    first, *text, last = out.splitlines()
-    assert first.replace("stop-commands::", "") + "::" == last
-    assert text[0].startswith("8 rows: ")
-
-
 def test_the_dataset_says_what_is_missing(lines: list[dict[str, Any]], audit: Audit, tmp_path: Path) -> None:
     dataset = _write(tmp_path / "dataset.jsonl", [{"messages": line["messages"]} for line in lines])
     assert audit(lines, "--dataset", str(dataset))[0] == 0

@@ -164,7 +164,7 @@ def test_names_of_tools_are_printed_without_control_characters(tmp_path: Path, c
     seen["tools"] = {"\x1b[31mred": 3, "x" * 999: 2, **{f"tool-{number}": 1 for number in range(20)}}
     [calls] = [line for line in figure_lines(seen, 999) if line.startswith(" calls")]
     assert calls.split(maxsplit=1)[1] == ", ".join(
-        ["'\\x1b[31mred' 3", f"{'x' * 39}… 2", *(f"tool-{number} 1" for number in range(10)), "and 10 more"]
+        ["\\x1b[31mred 3", f"{'x' * 39}… 2", *(f"tool-{number} 1" for number in range(10)), "and 10 more"]
     )
 
 

@@ -45,14 +45,14 @@ def test_an_error_says_where_what_and_what_to_do(fields: dict[str, str], said: s
 
 
 def test_a_value_that_a_terminal_would_obey_is_spelled_out() -> None:
-    error = RowError("'\x1b[2J'\nand", place="a\ud800:3", expected="\u202e", next_step="\x00")
+    error = RowError("'\x1b[2J'\\nand", place="a\ud800:3", expected="\u202e", next_step="\x00")
     assert (error.found, error.place, error.expected, error.next_step) == (
-        "'\\x1b[2J'\nand",
+        "'\\x1b[2J'\\nand",
         "a\\ud800:3",
         "\\u202e",
         "\\x00",
     )
-    assert str(error) == "a\\ud800:3: '\\x1b[2J'\nand; expected \\u202e. \\x00"
+    assert str(error) == "a\\ud800:3: '\\x1b[2J'\\nand; expected \\u202e. \\x00"
 
 
 def test_a_full_stop_before_the_next_step_is_not_doubled() -> None:

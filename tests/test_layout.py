@@ -18,12 +18,13 @@ from pytest_mistral_lora.conformance.collection import SUBJECT_CHECKS
 PACKAGE = "pytest_mistral_lora"
 FOLDER = Path(pytest_mistral_lora.__file__).parent
 
-BASE = {"errors", "extras"}
+BASE = {"errors", "escaping", "extras"}
 CHAT = BASE | {"chat"}
 CHECKPOINT = CHAT | {"checkpoint"}
 RECORDS = CHECKPOINT | {"records"}
 MAY_IMPORT = {
-    "errors": set[str](),
+    "escaping": set[str](),
+    "errors": {"escaping"},
     "extras": {"errors"},
     "chat": BASE,
     "checkpoint": CHAT,
@@ -48,6 +49,7 @@ MAY_IMPORT_LATE = {
     "conformance": {"training", "runners", "serving", "strategies", "data"},
 }
 NEVER = {
+    "escaping": {"*"},
     "errors": {"*"},
     "extras": {"*"},
     "chat": {"torch", "pytest", "hypothesis"},

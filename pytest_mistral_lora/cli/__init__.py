@@ -30,7 +30,7 @@ from pytest_mistral_lora.cli import (
     start,
     train,
 )
-from pytest_mistral_lora.cli.verb import PROGRAM, Verb, wrapped_text
+from pytest_mistral_lora.cli.verb import PROGRAM, Verb, refuse_clashes, shown_path, wrapped_text
 from pytest_mistral_lora.errors import (
     EXIT_BAD_INPUT,
     EXIT_FINDING,
@@ -45,6 +45,7 @@ from pytest_mistral_lora.errors import (
     interruption,
     is_out_of_memory,
 )
+from pytest_mistral_lora.escaping import safe_streams
 from pytest_mistral_lora.extras import is_installed, missing_extra
 
 __all__ = ["EXIT_CODES", "VERBS", "main"]
@@ -102,10 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _open_streams()
     try:
-        try:
-            return _run_verb(list(sys.argv[1:] if arguments is None else arguments))
-        finally:
-            sys.stdout.flush()  # at exit it would be too late: Python itself would complain about a closed pipe
+        with safe_streams():
+            try:
+                return _run_verb(list(sys.argv[1:] if arguments is None else arguments))
+            finally:
+                sys.stdout.flush()  # at exit it would be too late: Python itself would complain about a closed pipe
     except OSError as error:
         if error.filename or error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
@@ -144,23 +146,22 @@ def _run_verb(words: list[str]) -> int:
         with _sigterm_as_exception():
             args = _parsed(parser, words)
             args.words, advice = words, args.verb.memory_advice
+            refuse_clashes(args)
             return int(args.verb.run(args))
     except (Exception, KeyboardInterrupt) as caught:  # SystemExit keeps its own code
         error = interruption(caught) or missing_extra(caught) or caught
         message = _error_message(error, advice)
         if not message:
             raise
-        from pytest_mistral_lora.report.github import commands_stopped
-
-        # a message may quote a row
-        with commands_stopped(lambda line: sys.stderr.write(f"{line}\n")):
-            sys.stderr.write(f"error: {message}\n")
+        sys.stderr.write(f"error: {message}\n")
         return exit_code_of(error)
 
 
 def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """Parse words; a verb or an option that does not exist is refused with the one that is most like it."""
     names = [name for verbs in VERBS.values() for name in verbs]
+    if any("\0" in word for word in words):
+        parser.error("a word with a null character, which no name of a file has")
     # argparse has suggestions from Python 3.14 on only; before, it prints all choices
     first = next((word for word in words if not word.startswith("-")), None)
     if first is not None and first not in names:
@@ -171,7 +172,7 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
         options = re.findall(r"--[a-z][\w-]*", args.parser.format_usage())
         name = unknown[0].partition("=")[0]
         hint = did_you_mean(name, options) if name.startswith("-") else ""
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        args.parser.error(f"unrecognized arguments: {shown_path(' '.join(unknown))}{hint}")
     return args
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -17,15 +16,18 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.cli.judging import add_format_option, print_judged
 from pytest_mistral_lora.cli.verb import (
+    INPUT,
+    PathArgument,
     Verb,
     add_oracle_option,
     add_tokenizer_option,
     named_tokenizer,
     output_file,
-    print_line,
+    print_json,
     whole_number,
 )
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, counted
+from pytest_mistral_lora.escaping import UNMIXED, own_stream
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
 
 if TYPE_CHECKING:
@@ -45,10 +47,17 @@ of a mask, as TRL's collator makes them), tokens, supervised_tokens, findings an
 each)."""
 
 
+def _is_earlier(file: Path) -> bool:
+    from pytest_mistral_lora.records.files import beginning
+
+    # of all encoded rows, those of a runner alone begin with their number
+    return beginning(file).startswith('{"row": ')
+
+
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "rows",
-        type=Path,
+        type=INPUT,
         nargs="?",
         help="encoded rows, each with messages or conversations, input_ids, and labels or a mask: JSON Lines, Parquet, "
         "Arrow, a JSON array, or a folder of Dataset.save_to_disk",
@@ -57,7 +66,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_oracle_option(parser)
     parser.add_argument(
         "--dataset",
-        type=Path,
+        type=INPUT,
         action="append",
         default=[],
         metavar="PATH",
@@ -76,13 +85,16 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "other trainers", "Encode the rows of --dataset, or else the packaged rows, with the code of another trainer."
     )
     group.add_argument(
-        "--runner", metavar="NAME", help=f"{', '.join(RUNNERS)}, or the path of a script (*.py) that encodes rows"
+        "--runner",
+        type=PathArgument("read", str),
+        metavar="NAME",
+        help=f"{', '.join(RUNNERS)}, or the path of a script (*.py) that encodes rows",
     )
     group.add_argument(
-        "--config", type=Path, metavar="FILE", help="configuration of the trainer (default: its own defaults)"
+        "--config", type=INPUT, metavar="FILE", help="configuration of the trainer (default: its own defaults)"
     )
     group.add_argument(
-        "--python", type=Path, metavar="PATH", help="Python in which the trainer is installed (default: found for you)"
+        "--python", type=INPUT, metavar="PATH", help="Python in which the trainer is installed (default: found for you)"
     )
     group.add_argument(
         "--own-data",
@@ -90,7 +102,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="keep the data that --config names, for example those of an exported run; --dataset then names the chat "
         "rows that these data come from, in order",
     )
-    group.add_argument("--output", type=output_file, metavar="FILE", help="keep the encoded rows in this file")
+    group.add_argument(
+        "--output",
+        type=PathArgument("written", output_file(_is_earlier)),
+        metavar="FILE",
+        help="keep the encoded rows in this file",
+    )
     group.add_argument(
         "--time-limit",
         type=_seconds,
@@ -115,7 +132,6 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.conformance.encoded.audit import Audit
     from pytest_mistral_lora.conformance.finding import RULES
     from pytest_mistral_lora.report import found_words
-    from pytest_mistral_lora.report.github import commands_stopped
 
     args.tokenizer, args.oracle, _ = named_tokenizer(args.tokenizer, args.oracle)
     with _encoded_rows(args) as (file, rows):
@@ -125,8 +141,7 @@ def run(args: argparse.Namespace) -> int:
         if args.output_format == "json":
             _run_as_json(audit, verdicts)
         elif args.output_format == "text":
-            with commands_stopped(print_line):
-                _run_as_text(audit, verdicts, args.show)
+            _run_as_text(audit, verdicts, args.show)
         else:
             causes = _group(verdicts)
             verdict = f"{_rows_line(audit)}; {found_words(audit.summary()['findings'], len(list(causes)))}"
@@ -209,8 +224,8 @@ def _run_as_json(audit: Audit, verdicts: Iterator[LineVerdict]) -> None:
             extra = {"class": CLASSES[finding.rule], "index": verdict.index, "state": verdict.state}
             data = redacted({**public_finding(finding.to_json()), **extra})
             del data["tokens"]  # a line of JSON is to be read in a terminal, too
-            sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
-    sys.stdout.write(json.dumps({"summary": audit.summary()}, ensure_ascii=False) + "\n")
+            print_json(data, indented=False)
+    print_json({"summary": audit.summary()}, indented=False)
 
 
 def _verdicts(audit: Audit, args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[LineVerdict]:
@@ -241,7 +256,7 @@ def _verdicts_with_progress(audit: Audit) -> Iterator[LineVerdict]:
     with suppress(InputError, OSError):  # the audit reports it
         total = sum(file.stat().st_size for file in every_file(audit.path))
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(file=own_stream(sys.stderr)), transient=True, **UNMIXED) as progress:
         task = progress.add_task("rows", total=total)
         yield from audit.verdicts(lambda read: progress.advance(task, read))
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.verb import Verb, add_device_option, whole_number
+from pytest_mistral_lora.cli.verb import (
+    INPUT,
+    Verb,
+    add_device_option,
+    print_json,
+    whole_number,
+)
 from pytest_mistral_lora.errors import EXIT_OK, InputError, RowError, RowsError
 from pytest_mistral_lora.extras import require_extra
 
@@ -29,14 +32,13 @@ With --json, each answer is one JSON object on a line of its own: prompt, prompt
 length if it was cut off)."""
 
 _NEW = "/new"
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters with which the text of a model would move the cursor or set the title of a terminal."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of an adapter, a merged model or a base")
+    parser.add_argument("folder", type=INPUT, metavar="DIR", help="folder of an adapter, a merged model or a base")
     parser.add_argument(
-        "--base", type=Path, metavar="DIR", help="base folder of an adapter (default: the base that the adapter names)"
+        "--base", type=INPUT, metavar="DIR", help="base folder of an adapter (default: the base that the adapter names)"
     )
     parser.add_argument("--no-adapter", action="store_true", help="ask the base of the adapter, with the same prompts")
     parser.add_argument("--prompt", metavar="TEXT", help="ask this, and end (default: read standard input)")
@@ -98,17 +100,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _answer(talk: ChatSession, text: str, place: str, args: argparse.Namespace) -> None:
     """Ask, and print the answer while it comes."""
-    is_terminal = sys.stdout.isatty()
 
     def write(part: str) -> None:
-        sys.stdout.write(_CONTROLS.sub(lambda found: repr(found[0])[1:-1], part) if is_terminal else part)
+        sys.stdout.write(part)
         sys.stdout.flush()
 
     if args.json:
         answer = talk.ask(text, place=place)
         ids = {"prompt_ids": list(answer.prompt_ids), "ids": list(answer.ids)}
         data = {"prompt": text, **ids, "text": answer.text, "stop": answer.stop}
-        write(json.dumps(data, ensure_ascii=False) + "\n")
+        print_json(data, indented=False)
+        sys.stdout.flush()
         return
     answer = talk.ask(text, write, place=place)
     write("\n")

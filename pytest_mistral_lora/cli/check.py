@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.cli.judging import Judging, add_format_option, add_report_option, command_line
 from pytest_mistral_lora.cli.verb import (
+    INPUT,
+    PathArgument,
     Verb,
     add_oracle_option,
     named_tokenizer,
     output_file,
+    shown_path,
     tokenizer_path,
     whole_number,
 )
@@ -36,12 +39,12 @@ path, check every tokenizer that mistral-common ships, and train a tiny LoRA ada
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "paths", type=Path, nargs="*", metavar="PATH", help="recipe, folder or file to check (default: see above)"
+        "paths", type=INPUT, nargs="*", metavar="PATH", help="recipe, folder or file to check (default: see above)"
     )
     parser.add_argument(
         "--tokenizer",
         # the report names a shipped tokenizer as it is named here
-        type=lambda text: Path(text) if is_shipped(Path(text)) else tokenizer_path(text),
+        type=PathArgument("read", lambda text: Path(text) if is_shipped(Path(text)) else tokenizer_path(text)),
         metavar="PATH",
         help="tokenizer of rows, encoded rows and GGUF files: checkpoint folder, tekken.json, tokenizer.model.vN, the "
         "name of a shipped one, such as spm-v3, OWNER/NAME@COMMIT at the Hub, or a recipe, for that of its base",
@@ -53,7 +56,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default="",
         help="kind of every path (default: recognised by its content)",
     )
-    parser.add_argument("--base", type=Path, metavar="DIR", help="base checkpoint of the adapters and merged models")
+    parser.add_argument("--base", type=INPUT, metavar="DIR", help="base checkpoint of the adapters and merged models")
     add_oracle_option(parser)
     parser.add_argument(
         "--train",
@@ -70,13 +73,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--xfails",
-        type=Path,
+        type=INPUT,
         metavar="FILE",
         help="known deviations, which do not fail: a rule id, a node id or a cause's name a line, each with '# reason'",
     )
     parser.add_argument(
         "--baseline",
-        type=output_file,
+        type=PathArgument("written", output_file()),
         metavar="FILE",
         help="write what is found to this new file, with empty reasons to fill in, as --xfails reads it",
     )
@@ -108,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     train = not args.paths if args.train is None else args.train
     targets = targets_of(paths, args.base, oracle, tokenizer)
     if args.output_format == "text":
-        sys.stdout.write("".join(f"{one.path}: {one.title}\n" for one in paths))
+        sys.stdout.write("".join(f"{shown_path(one.path)}: {one.title}\n" for one in paths))
         sys.stdout.flush()
     kinds = [{"path": str(one.path), "kind": one.kind, "title": one.title} for one in paths]
     memory = _memory([one.path for one in paths if one.kind == "recipe"], args.device_memory)

@@ -15,8 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.cli.verb import PROGRAM, output_file, print_json, print_line
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
+from pytest_mistral_lora.cli.verb import (
+    PROGRAM,
+    PathArgument,
+    print_json,
+    shown_path,
+)
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
+from pytest_mistral_lora.escaping import UNMIXED, own_stream, printable
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.finding import Result
@@ -30,7 +36,7 @@ def add_report_option(parser: argparse.ArgumentParser) -> None:
     """Add `--report`."""
     parser.add_argument(
         "--report",
-        type=_report_file,
+        type=PathArgument("written", _report_file, beside=_rows_page),
         action="append",
         default=[],
         metavar="FILE",
@@ -42,7 +48,18 @@ def add_report_option(parser: argparse.ArgumentParser) -> None:
 def _report_file(text: str) -> Path:
     if Path(text).suffix not in (".json", ".html"):
         raise argparse.ArgumentTypeError(f"{text!r}; expected a name that ends in .json or .html")
-    return output_file(text)
+    from pytest_mistral_lora.report import require_report_file
+
+    try:
+        return require_report_file(Path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _rows_page(report: Path) -> Path:
+    from pytest_mistral_lora.report import rows_page
+
+    return rows_page(report)
 
 
 def add_format_option(parser: argparse.ArgumentParser) -> None:
@@ -178,12 +195,10 @@ class Judging:
     def _print(self, records: list[dict[str, Any]], causes: FindingGroups, texts: list[str]) -> None:
         from pytest_mistral_lora.environment import known_cause_lines
         from pytest_mistral_lora.report import verdict_line
-        from pytest_mistral_lora.report.github import commands_stopped
         from pytest_mistral_lora.report.judged import cases_of
 
         if self.output_format == "text":
-            with commands_stopped(print_line):
-                _print_text(records, causes, [f"{one['path']}: {one['text']}" for one in self.memory])
+            _print_text(records, causes, [f"{shown_path(one['path'])}: {one['text']}" for one in self.memory])
             return
         verdict = verdict_line(records, [one.count for one in causes])
         subject = self.paths[0]["path"] if self.paths else ""
@@ -219,12 +234,11 @@ def _print_text(records: list[dict[str, Any]], causes: FindingGroups, memory: Se
         for target, found in statistics_of(records).items()
         for line in (f"figures of {target}:", *figure_lines(found, width))
     ]
+    # a line each, whatever a name or a reason holds
+    facts = (*basis_lines(records), *known_cause_lines(records), *figures, *unchecked_lines(records))
     lines = [
         *outcome_table(records, width),
-        *basis_lines(records),
-        *known_cause_lines(records),
-        *figures,
-        *unchecked_lines(records),
+        *(printable(line, lines=False) for line in facts),
         *memory,
         "",
         *([NOTHING_WAS_JUDGED] if nothing_was_judged(records) else []),
@@ -240,9 +254,12 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield lambda text: None
         return
     from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    with Console(stderr=True).status("") as status:
-        yield status.update
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(file=own_stream(sys.stderr)), transient=True, **UNMIXED) as shown:
+        task = shown.add_task("", total=None)
+        yield lambda text: shown.update(task, description=printable(text, lines=False))
 
 
 def print_judged(
@@ -277,5 +294,6 @@ def print_judged(
     else:
         from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
 
-        sys.stdout.write("".join(f"{line}\n" for line in (*annotation_lines(found), *known, verdict)))
+        own_stream(sys.stdout).write("".join(f"{line}\n" for line in annotation_lines(found)))
+        sys.stdout.write("".join(f"{line}\n" for line in (*known, verdict)))
         add_job_summary(judged)

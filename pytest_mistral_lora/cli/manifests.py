@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.cli.judging import add_format_option, print_judged
-from pytest_mistral_lora.cli.verb import Verb, add_json_option, print_json
+from pytest_mistral_lora.cli.verb import (
+    INPUT,
+    PathArgument,
+    Verb,
+    add_json_option,
+    print_json,
+    shown_path,
+)
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, one_line
 from pytest_mistral_lora.extras import extra
 
@@ -39,16 +44,16 @@ note: this proves that nothing changed since the record was written, not who wro
 
 
 def _add_verify_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="adapter or merged folder with manifest.json")
+    parser.add_argument("folder", type=INPUT, help="adapter or merged folder with manifest.json")
     parser.add_argument(
         "--base",
-        type=Path,
+        type=INPUT,
         metavar="DIR",
         help="folder of the base checkpoint (default: the base that the folder names)",
     )
     parser.add_argument(
         "--dataset",
-        type=Path,
+        type=INPUT,
         action="append",
         metavar="PATH",
         help="training file, in the order of the recipe (repeatable), or a folder with all data files",
@@ -59,12 +64,12 @@ def _add_verify_options(parser: argparse.ArgumentParser) -> None:
         help="train again from the manifest alone, and compare the tensors of the adapter: bit for bit on a CPU of the "
         "same machine and with the same libraries, otherwise within a tolerance",
     )
-    parser.add_argument("--parent", type=Path, metavar="DIR", help="adapter that a merged model was made from")
+    parser.add_argument("--parent", type=INPUT, metavar="DIR", help="adapter that a merged model was made from")
     signed = parser.add_argument_group("signature", f"needs model-signing: {extra('signing').command}")
     signed.add_argument(
-        "--signature", type=Path, metavar="FILE", help="signature of the folder, made by model_signing sign"
+        "--signature", type=INPUT, metavar="FILE", help="signature of the folder, made by model_signing sign"
     )
-    signed.add_argument("--public-key", type=Path, metavar="FILE", help="public key of the author (PEM)")
+    signed.add_argument("--public-key", type=INPUT, metavar="FILE", help="public key of the author (PEM)")
     signed.add_argument(
         "--identity", default="", metavar="WHO", help="author's identity in Sigstore, such as an e-mail"
     )
@@ -169,7 +174,7 @@ transcripts. With two manifest.json files, compare only the manifests."""
 
 def _add_diff_options(parser: argparse.ArgumentParser) -> None:
     for name in ("a", "b"):
-        parser.add_argument(name, type=Path, metavar=name.upper(), help="adapter or merged folder, or manifest.json")
+        parser.add_argument(name, type=INPUT, metavar=name.upper(), help="adapter or merged folder, or manifest.json")
     add_json_option(parser)
 
 
@@ -204,7 +209,7 @@ marks in each file is yours and stays."""
 
 
 def _add_note_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="adapter or merged folder with manifest.json")
+    parser.add_argument("folder", type=PathArgument("changed"), help="adapter or merged folder with manifest.json")
     add_json_option(parser)
 
 
@@ -213,7 +218,10 @@ def run_note(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.records.notes import write_notes
 
     files = [str(file) for file in write_notes(args.folder)]
-    sys.stdout.write(json.dumps(files) + "\n" if args.json else "".join(f"{file}\n" for file in files))
+    if args.json:
+        print_json(files, indented=False)
+    else:
+        sys.stdout.write("".join(f"{shown_path(file)}\n" for file in files))
     return EXIT_OK
 
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from pytest_mistral_lora.cli.verb import Verb, add_device_option, add_json_option, print_json
+from pytest_mistral_lora.cli.verb import (
+    INPUT,
+    NEW_FOLDER,
+    Verb,
+    add_device_option,
+    add_json_option,
+    print_json,
+    shown_path,
+)
 from pytest_mistral_lora.errors import EXIT_OK
 
 _DESCRIPTION = """\
@@ -24,10 +31,10 @@ a smaller --dtype, or the memory of the host with --device cpu."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", type=Path, metavar="DIR", help="adapter folder; it is not changed")
-    parser.add_argument("output", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument("adapter", type=INPUT, metavar="DIR", help="adapter folder; it is not changed")
+    parser.add_argument("output", type=NEW_FOLDER, metavar="OUT", help="folder to make")
     parser.add_argument(
-        "--base", type=Path, metavar="DIR", help="folder of the base (default: the base that the adapter names)"
+        "--base", type=INPUT, metavar="DIR", help="folder of the base (default: the base that the adapter names)"
     )
     parser.add_argument(
         "--dtype",
@@ -37,7 +44,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--golden",
-        type=Path,
+        type=INPUT,
         metavar="FOLDER",
         help="transcripts with the prompts to compare (default: DIR/transcripts, or else one training row)",
     )
@@ -77,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     proof = merged.manifest["parent"]
     equal = proof["prompts"] - proof["near_ties"]
     lines = [
-        str(merged.output),
+        shown_path(merged.output),
         f"{proof['merge_dtype']}, rounded sums; {equal} of {proof['prompts']} answers equal those of base "
         f"and adapter, logits at most {proof['max_abs_logit_difference']:.3g} apart; on {proof['device']}",
         *(f"note: {note}" for note in merged.notes),

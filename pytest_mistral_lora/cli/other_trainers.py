@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from pytest_mistral_lora.cli.verb import (
+    INPUT,
+    NEW_FOLDER,
+    PathArgument,
     Verb,
     add_json_option,
     add_oracle_option,
@@ -16,8 +18,10 @@ from pytest_mistral_lora.cli.verb import (
     named_tokenizer,
     output_file,
     print_json,
+    shown_path,
 )
 from pytest_mistral_lora.errors import EXIT_OK, InputError
+from pytest_mistral_lora.escaping import safe_json, safe_text
 from pytest_mistral_lora.runners import RUNNERS
 
 TRAINERS = ("trl", "axolotl", "llamafactory")
@@ -39,16 +43,16 @@ running server to mistral-common with `mistral-lora serve-check`."""
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="recipe.yaml, or for a server the model's folder")
+    parser.add_argument("source", type=INPUT, metavar="SOURCE", help="recipe.yaml, or for a server the model's folder")
     parser.add_argument("--to", required=True, choices=[*TRAINERS, *SERVERS], help="the other trainer, or the server")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to make")
+    parser.add_argument("--output", required=True, type=NEW_FOLDER, metavar="DIR", help="folder to make")
     parser.add_argument(
         "--rows",
         choices=("auto", "messages", "tokens"),
         help="form of the rows (default: auto, which is messages for TRL if they are exact, and otherwise tokens)",
     )
     parser.add_argument(
-        "--base", type=Path, metavar="DIR", help="for a server: folder of the base (default: the one that is recorded)"
+        "--base", type=INPUT, metavar="DIR", help="for a server: folder of the base (default: the one that is recorded)"
     )
     parser.add_argument(
         "--name", metavar="NAME", help="for a server: name of the model in requests (default: the folder's)"
@@ -77,8 +81,8 @@ def _export_for_server(args: argparse.Namespace) -> int:
         return EXIT_OK
     lines = [f"needs:     {exported.needs}"] if exported.needs else []
     lines += [f"different: {remark}" for remark in exported.remarks]
-    lines += [f"run:       {command}" for command in exported.commands]
-    lines.append(f"check:     {exported.check}")
+    lines += [f"run:       {shown_path(command)}" for command in exported.commands]
+    lines.append(f"check:     {shown_path(exported.check)}")
     sys.stdout.write("\n".join(lines) + "\n")
     return EXIT_OK
 
@@ -92,10 +96,10 @@ def _export_for_trainer(args: argparse.Namespace) -> int:
         print_json(asdict(exported))
         return EXIT_OK
     # the differences come before the command: they are to be read before it is started
-    lines = [f"{exported.config}: rows as {exported.form}"]
+    lines = [f"{shown_path(exported.config)}: rows as {exported.form}"]
     lines += [f"left out: {key}: {reason}" for key, reason in exported.not_told.items()]
     lines += [f"different: {remark}" for remark in exported.remarks]
-    lines.append(f"start it:  {exported.command}")
+    lines.append(f"start it:  {shown_path(exported.command)}")
     sys.stdout.write("\n".join(lines) + "\n")
     return EXIT_OK
 
@@ -126,17 +130,30 @@ Some checkpoints are published with a template that writes a system prompt of it
 does not have. To keep it, name that template: --system-prompt CHECKPOINT/chat_template.jinja"""
 
 
+def _is_template(file: Path) -> bool:
+    from pytest_mistral_lora.records.files import beginning
+
+    # by its name, or by its first letters: of JSON, too, if it is an earlier output with --json
+    return file.suffix == ".jinja" or beginning(file).lstrip().startswith(("{#", "{%", "{{", '{"tokenizer": '))
+
+
 def _add_template_options(parser: argparse.ArgumentParser) -> None:
     add_tokenizer_option(parser)
     add_oracle_option(parser)
     parser.add_argument("--no-thinking", action="store_true", help="refuse thinking in rows of version 11")
     parser.add_argument(
         "--system-prompt",
-        type=Path,
+        type=INPUT,
         metavar="FILE",
         help="system prompt for conversations without one: a text file, or a .jinja file whose own prompt is kept",
     )
-    parser.add_argument("--output", type=output_file, metavar="FILE", help="file to write (default: standard output)")
+    parser.add_argument(
+        "--output",
+        # a checkpoint's own template is in its folder
+        type=PathArgument("written", output_file(_is_template), inside=True),
+        metavar="FILE",
+        help="file to write (default: standard output)",
+    )
     add_json_option(parser)
 
 
@@ -149,9 +166,12 @@ def run_template(args: argparse.Namespace) -> int:
     prompt = None if args.system_prompt is None else system_prompt_of(args.system_prompt, tokenizer)
     text = training_template(tokenizer, thinking=not args.no_thinking, system_prompt=prompt)
     if args.json:
-        text = json.dumps({"tokenizer": str(args.tokenizer), "template": text}, ensure_ascii=False)
+        text = safe_json({"tokenizer": str(args.tokenizer), "template": text})
     if args.output:
         write_text(args.output, text)
+    elif safe_text(text) != text:
+        found = "the template has characters or lines that are spelled out on standard output"
+        raise InputError(found, expected="--output FILE, or --json")
     else:
         sys.stdout.write(f"{text}\n")
     return EXIT_OK
@@ -187,7 +207,7 @@ def _add_runner_options(parser: argparse.ArgumentParser) -> None:
     setup.add_argument("name", choices=[*RUNNERS], help="trainer")
     setup.add_argument(
         "--python",
-        type=Path,
+        type=INPUT,
         metavar="PATH",
         help="Python that makes the environment (default: this one, or a newer one on the PATH if need be)",
     )

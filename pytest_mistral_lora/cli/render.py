@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -13,13 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.cli.verb import (
+    INPUT,
+    PathArgument,
     Verb,
     add_oracle_option,
     add_tokenizer_option,
     name_of,
     named_tokenizer,
     output_file,
+    print_json,
     recipe_at,
+    shown_path,
     tokenizer_path,
     whole_number,
 )
@@ -45,8 +48,14 @@ _PAGE_ROWS = 100
 """Rows of a page without `--limit`: a browser is slow with a million tokens."""
 
 
+def _is_page(file: Path) -> bool:
+    from pytest_mistral_lora.report.pages import is_tokens_page
+
+    return is_tokens_page(file)
+
+
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("rows", type=Path, help="chat JSONL file, or a recipe")
+    parser.add_argument("rows", type=INPUT, help="chat JSONL file, or a recipe")
     add_tokenizer_option(parser, required=False)
     add_oracle_option(parser)
     parser.add_argument(
@@ -56,7 +65,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compare",
-        type=_backend_or_tokenizer,
+        type=PathArgument("read", _backend_or_tokenizer),
         metavar="BACKEND|PATH",
         help="second encoding: mistral-common, chat-template, or another tokenizer as for --tokenizer",
     )
@@ -72,7 +81,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print encoded rows, as `mistral-lora audit` reads them")
-    output.add_argument("--html", type=output_file, metavar="FILE", help="write a page that needs nothing else")
+    output.add_argument(
+        "--html",
+        type=PathArgument("written", output_file(_is_page)),
+        metavar="FILE",
+        help="write a page that needs nothing else",
+    )
     output.add_argument("--no-ids", action="store_true", help="print no ids")
 
 
@@ -102,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         if args.html:
             page.append(shown)
         elif args.json:
-            sys.stdout.write(_json_line(item, sides, shown))
+            print_json(_json_data(item, sides, shown), indented=False)
         else:
             print_tokens(shown, ids=not args.no_ids)
     if args.html:
@@ -203,8 +217,8 @@ def _chosen_rows(args: argparse.Namespace, recipe: Recipe | None) -> Iterator[Ro
         raise InputError(found, place=str(args.rows), expected=f"a number from 1 to {number}")
 
 
-def _json_line(row: Row, sides: list[TokenSide], shown: TokenRow) -> str:
-    """Return a row with its encoding, or with both and their differences, as one line of JSON."""
+def _json_data(row: Row, sides: list[TokenSide], shown: TokenRow) -> dict[str, Any]:
+    """Return a row with its encoding, or with both and their differences, as plain data."""
     encodings = [
         {"name": one.name, "input_ids": list(one.ids), "labels": None if one.labels is None else list(one.labels)}
         for one in sides
@@ -222,7 +236,7 @@ def _json_line(row: Row, sides: list[TokenSide], shown: TokenRow) -> str:
             if column.mark
         ]
         data |= {"place": row.place, "encodings": encodings, "differences": differences}
-    return json.dumps(data, ensure_ascii=False) + "\n"
+    return data
 
 
 def _write_page(args: argparse.Namespace, rows: list[TokenRow], errors: list[RowError]) -> None:
@@ -236,7 +250,7 @@ def _write_page(args: argparse.Namespace, rows: list[TokenRow], errors: list[Row
         notes.append(f"No more than {most} shown: choose others with --row, or more with --limit.")
     notes += [f"Not encoded: {error}" for error in errors[: RowsError.shown]]
     write_text(args.html, tokens_page(rows, heading=f"Tokens of {args.rows.name}", notes=notes))
-    sys.stdout.write(f"{args.html}: {notes[0]}\n")
+    sys.stdout.write(f"{shown_path(args.html)}: {shown_path(notes[0])}\n")
 
 
 def _backend_or_tokenizer(text: str) -> str | Path:

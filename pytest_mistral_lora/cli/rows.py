@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.formats import FORMATS
 from pytest_mistral_lora.cli.verb import (
+    INPUT,
+    PathArgument,
     Verb,
     add_json_option,
     add_oracle_option,
@@ -19,6 +21,7 @@ from pytest_mistral_lora.cli.verb import (
     named_tokenizer,
     output_file,
     print_json,
+    shown_path,
     whole_number,
 )
 from pytest_mistral_lora.data.report import LOSSES
@@ -41,8 +44,10 @@ _KINDS = f"The names of losses: {', '.join(LOSSES)}."
 
 
 def _add_import_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="file, folder or configuration")
-    parser.add_argument("--to", required=True, type=output_file, metavar="FILE", help="JSONL file to write")
+    parser.add_argument("sources", type=INPUT, nargs="+", metavar="SOURCE", help="file, folder or configuration")
+    parser.add_argument(
+        "--to", required=True, type=PathArgument("written", output_file()), metavar="FILE", help="JSONL file to write"
+    )
     _add_source_options(parser)
     add_json_option(parser)
 
@@ -83,7 +88,7 @@ def run_import(args: argparse.Namespace) -> int:
     if args.json:
         print_json(report.to_json())
     else:
-        sys.stdout.write("\n".join([*report.lines(), f"written: {args.to}"]) + "\n")
+        sys.stdout.write("\n".join([*report.lines(), f"written: {shown_path(args.to)}"]) + "\n")
     return EXIT_OK
 
 
@@ -112,7 +117,7 @@ SOURCE is a recipe, or anything that `mistral-lora import` reads. Rows that cann
 
 
 def _add_stats_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="a recipe; or files, folders of data")
+    parser.add_argument("sources", type=INPUT, nargs="+", metavar="SOURCE", help="a recipe; or files, folders of data")
     add_tokenizer_option(parser, required=False)
     add_oracle_option(parser)
     _add_source_options(parser)
@@ -133,7 +138,7 @@ def run_stats(args: argparse.Namespace) -> int:
     if args.json:
         print_json(figures)
         return EXIT_OK
-    lines = [*map(str, args.sources)]
+    lines = [*map(shown_path, args.sources)]
     lines += [figures["rows of"]] if "rows of" in figures else []
     lines += [f"encoded by {figures['oracle of']}"] if "oracle of" in figures else []
     width = shutil.get_terminal_size().columns
@@ -141,7 +146,7 @@ def run_stats(args: argparse.Namespace) -> int:
     if figures["rows_refused"]:
         words = ["mistral-lora", "check", *map(str, args.sources)]
         words += ["--tokenizer", target.judge.name] if isinstance(target, DatasetTarget) else []
-        lines.append(f"To see why rows are refused: {shlex.join(words)}")
+        lines.append(f"To see why rows are refused: {shown_path(shlex.join(words))}")
     if figures["repeats"]["within_a_side"]["near"] is None:
         lines.append(str(MissingExtraError("rensa")))
     sys.stdout.write("\n".join(lines) + "\n")

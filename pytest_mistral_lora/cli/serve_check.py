@@ -6,10 +6,15 @@ import argparse
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from pytest_mistral_lora.cli.judging import Judging, add_format_option, add_report_option, command_line
-from pytest_mistral_lora.cli.verb import Verb, add_tokenizer_option, named_tokenizer
+from pytest_mistral_lora.cli.verb import (
+    INPUT,
+    PathArgument,
+    Verb,
+    add_tokenizer_option,
+    named_tokenizer,
+)
 from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError
@@ -33,23 +38,28 @@ goes to this machine alone."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("server", metavar="[NAME=]URL", help="address of the server, and its kind if you name it")
+    parser.add_argument(
+        "server",
+        type=PathArgument("read", str),
+        metavar="[NAME=]URL",
+        help="address of the server, and its kind if you name it",
+    )
     add_tokenizer_option(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="model to ask (default: the first that it lists)")
     parser.add_argument(
         "--rows",
-        type=Path,
+        type=INPUT,
         action="append",
         default=[],
         metavar="FILE",
         help="rows to ask in place of the packaged ones (JSON Lines; repeatable)",
     )
     parser.add_argument(
-        "--adapter", type=Path, metavar="DIR", help="adapter or merged folder that is served: replay its transcripts"
+        "--adapter", type=INPUT, metavar="DIR", help="adapter or merged folder that is served: replay its transcripts"
     )
     parser.add_argument(
         "--golden",
-        type=Path,
+        type=INPUT,
         action="append",
         default=[],
         metavar="FOLDER",

@@ -6,11 +6,18 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.cli.judging import add_format_option, print_judged
-from pytest_mistral_lora.cli.verb import Verb, add_device_option, print_json, whole_number
+from pytest_mistral_lora.cli.verb import (
+    INPUT,
+    PathArgument,
+    Verb,
+    add_device_option,
+    print_json,
+    shown_path,
+    whole_number,
+)
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 
 if TYPE_CHECKING:
@@ -33,23 +40,30 @@ _MEMORY_ADVICE = "Use the memory of the host with --device cpu, or shorter answe
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", type=Path, metavar="DIR", help="folder of an adapter or of a merged model")
+    parser.add_argument("adapter", type=INPUT, metavar="DIR", help="folder of an adapter or of a merged model")
     parser.add_argument(
-        "--base", type=Path, metavar="DIR", help="base folder of an adapter (default: the base that the adapter names)"
+        "--base", type=INPUT, metavar="DIR", help="base folder of an adapter (default: the base that the adapter names)"
     )
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
-        "--golden", type=Path, metavar="FOLDER", help="transcripts to compare with (default: DIR/transcripts)"
+        "--golden", type=INPUT, metavar="FOLDER", help="transcripts to compare with (default: DIR/transcripts)"
     )
-    target.add_argument("--record", type=Path, metavar="FOLDER", help="record the answers to --rows as transcripts")
+    target.add_argument(
+        "--record",
+        # the transcripts of an adapter are in its folder
+        type=PathArgument("written", inside=True),
+        metavar="FOLDER",
+        help="record the answers to --rows as transcripts",
+    )
     parser.add_argument(
         "--rows",
-        type=Path,
+        type=INPUT,
         metavar="FILE",
         help="chat JSONL file; the model answers the last turn of each row, which may be missing",
     )
     parser.add_argument(
         "--check",
+        type=PathArgument("read", str),
         action="append",
         default=[],
         metavar="CHECK",
@@ -162,7 +176,8 @@ def _record(args: argparse.Namespace) -> int:
         checks=_format_checks(args.check),
         device=args.device,
     )
-    _print(args, {"recorded": [str(file) for file in files]}, "\n".join(f"recorded {file}" for file in files))
+    lines = [f"recorded {shown_path(file)}" for file in files]
+    _print(args, {"recorded": [str(file) for file in files]}, "\n".join(lines))
     return EXIT_OK
 
 
@@ -190,7 +205,7 @@ def _update(args: argparse.Namespace) -> int:
 
     written = record_again(args.adapter, args.record, args.base, device=args.device)
     data = {str(file): state for file, state in written.items()}
-    _print(args, {"written": data}, "\n".join(f"{state} {file}" for file, state in data.items()))
+    _print(args, {"written": data}, "\n".join(f"{state} {shown_path(file)}" for file, state in data.items()))
     return EXIT_OK
 
 

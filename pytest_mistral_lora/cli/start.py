@@ -9,7 +9,12 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.verb import Verb
+from pytest_mistral_lora.cli.verb import (
+    INPUT,
+    PathArgument,
+    Verb,
+    shown_path,
+)
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, counted
 
 if TYPE_CHECKING:
@@ -32,7 +37,7 @@ _TITLES = {"new": "to create", "same": "unchanged", "extended": "to extend", "di
 def _add_init_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "rows",
-        type=Path,
+        type=INPUT,
         nargs="*",
         metavar="ROWS",
         help="your data: chat JSONL, or any format that `mistral-lora import` reads (default: rows.jsonl, or else "
@@ -40,6 +45,7 @@ def _add_init_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--base",
+        type=PathArgument("read", str),
         metavar="BASE",
         help="base model: OWNER/NAME or OWNER/NAME@BRANCH on the Hub, or a checkpoint folder",
     )
@@ -56,11 +62,15 @@ def _add_init_options(parser: argparse.ArgumentParser) -> None:
 
 def run_init(args: argparse.Namespace) -> int:
     """Write the files, or print them; return 1 if something is left to do."""
+    from pytest_mistral_lora.records.files import refuse_input_as_output
     from pytest_mistral_lora.starter import write_plan
     from pytest_mistral_lora.starter.plan import CI, plan_start
 
     services = {None: None, "both": CI, "none": ()}.get(args.ci, (args.ci,))
     plan = plan_start(Path(), args.rows, args.base, services)
+    # --force replaces files, and one of them may be the data
+    replaced = [plan.folder / one.name for one in plan.files if one.state == "different"]
+    refuse_input_as_output({"init": replaced}, args.rows)
     if not args.dry_run:
         write_plan(plan, replace=args.force, keep=args.keep)
     _print_inputs(plan)
@@ -84,15 +94,15 @@ def _record(plan: StartPlan) -> None:
         plan.to_do.append("Record the goldens then: pytest --mistral-golden --mistral-golden-update -k own-")
         return
     recorded, faults = record_missing(plan.folder, RECIPE)
-    sys.stdout.write("".join(f"created    {name}\n" for name in recorded))
+    sys.stdout.write("".join(f"created    {shown_path(name)}\n" for name in recorded))
     plan.to_do += faults
 
 
 def _print_inputs(plan: StartPlan) -> None:
-    lines = [f"base: {plan.base.title}"]
+    lines = [f"base: {shown_path(plan.base.title)}"]
     for one in plan.rows:
         bad = f", {one.bad} of which cannot be used" if one.bad else ""
-        lines.append(f"rows: {one.name}: {one.title}; {counted(one.count + one.bad, 'row')}{bad}")
+        lines.append(f"rows: {shown_path(one.name)}: {one.title}; {counted(one.count + one.bad, 'row')}{bad}")
     sys.stdout.write("\n".join([*lines, ""]) + "\n")
 
 
@@ -149,7 +159,12 @@ Offline, the commit that was last fetched into the cache is taken, and a note on
 
 
 def _add_pin_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("base", metavar="BASE", help="Hub repository, OWNER/NAME or OWNER/NAME@BRANCH, or a recipe")
+    parser.add_argument(
+        "base",
+        type=PathArgument("changed", str),
+        metavar="BASE",
+        help="Hub repository, OWNER/NAME or OWNER/NAME@BRANCH, or a recipe",
+    )
     parser.add_argument(
         "--branch",
         metavar="NAME",
@@ -170,7 +185,7 @@ def run_pin(args: argparse.Namespace) -> int:
         from pytest_mistral_lora.training.recipe import pin_recipe
 
         pinned = pin_recipe(path, args.branch)
-        sys.stdout.write(f"{path}: {_change(pinned, path)}\n")
+        sys.stdout.write(f"{shown_path(path)}: {shown_path(_change(pinned, path))}\n")
         if pinned.value != pinned.before:
             _note_source(pinned.source, pinned.name)
         return EXIT_OK

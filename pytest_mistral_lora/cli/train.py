@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from pytest_mistral_lora.cli.verb import Verb
+from pytest_mistral_lora.cli.verb import (
+    INPUT,
+    Verb,
+    shown_path,
+)
 from pytest_mistral_lora.errors import EXIT_OK
 from pytest_mistral_lora.extras import require_extra
 
@@ -20,7 +23,7 @@ same command with a launcher, as in the last example."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, help="recipe.yaml")
+    parser.add_argument("recipe", type=INPUT, help="recipe.yaml")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished run from its last checkpoint")
 
 
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         display.line(f"  {command}")
     # a launcher joins the output of its processes: a script that reads the path wants one line
     if is_main():
-        sys.stdout.write(f"{result.output}\n")
+        sys.stdout.write(f"{shown_path(result.output)}\n")
     return EXIT_OK
 
 

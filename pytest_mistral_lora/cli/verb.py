@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shlex
 import shutil
@@ -12,9 +11,10 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pytest_mistral_lora.errors import InputError, PinError
+from pytest_mistral_lora.escaping import printable, safe_json
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.recipe import Recipe
@@ -105,24 +105,87 @@ def whole_number(text: str, least: int = 1) -> int:
     return int(text)
 
 
-def output_file(text: str) -> Path:
-    """Return the path of a file that a verb writes last.
+@dataclass(frozen=True)
+class PathArgument:
+    """The type of an argument that may name a path: each verb declares by it what it reads and what it writes.
+
+    Attributes:
+        role: `read`; `written`, which must be apart from all that is read; or `changed`, which is both.
+        parse: Turns the word into a value: a path, or a text that may name one, as `NAME=PATH` does.
+        beside: The other file that is written with this one; None if there is not one.
+        inside: Whether it may be in a folder that is read, because its place is there.
+    """
+
+    role: Literal["read", "written", "changed"]
+    parse: Callable[[str], Any] = Path
+    beside: Callable[[Path], Path] | None = None
+    inside: bool = False
+
+    def __call__(self, text: str) -> Any:
+        """Return the value of a word."""
+        return self.parse(text)
+
+
+INPUT = PathArgument("read")
+"""The type of a file or folder that is read."""
+NEW_FOLDER = PathArgument("written")
+"""The type of a folder that a verb makes; the verb refuses one that is there."""
+
+
+def output_file(is_ours: Callable[[Path], bool] | None = None) -> Callable[[str], Path]:
+    """Return the parser of a file that a verb writes last.
+
+    It raises `argparse.ArgumentTypeError` if the file cannot be written: that must not end a long run.
+
+    Args:
+        is_ours: Whether a file that is there was written by the same verb, and may be replaced; None if the verb
+            refuses each that is there.
+    """
+
+    def parse(text: str) -> Path:
+        from pytest_mistral_lora.records.files import require_writable
+
+        try:
+            return require_writable(Path(text), is_ours)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse
+
+
+def refuse_clashes(args: argparse.Namespace) -> None:
+    """Refuse a command line in which an output meets an input, whatever its verb.
 
     Raises:
-        argparse.ArgumentTypeError: If it cannot be written: that must not end a long run.
+        InputError: With the argument of the output.
     """
-    from pytest_mistral_lora.records.files import require_writable
+    from pytest_mistral_lora.conformance.path_kinds import paths_behind, paths_in
+    from pytest_mistral_lora.records.files import refuse_input_as_output
 
-    try:
-        return require_writable(Path(text))
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    read: list[Path] = []
+    written: dict[str, list[Path]] = {}
+    inside: list[str] = []
+    for action in args.parser._actions:  # argparse has no public name for its own arguments
+        value, kind = getattr(args, action.dest, None), action.type
+        if not isinstance(kind, PathArgument) or not value:
+            continue
+        values = value if isinstance(value, list) else [value]
+        if kind.role == "read":
+            read += [path for one in values for path in paths_in(str(one))]
+        elif kind.role == "written":
+            name = action.option_strings[0] if action.option_strings else action.metavar
+            written[name] = values
+            inside += [name] if kind.inside else []
+            if kind.beside is not None:
+                written[f"{name}, the page beside it"] = [kind.beside(path) for path in values]
+    # an input is opened for this alone if something is written
+    if written:
+        refuse_input_as_output(written, [path for one in read for path in paths_behind(one)], inside=inside)
 
 
-def print_line(text: str) -> None:
-    """Print a line to standard output, at once: another stream may follow."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+def shown_path(path: Path | str) -> str:
+    """Return a path, or a command with paths, for a line of text: a line end in a name is spelled out."""
+    return printable(str(path), lines=False)
 
 
 def add_tokenizer_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -130,7 +193,7 @@ def add_tokenizer_option(parser: argparse.ArgumentParser, *, required: bool = Tr
     parser.add_argument(
         "--tokenizer",
         required=required,
-        type=tokenizer_path,
+        type=PathArgument("read", tokenizer_path),
         metavar="PATH",
         help="checkpoint folder, tekken.json, tokenizer.model.vN, the name of a tokenizer that mistral-common ships, "
         "such as spm-v3, a Hub repository at a commit, as OWNER/NAME@COMMIT, or a recipe, for that of its base",
@@ -151,25 +214,25 @@ def add_oracle_option(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "--oracle",
-        type=oracle_choice,
+        type=PathArgument("read", oracle_choice),
         metavar="NAME|PATH",
         help="Mistral tokenizer of a folder without tekken.json and tokenizer.model.vN: a name such as spm-v3, a path, "
         "or none (default: recognised by the vocabulary)",
     )
 
 
-def print_json(data: Any, *, allow_nan: bool = True) -> None:
-    """Print data as indented JSON, in which text stays readable.
+def print_json(data: Any, *, indented: bool = True, allow_nan: bool = True) -> None:
+    """Print data as JSON, in which text stays readable.
 
     Args:
         data: The data; a value that JSON has no type for, such as a path, is printed as its text.
+        indented: Whether it is printed for people, or else on one line.
         allow_nan: Whether NaN and infinity are printed, which strict parsers of JSON refuse.
 
     Raises:
         ValueError: If a number is NaN or infinite, and that is not allowed.
     """
-    text = json.dumps(data, ensure_ascii=False, indent=2, default=str, allow_nan=allow_nan)
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{safe_json(data, indent=2 if indented else None, allow_nan=allow_nan)}\n")
 
 
 def tokenizer_path(text: str) -> Path:

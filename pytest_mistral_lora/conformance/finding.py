@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.token_rows import TokenRow
+from pytest_mistral_lora.escaping import in_block, printable
 
 __all__ = ["RULES", "Rule", "Severity"]
 
@@ -190,10 +191,11 @@ class Finding:
     def text(self) -> str:
         """Return the finding for a terminal; the first line starts with the rule's id."""
         rule = RULES[self.rule]
-        place = f"{self.place}: " if self.place else ""
-        lines = [f"{self.rule} {place}{self.found}"]
+        # a name may have a line of its own, which must not look like one of ours
+        place = f"{printable(self.place, lines=False)}: " if self.place else ""
+        lines = [in_block(f"{self.rule} {place}{self.found}")]
         if self.expected:
-            lines.append(f"  expected: {self.expected}")
+            lines.append(in_block(f"  expected: {self.expected}"))
         lines += [f"  {line}" for line in self.detail.splitlines()]
         # one line that can be pasted into a rows file, to reproduce the finding
         if self.row:

@@ -7,7 +7,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.difference import plain_text, visible
@@ -15,6 +15,7 @@ from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.token_rows import ShownToken, TokenRow, TokenSide, Wrong
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.escaping import printable
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.targets import Target
@@ -78,9 +79,9 @@ class FindingGroup:
 
     def headline(self, width: int | None = None) -> str:
         """Return one line that begins with the rule and its finding; cut to `width`, but never its count."""
-        finding = self.simplest
+        finding = replace(self.simplest, place=printable(self.simplest.place, lines=False))
         counted = f" ({self.count} findings)" if self.count > 1 else ""
-        line = f"{finding.rule} {' '.join(finding.found.split())}"
+        line = f"{finding.rule} {printable(' '.join(finding.found.split()))}"
         width = max(width, 40) if width is not None else len(line) + len(counted) + len(finding.place) + 3
         room = width - len(counted)
         if len(line) > room:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,7 +22,7 @@ from pytest_mistral_lora.chat.formats import (
 from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, opened, read_json
 from pytest_mistral_lora.chat.remedies import ROW_SUFFIXES, configuration_answer, file_answer, folder_answer
 from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
-from pytest_mistral_lora.errors import InputError, did_you_mean
+from pytest_mistral_lora.errors import InputError, MistralLoraError, did_you_mean
 from pytest_mistral_lora.records.manifest import MANIFEST
 
 KINDS = {
@@ -210,6 +211,35 @@ def _converted(path: Path) -> RecognisedPath:
         step = f"{import_step(str(path))} --format NAME"
         raise InputError(error.found, place=error.place, expected=error.expected, next_step=step) from error
     return RecognisedPath(path, "rows", f"rows ({container}, {evidence}), converted")
+
+
+def paths_in(text: str, folder: Path = Path()) -> list[Path]:
+    """Return the paths that a word names: itself, and both sides of `NAME=PATH`; only those that are there.
+
+    Args:
+        text: The word.
+        folder: The folder in which a relative path starts.
+    """
+    name, _, value = text.partition("=")
+    return [folder / one for one in dict.fromkeys((text, name, value)) if one and os.path.lexists(folder / one)]
+
+
+def paths_behind(path: Path) -> list[Path]:
+    """Return a path, and those that it names: base, data and output of a recipe, or the data of a configuration."""
+    from pytest_mistral_lora.data.layouts import Layout
+    from pytest_mistral_lora.data.sources import sources_of
+    from pytest_mistral_lora.training.recipe import load_recipe
+
+    found = [path]
+    if path.suffix.lower() not in (".yaml", ".yml") and path.name != "dataset_info.json":
+        return found
+    # a file with a fault names nothing here; the command reports the fault
+    with suppress(MistralLoraError, OSError):
+        recipe = load_recipe(path)
+        return [path, *recipe.data.paths, *([recipe.base.path] if recipe.base.path else []), recipe.output]
+    with suppress(MistralLoraError, OSError):
+        found += [source.path for source in sources_of(path, Layout(), [])[0]]
+    return found
 
 
 def _json(path: Path, container: Container) -> RecognisedPath:

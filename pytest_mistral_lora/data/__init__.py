@@ -192,7 +192,7 @@ def _refuse_bad(report: Report, lossy: Collection[str]) -> None:
     lines += [f"  {line}" for line in report.fault_lines()]
     if report.refused:
         lines.append("  To leave these records out, add --lossy bad-records")
-    raise InputError("\n".join([*lines, "Nothing was written"]))
+    raise InputError("\n".join([*lines, "  Nothing was written"]))
 
 
 def convert(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.errors import InputError, RowError, counted
+from pytest_mistral_lora.escaping import printable
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.data.layouts import Layout
@@ -89,7 +90,7 @@ class Tally:
         """Return the effect, the number of rows and the first of them, as one line."""
         most = ", ".join(detail for detail, _ in self.details.most_common(6))
         places = ", ".join(self.first) + (", …" if self.count > len(self.first) else "")
-        return f"{template.format(detail=most)}: {counted(self.count, 'row')} ({places})"
+        return printable(f"{template.format(detail=most)}: {counted(self.count, 'row')} ({places})", lines=False)
 
 
 class RowChanges:
@@ -169,7 +170,7 @@ class Report:
 
     def lines(self) -> list[str]:
         """Return the report as text."""
-        lines = [f"{one['file']}: {one['container']}, {one['format']}" for one in self.sources]
+        lines = [printable(f"{one['file']}: {one['container']}, {one['format']}", lines=False) for one in self.sources]
         for kind, tally in sorted(self.changes.items()):
             lines.append(f"changed  {kind:<16} {tally.text(CHANGES[kind])}")
         for kind, tally in sorted(self.losses.items()):
@@ -177,7 +178,7 @@ class Report:
             lines.append(f"lost     {kind:<16} {tally.text(lost)}")
         if self.own.count:
             lines.append(f"kept     {'own-keys':<16} {self.own.text('keys of your own, in no token: {detail}')}")
-        lines += [f"remark   {remark}" for remark in self.remarks]
+        lines += [printable(f"remark   {remark}", lines=False) for remark in self.remarks]
         dropped = f", {self.dropped:,} left out" if self.dropped else ""
         lines += [f"left out {line}" for line in self.fault_lines()]
         return [*lines, counted(self.rows, "row") + dropped]

@@ -41,10 +41,15 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     if options.asked_for(config):
+        from pytest_mistral_lora.escaping import in_block, safe_text
         from pytest_mistral_lora.plugin.settings import read_settings
         from pytest_mistral_lora.plugin.suite import Suite
 
-        config.pluginmanager.register(Suite(config, read_settings(config)), "mistral_lora_suite")
+        try:
+            settings = read_settings(config)
+        except pytest.UsageError as error:  # its text has names of files, and pytest prints it as it is
+            raise pytest.UsageError(safe_text(in_block(str(error)))) from error
+        config.pluginmanager.register(Suite(config, settings), "mistral_lora_suite")
 
 
 @pytest.fixture(scope="session")

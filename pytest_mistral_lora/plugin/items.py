@@ -12,6 +12,7 @@ import pytest
 
 from pytest_mistral_lora.conformance.checks import ROOT
 from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.escaping import printable, safe_text
 from pytest_mistral_lora.plugin.settings import PluginSettings
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class SuiteCollector(pytest.Collector):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Return the message of an error of this project; any other error keeps its traceback."""
         if isinstance(excinfo.value, MistralLoraError):
-            return str(excinfo.value)
+            return safe_text(str(excinfo.value))
         return super().repr_failure(excinfo)
 
 
@@ -81,7 +82,8 @@ class CheckItem(pytest.Item):
             from pytest_mistral_lora.report.judged import finding_properties
 
             # pytest writes them into its JUnit file, and pytest-xdist sends them to the process that does
-            self.user_properties += finding_properties(finding.to_json() for finding in self.unknown)
+            properties = finding_properties(finding.to_json() for finding in self.unknown)
+            self.user_properties += [(name, printable(value, lines=False)) for name, value in properties]
         failing = cause_texts(one for one in self.unknown if one.severity == "error" or self.settings.strict)
         # with --mistral-strict a check that could not run fails; it has no rule, so that only its node id can accept it
         unchecked = f"not checked: {self.result.not_checked}" if self.result.not_checked else ""
@@ -90,11 +92,11 @@ class CheckItem(pytest.Item):
         if failing:
             raise CheckFailedError("\n\n".join([*failing, self.next_step()]))
         if any(finding.severity == "error" for finding in self.result.findings):
-            pytest.xfail("; ".join(xfail.reason for xfail in self.known))
+            pytest.xfail(printable("; ".join(xfail.reason for xfail in self.known), lines=False))
             # reached only with --runxfail, which makes pytest.xfail do nothing: the deviation fails like any finding
             raise CheckFailedError("\n\n".join([*cause_texts(self.result.findings), self.next_step()]))
         if unchecked:
-            pytest.skip(unchecked)
+            pytest.skip(safe_text(unchecked))
 
     @contextmanager
     def _progress_bar_allowed(self) -> Iterator[None]:
@@ -123,7 +125,9 @@ class CheckItem(pytest.Item):
 
     def next_step(self) -> str:
         """Return the commands of this check, each with its name, for people."""
-        return "\n".join(f"{name + ':':<8}{command}" for name, command in self.commands().items())
+        return "\n".join(
+            f"{name + ':':<8}{printable(command, lines=False)}" for name, command in self.commands().items()
+        )
 
     def commands(self) -> dict[str, str]:
         """Return the command that runs this check again, and for a golden of the user the one that updates it."""
@@ -149,8 +153,8 @@ class CheckItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Return the text of findings and of errors of this project; any other error keeps its traceback."""
         if isinstance(excinfo.value, CheckFailedError | MistralLoraError):
-            return str(excinfo.value)
-        return super().repr_failure(excinfo, style)
+            return safe_text(str(excinfo.value))
+        return safe_text(str(super().repr_failure(excinfo, style)))
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
         """Return the name of the check in pytest's output; a check has no file and no line."""

@@ -236,6 +236,9 @@ OPTIONS = (
 )
 """Every option; the help text is made from this table."""
 
+WRITTEN = (BASELINE, REPORT)
+"""The options of files that a run writes; whatever else names a path is read."""
+
 PATH_FLAGS = tuple(option.flag for option in OPTIONS if option.metavar == "PATH")
 """The options that take a path."""
 

@@ -40,6 +40,7 @@ from pytest_mistral_lora.plugin.values import (
     ini_value,
     option_value,
     oracle_choice,
+    read_paths,
     server_choices,
     shown_path,
     tokenizer_paths,
@@ -171,9 +172,10 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         xfails=_known_deviations(config),
         expects_every_xfail=not xfails_file or xfails_source == XFAILS.flag or not other_targets,
         output_format=_output_format(config),
-        baseline=written_file(config, BASELINE, is_new=True),
-        report=written_file(config, REPORT, suffixes=_REPORTS),
+        baseline=written_file(config, BASELINE, _new_file),
+        report=written_file(config, REPORT, _report_file, suffixes=_REPORTS),
     )
+    _refuse_clashes(config, settings)
     if settings.update:
         check_update(config, settings.golden_folders)
     if (settings.encoded or settings.datasets) and not settings.tokenizers and not settings.recipes:
@@ -191,6 +193,39 @@ def read_settings(config: pytest.Config) -> PluginSettings:
     if settings.base is not None and not settings.adapters and not settings.ggufs:
         raise pytest.UsageError(f"{BASE.flag} is the base of adapters, and there is none; add {ADAPTER.flag} PATH")
     return settings
+
+
+def _new_file(path: Path) -> Path:
+    from pytest_mistral_lora.errors import InputError
+    from pytest_mistral_lora.records.files import require_writable
+
+    if path.exists():
+        raise InputError(f"{path} exists, and its reasons would be lost; name a new file")
+    return require_writable(path)
+
+
+def _report_file(path: Path) -> Path:
+    from pytest_mistral_lora.report import require_report_file
+
+    return require_report_file(path)
+
+
+def _refuse_clashes(config: pytest.Config, settings: PluginSettings) -> None:
+    """Refuse a file to write that meets a path to read, or another file to write."""
+    written = {BASELINE.flag: settings.baseline, REPORT.flag: settings.report}
+    outputs = {flag: [path] for flag, path in written.items() if path is not None}
+    if not outputs:
+        return
+    from pytest_mistral_lora.errors import InputError
+    from pytest_mistral_lora.records.files import refuse_input_as_output
+    from pytest_mistral_lora.report import rows_page
+
+    if settings.report is not None:
+        outputs[f"{REPORT.flag}, the page beside it"] = [rows_page(settings.report)]
+    try:
+        refuse_input_as_output(outputs, read_paths(config))
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def _golden_folders(config: pytest.Config) -> tuple[Path, ...]:

@@ -19,7 +19,7 @@ from pytest_mistral_lora.conformance.checks import ROOT
 from pytest_mistral_lora.plugin.items import CheckItem, SuiteCollector
 from pytest_mistral_lora.plugin.options import PATH_FLAGS
 from pytest_mistral_lora.plugin.settings import PluginSettings
-from pytest_mistral_lora.plugin.summary import FailedChecks, write_annotations, write_summary
+from pytest_mistral_lora.plugin.summary import FailedChecks, write_annotations, write_line, write_summary
 
 if TYPE_CHECKING:
     import subprocess
@@ -203,9 +203,7 @@ class Suite:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the table, the notes, and the checks that could not run."""
-        from pytest_mistral_lora.report.github import commands_stopped
-
-        with chdir(self._home), commands_stopped(terminalreporter.write_line):
+        with chdir(self._home):
             self._failed.write_findings(terminalreporter)
             counts = {"deselected": self._deselected, "not_run": self._not_run}
             unused: list[Path] = []
@@ -218,10 +216,10 @@ class Suite:
             with chdir(self._home):
                 write_annotations(terminalreporter, self.outcomes)
         for xfail in self._unmatched_xfails():
-            terminalreporter.write_line(xfail.unmatched, red=True)
+            write_line(terminalreporter, xfail.unmatched, red=True)
         unread = unread_configuration(terminalreporter.config, PATH_FLAGS)
         if unread:
-            terminalreporter.write_line(unread, yellow=True)
+            write_line(terminalreporter, unread, yellow=True)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the report, and fail a run that judged nothing or whose list of known deviations is out of date."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.escaping import printable, safe_text
 from pytest_mistral_lora.plugin.settings import PluginSettings
 
 if TYPE_CHECKING:
@@ -71,15 +72,12 @@ class FailedChecks:
                 stats["failed"] = failed
         if not self._shows(terminalreporter) or "f" not in terminalreporter.reportchars:
             return result
-        from pytest_mistral_lora.report.github import commands_stopped
-
         # like pytest, which cuts no line if a person reads it later, in a log
         whole = "CI" in os.environ or "BUILD_NUMBER" in os.environ or terminalreporter.config.option.verbose >= 2
-        with commands_stopped(terminalreporter.write_line):
-            if not rest and not stats.get("error"):
-                terminalreporter.write_sep("=", "short test summary info", cyan=True, bold=True)
-            for cause in filter(self._fails, self._causes()):
-                terminalreporter.write_line(cause.headline(None if whole else _width(terminalreporter)), red=True)
+        if not rest and not stats.get("error"):
+            terminalreporter.write_sep("=", "short test summary info", cyan=True, bold=True)
+        for cause in filter(self._fails, self._causes()):
+            write_line(terminalreporter, cause.headline(None if whole else _width(terminalreporter)), red=True)
         return result
 
     def _shows(self, terminal: Any) -> bool:
@@ -101,17 +99,22 @@ class FailedChecks:
         terminal.write_sep("=", "Mistral findings")
         for cause in filter(self._fails, self._causes()):
             if style == "line":
-                terminal.write_line(cause.headline(), red=True)
+                write_line(terminal, cause.headline(), red=True)
                 continue
-            terminal.write_sep("_", cause.check, red=True, bold=True)
+            terminal.write_sep("_", printable(cause.check, lines=False), red=True, bold=True)
             text = f"{cause.text(_width(terminal))}\n\n{reruns[cause.check]}"
-            for line in text.splitlines():
-                terminal.write_line(line, **dict.fromkeys(line_style(line).split(), True))
+            for line in printable(text).split("\n"):
+                write_line(terminal, line, **dict.fromkeys(line_style(line).split(), True))
 
 
 def _width(terminal: Any) -> int:
     # `_tw` is private; without it, lines are as wide as a common terminal
     return int(terminal._tw.fullwidth) if hasattr(terminal, "_tw") else 80
+
+
+def write_line(terminal: Any, line: str, **style: bool) -> None:
+    """Write one line of ours to pytest's terminal, in which foreign text is neither obeyed nor hidden."""
+    terminal.write_line(safe_text(printable(line, lines=False)), **style)
 
 
 def write_summary(
@@ -140,12 +143,12 @@ def write_summary(
         from pytest_mistral_lora.report.tables import outcome_table, statistics_line, statistics_of
 
         for line in outcome_table(outcomes, _width(terminal)):
-            terminal.write_line(line)
+            write_line(terminal, line)
         figures = (f"figures of {name}: {statistics_line(one)}" for name, one in statistics_of(outcomes).items())
         for line in (*basis_lines(outcomes), *known_cause_lines(outcomes), *figures):
-            terminal.write_line(line)
+            write_line(terminal, line)
         if nothing_was_judged(outcomes):
-            terminal.write_line(NOTHING_WAS_JUDGED, red=True)
+            write_line(terminal, NOTHING_WAS_JUDGED, red=True)
     ran = dict.fromkeys((one["target"], one["facts"].get("ran under")) for one in outcomes)
     lines = [*_answer_lines(outcomes), *(f"{target} ran under {versions}" for target, versions in ran if versions)]
     if settings.update:
@@ -153,15 +156,15 @@ def write_summary(
     known = Counter((known["id"], known["reason"]) for one in outcomes for known in one["known"])
     lines += [f"known {name}: {reason} ({counted(count, 'check')})" for (name, reason), count in known.items()]
     for line in lines:
-        terminal.write_line(line)
+        write_line(terminal, line)
     if any(one["findings"] for one in outcomes):
         from pytest_mistral_lora.conformance.groups import group_findings
 
         for cause in group_findings(outcomes):
             if cause.simplest.severity == "note":
-                terminal.write_line(f"note {cause.headline()} - {cause.check}", yellow=True)
+                write_line(terminal, f"note {cause.headline()} - {cause.check}", yellow=True)
     for line in _unchecked_lines(outcomes, settings, unused, deselected, not_run):
-        terminal.write_line(line)
+        write_line(terminal, line)
 
 
 def write_annotations(terminal: Any, outcomes: list[dict[str, Any]]) -> None:
@@ -176,7 +179,7 @@ def write_annotations(terminal: Any, outcomes: list[dict[str, Any]]) -> None:
     causes = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in groups]
     terminal.ensure_newline()
     for line in annotation_lines(causes):
-        terminal.write_line(line)
+        terminal.write_line(line)  # a command of ours, whose values are escaped
     cases = [*cases_of(outcomes, [""] * len(outcomes))]
     verdict = verdict_line(outcomes, [one.count for one in groups])
     add_job_summary(Judged("pytest --mistral-golden", causes, cases, verdict, known=known_cause_lines(outcomes)))

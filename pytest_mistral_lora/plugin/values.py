@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_mistral_lora.plugin.options import GOLDEN_DIR, ORACLE, SERVER, TOKENIZER, UPDATE, Option
+from pytest_mistral_lora.plugin.options import GOLDEN_DIR, OPTIONS, ORACLE, SERVER, TOKENIZER, UPDATE, WRITTEN, Option
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.server_target import ServerChoice
 
 
 def option_value(config: pytest.Config, option: Option) -> tuple[Any, str]:
-    """Return the value and its source, for error messages: the option, or the key of the ini file."""
-    value = config.getoption(option.dest)
-    if value is not None or not option.ini:
-        return value, option.flag
-    return ini_value(config, option.ini)
+    """Return the value and its source, for error messages: the option, or the key of the ini file.
+
+    Raises:
+        pytest.UsageError: If pytest cannot read it, or it has a null character.
+    """
+    value, source = config.getoption(option.dest), option.flag
+    if value is None and option.ini:
+        value, source = ini_value(config, option.ini)
+    if any("\0" in str(one) for one in (value if isinstance(value, list) else [value])):
+        raise pytest.UsageError(f"{source}: {value!r} has a null character, which no name of a file has")
+    return value, source
 
 
 def ini_value(config: pytest.Config, key: str) -> tuple[Any, str]:
@@ -63,32 +69,41 @@ def _is_there(config: pytest.Config, path: Path, source: str) -> bool:
 
 
 def written_file(
-    config: pytest.Config, option: Option, *, suffixes: tuple[str, ...] = (), is_new: bool = False
+    config: pytest.Config, option: Option, check: Callable[[Path], Path], *, suffixes: tuple[str, ...] = ()
 ) -> Path | None:
     """Return the file that an option names for this run to write; None if the option is not given.
 
     Args:
         config: The configuration of a session.
         option: The option.
+        check: Returns the path if it can be written and nothing of others is lost: it is written last, and must not end
+            a long run.
         suffixes: The endings that its name may have; none for any.
-        is_new: Whether a file that is there is refused.
     """
-    value = config.getoption(option.dest)
+    value, source = option_value(config, option)
     if value is None:
         return None
     from pytest_mistral_lora.errors import InputError
-    from pytest_mistral_lora.records.files import require_writable
 
-    # it is written last: a path that cannot be written must not end a long run
-    try:
-        path = require_writable(shown_path(config, config.invocation_params.dir / value))
-    except InputError as error:
-        raise pytest.UsageError(f"{option.flag}: {error}") from error
+    path = shown_path(config, config.invocation_params.dir / value)
     if suffixes and path.suffix not in suffixes:
-        raise pytest.UsageError(f"{option.flag}: {path.name}; expected a name that ends in {' or '.join(suffixes)}")
-    if is_new and path.exists():
-        raise pytest.UsageError(f"{option.flag}: {path} exists, and its reasons would be lost; name a new file")
-    return path
+        raise pytest.UsageError(f"{source}: {path.name}; expected a name that ends in {' or '.join(suffixes)}")
+    try:
+        return check(path)
+    except InputError as error:
+        raise pytest.UsageError(f"{source}: {error}") from error
+
+
+def read_paths(config: pytest.Config) -> Iterator[Path]:
+    """Yield every path that is there and that a setting names, and those that a recipe among them names."""
+    from pytest_mistral_lora.conformance.path_kinds import paths_behind, paths_in
+
+    for option in OPTIONS:
+        value = option_value(config, option)[0] if option.metavar and option not in WRITTEN else None
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str | Path):
+                for path in paths_in(str(one), folder_of(config, option)):
+                    yield from paths_behind(path)
 
 
 def shown_path(config: pytest.Config, path: Path) -> Path:

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -147,24 +147,102 @@ def path_from(folder: Path, path: Path) -> Path:
     return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
-def require_writable(path: Path) -> Path:
-    """Return the path of a file that a command writes last, if it can be written there.
+def require_writable(path: Path, is_ours: Callable[[Path], bool] | None = None) -> Path:
+    """Return the path of a file that a command writes last, if it can be written there and nothing of others is lost.
 
     A file is made beside it and removed: the bits of a folder do not tell it for root, or on a disk that is read-only.
 
+    Args:
+        path: The file.
+        is_ours: Whether a file that is there, and is not empty, was written by the same command before, so that it may
+            be replaced; None if any may be, or the command refuses each that is there.
+
     Raises:
-        InputError: If the path is a folder, its folder is not there, or no file can be made in it.
+        InputError: If the path is no regular file, its folder is not there, no file can be made in it, or a file is
+            there that is not ours.
     """
+    if "\0" in str(path):
+        raise InputError("a path with a null character", place=str(path), expected="the name of a file")
     try:
         if path.is_dir():
             raise InputError("this is a folder", place=str(path), expected="a file")
+        # a rename would put a file in the place of a device such as /dev/null
+        if path.exists() and not path.is_file():
+            raise InputError("this is no regular file", place=str(path), expected="a file that can be replaced")
         if not path.parent.is_dir():
             raise InputError("no such folder", place=str(path.parent), next_step="Make it, or name another file.")
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
-            return path
+            pass
+        if is_ours is not None and path.exists() and path.stat().st_size and not is_ours(path):
+            found = "is there, and was not written by this command: it would be lost"
+            raise InputError(found, place=str(path), next_step="Remove it, or name another file.")
     except OSError as error:
         step = "Name a file that you may write."
         raise InputError(f"cannot be written: {error.strerror}", place=str(path), next_step=step) from error
+    return path
+
+
+def beginning(path: Path) -> str:
+    """Return the first characters of a text file, by which we know our own.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(1024).decode("utf-8", "replace")
+
+
+def clash(output: Path, source: Path) -> str:
+    """Return how an output and an input meet on the disk, as words behind the output's name; empty if they do not.
+
+    Files and folders are compared, not spellings: a link, a hard link, `..` and another case on a disk that ignores it
+    lead to the same one.
+
+    Args:
+        output: A path that is written; it need not be there.
+        source: A path that is read.
+    """
+    # unlike Path.resolve, this raises nothing for a link that leads to itself
+    written, read = (Path(os.path.realpath(path)) for path in (output, source))
+    if written == read or _is_same(written, read):
+        return "is"
+    if any(_is_same(folder, read) for folder in written.parents):
+        return "is inside"
+    return "holds" if any(folder == written or _is_same(folder, written) for folder in read.parents) else ""
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # one is not there, or may not be looked at; or a path has a null character
+        return False
+
+
+def refuse_input_as_output(
+    outputs: Mapping[str, Iterable[Path]], inputs: Iterable[Path], *, inside: Collection[str] = ()
+) -> None:
+    """Refuse a command that would write over something that it reads, or into it.
+
+    Args:
+        outputs: The paths that it writes, by the argument that names them.
+        inputs: The paths that it reads.
+        inside: The arguments whose output may be in a folder that is read, because its place is there.
+
+    Raises:
+        InputError: If an output is an input, is inside one, or holds one; or if two arguments write the same file.
+    """
+    named = [(place, path) for place, paths in outputs.items() for path in paths]
+    for source in inputs:
+        for place, path in named:
+            how = clash(path, source)
+            if how and not (how == "is inside" and place in inside):
+                found = f"{path} {how} {source}, which this command reads"
+                raise InputError(found, place=place, next_step="Name another path.")
+    for index, (place, path) in enumerate(named):
+        for other, written in named[:index]:
+            if place != other and clash(path, written):
+                found = f"{path} is written for {other}, too"
+                raise InputError(found, place=place, next_step="Name another path.")
 
 
 def put_text(path: Path, text: str, *, keep: bool = False) -> Written:

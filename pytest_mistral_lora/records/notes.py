@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from pytest_mistral_lora.errors import InputError, counted
+from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.files import inside, put_text, sha256_bytes
 from pytest_mistral_lora.records.manifest import load
 
@@ -250,7 +251,8 @@ def note_texts(manifest: Mapping[str, Any]) -> dict[str, str]:
     """
     if any(part not in manifest for part in _NEEDED):
         return {}
-    return {DECISION: decision_text(manifest), CARD: card_text(manifest)}
+    # a manifest may be anybody's, and people print these files
+    return {DECISION: printable(decision_text(manifest)), CARD: printable(card_text(manifest))}
 
 
 def noted_by(manifest: Mapping[str, Any]) -> str | None:

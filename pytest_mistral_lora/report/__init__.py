@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.errors import counted
-from pytest_mistral_lora.records.files import json_text, put_text
+from pytest_mistral_lora.escaping import own_stream, safe_json, safe_text
+from pytest_mistral_lora.records.files import beginning, put_text, require_writable
 from pytest_mistral_lora.records.goldens import library_versions
 from pytest_mistral_lora.records.secrets import redacted, spells_secret
 from pytest_mistral_lora.report.secrets import public_finding
@@ -107,6 +109,28 @@ def _with_commands(cause: Mapping[str, Any], of_check: Mapping[str, str]) -> dic
     return {**cause, "commands": {**of_check, "fix": mending, "explain": f"mistral-lora rules {cause['rule']}"}}
 
 
+def rows_page(report: Path) -> Path:
+    """Return the page with the tokens of failed rows that is written beside a report."""
+    return report.with_name(f"{report.stem}.rows.html")
+
+
+def require_report_file(path: Path) -> Path:
+    """Return the path of a report if it, and the page beside it, can be written there and nothing of others is lost.
+
+    Raises:
+        InputError: As for `require_writable`; of a file that is there, only an earlier report may be replaced.
+    """
+    from pytest_mistral_lora.report.pages import is_report_page, is_tokens_page
+
+    require_writable(path, is_report_page if path.suffix == ".html" else _is_report)
+    require_writable(rows_page(path), is_tokens_page)
+    return path
+
+
+def _is_report(file: Path) -> bool:
+    return re.match(r'\{\s*"schema_version": \d+,\s*"pytest_mistral_lora": ', beginning(file)) is not None
+
+
 def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] = ()) -> None:
     """Write a report atomically, and beside it a page with the tokens of the failed rows.
 
@@ -116,11 +140,12 @@ def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] =
         rows: The failed rows.
 
     Raises:
-        InputError: If a file cannot be written, for example because the disk is full.
+        InputError: If a file cannot be written, for example because the disk is full, or another's would be lost.
     """
     from pytest_mistral_lora.report.pages import html_page, tokens_page
 
-    beside = path.with_name(f"{path.stem}.rows.html")
+    require_report_file(path)
+    beside = rows_page(path)
     # rows of an earlier report under the same name would be taken for those of this one
     beside.unlink(missing_ok=True)
     rows = [row for row in rows if not spells_secret(row)]
@@ -128,7 +153,12 @@ def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] =
         notes = (f"Each row as mistral-common encodes it, with the tokens marked that {path.name} reports.",)
         put_text(beside, tokens_page(rows, heading="Rows of the findings", notes=notes))
     is_page = path.suffix == ".html"
-    put_text(path, html_page(data, rows_page=beside.name if rows else "") if is_page else json_text(data))
+    put_text(
+        path,
+        html_page(data, rows_page=beside.name if rows else "")
+        if is_page
+        else f"{safe_json(data, indent=2, allow_nan=False)}\n",
+    )
 
 
 def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -185,6 +215,6 @@ def write_styled(text: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
-    for line in text.split("\n"):
+    console = Console(file=own_stream(sys.stdout), highlight=False, soft_wrap=True)
+    for line in safe_text(text).split("\n"):
         console.print(Text(line, style=line_style(line)), end="\n")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.report.judged import Judged, file_place, message_of
 from pytest_mistral_lora.report.secrets import public_text
@@ -45,31 +44,8 @@ def annotation_lines(causes: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _escaped(text: str, more: str = "") -> str:
-    # A workflow command is one line, in which a property ends at a comma and the properties end at a colon. Other
-    # separators of lines are none for GitHub, but they are for some readers of the log.
-    escaped = re.sub(f"[%\r\n{more}]", lambda found: f"%{ord(found[0]):02X}", text)
-    return re.sub(r"[\v\f\x1b\x1c-\x1e\x85\u2028\u2029]", lambda found: ascii(found[0])[1:-1], escaped)
-
-
-@contextmanager
-def commands_stopped(write_line: Callable[[str], object]) -> Iterator[None]:
-    """Keep GitHub from taking text that the block prints for a workflow command; does nothing outside of a workflow.
-
-    A row may hold a line such as `::add-mask::x` or `##[error]x`, and findings quote rows.
-
-    Args:
-        write_line: Prints a line where the block prints.
-    """
-    if not in_workflow():
-        yield
-        return
-    # GitHub resumes at a word that the text cannot contain, since it is drawn anew each time
-    word = secrets.token_hex(16)
-    write_line(f"::stop-commands::{word}")
-    try:
-        yield
-    finally:
-        write_line(f"::{word}::")
+    # a workflow command is one line, in which a property ends at a comma and the properties end at a colon
+    return re.sub(f"[%\n{more}]", lambda found: f"%{ord(found[0]):02X}", printable(text))
 
 
 def add_job_summary(judged: Judged) -> None:
@@ -92,7 +68,7 @@ def add_job_summary(judged: Judged) -> None:
         lines.append(f"| {_plain(group)} | {' | '.join(numbers)} |")
     text, hidden = "\n".join([*lines, ""]), 0
     for cause in judged.causes:
-        body = public_text(cause["text"], [cause])
+        body = printable(public_text(cause["text"], [cause]))
         # a fence that is longer than any in the text: nothing in a row can end it
         fence = "`" * (max((len(run) for run in re.findall("`+", body)), default=0) + 3)
         mark = "❌" if cause["severity"] == "error" else "📝"
@@ -111,4 +87,4 @@ def add_job_summary(judged: Judged) -> None:
 
 def _plain(text: str) -> str:
     """Return a text in which Markdown and HTML find no mark-up."""
-    return re.sub(r"([\\`*_{}\[\]()<>#+!|~&@:$-])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]()<>#+!|~&@:$-])", r"\\\1", printable(" ".join(text.split())))

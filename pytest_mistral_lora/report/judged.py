@@ -14,14 +14,15 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from pytest_mistral_lora import __version__
+from pytest_mistral_lora.escaping import printable, safe_xml
 from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.report.secrets import public_text
 
 Outcome = Literal["passed", "failed", "skipped"]
 
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
-# the characters that XML 1.0 has no way to write, not even as references
-_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# the two characters that XML 1.0 has no way to write, not even as references, and that no text is obeyed for
+_NOT_IN_XML = re.compile("[\ufffe\uffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class FilePlace:
     @property
     def uri(self) -> str:
         """The file as a relative or absolute URI."""
-        return self.file.as_uri() if self.file.is_absolute() else quote(self.file.as_posix())
+        return self.file.as_uri() if self.file.is_absolute() else quote(os.fsencode(self.file.as_posix()))
 
 
 def file_place(place: str) -> FilePlace | None:
@@ -135,7 +136,7 @@ def message_of(cause: Mapping[str, Any]) -> str:
     place = f"{cause['place']}: " if cause["place"] else ""
     lines = [f"{place}{cause['found']}{count}", f"check: {cause['check']}"]
     lines += [f"expected: {cause['expected']}"] if cause["expected"] else []
-    return redacted("\n".join([*lines, f"fix: {cause['fix']}"]))
+    return printable(redacted("\n".join([*lines, f"fix: {cause['fix']}"])))
 
 
 def junit_text(judged: Judged) -> str:
@@ -174,7 +175,7 @@ def junit_text(judged: Judged) -> str:
             ElementTree.SubElement(test, "system-out").text = _in_xml(shown)
     ElementTree.indent(suites)
     text: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
-    return f"{text.decode()}\n"
+    return safe_xml(f"{text.decode()}\n")
 
 
 def finding_properties(findings: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -198,7 +199,7 @@ def _file_and_line(finding: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _in_xml(text: str) -> str:
-    return _NOT_IN_XML.sub(lambda found: ascii(found[0])[1:-1], redacted(text))
+    return _NOT_IN_XML.sub(lambda found: ascii(found[0])[1:-1], printable(redacted(text)))
 
 
 def sarif_data(judged: Judged) -> dict[str, Any]:

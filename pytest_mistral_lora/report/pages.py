@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.difference import plain_text, visible
 from pytest_mistral_lora.chat.token_rows import Column, ShownToken, TokenRow
-from pytest_mistral_lora.errors import one_line, printable
+from pytest_mistral_lora.errors import one_line
+from pytest_mistral_lora.escaping import printable
+from pytest_mistral_lora.records.files import beginning
 from pytest_mistral_lora.report.tables import OUTCOMES, outcome_counts
 from pytest_mistral_lora.report.tokens import MOST, differences, ends_line, facts, glyphs, label_words, owner
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from jinja2 import Environment
     from markupsafe import Markup
 
@@ -116,6 +120,19 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
     )
 
 
+_GENERATOR = '<meta name="generator" content="pytest-mistral-lora, {}">'
+
+
+def is_report_page(file: Path) -> bool:
+    """Return whether a file is the page of a report that we wrote."""
+    return _GENERATOR.format("report") in beginning(file)
+
+
+def is_tokens_page(file: Path) -> bool:
+    """Return whether a file is a page of tokens that we wrote."""
+    return _GENERATOR.format("tokens") in beginning(file)
+
+
 @cache
 def rule_url(rule: str) -> str:
     """Return the address of a rule's page; empty if the package does not name its documentation."""
@@ -146,6 +163,7 @@ def _environment() -> Environment:
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
         loader=FunctionLoader(asset),
@@ -161,17 +179,22 @@ def _environment() -> Environment:
         "ends_line": ends_line,
         "with_code": _with_code,
         "line": lambda text, most=MOST: one_line(text, most),
-        # a text of several lines, in which NUL, bidi controls and the like are spelled out
-        "printable": printable,
     }
     return environment
+
+
+def _shown(value: object) -> object:
+    """Return a value of a page: a text without a character that is obeyed or hidden; mark-up of ours as it is."""
+    from markupsafe import Markup
+
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _with_code(text: str) -> Markup:
     """Return a text whose parts between backticks are marked as code."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(printable(text)))))
 
 
 def _note(column: Column) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.errors import counted, one_line
+from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, RunsDiff
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def table_lines(
         side: Any = "right" if title.startswith("*") else "left"
         table.add_column(title.lstrip("*"), justify=side, overflow="fold" if wraps else "ellipsis", no_wrap=not wraps)
     for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        table.add_row(*(Text(printable(cell, lines=False)) if isinstance(cell, str) else cell for cell in row))
     file = StringIO()
     Console(file=file, width=max(width, _LEAST_WIDTH), color_system=None).print(table)
     return [line.rstrip() for line in file.getvalue().splitlines() if line.strip()]
@@ -102,7 +103,7 @@ def figure_lines(figures: Mapping[str, Any], width: int) -> Iterator[str]:
     if len(figures["files"]) > 1:
         rows = []
         for one in figures["files"]:
-            name = _printable(f"{Path(one['path']).name}{' (held out)' if one['held_out'] else ''}")
+            name = _short(f"{Path(one['path']).name}{' (held out)' if one['held_out'] else ''}")
             counts = (one[key] for key in ("rows", "refused", "dropped", "tokens", "supervised_tokens"))
             rows.append((name, *(f"{number:,}" for number in counts)))
         titles = ("file", "*rows", "*refused", "*dropped", "*tokens", "*supervised")
@@ -168,13 +169,13 @@ def _spread(values: Mapping[str, Any]) -> str:
 
 def _frequent(counts: Mapping[str, int]) -> str:
     """Return the most frequent names with their counts; names of tools come from the rows, and may be anything."""
-    shown = [f"{_printable(name)} {count:,}" for name, count in list(counts.items())[:_MOST_NAMES]]
+    shown = [f"{_short(name)} {count:,}" for name, count in list(counts.items())[:_MOST_NAMES]]
     more = len(counts) - len(shown)
     return ", ".join([*shown, *([f"and {more:,} more"] if more else [])]) or "none"
 
 
-def _printable(name: str) -> str:
-    text = name if name.isprintable() else ascii(name)
+def _short(name: str) -> str:
+    text = printable(name, lines=False)
     return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.cells import cell_len
@@ -9,6 +10,7 @@ from rich.cells import cell_len
 from pytest_mistral_lora.chat.difference import plain_text, visible
 from pytest_mistral_lora.chat.token_rows import Column, ShownToken, TokenRow
 from pytest_mistral_lora.errors import counted, one_line
+from pytest_mistral_lora.escaping import own_stream, safe_text
 
 Line = list[tuple[str, str]]
 """Parts of a line, each with its colour and weight as rich names them, or an empty text."""
@@ -83,14 +85,14 @@ def print_tokens(row: TokenRow, *, ids: bool = True) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(file=own_stream(sys.stdout), highlight=False, soft_wrap=True)
     if not console.is_terminal:
         # thousands of rows may go into a file, and rich takes ten times as long as the encoder
         lines = ("".join(text for text, _ in line).rstrip() for line in token_lines(row, PIPE_WIDTH, ids=ids))
-        console.file.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
         return
     for line in token_lines(row, max(console.width, _LEAST_WIDTH), ids=ids):
-        text = Text.assemble(*line)
+        text = Text.assemble(*((safe_text(part), style) for part, style in line))
         text.rstrip()
         console.print(text, end="\n")
 

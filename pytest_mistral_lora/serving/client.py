@@ -96,7 +96,7 @@ def require_url(url: str) -> str:
         host = parts.hostname if parts.port != 0 else ""
     except ValueError:  # brackets that are not closed, or a port beyond 65535
         host = ""
-    if not host or parts.scheme not in ("http", "https"):
+    if not host or parts.scheme not in ("http", "https") or not url.isprintable():
         expected = "http://127.0.0.1:8080" if "://" in url else f"http://{url[:_SHOWN]}"
         raise InputError("no address of a server", place=url[:_SHOWN], expected=expected)
     try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Self, TextIO
 
+from pytest_mistral_lora.escaping import UNMIXED, own_stream, printable
 from pytest_mistral_lora.training.devices import is_main
 
 _FRAMES_PER_SECOND = 2
@@ -40,7 +41,7 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
         if stream is not None and stream.isatty():
             from rich.console import Console
 
-            self._console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            self._console = Console(file=own_stream(stream), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     @classmethod
     def on_stderr(cls) -> Self:
@@ -62,6 +63,7 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
 
     def line(self, text: str, style: str = "") -> None:
         """Print a line; the style, one of rich's, is for terminals."""
+        text = printable(text)
         if self._console is not None:
             from rich.text import Text
 
@@ -77,7 +79,7 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
             if self._console is not None:
                 from rich.text import Text
 
-                self._console.print(Text.assemble((f"{name}: ", "bold"), text))
+                self._console.print(Text.assemble((f"{name}: ", "bold"), printable(text)))
             else:
                 self.line(f"{name}: {text}")
 
@@ -85,7 +87,7 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
         """Print the thing that the run does from now on, with the time; it stays beside the bar, if there is one."""
         self.line(f"{clock_text(self.seconds)} {text}", "dim")
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=text)
+            self._bar.update(self._bar.task_ids[0], description=printable(text, lines=False))
 
     def start_bar(self) -> None:
         """Draw a bar without a length from now on, on a terminal that can redraw a line."""
@@ -96,7 +98,12 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
         columns = (SpinnerColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
         # transient: the lines above remain, and the last frame of a bar has nothing that they do not have
         self._bar = Progress(
-            *columns, console=self._console, transient=True, refresh_per_second=_FRAMES_PER_SECOND, expand=False
+            *columns,
+            console=self._console,
+            transient=True,
+            refresh_per_second=_FRAMES_PER_SECOND,
+            expand=False,
+            **UNMIXED,
         )
         self._bar.add_task("", total=None)
         self._bar.start()
@@ -110,7 +117,7 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
             text: Text behind the step's number.
         """
         if self._bar is not None:
-            description = f"step {step}/{steps}{text and f', {text}'}"
+            description = printable(f"step {step}/{steps}{text and f', {text}'}", lines=False)
             # the last step at once: in a run of a few quick steps, no other frame would show one
             last = step == steps
             self._bar.update(self._bar.task_ids[0], total=steps, completed=step, description=description, refresh=last)

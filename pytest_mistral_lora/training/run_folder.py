@@ -24,7 +24,8 @@ from pytest_mistral_lora.errors import (
     interruption,
     is_out_of_memory,
 )
-from pytest_mistral_lora.records.files import canonical_json, listing, sha256_bytes, write_json
+from pytest_mistral_lora.escaping import safe_json
+from pytest_mistral_lora.records.files import canonical_json, clash, listing, sha256_bytes, write_json, write_text
 from pytest_mistral_lora.training.devices import is_main
 from pytest_mistral_lora.training.output_folder import disk_error, ensure_writable_folder, sole_writer
 
@@ -176,7 +177,7 @@ class RunFolder:
             return
         try:
             self.work.mkdir(parents=True, exist_ok=True)
-            write_json(self.failure, describe_failure(error))
+            write_text(self.failure, f"{safe_json(describe_failure(error), indent=2)}\n")
         except OSError as refused:
             sys.stderr.write(f"warning: {self.failure} cannot be written: {refused.strerror}\n")
 
@@ -232,18 +233,16 @@ def check_output(recipe: Recipe) -> None:
         raise RecipeError(f"{there} is not a folder", place="output", expected="a path at which a folder can be made")
     base = recipe.base.path
     inputs = [*([base] if base else []), *recipe.data.paths]
-    # unlike Path.resolve, this raises nothing for a link that leads to itself
-    real = {path: Path(os.path.realpath(path)) for path in (output, work, *inputs)}
-    if base is not None and real[output].is_relative_to(real[base]):
+    if base is not None and clash(output, base) in ("is", "is inside"):
         raise RecipeError(f"{output} is inside the base {base}", place="output", expected="a folder outside the base")
     for path in inputs:
-        # Path.is_dir raises for one that may not be looked at
-        if path != base and os.path.isdir(path) and real[output].is_relative_to(real[path]):  # noqa: PTH112
+        met = clash(output, path)
+        if path != base and met == "is inside":
             # its files would be read as data in the next run
             raise RecipeError(f"{output} is inside the data {path}", place="output", expected="a folder outside of it")
-        if real[path].is_relative_to(real[output]):
+        if met:
             raise RecipeError(f"{output} holds {path}", place="output", expected="a folder of its own")
-        if real[path].is_relative_to(real[work]):
+        if clash(work, path) in ("is", "holds"):
             found = f"{path} is in {work}, which a finished run removes"
             raise RecipeError(found, place="output", expected="another name, or that file elsewhere")
 

@@ -143,13 +143,9 @@ def test_a_junit_file_and_a_workflow_get_rule_file_and_line(
     properties = [(one.get("name"), one.get("value")) for one in case.iter("property")]
     assert properties == [("rule", "ML601"), ("file", "rows.jsonl"), ("line", "1")]
     commands = [line for line in result.outlines if line.startswith("::")]
-    stopped = [line.removeprefix("::stop-commands::") for line in commands if line.startswith("::stop-commands::")]
     [annotation] = [line for line in commands if line.startswith("::error ")]
     assert annotation.startswith("::error file=rows.jsonl,line=1,title=ML601 ")
-    assert commands == [
-        f"::stop-commands::{stopped[0]}", f"::{stopped[0]}::", annotation,
-        f"::stop-commands::{stopped[1]}", f"::{stopped[1]}::",
-    ]  # fmt: skip
+    assert commands == [annotation]
     assert summary.read_text().startswith("## pytest \\-\\-mistral\\-golden\n")
     assert "| mistral\\-golden.rows.jsonl.dataset | - | 1 | - |" in summary.read_text()
     # `check` writes the same test

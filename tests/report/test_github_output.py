@@ -12,7 +12,7 @@ from judged_samples import HOSTILE, causes_of, judged, write_file
 from pytest_mistral_lora import environment
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.report.github import add_job_summary, annotation_lines, commands_stopped
+from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
 from pytest_mistral_lora.report.judged import file_place
 
 
@@ -62,29 +62,8 @@ def test_hostile_text_makes_no_workflow_command(workspace: Path) -> None:
     # as the runner reads them: the properties end at the first `::`, and a comma ends a property
     assert [part.partition("=")[0] for part in properties.split(",")] == ["file", "line", "title"]
     assert unquote(properties.split(",")[0]) == "file=a,b:c%.jsonl"
-    assert unquote(message).startswith("a,b:c%.jsonl:1: a, b: 100% of\r\n::add-mask::x\n##[error]y\\u2028::error::z")
+    assert unquote(message).startswith("a,b:c%.jsonl:1: a, b: 100% of\\r\n::add-mask::x\n##[error]y\\u2028::error::z")
     line.encode()  # the lone surrogate, too, can be printed
-
-
-def test_text_in_a_workflow_is_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(lines: list[str]) -> None:
-        lines.append("::add-mask::x")
-        raise ZeroDivisionError
-
-    def printed() -> list[str]:
-        lines: list[str] = []
-        with pytest.raises(ZeroDivisionError), commands_stopped(lines.append):
-            fail(lines)
-        return lines
-
-    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
-    assert printed() == ["::add-mask::x"]
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    first, text, last = printed()
-    word = first.removeprefix("::stop-commands::")
-    assert (text, last) == ("::add-mask::x", f"::{word}::")
-    assert re.fullmatch("[0-9a-f]{32}", word)
-    assert printed()[0] != first
 
 
 def test_the_summary_of_a_job_is_added_to_its_file(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

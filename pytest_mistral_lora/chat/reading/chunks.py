@@ -16,6 +16,7 @@ from typing import Any, Protocol, TextIO, TypeVar
 
 from pytest_mistral_lora.chat.reading import scan_lines
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
+from pytest_mistral_lora.escaping import UNMIXED, own_stream
 
 CHUNK_LINES = 256
 CHUNK_BYTES = 1024 * 1024
@@ -291,6 +292,6 @@ def bar(stream: TextIO | None, size: int, title: str) -> Iterator[Callable[[int]
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(title), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=stream), transient=True) as shown:
+    with Progress(*columns, console=Console(file=own_stream(stream)), transient=True, **UNMIXED) as shown:
         task = shown.add_task("", total=size)
         yield lambda read: shown.advance(task, read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -235,7 +236,7 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
     from filelock import FileLock
 
     from pytest_mistral_lora.chat.reading import read_json
-    from pytest_mistral_lora.records.files import canonical_json, sha256_bytes, write_json
+    from pytest_mistral_lora.records.files import sha256_bytes, write_text
 
     paths: list[Path] = []
     settled: list[Any]
@@ -253,7 +254,8 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
         # a missing file is a finding of the pass, which cannot be made before this
         status = path.stat() if path.exists() else None
         states.append((str(path), status.st_size if status else -1, status.st_mtime_ns if status else -1))
-    identity = sha256_bytes(canonical_json([str(target.path), *settled, states]))[:16]
+    # in ASCII, here and below: the name of a file may have bytes that are no UTF-8
+    identity = sha256_bytes(json.dumps([str(target.path), *settled, states], sort_keys=True).encode())[:16]
     file = settings.work_folder / f"dataset-{identity}.json"
     with FileLock(f"{file}.lock"):
         if not file.is_file():
@@ -266,7 +268,7 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
                 }
                 for case, result in results.items()
             }
-            write_json(file, plain)
+            write_text(file, json.dumps(plain))
     return {
         case: Result(
             tuple(Finding.from_json(one) for one in kept["findings"]), kept["not_checked"], tuple(kept["facts"].items())
