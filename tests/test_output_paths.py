@@ -257,6 +257,14 @@ def test_an_output_is_a_regular_file_or_a_new_folder(
     assert bytes_of(place / f"folder{ending}") == {"x": b""}
 
 
+def test_a_link_that_leads_to_itself_is_no_traceback(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("adapter", "base"):
+        (place / name).mkdir()
+    (place / "loop").symlink_to("loop")
+    for words in (["adapter", "loop", "--base", "base"], ["loop", "out", "--base", "base"]):
+        ends(capsys, ["merge", *words])
+
+
 @pytest.mark.parametrize("verb", VERB_OF)
 def test_a_null_character_is_bad_usage(verb: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {name for own, name, one in of_verbs() if own == verb and name.startswith("--")}

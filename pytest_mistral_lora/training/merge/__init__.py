@@ -19,6 +19,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.records.files import (
+    clash,
     finished_folder,
     listing,
     sha256_file,
@@ -202,7 +203,7 @@ def _check_output(output: Path, adapter: Path, base: Path | None) -> None:
     if output.exists():
         raise InputError("exists already", place=str(output), next_step="Remove it or name another output folder.")
     for folder in (adapter, *([base] if base else [])):
-        if output.resolve().is_relative_to(folder.resolve()):
+        if clash(output, folder) in ("is", "is inside"):
             raise InputError(f"is inside {folder}, which a merge does not change", place=str(output))
     ensure_writable_folder(output.parent)
 
