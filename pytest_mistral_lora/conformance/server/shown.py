@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.errors import printable
+from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.secrets import redacted, spells_secret
 
 _LONGEST, _LONGEST_TABLE = 2_000, 20_000
