@@ -3,7 +3,8 @@
 A fuzzer takes a `Campaign` from the fixture `campaign`, makes one hostile input from each of its `seeds`, and has
 `Campaign.verb` run a verb of the command line on it, as a user does. By default a campaign has a fixed number of cases.
 
-- `MISTRAL_LORA_FUZZ_SECONDS=3600` runs new cases for that time: `tox run -e fuzz` does.
+- `MISTRAL_LORA_FUZZ_SECONDS=3600` runs new cases for that time: `tox run -e fuzz` does. Fuzzers that call the package
+  in this process, without a campaign, run for `SECONDS`.
 - `MISTRAL_LORA_FUZZ_SEED=17` runs the one case that a failure names.
 """
 
@@ -26,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+SECONDS = float(os.environ.get("MISTRAL_LORA_FUZZ_SECONDS", "6"))
+"""The time of a fuzzer that is bounded by time and not by a number of cases."""
 MIB = 1 << 20
 PEAK = 1024
 """The most MiB that a verb may take beside the libraries and the size of its input."""

@@ -1,11 +1,10 @@
 """GGUF files that are mutated part by part: each is read, or is an input error; its checks end in findings alone.
 
-Seeded and bounded: 15 seconds each, or as many as MISTRAL_LORA_FUZZ_SECONDS says. A failure names its seed.
+Seeded, and bounded by `fuzzing.SECONDS`. A failure names its seed.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import resource
 import struct
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzzing import SECONDS
 from gguf_files import tokenizer_fields
 from raw_gguf import ARRAY, CODES, STRING, RawGguf, RawTensor, array, plain, scalar, text
 
@@ -29,7 +29,6 @@ from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.serving.gguf_file import GgufFile
 
-SECONDS = float(os.environ.get("MISTRAL_LORA_FUZZ_SECONDS", "15"))
 LONGEST_S, MOST_BYTES = 20.0, 1 << 30
 NUMBERS = (0, 1, 2, 3, 7, 8, 24, 31, 32, 33, 255, 2**16, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1)
 NAMES: tuple[str | bytes, ...] = (

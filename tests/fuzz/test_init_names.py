@@ -1,12 +1,11 @@
 """Hostile names of bases, data and folders through `init`: a name is a name in the files, or nothing is written.
 
-Seeded and bounded: 15 seconds each, or as many as MISTRAL_LORA_FUZZ_SECONDS says. A failure names its seed.
+Seeded, and bounded by `fuzzing.SECONDS`. A failure names its seed.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
@@ -18,13 +17,13 @@ from typing import Any
 
 import pytest
 import yaml
+from fuzzing import SECONDS
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.training.recipe import load_recipe
 
-SECONDS = float(os.environ.get("MISTRAL_LORA_FUZZ_SECONDS", "15"))
 LONGEST_S = 30.0
 ROW = json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})
 FOREIGN = json.dumps([{"instruction": "Add", "input": "1 2", "output": "3"}])

@@ -1,6 +1,6 @@
 """Names of files and texts in them, by chance: nothing that a verb prints is obeyed, hidden or a line of its own.
 
-Set MISTRAL_LORA_FUZZ_SECONDS for a longer run; the seed goes on from case to case.
+It runs for `fuzzing.SECONDS`; the seed goes on from case to case.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzzing import SECONDS
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.escaping import safe_text
 
-SECONDS = float(os.environ.get("MISTRAL_LORA_FUZZ_SECONDS", "15"))
 PIECES = (
     *("a", " ", "::error::x", "##[error]x", "##vso[x]", "::", ":", "#", "\n", "\r", "\t", "\x1b[31m", "\x1b]0;x\x07"),
     *(

@@ -1,6 +1,6 @@
 """Outputs that are inputs, by chance: verbs, paths and their spellings are drawn, and no byte may change.
 
-Set MISTRAL_LORA_FUZZ_SECONDS for a longer run; the seed goes on from case to case.
+It runs for `fuzzing.SECONDS`; the seed goes on from case to case.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fuzzing import SECONDS
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.report.pages import is_report_page, is_tokens_page
 
-SECONDS = float(os.environ.get("MISTRAL_LORA_FUZZ_SECONDS", "15"))
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
 # each reads IN and writes OUT; a third word of a path is read, too
 COMMANDS = (

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzzing import SECONDS
 from golden_answers import golden_answers, write_golden_answers
 from local_server import Behaviour
 
@@ -39,7 +40,6 @@ from pytest_mistral_lora.conformance.encoded.row_faults import other_oracles
 from pytest_mistral_lora.serving import client, replay, servers
 from pytest_mistral_lora.serving.client import KEY
 
-SECONDS = float(os.environ.get("MISTRAL_LORA_FUZZ_SECONDS", "20"))
 FIRST_SEED = int(os.environ.get("MISTRAL_LORA_FUZZ_SEED", "0"))
 SECRET = 'hostile/s3cr3t"key-0123'
 LATE = 0.7
