@@ -196,7 +196,7 @@ def _answer(asked: dict[str, Any], base: float) -> dict[str, Any]:
     return {
         "code": os.waitstatus_to_exitcode(status),
         "seconds": time.monotonic() - start,
-        "peak": usage.ru_maxrss / 1024 - base,
+        "peak": max(0.0, usage.ru_maxrss / 1024 - base),  # of a verb that reads nothing, the noise of the libraries
         "hung": hung,
     }
 

@@ -207,7 +207,7 @@ class Finding:
         """Return the finding as plain JSON data, with the text of its rule but without the rule's example."""
         rule = RULES[self.rule]
         of_rule = {name: getattr(rule, name) for name in ("title", "why", "source")} | {"severity": self.severity}
-        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "is_error"}
         tokens = None if self.tokens is None else self.tokens.to_json()
         return {**own, **of_rule, "fix": self.fix or rule.fix, "tokens": tokens}
 
@@ -218,8 +218,10 @@ class Finding:
         tokens = own.get("tokens")
         own["tokens"] = None if tokens is None else TokenRow.from_json(tokens)
         # the rule's own fix is not the finding's
-        own["fix"] = "" if own.get("fix") == RULES[own["rule"]].fix else own.get("fix", "")
-        return cls(**own)
+        rule = RULES[own["rule"]]
+        own["fix"] = "" if own.get("fix") == rule.fix else own.get("fix", "")
+        is_error = rule.severity == "note" and data.get("severity") == "error"
+        return cls(**own, is_error=is_error)
 
 
 def first_findings(findings: Sequence[Finding], most: int, place: str) -> list[Finding]:

@@ -70,7 +70,7 @@ REFUSED: list[tuple[tuple[str, ...], Messages, str]] = [
     (
         V3_UP,
         [USER, calls(call(), call("line\nbreak")), result(), result("abcdefgh2"), ANSWER],
-        f"messages[1].tool_calls[1].id: tool-call id 'line\nbreak' (tokenizer VERSION); {NINE}",
+        f"messages[1].tool_calls[1].id: tool-call id 'line\\nbreak' (tokenizer VERSION); {NINE}",
     ),
     (
         V3_UP,

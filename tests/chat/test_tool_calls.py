@@ -34,7 +34,7 @@ def completion(oracle: Oracle, *calls: tuple[str, Any, str]) -> list[int]:
     return list(encoded.input_ids[last[0].start : last[-1].end])
 
 
-TEXT = st.text(st.characters(exclude_characters="▁"), max_size=5)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="▁"), max_size=5)
 """SentencePiece writes a space as ▁, so that the two are one text in its ids."""
 
 JSON = st.recursive(

@@ -133,7 +133,8 @@ def test_offline_the_recipe_names_the_branch_and_train_tells_what_to_fill_in(cal
     assert started[0] == 1
     assert "to do: Fetch the base," in started[1]
     assert "to do: Record the goldens then" in started[1]
-    assert f"  revision: {commit}  # main, when it was last fetched\n" in (tmp_path / "recipe.yaml").read_text()
+    recipe = (tmp_path / "recipe.yaml").read_text()
+    assert f"  revision: {commit}  # of your branch or tag, when it was last fetched\n" in recipe
 
 
 BASES: dict[str, tuple[str, Any]] = {

@@ -90,7 +90,7 @@ def test_a_wrong_generation_block_is_found_on_generated_rows() -> None:
     answer = "{{- render_content(content=message['content'], context_name='assistant message contents') -}}"
     source = target.template.source.replace(answer, answer + "{% generation %}{% endgeneration %}")
     found = findings(target.oracle, "template-agrees", ChatTemplate(target.tokenizer.fast, source))
-    assert [finding.rule for finding in found] == ["ML006"]
+    assert {finding.rule for finding in found} == {"ML006", "ML009"}
 
 
 def test_a_verdict_that_changes_from_call_to_call_is_a_finding_and_no_traceback() -> None:

@@ -115,7 +115,11 @@ def test_one_that_matches_nothing_is_fine_where_only_some_checks_ran(known: Call
     ("text", "message"),
     [
         ("ML204\n", "known.txt:1: 'ML204' has no reason; expected: ML204  # why it is accepted"),
-        ("\nML999 # x\n", "known.txt:2: there is no rule 'ML999'; expected a rule id such as ML204, or a node id"),
+        (
+            "\nML999 # x\n",
+            "known.txt:2: there is no rule or cause 'ML999'; expected a rule id such as ML204, a node id, or the name "
+            "of a cause such as default-system-prompt",
+        ),
         ("ML204 # x\nML204 # y\n", "known.txt:2: ML204 is listed twice; it is already in known.txt:1"),
     ],
 )

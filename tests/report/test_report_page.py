@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -125,7 +126,7 @@ def test_the_failed_rows_are_beside_the_report(written: Path) -> None:
 
 def test_rows_of_an_earlier_report_do_not_stay(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "out.rows.html").write_text("old")
+    shutil.copy(written / "out.rows.html", tmp_path)
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     assert main(["check", "rows.jsonl", "--tokenizer", "spm-v3", "--report", "out.html"]) == 0

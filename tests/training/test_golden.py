@@ -57,8 +57,9 @@ def test_log_probabilities_are_those_of_the_model(run: RunResult) -> None:
     own = logits.log_softmax(-1)
     best = own.topk(2, dim=-1)
     expected = best.values[:, 0].tolist(), (best.values[:, 0] - best.values[:, 1]).tolist(), best.indices[:, 1].tolist()
-    assert transcript.logprobs == pytest.approx(expected[0], abs=2e-5)
-    assert transcript.margins == pytest.approx(expected[1], abs=2e-5)
+    # float32, which CPUs of several kinds sum in other orders: 2.9e-5 was seen
+    assert transcript.logprobs == pytest.approx(expected[0], abs=5e-5)
+    assert transcript.margins == pytest.approx(expected[1], abs=5e-5)
     assert list(transcript.runner_up_ids) == expected[2]
 
 

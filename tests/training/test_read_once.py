@@ -26,7 +26,8 @@ opened = Counter()
 
 
 def count(event, given):
-    if event == "open" and isinstance(given[0], str):
+    # one with an opener of its own is reported by `os.open`, too, which gives no mode
+    if event == "open" and isinstance(given[0], str) and given[1] is not None:
         opened[os.path.realpath(given[0])] += 1
 
 

@@ -56,6 +56,14 @@ class Explanation:
     differences: tuple[Difference, ...] = ()
 
     @property
+    def causes(self) -> tuple[Difference, ...]:
+        """The first difference of each cause: a row of many turns may show one fault in each of them."""
+        first: dict[str, Difference] = {}
+        for difference in self.differences:
+            first.setdefault(difference.shape or difference.found, difference)
+        return tuple(first.values())
+
+    @property
     def size(self) -> int:
         """The size of all differences."""
         return sum(difference.size for difference in self.differences)
@@ -70,7 +78,7 @@ class BackendComparison:
             template writes one.
         template: The chat template's encoding, or None if the template refuses the row.
         deviations: Ids of the named deviations that explain the difference, sorted; empty if the ids are equal.
-        differences: The differences that no named deviation explains, each with its cause; empty if none is left.
+        differences: The first difference of each cause that no named deviation explains; empty if none is left.
         refusal: The kind of the template's error (`RenderError.kind`); empty if it renders the row.
         own_prompt: Whether the row is compared behind the template's own system prompt.
     """
@@ -110,11 +118,11 @@ def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate
     except RowError as error:
         refused = _explain_refusal(row, oracle, template, error)
         kind = error.__cause__.kind if isinstance(error.__cause__, RenderError) else "error"
-        return BackendComparison(expected, None, refused.deviations, refused.differences, kind, own_prompt)
+        return BackendComparison(expected, None, refused.deviations, refused.causes, kind, own_prompt)
     if actual.input_ids == expected.input_ids:
         return BackendComparison(expected, actual, own_prompt=own_prompt)
     found = explain(row, oracle, template)
-    return BackendComparison(expected, actual, found.deviations, found.differences, own_prompt=own_prompt)
+    return BackendComparison(expected, actual, found.deviations, found.causes, own_prompt=own_prompt)
 
 
 @cache  # packaging parses a version in as much time as it takes to encode a row
