@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
@@ -29,7 +29,6 @@ from pytest_mistral_lora.records.goldens import (
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.templates import ChatTemplate
-    from pytest_mistral_lora.chat.templates.compare import BackendComparison, Difference
 
 UNSTEADY = {"observed": "ML020", "unsteady": "ML021", "surrogate": "ML022"}
 """The rule of each kind of error that is a fault of the template, whatever the row."""
@@ -165,8 +164,8 @@ def template_findings(
 ) -> Iterator[Finding]:
     """Yield each difference that a chat template makes to a row, if no named deviation explains it.
 
-    A row without a system message is compared behind the template's own system prompt, if it writes one: `own_prompt`
-    reports that once.
+    A row without a system message is compared behind the template's own system prompt, if it writes one:
+    `own_prompt_finding` reports that once.
 
     Args:
         oracle: Mistral's own tokenization.
@@ -186,10 +185,12 @@ def template_findings(
     fix = _fix(template) if comparison.differences else ""
     for difference in comparison.differences:
         found = f"the chat template differs from mistral-common: {difference.found}"
-        parts = _difference_parts(difference, comparison, oracle, place)
-        detail = "\n".join(filter(None, (parts.pop("detail"), versions)))
-        name = difference.fault
-        yield Finding("ML004", found, place, detail=detail, row=data, fix=fix, name=name, **parts)
+        sides = comparison.sides_of(difference)
+        spans = comparison.oracle.spans if sides and sides[0][1] is not None else ()
+        parts = Alignment(*sides, oracle.piece, _SIDES, spans).parts(place) if sides else {"detail": ""}
+        detail = "\n".join(filter(None, (parts["detail"], versions)))
+        parts |= {"detail": detail, "shape": difference.shape, "name": difference.fault}
+        yield Finding("ML004", found, place, row=data, fix=fix, **parts)
     if comparison.differences:
         return
     expected, actual = comparison.oracle, comparison.template
@@ -202,35 +203,15 @@ def template_findings(
         rule, found = "ML009", "the template's rendering does not mark the assistant's tokens"
     else:
         return
-    parts = _whole_alignment(comparison, oracle).parts(place) if actual else {"detail": ""}
-    detail = "\n".join(filter(None, (parts.pop("detail"), versions)))
-    yield Finding(rule, found, place, detail=detail, row=data, **parts)
-
-
-def _difference_parts(
-    difference: Difference, comparison: BackendComparison, oracle: Oracle, place: str
-) -> dict[str, Any]:
-    """Return table, shape and tokens of one difference: of itself alone if its sides are known, else of the row."""
-    is_refused = comparison.template is None
-    if difference.sides is None and is_refused:
-        return {"detail": "", "shape": difference.shape}
-    if difference.sides is None or not (difference.fault or is_refused or difference is not comparison.differences[0]):
-        alignment = _whole_alignment(comparison, oracle)
-    else:
-        expected, found = difference.sides
-        alignment = Alignment((expected, None), (found, None), oracle.piece, _SIDES)
-    return alignment.parts(place) | {"shape": difference.shape}
+    parts = {"detail": ""}
+    if actual:
+        whole = ((expected.input_ids, expected.labels), (actual.input_ids, actual.labels))
+        parts = Alignment(*whole, oracle.piece, _SIDES, expected.spans).parts(place)
+    detail = "\n".join(filter(None, (parts["detail"], versions)))
+    yield Finding(rule, found, place, row=data, **{**parts, "detail": detail})
 
 
 _SIDES = ("mistral-common", "chat template")
-
-
-def _whole_alignment(comparison: BackendComparison, oracle: Oracle) -> Alignment:
-    expected, actual = comparison.oracle, comparison.template
-    if actual is None:
-        raise ValueError("the template refuses the row")
-    sides = ((expected.input_ids, expected.labels), (actual.input_ids, actual.labels))
-    return Alignment(*sides, oracle.piece, _SIDES, expected.spans)
 
 
 def _fix(template: ChatTemplate) -> str:

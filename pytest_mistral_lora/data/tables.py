@@ -11,6 +11,7 @@ import datetime
 import io
 import os
 import pickle
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -198,9 +199,8 @@ def refuse_two_columns(names: Sequence[str], place: str) -> None:
     """Refuse a table of which two columns have one name: one of them would be lost."""
     if len(set(names)) == len(names):
         return
-    seen: set[str] = set()
-    twice = dict.fromkeys(one for one in names if one in seen or seen.add(one))  # type: ignore[func-returns-value]
-    shown = ", ".join(one_line(name, 60) for name in [*twice][:8])
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    shown = ", ".join(one_line(name, 60) for name in twice[:8])
     raise InputError(f"two columns have one name: {shown}{and_more(8, len(twice))}", place=place)
 
 

@@ -18,6 +18,8 @@ from pytest_mistral_lora.chat.templates.faults import FAULTS, Side
 from pytest_mistral_lora.errors import OracleRejection, RenderError, RowError
 
 _Ids = tuple[int, ...]
+_Labelled = tuple[_Ids, _Ids | None]
+"""The ids of a side, with its labels or None."""
 _MOST_IDS = 16
 _IDS_BEFORE = 4
 _CONTROL_SIZE = 20
@@ -95,6 +97,16 @@ class BackendComparison:
         """Whether both backends give the same ids."""
         return self.template is not None and self.template.input_ids == self.oracle.input_ids
 
+    def sides_of(self, difference: Difference) -> tuple[_Labelled, _Labelled] | None:
+        """Return ids and labels of both sides that show a difference; None if the template refuses the row.
+
+        The first difference is shown in the whole row, unless it is a named fault; any other one by itself.
+        """
+        is_whole = difference.sides is None or (not difference.fault and difference is self.differences[0])
+        if is_whole and self.template is not None:
+            return (self.oracle.input_ids, self.oracle.labels), (self.template.input_ids, self.template.labels)
+        return None if difference.sides is None else ((difference.sides[0], None), (difference.sides[1], None))
+
     @property
     def unexplained(self) -> str:
         """The differences in words; empty if there is none."""
@@ -108,11 +120,8 @@ def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate
         OracleRejection: If mistral-common refuses the row.
     """
     row = as_row(row)
-    expected = oracle.encode(row)
-    behind = _behind_own_prompt(row, oracle, template)
+    behind, expected = _behind_own_prompt(row, oracle, template)
     own_prompt = behind is not row
-    if own_prompt:
-        expected = oracle.encode(behind)
     try:
         actual = template.encode(row)
     except RowError as error:
@@ -131,15 +140,20 @@ def _known(version: str, kind: str) -> tuple[Deviation, ...]:
     return tuple(d for d in DEVIATIONS if d.applies(version=version, kind=kind, mistral_common=VERSION))
 
 
-def _behind_own_prompt(row: Row, oracle: Oracle, template: ChatTemplate) -> Row:
-    """Return a row behind the template's own system prompt, if mistral-common takes it; else the row itself."""
+def _behind_own_prompt(row: Row, oracle: Oracle, template: ChatTemplate) -> tuple[Row, EncodedRow]:
+    """Return a row behind the template's own system prompt, if mistral-common takes it, else the row; and its encoding.
+
+    Raises:
+        OracleRejection: If mistral-common refuses the row itself.
+    """
+    encoded = oracle.encode(row)
     behind = template.behind_own_prompt(row)
-    if behind is not row:
-        try:
-            oracle.encode(behind)
-        except OracleRejection:
-            return row
-    return behind
+    if behind is row:
+        return row, encoded
+    try:
+        return behind, oracle.encode(behind)
+    except OracleRejection:
+        return row, encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +183,11 @@ class _BothSides:
         return "template" if same else "mistral-common"
 
 
-def _view(row: Row, oracle: Oracle, template: ChatTemplate) -> _BothSides | None:
+def _both_sides(row: Row, oracle: Oracle, template: ChatTemplate) -> _BothSides | None:
     """Return how both sides see a row; None if one of them refuses it."""
     try:
-        behind = _behind_own_prompt(row, oracle, template)
-        return _BothSides(row, behind, oracle.encode(behind).input_ids, template.render(row))
+        behind, encoded = _behind_own_prompt(row, oracle, template)
+        return _BothSides(row, behind, encoded.input_ids, template.render(row))
     except RowError:
         return None
 
@@ -215,7 +229,7 @@ def _without_quotes(refusal: str) -> str:
 
 def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> Explanation:
     """Explain the difference of a row that mistral-common and the template both encode, to other ids."""
-    view = _view(row, oracle, template)
+    view = _both_sides(row, oracle, template)
     if view is None:
         return Explanation((), (Difference("the row is refused"),))
     deviations: set[str] = set()
@@ -224,7 +238,7 @@ def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> Explanation:
         # most changes return the row itself, and rows are compared as JSON
         if deviating is view.row or deviating == view.row:
             continue
-        changed = _view(deviating, oracle, template)
+        changed = _both_sides(deviating, oracle, template)
         if changed is not None and view.altered_side(changed):
             deviations.add(deviation.id)
             view = changed
@@ -232,7 +246,7 @@ def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> Explanation:
     named: list[Difference] = []
     for fault in FAULTS:
         changed_row = fault.changed(view.row, oracle.version) if left.differences and fault.sides else None
-        changed = None if changed_row is None else _view(changed_row, oracle, template)
+        changed = None if changed_row is None else _both_sides(changed_row, oracle, template)
         if changed is None or view.altered_side(changed) not in fault.sides:
             continue
         rest = _compare_parts(changed, oracle, template)

@@ -245,9 +245,12 @@ class RowJudge:
         for name in (*comparison.deviations, *([OWN_PROMPT] if comparison.own_prompt else [])):
             tally.add_deviation(name, row.place, tally.findings.at)
         for difference in comparison.differences:
-            sides = difference.sides or (comparison.oracle.input_ids, template_ids or ())
-            alignment = Alignment((sides[0], None), (sides[1], None), oracle.piece, _NAMES)
-            parts = alignment.parts(row.place) if difference.sides or template_ids is not None else {}
+            sides = comparison.sides_of(difference)
+            # the labels are compared once the ids are equal
+            parts = {}
+            if sides is not None:
+                alignment = Alignment((sides[0][0], None), (sides[1][0], None), oracle.piece, _NAMES)
+                parts = alignment.parts(row.place)
             text = f"the chat template differs from mistral-common: {difference.found}"
             parts |= {"shape": difference.shape, "name": difference.fault}
             tally.findings.add(Finding("ML603", text, row.place, row=_printed_row(row), **parts))

@@ -236,13 +236,8 @@ def _rendered_findings(text: str, judge: CheckpointTokenizer, oracle: Oracle, pl
         except OracleRejection:
             continue
         for difference in comparison.differences:
-            table = ""
-            if difference.sides is not None:
-                expected, actual = difference.sides
-                table = Alignment((expected, None), (actual, None), oracle.piece).table()
-            elif comparison.template is not None:
-                expected, actual = comparison.oracle.input_ids, comparison.template.input_ids
-                table = Alignment((expected, None), (actual, None), oracle.piece).table()
+            sides = comparison.sides_of(difference)
+            table = Alignment(*sides, oracle.piece).table() if sides else ""
             found, row = f"differs from mistral-common: {difference.found}", case.row.to_jsonl()
             shape, name = difference.shape, difference.fault
             yield Finding("ML913", found, place, "the ids of training", table, row, shape=shape, name=name)
