@@ -328,7 +328,8 @@ def _next_value(place: str, text: _JsonText) -> Any:
 
 def _csv_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        csv.field_size_limit(limits.MAX_ROW_BYTES)
+        # it holds for the whole process, so that it is never made smaller: `_CsvLines` bounds the rows
+        csv.field_size_limit(max(csv.field_size_limit(), limits.MAX_ROW_BYTES))
         lines = _CsvLines(path, text)
         first = next((line for line in lines if line.strip()), "")
         # a spreadsheet writes semicolons where the comma is the decimal mark

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import datetime
 import decimal
 import gzip
@@ -449,3 +450,14 @@ def test_a_long_name_is_cut_in_an_error(tmp_path: Path, form: str) -> None:
     assert found.code == 2
     assert said in found.output
     assert len(found.output) < 1000
+
+
+def test_the_limit_of_the_process_on_fields_of_csv_is_never_made_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other readers of CSV in the process keep theirs: Python reads the files of a package by it."""
+    before = csv.field_size_limit()
+    monkeypatch.setattr(limits, "MAX_ROW_BYTES", 50)
+    (tmp_path / "rows.csv").write_text("question,answer\nWhy?,Because.\n")
+    assert [record.value for record in open_source(tmp_path / "rows.csv").records(lambda read: None)]
+    assert csv.field_size_limit() >= before
