@@ -66,7 +66,7 @@ SETTINGS = (
 
 def make_checkpoint(text: str, folder: Path) -> Path:
     """Make a tiny model of text and images, with files as on the Hub: `tekken.json`, `tokenizer.json`, a template."""
-    sys.path.append(str(ROOT / "tests"))
+    sys.path.append(str(ROOT / "tests" / "support"))
     from derived_tekken import write_derived
 
     kind = Architecture(TEXT_MODELS[text], is_wrapped=True)

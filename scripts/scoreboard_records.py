@@ -142,7 +142,7 @@ def tokenizer_file(name: str, words: int = 0) -> Path:
 
 
 def _derived_tekken() -> Any:
-    sys.path.append(str(ROOT / "tests"))
+    sys.path.append(str(ROOT / "tests" / "support"))
     import derived_tekken
 
     return derived_tekken

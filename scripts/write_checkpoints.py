@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "checkpoints.md"
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "training")]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "training")]
 
 from class_steps import CASES, HEADER, ClassRun  # noqa: E402
 

@@ -13,7 +13,7 @@ from typing import Literal, get_args, get_origin
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests" / "support")]
 
 import yaml  # noqa: E402
 from command_line_page import command_line_page  # noqa: E402

@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "pytest_mistral_lora" / "conformance" / "rules"
-sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests" / "support")]
 
 from gallery import benches  # noqa: E402
 from rule_examples import make_example  # noqa: E402

@@ -39,7 +39,8 @@ if __name__ == "__main__":
 
 
 def child(folder: Path, prepare: str, processes: int | None = 1) -> subprocess.CompletedProcess[str]:
-    tests = [str(folder) for folder in Path(__file__).parents[:2]]
+    here = Path(__file__).parent
+    tests = [str(here), str(here.parent / "support")]
     script = folder / "child.py"
     script.write_text(CHILD.format(tests=tests, prepare=prepare, folder=str(folder), processes=processes))
     return run_forked([sys.executable, script])

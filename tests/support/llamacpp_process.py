@@ -23,7 +23,7 @@ _PACKAGE = "xllamacpp"
 BUILD = version(_PACKAGE).split(".")[2] if find_spec(_PACKAGE) else ""
 """The build of llama.cpp in the package, 2026.10.11549: its server reports none."""
 
-SERVER = Path(__file__).parent / "serving" / "llamacpp_server.py"
+SERVER = Path(__file__).parents[1] / "serving" / "llamacpp_server.py"
 Post = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 needs_llamacpp = pytest.mark.skipif(
