@@ -24,7 +24,7 @@ _DESCRIPTION = """\
 Send the packaged rows to a running server, and hold the prompts that it makes of them to mistral-common: ids, text that
 becomes a control token, and refusals. How much an answer proves is printed: vLLM shows the ids that it fed, llama.cpp a
 preview, and a server with OpenAI's API alone (openai: transformers serve, LM Studio, ...) the number of tokens. The
-kinds sglang, tgi and ollama were written from their source and never run here. For any other server, give the path of
+kinds sglang and ollama were written from their source and never run here. For any other server, give the path of
 a script of your own, which gets the rows and writes ids: see docs/serving.md. Without a NAME the kind is recognised by
 the endpoint that has the version.
 

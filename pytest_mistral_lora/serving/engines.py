@@ -1,20 +1,19 @@
-"""vLLM, SGLang and Text Generation Inference: engines that serve a folder of transformers, and show the ids of prompts.
+"""vLLM and SGLang: engines that serve a folder of transformers, and show the ids of prompts.
 
-SGLang is written from python/sglang/srt/entrypoints/openai/protocol.py, Text Generation Inference from router/src: no
-build of them runs here.
+SGLang is written from python/sglang/srt/entrypoints/openai/protocol.py: no build of it runs here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.serving.answers import ServedAnswer, unanswered
 from pytest_mistral_lora.serving.client import ServerClient
-from pytest_mistral_lora.serving.forms import ModelList, TextCompletions, TokenizedChat, read_form
-from pytest_mistral_lora.serving.server import ServedPrompt, Server, chat_request, served_prompt
+from pytest_mistral_lora.serving.forms import ModelList, TextCompletions, read_form
+from pytest_mistral_lora.serving.server import ServedPrompt, Server, served_prompt
 
 _GREEDY: Mapping[str, Any] = {
     **Server.greedy,
@@ -82,22 +81,3 @@ class Sglang(Server):
         """Return the ids that the server fed its model."""
         answer = await self.chat(client, row, model, return_prompt_token_ids=True)
         return served_prompt(answer, client, lambda chat: chat.choices[0].prompt_token_ids)
-
-
-class Tgi(Server):
-    """Text Generation Inference: `/chat_tokenize` renders and tokenizes."""
-
-    name, title, strength = "tgi", "Text Generation Inference", "preview"
-    was_run = False
-    version_at = ("/info", "version")
-    # a presence_penalty of 0 becomes a repetition penalty of 2 (router/src/lib.rs), and top_p has to be below 1
-    greedy: ClassVar[Mapping[str, Any]] = {"temperature": 0}
-
-    async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
-        """Return the ids of the rendered prompt, and the number that the chat reports."""
-        place = f"{client.url}/chat_tokenize"
-        shown = await client.post("/chat_tokenize", {"model": model, **chat_request(row)})
-        if not shown.is_ok:
-            return ServedPrompt(**unanswered(shown, place))
-        ids = [token.id for token in read_form(TokenizedChat, shown, place).tokenize_response]
-        return served_prompt(await self.chat(client, row, model), client, lambda _: ids)

@@ -88,18 +88,6 @@ class Tokens(Form):
     tokens: _Ids
 
 
-class TokenOfId(Form):
-    """A token of `/chat_tokenize`."""
-
-    id: _Count
-
-
-class TokenizedChat(Form):
-    """`/chat_tokenize` of Text Generation Inference."""
-
-    tokenize_response: _PerToken[TokenOfId]
-
-
 class Candidate(Form):
     """One of the best tokens at a place."""
 

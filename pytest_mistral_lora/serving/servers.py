@@ -13,11 +13,11 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, did_you_mean
 from pytest_mistral_lora.serving.answers import read_field
 from pytest_mistral_lora.serving.client import ServerClient
-from pytest_mistral_lora.serving.engines import Sglang, Tgi, Vllm
+from pytest_mistral_lora.serving.engines import Sglang, Vllm
 from pytest_mistral_lora.serving.llamacpp import LlamaCpp, Ollama
 from pytest_mistral_lora.serving.server import ServedPrompt, Server, Strength
 
-SERVERS: Mapping[str, Server] = {one.name: one for one in (LlamaCpp(), Vllm(), Sglang(), Tgi(), Ollama(), Server())}
+SERVERS: Mapping[str, Server] = {one.name: one for one in (LlamaCpp(), Vllm(), Sglang(), Ollama(), Server())}
 """The kinds of servers, by name."""
 
 RECOGNISED = "auto"

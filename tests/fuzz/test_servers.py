@@ -47,7 +47,7 @@ LATE = 0.7
 LONGEST = 30.0
 """Longest time of one run: four requests in a row that are late end it, and what is slow is in the machine."""
 MOST_MEMORY = 1 << 30
-KINDS = ("llamacpp", "vllm", "openai", "sglang", "tgi", "ollama", "auto")
+KINDS = ("llamacpp", "vllm", "openai", "sglang", "ollama", "auto")
 FORMATS = ("text", "json", "github", "junit", "sarif")
 ROWS = [
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]},
@@ -233,13 +233,11 @@ class Hostile:
         ids = None
         if path == "/api/tags":
             return 200, {"models": [{"name": "tiny:latest"}]}
-        if path in ("/server_info", "/info", "/api/version"):
+        if path in ("/server_info", "/api/version"):
             return 200, {"version": "0.0-test"}
         if path == "/api/chat":
             answer = {"message": {"role": "assistant", "content": "x"}, "done_reason": "stop"}
             return 200, {**answer, "prompt_eval_count": len(self.behaviour.ids(data))}
-        if path == "/chat_tokenize":
-            return 200, {"tokenize_response": [{"id": token} for token in self.behaviour.ids(data)]}
         status, answer = self.behaviour.respond(path, data)
         if isinstance(data, dict) and data.get("return_prompt_token_ids"):
             ids = list(self.behaviour.ids(data))
@@ -383,9 +381,8 @@ ENDPOINTS = {
     "vllm": ("/v1/models", "/version", "/v1/chat/completions", "/v1/completions"),
     "openai": ("/v1/models", "/v1/chat/completions"),
     "sglang": ("/v1/models", "/server_info", "/v1/chat/completions"),
-    "tgi": ("/v1/models", "/info", "/chat_tokenize", "/v1/chat/completions"),
     "ollama": ("/api/tags", "/api/version", "/api/chat"),
-    "auto": ("/props", "/version", "/server_info", "/info", "/api/version", "/v1/models"),
+    "auto": ("/props", "/version", "/server_info", "/api/version", "/v1/models"),
 }
 SLOW = ("endless", "trickle", "interim", "headers")
 

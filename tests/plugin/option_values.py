@@ -113,7 +113,7 @@ BAD = [
     (
         "--mistral-server",
         "lmstudio=http://127.0.0.1",
-        "unknown kind of server 'lmstudio'; expected one of llamacpp, vllm, sglang, tgi, ollama, openai, or the path "
+        "unknown kind of server 'lmstudio'; expected one of llamacpp, vllm, sglang, ollama, openai, or the path "
         "of a script (*.py)",
     ),
     ("--mistral-runner", "nope", f"'nope' {NO_RUNNER}"),

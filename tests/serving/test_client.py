@@ -448,4 +448,4 @@ def test_the_rows_and_the_model_of_the_user_are_asked(
 def test_a_kind_that_is_unknown_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
     code, out = run_check("http://127.0.0.1:1", capsys, kind="lmstudio")
     assert code == 2
-    assert "expected one of llamacpp, vllm, sglang, tgi, ollama, openai" in out
+    assert "expected one of llamacpp, vllm, sglang, ollama, openai" in out

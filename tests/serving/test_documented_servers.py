@@ -22,7 +22,7 @@ from pytest_mistral_lora.errors import OracleRejection
 from pytest_mistral_lora.serving.client import KEY
 from pytest_mistral_lora.serving.servers import SERVERS
 
-NEVER_RUN = ("sglang", "tgi", "ollama")
+NEVER_RUN = ("sglang", "ollama")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def oracle() -> Oracle:
 
 @dataclass
 class Documented(Behaviour):
-    """A server of one of the three kinds.
+    """A server of one of the two kinds.
 
     Attributes:
         text: Renders messages as Ollama previews them; None for an Ollama before 0.11.5, which answers instead.
@@ -44,7 +44,6 @@ class Documented(Behaviour):
         """Return the documented answer of an endpoint that is not OpenAI's, or a chat with SGLang's ids."""
         given = {
             "/server_info": {"version": "0.5.23", "api_key": "in-the-arguments"},
-            "/info": {"version": "3.3.7", "model_id": "tiny", "docker_label": None},
             "/api/version": {"version": "0.40.0"},
             "/api/tags": {"models": [{"name": "tuned:latest", "model": "tuned:latest"}]},
         }.get(path)
@@ -53,13 +52,10 @@ class Documented(Behaviour):
         if path == "/api/chat":
             return self._native_chat(data)
         status, answer = super().respond(path, data)
-        if status != 200 or path not in ("/chat_tokenize", "/v1/chat/completions"):
-            # TGI and SGLang have the text of an error at the top
+        if status != 200 or path != "/v1/chat/completions":
+            # SGLang has the text of an error at the top
             return status, answer if status == 200 else {"object": "error", "message": answer["error"]["message"]}
         ids = self.prompt(self.ids(data), data)
-        if path == "/chat_tokenize":
-            shown = (self.preview or self.prompt)(self.ids(data), data)
-            return 200, {"tokenize_response": [{"id": one, "text": "", "start": 0, "stop": 0} for one in shown]}
         if data.get("return_prompt_token_ids"):
             answer["choices"][0]["prompt_token_ids"] = list(ids)
         return 200, answer
@@ -99,7 +95,6 @@ def a_bos_more(ids: Ids, data: dict[str, Any]) -> Ids:
     ("kind", "facts", "rule"),
     [
         ("sglang", "SGLang 0.5.23, model tiny: proof by ids", "ML902"),
-        ("tgi", "Text Generation Inference 3.3.7, model tiny: proof by preview", "ML902"),
         ("ollama", "Ollama 0.40.0, model tuned: proof by count", "ML904"),
     ],
 )
@@ -138,16 +133,7 @@ def test_a_documented_server_answers_messages_as_recorded_with_its_own_settings_
     given = {"golden": golden_answers(oracle), "scale": None, "shows_ids": False, "completion": penalised}
     with serving(Documented(oracle, **given)) as url:
         code, out = run_check(kind, url, capsys, *asked)
-    # nothing can be spelled out for TGI
-    assert (code, "3 exact of 3" in out, "ML911" in out) == ((0, True, False) if kind == "tgi" else (1, True, True)), (
-        out
-    )
-
-
-def test_a_preview_of_tgi_that_lies_is_found(oracle: Oracle, capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(Documented(oracle, prompt=a_bos_more, preview=lambda ids, _: ids)) as url:
-        code, out = run_check("tgi", url, capsys)
-    assert (code, "ML903" in out, "ML902" in out) == (1, True, False)
+    assert (code, "3 exact of 3" in out, "ML911" in out) == (1, True, True), out
 
 
 def rendered(messages: list[dict[str, Any]], space: str = " ") -> str:
@@ -189,10 +175,6 @@ def test_the_text_that_ollama_previews_is_held_to_mistral_common(
     assert says in out
 
 
-def test_tgi_gets_no_penalty_since_it_adds_two_to_it(oracle: Oracle) -> None:
-    assert SERVERS["tgi"].greedy == {"temperature": 0}
-
-
 def test_a_server_that_is_not_ollama_is_no_ollama(oracle: Oracle, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(Behaviour(oracle, answer=lambda path: (404, b"{}"))) as url:
         code, out = run_check("ollama", url, capsys)
@@ -203,7 +185,7 @@ def test_help_and_page_mark_the_servers_that_never_ran_here(capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main(["serve-check", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "sglang, tgi and ollama were written from their source and never run here" in text
+    assert "sglang and ollama were written from their source and never run here" in text
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
     lines = {line.split("|")[1].strip(" `"): line for line in page.splitlines() if line.startswith("| `")}
     for kind in SERVERS:
