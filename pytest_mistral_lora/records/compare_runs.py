@@ -191,7 +191,7 @@ def changed_settings(recorded: Any, identity: Mapping[str, Any]) -> str:
     """Return the settings of a run that differ from those of an unfinished one, with both values.
 
     Args:
-        recorded: The `run.json` of the unfinished run; one that an older version wrote has no settings.
+        recorded: The content of the `run.json` of the unfinished run.
         identity: Everything that decides the steps of the run that would go on.
     """
     settings = recorded.get("settings") if isinstance(recorded, Mapping) else None

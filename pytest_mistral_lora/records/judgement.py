@@ -176,10 +176,6 @@ def lost_formats(transcript: Transcript, answer: AnswerToCheck) -> tuple[FormatV
 
 
 _MOVED = "The tokenizer, its template or a library has moved: restore it, or train and record again."
-_LOST_ORDER = (
-    "The file was written by a version that sorted the keys of tools and arguments, whose order a prompt keeps. Record "
-    "it again from its rows: mistral-lora smoke DIR --rows ROWS.jsonl --record FOLDER"
-)
 
 
 def check_prompt(encoder: Encoder, transcript: Transcript) -> None:
@@ -195,12 +191,10 @@ def check_prompt(encoder: Encoder, transcript: Transcript) -> None:
     found, golden = (
         f"{ids[index]} {encoder.piece(ids[index])!r}" if index < len(ids) else "the end" for ids in (now, then)
     )
-    # the key order of this JSON decides ids
-    has_json = transcript.row.tools or any(message.get("tool_calls") for message in transcript.row.messages)
     recorded = ", ".join(f"{name} {transcript.recorded_with[name]}" for name in ("mistral-common", "transformers"))
     raise InputError(
         f"the prompt is encoded into other ids: prompt token {index} is {found}",
         place=f"transcript {transcript.case}",
         expected=f"{golden}, as recorded with {recorded} and {transcript.tokenizer['file']}",
-        next_step=_LOST_ORDER if transcript.schema_version == 1 and has_json else _MOVED,
+        next_step=_MOVED,
     )

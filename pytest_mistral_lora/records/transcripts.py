@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +47,6 @@ class Transcript:
         recorded_with: Versions of the libraries that decide ids and logits.
         device: `cpu` or `cuda`.
         precision: dtype of the weights, `fp32`, `bf16` or `fp16`.
-        schema_version: Version of the form of the file that it was read from; the present one for a new transcript.
     """
 
     case: str
@@ -66,7 +65,6 @@ class Transcript:
     recorded_with: Mapping[str, str]
     device: Literal["cpu", "cuda"]
     precision: Literal["fp32", "bf16", "fp16"]
-    schema_version: int = field(default=SCHEMA_VERSION, compare=False)
 
     @property
     def format_checks(self) -> tuple[FormatCheck, ...]:

@@ -181,14 +181,6 @@ def manifest_cut_down_after_its_commit(artifact: Artifact) -> None:
     artifact["manifest"] = {key: artifact["manifest"][key] for key in keys}
 
 
-@mutant("ML712", says="no seal")
-def seal_removed_after_its_commit(artifact: Artifact) -> None:
-    """The manifest was committed, and lost its seal and its schema version."""
-    commit_all(artifact["folder"].parent)
-    artifact["manifest"]["schema_version"] = 1
-    del artifact["manifest"]["seal"]
-
-
 @mutant("ML712", says="not listed: README.md")
 def note_removed_from_the_list_after_its_commit(artifact: Artifact) -> None:
     """The manifest was committed; then the model card was removed, and listed no more."""
@@ -197,14 +189,13 @@ def note_removed_from_the_list_after_its_commit(artifact: Artifact) -> None:
     (artifact["folder"] / "README.md").unlink()
 
 
-@mutant("ML712", says="not recorded: training.kernels")
+@mutant("ML712", says="not recorded: base_config")
 def cut_down_manifest_that_was_committed(artifact: Artifact) -> None:
     """The manifest that records less was committed, too: an older commit has the record of the same weights."""
     folder = artifact["folder"]
     commit_all(folder.parent)
     data = json.loads((folder / MANIFEST).read_text())
-    data["schema_version"] = 1
-    del data["training"]["kernels"], data["seal"]
-    write_json(folder / MANIFEST, data)
+    del data["base_config"]
+    write_json(folder / MANIFEST, sealed(data))
     commit_all(folder.parent)
     artifact["manifest"] = data

@@ -113,21 +113,6 @@ def adapter() -> dict[str, Any]:
     }
 
 
-def version_1() -> dict[str, Any]:
-    """Return what a run recorded under version 1 of the schema."""
-    data = {key: value for key, value in adapter().items() if key not in ("recipe", "seal")}
-    newer = {
-        "tokenizer": ["files"],
-        "template": ["probe", "probe_sha256"],
-        "dataset": ["held_out_rows_sha256"],
-        "lora": ["seed"],
-        "environment": ["code"],
-    }
-    for part, keys in newer.items():
-        data[part] = {key: value for key, value in data[part].items() if key not in keys}
-    return {**data, "schema_version": 1}
-
-
 def merged() -> dict[str, Any]:
     data = {key: value for key, value in adapter().items() if key not in ("lora", "training", "masking")}
     parent = {"manifest_sha256": SHA, "tensors_sha256": SHA, "merge_dtype": "float32"}

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from manifests import COMMIT, FOUR_KEYS, SHA, adapter, merged, version_1
+from manifests import COMMIT, FOUR_KEYS, SHA, adapter, merged
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import write_json
@@ -68,7 +68,7 @@ def set_at(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("dataset_sha256", SHA.upper(), "$.dataset_sha256", "64 lower-case hex"),
         ("seed", "42", "$.seed", "integer"),
         ("seed", -1, "$.seed", "at least 0"),
-        ("schema_version", 3, "$.schema_version", "[1, 2]"),
+        ("schema_version", 3, "$.schema_version", "2"),
         ("kind", "lora", "$.kind", "adapter"),
         ("seeds", 1, "$.seeds", "no such key"),
         ("lora/r", 0, "$.lora.r", "at least 1"),
@@ -164,29 +164,31 @@ def test_build_orders_the_keys_as_the_schema_does() -> None:
         build(**{**made, "seed": None})
 
 
-def test_version_1_is_migrated_and_lacks_what_came_later() -> None:
-    manifest = validate(version_1())
-    assert manifest.version == 1
-    assert manifest.data == {**version_1(), "schema_version": 2}
-    assert {"recipe", "seal"} <= set(manifest.not_recorded)
-
-
-def nested_keys(data: Mapping[str, Any], older: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the keys of parts that the older version has not."""
-    for part, value in data.items():
-        if isinstance(value, dict) and part in older:
-            yield from (f"{part}/{key}" for key in value if key not in older[part])
-
-
-@pytest.mark.parametrize("path", ["recipe", "seal", *nested_keys(adapter(), version_1())])
-def test_version_2_needs_what_version_1_may_lack(path: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        "recipe",
+        "seal",
+        "tokenizer/files",
+        "template/probe",
+        "template/probe_sha256",
+        "dataset/held_out_rows_sha256",
+        "lora/seed",
+        "environment/code",
+    ],
+)
+def test_an_adapter_has_the_facts_that_repeat_its_run(path: str) -> None:
     data = adapter()
     part, _, key = path.partition("/")
     del (data[part] if key else data)[key or part]
     [violation] = violations(data)
     assert violation.path == f"$.{path.replace('/', '.')}"
     assert violation.expected != "a value"
-    assert violations({**data, "schema_version": 1}) == []
+
+
+def test_a_version_that_was_never_released_is_refused() -> None:
+    [violation] = violations({**adapter(), "schema_version": 1})
+    assert str(violation) == "$.schema_version: 1; expected 2"
 
 
 @pytest.mark.parametrize(

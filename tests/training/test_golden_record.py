@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -38,17 +37,11 @@ def test_a_transcript_keeps_the_key_order_of_a_tool(
     file = golden / "row-0001.json"
     assert json.dumps(load(file).row.to_json()) == json.dumps(row)
     assert smoke(adapter, "--base", base, "--golden", golden) == 0
-    # as versions before wrote it: the keys sorted, so that the tool is another text
-    data = json.loads(file.read_text())
-    file.write_text(json.dumps(data | {"schema_version": 1}, sort_keys=True))
+    # sorted keys make another text of the tool
+    file.write_text(json.dumps(json.loads(file.read_text()), sort_keys=True))
     capsys.readouterr()
     assert smoke(adapter, "--base", base, "--golden", golden) == 2
-    error = capsys.readouterr().err
-    assert "the prompt is encoded into other ids: prompt token " in error
-    assert "Record it again from its rows: mistral-lora smoke DIR --rows ROWS.jsonl --record FOLDER" in error
-    shutil.rmtree(golden)
-    assert smoke(*ask) == 0
-    assert smoke(adapter, "--base", base, "--golden", golden) == 0
+    assert "the prompt is encoded into other ids: prompt token " in capsys.readouterr().err
 
 
 def test_what_is_recorded_is_what_is_compared(

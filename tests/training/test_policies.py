@@ -153,15 +153,6 @@ def test_without_a_tokenizer_rows_are_counted_where_none_can_have_been_dropped(
     assert {name: found.get(name) for name in rows} == rows
 
 
-def test_a_manifest_that_records_less_is_verified_as_far_as_it_goes(cut: RunResult, base: Path, tmp_path: Path) -> None:
-    write_lines(tmp_path / "rows.jsonl", ROWS[:1])
-    run = train(parse_recipe(recipe_data(base, training={"steps": 1}), folder=tmp_path))
-    known = {"files", "eval_files", "held_out", "rows_sha256", "rows", "held_out_rows"}
-    older = {key: value for key, value in run.manifest["dataset"].items() if key in known}
-    declare(run.output, {**run.manifest, "dataset": older, "schema_version": 1})
-    assert {fact.state for fact in verify(run.output, base=base, dataset=tmp_path)} == {"match"}
-
-
 def test_a_row_without_loss_may_be_kept_in_a_step_that_has_others(base: Path, tmp_path: Path) -> None:
     write_lines(tmp_path / "rows.jsonl", ROWS[:2])
     training = {"steps": 2, "batch_size": 2, "unsupervised": "warn"}
