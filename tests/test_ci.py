@@ -36,7 +36,6 @@ def test_every_mutant_runs() -> None:
     assert {path.parent.name for path in files if "mark.gallery" in path.read_text(encoding="utf-8")} == {"mutants"}
 
 
-@pytest.mark.skipif(not RUN.is_file(), reason="not a clone: the archive of a release has no .ci/")
 def test_ci_takes_the_lines_of_the_readme_and_the_environments_of_tox() -> None:
     script = RUN.read_text(encoding="utf-8")
     pattern = re.escape(r"s/^\$ \(pip install -e .*\)$/\1/p")

@@ -1,0 +1,116 @@
+"""The files around the code: workflows, forms, supported versions, and what a release holds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+GITHUB = ROOT / ".github"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+FORMS = sorted(path for path in (GITHUB / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml")
+
+
+def workflow(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((GITHUB / "workflows" / f"{name}.yml").read_text(encoding="utf-8"))
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("github-workflows", WORKFLOWS),
+        ("github-issue-forms", FORMS),
+        ("github-issue-config", [GITHUB / "ISSUE_TEMPLATE" / "config.yml"]),
+        ("dependabot", [GITHUB / "dependabot.yml"]),
+    ],
+)
+def test_a_file_for_github_keeps_its_schema(schema: str, files: list[Path]) -> None:
+    pytest.importorskip("check_jsonschema")
+    assert files
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_has_pinned_actions_few_permissions_and_a_limit_of_time(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    actions = re.findall(r"uses: (.*)", text)
+    assert actions
+    assert [action for action in actions if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", action)] == []
+    loaded = workflow(path.stem)
+    assert loaded["permissions"] == {"contents": "read"}
+    assert all("timeout-minutes" in job for job in loaded["jobs"].values())
+    # a value of somebody else is never a part of a script
+    assert not re.search(r"run:.*\$\{\{", text)
+
+
+def test_a_release_is_published_without_a_password_and_by_one_job_alone() -> None:
+    jobs = workflow("release")["jobs"]
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert jobs["publish"]["needs"] == "build"
+    assert jobs["publish"]["environment"]
+    assert "secrets." not in (GITHUB / "workflows" / "release.yml").read_text(encoding="utf-8")
+    steps = " ".join(str(step) for step in jobs["build"]["steps"])
+    assert all(word in steps for word in ("python -m build", "twine check --strict", "attest-build-provenance"))
+
+
+def test_classifiers_tox_and_ci_name_the_same_versions_of_python() -> None:
+    classifiers = " ".join(PROJECT["project"]["classifiers"])
+    versions = re.findall(r"Python :: (3\.\d+)", classifiers)
+    assert PROJECT["project"]["requires-python"] == f">={versions[0]}"
+    tox = ConfigParser()
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    numbers = ",".join(version.replace(".", "") for version in versions)
+    assert f"testenv:py{{{numbers}}}" in tox.sections()
+    jobs = workflow("ci")["jobs"]
+    [everything] = [step["with"] for step in jobs["everything"]["steps"] if "setup-python" in step.get("uses", "")]
+    assert [everything["python-version"], *jobs["tests"]["strategy"]["matrix"]["python"]] == versions
+
+
+def test_a_development_tool_has_an_upper_bound() -> None:
+    tools = [name for name in PROJECT["project"]["optional-dependencies"]["dev"] if "pytest-mistral-lora" not in name]
+    assert [tool for tool in tools if "<" not in tool] == []
+
+
+def test_lint_uses_one_version_of_ruff_everywhere() -> None:
+    [ruff] = [tool for tool in PROJECT["project"]["optional-dependencies"]["dev"] if tool.startswith("ruff")]
+    assert set(re.findall(r"^\s*(?:deps = )?(ruff\S+)$", (ROOT / "tox.ini").read_text(), flags=re.MULTILINE)) == {ruff}
+
+
+def test_the_archive_of_a_release_has_every_folder_and_file_of_the_repository() -> None:
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a clone")
+    included = PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    tops = {f"/{path.partition('/')[0]}" for path in done.stdout.splitlines()}
+    # hatchling adds these by itself
+    assert tops - set(included) <= {"/pyproject.toml", "/.gitignore"}
+    assert set(included) <= tops
+
+
+def test_every_hook_runs_a_program_of_the_development_tools() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    hooks = [hook for repository in config["repos"] for hook in repository["hooks"]]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    tools = " ".join(PROJECT["project"]["optional-dependencies"]["dev"])
+    for hook in hooks:
+        program, *words = hook["entry"].split()
+        assert (ROOT / words[0]).is_file() if program == "python" else program in tools, hook["id"]
+    assert {hook["id"] for hook in hooks} >= {"ruff-check", "ruff-format", "mypy"}
+
+
+def test_no_page_links_to_a_package_index() -> None:
+    folders = ("docs", "examples", "benchmarks", "tests", ".github")
+    pages = [*ROOT.glob("*.md"), *(page for folder in folders for page in (ROOT / folder).rglob("*.md"))]
+    assert [page.name for page in pages if "pypi.org" in page.read_text(encoding="utf-8")] == []
