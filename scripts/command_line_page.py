@@ -1,4 +1,4 @@
-"""The page of docs/ on the command line, made from the help of each verb; `write_docs.py` writes it."""
+"""The page of the site on the command line, made from the help of each verb; `write_docs.py` writes it."""
 
 from __future__ import annotations
 

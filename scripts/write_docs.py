@@ -1,4 +1,8 @@
-"""Write the pages and templates of docs/ that are made from the code: `python scripts/write_docs.py [--check]`."""
+"""Write the pages and templates of docs/ that are made from the code: `python scripts/write_docs.py [--check]`.
+
+The pages of the rules, of the incidents and of the command line are made when the site is built, and are not in the
+repository. To read them in a clone: `python scripts/write_docs.py --site FOLDER`.
+"""
 
 from __future__ import annotations
 
@@ -76,9 +80,9 @@ def rules_page() -> str:
     lines = [
         "# Rules",
         "",
-        "To look up a finding, search this page for its rule id, or run `mistral-lora rules ML004`. Each id links to",
-        "its page, with the reason, the fix and an example: a broken row or file, its finding, and the command that",
-        "fixes it or shows you the tokens.",
+        "To look up a finding, search this page for its rule id, or run `mistral-lora rules ML004`: it prints the",
+        "reason, the fix and an example, a broken row or file with its finding, and the command that fixes it or shows",
+        "you the tokens. On the site, each id links to a page that has the same.",
         "",
         "Every finding starts with the id of a rule. An id never changes its meaning. An error fails its check. A note",
         "is shown, and fails only if you add `--mistral-strict`.",
@@ -88,7 +92,7 @@ def rules_page() -> str:
     for subject in dict.fromkeys(rule.subject for rule in RULES.values()):
         lines += ["", f"## {subject}", "", "| rule | severity | requirement |", "|---|---|---|"]
         lines += [
-            f"| [{rule.id}](rules/{rule.id}.md) | {rule.severity} | {_cell(rule.title)} |"
+            f'| <a id="{rule.id.lower()}"></a>{rule.id} | {rule.severity} | {_cell(rule.title)} |'
             for rule in RULES.values()
             if rule.subject == subject
         ]
@@ -235,36 +239,36 @@ def _page(lines: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def pages() -> dict[str, str]:
-    """Return every page by its path in docs/."""
+def committed_pages() -> dict[str, str]:
+    """Return the pages and templates that are in the repository, by their paths in docs/."""
+    made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "recipe.md": recipe_page()}
+    return made | {f"templates/{name}.jinja": training_template(shipped_tokenizer(name)) for name in SHIPPED}
+
+
+def site_pages() -> dict[str, str]:
+    """Return the pages that only the site has, by their paths in docs/."""
     modules: dict[str, ModuleType] = benches()
-    gallery = [(subject, one) for subject, module in modules.items() for one in mutants(module)]
-    made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "incidents.md": incidents_page(gallery)}
-    made["recipe.md"] = recipe_page()
-    made["cli.md"] = command_line_page()
-    made |= {f"templates/{name}.jinja": training_template(shipped_tokenizer(name)) for name in SHIPPED}
-    for rule in RULES.values():
-        made[f"rules/{rule.id}.md"] = rule_page(rule, gallery)
-    return made
+    gallery = [(subject, mutant) for subject, module in modules.items() for mutant in mutants(module)]
+    made = {"incidents.md": incidents_page(gallery), "cli.md": command_line_page()}
+    return made | {f"rules/{rule.id}.md": rule_page(rule, gallery) for rule in RULES.values()}
 
 
 def main() -> int:
     """Write the pages, or with --check say which are not up to date (exit code 1)."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is not up to date")
-    check = parser.parse_args().check
-    made = pages()
-    stale = [name for name, text in made.items() if not _is_current(DOCS / name, text)]
-    left = [path for path in sorted((DOCS / "rules").glob("*.md")) if f"rules/{path.name}" not in made]
-    if not check:
-        for name in stale:
-            (DOCS / name).parent.mkdir(exist_ok=True)
-            write_text(DOCS / name, made[name])
-        for path in left:
-            path.unlink()
-    for name in [*stale, *(f"rules/{path.name}" for path in left)]:
-        print(f"{name} {'is not up to date' if check else 'written'}")
-    return int(check and bool(stale or left))
+    parser.add_argument(
+        "--site", type=Path, metavar="FOLDER", help="write the pages that only the site has, into FOLDER"
+    )
+    given = parser.parse_args()
+    folder, made = (given.site, site_pages()) if given.site else (DOCS, committed_pages())
+    stale = [name for name, text in made.items() if not _is_current(folder / name, text)]
+    for name in stale:
+        if not given.check:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_text(folder / name, made[name])
+        print(f"{name} {'is not up to date' if given.check else 'written'}")
+    return int(given.check and bool(stale))
 
 
 def _is_current(path: Path, text: str) -> bool:

@@ -102,7 +102,7 @@ mistral-common: a trainer that renders with it inherits them. ms-swift's templat
 of the recording in their ids.
 
 `refused`: the trainer refuses a plain row, too, for the reason that follows. Beside mistral-common, transformers takes
-`tekken.json` in place of `tokenizer.json`, and has no chat template ([ML236](../rules/ML236.md)): so TRL and Axolotl
+`tekken.json` in place of `tokenizer.json`, and has no chat template ([ML236](../rules.md#ml236)): so TRL and Axolotl
 refuse the Tekken folders, but for `axolotl-mistral-common`, which needs Mistral's file. TRL takes `tokenizer.json` if
 the folder has a processor, as below. LLaMA-Factory renders a system message alone to read a checkpoint's template, and
 those of versions 1 and 3 write none without a user message. It takes the BOS into each turn if `tokenizer.json` puts
@@ -210,7 +210,7 @@ def _cases_table(tokenizer: str) -> Iterator[str]:
 
 
 def _rules(findings: list[Finding]) -> str:
-    return " ".join(f"[{f.rule}](../rules/{f.rule}.md)" for f in findings) or "sound"
+    return " ".join(f"[{f.rule}](../rules.md#{f.rule.lower()})" for f in findings) or "sound"
 
 
 def _cell(text: str) -> str:

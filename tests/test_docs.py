@@ -1,31 +1,78 @@
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections import Counter
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from converted import converted_tokenizer
 from forked import run_forked
+from write_docs import INCIDENTS
 
 from pytest_mistral_lora.chat.oracle import VERSION
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import compare
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.cli import VERBS
+from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.skipif(version("transformers") < "5", reason="the pages say what mutants do under the newest libraries")
-@pytest.mark.parametrize("script", ["write_docs.py"])
-def test_pages_and_goldens_are_what_their_scripts_write(script: str) -> None:
-    process = run_forked([sys.executable, ROOT / "scripts" / script, "--check"])
+def test_the_pages_of_the_repository_are_what_the_script_writes() -> None:
+    process = run_forked([sys.executable, ROOT / "scripts" / "write_docs.py", "--check"])
     assert (process.returncode, process.stdout) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the pages that are made when the site is built."""
+    folder = tmp_path_factory.mktemp("site")
+    process = run_forked([sys.executable, ROOT / "scripts" / "write_docs.py", "--site", folder])
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+def test_every_rule_and_verb_has_a_page_in_the_site(site: Path) -> None:
+    assert {path.stem for path in (site / "rules").iterdir()} == RULES.keys()
+    for rule in RULES.values():
+        page = (site / "rules" / f"{rule.id}.md").read_text(encoding="utf-8")
+        assert rule.title in page
+        assert rule.fix in page
+        assert "\n## Known to catch\n\n- " in page, rule.id
+    incidents = (site / "incidents.md").read_text(encoding="utf-8")
+    assert {incident.id for incident in INCIDENTS} == set(re.findall(r"^## (\w+)$", incidents, flags=re.MULTILINE))
+    verbs = re.findall(r"^### (\S+)$", (site / "cli.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert verbs == [verb for group in VERBS.values() for verb in group]
+
+
+def test_every_link_of_a_page_of_the_site_leads_to_a_page_and_a_heading(site: Path) -> None:
+    for page in sorted(site.rglob("*.md")):
+        for target, anchor in LINK.findall(prose(page)):
+            file = (page.parent / target).resolve()
+            file = file if file.is_file() else ROOT / "docs" / file.relative_to(site.resolve())
+            assert file.is_file(), (page.name, target)
+            assert not anchor or anchor in anchors(file), (page.name, f"{target}#{anchor}")
+
+
+def test_a_link_of_the_repository_leads_to_the_page_that_the_site_has(site: Path) -> None:
+    """The hooks of MkDocs do it: a rule's line and the table of incidents are what a page is made from."""
+    hooks = ast.parse((ROOT / "scripts" / "site_hooks.py").read_text(encoding="utf-8"))
+    [made_from] = [
+        ast.literal_eval(node.value)
+        for node in hooks.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_MADE_FROM"
+    ]
+    for source, page in made_from.items():
+        assert (ROOT / source).is_file()
+        assert (site / page).is_file()
+    lines = re.findall(r'^\| <a id="(ml\d+)"></a>(ML\d+) \|', (ROOT / "docs" / "rules.md").read_text(), flags=re.M)
+    assert sorted(lines) == sorted((rule.lower(), rule) for rule in RULES)
 
 
 @pytest.fixture(scope="session")
@@ -83,9 +130,12 @@ PAGES = [
 ]
 
 
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
-    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", prose(page)):
+    for target, anchor in LINK.findall(prose(page)):
         file = (page.parent / target).resolve() if target else page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
@@ -102,7 +152,8 @@ def anchors(page: Path) -> set[str]:
     """Return the anchors that GitHub gives the headings of a page."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    named = set(re.findall(r'<a id="([^"]*)">', text))
+    return named | {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_glossary_has_at_most_ten_words_and_every_page_is_linked() -> None:

@@ -1,6 +1,6 @@
 """Real failures of LoRA fine-tunes on Mistral models: what went wrong, and where it was reported.
 
-Ids are stable, and not all numbers are taken. `docs/incidents.md` is made from this table and from the gallery.
+Ids are stable, and not all numbers are taken. The site's page of incidents is made from this table and the gallery.
 """
 
 from __future__ import annotations
