@@ -1,4 +1,7 @@
-"""What other trainers made of rows: recorded with the trainers themselves, and read again."""
+"""The verdict on what other trainers make of each packaged row: recorded with the trainers, and read again.
+
+A record has no ids: they would be megabytes that nobody reads, and the trainer makes them again.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -63,8 +66,28 @@ class Column:
     @cached_property
     def recorded(self) -> dict[str, Recorded]:
         """What is recorded, by tokenizer."""
-        files = {tokenizer: RECORDED / self.name / f"{tokenizer}.jsonl" for tokenizer in TOKENIZERS}
-        return {name: Recorded.read(file, name) for name, file in files.items() if file.is_file()}
+        return {name: Recorded.read(data) for name, data in self.read()["packaged"].items()}
+
+    @property
+    def file(self) -> Path:
+        """The file of its records."""
+        return RECORDED / f"{self.name}.json"
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """Return its records: of the packaged rows and of real ones, each by tokenizer."""
+        if not self.file.is_file():
+            return {"packaged": {}, "real": {}}
+        data: dict[str, dict[str, Any]] = json.loads(self.file.read_text(encoding="utf-8"))
+        return data
+
+    def write(self, kind: str, tokenizer: str, data: dict[str, Any] | None) -> None:
+        """Write a record of a tokenizer in place of the one before, or take it away."""
+        records = self.read()
+        kept = {name: old for name, old in records[kind].items() if name != tokenizer}
+        kept |= {tokenizer: data} if data is not None else {}
+        records[kind] = {name: kept[name] for name in TOKENIZERS if name in kept}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.file, json.dumps(records, ensure_ascii=False, indent=1) + "\n")
 
     @property
     def about(self) -> str:
@@ -85,41 +108,73 @@ COLUMNS = tuple(
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """What a runner made of the packaged rows.
+class Example:
+    """The shortest row that shows a difference.
 
     Attributes:
-        tokenizer: Our name of the tokenizer.
+        case: The name of the packaged row.
+        found: What the trainer made of it.
+        expected: What it should have made; may be empty.
+    """
+
+    case: str
+    found: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The verdict on what a runner made of the packaged rows.
+
+    Attributes:
         date: The day of the recording, as in 2026-11-27 (UTC).
         environment: Version by distribution.
         refused: Why the runner made nothing of any row; empty where it made something.
-        lines: What it made of each case, by name: ids and labels, or an error.
+        verdicts: The rules that each case breaks, by its name; none where ids and labels are exactly right.
+        examples: The shortest case that breaks a rule, by rule.
     """
 
-    tokenizer: str
     date: str
     environment: dict[str, str]
     refused: str
-    lines: dict[str, dict[str, Any]]
+    verdicts: dict[str, list[str]]
+    examples: dict[str, Example]
 
     @classmethod
-    def read(cls, file: Path, tokenizer: str) -> Recorded:
-        """Read a record."""
-        head, *lines = read_lines(file)
-        by_case = {line.pop("case"): line for line in lines}
-        return cls(tokenizer, head["date"], head["environment"], head["refused"], by_case)
+    def read(cls, data: dict[str, Any]) -> Recorded:
+        """Return a record that was written as JSON."""
+        verdicts = {case: rules.split() for case, rules in data["verdicts"].items()}
+        examples = {rule: Example(**example) for rule, example in data["examples"].items()}
+        return cls(data["date"], data["environment"], data["refused"], verdicts, examples)
 
-    @cached_property
-    def findings(self) -> dict[str, list[Finding]]:
-        """What is wrong with each case, by name."""
-        return {case.name: list(self._findings(case)) for case in cases(self.tokenizer) if case.name in self.lines}
 
-    def _findings(self, case: Case) -> Iterator[Finding]:
-        line = self.lines[case.name]
-        if "error" in line:
-            yield Finding("ML502", f"the row was dropped: {line['error']}", case.name, row=case.row.to_jsonl())
-        else:
-            yield from row_findings(case.row, line["input_ids"], line["labels"], oracle(self.tokenizer))
+def judged(lines: dict[str, dict[str, Any]], tokenizer: str) -> dict[str, Any]:
+    """Return `verdicts` and `examples` of a record.
+
+    Args:
+        lines: What the trainer made of each case, by name: `input_ids` and `labels`, or an `error`.
+        tokenizer: The name of the tokenizer.
+    """
+    verdicts: dict[str, str] = {}
+    shortest: dict[str, tuple[int, Example]] = {}
+    for case in cases(tokenizer):
+        if case.name not in lines:
+            continue
+        findings = list(_findings(case, lines[case.name], tokenizer))
+        verdicts[case.name] = " ".join(finding.rule for finding in findings)
+        for finding in findings:
+            length = len(case.row.to_jsonl())
+            if finding.rule not in shortest or length < shortest[finding.rule][0]:
+                shortest[finding.rule] = (length, Example(case.name, finding.found, finding.expected))
+    examples = {rule: asdict(example) for rule, (_, example) in sorted(shortest.items())}
+    return {"verdicts": verdicts, "examples": examples}
+
+
+def _findings(case: Case, line: dict[str, Any], tokenizer: str) -> Iterator[Finding]:
+    if "error" in line:
+        yield Finding("ML502", f"the row was dropped: {line['error']}", case.name, row=case.row.to_jsonl())
+    else:
+        yield from row_findings(case.row, line["input_ids"], line["labels"], oracle(tokenizer))
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -185,11 +240,9 @@ def checkpoint(name: str, folder: Path) -> Path:
 
 
 def record(column: Column, tokenizer: str) -> None:
-    """Run a runner on the packaged rows, and write what it makes."""
-    file = RECORDED / column.name / f"{tokenizer}.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Run a runner on the packaged rows, and write the verdict on what it makes."""
     named = cases(tokenizer)
-    head: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "environment": {}, "refused": ""}
+    data: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "environment": {}, "refused": ""}
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -205,16 +258,13 @@ def record(column: Column, tokenizer: str) -> None:
             # killed, or not done in time: that is no verdict of the trainer on its rows
             if "ends with exit code" not in error.found:
                 raise
-            head["refused"] = error.found.splitlines()[0].removesuffix("; it printed last:").partition(": ")[2]
-            head["environment"] = _environment(column.runner)
+            data["refused"] = error.found.splitlines()[0].removesuffix("; it printed last:").partition(": ")[2]
+            data["environment"] = _environment(column.runner)
         else:
-            head["environment"] = dict(made.environment)
+            data["environment"] = dict(made.environment)
             lines = read_lines(made.file)
-    kept = [
-        {"case": case.name, **{key: line[key] for key in ("error", "input_ids", "labels") if key in line}}
-        for case, line in zip(named, lines, strict=False)
-    ]
-    write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (head, *kept)))
+    by_case = {case.name: line for case, line in zip(named, lines, strict=False)}
+    column.write("packaged", tokenizer, data | judged(by_case, tokenizer))
 
 
 def _environment(runner: Runner) -> dict[str, str]:
@@ -229,8 +279,6 @@ def _environment(runner: Runner) -> dict[str, str]:
 
 def record_real(column: Column, tokenizer: str) -> None:
     """Run a runner on real dialogues, and write what the audit counts."""
-    file = RECORDED / column.name / f"{tokenizer}-real.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
     rows = real_rows()
     with tempfile.TemporaryDirectory() as folder:
         encoded = Path(folder) / "encoded.jsonl"
@@ -240,7 +288,7 @@ def record_real(column: Column, tokenizer: str) -> None:
         except RunnerError as error:
             if "ends with exit code" not in error.found:
                 raise
-            file.unlink(missing_ok=True)
+            column.write("real", tokenizer, None)
             return
         audit = Audit(made.file, oracle(tokenizer))
         for _ in audit.verdicts():
@@ -254,7 +302,7 @@ def record_real(column: Column, tokenizer: str) -> None:
         "sound": audit.states["sound"],
         "classes": dict(sorted(audit.counts.items())),
     }
-    write_text(file, json.dumps(data) + "\n")
+    column.write("real", tokenizer, data)
 
 
 def real_rows() -> list[Row]:

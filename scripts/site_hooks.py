@@ -28,6 +28,8 @@ _LINK = re.compile(r"(\]\()(?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?")
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made, the files outside docs/ that are linked to, and those that they link to."""
     for place, text in _made_pages().items():
+        if page := files.get_file_from_path(place):
+            files.remove(page)  # its tables are missing in the repository
         files.append(File.generated(config, place, content=text))
     known = {file.src_uri for file in files} | _MADE_FROM.keys()
     waiting = [file.src_uri for file in files.documentation_pages() if _source(file.src_uri).is_file()]

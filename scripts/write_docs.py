@@ -1,7 +1,7 @@
 """Write the pages and templates of docs/ that are made from the code: `python scripts/write_docs.py [--check]`.
 
-The pages of the rules, of the incidents and of the command line are made when the site is built, and are not in the
-repository. To read them in a clone: `python scripts/write_docs.py --site FOLDER`.
+The pages of the rules, of the incidents and of the command line, and the tables of the scoreboard, are made when the
+site is built, and are not in the repository. To read them in a clone: `python scripts/write_docs.py --site FOLDER`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests" / "support")]
 
+import scoreboard_pages  # noqa: E402
 import yaml  # noqa: E402
 from command_line_page import command_line_page  # noqa: E402
 from gallery import Mutant, benches, mutants  # noqa: E402
@@ -249,7 +250,7 @@ def site_pages() -> dict[str, str]:
     """Return the pages that only the site has, by their paths in docs/."""
     modules: dict[str, ModuleType] = benches()
     gallery = [(subject, mutant) for subject, module in modules.items() for mutant in mutants(module)]
-    made = {"incidents.md": incidents_page(gallery), "cli.md": command_line_page()}
+    made = {"incidents.md": incidents_page(gallery), "cli.md": command_line_page(), **scoreboard_pages.pages()}
     return made | {f"rules/{rule.id}.md": rule_page(rule, gallery) for rule in RULES.values()}
 
 

@@ -54,8 +54,9 @@ def test_every_rule_and_verb_has_a_page_in_the_site(site: Path) -> None:
 def test_every_link_of_a_page_of_the_site_leads_to_a_page_and_a_heading(site: Path) -> None:
     for page in sorted(site.rglob("*.md")):
         for target, anchor in LINK.findall(prose(page)):
-            file = (page.parent / target).resolve()
-            file = file if file.is_file() else ROOT / "docs" / file.relative_to(site.resolve())
+            file = (ROOT / "docs" / page.parent.relative_to(site) / target).resolve()
+            if not file.is_file():
+                file = site / file.relative_to(ROOT / "docs")
             assert file.is_file(), (page.name, target)
             assert not anchor or anchor in anchors(file), (page.name, f"{target}#{anchor}")
 

@@ -1,18 +1,18 @@
-"""The scoreboard: its pages are what its script writes, and every fault that we know of is found under its class."""
+"""The scoreboard: each verdict that is recorded is in its tables, and every fault that we know of has its class."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import scoreboard_layers
+import scoreboard_pages
+from scoreboard_records import COLUMNS, REAL_TOKENIZERS, TOKENIZERS, Recorded, cases, judged, loaded, tokenizer_file
 
+from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.conformance.finding import RULES, Finding
 from pytest_mistral_lora.runners import RUNNERS, runner_fixes
-
-ROOT = Path(__file__).parents[2]
 
 KNOWN = [
     ("trl", "spm-v3", "single", "ML543", "everything is trained on by default"),
@@ -60,88 +60,99 @@ REFUSED = [
 ]
 
 
+def recorded(column: str, tokenizer: str) -> Recorded:
+    [found] = [known for known in COLUMNS if known.name == column]
+    return found.recorded[tokenizer]
+
+
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "scripts"))
-        import write_scoreboard
-    return write_scoreboard
+def board() -> str:
+    return scoreboard_pages.pages()["scoreboard/README.md"]
 
 
-def test_the_pages_are_what_the_script_writes(script: ModuleType) -> None:
-    assert {
-        page for page, text in script.pages().items() if (script.PAGES / page).read_text(encoding="utf-8") != text
-    } == set()
+def test_the_tables_have_every_verdict(board: str) -> None:
+    for tokenizer in TOKENIZERS:
+        section = board.partition(f"\n## {tokenizer}, row by row\n")[2].partition("\n## ")[0]
+        head, _, *lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+        assert [line[0] for line in lines] == [case.name for case in cases(tokenizer)]
+        for number, column in enumerate(head[1:-1], start=1):
+            shown = {line[0]: re.findall(r"\[(ML\d+)\]", line[number]) for line in lines}
+            assert shown == recorded(column, tokenizer).verdicts, (column, tokenizer)
+    assert "<!-- made" not in board
+
+
+def test_each_difference_has_its_smallest_row() -> None:
+    page = scoreboard_pages.pages()["scoreboard/reproductions.md"]
+    for column in COLUMNS:
+        rules = {rule for run in column.recorded.values() for broken in run.verdicts.values() for rule in broken}
+        assert set(re.findall(rf"^### {column.name}: .* \((ML\d+)\)", page, flags=re.MULTILINE)) == rules
 
 
 @pytest.mark.parametrize(("column", "case", "rules"), EXACT)
-def test_a_fault_has_no_other_class(column: str, case: str, rules: set[str], script: ModuleType) -> None:
-    [found] = [one for one in script.COLUMNS if one.name == column]
-    assert {finding.rule for finding in found.recorded["spm-v3"].findings[case]} == rules
+def test_a_fault_has_no_other_class(column: str, case: str, rules: set[str]) -> None:
+    assert set(recorded(column, "spm-v3").verdicts[case]) == rules
 
 
 @pytest.mark.parametrize(("column", "tokenizer", "case", "rule", "what"), KNOWN)
-def test_a_fault_that_we_know_of_has_its_class(
-    column: str, tokenizer: str, case: str, rule: str, what: str, script: ModuleType
-) -> None:
-    [found] = [one for one in script.COLUMNS if one.name == column]
-    assert rule in {finding.rule for finding in found.recorded[tokenizer].findings[case]}, what
-
-
-@pytest.mark.parametrize(
-    ("column", "case", "words"),
-    [
-        ("llamafactory", "single", "[MODEL_SETTINGS] is missing: the row's settings"),
-        ("axolotl", "thinking", "[THINK] is missing: the thinking is lost"),
-    ],
-)
-def test_a_block_that_is_no_turn_is_named(column: str, case: str, words: str, script: ModuleType) -> None:
-    [found] = [one for one in script.COLUMNS if one.name == column]
-    assert any(one.found.startswith(words) for one in found.recorded["derived-v15"].findings[case])
+def test_a_fault_that_we_know_of_has_its_class(column: str, tokenizer: str, case: str, rule: str, what: str) -> None:
+    assert rule in recorded(column, tokenizer).verdicts[case], what
 
 
 @pytest.mark.parametrize(("column", "tokenizer", "words"), REFUSED)
-def test_a_configuration_that_no_row_can_use_is_refused_by_the_runner(
-    column: str, tokenizer: str, words: str, script: ModuleType
-) -> None:
-    [found] = [one for one in script.COLUMNS if one.name == column]
-    assert words in found.recorded[tokenizer].refused
+def test_a_configuration_that_no_row_can_use_is_refused_by_the_runner(column: str, tokenizer: str, words: str) -> None:
+    assert words in recorded(column, tokenizer).refused
 
 
-def test_every_configuration_was_run_on_every_tokenizer(script: ModuleType) -> None:
-    runs = [(column.name, tokenizer) for column in script.COLUMNS for tokenizer in column.recorded]
-    assert runs == [(column.name, tokenizer) for column in script.COLUMNS for tokenizer in script.TOKENIZERS]
+def test_every_configuration_was_run_on_every_tokenizer() -> None:
+    runs = [(column.name, tokenizer) for column in COLUMNS for tokenizer in column.recorded]
+    assert runs == [(column.name, tokenizer) for column in COLUMNS for tokenizer in TOKENIZERS]
 
 
-def test_every_record_has_its_day_and_the_version_of_its_trainer(script: ModuleType) -> None:
-    for column in script.COLUMNS:
-        for tokenizer, one in column.recorded.items():
+def test_every_record_has_its_day_and_the_version_of_its_trainer() -> None:
+    for column in COLUMNS:
+        for tokenizer, run in column.recorded.items():
             place = f"{column.name} on {tokenizer}"
-            assert re.fullmatch(r"2\d{3}-\d\d-\d\d", one.date), place
-            assert one.environment.get(column.runner.distribution, "not installed") != "not installed", place
-            assert bool(one.refused) != bool(one.lines), place
+            assert re.fullmatch(r"2\d{3}-\d\d-\d\d", run.date), place
+            assert run.environment.get(column.runner.distribution, "not installed") != "not installed", place
+            assert bool(run.refused) != bool(run.verdicts), place
 
 
-def test_every_configuration_that_is_not_refused_was_run_on_real_dialogues(script: ModuleType) -> None:
-    runs = [(column, name) for column in script.COLUMNS for name in script.REAL_TOKENIZERS]
+def test_every_configuration_that_is_not_refused_was_run_on_real_dialogues(board: str) -> None:
+    runs = [(column, name) for column in COLUMNS for name in REAL_TOKENIZERS]
     accepted = [f"| {column.name} | {name} " for column, name in runs if not column.recorded[name].refused]
-    lines = [line for line in script.board_page().splitlines() if "chatterbot-corpus 1" in line]
-    assert [one for one, line in zip(accepted, lines, strict=True) if not line.startswith(one)] == []
+    lines = [line for line in board.splitlines() if "chatterbot-corpus 1" in line]
+    assert [start for start, line in zip(accepted, lines, strict=True) if not line.startswith(start)] == []
     assert len(accepted) == 16
 
 
-def test_our_own_trainer_is_sound_on_every_row(script: ModuleType) -> None:
-    for tokenizer in script.TOKENIZERS:
-        assert not any(script.our_findings(tokenizer).values())
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_our_own_trainer_is_sound_on_every_row(tokenizer: str) -> None:
+    encoder = make_encoder("mistral-common", loaded(tokenizer_file(tokenizer)))
+    encoded = {case.name: encoder.encode(case.row) for case in cases(tokenizer)}
+    lines = {name: {"input_ids": row.input_ids, "labels": row.labels} for name, row in encoded.items()}
+    assert set(judged(lines, tokenizer)["verdicts"].values()) == {""}
 
 
-def test_every_fault_of_a_runner_has_a_fix_in_its_own_configuration(script: ModuleType) -> None:
+def test_a_row_that_a_trainer_changes_or_drops_is_recorded_with_its_smallest_example() -> None:
+    encoder = make_encoder("mistral-common", loaded(tokenizer_file("spm-v3")))
+    encoded = {case.name: encoder.encode(case.row) for case in cases("spm-v3")[:3]}
+    lines: dict[str, dict[str, Any]] = {
+        name: {"input_ids": row.input_ids, "labels": row.input_ids} for name, row in encoded.items()
+    }
+    lines["multi-turn"] = {"error": "too long"}
+    made = judged(lines, "spm-v3")
+    assert made["verdicts"] == {"single": "ML543", "multi-turn": "ML502", "system": "ML543"}
+    assert made["examples"]["ML502"]["case"] == "multi-turn"
+    assert made["examples"]["ML543"]["case"] == "single"
+
+
+def test_every_fault_of_a_runner_has_a_fix_in_its_own_configuration() -> None:
     faults = {
-        (column.runner.name, finding.rule)
-        for column in script.COLUMNS
-        for recorded in column.recorded.values()
-        for findings in recorded.findings.values()
-        for finding in findings
+        (column.runner.name, rule)
+        for column in COLUMNS
+        for run in column.recorded.values()
+        for rules in run.verdicts.values()
+        for rule in rules
     }
     assert {(name, rule) for name, rule in faults if rule not in runner_fixes(name)} == set()
 

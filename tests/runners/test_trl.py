@@ -92,7 +92,7 @@ def test_the_audit_says_what_is_wrong(checkpoint: Path, tmp_path: Path, capsys: 
 
 def test_what_is_recorded_on_the_scoreboard_comes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    from scoreboard_records import COLUMNS, cases
+    from scoreboard_records import COLUMNS, cases, judged
 
     [recorded] = [column.recorded["spm-v3"] for column in COLUMNS if column.name == "trl"]
     trl = find_runner("trl")
@@ -103,8 +103,9 @@ def test_what_is_recorded_on_the_scoreboard_comes_again(tmp_path: Path, monkeypa
         pytest.skip(f"recorded with other versions than {versions}")
     with made.file.open(encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
-    for case, line in zip(cases("spm-v3"), lines, strict=True):
-        assert {key: line[key] for key in ("input_ids", "labels")} == recorded.lines[case.name]
+    by_case = {case.name: line for case, line in zip(cases("spm-v3"), lines, strict=True)}
+    verdicts = judged(by_case, "spm-v3")["verdicts"]
+    assert {case: rules.split() for case, rules in verdicts.items()} == recorded.verdicts
 
 
 @pytest.mark.parametrize("name", ["derived-v7", "derived-v11", "derived-v13-thinking", "derived-v15-schema"])

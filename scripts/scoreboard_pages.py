@@ -1,0 +1,162 @@
+"""The tables of docs/scoreboard/, made from what is recorded when the site is built."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from textwrap import shorten
+
+import scoreboard_layers
+from scoreboard_records import (
+    COLUMNS,
+    DERIVED,
+    HUB,
+    PAGES,
+    ROOT,
+    TOKENIZERS,
+    Column,
+    Example,
+    Recorded,
+)
+
+from pytest_mistral_lora.conformance.encoded import CLASSES
+from pytest_mistral_lora.records.goldens import packaged_cases
+
+OURS = "pytest-mistral-lora"
+"""This package's own trainer: its row and its columns are sound, as the tests judge each of its encodings."""
+
+_MADE = re.compile(r"<!-- made: (\w+) -->")
+
+
+def pages() -> dict[str, str]:
+    """Return the pages of docs/scoreboard/ with their tables, by their paths in docs/."""
+    parts = {
+        "configurations": _configurations,
+        "summary": _summary,
+        "layers": scoreboard_layers.table,
+        "real": _real,
+        "rows": _rows,
+        "reproductions": _reproductions,
+    }
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
+    return {
+        f"scoreboard/{name}": _MADE.sub(lambda made: "\n".join(parts[made[1]]()), text) for name, text in texts.items()
+    }
+
+
+def _configurations() -> Iterator[str]:
+    yield "| configuration | description | versions | recorded | command for one column |"
+    yield "|---|---|---|---|---|"
+    for column in COLUMNS:
+        link = f"[{column.name}](../../{column.config.relative_to(ROOT).as_posix()})"
+        runs = column.recorded.items()
+        versions = _grouped({name: _versions(run.environment) for name, run in runs})
+        dates = _grouped({name: run.date for name, run in runs})
+        yield f"| {link} | {column.about} | {versions} | {dates} | `{column.command('TOKENIZER')}` |"
+    yield f"| {OURS} | this package's own trainer, `backend: mistral-common` | | | `mistral-lora train recipe.yaml` |"
+
+
+def _grouped(by_tokenizer: dict[str, str]) -> str:
+    """Return the value of all tokenizers, or each value with its tokenizers."""
+    groups: dict[str, list[str]] = {}
+    for tokenizer, value in by_tokenizer.items():
+        groups.setdefault(value, []).append(tokenizer)
+    several = len(groups) > 1
+    return "<br>".join(f"{', '.join(names)}: {value}" if several else value for value, names in groups.items())
+
+
+def _versions(environment: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in environment.items() if version != "not installed")
+
+
+def _summary() -> Iterator[str]:
+    yield f"| configuration | {' | '.join(TOKENIZERS)} |"
+    yield "|---|" + "---|" * len(TOKENIZERS)
+    for column in COLUMNS:
+        runs = column.recorded
+        cells = [_short(runs[name]) if name in runs else "not run" for name in TOKENIZERS]
+        yield f"| {column.name} | {' | '.join(cells)} |"
+    yield f"| {OURS} | {' | '.join(_counted(_sound(name)) for name in TOKENIZERS)} |"
+
+
+def _sound(tokenizer: str) -> dict[str, list[str]]:
+    """Return that no case breaks a rule, for each case of a tokenizer."""
+    run = next(column.recorded[tokenizer] for column in COLUMNS if column.recorded[tokenizer].verdicts)
+    return {case: [] for case in run.verdicts}
+
+
+def _short(run: Recorded) -> str:
+    reason = run.refused.rpartition("a plain row is refused, too: ")[2]
+    if reason:
+        return f"refused: {shorten(reason, 200, placeholder=' ...')}".replace("|", "\\|")
+    return _counted(run.verdicts)
+
+
+def _counted(verdicts: dict[str, list[str]]) -> str:
+    sound = sum(not rules for rules in verdicts.values())
+    counts = Counter(rule for rules in verdicts.values() for rule in rules)
+    classes = "".join(f"<br>{CLASSES[rule]} {count}" for rule, count in sorted(counts.items()))
+    return f"{sound} of {len(verdicts)} sound{classes}"
+
+
+def _real() -> Iterator[str]:
+    yield "| configuration | tokenizer | version | recorded | rows | sound | broken rules, in how many places |"
+    yield "|---|---|---|---|---|---|---|"
+    for column in COLUMNS:
+        for tokenizer, data in column.read()["real"].items():
+            classes = ", ".join(f"{CLASSES[rule]} {count}" for rule, count in data["classes"].items())
+            run = f"{tokenizer} | {column.runner.title} {data['version']} | {data['date']}"
+            yield f"| {column.name} | {run} | {data['rows']} of {data['of']} | {data['sound']} | {classes} |"
+
+
+def _rows() -> Iterator[str]:
+    for tokenizer in TOKENIZERS:
+        yield from (f"## {tokenizer}, row by row", "", *_rows_table(tokenizer), "")
+
+
+def _rows_table(tokenizer: str) -> Iterator[str]:
+    runs = {column.name: column.recorded[tokenizer] for column in COLUMNS if tokenizer in column.recorded}
+    verdicts = {name: run.verdicts for name, run in runs.items() if not run.refused}
+    verdicts[OURS] = _sound(tokenizer)
+    yield f"| row | {' | '.join(verdicts)} |"
+    yield "|---|" + "---|" * len(verdicts)
+    for case in verdicts[OURS]:
+        yield f"| {case} | {' | '.join(_rules(rules[case]) for rules in verdicts.values())} |"
+
+
+def _rules(rules: list[str]) -> str:
+    return " ".join(f"[{rule}](../rules.md#{rule.lower()})" for rule in rules) or "sound"
+
+
+def _reproductions() -> Iterator[str]:
+    rows = {case.name: case.row.to_jsonl() for case in packaged_cases()}
+    for column in COLUMNS:
+        examples = sorted(_shortest(column, rows).items())
+        if examples:
+            config = column.config.read_text(encoding="utf-8")
+            yield from (f"## {column.name}", "", f"```yaml\n{config}```", "")
+        for rule, (tokenizer, example) in examples:
+            yield from (f"### {column.name}: {CLASSES[rule]} ({rule}), on {tokenizer}", "")
+            yield from (_versions(column.recorded[tokenizer].environment), "")
+            yield from (f"```console\n$ {column.command(tokenizer)} --dataset row.jsonl\n```", "")
+            yield from (f"```json\n{rows[example.case]}\n```", "")
+            yield from (example.found + (f"; expected: {example.expected}" if example.expected else ""), "")
+
+
+def _shortest(column: Column, rows: dict[str, str]) -> dict[str, tuple[str, Example]]:
+    """Return for each rule that a configuration breaks the tokenizer and the example with the shortest row."""
+    shortest: dict[str, tuple[str, Example]] = {}
+    every = [
+        (rule, tokenizer, example)
+        for tokenizer, run in column.recorded.items()
+        for rule, example in run.examples.items()
+    ]
+
+    def length(entry: tuple[str, str, Example]) -> tuple[bool, int]:
+        # a derived file has to be made first: where a shipped one shows the difference, it is taken
+        return entry[1].removesuffix(HUB) in DERIVED, len(rows[entry[2].case])
+
+    for rule, tokenizer, example in sorted(every, key=length):
+        shortest.setdefault(rule, (tokenizer, example))
+    return shortest
