@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench_adapter import EXPERTS, LATENT_PATTERN, NAMES, TEXT_PATTERN, of_class
+import mutants_adapter_classes as classes
+import mutants_adapter_configuration as configuration
+from bench_adapter import NAMES, TEXT_PATTERN, of_class
 from gallery import Artifact, Example
-from of_classes import made_adapter, tiny_base
+from of_classes import made_adapter
 
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
 
@@ -38,8 +40,7 @@ class ML403(Example):
 
 
 class ML404(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["config"]["r"] = 4
+    mutant = configuration.rank_edited
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["r"] = 8
@@ -73,26 +74,21 @@ class ML407(Example):
 
 
 class ML408(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["config"]["lora_alpha"] = 0
+    mutant = configuration.alpha_zero
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["lora_alpha"] = 16
 
 
 class ML409(Example):
-    also = "ML401"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["config"]["target_modules"] = ["q_proj", "kproj", "v_proj", "o_proj"]
+    mutant = configuration.typo_in_the_targets
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["target_modules"] = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 class ML410(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["config"]["revision"] = "main"
+    mutant = configuration.revision_is_a_branch
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["revision"] = "e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
@@ -241,45 +237,35 @@ class ML427(Example):
 
 
 class ML450(Example):
-    def broken(self, artifact: Artifact) -> None:
-        of_class(artifact, made_adapter("wrapped-mistral", NAMES))
+    mutant = classes.last_names_reach_the_vision_tower
 
     def sound(self, artifact: Artifact) -> None:
         of_class(artifact, made_adapter("wrapped-mistral", TEXT_PATTERN))
 
 
 class ML451(Example):
-    def broken(self, artifact: Artifact) -> None:
-        of_class(artifact, made_adapter("mistral", LATENT_PATTERN))
+    mutant = classes.pattern_that_reaches_one_kind
 
     def sound(self, artifact: Artifact) -> None:
         of_class(artifact, made_adapter("mistral", r".*\.self_attn\.(q|k|v|o)_proj"))
 
 
 class ML452(Example):
-    also = EXPERTS.removesuffix("ML453")
-
-    def broken(self, artifact: Artifact) -> None:
-        of_class(artifact, made_adapter("mixtral", ("gate", "q_proj")))
+    mutant = classes.router_is_adapted
 
     def sound(self, artifact: Artifact) -> None:
         of_class(artifact, made_adapter("mixtral", NAMES))
 
 
 class ML453(Example):
-    also = EXPERTS.removesuffix("ML453")
-
-    def broken(self, artifact: Artifact) -> None:
-        of_class(artifact, made_adapter("mixtral", ("w1", "w2", "w3")))
+    mutant = classes.experts_are_adapted
 
     def sound(self, artifact: Artifact) -> None:
         of_class(artifact, made_adapter("mixtral", NAMES))
 
 
 class ML454(Example):
-    def broken(self, artifact: Artifact) -> None:
-        made = made_adapter("mistral", ("q_proj", "gate_proj", "up_proj", "down_proj"))
-        of_class(artifact, made, tiny_base("mixtral"))
+    mutant = classes.adapter_of_a_dense_model_on_experts
 
     def sound(self, artifact: Artifact) -> None:
         of_class(artifact, made_adapter("mistral", ("q_proj", "gate_proj", "up_proj", "down_proj")))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import mutants_dataset_repeats as repeats
+import mutants_dataset_rows as bad_rows
 from gallery import Artifact, Example
 
 
 class ML601(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["rows"][0]["messages"].append({"role": "user", "content": "Thanks"})
+    mutant = bad_rows.ends_with_the_user
 
     def sound(self, artifact: Artifact) -> None:
         artifact["rows"][0]["messages"] += [
@@ -20,8 +21,7 @@ class ML601(Example):
 
 
 class ML602(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["rows"].clear()
+    mutant = bad_rows.empty_file
 
     def sound(self, artifact: Artifact) -> None:
         artifact["rows"][:] = artifact["rows"][:1]
@@ -132,16 +132,14 @@ class ML613(Example):
 
 
 class ML614(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["rows"][0]["messages"].insert(1, {"role": "user", "content": "In one word."})
+    mutant = bad_rows.two_user_messages
 
     def sound(self, artifact: Artifact) -> None:
         artifact["rows"][0]["messages"][0]["content"] += " In one word."
 
 
 class ML615(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["recipe"]["data"] = {"train": ["rows.jsonl"], "held_out": 0.001}
+    mutant = repeats.split_without_held_out_rows
 
     def sound(self, artifact: Artifact) -> None:
         artifact["recipe"]["data"] = {"train": ["rows.jsonl"], "held_out": 0.5}
@@ -377,9 +375,7 @@ class ML634(Example):
 
 
 class ML635(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["alone"] = True
-        artifact["rows"][0]["text"] = "<s>[INST] What is the capital of France? [/INST] Paris</s>"
+    mutant = bad_rows.text_beside_the_messages
 
     def sound(self, artifact: Artifact) -> None:
         artifact["alone"] = True

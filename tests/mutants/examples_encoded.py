@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bench_encoded as bench
 import mutants_encoded_ids as ids
+import mutants_encoded_labels as labels
+import mutants_encoded_lines as lines
 import mutants_encoded_packing as packing
 import mutants_encoded_texts as texts
 from bench_encoded import encode, encode_text, encode_with, pack, render
@@ -27,20 +29,14 @@ class ML501(EncodedExample):
 
 
 class ML502(EncodedExample):
-    also = "ML506"
-
-    def broken(self, artifact: Artifact) -> None:
-        del artifact["lines"][1]
+    mutant = lines.dropped_row
 
     def sound(self, artifact: Artifact) -> None:
         artifact["lines"][1] = dict(artifact["lines"][1])
 
 
 class ML503(EncodedExample):
-    also = "ML506"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"].append(artifact["lines"][0])
+    mutant = lines.doubled_row
 
     def sound(self, artifact: Artifact) -> None:
         artifact["lines"][0] = dict(artifact["lines"][0])
@@ -104,16 +100,14 @@ class ML511(EncodedExample):
 
 
 class ML512(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["packed"][0]["position_ids"] = list(range(len(artifact["packed"][0]["input_ids"])))
+    mutant = packing.positions_that_run_on
 
     def sound(self, artifact: Artifact) -> None:
         artifact["packed"][0] = pack(artifact["dataset"][:2])
 
 
 class ML513(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["packed"][0]["attention_mask"] = [1] * len(artifact["packed"][0]["input_ids"])
+    mutant = packing.packed_with_a_mask_of_ones
 
     def sound(self, artifact: Artifact) -> None:
         artifact["packed"][0].pop("attention_mask", None)
@@ -189,8 +183,7 @@ class ML524(EncodedExample):
 
 
 class ML525(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0].update(encode({"messages": artifact["lines"][0]["messages"][1:]}))
+    mutant = texts.system_dropped
 
 
 class ML526(EncodedExample):
@@ -219,8 +212,7 @@ class ML529(EncodedExample):
 
 
 class ML530(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][1].update(encode({"messages": artifact["lines"][1]["messages"]}))
+    mutant = texts.tools_dropped
 
 
 class ML531(EncodedExample):
@@ -326,8 +318,7 @@ class ML551(EncodedExample):
 
 
 class ML517(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        packing.numbers_change_a_token_too_late.change(artifact)
+    mutant = packing.numbers_change_a_token_too_late
 
     def sound(self, artifact: Artifact) -> None:
         # gaps are no fault, nor is padding behind, nor one number for a row that is not packed
@@ -340,16 +331,14 @@ class ML517(EncodedExample):
 
 
 class ML518(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        packing.positions_run_on_under_numbers.change(artifact)
+    mutant = packing.positions_run_on_under_numbers
 
     def sound(self, artifact: Artifact) -> None:
         packing.number_conversations(artifact)
 
 
 class ML519(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        packing.left_padding_under_a_mask_of_ones.change(artifact)
+    mutant = packing.left_padding_under_a_mask_of_ones
 
     def sound(self, artifact: Artifact) -> None:
         bench.pad(artifact["lines"][0], 0, left=True)
@@ -361,16 +350,14 @@ class ML519(EncodedExample):
 
 
 class ML552(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        packing.mask_of_ids_hides_eos.change(artifact)
+    mutant = packing.mask_of_ids_hides_eos
 
     def sound(self, artifact: Artifact) -> None:
         bench.pad(artifact["lines"][0], 2)
 
 
 class ML553(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        ids.closed_twice.change(artifact)
+    mutant = ids.closed_twice
 
     def sound(self, artifact: Artifact) -> None:
         # not trained on, it is padding with EOS
@@ -378,16 +365,14 @@ class ML553(EncodedExample):
 
 
 class ML554(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        texts.control_character_lost.change(artifact)
+    mutant = texts.control_character_lost
 
     def sound(self, artifact: Artifact) -> None:
         texts.change_texts(artifact, ["Ring the\x07 bell", "Voila\u0300\x07."], str)
 
 
 class ML555(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        texts.parallel_calls_one_by_one.change(artifact)
+    mutant = texts.parallel_calls_one_by_one
 
     def sound(self, artifact: Artifact) -> None:
         texts.parallel_calls_one_by_one.change(artifact)
@@ -395,33 +380,28 @@ class ML555(EncodedExample):
 
 
 class ML556(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        texts.tools_in_ascii.change(artifact)
+    mutant = texts.tools_in_ascii
 
     def sound(self, artifact: Artifact) -> None:
         texts.tool_row(artifact, "Zürich, or \\u00fc?")
 
 
 class ML557(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        texts.keys_of_a_tool_sorted.change(artifact)
+    mutant = texts.keys_of_a_tool_sorted
 
     def sound(self, artifact: Artifact) -> None:
         texts.tool_row(artifact)
 
 
 class ML558(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        texts.arguments_padded_in_the_row.change(artifact)
+    mutant = texts.arguments_padded_in_the_row
 
     def sound(self, artifact: Artifact) -> None:
         texts.tool_row(artifact)
 
 
 class ML559(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        line = artifact["lines"][0]
-        line["assistant_masks"] = [0] * len(line["input_ids"])
+    mutant = labels.mask_of_zeros_beside_labels
 
     def sound(self, artifact: Artifact) -> None:
         line = artifact["lines"][0]

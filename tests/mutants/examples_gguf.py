@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import mutants_gguf_tokenizer as tokenizer
+import mutants_gguf_weights as weights
 from bench_gguf import setting, small_change, take_tekken
 from gallery import Artifact, Example
 
 
 class ML912(Example):
-    def broken(self, artifact: Artifact) -> None:
-        setting(artifact, "add_space_prefix", None)
+    mutant = tokenizer.no_space_setting
 
     def sound(self, artifact: Artifact) -> None:
         setting(artifact, "add_space_prefix", False)
 
 
 class ML913(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["fields"]["tokenizer.chat_template"] = "mistral-v3"
+    mutant = tokenizer.name_for_a_template
 
     def sound(self, artifact: Artifact) -> None:
         text = artifact["fields"]["tokenizer.chat_template"]
@@ -42,25 +42,21 @@ class ML915(Example):
 
 
 class ML916(Example):
-    def broken(self, artifact: Artifact) -> None:
-        small_change(artifact)
-        artifact["tensors"] = artifact["before"]
+    mutant = weights.base_in_place_of_the_merged_model
 
     def sound(self, artifact: Artifact) -> None:
         small_change(artifact)
 
 
 class ML917(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["fields"]["llama.rope.freq_base"] = 10_000.0
+    mutant = weights.rope_of_another_model
 
     def sound(self, artifact: Artifact) -> None:
         artifact["fields"]["llama.rope.freq_base"] = 1_000_000.0
 
 
 class ML918(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["bytes"] = lambda data: data[: len(data) // 2]
+    mutant = weights.cut_off
 
     def sound(self, artifact: Artifact) -> None:
         artifact["bytes"] = lambda data: data

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import mutants_manifest_files as files
+import mutants_manifest_schema as schema
 from committed import commit_all
 from gallery import Artifact, Example
 
 
 class ML701(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["manifest"]["revision"] = "main"
+    mutant = schema.revision_is_a_branch
 
     def sound(self, artifact: Artifact) -> None:
         artifact["manifest"]["x-note"] = "keys of your own begin with x-"
@@ -86,8 +87,7 @@ class ML709(Example):
 
 
 class ML710(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["merged_manifest"]["parent"]["greedy_equal"] = False
+    mutant = files.merged_with_other_answers
 
     def sound(self, artifact: Artifact) -> None:
         artifact["merged_manifest"]["parent"]["greedy_equal"] = True
@@ -105,10 +105,7 @@ class ML711(Example):
 
 
 class ML712(Example):
-    def broken(self, artifact: Artifact) -> None:
-        commit_all(artifact["folder"].parent)
-        keys = ("base", "revision", "base_weights_sha256", "dataset_sha256", "seed")
-        artifact["manifest"] = {key: artifact["manifest"][key] for key in keys}
+    mutant = files.manifest_cut_down_after_its_commit
 
     def sound(self, artifact: Artifact) -> None:
         commit_all(artifact["folder"].parent)

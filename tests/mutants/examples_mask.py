@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import mutants_mask_encodings as encodings
+import mutants_mask_rows as rows
+import mutants_mask_settings as settings
 from gallery import Artifact, Example
-from mutants_mask_encodings import marker_apart, supervised, with_ids
+from mutants_mask_encodings import supervised, with_ids
 from mutants_mask_rows import pasted, renamed, said, told
-from mutants_mask_settings import first_chunks, of_newest, thinking_as_text, with_ids_in_names, without
+from mutants_mask_settings import of_newest
 
 
 def plain_row() -> dict[str, Any]:
@@ -141,10 +144,7 @@ class ML109(Example):
 
 
 class ML110(Example):
-    also = "ML103 ML104 ML107"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["after"] = marker_apart
+    mutant = encodings._a_call_without_its_marker
 
     def sound(self, artifact: Artifact) -> None:
         artifact["after"] = lambda made: made
@@ -219,20 +219,14 @@ class ML116(Example):
 
 
 class ML117(Example):
-    also = "ML103 ML107"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["after"] = lambda made: supervised(made, lambda span: span["turn"] == made["spans"][-1]["turn"])
+    mutant = encodings._only_the_last_answer
 
     def sound(self, artifact: Artifact) -> None:
         artifact["after"] = lambda made: supervised(made, lambda span: span["role"] == "assistant")
 
 
 class ML118(Example):
-    also = "ML112 ML119"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["before"] = lambda row: row | {"messages": [m for m in row["messages"] if m["role"] != "system"]}
+    mutant = rows._no_system_prompt
 
     def sound(self, artifact: Artifact) -> None:
         artifact["before"] = lambda row: row | {"messages": [*row["messages"]]}
@@ -262,48 +256,35 @@ class ML120(Example):
 
 
 class ML121(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tokenizer"] = artifact["changed_tokenizer"]
+    mutant = rows._the_encoders_have_moved
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tokenizer"] = artifact["newer_tokenizer"]
 
 
 class ML122(Example):
-    also = "ML112 ML119"
-
-    def broken(self, artifact: Artifact) -> None:
-        of_newest(artifact, with_ids_in_names)
+    mutant = settings._ids_of_calls_are_written
 
     def sound(self, artifact: Artifact) -> None:
         of_newest(artifact, lambda row: row)
 
 
 class ML123(Example):
-    also = "ML112 ML119"
-
-    def broken(self, artifact: Artifact) -> None:
-        of_newest(artifact, first_chunks)
+    mutant = settings._the_first_chunk_of_a_result
 
     def sound(self, artifact: Artifact) -> None:
         of_newest(artifact, lambda row: row)
 
 
 class ML124(Example):
-    also = "ML112 ML119"
-
-    def broken(self, artifact: Artifact) -> None:
-        of_newest(artifact, lambda row: without(row, "reasoning_effort"))
+    mutant = settings._the_effort_is_left_out
 
     def sound(self, artifact: Artifact) -> None:
         of_newest(artifact, lambda row: row)
 
 
 class ML125(Example):
-    also = "ML116 ML119"
-
-    def broken(self, artifact: Artifact) -> None:
-        of_newest(artifact, thinking_as_text)
+    mutant = settings._thinking_is_text
 
     def sound(self, artifact: Artifact) -> None:
         of_newest(artifact, lambda row: row)

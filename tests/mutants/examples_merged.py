@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from bench_merged import CHATML, HEAD, K1, NORM, Q1, changed, edit_tokenizer, low_rank_head, random_like
+import mutants_merged_changes as changes
+import mutants_merged_configuration as configuration
+import mutants_merged_files as files
+from bench_merged import HEAD, K1, NORM, Q1, changed
 from gallery import Artifact, Example
 
 
 class ML421(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["config"]["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    mutant = files.quantised
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["quantization_config"] = None
 
 
 class ML430(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"][NORM] += 0.125
+    mutant = changes.norm_changed
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"][NORM] = artifact["before"][NORM].clone()
 
 
 class ML431(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"][Q1] = random_like(artifact["tensors"][Q1])
+    mutant = changes.garbage_of_the_right_size
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"][Q1] = changed(artifact, Q1, 1.5)
 
 
 class ML432(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"][K1] = artifact["before"][K1].clone()
+    mutant = changes.one_change_lost
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"][K1] = changed(artifact, K1, 0.5)
 
 
 class ML433(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"][Q1] = changed(artifact, Q1, 100)
+    mutant = changes.change_a_hundred_times_too_large
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"][Q1] = changed(artifact, Q1, 1.5)
@@ -57,8 +55,7 @@ class ML434(Example):
 
 
 class ML435(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["config"]["rope_parameters"] = {"rope_type": "default"}
+    mutant = configuration.rope_theta_lost
 
     def sound(self, artifact: Artifact) -> None:
         del artifact["config"]["rope_parameters"]
@@ -66,58 +63,49 @@ class ML435(Example):
 
 
 class ML436(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["config"]["tie_word_embeddings"] = True
+    mutant = configuration.tied_by_the_configuration_alone
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["tie_word_embeddings"] = False
 
 
 class ML437(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"] = {name: tensor.float() for name, tensor in artifact["tensors"].items()}
+    mutant = files.saved_in_another_dtype
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"] = {name: tensor.clone() for name, tensor in artifact["tensors"].items()}
 
 
 class ML438(Example):
-    def broken(self, artifact: Artifact) -> None:
-        for name, before in artifact["before"].items():
-            if ".layers.2." in name:
-                artifact["tensors"][name] = before.clone()
+    mutant = changes.last_layer_is_the_base_s
 
     def sound(self, artifact: Artifact) -> None:
         artifact["adapter_at_hand"] = True
 
 
 class ML439(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"][HEAD] = low_rank_head(artifact)
+    mutant = changes.low_rank_change_of_the_head
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"][HEAD] = artifact["before"][HEAD].clone()
 
 
 class ML440(Example):
-    def broken(self, artifact: Artifact) -> None:
-        edit_tokenizer(artifact, lambda data: data.update(normalizer={"type": "Lowercase"}))
+    mutant = configuration.lower_case
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tokenizer_config"]["padding_side"] = "left"
 
 
 class ML441(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tokenizer_config"]["eos_token"] = "[INST]"
+    mutant = configuration.another_eos_token
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tokenizer_config"]["pad_token"] = "[control_12]"
 
 
 class ML442(Example):
-    def broken(self, artifact: Artifact) -> None:
-        (artifact["folder"] / "chat_template.jinja").write_text(CHATML)
+    mutant = configuration.template_of_another_family
 
     def sound(self, artifact: Artifact) -> None:
         file = artifact["folder"] / "chat_template.jinja"

@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-from bench_server import by_ids, is_refused, literal, oracle, replayed, reworded, spaced
+import bench_server
+from bench_server import is_refused, oracle, replayed
 from gallery import Artifact, Example
 from golden_answers import golden_answers
-from local_server import CRASH, Behaviour, has_calls, two_users
+from local_server import CRASH, Behaviour
 
 
 class ML901(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["port"] = "http://127.0.0.1:9"
+    mutant = bench_server.nobody_is_there
 
     def sound(self, artifact: Artifact) -> None:
         artifact["port"] = None
 
 
 class ML902(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["behaviour"].prompt = spaced
+    mutant = bench_server.a_second_space
 
     def sound(self, artifact: Artifact) -> None:
         artifact["behaviour"].prompt = lambda ids, _: ids
 
 
 class ML903(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["behaviour"].preview = lambda ids, _: ids
-        artifact["behaviour"].prompt = lambda ids, _: (1, *ids)
+    mutant = bench_server.a_preview_that_lies
 
     def sound(self, artifact: Artifact) -> None:
         artifact["behaviour"].preview = lambda ids, _: ids
 
 
 class ML904(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["kind"] = "openai"
-        artifact["behaviour"].prompt = lambda ids, _: (1, *ids)
+    mutant = bench_server.one_token_more
 
     def sound(self, artifact: Artifact) -> None:
         artifact["kind"] = "openai"
@@ -53,60 +48,49 @@ class ML905(Example):
 
 
 class ML906(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["behaviour"].prompt = literal
+    mutant = bench_server.a_marker_in_the_text
 
     def sound(self, artifact: Artifact) -> None:
         artifact["kind"] = "vllm"
 
 
 class ML907(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["behaviour"].refuses = two_users
+    mutant = bench_server.two_users_refused
 
     def sound(self, artifact: Artifact) -> None:
         artifact["behaviour"].refuses = lambda data: len(data["messages"]) > 1000
 
 
 class ML908(Example):
-    def broken(self, artifact: Artifact) -> None:
-        replayed(artifact, completion=lambda ids, data: reworded(ids) if by_ids(data) else ids)
+    mutant = bench_server.numbers_of_another_model
 
     def sound(self, artifact: Artifact) -> None:
         replayed(artifact, logprob=lambda value, at: value - 0.007)
 
 
 class ML909(Example):
-    also = "ML902"
-
-    def broken(self, artifact: Artifact) -> None:
-        replayed(artifact, prompt=spaced)
+    mutant = bench_server.the_prompt_is_not_right
 
     def sound(self, artifact: Artifact) -> None:
         replayed(artifact, prompt=lambda ids, _: ids)
 
 
 class ML910(Example):
-    def broken(self, artifact: Artifact) -> None:
-        replayed(artifact, base=golden_answers(oracle()))
+    mutant = bench_server.an_adapter_that_does_nothing
 
     def sound(self, artifact: Artifact) -> None:
         replayed(artifact, base=golden_answers(oracle())[:1])
 
 
 class ML911(Example):
-    def broken(self, artifact: Artifact) -> None:
-        replayed(
-            artifact, completion=lambda ids, data: ids if by_ids(data) or "repeat_penalty" in data else reworded(ids)
-        )
+    mutant = bench_server.a_penalty_of_the_server
 
     def sound(self, artifact: Artifact) -> None:
         replayed(artifact, completion=lambda ids, data: ids)
 
 
 class ML919(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["behaviour"] = Behaviour(oracle(), refuses=has_calls, refusal=(500, CRASH))
+    mutant = bench_server.a_template_that_crashes
 
     def sound(self, artifact: Artifact) -> None:
         artifact["behaviour"] = Behaviour(oracle(), refuses=is_refused, refusal=(500, CRASH))

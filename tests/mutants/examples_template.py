@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mutants_template_goldens as goldens
+import mutants_template_texts as texts
 from bench_template import recorded
 from gallery import Artifact, Example
 
@@ -17,17 +19,14 @@ class ML001(Example):
 
 
 class ML002(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["golden"]["input_ids"][3] += 1
+    mutant = goldens._an_id_has_moved
 
     def sound(self, artifact: Artifact) -> None:
         artifact["golden"]["input_ids"][3] += 0
 
 
 class ML003(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["golden"]["spans"][-1]["supervised"] = False
-        artifact["golden"]["labels"][-1] = -100
+    mutant = goldens._a_label_has_moved
 
     def sound(self, artifact: Artifact) -> None:
         artifact["golden"]["spans"][-1]["supervised"] = True
@@ -89,10 +88,7 @@ class ML008(Example):
 
 
 class ML009(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["template"] = artifact["template"].replace(
-            "message['role'] == 'assistant'", "'assistant' == message['role']"
-        )
+    mutant = texts._no_place_for_a_generation_block
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"] = artifact["template"].replace(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import mutants_tokenizer_derivatives as derivatives
+import mutants_tokenizer_files as files
+import mutants_tokenizer_templates as templates
+import mutants_tokenizer_tokens as tokens
 from gallery import Artifact, Example
 from mutants_tokenizer_derivatives import chatml_derivative, thinking_folder
 
@@ -9,8 +13,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, offic
 
 
 class ML201(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tokenizer_json"]["model"]["type"] = "Unknown"
+    mutant = files.unknown_model_type
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tokenizer_json"]["model"]["type"] = "BPE"
@@ -51,9 +54,7 @@ class ML205(Example):
 
 
 class ML206(Example):
-    def broken(self, artifact: Artifact) -> None:
-        (artifact["folder"] / "chat_template.jinja").unlink()
-        artifact["tokenizer_config"]["chat_template"] = artifact["template"].replace("\n", "\r\n")
+    mutant = templates.template_with_carriage_returns
 
     def sound(self, artifact: Artifact) -> None:
         (artifact["folder"] / "chat_template.jinja").unlink()
@@ -61,16 +62,14 @@ class ML206(Example):
 
 
 class ML207(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["recorded"] = "0" * 64
+    mutant = files.shipped_file_of_other_bytes
 
     def sound(self, artifact: Artifact) -> None:
         artifact["recorded"] = artifact["recorded"].lower()
 
 
 class ML208(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["pinned"] = "main"
+    mutant = files.branch_for_a_pin
 
     def sound(self, artifact: Artifact) -> None:
         artifact["pinned"] = "3f9c2e1b7a6d4c5080912efab3467dc15e8f20a9"
@@ -87,10 +86,7 @@ class ML209(Example):
 
 
 class ML210(Example):
-    also = "ML201"
-
-    def broken(self, artifact: Artifact) -> None:
-        (artifact["folder"] / "chat_template.json").symlink_to(artifact["elsewhere"])
+    mutant = files.link_out_of_the_folder
 
     def sound(self, artifact: Artifact) -> None:
         (artifact["folder"] / "chat_template.json").write_text("{}")
@@ -105,18 +101,14 @@ class ML211(Example):
 
 
 class ML212(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["fetched"]["tokenizer.json"] = "b" * 40
+    mutant = files.files_of_two_commits
 
     def sound(self, artifact: Artifact) -> None:
         artifact["fetched"]["tokenizer.json"] = artifact["fetched"]["config.json"]
 
 
 class ML213(Example):
-    also = "ML203 ML226"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["special_tokens_map"]["eos_token"] = "[/INST]"
+    mutant = tokens.special_tokens_map_differs
 
     def sound(self, artifact: Artifact) -> None:
         artifact["special_tokens_map"]["eos_token"] = "</s>"
@@ -151,8 +143,7 @@ class ML216(Example):
 
 
 class ML217(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["generation_config"]["eos_token_id"] = [2, 4]
+    mutant = tokens.another_eos_at_generation
 
     def sound(self, artifact: Artifact) -> None:
         artifact["generation_config"]["eos_token_id"] = [2]
@@ -227,26 +218,21 @@ class ML226(Example):
 
 
 class ML227(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tokenizer_json"]["post_processor"] = artifact["bos_post_processor"]
+    mutant = templates.bos_again_by_the_tokenizer
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tokenizer_json"]["post_processor"] = artifact["tokenizer_json"]["post_processor"]
 
 
 class ML228(Example):
-    also = "ML205 ML226"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tokenizer_config"]["split_special_tokens"] = True
+    mutant = tokens.control_tokens_are_split
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tokenizer_config"]["split_special_tokens"] = False
 
 
 class ML229(Example):
-    def broken(self, artifact: Artifact) -> None:
-        (artifact["folder"] / "tekken.json").unlink()
+    mutant = derivatives.unknown_vocabulary
 
     def sound(self, artifact: Artifact) -> None:
         (artifact["folder"] / "tekken.json").unlink()
@@ -254,9 +240,7 @@ class ML229(Example):
 
 
 class ML230(Example):
-    def broken(self, artifact: Artifact) -> None:
-        (artifact["folder"] / "tekken.json").unlink()
-        artifact["oracle"] = "spm-v3"
+    mutant = derivatives.another_family_is_named
 
     def sound(self, artifact: Artifact) -> None:
         (artifact["folder"] / "tekken.json").unlink()
@@ -282,8 +266,7 @@ class ML232(Example):
 
 
 class ML233(Example):
-    def broken(self, artifact: Artifact) -> None:
-        (artifact["folder"] / "chat_template.jinja").unlink()
+    mutant = files.template_is_not_copied
 
     def sound(self, artifact: Artifact) -> None:
         (artifact["folder"] / "chat_template.jinja").write_text(artifact["template"])
@@ -298,10 +281,7 @@ class ML234(Example):
 
 
 class ML235(Example):
-    also = "ML202 ML203 ML214 ML217 ML226"
-
-    def broken(self, artifact: Artifact) -> None:
-        chatml_derivative(artifact["folder"])
+    mutant = derivatives.chatml_with_tekken_left_in
 
     def sound(self, artifact: Artifact) -> None:
         chatml_derivative(artifact["folder"])
@@ -310,8 +290,7 @@ class ML235(Example):
 
 
 class ML236(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["template"] = training_template(artifact["folder"])
+    mutant = derivatives.training_template_beside_tekken
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"] = training_template(artifact["folder"])
@@ -320,8 +299,7 @@ class ML236(Example):
 
 
 class ML237(Example):
-    def broken(self, artifact: Artifact) -> None:
-        thinking_folder(artifact["folder"])
+    mutant = derivatives.guessed_thinking
 
     def sound(self, artifact: Artifact) -> None:
         thinking_folder(artifact["folder"])

@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import mutants_train_saved as saved
 from gallery import Artifact, Example
 
 
 class ML301(Example):
-    also = "ML305 ML706"
-
-    def broken(self, artifact: Artifact) -> None:
-        rows = artifact["folder"] / "rows.jsonl"
-        rows.write_text(rows.read_text().replace("Paris.", "Lyon."))
+    mutant = saved.another_answer
 
     def sound(self, artifact: Artifact) -> None:
         rows = artifact["folder"] / "rows.jsonl"
@@ -21,16 +18,14 @@ class ML301(Example):
 
 
 class ML302(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["base_tensors"]["lm_head.weight"] = artifact["base_tensors"]["lm_head.weight"] + 0.001
+    mutant = saved.changed_base
 
     def sound(self, artifact: Artifact) -> None:
         artifact["base_tensors"]["lm_head.weight"] = artifact["base_tensors"]["lm_head.weight"] + 0
 
 
 class ML303(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"][artifact["layer"]] = artifact["initial"][artifact["layer"]]
+    mutant = saved.still_layer
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"][artifact["layer"]] = artifact["initial"][artifact["layer"]] + 0.01

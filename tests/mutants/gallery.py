@@ -91,14 +91,17 @@ class Example(ABC):
     """The example of the rule whose id is the class's name: the pages of the rules show the findings of `broken`.
 
     Attributes:
-        also: The other rules that fire, with spaces between them.
+        mutant: The mutant that has the fault of the example; without one, the example writes `broken` itself.
+        also: The other rules that fire, with spaces between them; for one with a mutant, those of the mutant.
     """
 
+    mutant: Mutant | None = None
     also = ""
 
-    @abstractmethod
     def broken(self, artifact: Artifact) -> None:
         """Break the rule, in place."""
+        assert self.mutant is not None, "an example has a mutant, or writes what breaks its rule"
+        self.mutant.change(artifact)
 
     @abstractmethod
     def sound(self, artifact: Artifact) -> None:
