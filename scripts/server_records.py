@@ -134,7 +134,7 @@ def asked_examples(target: ServerTarget) -> list[AskedRow]:
     rows = {
         one.id: as_row({**one.example, "messages": [*one.example["messages"], *_more(one.example["messages"][-1])]})
         for one in DEVIATIONS
-        if oracle.version in one.versions and oracle.kind in one.kinds
+        if oracle.facts in one.versions and oracle.kind in one.kinds
     }
     asked = replace(target, given=tuple(rows.values())).asked_rows()
     named = (replace(one, name=name) for name, one in zip(rows, asked, strict=True))

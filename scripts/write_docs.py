@@ -27,6 +27,7 @@ from incidents import INCIDENTS  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer  # noqa: E402
+from pytest_mistral_lora.chat.oracle.versions import VERSIONS  # noqa: E402
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation  # noqa: E402
 from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa: E402
 from pytest_mistral_lora.conformance.finding import RULES, Rule  # noqa: E402
@@ -66,7 +67,7 @@ def deviations_page() -> str:
 
 
 def _deviation(deviation: Deviation) -> Iterator[str]:
-    versions = ", ".join(sorted(deviation.versions, key=lambda version: int(version[1:])))
+    versions = ", ".join(facts.name for facts in VERSIONS if facts in deviation.versions)
     yield from ("", f"## {deviation.id}", "", f"{deviation.title} {deviation.why}", "")
     yield f"- tokenizer versions: {versions}; kinds: {', '.join(sorted(deviation.kinds))}"
     yield f"- mistral-common: {deviation.mistral_common}"

@@ -89,7 +89,7 @@ def test_the_example_of_a_deviation_shows_it_and_nothing_else(
 ) -> None:
     tokenizer, template = tokenizers[deviation.tokenizer]
     oracle = tokenizer.oracle
-    assert deviation.applies(version=oracle.version, kind=oracle.kind, mistral_common=VERSION)
+    assert deviation.applies(facts=oracle.facts, kind=oracle.kind, mistral_common=VERSION)
     comparison = compare(deviation.example, oracle, template)
     assert (comparison.deviations, comparison.unexplained) == ((deviation.id,), "")
     assert not comparison.equal

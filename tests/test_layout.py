@@ -68,7 +68,7 @@ NEVER = {
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "safetensors", "hypothesis", "mistral_common"}
 LIGHT = ("chat", "conformance", "assertions", "plugin", "report", "cli")
-ORACLE = "chat.oracle"
+ORACLE = "chat.oracle.oracle"
 
 
 @dataclass(frozen=True)

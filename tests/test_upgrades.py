@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from pytest_mistral_lora.chat.oracle import VERSION, Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.templates.deviations import SUPPORTED
+from pytest_mistral_lora.chat.oracle.versions import SUPPORTED
 from pytest_mistral_lora.errors import LibraryError
 
 ROOT = Path(__file__).parents[1]

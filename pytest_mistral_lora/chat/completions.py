@@ -18,12 +18,10 @@ from pytest_mistral_lora.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 
 
 _ID = re.compile(r"[a-zA-Z0-9]{9}")
-_AS_ONE_LIST = ("v2", "v3", "v7")
-"""Versions that write all calls of a turn as one JSON list; the later ones write each call after a marker."""
-_WITH_ID = ("v3", "v7", "v11")
 
 
 class MalformedCallError(ValueError):
@@ -59,7 +57,7 @@ def read_calls(ids: Sequence[int], oracle: Oracle) -> list[GeneratedCall]:
     if oracle.tool_calls_id not in ids:
         raise MalformedCallError("no [TOOL_CALLS]")
     ids = ids[ids.index(oracle.tool_calls_id) :]
-    if oracle.version not in _AS_ONE_LIST:
+    if oracle.facts.calls_as == "markers":
         return list(_marked_calls(ids, oracle))
     if ids.count(ids[0]) > 1:
         raise MalformedCallError("[TOOL_CALLS] twice in one turn")
@@ -72,26 +70,26 @@ def read_calls(ids: Sequence[int], oracle: Oracle) -> list[GeneratedCall]:
     return [GeneratedCall(call["name"], call["arguments"], call.get("id")) for call in calls]
 
 
-def call_violation(call: GeneratedCall, tools: Collection[str], version: str) -> str:
+def call_violation(call: GeneratedCall, tools: Collection[str], facts: VersionFacts) -> str:
     """Return why a call is not well-formed; empty if it is.
 
     Args:
         call: The call.
         tools: Names of the tools that the conversation has.
-        version: The tokenizer version.
+        facts: The facts of the tokenizer version.
     """
     if call.name not in tools:
         return f"no tool is named {call.name!r}"
     if not isinstance(call.arguments, dict):
         return f"the arguments of {call.name} are {json.dumps(call.arguments, ensure_ascii=False)}, not an object"
-    if version in _WITH_ID and not (isinstance(call.id, str) and _ID.fullmatch(call.id)):
+    if facts.writes_call_ids and not (isinstance(call.id, str) and _ID.fullmatch(call.id)):
         return f"the id of {call.name} is {call.id!r}, not 9 letters and digits"
     return ""
 
 
 def _marked_calls(ids: list[int], oracle: Oracle) -> Iterator[GeneratedCall]:
     """Yield the calls of a version that writes each call as markers, each followed by a text."""
-    markers = ["[TOOL_CALLS]", *(["[CALL_ID]"] if oracle.version in _WITH_ID else []), "[ARGS]"]
+    markers = ["[TOOL_CALLS]", *(["[CALL_ID]"] if oracle.facts.writes_call_ids else []), "[ARGS]"]
     starts = [index for index, token in enumerate(ids) if token in oracle.control_tokens]
     runs = [
         (oracle.control_tokens[ids[start]], oracle.decode(ids[start + 1 : end]))
@@ -272,12 +270,12 @@ def _tool_call_violation(answer: AnswerToCheck, value: Any) -> str:
             expected="a checkpoint with tekken.json or tokenizer.model.vN",
         )
     names = {tool["function"]["name"] for tool in answer.tools}
-    version = answer.oracle.version
+    facts = answer.oracle.facts
     try:
         calls = read_calls(answer.ids, answer.oracle)
     except MalformedCallError as error:
         return str(error)
-    return next((wrong for call in calls if (wrong := call_violation(call, names, version))), "")
+    return next((wrong for call in calls if (wrong := call_violation(call, names, facts))), "")
 
 
 _CHECKS: dict[Kind, Callable[[AnswerToCheck, Any], str]] = {

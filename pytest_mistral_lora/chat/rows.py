@@ -29,6 +29,7 @@ from pytest_mistral_lora.chat.reading import read_line, scan_lines
 from pytest_mistral_lora.errors import RowError, RowsError
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle.versions import VersionFacts
     from pytest_mistral_lora.chat.reading.chunks import DataFile
 
 
@@ -129,16 +130,16 @@ def has_thinking(content: Any) -> bool:
     return not isinstance(content, str | None) and any(chunk["type"] == "thinking" for chunk in content)
 
 
-def merged_chunks(contents: Iterable[Any], *, version: str) -> list[dict[str, Any]]:
+def merged_chunks(contents: Iterable[Any], facts: VersionFacts) -> list[dict[str, Any]]:
     """Merge the contents of the messages of one turn into chunks, as mistral-common does.
 
-    Neighbouring texts become one: with a blank line between messages, and between the chunks of a message up to v13.
+    Neighbouring texts become one: with a blank line between messages, and the version's joint between the chunks of a
+    message.
 
     Args:
         contents: The checked `content` of each message of the turn, in order.
-        version: The tokenizer version.
+        facts: The facts of the tokenizer version.
     """
-    joint = "" if version == "v15" else "\n\n"
     chunks: list[dict[str, Any]] = []
     for content in contents:
         join = "\n\n"
@@ -148,22 +149,22 @@ def merged_chunks(contents: Iterable[Any], *, version: str) -> list[dict[str, An
             elif chunk["text"]:
                 before = chunks.pop()["text"] + join if chunks and chunks[-1]["type"] == "text" else ""
                 chunks.append({"type": "text", "text": before + chunk["text"]})
-                join = joint
+                join = facts.joint
     return chunks
 
 
-def assistant_text(contents: Iterable[Any], *, version: str) -> str:
+def assistant_text(contents: Iterable[Any], facts: VersionFacts) -> str:
     """Return the text of one assistant turn, thinking included, as mistral-common encodes it.
 
-    From v2 on, spaces at the end are stripped, unless the turn has thinking.
+    Most versions strip spaces at the end, unless the turn has thinking.
 
     Args:
         contents: The checked `content` of each message of the turn, in order.
-        version: The tokenizer version.
+        facts: The facts of the tokenizer version.
     """
-    chunks = merged_chunks(contents, version=version)
+    chunks = merged_chunks(contents, facts)
     text = "".join(chunk[chunk["type"]] for chunk in chunks)
-    return text if version == "v1" or has_thinking(chunks) else text.rstrip(" ")
+    return text.rstrip(" ") if facts.strips_answers and not has_thinking(chunks) else text
 
 
 def scan_rows(source: str | Path | DataFile) -> Iterator[Row | RowError]:

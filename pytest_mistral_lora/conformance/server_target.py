@@ -224,7 +224,7 @@ class ServerTarget(JudgedTarget):
             read = (row for path in self.rows for row in scan_rows(path))
             named = [(row.place, row) for row in read if isinstance(row, Row)]
         else:
-            cases = (one for one in packaged_cases() if self.oracle.version in one.versions and not one.needs)
+            cases = (one for one in packaged_cases() if self.oracle.facts in one.versions and not one.needs)
             named = [(one.name, one.row) for one in cases]
         found = []
         for name, row in named:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
+from pytest_mistral_lora.chat.oracle.versions import VersionFacts, versions_between
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
@@ -51,12 +52,12 @@ class Case:
     name: str
     description: str
     row: Row
-    versions: frozenset[str]
+    versions: frozenset[VersionFacts]
     needs: tuple[str, ...] = ()
 
     def fits(self, oracle: Oracle) -> bool:
         """Return whether a tokenizer can encode it."""
-        return oracle.version in self.versions and all(getattr(oracle.features, name) for name in self.needs)
+        return oracle.facts in self.versions and all(getattr(oracle.features, name) for name in self.needs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +128,19 @@ def shipped_hashes() -> dict[str, str]:
 
 
 def packaged_cases() -> list[Case]:
-    """Return the rows that the packaged goldens are recorded from."""
-    from pytest_mistral_lora.chat.templates.deviations import VERSIONS  # mistral-common takes a second to import
+    """Return the rows that the packaged goldens are recorded from.
 
+    Raises:
+        TokenizerError: If a case names a version that is not supported.
+    """
     path = goldens_folder() / "cases.json"
-    # a case that names no version is for all of them
-    first, *_, last = VERSIONS
     cases = []
     for data in read_json(path):
-        start, end = (VERSIONS.index(data.get(key, one)) for key, one in (("since", first), ("until", last)))
-        versions = VERSIONS[start : end + 1]
-        row = parse_row(data["row"], place=f"{path}, {data['case']}")
-        cases.append(Case(data["case"], data["description"], row, frozenset(versions), tuple(data.get("needs", ()))))
+        place = f"{path}, {data['case']}"
+        # a case that names no version is for all of them
+        versions = versions_between(data.get("since"), data.get("until"), place=place)
+        row = parse_row(data["row"], place=place)
+        cases.append(Case(data["case"], data["description"], row, versions, tuple(data.get("needs", ()))))
     return cases
 
 

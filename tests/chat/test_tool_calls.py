@@ -17,6 +17,7 @@ from pytest_mistral_lora.chat.completions import (
     read_calls,
 )
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle.versions import version_facts
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}
@@ -58,7 +59,7 @@ def read_back(oracle: Oracle, calls: list[tuple[str, Any, str]]) -> None:
     found = read_calls(completion(oracle, *calls), oracle)
     has_id = oracle.version in WITH_ID
     assert found == [GeneratedCall(name, arguments, i if has_id else None) for name, arguments, i in calls]
-    assert {call_violation(call, ("weather", "get_time"), oracle.version) for call in found} == {""}
+    assert {call_violation(call, ("weather", "get_time"), oracle.facts) for call in found} == {""}
 
 
 @given(calls=CALLS)
@@ -118,6 +119,6 @@ def test_a_call_that_lacks_a_marker(newer_oracle: Oracle) -> None:
     ],
 )
 def test_a_call_that_is_not_well_formed(call: GeneratedCall, version: str, said: str) -> None:
-    found = call_violation(call, ("weather",), version)
+    found = call_violation(call, ("weather",), version_facts(version))
     assert said in found
     assert bool(found) is bool(said)

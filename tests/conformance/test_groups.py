@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.difference import Block, least_changes, units_shape, visible
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.versions import version_facts
 from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
 from pytest_mistral_lora.conformance.groups import MOST_CAUSES, MOST_NAMES, FindingGroups, group_findings, listed_names
@@ -29,7 +30,7 @@ def oracle() -> Oracle:
 @pytest.fixture(scope="module")
 def rows(oracle: Oracle) -> list[Sides]:
     """The packaged rows that end with an answer, as ids and labels."""
-    cases = [case for case in packaged_cases() if "v3" in case.versions]
+    cases = [case for case in packaged_cases() if version_facts("v3") in case.versions]
     encoded = [oracle.encode(case.row) for case in cases]
     return [(list(one.input_ids), list(one.labels or ())) for one in encoded]
 

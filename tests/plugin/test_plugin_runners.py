@@ -12,6 +12,7 @@ import yaml
 from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.versions import version_facts
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.goldens import packaged_cases
@@ -45,7 +46,7 @@ with given.output.open("w") as output:
         if fault != ["drop"] or number != 3:
             print(json.dumps(record), file=output)
 """
-CASES = [case.name for case in packaged_cases() if "v3" in case.versions]
+CASES = [case.name for case in packaged_cases() if version_facts("v3") in case.versions]
 CHECKS = len(packaged_cases()) + 2
 
 

@@ -52,7 +52,7 @@ def rows(name: str) -> dict[str, Row]:
             for one in row.messages
         )
         settings = case.needs or row.reasoning_effort is not None or row.response_format is not None
-        if plain and not settings and oracle(name).version in case.versions and row.assistant_groups():
+        if plain and not settings and oracle(name).facts in case.versions and row.assistant_groups():
             try:
                 oracle(name).encode_prompt(row)
             except (OracleRejection, RowError):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from pytest_mistral_lora.chat.oracle.versions import Fact, VersionFacts, names_with
 from pytest_mistral_lora.chat.remedies import import_command
 from pytest_mistral_lora.chat.rows import Row, has_thinking
 from pytest_mistral_lora.errors import OracleRejection
@@ -30,18 +31,24 @@ def explain(error: Exception, row: Row, version: str) -> OracleRejection:
     return OracleRejection(f"mistral-common refuses the conversation (tokenizer {version}): {reason}", place=row.place)
 
 
-def version_violation(version: str, literals: Collection[str]) -> str:
+def version_violation(facts: VersionFacts, literals: Collection[str]) -> str:
     """Return why a vocabulary with these control tokens is not of a version; empty if it can be.
 
     SentencePiece encodes a marker that it does not have as `<unk>`, so that a wrong version would go unnoticed.
     """
-    markers = {"[INST]": version != "v1"}
-    if version not in ("v1", "v2", "v3"):
+    markers = {"[INST]": "[INST]" in facts.control_tokens}
+    # later vocabularies of an older version have the marker, too
+    if "[SYSTEM_PROMPT]" in facts.control_tokens:
         markers["[SYSTEM_PROMPT]"] = True
     for marker, expected in markers.items():
         if (marker in literals) is not expected:
-            return f"its version is {version}, but its vocabulary has {'no' if expected else 'a'} {marker}"
+            return f"its version is {facts.name}, but its vocabulary has {'no' if expected else 'a'} {marker}"
     return ""
+
+
+def taken_by(fact: Fact) -> str:
+    """Return the versions that take a row because of a fact, in words: `from v2 on`."""
+    return names_with(fact, from_then_on="from {} on", only="of {}, not of a later version,")
 
 
 def is_our_call(error: Exception) -> bool:
@@ -109,9 +116,9 @@ def _first_thought(row: Row, match: re.Match[str]) -> str:
 
 
 def _thinkers(row: Row) -> str:
-    """Return the tokenizers that take the thinking of a row: only v13 takes that of a system message."""
+    """Return the tokenizers that take the thinking of a row; few versions take that of a system message."""
     of_system = any(message["role"] == "system" and has_thinking(message.get("content")) for message in row.messages)
-    versions = "of v13, not of a later version," if of_system else "from v13 on"
+    versions = taken_by(lambda facts: facts.system_thinking if of_system else facts.thinking)
     return f"text only, or a tokenizer {versions} that has [THINK] and [/THINK]"
 
 
@@ -175,7 +182,7 @@ _REJECTIONS = (
     _Rejection(
         r"Cannot have tool calls and content defined",
         "consecutive assistant messages are one turn, and this one would have both text and tool calls",
-        "either text or tool calls, or a tokenizer from v7 on",
+        f"either text or tool calls, or a tokenizer {taken_by(lambda facts: facts.text_beside_calls)}",
         _text_beside_calls,
     ),
     _Rejection(r"Invalid assistant message", "the assistant message is empty", "text or tool calls", _both_or_neither),
@@ -194,13 +201,13 @@ _REJECTIONS = (
     _Rejection(
         r"Tools not implemented for tokenizer V1",
         "tool messages, which tokenizer v1 does not have",
-        "a conversation without tools, or a tokenizer from v2 on",
+        f"a conversation without tools, or a tokenizer {taken_by(lambda facts: facts.tools_in)}",
         _first_tool_turn,
     ),
     _Rejection(
         r"Tokenizer v2 does not support multiple tool results",
         "several tool results for one assistant turn",
-        "one tool result, or a tokenizer from v3 on",
+        f"one tool result, or a tokenizer {taken_by(lambda facts: facts.parallel_calls)}",
         _first_tool_turn,
     ),
     _Rejection(
@@ -218,7 +225,7 @@ _REJECTIONS = (
     _Rejection(
         r"reasoning_effort=.* is not supported for this model|reasoning_effort not supported",
         "a model setting, which this tokenizer does not have",
-        "no reasoning_effort, or a tokenizer from v15 on",
+        f"no reasoning_effort, or a tokenizer {taken_by(lambda facts: facts.settings)}",
         "reasoning_effort",
     ),
     _Rejection(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.fields import without_nulls
+from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 from pytest_mistral_lora.chat.rows import Row, weight_of
 
 
@@ -26,16 +27,16 @@ class RowFeatures:
     schemas: bool = False
 
     @classmethod
-    def of(cls, version: str, literals: Collection[str], builder: Any) -> RowFeatures:
+    def of(cls, facts: VersionFacts, literals: Collection[str], builder: Any) -> RowFeatures:
         """Return the features of a tokenizer.
 
         Args:
-            version: Its version.
+            facts: The facts of its version.
             literals: Its control tokens.
             builder: mistral-common's `ModelSettingsBuilder` of the file, or None.
         """
-        # from v13 on only: a file of v11 may have the two markers, and its encoder does not use them
-        thinking = int(version[1:]) >= 13 and {"[THINK]", "[/THINK]"} <= {*literals}
+        # a file of an older version may have the two markers, and its encoder does not use them
+        thinking = facts.thinking and {"[THINK]", "[/THINK]"} <= {*literals}
         # the fields of a builder that this mistral-common does not know yet are not there
         effort = getattr(builder, "reasoning_effort", None)
         efforts = () if effort is None else tuple(str(value) for value in effort.values)

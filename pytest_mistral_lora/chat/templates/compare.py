@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pytest_mistral_lora.chat.difference import equal_beginning, least_changes, plain_text, units_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle import VERSION, Oracle
+from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.chat.templates import REFUSES, ChatTemplate
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
@@ -135,9 +136,9 @@ def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate
 
 
 @cache  # packaging parses a version in as much time as it takes to encode a row
-def _known(version: str, kind: str) -> tuple[Deviation, ...]:
+def _known(facts: VersionFacts, kind: str) -> tuple[Deviation, ...]:
     """Return the deviations that a tokenizer can show under this mistral-common."""
-    return tuple(d for d in DEVIATIONS if d.applies(version=version, kind=kind, mistral_common=VERSION))
+    return tuple(d for d in DEVIATIONS if d.applies(facts=facts, kind=kind, mistral_common=VERSION))
 
 
 def _behind_own_prompt(row: Row, oracle: Oracle, template: ChatTemplate) -> tuple[Row, EncodedRow]:
@@ -197,12 +198,12 @@ def _explain_refusal(row: Row, oracle: Oracle, template: ChatTemplate, error: Ro
     if isinstance(error.__cause__, RenderError) and error.__cause__.kind != "error":
         # it is no refusal: the template passes a bound, or has several texts for one row
         return Explanation((), (Difference(error.found),))
-    named = [d.id for d in _known(oracle.version, oracle.kind) if d.refusal and re.search(d.refusal, error.found)]
+    named = [d.id for d in _known(oracle.facts, oracle.kind) if d.refusal and re.search(d.refusal, error.found)]
     if named:
         return Explanation(tuple(sorted(named)))
     differences: list[Difference] = []
     for fault in FAULTS:
-        changed = fault.changed(row, oracle.version)
+        changed = fault.changed(row, oracle.facts)
         if changed is None:
             continue
         difference = Difference(f"{fault.words}: {error.found.removeprefix(REFUSES)}", fault.id, fault.id)
@@ -233,8 +234,8 @@ def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> Explanation:
     if view is None:
         return Explanation((), (Difference("the row is refused"),))
     deviations: set[str] = set()
-    for deviation in _known(oracle.version, oracle.kind):
-        deviating = deviation.change(view.row, oracle.version) if deviation.change else view.row
+    for deviation in _known(oracle.facts, oracle.kind):
+        deviating = deviation.change(view.row, oracle.facts) if deviation.change else view.row
         # most changes return the row itself, and rows are compared as JSON
         if deviating is view.row or deviating == view.row:
             continue
@@ -245,7 +246,7 @@ def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> Explanation:
     left = _compare_parts(view, oracle, template)
     named: list[Difference] = []
     for fault in FAULTS:
-        changed_row = fault.changed(view.row, oracle.version) if left.differences and fault.sides else None
+        changed_row = fault.changed(view.row, oracle.facts) if left.differences and fault.sides else None
         changed = None if changed_row is None else _both_sides(changed_row, oracle, template)
         if changed is None or view.altered_side(changed) not in fault.sides:
             continue
@@ -316,12 +317,12 @@ class _PartsComparison:
         oracle, controls = self._oracle, self._actual.controls
         space = " " if oracle.kind == "spm" else ""
         predicted: dict[int, dict[str, str]] = {}
-        for deviation in _known(oracle.version, oracle.kind):
+        for deviation in _known(oracle.facts, oracle.kind):
             if deviation.predict is None:
                 continue
             anchor = next((control for control in reversed(deviation.after) if control in controls), None)
             places = [n + 1 for n, control in enumerate(controls) if control == anchor]
-            texts = deviation.predict(self._row, oracle.version)
+            texts = deviation.predict(self._row, oracle.facts)
             # v2 leaves out the tool turns before the last user message, so the texts are matched from the end.
             for place, text in zip(reversed(places), reversed(texts), strict=False):
                 predicted.setdefault(place, {})[deviation.id] = space + text
@@ -369,7 +370,7 @@ def _explain_text(
 ) -> set[str] | None:
     """Return the deviations that explain one text between the control tokens `around` it, or None."""
     before, after = around
-    known = {deviation.id for deviation in _known(oracle.version, oracle.kind)}
+    known = {deviation.id for deviation in _known(oracle.facts, oracle.kind)}
     names: set[str] = set()
     if have.text != want.text:
         name = next((name for name, prediction in predicted.items() if have.text == prediction), None)

@@ -15,6 +15,13 @@ from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
+from pytest_mistral_lora.chat.oracle.versions import (
+    SUPPORTED,
+    VERSIONS,
+    VersionFacts,
+    version_facts,
+    versions_with,
+)
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates.predictions import (
     empty_messages_dropped,
@@ -26,11 +33,8 @@ from pytest_mistral_lora.chat.templates.predictions import (
     weights_equal,
 )
 
-SUPPORTED = SpecifierSet(">=1.13")
-"""Versions of mistral-common that this package works with."""
-
-Predict = Callable[[Row, str], list[str]]
-Change = Callable[[Row, str], Row]
+Predict = Callable[[Row, VersionFacts], list[str]]
+Change = Callable[[Row, VersionFacts], Row]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,7 @@ class Deviation:
     id: str
     title: str
     why: str
-    versions: frozenset[str]
+    versions: frozenset[VersionFacts]
     kinds: frozenset[str] = frozenset({"spm", "tekken"})
     mistral_common: SpecifierSet = SUPPORTED
     servers: Mapping[str, SpecifierSet] = field(default_factory=dict)
@@ -69,9 +73,9 @@ class Deviation:
     change: Change | None = None
     refusal: str = ""
 
-    def applies(self, *, version: str, kind: str, mistral_common: str) -> bool:
+    def applies(self, *, facts: VersionFacts, kind: str, mistral_common: str) -> bool:
         """Return whether a tokenizer under a library version can show this deviation."""
-        return version in self.versions and kind in self.kinds and mistral_common in self.mistral_common
+        return facts in self.versions and kind in self.kinds and mistral_common in self.mistral_common
 
     def known_of(self, server: str, version: str) -> bool:
         """Return whether the prompts of a server of a kind and version were seen to have it.
@@ -84,11 +88,8 @@ class Deviation:
         return number is not None and server in self.servers and number[0] in self.servers[server]
 
 
-VERSIONS = ("v1", "v2", "v3", "v7", "v11", "v13", "v15")
-"""The versions of Mistral's tokenizers that are known here, the oldest first."""
-
 _ALL = frozenset(VERSIONS)
-_TOOLS = _ALL - {"v1"}
+_TOOLS = versions_with(lambda facts: facts.tools_in)
 # builds 8672 and 11549 were run, and show the same
 _VLLM = {"vllm": SpecifierSet(">=0.32")}
 _BOTH = {"llamacpp": SpecifierSet(">=8672"), **_VLLM}
@@ -135,7 +136,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         id="assistant-trailing-spaces",
         title="The template keeps spaces at the end of an answer.",
         why="mistral-common strips them (spaces only, from v2 on), so that EOS follows the last word.",
-        versions=_TOOLS,
+        versions=versions_with(lambda facts: facts.strips_answers),
         servers=_BOTH,
         example=_chat("a", "b "),
     ),
@@ -143,7 +144,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         id="empty-text-space",
         title="An empty text still gets the space that separates SentencePiece text from the control token before it.",
         why="mistral-common encodes an empty text to no token at all.",
-        versions=_TOOLS,
+        versions=versions_with(lambda facts: facts.control_tokens),
         kinds=_SPM,
         servers=_BOTH,
         example=_chat("", "b"),
@@ -152,7 +153,8 @@ DEVIATIONS: tuple[Deviation, ...] = (
         id="no-space-after-system",
         title="An answer straight after the system prompt lacks the space that SentencePiece puts before a text.",
         why="The template writes that space after a user message or a tool result only.",
-        versions=frozenset({"v7"}),
+        # the one version with such prompts that has SentencePiece files
+        versions=frozenset({version_facts("v7")}),
         kinds=_SPM,
         servers=_BOTH,
         tokenizer="spm-v7",
@@ -167,7 +169,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         servers=_VLLM,
         example=_chat("a", "b", tools=[{**_WEATHER, "function": {**_WEATHER["function"], "strict": True}}]),
         after=("[AVAILABLE_TOOLS]",),
-        predict=lambda row, version: [json.dumps(list(row.tools or ()), ensure_ascii=False)],
+        predict=lambda row, facts: [json.dumps(list(row.tools or ()), ensure_ascii=False)],
     ),
     Deviation(
         id="tool-arguments-as-written",
@@ -210,7 +212,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         title="User messages with a system message between them become one turn.",
         why="Up to v3 the template takes the system messages out before it joins neighbours; mistral-common joins "
         "neighbours first.",
-        versions=frozenset({"v1", "v2", "v3"}),
+        versions=versions_with(lambda facts: facts.system_in != "own-turn"),
         servers=_BOTH,
         example=_chat(
             "a",
@@ -234,7 +236,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         title="Results of parallel tool calls stay in the order of your row.",
         why="mistral-common puts them in the order of the calls from v11 on, because a result no longer shows its id "
         "to the model in every version.",
-        versions=frozenset({"v11", "v13", "v15"}),
+        versions=versions_with(lambda facts: facts.sorts_results),
         kinds=_TEKKEN,
         servers=_BOTH,
         tokenizer="derived-v13",
@@ -252,7 +254,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         id="open-thinking-joined",
         title="Thinking that is not closed and the text straight after it are encoded as one text.",
         why="mistral-common encodes the two apart. No marker stands between them, so only the ids show the boundary.",
-        versions=frozenset({"v13", "v15"}),
+        versions=versions_with(lambda facts: facts.thinking),
         kinds=_TEKKEN,
         tokenizer="derived-v13-thinking",
         example=_chat(
@@ -271,7 +273,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         id="empty-tool-content-refused",
         title="The template refuses a tool result that is an empty list of chunks.",
         why="mistral-common encodes it as an empty text.",
-        versions=frozenset({"v15"}),
+        versions=versions_with(lambda facts: facts.result_chunks),
         kinds=_TEKKEN,
         tokenizer="derived-v15",
         example=_chat(
@@ -287,7 +289,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         id="no-user-refused",
         title="The template refuses a conversation without a user message before the first answer.",
         why="mistral-common adds an empty user message up to v3.",
-        versions=frozenset({"v1", "v2", "v3"}),
+        versions=versions_with(lambda facts: facts.opens_with_user),
         example=_chat({"role": "system", "content": "s"}, "b"),
         refusal=r"Conversation must start with a user message",
     ),
@@ -295,7 +297,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         id="answer-first-refused",
         title="The template refuses a conversation that starts with an answer.",
         why="mistral-common accepts it from v7 on.",
-        versions=frozenset({"v7", "v11", "v13", "v15"}),
+        versions=versions_with(lambda facts: not facts.opens_with_user),
         tokenizer="spm-v7",
         example=_chat(
             {"role": "assistant", "content": "b"},
@@ -308,7 +310,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         id="tool-name-required",
         title="The template refuses a tool result without a name.",
         why="Version 2 writes the tool's name into the result; mistral-common writes null if it has none.",
-        versions=frozenset({"v2"}),
+        versions=versions_with(lambda facts: facts.results_as == "name"),
         tokenizer="spm-v2",
         example=_chat(
             "a",
@@ -323,7 +325,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         id="last-call-id-required",
         title="The template refuses a tool call without an id.",
         why="mistral-common's finetuning mode accepts it in the last turn, because no result follows.",
-        versions=frozenset({"v3", "v7", "v11"}),
+        versions=versions_with(lambda facts: facts.call_ids == "nine"),
         example=_chat(
             "a",
             {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": {}}}]},

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 from pytest_mistral_lora.chat.rows import Row, has_thinking, merged_chunks, text_of, weight_of
 
 OWN_PROMPT = "default-system-prompt"
@@ -32,7 +33,7 @@ REASONING_DROPPED = "reasoning-content-dropped"
 """The name of a template that renders thinking chunks and drops the same thought as `reasoning_content`."""
 
 _Message = Mapping[str, Any]
-_Change = Callable[[Row, str], Row]
+_Change = Callable[[Row, VersionFacts], Row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class TemplateFault:
         title: The template's behaviour, in words that follow "it".
         sides: The sides for which the change may make another row, as the proof that the template has the fault.
         change: Changes a row so that the difference goes away; returns the row itself if it does not have the form.
-            It takes the row and the tokenizer version.
+            It takes the row and the facts of the tokenizer version.
     """
 
     id: str
@@ -57,16 +58,16 @@ class TemplateFault:
         """The title with the name, by which a user accepts the fault."""
         return f"it {self.title} ({self.id})"
 
-    def changed(self, row: Row, version: str) -> Row | None:
+    def changed(self, row: Row, facts: VersionFacts) -> Row | None:
         """Return the changed row, or None if the change makes no other row."""
-        changed = self.change(row, version)
+        changed = self.change(row, facts)
         return None if changed is row or changed == row else changed
 
 
 def _each(change: Callable[[_Message], _Message | None]) -> _Change:
     """Return a change of a row that changes each message, or leaves it out if the change of it is None."""
 
-    def changed(row: Row, version: str) -> Row:
+    def changed(row: Row, facts: VersionFacts) -> Row:
         messages = [new for message in row.messages if (new := change(message)) is not None]
         is_same = len(messages) == len(row.messages) and all(map(_is, messages, row.messages))
         return row if is_same else replace(row, messages=tuple(messages))
@@ -145,20 +146,20 @@ def _stripped(role: str) -> Callable[[_Message], _Message]:
     return changed
 
 
-def _chunks_joined(row: Row, version: str) -> Row:
+def _chunks_joined(row: Row, facts: VersionFacts) -> Row:
     """Write text chunks as one text."""
 
     def changed(message: _Message) -> _Message:
         content = message.get("content")
         if isinstance(content, str | None) or has_thinking(content) or not content:
             return message
-        texts = merged_chunks([content], version=version)
+        texts = merged_chunks([content], facts)
         return {**message, "content": texts[0]["text"] if texts else ""}
 
-    return _each(changed)(row, version)
+    return _each(changed)(row, facts)
 
 
-def _neighbours_joined(row: Row, version: str) -> Row:
+def _neighbours_joined(row: Row, facts: VersionFacts) -> Row:
     """Join consecutive messages of the user, and of the assistant if they have one weight."""
     messages: list[_Message] = []
     for (role, _), run in itertools.groupby(row.messages, key=lambda message: (message["role"], weight_of(message))):
@@ -166,7 +167,7 @@ def _neighbours_joined(row: Row, version: str) -> Row:
         if role not in ("user", "assistant") or len(group) == 1:
             messages += group
             continue
-        chunks = merged_chunks((message.get("content") for message in group), version=version)
+        chunks = merged_chunks((message.get("content") for message in group), facts)
         is_text = all(chunk["type"] == "text" for chunk in chunks)
         content = "\n\n".join(chunk["text"] for chunk in chunks) if is_text else chunks
         calls = [call for message in group for call in message.get("tool_calls") or ()]
@@ -176,7 +177,7 @@ def _neighbours_joined(row: Row, version: str) -> Row:
     return row if len(messages) == len(row.messages) else replace(row, messages=tuple(messages))
 
 
-def _system_joined(row: Row, version: str) -> Row:
+def _system_joined(row: Row, facts: VersionFacts) -> Row:
     """Join the system messages at the front."""
     front = list(itertools.takewhile(lambda message: message["role"] == "system", row.messages))
     if len(front) < 2:
@@ -185,13 +186,13 @@ def _system_joined(row: Row, version: str) -> Row:
     return replace(row, messages=(joined, *row.messages[len(front) :]))
 
 
-def _later_system_dropped(row: Row, version: str) -> Row:
+def _later_system_dropped(row: Row, facts: VersionFacts) -> Row:
     kept = (message for n, message in enumerate(row.messages) if not n or message["role"] != "system")
     messages = tuple(kept)
     return row if len(messages) == len(row.messages) else replace(row, messages=messages)
 
 
-def _no_calls(row: Row, version: str) -> Row:
+def _no_calls(row: Row, facts: VersionFacts) -> Row:
     """Leave out tools, calls and results; a last turn that calls a tool becomes a text."""
     if not any(message["role"] == "tool" or message.get("tool_calls") for message in row.messages):
         return row

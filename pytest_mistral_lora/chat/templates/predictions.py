@@ -9,23 +9,24 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 from pytest_mistral_lora.chat.rows import Row, has_thinking, merged_chunks, text_of, weight_of
 
 _dumps = functools.partial(json.dumps, ensure_ascii=False)
 
 
-def tool_calls_as_written(row: Row, version: str) -> list[str]:
-    """Return the tool calls with string arguments pasted in: up to v7 one JSON list for each turn that has some.
+def tool_calls_as_written(row: Row, facts: VersionFacts) -> list[str]:
+    """Return the tool calls with string arguments pasted in: one JSON list for each turn that has some.
 
-    From v11 on a call is not JSON: these are the arguments of each call.
+    A call with markers is not JSON: these are the arguments of each call.
     """
     turns = [[call for message in run for call in message.get("tool_calls") or ()] for run in _runs(row, "assistant")]
-    if version not in ("v2", "v3", "v7"):
+    if facts.calls_as == "markers":
         return [_pasted(call) for calls in turns for call in calls]
     written = []
     for calls in filter(None, turns):
         texts = [f'{{"name": "{call["function"]["name"]}", "arguments": {_pasted(call)}' for call in calls]
-        ends = ["}" if version == "v2" else f', "id": "{call.get("id")}"}}' for call in calls]
+        ends = [f', "id": "{call.get("id")}"}}' if facts.writes_call_ids else "}" for call in calls]
         written.append(f"[{', '.join(text + end for text, end in zip(texts, ends, strict=True))}]")
     return written
 
@@ -35,19 +36,19 @@ def _pasted(call: Mapping[str, Any]) -> str:
     return arguments or "{}" if isinstance(arguments, str) else _dumps(arguments)
 
 
-def tool_results_as_strings(row: Row, version: str) -> list[str]:
-    """Return the text of each tool result: a JSON string unless it is a plain number, bare from v7 on."""
+def tool_results_as_strings(row: Row, facts: VersionFacts) -> list[str]:
+    """Return the text of each tool result: bare, or within JSON as a string unless it is a plain number."""
     results = []
     for message in row.messages:
         if message["role"] != "tool":
             continue
         content = message["content"]
         text = content if isinstance(content, str) else str([dict(chunk) for chunk in content])
-        if version == "v15" and not isinstance(content, str):
+        if facts.result_chunks and not isinstance(content, str):
             text = "".join(chunk["text"] for chunk in content)
-        elif version == "v2":
+        elif facts.results_as == "name":
             text = f"[{_dumps({'name': message.get('name'), 'content': _number(text)})}]"
-        elif version == "v3":
+        elif facts.results_as == "id":
             text = _dumps({"content": _number(text), "call_id": message.get("tool_call_id")})
         results.append(text)
     return results
@@ -63,7 +64,7 @@ def _number(text: str) -> str | int | float:
     return text
 
 
-def weights_equal(row: Row, version: str) -> Row:
+def weights_equal(row: Row, facts: VersionFacts) -> Row:
     """Give consecutive assistant messages of unequal weight the same weight."""
     if all(len({weight_of(message) for message in run}) == 1 for run in _runs(row, "assistant")):
         return row
@@ -71,7 +72,7 @@ def weights_equal(row: Row, version: str) -> Row:
     return replace(row, messages=messages)
 
 
-def empty_messages_dropped(row: Row, version: str) -> Row:
+def empty_messages_dropped(row: Row, facts: VersionFacts) -> Row:
     """Drop the empty texts among messages and chunks that are joined to one text."""
     joined = ("user", "assistant")
     messages: list[Mapping[str, Any]] = []
@@ -89,15 +90,15 @@ def empty_messages_dropped(row: Row, version: str) -> Row:
             if text_of(one.get("content")) or has_thinking(one.get("content")) or one.get("tool_calls")
         ]
         messages += full or texts[:1] if role in joined else texts
-    if version in ("v1", "v2", "v3"):
-        # Up to v3 all system messages are one text; a list of empty chunks still counts as a part of it.
+    if facts.system_in != "own-turn":
+        # within a user's turn all system messages are one text; a list of empty chunks still counts as a part of it.
         prompts = [message for message in messages if message["role"] == "system"]
         full = [message for message in prompts if message["content"]] or prompts[:1]
         messages = [one for one in messages if one["role"] != "system" or any(one is prompt for prompt in full)]
     return row if tuple(messages) == row.messages else replace(row, messages=tuple(messages))
 
 
-def system_first(row: Row, version: str) -> Row:
+def system_first(row: Row, facts: VersionFacts) -> Row:
     """Move system messages to the front if one stands between two user messages."""
     runs = [role for role, _ in itertools.groupby(message["role"] for message in row.messages)]
     if ("user", "system", "user") not in zip(runs, runs[1:], runs[2:], strict=False):
@@ -106,7 +107,7 @@ def system_first(row: Row, version: str) -> Row:
     return replace(row, messages=tuple(ordered))
 
 
-def results_in_call_order(row: Row, version: str) -> Row:
+def results_in_call_order(row: Row, facts: VersionFacts) -> Row:
     """Put the results of each turn's tool calls in the order of the calls."""
     messages: list[Mapping[str, Any]] = []
     order: dict[Any, int] = {}
@@ -121,13 +122,13 @@ def results_in_call_order(row: Row, version: str) -> Row:
     return row if tuple(messages) == row.messages else replace(row, messages=tuple(messages))
 
 
-def thinking_left_open_joined(row: Row, version: str) -> Row:
+def thinking_left_open_joined(row: Row, facts: VersionFacts) -> Row:
     """Make one thinking chunk of one that is not closed and the text straight after it."""
     messages: list[Mapping[str, Any]] = []
     for role, run in itertools.groupby(row.messages, key=lambda message: message["role"]):
         group = list(run)
         for turn in [group] if role == "assistant" else [[message] for message in group]:
-            chunks = merged_chunks((message.get("content") for message in turn), version=version)
+            chunks = merged_chunks((message.get("content") for message in turn), facts)
             joined = chunks[:1]
             for before, chunk in itertools.pairwise(chunks):
                 if chunk["type"] == "text" and not before.get("closed", True):

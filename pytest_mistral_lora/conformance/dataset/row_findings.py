@@ -20,6 +20,7 @@ from pytest_mistral_lora.errors import RowError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 
 
 _FAULTS = {"no-labels": "ML606", "nothing-supervised": "ML605", "too-long": "ML607"}
@@ -54,7 +55,9 @@ def changes(row: Row, encoded: EncodedRow, policy: Policy, cut: Mapping[str, int
         yield change, Finding("ML620", _CHANGES[change].format(**known), row.place)
 
 
-def beyond(row: Row, encoded: EncodedRow, layout: EncodedRow, max_length: int, version: str) -> dict[str, int]:
+def beyond(
+    row: Row, encoded: EncodedRow, layout: EncodedRow, max_length: int, facts: VersionFacts | None
+) -> dict[str, int]:
     """Count the tokens, supervised tokens, closing EOS and system prompts that a cut at `max_length` would remove.
 
     Args:
@@ -62,16 +65,17 @@ def beyond(row: Row, encoded: EncodedRow, layout: EncodedRow, max_length: int, v
         encoded: The encoding that is trained on.
         layout: mistral-common's encoding, whose spans give the owner of each token; `encoded` if there is none.
         max_length: Tokens that a cut would leave.
-        version: Tokenizer version.
+        facts: The facts of the tokenizer version; None without an oracle.
     """
     labels = (encoded.labels or ())[:max_length]
     closing = [span for span in layout.spans if span.kind == "eos" and span.end > max_length]
     start: int | None = None
     if any(message["role"] == "system" for message in row.messages):
-        # up to v3 the system prompt is in the text of a user's turn: of the first in v1, of the last in v2 and v3.
-        role = "user" if version in ("v1", "v2", "v3") else "system"
+        place = "own-turn" if facts is None else facts.system_in
+        role = "system" if place == "own-turn" else "user"
         starts = [span.start for span in layout.spans if span.role == role and span.kind == "text"]
-        start = starts[-1 if version in ("v2", "v3") else 0] if starts else None
+        if starts:
+            start = starts[-1] if place == "last-user-turn" else starts[0]
     return {
         "tokens": len(encoded.input_ids) - max_length,
         "supervised tokens": encoded.supervised_tokens - sum(label != IGNORE_INDEX for label in labels),

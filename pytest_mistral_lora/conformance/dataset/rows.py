@@ -179,7 +179,7 @@ class RowJudge:
         tally.longest = max(tally.longest, (len(encoded.input_ids), -tally.findings.at))
         cut: dict[str, int] = {}
         if len(encoded.input_ids) > length:
-            cut = beyond(row, encoded, layout, length, self._oracle.version if self._oracle else "")
+            cut = beyond(row, encoded, layout, length, self._oracle.facts if self._oracle else None)
             tally.beyond.update(cut)
         faults = list(self.plan.policy.faults(encoded, row))
         for fault, error in faults:

@@ -61,8 +61,8 @@ def split_at_markers(ids: Sequence[int], oracle: Oracle) -> list[MarkedText]:
         run = tuple(group)
         if is_marker:
             parts += [MarkedText(markers[token], "") for token in run]
-        elif oracle.version == "v1":
-            # v1 has no control tokens but BOS and EOS: [INST] and [/INST] are spelled in the text
+        elif not oracle.facts.control_tokens:
+            # [INST] and [/INST] are spelled in the text
             before = parts.pop()
             first, *rest = _V1_MARKER.split(decode_text(run, oracle))
             parts.append(MarkedText(before.marker, first))

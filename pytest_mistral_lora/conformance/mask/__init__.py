@@ -29,26 +29,52 @@ LAWS = (
     RowLaw("ML104", "every-turn-ends-with-eos", row_laws.eos_violation, "weights"),
     RowLaw("ML105", "bos-once", row_laws.bos_violation),
     RowLaw("ML106", "text-never-becomes-control", row_laws.injection_violation),
-    RowLaw("ML107", "two-masks-agree", row_laws.scan_violation, "tools", since="v2"),
+    RowLaw("ML107", "two-masks-agree", row_laws.scan_violation, "tools", fact=lambda version: version.control_tokens),
     RowLaw("ML108", "weights-change-no-id", laws.weight_violation, "weights"),
     RowLaw("ML109", "supervised-text-is-what-is-said", row_laws.assistant_text_violation),
-    RowLaw("ML110", "tool-calls-are-supervised", row_laws.tool_call_violation, "tools", since="v2"),
+    RowLaw(
+        "ML110",
+        "tool-calls-are-supervised",
+        row_laws.tool_call_violation,
+        "tools",
+        fact=lambda version: version.calls_as,
+    ),
     RowLaw("ML111", "encoding-is-stable", laws.stability_violation, "tools"),
     RowLaw("ML112", "prompt-is-the-beginning", laws.prompt_violation, "tools"),
-    RowLaw("ML113", "arguments-in-any-form", laws.arguments_violation, "tools", since="v2"),
-    RowLaw("ML114", "strict-changes-no-id", laws.strict_violation, "tools", since="v2"),
-    RowLaw("ML115", "results-in-any-order", laws.order_violation, "parallel", since="v11"),
+    RowLaw("ML113", "arguments-in-any-form", laws.arguments_violation, "tools", fact=lambda version: version.tools_in),
+    RowLaw("ML114", "strict-changes-no-id", laws.strict_violation, "tools", fact=lambda version: version.tools_in),
+    RowLaw(
+        "ML115", "results-in-any-order", laws.order_violation, "parallel", fact=lambda version: version.sorts_results
+    ),
     RowLaw("ML116", "neighbours-are-one-turn", laws.neighbours_violation, "weights"),
     RowLaw("ML117", "another-turn-keeps-the-labels", laws.longer_violation, "tools"),
     RowLaw("ML118", "system-prompt-is-there", row_laws.system_violation, "tools"),
     RowLaw("ML119", "ids-are-mistral-commons", laws.reference_violation, "tools"),
-    RowLaw("ML122", "call-ids-change-no-id", laws.ids_violation, "parallel", since="v13"),
-    RowLaw("ML123", "tool-results-are-there", laws.results_violation, "parallel", since="v7"),
     RowLaw(
-        "ML124", "settings-are-the-rows", laws.settings_violation, "tools", since="v15", needs=("efforts", "schemas")
+        "ML122", "call-ids-change-no-id", laws.ids_violation, "parallel", fact=lambda version: version.call_ids == "any"
     ),
     RowLaw(
-        "ML125", "thoughts-have-their-markers", row_laws.thinking_violation, "tools", since="v13", needs=("thinking",)
+        "ML123",
+        "tool-results-are-there",
+        laws.results_violation,
+        "parallel",
+        fact=lambda version: version.results_as in ("id-and-text", "text"),
+    ),
+    RowLaw(
+        "ML124",
+        "settings-are-the-rows",
+        laws.settings_violation,
+        "tools",
+        fact=lambda version: version.settings,
+        needs=("efforts", "schemas"),
+    ),
+    RowLaw(
+        "ML125",
+        "thoughts-have-their-markers",
+        row_laws.thinking_violation,
+        "tools",
+        fact=lambda version: version.thinking,
+        needs=("thinking",),
     ),
 )
 """Every law, in the order of its rule."""
@@ -188,12 +214,12 @@ class RowSource:
             return cls(kind)
         has = oracle.features
         newer = (has.thinking, has.efforts, has.schemas)
-        if kind == "tools" and oracle.version == "v1":
+        facts = oracle.facts
+        if kind == "tools" and facts.tools_in is None:
             kind = "any"
         if kind in ("any", "weights"):
             return cls(kind, True, True, *newer)
-        version = int(oracle.version[1:])
-        return cls(kind, version >= 2, version >= 3, *newer, any_ids=version >= 13)
+        return cls(kind, facts.tools_in is not None, facts.parallel_calls, *newer, any_ids=facts.call_ids == "any")
 
     def strategy(self) -> Any:
         """Return the rows as a Hypothesis strategy."""

@@ -89,7 +89,7 @@ def neighbours_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Two neighbouring messages of a user or an assistant are one turn: their texts, with a blank line between."""
     for index, message in enumerate(row.messages):
         if message["role"] in ("user", "assistant") and not message.get("tool_calls"):
-            chunks = merged_chunks(["One.", message["content"]], version=oracle.version)
+            chunks = merged_chunks(["One.", message["content"]], oracle.facts)
             joined = {**message, "content": chunks if has_thinking(chunks) else chunks[0]["text"]}
             before, after = row.messages[:index], row.messages[index + 1 :]
             apart = oracle.encode(replace(row, messages=(*before, {**message, "content": "One."}, message, *after)))
@@ -101,16 +101,17 @@ def neighbours_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 def longer_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """One more question and answer change no turn of the assistant before them, nor the row before them."""
     calls = any(message.get("tool_calls") for message in row.messages)
-    # no question may follow a call, and v2 leaves out the calls before the last question
-    if row.messages[-1].get("tool_calls") or (calls and oracle.version == "v2"):
+    # no question may follow a call
+    if row.messages[-1].get("tool_calls") or (calls and not oracle.facts.keeps_calls):
         return ""
     longer = oracle.encode(replace(row, messages=(*row.messages, _QUESTION, _ANSWER)))
     if _turns(longer)[: len(_turns(encoded))] != _turns(encoded):
         return "the assistant's turns are not the same once another question and answer follow"
-    # in v2 and v3 the system prompt stands beside the last question, from v2 to v11 the tools do: both move with it
+    # what stands beside the last question moves with it
     system = any(message["role"] == "system" for message in row.messages)
-    prompt_moves = system and oracle.version in ("v2", "v3")
-    if not prompt_moves and not (row.tools and oracle.version in ("v2", "v3", "v7", "v11")):
+    prompt_moves = system and oracle.facts.system_in == "last-user-turn"
+    tools_move = row.tools and oracle.facts.tools_in == "last-user-turn"
+    if not prompt_moves and not tools_move:
         size = len(encoded.input_ids)
         if longer.input_ids[:size] != encoded.input_ids or (longer.labels or ())[:size] != encoded.labels:
             return "the row is not the beginning of the same row with another question and answer"
@@ -155,11 +156,11 @@ def results_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
             turns.setdefault(span.turn, []).extend(encoded.input_ids[span.start : span.end])
     there = [oracle.decode(ids) for ids in turns.values()]
     results = (message["content"] for message in row.messages if message["role"] == "tool")
-    merged = (merged_chunks([content], version=oracle.version) for content in results)
+    merged = (merged_chunks([content], oracle.facts) for content in results)
     texts = [as_decoded("".join(chunk["text"] for chunk in chunks), oracle) for chunks in merged]
     # the longest first: a text may be the end of another
     for text in sorted(filter(None, texts), key=len, reverse=True):
-        # up to v11 the id of the call stands before it
+        # the id of the call may stand before it
         found = next((one for one in there if one.endswith(text)), None)
         if found is None:
             return f"the tool result {text!r} is in no turn of a tool"
@@ -209,7 +210,7 @@ def reference_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 def refusal_violation(row: Row, oracle: Oracle) -> str:
     """A row is refused exactly if mistral-common refuses it, and for the same reason."""
     # mistral-common leaves the tools out without an error; here the row is refused
-    if oracle.version == "v1" and row.tools:
+    if oracle.facts.tools_in is None and row.tools:
         return ""
     ours = theirs = ""
     try:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
+from pytest_mistral_lora.chat.oracle.versions import Fact, names_with
 from pytest_mistral_lora.chat.rows import Row, assistant_text, merged_chunks, parse_row, weight_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class RowLaw:
         name: Its name, the case of its check.
         violation: Returns how a row and its encoding break the law; empty if they keep it.
         rows: The rows that it holds for: `any`, or those with tools, with parallel tool calls, or with weights.
-        since: First tokenizer version that it holds for.
+        fact: The fact of the tokenizer versions that it holds for; None if it holds for every version.
         needs: Fields of `RowFeatures` of which the tokenizer must have one; empty if it holds for every tokenizer.
     """
 
@@ -37,22 +38,23 @@ class RowLaw:
     name: str
     violation: Callable[[Row, EncodedRow, Oracle], str]
     rows: Rows = "any"
-    since: str = "v1"
+    fact: Fact | None = None
     needs: tuple[str, ...] = ()
 
     def unfit(self, oracle: Oracle) -> str:
         """Return why it does not hold for a tokenizer; empty if it holds."""
-        if int(oracle.version[1:]) < int(self.since[1:]):
-            return f"tokenizer {oracle.version}: this law holds for {self.since} and later"
+        if self.fact is not None and not self.fact(oracle.facts):
+            versions = names_with(self.fact, from_then_on="{} and later")
+            return f"tokenizer {oracle.version}: this law holds for {versions}"
         if self.needs and not any(getattr(oracle.features, name) for name in self.needs):
             return f"tokenizer {oracle.version}: this law is about {' and '.join(self.needs)}, which it does not have"
         return ""
 
 
 def encoded_groups(row: Row, oracle: Oracle) -> list[list[int]]:
-    """Return the groups of assistant messages that become turns: v2 leaves out calls before the last user message."""
+    """Return the groups of assistant messages that become turns; v2 leaves out calls before the last user message."""
     groups = row.assistant_groups()
-    if oracle.version != "v2":
+    if oracle.facts.keeps_calls:
         return groups
     last_user = max((n for n, message in enumerate(row.messages) if message["role"] == "user"), default=-1)
     return [group for group in groups if group[0] > last_user or not row.messages[group[0]].get("tool_calls")]
@@ -171,7 +173,7 @@ def thinking_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     turns = assistant_turns(encoded)
     # a turn too many or too few is reported by ML109
     for group, (turn, spans) in zip(encoded_groups(row, oracle), turns.items(), strict=False):
-        chunks = merged_chunks((row.messages[n].get("content") for n in group), version=oracle.version)
+        chunks = merged_chunks((row.messages[n].get("content") for n in group), oracle.facts)
         expected: list[str] = []
         for chunk in chunks:
             if chunk["type"] == "thinking":
@@ -190,7 +192,7 @@ def assistant_text_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> s
     if len(turns) != len(groups):
         return f"{len(turns)} assistant turns encoded of {len(groups)}"
     for group, (turn, spans) in zip(groups, turns.items(), strict=True):
-        text = assistant_text((row.messages[n].get("content") for n in group), version=oracle.version)
+        text = assistant_text((row.messages[n].get("content") for n in group), oracle.facts)
         decoded = "".join(oracle.decode(encoded.input_ids[s.start : s.end]) for s in spans if s.kind == "text")
         if decoded != as_decoded(text, oracle):
             return f"turn {turn} decodes to {decoded!r}; the assistant's text is {text!r}"
@@ -209,8 +211,7 @@ def tool_call_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
         for run in runs:
             if encoded.input_ids[run.start] != oracle.tool_calls_id:
                 return f"the call of turn {turn} starts with {oracle.piece(encoded.input_ids[run.start])!r}"
-            # only these versions write the calls of a turn as one JSON list
-            if oracle.version not in ("v2", "v3", "v7"):
+            if oracle.facts.calls_as != "list":
                 continue
             written = json.loads(oracle.decode(encoded.input_ids[run.start : run.end]))
             expected = [(call["function"]["name"], _arguments(call, oracle)) for call in calls]
@@ -228,7 +229,7 @@ def system_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     there = [oracle.decode(encoded.input_ids[span.start : span.end]) for span in others]
     for message in row.messages:
         if message["role"] == "system":
-            for chunk in merged_chunks([message["content"]], version=oracle.version):
+            for chunk in merged_chunks([message["content"]], oracle.facts):
                 prompt = as_decoded(chunk[chunk["type"]], oracle)
                 if not any(prompt in text for text in there):
                     return f"the system prompt {prompt!r} is in no text of the row"
@@ -270,7 +271,7 @@ def scan_labels(input_ids: Sequence[int], oracle: Oracle) -> tuple[int, ...] | N
     Returns:
         As many labels as ids: `IGNORE_INDEX` if there is no loss, otherwise the id.
     """
-    if oracle.version == "v1":
+    if not oracle.facts.control_tokens:
         return None
     if oracle not in _MARKERS:
         names = oracle.control_tokens.items()

@@ -327,8 +327,9 @@ def unread_template(traits: TemplateTraits) -> Iterator[Finding]:
 def guessed_thinking(traits: TemplateTraits) -> Iterator[Finding]:
     """Yield ML237 for a template of v11 that writes thinking as text in <think>: no such file shows whether it may."""
     oracle = traits.oracle
-    if oracle is not None and oracle.version == "v11" and "<think>" in traits.template.source:
+    if oracle is not None and oracle.facts.plain_thinking and "<think>" in traits.template.source:
         found = (
-            "the chat template writes thinking as <think> text, and no tokenizer of v11 shows whether its model thinks"
+            "the chat template writes thinking as <think> text, and no tokenizer of "
+            f"{oracle.version} shows whether its model thinks"
         )
         yield traits.finding("ML237", found, "the template of a model that thinks in this way")

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle.versions import VERSIONS
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     ADDED_TOKENS,
@@ -116,24 +117,26 @@ def go_template(oracle: Oracle) -> str:
     Raises:
         InputError: If no template of its version is known to be exact on rows of texts.
     """
-    version, space = oracle.version, " " if oracle.kind == "spm" else ""
-    if version == "v1":
+    facts, space = oracle.facts, " " if oracle.kind == "spm" else ""
+    if facts.settings:
+        known = [older.name.removeprefix("v") for older in VERSIONS if not older.settings]
+        raise InputError(
+            f"no Go template is known to render version {facts.name} as mistral-common does",
+            place=str(oracle.path),
+            expected=f"a tokenizer of version {known[0]} to {known[-1]}",
+            next_step="Serve it by llama.cpp or vLLM: --to llamacpp, --to vllm.",
+        )
+    if facts.system_in == "first-user-turn":
+        # v1, whose markers are text with spaces of its own
         return _in_turn(first=True, begin=" [INST] ", close=" [/INST]", space="", before_answer=" ")
-    if version in ("v2", "v3"):
+    if facts.system_in == "last-user-turn":
         return _in_turn(first=False, begin="[INST]", close="[/INST]", space=space, before_answer=space)
-    if version in ("v7", "v11", "v13"):
-        # system prompts are messages of their own
-        text = _text("$m.Content", space)
-        other = f'{{{{ else if eq $m.Role "system" }}}}{{{{ "[SYSTEM_PROMPT]" }}}}{text}{{{{ "[/SYSTEM_PROMPT]" }}}}'
-        parts = {"begin": "[INST]", "close": "[/INST]", "system": "", "text": text, "other": other}
-        parts["answer"] = text.removeprefix("{{ ").removesuffix(" }}")
-        return "{{- $open := false }}\n" + _ROWS % parts
-    raise InputError(
-        f"no Go template is known to render version {version} as mistral-common does",
-        place=str(oracle.path),
-        expected="a tokenizer of version 1 to 13",
-        next_step="Serve it by llama.cpp or vLLM: --to llamacpp, --to vllm.",
-    )
+    # system prompts are messages of their own
+    text = _text("$m.Content", space)
+    other = f'{{{{ else if eq $m.Role "system" }}}}{{{{ "[SYSTEM_PROMPT]" }}}}{text}{{{{ "[/SYSTEM_PROMPT]" }}}}'
+    parts = {"begin": "[INST]", "close": "[/INST]", "system": "", "text": text, "other": other}
+    parts["answer"] = text.removeprefix("{{ ").removesuffix(" }}")
+    return "{{- $open := false }}\n" + _ROWS % parts
 
 
 def _in_turn(*, first: bool, begin: str, close: str, space: str, before_answer: str) -> str:

@@ -205,7 +205,8 @@ def _known_fault(served: ServedModel, to: str) -> KnownFault | None:
     """Return the fault of the versions that pip resolves for a server, if it stops this model."""
     if to != "vllm" or served.template is not None:
         return None
-    return SERVED_GRAMMAR if served.oracle.kind == "tekken" and int(served.oracle.version[1:]) >= 11 else None
+    has_grammar = served.oracle.kind == "tekken" and served.oracle.facts.calls_as == "markers"
+    return SERVED_GRAMMAR if has_grammar else None
 
 
 def _vllm_tokenizer(served: ServedModel) -> list[str]:

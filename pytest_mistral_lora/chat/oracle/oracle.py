@@ -1,0 +1,306 @@
+"""Mistral's own tokenization, the truth for ids: the only module that imports mistral-common.
+
+mistral-common itself encodes a row. A trace of its public per-message encoders and of its text tokenizer gives the turn
+and the text of every token: nothing is searched for in text or ids, since text may contain marker strings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain, groupby, starmap
+from pathlib import Path
+from types import FunctionType, SimpleNamespace
+from typing import Any, Literal
+
+import mistral_common
+
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, Turn, spans_of, split_turn
+from pytest_mistral_lora.chat.oracle.hazards import PROBE, refuse_damaged
+from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, taken_by, version_violation
+from pytest_mistral_lora.chat.oracle.request import PlainRows, RowFeatures, remember_tools, request_data
+from pytest_mistral_lora.chat.oracle.versions import SUPPORTED, VersionFacts, version_facts
+from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
+from pytest_mistral_lora.chat.templates.isolated import trust
+from pytest_mistral_lora.errors import LibraryError, MistralLoraError, OracleRejection, TokenizerError, loading
+
+VERSION: str = mistral_common.__version__
+
+try:
+    from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
+    from mistral_common.protocol.instruct.messages import FinetuningMessage
+    from mistral_common.protocol.instruct.normalize import get_normalizer
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
+    from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+except ImportError as error:
+    raise LibraryError(
+        f"mistral-common {VERSION} lacks an API that this package uses: {error}",
+        expected=f"mistral-common{SUPPORTED}",
+        next_step=f"Install it: pip install 'mistral-common{SUPPORTED}'",
+    ) from error
+
+SHIPPED = {
+    "spm-v1": "tokenizer.model.v1",
+    "spm-v2": "mistral_instruct_tokenizer_240216.model.v2",
+    "spm-v3": "mistral_instruct_tokenizer_240323.model.v3",
+    "spm-v7": "mistral_instruct_tokenizer_241114.model.v7",
+    "spm-v7m1": "mistral_instruct_tokenizer_241114.model.v7m1",
+    "tekken-240718": "tekken_240718.json",
+    "tekken-240911": "tekken_240911.json",
+}
+"""Our name for each tokenizer file that mistral-common ships, and the file's name."""
+
+_SPM_NAMES = "SentencePiece file named *.model.v1 … *.model.v7"
+_Request = ChatCompletionRequest[FinetuningMessage]
+
+
+def shipped_tokenizer(name: str) -> Path:
+    """Return the path of a tokenizer file that mistral-common ships.
+
+    Raises:
+        TokenizerError: If `name` is not a key of `SHIPPED`, or this mistral-common does not ship the file.
+    """
+    if name not in SHIPPED:
+        raise TokenizerError(f"unknown tokenizer {name!r}", expected="one of " + ", ".join(SHIPPED))
+    path = Path(mistral_common.__file__).parent / "data" / SHIPPED[name]
+    if not path.is_file():
+        raise TokenizerError(f"mistral-common {VERSION} does not ship {SHIPPED[name]}", place=str(path))
+    return path
+
+
+class Oracle:
+    """Mistral's own tokenization for one tokenizer file.
+
+    Attributes:
+        path: The tokenizer file.
+        version: The tokenizer version: `v1`, `v2`, `v3`, `v7`, …
+        facts: The facts of that version.
+        kind: `spm` or `tekken`.
+        bos_id: Id of `<s>`.
+        eos_id: Id of `</s>`.
+        unk_id: Id of `<unk>`.
+        vocab_size: Number of ids; ids are `range(vocab_size)`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Load a tokenizer file.
+
+        Args:
+            path: A `tekken.json`, or a SentencePiece file whose name ends in `.model.vN`.
+
+        Raises:
+            TokenizerError: If the file is missing, is not a Mistral tokenizer, does not give its version, or is of a
+                version that this package does not support.
+        """
+        self.path: Path = Path(path)
+        if not self.path.is_file():
+            raise TokenizerError("no such tokenizer file", place=str(self.path))
+        # mistral-common takes any `*.model` for v1: a v3 file of that name would be encoded wrongly without an error.
+        if self.path.suffix == ".model":
+            raise TokenizerError(
+                "the name does not give the tokenizer version",
+                place=str(self.path),
+                expected=f"a {_SPM_NAMES}",
+                next_step="Copy it under a name that ends in its version.",
+            )
+        # the files that mistral-common ships are as trusted as itself
+        if self.path.suffix == ".json" and self.path.parent != Path(mistral_common.__file__).parent / "data":
+            refuse_damaged(self.path)
+        with loading(f"mistral-common {VERSION}", self.path, f"a tekken.json, or a {_SPM_NAMES}"):
+            self._instruct: Any = MistralTokenizer.from_file(str(self.path)).instruct_tokenizer
+            self._text: Any = self._instruct.tokenizer
+            version = self._text.version
+            self.facts: VersionFacts = version_facts(version.value, place=str(self.path))
+            self._normalizer = get_normalizer(version, self._text.model_settings_builder)
+            self._validators = {mode: remember_tools(get_validator(version, mode)) for mode in ValidationMode}
+            self.bos_id: int = self._text.bos_id
+            self.eos_id: int = self._text.eos_id
+            self.unk_id: int = self._text.unk_id
+            # a pattern that backtracks without end is an error or a panic of the library
+            self._text.encode(PROBE, bos=False, eos=False)
+        self.version: str = self.facts.name
+        self.kind: Literal["spm", "tekken"] = "tekken" if isinstance(self._text, Tekkenizer) else "spm"
+        self.vocab_size: int = self._text.n_words
+        if wrong := version_violation(self.facts, set(self.control_tokens.values())):
+            expected = "a file whose name or configuration gives its true version"
+            raise TokenizerError(wrong, place=str(self.path), expected=expected)
+        self._templates: dict[bool | None, str] = {}
+        self._trace = EncoderTrace()
+        self._trace.follow(self._text, self._instruct)
+        self._plain_rows = PlainRows(self._normalised)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross process boundaries as a path: the tokenizer is loaded again there."""
+        return Oracle, (self.path,)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the tokenizer file, in hex."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    @cached_property
+    def control_tokens(self) -> Mapping[int, str]:
+        """Every control token: id to literal. Text never encodes to one of these ids."""
+        return {token: self._text.id_to_piece(token) for token in sorted(self._text.special_ids)}
+
+    @cached_property
+    def tool_calls_id(self) -> int | None:
+        """Id of `[TOOL_CALLS]`, or None if the version has no tools."""
+        return next((token for token, literal in self.control_tokens.items() if literal == "[TOOL_CALLS]"), None)
+
+    @cached_property
+    def features(self) -> RowFeatures:
+        """The fields that its rows may have beside texts and tools."""
+        return RowFeatures.of(self.facts, self.control_tokens.values(), self._text.model_settings_builder)
+
+    def encode(self, row: Row | Mapping[str, Any]) -> EncodedRow:
+        """Encode a row as it is trained on.
+
+        Every token of an assistant turn of weight 1 is supervised, from its first token to the closing EOS.
+
+        Raises:
+            RowError: If `row` is plain data and not a row.
+            OracleRejection: If mistral-common's finetuning validation refuses the conversation, with its reason.
+        """
+        row = as_row(row)
+        turns = self._run(row, ValidationMode.finetuning)
+        weights = [weight_of(row.messages[group[0]]) for group in row.assistant_groups()]
+        assistant = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+        if len(assistant) != len(weights):
+            raise MistralLoraError(f"mistral-common {VERSION} made {len(assistant)} assistant turns of {len(weights)}")
+        supervised = {index for index, weight in zip(assistant, weights, strict=True) if weight}
+        return EncodedRow.from_spans(*spans_of(self.bos_id, turns, supervised, self.eos_id, self.tool_calls_id))
+
+    def traced_texts(self, row: Row | Mapping[str, Any]) -> list[TracedText]:
+        """Return the texts and control tokens that mistral-common encoded: their ids, joined, are `input_ids`.
+
+        Raises:
+            OracleRejection: As for `encode`.
+        """
+        turns = self._run(as_row(row), ValidationMode.finetuning)
+        parts = ((index, turn.role, *part) for index, turn in enumerate(turns) for part in turn.parts)
+        return [TracedText(None, None, None, (self.bos_id,)), *starmap(TracedText, parts)]
+
+    def encode_prompt(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
+        """Encode the messages before the last assistant turn, as at inference.
+
+        Raises:
+            OracleRejection: If nothing comes before the last assistant turn, or mistral-common refuses it.
+        """
+        row = as_row(row)
+        groups = row.assistant_groups()
+        # a row made in code may have no answer: all of it is the prompt
+        prompt = replace(row, messages=row.messages[: groups[-1][0]]) if groups else row
+        return (self.bos_id, *(token for turn in self._run(prompt, ValidationMode.test) for token in turn.ids))
+
+    def reference(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
+        """Encode by `MistralTokenizer.encode_chat_completion` alone, as mistral-common's documentation does.
+
+        Raises:
+            RowError: If `row` is plain data and not a row.
+            Exception: Any error of mistral-common for a conversation that it refuses.
+        """
+        return tuple(
+            self._plain_tokenizer.encode_chat_completion(_Request.model_validate(request_data(as_row(row)))).tokens
+        )
+
+    @cached_property
+    def _plain_tokenizer(self) -> Any:
+        # A second instruct tokenizer over the same text tokenizer, without the wrapped encoders of this oracle.
+        plain = type(self._instruct)(self._text, self._instruct.image_encoder, self._instruct.audio_encoder)
+        return MistralTokenizer(plain, get_validator(self._text.version, ValidationMode.finetuning), self._normalizer)
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Encode bare text: no BOS, no EOS, and no control token even if the text spells one."""
+        return tuple(self._text.encode(text, bos=False, eos=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode ids to text, leaving control tokens out.
+
+        An id that is not in the vocabulary becomes U+FFFD: a model with a larger output layer can generate it.
+        """
+        parts = groupby(ids, lambda token: 0 <= token < self.vocab_size)
+        return "".join(
+            str(self._text.decode([*run], special_token_policy=SpecialTokenPolicy.IGNORE))
+            if is_known
+            else "\ufffd" * len([*run])
+            for is_known, run in parts
+        )
+
+    def piece(self, token: int) -> str:
+        """Return one token as it is written in the vocabulary, for reports."""
+        if not 0 <= token < self.vocab_size:
+            return "<not in the vocabulary>"
+        return str(self._text.id_to_piece(token))
+
+    @cached_property
+    def vocabulary(self) -> tuple[bytes, ...]:
+        """The bytes of each id: of a piece or a control token, its spelling; never U+FFFD for a part of a character."""
+        if self.kind == "tekken":
+            return tuple(self._text.id_to_byte_piece(n, SpecialTokenPolicy.KEEP) for n in range(self.vocab_size))
+        return tuple(self.piece(n).encode() for n in range(self.vocab_size))
+
+    def chat_template(self, *, plain_thinking: bool | None = None, system_prompt: str | None = None) -> str:
+        """Return the Jinja chat template that mistral-common generates for this tokenizer.
+
+        Args:
+            plain_thinking: False to refuse thinking in v11, which mistral-common's guess (None) writes as `<think>`.
+            system_prompt: A system prompt for conversations without one.
+        """
+        if system_prompt is not None:
+            # in a turn of its own, mistral-common writes it without the space that SentencePiece has before each text
+            space = " " if self.kind == "spm" and self.facts.system_in == "own-turn" else ""
+            # it holds a text of a file, and so is rendered as a foreign template is
+            return self._generated_template(plain_thinking, space + system_prompt)
+        if plain_thinking not in self._templates:
+            self._templates[plain_thinking] = trust(self._generated_template(plain_thinking, None))
+        return self._templates[plain_thinking]
+
+    def _generated_template(self, plain_thinking: bool | None, system_prompt: str | None) -> str:
+        # it finds this tokenizer in place of the class: loading the file again takes most of a second for Tekken
+        own = convert_tokenizer_to_chat_template
+        stand_in = SimpleNamespace(from_file=lambda _: self._plain_tokenizer)
+        names = {**own.__globals__, "MistralTokenizer": stand_in}
+        generate = FunctionType(own.__code__, names, None, own.__defaults__, own.__closure__)
+        return str(generate(self.path, system_prompt, True, plain_thinking))
+
+    def _normalised(self, row: Row, mode: ValidationMode = ValidationMode.finetuning) -> Any:
+        """Return the normalised request of a row, or raise mistral-common's error if it is refused."""
+        # one pass of pydantic for the whole request: message by message takes twice as long
+        request = self._validators[mode].validate_request(_Request.model_validate(request_data(row)))
+        return self._normalizer.from_chat_completion_request(request)
+
+    def _run(self, row: Row, mode: ValidationMode) -> list[Turn]:
+        if self.facts.tools_in is None and row.tools:
+            raise OracleRejection(
+                f"tools are given, but tokenizer {self.version} has no tools: mistral-common would leave them out",
+                place=f"{row.place}, tools" if row.place else "tools",
+                expected=f"a row without tools, or a tokenizer {taken_by(lambda facts: facts.tools_in)}",
+            )
+        self._trace.turns.clear()
+        try:
+            request = self._plain_rows.request(row) if mode == ValidationMode.finetuning else None
+            tokens = self._instruct.encode_instruct(request or self._normalised(row, mode)).tokens
+        except Exception as error:
+            # MistralCommonException, pydantic's ValidationError or a bare AssertionError, by the reason of the refusal
+            if is_our_call(error):
+                raise LibraryError(
+                    f"mistral-common {VERSION} is not called as this package calls it: {error}",
+                    expected=f"mistral-common{SUPPORTED}",
+                    next_step="If it is newer than the versions that were tried, install an older one, and report it.",
+                ) from error
+            raise explain(error, row, self.version) from error
+        turns = [split_turn(traced, self.control_tokens.keys()) for traced in self._trace.turns]
+        if [self.bos_id, *chain.from_iterable(turn.ids for turn in turns)] != tokens:
+            raise MistralLoraError(
+                f"mistral-common {VERSION} builds a conversation in a way that this package does not know",
+                place=row.place,
+                next_step="Please report it with the row; until then use another mistral-common version.",
+            )
+        return turns
