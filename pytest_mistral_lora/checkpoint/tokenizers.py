@@ -19,7 +19,7 @@ from pytest_mistral_lora.chat.reading import read_bounded
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.isolated import ask
 from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt
-from pytest_mistral_lora.checkpoint import KeptProperty
+from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.checkpoint.recognition import NAME_IT, Recognition, accept_oracle, recognise
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     NO_ORACLE,

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.checkpoint import KeptProperty
+from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target, given_path
 from pytest_mistral_lora.errors import NoOracleError, PinError, RecipeError
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pytest_mistral_lora.checkpoint import KeptProperty
+from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.errors import NoTemplateError, RunnerError
 
 if TYPE_CHECKING:

@@ -11,12 +11,13 @@ from typing import Any, Literal
 from pytest_mistral_lora.chat.reading import parse_json, read_bounded
 from pytest_mistral_lora.checkpoint.devices import PRECISIONS, Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
+from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.checkpoint.weights import TensorInfo, read_header, weight_files
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import CONFIG, peft_config, read_adapter_config, require_supported
 from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base
-from pytest_mistral_lora.records.files import inside, sha256_bytes
+from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST, Manifest, is_foreign, validate
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, sha256_of_files
 

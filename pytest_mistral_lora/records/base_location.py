@@ -14,11 +14,11 @@ from typing import Any
 from pytest_mistral_lora.checkpoint.architectures import read_config, text_part
 from pytest_mistral_lora.checkpoint.base_model import architecture_in
 from pytest_mistral_lora.checkpoint.fp8 import is_fp8, quantization_facts
+from pytest_mistral_lora.checkpoint.hashes import sha256_files
 from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot, is_repository
 from pytest_mistral_lora.checkpoint.pins import resolve
 from pytest_mistral_lora.checkpoint.weights import weight_files
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, one_line
-from pytest_mistral_lora.records.files import sha256_files
 
 _GIVE_BASE = "give its folder with --base (in pytest, with --mistral-base)"
 

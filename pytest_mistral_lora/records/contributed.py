@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.files import Written, json_text, put_text, sha256_file
+from pytest_mistral_lora.records.files import Written, json_text, put_text
 from pytest_mistral_lora.records.goldens import (
     SCHEMA_VERSION,
     Golden,

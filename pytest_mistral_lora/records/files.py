@@ -1,4 +1,4 @@
-"""Files of records: their hashes, containment in a folder, and writing that leaves them whole or absent.
+"""Files of records: hashes of rows, containment in a folder, and writing that leaves files whole or absent.
 
 A hash frames its parts with their lengths, so that two different lists can never hash alike. A file is written beside
 its target, synced and renamed.
@@ -13,32 +13,18 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pytest_mistral_lora.chat.reading import open_regular
+from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file
 from pytest_mistral_lora.checkpoint.hub_cache import link_homes
 from pytest_mistral_lora.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
-
-
-def sha256_bytes(data: bytes) -> str:
-    """Return the SHA-256 of bytes, in hex."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex, as `sha256sum` prints it.
-
-    Raises:
-        InputError: If the file cannot be read.
-    """
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:
@@ -81,22 +67,6 @@ def framed(data: bytes) -> bytes:
     """Return bytes after their length, 8 bytes little-endian."""
     # without the length, the parts "ab", "c" and "a", "bc" would hash alike
     return len(data).to_bytes(8, "little") + data
-
-
-def sha256_files(paths: Sequence[Path]) -> str:
-    """Return the SHA-256 of one file's bytes, or of several files: over their hex digests in order, one a line.
-
-    For several, `sha256sum FILES | cut -d" " -f1 | sha256sum` prints the same.
-
-    Raises:
-        InputError: If a file cannot be read.
-    """
-    return joint_sha256([sha256_file(path) for path in paths])
-
-
-def joint_sha256(digests: Sequence[str]) -> str:
-    """Return the result of `sha256_files` for files with these hashes."""
-    return digests[0] if len(digests) == 1 else sha256_bytes("".join(f"{digest}\n" for digest in digests).encode())
 
 
 def is_held_out(row: Row, fraction: float) -> bool:

@@ -10,10 +10,11 @@ from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.reading.chunks import DataFile
+from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT
 from pytest_mistral_lora.checkpoint.pins import check_revision
 from pytest_mistral_lora.errors import PinError
-from pytest_mistral_lora.records.files import inside, json_text, sha256_bytes
+from pytest_mistral_lora.records.files import inside, json_text
 from pytest_mistral_lora.records.schema import RecordSchema, Violation, require_valid
 
 MANIFEST = "manifest.json"

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.escaping import printable
-from pytest_mistral_lora.records.files import inside, put_text, sha256_bytes
+from pytest_mistral_lora.records.files import inside, put_text
 from pytest_mistral_lora.records.manifest import load
 
 _BEGIN = "<!-- yours, from here: kept when this file is made again -->"

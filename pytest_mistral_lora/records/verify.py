@@ -11,12 +11,13 @@ from typing import Any, Literal
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file, sha256_files
 from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import LocatedBase, base_config, changed_config
 from pytest_mistral_lora.records.data_stats import PROBES, probe_sha256, recount_rows
-from pytest_mistral_lora.records.files import inside, sha256_bytes, sha256_file, sha256_files
+from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST, Opener, held_files, open_data_files, seal_of, training_files
 from pytest_mistral_lora.records.merged_weights import is_rounded_sum
 from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts, noted_by

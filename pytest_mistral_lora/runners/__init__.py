@@ -18,8 +18,9 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import InputError, RunnerError, did_you_mean
-from pytest_mistral_lora.records.files import cache_folder, sha256_file, write_json
+from pytest_mistral_lora.records.files import cache_folder, write_json
 
 TIME_LIMIT = 900.0
 """Seconds that a runner may take for all rows, where nothing else is said."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.checkpoint.weights import weight_files
 from pytest_mistral_lora.errors import (
     InputError,
@@ -25,7 +26,7 @@ from pytest_mistral_lora.errors import (
     is_out_of_memory,
 )
 from pytest_mistral_lora.escaping import safe_json
-from pytest_mistral_lora.records.files import canonical_json, clash, listing, sha256_bytes, write_json, write_text
+from pytest_mistral_lora.records.files import canonical_json, clash, listing, write_json, write_text
 from pytest_mistral_lora.training.devices import is_main
 from pytest_mistral_lora.training.output_folder import disk_error, ensure_writable_folder, sole_writer
 

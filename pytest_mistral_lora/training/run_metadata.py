@@ -15,9 +15,9 @@ from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_model import base_weights
 from pytest_mistral_lora.checkpoint.devices import torch_dtype
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights
+from pytest_mistral_lora.checkpoint.hashes import joint_sha256
 from pytest_mistral_lora.records.base_location import base_config, base_weights_sha256
 from pytest_mistral_lora.records.data_stats import removed_counts, token_stats
-from pytest_mistral_lora.records.files import joint_sha256
 from pytest_mistral_lora.records.git import code_of
 from pytest_mistral_lora.training.adapter import peft_targets
 from pytest_mistral_lora.training.callbacks import skipped_steps

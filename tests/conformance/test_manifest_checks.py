@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM
 
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.manifest import checks
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.records.base_location import base_weights_sha256
-from pytest_mistral_lora.records.files import sha256_file
 from pytest_mistral_lora.training.adapter import peft_quiet
 
 CASES = ["schema", "facts", "base", "base-config", "dataset", "declared", "files-listed"]

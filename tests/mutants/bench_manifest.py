@@ -14,10 +14,10 @@ from declared import declare
 from gallery import Artifact
 from trained import copied, trained
 
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
-from pytest_mistral_lora.records.files import sha256_file
 
 MANIFEST = "manifest.json"
 TEMPLATE = "chat_template.jinja"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench_manifest import COMMIT, MANIFEST, TEMPLATE
 from gallery import Artifact, mutant
 
-from pytest_mistral_lora.records.files import sha256_file
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 
 
 def _four_keys(artifact: Artifact) -> None:

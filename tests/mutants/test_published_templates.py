@@ -18,8 +18,8 @@ from faulty_templates import FAULTY, each_message
 
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import compare
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.conformance.template import own_prompt_finding
-from pytest_mistral_lora.records.files import sha256_file
 from pytest_mistral_lora.records.goldens import packaged_cases
 
 PUBLISHED: Mapping[str, Mapping[str, Any]] = tomllib.loads(

@@ -23,6 +23,7 @@ from pytest_mistral_lora import training
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
@@ -31,7 +32,7 @@ from pytest_mistral_lora.conformance.train.harness import Figures, TrainerHarnes
 from pytest_mistral_lora.conformance.train.model_laws import packed_call
 from pytest_mistral_lora.conformance.train.saved_adapter import merged_model
 from pytest_mistral_lora.conformance.train.tiny_run import LAWS, take_figures
-from pytest_mistral_lora.records.files import sha256_file, write_json
+from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter, base_tensors
 from pytest_mistral_lora.training.generate import generate
 from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import (
     finished_folder,
     inside,
     put_text,
     remove_temporaries,
-    sha256_file,
     unfinished_path,
     write_text,
 )

@@ -14,10 +14,11 @@ from tiny_runs import MakeRecipe
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.records.data_stats import SHOWN
-from pytest_mistral_lora.records.files import is_held_out, sha256_file
+from pytest_mistral_lora.records.files import is_held_out
 from pytest_mistral_lora.training.rows import RowDataset
 from pytest_mistral_lora.training.rows.loading import RunData, Split, load_data
 

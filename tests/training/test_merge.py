@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora import cli
 from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.collection import check
 from pytest_mistral_lora.records.base_location import base_weights_sha256
-from pytest_mistral_lora.records.files import listing, sha256_file
+from pytest_mistral_lora.records.files import listing
 from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
 from pytest_mistral_lora.records.verify import verify

@@ -14,6 +14,7 @@ from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
+from pytest_mistral_lora.checkpoint.hashes import sha256_file, sha256_files
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Settings
@@ -23,7 +24,7 @@ from pytest_mistral_lora.conformance.targets import RecipeTarget
 from pytest_mistral_lora.data.sources import recorded_file
 from pytest_mistral_lora.errors import InputError, RecipeError, RowsError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.files import sha256_file, sha256_files, sha256_rows
+from pytest_mistral_lora.records.files import sha256_rows
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.recipe import Recipe, load_recipe, parse_recipe
 from pytest_mistral_lora.training.rerun import rerun

@@ -236,7 +236,8 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
     from filelock import FileLock
 
     from pytest_mistral_lora.chat.reading import read_json
-    from pytest_mistral_lora.records.files import sha256_bytes, write_text
+    from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
+    from pytest_mistral_lora.records.files import write_text
 
     paths: list[Path] = []
     settled: list[Any]

@@ -155,7 +155,8 @@ def measure_seeds(harness: TrainerHarness) -> Figures:
     """
     import torch
 
-    from pytest_mistral_lora.records.files import sha256_file, sha256_ids
+    from pytest_mistral_lora.checkpoint.hashes import sha256_file
+    from pytest_mistral_lora.records.files import sha256_ids
     from pytest_mistral_lora.records.tensors import sha256_tensors
 
     first: dict[str, torch.Tensor] = {}

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import RecipeError, TokenizerError
-from pytest_mistral_lora.records.files import sha256_file, write_json
+from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.training.adapter import adapted_layers, peft_targets
 from pytest_mistral_lora.training.devices import precision_of
 from pytest_mistral_lora.training.prepare import plan_run

@@ -17,9 +17,10 @@ from pytest_mistral_lora.chat.completions import AnswerToCheck, FormatCheck, For
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.devices import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import NoOracleError, RecipeError
-from pytest_mistral_lora.records.files import sha256_file, write_text
+from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript
 from pytest_mistral_lora.training.callbacks import FORMAT
 from pytest_mistral_lora.training.generate import Completion, generate

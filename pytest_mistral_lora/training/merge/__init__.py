@@ -15,18 +15,11 @@ from pytest_mistral_lora.checkpoint.architectures import read_config
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.checkpoint.devices import PRECISIONS
 from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError, one_line
-from pytest_mistral_lora.records.files import (
-    clash,
-    finished_folder,
-    listing,
-    sha256_file,
-    unfinished_path,
-    write_json,
-    write_text,
-)
+from pytest_mistral_lora.records.files import clash, finished_folder, listing, unfinished_path, write_json, write_text
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts
 from pytest_mistral_lora.records.tensors import sha256_tensors

@@ -25,17 +25,10 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.reading.chunks import DataFile, is_long
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.data_stats import SplitStats, stats_of
-from pytest_mistral_lora.records.files import (
-    cache_folder,
-    canonical_json,
-    finished_folder,
-    listing,
-    sha256_bytes,
-    sha256_file,
-    write_json,
-)
+from pytest_mistral_lora.records.files import cache_folder, canonical_json, finished_folder, listing, write_json
 from pytest_mistral_lora.training.devices import is_main, local_rank
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows import ArrowFile, EncodedRows, Ints, ReparsedRows, RowTable, lengths_of
