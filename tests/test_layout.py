@@ -29,9 +29,9 @@ MAY_IMPORT = {
     "chat": BASE,
     "checkpoint": CHAT,
     "records": CHECKPOINT,
-    "training": RECORDS | {"data", "environment"},
+    "training": RECORDS | {"formats", "environment"},
     "runners": RECORDS,
-    "data": RECORDS,
+    "formats": RECORDS,
     "serving": RECORDS,
     "environment": RECORDS,
     "strategies": CHAT,
@@ -39,14 +39,14 @@ MAY_IMPORT = {
     "conformance": RECORDS,
     "assertions": RECORDS | {"conformance"},
     "plugin": RECORDS | {"conformance", "report", "environment"},
-    "starter": RECORDS | {"data", "training", "conformance"},
-    "cli": RECORDS | {"conformance", "report", "training", "runners", "data", "starter", "environment"},
+    "starter": RECORDS | {"formats", "training", "conformance"},
+    "cli": RECORDS | {"conformance", "report", "training", "runners", "formats", "starter", "environment"},
 }
 MAY_IMPORT_AS_ENTRY = {"training.__main__": {"cli"}}
 """Launchers such as `accelerate launch -m` start a module: it is the verb `train` under another name."""
 MAY_IMPORT_LATE = {
     "": {"chat", "checkpoint"},  # the public names: for type checkers, and on first use
-    "conformance": {"training", "runners", "serving", "strategies", "data"},
+    "conformance": {"training", "runners", "serving", "strategies", "formats"},
 }
 NEVER = {
     "escaping": {"*"},
@@ -59,7 +59,7 @@ NEVER = {
     "strategies": {"torch", "pytest"},
     "training": {"pytest", "_pytest", "hypothesis"},
     "runners": {"pytest", "_pytest", "hypothesis"},
-    "data": {"torch", "pytest", "_pytest", "hypothesis"},
+    "formats": {"torch", "pytest", "_pytest", "hypothesis"},
     "serving": {"torch", "pytest", "_pytest", "hypothesis"},
     "starter": {"torch", "pytest", "_pytest", "hypothesis"},
     "conformance": {"pytest", "_pytest"},

@@ -18,7 +18,7 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.conformance.dataset.report import report, scan
 from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
-from pytest_mistral_lora.data import Source, import_rows
+from pytest_mistral_lora.formats.convert import Source, import_rows
 
 pytest.importorskip("ray", reason="Ray is not installed here; tox run -e ray")
 

@@ -20,7 +20,7 @@ from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.encoded import CLASSES
 from pytest_mistral_lora.conformance.known import read_xfails
 from pytest_mistral_lora.conformance.mask import LAWS
-from pytest_mistral_lora.data.report import CHANGES, LOSSES
+from pytest_mistral_lora.formats.report import CHANGES, LOSSES
 from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder
 from pytest_mistral_lora.training.recipe import load_recipe

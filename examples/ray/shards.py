@@ -18,7 +18,7 @@ from pytest_mistral_lora.conformance.dataset.report import judge_shard, report
 from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.data import Source, import_rows
+from pytest_mistral_lora.formats.convert import Source, import_rows
 from pytest_mistral_lora.report.tables import figure_lines, length_lines
 
 

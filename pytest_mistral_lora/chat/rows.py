@@ -173,7 +173,7 @@ def scan_rows(source: str | Path | DataFile) -> Iterator[Row | RowError]:
     A file without rows yields one error.
 
     Args:
-        source: The file, or one that is converted to rows while it is read, as `data.sources` opens it.
+        source: The file, or one that is converted to rows while it is read, as `formats.sources` opens it.
 
     Raises:
         InputError: If the file cannot be opened, or is not JSON Lines in UTF-8.
@@ -201,7 +201,7 @@ def read_row(path: Path, number: int, line: bytes | int | RowError) -> Row | Row
 
 
 def read_rows(source: str | Path | DataFile) -> Iterator[Row]:
-    """Yield the rows of a JSONL file, or of one that `data.sources` opens.
+    """Yield the rows of a JSONL file, or of one that `formats.sources` opens.
 
     Raises:
         InputError: If the file cannot be opened.

@@ -250,7 +250,7 @@ def _verdicts_with_progress(audit: Audit) -> Iterator[LineVerdict]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from pytest_mistral_lora.data import every_file
+    from pytest_mistral_lora.formats.files import every_file
 
     total = 0
     with suppress(InputError, OSError):  # the audit reports it

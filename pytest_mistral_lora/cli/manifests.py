@@ -79,7 +79,7 @@ def _add_verify_options(parser: argparse.ArgumentParser) -> None:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Print every recorded value with its state; return 1 if one differs."""
-    from pytest_mistral_lora.data.sources import recorded_file
+    from pytest_mistral_lora.formats.sources import recorded_file
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
     from pytest_mistral_lora.records.signature import SIGNATURE, Signature
     from pytest_mistral_lora.records.verify import verify

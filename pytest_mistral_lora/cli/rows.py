@@ -24,9 +24,9 @@ from pytest_mistral_lora.cli.verb import (
     shown_path,
     whole_number,
 )
-from pytest_mistral_lora.data.report import LOSSES
 from pytest_mistral_lora.errors import EXIT_OK, InputError
 from pytest_mistral_lora.extras import MissingExtraError
+from pytest_mistral_lora.formats.report import LOSSES
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
@@ -74,9 +74,9 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def run_import(args: argparse.Namespace) -> int:
     """Write the rows, and print the report."""
-    from pytest_mistral_lora.data import Source, import_rows
-    from pytest_mistral_lora.data.layouts import Layout
-    from pytest_mistral_lora.data.sources import sources_of
+    from pytest_mistral_lora.formats.convert import Source, import_rows
+    from pytest_mistral_lora.formats.layouts import Layout
+    from pytest_mistral_lora.formats.sources import sources_of
 
     sources: list[Source] = []
     remarks: list[str] = []
@@ -163,8 +163,8 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.path_kinds import recognised
     from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
-    from pytest_mistral_lora.data.layouts import Layout
-    from pytest_mistral_lora.data.sources import open_rows
+    from pytest_mistral_lora.formats.layouts import Layout
+    from pytest_mistral_lora.formats.sources import open_rows
 
     first: Path = args.sources[0]
     is_recipe = False

@@ -79,7 +79,7 @@ def manifest_findings(manifest: str | Path | Mapping[str, Any]) -> Iterator[Find
 
 def verify_findings(folder: Path, *, base: Path | None, dataset: Sequence[Path] | None) -> Iterator[Finding]:
     """Yield one finding for each recorded value that differs from the recomputed one."""
-    from pytest_mistral_lora.data.sources import recorded_file
+    from pytest_mistral_lora.formats.sources import recorded_file
 
     fields = verify(folder, base=base, dataset=dataset, open_file=recorded_file)
     yield from (mismatch_finding(field) for field in fields if field.state == "mismatch")
@@ -132,7 +132,7 @@ class ManifestChecks:
     @cached_property
     def _fields(self) -> Sequence[FieldCheck]:
         """Every recorded value, recomputed if its source is there."""
-        from pytest_mistral_lora.data.sources import recorded_file
+        from pytest_mistral_lora.formats.sources import recorded_file
 
         located, dataset = self.folder.located_base, self.target.dataset or None
         return verify(self.folder, base=located, dataset=dataset, open_file=recorded_file)

@@ -104,7 +104,7 @@ def _folder(path: Path, base: Path | None) -> RecognisedPath:
         return RecognisedPath(path, "tokenizer", f"{title} ({', '.join(shown[:3])})")
     title, step = folder_answer(path)
     if title.endswith("data files"):
-        from pytest_mistral_lora.data.sources import row_files
+        from pytest_mistral_lora.formats.sources import row_files
 
         if encoded := _encoded_folder(path):
             return encoded
@@ -122,8 +122,8 @@ def _encoded_folder(path: Path) -> RecognisedPath | None:
         InputError: If only some of its files have them, and are no parts of one table; or if it is a saved dataset of
             which a file is missing.
     """
-    from pytest_mistral_lora.data import every_file, source_files
-    from pytest_mistral_lora.data.records import first_records
+    from pytest_mistral_lora.formats.files import every_file, source_files
+    from pytest_mistral_lora.formats.records import first_records
 
     found: dict[Path, str] = {}
     for file in every_file(path):
@@ -194,8 +194,8 @@ def _converted(path: Path) -> RecognisedPath:
     Raises:
         InputError: If it is no format that is converted.
     """
-    from pytest_mistral_lora.data import Source, layout_of
-    from pytest_mistral_lora.data.records import first_records
+    from pytest_mistral_lora.formats.convert import Source, layout_of
+    from pytest_mistral_lora.formats.records import first_records
 
     container, first = first_records(path)
     if not first:
@@ -226,8 +226,8 @@ def paths_in(text: str, folder: Path = Path()) -> list[Path]:
 
 def paths_behind(path: Path) -> list[Path]:
     """Return a path, and those that it names: base, data and output of a recipe, or the data of a configuration."""
-    from pytest_mistral_lora.data.layouts import Layout
-    from pytest_mistral_lora.data.sources import sources_of
+    from pytest_mistral_lora.formats.layouts import Layout
+    from pytest_mistral_lora.formats.sources import sources_of
     from pytest_mistral_lora.training.recipe import load_recipe
 
     found = [path]

@@ -177,7 +177,7 @@ class DatasetTarget(JudgedTarget):
         Raises:
             InputError: If they cannot be told.
         """
-        from pytest_mistral_lora.data.sources import row_files
+        from pytest_mistral_lora.formats.sources import row_files
 
         return row_files(given_path(self.path))
 

@@ -124,7 +124,7 @@ def seal_of(content: bytes, seal: str) -> str:
 
 
 Opener = Callable[[Path, Mapping[str, Any]], DataFile]
-"""Opens a file by its entry in the manifest's `dataset`: `data.sources.recorded_file`."""
+"""Opens a file by its entry in the manifest's `dataset`: `formats.sources.recorded_file`."""
 
 
 def training_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path]:

@@ -98,7 +98,7 @@ def verify(
         dataset: The training files in recipe order, or a folder that holds them; without it, values of the rows are
             not available.
         parent: The adapter that a merged folder was made of; without it, values of the adapter are not available.
-        open_file: `data.sources.recorded_file`; without it, values of rows that were converted are not available.
+        open_file: `formats.sources.recorded_file`; without it, values of rows that were converted are not available.
 
     Raises:
         InputError: If there is no valid manifest.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_mistral_lora.chat.formats import FORMATS
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.rows import Row, parse_row, scan_rows
-from pytest_mistral_lora.data.tool_calls import has_foreign_ids
 from pytest_mistral_lora.errors import InputError, NoOracleError, PinError, RowError
+from pytest_mistral_lora.formats.tool_calls import has_foreign_ids
 from pytest_mistral_lora.starter.names import require_plain, yaml_text
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def look_at(path: Path, folder: Path) -> SeenRows:
         InputError: If it is not there, is no data, is in no format that is known, or has no row that can be used.
     """
     from pytest_mistral_lora.conformance.path_kinds import recognised
-    from pytest_mistral_lora.data.sources import open_rows, row_files
+    from pytest_mistral_lora.formats.sources import open_rows, row_files
 
     require_plain(str(path), "ROWS")
     declares = path.suffix.lower() in (".yaml", ".yml") or "dataset_info" in path.name

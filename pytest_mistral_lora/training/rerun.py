@@ -14,8 +14,8 @@ import torch
 
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.hashes import sha256_files
-from pytest_mistral_lora.data.sources import recorded_file
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.formats.sources import recorded_file
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import base_weights_sha256, recipe_folder
 from pytest_mistral_lora.records.manifest import held_files, open_data_files, training_files

@@ -13,8 +13,8 @@ import pytest
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.path_kinds import recognised
-from pytest_mistral_lora.data.sources import row_files
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.formats.sources import row_files
 from pytest_mistral_lora.records.goldens import goldens_folder
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

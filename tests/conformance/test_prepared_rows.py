@@ -17,8 +17,8 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.data.sources import row_files
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.formats.sources import row_files
 
 
 @pytest.fixture(scope="module")

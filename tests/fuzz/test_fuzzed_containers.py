@@ -245,7 +245,7 @@ def test_a_hostile_container_is_rows_or_an_error(campaign: MakeCampaign, tmp_pat
 
 @pytest.mark.parametrize("make", [arrow, parquet_file, text])
 def test_the_files_that_are_damaged_are_sound(make: Callable[[random.Random], Any], tmp_path: Path) -> None:
-    from pytest_mistral_lora.data.containers import open_source
+    from pytest_mistral_lora.formats.containers import open_source
 
     for seed in range(8):
         name, data = make(random.Random(seed))

@@ -34,7 +34,11 @@ PEAK = 1024
 """The most MiB that a verb may take beside the libraries and the size of its input."""
 _LIMIT = 4 * PEAK  # of address space, so that no case takes the memory of the machine
 _CODES = frozenset((0, 1, 2))
-_PRELOADED = ("pytest_mistral_lora.cli", "pytest_mistral_lora.data.sources", "pytest_mistral_lora.conformance.dataset")
+_PRELOADED = (
+    "pytest_mistral_lora.cli",
+    "pytest_mistral_lora.formats.sources",
+    "pytest_mistral_lora.conformance.dataset",
+)
 
 
 @dataclass(frozen=True)

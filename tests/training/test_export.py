@@ -18,8 +18,8 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import other_trainers
-from pytest_mistral_lora.data.sources import rows_of
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
+from pytest_mistral_lora.formats.sources import rows_of
 from pytest_mistral_lora.training.export import export, why_not_messages
 from pytest_mistral_lora.training.export.bridge import plan_export
 from pytest_mistral_lora.training.export.configurations import BRIDGES

@@ -21,8 +21,8 @@ from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.dataset import check_dataset
 from pytest_mistral_lora.conformance.targets import RecipeTarget
-from pytest_mistral_lora.data.sources import recorded_file
 from pytest_mistral_lora.errors import InputError, RecipeError, RowsError
+from pytest_mistral_lora.formats.sources import recorded_file
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import sha256_rows
 from pytest_mistral_lora.records.verify import verify

@@ -1,7 +1,7 @@
 """Processes that do for this one what must not take it down: under limits of the operating system on time and memory.
 
-Foreign templates are rendered in one (`chat.templates.isolated`), and tables are read in one (`data.tables`). Questions
-and answers are JSON objects, a line each; bytes may follow an answer.
+Foreign templates are rendered in one (`chat.templates.isolated`), and tables are read in one (`formats.tables`).
+Questions and answers are JSON objects, a line each; bytes may follow an answer.
 """
 
 from __future__ import annotations

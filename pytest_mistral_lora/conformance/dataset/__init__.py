@@ -179,7 +179,7 @@ def _note_columns(tally: DatasetTally, files: Sequence[DataFile]) -> None:
     """Note the columns of converted files that another trainer may train on, as the import has counted them."""
     from pytest_mistral_lora.conformance.dataset.row_findings import column_finding
     from pytest_mistral_lora.conformance.dataset.tally import packed_place
-    from pytest_mistral_lora.data.sources import ConvertedSource
+    from pytest_mistral_lora.formats.sources import ConvertedSource
 
     for index, file in enumerate(files):
         if isinstance(file.source, ConvertedSource):
@@ -191,7 +191,7 @@ def _note_columns(tally: DatasetTally, files: Sequence[DataFile]) -> None:
 def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> Iterator[tuple[str, str]]:
     """Yield the tokenizer that judged rows alone, and the formats that rows were converted from, for summaries."""
     from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file
-    from pytest_mistral_lora.data.sources import ConvertedSource
+    from pytest_mistral_lora.formats.sources import ConvertedSource
 
     # a recipe's base and a tokenizer that is a target have checks of their own
     judge = target.judge if isinstance(target, DatasetTarget) else None

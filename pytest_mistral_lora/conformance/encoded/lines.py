@@ -74,7 +74,7 @@ def scan_lines(
     Raises:
         InputError: If a file cannot be read.
     """
-    from pytest_mistral_lora.data.records import records_of
+    from pytest_mistral_lora.formats.records import records_of
 
     count = -1
     for count, (file, record) in enumerate(records_of(path, progress)):
@@ -105,7 +105,7 @@ class _RecordReader:
     has_source: bool
 
     def line(self, record: Any, position: int) -> EncodedLine:
-        from pytest_mistral_lora.data.records import plain_row, unpadded_calls
+        from pytest_mistral_lora.formats.records import plain_row, unpadded_calls
 
         place = self.place
         if not isinstance(record, Mapping):

@@ -18,11 +18,11 @@ from pydantic import (
 
 from pytest_mistral_lora.chat.formats import FORMATS
 from pytest_mistral_lora.chat.reading.chunks import DataFile
-from pytest_mistral_lora.data.layouts import MESSAGE_FIELDS, RECORD_FIELDS, Layout
-from pytest_mistral_lora.data.messages import KNOWN_ROLES
-from pytest_mistral_lora.data.report import LOSSES
-from pytest_mistral_lora.data.sources import open_rows
 from pytest_mistral_lora.errors import InputError, RecipeError
+from pytest_mistral_lora.formats.layouts import MESSAGE_FIELDS, RECORD_FIELDS, Layout
+from pytest_mistral_lora.formats.messages import KNOWN_ROLES
+from pytest_mistral_lora.formats.report import LOSSES
+from pytest_mistral_lora.formats.sources import open_rows
 from pytest_mistral_lora.training.recipe.sections import Number, RecipePath, Section
 
 

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ValidationError
 
 from pytest_mistral_lora.chat.fields import kind_of
 from pytest_mistral_lora.chat.reading import read_bounded, read_json
-from pytest_mistral_lora.data import Source, source_files
-from pytest_mistral_lora.data.layouts import Layout, axolotl_layout, llamafactory_layout
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.formats.convert import Source
+from pytest_mistral_lora.formats.files import source_files
+from pytest_mistral_lora.formats.layouts import Layout, axolotl_layout, llamafactory_layout
 from pytest_mistral_lora.records.schema import error_in_words
 
 _ON_A_HUB = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")

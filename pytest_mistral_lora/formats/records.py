@@ -9,11 +9,11 @@ from typing import Any
 
 from pytest_mistral_lora.chat.fields import Place
 from pytest_mistral_lora.chat.formats import MESSAGE_LISTS
-from pytest_mistral_lora.data import every_file
-from pytest_mistral_lora.data.containers import Record, SourceFile, open_source
-from pytest_mistral_lora.data.report import RowChanges
-from pytest_mistral_lora.data.tool_calls import from_json, without_nulls
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.formats.containers import Record, SourceFile, open_source
+from pytest_mistral_lora.formats.files import every_file
+from pytest_mistral_lora.formats.report import RowChanges
+from pytest_mistral_lora.formats.tool_calls import from_json, without_nulls
 
 _LOOKED_AT = 20
 _ARGUMENTS = "arguments"

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from imported import lines
 from pyarrow import parquet
 
-from pytest_mistral_lora.data import containers, source_files
-from pytest_mistral_lora.data.containers import open_source
 from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.formats import containers
+from pytest_mistral_lora.formats.containers import open_source
+from pytest_mistral_lora.formats.files import source_files
 
 RECORDS: list[dict[str, Any]] = [
     {"instruction": "é\n\u2028 😀", "input": "", "output": '"quoted", \\ and [brackets] }'},

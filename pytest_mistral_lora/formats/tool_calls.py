@@ -12,7 +12,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.fields import Place, kind_of
 from pytest_mistral_lora.chat.reading import loads_strict
-from pytest_mistral_lora.data.report import RowChanges
+from pytest_mistral_lora.formats.report import RowChanges
 
 # null is a value of these keys of a JSON Schema
 _NULL_VALUES = ("default", "const")

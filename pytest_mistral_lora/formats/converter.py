@@ -8,12 +8,12 @@ from typing import Any
 
 from pytest_mistral_lora.chat.fields import Place, kind_of, refuse_near_misses
 from pytest_mistral_lora.chat.formats import FORMATS, MEDIA, Recognised, recognise
-from pytest_mistral_lora.data.containers import Record
-from pytest_mistral_lora.data.layouts import Layout
-from pytest_mistral_lora.data.messages import Conversation
-from pytest_mistral_lora.data.report import RowChanges
-from pytest_mistral_lora.data.tool_calls import convert_tools, from_json, has_padding
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.formats.containers import Record
+from pytest_mistral_lora.formats.layouts import Layout
+from pytest_mistral_lora.formats.messages import Conversation
+from pytest_mistral_lora.formats.report import RowChanges
+from pytest_mistral_lora.formats.tool_calls import convert_tools, from_json, has_padding
 
 _DEFAULT_KEYS = {
     "messages": {"messages": "messages"},

@@ -13,10 +13,10 @@ from imported import BARE, GOOD, TOOL, answer, call, calls, chat, converted, use
 from pyarrow import parquet
 
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.data import convert
-from pytest_mistral_lora.data.declarations import declared_sources
-from pytest_mistral_lora.data.report import Report
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.formats.convert import convert
+from pytest_mistral_lora.formats.declarations import declared_sources
+from pytest_mistral_lora.formats.report import Report
 
 SYSTEM = {"role": "system", "content": "s"}
 WHOLE = [SYSTEM, user("u"), answer("a")]

@@ -1,6 +1,6 @@
 """The message of every reader for ten broken files of each format, beside this file in `messages.txt`.
 
-After a change: `python tests/data/test_messages.py`, and read what is new in `git diff`.
+After a change: `python tests/formats/test_messages.py`, and read what is new in `git diff`.
 """
 
 from __future__ import annotations

@@ -32,9 +32,9 @@ from pyarrow import parquet
 
 from pytest_mistral_lora.chat.formats import ARROW_STREAM, PARQUET
 from pytest_mistral_lora.chat.reading import limits
-from pytest_mistral_lora.data import tables
-from pytest_mistral_lora.data.containers import open_source
 from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.formats import tables
+from pytest_mistral_lora.formats.containers import open_source
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs the limits of Linux")
 ANSWERS = {"instruction": ["a" * 8, "b" * 8] * 50, "output": ["c" * 8, "d" * 4] * 50}
@@ -302,7 +302,7 @@ def test_a_reader_that_takes_too_long_is_an_error(many_pieces: Path, monkeypatch
 
 def _readers() -> list[int]:
     children = [process for process, _, parent, _ in _processes() if parent == os.getpid()]
-    return [one for one in children if "data.tables" in Path(f"/proc/{one}/cmdline").read_text()]
+    return [one for one in children if "formats.tables" in Path(f"/proc/{one}/cmdline").read_text()]
 
 
 def _processes() -> Iterator[tuple[int, str, int, int]]:

@@ -35,10 +35,10 @@ from pytest_mistral_lora.chat.formats import (
 )
 from pytest_mistral_lora.chat.reading import STRICT, fault_of, limits, lines_of, opened, read_line
 from pytest_mistral_lora.chat.remedies import AGAIN, json_step, unpack_step, unreadable
-from pytest_mistral_lora.data import tables
-from pytest_mistral_lora.data.tables import refuse_two_columns
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.extras import require_extra
+from pytest_mistral_lora.formats import tables
+from pytest_mistral_lora.formats.tables import refuse_two_columns
 
 _BATCH = 256
 _CHUNK = 1 << 16

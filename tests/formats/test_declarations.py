@@ -9,8 +9,8 @@ import pytest
 from imported import ANSWER, GOOD, USER, axolotl, declared_rows, llamafactory
 
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.data.declarations import declared_sources
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.formats.declarations import declared_sources
 
 
 def test_pairs_of_axolotl(tmp_path: Path) -> None:

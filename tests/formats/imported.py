@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from pytest_mistral_lora.data import Source, convert
-from pytest_mistral_lora.data.declarations import declared_sources
-from pytest_mistral_lora.data.layouts import Layout
-from pytest_mistral_lora.data.report import LOSSES, Report
+from pytest_mistral_lora.formats.convert import Source, convert
+from pytest_mistral_lora.formats.declarations import declared_sources
+from pytest_mistral_lora.formats.layouts import Layout
+from pytest_mistral_lora.formats.report import LOSSES, Report
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
 BARE = TOOL["function"]

@@ -157,7 +157,7 @@ def _taken() -> LimitedProcess:
                 return process
             process.end()
     return LimitedProcess(
-        "pytest_mistral_lora.data.tables",
+        "pytest_mistral_lora.formats.tables",
         "serve",
         (limits.READ_CPU_SECONDS, limits.READ_MEMORY),
         title="reads tables",

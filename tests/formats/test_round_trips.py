@@ -21,10 +21,10 @@ from pyarrow import parquet
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
-from pytest_mistral_lora.data import Source, convert
-from pytest_mistral_lora.data.report import Report
-from pytest_mistral_lora.data.sources import rows_of
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.formats.convert import Source, convert
+from pytest_mistral_lora.formats.report import Report
+from pytest_mistral_lora.formats.sources import rows_of
 from pytest_mistral_lora.runners import RUNNERS
 from pytest_mistral_lora.strategies import plain_text, rows, tool_rows
 from pytest_mistral_lora.training.export.bridge import encoded_lines, message_lines

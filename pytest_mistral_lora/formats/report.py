@@ -11,7 +11,7 @@ from pytest_mistral_lora.errors import InputError, RowError, counted
 from pytest_mistral_lora.escaping import printable
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.data.layouts import Layout
+    from pytest_mistral_lora.formats.layouts import Layout
 
 CHANGES = {
     "roles": "roles have our names: {detail}",

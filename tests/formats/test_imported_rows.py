@@ -23,7 +23,7 @@ from imported import (
     written,
 )
 
-from pytest_mistral_lora.data.report import CHANGES, LOSSES
+from pytest_mistral_lora.formats.report import CHANGES, LOSSES
 
 CASES: list[tuple[str, Any, Any, dict[str, str]]] = [
     # name, record, row, kinds of changes ("") and losses ("lost")

@@ -10,8 +10,8 @@ import pytest
 from imported import BARE, CALL_TEXT, GOOD, answer, call, calls, chat, converted, result, sharegpt, user, written
 
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.data import Source, import_rows
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.formats.convert import Source, import_rows
 
 BROKEN: list[tuple[str, Any, str]] = [
     (

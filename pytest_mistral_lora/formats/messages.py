@@ -9,9 +9,9 @@ from typing import Any
 from pytest_mistral_lora.chat.fields import ROLES, Place, kind_of
 from pytest_mistral_lora.chat.formats import CALL, CONTENT, FLAGS, MEDIA_PARTS, OTHER_ROLES, THINKING
 from pytest_mistral_lora.chat.reading import loads_strict
-from pytest_mistral_lora.data.layouts import Layout
-from pytest_mistral_lora.data.report import RowChanges
-from pytest_mistral_lora.data.tool_calls import ToolCalls, from_json
+from pytest_mistral_lora.formats.layouts import Layout
+from pytest_mistral_lora.formats.report import RowChanges
+from pytest_mistral_lora.formats.tool_calls import ToolCalls, from_json
 
 KNOWN_ROLES = {**{role: role for role in ROLES}, **OTHER_ROLES}
 """Names of roles, each with ours."""

@@ -21,10 +21,10 @@ from pyarrow import parquet
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row, read_rows
-from pytest_mistral_lora.data import Source, convert
-from pytest_mistral_lora.data.report import LOSSES, Report
-from pytest_mistral_lora.data.sources import ConvertedSource, open_rows, rows_of
 from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.formats.convert import Source, convert
+from pytest_mistral_lora.formats.report import LOSSES, Report
+from pytest_mistral_lora.formats.sources import ConvertedSource, open_rows, rows_of
 
 
 @cache

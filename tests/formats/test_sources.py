@@ -17,14 +17,14 @@ from pyarrow import parquet
 
 from pytest_mistral_lora.chat.reading.chunks import DataFile, chunks
 from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows, scan_rows
-from pytest_mistral_lora.data.layouts import Layout
-from pytest_mistral_lora.data.sources import (
+from pytest_mistral_lora.errors import InputError, RowError, RowsError
+from pytest_mistral_lora.formats.layouts import Layout
+from pytest_mistral_lora.formats.sources import (
     ConvertedSource,
     open_rows,
     recorded_file,
     rows_of,
 )
-from pytest_mistral_lora.errors import InputError, RowError, RowsError
 from pytest_mistral_lora.records.files import sha256_rows
 from pytest_mistral_lora.strategies import rows
 

@@ -1,0 +1,1 @@
+"""Rows from other formats: recognise, convert, report."""
