@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "environment": RECORDS,
     "strategies": CHAT,
     "report": CHAT | {"records"},
-    "conformance": RECORDS,
+    "conformance": RECORDS | {"formats"},
     "assertions": RECORDS | {"conformance"},
     "plugin": RECORDS | {"conformance", "report", "environment"},
     "starter": RECORDS | {"formats", "training", "conformance"},
@@ -44,9 +44,11 @@ MAY_IMPORT = {
 }
 MAY_IMPORT_AS_ENTRY = {"training.__main__": {"cli"}}
 """Launchers such as `accelerate launch -m` start a module: it is the verb `train` under another name."""
+MAY_NAME_FORMATS = {"chat.rows": {"formats"}}
+"""Formats stand on `chat`. This module alone asks them for the name of a format, for the error of a foreign row."""
 MAY_IMPORT_LATE = {
     "": {"chat", "checkpoint"},  # the public names: for type checkers, and on first use
-    "conformance": {"training", "runners", "serving", "strategies", "formats"},
+    "conformance": {"training", "runners", "serving", "strategies"},
 }
 NEVER = {
     "escaping": {"*"},
@@ -118,7 +120,7 @@ def _own_violations(module: str, one: Import, other: str, place: str) -> Iterato
     allowed = (
         MAY_IMPORT.get(room, set())
         | MAY_IMPORT_AS_ENTRY.get(module, set())
-        | (MAY_IMPORT_LATE.get(room, set()) if one.late else set())
+        | ((MAY_IMPORT_LATE.get(room, set()) | MAY_NAME_FORMATS.get(module, set())) if one.late else set())
     )
     if other not in allowed:
         yield f"{place}: {room or 'the package itself'} may not import {other}{'' if one.late else ' at the top'}"
@@ -219,6 +221,8 @@ def _imported_modules(source: str, modules: dict[str, str]) -> set[str]:
             "def f():\n    from pytest_mistral_lora.checkpoint import pins",
             "chat may not import checkpoint",
         ),
+        ("chat.rows", "from pytest_mistral_lora.formats import recognition", "chat may not import formats at the top"),
+        ("chat.fields", "def f():\n    import pytest_mistral_lora.formats.recognition", "chat may not import formats"),
         ("errors", "from pytest_mistral_lora.chat import rows", "errors may not import chat"),
         ("errors", "import yaml", "errors never imports yaml"),
         ("checkpoint.base", "import pytest_mistral_lora.records.files", "checkpoint may not import records"),

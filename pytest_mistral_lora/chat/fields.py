@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.formats import MEDIA, MEDIA_PARTS
+from pytest_mistral_lora.chat.foreign_fields import MEDIA, MEDIA_PARTS
 from pytest_mistral_lora.chat.remedies import field_step, import_command, media_step, role_step
 from pytest_mistral_lora.errors import RowError
 

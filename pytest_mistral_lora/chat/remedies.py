@@ -10,23 +10,19 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.formats import (
-    ARRAY,
-    CALL,
-    CONTENT,
-    FLAGS,
-    MEDIA_PARTS,
-    OTHER_ROLES,
-    PARQUET,
-    THINKING,
-    VALUES,
-    Container,
-    import_step,
-)
+from pytest_mistral_lora.chat.container import ARRAY, PARQUET, VALUES, Container
+from pytest_mistral_lora.chat.foreign_fields import CALL, CONTENT, FLAGS, MEDIA_PARTS, OTHER_ROLES, THINKING
 from pytest_mistral_lora.errors import InputError, counted
 
 _ENCODED = "encoded.jsonl"
 _UNPACK = {"gzip": "gzip -dc", "zstd": "zstd -dc", "bzip2": "bzip2 -dc", "xz": "xz -dc"}
+
+
+def import_step(path: str) -> str:
+    """Return the sentence that names the command which converts a file."""
+    # a source is never written over
+    to = "converted.jsonl" if Path(path).name == "rows.jsonl" else "rows.jsonl"
+    return f"Convert it: mistral-lora import {shlex.quote(path) if path else 'FILE'} --to {to}"
 
 
 def import_command(origin: str, *options: str) -> str:

@@ -24,7 +24,6 @@ from pytest_mistral_lora.chat.fields import (
     refuse_keys,
     refuse_near_misses,
 )
-from pytest_mistral_lora.chat.formats import recognise
 from pytest_mistral_lora.chat.reading import read_line, scan_lines
 from pytest_mistral_lora.errors import RowError, RowsError
 
@@ -271,6 +270,9 @@ def _refuse_another_format(data: Any, place: str) -> None:
     Raises:
         RowError: If it is one that is known.
     """
+    # the one place where `chat` looks up: the formats stand on it, and only they know their names
+    from pytest_mistral_lora.formats.recognition import recognise
+
     recognised = recognise(data)
     if recognised is not None:
         raise RowError(

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.chat.formats import FORMATS
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -26,6 +25,7 @@ from pytest_mistral_lora.cli.verb import (
 )
 from pytest_mistral_lora.errors import EXIT_OK, InputError
 from pytest_mistral_lora.extras import MissingExtraError
+from pytest_mistral_lora.formats.recognition import FORMATS
 from pytest_mistral_lora.formats.report import LOSSES
 
 if TYPE_CHECKING:

@@ -10,19 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.formats import (
-    LINES,
-    VALUES,
-    Container,
-    container_of,
-    ids_key,
-    import_step,
-    recognise,
-)
+from pytest_mistral_lora.chat.container import LINES, VALUES, Container, container_of
 from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, opened, read_json
-from pytest_mistral_lora.chat.remedies import ROW_SUFFIXES, configuration_answer, file_answer, folder_answer
+from pytest_mistral_lora.chat.remedies import (
+    ROW_SUFFIXES,
+    configuration_answer,
+    file_answer,
+    folder_answer,
+    import_step,
+)
 from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
 from pytest_mistral_lora.errors import InputError, MistralLoraError, did_you_mean
+from pytest_mistral_lora.formats.recognition import ids_key, recognise
 from pytest_mistral_lora.records.manifest import MANIFEST
 
 KINDS = {

@@ -17,11 +17,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from pytest_mistral_lora.chat.formats import (
+from pytest_mistral_lora.chat.container import (
     ARRAY,
     ARROW_FILE,
     ARROW_STREAM,
@@ -44,7 +45,6 @@ _BATCH = 256
 _CHUNK = 1 << 16
 _XZ_MEMORY = 128 << 20  # the highest preset takes 65 MiB
 _SPACE = re.compile(r"\s*")
-_TABLES = (PARQUET, ARROW_FILE, ARROW_STREAM)
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
 
@@ -58,6 +58,22 @@ class Record(NamedTuple):
 
     place: str
     value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerReader:
+    """The reader of one way to hold records in a file.
+
+    Attributes:
+        name: Its name: a name of `chat.container`.
+        records: Yields the records of a file, given its path, the layers around the records, and the function that
+            takes the number of bytes read since its last call.
+        is_table: Whether it is a table of Arrow: absent keys come as null, and nothing may be around it.
+    """
+
+    name: str
+    records: Callable[[Path, Container, Callable[[int], None]], Iterator[Record]]
+    is_table: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,13 +107,12 @@ def open_source(path: Path) -> SourceFile:
                 outer = Container("", outer.compression, inner.encoding)
                 with _decoded(path, outer) as (again, _):
                     inner = container_of(again.peek(_CHUNK), path)
-    if not inner.name or (outer is not inner and inner.name in _TABLES):
+    reader = _READERS.get(inner.name)
+    if reader is None or (outer is not inner and reader.is_table):
         step = unpack_step(outer.compression, path)
         raise InputError(f"this is {outer.title} of {inner.title}", place=str(path), next_step=step)
-    if inner.name in _TABLES:
-        return SourceFile(inner.name, True, lambda progress: _table_records(path, inner.name, progress))
     layers = [name for name in (outer.compression, outer.encoding, inner.name) if name]
-    return SourceFile(" of ".join(layers), False, lambda progress: _text_records(path, outer, inner.name, progress))
+    return SourceFile(" of ".join(layers), reader.is_table, partial(reader.records, path, outer))
 
 
 @contextmanager
@@ -205,11 +220,15 @@ class _AsUtf8(io.RawIOBase):
         return size
 
 
-def _text_records(path: Path, outer: Container, name: str, progress: Callable[[int], None]) -> Iterator[Record]:
-    read = {LINES: _line_records, ARRAY: _value_records, VALUES: _value_records, CSV: _csv_records, TSV: _csv_records}
+def _text_records(
+    read: Callable[[Path, io.BufferedReader], Iterator[Record]],
+    path: Path,
+    outer: Container,
+    progress: Callable[[int], None],
+) -> Iterator[Record]:
     before = 0
     with _readable(path), _decoded(path, outer) as (file, raw):
-        for count, record in enumerate(read[name](path, file), start=1):
+        for count, record in enumerate(read(path, file), start=1):
             if count % _BATCH == 0:
                 progress(raw.tell() - before)
                 before = raw.tell()
@@ -389,10 +408,34 @@ class _CsvLines:
             yield line
 
 
-def _table_records(path: Path, name: str, progress: Callable[[int], None]) -> Iterator[Record]:
+def _table_records(name: str, path: Path, outer: Container, progress: Callable[[int], None]) -> Iterator[Record]:
     require_extra("parquet")
     for piece in tables.pieces(path, name):
         for number, value in enumerate(piece.values, start=piece.first):
             place = f"{path}:{number}"
             yield Record(place, limits.row_too_large(value, place) if isinstance(value, int) else value)
         progress(piece.read)
+
+
+def _text_reader(name: str, read: Callable[[Path, io.BufferedReader], Iterator[Record]]) -> ContainerReader:
+    return ContainerReader(name, partial(_text_records, read))
+
+
+def _table_reader(name: str) -> ContainerReader:
+    return ContainerReader(name, partial(_table_records, name), is_table=True)
+
+
+_READERS = {
+    reader.name: reader
+    for reader in (
+        _text_reader(LINES, _line_records),
+        _text_reader(ARRAY, _value_records),
+        _text_reader(VALUES, _value_records),
+        _text_reader(CSV, _csv_records),
+        _text_reader(TSV, _csv_records),
+        _table_reader(PARQUET),
+        _table_reader(ARROW_FILE),
+        _table_reader(ARROW_STREAM),
+    )
+}
+"""Every container whose records are read, by name."""

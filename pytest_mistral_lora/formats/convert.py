@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
-from pytest_mistral_lora.chat.formats import FORMATS, MESSAGE_LISTS, recognise, unread_columns
 from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, RowError, and_more, one_line
 from pytest_mistral_lora.formats.containers import Record, SourceFile, open_source
-from pytest_mistral_lora.formats.converter import RecordConverter
+from pytest_mistral_lora.formats.conversation import MESSAGE_LISTS
+from pytest_mistral_lora.formats.converter import convert_record
 from pytest_mistral_lora.formats.layouts import Layout
-from pytest_mistral_lora.formats.report import LOSSES, Report, RowChanges, refuse_unknown_losses
+from pytest_mistral_lora.formats.recognition import FORMATS, recognise, unread_columns
+from pytest_mistral_lora.formats.report import LOSSES, Report, refuse_unknown_losses
 from pytest_mistral_lora.records.files import finished_file, remove_temporaries
 
 _LOOKED_AT = 20
@@ -108,9 +109,9 @@ def convert(
         InputError: If a file cannot be read, has no records, or is in no known format.
     """
     for source in sources:
-        for one in conversions(source, report, lossy=lossy, progress=progress):
-            if isinstance(one, Conversion):
-                yield one.data
+        for item in conversions(source, report, lossy=lossy, progress=progress):
+            if isinstance(item, Conversion):
+                yield item.data
 
 
 class Conversion(NamedTuple):
@@ -174,7 +175,7 @@ def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
         keys = readable[0].keys() if readable and isinstance(readable[0], Mapping) else set()
         if recognised is not None and not recognised.name and keys.isdisjoint(source.layout.keys.values()):
             raise InputError(f"this is {recognised.title}", place=first[0].place, next_step=recognised.advice)
-        return source.layout, f"{FORMATS[source.layout.format]} (declared)"
+        return source.layout, f"{FORMATS[source.layout.format].title} (declared)"
     if recognised is None:
         if not readable:
             raise first[0].value
@@ -183,7 +184,7 @@ def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
         # a known key, whose value is the fault
         known = next((key for key in MESSAGE_LISTS if record.get(key) is not None), "")
         if known:
-            return Layout("messages", {"messages": known}), f"{FORMATS['messages']} (`{known}`)"
+            return Layout("messages", {"messages": known}), f"{FORMATS['messages'].title} (`{known}`)"
         kind = "an empty object" if readable[0] == {} else kind_of(readable[0])
         named = ", ".join(one_line(key, 60) for key in islice(record, 20)) + and_more(20, len(record))
         shown = f"keys {named}" if record else f"the first record is {kind}"
@@ -203,13 +204,12 @@ def _converted(
     record: Record, layout: Layout, file: SourceFile, report: Report, lossy: Collection[str]
 ) -> Conversion | RowError | None:
     """Return the conversion of a record or its error, or None if it is left out; the report counts each."""
-    noted = RowChanges()
     row = None
     try:
         if isinstance(record.value, RowError):
             raise record.value
-        data = RecordConverter(record, layout, noted, file.padded).row()
-        losses = sorted(noted.losses.keys() - set(lossy))
+        data, changes = convert_record(record, layout, padded=file.padded)
+        losses = sorted({change.kind for change in changes if change.is_loss} - set(lossy))
         # a row that lost too much is refused for that, not for the fields that are left
         if data is not None and not losses:
             row = parse_row(data, place=record.place)
@@ -217,7 +217,7 @@ def _converted(
         allowed = "bad-records" in lossy
         report.refuse(error, allowed=allowed)
         return None if allowed else error
-    report.take(noted, record.place)
+    report.take(changes, record.place)
     if losses:
         report.bad += 1
         lost = "; ".join(LOSSES[kind] for kind in losses)

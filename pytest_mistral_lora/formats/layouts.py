@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from pytest_mistral_lora.chat.formats import CALL, MEDIA
+from pytest_mistral_lora.chat.fields import ROLES
+from pytest_mistral_lora.chat.foreign_fields import CALL, MEDIA, OTHER_ROLES
 from pytest_mistral_lora.errors import InputError
 
 RECORD_FIELDS = (
-    *("messages", "system", "tools", "prompt", "completion", "chosen", "rejected"),
-    *("instruction", "input", "output", "history", "mark"),
+    "messages",
+    "system",
+    "tools",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    "mark",
     *MEDIA,
 )
 """Fields of a record that a layout can name the key of; `mark` is the flag of a good answer."""
 MESSAGE_FIELDS = ("role", "content", "thinking", "weight", "tool_calls", "tool_call_id", "name")
 """Fields of a message that a layout can name the key of."""
+KNOWN_ROLES = {**{role: role for role in ROLES}, **OTHER_ROLES}
+"""Names of roles, each with ours."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +38,7 @@ class Layout:
     """The places of a row's fields in the records of a source.
 
     Attributes:
-        format: A key of `chat.formats.FORMATS`; empty if it is to be recognised.
+        format: A key of `formats.recognition.FORMATS`; empty if it is to be recognised.
         keys: Keys of a record, by the field of `RECORD_FIELDS`.
         message_keys: Keys of a message, by the field of `MESSAGE_FIELDS`.
         roles: Our names of declared roles, by their names in the source.
@@ -44,6 +58,14 @@ class Layout:
     joined: bool = False
     templates: tuple[str, str] | None = None
     system: str = ""
+
+    def role(self, name: Any) -> str | None:
+        """Return our name of a role, or None if it is unknown."""
+        return self._known_roles.get(name) if isinstance(name, str) else None
+
+    @cached_property
+    def _known_roles(self) -> Mapping[str, str]:
+        return {**KNOWN_ROLES, **self.roles}
 
     def to_json(self) -> dict[str, Any]:
         """Return the parts that are declared and read, but for the format, as plain JSON data."""
@@ -166,7 +188,7 @@ def _axolotl_messages(entry: Mapping[str, Any], family: str, *, is_preference: b
     thinking = entry.get("field_thinking") or mapped.pop("reasoning_content", None)
     weight = entry.get("message_field_training")
     given = {"role": role, "content": content, "thinking": thinking, "weight": weight}
-    roles = {one: ours for ours, theirs in (entry.get("roles") or {}).items() for one in theirs}
+    roles = {name: ours for ours, names in (entry.get("roles") or {}).items() for name in names}
     trained = entry.get("roles_to_train")
     messages = entry.get("field_messages") or ("conversations" if family == "sharegpt" else "messages")
     keys = {"messages": messages}
@@ -174,12 +196,14 @@ def _axolotl_messages(entry: Mapping[str, Any], family: str, *, is_preference: b
     if is_preference:
         keys |= {"prompt": messages, "chosen": entry.get("field_chosen") or "chosen"}
         keys |= {"rejected": entry.get("field_rejected") or "rejected"}
+    if trained is not None:
+        trained = frozenset(roles.get(name, _AXOLOTL_ROLES.get(name, name)) for name in trained)
     return Layout(
         "preference" if is_preference else "messages",
         keys,
         {ours: theirs for ours, theirs in {**mapped, **given}.items() if theirs},
         roles,
-        trained=None if trained is None else frozenset(roles.get(one, _AXOLOTL_ROLES.get(one, one)) for one in trained),
+        trained=trained,
         drop_system=bool(entry.get("drop_system_message")),
         joined=True,
     )

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import Place
-from pytest_mistral_lora.chat.formats import MESSAGE_LISTS
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.containers import Record, SourceFile, open_source
+from pytest_mistral_lora.formats.conversation import MESSAGE_LISTS
 from pytest_mistral_lora.formats.files import every_file
-from pytest_mistral_lora.formats.report import RowChanges
 from pytest_mistral_lora.formats.tool_calls import from_json, without_nulls
 
 _LOOKED_AT = 20
@@ -61,12 +60,11 @@ def plain_row(record: Mapping[str, Any], place: str, *, padded: bool) -> dict[st
     Raises:
         RowError: If a text that should be JSON is not.
     """
-    noted = RowChanges()
     row = {key: value for key, value in record.items() if value is not None or not padded}
     for key in ("tools", *MESSAGE_LISTS):
         if isinstance(row.get(key), str):
             # TRL takes tools as JSON: a column has one type, and schemas differ
-            row[key] = from_json(row[key], noted, Place(place, key))
+            row[key] = from_json(row[key], [], Place(place, key))
         elif key in row and padded:
             row[key] = _without_padding(row[key])
     return row
@@ -74,9 +72,8 @@ def plain_row(record: Mapping[str, Any], place: str, *, padded: bool) -> dict[st
 
 def unpadded_calls(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of `plain_row` without the nulls in the arguments of its calls."""
-    noted = RowChanges()
     return {
-        key: without_nulls(value, noted, keep=(_ARGUMENTS,)) if key in MESSAGE_LISTS else value
+        key: without_nulls(value, [], keep=(_ARGUMENTS,)) if key in MESSAGE_LISTS else value
         for key, value in row.items()
     }
 

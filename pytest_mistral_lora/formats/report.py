@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_mistral_lora.errors import InputError, RowError, counted
 from pytest_mistral_lora.escaping import printable
@@ -93,20 +93,28 @@ class Tally:
         return printable(f"{template.format(detail=most)}: {counted(self.count, 'row')} ({places})", lines=False)
 
 
-class RowChanges:
-    """The changes and losses of one row, until it is known whether it is kept."""
+class Change(NamedTuple):
+    """A change of a row, or a loss.
 
-    def __init__(self) -> None:
-        self.changes: dict[str, dict[str, None]] = {}
-        self.losses: dict[str, dict[str, None]] = {}
+    Attributes:
+        kind: A key of `CHANGES`, or of `LOSSES` if it is a loss.
+        detail: The key or the name that it is about; empty if the kind says all.
+        is_loss: Whether the row cannot keep something of its record.
+    """
 
-    def changed(self, kind: str, detail: str = "") -> None:
-        """Note a change of a kind of `CHANGES`."""
-        self.changes.setdefault(kind, {}).update({detail: None} if detail else {})
+    kind: str
+    detail: str = ""
+    is_loss: bool = False
 
-    def lost(self, kind: str, detail: str = "") -> None:
-        """Note a loss of a kind of `LOSSES`."""
-        self.losses.setdefault(kind, {}).update({detail: None} if detail else {})
+
+def changed(kind: str, detail: str = "") -> Change:
+    """Return a change of a kind of `CHANGES`."""
+    return Change(kind, detail)
+
+
+def lost(kind: str, detail: str = "") -> Change:
+    """Return a loss of a kind of `LOSSES`."""
+    return Change(kind, detail, is_loss=True)
 
 
 @dataclass
@@ -141,11 +149,16 @@ class Report:
     remarks: list[str] = field(default_factory=list)
     faults: dict[str, Tally] = field(default_factory=dict)
 
-    def take(self, noted: RowChanges, place: str) -> None:
-        """Count the changes and losses of a row."""
-        for tallies, kinds in ((self.changes, noted.changes), (self.losses, noted.losses)):
-            for kind, details in kinds.items():
-                tallies.setdefault(kind, Tally()).add(place, details)
+    def take(self, changes: Iterable[Change], place: str) -> None:
+        """Count the changes and losses of a row: each kind once, with all of its details."""
+        kinds: dict[tuple[str, bool], dict[str, None]] = {}
+        for kind, detail, is_loss in changes:
+            details = kinds.setdefault((kind, is_loss), {})
+            if detail:
+                details[detail] = None
+        for (kind, is_loss), details in kinds.items():
+            tallies = self.losses if is_loss else self.changes
+            tallies.setdefault(kind, Tally()).add(place, details)
 
     def refuse(self, error: RowError, *, allowed: bool) -> None:
         """Count a record that cannot be converted."""
@@ -170,7 +183,10 @@ class Report:
 
     def lines(self) -> list[str]:
         """Return the report as text."""
-        lines = [printable(f"{one['file']}: {one['container']}, {one['format']}", lines=False) for one in self.sources]
+        lines = [
+            printable(f"{source['file']}: {source['container']}, {source['format']}", lines=False)
+            for source in self.sources
+        ]
         for kind, tally in sorted(self.changes.items()):
             lines.append(f"changed  {kind:<16} {tally.text(CHANGES[kind])}")
         for kind, tally in sorted(self.losses.items()):

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.formats import FORMATS, recognise
 from pytest_mistral_lora.chat.reading import first_values
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.rows import Row, scan_rows
@@ -15,6 +14,7 @@ from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.formats.convert import Conversion, Source, conversions
 from pytest_mistral_lora.formats.declarations import declared_sources
 from pytest_mistral_lora.formats.layouts import Layout
+from pytest_mistral_lora.formats.recognition import FORMATS, recognise
 from pytest_mistral_lora.formats.report import Report, refuse_unknown_losses
 from pytest_mistral_lora.records.files import framed_row
 

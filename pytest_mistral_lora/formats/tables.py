@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.formats import ARROW_FILE, PARQUET
+from pytest_mistral_lora.chat.container import ARROW_FILE, PARQUET
 from pytest_mistral_lora.chat.reading import limited, limits
 from pytest_mistral_lora.chat.reading.limited import LimitedProcess
 from pytest_mistral_lora.chat.remedies import AGAIN

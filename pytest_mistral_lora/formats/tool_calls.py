@@ -12,7 +12,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.fields import Place, kind_of
 from pytest_mistral_lora.chat.reading import loads_strict
-from pytest_mistral_lora.formats.report import RowChanges
+from pytest_mistral_lora.formats.report import Change, changed, lost
 
 # null is a value of these keys of a JSON Schema
 _NULL_VALUES = ("default", "const")
@@ -20,8 +20,13 @@ _CALL_ID = re.compile(r"[A-Za-z0-9]{9}")
 _FUNCTION_KEYS = {"name", "description", "parameters", "strict"}
 
 
-def from_json(value: Any, noted: RowChanges, place: Place) -> Any:
+def from_json(value: Any, changes: list[Change], place: Place) -> Any:
     """Return the value of a field that may hold JSON as text, as columns of CSV and Parquet do.
+
+    Args:
+        value: The value.
+        changes: The changes of the row, to which this one is added.
+        place: The place of the field.
 
     Raises:
         RowError: If it is a text that is not JSON.
@@ -34,25 +39,25 @@ def from_json(value: Any, noted: RowChanges, place: Place) -> Any:
         parsed = loads_strict(value)
     except ValueError as error:
         raise place.error(f"a text that is {error}") from error
-    noted.changed("json-text")
+    changes.append(changed("json-text"))
     return parsed
 
 
-def without_nulls(value: Any, noted: RowChanges, *, keep: Sequence[str] = ()) -> Any:
+def without_nulls(value: Any, changes: list[Change], *, keep: Sequence[str] = ()) -> Any:
     """Return a value without the keys that are null, at any depth.
 
     Args:
         value: The value.
-        noted: Notes the change.
+        changes: The changes of the row, to which this one is added.
         keep: Keys that may be null.
     """
     if isinstance(value, Mapping):
-        present = {key: one for key, one in value.items() if one is not None or key in keep}
+        present = {key: item for key, item in value.items() if item is not None or key in keep}
         if len(present) < len(value):
-            noted.changed("null-keys")
-        return {key: without_nulls(one, noted, keep=keep) for key, one in present.items()}
+            changes.append(changed("null-keys"))
+        return {key: without_nulls(item, changes, keep=keep) for key, item in present.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [without_nulls(one, noted, keep=keep) for one in value]
+        return [without_nulls(item, changes, keep=keep) for item in value]
     return value
 
 
@@ -66,7 +71,7 @@ def has_padding(items: Any) -> bool:
 def has_foreign_ids(messages: Iterable[Mapping[str, Any]]) -> bool:
     """Return whether a tool call of checked messages has an id that an import replaces, such as `call_…`, or none."""
     given = [call.get("id") for message in messages for call in message.get("tool_calls") or ()]
-    return not all(isinstance(one, str) and _CALL_ID.fullmatch(one) for one in given)
+    return not all(isinstance(call_id, str) and _CALL_ID.fullmatch(call_id) for call_id in given)
 
 
 class ToolCalls:
@@ -76,9 +81,9 @@ class ToolCalls:
         open: Id and name of each call of the last message that has no result yet.
     """
 
-    def __init__(self, noted: RowChanges, *, padded: bool) -> None:
+    def __init__(self, *, padded: bool) -> None:
         self.open: list[tuple[str, str]] = []
-        self._noted, self._padded = noted, padded
+        self._padded = padded
         self._ids: dict[str, str] = {}
         self._taken: set[str] = set()
 
@@ -91,7 +96,7 @@ class ToolCalls:
                 if isinstance(given, str) and _CALL_ID.fullmatch(given):
                     self._taken.add(given)
 
-    def read(self, calls: Any, place: Place) -> list[dict[str, Any]]:
+    def read(self, calls: Any, changes: list[Change], place: Place) -> list[dict[str, Any]]:
         """Return the calls of one message in our form; from then on they wait for results.
 
         Raises:
@@ -102,44 +107,45 @@ class ToolCalls:
             raise place.error(f"is {kind_of(calls)}", 'tool calls: [{"name": …, "arguments": …}]')
         for index, given in enumerate([calls] if isinstance(calls, Mapping) else calls):
             here = place / index
-            given = from_json(given, self._noted, here)
+            given = from_json(given, changes, here)
             if not isinstance(given, Mapping):
                 raise here.error(f"is {kind_of(given)}", 'a tool call: {"name": …, "arguments": …}')
             # streamed calls have an index
             call = {key: value for key, value in given.items() if value is not None and key != "index"}
             if len(call) < len(given):
-                self._noted.changed("null-keys")
+                changes.append(changed("null-keys"))
             if "function" not in call and "name" in call:
                 own = {key: call.pop(key) for key in ("id", "type") if key in call}
                 call = {**own, "type": "function", "function": call}
-                self._noted.changed("call-form")
-            for key in call.keys() - {"id", "type", "function"}:
-                self._noted.lost("tool-keys", key)
+                changes.append(changed("call-form"))
+            for key in [key for key in call if key not in ("id", "type", "function")]:
+                changes.append(lost("tool-keys", key))
                 del call[key]
             if isinstance(call.get("function"), Mapping):
-                call["function"] = self._function(call["function"])
+                call["function"] = self._function(call["function"], changes)
             # an id that is made looks like Mistral's own, and is the same whenever the row is imported
             seed = json.dumps([len(self._taken), call.get("function")], sort_keys=True, default=str)
-            call = {"id": self.short_id(call.pop("id", None), seed=seed), **call}
+            call = {"id": self._short_id(call.pop("id", None), changes, seed=seed), **call}
             name = call["function"].get("name") if isinstance(call.get("function"), Mapping) else ""
             self.open.append((call["id"], str(name)))
             made.append(call)
         return made
 
-    def _function(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _function(self, given: Mapping[str, Any], changes: list[Change]) -> dict[str, Any]:
         function = {key: value for key, value in given.items() if key in ("name", "arguments")}
         if self._padded and isinstance(function.get("arguments"), Mapping):
-            function["arguments"] = without_nulls(function["arguments"], self._noted)
+            function["arguments"] = without_nulls(function["arguments"], changes)
         for key, value in given.items():
             if key not in function and value is not None:
-                self._noted.lost("tool-keys", key)
+                changes.append(lost("tool-keys", key))
         return function
 
-    def short_id(self, given: Any, *, seed: str = "") -> str:
+    def _short_id(self, given: Any, changes: list[Change], *, seed: str = "") -> str:
         """Return the 9 letters and digits for an id: always the same for the same id, never for another of the row.
 
         Args:
-            given: The id in the source; None or empty if there is none.
+            given: The id in the source; None or empty if the call has none.
+            changes: The changes of the row, to which this one is added.
             seed: The call, from which an id is made if there is none.
         """
         known = given is not None and given != ""
@@ -148,25 +154,25 @@ class ToolCalls:
             return self._ids[text]
         new = text
         if not known or not _CALL_ID.fullmatch(text):
-            self._noted.changed("call-ids" if known else "made-ids")
+            changes.append(changed("call-ids" if known else "made-ids"))
             tries = (f"{text}#{number}" if number else text for number in itertools.count())
             # 9 letters and digits of a hash in base 32: 45 bits
-            hashes = (hashlib.sha256(one.encode(errors="replace")).digest() for one in tries)
-            shorts = (base64.b32encode(one)[:9].decode().lower() for one in hashes)
+            hashes = (hashlib.sha256(attempt.encode(errors="replace")).digest() for attempt in tries)
+            shorts = (base64.b32encode(digest)[:9].decode().lower() for digest in hashes)
             new = next(short for short in shorts if short not in self._taken)
         if known:
             self._ids[text] = new
         self._taken.add(new)
         return new
 
-    def answered(self, given: Any, name: Any, place: Place) -> str:
+    def answered(self, given: Any, name: Any, changes: list[Change], place: Place) -> str:
         """Return the id of the call that a result answers: by its own id, by the function's name, or the next.
 
         Raises:
             RowError: If no call waits for a result that has no id.
         """
         if given is not None and given != "":
-            call_id = self.short_id(given)
+            call_id = self._short_id(given, changes)
         elif not self.open:
             raise place.error("a result of a tool that no call asked for", "a tool call before it")
         else:
@@ -175,55 +181,57 @@ class ToolCalls:
         return call_id
 
 
-def convert_tools(tools: Any, noted: RowChanges, place: Place, *, padded: bool) -> list[Any] | None:
-    """Return tools as `{type, function}`, or None if there are none.
+def convert_tools(tools: Any, place: Place, *, padded: bool) -> tuple[list[Any] | None, list[Change]]:
+    """Return tools as `{type, function}`, or None for a record without tools, and the changes.
 
     Args:
         tools: The tools of a record.
-        noted: Notes the changes.
         place: The place of the tools.
         padded: Whether absent keys are null.
 
     Raises:
         RowError: If they are not a list of objects.
     """
+    changes: list[Change] = []
     padded = padded and not isinstance(tools, str)
-    tools = from_json(tools, noted, place)
+    tools = from_json(tools, changes, place)
     if not tools:
-        return None
+        return None, changes
     tools = [tools] if isinstance(tools, Mapping) else tools
     if not isinstance(tools, Sequence) or isinstance(tools, str):
         raise place.error(f"is {kind_of(tools)}", "a list of tools")
-    return [
-        _tool(from_json(tool, noted, place / index), noted, place / index, padded) for index, tool in enumerate(tools)
+    converted = [
+        _tool(from_json(tool, changes, place / index), changes, place / index, padded)
+        for index, tool in enumerate(tools)
     ]
+    return converted, changes
 
 
-def _tool(tool: Any, noted: RowChanges, place: Place, padded: bool) -> dict[str, Any]:
+def _tool(tool: Any, changes: list[Change], place: Place, padded: bool) -> dict[str, Any]:
     if not isinstance(tool, Mapping):
         raise place.error(f"is {kind_of(tool)}", "a tool: {name, description, parameters}")
     if padded:
-        tool = without_nulls(tool, noted)
+        tool = without_nulls(tool, changes)
     elif has_padding([tool, tool.get("function")]):
-        tool = without_nulls(tool, noted, keep=_NULL_VALUES)
+        tool = without_nulls(tool, changes, keep=_NULL_VALUES)
     if "function" not in tool and "name" in tool:
         tool = {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
-        noted.changed("tool-form")
+        changes.append(changed("tool-form"))
     if not isinstance(tool.get("function"), Mapping):
         return dict(tool)
     function = {key: value for key, value in tool["function"].items() if key in _FUNCTION_KEYS}
-    parameters = from_json(function.get("parameters"), noted, place / "function" / "parameters")
-    others = tool["function"].keys() - _FUNCTION_KEYS
+    parameters = from_json(function.get("parameters"), changes, place / "function" / "parameters")
+    others = [key for key in tool["function"] if key not in _FUNCTION_KEYS]
     required = tool["function"].get("required")
     if isinstance(parameters, Mapping) and isinstance(required, list) and "required" not in parameters:
         # beside the schema, where it has no effect: https://json-schema.org/understanding-json-schema/reference/object
         parameters = {**parameters, "required": required}
-        others = others - {"required"}
-        noted.changed("tool-form")
+        others.remove("required")
+        changes.append(changed("tool-form"))
     for key in others:
-        noted.lost("tool-keys", key)
+        changes.append(lost("tool-keys", key))
     if parameters is None:
         # OpenAI: a function without parameters has an empty list of them
         parameters = {"type": "object", "properties": {}}
-        noted.changed("tool-form")
+        changes.append(changed("tool-form"))
     return {**tool, "type": tool.get("type") or "function", "function": {**function, "parameters": parameters}}

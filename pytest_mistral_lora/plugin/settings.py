@@ -236,8 +236,7 @@ def _golden_folders(config: pytest.Config) -> tuple[Path, ...]:
     for folder in folders:
         if not any(True for pattern in _GOLDEN_FILES for _ in folder.glob(pattern)):
             source = option_value(config, GOLDEN_DIR)[1]
-            from pytest_mistral_lora.chat.formats import import_step
-            from pytest_mistral_lora.chat.remedies import DATA_SUFFIXES
+            from pytest_mistral_lora.chat.remedies import DATA_SUFFIXES, import_step
 
             data = next((one for one in sorted(folder.glob("*")) if one.name.endswith(DATA_SUFFIXES)), None)
             step = "" if data is None else f". {import_step(str(data))}"

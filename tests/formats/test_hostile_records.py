@@ -11,12 +11,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.formats import CONTENT, FLAGS, FORMATS, OTHER_ROLES, THINKING, recognise
+from pytest_mistral_lora.chat.foreign_fields import CONTENT, FLAGS, OTHER_ROLES, THINKING
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.convert import Source, convert
 from pytest_mistral_lora.formats.declarations import declared_sources
 from pytest_mistral_lora.formats.layouts import Layout
+from pytest_mistral_lora.formats.recognition import FORMATS, recognise
 from pytest_mistral_lora.formats.report import LOSSES, Report
 
 FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=100)

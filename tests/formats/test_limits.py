@@ -30,7 +30,7 @@ from fuzzing import PEAK, run_verb
 from imported import lines
 from pyarrow import parquet
 
-from pytest_mistral_lora.chat.formats import ARROW_STREAM, PARQUET
+from pytest_mistral_lora.chat.container import ARROW_STREAM, PARQUET
 from pytest_mistral_lora.chat.reading import limits
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.formats import tables

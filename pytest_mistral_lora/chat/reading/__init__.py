@@ -16,9 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pytest_mistral_lora.chat.formats import LINES, Container, container_of, import_step
+from pytest_mistral_lora.chat.container import LINES, Container, container_of
 from pytest_mistral_lora.chat.reading import limits
-from pytest_mistral_lora.chat.remedies import encoded_step, json_step, utf8_step
+from pytest_mistral_lora.chat.remedies import encoded_step, import_step, json_step, utf8_step
 from pytest_mistral_lora.errors import InputError, RowError, one_line
 
 JSON_LIMIT = 16 << 20

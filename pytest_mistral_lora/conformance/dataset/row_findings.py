@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
-from pytest_mistral_lora.chat.formats import unread_columns
 from pytest_mistral_lora.chat.reading import read_line
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask import LAWS
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.formats.recognition import unread_columns
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle

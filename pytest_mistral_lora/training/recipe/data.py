@@ -16,11 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from pytest_mistral_lora.chat.formats import FORMATS
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.errors import InputError, RecipeError
-from pytest_mistral_lora.formats.layouts import MESSAGE_FIELDS, RECORD_FIELDS, Layout
-from pytest_mistral_lora.formats.messages import KNOWN_ROLES
+from pytest_mistral_lora.formats.layouts import KNOWN_ROLES, MESSAGE_FIELDS, RECORD_FIELDS, Layout
+from pytest_mistral_lora.formats.recognition import FORMATS
 from pytest_mistral_lora.formats.report import LOSSES
 from pytest_mistral_lora.formats.sources import open_rows
 from pytest_mistral_lora.training.recipe.sections import Number, RecipePath, Section

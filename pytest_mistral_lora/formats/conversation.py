@@ -1,0 +1,373 @@
+"""Tell a list of messages of any layout, and convert it to the messages of a row: roles, content, thinking, weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pytest_mistral_lora.chat.fields import ROLES, Place, kind_of
+from pytest_mistral_lora.chat.foreign_fields import CALL, CONTENT, FLAGS, MEDIA_PARTS, THINKING
+from pytest_mistral_lora.chat.reading import loads_strict
+from pytest_mistral_lora.formats.layouts import Layout
+from pytest_mistral_lora.formats.report import Change, changed, lost
+from pytest_mistral_lora.formats.tool_calls import ToolCalls, from_json
+
+MESSAGE_LISTS = ("messages", "conversations", "conversation", "interactions")
+"""Keys under which records have a list of messages."""
+
+_TURN_KEYS = (("from", "value"), ("role", "content"), ("role", "text"), ("role", "value"), ("role", "tool_calls"))
+_CHUNKS = {"input_text": "text", "output_text": "text", "reasoning": "thinking", None: "text"}
+_CALL_KEYS = ("tool_calls", "tool_call_id", "name")
+_ORDER = ("role", "content", *_CALL_KEYS, "weight")
+
+
+class FoundConversation(NamedTuple):
+    """The list of messages in a record.
+
+    Attributes:
+        key: Its key.
+        words: The key and those of its messages, in words.
+        is_sharegpt: Whether it is named or written as in ShareGPT.
+    """
+
+    key: str
+    words: str
+    is_sharegpt: bool
+
+
+def find_conversation(record: Mapping[str, Any]) -> FoundConversation | None:
+    """Return the first list of messages of a record, or None if it has none."""
+    for key in MESSAGE_LISTS:
+        items = record.get(key)
+        if isinstance(items, str):
+            try:
+                # a column of CSV or Parquet holds text
+                items = json.loads(items)
+            except (ValueError, RecursionError):
+                continue
+        is_named = key.startswith("conversation")
+        if items == []:
+            return FoundConversation(key, f"`{key}`, which is empty", is_named)
+        shown = message_keys(items)
+        if shown:
+            return FoundConversation(key, f"`{key}` with {shown}", is_named or shown == "from/value")
+    return None
+
+
+def message_keys(items: Any) -> str:
+    """Return the keys of a list of messages, `from/value`; empty if it is not such a list."""
+    if not isinstance(items, Sequence) or isinstance(items, str) or not items or not isinstance(items[0], Mapping):
+        return ""
+    first = items[0]
+    # a message that calls tools may have no content
+    return next((f"{role}/{content}" for role, content in _TURN_KEYS if role in first and content in first), "")
+
+
+def convert_messages(
+    items: Any, place: Place, layout: Layout, calls: ToolCalls, *, padded: bool, weight: int | None = None
+) -> tuple[list[dict[str, Any]], list[Change]]:
+    """Return the messages of a row for a list of messages, and the changes.
+
+    Args:
+        items: The list, or its JSON.
+        place: Its place.
+        layout: The layout of its record.
+        calls: The tool calls of the row so far; those of the messages are added.
+        padded: Whether absent keys are null, as in a table of Arrow.
+        weight: The weight of answers without a flag.
+
+    Raises:
+        RowError: If a message cannot be converted.
+    """
+    changes: list[Change] = []
+    items = from_json(items, changes, place)
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        raise place.error(f"is {kind_of(items)}", "a list of messages")
+    calls.reserve_ids(items)
+    places = [place / index for index in range(len(items))]
+    roles = []
+    for item, here in zip(items, places, strict=True):
+        role, more = _role_of(item, here, layout)
+        roles.append(role)
+        changes += more
+    messages: list[dict[str, Any]] = []
+    for index, (item, role, here) in enumerate(zip(items, roles, places, strict=True)):
+        if role == "system" and layout.drop_system:
+            changes.append(changed("system-dropped"))
+            continue
+        message, rest, more = _convert_message(item, role, here, layout, calls, padded=padded)
+        changes += more
+        rest, more = _weigh(message, rest, here, layout, weight)
+        changes += more
+        answers = [message]
+        if role == "tool":
+            is_last_result = roles[index + 1 : index + 2] != ["tool"]
+            answers, rest, more = _results(message, rest, here, calls, is_last=is_last_result)
+            changes += more
+        if rest:
+            changes += _left_out(rest)
+        messages += [{key: made[key] for key in _ORDER if key in made} for made in answers]
+    return messages, changes
+
+
+def _role_of(item: Any, place: Place, layout: Layout) -> tuple[str, list[Change]]:
+    if not isinstance(item, Mapping):
+        raise place.error(f"is {kind_of(item)}", "a message: an object with a role and a content")
+    key = layout.message_keys.get("role") or ("from" if item.get("role") is None else "role")
+    given = item.get(key)
+    role = layout.role(given)
+    if role is None:
+        found = repr(given) if given is not None else "is missing"
+        step = "Declare it: `tags` of LLaMA-Factory's dataset_info.json, or `roles` of Axolotl's datasets."
+        names = ", ".join([*ROLES, *layout.roles, "human, gpt, observation, function_call"])
+        raise (place / key).error(found, f"one of {names}", step)
+    for other in {"role", "from"} - {key}:
+        if layout.role(item.get(other)) not in (None, role):
+            raise (place / other).error(f"{item[other]!r}, and `{key}` is {given!r}", "one role")
+    return role, [changed("roles", f"{given} is {role}")] if role not in (given, CALL) else []
+
+
+def _convert_message(
+    item: Mapping[str, Any], role: str, place: Place, layout: Layout, calls: ToolCalls, *, padded: bool
+) -> tuple[dict[str, Any], dict[str, Any], list[Change]]:
+    """Return a message with its content, thinking and tool calls, the keys that are left, and the changes."""
+    message: dict[str, Any] = {"role": "assistant" if role == CALL else role}
+    rest, changes = _own_keys(item, layout)
+    content, called, rest, more = _content(rest, message["role"], place, layout)
+    changes += more
+    if role == CALL:
+        content, called = None, from_json(content, changes, place)
+        if not called:
+            raise place.error("has no tool call", 'JSON of {"name": …, "arguments": …}')
+    if "function_call" in rest:
+        called = from_json(rest.pop("function_call"), changes, place / "function_call")
+        changes.append(changed("function-call"))
+    native = from_json(rest.pop("tool_calls", None), changes, place / "tool_calls")
+    if native or called is not None:
+        calls.open = []
+        message["tool_calls"] = []
+        if native:
+            message["tool_calls"] += calls.read(native, changes, place / "tool_calls")
+        if called is not None:
+            message["tool_calls"] += calls.read(called, changes, place)
+    thoughts = _thoughts(rest, layout)
+    if thoughts:
+        rest = {key: value for key, value in rest.items() if key not in thoughts}
+        changes.append(changed("thinking"))
+        content = _with_thoughts(content, thoughts)
+    if content is not None or ("content" in rest and not (padded and "tool_calls" in message)):
+        message["content"] = content
+    rest.pop("content", None)
+    return message, rest, changes
+
+
+def _own_keys(item: Mapping[str, Any], layout: Layout) -> tuple[dict[str, Any], list[Change]]:
+    """Return a message with our names of the declared keys, without its role, and without keys of no value.
+
+    Tables and servers pad messages with such keys. A content that is null may be that of a call.
+    """
+    renamed = dict(item)
+    for ours, theirs in layout.message_keys.items():
+        if ours in _CALL_KEYS and theirs in renamed:
+            renamed[ours] = renamed.pop(theirs)
+    for key in dict.fromkeys((layout.message_keys.get("role", "role"), "role", "from")):
+        if layout.role(renamed.get(key)):
+            del renamed[key]
+    texts = (*CONTENT, layout.message_keys.get("content", "content"))
+    kept = {key: value for key, value in renamed.items() if not _is_padding(key, value, texts)}
+    return kept, [changed("null-keys")] if len(kept) < len(renamed) else []
+
+
+def _is_padding(key: str, value: Any, texts: Sequence[str]) -> bool:
+    if value is None:
+        return key != "content"
+    if key == "prefix" and value is False:
+        # Mistral's own default
+        return True
+    return value in ("", []) and key not in texts
+
+
+def _content(
+    item: dict[str, Any], role: str, place: Place, layout: Layout
+) -> tuple[Any, Any, dict[str, Any], list[Change]]:
+    """Return the content, the tool calls among its chunks or None, the other keys of the message, and the changes.
+
+    The key `content` stays among the keys if the message has it.
+    """
+    rest, changes = dict(item), []
+    declared = layout.message_keys.get("content")
+    key = declared or next((key for key in CONTENT if rest.get(key) is not None), "content")
+    value = rest.get(key)
+    if key != "content":
+        rest.pop(key, None)
+        if key == "text":
+            changes.append(changed("content-key"))
+    if isinstance(refusal := rest.pop("refusal", None), str):
+        changes.append(lost("refusals") if value else changed("refusals"))
+        value = value or refusal
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        objects = [chunk for chunk in value if not isinstance(chunk, str)]
+        if all(isinstance(chunk, Mapping) and ("type" in chunk or "text" in chunk) for chunk in objects):
+            content, called, more = _chunks(value, place / key, layout)
+            return content, called, rest, changes + more
+    if role == "tool" and isinstance(value, Mapping | Sequence) and not isinstance(value, str):
+        changes.append(changed("result-text"))
+        value = json.dumps(value, ensure_ascii=False)
+    return value, None, rest, changes
+
+
+def _chunks(chunks: Sequence[Any], place: Place, layout: Layout) -> tuple[Any, Any, list[Change]]:
+    """Return the chunks of a content under our names, or as one text, the tool calls among them, and the changes."""
+    changes: list[Change] = []
+    found: list[dict[str, Any]] = []
+    calls: list[Any] = []
+    joined = layout.joined
+    for index, given in enumerate(chunks):
+        chunk = {"type": "text", "text": given} if isinstance(given, str) else dict(given)
+        if any(chunk.pop(key, None) is not None for key in ("train", "weight")):
+            changes.append(lost("part-weights"))
+        chunk = {key: value for key, value in chunk.items() if value is not None}
+        kind = chunk.get("type")
+        ours = _CHUNKS.get(kind, kind) if isinstance(kind, str | None) else None
+        if ours in MEDIA_PARTS:
+            changes.append(lost("media", str(kind)))
+            continue
+        if ours not in ("text", "thinking", "tool_call"):
+            found.append(chunk)  # the check of the row names it
+            continue
+        key = ours if ours in chunk else next((key for key in CONTENT if key in chunk), "")
+        value, read = chunk.get(key), {"type", key}
+        if ours == "tool_call":
+            calls.append(from_json(value, changes, place / index))
+        elif ours == "thinking":
+            closed = {"closed": chunk["closed"]} if "closed" in chunk else {}
+            found.append({"type": ours, ours: _joined_text(value), **closed})
+            read |= closed.keys()
+        else:
+            joined = joined or key != ours
+            found.append({"type": ours, ours: value})
+        changes += [lost("message-keys", other) for other in chunk if other not in read]
+    if joined and all(chunk["type"] == "text" and isinstance(chunk.get("text"), str) for chunk in found):
+        # the trainers that have such chunks put one behind the other, without a blank line
+        text = "".join(chunk["text"] for chunk in found)
+        return text if text or not calls else None, calls or None, [*changes, changed("chunks")]
+    if found != list(chunks):
+        changes.append(changed("chunks"))
+    return found if found or not calls else None, calls or None, changes
+
+
+def _joined_text(thinking: Any) -> Any:
+    """Return thinking as one text, which Mistral's API has as a list of text chunks; any other value unchanged."""
+    chunks = thinking if isinstance(thinking, list | tuple) else ()
+    texts = [chunk["text"] for chunk in chunks if isinstance(chunk, Mapping) and chunk.keys() == {"type", "text"}]
+    is_text = len(texts) == len(chunks) and all(isinstance(text, str) for text in texts)
+    return "".join(texts) if chunks and is_text else thinking
+
+
+def _thoughts(item: Mapping[str, Any], layout: Layout) -> dict[str, str]:
+    """Return the texts of the thinking of a message, by their keys."""
+    declared = layout.message_keys.get("thinking")
+    keys = (declared, *THINKING) if declared else THINKING
+    return {key: item[key] for key in keys if isinstance(item.get(key), str)}
+
+
+def _with_thoughts(content: Any, thoughts: Mapping[str, str]) -> Any:
+    """Return a content behind its thinking; the check of the row names a content that can have none."""
+    if not isinstance(content, str | list | None):
+        return content
+    texts = [{"type": "text", "text": content}] if isinstance(content, str) and content else content or []
+    # two servers' names for one text
+    return [*({"type": "thinking", "thinking": text} for text in dict.fromkeys(thoughts.values())), *texts]
+
+
+def _weigh(
+    message: dict[str, Any], item: Mapping[str, Any], place: Place, layout: Layout, weight: int | None
+) -> tuple[dict[str, Any], list[Change]]:
+    """Turn flags of training into the weight of an answer; return the other keys of the message, and the changes."""
+    rest, changes = dict(item), []
+    declared = layout.message_keys.get("weight", "")
+    flags = {declared: 1, **FLAGS} if declared else FLAGS
+    found: set[float] = set()
+    for key in [key for key in flags if key in rest]:
+        value, trains = rest.pop(key), flags[key]
+        if value is None:
+            continue
+        if not isinstance(value, bool | int | float):
+            raise (place / key).error(repr(value), "true, false or a number")
+        if key != "weight" or type(value) is not int:
+            changes.append(changed("weights", key if trains else f"{key}, of which true is 0"))
+        found.add(float(value if trains else not value))
+    if len(found) > 1:
+        raise place.error("flags of training that contradict each other", "one of them")
+    if message["role"] != "assistant":
+        if any(found) or (not found and message["role"] in (layout.trained or ())):
+            changes.append(lost("trained-prompts"))
+    elif found:
+        value = found.pop()
+        if value not in (0, 1):
+            changes.append(lost("weights", f"{value:g}"))
+        message["weight"] = int(bool(value))
+    elif layout.trained is not None and "assistant" not in layout.trained:
+        message["weight"] = 0
+        changes.append(changed("untrained-roles"))
+    elif weight is not None:
+        message["weight"] = weight
+        changes.append(changed("prompt-weights"))
+    return rest, changes
+
+
+def _results(
+    message: Mapping[str, Any], item: Mapping[str, Any], place: Place, calls: ToolCalls, *, is_last: bool
+) -> tuple[list[dict[str, Any]], dict[str, Any], list[Change]]:
+    """Return the results of a message of a tool with the ids of their calls, the keys that are left, and the changes.
+
+    Args:
+        message: The message.
+        item: Its other keys.
+        place: Its place.
+        calls: The tool calls of the row so far.
+        is_last: Whether no other result follows: a result without an id then answers all calls that are open.
+
+    Raises:
+        RowError: If the result answers no call, or not each of the open ones.
+    """
+    rest = {key: value for key, value in item.items() if key != "tool_call_id"}
+    call_id = item.get("tool_call_id")
+    if call_id is None and is_last and len(calls.open) > 1:
+        texts = _listed_results(message.get("content"), place, len(calls.open))
+        results = [
+            {"role": "tool", "content": text, "tool_call_id": open_id}
+            for (open_id, _), text in zip(calls.open, texts, strict=True)
+        ]
+        calls.open = []
+        return results, rest, [changed("results-split")]
+    changes: list[Change] = []
+    name = rest.pop("name", None)
+    result = {**message, "tool_call_id": calls.answered(call_id, name, changes, place)}
+    if name is not None:
+        result["name"] = name
+    return [result], rest, changes
+
+
+def _listed_results(content: Any, place: Place, count: int) -> list[str]:
+    """Return the texts of a result that lists one for each of several calls."""
+    try:
+        results = loads_strict(content) if isinstance(content, str) else None
+    except ValueError:
+        results = None
+    if not isinstance(results, list) or len(results) != count:
+        raise place.error(f"one result for {count} calls", "a result for each call, or a list of them")
+    return [result if isinstance(result, str) else json.dumps(result, ensure_ascii=False) for result in results]
+
+
+def _left_out(item: Mapping[str, Any]) -> list[Change]:
+    changes = []
+    for key in item:
+        kind = "message-keys"
+        if key in MEDIA_PARTS:
+            kind = "media"
+        elif key == "name":
+            kind = "names"
+        changes.append(lost(kind, key))
+    return changes

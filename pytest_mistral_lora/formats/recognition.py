@@ -1,0 +1,80 @@
+"""The row formats, and the format of a record by its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_mistral_lora.formats.alpaca import ALPACA
+from pytest_mistral_lora.formats.conversation import MESSAGE_LISTS, message_keys
+from pytest_mistral_lora.formats.messages import MESSAGES
+from pytest_mistral_lora.formats.preference import PREFERENCE
+from pytest_mistral_lora.formats.prompt_completion import PROMPT_COMPLETION
+from pytest_mistral_lora.formats.row_format import Recognised, RowFormat
+from pytest_mistral_lora.formats.sharegpt import SHAREGPT
+
+FORMATS: Mapping[str, RowFormat] = {
+    row_format.name: row_format for row_format in (MESSAGES, SHAREGPT, ALPACA, PROMPT_COMPLETION, PREFERENCE)
+}
+"""The formats that are converted to rows, by name. A new one is a module beside these, and an entry here."""
+
+# sorted() keeps the order of the table among equals
+_IN_ORDER = sorted(FORMATS.values(), key=lambda row_format: not row_format.is_tried_first)
+
+_NO_TURNS = {
+    "input_ids": ("encoded rows (input_ids)", "Judge them: mistral-lora audit FILE --tokenizer PATH"),
+    "segments": ("Axolotl's input_output (segments)", "Segments have no turns: write messages with roles."),
+    "role": ("a message alone (role)", "Put all messages of a conversation in a list under `messages`."),
+    "text": ("plain text (text)", "A text has no turns: write messages with roles, and no markers of a template."),
+    "instruction": ("an instruction alone (instruction)", "Put its answer beside it, under `output`."),
+    "chosen": ("a chosen answer alone (chosen)", "Put `prompt` and `rejected` beside it, or name it `completion`."),
+    "prompt": ("a prompt alone (prompt)", "Put its answer beside it, under `completion`."),
+    "question": ("a question alone (question)", "Put its answer beside it, under `answer`."),
+}
+"""Formats without turns by the key that shows them, each with its title and the next step."""
+
+
+def recognise(record: Any) -> Recognised | None:
+    """Return the format of a record by its structure, or None if its format is unknown."""
+    if isinstance(record, Sequence) and not isinstance(record, str):
+        keys = message_keys(record)
+        return _recognised(MESSAGES, f"a list of messages with {keys}", {"messages": ""}) if keys else None
+    if not isinstance(record, Mapping):
+        return None
+    # a table of many sources pads the keys of the others with null; if no format is left, a null is a fault of its own
+    present = {key for key, value in record.items() if value is not None}
+    for named in (present, record.keys()):
+        for row_format in _IN_ORDER:
+            evidence = row_format.recognise(record, named)
+            if evidence is not None:
+                return _recognised(row_format, evidence.words, evidence.keys)
+    for key, (title, advice) in _NO_TURNS.items():
+        if key in present and present.isdisjoint(MESSAGE_LISTS):
+            return Recognised("", title, title, {}, advice)
+    return None
+
+
+def _recognised(row_format: RowFormat, evidence: str, keys: Mapping[str, str]) -> Recognised:
+    return Recognised(row_format.name, f"{row_format.title} ({evidence})", evidence, keys)
+
+
+def ids_key(record: Any) -> str:
+    """Return the key under which a record has a trainer's ids or labels; empty if it has none."""
+    if not isinstance(record, Mapping):
+        return ""
+    if record.get("input_ids") is not None:
+        return "input_ids"
+    labels = record.get("labels")
+    # classes may be called labels, too: those of tokens have the number of a token without loss
+    return "labels" if isinstance(labels, Sequence) and not isinstance(labels, str) and -100 in labels else ""
+
+
+def unread_columns(record: Any) -> tuple[str, ...]:
+    """Return the keys of a row that another trainer may train on in place of its messages."""
+    if not isinstance(record, Mapping):
+        return ()
+    if key := ids_key(record):
+        return (key,)
+    if isinstance(record.get("prompt"), str | list) and isinstance(record.get("completion"), str | list):
+        return ("prompt", "completion")
+    return ("text",) if isinstance(record.get("text"), str) else ()

@@ -1,0 +1,20 @@
+"""ShareGPT: a list of turns with `from` and `value`, or any list of messages under `conversations`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pytest_mistral_lora.formats.conversation import find_conversation
+from pytest_mistral_lora.formats.drafts import add_conversation
+from pytest_mistral_lora.formats.row_format import Evidence, RowFormat
+
+
+def _recognise(record: Mapping[str, Any], present: Collection[str]) -> Evidence | None:
+    found = find_conversation(record)
+    if found is None or not found.is_sharegpt:
+        return None
+    return Evidence(found.words, {"messages": found.key})
+
+
+SHAREGPT = RowFormat("sharegpt", "ShareGPT", {"messages": "conversations"}, _recognise, add_conversation)

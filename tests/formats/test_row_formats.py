@@ -1,0 +1,59 @@
+"""Each row format has a sample here: it is recognised, it is converted, and no other format takes it for its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora.formats.convert import Source, convert
+from pytest_mistral_lora.formats.layouts import Layout
+from pytest_mistral_lora.formats.recognition import FORMATS, recognise
+from pytest_mistral_lora.formats.report import LOSSES, Report
+
+MESSAGES = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+
+SAMPLES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "messages": ({"messages": MESSAGES}, MESSAGES),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
+        MESSAGES,
+    ),
+    "alpaca": (
+        {"instruction": "Why?", "input": "This.", "output": "So."},
+        [{"role": "user", "content": "Why?\nThis."}, {"role": "assistant", "content": "So."}],
+    ),
+    "prompt-completion": ({"prompt": "Why?", "completion": "So."}, MESSAGES),
+    "preference": ({"prompt": "Why?", "chosen": "So.", "rejected": "No."}, MESSAGES),
+}
+"""A record of each format, and the messages that it becomes."""
+
+
+def test_each_format_has_a_sample() -> None:
+    assert SAMPLES.keys() == FORMATS.keys()
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("is_declared", [False, True], ids=["recognised", "declared"])
+def test_a_sample_is_converted(name: str, is_declared: bool, tmp_path: Path) -> None:
+    record, messages = SAMPLES[name]
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({**record, "id": 7}) + "\n", "utf-8")
+    report = Report()
+    [row] = convert([Source(path, Layout(name if is_declared else ""))], report, lossy=LOSSES)
+    assert row == {"messages": messages, "id": 7}
+    assert [layout.format for layout in report.layouts] == [name]
+    assert report.sources[0]["format"].startswith(FORMATS[name].title)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_is_recognised_by_its_own_format_alone(name: str) -> None:
+    record, _ = SAMPLES[name]
+    found = [other for other, row_format in FORMATS.items() if row_format.recognise(record, record.keys()) is not None]
+    assert found == [name]
+    recognised = recognise(record)
+    assert recognised is not None
+    assert recognised.name == name
+    assert recognised.keys.keys() <= FORMATS[name].keys.keys() | {"input"}
