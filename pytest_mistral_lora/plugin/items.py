@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
     from pytest_mistral_lora.conformance.finding import Finding, Result
     from pytest_mistral_lora.conformance.known import Xfail
-    from pytest_mistral_lora.plugin.second_process import SecondProcess
 
 
 class CheckFailedError(AssertionError):
@@ -55,8 +54,6 @@ class CheckItem(pytest.Item):
         self.check = check
         self.settings = settings
         self.result: Result | None = None
-        self.second_process: SecondProcess | None = None
-        self.seconds: float | None = None
         self.add_marker("mistral_golden")
         if check.subject == "train":
             self.add_marker("mistral_training")
@@ -76,8 +73,7 @@ class CheckItem(pytest.Item):
         with home, warnings.catch_warnings(), self._progress_bar_allowed():
             # The libraries' warnings are not about the user's code, and the user's pytest may turn them into errors
             warnings.simplefilter("ignore")
-            judged = self.second_process.result_of(self.check) if self.second_process else None
-            self.result, self.seconds = judged or (self.check.run(), None)
+            self.result = self.check.run()
         if self.unknown:
             from pytest_mistral_lora.report.judged import finding_properties
 

@@ -161,15 +161,6 @@ class Suite:
         first = next((item.check for item in items if item.check.subject == "train"), None)
         if first is None or first is items[0].check:
             return None
-        from pytest_mistral_lora.plugin.second_process import SecondProcess
-
-        # a user's tests may start threads, and a check that records goldens writes them and says so
-        if len(items) == len(session.items) and not self.settings.update and SecondProcess.is_possible():
-            with chdir(self._home):
-                second = SecondProcess([item.check for item in items], self._work_folder, self.settings.device)
-            for item in items:
-                item.second_process = second
-            return second.end
         from pytest_mistral_lora.conformance.train.tiny_run import start
 
         with chdir(self._home):
@@ -182,7 +173,7 @@ class Suite:
         report = yield
         if isinstance(item, CheckItem) and report.when == "call":
             outcome = "known" if hasattr(report, "wasxfail") else report.outcome
-            record = item.check.record(item.result, outcome=outcome, seconds=item.seconds or report.duration)
+            record = item.check.record(item.result, outcome=outcome, seconds=report.duration)
             # pytest-xdist sends every attribute that is plain data
             vars(report)["mistral_golden"] = {
                 **record,
