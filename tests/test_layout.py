@@ -48,7 +48,7 @@ MAY_NAME_FORMATS = {"chat.rows": {"formats"}}
 """Formats stand on `chat`. This module alone asks them for the name of a format, for the error of a foreign row."""
 MAY_IMPORT_LATE = {
     "": {"chat", "checkpoint"},  # the public names: for type checkers, and on first use
-    "conformance": {"training", "runners", "serving", "strategies"},
+    "conformance": {"training", "runners", "serving", "strategies", "report", "environment"},
 }
 NEVER = {
     "escaping": {"*"},

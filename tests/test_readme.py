@@ -246,4 +246,7 @@ def test_the_list_of_known_deviations_can_be_read(tmp_path: Path) -> None:
         "mistral-golden::my-mistral::template::trailing-spaces",
         "default-system-prompt",
     ]
+    [dated] = [text for text in fences(SUITE, "text") if "  # until " in text]
+    (tmp_path / "known.txt").write_text(dated)
+    assert [str(one.until) for one in read_xfails(tmp_path / "known.txt")] == ["2027-06-30"]
     assert "trailing-spaces" in {path.stem for path in golden_paths(goldens_folder() / "templates" / "spm-v3")}

@@ -7,11 +7,9 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +19,13 @@ from pytest_mistral_lora.cli.verb import (
     print_json,
     shown_path,
 )
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
+from pytest_mistral_lora.errors import EXIT_FINDING, InputError
 from pytest_mistral_lora.escaping import UNMIXED, own_stream, printable
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.conformance.finding import Result
     from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.conformance.known import Xfail
+    from pytest_mistral_lora.conformance.session import Session
     from pytest_mistral_lora.conformance.targets import Target
     from pytest_mistral_lora.report.judged import JudgedCase
 
@@ -112,120 +110,55 @@ class Judging:
 
         Args:
             targets: The targets.
-            options: Those of `run_checks`.
+            options: Those of `opened_session`.
         """
         # Set before the first import that reads it: otherwise each small model that is loaded draws a bar
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        from pytest_mistral_lora.conformance.collection import run_checks
-        from pytest_mistral_lora.conformance.groups import cause_texts, group_findings
-        from pytest_mistral_lora.conformance.known import baseline_text, unknown_among
-        from pytest_mistral_lora.records.files import write_text
-        from pytest_mistral_lora.report import nothing_was_judged
+        from pytest_mistral_lora.conformance.session import opened_session
 
-        started, start = datetime.now(UTC), time.perf_counter()
-        records, texts = [], []
-        with _progress() as show:
-            for record, result in run_checks(targets, **options):
-                records.append(self._accepted(record, result))
-                texts.append("\n\n".join(cause_texts(unknown_among(result.findings, record["nodeid"], self.xfails))))
-                show(f"{len(records)} checks; {record['nodeid']}")
-        failed = any(record["outcome"] == "failed" for record in records)
-        failed |= not all(one.get("fits", True) for one in self.memory)
-        matched = {known["id"] for record in records for known in record["known"]}
-        # without the tiny train, its deviations are not met
-        expected = [one for one in self.xfails if options.get("train") or not _is_of_train(one)]
-        # a deviation that is fixed must leave the list, or the list would hide its return
-        unmatched = [one for one in expected if one.id not in matched]
-        code = EXIT_FINDING if failed or unmatched or nothing_was_judged(records) else EXIT_OK
-        if self.baseline is not None:
-            write_text(self.baseline, baseline_text(records))
-        sys.stderr.write("".join(f"{one.unmatched}\n" for one in unmatched))
-        causes = group_findings(records)
-        # Git is asked for the commit, which an output for people does not show
-        if self.reports or self.output_format == "json":
-            data = self._report(records, causes, code, started, time.perf_counter() - start)
-            self._write_reports(data, causes, targets)
-        if self.output_format == "json":
-            print_json({**data, "paths": list(self.paths), "memory": list(self.memory)})
-        else:
-            self._print(records, causes, texts)
+        with opened_session(targets, xfails=self.xfails, **options) as session:
+            with _progress() as show:
+                for number, record in enumerate(session.run(self.command), start=1):
+                    show(f"{number} checks; {record['nodeid']}")
+            if self.baseline is not None:
+                session.write_baseline(self.baseline)
+            sys.stderr.write("".join(f"{xfail.unmatched}\n" for xfail in session.unmatched))
+            fits = all(recipe.get("fits", True) for recipe in self.memory)
+            code = session.exit_code if fits else EXIT_FINDING
+            # Git is asked for the commit, which an output for people does not show
+            if self.reports or self.output_format == "json":
+                data = session.report(self.command, Path.cwd(), code)
+                session.write_reports(self.reports, data)
+            if self.output_format == "json":
+                print_json({**data, "paths": list(self.paths), "memory": list(self.memory)})
+            else:
+                self._print(session)
         return code
 
-    def _accepted(self, record: dict[str, Any], result: Result) -> dict[str, Any]:
-        """Return the record of a check without the findings that are known deviations."""
-        from pytest_mistral_lora.conformance.known import known_among, unknown_among
-
-        unknown = unknown_among(result.findings, record["nodeid"], self.xfails)
-        known = known_among(result.findings, record["nodeid"], self.xfails)
-        is_known = record["outcome"] == "failed" and all(one.severity != "error" for one in unknown)
-        return {
-            **record,
-            "outcome": "known" if is_known else record["outcome"],
-            "findings": [one.to_json() for one in unknown],
-            "known": [{"id": one.id, "reason": one.reason} for one in known],
-            "commands": {"rerun": self.command} if unknown else {},
-        }
-
-    def _report(
-        self, records: list[dict[str, Any]], causes: FindingGroups, code: int, started: datetime, seconds: float
-    ) -> dict[str, Any]:
-        from pytest_mistral_lora.environment import known_cause_lines
-        from pytest_mistral_lora.records.git import code_of
-        from pytest_mistral_lora.report import RunFacts, report_data
-
-        facts = RunFacts(self.command, started, seconds, code_of(Path.cwd()))
-        return report_data(
-            records,
-            code,
-            facts,
-            causes=[one.to_json() for one in causes],
-            deselected=0,
-            not_run=0,
-            known_faults=known_cause_lines(records),
-        )
-
-    def _write_reports(self, data: dict[str, Any], causes: FindingGroups, targets: Sequence[Target]) -> None:
-        from pytest_mistral_lora.conformance.groups import failed_rows
-        from pytest_mistral_lora.report import write_report
-
-        rows = failed_rows(causes, targets) if self.reports else []
-        for path in self.reports:
-            write_report(path, data, rows)
-
-    def _print(self, records: list[dict[str, Any]], causes: FindingGroups, texts: list[str]) -> None:
-        from pytest_mistral_lora.environment import known_cause_lines
+    def _print(self, session: Session) -> None:
+        from pytest_mistral_lora.conformance.finding import Finding
+        from pytest_mistral_lora.conformance.groups import cause_texts
         from pytest_mistral_lora.report import verdict_line
         from pytest_mistral_lora.report.judged import cases_of
 
         if self.output_format == "text":
-            _print_text(records, causes, [f"{shown_path(one['path'])}: {one['text']}" for one in self.memory])
+            _print_text(session, [f"{shown_path(recipe['path'])}: {recipe['text']}" for recipe in self.memory])
             return
-        verdict = verdict_line(records, [one.count for one in causes])
+        causes = session.causes()
+        verdict = verdict_line(session.records, [cause.count for cause in causes])
+        texts = ["\n\n".join(cause_texts(map(Finding.from_json, record["findings"]))) for record in session.records]
         subject = self.paths[0]["path"] if self.paths else ""
-        verb, known = shlex.split(self.command)[1], known_cause_lines(records)
-        print_judged(self.output_format, verb, causes, [*cases_of(records, texts)], verdict, subject, known)
+        verb, known = shlex.split(self.command)[1], session.known_faults()
+        print_judged(self.output_format, verb, causes, [*cases_of(session.records, texts)], verdict, subject, known)
 
 
-def _is_of_train(xfail: Xfail) -> bool:
-    from pytest_mistral_lora.conformance.finding import RULES
-
-    return RULES[xfail.id].subject == "train" if xfail.id in RULES else "::train::" in xfail.id
-
-
-def _print_text(records: list[dict[str, Any]], causes: FindingGroups, memory: Sequence[str]) -> None:
+def _print_text(session: Session, memory: Sequence[str]) -> None:
     """Print a text for each cause, the table, the reasons why something was not checked, memory, and the verdict."""
-    from pytest_mistral_lora.environment import known_cause_lines
-    from pytest_mistral_lora.report import (
-        NOTHING_WAS_JUDGED,
-        basis_lines,
-        nothing_was_judged,
-        unchecked_lines,
-        verdict_line,
-        write_styled,
-    )
+    from pytest_mistral_lora.report import NOTHING_WAS_JUDGED, basis_lines, unchecked_lines, verdict_line, write_styled
     from pytest_mistral_lora.report.tables import figure_lines, outcome_table, statistics_of
 
     width = shutil.get_terminal_size().columns
+    records, causes = session.records, [*session.causes()]
     for cause in causes:
         state = "FAILED" if cause.simplest.severity == "error" else "note"
         write_styled(f"{cause.check} {state}\n{cause.text(width)}\n")
@@ -235,13 +168,14 @@ def _print_text(records: list[dict[str, Any]], causes: FindingGroups, memory: Se
         for line in (f"figures of {target}:", *figure_lines(found, width))
     ]
     # a line each, whatever a name or a reason holds
-    facts = (*basis_lines(records), *known_cause_lines(records), *figures, *unchecked_lines(records))
+    facts = (*basis_lines(records), *session.known_faults(), *figures, *unchecked_lines(records))
     lines = [
         *outcome_table(records, width),
         *(printable(line, lines=False) for line in facts),
+        *(printable(xfail.not_met, lines=False) for xfail in session.not_met),
         *memory,
         "",
-        *([NOTHING_WAS_JUDGED] if nothing_was_judged(records) else []),
+        *([NOTHING_WAS_JUDGED] if session.nothing_judged else []),
         verdict_line(records, [one.count for one in causes]),
     ]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -160,25 +160,3 @@ class Check:
             finally:
                 gc.set_threshold(*before)
                 gc.collect(0)  # it would come with the next objects, where interruptions are lost
-
-    def record(self, result: Result | None, *, outcome: str, seconds: float) -> dict[str, Any]:
-        """Return the outcome of a check as plain data, for tables and reports.
-
-        Args:
-            result: Its findings; None if it stopped with an error.
-            outcome: `passed`, `failed`, `known` or `skipped` (not checked).
-            seconds: How long it took.
-        """
-        return {
-            "nodeid": f"{ROOT}::{self.name}",
-            "outcome": outcome,
-            "seconds": round(seconds, 4),
-            "target": self.target.name,
-            "subject": self.subject,
-            "case": self.case,
-            "findings": [finding.to_json() for finding in result.findings] if result else [],
-            "known": [],
-            "not_checked": result.not_checked if result else "",
-            "facts": dict(result.facts) if result else {},
-            "commands": {},
-        }

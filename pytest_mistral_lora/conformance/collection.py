@@ -1,22 +1,18 @@
-"""The targets of a run, from the paths and names that are given; and their checks, collected and run."""
+"""The targets of a run, from the paths and names that are given; and their checks."""
 
 from __future__ import annotations
 
 import shlex
-import tempfile
-import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from pytest_mistral_lora.conformance.checks import Causes, Check, Settings
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget, GgufTarget
-from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath, recognised
+from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath
 from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import (
     EMBEDDED_TRAINING,
@@ -236,56 +232,3 @@ def _judge_once(check: Check, results: _Results) -> Result:
     if key not in results:
         results[key] = check.judge()
     return results[key]
-
-
-def check(
-    paths: Sequence[Path],
-    *,
-    base: Path | None = None,
-    tokenizer: Path | None = None,
-    oracle: str | None = None,
-    examples: int = 20,
-    device: str = "auto",
-    train: bool = False,
-) -> Iterator[tuple[dict[str, Any], Result]]:
-    """Judge paths and yield the outcome of each check, as `run_checks` does.
-
-    Args:
-        paths: Recipes, rows, encoded rows, adapter folders, and tokenizers (a checkpoint folder, or a single file); if
-            empty, every tokenizer that mistral-common ships.
-        base: The base checkpoint's folder of the adapters, or None.
-        tokenizer: The tokenizer of rows, or None for those of the paths.
-        oracle: The oracle of folders without a Mistral tokenizer file: a name, a path or `none`; None to recognise it.
-        examples: Hypothesis examples for each law.
-        device: Device of the models: `auto`, `cpu` or `cuda`.
-        train: Whether the tiny train runs with the tokenizers too.
-
-    Raises:
-        InputError: If there is nothing at a path, or nothing that is checked.
-    """
-    targets = targets_of([recognised(path, base) for path in paths], base, oracle, tokenizer)
-    yield from run_checks(targets, examples=examples, device=device, train=train)
-
-
-def run_checks(
-    targets: Sequence[Target], *, examples: int = 20, device: str = "auto", train: bool = False
-) -> Iterator[tuple[dict[str, Any], Result]]:
-    """Judge targets and yield the outcome of each check: its record as plain data, and its result.
-
-    Args:
-        targets: The targets.
-        examples: Hypothesis examples for each law.
-        device: Device of the models: `auto`, `cpu` or `cuda`.
-        train: Whether the tiny train runs with the tokenizers too.
-    """
-    with tempfile.TemporaryDirectory(prefix="mistral-check-") as folder:
-        settings = Settings(examples, None, device, not train, (), False, Path(folder))
-        for one in collect(targets, settings):
-            start = time.perf_counter()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
-                result = one.run()
-            outcome = "skipped" if result.not_checked else "passed"
-            if any(finding.severity == "error" for finding in result.findings):
-                outcome = "failed"
-            yield one.record(result, outcome=outcome, seconds=time.perf_counter() - start), result

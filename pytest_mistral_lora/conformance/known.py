@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.conformance.finding import RULES, Finding
 from pytest_mistral_lora.errors import did_you_mean
+from pytest_mistral_lora.escaping import printable
 
 _LONGEST = 110
+# the date is the last part of a line, and has a # of its own
+_UNTIL = re.compile(r"(?:^|\s)#\s*until\b(?P<date>.*)$")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,28 +29,93 @@ class Xfail:
             name of a cause, such as `default-system-prompt`, for the findings of this cause in every check.
         reason: The reason why it is accepted.
         place: File and line.
+        until: The first day on which it is no longer accepted; None if it has no end.
     """
 
     id: str
     reason: str
     place: str
+    until: date | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is no longer accepted today."""
+        return self.until is not None and date.today() >= self.until
+
+    @property
+    def is_of_one_check(self) -> bool:
+        """Whether its id is a node id."""
+        return "::" in self.id
 
     @property
     def unmatched(self) -> str:
-        """The message for a deviation that no finding of a full run is."""
+        """The message if every check that can find it ran, and none did."""
         return f"{self.place}: {self.id} matches no finding: it is fixed or misspelled; remove it"
+
+    @property
+    def not_met(self) -> str:
+        """The message if it has no finding, and a check that can find it did not run."""
+        return f"not met: {self.id} ({self.place}): a check that can find it did not run"
+
+    def is_met_by(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a check found it, accepted or not."""
+        # an entry whose date has passed accepts nothing, and is met by findings that fail
+        found = any(self.id in (data["rule"], record["nodeid"], data.get("name")) for data in record["findings"])
+        return found or any(known["id"] == self.id for known in record["known"])
+
+
+@dataclass(frozen=True, slots=True)
+class Finders:
+    """The subjects whose checks can find a known deviation.
+
+    Attributes:
+        homes: The subjects that the deviation is about. If none of their checks runs, it is not looked for.
+        others: Subjects that meet it beside their own rules.
+    """
+
+    homes: frozenset[str]
+    others: frozenset[str] = frozenset()
+
+    @property
+    def subjects(self) -> frozenset[str]:
+        """All of them."""
+        return self.homes | self.others
+
+
+_ALSO_FOUND_BY = {
+    "mask": ("dataset",),
+    "tokenizer": ("template",),
+    "adapter": ("merged", "train"),
+    "merged": ("adapter",),
+    "manifest": ("train",),
+}
+"""Subjects of checks that report rules of another subject, by the subject of the rules."""
+
+_OF_CAUSES = Finders(frozenset({"template"}), frozenset({"tokenizer", "mask", "dataset", "gguf"}))
+"""The subjects that name causes: each compares the chat template with mistral-common."""
+
+
+def finders_of(xfail: Xfail) -> Finders:
+    """Return the subjects whose checks can find a deviation that is listed by a rule or a cause."""
+    if xfail.id not in RULES:
+        return _OF_CAUSES
+    subject = RULES[xfail.id].subject
+    # the rows of a runner are encoded rows, judged by the same rules
+    homes = frozenset({subject, "runner"} if subject == "encoded" else {subject})
+    return Finders(homes, frozenset(_ALSO_FOUND_BY.get(subject, ())))
 
 
 def read_xfails(path: Path) -> tuple[Xfail, ...]:
-    """Read a file of known deviations, one a line: `ID  # reason`, with the id of a rule or check, or a cause's name.
+    """Read a file of known deviations, one a line: `ID  # reason`, or `ID  # reason  # until 2027-06-30`.
 
+    The id is that of a rule or check, or the name of a cause. From the date on, the deviation is no longer accepted.
     Blank lines and lines that begin with `#` are skipped.
 
     Raises:
         InputError: If it is a pipe or a device.
         OSError: If the file cannot be read.
-        ValueError: If it is not UTF-8, or a line has no reason, an unknown rule, or an id that an earlier line has;
-            with file and line.
+        ValueError: If it is not UTF-8, or a line has no reason, an unknown rule, an id that an earlier line has, or a
+            date that is none; with file and line.
     """
     xfails: dict[str, Xfail] = {}
     try:
@@ -62,6 +132,7 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
         place = f"{path}:{number}"
         if not name:
             continue
+        reason, until = _reason_and_date(reason, place)
         if not reason:
             raise ValueError(f"{place}: {name!r} has no reason; expected: {name}  # why it is accepted")
         if "::" not in name and name not in RULES and name not in _cause_names():
@@ -70,8 +141,29 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
             raise ValueError(f"{place}: there is no rule or cause {name!r}{hint}; expected {expected}")
         if name in xfails:
             raise ValueError(f"{place}: {name} is listed twice; it is already in {xfails[name].place}")
-        xfails[name] = Xfail(name, reason, place)
+        xfails[name] = Xfail(name, reason, place, until)
     return tuple(xfails.values())
+
+
+def _reason_and_date(text: str, place: str) -> tuple[str, date | None]:
+    """Return the two parts of the text behind an id: `reason  # until 2027-06-30`; None if there is no date.
+
+    Raises:
+        ValueError: If the date is none.
+    """
+    if re.fullmatch(rf"until\s+{_DATE.pattern}", text):  # a date in the place of the reason
+        return "", None
+    found = _UNTIL.search(text)
+    if found is None:
+        return text, None
+    written = found["date"].strip()
+    try:
+        until = date.fromisoformat(written) if _DATE.fullmatch(written) else None
+    except ValueError:
+        until = None
+    if until is None:
+        raise ValueError(f"{place}: {f'until {written}'!r} is not a date; expected for example: until 2027-06-30")
+    return text[: found.start()].strip(), until
 
 
 def _cause_names() -> frozenset[str]:
@@ -87,14 +179,35 @@ def _ids(finding: Finding, nodeid: str) -> set[str]:
 
 
 def known_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail]) -> list[Xfail]:
-    """Return the known deviations that a finding of this check matches."""
-    return [xfail for xfail in xfails if any(xfail.id in _ids(finding, nodeid) for finding in findings)]
+    """Return the known deviations that a finding of this check matches, without those that are no longer accepted."""
+    return [
+        xfail
+        for xfail in xfails
+        if not xfail.is_over and any(xfail.id in _ids(finding, nodeid) for finding in findings)
+    ]
 
 
 def unknown_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail]) -> list[Finding]:
-    """Return the findings of this check that no known deviation covers."""
-    known = {xfail.id for xfail in xfails}
-    return [finding for finding in findings if known.isdisjoint(_ids(finding, nodeid))]
+    """Return the findings of this check that no known deviation covers; one whose date has passed is named in them."""
+    known, over = set[str](), list[Xfail]()
+    for xfail in xfails:
+        if xfail.is_over:
+            over.append(xfail)
+        else:
+            known.add(xfail.id)
+    unknown = []
+    for finding in findings:
+        ids = _ids(finding, nodeid)
+        if known.isdisjoint(ids):
+            unknown.append(_with_passed_dates(finding, [xfail for xfail in over if xfail.id in ids]))
+    return unknown
+
+
+def _with_passed_dates(finding: Finding, over: Sequence[Xfail]) -> Finding:
+    if not over:
+        return finding
+    lines = [printable(f"accepted until {xfail.until} ({xfail.place}): {xfail.reason}", lines=False) for xfail in over]
+    return replace(finding, detail="\n".join([*filter(None, [finding.detail]), *lines]))
 
 
 def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False) -> str:

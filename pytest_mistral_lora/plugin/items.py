@@ -17,8 +17,7 @@ from pytest_mistral_lora.plugin.settings import PluginSettings
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
-    from pytest_mistral_lora.conformance.finding import Finding, Result
-    from pytest_mistral_lora.conformance.known import Xfail
+    from pytest_mistral_lora.conformance.session import CheckOutcome, Session
 
 
 class CheckFailedError(AssertionError):
@@ -28,16 +27,18 @@ class CheckFailedError(AssertionError):
 class SuiteCollector(pytest.Collector):
     """The parent of all checks."""
 
-    def __init__(self, *, checks: Iterable[Check], settings: PluginSettings, **kwargs: Any) -> None:
+    def __init__(
+        self, *, checks: Iterable[Check], suite_session: Session, settings: PluginSettings, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self._checks = checks
-        self._settings = settings
+        self._given = {"suite_session": suite_session, "settings": settings}
 
     def collect(self) -> Iterator[pytest.Item]:
         """Yield an item for each check."""
         for check in self._checks:
             nodeid = f"{self.nodeid}::{check.name}"
-            yield CheckItem.from_parent(self, name=check.name, nodeid=nodeid, check=check, settings=self._settings)
+            yield CheckItem.from_parent(self, name=check.name, nodeid=nodeid, check=check, **self._given)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Return the message of an error of this project; any other error keeps its traceback."""
@@ -49,11 +50,12 @@ class SuiteCollector(pytest.Collector):
 class CheckItem(pytest.Item):
     """One check, run and reported by pytest."""
 
-    def __init__(self, *, check: Check, settings: PluginSettings, **kwargs: Any) -> None:
+    def __init__(self, *, check: Check, suite_session: Session, settings: PluginSettings, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.check = check
         self.settings = settings
-        self.result: Result | None = None
+        self._session = suite_session
+        self.judged: CheckOutcome = suite_session.outcome_of(check, None)
         self.add_marker("mistral_golden")
         if check.subject == "train":
             self.add_marker("mistral_training")
@@ -68,30 +70,30 @@ class CheckItem(pytest.Item):
         """
         from pytest_mistral_lora.conformance.groups import cause_texts
 
+        # of an earlier attempt, if pytest-rerunfailures repeats the check
+        self.judged = self._session.outcome_of(self.check, None)
         # a test of the user may have gone to another folder
         home = chdir(self.config.invocation_params.dir)
         with home, warnings.catch_warnings(), self._progress_bar_allowed():
             # The libraries' warnings are not about the user's code, and the user's pytest may turn them into errors
             warnings.simplefilter("ignore")
-            self.result = self.check.run()
-        if self.unknown:
+            result = self.check.run()
+        judged = self.judged = self._session.outcome_of(self.check, result)
+        if judged.findings:
             from pytest_mistral_lora.report.judged import finding_properties
 
             # pytest writes them into its JUnit file, and pytest-xdist sends them to the process that does
-            properties = finding_properties(finding.to_json() for finding in self.unknown)
+            properties = finding_properties(finding.to_json() for finding in judged.findings)
             self.user_properties += [(name, printable(value, lines=False)) for name, value in properties]
-        failing = cause_texts(one for one in self.unknown if one.severity == "error" or self.settings.strict)
-        # with --mistral-strict a check that could not run fails; it has no rule, so that only its node id can accept it
-        unchecked = f"not checked: {self.result.not_checked}" if self.result.not_checked else ""
-        if unchecked and self.settings.strict and not any(one.id == self.nodeid for one in self.settings.xfails):
-            failing.append(unchecked)
-        if failing:
-            raise CheckFailedError("\n\n".join([*failing, self.next_step()]))
-        if any(finding.severity == "error" for finding in self.result.findings):
-            pytest.xfail(printable("; ".join(xfail.reason for xfail in self.known), lines=False))
+        unchecked = f"not checked: {result.not_checked}"
+        if judged.state == "failed":
+            texts = [*cause_texts(judged.failing), *([unchecked] if judged.fails_unchecked else [])]
+            raise CheckFailedError("\n\n".join([*texts, self.next_step()]))
+        if judged.state == "known":
+            pytest.xfail(printable("; ".join(xfail.reason for xfail in judged.known), lines=False))
             # reached only with --runxfail, which makes pytest.xfail do nothing: the deviation fails like any finding
-            raise CheckFailedError("\n\n".join([*cause_texts(self.result.findings), self.next_step()]))
-        if unchecked:
+            raise CheckFailedError("\n\n".join([*cause_texts(result.findings), self.next_step()]))
+        if judged.state == "skipped":
             pytest.skip(safe_text(unchecked))
 
     @contextmanager
@@ -104,20 +106,6 @@ class CheckItem(pytest.Item):
             return
         with capture.global_and_fixture_disabled():
             yield
-
-    @property
-    def known(self) -> list[Xfail]:
-        """The known deviations that a finding of this check matches."""
-        from pytest_mistral_lora.conformance.known import known_among
-
-        return known_among(self.result.findings if self.result else (), self.nodeid, self.settings.xfails)
-
-    @property
-    def unknown(self) -> list[Finding]:
-        """The findings that no known deviation covers."""
-        from pytest_mistral_lora.conformance.known import unknown_among
-
-        return unknown_among(self.result.findings if self.result else (), self.nodeid, self.settings.xfails)
 
     def next_step(self) -> str:
         """Return the commands of this check, each with its name, for people."""

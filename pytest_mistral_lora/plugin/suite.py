@@ -5,11 +5,9 @@ from __future__ import annotations
 import shlex
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import chdir
-from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +22,11 @@ from pytest_mistral_lora.plugin.summary import FailedChecks, write_annotations, 
 if TYPE_CHECKING:
     import subprocess
 
-    from pytest_mistral_lora.conformance.checks import Check
-    from pytest_mistral_lora.conformance.known import Xfail
+    from pytest_mistral_lora.conformance.session import Session
     from pytest_mistral_lora.conformance.targets import Target
 
 _WORK = "mistral_lora_work"
-_COUNTS = "mistral_lora_counts"
+_COLLECTED = "mistral_lora_collected"
 # the files in which pytest itself looks for its configuration, in its order
 _CONFIGURATION_FILES = (
     "pytest.toml",
@@ -43,19 +40,14 @@ _CONFIGURATION_FILES = (
 
 
 class Suite:
-    """Hooks of a session that runs the suite.
+    """Hooks of a pytest session that runs the suite.
 
     Attributes:
         settings: The settings of the run.
-        outcomes: One record for each check that has run, in the order in which the checks ended.
     """
 
     def __init__(self, config: pytest.Config, settings: PluginSettings) -> None:
         self.settings = settings
-        self.outcomes: list[dict[str, Any]] = []
-        self._started, self._start = datetime.now(UTC), time.perf_counter()
-        self._collected = 0
-        self._deselected = 0
         worker = getattr(config, "workerinput", None)
         self._is_worker = worker is not None
         # paths of the settings are relative to it, and a test of the user may go to another folder
@@ -74,34 +66,14 @@ class Suite:
         if config.args_source == pytest.Config.ArgsSource.INVOCATION_DIR:
             config.args = []
 
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_configure_node(self, node: Any) -> None:
-        """Give a worker of pytest-xdist the folder that all workers share."""
-        node.workerinput[_WORK] = str(self._work_folder)
+    @cached_property
+    def session(self) -> Session:
+        """The run of the suite.
 
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        """Take the counts of a worker, the same for each: every worker collects and deselects all checks."""
-        counts = getattr(node, "workeroutput", {}).get(_COUNTS, (self._collected, self._deselected))
-        self._collected, self._deselected = counts
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
-        """Add the checks, before `-k`, `-m` and `--lf` choose among the items."""
-        # pytest's own collection walks files, and the suite has none: its collector is asked here, with its own report
-        suite = SuiteCollector.from_parent(
-            session, name=ROOT, nodeid=ROOT, checks=self._collected_checks(), settings=self.settings
-        )
-        with chdir(self._home):
-            report = session.ihook.pytest_make_collect_report(collector=suite)
-        session.ihook.pytest_collectreport(report=report)
-        items += report.result
-        self._collected = len(report.result)
-
-    def _collected_checks(self) -> Iterator[Check]:
-        """Yield the checks. It is a generator, so that its errors are raised, and reported, in the collector."""
+        With pytest-xdist, each worker has one of its own, and that of the first process takes the records of all.
+        """
         from pytest_mistral_lora.conformance.checks import Settings
-        from pytest_mistral_lora.conformance.collection import collect
+        from pytest_mistral_lora.conformance.session import Session
 
         given = self.settings
         settings = Settings(
@@ -114,7 +86,48 @@ class Suite:
             work_folder=self._work_folder,
             require_manifest=given.require_manifest,
         )
-        yield from collect(self._targets(), settings)
+        return Session(
+            self._targets,
+            settings,
+            xfails=given.xfails,
+            strict=given.strict,
+            leaves_out_targets=given.leaves_out_targets,
+        )
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        """Begin the run of the suite: its time is counted from here."""
+        _ = self.session
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Give a worker of pytest-xdist the folder that all workers share."""
+        node.workerinput[_WORK] = str(self._work_folder)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take what a worker has collected, the same for each: every worker collects and deselects all checks."""
+        session = self.session
+        known = (session.collected, session.deselected)
+        session.collected, session.deselected = getattr(node, "workeroutput", {}).get(_COLLECTED, known)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
+        """Add the checks, before `-k`, `-m` and `--lf` choose among the items."""
+        # pytest's own collection walks files, and the suite has none: its collector is asked here, with its own report.
+        # Errors of the targets are raised, and reported, in the collector.
+        suite = SuiteCollector.from_parent(
+            session,
+            name=ROOT,
+            nodeid=ROOT,
+            checks=self.session.collect(),
+            suite_session=self.session,
+            settings=self.settings,
+        )
+        with chdir(self._home):
+            report = session.ihook.pytest_make_collect_report(collector=suite)
+        session.ihook.pytest_collectreport(report=report)
+        items += report.result
 
     def _targets(self) -> list[Target]:
         from pytest_mistral_lora.conformance.collection import named_targets
@@ -140,7 +153,7 @@ class Suite:
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
         """Count the checks that the user chose to leave out."""
-        self._deselected += sum(isinstance(item, CheckItem) for item in items)
+        self.session.deselected += sum(isinstance(item, CheckItem) for item in items)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
@@ -172,15 +185,10 @@ class Suite:
         """Put the findings on the report, as plain data: pytest-xdist sends reports to another process."""
         report = yield
         if isinstance(item, CheckItem) and report.when == "call":
-            outcome = "known" if hasattr(report, "wasxfail") else report.outcome
-            record = item.check.record(item.result, outcome=outcome, seconds=report.duration)
+            state = "known" if hasattr(report, "wasxfail") else report.outcome
+            record = item.judged.record(seconds=report.duration, state=state, commands=item.commands())
             # pytest-xdist sends every attribute that is plain data
-            vars(report)["mistral_golden"] = {
-                **record,
-                "findings": [finding.to_json() for finding in item.unknown],
-                "known": [{"id": xfail.id, "reason": xfail.reason} for xfail in item.known],
-                "commands": item.commands() if item.unknown else {},
-            }
+            vars(report)["mistral_golden"] = record
             if report.failed:
                 vars(report)["mistral_rerun"] = item.next_step()
         return report
@@ -190,23 +198,22 @@ class Suite:
         data = getattr(report, "mistral_golden", None)
         # pytest-rerunfailures reports an attempt that it repeats, too, with an outcome of its own
         if data is not None and report.outcome in ("passed", "failed", "skipped"):
-            self.outcomes.append(data)
+            self.session.take(data)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the table, the notes, and the checks that could not run."""
         with chdir(self._home):
             self._failed.write_findings(terminalreporter)
-            counts = {"deselected": self._deselected, "not_run": self._not_run}
             unused: list[Path] = []
             if self.settings.golden_folders:
                 from pytest_mistral_lora.conformance.user_goldens import unused_folders
 
-                unused += unused_folders(self.settings.golden_folders, self._targets())
-            write_summary(terminalreporter, self.outcomes, self.settings, unused=unused, **counts)
+                unused += unused_folders(self.settings.golden_folders, self.session.targets)
+            write_summary(terminalreporter, self.session, self.settings, unused=unused)
         if self.settings.output_format == "github":
             with chdir(self._home):
-                write_annotations(terminalreporter, self.outcomes)
-        for xfail in self._unmatched_xfails():
+                write_annotations(terminalreporter, self.session)
+        for xfail in self.session.unmatched:
             write_line(terminalreporter, xfail.unmatched, red=True)
         unread = unread_configuration(terminalreporter.config, PATH_FLAGS)
         if unread:
@@ -214,51 +221,21 @@ class Suite:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the report, and fail a run that judged nothing or whose list of known deviations is out of date."""
-        if not self._is_worker and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-            from pytest_mistral_lora.report import nothing_was_judged
-
-            # a known deviation that is fixed must leave the list, or the list would hide its return
-            if self._unmatched_xfails() or nothing_was_judged(self.outcomes):
-                session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._is_worker:
-            vars(session.config)["workeroutput"][_COUNTS] = (self._collected, self._deselected)
+            vars(session.config)["workeroutput"][_COLLECTED] = (self.session.collected, self.session.deselected)
             return
+        # a known deviation that is fixed must leave the list, or the list would hide its return
+        has_passed = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if has_passed and (self.session.unmatched or self.session.nothing_judged):
+            session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
         if self.settings.baseline is not None:
-            from pytest_mistral_lora.conformance.known import baseline_text
-            from pytest_mistral_lora.records.files import write_text
-
-            write_text(self._home / self.settings.baseline, baseline_text(self.outcomes, strict=self.settings.strict))
+            self.session.write_baseline(self._home / self.settings.baseline)
         if self.settings.report is not None:
+            params = session.config.invocation_params
+            command = shlex.join(["pytest", *map(str, params.args)])
             with chdir(self._home):
-                self._write_report(self.settings.report, session.config, int(exitstatus))
-
-    def _write_report(self, path: Path, config: pytest.Config, exit_status: int) -> None:
-        from pytest_mistral_lora.conformance.groups import failed_rows, group_findings
-        from pytest_mistral_lora.environment import known_cause_lines
-        from pytest_mistral_lora.records.git import code_of
-        from pytest_mistral_lora.report import RunFacts, report_data, write_report
-
-        params, groups = config.invocation_params, group_findings(self.outcomes)
-        command = shlex.join(["pytest", *map(str, params.args)])
-        run = RunFacts(command, self._started, time.perf_counter() - self._start, code_of(params.dir))
-        counts = {"deselected": self._deselected, "not_run": self._not_run}
-        causes = [cause.to_json() for cause in groups]
-        known = known_cause_lines(self.outcomes)
-        data = report_data(self.outcomes, exit_status, run, causes=causes, known_faults=known, **counts)
-        write_report(path, data, failed_rows(groups, self._targets() if causes else ()))
-
-    def _unmatched_xfails(self) -> list[Xfail]:
-        """Return the known deviations without a finding; none after a run that left out some of the checks."""
-        given = self.settings
-        if self._deselected or self._not_run or given.skip_training or not given.expects_every_xfail:
-            return []
-        seen = {known["id"] for outcome in self.outcomes for known in outcome["known"]}
-        return [xfail for xfail in given.xfails if xfail.id not in seen]
-
-    @property
-    def _not_run(self) -> int:
-        """Number of chosen checks that did not run, because of `-x`, an interruption, or `--collect-only`."""
-        return self._collected - self._deselected - len(self.outcomes)
+                data = self.session.report(command, params.dir, int(exitstatus))
+                self.session.write_reports([self.settings.report], data)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -16,6 +16,7 @@ from pytest_mistral_lora.plugin.settings import PluginSettings
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.groups import FindingGroup, FindingGroups
+    from pytest_mistral_lora.conformance.session import Session
 
 _SUBJECTS_OF_TARGETS = ("dataset", "encoded", "adapter", "merged", "manifest", "transcript", "gguf", "server", "runner")
 _TIERS = ("exact", "equivalent", "different")
@@ -117,37 +118,27 @@ def write_line(terminal: Any, line: str, **style: bool) -> None:
     terminal.write_line(safe_text(printable(line, lines=False)), **style)
 
 
-def write_summary(
-    terminal: Any,
-    outcomes: list[dict[str, Any]],
-    settings: PluginSettings,
-    *,
-    unused: Sequence[Path],
-    deselected: int,
-    not_run: int,
-) -> None:
+def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, unused: Sequence[Path]) -> None:
     """Write the summary to pytest's terminal.
 
     Args:
         terminal: pytest's terminal reporter.
-        outcomes: One record for each check that ran.
+        session: The run of the suite.
         settings: The settings of the run.
         unused: Folders of user goldens that no target of this run reads.
-        deselected: Number of checks that were left out by `-k`, `-m` or `--lf`.
-        not_run: Number of checks that were chosen and did not run.
     """
     terminal.section("Mistral conformance", sep="=")
+    outcomes = session.records
     if outcomes:
-        from pytest_mistral_lora.environment import known_cause_lines
-        from pytest_mistral_lora.report import NOTHING_WAS_JUDGED, basis_lines, nothing_was_judged
+        from pytest_mistral_lora.report import NOTHING_WAS_JUDGED, basis_lines
         from pytest_mistral_lora.report.tables import outcome_table, statistics_line, statistics_of
 
         for line in outcome_table(outcomes, _width(terminal)):
             write_line(terminal, line)
         figures = (f"figures of {name}: {statistics_line(one)}" for name, one in statistics_of(outcomes).items())
-        for line in (*basis_lines(outcomes), *known_cause_lines(outcomes), *figures):
+        for line in (*basis_lines(outcomes), *session.known_faults(), *figures):
             write_line(terminal, line)
-        if nothing_was_judged(outcomes):
+        if session.nothing_judged:
             write_line(terminal, NOTHING_WAS_JUDGED, red=True)
     ran = dict.fromkeys((one["target"], one["facts"].get("ran under")) for one in outcomes)
     lines = [*_answer_lines(outcomes), *(f"{target} ran under {versions}" for target, versions in ran if versions)]
@@ -157,32 +148,28 @@ def write_summary(
     lines += [f"known {name}: {reason} ({counted(count, 'check')})" for (name, reason), count in known.items()]
     for line in lines:
         write_line(terminal, line)
-    if any(one["findings"] for one in outcomes):
-        from pytest_mistral_lora.conformance.groups import group_findings
-
-        for cause in group_findings(outcomes):
-            if cause.simplest.severity == "note":
-                write_line(terminal, f"note {cause.headline()} - {cause.check}", yellow=True)
-    for line in _unchecked_lines(outcomes, settings, unused, deselected, not_run):
+    for cause in session.causes():
+        if cause.simplest.severity == "note":
+            write_line(terminal, f"note {cause.headline()} - {cause.check}", yellow=True)
+    for line in _unchecked_lines(session, settings, unused):
         write_line(terminal, line)
 
 
-def write_annotations(terminal: Any, outcomes: list[dict[str, Any]]) -> None:
+def write_annotations(terminal: Any, session: Session) -> None:
     """Write an annotation for each cause, and add to the summary of the job, for a workflow of GitHub."""
-    from pytest_mistral_lora.conformance.groups import FILE_WIDTH, group_findings
-    from pytest_mistral_lora.environment import known_cause_lines
+    from pytest_mistral_lora.conformance.groups import FILE_WIDTH
     from pytest_mistral_lora.report import verdict_line
     from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
     from pytest_mistral_lora.report.judged import Judged, cases_of
 
-    groups = group_findings(outcomes)
+    outcomes, groups = session.records, session.causes()
     causes = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in groups]
     terminal.ensure_newline()
     for line in annotation_lines(causes):
         terminal.write_line(line)  # a command of ours, whose values are escaped
     cases = [*cases_of(outcomes, [""] * len(outcomes))]
     verdict = verdict_line(outcomes, [one.count for one in groups])
-    add_job_summary(Judged("pytest --mistral-golden", causes, cases, verdict, known=known_cause_lines(outcomes)))
+    add_job_summary(Judged("pytest --mistral-golden", causes, cases, verdict, known=session.known_faults()))
 
 
 def _answer_lines(outcomes: list[dict[str, Any]]) -> list[str]:
@@ -211,18 +198,18 @@ def _golden_lines(outcomes: list[dict[str, Any]]) -> list[str]:
     return [*lines, f"goldens: {summary}"]
 
 
-def _unchecked_lines(
-    outcomes: list[dict[str, Any]], settings: PluginSettings, unused: Sequence[Path], deselected: int, not_run: int
-) -> list[str]:
+def _unchecked_lines(session: Session, settings: PluginSettings, unused: Sequence[Path]) -> list[str]:
     """Return the list of everything that this run did not check, so that a green run claims no more than it saw."""
     from pytest_mistral_lora.report import unchecked_lines
 
+    outcomes = session.records
     lines = unchecked_lines(outcomes) or ["not checked:"]
     lines += [f"  {folder}: goldens of no target in this run" for folder in unused]
-    if deselected:
-        lines.append(f"  {counted(deselected, 'check')} deselected")
-    if not_run:
-        lines.append(f"  {counted(not_run, 'check')} not run")
+    lines += [f"  {xfail.not_met}" for xfail in session.not_met]
+    if session.deselected:
+        lines.append(f"  {counted(session.deselected, 'check')} deselected")
+    if session.not_run:
+        lines.append(f"  {counted(session.not_run, 'check')} not run")
     if settings.skip_training:
         lines.append("  train: left out by --mistral-golden-skip-training")
     elif {one["facts"].get("device") for one in outcomes if one["subject"] == "train"} == {"cpu"}:

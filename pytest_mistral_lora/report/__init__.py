@@ -170,12 +170,7 @@ def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 NOTHING_WAS_JUDGED = "No check could judge anything, so that this run is no pass."
-"""The sentence for people on a run of which `nothing_was_judged` is true."""
-
-
-def nothing_was_judged(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether checks ran, and none of them could judge anything: such a run must not be taken for a pass."""
-    return bool(records) and all(record["outcome"] == "skipped" for record in records)
+"""The sentence for people on a run in which no check could judge anything."""
 
 
 def unchecked_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:

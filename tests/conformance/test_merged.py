@@ -14,10 +14,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from suite_records import suite_records
 from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.checkpoint.weights import Weights
-from pytest_mistral_lora.conformance.collection import check
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.merged import cases
 from pytest_mistral_lora.conformance.merged.structure import difference_findings, tie_findings
@@ -255,7 +255,7 @@ def test_ties_are_judged_at_both_levels(
 
 def test_check_takes_a_merged_folder_with_its_base_and_its_adapter(merge: Merge) -> None:
     folder = merge()
-    records = [record for record, _ in check([folder / "merged", folder / "lora"], base=folder / "base")]
+    records = list(suite_records([folder / "merged", folder / "lora"], folder / "base"))
     outcomes = {record["nodeid"].partition("::")[2]: record["outcome"] for record in records}
     assert outcomes["merged::merged::adapter-product"] == outcomes["merged::merged::low-rank"] == "passed"
     assert "failed" not in outcomes.values()

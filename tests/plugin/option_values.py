@@ -73,7 +73,7 @@ DEFAULTS = {
     "seed": None,
     "strict": False,
     "xfails": (),
-    "expects_every_xfail": True,
+    "leaves_out_targets": False,
     "baseline": None,
     "output_format": "text",
     "report": None,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.cli import main
 
 Run = Callable[..., pytest.RunResult]
 
@@ -93,16 +94,62 @@ def test_known_deviations_are_in_the_report(
     assert all(check["findings"] == [] for check in seen)
 
 
-def test_one_that_matches_nothing_fails_a_full_run(
+def test_one_that_every_finder_missed_fails(
     known: Callable[[str], Path], golden: Run, pytester: pytest.Pytester
 ) -> None:
-    known("ML001  # mended long ago\n")
-    (pytester.path / "encoded.jsonl").unlink()
-    adapter = pytester.mkdir("adapter")
-    (adapter / "adapter_config.json").write_text("{}")
-    result = golden("--mistral-adapter=adapter", "--mistral-xfails=known.txt")
+    known("ML608  # mended long ago\n")
+    (pytester.path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    rows = ("--mistral-tokenizer=spm-v3", "--mistral-dataset=rows.jsonl")
+    message = "known.txt:1: ML608 matches no finding: it is fixed or misspelled; remove it"
+    for words in ((*rows, "--mistral-xfails=known.txt"), (*rows, "-o", "mistral_xfails=known.txt")):
+        result = golden(*words)
+        assert result.ret == 1
+        assert message in result.outlines
+
+
+SOUND = ("--mistral-tokenizer=spm-v3", "--mistral-dataset=rows.jsonl")
+FRONTS = {
+    "check": ("check", "rows.jsonl", "--tokenizer", "spm-v3", "--xfails", "known.txt"),
+    "ini": (*SOUND, "-o", "mistral_xfails=known.txt"),
+    "option": (*SOUND, "--mistral-xfails=known.txt"),
+}
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "no train"])
+@pytest.mark.parametrize("front", FRONTS)
+def test_one_of_checks_that_are_not_in_the_run_is_not_met_on_every_front(
+    front: str,
+    train: bool,
+    known: Callable[[str], Path],
+    golden: Run,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    known("ML204  # our collator masks by position, not by the pad id\n")
+    (pytester.path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    monkeypatch.chdir(pytester.path)
+    line = "not met: ML204 (known.txt:1): a check that can find it did not run"
+    if front == "check":
+        assert main([*FRONTS[front], "--train" if train else "--no-train"]) == 0
+        assert line in capsys.readouterr().out.splitlines()
+    else:
+        result = golden(*FRONTS[front], *([] if train else ["--mistral-golden-skip-training"]))
+        assert result.ret == 0
+        assert f"  {line}" in result.outlines
+
+
+def test_from_its_date_on_one_accepts_nothing(known: Callable[[str], Path], judged: Run) -> None:
+    known("")
+    rules = _broken(judged())
+    known("".join(f"{rule}  # the trainer appends two ends  # until 2099-12-31\n" for rule in rules))
+    assert judged("--mistral-xfails=known.txt").ret == 0
+    known("".join(f"{rule}  # the trainer appends two ends  # until 2020-01-31\n" for rule in rules))
+    result = judged("--mistral-xfails=known.txt")
     assert result.ret == 1
-    assert "known.txt:1: ML001 matches no finding: it is fixed or misspelled; remove it" in result.outlines
+    assert _broken(result) == rules
+    assert "  accepted until 2020-01-31 (known.txt:1): the trainer appends two ends" in result.outlines
+    assert not any("matches no finding" in line for line in result.outlines)
 
 
 def test_one_that_matches_nothing_is_fine_where_only_some_checks_ran(known: Callable[[str], Path], golden: Run) -> None:
@@ -121,6 +168,10 @@ def test_one_that_matches_nothing_is_fine_where_only_some_checks_ran(known: Call
             "of a cause such as default-system-prompt",
         ),
         ("ML204 # x\nML204 # y\n", "known.txt:2: ML204 is listed twice; it is already in known.txt:1"),
+        (
+            "ML204 # x # until June\n",
+            "known.txt:1: 'until June' is not a date; expected for example: until 2027-06-30",
+        ),
     ],
 )
 def test_a_bad_line_is_a_usage_error(
@@ -152,6 +203,19 @@ def test_the_baseline_of_a_run_accepts_it_once_it_has_reasons(
     baseline.write_text(text.replace("  # \n", "  # looked at\n"))
     assert judged("--mistral-xfails=found.txt").ret == 0
     assert golden("--mistral-baseline=found.txt").ret == pytest.ExitCode.USAGE_ERROR
+
+
+@pytest.mark.slow
+def test_the_first_process_knows_what_the_workers_did_not_run(
+    known: Callable[[str], Path], golden: Run, pytester: pytest.Pytester
+) -> None:
+    known("ML608  # mended long ago\nML204  # of no check in this run\n")
+    (pytester.path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    result = golden(*SOUND, "--mistral-xfails=known.txt", "-n", "2")
+    assert result.ret == 1
+    assert "known.txt:1: ML608 matches no finding: it is fixed or misspelled; remove it" in result.outlines
+    assert "  not met: ML204 (known.txt:2): a check that can find it did not run" in result.outlines
+    assert golden(*SOUND, "--mistral-xfails=known.txt", "-n", "2", "-k", "statistics").ret == 0
 
 
 @pytest.mark.slow

@@ -14,13 +14,13 @@ import torch
 import yaml
 from forked import run_forked
 from safetensors.torch import load_file, save_file
+from suite_records import suite_records
 from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora import cli
 from pytest_mistral_lora.assertions import assert_adapter_sound
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.conformance.collection import check
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.generate.judge import compare
@@ -59,9 +59,9 @@ def adapter(request: pytest.FixtureRequest, project: Path, monkeypatch: pytest.M
 
 def not_checked(adapter: Path, base: Path | None = None) -> dict[str, str]:
     """Return the reason of each check of the suite that did not run; no check may fail."""
-    results = {f"{record['subject']}::{record['case']}": (record, one) for record, one in check([adapter], base=base)}
-    assert [name for name, (record, _) in results.items() if record["outcome"] == "failed"] == []
-    return {name: result.not_checked for name, (_, result) in results.items() if result.not_checked}
+    records = {f"{record['subject']}::{record['case']}": record for record in suite_records([adapter], base)}
+    assert [name for name, record in records.items() if record["outcome"] == "failed"] == []
+    return {name: record["not_checked"] for name, record in records.items() if record["not_checked"]}
 
 
 def verified(adapter: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from suite_records import suite_records
 from tiny_runs import zero_a_layer
 
 from pytest_mistral_lora.assertions import assert_transcript_matches
-from pytest_mistral_lora.conformance.collection import check
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load
 from pytest_mistral_lora.training.run import RunResult
@@ -65,7 +65,7 @@ def test_answers_that_cannot_be_generated_are_no_pass(
 
 def test_the_suite_says_what_it_did_not_check(adapter: Path, base: Path) -> None:
     def states(base: Path | None) -> dict[str, str]:
-        records = [record for record, _ in check([adapter], base=base) if record["subject"] == "transcript"]
+        records = [record for record in suite_records([adapter], base) if record["subject"] == "transcript"]
         return {record["case"]: record["outcome"] for record in records}
 
     every = ("files", "recorded-on", "prompts", "answers", "formats")

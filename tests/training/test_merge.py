@@ -11,6 +11,7 @@ import torch
 from declared import declare
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from suite_records import suite_records
 from tiny_runs import CONVERSATIONS, MakeRecipe
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +20,6 @@ from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import Weights
-from pytest_mistral_lora.conformance.collection import check
 from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.files import listing
 from pytest_mistral_lora.records.manifest import load
@@ -134,14 +134,10 @@ def test_its_transcripts_are_its_own(run: RunResult, merged: MergedModel) -> Non
 
 
 def test_every_check_of_the_suite_passes(run: RunResult, merged: MergedModel, tmp_path: Path) -> None:
-    results = {
-        record["nodeid"]: (record["outcome"], result) for record, result in check([merged.output], base=run.base_folder)
-    }
-    assert {outcome for outcome, _ in results.values()} <= {"passed", "skipped"}, results
-    assert not any(result.findings for _, result in results.values())
-    passed = {
-        name.partition("::")[2].partition("::")[2] for name, (outcome, _) in results.items() if outcome == "passed"
-    }
+    records = list(suite_records([merged.output], run.base_folder))
+    assert {record["outcome"] for record in records} <= {"passed", "skipped"}, records
+    assert not any(record["findings"] for record in records)
+    passed = {f"{record['subject']}::{record['case']}" for record in records if record["outcome"] == "passed"}
     assert {"adapter::changes-the-base", "manifest::facts", "manifest::declared", "manifest::base"} <= passed
     assert {"transcript::answers", "transcript::recorded-on", "transcript::prompts"} <= passed
 

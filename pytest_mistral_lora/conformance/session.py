@@ -1,0 +1,322 @@
+"""One run of the suite, for every front: its checks, their records, the deviations that you know, and the verdict."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_mistral_lora.conformance.checks import ROOT, Check, Settings
+from pytest_mistral_lora.conformance.collection import collect
+from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.groups import FindingGroups, failed_rows, group_findings
+from pytest_mistral_lora.conformance.known import Xfail, baseline_text, finders_of, known_among, unknown_among
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.targets import Target
+
+State = Literal["passed", "failed", "known", "skipped"]
+"""How a check ended; `known`: each error is a known deviation; `skipped`: it could not judge anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOutcome:
+    """The result of one check, divided by the known deviations of its session.
+
+    Attributes:
+        check: The check.
+        result: Its result; None if it stopped with an error.
+        findings: The findings that no known deviation covers.
+        known: The known deviations that a finding matches.
+        failing: The findings that fail the check.
+        fails_unchecked: Whether it fails because it could not judge.
+    """
+
+    check: Check
+    result: Result | None
+    findings: tuple[Finding, ...] = ()
+    known: tuple[Xfail, ...] = ()
+    failing: tuple[Finding, ...] = ()
+    fails_unchecked: bool = False
+
+    @property
+    def state(self) -> State:
+        """How the check ended."""
+        if self.result is None or self.failing or self.fails_unchecked:
+            return "failed"
+        if any(finding.severity == "error" for finding in self.result.findings):
+            return "known"
+        return "skipped" if self.result.not_checked else "passed"
+
+    def record(self, *, seconds: float, state: str = "", commands: dict[str, str] | None = None) -> dict[str, Any]:
+        """Return the outcome as plain data, for tables and reports, and for another process.
+
+        Args:
+            seconds: The duration of the check.
+            state: The outcome that the front has reported, if it has one of its own; empty for `state`.
+            commands: Commands that repeat the check, by name; kept if there are findings.
+        """
+        result = self.result or Result()
+        return {
+            "nodeid": f"{ROOT}::{self.check.name}",
+            "outcome": state or self.state,
+            "seconds": round(seconds, 4),
+            "target": self.check.target.name,
+            "subject": self.check.subject,
+            "case": self.check.case,
+            "findings": [finding.to_json() for finding in self.findings],
+            "known": [{"id": xfail.id, "reason": xfail.reason} for xfail in self.known],
+            "not_checked": result.not_checked,
+            "facts": dict(result.facts),
+            "commands": commands if commands and self.findings else {},
+        }
+
+
+class Session:
+    """A run of the suite.
+
+    A front that runs checks itself, or in other processes, takes the checks from `collect`, asks `outcome_of` for each
+    result and gives the record to `take`. All others call `run`.
+
+    Attributes:
+        settings: The settings of the checks.
+        xfails: The known deviations.
+        strict: Whether notes, and checks that could not judge, fail.
+        leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
+        collected: The node id of each check, deselected ones included.
+        deselected: The number of checks that you left out.
+        records: A record for each check that ran, as `CheckOutcome.record` gives it.
+    """
+
+    def __init__(
+        self,
+        targets: Callable[[], Sequence[Target]],
+        settings: Settings,
+        *,
+        xfails: Sequence[Xfail] = (),
+        strict: bool = False,
+        leaves_out_targets: bool = False,
+    ) -> None:
+        """Begin a run.
+
+        Args:
+            targets: Makes the targets. It is called when they are first needed, and raises an error of this project if
+                a target cannot be used.
+            settings: The settings of the checks.
+            xfails: The known deviations.
+            strict: Whether notes, and checks that could not judge, fail.
+            leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
+        """
+        self.settings = settings
+        self.xfails: tuple[Xfail, ...] = tuple(xfails)
+        self.strict = strict
+        self.leaves_out_targets = leaves_out_targets
+        self.collected: list[str] = []
+        self.deselected = 0
+        self.records: list[dict[str, Any]] = []
+        self._make_targets = targets
+        self._started, self._start = datetime.now(UTC), time.perf_counter()
+
+    @cached_property
+    def targets(self) -> list[Target]:
+        """The targets.
+
+        Raises:
+            MistralLoraError: If one cannot be used.
+        """
+        return list(self._make_targets())
+
+    def collect(self) -> Iterator[Check]:
+        """Yield each check, in the order in which they run.
+
+        Raises:
+            MistralLoraError: If a target cannot be used.
+        """
+        self.collected = []
+        for check in collect(self.targets, self.settings):
+            self.collected.append(f"{ROOT}::{check.name}")
+            yield check
+
+    def run(self, command: str = "") -> Iterator[dict[str, Any]]:
+        """Run every check in this process, and yield the record of each.
+
+        Args:
+            command: The command that repeats the run, for the records of checks with findings; empty if there is none.
+        """
+        for check in self.collect():
+            start = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
+                result = check.run()
+            commands = {"rerun": command} if command else {}
+            record = self.outcome_of(check, result).record(seconds=time.perf_counter() - start, commands=commands)
+            self.take(record)
+            yield record
+
+    def outcome_of(self, check: Check, result: Result | None) -> CheckOutcome:
+        """Return what a check found, without the deviations that you know.
+
+        Args:
+            check: The check.
+            result: Its result; None if it stopped with an error.
+        """
+        if result is None:
+            return CheckOutcome(check, None)
+        nodeid = f"{ROOT}::{check.name}"
+        findings = unknown_among(result.findings, nodeid, self.xfails)
+        # no rule stands for a check that could not judge, so that only its node id can accept it
+        is_accepted = any(xfail.id == nodeid and not xfail.is_over for xfail in self.xfails)
+        return CheckOutcome(
+            check,
+            result,
+            findings=tuple(findings),
+            known=tuple(known_among(result.findings, nodeid, self.xfails)),
+            failing=tuple(finding for finding in findings if self.strict or finding.severity == "error"),
+            fails_unchecked=bool(result.not_checked) and self.strict and not is_accepted,
+        )
+
+    def take(self, record: dict[str, Any]) -> None:
+        """Keep the record of a check, of this process or of another."""
+        self.records.append(record)
+
+    @property
+    def not_run(self) -> int:
+        """The number of chosen checks without a record, for example because the run was stopped."""
+        return len(self.collected) - self.deselected - len(self.records)
+
+    @property
+    def nothing_judged(self) -> bool:
+        """Whether checks ran, and none of them could judge anything: such a run must not be taken for a pass."""
+        return bool(self.records) and all(record["outcome"] == "skipped" for record in self.records)
+
+    @property
+    def unmatched(self) -> list[Xfail]:
+        """The known deviations that are out of date: every check that can find them ran, and none did."""
+        return [xfail for xfail in self._without_finding() if self._is_looked_for(xfail)]
+
+    @property
+    def not_met(self) -> list[Xfail]:
+        """The known deviations without a finding that may still be there: a check that can find them did not run."""
+        return [xfail for xfail in self._without_finding() if not self._is_looked_for(xfail)]
+
+    def _without_finding(self) -> list[Xfail]:
+        return [xfail for xfail in self.xfails if not any(xfail.is_met_by(record) for record in self.records)]
+
+    def _is_looked_for(self, xfail: Xfail) -> bool:
+        """Return whether every check that can find a deviation ran, and one of its own subject could judge."""
+        outcomes: dict[str, str] = {record["nodeid"]: record["outcome"] for record in self.records}
+        if xfail.is_of_one_check:
+            return outcomes.get(xfail.id, "skipped") != "skipped"
+        finders = finders_of(xfail)
+        subjects = {nodeid: nodeid.split("::")[2] for nodeid in self.collected}
+        able = [nodeid for nodeid, subject in subjects.items() if subject in finders.subjects]
+        has_judged = any(subjects[nodeid] in finders.homes and outcomes.get(nodeid) != "skipped" for nodeid in able)
+        left_out = self.leaves_out_targets or ("train" in finders.subjects and self._leaves_out_training)
+        return has_judged and not left_out and all(nodeid in outcomes for nodeid in able)
+
+    @property
+    def _leaves_out_training(self) -> bool:
+        return self.settings.skip_training and any(target.trains for target in self.targets)
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a check failed, a known deviation is out of date, or nothing was judged; else 0."""
+        failed = any(record["outcome"] == "failed" for record in self.records)
+        return EXIT_FINDING if failed or self.unmatched or self.nothing_judged else EXIT_OK
+
+    def causes(self) -> FindingGroups:
+        """Return the findings by cause."""
+        return group_findings(self.records)
+
+    def known_faults(self) -> list[str]:
+        """Return a line for each known fault of the installed libraries that can be the cause of a finding."""
+        from pytest_mistral_lora.environment import known_cause_lines
+
+        return known_cause_lines(self.records)
+
+    def write_baseline(self, path: Path) -> None:
+        """Write the list of known deviations that accepts this run, once you have added the reasons.
+
+        Raises:
+            InputError: If the file cannot be written.
+        """
+        from pytest_mistral_lora.records.files import write_text
+
+        write_text(path, baseline_text(self.records, strict=self.strict))
+
+    def report(self, command: str, folder: Path, exit_code: int | None = None) -> dict[str, Any]:
+        """Return the report of the run as plain JSON data.
+
+        Args:
+            command: The command line.
+            folder: A folder of the repository whose commit is recorded.
+            exit_code: The exit code of the command, if it judges more than this session; None for `exit_code`.
+        """
+        from pytest_mistral_lora.records.git import code_of
+        from pytest_mistral_lora.report import RunFacts, report_data
+
+        seconds = time.perf_counter() - self._start
+        return report_data(
+            self.records,
+            self.exit_code if exit_code is None else exit_code,
+            RunFacts(command, self._started, seconds, code_of(folder)),
+            causes=[cause.to_json() for cause in self.causes()],
+            deselected=self.deselected,
+            not_run=self.not_run,
+            known_faults=self.known_faults(),
+        )
+
+    def write_reports(self, paths: Sequence[Path], data: dict[str, Any]) -> None:
+        """Write a report to each path, and beside it the tokens of the failed rows.
+
+        Args:
+            paths: Files whose names end in `.json` or `.html`.
+            data: The result of `report`.
+
+        Raises:
+            InputError: If a file cannot be written, or is not an earlier report.
+        """
+        from pytest_mistral_lora.report import write_report
+
+        rows = failed_rows(self.causes(), self.targets) if paths and data["causes"] else []
+        for path in paths:
+            write_report(path, data, rows)
+
+
+@contextmanager
+def opened_session(
+    targets: Sequence[Target],
+    *,
+    examples: int = 20,
+    device: str = "auto",
+    train: bool = False,
+    xfails: Sequence[Xfail] = (),
+) -> Iterator[Session]:
+    """Yield a session of this process alone; its folder is removed at the end.
+
+    Args:
+        targets: The targets.
+        examples: Hypothesis examples for each law.
+        device: Device of the models: `auto`, `cpu` or `cuda`.
+        train: Whether the tiny train runs with the tokenizers too.
+        xfails: The known deviations.
+    """
+    with tempfile.TemporaryDirectory(prefix="mistral-check-") as folder:
+        settings = Settings(
+            examples=examples,
+            seed=None,
+            device=device,
+            skip_training=not train,
+            golden_folders=(),
+            update=False,
+            work_folder=Path(folder),
+        )
+        yield Session(lambda: targets, settings, xfails=xfails)
