@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
+from pytest_mistral_lora.chat.fields import ROW_KEYS, Place, check_text, kind_of
 from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, RowError, and_more, one_line
@@ -200,6 +200,18 @@ def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
     return Layout(recognised.name), recognised.title
 
 
+def _refuse_unwritable_columns(data: Mapping[str, Any], place: str) -> None:
+    """Refuse a column beside the fields of a row that no file can hold: `parse_row` does not read it.
+
+    Raises:
+        RowError: If its name or its value has half of a surrogate pair.
+    """
+    for key, value in data.items():
+        if key not in ROW_KEYS:
+            check_text(key, Place(place, "column " + json.dumps(key)))
+            check_text(json.dumps(value, ensure_ascii=False), Place(place, key))
+
+
 def _converted(
     record: Record, layout: Layout, file: SourceFile, report: Report, lossy: Collection[str]
 ) -> Conversion | RowError | None:
@@ -213,6 +225,7 @@ def _converted(
         # a row that lost too much is refused for that, not for the fields that are left
         if data is not None and not losses:
             row = parse_row(data, place=record.place)
+            _refuse_unwritable_columns(data, record.place)
     except RowError as error:
         allowed = "bad-records" in lossy
         report.refuse(error, allowed=allowed)

@@ -239,3 +239,19 @@ def test_csv_holds_conversations_as_json(tmp_path: Path) -> None:
     found, report = converted(path)
     assert found == [GOOD | {"id": "7"}]
     assert report.changes.keys() == {"roles", "json-text"}
+
+
+@pytest.mark.parametrize("column", [{"k\ud800": "x"}, {"k": {"deep": ["\ud800"]}}], ids=["name", "value"])
+def test_a_column_that_no_file_can_hold_is_a_bad_record(
+    column: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+    source, made = tmp_path / "own.jsonl", tmp_path / "rows.jsonl"
+    source.write_text(f"{json.dumps({**row, **column})}\n{json.dumps(row)}\n")
+    assert main(["import", str(source), "--to", str(made)]) == 2
+    error = capsys.readouterr().err
+    assert f"{source}:1, " in error
+    assert "lone surrogate" in error
+    assert not made.exists()
+    assert main(["import", str(source), "--to", str(made), "--lossy", "bad-records"]) == 0
+    assert made.read_text(encoding="utf-8") == f"{json.dumps(row)}\n"
