@@ -119,7 +119,7 @@ def assert_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
         TokenizerError: If the tokenizer cannot be used.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.dataset import file_results
+    from pytest_mistral_lora.conformance.dataset.checks import file_results
 
     file = existing_path(path, "a file of rows, or a folder with one")
     results = file_results(file, _loaded_tokenizer(tokenizer))

@@ -20,7 +20,7 @@ from scoreboard_records import (
     Recorded,
 )
 
-from pytest_mistral_lora.conformance.encoded import CLASSES
+from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.records.goldens import packaged_cases
 
 OURS = "pytest-mistral-lora"
@@ -96,7 +96,7 @@ def _short(run: Recorded) -> str:
 def _counted(verdicts: dict[str, list[str]]) -> str:
     sound = sum(not rules for rules in verdicts.values())
     counts = Counter(rule for rules in verdicts.values() for rule in rules)
-    classes = "".join(f"<br>{CLASSES[rule]} {count}" for rule, count in sorted(counts.items()))
+    classes = "".join(f"<br>{RULES[rule].fault_class} {count}" for rule, count in sorted(counts.items()))
     return f"{sound} of {len(verdicts)} sound{classes}"
 
 
@@ -105,7 +105,7 @@ def _real() -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for column in COLUMNS:
         for tokenizer, data in column.read()["real"].items():
-            classes = ", ".join(f"{CLASSES[rule]} {count}" for rule, count in data["classes"].items())
+            classes = ", ".join(f"{RULES[rule].fault_class} {count}" for rule, count in data["classes"].items())
             run = f"{tokenizer} | {column.runner.title} {data['version']} | {data['date']}"
             yield f"| {column.name} | {run} | {data['rows']} of {data['of']} | {data['sound']} | {classes} |"
 
@@ -137,7 +137,7 @@ def _reproductions() -> Iterator[str]:
             config = column.config.read_text(encoding="utf-8")
             yield from (f"## {column.name}", "", f"```yaml\n{config}```", "")
         for rule, (tokenizer, example) in examples:
-            yield from (f"### {column.name}: {CLASSES[rule]} ({rule}), on {tokenizer}", "")
+            yield from (f"### {column.name}: {RULES[rule].fault_class} ({rule}), on {tokenizer}", "")
             yield from (_versions(column.recorded[tokenizer].environment), "")
             yield from (f"```console\n$ {column.command(tokenizer)} --dataset row.jsonl\n```", "")
             yield from (f"```json\n{rows[example.case]}\n```", "")

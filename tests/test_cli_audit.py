@@ -15,16 +15,14 @@ from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.encoded import (
-    CLASSES,
-    ID_CLASSES,
-    LABEL_CLASSES,
-    ORDER_CLASSES,
-    PACKING_CLASSES,
-)
+from pytest_mistral_lora.conformance.finding import RULES
 
 FILE = shipped_tokenizer("spm-v3")
 Audit = Callable[..., tuple[int, str, str]]
+
+
+def classes_of(case: str) -> set[str]:
+    return {rule.fault_class for rule in RULES.of("encoded", case)}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +130,7 @@ def test_findings_are_written_for_other_machines(
         ("rule", "ML543"), ("file", "rows.jsonl"), ("line", "3"),
     ]  # fmt: skip
     # a class of faults is a test, so that a sound file has passed tests
-    assert len(cases) == len(CLASSES)
+    assert len(cases) == len(RULES.of("encoded"))
     _, out, _ = audit(lines, "--output-format", "sarif")
     assert json.loads(out)["runs"][0]["results"] == []
 
@@ -149,10 +147,10 @@ def test_checks_that_had_nothing_to_judge_are_not_passed(lines: list[dict[str, A
         return {str(one.get("name")) for one in cases if one.find("skipped") is not None}
 
     assert skipped(lines) == set()
-    assert skipped(nameless) == set(ORDER_CLASSES.values())
+    assert skipped(nameless) == classes_of("rows-complete")
     # mistral-common refuses an answer without a question: no id and no label of the file is judged
     refused = [{**lines[0], "messages": lines[0]["messages"][1:]}]
-    assert skipped(refused) >= {*ID_CLASSES.values(), *LABEL_CLASSES.values(), *PACKING_CLASSES.values()}
+    assert skipped(refused) >= classes_of("ids") | classes_of("labels") | classes_of("packing")
     summary = json.loads(audit(refused, "--json")[1].splitlines()[-1])["summary"]
     assert summary["not_checked"]["ids"] == "no row of the file can be judged"
 

@@ -17,7 +17,7 @@ import yaml
 from pytest_mistral_lora import assertions, plugin, strategies
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.conformance.encoded import CLASSES
+from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.known import read_xfails
 from pytest_mistral_lora.conformance.mask import LAWS
 from pytest_mistral_lora.formats.report import CHANGES, LOSSES
@@ -67,9 +67,9 @@ def test_the_figures_are_right() -> None:
     assert f"{count} recorded conversations" in text
     assert len(LAWS) == 23
     assert "twenty-three laws" in text
-    assert f"one of {len(CLASSES)} classes" in text
-    assert f"one of {len(CLASSES)} classes" in " ".join(ROWS.split())
-    assert [CLASSES[rule] for rule in ("ML546", "ML525", "ML545")] == [
+    assert f"one of {len(RULES.of('encoded'))} classes" in text
+    assert f"one of {len(RULES.of('encoded'))} classes" in " ".join(ROWS.split())
+    assert [RULES[rule].fault_class for rule in ("ML546", "ML525", "ML545")] == [
         "eos-masked",
         "system-prompt-dropped",
         "first-token-masked",

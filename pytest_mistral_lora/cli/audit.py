@@ -164,7 +164,7 @@ def _group(verdicts: Iterator[LineVerdict]) -> FindingGroups:
 
 def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> None:
     """Run an audit and print it; at most `show` causes of a class are printed, all findings are counted."""
-    from pytest_mistral_lora.conformance.encoded import CLASSES
+    from pytest_mistral_lora.conformance.finding import RULES
     from pytest_mistral_lora.report import found_words, write_styled
 
     shown, kinds = Counter[str](), Counter[str]()
@@ -173,12 +173,12 @@ def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> No
         kinds[rule] += 1
         if kinds[rule] <= show:
             shown[rule] += 1
-            heading = f"{cause.check}: {CLASSES[rule]}"
+            heading = f"{cause.check}: {RULES[rule].fault_class}"
             write_styled(f"{heading}\n{cause.text(shutil.get_terminal_size().columns)}\n")
     lines = [f"{'rule':<6}  {'class':<26}  {'found':>9}  causes"] if audit.counts else []
     for rule, count in sorted(audit.counts.items()):
         rest = f"  {shown[rule]} shown" if shown[rule] < kinds[rule] else ""
-        lines.append(f"{rule:<6}  {CLASSES[rule]:<26}  {count:>9}  {kinds[rule]:>6}{rest}")
+        lines.append(f"{rule:<6}  {RULES[rule].fault_class:<26}  {count:>9}  {kinds[rule]:>6}{rest}")
     data = audit.summary()
     lines += [
         _rows_line(audit),
@@ -198,30 +198,34 @@ def _rows_line(audit: Audit) -> str:
 
 def _cases(audit: Audit, causes: FindingGroups) -> Iterator[JudgedCase]:
     """Yield a judged case for each class of faults, since a file has more rows than a reader of tests wants."""
-    from pytest_mistral_lora.conformance.encoded import CLASSES
-    from pytest_mistral_lora.conformance.encoded.audit import CASES
+    from pytest_mistral_lora.conformance.finding import RULES
     from pytest_mistral_lora.conformance.groups import FILE_WIDTH
     from pytest_mistral_lora.report.judged import JudgedCase
 
-    reasons = {rule: reason for case, reason in audit.not_checked.items() for rule in CASES[case]}
-    for rule, name in CLASSES.items():
-        found = [cause for cause in causes if cause.simplest.rule == rule]
+    reasons = audit.not_checked
+    for rule in RULES.of("encoded"):
+        found = [cause for cause in causes if cause.simplest.rule == rule.id]
         failed = any(cause.simplest.severity == "error" for cause in found)
         text = "\n\n".join(cause.text(FILE_WIDTH) for cause in found)
-        outcome: Outcome = "failed" if failed else "skipped" if rule in reasons else "passed"
-        shown = reasons[rule] if outcome == "skipped" else text
-        yield JudgedCase(f"audit.{audit.path.name}", name, outcome, shown, [cause.to_json() for cause in found])
+        outcome: Outcome = "passed"
+        if failed:
+            outcome = "failed"
+        elif rule.case in reasons:
+            outcome = "skipped"
+        shown = reasons[rule.case] if outcome == "skipped" else text
+        data = [cause.to_json() for cause in found]
+        yield JudgedCase(f"audit.{audit.path.name}", rule.fault_class, outcome, shown, data)
 
 
 def _run_as_json(audit: Audit, verdicts: Iterator[LineVerdict]) -> None:
     """Run an audit and print it as JSON Lines: a finding a line, then the summary."""
-    from pytest_mistral_lora.conformance.encoded import CLASSES
+    from pytest_mistral_lora.conformance.finding import RULES
     from pytest_mistral_lora.records.secrets import redacted
     from pytest_mistral_lora.report.secrets import public_finding
 
     for verdict in verdicts:
         for finding in verdict.findings:
-            extra = {"class": CLASSES[finding.rule], "index": verdict.index, "state": verdict.state}
+            extra = {"class": RULES[finding.rule].fault_class, "index": verdict.index, "state": verdict.state}
             data = redacted({**public_finding(finding.to_json()), **extra})
             del data["tokens"]  # a line of JSON is to be read in a terminal, too
             print_json(data, indented=False)

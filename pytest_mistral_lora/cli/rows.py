@@ -129,7 +129,7 @@ def _add_stats_options(parser: argparse.ArgumentParser) -> None:
 
 def run_stats(args: argparse.Namespace) -> int:
     """Print the figures."""
-    from pytest_mistral_lora.conformance.dataset import dataset_statistics
+    from pytest_mistral_lora.conformance.dataset.checks import dataset_statistics
     from pytest_mistral_lora.conformance.targets import DatasetTarget
     from pytest_mistral_lora.report.tables import figure_lines, length_lines
 

@@ -156,7 +156,7 @@ SUBJECT_CHECKS = {
     "user goldens": ("user_goldens", "rendering_checks"),
     "mask": ("mask", "checks"),
     "recipe": ("dataset.recipe", "recipe_checks"),
-    "dataset": ("dataset", "checks"),
+    "dataset": ("dataset.checks", "checks"),
     "encoded": ("encoded.audit", "checks"),
     "adapter": ("adapter", "checks"),
     "merged": ("merged", "checks"),

@@ -71,21 +71,26 @@ class Rule:
         id: `ML` and three digits; the first digit stands for the subject.
         title: The requirement, in one sentence.
         subject: The subject of the suite that checks it.
+        case: The check of this subject that reports it; `*` if each check of the subject can, as where a row or a file
+            has a check of its own.
         why: The consequence of breaking it.
         fix: The way to mend the artifact.
         source: The thread, specification or reference code that the rule comes from.
         severity: `error` fails a check; `note` is shown, and fails only with `--mistral-strict`.
         example: A broken artifact with its finding.
+        fault_class: The name of the fault in the reports of `audit`, for a rule on encoded rows; `class` in the file.
     """
 
     id: str
     title: str
     subject: str
+    case: str
     why: str
     fix: str
     source: str
     example: RuleExample
     severity: Severity = "error"
+    fault_class: str = ""
 
     def text(self) -> str:
         """Return the rule with its reason and its example, for a terminal."""
@@ -119,6 +124,11 @@ class RuleTable(Mapping[str, Rule]):
             files = (subject, *(one for one, (other, _) in _WITHIN.items() if other == subject))
             yield from sorted(rule_id for file in files for rule_id in _read_rules(file))
 
+    def of(self, subject: str, case: str = "") -> list[Rule]:
+        """Return the rules of a subject in the order of their ids; with a case, those that this check reports."""
+        rules = sorted(_read_rules(subject).values(), key=lambda rule: rule.id)
+        return [rule for rule in rules if not case or rule.case == case]
+
     def __len__(self) -> int:
         return sum(len(_read_rules(subject)) for subject in (*_SUBJECTS, *_WITHIN))
 
@@ -131,10 +141,11 @@ RULES = RuleTable()
 def _read_rules(subject: str) -> dict[str, Rule]:
     with (Path(__file__).parent / "rules" / f"{subject}.toml").open("rb") as file:
         tables = tomllib.load(file)
-    return {
-        rule_id: Rule(id=rule_id, subject=subject, **{**table, "example": RuleExample(**table["example"])})
-        for rule_id, table in tables.items()
-    }
+    rules = {}
+    for rule_id, table in tables.items():
+        example, fault_class = RuleExample(**table.pop("example")), table.pop("class", "")
+        rules[rule_id] = Rule(id=rule_id, subject=subject, example=example, fault_class=fault_class, **table)
+    return rules
 
 
 @dataclass(frozen=True, slots=True)

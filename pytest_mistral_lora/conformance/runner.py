@@ -15,7 +15,7 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row, read_rows
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, NOTHING_JUDGED, OF_ROWS, Audit, LineVerdict
-from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
+from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, first_findings
 from pytest_mistral_lora.conformance.targets import RecipeTarget, RunnerTarget
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_json
@@ -163,9 +163,10 @@ def _check_classes(encoded: _Encoded, name: str, group: str) -> Result:
     if isinstance(made, RunnerError):
         return Result(not_checked=_NO_ROWS)
     by_rule: dict[str, list[Finding]] = {}
+    rules = {rule.id for rule in RULES.of("encoded", group)}
     for findings in [*(verdict.findings for verdict in made.verdicts), made.file_findings]:
         for finding in findings:
-            if finding.rule in CASES[group]:
+            if finding.rule in rules:
                 by_rule.setdefault(finding.rule, []).append(finding)
     shown = (first_findings(of_rule, KEPT, name) for of_rule in by_rule.values())
     if not by_rule and group in OF_ROWS and made.nothing_judged:

@@ -14,7 +14,8 @@ from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.dataset import CASES, check_dataset, checks, dataset_results
+from pytest_mistral_lora.conformance.dataset.cases import CASES
+from pytest_mistral_lora.conformance.dataset.checks import check_dataset, checks, dataset_results
 from pytest_mistral_lora.conformance.dataset.tally import SHOWN
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import NoOracleError, PinError, RowsError

@@ -10,7 +10,7 @@ import pytest
 from dataset_recipes import SOUND, found, make_target, said, v3
 
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.conformance.dataset import dataset_results
+from pytest_mistral_lora.conformance.dataset.checks import dataset_results
 from pytest_mistral_lora.conformance.dataset.row_findings import call_findings, law_findings
 from pytest_mistral_lora.conformance.finding import Result
 

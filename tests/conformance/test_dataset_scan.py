@@ -14,7 +14,7 @@ from pytest_mistral_lora.chat.encoded import Policy
 from pytest_mistral_lora.chat.reading import chunks
 from pytest_mistral_lora.chat.reading import chunks as pool
 from pytest_mistral_lora.chat.reading.chunks import CHUNK_LINES, Chunk, DataFile
-from pytest_mistral_lora.conformance.dataset import dataset_results
+from pytest_mistral_lora.conformance.dataset.checks import dataset_results
 from pytest_mistral_lora.conformance.dataset.report import scan
 from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import percentile

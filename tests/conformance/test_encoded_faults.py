@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.conformance.encoded import CLASSES
+from pytest_mistral_lora.conformance.encoded.audit import CASES
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison, row_findings
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.finding import RULES
@@ -58,8 +58,10 @@ def _rules(judge: EncodedLineComparison) -> set[str]:
 
 
 def test_every_class_is_a_rule_of_the_subject() -> None:
-    assert set(CLASSES) == {rule.id for rule in RULES.values() if rule.subject == "encoded"}
-    assert len(set(CLASSES.values())) == len(CLASSES)
+    rules = RULES.of("encoded")
+    assert {rule.case for rule in rules} == set(CASES)
+    assert len({rule.fault_class for rule in rules}) == len(rules)
+    assert "" not in {rule.fault_class for rule in rules}
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.dataset import file_results
+from pytest_mistral_lora.conformance.dataset.checks import file_results
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.strategies import conversations, plain_text, rows, tool_rows

@@ -184,7 +184,7 @@ def boom(harness: TrainerHarness) -> dict[str, Any]:
     ],
 )
 def test_a_trainer_that_cannot_be_measured_is_a_finding(harness: TrainerHarness, measure: Any, said: str) -> None:
-    law = TrainingLaw("some-case", "ML309", measure, lambda figures, device: iter(()))
+    law = TrainingLaw("ML309", measure, lambda figures, device: iter(()))
     [finding] = law.result(json.loads(json.dumps(take_figures(measure, harness), allow_nan=False)), "cpu").findings
     assert (finding.rule, finding.found) == ("ML309", said)
 

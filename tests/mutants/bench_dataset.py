@@ -15,7 +15,7 @@ from gallery import Artifact
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.dataset import checks
+from pytest_mistral_lora.conformance.dataset.checks import checks
 from pytest_mistral_lora.conformance.dataset.recipe import recipe_checks
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target

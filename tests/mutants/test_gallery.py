@@ -9,12 +9,30 @@ import pytest
 from gallery import Mutant, benches, examples, mutants
 from incidents import INCIDENTS
 
-from pytest_mistral_lora.conformance.finding import RULES, Rule
+from pytest_mistral_lora.conformance.checks import Check
+from pytest_mistral_lora.conformance.finding import RULES, Result, Rule
 
 pytestmark = pytest.mark.gallery
 
 BENCHES = benches()
 EXAMPLES = {rule: example for subject in BENCHES for rule, example in examples(subject).items()}
+
+
+@pytest.fixture(autouse=True)
+def each_finding_is_of_the_check_that_its_rule_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule names the check of its subject that reports it: those who choose checks by it must not miss it."""
+    run = Check.run
+
+    def run_and_compare(check: Check) -> Result:
+        result = run(check)
+        rules = [RULES[finding.rule] for finding in result.findings]
+        odd = [rule.id for rule in rules if rule.subject == check.subject and rule.case not in ("*", check.case)]
+        assert not odd, f"{check.name} reports {odd}, whose rules name another case"
+        return result
+
+    monkeypatch.setattr(Check, "run", run_and_compare)
+
+
 GALLERY = [
     pytest.param(module, mutant, id=f"{subject}-{mutant.name}")
     for subject, module in BENCHES.items()

@@ -12,7 +12,7 @@ from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.dataset import CASES
+from pytest_mistral_lora.conformance.dataset.cases import CASES
 from pytest_mistral_lora.conformance.targets import EMBEDDED
 
 Run = Callable[..., pytest.RunResult]

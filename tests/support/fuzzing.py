@@ -37,7 +37,7 @@ _CODES = frozenset((0, 1, 2))
 _PRELOADED = (
     "pytest_mistral_lora.cli",
     "pytest_mistral_lora.formats.sources",
-    "pytest_mistral_lora.conformance.dataset",
+    "pytest_mistral_lora.conformance.dataset.checks",
 )
 
 

@@ -19,7 +19,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collection import collect
-from pytest_mistral_lora.conformance.dataset import check_dataset
+from pytest_mistral_lora.conformance.dataset.checks import check_dataset
 from pytest_mistral_lora.conformance.targets import RecipeTarget
 from pytest_mistral_lora.errors import InputError, RecipeError, RowsError
 from pytest_mistral_lora.formats.sources import recorded_file

@@ -1,4 +1,4 @@
-"""Subject `dataset`: a recipe, and every row of its files, or of a file alone."""
+"""The checks of the rows of a recipe, or of a file of rows alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_A_RECIPE
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError, counted
@@ -21,33 +22,11 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
 
-CASES = (
-    "rows-are-valid",
-    "split-has-rows",
-    "laws-hold",
-    "backends-agree",
-    "something-is-supervised",
-    "nothing-is-cut",
-    "no-duplicates",
-    "no-leakage",
-    "no-near-leakage",
-    "no-control-literals",
-    "turns-stay-apart",
-    "answers-are-not-empty",
-    "texts-are-whole",
-    "tool-calls-fit-the-tools",
-    "statistics",
-)
-"""Every case, in the order of the report."""
-
-_OF_A_RECIPE = ("split-has-rows", "nothing-is-cut", "no-leakage", "no-near-leakage")
-"""Cases of a split and a length, which rows alone do not have."""
-
 
 def checks(target: RecipeTarget | DatasetTarget, settings: Settings) -> Iterator[Check]:
     """Yield the checks of a target's rows; the first that runs makes the pass for all."""
     results = cache(partial(_shared, target, settings))
-    left_out = _OF_A_RECIPE if isinstance(target, DatasetTarget) else ()
+    left_out = OF_A_RECIPE if isinstance(target, DatasetTarget) else ()
     if isinstance(target, DatasetTarget) and not target.compares:
         left_out = (*left_out, "backends-agree")
     for case in CASES:

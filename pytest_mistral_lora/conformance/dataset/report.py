@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_KEPT_ROWS
 from pytest_mistral_lora.conformance.dataset.repeats import Repeats
 from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
 from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
@@ -26,7 +27,7 @@ from pytest_mistral_lora.conformance.dataset.tally import (
     unpacked_place,
 )
 from pytest_mistral_lora.conformance.dataset.texts import SIGNS
-from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
 from pytest_mistral_lora.errors import InputError, counted
 
 if TYPE_CHECKING:
@@ -129,43 +130,32 @@ def report(
     repeats.note_equal_rows()
     repeats.note_near_rows()
     repeats.note_repeated_prompts()
-    of = tally.findings.of
     deviations = {name: count for name, (count, *_) in sorted(tally.deviations.items())}
     cut, changed = (
         {name.replace(" ", "_"): number for name, number in counts.items()} for counts in (tally.beyond, tally.changed)
     )
-    results = {
-        "rows-are-valid": Result(tuple(of("ML601", "ML602", "ML634", "ML635"))),
-        "split-has-rows": Result(tuple(of("ML615"))),
-        "laws-hold": Result(tuple(of(*sorted(ON_EVERY_ROW)))),
-        "backends-agree": Result(
-            tuple(of("ML603", "ML604")), not_checked=no_comparison, facts=(("deviations", deviations),)
-        ),
-        "something-is-supervised": Result(tuple(of("ML605", "ML606"))),
-        "nothing-is-cut": Result(
-            tuple(of("ML607", "ML620")), facts=(("beyond_max_length", cut), ("rows_changed", changed))
-        ),
-        "no-duplicates": Result(tuple(of("ML608", "ML609"))),
-        "no-leakage": Result(tuple(of("ML610", "ML611", "ML632"))),
-        "no-near-leakage": Result(tuple(of("ML633")), not_checked=repeats.no_near_rows),
-        "no-control-literals": Result(tuple(of("ML612", "ML613", *(f"ML{number}" for number in range(628, 632))))),
-        "turns-stay-apart": Result(tuple(of("ML614"))),
-        "answers-are-not-empty": Result(tuple(of("ML616"))),
-        "texts-are-whole": Result(tuple(of("ML617", *(f"ML{number}" for number in range(624, 628))))),
-        "tool-calls-fit-the-tools": Result(tuple(of("ML618", "ML619", "ML621", "ML622", "ML623"))),
-        "statistics": Result(facts=tuple(found.statistics(repeats.counts()).items())),
+    facts: dict[str, dict[str, Any]] = {
+        "backends-agree": {"deviations": deviations},
+        "nothing-is-cut": {"beyond_max_length": cut, "rows_changed": changed},
+        "statistics": found.statistics(repeats.counts()),
     }
+    not_checked = {"backends-agree": no_comparison, "no-near-leakage": repeats.no_near_rows}
+    results = {}
+    for case in CASES:
+        # the laws are rules of masks, which hold for every row
+        rules = sorted(ON_EVERY_ROW) if case == "laws-hold" else [rule.id for rule in RULES.of("dataset", case)]
+        results[case] = Result(
+            tuple(tally.findings.of(*rules)),
+            not_checked=not_checked.get(case, ""),
+            facts=tuple(facts.get(case, {}).items()),
+        )
     # a check of no rows would pass on nothing; with a finding it has judged something
     for case, result in results.items():
-        rows = len(tally) if case in _OF_KEPT_ROWS else sum(tally.counts[n, "judged"] for n in range(len(files)))
+        rows = len(tally) if case in OF_KEPT_ROWS else sum(tally.counts[n, "judged"] for n in range(len(files)))
         if not rows and not result.findings and not result.not_checked:
-            reason = "no row can be judged" if case not in _OF_KEPT_ROWS else "no row is left"
+            reason = "no row can be judged" if case not in OF_KEPT_ROWS else "no row is left"
             results[case] = replace(result, not_checked=f"{reason}: see the check `rows-are-valid`")
     return results
-
-
-_OF_KEPT_ROWS = ("split-has-rows", "no-duplicates", "no-leakage", "no-near-leakage", "statistics")
-"""Cases of the rows that are trained on or held out; the others judge the rows that the recipe drops, too."""
 
 
 @dataclass(frozen=True)

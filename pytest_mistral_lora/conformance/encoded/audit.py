@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -15,20 +15,11 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.dataset.row_findings import call_findings
-from pytest_mistral_lora.conformance.encoded import (
-    CLASSES,
-    FILE_CLASSES,
-    ID_CLASSES,
-    LABEL_CLASSES,
-    ORDER_CLASSES,
-    PACKING_CLASSES,
-    TEXT_CLASSES,
-)
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance, SourceTracker
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_lines
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
-from pytest_mistral_lora.conformance.finding import Finding, Result, rest_of_findings
+from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, rest_of_findings
 from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError, counted
 
@@ -41,15 +32,8 @@ MOST_ERRORS = 1000
 KEPT = 20
 """Findings of a rule that are kept whole; more are counted."""
 
-CASES = {
-    "file": FILE_CLASSES,
-    "rows-complete": ORDER_CLASSES,
-    "ids": ID_CLASSES,
-    "labels": LABEL_CLASSES,
-    "packing": PACKING_CLASSES,
-    "supervised-text": TEXT_CLASSES,
-}
-"""Every check of the subject, and the rules that it reports."""
+CASES = ("file", "rows-complete", "ids", "labels", "packing", "supervised-text")
+"""Every check of the subject: a rule names its own in `rules/encoded.toml`."""
 OF_ROWS = ("ids", "labels", "packing", "supervised-text")
 """Checks that would pass on nothing if no row can be judged."""
 NOTHING_JUDGED = "no row of the file can be judged"
@@ -217,7 +201,8 @@ class Audit:
             reasons = {"rows-complete": 'no line names its row ("row": 0), and no dataset is given'}
         if self.states.total() == self.counts["ML501"]:
             reasons = dict.fromkeys(CASES, "no line of the file can be read: see the check `file`") | reasons
-        return {case: why for case, why in reasons.items() if not any(self.counts[rule] for rule in CASES[case])}
+        found = {RULES[rule].case for rule, count in self.counts.items() if count}
+        return {case: why for case, why in reasons.items() if case not in found}
 
     @property
     def judged(self) -> int:
@@ -232,7 +217,8 @@ class Audit:
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of an audit that has run, as plain JSON data."""
-        classes = [{"rule": rule, "class": CLASSES[rule], "count": n} for rule, n in sorted(self.counts.items())]
+        counts = sorted(self.counts.items())
+        classes = [{"rule": rule, "class": RULES[rule].fault_class, "count": count} for rule, count in counts]
         return {
             "rows": self.states.total(),
             "sound": self.states["sound"],
@@ -313,13 +299,13 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
     def audited() -> AuditReport:
         return AuditReport.read(target.file, target.oracle, target.dataset, base=target.tokenizer.path)
 
-    for case, rules in CASES.items():
-        yield Check(target, "encoded", case, partial(_run_check, audited, case, rules))
+    for case in CASES:
+        yield Check(target, "encoded", case, partial(_run_check, audited, case))
 
 
-def _run_check(audited: Callable[[], AuditReport], case: str, rules: Collection[str]) -> Result:
+def _run_check(audited: Callable[[], AuditReport], case: str) -> Result:
     report = audited()
-    findings = tuple(finding for rule in rules for finding in report.findings_of(rule))
+    findings = tuple(finding for rule in RULES.of("encoded", case) for finding in report.findings_of(rule.id))
     if reason := report.audit.not_checked.get(case, ""):
         return Result(not_checked=reason)
     facts: dict[str, Any] = {

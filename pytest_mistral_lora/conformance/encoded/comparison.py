@@ -12,7 +12,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.alignment import Alignment
-from pytest_mistral_lora.conformance.encoded import EncodingFault
+from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, Ids, LinePadding, find_padding
 from pytest_mistral_lora.conformance.encoded.packing import (
     PLAIN_ROPE,

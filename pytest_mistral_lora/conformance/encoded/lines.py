@@ -16,7 +16,7 @@ from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.remedies import import_step
 from pytest_mistral_lora.chat.rows import Row, parse_row
-from pytest_mistral_lora.conformance.encoded import EncodingFault
+from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.recognition import recognise
 

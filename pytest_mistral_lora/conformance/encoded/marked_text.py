@@ -17,7 +17,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row, text_of
-from pytest_mistral_lora.conformance.encoded import EncodingFault
+from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 
 WINDOW = 300
 """Parts that are compared: enough for a class, and few enough for a row of thousands of turns."""

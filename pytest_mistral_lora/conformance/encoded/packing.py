@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.conformance.encoded import EncodingFault
+from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.lines import Ids
 from pytest_mistral_lora.errors import InputError
 

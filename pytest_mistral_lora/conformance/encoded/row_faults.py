@@ -11,7 +11,7 @@ from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.conformance.encoded import EncodingFault
+from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.lines import Ids
 from pytest_mistral_lora.conformance.encoded.marked_text import decode_text, spells_row, split_at_markers
 from pytest_mistral_lora.conformance.encoded.text_faults import TextComparison

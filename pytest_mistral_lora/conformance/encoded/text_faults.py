@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.rows import Row, text_of
-from pytest_mistral_lora.conformance.encoded import EncodingFault
+from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.marked_text import (
     MarkedText,
     diff_parts,

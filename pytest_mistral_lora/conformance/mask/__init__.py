@@ -12,7 +12,7 @@ from pytest_mistral_lora.chat.encoded import encoded_text
 from pytest_mistral_lora.chat.fields import ROW_KEYS
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
 from pytest_mistral_lora.conformance.mask import laws, row_laws
 from pytest_mistral_lora.conformance.mask.row_laws import RowLaw
 from pytest_mistral_lora.conformance.targets import Target
@@ -23,46 +23,39 @@ if TYPE_CHECKING:
 
 
 LAWS = (
-    RowLaw("ML101", "labels-are-what-spans-say", row_laws.partition_violation, "weights"),
-    RowLaw("ML102", "only-the-assistant-is-supervised", row_laws.owner_violation, "tools"),
-    RowLaw("ML103", "whole-turns-are-supervised", row_laws.whole_turn_violation, "weights"),
-    RowLaw("ML104", "every-turn-ends-with-eos", row_laws.eos_violation, "weights"),
-    RowLaw("ML105", "bos-once", row_laws.bos_violation),
-    RowLaw("ML106", "text-never-becomes-control", row_laws.injection_violation),
-    RowLaw("ML107", "two-masks-agree", row_laws.scan_violation, "tools", fact=lambda version: version.control_tokens),
-    RowLaw("ML108", "weights-change-no-id", laws.weight_violation, "weights"),
-    RowLaw("ML109", "supervised-text-is-what-is-said", row_laws.assistant_text_violation),
+    RowLaw("ML101", row_laws.partition_violation, "weights"),
+    RowLaw("ML102", row_laws.owner_violation, "tools"),
+    RowLaw("ML103", row_laws.whole_turn_violation, "weights"),
+    RowLaw("ML104", row_laws.eos_violation, "weights"),
+    RowLaw("ML105", row_laws.bos_violation),
+    RowLaw("ML106", row_laws.injection_violation),
+    RowLaw("ML107", row_laws.scan_violation, "tools", fact=lambda version: version.control_tokens),
+    RowLaw("ML108", laws.weight_violation, "weights"),
+    RowLaw("ML109", row_laws.assistant_text_violation),
     RowLaw(
         "ML110",
-        "tool-calls-are-supervised",
         row_laws.tool_call_violation,
         "tools",
         fact=lambda version: version.calls_as,
     ),
-    RowLaw("ML111", "encoding-is-stable", laws.stability_violation, "tools"),
-    RowLaw("ML112", "prompt-is-the-beginning", laws.prompt_violation, "tools"),
-    RowLaw("ML113", "arguments-in-any-form", laws.arguments_violation, "tools", fact=lambda version: version.tools_in),
-    RowLaw("ML114", "strict-changes-no-id", laws.strict_violation, "tools", fact=lambda version: version.tools_in),
-    RowLaw(
-        "ML115", "results-in-any-order", laws.order_violation, "parallel", fact=lambda version: version.sorts_results
-    ),
-    RowLaw("ML116", "neighbours-are-one-turn", laws.neighbours_violation, "weights"),
-    RowLaw("ML117", "another-turn-keeps-the-labels", laws.longer_violation, "tools"),
-    RowLaw("ML118", "system-prompt-is-there", row_laws.system_violation, "tools"),
-    RowLaw("ML119", "ids-are-mistral-commons", laws.reference_violation, "tools"),
-    RowLaw(
-        "ML122", "call-ids-change-no-id", laws.ids_violation, "parallel", fact=lambda version: version.call_ids == "any"
-    ),
+    RowLaw("ML111", laws.stability_violation, "tools"),
+    RowLaw("ML112", laws.prompt_violation, "tools"),
+    RowLaw("ML113", laws.arguments_violation, "tools", fact=lambda version: version.tools_in),
+    RowLaw("ML114", laws.strict_violation, "tools", fact=lambda version: version.tools_in),
+    RowLaw("ML115", laws.order_violation, "parallel", fact=lambda version: version.sorts_results),
+    RowLaw("ML116", laws.neighbours_violation, "weights"),
+    RowLaw("ML117", laws.longer_violation, "tools"),
+    RowLaw("ML118", row_laws.system_violation, "tools"),
+    RowLaw("ML119", laws.reference_violation, "tools"),
+    RowLaw("ML122", laws.ids_violation, "parallel", fact=lambda version: version.call_ids == "any"),
     RowLaw(
         "ML123",
-        "tool-results-are-there",
         laws.results_violation,
         "parallel",
         fact=lambda version: version.results_as in ("id-and-text", "text"),
     ),
     RowLaw(
         "ML124",
-        "settings-are-the-rows",
         laws.settings_violation,
         "tools",
         fact=lambda version: version.settings,
@@ -70,7 +63,6 @@ LAWS = (
     ),
     RowLaw(
         "ML125",
-        "thoughts-have-their-markers",
         row_laws.thinking_violation,
         "tools",
         fact=lambda version: version.thinking,
@@ -133,17 +125,17 @@ def _smaller(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield one check for each law, one for refusals, and one for the chat template against the oracle."""
     for law in LAWS:
-        yield Check(target, "mask", law.name, partial(_law, target, law, settings))
+        yield Check(target, "mask", law.case, partial(_law, target, law, settings))
     yield Check(
         target,
         "mask",
-        "every-token-has-an-encoder",
+        RULES["ML121"].case,
         partial(_own_law, target, settings, "ML121", "template", laws.construction_violation),
     )
     yield Check(
         target,
         "mask",
-        "refusals-are-mistral-commons",
+        RULES["ML120"].case,
         partial(_own_law, target, settings, "ML120", "messy", laws.refusal_violation),
     )
     yield Check(target, "mask", "template-agrees", partial(_template_agrees, target, settings))

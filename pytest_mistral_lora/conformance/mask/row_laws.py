@@ -13,6 +13,7 @@ from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle.versions import Fact, names_with
 from pytest_mistral_lora.chat.rows import Row, assistant_text, merged_chunks, parse_row, weight_of
+from pytest_mistral_lora.conformance.finding import RULES
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -27,7 +28,6 @@ class RowLaw:
 
     Attributes:
         rule: Id of its rule.
-        name: Its name, the case of its check.
         violation: Returns how a row and its encoding break the law; empty if they keep it.
         rows: The rows that it holds for: `any`, or those with tools, with parallel tool calls, or with weights.
         fact: The fact of the tokenizer versions that it holds for; None if it holds for every version.
@@ -35,11 +35,15 @@ class RowLaw:
     """
 
     rule: str
-    name: str
     violation: Callable[[Row, EncodedRow, Oracle], str]
     rows: Rows = "any"
     fact: Fact | None = None
     needs: tuple[str, ...] = ()
+
+    @property
+    def case(self) -> str:
+        """The name of its check."""
+        return RULES[self.rule].case
 
     def unfit(self, oracle: Oracle) -> str:
         """Return why it does not hold for a tokenizer; empty if it holds."""

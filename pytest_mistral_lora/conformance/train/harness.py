@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
-from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
 
 if TYPE_CHECKING:
     import torch
@@ -276,18 +276,21 @@ class TrainingLaw:
     """A property that training must have, with its measurement and its verdict.
 
     Attributes:
-        case: Name of the check.
         rule: Id of its rule.
         measure: Takes the figures; laws with the same function share one measurement.
         judge: Yields findings about the figures, given the device that they were taken on (`cpu` or `cuda`).
         needs_adapter: Whether the measurement reads the adapter of the tiny run.
     """
 
-    case: str
     rule: str
     measure: Callable[[TrainerHarness], Figures]
     judge: Callable[[Figures, str], Iterator[Finding]]
     needs_adapter: bool = False
+
+    @property
+    def case(self) -> str:
+        """The name of its check."""
+        return RULES[self.rule].case
 
     def result(self, figures: Figures, device: str) -> Result:
         """Return what the law finds in figures; a failed measurement is a finding of its own."""

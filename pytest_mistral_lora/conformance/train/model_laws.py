@@ -211,8 +211,8 @@ def _judge_window(figures: Figures, device: str) -> Iterator[Finding]:
 
 
 MODEL_LAWS = (
-    TrainingLaw("targets-are-those-asked-for", "ML319", measure_targets, _judge_targets),
-    TrainingLaw("precision-is-the-recipes", "ML321", measure_precision, _judge_precision),
-    TrainingLaw("packed-as-unpacked", "ML313", measure_packing, _judge_packing),
-    TrainingLaw("window-is-the-checkpoints", "ML323", measure_window, _judge_window),
+    TrainingLaw("ML319", measure_targets, _judge_targets),
+    TrainingLaw("ML321", measure_precision, _judge_precision),
+    TrainingLaw("ML313", measure_packing, _judge_packing),
+    TrainingLaw("ML323", measure_window, _judge_window),
 )

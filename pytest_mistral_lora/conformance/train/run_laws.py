@@ -268,11 +268,11 @@ def _judge_finite(figures: Figures, device: str) -> Iterator[Finding]:
 
 
 RUN_LAWS = (
-    TrainingLaw("seed-decides", "ML307", measure_seeds, _judge_seed),
-    TrainingLaw("seed-decides-first-values", "ML316", measure_seeds, _judge_first_values),
-    TrainingLaw("seed-decides-order", "ML317", measure_seeds, _judge_order),
-    TrainingLaw("resumed-as-uninterrupted", "ML318", measure_seeds, _judge_resumed),
-    TrainingLaw("not-finite-stops", "ML322", measure_finite, _judge_finite),
-    TrainingLaw("rows-are-whole-or-refused", "ML314", measure_lengths, _judge_lengths),
-    TrainingLaw("frozen-adapter-is-refused", "ML320", measure_frozen, _judge_frozen, needs_adapter=True),
+    TrainingLaw("ML307", measure_seeds, _judge_seed),
+    TrainingLaw("ML316", measure_seeds, _judge_first_values),
+    TrainingLaw("ML317", measure_seeds, _judge_order),
+    TrainingLaw("ML318", measure_seeds, _judge_resumed),
+    TrainingLaw("ML322", measure_finite, _judge_finite),
+    TrainingLaw("ML314", measure_lengths, _judge_lengths),
+    TrainingLaw("ML320", measure_frozen, _judge_frozen, needs_adapter=True),
 )

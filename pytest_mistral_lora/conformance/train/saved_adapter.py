@@ -209,6 +209,6 @@ def _judge_merging(figures: Figures, device: str) -> Iterator[Finding]:
 
 
 ADAPTER_LAWS = (
-    TrainingLaw("generates-as-by-hand", "ML324", measure_generation, _judge_generation, needs_adapter=True),
-    TrainingLaw("merged-as-adapter", "ML325", measure_merging, _judge_merging, needs_adapter=True),
+    TrainingLaw("ML324", measure_generation, _judge_generation, needs_adapter=True),
+    TrainingLaw("ML325", measure_merging, _judge_merging, needs_adapter=True),
 )

@@ -267,10 +267,10 @@ _judge_checkpointing = partial(
 )
 
 STEP_LAWS = (
-    TrainingLaw("no-gradient-without-label", "ML306", measure_predicting, _judge_predicting),
-    TrainingLaw("micro-batches-split-the-sum", "ML309", measure_accumulation, _judge_accumulation),
-    TrainingLaw("neighbours-change-nothing", "ML310", measure_neighbours, _judge_neighbours),
-    TrainingLaw("loss-is-the-mean-of-its-tokens", "ML311", measure_loss, _judge_loss),
-    TrainingLaw("no-cache-in-training", "ML312", measure_cache, _judge_cache),
-    TrainingLaw("checkpointing-keeps-gradients", "ML315", measure_checkpointing, _judge_checkpointing),
+    TrainingLaw("ML306", measure_predicting, _judge_predicting),
+    TrainingLaw("ML309", measure_accumulation, _judge_accumulation),
+    TrainingLaw("ML310", measure_neighbours, _judge_neighbours),
+    TrainingLaw("ML311", measure_loss, _judge_loss),
+    TrainingLaw("ML312", measure_cache, _judge_cache),
+    TrainingLaw("ML315", measure_checkpointing, _judge_checkpointing),
 )

@@ -1,0 +1,28 @@
+"""The checks of rows by name: a rule names its check in `rules/dataset.toml`."""
+
+from __future__ import annotations
+
+CASES = (
+    "rows-are-valid",
+    "split-has-rows",
+    "laws-hold",
+    "backends-agree",
+    "something-is-supervised",
+    "nothing-is-cut",
+    "no-duplicates",
+    "no-leakage",
+    "no-near-leakage",
+    "no-control-literals",
+    "turns-stay-apart",
+    "answers-are-not-empty",
+    "texts-are-whole",
+    "tool-calls-fit-the-tools",
+    "statistics",
+)
+"""Every case, in the order of the report."""
+
+OF_A_RECIPE = ("split-has-rows", "nothing-is-cut", "no-leakage", "no-near-leakage")
+"""Cases of a split and a length, which rows alone do not have."""
+
+OF_KEPT_ROWS = ("split-has-rows", "no-duplicates", "no-leakage", "no-near-leakage", "statistics")
+"""Cases of the rows that are trained on or held out; the others judge the rows that the recipe drops, too."""

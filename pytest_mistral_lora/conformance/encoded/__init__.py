@@ -1,0 +1,1 @@
+"""Subject `encoded`: rows that any trainer encoded, against mistral-common."""
