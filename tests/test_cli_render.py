@@ -16,9 +16,10 @@ from converted import converted_tokenizer
 from rich.cells import cell_len
 from test_token_page import HOSTILE, hostile_row
 
+from pytest_mistral_lora.chat.diff import TokenDiff, TokenSide
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.token_rows import TokenRow, TokenSide, Wrong
+from pytest_mistral_lora.chat.token_rows import TokenRow, Wrong
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.report.tokens import Line, token_lines
@@ -114,8 +115,10 @@ def test_a_wrong_token_is_marked() -> None:
 def test_hostile_text_cannot_steer_a_terminal() -> None:
     pair = TokenRow.compared(
         HOSTILE[3],
-        TokenSide(HOSTILE[4], range(len(HOSTILE)), None, HOSTILE.__getitem__),
-        TokenSide(HOSTILE[4], range(1), None, HOSTILE.__getitem__),
+        TokenDiff(
+            TokenSide(HOSTILE[4], range(len(HOSTILE)), None, HOSTILE.__getitem__),
+            TokenSide(HOSTILE[4], range(1), None, HOSTILE.__getitem__),
+        ),
     )
     for row in (hostile_row(), pair):
         text = "\n".join(map(plain, token_lines(row, 80)))

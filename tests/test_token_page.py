@@ -3,7 +3,8 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from pytest_mistral_lora.chat.token_rows import TokenRow, TokenSide, Wrong
+from pytest_mistral_lora.chat.diff import TokenDiff, TokenSide
+from pytest_mistral_lora.chat.token_rows import TokenRow, Wrong
 from pytest_mistral_lora.report.pages import asset, script_hash, tokens_html, tokens_page
 
 HOSTILE = (
@@ -45,7 +46,8 @@ def hostile_row() -> TokenRow:
 
 
 def test_hostile_text_of_rows_stays_text() -> None:
-    rows = [hostile_row(), TokenRow.compared("a", *([TokenSide(HOSTILE[1], (0,), None, HOSTILE.__getitem__)] * 2))]
+    side = TokenSide(HOSTILE[1], (0,), None, HOSTILE.__getitem__)
+    rows = [hostile_row(), TokenRow.compared("a", TokenDiff(side, side))]
     page = tokens_page(rows, heading="".join(HOSTILE), notes=HOSTILE)
     read = Reader(page)
     assert (read.tags.count("script"), read.tags.count("style"), "img" in read.tags) == (1, 1, False)
@@ -83,7 +85,7 @@ def test_each_token_is_read_with_its_text_its_id_and_its_loss() -> None:
 
 def test_two_sides_are_read_with_their_names_and_the_difference() -> None:
     left, right = (TokenSide(name, ids, None, "ab".__getitem__) for name, ids in (("one", (0, 1)), ("two", (0,))))
-    page = tokens_html([TokenRow.compared("a:1", left, right)], prefix="finding-7", level=4)
+    page = tokens_html([TokenRow.compared("a:1", TokenDiff(left, right))], prefix="finding-7", level=4)
     read = Reader(page)
     labels = [value for name, value in read.attributes if name == "aria-label"]
     assert labels == ["one: a, token 0, id 0; two: a, token 0, id 0", "one: b, token 1, id 1; two: no token; different"]

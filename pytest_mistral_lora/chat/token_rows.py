@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, zip_longest
+from itertools import groupby
 from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.difference import all_blocks, is_control, label_word, plain_text
-from pytest_mistral_lora.chat.encoded import EncodedRow, Span
+from pytest_mistral_lora.chat.diff import Pair, ShownToken, TokenDiff, TokenSide
 
-
-class ShownToken(NamedTuple):
-    """A token of one encoding.
-
-    Attributes:
-        position: Its place in `input_ids`.
-        id: Its id.
-        piece: Its spelling in the vocabulary. It may hold any character: print it by `chat.difference.visible`.
-        label: `train`, `-100`, `train 5` for the id of another token, `?` if there is none; empty if not compared.
-        control: Whether it is a control token.
-    """
-
-    position: int
-    id: int
-    piece: str
-    label: str
-    control: bool
-
-    @property
-    def trained(self) -> bool:
-        """Whether the token has a loss."""
-        return self.label.startswith("train")
+_TOKENS_BEFORE = 12
+_TOKENS_SHOWN = 64
+"""Tokens of a row on a page, and those among them before the first difference."""
 
 
 class Column(NamedTuple):
@@ -69,35 +49,6 @@ class Wrong(NamedTuple):
     found: str = ""
 
 
-class TokenSide(NamedTuple):
-    """One encoding of a row.
-
-    Attributes:
-        name: Its origin for people, such as `mistral-common` or `chat-template`.
-        ids: `input_ids`, one `int` a token.
-        labels: As long as `ids`, `IGNORE_INDEX` for no loss; None if they are not known or not compared.
-        piece: Gives the vocabulary's spelling of an id, such as the `shown` of an encoder.
-        spans: The owners of its tokens; empty if they are not known.
-    """
-
-    name: str
-    ids: Sequence[int]
-    labels: Sequence[int] | None
-    piece: Callable[[int], str]
-    spans: Sequence[Span] = ()
-
-    @classmethod
-    def of(cls, name: str, encoded: EncodedRow, piece: Callable[[int], str]) -> TokenSide:
-        """Return the side of an encoded row."""
-        return cls(name, encoded.input_ids, encoded.labels, piece, encoded.spans)
-
-    def token(self, index: int) -> ShownToken:
-        """Return one token."""
-        piece = self.piece(self.ids[index])
-        label = label_word(self.ids, self.labels, index)
-        return ShownToken(index, self.ids[index], piece, label, is_control(piece))
-
-
 @dataclass(frozen=True, slots=True)
 class TokenRow:
     """A row of tokens to show.
@@ -122,7 +73,7 @@ class TokenRow:
             wrong: The tokens to mark. A position behind the last token marks one that is missing at the end.
         """
         notes = {one.position: one for one in wrong}
-        owners = _owners(side)
+        owners = side.owners()
         columns = []
         for index in range(len(side.ids)):
             note = notes.pop(index, None)
@@ -133,29 +84,34 @@ class TokenRow:
         return cls(title, (side.name,), (*columns, *missing))
 
     @classmethod
-    def compared(cls, title: str, expected: TokenSide, found: TokenSide, *, same_vocabulary: bool = True) -> TokenRow:
-        """Return two encodings of one row, aligned, with their differences marked.
+    def compared(cls, title: str, diff: TokenDiff) -> TokenRow:
+        """Return two encodings of one row, side by side, with their differences marked.
 
         Args:
             title: The place of the row.
-            expected: The encoding to hold the other to; its spans own the tokens of both.
-            found: The other encoding.
-            same_vocabulary: Whether equal ids mean equal tokens. If not, tokens are equal if their texts are.
+            diff: The two encodings.
         """
-        keys: list[list[Hashable]] = [
-            [token if same_vocabulary else plain_text(side.piece(token)) for token in side.ids]
-            for side in (expected, found)
-        ]
-        owners = _owners(expected)
-        columns, owner = [], _owners(found)[0] if found.ids and not owners else (None, None)
-        for _, want, want_end, have, have_end in all_blocks(*keys):
-            for i, j in zip_longest(range(want, want_end), range(have, have_end)):
-                left, right = None if i is None else expected.token(i), None if j is None else found.token(j)
-                owner = owner if i is None else owners[i]
-                other = i is None or j is None or keys[0][i] != keys[1][j]
-                mark = difference_mark(left and left.label, right and right.label, other)
-                columns.append(Column((left, right), mark, *owner))
-        return cls(title, (expected.name, found.name), tuple(columns))
+        owner = diff.found.owners()[0] if diff.found.ids and not diff.expected.ids else (None, None)
+        columns = _compared_columns(diff, diff.all_pairs(), owner)
+        return cls(title, (diff.expected.name, diff.found.name), tuple(columns))
+
+    @classmethod
+    def around_difference(cls, title: str, diff: TokenDiff) -> TokenRow | None:
+        """Return the tokens around the first difference; None if there is none.
+
+        They are a part of the row: findings travel between processes, and a long row has thousands of tokens.
+
+        Args:
+            title: The place of the row.
+            diff: The two encodings.
+        """
+        if not diff.marked:
+            return None
+        start = max(0, diff.marked[0] - _TOKENS_BEFORE)
+        columns = tuple(_compared_columns(diff, diff.pairs[start : start + _TOKENS_SHOWN], (None, None)))
+        count = len(diff.expected.ids)
+        part = f": tokens {start} to {start + len(columns) - 1} of {count}" if len(columns) < count else ""
+        return cls(f"{title}{part}", (diff.expected.name, diff.found.name), columns)
 
     @property
     def wrong(self) -> int:
@@ -203,24 +159,18 @@ class TokenRow:
         return cls(data["title"], tuple(data["sides"]), tuple(columns))
 
 
-def difference_mark(expected: str | None, found: str | None, is_other: bool) -> str:
-    """Return the mark of a pair of tokens: `-` for one that is missing, `+` for one too many, `>` for another one.
+def _compared_columns(diff: TokenDiff, pairs: Iterable[Pair], owner: tuple[int | None, str | None]) -> Iterator[Column]:
+    """Yield the column of each pair; a token that is not expected belongs to the owner of the one before it.
 
     Args:
-        expected: The label of the expected token, empty if labels are not compared; None if there is no such token.
-        found: The label of the other one.
-        is_other: Whether their ids differ.
+        diff: The two encodings.
+        pairs: The pairs to show.
+        owner: Turn and role of the tokens before the first expected one.
     """
-    if found is None:
-        return "-"
-    if expected is None:
-        return "+"
-    return ">" if is_other or (expected and found and expected != found) else ""
-
-
-def _owners(side: TokenSide) -> list[tuple[int | None, str | None]]:
-    """Return the turn and the role of each token."""
-    owners: list[tuple[int | None, str | None]] = [(None, None)] * len(side.ids)
-    for span in side.spans:
-        owners[span.start : span.end] = [(span.turn, span.role)] * (span.end - span.start)
-    return owners
+    owners = diff.expected.owners()
+    for pair in pairs:
+        want, have = pair
+        owner = owner if want is None else owners[want]
+        left = None if want is None else diff.expected.token(want)
+        right = None if have is None else diff.found.token(have)
+        yield Column((left, right), diff.mark(pair), *owner)

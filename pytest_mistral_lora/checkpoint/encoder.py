@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pytest_mistral_lora.chat.difference import spelled_bytes
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.pieces import spelled_bytes
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizer_folder import SPM_MODEL

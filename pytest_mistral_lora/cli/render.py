@@ -29,9 +29,10 @@ from pytest_mistral_lora.cli.verb import (
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, RowError, RowsError, counted
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.diff import TokenSide
     from pytest_mistral_lora.chat.encoded import EncodedRow
     from pytest_mistral_lora.chat.rows import Row
-    from pytest_mistral_lora.chat.token_rows import TokenRow, TokenSide
+    from pytest_mistral_lora.chat.token_rows import TokenRow
     from pytest_mistral_lora.checkpoint.encoder import Encoder
     from pytest_mistral_lora.training.recipe import Recipe
 
@@ -142,7 +143,7 @@ class _View:
 
     def sides(self, row: Row) -> list[TokenSide]:
         """Encode a row; to compare, a row is not refused for text that the template takes for control tokens."""
-        from pytest_mistral_lora.chat.token_rows import TokenSide
+        from pytest_mistral_lora.chat.diff import TokenSide
         from pytest_mistral_lora.checkpoint.encoder import TemplateEncoder
 
         found = []
@@ -155,11 +156,13 @@ class _View:
 
     def shown(self, row: Row, sides: list[TokenSide]) -> TokenRow:
         """Return a row to show, under the file and the line that it comes from."""
+        from pytest_mistral_lora.chat.diff import TokenDiff
         from pytest_mistral_lora.chat.token_rows import TokenRow
 
         if len(sides) == 1:
             return TokenRow.single(row.place, sides[0])
-        return TokenRow.compared(row.place, *sides, same_vocabulary=self.same_vocabulary)
+        expected, found = sides
+        return TokenRow.compared(row.place, TokenDiff(expected, found, self.same_vocabulary))
 
 
 def _view_of(args: argparse.Namespace) -> _View:

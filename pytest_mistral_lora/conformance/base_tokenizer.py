@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.difference import equal_beginning
+from pytest_mistral_lora.chat.diff import TokenDiff, equal_beginning
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.recognition import PROBES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
@@ -19,7 +19,6 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     template_places,
 )
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import NoTemplateError, OracleRejection, RowError, TokenizerError
@@ -190,7 +189,9 @@ def _text_findings(mine: Any, others: Any, place: str) -> Iterator[Finding]:
     for text, ids, wanted in zip(texts, found, expected, strict=True):
         if ids != wanted:
             shown = text if len(text) <= 40 else f"{text[:40]}…"
-            difference = Alignment((wanted, None), (ids, None), lambda token: str(others.convert_ids_to_tokens(token)))
+            difference = TokenDiff.of(
+                (wanted, None), (ids, None), lambda token: str(others.convert_ids_to_tokens(token))
+            )
             yield Finding(
                 "ML440", f"{shown!r} gets other ids than the base's", place, "the base's ids", difference.table()
             )

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.escaping import in_block, printable
 
@@ -248,6 +249,16 @@ def first_of_each_cause(findings: Iterable[Finding], most: int, place: str) -> l
     for finding in findings:
         causes.setdefault(finding.cause, []).append(finding)
     return [kept for of_cause in causes.values() for kept in first_findings(of_cause, most, place)]
+
+
+def shown_difference(diff: TokenDiff, place: str) -> dict[str, Any]:
+    """Return table, shape and tokens of the first difference, as a finding takes them.
+
+    Args:
+        diff: The two encodings.
+        place: The place of the row.
+    """
+    return {"detail": diff.table(), "shape": diff.shape(), "tokens": TokenRow.around_difference(place, diff)}
 
 
 def rest_of_findings(rule: str, more: int, place: str = "") -> Finding:

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.difference import plain_text, visible
+from pytest_mistral_lora.chat.diff import ShownToken, TokenSide
+from pytest_mistral_lora.chat.pieces import plain_text, visible
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.chat.token_rows import ShownToken, TokenRow, TokenSide, Wrong
+from pytest_mistral_lora.chat.token_rows import TokenRow, Wrong
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.escaping import printable

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result, shown_difference
 from pytest_mistral_lora.conformance.mask.row_laws import assistant_text_violation
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
@@ -141,14 +141,14 @@ def _against_record(target: Target, golden: Golden, now: EncodedRow) -> Iterator
         return
     recorded = (golden.encoded.input_ids, golden.encoded.labels)
     names = ("recorded", "mistral-common now")
-    difference = Alignment(recorded, (now.input_ids, now.labels), target.oracle.piece, names, golden.encoded.spans)
+    difference = TokenDiff.of(recorded, (now.input_ids, now.labels), target.oracle.piece, names, golden.encoded.spans)
     rule, found = "", ""
     if now.input_ids != golden.encoded.input_ids:
         rule, found = "ML002", "mistral-common gives other ids than recorded"
     elif now != golden.encoded:
         rule, found = "ML003", "labels or spans are not those recorded"
     if rule:
-        parts = difference.parts(_place(golden))
+        parts = shown_difference(difference, _place(golden))
         detail = "\n".join(filter(None, (parts["detail"], _versions(golden))))
         yield Finding(rule, found, _place(golden), row=row, **{**parts, "detail": detail})
 
@@ -187,7 +187,9 @@ def template_findings(
         found = f"the chat template differs from mistral-common: {difference.found}"
         sides = comparison.sides_of(difference)
         spans = comparison.oracle.spans if sides and sides[0][1] is not None else ()
-        parts = Alignment(*sides, oracle.piece, _SIDES, spans).parts(place) if sides else {"detail": ""}
+        parts: dict[str, Any] = {"detail": ""}
+        if sides:
+            parts = shown_difference(TokenDiff.of(*sides, oracle.piece, _SIDES, spans), place)
         detail = "\n".join(filter(None, (parts["detail"], versions)))
         parts |= {"detail": detail, "shape": difference.shape, "name": difference.fault}
         yield Finding("ML004", found, place, row=data, fix=fix, **parts)
@@ -206,7 +208,7 @@ def template_findings(
     parts = {"detail": ""}
     if actual:
         whole = ((expected.input_ids, expected.labels), (actual.input_ids, actual.labels))
-        parts = Alignment(*whole, oracle.piece, _SIDES, expected.spans).parts(place)
+        parts = shown_difference(TokenDiff.of(*whole, oracle.piece, _SIDES, expected.spans), place)
     detail = "\n".join(filter(None, (parts["detail"], versions)))
     yield Finding(rule, found, place, row=data, **{**parts, "detail": detail})
 

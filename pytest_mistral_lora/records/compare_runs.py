@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_mistral_lora.chat.difference import equal_beginning
+from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.goldens import golden_paths
 from pytest_mistral_lora.records.manifest import load

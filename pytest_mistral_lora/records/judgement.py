@@ -8,7 +8,7 @@ from math import inf
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.completions import AnswerToCheck, FormatVerdict, verdicts
-from pytest_mistral_lora.chat.difference import equal_beginning
+from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import Transcript

@@ -9,7 +9,7 @@ import re
 from functools import cache
 from typing import Any, TypeVar
 
-from pytest_mistral_lora.chat.difference import plain_text
+from pytest_mistral_lora.chat.pieces import plain_text
 from pytest_mistral_lora.chat.token_rows import TokenRow
 
 _T = TypeVar("_T")

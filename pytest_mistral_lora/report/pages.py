@@ -13,8 +13,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.chat.difference import plain_text, visible
-from pytest_mistral_lora.chat.token_rows import Column, ShownToken, TokenRow
+from pytest_mistral_lora.chat.diff import ShownToken
+from pytest_mistral_lora.chat.pieces import plain_text, visible
+from pytest_mistral_lora.chat.token_rows import Column, TokenRow
 from pytest_mistral_lora.errors import one_line
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.files import beginning

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rich.cells import cell_len
 
-from pytest_mistral_lora.chat.difference import plain_text, visible
-from pytest_mistral_lora.chat.token_rows import Column, ShownToken, TokenRow
+from pytest_mistral_lora.chat.diff import ShownToken
+from pytest_mistral_lora.chat.pieces import plain_text, visible
+from pytest_mistral_lora.chat.token_rows import Column, TokenRow
 from pytest_mistral_lora.errors import counted, one_line
 from pytest_mistral_lora.escaping import own_stream, safe_text
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 from pages import NARROW, WIDE, OpenPage, sideways_scroll
 
+from pytest_mistral_lora.chat.diff import TokenDiff, TokenSide
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.token_rows import TokenRow, TokenSide, Wrong
+from pytest_mistral_lora.chat.token_rows import TokenRow, Wrong
 from pytest_mistral_lora.report.pages import tokens_page
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def page_file(sides: tuple[TokenSide, TokenSide], tmp_path_factory: pytest.TempP
     rows = [
         TokenRow.single("rows.jsonl:1", sides[0]),
         TokenRow.single("rows.jsonl:2 <b>", sides[0], wrong),
-        TokenRow.compared("rows.jsonl:3", *sides, same_vocabulary=False),
+        TokenRow.compared("rows.jsonl:3", TokenDiff(*sides, same_vocabulary=False)),
     ]
     return _written(tmp_path_factory.mktemp("page") / "rows.html", rows)
 

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import json
-import random
 
 import pytest
 
-from pytest_mistral_lora.chat.difference import WINDOW, all_blocks
+from pytest_mistral_lora.chat.diff import TokenDiff, TokenSide
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.token_rows import TokenRow, TokenSide, Wrong
+from pytest_mistral_lora.chat.token_rows import TokenRow, Wrong
 
 ROW = {
     "messages": [
@@ -63,30 +62,18 @@ def test_wrong_tokens_are_marked_and_a_missing_one_stands_at_the_end() -> None:
     ],
 )
 def test_each_kind_of_difference_has_its_mark(expected: TokenSide, found: TokenSide, marks: list[str]) -> None:
-    assert [column.mark for column in TokenRow.compared("a:1", expected, found).columns] == marks
+    assert [column.mark for column in TokenRow.compared("a:1", TokenDiff(expected, found)).columns] == marks
 
 
 def test_two_vocabularies_are_compared_by_text() -> None:
     other = ("x", "</s>", "b", " a", "[INST]", "<s>")
     found = TokenSide("other", (5, 4, 3, 0), None, other.__getitem__)
-    row = TokenRow.compared("a:1", side(0, 1, 2, 3), found, same_vocabulary=False)
+    row = TokenRow.compared("a:1", TokenDiff(side(0, 1, 2, 3), found, same_vocabulary=False))
     assert [column.mark for column in row.columns] == ["", "", "", ">"]
 
 
 def test_a_row_survives_json(oracle: Oracle) -> None:
     encoded = TokenSide.of("a", oracle.encode(ROW), oracle.piece)
     other = TokenSide.of("b", oracle.encode({"messages": ROW["messages"][:2]}), oracle.piece)
-    for row in (TokenRow.single("r", encoded, [Wrong(2, "x")]), TokenRow.compared("r", encoded, other)):
+    for row in (TokenRow.single("r", encoded, [Wrong(2, "x")]), TokenRow.compared("r", TokenDiff(encoded, other))):
         assert TokenRow.from_json(json.loads(json.dumps(row.to_json()))) == row
-
-
-def test_blocks_cover_both_sides_in_order_and_find_equal_runs_behind_the_first_window() -> None:
-    rng = random.Random(0)
-    want = [rng.randrange(9) for _ in range(5 * WINDOW)]
-    have = [one for one in want if rng.random() > 0.02]
-    blocks = [*all_blocks(want, have)]
-    assert [i for _, start, end, _, _ in blocks for i in range(start, end)] == [*range(len(want))]
-    assert [i for _, _, _, start, end in blocks for i in range(start, end)] == [*range(len(have))]
-    assert all((want[i:i_end] == have[j:j_end]) == (name == "equal") for name, i, i_end, j, j_end in blocks)
-    equal = sum(end - start for name, start, end, _, _ in blocks if name == "equal")
-    assert equal > 0.9 * len(have)

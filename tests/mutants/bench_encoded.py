@@ -11,8 +11,8 @@ from typing import Any
 
 from gallery import Artifact
 
+from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.encoded.audit import checks
 from pytest_mistral_lora.conformance.finding import Finding
@@ -132,7 +132,7 @@ class _Bench:
                 before = by_row.get(line["row"], line)
                 sides = [(one["input_ids"], one["labels"]) for one in (before, line)]
                 if all(len(ids) == len(labels) for ids, labels in sides) and sides[0] != sides[1]:
-                    return Alignment(*sides, shared_oracle().piece).table()
+                    return TokenDiff.of(*sides, shared_oracle().piece).table()
         return ""
 
 

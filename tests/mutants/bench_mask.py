@@ -12,10 +12,10 @@ from typing import Any
 from derived_tekken import derived_oracle
 from gallery import Artifact
 
+from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, as_row, parse_row, weight_of
-from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask import LAWS
 from pytest_mistral_lora.conformance.mask.laws import construction_violation, refusal_violation
@@ -83,7 +83,7 @@ class MaskBench:
         changed.encode(row)  # ML111 changes the second encoding of a row
         found = changed.encode(row)
         sides = [(one.input_ids, one.labels) for one in (expected, found)]
-        return Alignment(*sides, artifact["tokenizer"].piece).table()
+        return TokenDiff.of(*sides, artifact["tokenizer"].piece).table()
 
 
 BENCH = MaskBench()

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
-from pytest_mistral_lora.chat.difference import equal_beginning, least_changes, plain_text, units_shape
+from pytest_mistral_lora.chat.diff import (
+    MarkedText,
+    align_controls,
+    common_ends,
+    equal_beginning,
+    join_parts,
+    units_shape,
+)
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle import VERSION, Oracle
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts
+from pytest_mistral_lora.chat.pieces import plain_text
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.chat.templates import REFUSES, ChatTemplate
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
@@ -268,11 +276,11 @@ def _compare_parts(view: _BothSides, oracle: Oracle, template: ChatTemplate) -> 
     except RowError as error:
         return Explanation((), (Difference(error.found, _without_quotes(error.found), size=len(error.found)),))
     space = " " if oracle.kind == "spm" else ""
-    expected = _joined(
+    expected = join_parts(
         (oracle.control_tokens[part.ids[0]] if part.text is None else None, space + (part.text or ""), part.ids)
         for part in oracle.traced_texts(view.behind)
     )
-    actual = _joined((part.text if part.control else None, part.text, part.ids) for part in segments)
+    actual = join_parts((part.text if part.control else None, part.text, part.ids) for part in segments)
     parts = _PartsComparison(view.row, oracle, template, expected, actual)
     differences = tuple(parts.differences())
     return Explanation(tuple(sorted(parts.deviations)), differences)
@@ -285,20 +293,30 @@ class _PartsComparison:
         deviations: Ids of the named deviations that explain a text; filled by `differences`.
     """
 
-    def __init__(self, row: Row, oracle: Oracle, template: ChatTemplate, expected: _Parts, actual: _Parts) -> None:
+    def __init__(
+        self,
+        row: Row,
+        oracle: Oracle,
+        template: ChatTemplate,
+        expected: list[MarkedText],
+        actual: list[MarkedText],
+    ) -> None:
         self.deviations: set[str] = set()
         self._row, self._oracle, self._template = row, oracle, template
+        # a control token more than there are in the row: that of the text at the start, which has none
         self._expected, self._actual = expected, actual
+        self._expected_controls = [part.marker for part in expected[1:]]
+        self._controls = [part.marker for part in actual[1:]]
 
     def differences(self) -> Iterator[Difference]:
         """Yield each run of other control tokens, and each other text between equal ones that is not explained."""
-        want, have = self._expected.controls, self._actual.controls
+        want, have = self._expected_controls, self._controls
         if want and not have:
             found = f"it writes none of the control tokens {' '.join(dict.fromkeys(want))}"
             yield Difference(found, "another layout", size=_CONTROL_SIZE * len(want))
             return
         predicted = self._predicted_texts()
-        for code, i, i_end, j, j_end in least_changes(want, have):
+        for code, i, i_end, j, j_end in align_controls(want, have):
             if code != "equal":
                 found = f"control tokens {' '.join(have)}; expected {' '.join(want)}"
                 size = _CONTROL_SIZE * (i_end - i + j_end - j)
@@ -314,7 +332,7 @@ class _PartsComparison:
 
     def _predicted_texts(self) -> dict[int, dict[str, str]]:
         """Return the texts that deviations predict, by the number of the text in the rendering."""
-        oracle, controls = self._oracle, self._actual.controls
+        oracle, controls = self._oracle, self._controls
         space = " " if oracle.kind == "spm" else ""
         predicted: dict[int, dict[str, str]] = {}
         for deviation in _known(oracle.facts, oracle.kind):
@@ -329,26 +347,21 @@ class _PartsComparison:
         return predicted
 
     def _text_difference(self, index: int, have_index: int, predicted: Mapping[str, str]) -> Difference | None:
-        want, have = self._expected.texts[index], self._actual.texts[have_index]
-        if want == have:
+        want, have = self._expected[index], self._actual[have_index]
+        if (want.text, want.ids) == (have.text, have.ids):
             return None
-        controls = self._expected.controls
-        before = controls[index - 1] if index else ""
-        names = _explain_text(
-            self._oracle, self._template, want, have, (before, controls[index : index + 1]), predicted
-        )
+        before, after = want.marker, self._expected_controls[index : index + 1]
+        names = _explain_text(self._oracle, self._template, want, have, (before, after), predicted)
         if names is not None:
             self.deviations |= names
             return None
-        after = before or "the start"
-        words = f"after {after}: {_excerpt(self._oracle, have, want)}; expected {_excerpt(self._oracle, want, have)}"
-        same = equal_beginning(want.text, have.text)
-        same += equal_beginning(want.text[same:][::-1], have.text[same:][::-1])
-        size = max(1, len(want.text) + len(have.text) - 2 * same)
-        return Difference(words, units_shape(after, want.text, have.text), sides=(want.ids, have.ids), size=size)
+        shown = before or "the start"
+        words = f"after {shown}: {_excerpt(self._oracle, have, want)}; expected {_excerpt(self._oracle, want, have)}"
+        size = max(1, len(want.text) + len(have.text) - 2 * sum(common_ends(want.text, have.text)))
+        return Difference(words, units_shape(shown, want.text, have.text), sides=(want.ids, have.ids), size=size)
 
 
-def _excerpt(oracle: Oracle, part: _TextPart, other: _TextPart) -> str:
+def _excerpt(oracle: Oracle, part: MarkedText, other: MarkedText) -> str:
     """Return a text with its ids; if it or the other one is long, the tokens around the first that differs."""
     if max(len(part.ids), len(other.ids)) <= _MOST_IDS:
         return f"{part.text!r} {list(part.ids)}"
@@ -363,8 +376,8 @@ def _excerpt(oracle: Oracle, part: _TextPart, other: _TextPart) -> str:
 def _explain_text(
     oracle: Oracle,
     template: ChatTemplate,
-    want: _TextPart,
-    have: _TextPart,
+    want: MarkedText,
+    have: MarkedText,
     around: tuple[str, list[str]],
     predicted: Mapping[str, str],
 ) -> set[str] | None:
@@ -389,7 +402,7 @@ def _explain_text(
     return names if _ids_are_right(oracle, have, want) else None
 
 
-def _ids_are_right(oracle: Oracle, have: _TextPart, want: _TextPart) -> bool:
+def _ids_are_right(oracle: Oracle, have: MarkedText, want: MarkedText) -> bool:
     """Return whether a text has the ids that mistral-common gives the same text."""
     if have.text == want.text:
         return have.ids == want.ids
@@ -400,30 +413,3 @@ def _ids_are_right(oracle: Oracle, have: _TextPart, want: _TextPart) -> bool:
         return oracle.decode(oracle.encode_text("a") + have.ids) == "a" + have.text
     # A digit does not fuse with the space before it, so the first id of "5" is the space alone.
     return have.ids == (oracle.encode_text(have.text[1:]) or oracle.encode_text("5")[:1])
-
-
-class _TextPart(NamedTuple):
-    """A text with its ids; the text has the space of SentencePiece."""
-
-    text: str
-    ids: tuple[int, ...]
-
-
-class _Parts(NamedTuple):
-    """A row as control tokens and the texts around them: one text more than there are control tokens."""
-
-    controls: list[str]
-    texts: list[_TextPart]
-
-
-def _joined(parts: Iterable[tuple[str | None, str, tuple[int, ...]]]) -> _Parts:
-    """Return control tokens and texts, of a control token or None, a text and its ids each."""
-    controls: list[str] = []
-    texts = [_TextPart("", ())]
-    for control, text, ids in parts:
-        if control is None:
-            texts[-1] = _TextPart(texts[-1].text + text, texts[-1].ids + ids)
-        else:
-            controls.append(control)
-            texts.append(_TextPart("", ()))
-    return _Parts(controls, texts)

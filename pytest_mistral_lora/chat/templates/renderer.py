@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
-from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.reading import limited
 from pytest_mistral_lora.chat.templates.generation_blocks import has_generation, with_generation
 from pytest_mistral_lora.chat.templates.own_rows import OwnRows, own_renderer
@@ -144,7 +143,8 @@ def _agreed(question: Mapping[str, Any]) -> str:
 
 def _difference(text: str, other: str) -> int:
     """Return the start of the word in which two texts first differ."""
-    at = equal_beginning(text, other)
+    pairs = enumerate(zip(text, other, strict=False))
+    at = next((index for index, (first, second) in pairs if first != second), min(len(text), len(other)))
     while at and text[at - 1].isalnum():
         at -= 1
     return at

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
 from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.dataset.repeats import row_likeness, row_sketch
 from pytest_mistral_lora.conformance.dataset.row_findings import (
     beyond,
@@ -28,7 +28,7 @@ from pytest_mistral_lora.conformance.dataset.row_findings import (
 )
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, packed_place
 from pytest_mistral_lora.conformance.dataset.texts import main_script, sign_findings
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.errors import NoOracleError, RowError
 from pytest_mistral_lora.records.files import is_held_out
 
@@ -218,9 +218,11 @@ class RowJudge:
             return True
         oracle: Any = self._oracle
         sides = (expected.input_ids, expected.labels), (encoded.input_ids, encoded.labels)
-        difference = Alignment(*sides, oracle.piece, _NAMES, expected.spans)
+        difference = TokenDiff.of(*sides, oracle.piece, _NAMES, expected.spans)
         found = "the generation blocks mark other tokens than the assistant's"
-        tally.findings.add(Finding("ML606", found, row.place, row=_printed_row(row), **difference.parts(row.place)))
+        tally.findings.add(
+            Finding("ML606", found, row.place, row=_printed_row(row), **shown_difference(difference, row.place))
+        )
         return False
 
     def _explain(
@@ -249,8 +251,8 @@ class RowJudge:
             # the labels are compared once the ids are equal
             parts = {}
             if sides is not None:
-                alignment = Alignment((sides[0][0], None), (sides[1][0], None), oracle.piece, _NAMES)
-                parts = alignment.parts(row.place)
+                diff = TokenDiff.of((sides[0][0], None), (sides[1][0], None), oracle.piece, _NAMES)
+                parts = shown_difference(diff, row.place)
             text = f"the chat template differs from mistral-common: {difference.found}"
             parts |= {"shape": difference.shape, "name": difference.fault}
             tally.findings.add(Finding("ML603", text, row.place, row=_printed_row(row), **parts))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, Ids, LinePadding, find_padding
 from pytest_mistral_lora.conformance.encoded.packing import (
@@ -25,7 +25,7 @@ from pytest_mistral_lora.conformance.encoded.packing import (
     split_conversations,
 )
 from pytest_mistral_lora.conformance.encoded.row_faults import id_faults, label_faults
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.errors import counted
 
 
@@ -57,17 +57,17 @@ class EncodedRowComparison:
         faults = label_faults(self.expected, self.ids, self.labels, self.oracle)
         if faults:
             sides = (self.expected.input_ids, self.expected.labels), (self.ids, self.labels)
-            yield from self._place_faults(faults, Alignment(*sides, self.oracle.piece, spans=self.expected.spans))
+            yield from self._place_faults(faults, TokenDiff.of(*sides, self.oracle.piece, spans=self.expected.spans))
 
     def id_findings(self) -> Iterator[Finding]:
         """Yield a finding for each class of the difference in ids."""
         faults = id_faults(self.row, self.expected.input_ids, self.ids, self.oracle)
         if faults:
             sides = (self.expected.input_ids, None), (self.ids, None)
-            yield from self._place_faults(faults, Alignment(*sides, self.oracle.piece, spans=self.expected.spans))
+            yield from self._place_faults(faults, TokenDiff.of(*sides, self.oracle.piece, spans=self.expected.spans))
 
-    def _place_faults(self, faults: list[EncodingFault], difference: Alignment) -> Iterator[Finding]:
-        parts, row = difference.parts(self.place), self.row.to_jsonl()
+    def _place_faults(self, faults: list[EncodingFault], difference: TokenDiff) -> Iterator[Finding]:
+        parts, row = shown_difference(difference, self.place), self.row.to_jsonl()
         for fault in faults:
             yield Finding(fault.rule, fault.found, self.place, fault.expected, row=row, **parts)
 

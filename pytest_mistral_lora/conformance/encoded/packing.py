@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from itertools import pairwise
 from pathlib import Path
 
-from pytest_mistral_lora.chat.difference import equal_beginning
+from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import groupby
 
-from pytest_mistral_lora.chat.difference import equal_beginning
+from pytest_mistral_lora.chat.diff import common_ends, decode_text, split_at_markers
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.lines import Ids
-from pytest_mistral_lora.conformance.encoded.marked_text import decode_text, spells_row, split_at_markers
 from pytest_mistral_lora.conformance.encoded.text_faults import TextComparison
+from pytest_mistral_lora.conformance.encoded.text_reasons import spells_row
 from pytest_mistral_lora.errors import MistralLoraError, and_more
 
 
@@ -157,8 +157,7 @@ def label_faults(
         return []
     # With other ids in the middle, the owners of the first and last tokens are still known.
     spans = [span for span in expected.spans for _ in range(span.start, span.end)]
-    head = equal_beginning(ids, expected.input_ids)
-    tail = equal_beginning(ids[head:][::-1], expected.input_ids[head:][::-1])
+    head, tail = common_ends(ids, expected.input_ids)
     unknown: list[Span | None] = [None] * (len(ids) - head - tail)
     owners = (*spans[:head], *unknown, *spans[len(spans) - tail :])
     return list(LabelComparison(owners, tuple(ids), tuple(labels), oracle, expected.supervised_tokens).faults())

@@ -13,17 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from pytest_mistral_lora.chat.difference import equal_beginning
+from pytest_mistral_lora.chat.diff import MarkedText, diff_parts, equal_beginning
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
-from pytest_mistral_lora.conformance.encoded.marked_text import (
-    MarkedText,
-    diff_parts,
-    split_calls,
-    surplus_eos,
-    text_reason,
-    without_spaces,
-)
+from pytest_mistral_lora.conformance.encoded.text_reasons import split_calls, surplus_eos, text_reason, without_spaces
 
 _TOOLS = (
     *("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),

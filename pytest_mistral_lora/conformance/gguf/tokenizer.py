@@ -216,9 +216,9 @@ def template_findings(file: GgufFile, judge: CheckpointTokenizer) -> Iterator[Fi
 
 
 def _rendered_findings(text: str, judge: CheckpointTokenizer, oracle: Oracle, place: str) -> Iterator[Finding]:
+    from pytest_mistral_lora.chat.diff import TokenDiff
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.chat.templates.compare import compare
-    from pytest_mistral_lora.conformance.alignment import Alignment
     from pytest_mistral_lora.conformance.template import own_prompt_finding
     from pytest_mistral_lora.records.goldens import packaged_cases
 
@@ -237,7 +237,7 @@ def _rendered_findings(text: str, judge: CheckpointTokenizer, oracle: Oracle, pl
             continue
         for difference in comparison.differences:
             sides = comparison.sides_of(difference)
-            table = Alignment(*sides, oracle.piece).table() if sides else ""
+            table = TokenDiff.of(*sides, oracle.piece).table() if sides else ""
             found, row = f"differs from mistral-common: {difference.found}", case.row.to_jsonl()
             shape, name = difference.shape, difference.fault
             yield Finding("ML913", found, place, "the ids of training", table, row, shape=shape, name=name)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.difference import equal_beginning
+from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, has_thinking, merged_chunks
 from pytest_mistral_lora.conformance.mask.row_laws import as_decoded, assistant_turns

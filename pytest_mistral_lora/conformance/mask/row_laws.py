@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from pytest_mistral_lora.chat.difference import equal_beginning
+from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle.versions import Fact, names_with
 from pytest_mistral_lora.chat.rows import Row, assistant_text, merged_chunks, parse_row, weight_of

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause, shown_difference
 from pytest_mistral_lora.conformance.server.deviations import (
     INJECTED,
     PromptDeviations,
@@ -264,16 +264,16 @@ class ServerChecks:
 
     def _differences(self, one: TakenRow, *, injected: bool) -> Iterator[Finding]:
         """Yield a finding for each class of a served prompt's difference: text as control tokens, or all others."""
-        from pytest_mistral_lora.conformance.alignment import Alignment
+        from pytest_mistral_lora.chat.diff import TokenDiff
         from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
 
         asked = one.asked
         expected, ids, oracle = asked.expected or (), one.ids or (), self._target.oracle
-        difference = Alignment((expected, None), (ids, None), oracle.piece, ("mistral-common", "served"))
+        difference = TokenDiff.of((expected, None), (ids, None), oracle.piece, ("mistral-common", "served"))
         for fault in id_faults(asked.prompt, expected, ids, oracle):
             if (fault.rule == "ML523") is injected:
                 rule, found = ("ML906" if injected else "ML902"), f"{asked.name}: {fault.found} ({fault.rule})"
-                parts, row = difference.parts(asked.name), asked.row.to_jsonl()
+                parts, row = shown_difference(difference, asked.name), asked.row.to_jsonl()
                 yield Finding(rule, found, self._place, fault.expected, row=row, **parts)
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.conformance.server_target import AskedRow, ServerTarget
 from pytest_mistral_lora.errors import InputError, NoTemplateError, OracleRejection, RowError
 
@@ -83,8 +83,8 @@ class PromptDeviations:
 
     def unknown_finding(self, asked: AskedRow, served: tuple[int, ...], explained: Collection[str]) -> Finding | None:
         """Return the finding of a prompt with named deviations that the table does not have of the server, if any."""
+        from pytest_mistral_lora.chat.diff import TokenDiff
         from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
-        from pytest_mistral_lora.conformance.alignment import Alignment
         from pytest_mistral_lora.serving.servers import SERVERS
 
         target, version = self._target, self._target.served_version
@@ -100,7 +100,8 @@ class PromptDeviations:
         named = f"{kind}@VERSION={target.url}"
         fix = "" if version else f"Name the version, since the server reports none: {named}"
         sides = (asked.expected or (), None), (served, None)
-        parts = Alignment(*sides, target.oracle.piece, ("mistral-common", "served")).parts(asked.name)
+        diff = TokenDiff.of(*sides, target.oracle.piece, ("mistral-common", "served"))
+        parts = shown_difference(diff, asked.name)
         return Finding("ML902", found, target.url, expected, row=asked.row.to_jsonl(), fix=fix, **parts)
 
 
@@ -109,9 +110,10 @@ def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> 
 
     The proof is the ids of the prompts, or else the texts that they spell; of hidden ids it is the number of tokens.
     """
+    from pytest_mistral_lora.chat.diff import split_at_markers
     from pytest_mistral_lora.chat.oracle import SHIPPED
-    from pytest_mistral_lora.conformance.encoded.marked_text import spells_row, split_at_markers
     from pytest_mistral_lora.conformance.encoded.row_faults import ids_of, other_oracles
+    from pytest_mistral_lora.conformance.encoded.text_reasons import spells_row
 
     prompts = [(one.asked.prompt, found) for one in taken if not isinstance(found := one.asked.served, InputError)]
     shown = [(row, found.ids) for row, found in prompts if found.ids is not None]

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.chat.difference import equal_beginning
+from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause
 from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text, moved_logprobs
 from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding

@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.checkpoint.recognition import PROBES, as_bytes, probe_differences
 from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.weights import embedding_rows
-from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError, TokenizerError
@@ -270,4 +270,4 @@ def _embedding_findings(target: Target) -> Iterator[Finding]:
 
 def _difference(want: tuple[int, ...], have: tuple[int, ...], tokens: Any) -> str:
     piece = tokens.piece if hasattr(tokens, "piece") else lambda token: str(tokens.convert_ids_to_tokens(token))
-    return Alignment((want, None), (have, None), piece).table()
+    return TokenDiff.of((want, None), (have, None), piece).table()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.difference import equal_beginning
+from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates.faults import REASONING_DROPPED
 from pytest_mistral_lora.chat.templates.generation_blocks import has_generation
