@@ -98,6 +98,11 @@ class Example(ABC):
     mutant: Mutant | None = None
     also = ""
 
+    @property
+    def fires(self) -> frozenset[str]:
+        """Exactly the rules that fire."""
+        return self.mutant.fires if self.mutant else frozenset((type(self).__name__, *self.also.split()))
+
     def broken(self, artifact: Artifact) -> None:
         """Break the rule, in place."""
         assert self.mutant is not None, "an example has a mutant, or writes what breaks its rule"

@@ -1,4 +1,4 @@
-"""The recorded example of a rule is the one that its broken artifact gives today."""
+"""The example of a rule breaks it, and no other rule than it names; it is recorded as it is made today."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from gallery import examples
 from rule_examples import make_example
 
 from pytest_mistral_lora.conformance.finding import RULES, Rule
@@ -27,6 +28,7 @@ def without_numbers_and_texts(text: str) -> str:
 
 def check_recorded(rule: Rule, folder: Path, comparable: Callable[[str], str]) -> None:
     made = make_example(rule.subject, rule.id, folder)
+    assert made.fired == examples(rule.subject)[rule.id].fires
     recorded = rule.example
     assert comparable(recorded.finding) == comparable(made.finding)
     assert recorded.row == made.row
