@@ -155,13 +155,11 @@ def test_two_tokenizers_judge_the_rows_each(golden: Run, write: Callable[..., Pa
     assert targets == {"rows.jsonl-spm-v3", f"rows.jsonl-{file.name}"}
 
 
-def test_k_and_workers_and_the_report_work(write: Callable[..., Path], pytester: pytest.Pytester) -> None:
+def test_k_and_the_report_work(write: Callable[..., Path], pytester: pytest.Pytester) -> None:
     path = write(*HEALTHY, RED[0][1])
     pytester.makeini(f"[pytest]\nmistral_datasets = {path}\nmistral_tokenizers = spm-v3")
     report = pytester.path / "report.json"
-    result = pytester.runpytest_subprocess(
-        "--mistral-golden", "-n", "2", f"--mistral-report={report}", "--junitxml=j.xml"
-    )
+    result = pytester.runpytest_inprocess("--mistral-golden", f"--mistral-report={report}", "--junitxml=j.xml")
     assert result.ret == 1
     data = json.loads(report.read_text())
     assert (data["counts"]["passed"], data["counts"]["failed"]) == (9, 1)
