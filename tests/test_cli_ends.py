@@ -158,7 +158,9 @@ sys.exit(cli.main(["check", "spm-v1", "--examples", "1"]))
 
 
 @pytest.mark.skipif(not hasattr(junkdrawer, "gc_cumulative_time"), reason="this Hypothesis has no such callback")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_check_that_is_stopped_while_garbage_is_collected(number: int, code: int) -> None:
     command = [sys.executable, "-c", COLLECTED, str(int(number))]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -24,6 +24,8 @@ from pytest_mistral_lora.records.goldens import packaged_cases
 
 PROMPT = "You answer\nin one 'short' sentence, and never in \\LaTeX."
 TOOLS = [{"type": "function", "function": {"name": "clock", "description": "", "parameters": {"type": "object"}}}]
+SAMPLE = ("spm-v1", "spm-v3", "tekken-240911", "derived-v13-thinking")
+"""Tokenizers that differ in where a system prompt stands, and in their kind."""
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
 
 
@@ -113,7 +115,7 @@ def test_a_lost_token_beside_a_named_fault_is_a_difference_of_its_own() -> None:
     assert [difference.shape for difference in comparison.differences] == ["user-text-stripped", "</s> → nothing"]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in ALL])
 def test_a_row_is_compared_behind_the_templates_own_system_prompt(name: str) -> None:
     oracle = oracle_named(name)
     template = ChatTemplate(converted_tokenizer(name).fast, oracle.chat_template(system_prompt=PROMPT))

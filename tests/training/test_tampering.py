@@ -113,7 +113,8 @@ def test_no_file_can_be_exchanged_with_another_runs(run: RunResult, adapter: Pat
 
 def test_every_bit_of_the_manifest_counts(run: RunResult, adapter: Path) -> None:
     text = (adapter / MANIFEST).read_bytes()
-    for at in range(0, len(text), 7):
+    # a sample: every 31st byte, and each time another bit
+    for at in range(0, len(text), 31):
         (adapter / MANIFEST).write_bytes(text[:at] + bytes([text[at] ^ 1 << at % 8]) + text[at + 1 :])
         assert is_found(adapter), text[at - 20 : at + 20]
 
