@@ -26,7 +26,7 @@ import rows
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.checkpoint.architectures import read_config
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
@@ -75,10 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def prepare(given: argparse.Namespace, base: Path, folder: Path) -> dict[str, Any]:
     """Write the adapter that all contestants start from, and return what they are told."""
     lora = Lora(r=RANK, alpha=2 * RANK)
-    layers = adapted_layers(base, lora.target_modules)
-    model = attach_adapter(load_base(base, given.precision, "cpu"), lora, layers, seed=0)
+    layers = adapted_layers(BaseFolder(base), lora.target_modules)
+    model = attach_adapter(load_base(BaseFolder(base), given.precision, "cpu"), lora, layers, seed=0)
     model.save_pretrained(folder / "adapter", save_embedding_layers=False)
-    pad = read_config(base).get("pad_token_id")
+    pad = BaseFolder(base).config.get("pad_token_id")
     return {
         "base": str(base),
         "adapter": str(folder / "adapter"),

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.training.memory import RunMemory, parse_size, recipe_memory
 from pytest_mistral_lora.training.recipe import load_recipe
@@ -48,7 +49,7 @@ def write_base(folder: Path, name: str) -> Path:
 def memory(name: str) -> RunMemory:
     """Return the estimate for a recipe; its parts are computed already."""
     with tempfile.TemporaryDirectory() as folder:
-        found = recipe_memory(load_recipe(RECIPES / f"{name}.yaml"), write_base(Path(folder), name))
+        found = recipe_memory(load_recipe(RECIPES / f"{name}.yaml"), BaseFolder(write_base(Path(folder), name)))
         _ = found.need
     return found
 

@@ -11,6 +11,7 @@ import pytest
 from check_verb import check, rows
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Check
@@ -20,7 +21,6 @@ from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def recipe(tmp_path: Path) -> Path:
     base = write_tiny_base(tmp_path / "base", shipped_tokenizer("spm-v3"))
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        f"base: {{path: base, weights_sha256: {base_weights_sha256(base)}}}\n"
+        f"base: {{path: base, weights_sha256: {BaseFolder(base).weights_sha256}}}\n"
         "data: {train: [rows.jsonl]}\n"
         "training: {steps: 1}\n"
         "output: out\n"
@@ -134,10 +134,10 @@ def test_one_cause_is_one_failed_check(recipe: Path, capsys: Any, harm: Any, rul
 
 
 def test_a_base_that_fails_is_hashed_once(recipe: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytest_mistral_lora.training import recipe as recipes
+    from pytest_mistral_lora.checkpoint import base_folder
 
     calls = []
-    monkeypatch.setattr(recipes, "base_weights_sha256", lambda folder: calls.append(folder) or "0" * 64)
+    monkeypatch.setattr(base_folder, "sha256_files", lambda files: calls.append(files) or "0" * 64)
     assert check(capsys, str(recipe))[0] == 1
     assert len(calls) == 1
 

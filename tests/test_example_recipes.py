@@ -16,11 +16,10 @@ from write_recipe_memory import DIMENSIONS, comment, configurations, memory, row
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture, architecture_of
-from pytest_mistral_lora.checkpoint.base_model import empty_model
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collection import collect, named_targets
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.training.memory import recipe_memory
 from pytest_mistral_lora.training.recipe import load_recipe
 
@@ -60,7 +59,7 @@ def test_a_recipe_is_accepted_for_its_class(name: str, tmp_path: Path) -> None:
     source = write_derived(tokenizer, tmp_path, words=2000) if derived else shipped_tokenizer(tokenizer)
     data: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     base = write_tiny_base(tmp_path / data["base"]["path"], source, architecture=architecture, tied=tied)
-    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").replace("0" * 64, base_weights_sha256(base))
+    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").replace("0" * 64, BaseFolder(base).weights_sha256)
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     answer = [THINKING, {"type": "text", "text": "4"}] if "thinking" in tokenizer else "4"
     rows = [ROW, {"messages": [{"role": "user", "content": "And 3 + 3?"}, {"role": "assistant", "content": answer}]}]
@@ -74,7 +73,7 @@ def test_a_recipe_is_accepted_for_its_class(name: str, tmp_path: Path) -> None:
     errors = [finding for result in found for finding in result.findings if finding.severity == "error"]
     assert [finding.text() for finding in errors] == []
     # the tiny model fits; of the published one, the same call needs its config.json alone
-    assert ": fits into " in recipe_memory(load_recipe(tmp_path / "recipe.yaml"), base).text(80 * 10**9)
+    assert ": fits into " in recipe_memory(load_recipe(tmp_path / "recipe.yaml"), BaseFolder(base)).text(80 * 10**9)
 
 
 def _needs(name: str) -> None:
@@ -105,7 +104,7 @@ def test_the_dimensions_give_the_size_of_the_published_weights(name: str, tmp_pa
     assert CHECKPOINTS[name][0] == architecture_of(config)
     assert config["tie_word_embeddings"] == config["text_config"]["tie_word_embeddings"] == CHECKPOINTS[name][1]
     size = 0
-    for tensor, parameter in empty_model(write_base(tmp_path, name)).named_parameters():
+    for tensor, parameter in BaseFolder(write_base(tmp_path, name)).empty_model().named_parameters():
         in_text = "language_model" in tensor or tensor.startswith("lm_head")
         packed = (
             "quantization_config" in config and tensor.endswith("_proj.weight") and "language_model.layers" in tensor

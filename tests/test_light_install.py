@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 
 from pytest_mistral_lora.assertions import assert_adapter_sound
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.extras import EXTRAS, MissingExtraError, extra, missing_extra, require_extra
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 
 ROOT = Path(__file__).parents[1]
 BLOCKED = ("torch", "peft", "accelerate", "pyarrow", "psutil", "httpx")
@@ -136,7 +136,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str
     base = write_outputs.write_checkpoint(folder / "base")
     (base / "config.json").write_text(json.dumps({"architectures": ["MistralForCausalLM"], "vocab_size": 32768}))
     save_file({"model.norm.weight": np.ones(8, np.float32)}, base / "model.safetensors")
-    pin = base_weights_sha256(base)
+    pin = BaseFolder(base).weights_sha256
     sections = [f"base: {{path: base, weights_sha256: {pin}}}", "data: {train: [rows.jsonl]}", "training: {steps: 1}"]
     (folder / "recipe.yaml").write_text("\n".join([*sections, "output: out\n"]))
     write_models(folder)

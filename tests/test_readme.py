@@ -16,12 +16,12 @@ import yaml
 
 from pytest_mistral_lora import assertions, plugin, strategies
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.known import read_xfails
 from pytest_mistral_lora.conformance.mask import LAWS
 from pytest_mistral_lora.formats.report import CHANGES, LOSSES
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder
 from pytest_mistral_lora.training.recipe import load_recipe
 
@@ -169,7 +169,7 @@ def test_the_recipe_trains_and_a_changed_row_is_found(tmp_path: Path, mistral_lo
     recipe = fences(TRAINING, "yaml")[0]
     write_tiny_base(tmp_path / "base", shipped_tokenizer("spm-v3"))
     data = yaml.safe_load(recipe)
-    data["base"] = {"path": "base", "weights_sha256": base_weights_sha256(tmp_path / "base")}
+    data["base"] = {"path": "base", "weights_sha256": BaseFolder(tmp_path / "base").weights_sha256}
     data["data"]["held_out"] = 0.0
     data["training"] |= {"epochs": 1, "batch_size": 4, "device": "cpu"}
     data["evaluation"]["max_new_tokens"] = 16  # an untrained model goes on to the limit, in each of the commands

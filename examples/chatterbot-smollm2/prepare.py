@@ -24,9 +24,9 @@ import yaml
 
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.chat.templates import ChatTemplate
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import InputError, MistralLoraError
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.files import finished_folder, write_text
 
 CORPUS = ("chatterbot-corpus", "1.3.3")
@@ -191,7 +191,7 @@ def write_base(folder: Path, rows: Path) -> None:
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
     print(f"weights: a MistralForCausalLM in {folder}")
-    print(f"weights: SHA-256 {base_weights_sha256(folder)}")
+    print(f"weights: SHA-256 {BaseFolder(folder).weights_sha256}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

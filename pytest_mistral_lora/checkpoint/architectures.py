@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.errors import InputError, PinError
+from pytest_mistral_lora.errors import PinError
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +80,9 @@ TARGET_GROUPS = ("attention", "attention+mlp", "all-linear")
 """Names for groups of a decoder layer's linear layers, in place of the layers' own names."""
 
 TIE = "tie_word_embeddings"
+
+EMBEDDINGS = ("embed_tokens", "lm_head")
+"""Last names of the modules that a base may keep as one tensor."""
 
 SUPPORTED = (*(one.name for one in TEXT_MODELS.values() if one.has_oracle), WRAPPER)
 """The classes whose text is trained as Mistral's own tokenizers write it."""
@@ -175,46 +176,10 @@ class Architecture:
         return tuple(dict.fromkeys(found))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the `config.json` of a checkpoint folder.
-
-    Raises:
-        PinError: If it is missing or is not a JSON object.
-    """
-    path = folder / "config.json"
-    if not path.is_file() and (folder / "params.json").is_file():
-        raise PinError(
-            "params.json, and no config.json: a checkpoint in Mistral's own format, which transformers does not load",
-            place=str(folder),
-            expected="a checkpoint folder with config.json and model*.safetensors",
-            next_step="Use a copy of the model in transformers' format, or convert it with transformers' "
-            "convert_mistral_weights_to_hf.py.",
-        )
-    try:
-        data = read_json(path)
-    except InputError as error:
-        raise PinError(error.found, place=str(path), expected="a checkpoint folder") from error
-    if not isinstance(data, dict):
-        raise PinError("is not a JSON object", place=str(path), expected="a checkpoint folder")
-    return data
-
-
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the part of a configuration that describes the text model: its `text_config`, or the whole."""
     part = config.get("text_config")
     return part if isinstance(part, dict) else config
-
-
-def vocab_size(folder: Path) -> int:
-    """Return the number of ids of the model in a checkpoint folder, as its configuration declares it.
-
-    Raises:
-        PinError: As for `read_config`.
-    """
-    from transformers import MistralConfig
-
-    declared = text_part(read_config(folder)).get("vocab_size")
-    return declared if isinstance(declared, int) else int(MistralConfig().vocab_size)
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:

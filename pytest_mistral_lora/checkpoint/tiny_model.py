@@ -12,8 +12,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
-from pytest_mistral_lora.checkpoint.base_model import architecture_in, is_tied
-from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN
 from pytest_mistral_lora.errors import InputError, PinError
 
@@ -48,20 +47,19 @@ class TinyKind:
         return f"{'wrapped-' * architecture.is_wrapped}{architecture.text.model_type}{'-tied' * self.tied}"
 
     @classmethod
-    def of(cls, folder: Path) -> TinyKind:
-        """Return the kind of a checkpoint folder: of its class. A tokenizer without `config.json` is of no class, too.
+    def of(cls, base: BaseFolder | None) -> TinyKind:
+        """Return the kind of a checkpoint: of its class. A tokenizer without `config.json` is of no class, too.
 
         Raises:
             PinError: If its class is not trained, or no oracle can judge what it is trained on.
         """
-        config = folder / MODEL_CONFIG
-        if not config.is_file():
+        if base is None or not base.config_file.is_file():
             return cls()
-        kind = cls(architecture_in(folder), is_tied(folder))
+        kind = cls(base.architecture, base.is_tied)
         if not kind.architecture.text.has_oracle:
             title = kind.architecture.title
             raise PinError(
-                f"the model is a {title}, which no tokenizer of Mistral's is an oracle for", place=str(config)
+                f"the model is a {title}, which no tokenizer of Mistral's is an oracle for", place=str(base.config_file)
             )
         return kind
 

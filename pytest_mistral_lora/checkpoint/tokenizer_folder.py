@@ -10,6 +10,7 @@ import io
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
@@ -107,9 +108,11 @@ class TokenizerFiles:
 
     Attributes:
         path: The folder or file.
+        read: Returns the bytes of a file, which may have been read already.
     """
 
     path: Path
+    read: Callable[[Path], bytes] = field(default=Path.read_bytes, compare=False, repr=False)
     _contents: dict[str, _FileContent] = field(default_factory=dict, compare=False, repr=False)
     _faults_within: dict[str, Fault | None] = field(default_factory=dict, compare=False, repr=False)
 
@@ -199,7 +202,7 @@ class TokenizerFiles:
         """Return the bytes of a file without a hazard; it is read once."""
         if name in self._contents:
             return self._contents[name]
-        data = self.file(name).read_bytes()
+        data = self.read(self.file(name))
         value: Any = None
         fault = None
         if data.startswith(_POINTER):

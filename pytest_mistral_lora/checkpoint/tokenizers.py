@@ -67,6 +67,10 @@ class CheckpointTokenizer:
         """The files that decide how text becomes ids."""
         return TokenizerFiles(self.path)
 
+    def use_files(self, files: TokenizerFiles) -> None:
+        """Use files of the same path that are shared, so that none of them is read twice."""
+        vars(self)["files"] = files
+
     @cached_property
     def oracle(self) -> Oracle:
         """Mistral's own tokenization: of the Mistral tokenizer file, or of the tokenizer that is recognised.

@@ -148,13 +148,9 @@ def _parse_header(file: Path, size: int, start: bytes, content: BinaryIO) -> dic
     return tensors
 
 
-def embedding_rows(file: Path) -> dict[str, int]:
-    """Return the rows of each embedding and output matrix in a safetensors file, by tensor name.
-
-    Raises:
-        InputError: As for `read_header`.
-    """
-    found = ((name, info) for name, info in read_header(file).items() if name.endswith(_EMBEDDINGS))
+def embedding_rows(header: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Return the rows of each embedding and output matrix in the header of a safetensors file, by tensor name."""
+    found = ((name, info) for name, info in header.items() if name.endswith(_EMBEDDINGS))
     return {name: info.shape[0] for name, info in found if len(info.shape) == 2}
 
 
@@ -209,8 +205,12 @@ class Weights(Mapping[str, "torch.Tensor"]):
         infos: The header's entry of each tensor, in the order of the data.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        """Read the headers of the files.
+    def __init__(self, files: Sequence[Path], header: Callable[[Path], Mapping[str, TensorInfo]] = read_header) -> None:
+        """Take the headers of the files.
+
+        Args:
+            files: The files, in order.
+            header: Returns the header of a file, which may have been read already.
 
         Raises:
             InputError: If one is not a whole safetensors file, or two have a tensor of the same name.
@@ -218,7 +218,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
         self.files: tuple[Path, ...] = tuple(files)
         self.infos: dict[str, TensorInfo] = {}
         for file in self.files:
-            for name, info in read_header(file).items():
+            for name, info in header(file).items():
                 if name in self.infos:
                     raise InputError(f"{name} is in {self.infos[name].file.name} too", place=str(file))
                 self.infos[name] = info

@@ -79,6 +79,7 @@ def _add_verify_options(parser: argparse.ArgumentParser) -> None:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Print every recorded value with its state; return 1 if one differs."""
+    from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
     from pytest_mistral_lora.formats.sources import recorded_file
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
     from pytest_mistral_lora.records.signature import SIGNATURE, Signature
@@ -88,7 +89,7 @@ def run_verify(args: argparse.Namespace) -> int:
     dataset = args.dataset[0] if args.dataset and len(args.dataset) == 1 else args.dataset
     if args.signature is None and (args.public_key or args.identity or args.issuer):
         raise InputError("an author is named, and no signature", place="--signature", expected="the signature's file")
-    folder = AdapterFolder(args.folder, args.base)
+    folder = AdapterFolder(args.folder, BaseFolder(args.base) if args.base else None)
     if (args.folder / "adapter_config.json").is_file() and not folder.has_manifest:
         raise InputError(
             "no manifest.json: another trainer made the adapter, and recorded nothing that could be verified",

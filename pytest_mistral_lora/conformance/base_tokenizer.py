@@ -106,7 +106,7 @@ def base_result(folder: AdapterFolder) -> Result:
 @lru_cache(maxsize=1)  # three checks of one folder load both tokenizers once
 def _tokenizers(folder: AdapterFolder) -> tuple[CheckpointTokenizer, Target | None, str]:
     base = folder.located_base
-    target = None if base.folder is None else Target(base.folder.name, base.folder)
+    target = None if base.folder is None else Target.of_base(base.folder)
     return CheckpointTokenizer(folder.path), target, base.missing
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import existing_path, read_json
-from pytest_mistral_lora.checkpoint.architectures import read_config, text_part
+from pytest_mistral_lora.checkpoint.architectures import text_part
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, template_places
-from pytest_mistral_lora.checkpoint.weights import DTYPES, read_header
+from pytest_mistral_lora.checkpoint.weights import DTYPES
 from pytest_mistral_lora.conformance.base_tokenizer import GENERATION
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
@@ -222,7 +223,7 @@ class ManifestChecks:
         expected = DTYPES.get(str(declared))
         for name in names if expected else []:
             try:
-                dtypes = {info.dtype for info in read_header(inside(self.folder.path, name)).values()}
+                dtypes = {info.dtype for info in self.folder.checkpoint.header(inside(self.folder.path, name)).values()}
             except InputError:
                 continue  # its hash is a finding already
             if dtypes - {expected}:
@@ -243,8 +244,8 @@ class ManifestChecks:
         if parent.get("greedy_equal") is False and not parent.get("near_ties"):
             yield Finding("ML710", "it answers otherwise than base and adapter", place, "equal answers")
 
-    def _base_findings(self, data: Mapping[str, Any], base: Path) -> Iterator[Finding]:
-        config, place = text_part(read_config(base)), str(base / "config.json")
+    def _base_findings(self, data: Mapping[str, Any], base: BaseFolder) -> Iterator[Finding]:
+        config, place = text_part(base.config), str(base.config_file)
         # another configuration than that of training is a finding of its own
         wrong = {field.name for field in self._fields if field.state == "mismatch"}
         if "sliding_window" in data.get("training", {}) and "base_config.sliding_window" not in wrong:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target, given_path
 from pytest_mistral_lora.errors import NoOracleError, PinError, RecipeError
@@ -49,7 +50,7 @@ class AdapterTarget(Target):
         """The folder, each file of which is read once for all subjects; its base is never fetched."""
         from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
-        folder = AdapterFolder(self.folder, self.base)
+        folder = AdapterFolder(self.folder, self._given_base)
         if self.maker is not None:
             try:
                 _ = self.maker.base_folder
@@ -59,6 +60,16 @@ class AdapterTarget(Target):
                 # another check reports the base of the recipe, and no other base may be found in its place
                 vars(folder)["located_base"] = LocatedBase(None, "the base of its recipe cannot be used (ML208)")
         return folder
+
+    @property
+    def _given_base(self) -> BaseFolder | None:
+        """The base that is named: of a recipe's adapter, the one that the checks of the recipe have read."""
+        if self.base is None:
+            return None
+        if self.maker is not None:
+            with suppress(PinError):
+                return self.maker.base_folder
+        return BaseFolder(self.base)
 
     @property
     def folder(self) -> Path:
@@ -106,11 +117,18 @@ class GgufTarget(Target):
 
         return GgufFile(self.file)
 
-    @property
-    def model(self) -> Path | None:
-        """The folder of full weights that the file is compared with: a merged model, else the base; None without."""
-        merged = (one for one in self.folders if any(one.glob("model*.safetensors")))
-        return next(merged, self.base)
+    @cached_property
+    def base_folder(self) -> BaseFolder | None:
+        """The base checkpoint; None without one."""
+        return BaseFolder(self.base) if self.base is not None else None
+
+    @cached_property
+    def model(self) -> BaseFolder | None:
+        """The full weights that the file is compared with: a merged model's, else the base's; None without."""
+        for folder in self.folders:
+            if any(folder.glob("model*.safetensors")):
+                return BaseFolder(folder)
+        return self.base_folder
 
     @property
     def adapter(self) -> Path | None:
@@ -135,7 +153,7 @@ class GgufTarget(Target):
             known = self.oracle_name in SHIPPED
             return CheckpointTokenizer(shipped_tokenizer(self.oracle_name) if known else Path(self.oracle_name))
         if self.model is not None:
-            return CheckpointTokenizer(self.model)
+            return self.model.tokenizer()
         stored = self.content.vocabulary
         found = None if stored is None else recognise_vocabulary(stored, self.content.template or "")
         if found is None or found.oracle is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.chat.templates import ChatTemplate
+    from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.checkpoint.weights import TensorInfo
     from pytest_mistral_lora.training.recipe import Recipe
 
 EMBEDDED = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", "tekken-240718", "tekken-240911")
@@ -59,7 +62,36 @@ class Target:
         from pytest_mistral_lora.chat.oracle import shipped_tokenizer
         from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
+        if self.checkpoint is not None:
+            return self.checkpoint.tokenizer(self.oracle_name)
         return CheckpointTokenizer(shipped_tokenizer(self.name) if self.path is None else self.path, self.oracle_name)
+
+    @cached_property
+    def checkpoint(self) -> BaseFolder | None:
+        """The folder, with its configuration and the headers of its weights; None for a file, and a shipped one."""
+        from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+
+        is_folder = False
+        with suppress(OSError):  # a name that is too long
+            is_folder = self.path is not None and self.path.is_dir()
+        return BaseFolder(given_path(self.path)) if is_folder else None
+
+    def weights_header(self, file: Path) -> Mapping[str, TensorInfo]:
+        """Return the header of a safetensors file of the folder.
+
+        Raises:
+            InputError: As for `read_header`.
+        """
+        from pytest_mistral_lora.checkpoint.weights import read_header
+
+        return read_header(file) if self.checkpoint is None else self.checkpoint.header(file)
+
+    @classmethod
+    def of_base(cls, base: BaseFolder) -> Target:
+        """Return the target of a base that is read already."""
+        target = cls(base.path.name, base.path)
+        vars(target)["checkpoint"] = base
+        return target
 
     @property
     def oracle(self) -> Oracle:
@@ -109,7 +141,7 @@ class RecipeTarget(Target):
         return load_recipe(given_path(self.path))
 
     @KeptProperty
-    def base_folder(self) -> Path:
+    def base_folder(self) -> BaseFolder:
         """The base checkpoint on disk, its pin checked; of a Hub repository without weights, if they are not there.
 
         Raises:
@@ -119,17 +151,21 @@ class RecipeTarget(Target):
 
         return resolve_base(self.recipe.base, weights=False)
 
+    @property
+    def checkpoint(self) -> BaseFolder:
+        """The base checkpoint."""
+        return self.base_folder
+
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
         """The tokenizer of the base checkpoint."""
         from pytest_mistral_lora.checkpoint.tokenizer_folder import NO_ORACLE
-        from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
         named = self.recipe.base.oracle or self.oracle_name
         if named is None and self.recipe.backend == "chat-template":
             # a derivative with a layout of its own, such as ChatML's: Mistral's would be a fault of every row
             named = NO_ORACLE
-        return CheckpointTokenizer(self.base_folder, named)
+        return self.base_folder.tokenizer(named)
 
     @property
     def files(self) -> list[DataFile]:
@@ -155,6 +191,11 @@ class JudgedTarget(Target):
     """
 
     judge: Target = field(default_factory=lambda: Target(EMBEDDED_TRAINING))
+
+    @property
+    def checkpoint(self) -> BaseFolder | None:
+        """The folder of the target that judges."""
+        return self.judge.checkpoint
 
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:

@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.adapter.weights import reason_not_to_load
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
@@ -48,7 +49,8 @@ def transcript_findings(adapter: Path, golden: Path, base: Path | None = None) -
     Raises:
         InputError: If there are no transcripts, no adapter, the base is missing, or no answer can be judged.
     """
-    judged = TranscriptChecks(TranscriptModel(AdapterFolder(adapter, base), "auto"), golden)
+    folder = AdapterFolder(adapter, BaseFolder(base) if base else None)
+    judged = TranscriptChecks(TranscriptModel(folder, "auto"), golden)
     if not judged.paths:
         raise InputError(_NO_TRANSCRIPTS, place=str(golden))
     if judged.model.missing:
@@ -173,9 +175,7 @@ class TranscriptChecks:
     @cached_property
     def _foreign_ids(self) -> dict[str, Finding]:
         """A finding for each transcript with ids that the model does not have, by case."""
-        from pytest_mistral_lora.checkpoint.architectures import vocab_size
-
-        found, known = {}, vocab_size(self.model.spec.base)
+        found, known = {}, self.model.spec.base.vocab_size
         for transcript in self.transcripts:
             try:
                 transcript.require_ids_below(known)

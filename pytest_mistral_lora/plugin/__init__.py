@@ -113,11 +113,12 @@ def mistral_tiny_model(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPath
     from pytest_mistral_lora.extras import require_extra
 
     require_extra("train")
+    from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
     from pytest_mistral_lora.checkpoint.base_model import load_base
     from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 
     folder = write_tiny_base(tmp_path_factory.mktemp("mistral") / "tiny", mistral_oracle.path)
-    return load_base(folder, "fp32", "cpu")
+    return load_base(BaseFolder(folder), "fp32", "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -6,20 +6,25 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_mistral_lora.chat.reading import parse_json, read_bounded
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.devices import PRECISIONS, Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
+from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
-from pytest_mistral_lora.checkpoint.weights import TensorInfo, read_header, weight_files
+from pytest_mistral_lora.checkpoint.weights import TensorInfo, Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import CONFIG, peft_config, read_adapter_config, require_supported
 from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST, Manifest, is_foreign, validate
-from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, sha256_of_files
+from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, load_tensors, sha256_of_weights
+
+if TYPE_CHECKING:
+    import torch
 
 BASE_FACTS = ("base", "revision", "base_weights_sha256")
 """Keys that identify the base, in a manifest and in a transcript's `model`."""
@@ -34,20 +39,22 @@ class AdapterFolder:
 
     Attributes:
         path: The folder.
-        given_base: The folder of the base that the user named; None if it has to be looked for.
+        given_base: The base that the user named; None if it has to be looked for.
         may_fetch: Whether a recorded commit of the base may be fetched from the Hub; the suite never fetches.
         manifest_file: `manifest.json`, which need not be there.
         config_file: `adapter_config.json`, which need not be there.
         tensors_file: `adapter_model.safetensors`, which need not be there.
+        checkpoint: The folder as a checkpoint: a merged model's own configuration and weights.
     """
 
-    def __init__(self, path: Path, given_base: Path | None = None, *, may_fetch: bool = False) -> None:
+    def __init__(self, path: Path, given_base: BaseFolder | None = None, *, may_fetch: bool = False) -> None:
         self.path: Path = path
-        self.given_base: Path | None = given_base
+        self.given_base: BaseFolder | None = given_base
         self.may_fetch: bool = may_fetch
         self.manifest_file: Path = path / MANIFEST
         self.config_file: Path = path / CONFIG
         self.tensors_file: Path = path / ADAPTER_TENSORS
+        self.checkpoint: BaseFolder = BaseFolder(path)
 
     @property
     def has_manifest(self) -> bool:
@@ -145,14 +152,40 @@ class AdapterFolder:
         """Return the result of `peft_config` for a base with these modules: PEFT never reads the file itself."""
         return peft_config(self.config, modules, str(self.config_file))
 
-    @cached_property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """The header of the adapter's tensors, by tensor name; no weight is read.
+    @KeptProperty
+    def weights(self) -> Weights:
+        """The adapter's tensors; only their header is read until one is asked for.
 
         Raises:
             InputError: If the file is missing, leads out of the folder, or as for `read_header`.
         """
-        return read_header(inside(self.path, ADAPTER_TENSORS))
+        return Weights([inside(self.path, ADAPTER_TENSORS)], self.checkpoint.header)
+
+    @KeptProperty
+    def model_weights(self) -> Weights:
+        """The tensors of a full model in the folder, none if there is no such file.
+
+        Raises:
+            InputError: If a file leads out of the folder, or as for `Weights`.
+        """
+        return Weights([inside(self.path, file.name) for file in self.model_files], self.checkpoint.header)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The header of the adapter's tensors, by tensor name; no weight is read.
+
+        Raises:
+            InputError: As for `weights`.
+        """
+        return self.weights.infos
+
+    def load_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the adapter's tensors by name, on the CPU.
+
+        Raises:
+            InputError: As for `weights` and `records.tensors.load_tensors`.
+        """
+        return load_tensors(self.weights.files[0])
 
     @cached_property
     def tensors_sha256(self) -> str:
@@ -161,9 +194,7 @@ class AdapterFolder:
         Raises:
             InputError: If a file cannot be read.
         """
-        return sha256_of_files(
-            weight_files(self.path) if self.kind == "merged" else [inside(self.path, ADAPTER_TENSORS)]
-        )
+        return sha256_of_weights(self.checkpoint.file_weights if self.kind == "merged" else self.weights)
 
     @cached_property
     def recorded_base(self) -> RecordedBase:
@@ -189,15 +220,25 @@ class AdapterFolder:
         """
         return locate_base(self.recorded_base, self.path, given=self.given_base, may_fetch=self.may_fetch)
 
-    @property
-    def base(self) -> Path:
-        """The folder from which the base is loaded; a merged model needs no other than its own.
+    @cached_property
+    def base_record(self) -> AdapterFolder:
+        """The base's folder as a record: a merged model may be the base of another adapter.
 
         Raises:
             InputError: If the base is missing.
             PinError: As for `locate_base`.
         """
-        return self.path if self.kind == "merged" else self.located_base.require(self.path)
+        return AdapterFolder(self.located_base.require(self.path).path)
+
+    @property
+    def base(self) -> BaseFolder:
+        """The base that is loaded; a merged model needs no other than its own.
+
+        Raises:
+            InputError: If the base is missing.
+            PinError: As for `locate_base`.
+        """
+        return self.checkpoint if self.kind == "merged" else self.located_base.require(self.path)
 
     @cached_property
     def base_weights_sha256(self) -> str:
@@ -208,11 +249,11 @@ class AdapterFolder:
         Raises:
             InputError: If the base is missing or another, or no hash is recorded and it is a merged model.
         """
-        recorded, folder = self.recorded_base, self.located_base.require(self.path)
+        recorded, base = self.recorded_base, self.located_base.require(self.path)
         # a base that the user named is not proven by its location
-        weights, of_merged = self.located_base.weights_sha256, AdapterFolder(folder).kind == "merged"
+        weights, of_merged = base.weights_sha256, self.base_record.kind == "merged"
         if weights == recorded.weights_sha256 or (recorded.weights_sha256 is None and not of_merged):
-            recorded.require_config(folder)
+            recorded.require_config(base)
             return weights
         found = f"the weights have SHA-256 {weights}"
         if of_merged:
@@ -220,7 +261,7 @@ class AdapterFolder:
         expected = f"{recorded.name} with {recorded.weights_sha256}" if recorded.weights_sha256 else recorded.name
         raise InputError(
             found,
-            place=str(folder),
+            place=str(base),
             expected=f"{expected}, which the adapter was trained on",
             next_step="Give that base with --base.",
         )
@@ -282,7 +323,7 @@ class AdapterFolder:
         # other trainers record no backend: most of their adapters are used through Mistral's own tokenizer
         backend = data.get("tokenizer", {}).get("backend", "mistral-common")
         own = oracle_file(self.path) if backend == "mistral-common" else (self.path / TOKENIZER_JSON).is_file()
-        return make_encoder(backend, CheckpointTokenizer(self.path if own else self.base))
+        return make_encoder(backend, CheckpointTokenizer(self.path) if own else self.base.tokenizer())
 
     @cached_property
     def recorded_encoder(self) -> Encoder:

@@ -7,33 +7,19 @@ import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.architectures import read_config, text_part
-from pytest_mistral_lora.checkpoint.base_model import architecture_in
-from pytest_mistral_lora.checkpoint.fp8 import is_fp8, quantization_facts
-from pytest_mistral_lora.checkpoint.hashes import sha256_files
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot, is_repository
 from pytest_mistral_lora.checkpoint.pins import resolve
-from pytest_mistral_lora.checkpoint.weights import weight_files
-from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, one_line
+from pytest_mistral_lora.errors import InputError, MistralLoraError
 
 _GIVE_BASE = "give its folder with --base (in pytest, with --mistral-base)"
 
 
-def base_weights_sha256(folder: Path) -> str:
-    """Return the SHA-256 of a checkpoint's safetensors files, in name order.
-
-    Raises:
-        PinError: If the folder has none.
-    """
-    return sha256_files(weight_files(folder))
-
-
 def base_weights_command(folder: Path) -> str:
-    """Return a shell command that prints the result of `base_weights_sha256`."""
+    """Return a shell command that prints the hash of a checkpoint's weights."""
     several = "" if (folder / "model.safetensors").is_file() else ' | cut -d" " -f1 | sha256sum'
     return f"sha256sum {shlex.quote(str(folder))}/model*.safetensors{several}"
 
@@ -47,7 +33,7 @@ class RecordedBase:
         revision: Its commit; None for a local base.
         weights_sha256: Hash of its weights; None if none is recorded.
         output: The `output` of the recipe that is recorded beside it; empty if there is none.
-        config: The result of `base_config` in training; None if it is not recorded.
+        config: Its `BaseFolder.canonical_config` in training; None if it is not recorded.
     """
 
     name: str
@@ -56,22 +42,22 @@ class RecordedBase:
     output: str = ""
     config: Mapping[str, Any] | None = None
 
-    def require_config(self, folder: Path) -> None:
+    def require_config(self, base: BaseFolder) -> None:
         """Refuse a base whose weights are the recorded ones, and whose configuration computes something else with them.
 
         Raises:
             InputError: With the first key of another value; without a recorded configuration, nothing is refused.
-            PinError: As for `base_config` and `architecture_in`.
+            PinError: As for `BaseFolder.architecture` and `BaseFolder.canonical_config`.
         """
-        # a class that is not loaded at all is the plainer reason
-        if self.config:
-            architecture_in(folder)
-        now = changed_config(self.config, base_config(folder)) if self.config else {}
-        for key, recorded in (self.config or {}).items():
+        if not self.config:
+            return
+        _ = base.architecture  # a class that is not loaded at all is the plainer reason
+        now = changed_config(self.config, base.canonical_config)
+        for key, recorded in self.config.items():
             if now[key] != recorded:
                 raise InputError(
                     f"{key} is {json.dumps(now[key])}",
-                    place=str(folder / "config.json"),
+                    place=str(base.config_file),
                     expected=f"{json.dumps(recorded)}, with which the adapter was trained",
                     next_step="Give the base as it was in training with --base.",
                 )
@@ -86,19 +72,10 @@ class LocatedBase:
         missing: Why it was not found, and how to provide it; empty if it was.
     """
 
-    folder: Path | None
+    folder: BaseFolder | None
     missing: str = ""
 
-    @cached_property
-    def weights_sha256(self) -> str:
-        """SHA-256 of its weights, as `base_weights_sha256` has it; they are read once, which takes time.
-
-        Raises:
-            PinError: If there are none.
-        """
-        return base_weights_sha256(self.require(Path()))
-
-    def require(self, place: Path) -> Path:
+    def require(self, place: Path) -> BaseFolder:
         """Return the folder.
 
         Raises:
@@ -109,64 +86,13 @@ class LocatedBase:
         return self.folder
 
 
-_CONFIG_KEYS = (
-    *("model_type", "hidden_act", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "rms_norm_eps", "vocab_size", "sliding_window", "layer_types"),
-    *("attention_bias", "mlp_bias", "num_local_experts", "num_experts_per_tok", "bos_token_id", "eos_token_id"),
-)
-_MOST_LAYERS = 1000
-
-
-def base_config(folder: Path) -> dict[str, Any]:
-    """Return the values of a base's `config.json` that decide its numbers, or with which token an answer ends.
-
-    They are in one form for every version of transformers that wrote the file: with its defaults, the rotary embedding
-    as one mapping, and without dtype and version.
-
-    Raises:
-        PinError: If the file is missing, or transformers cannot read it.
-    """
-    from transformers import AutoConfig
-
-    place = str(folder / "config.json")
-    config = read_config(folder)
-    layers = text_part(config).get("num_hidden_layers", 1)
-    if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
-        raise PinError(f"num_hidden_layers is {layers!r}"[:200], place=place, expected=f"1 to {_MOST_LAYERS}")
-    try:
-        whole = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        text = whole.get_text_config()
-        found = {key: getattr(text, key) for key in _CONFIG_KEYS if hasattr(text, key)}
-        if found.get("head_dim") is None:
-            found["head_dim"] = found["hidden_size"] // found["num_attention_heads"]
-        # transformers 5 has one mapping for what were two keys before
-        rope = getattr(text, "rope_parameters", None) or {
-            "rope_theta": getattr(text, "rope_theta", None),
-            **(getattr(text, "rope_scaling", None) or {}),
-        }
-        kind = rope.get("rope_type", rope.get("type")) or "default"
-        found["rope"] = {key: one for key, one in rope.items() if key != "type" and one is not None} | {
-            "rope_type": kind
-        }
-        found["tie_word_embeddings"] = bool(whole.tie_word_embeddings)
-        if is_fp8(config):
-            found["quantization"] = quantization_facts(config, place)
-        # plain JSON, as the manifest has it: a configuration may hold tuples
-        plain: dict[str, Any] = json.loads(json.dumps(found, sort_keys=True))
-    except PinError:
-        raise
-    except Exception as error:  # a value of a wrong type fails anywhere
-        raise PinError(f"transformers cannot read it: {one_line(error)}", place=place) from error
-    return plain
-
-
 def changed_config(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recorded values as they are now; a key that this version of transformers does not have is kept."""
     return {key: now.get(key, value) for key, value in recorded.items()}
 
 
 def locate_base(
-    recorded: RecordedBase, adapter: Path, *, given: Path | None = None, may_fetch: bool = False
+    recorded: RecordedBase, adapter: Path, *, given: BaseFolder | None = None, may_fetch: bool = False
 ) -> LocatedBase:
     """Look for the base of an adapter: the folder that the user named, or else the one that is recorded.
 
@@ -177,7 +103,7 @@ def locate_base(
     Args:
         recorded: The base as the adapter's folder records it.
         adapter: The adapter's folder.
-        given: The folder that the user named, or None; it is not checked here.
+        given: The base that the user named, or None; it is not checked here.
         may_fetch: Whether a recorded commit may be fetched from the Hub.
 
     Raises:
@@ -194,9 +120,9 @@ def locate_base(
         cached = cached_snapshot(recorded.name, recorded.revision)
         if may_fetch and (cached is not None or (local is None and is_repository(recorded.name))):
             # a snapshot may lack its weights: names and shapes do not need them, but loading does
-            return LocatedBase(resolve(recorded.name, recorded.revision, weights=True))
+            return LocatedBase(BaseFolder(resolve(recorded.name, recorded.revision, weights=True)))
         if cached is not None:
-            return LocatedBase(cached)
+            return LocatedBase(BaseFolder(cached))
     other = f"; {others[0]} has other weights" if others else ""
     return local or LocatedBase(None, f"the base {recorded.name!r} is missing{other}; {_GIVE_BASE}")
 
@@ -226,14 +152,14 @@ def _local_base(recorded: RecordedBase, adapter: Path) -> tuple[LocatedBase | No
         try:
             if not (folder / "config.json").is_file():
                 continue
-            found = LocatedBase(folder)
+            base = BaseFolder(folder)
             if recorded.weights_sha256 is not None:
-                if found.weights_sha256 == recorded.weights_sha256:
-                    return found, others
+                if base.weights_sha256 == recorded.weights_sha256:
+                    return LocatedBase(base), others
                 others.append(folder)
             # a link can lead anywhere, and without a hash nothing proves that it leads to the base
             elif not folder.is_symlink() and any(folder.glob("model*.safetensors")):
-                return found, others
+                return LocatedBase(base), others
         except (MistralLoraError, OSError, ValueError):
             continue  # the name is data: it may be too long for a path, or hold a null byte
     return None, others

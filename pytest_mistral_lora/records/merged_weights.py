@@ -6,17 +6,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_mistral_lora.checkpoint.architectures import spelled_name
-from pytest_mistral_lora.checkpoint.base_model import base_weights
-from pytest_mistral_lora.checkpoint.weights import Weights, weight_files
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import match_counts, patterns_of, require_supported
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.files import inside
-from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +111,7 @@ def changes_by_names(adapter: AdapterFolder, base: Weights) -> dict[str, NamedCh
             out of its folder; if its configuration is not supported, or a pattern of it takes too long; or as for
             `Weights`.
     """
-    tensors, config = Weights([inside(adapter.path, ADAPTER_TENSORS)]), adapter.config
+    tensors, config = adapter.weights, adapter.config
     require_supported(config, str(adapter.config_file))
     found = dict[str, dict[str, str]]()
     for name in tensors:
@@ -175,14 +172,14 @@ def inexact_tensors(merged: Weights, base: Weights, adapter: AdapterFolder) -> I
             yield InexactTensor(name, different, info.size, farthest)
 
 
-def is_rounded_sum(merged: Path, base: Path, adapter: Path) -> bool | str:
+def is_rounded_sum(merged: AdapterFolder, base: BaseFolder, adapter: AdapterFolder) -> bool | str:
     """Return whether a merged model is what base and adapter define; if not, the first tensor that is not, in words.
 
     Raises:
-        PinError: As for `base_weights`.
+        PinError: As for `BaseFolder.weights`.
         InputError: As for `inexact_tensors`.
     """
-    wrong = inexact_tensors(Weights(weight_files(merged)), base_weights(base), AdapterFolder(adapter))
+    wrong = inexact_tensors(merged.checkpoint.file_weights, base.weights, adapter)
     return next(map(str, wrong), True)
 
 

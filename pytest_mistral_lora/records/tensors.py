@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -26,12 +26,21 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file by name, on the CPU.
 
     Raises:
-        InputError: As for `read_header`, or if it has a dtype that torch cannot load.
+        InputError: As for `read_header` and `load_tensors`.
+    """
+    read_header(file)
+    return load_tensors(file)
+
+
+def load_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Return the same of a file whose header has been checked.
+
+    Raises:
+        InputError: If it is not the file that was checked, or has a dtype that torch cannot load.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    read_header(file)
     try:
         tensors: dict[str, torch.Tensor] = load_file(file)
     except (OSError, SafetensorError, RuntimeError, TypeError, KeyError) as error:
@@ -58,14 +67,14 @@ def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     )
 
 
-def sha256_of_files(files: Sequence[Path]) -> str:
+def sha256_of_weights(weights: Weights) -> str:
     """Return the same hash for the tensors of safetensors files, one at a time and without torch.
 
     Raises:
-        InputError: As for `Weights` and `TensorInfo.dtype_name`.
+        InputError: As for `TensorInfo.dtype_name`.
     """
-    infos = Weights(files).infos
-    return _sha256((name, one.dtype_name, one.shape, one.read_bytes()) for name, one in sorted(infos.items()))
+    infos = sorted(weights.infos.items())
+    return _sha256((name, info.dtype_name, info.shape, info.read_bytes()) for name, info in infos)
 
 
 _Described: TypeAlias = tuple[str, str, tuple[int, ...], bytes]

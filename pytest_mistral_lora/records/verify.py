@@ -11,11 +11,12 @@ from typing import Any, Literal
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file, sha256_files
 from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.base_location import LocatedBase, base_config, changed_config
+from pytest_mistral_lora.records.base_location import LocatedBase, changed_config
 from pytest_mistral_lora.records.data_stats import PROBES, probe_sha256, recount_rows
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST, Opener, held_files, open_data_files, seal_of, training_files
@@ -105,7 +106,7 @@ def verify(
     """
     folder = adapter if isinstance(adapter, AdapterFolder) else AdapterFolder(adapter)
     if not isinstance(base, LocatedBase):
-        base = LocatedBase(base, "" if base else "no base given")
+        base = LocatedBase(BaseFolder(base)) if base else LocatedBase(None, "no base given")
     data = folder.require_manifest().data
     # from cheap to dear: a reader of the list sees a damaged file before a damaged set of rows
     fields = [
@@ -221,51 +222,53 @@ def adapter_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
 
 def _base_fields(data: Mapping[str, Any], base: LocatedBase) -> Iterator[FieldCheck]:
     recorded = data.get("base_weights_sha256")
-    if base.folder is None or recorded is None:
+    folder = base.folder
+    if folder is None or recorded is None:
         yield unavailable_field("base_weights_sha256", recorded, base.missing or "not recorded")
     else:
-        folder = base.folder
-
-        def weights() -> str:
-            found = base.weights_sha256
-            # an adapter of the merged model's own parent is put on it twice, which the bare hash would not explain
-            of_merged = found != recorded and AdapterFolder(folder).kind == "merged"
-            return f"{found}, of a merged model" if of_merged else found
-
-        yield recompute_field("base_weights_sha256", recorded, weights, folder)
+        weights = partial(_weights_of_base, folder, recorded)
+        yield recompute_field("base_weights_sha256", recorded, weights, folder.path)
     config = data.get("base_config")
-    if base.folder is None or config is None:
+    if folder is None or config is None:
         yield unavailable_field("base_config", config, base.missing or "not recorded")
     else:
-        place = base.folder / "config.json"
-        now = partial(base_config, base.folder)
-        whole = recompute_field("base_config", config, lambda: changed_config(config, now()), place)
+        now = partial(lambda folder: changed_config(config, folder.canonical_config), folder)
+        whole = recompute_field("base_config", config, now, folder.config_file)
         differing = [key for key in config if isinstance(whole.found, dict) and whole.found[key] != config[key]]
         for key in differing:
             yield replace(whole, name=f"base_config.{key}", recorded=config[key], found=whole.found[key])
         if not differing:
             yield whole
-    file = oracle_file(base.folder) if base.folder is not None else None
+    file = oracle_file(folder.path) if folder is not None else None
     if file is not None and "tokenizer" in data:
         yield recompute_field("tokenizer.base_sha256", data["tokenizer"]["sha256"], partial(sha256_file, file), file)
 
 
+def _weights_of_base(base: BaseFolder, recorded: str) -> str:
+    found = base.weights_sha256
+    # an adapter of the merged model's own parent is put on it twice, which the bare hash would not explain
+    of_merged = found != recorded and AdapterFolder(base.path).kind == "merged"
+    return f"{found}, of a merged model" if of_merged else found
+
+
 def _parent_fields(folder: AdapterFolder, base: LocatedBase, parent: Path | None) -> Iterator[FieldCheck]:
     recorded, full = folder.require_manifest().data.get("parent", {}), base.folder
+    adapter = None if parent is None else AdapterFolder(parent)
     for key in filter(recorded.__contains__, ("manifest_sha256", "tensors_sha256", "correctly_rounded")):
         name, sums = f"parent.{key}", key == "correctly_rounded"
-        if parent is None:
+        if adapter is None:
             yield unavailable_field(name, recorded[key], "no parent given")
         elif not sums:
-            yield recompute_field(name, recorded[key], partial(getattr, AdapterFolder(parent), key), parent)
+            yield recompute_field(name, recorded[key], partial(getattr, adapter, key), adapter.path)
         elif full is None or recorded.get("dequantized"):
             yield unavailable_field(name, recorded[key], base.missing or "the base in 4 bits was dequantised")
         else:
-            yield recompute_field(name, recorded[key], partial(is_rounded_sum, folder.path, full, parent), folder.path)
-    adapter = AdapterFolder(parent).valid_manifest if parent is not None and recorded else None
-    lost = less_proven_than_merged(folder.require_manifest().data, adapter.data) if adapter is not None else []
-    if adapter is not None and lost:
-        version = f"schema version {adapter.version}; "
+            is_sum = partial(is_rounded_sum, folder, full, adapter)
+            yield recompute_field(name, recorded[key], is_sum, folder.path)
+    manifest = adapter.valid_manifest if adapter is not None and recorded else None
+    lost = less_proven_than_merged(folder.require_manifest().data, manifest.data) if manifest is not None else []
+    if manifest is not None and lost:
+        version = f"schema version {manifest.version}; "
         found = f"less is proven than before: {version}{'; '.join(lost)}"
         yield FieldCheck(f"parent.{PROOF}", "mismatch", "in the manifest of the merged model", found, str(parent))
 

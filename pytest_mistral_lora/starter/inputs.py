@@ -70,9 +70,9 @@ def choose_base(text: str, folder: Path) -> ChosenBase:
     path = Path(text)
     require_plain(text, "--base")
     if path.is_dir():
-        from pytest_mistral_lora.records.base_location import base_weights_sha256
+        from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 
-        backend, digest, name = _backend(path), base_weights_sha256(path), path_in_recipe(path, folder)
+        backend, digest, name = _backend(path), BaseFolder(path).weights_sha256, path_in_recipe(path, folder)
         lines = (f"  path: {yaml_text(name)}", f"  weights_sha256: {yaml_text(digest)}  # of model*.safetensors")
         title = f"{name}, weights with SHA-256 {digest[:12]}…"
         return ChosenBase(name, title, lines, backend, path, local=True)

@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,16 +13,14 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import set_seed
 
-from pytest_mistral_lora.checkpoint.architectures import TARGET_GROUPS, Architecture
-from pytest_mistral_lora.checkpoint.base_model import architecture_in, empty_model, is_tied
+from pytest_mistral_lora.checkpoint.architectures import EMBEDDINGS, TARGET_GROUPS, Architecture
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.errors import RecipeError, TrainingError, and_more, did_you_mean
 from pytest_mistral_lora.training.recipe import Lora
 
 _LOG = logging.getLogger(__name__)
 PREFIX = "base_model.model."
 """PEFT's prefix of the names of a base's modules."""
-
-EMBEDDINGS = ("embed_tokens", "lm_head")
 
 _EXPERTS = {
     *("gate", "router", "experts", "shared_experts", "block_sparse_moe", "w1", "w2", "w3"),
@@ -32,19 +29,19 @@ _EXPERTS = {
 """Names of a router and its experts in any version of transformers."""
 
 
-def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
+def adapted_layers(base: BaseFolder, targets: Sequence[str]) -> list[str]:
     """Return the dotted names of the base's layers that get an adapter, in model order, without loading weights.
 
     Names are looked for in the decoder layers of the text model alone: the layers of a vision tower have them, too.
 
     Args:
-        folder: The base checkpoint.
+        base: The base checkpoint.
         targets: Last names of layers, or groups of them: `attention`, `attention+mlp`, `all-linear`.
 
     Raises:
         RecipeError: If a target is not a linear layer of every decoder layer, or is of a router or its experts.
     """
-    architecture, place = architecture_in(folder), "lora.target_modules"
+    architecture, place = base.architecture, "lora.target_modules"
     try:
         asked = architecture.targets(targets)
     except ValueError as error:
@@ -53,7 +50,7 @@ def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
     if not architecture.text.mlp:
         _refuse_experts(architecture, asked, place)
     # PEFT accepts a list if any one of its names matches, and then trains less than was asked for
-    modules = empty_model(folder).named_modules()
+    modules = base.empty_model().named_modules()
     everywhere = [name for name, module in modules if isinstance(module, torch.nn.Linear)]
     names = [name for name in everywhere if name.startswith(f"{architecture.layers}.")]
     # counted, not read: a configuration may leave the number to transformers' default
@@ -104,7 +101,7 @@ def peft_targets(layers: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(_last_name(name) if plain else name for name in layers))
 
 
-def saved_modules(folder: Path, names: Sequence[str]) -> list[str]:
+def saved_modules(base: BaseFolder, names: Sequence[str]) -> list[str]:
     """Return the dotted names of the base's modules that are trained and saved in full, without loading weights.
 
     Raises:
@@ -113,9 +110,9 @@ def saved_modules(folder: Path, names: Sequence[str]) -> list[str]:
     """
     if not names:
         return []
-    architecture, place = architecture_in(folder), "lora.modules_to_save"
+    architecture, place = base.architecture, "lora.modules_to_save"
     # those with weights of their own
-    modules = [name for name, module in empty_model(folder).named_modules() if list(module.parameters(recurse=False))]
+    modules = [name for name, module in base.empty_model().named_modules() if list(module.parameters(recurse=False))]
     found = {name: [module for module in modules if _last_name(module) == name] for name in names}
     for name, own in found.items():
         if not own:
@@ -129,7 +126,7 @@ def saved_modules(folder: Path, names: Sequence[str]) -> list[str]:
         others = [module for module in own if module != "lm_head" and not module.startswith(architecture.tower)]
         if others:
             raise RecipeError(f"{others[0]} is outside the text model", place=place, expected="modules of that model")
-        if name in EMBEDDINGS and is_tied(folder):
+        if name in EMBEDDINGS and base.is_tied:
             both = " and ".join(other for other in EMBEDDINGS if other != name)
             expected = "neither: trained and saved in full, they would be two"
             raise RecipeError(f"{name!r} is one with {both} in this base", place=place, expected=expected)

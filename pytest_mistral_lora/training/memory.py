@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.checkpoint.base_model import empty_model
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.devices import Precision, torch_dtype
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.training.adapter import adapted_layers, peft_quiet, peft_targets
@@ -104,12 +103,12 @@ def _run_without_numbers(model: Any) -> None:
 
 
 def estimate_need(
-    folder: Path, recipe: Recipe, layers: Sequence[str], precision: Precision, *, on_gpu: bool
+    base: BaseFolder, recipe: Recipe, layers: Sequence[str], precision: Precision, *, on_gpu: bool
 ) -> MemoryNeed:
     """Return the memory that a recipe's model needs; no weight is loaded, and nothing is computed.
 
     Args:
-        folder: The base checkpoint; only its configuration is read.
+        base: The base checkpoint; only its configuration is read.
         recipe: The recipe.
         layers: The result of `adapted_layers`.
         precision: The dtype of the base's weights.
@@ -130,7 +129,7 @@ def estimate_need(
         target_modules=peft_targets(layers),
         modules_to_save=list(lora.modules_to_save) or None,
     )
-    model = empty_model(folder)
+    model = base.empty_model()
     try:
         with torch.device("meta"), peft_quiet():
             model = get_peft_model(model, config)
@@ -143,7 +142,7 @@ def estimate_need(
         return measure_need(model)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         found = f"no estimate of memory for this base: {one_line(error)}"
-        raise InputError(found, place=str(folder / "config.json")) from error
+        raise InputError(found, place=str(base.config_file)) from error
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class RunMemory:
     """The memory that a recipe needs on one device, by an estimate.
 
     Attributes:
-        folder: The base checkpoint.
+        base: The base checkpoint.
         recipe: The recipe.
         layers: The adapted layers.
         precision: The dtype of the base's weights.
@@ -159,7 +158,7 @@ class RunMemory:
         longest: Most input tokens of a row.
     """
 
-    folder: Path
+    base: BaseFolder
     recipe: Recipe
     layers: Sequence[str]
     precision: Precision
@@ -173,7 +172,7 @@ class RunMemory:
         Raises:
             InputError: As for `estimate_need`.
         """
-        return estimate_need(self.folder, self.recipe, self.layers, self.precision, on_gpu=self.on_gpu)
+        return estimate_need(self.base, self.recipe, self.layers, self.precision, on_gpu=self.on_gpu)
 
     @property
     def tokens(self) -> int:
@@ -247,7 +246,7 @@ class RunMemory:
         }
 
 
-def recipe_memory(recipe: Recipe, base: Path) -> RunMemory:
+def recipe_memory(recipe: Recipe, base: BaseFolder) -> RunMemory:
     """Return the memory that a recipe needs on the device that it names, a GPU if that is `auto`.
 
     Args:
@@ -264,7 +263,7 @@ def recipe_memory(recipe: Recipe, base: Path) -> RunMemory:
     return RunMemory(base, recipe, layers, chosen, on_gpu, training.max_length)
 
 
-def memory_line(recipe: Recipe, base: Path, layers: Sequence[str], rows: Sequence[EncodedRow]) -> str:
+def memory_line(recipe: Recipe, base: BaseFolder, layers: Sequence[str], rows: Sequence[EncodedRow]) -> str:
     """Return the estimate of a run on this machine as a line; empty if devices share a model, or there is no estimate.
 
     Args:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.completions import FormatCheck
-from pytest_mistral_lora.checkpoint.architectures import architecture_of, text_part, vocab_size
-from pytest_mistral_lora.checkpoint.base_model import empty_model, require_trainable
+from pytest_mistral_lora.checkpoint.architectures import text_part
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.base_model import require_trainable
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import MachineError, RecipeError
-from pytest_mistral_lora.records.base_location import base_config
 from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
 from pytest_mistral_lora.training.devices import (
     check_engine,
@@ -42,7 +42,6 @@ class RunPlan:
     Attributes:
         recipe: The recipe.
         base: The base checkpoint on disk.
-        config: Its `config.json`.
         encoder: The backend.
         layers: Dotted names of the layers that get an adapter, in model order.
         saved: Dotted names of the modules that are trained in full.
@@ -50,8 +49,7 @@ class RunPlan:
     """
 
     recipe: Recipe
-    base: Path
-    config: Mapping[str, Any]
+    base: BaseFolder
     encoder: Encoder
     layers: Sequence[str]
     saved: Sequence[str]
@@ -60,7 +58,7 @@ class RunPlan:
     @property
     def layers_line(self) -> str:
         """The adapted layers and the class of the base, and whether a tokenizer of Mistral's is an oracle for it."""
-        architecture = architecture_of(self.config)
+        architecture = self.base.architecture
         kinds = dict.fromkeys(re.sub(r"\.layers\.\d+\.", ".layers.*.", name) for name in self.layers)
         text = f"{len(self.layers)} of {architecture.title}: {', '.join(kinds)}"
         return text if architecture.text.has_oracle else f"{text}; no oracle: its chat template is the only judge"
@@ -87,7 +85,7 @@ class Preparation(RunPlan):
         rows = [dict(split.figures.sha256) for split in (self.data.train, self.data.held_out)]
         machine = {"devices": device_count(), "engine": engine(), "precision": precision_of(self.recipe.training)}
         # a local base is pinned by its weights alone
-        return {"recipe": recipe, "rows": rows, "base": base_config(self.base), **machine}
+        return {"recipe": recipe, "rows": rows, "base": self.base.canonical_config, **machine}
 
 
 def prepare(recipe: Recipe) -> Preparation:
@@ -115,7 +113,9 @@ def check_machine(recipe: Recipe) -> None:
 
 
 def plan_run(
-    recipe: Recipe, base: Path | None = None, tokenizer: Callable[[Path], CheckpointTokenizer] | None = None
+    recipe: Recipe,
+    base: BaseFolder | None = None,
+    tokenizer: Callable[[BaseFolder], CheckpointTokenizer] | None = None,
 ) -> RunPlan:
     """Check all of a recipe but its machine, its output and its rows; load no weight.
 
@@ -129,47 +129,47 @@ def plan_run(
         InputError: If the recipe or its base do not allow the run.
     """
     base = base or resolve_base(recipe.base)
-    config = require_trainable(base, recipe.backend)
+    require_trainable(base, recipe.backend)
     layers = adapted_layers(base, recipe.lora.target_modules)
     saved = saved_modules(base, recipe.lora.modules_to_save)
     if both := [name for name in saved if name in layers]:
         raise RecipeError(
             f"{both[0]} is in target_modules and in modules_to_save", place="lora", expected="one of them"
         )
-    kind = architecture_of(config).name
+    kind = base.architecture.name
     if recipe.training.kernels and kind != "MistralForCausalLM":
         found = f"{recipe.training.kernels!r} are kernels for MistralForCausalLM, and the base is {kind}"
         raise RecipeError(found, place="training.kernels", expected="no kernels")
-    _refuse_unequal_rows(recipe, base, config)
-    loaded = tokenizer(base) if tokenizer is not None else CheckpointTokenizer(base, recipe.base.oracle)
+    _refuse_unequal_rows(recipe, base)
+    loaded = tokenizer(base) if tokenizer is not None else base.tokenizer(recipe.base.oracle)
     encoder = encoder_of(recipe, base, loaded)
-    return RunPlan(recipe, base, config, encoder, layers, saved, format_checks(recipe.evaluation, encoder))
+    return RunPlan(recipe, base, encoder, layers, saved, format_checks(recipe.evaluation, encoder))
 
 
 _BY_LENGTH = ("dynamic", "longrope")
 """Kinds of rotary embedding whose frequencies depend on the longest row of a pass."""
 
 
-def _refuse_unequal_rows(recipe: Recipe, base: Path, config: Mapping[str, Any]) -> None:
+def _refuse_unequal_rows(recipe: Recipe, base: BaseFolder) -> None:
     """Refuse a base that would compute a row otherwise beside others than alone.
 
     Raises:
         RecipeError: If a long row would change the positions of the others, or rows would share a mask of dropout.
     """
-    rope = base_config(base)["rope"]
+    rope = base.canonical_config["rope"]
     if rope["rope_type"] in _BY_LENGTH:
-        own = empty_model(base).config.get_text_config().max_position_embeddings
+        own = base.empty_model().config.get_text_config().max_position_embeddings
         most = rope.get("original_max_position_embeddings") or own
         if recipe.training.max_length > most:
             found = f"{recipe.training.max_length}, and the base has rope_type {rope['rope_type']}: a row of more than "
             found += f"{most} tokens changes the positions of the rows beside it"
             raise RecipeError(found, place="training.max_length", expected=f"at most {most}")
-    if recipe.training.share_prefix and (dropout := text_part(config).get("attention_dropout")):
+    if recipe.training.share_prefix and (dropout := text_part(base.config).get("attention_dropout")):
         found = f"true, and the base has attention_dropout {dropout}: rows would share its mask"
         raise RecipeError(found, place="training.share_prefix", expected="false")
 
 
-def encoder_of(recipe: Recipe, base: Path, tokenizer: CheckpointTokenizer) -> Encoder:
+def encoder_of(recipe: Recipe, base: BaseFolder, tokenizer: CheckpointTokenizer) -> Encoder:
     """Return the backend of a run.
 
     Args:
@@ -184,7 +184,7 @@ def encoder_of(recipe: Recipe, base: Path, tokenizer: CheckpointTokenizer) -> En
     encoder = make_encoder(recipe.backend, tokenizer)
     if recipe.backend == "mistral-common":
         tokenizer.require_same_ids()
-    ids = vocab_size(base)
+    ids = base.vocab_size
     if encoder.vocab_size > ids:
         raise RecipeError(f"the tokenizer has {encoder.vocab_size} ids, the model {ids}", place=str(base))
     return encoder

@@ -13,8 +13,6 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from pytest_mistral_lora.checkpoint.architectures import architecture_of
-from pytest_mistral_lora.checkpoint.base_model import empty_model
 from pytest_mistral_lora.errors import and_more, counted
 from pytest_mistral_lora.training.callbacks import FORMAT
 from pytest_mistral_lora.training.curves import PAGE
@@ -39,7 +37,7 @@ _NAMED_FILES = 3
 
 def trainable_parameters(prepared: Preparation) -> tuple[int, int]:
     """Return the trainable numbers of a run and those of its base; from shapes alone, no weight is loaded."""
-    model, lora = empty_model(prepared.base), prepared.recipe.lora
+    model, lora = prepared.base.empty_model(), prepared.recipe.lora
     adapted, count = set(prepared.layers), 0
     for name, module in model.named_modules():
         if name in adapted:
@@ -59,7 +57,7 @@ def data_facts(prepared: Preparation) -> dict[str, str]:
     names = [recipe.name_of(file.path) for file in data.files]
     share = tally.supervised_tokens / max(1, tally.tokens)
     return {
-        "base": f"{base.label}, {pin}, {architecture_of(prepared.config).title}",
+        "base": f"{base.label}, {pin}, {prepared.base.architecture.title}",
         "rows": f"{rows}, of {', '.join(names[:_NAMED_FILES])}{and_more(_NAMED_FILES, len(names))}",
         "tokens": f"{tally.tokens:,} in an epoch, {tally.supervised_tokens:,} of them supervised ({share:.0%})",
         "layers with an adapter": prepared.layers_line,

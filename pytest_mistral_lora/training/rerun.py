@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hashes import sha256_files
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.sources import recorded_file
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.base_location import base_weights_sha256, recipe_folder
+from pytest_mistral_lora.records.base_location import recipe_folder
 from pytest_mistral_lora.records.manifest import held_files, open_data_files, training_files
-from pytest_mistral_lora.records.tensors import read_tensors, sha256_tensors
+from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.records.verify import FieldCheck, State
 from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
@@ -88,12 +89,14 @@ def rerun(
     Raises:
         InputError: If the manifest records no recipe, or base or data are missing or are others.
     """
-    folder = adapter if isinstance(adapter, AdapterFolder) else AdapterFolder(adapter, base)
+    folder = adapter
+    if not isinstance(folder, AdapterFolder):
+        folder = AdapterFolder(folder, BaseFolder(base) if base else None)
     data = folder.require_manifest().data
     if "recipe" not in data or data["kind"] != "adapter":
         found = "records no recipe" if data["kind"] == "adapter" else "a merged model: it was not trained"
         raise InputError(found, place=str(folder.manifest_file), expected="the manifest of a run, from version 2 on")
-    recorded = read_tensors(folder.tensors_file)
+    recorded = folder.load_tensors()
     with tempfile.TemporaryDirectory(prefix="rerun-") as temporary, _threads(data):
         elsewhere = tuple(_elsewhere(data))
         result = train(_recipe(folder, dataset, Path(temporary) / "adapter"), display=display)
@@ -165,9 +168,9 @@ def _base(folder: AdapterFolder, home: Path) -> dict[str, Any]:
     if base is None and "repo" in written:
         return written
     if base is None and (home / written["path"]).is_dir():
-        base = home / written["path"]
+        base = BaseFolder(home / written["path"])
     found = folder.base if base is None else base
-    weights = base_weights_sha256(found)
+    weights = found.weights_sha256
     if weights != data.get("base_weights_sha256", weights):
         raise InputError(
             f"the weights have SHA-256 {weights}",
@@ -176,7 +179,7 @@ def _base(folder: AdapterFolder, home: Path) -> dict[str, Any]:
             next_step="Give that base with --base.",
         )
     folder.recorded_base.require_config(found)
-    local = {"path": str(found.resolve()), "weights_sha256": weights, "name": data["base"]}
+    local = {"path": str(found.path.resolve()), "weights_sha256": weights, "name": data["base"]}
     return local | {key: written[key] for key in ("oracle", "quantization") if key in written}
 
 

@@ -258,7 +258,7 @@ def save_run(
     texts = generations.files(identity, precision_of(prepared.recipe.training))
     texts[PAGE] = training_page(log, trainer.state.max_steps, data_facts(prepared))
     manifest: Mapping[str, Any] = {}
-    output, encoder, data, base = prepared.recipe.output, prepared.encoder, prepared.data, prepared.base
+    output, encoder, data, base = prepared.recipe.output, prepared.encoder, prepared.data, prepared.base.path
     if main:
         first_row = (data.train.rows[0], data.train.encoded[0])
         with explain_disk_errors(output):

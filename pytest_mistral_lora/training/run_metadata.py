@@ -6,17 +6,15 @@ import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_mistral_lora.checkpoint.architectures import text_part
-from pytest_mistral_lora.checkpoint.base_model import base_weights
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.devices import torch_dtype
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights
 from pytest_mistral_lora.checkpoint.hashes import joint_sha256
-from pytest_mistral_lora.records.base_location import base_config, base_weights_sha256
 from pytest_mistral_lora.records.data_stats import removed_counts, token_stats
 from pytest_mistral_lora.records.git import code_of
 from pytest_mistral_lora.training.adapter import peft_targets
@@ -60,8 +58,8 @@ def run_facts(
     return {
         "base": recipe.base.label,
         "revision": recipe.base.revision,
-        "base_weights_sha256": recipe.base.weights_sha256 or base_weights_sha256(base),
-        "base_config": base_config(base),
+        "base_weights_sha256": recipe.base.weights_sha256 or base.weights_sha256,
+        "base_config": base.canonical_config,
         "dataset_sha256": joint_sha256([file.sha256 for file in data.files if not file.is_held_out]),
         "seed": recipe.training.seed,
         "dataset": _dataset(recipe, data),
@@ -73,9 +71,7 @@ def run_facts(
             "modules_to_save": sorted(recipe.lora.modules_to_save),
             "seed": recipe.training.seed,
         },
-        "training": training_facts(
-            recipe, prepared.config, state, resumed_from=resumed_from, memory_changes=memory_changes
-        )
+        "training": training_facts(recipe, base.config, state, resumed_from=resumed_from, memory_changes=memory_changes)
         | ({"dequantized": dequantized} if (dequantized := dequantization(recipe.training, base)) else {}),
         "recipe": recipe.as_written(),
         "environment": {**environment(), "code": code_of(recipe.folder)},
@@ -146,9 +142,9 @@ def training_facts(
     }
 
 
-def dequantization(training: Training, base: Path) -> dict[str, Any] | None:
+def dequantization(training: Training, base: BaseFolder) -> dict[str, Any] | None:
     """Return the manifest's `training.dequantized`: the layout of an FP8 base, and its bytes; None for full weights."""
-    weights = base_weights(base)
+    weights = base.weights
     itemsize = torch_dtype(precision_of(training)).itemsize
     return weights.facts(itemsize) if isinstance(weights, DequantizedWeights) else None
 

@@ -20,10 +20,10 @@ from pytest_mistral_lora.checkpoint.architectures import (
     Architecture,
     TextModel,
     architecture_of,
-    read_config,
     spelled_name,
 )
-from pytest_mistral_lora.checkpoint.base_model import is_tied, require_trainable
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.base_model import require_trainable
 from pytest_mistral_lora.checkpoint.weights import weight_files
 from pytest_mistral_lora.errors import PinError, RecipeError, RowError
 
@@ -89,15 +89,15 @@ def test_any_other_class_is_refused_by_name(config: dict[str, Any], found: str, 
     with pytest.raises(ValueError, match=found):
         architecture_of(config)
     with pytest.raises(RecipeError, match="the base model is") as caught:
-        require_trainable(written(tmp_path, config))
+        require_trainable(BaseFolder(written(tmp_path, config)))
     assert all(name in caught.value.expected for name in (*SUPPORTED, *TEMPLATE_ALONE))
 
 
 def test_a_class_without_an_oracle_is_trained_by_its_template_alone(tmp_path: Path) -> None:
     folder = written(tmp_path, {"architectures": ["LlamaForCausalLM"], "model_type": "llama"})
-    assert require_trainable(folder, "chat-template")
+    require_trainable(BaseFolder(folder), "chat-template")
     with pytest.raises(RecipeError, match="LlamaForCausalLM, which no tokenizer") as caught:
-        require_trainable(folder)
+        require_trainable(BaseFolder(folder))
     assert caught.value.expected == "backend: chat-template"
 
 
@@ -123,17 +123,17 @@ def test_a_configuration_that_its_weights_do_not_have_is_refused_before_they_are
         (tmp_path / file.name).symlink_to(file)
     folder = written(tmp_path, json.loads((base / "config.json").read_text()) | change)
     if not found:
-        assert require_trainable(folder)
+        require_trainable(BaseFolder(folder))
         return
     with pytest.raises(PinError, match=found):
-        require_trainable(folder)
+        require_trainable(BaseFolder(folder))
 
 
 def test_an_adapter_in_the_folder_of_a_base_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     folder = written(tmp_path, json.loads((tiny_base("mistral") / "config.json").read_text()))
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(PinError, match="has an adapter"):
-        require_trainable(folder)
+        require_trainable(BaseFolder(folder))
 
 
 def test_a_class_of_a_newer_transformers_names_the_version() -> None:
@@ -149,7 +149,7 @@ def test_a_checkpoint_in_mistrals_own_format_is_named(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text("{}")
     (tmp_path / "consolidated.safetensors").write_bytes(b"")
     with pytest.raises(PinError, match=r"params\.json, and no config\.json") as caught:
-        read_config(tmp_path)
+        _ = BaseFolder(tmp_path).config
     assert "transformers' format" in caught.value.next_step
     with pytest.raises(PinError, match=r"no weights but consolidated\.safetensors"):
         weight_files(tmp_path)
@@ -211,4 +211,4 @@ def test_the_file_of_a_wrapper_decides_whether_it_is_tied(
 
     names = ["language_model.model.embed_tokens.weight", *(["language_model.lm_head.weight"] if head else [])]
     save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "model.safetensors")
-    assert is_tied(written(tmp_path, {**_WRAPPED, "text_config": {}, **keys})) is tied
+    assert BaseFolder(written(tmp_path, {**_WRAPPED, "text_config": {}, **keys})).is_tied is tied

@@ -14,10 +14,10 @@ import torch
 from of_classes import tiny_base
 from safetensors.torch import load_file, save_file
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, require_trainable
 from pytest_mistral_lora.checkpoint.weights import INDEX
 from pytest_mistral_lora.errors import InputError, PinError
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -60,8 +60,8 @@ def change_config(folder: Path, **keys: Any) -> None:
 
 
 def test_a_base_in_several_files_is_loaded(base: Path) -> None:
-    assert require_trainable(base)
-    found = load_base(base, "fp32", "cpu").state_dict()[QUERY]
+    require_trainable(BaseFolder(base))
+    found = load_base(BaseFolder(base), "fp32", "cpu").state_dict()[QUERY]
     assert torch.equal(found, load_file(tiny_base("mistral") / "model.safetensors")[QUERY])
 
 
@@ -95,9 +95,9 @@ def test_weights_that_transformers_would_take_from_elsewhere_are_refused(case: s
     change(base)
     for use in (require_trainable, lambda folder: load_base(folder, "fp32", "cpu")):
         with pytest.raises(InputError, match=found):
-            use(base)
+            use(BaseFolder(base))
     with pytest.raises(InputError, match=found):
-        load_base(base, "fp32", "cpu", packed=True)
+        load_base(BaseFolder(base), "fp32", "cpu", packed=True)
 
 
 @pytest.mark.parametrize(
@@ -108,20 +108,20 @@ def test_weights_that_transformers_would_take_from_elsewhere_are_refused(case: s
 def test_a_configuration_with_a_wrong_value_is_an_error_of_its_file(keys: dict[str, Any], base: Path) -> None:
     change_config(base, **keys)
     with pytest.raises(PinError, match=r"config\.json: no model can be made of it"):
-        load_base(base, "fp32", "cpu")
+        load_base(BaseFolder(base), "fp32", "cpu")
 
 
 def test_a_damaged_generation_config_is_an_error(base: Path) -> None:
     (base / "generation_config.json").write_text("[1]")
     with pytest.raises(PinError, match="no model can be made of it"):
-        load_base(base, "fp32", "cpu")
+        load_base(BaseFolder(base), "fp32", "cpu")
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 def test_no_code_of_the_hub_is_fetched_for_the_attention(key: str, base: Path) -> None:
     change_config(base, **{key: ATTENTION})
-    assert require_trainable(base)
-    assert load_base(base, "fp32", "cpu").config._attn_implementation == "sdpa"
+    require_trainable(BaseFolder(base))
+    assert load_base(BaseFolder(base), "fp32", "cpu").config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("name", [SHARDS[0], "config.json"])
@@ -129,7 +129,7 @@ def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(name: str, base: Path) -
     (base / name).unlink()
     os.mkfifo(base / name)
     with pytest.raises(InputError, match=f"{name}: is no regular file"):
-        load_base(base, "fp32", "cpu")
+        load_base(BaseFolder(base), "fp32", "cpu")
     if name == SHARDS[0]:
         with pytest.raises(InputError, match="is no regular file"):
-            base_weights_sha256(base)
+            _ = BaseFolder(base).weights_sha256

@@ -15,7 +15,7 @@ from pytest_mistral_lora.assertions import assert_labels_exact, assert_no_contro
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, loaded_place, template_places
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.checkpoint.weights import embedding_rows
+from pytest_mistral_lora.checkpoint.weights import read_header
 from pytest_mistral_lora.conformance import tokenizer
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Result
@@ -205,7 +205,7 @@ def test_a_file_that_is_no_safetensors_file_is_an_error(tmp_path: Path, content:
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        embedding_rows(file)
+        read_header(file)
     assert caught.value.place == str(file)
 
 

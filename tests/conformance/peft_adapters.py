@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import MistralForCausalLM
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.adapter import cases
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -42,7 +43,7 @@ def save_adapter(
 
 
 def judged(folder: Path, base: Path | None) -> dict[str, Result]:
-    return {name: judge() for name, judge in cases(AdapterFolder(folder, base)).items()}
+    return {name: judge() for name, judge in cases(AdapterFolder(folder, BaseFolder(base) if base else None)).items()}
 
 
 def rules(results: dict[str, Result]) -> set[str]:

@@ -18,7 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM
 
-from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.adapter import adapter_findings, cases
 from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.errors import InputError, MistralLoraError
@@ -60,9 +60,9 @@ def used(adapter: Path, base: Path) -> list[str]:
         except MistralLoraError as error:
             texts.append(str(error))
         uses = (
-            lambda: load_adapted(adapter, base, "fp32", "cpu"),
-            lambda: plan_merge(adapter, Weights([adapter / TENSORS]), base, Weights([base / "model.safetensors"])),
-            lambda: AdapterFolder(adapter, base).identity,
+            lambda: load_adapted(AdapterFolder(adapter), BaseFolder(base), "fp32", "cpu"),
+            lambda: plan_merge(AdapterFolder(adapter), BaseFolder(base)),
+            lambda: AdapterFolder(adapter, BaseFolder(base)).identity,
         )
         for use in uses:
             try:
@@ -208,7 +208,7 @@ def test_a_base_with_an_adapter_in_its_folder_is_not_loaded(folders: tuple[Path,
     base = Path(shutil.copytree(folders[1], tmp_path / "base"))
     shutil.copy(folders[0] / CONFIG, base)
     with pytest.raises(InputError, match="the folder of the base has an adapter"):
-        load_adapted(folders[0], base, "fp32", "cpu")
+        load_adapted(AdapterFolder(folders[0]), BaseFolder(base), "fp32", "cpu")
 
 
 def test_a_pattern_without_end_stops_no_command(
@@ -219,7 +219,7 @@ def test_a_pattern_without_end_stops_no_command(
     config = json.loads((adapter / CONFIG).read_text())
     (adapter / CONFIG).write_text(json.dumps({**config, "target_modules": "([a-z._0-9]+)+#"}))
     with pytest.raises(InputError, match=r"more than 0\.5 s"):
-        load_adapted(adapter, folders[1], "fp32", "cpu")
+        load_adapted(AdapterFolder(adapter), BaseFolder(folders[1]), "fp32", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_more_than_the_tensors_can_fill_is_not_made(
     config = json.loads((adapter / CONFIG).read_text())
     (adapter / CONFIG).write_text(json.dumps({**config, **change}))
     with pytest.raises(InputError, match=reason):
-        load_adapted(adapter, folders[1], "fp32", "cpu")
+        load_adapted(AdapterFolder(adapter), BaseFolder(folders[1]), "fp32", "cpu")
 
 
 @pytest.mark.parametrize("kind", ["gone", "a folder", "a link out", "a link to nothing", "a pipe"])

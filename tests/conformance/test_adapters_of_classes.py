@@ -11,6 +11,7 @@ import transformers
 from of_classes import MadeAdapter, made_adapter, tiny_base
 
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.adapter import cases
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.merged import cases as merged_cases
@@ -29,7 +30,7 @@ def kinds(name: str) -> str:
 
 
 def judged(made: MadeAdapter) -> Mapping[str, Result]:
-    folder = AdapterFolder(made.adapter, made.base)
+    folder = AdapterFolder(made.adapter, BaseFolder(made.base))
     return {name: judge() for name, judge in cases(folder).items()}
 
 
@@ -49,7 +50,7 @@ def test_an_adapter_of_the_attention_is_sound(name: str) -> None:
 @pytest.mark.parametrize("name", [*TEXTS, *WRAPPED])
 def test_a_merge_of_it_is_sound(name: str) -> None:
     made = made_adapter(name, kinds(name))
-    merged = merged_cases(AdapterFolder(made.merged, made.base), [made.adapter])
+    merged = merged_cases(AdapterFolder(made.merged, BaseFolder(made.base)), [made.adapter])
     assert fired({case: judge() for case, judge in merged.items() if "of-base" not in case}) == []
 
 
@@ -99,7 +100,7 @@ def test_each_level_of_a_tie_is_held_to_the_file(
         part.update({} if value is None else {"tie_word_embeddings": value})
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config))
-    findings = merged_cases(AdapterFolder(tmp_path, tmp_path))["tie"]().findings
+    findings = merged_cases(AdapterFolder(tmp_path, BaseFolder(tmp_path)))["tie"]().findings
     given = {TOP: top, INNER: inner}
     lies = [key for key, value in given.items() if value is not None and value != tied]
     if tied and top is inner is None:

@@ -11,6 +11,7 @@ import pytest
 from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tokenizers import training_template
 from pytest_mistral_lora.conformance.adapter import base_cases
 from pytest_mistral_lora.conformance.finding import Finding
@@ -44,7 +45,7 @@ def adapter(saved: Path, tmp_path: Path) -> Path:
 
 
 def findings(adapter: Path, base: Path) -> list[Finding]:
-    cases = base_cases(AdapterFolder(adapter, base))
+    cases = base_cases(AdapterFolder(adapter, BaseFolder(base)))
     return [finding for judge in cases.values() for finding in judge().findings]
 
 
@@ -87,7 +88,7 @@ def test_a_base_with_mistral_s_file_alone_has_the_same_ids(adapter: Path, base: 
 def test_files_that_are_missing_are_no_fault(adapter: Path, base: Path) -> None:
     for file in adapter.iterdir():
         file.unlink()
-    results = {name: judge() for name, judge in base_cases(AdapterFolder(adapter, base)).items()}
+    results = {name: judge() for name, judge in base_cases(AdapterFolder(adapter, BaseFolder(base))).items()}
     assert not any(result.findings for result in results.values())
     assert {name for name, result in results.items() if result.not_checked} == {"tokenizer-of-base", "template-of-base"}
 

@@ -11,6 +11,7 @@ import yaml
 from dataset_recipes import SOUND, Target, facts, found, make_target, said, v3, write_rows
 
 from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Settings
@@ -266,10 +267,9 @@ def test_a_base_that_is_not_there_is_one_finding_of_every_check(tmp_path: Path) 
 
 def test_a_real_base_serves(tmp_path: Path) -> None:
     from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-    from pytest_mistral_lora.records.base_location import base_weights_sha256
 
     base = write_tiny_base(tmp_path / "base", v3().oracle.path)
-    pinned = {"path": "base", "weights_sha256": base_weights_sha256(base)}
+    pinned = {"path": "base", "weights_sha256": BaseFolder(base).weights_sha256}
     results = check_dataset(make_target(tmp_path, SOUND, base=pinned).path or "")
     assert found(results) == []
     assert facts(results)["rows"] == len(list(read_rows(tmp_path / "rows.jsonl")))

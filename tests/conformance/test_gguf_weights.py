@@ -13,6 +13,7 @@ from of_classes import made_adapter
 from safetensors.numpy import load_file, save_file
 from small_mistral import write_small_mistral
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.gguf.weights import ComparedWeights, adapter_findings
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -32,7 +33,7 @@ def test_a_tied_head_may_be_in_either_file(in_folder: bool, in_file: bool, tmp_p
     save_file(tied | (head if in_folder else {}), base / "model.safetensors")
     tensors = model_tensors(tied | (head if in_file else {}), config)
     file = write_gguf(tmp_path / "tied.gguf", model_fields(config), tensors)
-    assert [one.text() for one in ComparedWeights(GgufFile(file), base, None).findings()] == []
+    assert [one.text() for one in ComparedWeights(GgufFile(file), BaseFolder(base), None).findings()] == []
 
 
 PATTERN = r"model\.language_model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"
@@ -45,7 +46,7 @@ def test_an_adapter_of_a_model_with_images_is_held_to_its_file(tmp_path: Path) -
     numbers = load_file(made.adapter / "adapter_model.safetensors")
     plain = {name.replace("model.language_model.", "model."): tensor for name, tensor in numbers.items()}
     tensors = adapter_tensors(plain, config)
-    file, folder = tmp_path / "lora.gguf", AdapterFolder(made.adapter, made.base)
+    file, folder = tmp_path / "lora.gguf", AdapterFolder(made.adapter, BaseFolder(made.base))
     write_gguf(file, adapter_fields(lora), tensors)
     assert [one.text() for one in adapter_findings(GgufFile(file), folder)] == []
     name = next(name for name in tensors if "attn_q" in name and name.endswith("lora_b"))
@@ -59,4 +60,4 @@ def test_an_adapter_of_another_architecture_is_not_compared(tmp_path: Path) -> N
     content = GgufFile(file)
     content.architecture = "nobody's"
     with pytest.raises(InputError, match='the architecture is "nobody\'s"'):
-        list(adapter_findings(content, AdapterFolder(made.adapter, made.base)))
+        list(adapter_findings(content, AdapterFolder(made.adapter, BaseFolder(made.base))))

@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.manifest import checks
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.training.adapter import peft_quiet
 
 CASES = ["schema", "facts", "base", "base-config", "dataset", "declared", "files-listed"]
@@ -51,7 +51,7 @@ def four_keys(folder: Path, weights: Path, rows: Path, **changes: Any) -> None:
     """Write a manifest of four keys, and the hash of a local base."""
     name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     data = {"base": name, "revision": None, "dataset_sha256": sha256_file(rows), "seed": 1}
-    data |= {"base_weights_sha256": base_weights_sha256(weights), **changes}
+    data |= {"base_weights_sha256": BaseFolder(weights).weights_sha256, **changes}
     (folder / "manifest.json").write_text(json.dumps(data))
 
 

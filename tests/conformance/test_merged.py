@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from suite_records import suite_records
 from transformers import MistralConfig, MistralForCausalLM
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.merged import cases
@@ -60,7 +61,7 @@ def merge(tmp_path_factory: pytest.TempPathFactory) -> Merge:
 
 
 def judged(folder: Path, *, with_adapter: bool = False, base: bool = True) -> dict[str, Result]:
-    adapter = AdapterFolder(folder / "merged", folder / "base" if base else None)
+    adapter = AdapterFolder(folder / "merged", BaseFolder(folder / "base") if base else None)
     found = cases(adapter, (folder / "lora",) if with_adapter else ())
     return {name: judge() for name, judge in found.items()}
 
@@ -102,11 +103,11 @@ def test_tensors_trained_in_full_and_layers_left_out_are_explained_by_the_adapte
 
 def test_another_adapter_of_the_same_shape_is_no_explanation(merge: Merge) -> None:
     folder, other = merge(), merge(std=0.021)
-    results = cases(AdapterFolder(folder / "merged", folder / "base"), (other / "lora",))
+    results = cases(AdapterFolder(folder / "merged", BaseFolder(folder / "base")), (other / "lora",))
     [finding, *_] = results["adapter-product"]().findings
     assert finding.rule == "ML434"
     # of several adapters, the one that fits is the one that was merged
-    both = cases(AdapterFolder(folder / "merged", folder / "base"), (other / "lora", folder / "lora"))
+    both = cases(AdapterFolder(folder / "merged", BaseFolder(folder / "base")), (other / "lora", folder / "lora"))
     assert both["adapter-product"]().findings == ()
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
-from pytest_mistral_lora.checkpoint.base_model import architecture_in, load_base
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.tiny_model import TinyKind, write_tiny_base
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import RULES
@@ -56,7 +57,7 @@ def test_every_law_has_a_rule_of_its_own_and_a_name_of_its_own() -> None:
 
 
 def test_the_reference_is_the_mean_of_transformers_own_losses(harness: TrainerHarness) -> None:
-    model, rows = load_base(harness.base, "fp32", "cpu"), harness.encoded
+    model, rows = load_base(BaseFolder(harness.base), "fp32", "cpu"), harness.encoded
     zero = {name: torch.zeros(8, 128) for name in ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",)}
     zero |= {name.replace("_A", "_B"): torch.zeros(128, 8) for name in zero}
     total = sum(
@@ -103,7 +104,7 @@ def test_a_step_is_what_it_was_and_changes_no_file(harness: TrainerHarness) -> N
 
 
 def test_watching_ends_with_the_block(harness: TrainerHarness) -> None:
-    model = load_base(harness.base, "fp32", "cpu")
+    model = load_base(BaseFolder(harness.base), "fp32", "cpu")
     with record_decoder_calls() as calls:
         model(input_ids=torch.tensor([[1, 5]]), use_cache=True)
     model(input_ids=torch.tensor([[1, 5]]))
@@ -114,7 +115,7 @@ def test_watching_ends_with_the_block(harness: TrainerHarness) -> None:
 def test_the_decoder_of_every_class_is_watched(name: str) -> None:
     if not hasattr(transformers, architecture(name).text.name):
         pytest.skip("a newer transformers has the class")
-    model = load_base(tiny_base(name), "fp32", "cpu")
+    model = load_base(BaseFolder(tiny_base(name)), "fp32", "cpu")
     with record_decoder_calls() as calls:
         model(input_ids=torch.tensor([[1, 5]]), use_cache=False)
     assert [(call.ids, call.has_cache, call.training) for call in calls] == [((1, 5), False, False)]
@@ -129,14 +130,14 @@ def test_the_decoders_are_those_of_transformers() -> None:
 def test_a_tiny_model_is_of_the_class_of_its_target(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_base("wrapped-mistral", tied=True), tmp_path / "base"))
     target = Target("base", folder)
-    kind = TinyKind.of(target.tokenizer.path)
+    kind = TinyKind.of(target.checkpoint)
     assert (str(kind), kind.label) == ("Mistral3ForConditionalGeneration (mistral), tied", "wrapped-mistral-tied")
     assert TinyKind.labelled(kind.label) == kind
     assert module.folder_of(target.oracle, tmp_path, "cpu", kind).name.endswith("-wrapped-mistral-tied-cpu")
     made = module.make_inputs(target.oracle, tmp_path / "tiny", "cpu", kind)
-    assert architecture_in(made.base) == kind.architecture
+    assert BaseFolder(made.base).architecture == kind.architecture
     assert not any("lm_head" in name for name in load_file(made.base / "model.safetensors"))
-    assert TinyKind.of(Target("spm-v3").tokenizer.path) == TinyKind() == TinyKind.labelled("mistral")
+    assert TinyKind.of(Target("spm-v3").checkpoint) == TinyKind() == TinyKind.labelled("mistral")
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from plugin_rows import NAMED, ROW, write_rows
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.targets import embedded_targets
 from pytest_mistral_lora.plugin.settings import PluginSettings
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.training.generate.model_spec import Question, ask, model_spec
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train
@@ -83,7 +83,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_rows(folder / "rows.jsonl", [ROW])
     training = {"steps": 30, "learning_rate": 0.01, "schedule": "constant", "batch_size": 1, "device": "cpu"}
     data = {
-        "base": {"path": "base", "weights_sha256": base_weights_sha256(base)},
+        "base": {"path": "base", "weights_sha256": BaseFolder(base).weights_sha256},
         "data": {"train": ["rows.jsonl"]},
         "training": training,
         "output": "lora",

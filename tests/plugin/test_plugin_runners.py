@@ -13,8 +13,8 @@ from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.oracle.versions import version_facts
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.goldens import packaged_cases
 
 Run = Callable[..., pytest.RunResult]
@@ -145,7 +145,7 @@ def test_with_a_recipe_the_runner_gets_the_recipe_s_rows(golden: Run, pytester: 
     rows = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(30)]
     (here / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     recipe = {
-        "base": {"path": str(base), "weights_sha256": base_weights_sha256(base)},
+        "base": {"path": str(base), "weights_sha256": BaseFolder(base).weights_sha256},
         "data": {"train": ["rows.jsonl"]},
         "training": {"steps": 1, "learning_rate": 1e-3, "batch_size": 1, "micro_batch_tokens": 64},
         "output": "out",

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from transformers import MistralConfig
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.errors import InputError, PinError
-from pytest_mistral_lora.records.base_location import RecordedBase, base_config, changed_config
+from pytest_mistral_lora.records.base_location import RecordedBase, changed_config
 
 # the base of Mistral 7B v0.3, as transformers 4 wrote it
 OLD = {
@@ -43,9 +44,9 @@ def written(folder: Path, data: Any) -> Path:
 
 
 def test_the_form_of_another_version_is_the_same_configuration(tmp_path: Path) -> None:
-    old = base_config(written(tmp_path / "old", OLD))
+    old = BaseFolder(written(tmp_path / "old", OLD)).canonical_config
     MistralConfig(**OLD).save_pretrained(tmp_path / "new")
-    assert base_config(tmp_path / "new") == old
+    assert BaseFolder(tmp_path / "new").canonical_config == old
     assert (old["rms_norm_eps"], old["rope"], old["head_dim"]) == (
         1e-05,
         {"rope_theta": 1000000.0, "rope_type": "default"},
@@ -67,8 +68,8 @@ def test_the_form_of_another_version_is_the_same_configuration(tmp_path: Path) -
     ids=str,
 )
 def test_what_decides_no_number_is_not_compared(change: dict[str, Any], tmp_path: Path) -> None:
-    recorded = base_config(written(tmp_path / "one", OLD))
-    RecordedBase("a", config=recorded).require_config(written(tmp_path / "other", {**OLD, **change}))
+    recorded = BaseFolder(written(tmp_path / "one", OLD)).canonical_config
+    RecordedBase("a", config=recorded).require_config(BaseFolder(written(tmp_path / "other", {**OLD, **change})))
 
 
 @pytest.mark.parametrize(
@@ -88,33 +89,33 @@ def test_what_decides_no_number_is_not_compared(change: dict[str, Any], tmp_path
     ids=str,
 )
 def test_what_decides_a_number_is_named_with_both_values(change: dict[str, Any], key: str, tmp_path: Path) -> None:
-    recorded = base_config(written(tmp_path / "one", OLD))
+    recorded = BaseFolder(written(tmp_path / "one", OLD)).canonical_config
     other = written(tmp_path / "other", {**OLD, **change})
-    now = changed_config(recorded, base_config(other))
+    now = changed_config(recorded, BaseFolder(other).canonical_config)
     assert now[key] != recorded[key]
     with pytest.raises(InputError, match=r"config\.json: .* is .*, with which the adapter was trained"):
-        RecordedBase("a", config=recorded).require_config(other)
+        RecordedBase("a", config=recorded).require_config(BaseFolder(other))
 
 
 def test_another_class_is_another_configuration(tmp_path: Path) -> None:
-    recorded = base_config(written(tmp_path / "one", OLD))
+    recorded = BaseFolder(written(tmp_path / "one", OLD)).canonical_config
     llama = written(tmp_path / "other", {**OLD, "model_type": "llama", "architectures": ["LlamaForCausalLM"]})
-    assert changed_config(recorded, base_config(llama))["model_type"] == "llama"
+    assert changed_config(recorded, BaseFolder(llama).canonical_config)["model_type"] == "llama"
     with pytest.raises(InputError, match='model_type is "llama"'):
-        RecordedBase("a", config=recorded).require_config(llama)
+        RecordedBase("a", config=recorded).require_config(BaseFolder(llama))
 
 
 def test_a_default_counts_as_much_as_a_key(tmp_path: Path) -> None:
-    recorded = base_config(written(tmp_path / "one", OLD))
+    recorded = BaseFolder(written(tmp_path / "one", OLD)).canonical_config
     without = {key: value for key, value in OLD.items() if key != "rms_norm_eps"}
-    now = changed_config(recorded, base_config(written(tmp_path / "other", without)))
+    now = changed_config(recorded, BaseFolder(written(tmp_path / "other", without)).canonical_config)
     assert now == {**recorded, "rms_norm_eps": 1e-06}
 
 
 def test_a_key_that_another_version_does_not_have_is_no_difference(tmp_path: Path) -> None:
-    found = base_config(written(tmp_path / "one", OLD))
+    found = BaseFolder(written(tmp_path / "one", OLD)).canonical_config
     assert changed_config({**found, "a_key_of_tomorrow": 1}, found) == {**found, "a_key_of_tomorrow": 1}
-    RecordedBase("a").require_config(tmp_path / "nowhere")
+    RecordedBase("a").require_config(BaseFolder(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -123,4 +124,4 @@ def test_a_key_that_another_version_does_not_have_is_no_difference(tmp_path: Pat
 )
 def test_a_configuration_that_is_none_is_an_error(data: Any, tmp_path: Path) -> None:
     with pytest.raises(PinError, match=r"config\.json"):
-        base_config(written(tmp_path / "one", data))
+        _ = BaseFolder(written(tmp_path / "one", data)).canonical_config

@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.starter.plan import WORKFLOW, plan_start
 from pytest_mistral_lora.training.recipe import load_recipe
 
@@ -82,7 +82,7 @@ def test_a_repository_is_guarded_and_a_second_run_changes_nothing(
     assert after.keys() == WRITTEN | {"rows.jsonl"}
     assert all(f" {name}" in done.stdout for name in WRITTEN)
     recipe = load_recipe(repository / "recipe.yaml")
-    assert recipe.base.weights_sha256 == base_weights_sha256(repository / "models" / "base")
+    assert recipe.base.weights_sha256 == BaseFolder(repository / "models" / "base").weights_sha256
     first = after["recipe.yaml"].splitlines()[0]
     schema = json.loads((repository / first.partition("$schema=")[2]).read_text())
     data = yaml.safe_load(after["recipe.yaml"])

@@ -12,9 +12,9 @@ from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.reading import chunks
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.merge import MergedModel, merge
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
@@ -48,7 +48,7 @@ def make_recipe(tmp_path: Path, base: Path) -> MakeRecipe:
 
 @pytest.fixture(scope="session")
 def full_weights_sha256(full_base: Path) -> str:
-    return base_weights_sha256(full_base)
+    return BaseFolder(full_base).weights_sha256
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from small_mistral import write_small_mistral
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
-from pytest_mistral_lora.checkpoint.weights import Weights, weight_files
-from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.adapter import peft_quiet
 from pytest_mistral_lora.training.merge.plan import plan_merge
 
@@ -27,7 +27,7 @@ def write_adapter(folder: Path, base: Path, **options: Any) -> Path:
     """Save an adapter of PEFT's own in which every number does something."""
     options = {"r": 4, "lora_alpha": 6, "target_modules": ATTENTION, "task_type": "CAUSAL_LM", **options}
     with peft_quiet():
-        model = get_peft_model(load_base(base, "fp32", "cpu"), LoraConfig(**options))
+        model = get_peft_model(load_base(BaseFolder(base), "fp32", "cpu"), LoraConfig(**options))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -51,4 +51,4 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def planned(adapter: Path, base: Path) -> dict[str, Any]:
-    return dict(plan_merge(adapter, Weights([adapter / ADAPTER_TENSORS]), base, Weights(weight_files(base))))
+    return dict(plan_merge(AdapterFolder(adapter), BaseFolder(base)))

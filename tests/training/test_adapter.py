@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.errors import PinError, RecipeError, TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter, expected_names
@@ -15,11 +16,12 @@ from pytest_mistral_lora.training.save import Adapter, check_adapter
 
 
 def test_every_layer_gets_a_float32_pair_and_nothing_else_trains(base: Path) -> None:
-    model = attach_adapter(load_base(base, "fp32", "cpu"), Lora(r=4), adapted_layers(base, ("attention",)), seed=0)
+    folder = BaseFolder(base)
+    model = attach_adapter(load_base(folder, "fp32", "cpu"), Lora(r=4), adapted_layers(folder, ("attention",)), seed=0)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert len(trainable) == 16
     assert all(".lora_" in name and p.dtype == torch.float32 for name, p in trainable.items())
-    assert adapter_tensors(model).keys() == expected_names(adapted_layers(base, ("attention",)))
+    assert adapter_tensors(model).keys() == expected_names(adapted_layers(BaseFolder(base), ("attention",)))
 
 
 @pytest.mark.parametrize(
@@ -37,16 +39,16 @@ def test_a_target_that_is_not_in_every_layer_is_an_error_before_weights_are_load
 ) -> None:
     (tmp_path / "config.json").write_bytes((base / "config.json").read_bytes())
     with pytest.raises(RecipeError, match=named) as caught:
-        adapted_layers(tmp_path, targets)
+        adapted_layers(BaseFolder(tmp_path), targets)
     assert caught.value.place == "lora.target_modules"
     assert "q_proj" in caught.value.expected
-    assert len(adapted_layers(tmp_path, ["q_proj", "gate_proj"])) == 4
+    assert len(adapted_layers(BaseFolder(tmp_path), ["q_proj", "gate_proj"])) == 4
 
 
 def test_an_adapter_on_other_layers_than_those_listed_is_refused(base: Path) -> None:
-    layers = adapted_layers(base, ("attention",))[:-1]
+    layers = adapted_layers(BaseFolder(base), ("attention",))[:-1]
     with pytest.raises(TrainingError, match=r"not the adapter's: .*layers\.1\.self_attn\.o_proj"):
-        attach_adapter(load_base(base, "fp32", "cpu"), Lora(), layers, seed=0)
+        attach_adapter(load_base(BaseFolder(base), "fp32", "cpu"), Lora(), layers, seed=0)
 
 
 def test_weights_that_are_missing_in_the_file_are_an_error(base: Path, tmp_path: Path) -> None:
@@ -54,12 +56,12 @@ def test_weights_that_are_missing_in_the_file_are_an_error(base: Path, tmp_path:
 
     (tmp_path / "config.json").write_bytes((base / "config.json").read_bytes())
     with pytest.raises(PinError, match="no weights"):
-        load_base(tmp_path, "fp32", "cpu")
+        load_base(BaseFolder(tmp_path), "fp32", "cpu")
     tensors = load_file(base / "model.safetensors")
     del tensors["model.layers.1.self_attn.q_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(PinError, match="missing keys"):
-        load_base(tmp_path, "fp32", "cpu")
+        load_base(BaseFolder(tmp_path), "fp32", "cpu")
 
 
 def mutant(run: RunResult, change: Any) -> Adapter:

@@ -12,10 +12,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_runs import CONVERSATIONS, MakeRecipe, trainer_of
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import NonFiniteError
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.training import callbacks as gradients
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import load_data
@@ -42,7 +42,7 @@ def broken(base: Path, tmp_path: Path, make_recipe: MakeRecipe) -> Path:
     tensors = load_file(base / "model.safetensors")
     tensors["model.embed_tokens.weight"][token] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    assert base_weights_sha256(folder) != base_weights_sha256(base)
+    assert BaseFolder(folder).weights_sha256 != BaseFolder(base).weights_sha256
     return folder
 
 

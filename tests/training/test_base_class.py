@@ -10,7 +10,8 @@ import torch
 from tiny_runs import base_with
 from transformers import AutoModelForCausalLM
 
-from pytest_mistral_lora.checkpoint.base_model import empty_model, load_base
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.adapter import adapter_findings
 from pytest_mistral_lora.errors import PinError
@@ -33,7 +34,7 @@ def test_layers_of_any_types_compute_as_automodel_does(base: Path, tmp_path: Pat
     folder = base_with(base, tmp_path / "base", **keys)
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
-        ours = load_base(folder, "fp32", "cpu")(input_ids=ids).logits
+        ours = load_base(BaseFolder(folder), "fp32", "cpu")(input_ids=ids).logits
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(input_ids=ids).logits
     assert torch.equal(ours, theirs)
 
@@ -59,9 +60,9 @@ def test_layers_of_two_types_are_another_model(base: Path, tmp_path: Path) -> No
 )
 def test_another_model_is_refused_by_name(base: Path, tmp_path: Path, keys: dict[str, Any], found: str) -> None:
     folder = base_with(base, tmp_path / "base", **keys)
-    for load in (empty_model, lambda one: load_base(one, "fp32", "cpu")):
+    for load in (BaseFolder.empty_model, lambda base: load_base(base, "fp32", "cpu")):
         with pytest.raises(PinError, match=found):
-            load(folder)
+            load(BaseFolder(folder))
 
 
 def test_every_command_that_loads_a_base_refuses_it(

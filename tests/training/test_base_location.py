@@ -96,7 +96,7 @@ def test_without_a_manifest_the_configuration_is_enough(adapter: Path, project: 
     assert not {"adapter::fits-base", "adapter::changes-the-base"} & not_checked(adapter).keys()
     found = AdapterFolder(adapter).located_base.folder
     assert found is not None
-    assert found.samefile(project / "models" / "base")
+    assert found.path.samefile(project / "models" / "base")
     file = adapter / TENSORS
     tensors = load_file(file)
     name = next(name for name in tensors if ".lora_A." in name)
@@ -162,7 +162,7 @@ def test_a_name_that_leaves_the_project_needs_the_recorded_weights(name: str, pr
     folder = recorded(project / "lora-out", name.format(here=here), weights=True)
     found = folder.located_base.folder
     assert found is not None
-    assert found.samefile(elsewhere)
+    assert found.path.samefile(elsewhere)
     shutil.rmtree(elsewhere)
     write_tiny_base(elsewhere, shipped_tokenizer("spm-v3"), seed=1)
     assert AdapterFolder(folder.path).located_base.folder is None
@@ -174,4 +174,6 @@ def test_a_base_is_found_from_an_output_below_the_project(project: Path) -> None
     (project / "lora-out" / MANIFEST).write_text(json.dumps(manifest))
     (project / "runs" / "first").mkdir(parents=True)
     moved = Path(shutil.move(project / "lora-out", project / "runs" / "first" / "lora-out"))
-    assert AdapterFolder(moved).located_base.folder == (project / "models" / "base").resolve()
+    found = AdapterFolder(moved).located_base.folder
+    assert found is not None
+    assert found.path == (project / "models" / "base").resolve()

@@ -15,6 +15,7 @@ from class_steps import ClassRun
 from tiny_runs import MakeRecipe, base_with
 
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -87,12 +88,12 @@ def test_rows_share_no_mask_of_the_bases_own_dropout(
 def test_greedy_answers_follow_no_penalty_of_the_base(base: Path, tmp_path: Path) -> None:
     encoder = make_encoder("mistral-common", CheckpointTokenizer(base))
     prompt = encoder.tokenizer.oracle.encode_text("la la la la")
-    plain = complete(load_base(base, "fp32", "cpu"), encoder, prompt, max_new_tokens=4)
+    plain = complete(load_base(BaseFolder(base), "fp32", "cpu"), encoder, prompt, max_new_tokens=4)
     folder = Path(shutil.copytree(base, tmp_path / "base"))
     own = {"repetition_penalty": 9.0, "suppress_tokens": list(plain), "do_sample": True, "temperature": 5.0}
     ids = {"bos_token_id": 1, "eos_token_id": 2}
     (folder / "generation_config.json").write_text(json.dumps({**own, **ids, "transformers_version": "4.57.1"}))
-    model = load_base(folder, "fp32", "cpu")
+    model = load_base(BaseFolder(folder), "fp32", "cpu")
     assert complete(model, encoder, prompt, max_new_tokens=4) == plain
     assert next_token_logprobs(model, prompt, plain).argmax(dim=-1).tolist() == list(plain)
     assert model.generation_config.eos_token_id == 2
@@ -103,7 +104,7 @@ def test_a_base_that_reports_the_balance_of_its_experts_is_trained(tmp_path: Pat
     run.write_base()
     config = json.loads((run.base / "config.json").read_text())
     (run.base / "config.json").write_text(json.dumps({**config, "output_router_logits": True}))
-    model = load_base(run.base, "fp32", "cpu")
+    model = load_base(BaseFolder(run.base), "fp32", "cpu")
     attend_in_segments(model)
     with torch.no_grad():
         logits = model(input_ids=torch.arange(5, 9)[None], **segment_arguments([Segment(0, 4)])).logits

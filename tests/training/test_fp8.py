@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
-from pytest_mistral_lora.checkpoint.base_model import base_weights, load_base
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, dequantize
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
@@ -37,7 +38,7 @@ def test_weights_are_the_product_rounded_once(
     fp8_bases: dict[int | None, Path], block: int | None, precision: Any
 ) -> None:
     folder = fp8_bases[block]
-    model = load_base(folder, precision, "cpu")
+    model = load_base(BaseFolder(folder), precision, "cpu")
     found, expected = model.state_dict(), by_formula(folder, block)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -55,7 +56,7 @@ def test_weights_are_those_of_transformers(
     fp8_bases: dict[int | None, Path], block: int | None, precision: Any
 ) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(fp8_bases[block], dtype=DTYPES[precision]).state_dict()
-    ours = load_base(fp8_bases[block], precision, "cpu").state_dict()
+    ours = load_base(BaseFolder(fp8_bases[block]), precision, "cpu").state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
@@ -83,7 +84,7 @@ def test_layouts_that_transformers_writes_are_read(
 
     changed(folder, quantise_again)
     reconfigured(folder, fp8_config(block, scale_fmt=form))
-    stored, weights = load_file(folder / WEIGHTS), base_weights(folder)
+    stored, weights = load_file(folder / WEIGHTS), BaseFolder(folder).weights
     for name in (f"{Q0}.weight", f"{GATE0}.weight"):
         scale = stored[name.replace("weight", SCALE)]
         assert scale.shape == ((full[name].shape[0] // block, full[name].shape[1] // block) if block else (1, 1))
@@ -208,7 +209,7 @@ def test_a_layout_that_is_not_known_is_refused_by_name(
 ) -> None:
     folder = mutant(tmp_path / "base", fp8_bases, name)
     # the first is the function that refuses a recipe in `check` and in `train`
-    for load in (lambda one: plan_run(make_recipe(one)), lambda one: load_base(one, "fp32", "cpu")):
+    for load in (lambda one: plan_run(make_recipe(one)), lambda one: load_base(BaseFolder(one), "fp32", "cpu")):
         with pytest.raises(PinError, match=MUTANTS[name][3]) as caught:
             load(folder)
         assert caught.value.place.startswith(str(folder))
@@ -241,8 +242,8 @@ def test_experts_that_are_matrices_of_their_own_are_dequantised(tmp_path: Path, 
         tmp_path / "full", shipped_tokenizer("spm-v3"), architecture=Architecture(TEXT_MODELS["mixtral"])
     )
     folder = fp8_copy(full, tmp_path / "fp8", block=block)
-    ours = load_base(folder, "bf16", "cpu").state_dict()
-    layout = base_weights(folder)
+    ours = load_base(BaseFolder(folder), "bf16", "cpu").state_dict()
+    layout = BaseFolder(folder).weights
     assert isinstance(layout, DequantizedWeights)
     experts = {name for name in layout.layout.scales if ".experts." in name}
     assert len(experts) == 2 * 4 * 3

@@ -17,14 +17,14 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
-from pytest_mistral_lora.checkpoint.base_model import base_weights, load_base
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.adapter import adapter_findings
 from pytest_mistral_lora.conformance.merged import cases as merged_cases
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.base_location import base_config
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.generate.judge import compare
 from pytest_mistral_lora.training.merge import merge
@@ -88,7 +88,7 @@ def test_a_base_of_another_layout_is_another_base(
 ) -> None:
     folder = Path(shutil.copytree(fp8_bases[None], tmp_path / "base"))
     reconfigured(folder, fp8_config(128))
-    assert base_config(folder)["quantization"]["weight_block_size"] == [128, 128]
+    assert BaseFolder(folder).canonical_config["quantization"]["weight_block_size"] == [128, 128]
     with pytest.raises(InputError, match=r'quantization is {"quant_method": "fp8", "scale_fmt": "float", "weight_'):
         merge(fp8_run.output, tmp_path / "out", folder)
 
@@ -120,12 +120,14 @@ def test_a_merged_model_is_judged_beside_its_fp8_base(
     merge(fp8_run.output, tmp_path / "out", fp8_bases[None])
     results = {
         name: judge()
-        for name, judge in merged_cases(AdapterFolder(tmp_path / "out", fp8_bases[None]), [fp8_run.output]).items()
+        for name, judge in merged_cases(
+            AdapterFolder(tmp_path / "out", BaseFolder(fp8_bases[None])), [fp8_run.output]
+        ).items()
     }
     assert {name: (one.findings, one.not_checked) for name, one in results.items()} == dict.fromkeys(results, ((), ""))
     # the twin: a merge that took one scale for all of a matrix's blocks, as by the mean
     changed(tmp_path / "out", lambda one: one.update({f"{K0}.weight": one[f"{K0}.weight"] * 1.5}))
-    judged = merged_cases(AdapterFolder(tmp_path / "out", fp8_bases[None]), [fp8_run.output])
+    judged = merged_cases(AdapterFolder(tmp_path / "out", BaseFolder(fp8_bases[None])), [fp8_run.output])
     assert {one.rule for name in ("low-rank", "adapter-product") for one in judged[name]().findings} >= {"ML434"}
 
 
@@ -141,7 +143,7 @@ def test_a_base_in_shards_is_merged_with_an_index_of_full_weights(
         save_file({name: one for name, one in tensors.items() if places[name] == file}, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     expected = by_formula(fp8_bases[BLOCK], BLOCK)
-    assert all(torch.equal(one, expected[name].to(one.dtype)) for name, one in base_weights(folder).items())
+    assert all(torch.equal(one, expected[name].to(one.dtype)) for name, one in BaseFolder(folder).weights.items())
     write_rows(tmp_path / "rows.jsonl")
     sections = {"training": {"steps": 1}, "evaluation": {"generations": 1, "max_new_tokens": 4}}
     run = train(parse_recipe(recipe_data(folder, **sections), folder=tmp_path))
@@ -165,10 +167,10 @@ def wrapped_fp8(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 def test_the_text_of_a_wrapped_model_is_dequantised(wrapped_fp8: Path) -> None:
     theirs = AutoModelForImageTextToText.from_pretrained(wrapped_fp8, dtype=torch.bfloat16).state_dict()
-    ours = load_base(wrapped_fp8, "bf16", "cpu").state_dict()
+    ours = load_base(BaseFolder(wrapped_fp8), "bf16", "cpu").state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
-    layout = base_weights(wrapped_fp8)
+    layout = BaseFolder(wrapped_fp8).weights
     assert isinstance(layout, DequantizedWeights)
     assert len(layout.layout.scales) >= 2 * 5
 
@@ -187,8 +189,8 @@ def test_a_wrapped_model_is_trained_verified_and_merged(wrapped_fp8: Path, tmp_p
     assert [one for one in adapter_findings(run.output, wrapped_fp8) if one.severity == "error"] == []
     merge(run.output, tmp_path / "merged", wrapped_fp8)
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16).state_dict()
-    before = load_base(wrapped_fp8, "bf16", "cpu").state_dict()
+    before = load_base(BaseFolder(wrapped_fp8), "bf16", "cpu").state_dict()
     different = {name for name, tensor in before.items() if not torch.equal(merged[name], tensor)}
     assert different == {f"{layer}.weight" for layer in run.adapter.layers}
-    judged = merged_cases(AdapterFolder(tmp_path / "merged", wrapped_fp8), [run.output])
+    judged = merged_cases(AdapterFolder(tmp_path / "merged", BaseFolder(wrapped_fp8)), [run.output])
     assert [one for judge in judged.values() for one in judge().findings if one.severity == "error"] == []

@@ -11,6 +11,7 @@ import torch
 from peft.tuners import lora
 from transformers.models.mistral.modeling_mistral import MistralMLP
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.recipe import Lora
@@ -23,7 +24,12 @@ IDS = torch.arange(5, 45)[None]
 def model_of(base: Path, precision: Any = "fp32", **settings: Any) -> Any:
     """Return a model whose adapter has moved away from its start, where B is zero."""
     given = Lora(**{"r": 4, **settings})
-    model = attach_adapter(load_base(base, precision, "cpu"), given, adapted_layers(base, given.target_modules), seed=0)
+    model = attach_adapter(
+        load_base(BaseFolder(base), precision, "cpu"),
+        given,
+        adapted_layers(BaseFolder(base), given.target_modules),
+        seed=0,
+    )
     move_away(model)
     return model
 

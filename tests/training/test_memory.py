@@ -12,6 +12,7 @@ import torch
 from forked import run_forked
 from tiny_runs import MakeRecipe, recipe_data, trainer_of, write_rows
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.errors import MemoryShortageError, TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
@@ -24,13 +25,14 @@ from pytest_mistral_lora.training.step.memory_need import MemoryNeed, measure_ne
 @pytest.fixture(scope="module")
 def need(base: Path) -> MemoryNeed:
     lora = Lora()
-    model = attach_adapter(load_base(base, "fp32", "cpu"), lora, adapted_layers(base, lora.target_modules), seed=0)
+    folder = BaseFolder(base)
+    model = attach_adapter(load_base(folder, "fp32", "cpu"), lora, adapted_layers(folder, lora.target_modules), seed=0)
     attend_in_segments(model)
     return measure_need(model)
 
 
 def test_the_need_is_counted_on_the_model(need: MemoryNeed, base: Path) -> None:
-    model = load_base(base, "fp32", "cpu")
+    model = load_base(BaseFolder(base), "fp32", "cpu")
     layers, width = model.config.num_hidden_layers, model.config.hidden_size
     assert need.base == sum(one.nbytes for one in model.parameters())
     assert need.quantisable == 4 * need.values < need.base

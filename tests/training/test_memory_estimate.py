@@ -15,7 +15,7 @@ from class_models import Case
 from packaging.version import Version
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
-from pytest_mistral_lora.checkpoint.base_model import empty_model
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
@@ -51,7 +51,7 @@ def described(case: Case, folder: Path) -> Path:
 
 def real(folder: Path, recipe: Any, layers: list[str], dtype: torch.dtype = torch.float32) -> Any:
     """Return the model of a configuration with real, random numbers."""
-    model = empty_model(folder).to_empty(device="cpu").to(dtype)
+    model = BaseFolder(folder).empty_model().to_empty(device="cpu").to(dtype)
     model.tie_weights()
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
@@ -67,8 +67,8 @@ def real(folder: Path, recipe: Any, layers: list[str], dtype: torch.dtype = torc
 @each_case
 def test_the_estimate_is_the_count_on_a_real_model(case: Case, tmp_path: Path, make_recipe: MakeRecipe) -> None:
     folder, recipe = described(case, tmp_path / "base"), make_recipe(lora={"target_modules": ["attention"]})
-    layers = adapted_layers(folder, recipe.lora.target_modules)
-    found = estimate_need(folder, recipe, layers, "fp32", on_gpu=False)
+    layers = adapted_layers(BaseFolder(folder), recipe.lora.target_modules)
+    found = estimate_need(BaseFolder(folder), recipe, layers, "fp32", on_gpu=False)
     counted = measure_need(real(folder, recipe, layers))
     exact = ("base", "quantisable", "values", "adapter", "vocabulary")
     assert {name: getattr(found, name) for name in exact} == {name: getattr(counted, name) for name in exact}
@@ -91,7 +91,7 @@ def test_the_estimate_is_near_the_peak_of_a_real_step(
     case: Case, tmp_path: Path, make_recipe: MakeRecipe, checkpointed: bool
 ) -> None:
     folder, recipe = described(case, tmp_path / "base"), make_recipe(lora={"target_modules": ["attention"]})
-    layers, tokens = adapted_layers(folder, recipe.lora.target_modules), 512
+    layers, tokens = adapted_layers(BaseFolder(folder), recipe.lora.target_modules), 512
     model = real(folder, recipe, layers).train()
     if checkpointed:
         checkpoint_activations(model)
@@ -104,7 +104,7 @@ def test_the_estimate_is_near_the_peak_of_a_real_step(
         optimizer.step()
 
     peak = sum(one.nbytes for one in model.parameters()) + peak_bytes(step)
-    need = estimate_need(folder, recipe, layers, "fp32", on_gpu=False)
+    need = estimate_need(BaseFolder(folder), recipe, layers, "fp32", on_gpu=False)
     total = need.total(tokens, checkpointed=checkpointed)
     # experts are the most above: a step computes one after the other, and each has a part of the tokens
     assert 0.9 < total / peak < 1.3
@@ -148,7 +148,7 @@ def big_base(tmp_path: Path) -> Path:
 def test_a_7b_base_fits_as_its_users_know(
     big_base: Path, make_recipe: MakeRecipe, training: dict[str, Any], fits: str
 ) -> None:
-    memory = recipe_memory(make_recipe(training={"device": "auto", **training}), big_base)
+    memory = recipe_memory(make_recipe(training={"device": "auto", **training}), BaseFolder(big_base))
     size = parse_size(fits, place="")
     assert memory.text(size).count("\n") == 0
     assert memory.total <= memory.usable(size)
@@ -161,7 +161,7 @@ def test_a_7b_base_fits_as_its_users_know(
 
 def test_settings_that_need_less_are_named_the_least_harmful_first(big_base: Path, make_recipe: MakeRecipe) -> None:
     sections = {"device": "auto", "precision": "fp32", "micro_batch_tokens": 16384, "max_length": 8192}
-    memory = recipe_memory(make_recipe(training=sections), big_base)
+    memory = recipe_memory(make_recipe(training=sections), BaseFolder(big_base))
     found = [one.setting for one in memory.savings(parse_size("40GB", place=""))]
     assert [one.partition(":")[0].partition(" over")[0] for one in found][:4] == [
         "training.precision",

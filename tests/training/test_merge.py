@@ -16,11 +16,11 @@ from tiny_runs import CONVERSATIONS, MakeRecipe
 from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora import cli
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import Weights
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.files import listing
 from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
@@ -35,7 +35,9 @@ WEIGHTS = "model.safetensors"
 
 def test_the_weights_are_those_of_pefts_merge(run: RunResult, merged: MergedModel) -> None:
     with peft_quiet():
-        expected = PeftModel.from_pretrained(load_base(run.base_folder, "fp32", "cpu"), run.output).merge_and_unload()
+        expected = PeftModel.from_pretrained(
+            load_base(BaseFolder(run.base_folder), "fp32", "cpu"), run.output
+        ).merge_and_unload()
     found = load_file(merged.output / WEIGHTS)
     assert found.keys() == base_tensors(expected).keys()
     for name, tensor in base_tensors(expected).items():
@@ -144,10 +146,10 @@ def test_every_check_of_the_suite_passes(run: RunResult, merged: MergedModel, tm
 
 def test_a_sharded_base_and_its_generation_settings(run: RunResult, one: Path, tmp_path: Path) -> None:
     base = tmp_path / "tiny"
-    model = load_base(run.base_folder, "fp32", "cpu")
+    model = load_base(BaseFolder(run.base_folder), "fp32", "cpu")
     model.save_pretrained(base, max_shard_size="9MB")
     sharded = Path(shutil.copytree(run.output, tmp_path / "lora"))
-    declare(sharded, {**run.manifest, "base_weights_sha256": base_weights_sha256(base)})
+    declare(sharded, {**run.manifest, "base_weights_sha256": BaseFolder(base).weights_sha256})
     done = merge(sharded, tmp_path / "out", golden=one)
     assert done.base.samefile(base)  # beside the adapter, by its name
     names = {file.name for file in (tmp_path / "out").glob("model*")}

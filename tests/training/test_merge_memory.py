@@ -20,15 +20,16 @@ from pathlib import Path
 
 import torch
 
-from pytest_mistral_lora.checkpoint.weights import Weights, weight_files
-from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.merge.plan import plan_merge
 from pytest_mistral_lora.training.merge.plan import write_weights
 
 torch.set_num_threads(1)
-base, adapter, output = map(Path, sys.argv[1:4])
-weights, tensors = Weights(weight_files(base)), Weights([adapter / ADAPTER_TENSORS])
-changes = plan_merge(adapter, tensors, base, weights)
+output = Path(sys.argv[3])
+base, adapter = BaseFolder(Path(sys.argv[1])), AdapterFolder(Path(sys.argv[2]))
+weights, tensors = base.weights, adapter.weights
+changes = plan_merge(adapter, base)
 output.mkdir()
 
 

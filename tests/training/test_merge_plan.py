@@ -13,9 +13,11 @@ from merge_plans import OPTIONS, planned, write_adapter, write_base
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.weights import INDEX, Weights, weight_files, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
 from pytest_mistral_lora.training.generate import load_adapted
@@ -38,7 +40,9 @@ def merged(adapter: Path, base: Path, folder: Path, dtype: str = "float32") -> d
 
 def by_peft(adapter: Path, base: Path) -> dict[str, torch.Tensor]:
     with peft_quiet():
-        return base_tensors(PeftModel.from_pretrained(load_base(base, "fp32", "cpu"), adapter).merge_and_unload())
+        return base_tensors(
+            PeftModel.from_pretrained(load_base(BaseFolder(base), "fp32", "cpu"), adapter).merge_and_unload()
+        )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -88,7 +92,7 @@ def test_the_shards_of_the_base_are_those_of_the_merged_model(tmp_path: Path) ->
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, expected[name].bfloat16())
     (tmp_path / "out" / "config.json").write_bytes((base / "config.json").read_bytes())
-    loaded = base_tensors(load_base(tmp_path / "out", "fp32", "cpu"))
+    loaded = base_tensors(load_base(BaseFolder(tmp_path / "out"), "fp32", "cpu"))
     assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in found.items())
 
 
@@ -176,7 +180,7 @@ def test_sums_are_in_float32_on_coarse_weights(
     adapter = write_adapter(tmp_path / "adapter", base, **options)
     ids = torch.arange(40)[None]
     with torch.inference_mode():
-        model = load_adapted(adapter, base, precision, "cpu")
+        model = load_adapted(AdapterFolder(adapter), BaseFolder(base), precision, "cpu")
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         with float32_sums(model):
             found = model(input_ids=ids).logits
@@ -199,39 +203,39 @@ def test_numbers_that_the_dtype_does_not_have_are_refused(tmp_path: Path, number
 def test_a_base_that_is_not_full_is_refused(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", shard="20KB")
     weights = Weights(weight_files(base))
-    require_full_weights(base)
+    require_full_weights(BaseFolder(base))
     edit(base / "config.json", quantization_config={"quant_method": "gptq"})
     with pytest.raises(InputError, match=r"the base is quantised \(gptq\).*or merge into .*: --dequantise"):
-        require_full_weights(base)
+        require_full_weights(BaseFolder(base))
     edit(base / "config.json", quantization_config=None)
     (base / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="has an adapter in its folder"):
-        require_full_weights(base)
+        require_full_weights(BaseFolder(base))
     (base / "adapter_config.json").unlink()
     first = weights.files[0]
     tensors = load_file(first)
     name = next(iter(tensors))
     save_file({**tensors, name: tensors[name].to(torch.int8)}, first)
     with pytest.raises(InputError, match=f"{name} is in I8, and .* expected full weights: float32, bfloat16"):
-        require_full_weights(base)
+        require_full_weights(BaseFolder(base))
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, first)
     with pytest.raises(InputError, match=f"{name} is not where the index says"):
-        require_full_weights(base)
+        require_full_weights(BaseFolder(base))
 
 
 def test_the_bases_dtype_is_that_of_its_weights(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", dtype="bfloat16")
     edit(base / "config.json", dtype="float32", torch_dtype="float32")
-    assert merge_dtype(base, Weights(weight_files(base)), "base") == "bfloat16"
-    assert merge_dtype(base, Weights(weight_files(base)), "float16") == "float16"
+    assert merge_dtype(BaseFolder(base), Weights(weight_files(base)), "base") == "bfloat16"
+    assert merge_dtype(BaseFolder(base), Weights(weight_files(base)), "float16") == "float16"
     with pytest.raises(InputError, match="--dtype: 'int8'; expected base or one of float32"):
-        merge_dtype(base, Weights(weight_files(base)), "int8")
+        merge_dtype(BaseFolder(base), Weights(weight_files(base)), "int8")
     tensors = load_file(base / "model.safetensors")
     save_file({**tensors, "model.norm.weight": torch.ones(32)}, base / "model.safetensors")
-    assert merge_dtype(base, Weights(weight_files(base)), "base") == "float32"
+    assert merge_dtype(BaseFolder(base), Weights(weight_files(base)), "base") == "float32"
     edit(base / "config.json", dtype="float16", torch_dtype="float16")
     with pytest.raises(InputError, match=r"are in bfloat16 and float32. Choose with --dtype"):
-        merge_dtype(base, Weights(weight_files(base)), "base")
+        merge_dtype(BaseFolder(base), Weights(weight_files(base)), "base")
 
 
 def test_a_file_that_is_written_is_read_by_safetensors(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from fp8_bases import fp8_copy
 from safetensors.torch import load_file
 from tiny_runs import recipe_data, write_rows
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import base_tensors
 from pytest_mistral_lora.training.generate.judge import compare
@@ -63,7 +63,7 @@ def test_into_what_the_four_bits_of_training_stand_for(packed: RunResult, base: 
     parent = done.manifest["parent"]
     assert (parent["quantization"], parent["dequantized"]) == ("nf4", True)
     found = load_file(tmp_path / "out" / "model.safetensors")
-    assert torch.equal(found[LAYER], base_tensors(load_nf4(base, "fp32", "cpu").dequantize())[LAYER])
+    assert torch.equal(found[LAYER], base_tensors(load_nf4(BaseFolder(base), "fp32", "cpu").dequantize())[LAYER])
     assert not torch.equal(found[LAYER], load_file(base / "model.safetensors")[LAYER])
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
     assert compare(tmp_path / "out", packed.output / "transcripts").tiers["exact"] == 1
@@ -76,10 +76,10 @@ def test_into_what_the_four_bits_of_training_stand_for(packed: RunResult, base: 
 
 def test_a_base_that_is_stored_in_four_bits(run: RunResult, base: Path, tmp_path: Path) -> None:
     stored = tmp_path / "stored"
-    load_nf4(base, "fp32", "cpu").save_pretrained(stored)
+    load_nf4(BaseFolder(base), "fp32", "cpu").save_pretrained(stored)
     shutil.copy(base / "tokenizer.model.v3", stored)
     adapter = Path(shutil.copytree(run.output, tmp_path / "lora"))
-    declare(adapter, {**run.manifest, "base_weights_sha256": base_weights_sha256(stored)})
+    declare(adapter, {**run.manifest, "base_weights_sha256": BaseFolder(stored).weights_sha256})
     with pytest.raises(InputError, match=r"the base is quantised \(bitsandbytes\).*--dequantise"):
         merge(adapter, tmp_path / "out", stored)
     done = merge(
@@ -87,7 +87,7 @@ def test_a_base_that_is_stored_in_four_bits(run: RunResult, base: Path, tmp_path
     )
     assert done.manifest["parent"]["dequantized"] is True
     found = load_file(tmp_path / "out" / "model.safetensors")
-    assert torch.equal(found[LAYER], base_tensors(load_nf4(base, "fp32", "cpu").dequantize())[LAYER])
+    assert torch.equal(found[LAYER], base_tensors(load_nf4(BaseFolder(base), "fp32", "cpu").dequantize())[LAYER])
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
@@ -108,7 +108,7 @@ def test_an_fp8_base_may_be_rounded_to_four_bits_in_training(base: Path, tmp_pat
     run = train(parse_recipe(data, folder=tmp_path))
     assert run.manifest["training"]["quantization"] == "nf4"
     assert run.manifest["training"]["dequantized"]["method"] == "fp8"
-    full, rounded = load_base(fp8, "fp32", "cpu"), load_nf4(fp8, "fp32", "cpu").dequantize()
+    full, rounded = load_base(BaseFolder(fp8), "fp32", "cpu"), load_nf4(BaseFolder(fp8), "fp32", "cpu").dequantize()
     for dequantize, expected in ((False, full), (True, rounded)):
         done = merge(run.output, tmp_path / f"merged-{dequantize}", fp8, dtype="float32", dequantize=dequantize)
         assert done.manifest["parent"]["dequantized"] is dequantize

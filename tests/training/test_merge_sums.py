@@ -16,7 +16,7 @@ from fp8_bases import fp8_copy
 from merge_plans import OPTIONS, planned, write_adapter, write_base
 from safetensors.torch import load_file, save_file
 
-from pytest_mistral_lora.checkpoint.base_model import base_weights
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights, weight_files
 from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -33,12 +33,12 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 def written(adapter: Path, base: Path, folder: Path, dtype: str, changes: Any = None) -> Path:
     folder.mkdir()
     changes = planned(adapter, base) if changes is None else changes
-    write_weights(folder, base_weights(base), Weights([adapter / ADAPTER_TENSORS]), changes, dtype)
+    write_weights(folder, BaseFolder(base).weights, Weights([adapter / ADAPTER_TENSORS]), changes, dtype)
     return folder
 
 
 def inexact(merged: Path, base: Path, adapter: Path) -> dict[str, tuple[int, float]]:
-    found = inexact_tensors(Weights(weight_files(merged)), base_weights(base), AdapterFolder(adapter))
+    found = inexact_tensors(Weights(weight_files(merged)), BaseFolder(base).weights, AdapterFolder(adapter))
     return {one.name: (one.different, one.farthest) for one in found}
 
 
@@ -129,7 +129,7 @@ def test_a_change_that_is_off_by_a_thousandth_is_found(
     with pytest.raises(
         MergeError, match=rf"{Q} is not the rounded sum .* in [\d,]+ of 1,024 elements, by up to .* unit"
     ):
-        check_sums(Weights(weight_files(merged)), base_weights(base), AdapterFolder(adapter))
+        check_sums(Weights(weight_files(merged)), BaseFolder(base).weights, AdapterFolder(adapter))
 
 
 @pytest.mark.parametrize("block", [None, 8])

@@ -18,6 +18,7 @@ import yaml
 from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 from transformers.utils import logging as transformers_logging
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.training.display import RunDisplay, clock_text
@@ -118,7 +119,7 @@ def test_the_header_knows_parameters_and_steps_before_a_weight_is_loaded(make_re
     recipe = make_recipe(training={"steps": None, "epochs": 2.5, "batch_size": 2}, lora=lora)
     prepared = prepare(recipe)
     result = train(recipe)
-    parameters = sum(one.numel() for one in load_base(base, "fp32", "cpu").parameters())
+    parameters = sum(one.numel() for one in load_base(BaseFolder(base), "fp32", "cpu").parameters())
     assert trainable_parameters(prepared) == (result.manifest["lora"]["parameters"], parameters)
     assert recipe.training.planned_steps(len(prepared.data.train.rows)) == result.manifest["training"]["steps"] == 8
 

@@ -12,6 +12,7 @@ import torch
 from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.conformance.adapter import adapter_findings
 from pytest_mistral_lora.records.verify import verify
@@ -74,8 +75,8 @@ def test_linear_layers_alone_are_in_four_bits_and_nothing_is_upcast(base: Path, 
     import bitsandbytes
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    model = load_nf4(base, precision, "cpu")
-    model = attach_adapter(model, Lora(), adapted_layers(base, ("attention",)), seed=0)
+    model = load_nf4(BaseFolder(base), precision, "cpu")
+    model = attach_adapter(model, Lora(), adapted_layers(BaseFolder(base), ("attention",)), seed=0)
     packed = [name for name, one in model.named_modules() if isinstance(one, bitsandbytes.nn.Linear4bit)]
     assert len(packed) == sum(".layers." in name for name in packed) == 2 * 7
     for name, parameter in model.named_parameters():
@@ -92,7 +93,7 @@ def test_linear_layers_alone_are_in_four_bits_and_nothing_is_upcast(base: Path, 
 def test_four_bits_change_the_logits_so_the_reload_test_can_fail(base: Path) -> None:
     ids = torch.arange(10)[None]
     with torch.inference_mode():
-        full, packed = (load(base, "fp32", "cpu")(input_ids=ids).logits for load in (load_base, load_nf4))
+        full, packed = (load(BaseFolder(base), "fp32", "cpu")(input_ids=ids).logits for load in (load_base, load_nf4))
     assert not torch.allclose(full, packed, atol=1e-2)
 
 

@@ -1,15 +1,16 @@
-"""Each command reads the record of a folder once."""
+"""Each command reads the configuration, the record and the tensors' headers of its folders once."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from forked import run_forked
-from tiny_runs import CONVERSATIONS, write_rows
+from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 
 from pytest_mistral_lora.training.run import RunResult
 
@@ -18,26 +19,48 @@ import contextlib, io, json, os, sys
 from collections import Counter
 
 import peft, torch, transformers
-from transformers import MistralForCausalLM, Trainer
+from transformers import MistralForCausalLM, PreTrainedModel, Trainer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.training import generate, merge
 
-opened = Counter()
+opened, headers, models = Counter(), Counter(), Counter()
+make = PreTrainedModel.__init__
+
+
+def reads_a_header():
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "read_header":
+        frame = frame.f_back
+    return frame is not None
 
 
 def count(event, given):
     # one with an opener of its own is reported by `os.open`, too, which gives no mode
     if event == "open" and isinstance(given[0], str) and given[1] is not None:
         opened[os.path.realpath(given[0])] += 1
+        if given[0].endswith(".safetensors") and reads_a_header():
+            headers[os.path.basename(os.path.dirname(given[0])), os.path.basename(given[0])] += 1
+
+
+def count_model(self, *given, **named):
+    models[type(self).__name__] += isinstance(self, MistralForCausalLM)
+    make(self, *given, **named)
 
 
 # each command in a process of its own, which has imported the libraries
-for name, (folder, *words) in json.loads(sys.argv[1]).items():
+for name, (folders, words) in json.loads(sys.argv[1]).items():
     if os.fork() == 0:
         sys.addaudithook(count)
+        PreTrainedModel.__init__ = count_model
         with contextlib.redirect_stdout(io.StringIO()):
             code = main(words)
-        print(json.dumps([name, code, {name: opened[os.path.join(folder, name)] for name in os.listdir(folder)}]))
+        found = {"code": code, "models": models["MistralForCausalLM"]}
+        found["opened"] = {
+            kind: {file: opened[os.path.join(folder, file)] for file in os.listdir(folder)}
+            for kind, folder in folders.items()
+        }
+        found["headers"] = {"/".join(place): times for place, times in headers.items()}
+        print(json.dumps([name, found]))
         sys.stdout.flush()
         os._exit(0)
     os.wait()
@@ -48,27 +71,72 @@ COMMANDS = {
     "check": ("check", "{adapter}", "--base", "{base}"),
     "verify": ("verify", "{adapter}", "--base", "{base}"),
     "merge": ("merge", "{adapter}", "{adapter}-merged", "--base", "{base}"),
+    "train": ("train", "{recipe}"),
 }
+AGAIN = {
+    ("train", "config.json"): (
+        1,
+        "PEFT compares the vocabulary with the base's when transformers saves the last checkpoint: resized embeddings "
+        "would have to be saved, too",
+    ),
+}
+"""How often a command opens a file of the base once more, and why."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a command opened and made.
+
+    Attributes:
+        code: The exit code.
+        opened: How often it opened each file of its adapter and of its base.
+        headers: How often it read the header of each tensor file, by the last two parts of its path.
+        models: The number of models that were made, those without a weight included.
+        errors: The errors of all commands.
+    """
+
+    code: int
+    opened: dict[str, dict[str, int]]
+    headers: dict[str, int]
+    models: int
+    errors: str
 
 
 @pytest.fixture(scope="module")
-def counted(
-    run: RunResult, base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[int, dict[str, int], str]]:
-    """The exit code of each command, how often it opened each file of its adapter, and the errors of all."""
+def counted(run: RunResult, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counted]:
     folder = tmp_path_factory.mktemp("commands")
-    given = {"base": base, "rows": write_rows(folder / "rows.jsonl", CONVERSATIONS[:1])}
+    given = {"rows": write_rows(folder / "rows.jsonl", CONVERSATIONS[:1]), "recipe": folder / "recipe.yaml"}
+    given["recipe"].write_text(json.dumps(recipe_data(base), default=str))
     commands = {}
     for name, words in COMMANDS.items():
-        adapter = shutil.copytree(run.output, folder / name.replace(" ", "") / "adapter")
-        commands[name] = [str(adapter), *(word.format(**given, adapter=adapter) for word in words)]
+        folders = {"base": str(base)}
+        if name != "train":
+            folders["adapter"] = str(shutil.copytree(run.output, folder / name.replace(" ", "") / "adapter"))
+        commands[name] = (folders, [word.format(**given, **folders) for word in words])
     done = run_forked([sys.executable, "-c", COUNT, json.dumps(commands)])
-    lines = map(json.loads, done.stdout.splitlines())
-    return {name: (code, opened, done.stderr) for name, code, opened in lines}
+    return {name: Counted(**found, errors=done.stderr) for name, found in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
+def test_the_manifest_is_read_once(name: str, counted: dict[str, Counted]) -> None:
+    assert counted[name].code == 0, counted[name].errors
+    assert counted[name].opened["adapter"]["manifest.json"] == 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_manifest_is_read_once(name: str, counted: dict[str, tuple[int, dict[str, int], str]]) -> None:
-    code, opened, errors = counted[name]
-    assert code == 0, errors
-    assert opened["manifest.json"] == 1
+def test_the_configuration_of_the_base_is_read_once(name: str, counted: dict[str, Counted]) -> None:
+    again, _ = AGAIN.get((name, "config.json"), (0, ""))
+    assert counted[name].code == 0, counted[name].errors
+    assert counted[name].opened["base"]["config.json"] == 1 + again
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_header_of_each_tensor_file_is_read_once(name: str, counted: dict[str, Counted]) -> None:
+    headers = counted[name].headers
+    assert headers, counted[name].errors
+    assert set(headers.values()) == {1}, headers
+
+
+def test_a_run_makes_one_model_without_weights(counted: dict[str, Counted]) -> None:
+    # and the one that it trains
+    assert counted["train"].models == 2

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tiny_runs import recipe_data, write_rows
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.errors import TokenizerError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.manifest import load
@@ -43,7 +44,7 @@ def test_the_run_is_the_one_of_a_base_with_the_file(full_base: Path, saved_base:
     assert (recognised / "tokenizer.model.v3").read_bytes() == (own / "tokenizer.model.v3").read_bytes()
     found = verify(recognised, base=saved_base)
     assert [one.name for one in found if one.state == "mismatch"] == []
-    assert AdapterFolder(recognised, saved_base).encoder.tokenizer.oracle.version == "v3"
+    assert AdapterFolder(recognised, BaseFolder(saved_base)).encoder.tokenizer.oracle.version == "v3"
 
 
 def test_a_base_whose_own_tokenizer_gives_other_ids_is_refused(saved_base: Path, tmp_path: Path) -> None:

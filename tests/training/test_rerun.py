@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.recipe import parse_recipe
@@ -131,7 +132,7 @@ def test_a_declared_tokenizer_is_that_of_the_rerun(folder: Path, short: RunResul
     shutil.copy(shipped_tokenizer("spm-v3"), file)
     for oracle, expected in (("spm-v3", "spm-v3"), ("own.model.v3", str(file))):
         redeclared(folder, "base", {"oracle": oracle})
-        recipe = _recipe(AdapterFolder(folder, short.base_folder), None, tmp_path / "again")
+        recipe = _recipe(AdapterFolder(folder, BaseFolder(short.base_folder)), None, tmp_path / "again")
         assert recipe.base.oracle == expected
 
 

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora import training
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError, RowsError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.generate import adapter_effect, load_adapted, probe
 from pytest_mistral_lora.training.run import RunResult, train
 from pytest_mistral_lora.training.run_folder import work_folder
@@ -62,7 +64,7 @@ def test_adapter_whose_names_do_not_fit_is_refused(run: RunResult, tmp_path: Pat
         pytest.warns(UserWarning, match="missing adapter keys"),
         pytest.raises(InputError, match="do not fit the base"),
     ):
-        load_adapted(tmp_path, run.base_folder, "fp32", "cpu")
+        load_adapted(AdapterFolder(tmp_path), BaseFolder(run.base_folder), "fp32", "cpu")
 
 
 def test_adapter_effect_is_zero_before_training(run: RunResult) -> None:

@@ -22,6 +22,8 @@ from forked import run_forked
 from safetensors.torch import load_file, save_file
 from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.adapter import adapter_tensors, expected_names
 from pytest_mistral_lora.training.generate import load_adapted
 from pytest_mistral_lora.training.recipe import parse_recipe
@@ -191,7 +193,7 @@ def test_two_processes_make_the_adapter_of_one(several: Job, one: RunResult) -> 
 
 
 def test_the_saved_adapter_is_complete(several: Job, base: Path) -> None:
-    model = load_adapted(several.folder / "out", base, "fp32", "cpu")
+    model = load_adapted(AdapterFolder(several.folder / "out"), BaseFolder(base), "fp32", "cpu")
     assert {name: tensor.shape for name, tensor in adapter_tensors(model).items()} == {
         name: tensor.shape for name, tensor in several.tensors.items()
     }

@@ -14,6 +14,7 @@ from tiny_runs import MakeRecipe, rows_of, trainer_of
 from torch.nn.functional import pad
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.conformance.train.step_laws import reference_step
 from pytest_mistral_lora.errors import NonFiniteError
@@ -176,7 +177,7 @@ def test_gradients_are_as_near_to_fp64_as_those_of_the_stock_path(
 
 
 def test_within_its_window_a_segment_attends_as_a_row_alone_does(base: Path) -> None:
-    model = load_base(base, "fp32", "cpu")
+    model = load_base(BaseFolder(base), "fp32", "cpu")
     model.config.sliding_window = 4
     rows = [torch.arange(3, 14), torch.arange(20, 23), torch.arange(40, 47)]
     with torch.no_grad():
@@ -189,7 +190,7 @@ def test_within_its_window_a_segment_attends_as_a_row_alone_does(base: Path) -> 
 
 
 def test_without_segments_a_model_is_what_it_was(base: Path) -> None:
-    model = load_base(base, "fp32", "cpu")
+    model = load_base(BaseFolder(base), "fp32", "cpu")
     ids, mask = torch.tensor([[1, 5, 9, 4], [0, 1, 7, 3]]), torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
     with torch.no_grad():
         before = model(input_ids=ids, attention_mask=mask).logits

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, require_trainable
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -30,7 +31,9 @@ def test_same_seed_same_bytes_whatever_the_random_state(base: Path, tmp_path: Pa
 def test_the_checkpoint_has_the_tokenizers_own_vocabulary_and_ids(tmp_path: Path, name: str) -> None:
     folder = write_tiny_base(tmp_path / "tiny", shipped_tokenizer(name))
     oracle = CheckpointTokenizer(folder).oracle
-    config = require_trainable(folder)
+    base = BaseFolder(folder)
+    require_trainable(base)
+    config = base.config
     assert oracle.sha256 == CheckpointTokenizer(shipped_tokenizer(name)).oracle.sha256
     assert (config["vocab_size"], config["bos_token_id"], config["eos_token_id"]) == (
         oracle.vocab_size,
@@ -39,7 +42,7 @@ def test_the_checkpoint_has_the_tokenizers_own_vocabulary_and_ids(tmp_path: Path
     )
     assert config["pad_token_id"] not in (oracle.eos_id, oracle.bos_id)
     assert config["sliding_window"] is None
-    model = load_base(folder, "fp32", "cpu")
+    model = load_base(BaseFolder(folder), "fp32", "cpu")
     assert type(model).__name__ == "MistralForCausalLM"
     assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
 

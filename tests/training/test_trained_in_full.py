@@ -14,6 +14,7 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -123,8 +124,11 @@ def test_an_adapter_without_one_of_them_or_with_one_that_did_not_move_is_not_sav
 
 def test_the_tensors_have_the_names_that_are_expected(base: Path) -> None:
     lora = Lora(r=4, dora=True, modules_to_save=("embed_tokens", "lm_head", "input_layernorm"))
-    layers, saved = adapted_layers(base, ("attention",)), saved_modules(base, lora.modules_to_save)
-    model = attach_adapter(load_base(base, "bf16", "cpu"), lora, layers, seed=0)
+    layers, saved = (
+        adapted_layers(BaseFolder(base), ("attention",)),
+        saved_modules(BaseFolder(base), lora.modules_to_save),
+    )
+    model = attach_adapter(load_base(BaseFolder(base), "bf16", "cpu"), lora, layers, seed=0)
     assert saved == ["model.embed_tokens", *(f"model.layers.{n}.input_layernorm" for n in range(2)), "lm_head"]
     assert adapter_tensors(model).keys() == expected_names(layers, dora=True, saved=saved)
     assert len(expected_names(layers, dora=True, saved=saved)) == 8 * 3 + 4
@@ -147,7 +151,7 @@ def test_a_module_that_is_not_there_is_an_error_before_weights_are_loaded(
 ) -> None:
     (tmp_path / "config.json").write_bytes((base / "config.json").read_bytes())
     with pytest.raises(RecipeError, match=said) as caught:
-        saved_modules(tmp_path, names)
+        saved_modules(BaseFolder(tmp_path), names)
     assert caught.value.place == "lora.modules_to_save"
 
 
@@ -164,10 +168,10 @@ def test_a_module_that_is_not_there_is_an_error_before_weights_are_loaded(
 def test_routers_experts_and_vision_are_not_trained_in_full(kind: Case, name: str, found: str, tmp_path: Path) -> None:
     kind.config().save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=found) as caught:
-        saved_modules(tmp_path, [name])
+        saved_modules(BaseFolder(tmp_path), [name])
     assert caught.value.place == "lora.modules_to_save"
     # the head and the norms of the same model are
-    assert saved_modules(tmp_path, ["lm_head", "input_layernorm"])[-1] == "lm_head"
+    assert saved_modules(BaseFolder(tmp_path), ["lm_head", "input_layernorm"])[-1] == "lm_head"
 
 
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
@@ -175,21 +179,23 @@ def test_embeddings_that_the_base_keeps_as_one_with_its_head_are_refused(base: P
     config = read_json(base / "config.json")
     write_json(tmp_path / "config.json", {**config, "tie_word_embeddings": True})
     with pytest.raises(RecipeError, match=f"'{name}' is one with"):
-        saved_modules(tmp_path, [name])
-    assert saved_modules(tmp_path, ["input_layernorm"])
+        saved_modules(BaseFolder(tmp_path), [name])
+    assert saved_modules(BaseFolder(tmp_path), ["input_layernorm"])
 
 
 def test_the_log_says_how_large_the_adapter_gets(base: Path, caplog: pytest.LogCaptureFixture) -> None:
     lora = Lora(r=4, modules_to_save=("lm_head",))
     with caplog.at_level(logging.WARNING):
-        attach_adapter(load_base(base, "fp32", "cpu"), lora, adapted_layers(base, ("attention",)), seed=0)
+        folder = BaseFolder(base)
+        attach_adapter(load_base(folder, "fp32", "cpu"), lora, adapted_layers(folder, ("attention",)), seed=0)
     rows = read_json(base / "config.json")
     count = rows["vocab_size"] * rows["hidden_size"]
     assert [record.getMessage() for record in caplog.records] == [
         f"lora.modules_to_save: lm_head in full makes the adapter larger by {count * 4 / 1e6:.0f} MB ({count} numbers)"
     ]
     caplog.clear()
-    attach_adapter(load_base(base, "fp32", "cpu"), Lora(), adapted_layers(base, ("attention",)), seed=0)
+    folder = BaseFolder(base)
+    attach_adapter(load_base(folder, "fp32", "cpu"), Lora(), adapted_layers(folder, ("attention",)), seed=0)
     assert caplog.records == []
 
 
@@ -243,7 +249,8 @@ def test_the_step_gives_them_the_gradient_of_each_row_by_itself(make_recipe: Mak
     encoded = load_data(make_recipe(), encoder).train.encoded
     found = []
     for plain in (True, False):
-        model = attach_adapter(load_base(base, "fp32", "cpu"), lora, adapted_layers(base, ("attention",)), seed=0)
+        folder = BaseFolder(base)
+        model = attach_adapter(load_base(folder, "fp32", "cpu"), lora, adapted_layers(folder, ("attention",)), seed=0)
         if plain:
             for row in encoded:
                 logits = model(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits

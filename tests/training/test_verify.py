@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tiny_runs import CONVERSATIONS, write_rows
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.manifest import load
@@ -120,7 +121,7 @@ def test_the_same_weights_with_another_configuration_are_another_base(
     assert (field.name, field.found) == ("base_config.rms_norm_eps", 0.5)
     # smoke and merge ask for the identity, too
     with pytest.raises(InputError, match=r"rms_norm_eps is 0\.5; expected 1e-06, with which the adapter was trained"):
-        _ = AdapterFolder(adapter, base).identity
+        _ = AdapterFolder(adapter, BaseFolder(base)).identity
 
 
 def test_one_changed_letter_of_the_dataset_is_a_mismatch(adapter: Path, dataset: Path) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.loop import make_trainer
@@ -71,7 +71,7 @@ def base_with(base: Path, folder: Path, **keys: Any) -> Path:
 
 @cache
 def _weights_sha256(base: Path, states: tuple[tuple[int, int], ...]) -> str:
-    return base_weights_sha256(base)
+    return BaseFolder(base).weights_sha256
 
 
 def recipe_data(base: Path, *, weights_sha256: str | None = None, **sections: dict[str, Any]) -> dict[str, Any]:
@@ -106,8 +106,10 @@ def trainer_of(recipe: Recipe, base: Path, tmp_path: Path, change: Callable[[Any
         change: Takes the loaded base, and returns the one to train on.
     """
     data = load_data(recipe, make_encoder("mistral-common", CheckpointTokenizer(base)))
-    layers = adapted_layers(base, recipe.lora.target_modules)
-    model = attach_adapter(change(load_base(base, "fp32", recipe.training.device)), recipe.lora, layers, seed=0)
+    layers = adapted_layers(BaseFolder(base), recipe.lora.target_modules)
+    model = attach_adapter(
+        change(load_base(BaseFolder(base), "fp32", recipe.training.device)), recipe.lora, layers, seed=0
+    )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

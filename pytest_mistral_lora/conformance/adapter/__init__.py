@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.adapter import configuration as config_checks
 from pytest_mistral_lora.conformance.adapter import effect as effect_checks
 from pytest_mistral_lora.conformance.adapter import layout as layout_checks
@@ -18,7 +19,6 @@ from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -131,7 +131,7 @@ class AdapterChecks:
 
     @cached_property
     def _summaries(self) -> Mapping[str, weight_checks.TensorSummary]:
-        return weight_checks.summarize_tensors(inside(self.folder.path, ADAPTER_TENSORS))
+        return weight_checks.summarize_tensors(self.folder.weights)
 
     @cached_property
     def _misnamed(self) -> tuple[Finding, ...]:
@@ -175,7 +175,7 @@ class AdapterChecks:
         return "" if is_finite else "not every number is finite: see the check `tensors-finite`"
 
     @property
-    def _base(self) -> Path:
+    def _base(self) -> BaseFolder:
         return self.folder.located_base.require(self.folder.path)
 
     def files(self) -> Result:

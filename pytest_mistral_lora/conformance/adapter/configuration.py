@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from pytest_mistral_lora.checkpoint.architectures import (
     ALL,
@@ -14,8 +13,8 @@ from pytest_mistral_lora.checkpoint.architectures import (
     Architecture,
     architecture_of,
     is_known,
-    read_config,
 )
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.adapter.layout import AdapterLayout, readable_tensors
 from pytest_mistral_lora.conformance.adapter.weights import TOWER, TensorSummary
 from pytest_mistral_lora.conformance.finding import Finding
@@ -127,10 +126,10 @@ def placement_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSumm
             yield Finding(rule, found, place, "the attention alone")
 
 
-def class_findings(folder: AdapterFolder, base: Path) -> Iterator[Finding]:
+def class_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding]:
     """Yield a finding if the adapter was made for a base of another class, by its names or by the class it records."""
     try:
-        architecture = architecture_of(read_config(base))
+        architecture = architecture_of(base.config)
     except ValueError:
         return  # a class that is not known here: names and shapes are not checked
     place, expected = str(folder.tensors_file), f"an adapter of a {architecture.title}, as {base} is one"
@@ -202,7 +201,7 @@ def refusal_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[F
         found = f"vLLM leaves out {keys}: it scales {layer} by {usual:g}, and PEFT by {scale:g}"
         yield Finding("ML426", found + and_more(1, len(other)), place, "one scale for every layer, or the merged model")
     base = folder.located_base.folder
-    of_base = {} if base is None else read_config(base)
+    of_base = {} if base is None else base.config
     attention = architecture_of(of_base).text.attention if is_known(of_base) else ()
     # vLLM multiplies by parts of the matrix that are cut out of the base when that is loaded, and never calls the layer
     layers = [name for name in adapted_modules(readable_tensors(folder)) if name.endswith(f".{_ABSORBED}")]
@@ -212,9 +211,9 @@ def refusal_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[F
         yield Finding("ML427", found, str(folder.tensors_file), f"the merged model, or an adapter on {others}")
 
 
-def dropped_findings(folder: AdapterFolder, base: Path) -> Iterator[Finding]:
+def dropped_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding]:
     """Yield a finding if the base is a model with images, and the tensors are named as those of its text alone."""
-    config = read_config(base)
+    config = base.config
     try:
         tensors = folder.tensors
     except InputError:

@@ -7,11 +7,9 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.checkpoint.base_model import base_weights
-from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.adapter.layout import PREFIX, AdapterLayout
 from pytest_mistral_lora.conformance.adapter.weights import LARGEST, is_floating
 from pytest_mistral_lora.conformance.finding import Finding
@@ -39,9 +37,9 @@ def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
     Layers that are all small alike are a short run, and no finding. Experts are left out: some are hardly ever used.
 
     Raises:
-        InputError: As for `Weights`.
+        InputError: As for `AdapterFolder.weights`.
     """
-    weights, place = Weights([folder.tensors_file]), str(folder.tensors_file)
+    weights, place = folder.weights, str(folder.tensors_file)
     kinds: dict[str, dict[int, float]] = defaultdict(dict)
     for name in weights:
         layer = name.removesuffix(_A)
@@ -98,7 +96,7 @@ _ALIKE, _LEFT = 0.35, 0.7
 """Of trained PiSSA and OLoRA adapters, 1.3 to 3 is left in the plain base, and 0.0 to 0.4 in the one of the run."""
 
 
-def start_findings(folder: AdapterFolder, layout: AdapterLayout, base: Path) -> tuple[list[Finding], str]:
+def start_findings(folder: AdapterFolder, layout: AdapterLayout, base: BaseFolder) -> tuple[list[Finding], str]:
     """Look in the base's weights for the part that the adapter's initialisation took out of them.
 
     PiSSA, CorDA, OLoRA and LoftQ begin with a base of `W0 - s B0 A0`: on `W0` itself, `s B0 A0` is there twice.
@@ -113,7 +111,7 @@ def start_findings(folder: AdapterFolder, layout: AdapterLayout, base: Path) -> 
     undecided = f"init_lora_weights is {short_json(start)}, which needs a base of its own, and {base} does not show it"
     shares: list[float] = []
     try:
-        adapter, weights = Weights([folder.tensors_file]), base_weights(base)
+        adapter, weights = folder.weights, base.weights
         layers = [layer for layer in layout.scalings if f"{layer}.weight" in weights]
         for layer in layers[:: max(1, len(layers) // _LAYERS_READ)]:
             a, b = (adapter[f"{PREFIX}{layer}{side}"].float() for side in (_A, _B))

@@ -7,11 +7,10 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.architectures import ALL, is_known, read_config
-from pytest_mistral_lora.checkpoint.base_model import empty_model
+from pytest_mistral_lora.checkpoint.architectures import ALL, is_known
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import TensorInfo
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, and_more, one_line
@@ -65,7 +64,7 @@ class AdapterLayout:
         return self.embedding is not None and shape != self.embedding and _EMBEDDING.search(name) is not None
 
 
-def adapter_layout(folder: AdapterFolder, base: Path | None) -> AdapterLayout:
+def adapter_layout(folder: AdapterFolder, base: BaseFolder | None) -> AdapterLayout:
     """Put an adapter on a base without loading a weight.
 
     Args:
@@ -110,14 +109,14 @@ def adapter_layout(folder: AdapterFolder, base: Path | None) -> AdapterLayout:
     return replace(plain, expected=expected, unmatched=unmatched, scalings=scalings)
 
 
-def _known_base(base: Path, folder: AdapterFolder) -> Any:
-    config = read_config(base)
+def _known_base(base: BaseFolder, folder: AdapterFolder) -> Any:
+    config = base.config
     if not is_known(config):
         found = f"the base is {config.get('architectures') or config.get('model_type')!r}"
         # a base that you name is to be judged by; one that an adapter records is not
         kind = PinError if folder.given_base is not None else InputError
-        raise kind(found, place=str(base / "config.json"), expected=f"one of {', '.join(ALL)}")
-    return empty_model(base)
+        raise kind(found, place=str(base.config_file), expected=f"one of {', '.join(ALL)}")
+    return base.empty_model()
 
 
 def _assumed_base(folder: AdapterFolder) -> Any:

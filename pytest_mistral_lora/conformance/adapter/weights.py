@@ -9,17 +9,16 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.checkpoint.architectures import read_config
-from pytest_mistral_lora.checkpoint.base_model import is_tied, load_base
+from pytest_mistral_lora.checkpoint.architectures import EMBEDDINGS
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
-from pytest_mistral_lora.checkpoint.weights import read_header, weight_files
+from pytest_mistral_lora.checkpoint.weights import Weights, weight_files
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import LibraryError, MemoryShortageError, PinError, and_more, one_line
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.tensors import read_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,8 +48,8 @@ class TensorSummary:
     sha256: str
 
 
-def summarize_tensors(file: Path) -> dict[str, TensorSummary]:
-    """Summarize every tensor of a safetensors file, one at a time, so that memory does not grow with the file.
+def summarize_tensors(weights: Weights) -> dict[str, TensorSummary]:
+    """Summarize every tensor of safetensors files, one at a time, so that memory does not grow with the file.
 
     Raises:
         InputError: If the file cannot be loaded.
@@ -58,7 +57,7 @@ def summarize_tensors(file: Path) -> dict[str, TensorSummary]:
     import numpy as np
 
     found = {}
-    for name, info in read_header(file).items():
+    for name, info in weights.infos.items():
         tensor = info.read()
         digest = hashlib.sha256(tensor.tobytes()).hexdigest()
         if not is_floating(tensor) or tensor.size == 0:
@@ -117,51 +116,49 @@ PROBE_TOKENS = 32
 SMALLEST = 1e-6
 """Smallest effect that counts, as a share of the largest logit: float32 has seven digits."""
 
-_EMBEDDINGS = ("embed_tokens", "lm_head")
 
-
-def fit_findings(folder: AdapterFolder, base: Path, changed: Iterable[str]) -> Iterator[Finding]:
+def fit_findings(folder: AdapterFolder, base: BaseFolder, changed: Iterable[str]) -> Iterator[Finding]:
     """Yield the reasons, apart from shapes, for which an adapter must not be put on a base.
 
     Args:
         folder: The adapter.
-        base: The base.
+        base: Its base.
         changed: The names of the tensors that PEFT saves of this configuration.
     """
-    model = AdapterFolder(base)
+    model = folder.base_record
     parent = model.valid_manifest.data.get("parent") if model.valid_manifest else None
     if parent is not None and parent["tensors_sha256"] == folder.tensors_sha256:
         yield Finding("ML419", "the base is merged with this adapter already", str(base), "the base before merging")
     elif model.config_file.is_file() and model.model_files:
         found = "the base has an adapter in its folder, which transformers puts on it when it loads it"
         yield Finding("ML419", found, str(model.config_file), "a base without adapter")
-    if not is_tied(base) or folder.config.get("ensure_weight_tying"):
+    if not base.is_tied or folder.config.get("ensure_weight_tying"):
         return
     # the base has one tensor for both: PEFT would change or save a copy of it, and the other would stay as it was
     for key, part in (("target_modules", "lora_"), ("modules_to_save", "weight")):
-        touched = [name for name in _EMBEDDINGS if any(f".{name}.{part}" in one for one in changed)]
+        touched = [name for name in EMBEDDINGS if any(f".{name}.{part}" in one for one in changed)]
         if touched:
             found = f"{key} has {' and '.join(touched)}, which the base keeps as one"
             yield Finding("ML420", found, str(folder.config_file), "neither, or ensure_weight_tying")
 
 
-def reason_not_to_load(base: Path) -> str:
+def reason_not_to_load(base: BaseFolder) -> str:
     """Return why a base is not loaded: quantised, or too large for half of the memory; empty if it can be."""
     import psutil
 
     try:
-        config = read_config(base)
+        config = base.config
         if declared_quantization(config) and not is_fp8(config):
             return f"{base} is quantised: give the base in full precision"
         # as float32; most bases are in two bytes a number
-        size = (4 if is_fp8(config) else 2) * sum(file.stat().st_size for file in weight_files(base))
+        size = (4 if is_fp8(config) else 2) * sum(file.stat().st_size for file in weight_files(base.path))
     except PinError as error:
         return str(error)
     free = int(psutil.virtual_memory().available)
     return "" if size < free // 2 else f"the base needs {size >> 30} GiB of memory, {free >> 30} GiB are free"
 
 
-def effect_findings(folder: AdapterFolder, base: Path) -> Iterator[Finding]:
+def effect_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding]:
     """Yield a finding if PEFT leaves some of the tensors out, or the adapter changes no logit of its base.
 
     Raises:
@@ -188,7 +185,7 @@ def effect_findings(folder: AdapterFolder, base: Path) -> Iterator[Finding]:
             return
         # PEFT warns of tensors that it does not find or does not know, and goes on with the initial values
         loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        saved = read_tensors(folder.tensors_file)
+        saved = folder.load_tensors()
         for name in sorted(saved.keys() & loaded.keys()):
             if not (saved[name].float() == loaded[name].float()).all():
                 found = f"{name} is not what PEFT has after loading"

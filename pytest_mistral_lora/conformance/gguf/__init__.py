@@ -93,7 +93,7 @@ class GgufChecks:
             return Result(not_checked="one of several files: join them with llama-gguf-split --merge")
         require_extra("gguf")
         try:
-            compared = ComparedWeights(self._gguf, self._target.model, self._target.base)
+            compared = ComparedWeights(self._gguf, self._target.model, self._target.base_folder)
             found = tuple(compared.findings())
             return Result(found, facts=(("weights of", compared.text),))
         except MistralLoraError as error:
@@ -107,7 +107,7 @@ class GgufChecks:
             return Result(not_checked="no adapter folder to compare with: name it with --mistral-adapter")
         require_extra("gguf")
         try:
-            folder = AdapterFolder(self._target.adapter, self._target.base)
+            folder = AdapterFolder(self._target.adapter, self._target.base_folder)
             return Result(tuple(adapter_findings(self._gguf, folder)))
         except MistralLoraError as error:
             return Result(not_checked=str(error))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.checkpoint.architectures import read_config, text_part
-from pytest_mistral_lora.checkpoint.weights import Weights, weight_files
+from pytest_mistral_lora.checkpoint.architectures import text_part
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter.layout import PREFIX, adapter_layout
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.errors import InputError, shortened
@@ -60,14 +60,13 @@ _DEFAULT_THETA = 10_000.0
 """The base of the rotary embedding that both libraries take if none is given."""
 
 
-def architecture_findings(file: GgufFile, model: Path) -> Iterator[Finding]:
+def architecture_findings(file: GgufFile, model: BaseFolder) -> Iterator[Finding]:
     """Yield ML917 for each size and setting that is not that of a checkpoint's `config.json`.
 
     Raises:
         PinError: If `config.json` cannot be read.
     """
-    config = read_config(model)
-    config = {**config, **text_part(config)}
+    config = {**model.config, **text_part(model.config)}
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     rope = rope if isinstance(rope, dict) else {}
     rope = {"rope_type": rope.get("type"), **rope}
@@ -86,7 +85,7 @@ def architecture_findings(file: GgufFile, model: Path) -> Iterator[Finding]:
             is_alike = value == expected
         if not is_alike:
             found = f"{file.architecture}.{key} is {_shown(value)}"
-            yield Finding("ML917", found, str(file.path), f"{_shown(expected)}, {name} of {model}/config.json")
+            yield Finding("ML917", found, str(file.path), f"{_shown(expected)}, {name} of {model.config_file}")
 
 
 def _shown(value: Any) -> str:
@@ -102,27 +101,27 @@ class ComparedWeights:
         text: A line for the summary: the tensors, and the largest error by type.
     """
 
-    def __init__(self, file: GgufFile, model: Path, base: Path | None) -> None:
+    def __init__(self, file: GgufFile, model: BaseFolder, base: BaseFolder | None) -> None:
         """Read the headers.
 
         Args:
             file: The GGUF file.
-            model: The folder of the checkpoint that was converted.
+            model: The checkpoint that was converted.
             base: The base of a merged model; None to compare with the model alone.
 
         Raises:
             InputError: If the architecture is not known here, or a file cannot be read.
         """
         self.file: GgufFile = file
-        self.model: Path = model
+        self.model: BaseFolder = model
         self._to_gguf = _name_map(file)
         key = f"{file.architecture}.attention.head_count"
         heads = file.fields.get(key)
         self._heads = {".attn_q.": heads, ".attn_k.": file.fields.get(f"{key}_kv", heads)}
         self.text = ""
-        self._own = Weights(weight_files(model))
-        same = base is None or base.resolve() == model.resolve()
-        self._base = None if same or base is None else Weights(weight_files(base))
+        self._own = model.file_weights
+        same = base is None or base.path.resolve() == model.path.resolve()
+        self._base = None if same or base is None else base.file_weights
 
     def findings(self) -> Iterator[Finding]:
         """Yield ML916 for each tensor that is missing, too many, or farther away than its type explains."""
@@ -248,7 +247,7 @@ def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]
     Raises:
         InputError: If a file of the adapter cannot be read.
     """
-    place, weights = str(file.path), Weights([folder.tensors_file])
+    place, weights = str(file.path), folder.weights
     layout = adapter_layout(folder, folder.located_base.folder)
     if layout.refusal:
         raise InputError(f"PEFT refuses the adapter: {layout.refusal}", place=str(folder.path))
@@ -288,7 +287,7 @@ def _adapter_names(file: GgufFile, weights: Weights) -> Iterator[tuple[str, str]
 
 def _adapter_tensor_findings(file: GgufFile, name: str, want: Any, folder: AdapterFolder) -> Iterator[Finding]:
     if name.endswith(".lora_b") and (".attn_q." in name or ".attn_k." in name):
-        config = text_part(read_config(folder.located_base.require(folder.path)))
+        config = text_part(folder.located_base.require(folder.path).config)
         heads = config.get("num_attention_heads")
         want = _interleaved(want, config.get("num_key_value_heads", heads) if ".attn_k." in name else heads, name)
     if file.tensors[name].shape != want.shape:

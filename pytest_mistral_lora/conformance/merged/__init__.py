@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.architectures import read_config
-from pytest_mistral_lora.checkpoint.base_model import base_weights
 from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.conformance.base_tokenizer import template_result, tokenizer_result
@@ -98,9 +96,9 @@ class MergedChecks:
             raise InputError(f"a JSON {type(data).__name__}", place=f"{self._place}/config.json")
         return data
 
-    @cached_property
+    @property
     def _weights(self) -> Weights:
-        return Weights([inside(self.folder.path, file.name) for file in self.folder.model_files])
+        return self._given.model_weights
 
     @cached_property
     def _read_base(self) -> Weights | str | MistralLoraError:
@@ -109,12 +107,12 @@ class MergedChecks:
             base = self.folder.located_base
             if base.folder is None:
                 return base.missing
-            if base.folder.resolve() == self.folder.path.resolve():
+            if base.folder.path.resolve() == self.folder.path.resolve():
                 return "the base is this folder itself: give the base before merging"
-            config = read_config(base.folder)
+            config = base.folder.config
             if declared_quantization(config) and not is_fp8(config):
                 return f"the base {base.folder} is quantised: give the one in full precision"
-            return base_weights(base.folder)
+            return base.folder.weights
         except MistralLoraError as error:
             return error
 
@@ -233,8 +231,8 @@ class MergedChecks:
             base = self.folder.located_base
             if base.folder is None:
                 return Result(tuple(findings), "" if findings else base.missing)
-            findings += structure.difference_findings(self._config, read_config(base.folder), place)
-            findings += structure.end_findings(self.folder.path, base.folder)
+            findings += structure.difference_findings(self._config, base.folder.config, place)
+            findings += structure.end_findings(self.folder.path, base.folder.path)
         except MistralLoraError as error:
             return Result(tuple(findings), "" if findings else f"the base cannot be read: {error}")
         return Result(tuple(findings))
@@ -259,7 +257,7 @@ class MergedChecks:
             findings.append(Finding("ML413", "every weight is the base's: nothing was merged", self._place, expected))
         # whoever writes a merge into a copy of the base's folder leaves Mistral's own file of the base in it
         for file in sorted(self.folder.path.glob("consolidated*.safetensors")):
-            other = self.folder.located_base.require(self.folder.path) / file.name
+            other = self.folder.located_base.require(self.folder.path).path / file.name
             if other.is_file() and filecmp.cmp(file, other, shallow=False):
                 found = "the file is the base's, and vLLM loads it in its Mistral format"
                 findings.append(Finding("ML413", found, str(file), "no such file"))

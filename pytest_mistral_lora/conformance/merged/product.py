@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.checkpoint.architectures import is_known, read_config
+from pytest_mistral_lora.checkpoint.architectures import is_known
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter.configuration import configuration_findings
 from pytest_mistral_lora.conformance.adapter.layout import adapter_layout
@@ -37,17 +37,17 @@ class AdapterAtHand:
 
     Attributes:
         folder: The adapter's folder.
-        base: The base's folder.
+        base: The base.
         own: The merged tensors.
         before: The base's tensors.
         pairs: The name in the base of each merged tensor that has one there.
     """
 
     def __init__(
-        self, folder: AdapterFolder, base: Path, own: Weights, before: Weights, pairs: Mapping[str, str]
+        self, folder: AdapterFolder, base: BaseFolder, own: Weights, before: Weights, pairs: Mapping[str, str]
     ) -> None:  # fmt: skip
         self.folder: AdapterFolder = folder
-        self.base: Path = base
+        self.base: BaseFolder = base
         self.own: Weights = own
         self.before: Weights = before
         self.pairs: dict[str, str] = {name: mine for mine, name in pairs.items()}
@@ -62,17 +62,17 @@ class AdapterAtHand:
             wrong = next(configuration_findings(self.folder), None)
             if wrong is not None:
                 return {}, f"the configuration of {self.folder.path} is not sound: {wrong.found}"
-            if not is_known(read_config(self.base)):
+            if not is_known(self.base.config):
                 return plan_by_names(self.folder, self.before), ""
             if refusal := adapter_layout(self.folder, self.base).refusal:
                 return {}, f"PEFT refuses the configuration of {self.folder.path}: {refusal}"
-            return plan_merge(self.folder.path, self._tensors, self.base, self.before), ""
+            return plan_merge(self.folder, self.base), ""
         except MistralLoraError as error:
             return {}, f"{self.folder.path} has no sum with this base: {error}"
 
     @cached_property
     def _tensors(self) -> Weights:
-        return Weights([self.folder.tensors_file])
+        return self.folder.weights
 
     @property
     def missing(self) -> str:
@@ -175,7 +175,7 @@ def plan_by_names(folder: AdapterFolder, base: Weights) -> dict[str, TensorChang
     start = folder.config.get("init_lora_weights")
     if start not in (True, False, None, "gaussian"):
         raise InputError(f"init_lora_weights is {start!r}, which changed the base first", place=str(folder.config_file))
-    adapter, changes = Weights([folder.tensors_file]), dict[str, TensorChange]()
+    adapter, changes = folder.weights, dict[str, TensorChange]()
     for name, one in changes_by_names(folder, base).items():
         parts = one.names
         changes[name] = change = (

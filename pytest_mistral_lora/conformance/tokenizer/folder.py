@@ -18,7 +18,6 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     template_places,
 )
 from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
-from pytest_mistral_lora.checkpoint.weights import embedding_rows
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError, PinError, TokenizerError
@@ -118,7 +117,7 @@ def file(target: Target) -> Result:
     ]
     for weights in sorted(files.path.glob("*.safetensors")) if files.path.is_dir() else ():
         try:
-            embedding_rows(weights)
+            target.weights_header(weights)
         except InputError as error:
             findings.append(Finding("ML209", error.found, error.place, "a whole safetensors file"))
     if not target.tokenizer.is_there:

@@ -248,7 +248,7 @@ def _embedding_findings(target: Target) -> Iterator[Finding]:
     rows: dict[str, int] = {}
     for weights in sorted(files.path.glob("model*.safetensors")):
         try:
-            rows |= embedding_rows(weights)
+            rows |= embedding_rows(target.weights_header(weights))
         except InputError:
             continue  # The check `file` reports it.
     if declared is not None:

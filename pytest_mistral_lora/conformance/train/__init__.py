@@ -53,7 +53,7 @@ def _judge_run(target: Target, settings: Settings, judge: _Judge | TrainingLaw, 
 
     oracle = target.oracle
     try:
-        kind = TinyKind.of(target.tokenizer.path)
+        kind = TinyKind.of(target.checkpoint)
     except PinError as error:
         return Result(not_checked=f"no tiny model is trained: {error}")
     try:

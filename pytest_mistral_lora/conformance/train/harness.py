@@ -156,7 +156,7 @@ class TrainerHarness(TinyFolder):
             lora: Changes to the section `lora`.
             training: Changes to the section `training`, which by default makes one step of `ROWS_OF_STEP` rows.
         """
-        from pytest_mistral_lora.records.base_location import base_weights_sha256
+        from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
         from pytest_mistral_lora.training.recipe import parse_recipe
 
         settings = {
@@ -172,7 +172,7 @@ class TrainerHarness(TinyFolder):
             "device": self.device,
         }
         data = {
-            "base": {"path": "base", "weights_sha256": base_weights_sha256(self.base)},
+            "base": {"path": "base", "weights_sha256": BaseFolder(self.base).weights_sha256},
             "data": {"train": [self.rows.name]},
             "lora": {"r": _RANK, "alpha": _ALPHA, **(lora or {})},
             "training": settings | training,
@@ -182,13 +182,15 @@ class TrainerHarness(TinyFolder):
 
     def new_model(self, recipe: Recipe, base: Path | None = None) -> Any:
         """Return a base (by default the tiny one) with a new adapter on it, by the functions of the trainer."""
+        from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
         from pytest_mistral_lora.checkpoint.base_model import load_base
         from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
         from pytest_mistral_lora.training.devices import on_gpu, precision_of
 
-        base, training = base or self.base, recipe.training
-        model = load_base(base, precision_of(training), "cuda" if on_gpu(training) else "cpu")
-        return attach_adapter(model, recipe.lora, adapted_layers(base, recipe.lora.target_modules), seed=training.seed)
+        folder, training = BaseFolder(base or self.base), recipe.training
+        model = load_base(folder, precision_of(training), "cuda" if on_gpu(training) else "cpu")
+        layers = adapted_layers(folder, recipe.lora.target_modules)
+        return attach_adapter(model, recipe.lora, layers, seed=training.seed)
 
     def perturbed_model(self) -> Any:
         """Return the base with an adapter of fixed random values, the same whatever the trainer's seed."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.checkpoint.architectures import text_part
-from pytest_mistral_lora.checkpoint.base_model import architecture_in
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.train.harness import Figures, TrainerHarness, TrainingLaw
 from pytest_mistral_lora.conformance.train.run_laws import refusal_text
@@ -46,7 +46,7 @@ def _changed_base(harness: TrainerHarness, name: str, *, text: Mapping[str, Any]
 
 def measure_targets(harness: TrainerHarness) -> Figures:
     """Ask for adapters on some layers, and on a layer whose name is misspelt."""
-    adapted, text = [], architecture_in(harness.base).text
+    adapted, text = [], BaseFolder(harness.base).architecture.text
     # PEFT's default for Mistral, q_proj and v_proj, is neither of them
     for asked in ((text.attention[1], text.attention[-1]), (text.attention[0], *text.mlp[1:])):
         model = harness.new_model(harness.recipe(lora={"target_modules": list(asked)}))
@@ -172,25 +172,25 @@ def measure_window(harness: TrainerHarness) -> Figures:
     """Load the base as it is, with a window of four tokens and with none; compare logits within it and beyond."""
     import torch
 
-    from pytest_mistral_lora.checkpoint.architectures import read_config
     from pytest_mistral_lora.checkpoint.base_model import load_base
 
-    architecture = architecture_in(harness.base)
-    if not architecture.text.has_window:
-        return {"not measured": f"{architecture.title} has no sliding window"}
-    folders = {"as it is": harness.base}
+    base = BaseFolder(harness.base)
+    if not base.architecture.text.has_window:
+        return {"not measured": f"{base.architecture.title} has no sliding window"}
+    folders = {"as it is": base}
     # layers with windows of their own have one: a window that no row fills is none
-    wide = _WIDE if text_part(read_config(harness.base)).get("layer_types") else None
+    wide = _WIDE if text_part(base.config).get("layer_types") else None
     for name, tokens in ((str(_WINDOW), _WINDOW), ("none", wide)):
-        folders[name] = _changed_base(harness, f"window-{tokens}", text={"sliding_window": tokens})
-        os.link(harness.base / "model.safetensors", folders[name] / "model.safetensors")
+        folder = _changed_base(harness, f"window-{tokens}", text={"sliding_window": tokens})
+        os.link(harness.base / "model.safetensors", folder / "model.safetensors")
+        folders[name] = BaseFolder(folder)
     models = {name: load_base(folder, "fp32", "cpu") for name, folder in folders.items()}
     ids = torch.tensor([max(harness.encoded, key=lambda row: len(row.input_ids)).input_ids])
     with torch.inference_mode():
         narrow, wide = (models[name](input_ids=ids).logits[0] for name in (str(_WINDOW), "none"))
     # position i sees positions i - 3 to i: the first four logits cannot tell the windows apart, the later ones must
     apart = (narrow - wide).abs().amax(dim=-1)
-    configured = {name: text_part(read_config(folder)).get("sliding_window") for name, folder in folders.items()}
+    configured = {name: text_part(folder.config).get("sliding_window") for name, folder in folders.items()}
     return {
         "windows": {
             name: [tokens, models[name].config.get_text_config().sliding_window] for name, tokens in configured.items()

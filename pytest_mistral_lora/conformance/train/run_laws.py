@@ -92,13 +92,14 @@ def measure_frozen(harness: TrainerHarness) -> Figures:
     """Give the trainer an adapter as PEFT loads one by default: for inference, with no trainable parameter."""
     from peft import PeftModel
 
+    from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
     from pytest_mistral_lora.checkpoint.base_model import load_base
     from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
     from pytest_mistral_lora.training.devices import on_gpu
 
     recipe = harness.recipe()
     with peft_quiet():
-        base = load_base(harness.base, "fp32", "cuda" if on_gpu(recipe.training) else "cpu")
+        base = load_base(BaseFolder(harness.base), "fp32", "cuda" if on_gpu(recipe.training) else "cpu")
         model = PeftModel.from_pretrained(base, harness.adapter)
     before = adapter_tensors(model)
     refused = refusal_text(lambda: harness.trainer(model, recipe).train())

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.train.harness import SCALE, Figures, TrainerHarness, TrainingLaw
 from pytest_mistral_lora.conformance.train.model_laws import row_logits
 from pytest_mistral_lora.conformance.train.step_laws import merge_by_hand, plain_model, supervised_positions
 from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -119,9 +121,9 @@ def measure_generation(harness: TrainerHarness) -> Figures:
     from transformers import GenerationConfig
 
     from pytest_mistral_lora.chat.rows import read_rows
-    from pytest_mistral_lora.training.generate import generate, load_adapted
+    from pytest_mistral_lora.training.generate import generate
 
-    model = load_adapted(harness.adapter, harness.base, "fp32", "cpu")
+    model = load_run(harness.adapter, harness.base)
     rows, eos = list(read_rows(harness.rows)), harness.encoder.eos_id
     answers = [list(one.ids) for one in generate(model, harness.encoder, rows, max_new_tokens=_NEW_TOKENS)]
     prompts = [list(harness.encoder.prompt(row)) for row in rows]
@@ -159,11 +161,16 @@ def _judge_generation(figures: Figures, device: str) -> Iterator[Finding]:
         yield Finding("ML324", "padding on the right goes unseen", "", "completions that show it")
 
 
-def merged_model(adapter: Path, base: Path) -> Any:
-    """Return base and adapter merged into one plain model, in float32 on the CPU."""
+def load_run(adapter: Path, base: Path) -> Any:
+    """Return base and adapter in float32 on the CPU, as `smoke` loads them."""
     from pytest_mistral_lora.training.generate import load_adapted
 
-    return load_adapted(adapter, base, "fp32", "cpu").merge_and_unload(safe_merge=True)
+    return load_adapted(AdapterFolder(adapter), BaseFolder(base), "fp32", "cpu")
+
+
+def merged_model(adapter: Path, base: Path) -> Any:
+    """Return base and adapter merged into one plain model, in float32 on the CPU."""
+    return load_run(adapter, base).merge_and_unload(safe_merge=True)
 
 
 def measure_merging(harness: TrainerHarness) -> Figures:
@@ -176,9 +183,7 @@ def measure_merging(harness: TrainerHarness) -> Figures:
     import torch
     from safetensors.torch import load_file
 
-    from pytest_mistral_lora.training.generate import load_adapted
-
-    whole = load_adapted(harness.adapter, harness.base, "fp32", "cpu")
+    whole = load_run(harness.adapter, harness.base)
     merged = merged_model(harness.adapter, harness.base).eval()
     apart, largest, choices = 0.0, 0.0, 0
     with torch.inference_mode():

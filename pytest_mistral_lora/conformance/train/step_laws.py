@@ -49,9 +49,9 @@ class ReferenceStep:
 
 def plain_model(base: Path, dtype: torch.dtype) -> Any:
     """Return a checkpoint as plain transformers loads it, on the CPU, in eval mode."""
-    from pytest_mistral_lora.checkpoint.base_model import architecture_in
+    from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 
-    model_class = architecture_in(base).model_class()
+    model_class = BaseFolder(base).architecture.model_class()
     return model_class.from_pretrained(base, dtype=dtype, use_safetensors=True, local_files_only=True).eval()
 
 

@@ -86,7 +86,7 @@ def start(target: Target, work_folder: Path, *, device: str) -> subprocess.Popen
     """
     try:
         require_extra("train")
-        file, label = target.oracle.path, TinyKind.of(target.tokenizer.path).label
+        file, label = target.oracle.path, TinyKind.of(target.checkpoint).label
     except Exception:  # no torch, or a tokenizer, base or recipe that does not load: a check reports it
         return None
     command = [sys.executable, "-m", __name__, str(file), str(work_folder), device, label]

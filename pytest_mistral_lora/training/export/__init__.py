@@ -170,7 +170,7 @@ def _readme_lines(run: ExportedRun, bridge: Bridge, done: ExportedFolder) -> Ite
     yield from ("", "```console", f"$ {bridge.command}", "```", "")
     yield "Before that, you can audit its training rows by the runner's own code:"
     audit = f"mistral-lora audit --runner {bridge.name} --config {bridge.config} --own-data --dataset {CHAT_ROWS}"
-    yield from ("", "```console", f"$ {audit} --tokenizer {run.base.resolve()}", "```", "")
+    yield from ("", "```console", f"$ {audit} --tokenizer {run.base.path.resolve()}", "```", "")
     yield f"- `{bridge.config}`: the configuration: base {run.model}" + (f" at {run.revision}" if run.revision else "")
     train, held_out = len(run.data.train.rows), len(run.data.held_out.rows)
     numbers = f"{train} to train on" + (f", {held_out} held out" if held_out else "")

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import RecipeError, TokenizerError
@@ -37,7 +38,7 @@ class ExportedRun:
     """
 
     recipe: Recipe
-    base: Path
+    base: BaseFolder
     encoder: Encoder
     tokenizer: Any
     data: RunData
@@ -47,7 +48,7 @@ class ExportedRun:
     @property
     def model(self) -> str:
         """The base for a runner: the name of a Hub repository, or the absolute path of a folder."""
-        return self.recipe.base.repo or str(self.base.resolve())
+        return self.recipe.base.repo or str(self.base.path.resolve())
 
     @property
     def revision(self) -> str | None:
@@ -123,7 +124,7 @@ def plan_export(recipe: Recipe) -> ExportedRun:
     base = resolve_base(recipe.base, weights=False)
     encoder = plan_run(recipe, base).encoder
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
     except Exception as error:  # transformers raises many types, some of them far from the cause
         saving = "from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer"
         raise TokenizerError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.checkpoint.weights import read_header, weight_files
 from pytest_mistral_lora.environment import SERVED_GRAMMAR, KnownFault
@@ -121,7 +122,7 @@ def export_for_server(source: Path, to: str, output: Path, *, base: Path | None 
 
 
 def _served(source: Path, base: Path | None, name: str) -> ServedModel:
-    folder = AdapterFolder(source, base, may_fetch=True)
+    folder = AdapterFolder(source, BaseFolder(base) if base else None, may_fetch=True)
     if not folder.config_file.is_file():
         if base is not None:
             raise InputError("has no adapter: it needs no base", place=str(source), next_step="Leave --base out.")
@@ -131,7 +132,7 @@ def _served(source: Path, base: Path | None, name: str) -> ServedModel:
     require_supported(folder.config, str(folder.config_file))
     if folder.recorded_base.weights_sha256:
         _ = folder.base_weights_sha256  # an error if they are another base's
-    return ServedModel(folder, folder.base.resolve(), name)
+    return ServedModel(folder, folder.base.path.resolve(), name)
 
 
 def _require_servable(served: ServedModel, to: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,13 +12,13 @@ from transformers import GenerationConfig
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.checkpoint.devices import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError, one_line
-from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, read_tensors, sha256_tensors
+from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
 
 
@@ -166,8 +165,8 @@ def last_turn_ids(encoded: EncodedRow) -> tuple[int, ...]:
 
 
 def load_adapted(
-    adapter: Path, base: Path, precision: Precision, device: str, quantization: str | None = None
-) -> Any:  # fmt: skip
+    adapter: AdapterFolder, base: BaseFolder, precision: Precision, device: str, quantization: str | None = None
+) -> Any:
     """Load a base model and put a saved adapter on it; modules that it saves in full get the base's dtype.
 
     Raises:
@@ -175,13 +174,13 @@ def load_adapted(
             in the loaded model, or the other way round. PEFT itself only warns, and the model then answers as its base.
     """
     # PEFT's from_pretrained reports missing and unexpected keys as a warning only: compare every tensor with the file
-    saved = read_tensors(adapter / ADAPTER_TENSORS)
+    saved, place = adapter.load_tensors(), str(adapter.tensors_file)
     for name, tensor in saved.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-            raise InputError(f"{name} is not finite", place=str(adapter / ADAPTER_TENSORS), expected="finite numbers")
+            raise InputError(f"{name} is not finite", place=place, expected="finite numbers")
     model = (load_nf4 if quantization else load_base)(base, precision, device)
     # PEFT is given the checked keys: of an unread file, it would import the module that a key names
-    config = AdapterFolder(adapter).lora_config([name for name, _ in model.named_modules()])
+    config = adapter.lora_config([name for name, _ in model.named_modules()])
     # and makes all layers before it reads a tensor: a rank in the file must not cost gigabytes
     ranks = [config.r, *config.rank_pattern.values()]
     longest = max((side for one in saved.values() for side in one.shape), default=0)
@@ -189,12 +188,14 @@ def load_adapted(
     if max(ranks) > longest or copies > len(saved):
         found = f"rank {max(ranks)}, {copies} replicated layers" if copies else f"rank {max(ranks)}"
         expected = f"those of the {len(saved)} tensors, of which no side is longer than {longest}"
-        raise InputError(found, place=str(adapter / CONFIG), expected=expected)
+        raise InputError(found, place=str(adapter.config_file), expected=expected)
     try:
         with peft_quiet():
-            model = PeftModel.from_pretrained(model, adapter, config=config)
+            model = PeftModel.from_pretrained(model, adapter.path, config=config)
     except Exception as error:  # PEFT raises many types
-        raise InputError(f"PEFT cannot put it on this base: {one_line(error)}", place=str(adapter / CONFIG)) from error
+        raise InputError(
+            f"PEFT cannot put it on this base: {one_line(error)}", place=str(adapter.config_file)
+        ) from error
     loaded = adapter_tensors(model)
     different = sorted(
         name
@@ -204,7 +205,7 @@ def load_adapted(
     if different:
         raise InputError(
             f"{len(different)} tensors do not fit the base, first {different[0]}",
-            place=str(adapter / ADAPTER_TENSORS),
+            place=place,
             expected="an adapter of this base",
         )
     return model.eval()

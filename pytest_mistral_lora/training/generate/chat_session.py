@@ -11,10 +11,10 @@ import torch
 
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, require_trainable
 from pytest_mistral_lora.checkpoint.devices import Precision, choose_device
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
 from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -231,13 +231,14 @@ def load_chat_model(
 
 
 def _load_checkpoint(folder: Path, device: str) -> ChatModel:
-    tokenizer = CheckpointTokenizer(folder)
+    base = BaseFolder(folder)
+    tokenizer = base.tokenizer()
     backend = "mistral-common" if tokenizer.has_oracle else "chat-template"
-    require_trainable(folder, backend)
+    require_trainable(base, backend)
     if backend == "mistral-common":
         tokenizer.require_same_ids()
     # as `precision: auto` of a recipe
     wide = device == "cpu" or not torch.cuda.is_bf16_supported(including_emulation=False)
     precision: Precision = "fp32" if wide else "bf16"
-    model = load_base(folder, precision, device).eval()
+    model = load_base(base, precision, device).eval()
     return ChatModel(model, make_encoder(backend, tokenizer), f"the base {folder}, {precision} on {device}")

@@ -143,13 +143,13 @@ def compare(
     golden = adapter / TRANSCRIPTS if golden is None else golden
     transcripts = load_folder(golden)
     spec = model_spec(adapter, base, device=device)
-    check_base(transcripts, spec.identity["base_weights_sha256"], spec.base)
+    check_base(transcripts, spec.identity["base_weights_sha256"], spec.base.path)
     for transcript in transcripts:
         check_prompt(spec.encoder, transcript)
     model = spec.load()
     return TranscriptComparison(
         golden=golden,
-        base=spec.base,
+        base=spec.base.path,
         device=spec.device,
         precision=spec.precision,
         kind=spec.identity["kind"],

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pytest_mistral_lora.chat.completions import FormatCheck
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.devices import Precision, choose_device
 from pytest_mistral_lora.checkpoint.encoder import Encoder
@@ -37,7 +38,7 @@ class ModelSpec:
 
     Attributes:
         folder: The adapter's or the merged model's folder.
-        base: The base's folder; of a merged model, its own.
+        base: The base; of a merged model, its own folder.
         identity: A transcript's `model`.
         precision: dtype of the weights of the base, or of the merged model.
         quantization: `nf4` if the base is loaded in 4 bits, or None.
@@ -45,7 +46,7 @@ class ModelSpec:
     """
 
     folder: AdapterFolder
-    base: Path
+    base: BaseFolder
     identity: Mapping[str, Any]
     precision: Precision
     quantization: str | None
@@ -78,7 +79,7 @@ class ModelSpec:
         """
         if self.folder.kind == "merged":
             return load_base(self.base, self.precision, self.device).eval()
-        return load_adapted(self.folder.path, self.base, self.precision, self.device, self.quantization)
+        return load_adapted(self.folder, self.base, self.precision, self.device, self.quantization)
 
     def answer(
         self, model: Any, rows: Sequence[Row], *, max_new_tokens: int, checks: Sequence[FormatCheck] = ()
@@ -107,7 +108,7 @@ def model_spec(adapter: Path, base: Path | None = None, *, device: str = "auto")
     Raises:
         InputError: If a base is given for a merged model, or as for `ModelSpec.of`.
     """
-    folder = AdapterFolder(adapter, base, may_fetch=True)
+    folder = AdapterFolder(adapter, BaseFolder(base) if base else None, may_fetch=True)
     if base is not None and folder.kind == "merged":
         raise InputError(
             "a merged model (kind merged in its manifest.json), which needs no base",

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.architectures import read_config
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.checkpoint.devices import PRECISIONS
 from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON
-from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.records.files import clash, finished_folder, listing, unfinished_path, write_json, write_text
 from pytest_mistral_lora.records.manifest import MANIFEST, build
@@ -31,7 +30,6 @@ from pytest_mistral_lora.training.merge.folders import (
     merge_source,
     refuse_quantized,
     require_full_weights,
-    weights_of,
     write_companions,
 )
 from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size
@@ -113,12 +111,13 @@ def merge(
         DiskError: If the output cannot be written; then nothing is left.
     """
     _check_output(output, adapter, base)
-    if base is not None and not dequantize:
-        refuse_quantized(base)  # before its weights are hashed, which takes time
-    spec = merge_source(adapter, base, device=device)
-    _check_output(output, adapter, spec.base)  # again: now the base is known in any case
+    named = BaseFolder(base) if base is not None else None
+    if named is not None and not dequantize:
+        refuse_quantized(named)  # before its weights are hashed, which takes time
+    spec = merge_source(adapter, named, device=device)
+    _check_output(output, adapter, spec.base.path)  # again: now the base is known in any case
     # FP8 weights are dequantised wherever they are read: there is more to do only if training rounded them to 4 bits
-    dequantize = dequantize and (spec.quantization is not None or not is_fp8(read_config(spec.base)))
+    dequantize = dequantize and (spec.quantization is not None or not is_fp8(spec.base.config))
     with (
         sole_writer(output),
         explain_disk_errors(output, _MAKE_ROOM),
@@ -126,8 +125,8 @@ def merge(
     ):
         weights = require_full_weights(full)
         written = merge_dtype(full, weights, dtype)
-        tensors = Weights([spec.folder.tensors_file])
-        changes = plan_merge(adapter, tensors, full, weights)
+        tensors = spec.folder.weights
+        changes = plan_merge(spec.folder, full)
         asked = proof_questions(spec.folder, golden)
         needed = written_size(weights, written)
         if shutil.disk_usage(output.parent).free < needed:
@@ -136,23 +135,24 @@ def merge(
             raise disk_error(output, shortage, _MAKE_ROOM)
         with finished_folder(output) as folder:
             write_weights(folder, weights, tensors, changes, written, progress=progress)
-            check_sums(weights_of(folder), weights, spec.folder)
-            write_companions(folder, spec, written)
-            tensors_sha256 = sha256_tensors(weights_of(folder))
+            merged = BaseFolder(folder)
+            check_sums(merged.file_weights, weights, spec.folder)
+            write_companions(folder, merged.file_weights, spec, written)
+            tensors_sha256 = sha256_tensors(merged.file_weights)
             identity = {**spec.identity, "kind": "merged", "tensors_sha256": tensors_sha256}
             in_full = replace(spec, base=full, precision=PRECISIONS[written], quantization=None)
-            proof = prove(in_full, folder, asked, dtype=written, identity=identity, scratch=folder / _SCRATCH)
+            proof = prove(in_full, merged, asked, dtype=written, identity=identity, scratch=folder / _SCRATCH)
             shutil.rmtree(folder / _SCRATCH)
             (folder / TRANSCRIPTS).mkdir()
             for transcript in proof.transcripts:
                 transcript.write(folder / TRANSCRIPTS)
             manifest = _write_manifest(folder, spec, proof, written, dequantize)
-    return MergedModel(output, spec.base, manifest, tuple(_notes(spec, proof, dequantize, output)))
+    return MergedModel(output, spec.base.path, manifest, tuple(_notes(spec, proof, dequantize, output)))
 
 
 @contextmanager
-def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[Path]:
-    """Yield the folder of the full weights that the adapter is added to: the base's own, or a temporary one.
+def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[BaseFolder]:
+    """Yield the full weights that the adapter is added to: the base's own, or a temporary one.
 
     Args:
         spec: Adapter and base.
@@ -170,8 +170,7 @@ def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[Path]
     temporary = unfinished_path(output)
     temporary.mkdir()
     try:
-        config = read_config(base)
-        packed = declared_quantization(config) is not None and not is_fp8(config)
+        packed = declared_quantization(base.config) is not None and not is_fp8(base.config)
         if not packed and spec.quantization is None:
             raise InputError(
                 "neither the base nor its training was quantised: its weights are full ones",
@@ -187,7 +186,7 @@ def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[Path]
             raise InputError(found, place=str(base), next_step="Give the full base.") from error
         model.save_pretrained(temporary)
         del model
-        yield temporary
+        yield BaseFolder(temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

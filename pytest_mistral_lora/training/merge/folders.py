@@ -16,13 +16,13 @@ import torch
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.architectures import TIE, read_config
-from pytest_mistral_lora.checkpoint.base_model import base_weights
+from pytest_mistral_lora.checkpoint.architectures import TIE
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, declared_quantization, is_fp8, without_quantization
 from pytest_mistral_lora.checkpoint.pins import TEXT_FILES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import SPM_MODEL, TOKENIZER_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON, convert, oracle_file
-from pytest_mistral_lora.checkpoint.weights import DTYPES, INDEX, Weights, read_index, weight_files
+from pytest_mistral_lora.checkpoint.weights import DTYPES, INDEX, Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -37,12 +37,12 @@ BASE_DTYPE = "base"
 _DTYPE_NAMES = {code: name for name, code in DTYPES.items()}
 
 
-def merge_source(adapter: Path, base: Path | None, *, device: str) -> ModelSpec:
+def merge_source(adapter: Path, base: BaseFolder | None, *, device: str) -> ModelSpec:
     """Return an adapter and its base, after both are compared with the adapter's manifest.
 
     Args:
         adapter: The adapter's folder.
-        base: The base's folder; by default, the one that the adapter's folder records.
+        base: The base; by default, the one that the adapter's folder records.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
@@ -79,58 +79,57 @@ def merge_source(adapter: Path, base: Path | None, *, device: str) -> ModelSpec:
     return ModelSpec.of(folder, device=device)
 
 
-def refuse_quantized(base: Path) -> None:
+def refuse_quantized(base: BaseFolder) -> None:
     """Refuse a base with quantised weights other than FP8, by its configuration.
 
     Raises:
         InputError: With the method of quantisation.
     """
-    quantization = declared_quantization(config := read_config(base))
-    if quantization and not is_fp8(config):
+    quantization = declared_quantization(base.config)
+    if quantization and not is_fp8(base.config):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise InputError(
             f"the base is quantised ({method}): an adapter cannot be added to packed weights",
-            place=str(base / "config.json"),
+            place=str(base.config_file),
             expected="full weights",
             next_step="Give the full base with --base, or merge into the dequantised weights: --dequantise.",
         )
 
 
-def require_full_weights(base: Path) -> Weights:
+def require_full_weights(base: BaseFolder) -> Weights:
     """Return a base's tensors in full precision, those in FP8 dequantised.
 
     Raises:
-        PinError: As for `base_weights`.
+        PinError: As for `BaseFolder.weights`.
         InputError: If an adapter is in the base's folder, or if the index differs from the files.
     """
     refuse_quantized(base)
-    weights = base_weights(base)
+    weights = base.weights
     packed = next((name for name, info in weights.infos.items() if info.dtype not in _DTYPE_NAMES), None)
     if packed is not None:
         info = weights.infos[packed]
         raise InputError(f"{packed} is in {info.dtype}", place=str(info.file), expected=f"one of {', '.join(DTYPES)}")
-    if (base / CONFIG).is_file():
-        raise InputError(
-            "the base has an adapter in its folder, which transformers puts on it", place=str(base / CONFIG)
-        )
-    index = base / INDEX
+    if (adapter_config := base.path / CONFIG).is_file():
+        found = "the base has an adapter in its folder, which transformers puts on it"
+        raise InputError(found, place=str(adapter_config))
+    index = base.path / INDEX
     if len(weights.files) == 1 and not index.is_file():
         return weights
     # transformers loads by the index, and this module by the files: they must agree
-    listed = read_index(index)
+    listed = base.index
     stored = weights.stored if isinstance(weights, DequantizedWeights) else weights
-    found = {name: info.file.name for name, info in stored.infos.items()}
-    if listed != found:
-        odd = sorted(dict(found.items() ^ listed.items()))[:1]
+    places = {name: info.file.name for name, info in stored.infos.items()}
+    if listed != places:
+        odd = sorted(dict(places.items() ^ listed.items()))[:1]
         raise InputError(f"{odd[0]} is not where the index says", place=str(index), expected="an index of these files")
     return weights
 
 
-def merge_dtype(base: Path, weights: Weights, asked: str) -> str:
+def merge_dtype(base: BaseFolder, weights: Weights, asked: str) -> str:
     """Return the dtype to write: the one asked for, or that of the base's weights.
 
     Args:
-        base: The base's folder.
+        base: The base.
         weights: Its tensors.
         asked: A name of `DTYPES`, or `base`.
 
@@ -144,8 +143,7 @@ def merge_dtype(base: Path, weights: Weights, asked: str) -> str:
     found = {_DTYPE_NAMES[info.dtype] for info in weights.infos.values()}
     if len(found) == 1:
         return found.pop()
-    config = read_config(base)
-    named = str(config.get("dtype") or config.get("torch_dtype"))
+    named = str(base.config.get("dtype") or base.config.get("torch_dtype"))
     if named not in found:
         raise InputError(
             f"the base's weights are in {' and '.join(sorted(found))}",
@@ -155,25 +153,22 @@ def merge_dtype(base: Path, weights: Weights, asked: str) -> str:
     return named
 
 
-def weights_of(base: Path) -> Weights:
-    """Return the tensors of a base's folder.
-
-    Raises:
-        PinError: If there are none.
-        InputError: If a file is no safetensors file.
-    """
-    return Weights(weight_files(base))
-
-
 _KEPT = ("*_config.json", "chat_template.json", "SYSTEM_PROMPT.txt")
 _NOT_KEPT = ("tokenizer_config.json", "adapter_config.json", "*quant*")
 """Files of the base beside its weights that a merged model keeps, and those among them that it has of its own."""
 
 
-def write_companions(folder: Path, spec: ModelSpec, dtype: str) -> None:
-    """Write the files that a model needs beside its weights: the base's configuration, and the adapter's tokenizer."""
-    adapter, base = spec.folder.path, spec.base
-    config = with_ties(without_quantization(read_config(base)), weights_of(folder))
+def write_companions(folder: Path, weights: Weights, spec: ModelSpec, dtype: str) -> None:
+    """Write the files that a model needs beside its weights: the base's configuration, and the adapter's tokenizer.
+
+    Args:
+        folder: The merged folder.
+        weights: The tensors that were written there.
+        spec: Adapter and base.
+        dtype: The dtype of the written tensors.
+    """
+    adapter, base = spec.folder.path, spec.base.path
+    config = with_ties(without_quantization(spec.base.config), weights)
     # transformers 4 named it torch_dtype, and its older versions read nothing else
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     for name, part in config.items():

@@ -16,15 +16,14 @@ from peft.utils import ModulesToSaveWrapper
 from tqdm import tqdm
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.architectures import spelled_name
-from pytest_mistral_lora.checkpoint.base_model import empty_model, is_tied
+from pytest_mistral_lora.checkpoint.architectures import EMBEDDINGS, spelled_name
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import INDEX, Weights, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError, and_more, one_line
 from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
-from pytest_mistral_lora.training.adapter import EMBEDDINGS, PREFIX, peft_quiet
+from pytest_mistral_lora.training.adapter import PREFIX, peft_quiet
 
 _NAME = "default"
 
@@ -91,59 +90,56 @@ class FullChange:
 TensorChange: TypeAlias = LowRankChange | FullChange
 
 
-def plan_merge(folder: Path, adapter: Weights, base_folder: Path, base: Weights) -> dict[str, TensorChange]:
+def plan_merge(adapter: AdapterFolder, base: BaseFolder) -> dict[str, TensorChange]:
     """Return the change of each tensor of the base that changes, by its name.
-
-    Args:
-        folder: The adapter's folder.
-        adapter: The adapter's tensors.
-        base_folder: The base's folder.
-        base: The base's tensors.
 
     Raises:
         InputError: If a tensor of the adapter has no place, one is missing, or one does not fit; if the adapter is of
             a kind that has no sum with the base; if it changes one of two tensors that the base keeps as one.
+        PinError: As for `BaseFolder.weights` and `BaseFolder.empty_model`.
     """
-    model = _model_without_weights(folder, base_folder)
+    tensors, place = adapter.weights, str(adapter.tensors_file)
+    model = _model_without_weights(adapter, base)
     # in a wrapper, tensors have other names on disk than in memory
-    on_disk = {spelled_name(name, base): name for name in base}
+    on_disk = {spelled_name(name, base.weights): name for name in base.weights}
     memory = dict(model.named_parameters())
-    changes = {on_disk.get(spelled_name(name, memory), name): change for name, change in _changes(model, folder)}
+    changes = {on_disk.get(spelled_name(name, memory), name): change for name, change in _changes(model, adapter)}
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     used = {name for change in changes.values() for name in change.names}
     # a tensor that PEFT expects and no change uses is as bad as one that the file lacks: a part would be lost
-    odd = sorted((expected.keys() ^ adapter.keys()) | (expected.keys() - used))
+    odd = sorted((expected.keys() ^ tensors.keys()) | (expected.keys() - used))
     if odd:
-        missing = odd[0] not in adapter
+        missing = odd[0] not in tensors
         raise InputError(
             f"{odd[0]} {'is missing' if missing else 'has no place in a merged model'}" + and_more(1, len(odd)),
-            place=str(folder / ADAPTER_TENSORS),
+            place=place,
             expected=f"the {len(used)} tensors that {CONFIG} describes",
         )
     for name, tensor in expected.items():
-        if tuple(tensor.shape) != adapter.infos[name].shape:
+        if tuple(tensor.shape) != tensors.infos[name].shape:
             raise InputError(
-                f"{name} has shape {adapter.infos[name].shape}",
-                place=str(folder / ADAPTER_TENSORS),
+                f"{name} has shape {tensors.infos[name].shape}",
+                place=place,
                 expected=f"{tuple(tensor.shape)}, of this base and the rank in {CONFIG}",
             )
     for name, change in changes.items():
-        _check_fit(name, change, folder, adapter, base_folder, base)
+        _check_fit(name, change, adapter, base)
     return changes
 
 
-def _model_without_weights(folder: Path, base: Path) -> Any:
+def _model_without_weights(adapter: AdapterFolder, base: BaseFolder) -> Any:
     """Return base and adapter as PEFT builds them, on the meta device: layers, names and scaling are PEFT's own.
 
     Raises:
         InputError: If the configuration is not of a plain LoRA adapter, or PEFT refuses it on this base.
     """
-    place, model, data = str(folder / CONFIG), empty_model(base), AdapterFolder(folder).config
-    config = AdapterFolder(folder).lora_config([name for name, _ in model.named_modules()])
+    place, model = str(adapter.config_file), base.empty_model()
+    start = adapter.config.get("init_lora_weights")
+    config = adapter.lora_config([name for name, _ in model.named_modules()])
     if config.bias != "none":
         raise InputError(f"bias is {config.bias!r}", place=place, expected="none: Mistral's layers have no bias")
     # PiSSA, OLoRA and others subtract B A from W before training
-    if (start := data.get("init_lora_weights")) not in PLAIN_STARTS:
+    if start not in PLAIN_STARTS:
         raise InputError(
             f"init_lora_weights is {start!r}, which changed the base's own weights before training",
             place=place,
@@ -158,7 +154,7 @@ def _model_without_weights(folder: Path, base: Path) -> Any:
         raise InputError(f"PEFT refuses it on this base: {one_line(error)}", place=place) from error
 
 
-def _changes(model: Any, folder: Path) -> Iterator[tuple[str, TensorChange]]:
+def _changes(model: Any, adapter: AdapterFolder) -> Iterator[tuple[str, TensorChange]]:
     for path, module in model.named_modules():
         layer = path.removeprefix(PREFIX)
         if isinstance(module, ModulesToSaveWrapper):
@@ -172,7 +168,7 @@ def _changes(model: Any, folder: Path) -> Iterator[tuple[str, TensorChange]]:
                 kind = type(module if variant is None else variant).__name__
                 raise InputError(
                     f"the adapter on {layer} is PEFT's {kind}",
-                    place=str(folder / CONFIG),
+                    place=str(adapter.config_file),
                     expected="LoRA, rsLoRA or DoRA on linear layers: of others, no sum with the base is known here",
                 )
             names = (f"{path}.lora_A.weight", f"{path}.lora_B.weight")
@@ -180,12 +176,10 @@ def _changes(model: Any, folder: Path) -> Iterator[tuple[str, TensorChange]]:
             yield f"{layer}.weight", LowRankChange(*names, float(module.scaling[_NAME]), magnitude)
 
 
-def _check_fit(
-    name: str, change: TensorChange, folder: Path, adapter: Weights, base_folder: Path, base: Weights
-) -> None:  # fmt: skip
-    place = str(folder / ADAPTER_TENSORS)
-    shared = [one for one in EMBEDDINGS if f".{name}".endswith(f".{one}.weight")]
-    if shared and is_tied(base_folder):
+def _check_fit(name: str, change: TensorChange, adapter: AdapterFolder, base: BaseFolder) -> None:
+    place, weights = str(adapter.tensors_file), base.weights
+    shared = [part for part in EMBEDDINGS if f".{name}".endswith(f".{part}.weight")]
+    if shared and base.is_tied:
         raise InputError(
             f"{change.names[0]} changes {shared[0]}, which this base keeps as one with the other of "
             f"{' and '.join(EMBEDDINGS)}",
@@ -193,13 +187,14 @@ def _check_fit(
             expected="an adapter that changes neither: merged, they would be two",
             next_step="Use base and adapter as they are, or untie the base's embeddings and train on that.",
         )
-    if name not in base:
-        raise InputError(f"{change.names[0]} changes {name}", place=place, expected=f"a tensor of {base_folder}")
-    if change.shape(adapter) != base.infos[name].shape:
+    if name not in weights:
+        raise InputError(f"{change.names[0]} changes {name}", place=place, expected=f"a tensor of {base}")
+    shape = change.shape(adapter.weights)
+    if shape != weights.infos[name].shape:
         raise InputError(
-            f"{change.names[0]} is for a weight of shape {change.shape(adapter)}",
+            f"{change.names[0]} is for a weight of shape {shape}",
             place=place,
-            expected=f"{base.infos[name].shape}, as {name} of {base_folder}",
+            expected=f"{weights.infos[name].shape}, as {name} of {base}",
         )
 
 

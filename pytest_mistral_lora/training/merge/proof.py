@@ -16,10 +16,8 @@ from safetensors.torch import load_file, save_file
 from pytest_mistral_lora.chat.fields import ROW_KEYS
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.checkpoint.base_model import (
-    architecture_in,
-    load_base,
-)
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError, MergeError, and_more
 from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder
@@ -137,13 +135,19 @@ def proof_questions(adapter: AdapterFolder, golden: Path | None) -> list[Questio
 
 
 def prove(
-    spec: ModelSpec, merged: Path, asked: Sequence[Question], *, dtype: str, identity: dict[str, Any], scratch: Path
+    spec: ModelSpec,
+    merged: BaseFolder,
+    asked: Sequence[Question],
+    *,
+    dtype: str,
+    identity: dict[str, Any],
+    scratch: Path,
 ) -> Proof:
     """Ask base and adapter, then the merged model, with sums in float32 on weights of the merged dtype, and compare.
 
     Args:
         spec: Base and adapter, in the precision of `dtype`.
-        merged: Folder of the merged weights, with its configuration.
+        merged: The merged weights, with their configuration.
         asked: The result of `proof_questions`.
         dtype: dtype of the merged weights.
         identity: The `model` of the merged model's transcripts.
@@ -153,7 +157,7 @@ def prove(
         MergeError: If the merged model answers otherwise, or its logits are farther away than rounding explains.
     """
     scratch.mkdir()
-    model, router = spec.load(), architecture_in(merged).text.router
+    model, router = spec.load(), merged.architecture.text.router
     routings, weights = [], router_weights(model, router)
     with float32_sums(model):
         expected = [ask(model, spec, one) for one in asked]

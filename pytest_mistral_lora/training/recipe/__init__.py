@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pytest_mistral_lora.chat.fields import kind_of
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.pins import find_commit, resolve
 from pytest_mistral_lora.errors import PinError, RecipeError
-from pytest_mistral_lora.records.base_location import base_weights_command, base_weights_sha256
+from pytest_mistral_lora.records.base_location import base_weights_command
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.schema import error_in_words
 from pytest_mistral_lora.training.recipe.data import FILE, SOURCE, Data, DataSource
@@ -248,7 +249,7 @@ def pin_recipe(path: Path, branch: str | None = None) -> PinnedBase:
         sound = parse_recipe(
             {**data, "base": {**base, "weights_sha256": "0" * 64}}, folder=path.parent, place=str(path)
         )
-        found = base_weights_sha256(sound.base.path or path.parent)
+        found = BaseFolder(sound.base.path or path.parent).weights_sha256
         pinned = PinnedBase("base.weights_sha256", str(base.get("weights_sha256") or ""), found, "weights")
         after = "path"
     key = pinned.key.rpartition(".")[2]
@@ -271,8 +272,8 @@ def _of_repository(repo: str, before: Any, branch: str | None, path: Path) -> Pi
     return PinnedBase("base.revision", written, found.commit, found.source, name)
 
 
-def resolve_base(base: Base, *, weights: bool = True) -> Path:
-    """Return the base checkpoint's folder, its pin checked.
+def resolve_base(base: Base, *, weights: bool = True) -> BaseFolder:
+    """Return the base checkpoint, its pin checked.
 
     Args:
         base: The recipe's section.
@@ -282,8 +283,9 @@ def resolve_base(base: Base, *, weights: bool = True) -> Path:
         PinError: If it is missing, or its weights are not the pinned ones.
     """
     if base.path is None:
-        return resolve(str(base.repo), str(base.revision), weights=weights)
-    found = base_weights_sha256(base.path)
+        return BaseFolder(resolve(str(base.repo), str(base.revision), weights=weights))
+    folder = BaseFolder(base.path)
+    found = folder.weights_sha256
     if found != base.weights_sha256:
         raise PinError(
             f"the weights of {base.path} have SHA-256 {found}",
@@ -291,4 +293,4 @@ def resolve_base(base: Base, *, weights: bool = True) -> Path:
             expected=str(base.weights_sha256),
             next_step=f"Pin these weights or restore those; the hash is printed by: {base_weights_command(base.path)}",
         )
-    return base.path
+    return folder

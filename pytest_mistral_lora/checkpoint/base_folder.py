@@ -1,0 +1,376 @@
+"""A base on disk: its configuration, class, weights, hash and tokenizer, each read once for a whole command."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.chat.reading import parse_json, read_bounded
+from pytest_mistral_lora.checkpoint.architectures import (
+    ALL,
+    Architecture,
+    architecture_of,
+    text_part,
+    tie_flags,
+)
+from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, fp8_layout, is_fp8, quantization_facts
+from pytest_mistral_lora.checkpoint.hashes import sha256_files
+from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
+from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG, TokenizerFiles
+from pytest_mistral_lora.checkpoint.weights import INDEX, TensorInfo, Weights, read_header, read_index, weight_files
+from pytest_mistral_lora.errors import (
+    InputError,
+    MistralLoraError,
+    PinError,
+    is_out_of_memory,
+    one_line,
+    short_json,
+)
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+_COUNTS = ("num_hidden_layers", "num_local_experts", "n_routed_experts")
+_MOST_MODULES = 1000  # more layers, or experts, than any model has: those of a billion would be made one by one
+
+_CANONICAL_KEYS = (
+    "model_type",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "vocab_size",
+    "sliding_window",
+    "layer_types",
+    "attention_bias",
+    "mlp_bias",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "bos_token_id",
+    "eos_token_id",
+)
+
+_OTHER_FILES = "configuration_files"
+"""Key of `config.json` by which transformers reads another file, chosen by its own version, in its place."""
+
+
+class BaseFolder:
+    """A checkpoint on disk. Each of its files is read at most once, when it is first asked for.
+
+    A command makes one of the path that it is given, and hands it on. A file that changes while the command runs does
+    not change its answers.
+
+    Attributes:
+        path: The folder.
+        config_file: `config.json`, which may be missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path: Path = path
+        self.config_file: Path = path / MODEL_CONFIG
+        self._headers: dict[Path, dict[str, TensorInfo]] = {}
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @KeptProperty
+    def _config_bytes(self) -> bytes:
+        return read_bounded(self.config_file)
+
+    @KeptProperty
+    def config(self) -> Mapping[str, Any]:
+        """The object of `config.json`.
+
+        Raises:
+            PinError: If the file is missing or is not a JSON object.
+        """
+        if not self.config_file.is_file() and (self.path / "params.json").is_file():
+            raise PinError(
+                "params.json, and no config.json: a checkpoint in Mistral's own format, which transformers does not "
+                "load",
+                place=str(self.path),
+                expected="a checkpoint folder with config.json and model*.safetensors",
+                next_step="Use a copy of the model in transformers' format, or convert it with transformers' "
+                "convert_mistral_weights_to_hf.py.",
+            )
+        try:
+            data = parse_json(self._config_bytes, self.config_file)
+        except InputError as error:
+            raise PinError(error.found, place=str(self.config_file), expected="a checkpoint folder") from error
+        if not isinstance(data, dict):
+            raise PinError("is not a JSON object", place=str(self.config_file), expected="a checkpoint folder")
+        return data
+
+    @KeptProperty
+    def architecture(self) -> Architecture:
+        """The class of the model.
+
+        Raises:
+            PinError: As for `config`, if this project does not know the class, or if this version of transformers does
+                not have it.
+        """
+        place = str(self.config_file)
+        try:
+            architecture = architecture_of(self.config)
+            architecture.model_class(place)
+        except ValueError as error:
+            raise PinError(f"the model is {error}", place=place, expected=f"one of {', '.join(ALL)}") from error
+        return architecture
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids of the model, as its configuration declares it.
+
+        Raises:
+            PinError: As for `config`.
+        """
+        from transformers import MistralConfig
+
+        declared = text_part(self.config).get("vocab_size")
+        return declared if isinstance(declared, int) else int(MistralConfig().vocab_size)
+
+    @KeptProperty
+    def is_tied(self) -> bool:
+        """Whether the checkpoint keeps its embeddings and its head as one tensor.
+
+        The file of a wrapper decides, whatever its flags: some releases have none, and transformers' default differs
+        from level to level (vllm-project/vllm#51063).
+
+        Raises:
+            PinError: As for `config`.
+            InputError: As for `read_header`.
+        """
+        is_wrapper = text_part(self.config) is not self.config
+        files = sorted(self.path.glob("model*.safetensors")) if is_wrapper else []
+        if files:
+            return not any(name.endswith("lm_head.weight") for file in files for name in self.header(file))
+        return any(tie_flags(self.config).values())
+
+    def header(self, file: Path) -> Mapping[str, TensorInfo]:
+        """Return the header of a safetensors file of the folder.
+
+        Raises:
+            InputError: As for `read_header`.
+        """
+        if file not in self._headers:
+            self._headers[file] = read_header(file)
+        return self._headers[file]
+
+    @KeptProperty
+    def file_weights(self) -> Weights:
+        """The tensors of the files that are hashed, whether or not these are the ones that transformers loads.
+
+        Raises:
+            PinError: If there are none.
+            InputError: As for `Weights`.
+        """
+        return Weights(weight_files(self.path), self.header)
+
+    @KeptProperty
+    def stored_weights(self) -> Weights:
+        """The tensors as the files have them, if these are the files that transformers loads.
+
+        Raises:
+            PinError: As for `file_weights`, or if transformers would load others.
+            InputError: As for `Weights`.
+        """
+        stored = self.file_weights
+        named, names = self.config.get("transformers_weights"), [file.name for file in stored.files]
+        if named is not None:
+            found = f"transformers_weights is {short_json(named)}, which transformers loads in place of {names[0]}"
+            raise PinError(found, place=str(self.config_file), expected="no such key")
+        # https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_utils.py: a lone file goes
+        # first, then every file that the index names, wherever it is
+        if names == ["model.safetensors"]:
+            return stored
+        index = self.path / INDEX
+        if not index.is_file():
+            raise PinError(f"no {INDEX}, by which transformers finds {', '.join(names[:3])}", place=str(self.path))
+        listed = sorted(set(self.index.values()))
+        if listed != names:
+            found = f"names the files {', '.join(map(short_json, listed[:3]))}"
+            raise PinError(found, place=str(index), expected=f"those of the folder: {', '.join(names[:3])}")
+        return stored
+
+    @KeptProperty
+    def index(self) -> Mapping[str, str]:
+        """The name of the file of each tensor, as the index gives it; nothing tells that there is such a file.
+
+        Raises:
+            InputError: As for `read_index`.
+        """
+        return read_index(self.path / INDEX)
+
+    @KeptProperty
+    def weights(self) -> Weights:
+        """The tensors in full precision; those of an FP8 checkpoint are dequantised as they are read.
+
+        Raises:
+            PinError: As for `stored_weights` and `fp8_layout`.
+            InputError: As for `Weights`.
+        """
+        config, stored = self.config, self.stored_weights
+        layout = fp8_layout(config, stored, str(self.config_file))
+        if layout is None:
+            return stored
+        text = config.get("text_config")
+        parts = (config, text if isinstance(text, dict) else {})
+        named = [part[key] for part in parts for key in ("dtype", "torch_dtype") if isinstance(part.get(key), str)]
+        return DequantizedWeights(stored, layout, named[0] if named else "bfloat16")
+
+    @KeptProperty
+    def weights_sha256(self) -> str:
+        """The SHA-256 of the safetensors files, in name order; every byte is read, which takes time.
+
+        Raises:
+            PinError: If there are none.
+            InputError: If one cannot be read.
+        """
+        return sha256_files(weight_files(self.path))
+
+    @KeptProperty
+    def canonical_config(self) -> Mapping[str, Any]:
+        """The values of `config.json` that decide the model's numbers, or with which token an answer ends.
+
+        They are in one form for every version of transformers that wrote the file: with its defaults, the rotary
+        embedding as one mapping, and without dtype and version.
+
+        Raises:
+            PinError: As for `config`, or if transformers cannot read the file.
+        """
+        place = str(self.config_file)
+        layers = text_part(self.config).get("num_hidden_layers", 1)
+        if type(layers) is not int or not 0 < layers <= _MOST_MODULES:
+            raise PinError(f"num_hidden_layers is {layers!r}"[:200], place=place, expected=f"1 to {_MOST_MODULES}")
+        try:
+            found = _canonical(self._automatic_config())
+            if is_fp8(self.config):
+                found["quantization"] = quantization_facts(self.config, place)
+            # plain JSON, as the manifest has it: a configuration may hold tuples
+            plain: dict[str, Any] = json.loads(json.dumps(found, sort_keys=True))
+        except PinError:
+            raise
+        except Exception as error:  # a value of a wrong type fails anywhere
+            raise PinError(f"transformers cannot read it: {one_line(error)}", place=place) from error
+        return plain
+
+    def _automatic_config(self) -> Any:
+        """Return the configuration that transformers' AutoConfig makes of the file, which it would read again."""
+        from transformers import CONFIG_MAPPING, AutoConfig
+
+        kind = self.config.get("model_type")
+        # https://github.com/huggingface/transformers/blob/main/src/transformers/models/auto/configuration_auto.py
+        if kind == "mistral" and "layer_types" in self.config:
+            kind = "ministral"
+        if not isinstance(kind, str) or kind not in CONFIG_MAPPING or _OTHER_FILES in self.config:
+            return AutoConfig.from_pretrained(self.path, trust_remote_code=False, local_files_only=True)
+        return CONFIG_MAPPING[kind].from_dict({**copy.deepcopy(self.config), "model_type": kind})
+
+    def model_config(self) -> Any:
+        """Return a new configuration of the class in transformers, which you may change.
+
+        Raises:
+            PinError: As for `architecture`.
+        """
+        config_class = self.architecture.model_class().config_class
+        if _OTHER_FILES in self.config:
+            config = config_class.from_pretrained(self.path)
+        else:
+            config = config_class.from_dict(copy.deepcopy(self.config))
+        # a value such as owner/name is code at the Hub, which transformers fetches and runs; the default is sdpa
+        config._attn_implementation = None
+        return config
+
+    def empty_model(self) -> Any:
+        """Return the model without a weight, which you may change: its parameters are on torch's device `meta`.
+
+        Raises:
+            PinError: As for `architecture`, or if no model can be made of the configuration.
+        """
+        return copy.deepcopy(self._empty_model)
+
+    @KeptProperty
+    def _empty_model(self) -> Any:
+        import torch
+
+        model_class = self.architecture.model_class()
+        with self.making_model():
+            config = self.model_config()
+            for part in (config.get_text_config(), getattr(config, "vision_config", None)):
+                for key in _COUNTS:
+                    if getattr(part, key, 0) > _MOST_MODULES:
+                        raise ValueError(f"{key} is {getattr(part, key)}")
+            # a 7B base in float32 is 29 GB: only its module names and shapes are wanted here
+            with torch.device("meta"):
+                return model_class(config)
+
+    @contextmanager
+    def making_model(self) -> Iterator[None]:
+        """Turn the errors of transformers and torch into ours: for a value of a wrong type or size, they raise many.
+
+        Raises:
+            PinError: If no model can be made of the folder within the block.
+        """
+        try:
+            yield
+        except (MistralLoraError, ImportError):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise PinError(
+                f"no model can be made of it: {type(error).__name__}: {one_line(error)}",
+                place=str(self.config_file),
+                expected=f"the configuration of a {self.architecture.title}, and its weights",
+            ) from error
+
+    @cached_property
+    def tokenizer_files(self) -> TokenizerFiles:
+        """The files that decide how text becomes ids."""
+        return TokenizerFiles(self.path, self._read)
+
+    def _read(self, file: Path) -> bytes:
+        return self._config_bytes if file == self.config_file else file.read_bytes()
+
+    def tokenizer(self, declared: str | None = None) -> CheckpointTokenizer:
+        """Return the tokenizer of the folder, which shares its files.
+
+        Args:
+            declared: The oracle that a setting names for a folder without a Mistral tokenizer file; see
+                `CheckpointTokenizer`.
+
+        Raises:
+            TokenizerError: If the folder is missing.
+        """
+        from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+        found = CheckpointTokenizer(self.path, declared)
+        found.use_files(self.tokenizer_files)
+        return found
+
+
+def _canonical(whole: Any) -> dict[str, Any]:
+    """Return the values of a configuration of transformers that decide numbers and ends of answers."""
+    text = whole.get_text_config()
+    found = {key: getattr(text, key) for key in _CANONICAL_KEYS if hasattr(text, key)}
+    if found.get("head_dim") is None:
+        found["head_dim"] = found["hidden_size"] // found["num_attention_heads"]
+    # transformers 5 has one mapping for what were two keys before
+    rope = getattr(text, "rope_parameters", None) or {
+        "rope_theta": getattr(text, "rope_theta", None),
+        **(getattr(text, "rope_scaling", None) or {}),
+    }
+    kind = rope.get("rope_type", rope.get("type")) or "default"
+    values = {key: value for key, value in rope.items() if key != "type" and value is not None}
+    found["rope"] = values | {"rope_type": kind}
+    found["tie_word_embeddings"] = bool(whole.tie_word_embeddings)
+    return found
