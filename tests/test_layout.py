@@ -50,6 +50,10 @@ MAY_IMPORT_LATE = {
     "": {"chat", "checkpoint"},  # the public names: for type checkers, and on first use
     "conformance": {"training", "runners", "serving", "strategies", "report", "environment"},
 }
+MAY_NOT_IMPORT = {
+    "conformance.merged": {"training"},  # it judges what `training.merge` writes, by a sum of its own
+}
+"""Arrows that the picture allows for a room, and a part of it does without."""
 NEVER = {
     "escaping": {"*"},
     "errors": {"*"},
@@ -122,6 +126,9 @@ def _own_violations(module: str, one: Import, other: str, place: str) -> Iterato
         | MAY_IMPORT_AS_ENTRY.get(module, set())
         | ((MAY_IMPORT_LATE.get(room, set()) | MAY_NAME_FORMATS.get(module, set())) if one.late else set())
     )
+    for part, refused in MAY_NOT_IMPORT.items():
+        if f"{module}.".startswith(f"{part}.") and other in refused:
+            yield f"{place}: {part} may not import {other}"
     if other not in allowed:
         yield f"{place}: {room or 'the package itself'} may not import {other}{'' if one.late else ' at the top'}"
 
@@ -241,6 +248,11 @@ def _imported_modules(source: str, modules: dict[str, str]) -> set[str]:
         ("strategies", "from pytest_mistral_lora.records import files", "strategies may not import records"),
         ("report.html", "from pytest_mistral_lora.conformance import rules", "report may not import conformance"),
         ("conformance.train", "from pytest_mistral_lora.training import run", "training at the top"),
+        (
+            "conformance.merged.product",
+            "def f():\n    from pytest_mistral_lora.training.merge.plan import plan_merge",
+            "conformance.merged may not import training",
+        ),
         ("conformance.mask", "from pytest_mistral_lora.strategies import rows", "strategies at the top"),
         ("conformance.mask", "if 1:\n    try:\n        import torch\n    except E: pass", "torch at the top"),
         ("conformance.mask", "class A:\n    import hypothesis", "hypothesis at the top"),

@@ -1,33 +1,36 @@
-"""The adapter at hand beside a merged model: is the difference from the base the adapter's own product?"""
+"""The adapter at hand beside a merged model: is the difference from the base the adapter's own product?
+
+The sum is made by the names of the adapter's tensors, in numpy, and not by the code that merges.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
-from pytest_mistral_lora.checkpoint.architectures import is_known
+import numpy as np
+import numpy.typing as npt
+
+from pytest_mistral_lora.checkpoint.architectures import EMBEDDINGS, is_known
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter.configuration import configuration_findings
-from pytest_mistral_lora.conformance.adapter.layout import adapter_layout
+from pytest_mistral_lora.conformance.adapter.layout import AdapterLayout, adapter_layout
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.conformance.merged.weights import rounding_bound
-from pytest_mistral_lora.errors import InputError, MistralLoraError
+from pytest_mistral_lora.errors import InputError, MistralLoraError, and_more
+from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.merged_weights import changes_by_names
+from pytest_mistral_lora.records.lora_delta import LoraDelta, deltas_of
 
-if TYPE_CHECKING:
-    import torch
-
-    from pytest_mistral_lora.training.merge.plan import LowRankChange, TensorChange
+Array: TypeAlias = npt.NDArray[Any]
 
 _CHUNK = 1 << 22
 """Numbers that are compared at once."""
 
 _SHOWN = 5
-_A = ".lora_A.weight"
 _ALIKE = 0.7
 """Cosine from which a change is taken for a product: rounding hides a part of a small one."""
 
@@ -45,7 +48,7 @@ class AdapterAtHand:
 
     def __init__(
         self, folder: AdapterFolder, base: BaseFolder, own: Weights, before: Weights, pairs: Mapping[str, str]
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.folder: AdapterFolder = folder
         self.base: BaseFolder = base
         self.own: Weights = own
@@ -53,26 +56,46 @@ class AdapterAtHand:
         self.pairs: dict[str, str] = {name: mine for mine, name in pairs.items()}
 
     @cached_property
-    def _plan(self) -> tuple[Mapping[str, TensorChange], str]:
-        """The change of each tensor of the base by PEFT's own rules, or why there is no plan."""
-        from pytest_mistral_lora.training.merge.plan import plan_merge
-
+    def _plan(self) -> tuple[Mapping[str, LoraDelta], str]:
+        """The delta of each tensor of the base, or why there is no plan."""
         try:
             # before PEFT reads the file: a hostile key or pattern must not reach it
             wrong = next(configuration_findings(self.folder), None)
             if wrong is not None:
                 return {}, f"the configuration of {self.folder.path} is not sound: {wrong.found}"
-            if not is_known(self.base.config):
-                return plan_by_names(self.folder, self.before), ""
-            if refusal := adapter_layout(self.folder, self.base).refusal:
-                return {}, f"PEFT refuses the configuration of {self.folder.path}: {refusal}"
-            return plan_merge(self.folder, self.base), ""
+            if is_known(self.base.config):
+                layout = adapter_layout(self.folder, self.base)
+                if layout.refusal:
+                    return {}, f"PEFT refuses the configuration of {self.folder.path}: {layout.refusal}"
+                _require_sum(self.folder)
+                _require_tensors(self.folder, layout)
+            else:
+                _require_sum(self.folder)
+            return self._fitting_deltas(), ""
         except MistralLoraError as error:
             return {}, f"{self.folder.path} has no sum with this base: {error}"
 
-    @cached_property
-    def _tensors(self) -> Weights:
-        return self.folder.weights
+    def _fitting_deltas(self) -> dict[str, LoraDelta]:
+        """Return the delta of each tensor that changes, by its name in the base.
+
+        Raises:
+            InputError: If one has no place in the base, or changes one of two tensors that the base keeps as one.
+        """
+        deltas, place = deltas_of(self.folder, self.before), str(self.folder.tensors_file)
+        ties = is_known(self.base.config) and self.base.is_tied
+        for name, delta in deltas.items():
+            shared = [part for part in EMBEDDINGS if f".{name}".endswith(f".{part}.weight")]
+            if shared and ties:
+                raise InputError(
+                    f"{delta.names[0]} changes {shared[0]}, which this base keeps as one with the other of "
+                    f"{' and '.join(EMBEDDINGS)}",
+                    place=place,
+                    expected="an adapter that changes neither: merged, they would be two",
+                    next_step="Use base and adapter as they are, or untie the base's embeddings and train on that.",
+                )
+            if name not in self.before or delta.shape != self.before.infos[name].shape:
+                raise InputError(f"{delta.names[0]} has no place in the base", place=place)
+        return deltas
 
     @property
     def missing(self) -> str:
@@ -82,107 +105,113 @@ class AdapterAtHand:
     @property
     def planned(self) -> dict[str, bool]:
         """The merged tensors that the adapter changes, and whether each is a change of low rank."""
-        from pytest_mistral_lora.training.merge.plan import LowRankChange
-
-        return {self.pairs.get(name, name): isinstance(one, LowRankChange) for name, one in self._plan[0].items()}
+        return {self.pairs.get(name, name): delta.is_low_rank for name, delta in self._plan[0].items()}
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """ML434 for each tensor that is not base plus adapter, up to rounding."""
         place, found = str(self.own.files[0].parent), []
-        for name, change in sorted(self._plan[0].items()):
+        for name, delta in sorted(self._plan[0].items()):
             mine = self.pairs.get(name)
             if mine is None:
                 continue  # of another shape or missing: a finding of the check `names-and-shapes`
-            apart = self._distance(mine, name, change)
+            apart = self._distance(mine, name, delta)
             if apart > 2:
-                text = self._described(mine, name, change)
+                text = self._described(mine, name, delta)
                 expected = f"base plus scaling · B A of {self.folder.path}: {apart:.3g} times what rounding explains"
                 found.append(Finding("ML434", f"{mine}: {text}", place, expected))
         return tuple(first_findings(found, _SHOWN, place))
 
-    def _distance(self, mine: str, name: str, change: TensorChange) -> float:
+    def _distance(self, mine: str, name: str, delta: LoraDelta) -> float:
         """Return the largest distance of a number from base plus adapter, in units of what rounding explains."""
-        import torch
-
-        from pytest_mistral_lora.training.merge.plan import LowRankChange
-
-        own, base = self.own[mine], self.before[name]
-        tensors = {one: self._tensors[one] for one in change.names}
-        rows, farthest = max(1, _CHUNK // max(1, base[0].numel())), 0.0
-        for start in range(0, base.shape[0], rows):
-            part = slice(start, start + rows)
-            old, new = base[part].float(), own[part].float()
-            expected = change.apply(base, tensors, part).float()
-            apart_by = (expected - old).numpy()
-            bound = torch.from_numpy(rounding_bound(new.numpy(), old.numpy(), apart_by, self.own.infos[mine].dtype))
-            if isinstance(change, LowRankChange):
-                # A and B may have been rounded to bfloat16 first
-                a, b = tensors[change.a].float().abs(), tensors[change.b][part].float().abs()
-                product = (b @ a) * (abs(change.scaling) * 2**-7)
-                # DoRA divides by the norm of the sum, which is rounded as well
-                bound += product if change.magnitude is None else product + expected.abs() * 2**-7
-            else:
-                bound += expected.abs() * 2**-8
-            apart = (new - expected).abs() / bound.clamp(min=torch.finfo(torch.float32).tiny)
-            farthest = max(farthest, math.inf if torch.isnan(apart).any() else float(apart.max()))
+        merged, base = (_rows_of(array) for array in (self.own.array(mine), self.before.array(name)))
+        factors = tuple(np.abs(factor).astype(np.float32) for factor in delta.factors()) if delta.is_low_rank else None
+        step, farthest = max(1, _CHUNK // max(1, base.shape[1])), 0.0
+        for start in range(0, len(base), step):
+            rows = slice(start, start + step)
+            old, new = base[rows].astype(np.float32), merged[rows].astype(np.float32)
+            with np.errstate(all="ignore"):  # of numbers that are not finite, or of rows of zeros under DoRA
+                expected = delta.sums(base, rows)[0].astype(np.float32)
+                bound = rounding_bound(new, old, expected - old, self.own.infos[mine].dtype)
+                if factors is None:
+                    bound = bound + np.abs(expected) * np.float32(2**-8)
+                else:
+                    # A and B may have been rounded to bfloat16 first
+                    product = (factors[1][rows] @ factors[0]) * np.float32(abs(delta.scaling) * 2**-7)
+                    # DoRA divides by the norm of the sum, which is rounded as well
+                    extra = np.abs(expected) * np.float32(2**-7) if delta.has_magnitude else np.float32(0)
+                    bound = bound + product + extra
+                apart = np.abs(new - expected) / np.maximum(bound, np.finfo(np.float32).tiny)
+            farthest = max(farthest, math.inf if np.isnan(apart).any() else float(apart.max()))
         return farthest
 
-    def _described(self, mine: str, name: str, change: TensorChange) -> str:
+    def _described(self, mine: str, name: str, delta: LoraDelta) -> str:
         """Describe the difference: nothing merged, another scale, the product of another layer, or something else."""
-        from pytest_mistral_lora.training.merge.plan import LowRankChange
-
-        difference = self.own[mine].float() - self.before[name].float()
+        difference = self.own.array(mine).astype(np.float32) - self.before.array(name).astype(np.float32)
         if not difference.any():
             return "is the base's: the adapter's change is missing"
-        if not isinstance(change, LowRankChange) or change.magnitude is not None:
+        if not delta.is_low_rank or delta.has_magnitude:
             return "is not the adapter's tensor"
-        factor, cosine = self._fit(difference, change)
+        factor, cosine = _fit(difference, delta)
         if cosine > _ALIKE:
-            rank = self._tensors.infos[change.a].shape[0]
-            root = math.isclose(max(factor, 1 / factor), math.sqrt(rank), rel_tol=0.05)
+            root = math.isclose(max(factor, 1 / factor), math.sqrt(delta.rank), rel_tol=0.05)
             hint = f" ({'' if factor > 1 else '1 / '}√r: see use_rslora)" if root else ""
             return f"the adapter is merged {factor:.3f} times{hint}"
-        for other, one in sorted(self._plan[0].items()):
-            if other != name and isinstance(one, LowRankChange) and self._fit(difference, one)[1] > _ALIKE:
+        for other, another in sorted(self._plan[0].items()):
+            if other != name and another.is_low_rank and _fit(difference, another)[1] > _ALIKE:
                 return f"has the change of {other}"
         return f"the change is another than the adapter's (cosine {cosine:.2f})"
 
-    def _fit(self, difference: torch.Tensor, change: LowRankChange) -> tuple[float, float]:
-        """Return the factor of the adapter's product that fits a difference best, and the cosine between the two."""
-        import torch
 
-        a, b = self._tensors[change.a].float(), self._tensors[change.b].float()
-        if tuple(difference.shape) != (b.shape[0], a.shape[1]):
-            return 0.0, 0.0
-        # <D, s B A> = s tr((Bᵀ D) Aᵀ), and ||B A||² = tr((Bᵀ B)(A Aᵀ)): B A itself is never made
-        inner = change.scaling * float(torch.sum((b.T @ difference) * a))
-        square = change.scaling**2 * float(torch.sum((b.T @ b) * (a @ a.T)))
-        if square <= 0:
-            return 0.0, 0.0
-        return inner / square, inner / math.sqrt(square) / float(torch.linalg.norm(difference))
-
-
-def plan_by_names(folder: AdapterFolder, base: Weights) -> dict[str, TensorChange]:
-    """Return the change of each tensor of a base that is not built here, by the names of the adapter's tensors.
+def _require_sum(folder: AdapterFolder) -> None:
+    """Refuse an adapter that is more than a sum with its base.
 
     Raises:
-        InputError: If a tensor has no place in the base, a pattern of the configuration takes too long, or the adapter
-            was trained on another base than the one it names.
+        InputError: If it has biases, or its initialisation changed the base first.
     """
-    from pytest_mistral_lora.training.merge.plan import FullChange, LowRankChange
-
-    start = folder.config.get("init_lora_weights")
-    if start not in (True, False, None, "gaussian"):
-        raise InputError(f"init_lora_weights is {start!r}, which changed the base first", place=str(folder.config_file))
-    adapter, changes = folder.weights, dict[str, TensorChange]()
-    for name, one in changes_by_names(folder, base).items():
-        parts = one.names
-        changes[name] = change = (
-            FullChange(parts[""])
-            if "" in parts
-            else LowRankChange(parts["A.weight"], parts["B.weight"], one.scaling, parts.get("magnitude_vector"))
+    place, bias, start = str(folder.config_file), folder.config.get("bias"), folder.config.get("init_lora_weights")
+    if bias not in (None, "none"):
+        raise InputError(f"bias is {bias!r}", place=place, expected="none: Mistral's layers have no bias")
+    if start not in PLAIN_STARTS:
+        raise InputError(
+            f"init_lora_weights is {start!r}, which changed the base's own weights before training",
+            place=place,
+            expected="an adapter of the base as it is",
+            next_step="Convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…).",
         )
-        if name not in base or change.shape(adapter) != base.infos[name].shape:
-            raise InputError(f"{change.names[0]} has no place in the base", place=str(folder.tensors_file))
-    return changes
+
+
+def _require_tensors(folder: AdapterFolder, layout: AdapterLayout) -> None:
+    """Refuse an adapter whose tensors are not those that PEFT saves of its configuration on this base.
+
+    Raises:
+        InputError: If a tensor is missing, has no place, or is of another shape.
+    """
+    place, tensors, expected = str(folder.tensors_file), folder.tensors, layout.expected
+    odd = sorted(expected.keys() ^ tensors.keys())
+    if odd:
+        found = f"{odd[0]} {'is missing' if odd[0] in expected else 'has no place in a merged model'}"
+        names = f"the {len(expected)} tensors that {CONFIG} describes"
+        raise InputError(found + and_more(1, len(odd)), place=place, expected=names)
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            wanted = f"{shape}, of this base and the rank in {CONFIG}"
+            raise InputError(f"{name} has shape {tensors[name].shape}", place=place, expected=wanted)
+
+
+def _rows_of(array: Array) -> Array:
+    """Return a tensor as a matrix with its first axis as rows."""
+    return array.reshape(len(array), -1)
+
+
+def _fit(difference: Array, delta: LoraDelta) -> tuple[float, float]:
+    """Return the factor of the adapter's product that fits a difference best, and the cosine between the two."""
+    if difference.shape != delta.shape:
+        return 0.0, 0.0
+    a, b = delta.factors()
+    # <D, s B A> = s tr((Bᵀ D) Aᵀ), and ||B A||² = tr((Bᵀ B)(A Aᵀ)): B A itself is never made
+    inner = delta.scaling * float(np.sum((b.T @ difference) * a))
+    square = delta.scaling**2 * float(np.sum((b.T @ b) * (a @ a.T)))
+    if square <= 0:
+        return 0.0, 0.0
+    return inner / square, inner / math.sqrt(square) / float(np.linalg.norm(difference))
