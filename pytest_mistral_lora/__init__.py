@@ -10,20 +10,38 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = ["EncodedRow", "Oracle", "Row", "Span", "__version__", "read_rows", "training_template"]
+__all__ = [
+    "EncodedRow",
+    "Finding",
+    "Oracle",
+    "Row",
+    "Span",
+    "Verdict",
+    "__version__",
+    "audit",
+    "judge",
+    "read_rows",
+    "training_template",
+]
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.encoded import EncodedRow, Span
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.rows import Row, read_rows
     from pytest_mistral_lora.checkpoint.tokenizers import training_template
+    from pytest_mistral_lora.conformance.finding import Finding
+    from pytest_mistral_lora.judging import Verdict, audit, judge
 else:
     # hidden from type checkers, which would take any misspelt name for one that it returns
     _MODULES = {
         "EncodedRow": "chat.encoded",
+        "Finding": "conformance.finding",
         "Oracle": "chat.oracle",
         "Row": "chat.rows",
         "Span": "chat.encoded",
+        "Verdict": "judging",
+        "audit": "judging",
+        "judge": "judging",
         "read_rows": "chat.rows",
         "training_template": "checkpoint.tokenizers",
     }

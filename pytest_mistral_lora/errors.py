@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
 
 from pytest_mistral_lora.escaping import in_block, printable
 
@@ -168,6 +169,23 @@ class MemoryShortageError(MistralLoraError):
 
     exit_code = EXIT_OUT_OF_MEMORY
     several_steps = True
+
+
+class FindingsError(MistralLoraError):
+    """A verdict that is not ok: a finding is an error, nothing was judged, or a known deviation is out of date.
+
+    Args:
+        found: The verdict as text.
+        verdict: The `Verdict`.
+        fields: The other fields of a `MistralLoraError`.
+
+    Attributes:
+        verdict: The `Verdict`. Its type is not named here, because this module imports nothing.
+    """
+
+    def __init__(self, found: str, *, verdict: Any = None, **fields: str) -> None:
+        self.verdict: Any = verdict
+        super().__init__(found, **fields)
 
 
 class NonFiniteError(TrainingError):

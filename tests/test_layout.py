@@ -38,16 +38,17 @@ MAY_IMPORT = {
     "report": CHAT | {"records"},
     "conformance": RECORDS | {"formats"},
     "assertions": RECORDS | {"conformance"},
+    "judging": RECORDS | {"conformance", "report"},
     "plugin": RECORDS | {"conformance", "report", "environment"},
     "starter": RECORDS | {"formats", "training", "conformance"},
-    "cli": RECORDS | {"conformance", "report", "training", "runners", "formats", "starter", "environment"},
+    "cli": RECORDS | {"conformance", "report", "training", "runners", "formats", "starter", "environment", "judging"},
 }
 MAY_IMPORT_AS_ENTRY = {"training.__main__": {"cli"}}
 """Launchers such as `accelerate launch -m` start a module: it is the verb `train` under another name."""
 MAY_NAME_FORMATS = {"chat.rows": {"formats"}}
 """Formats stand on `chat`. This module alone asks them for the name of a format, for the error of a foreign row."""
 MAY_IMPORT_LATE = {
-    "": {"chat", "checkpoint"},  # the public names: for type checkers, and on first use
+    "": {"chat", "checkpoint", "conformance", "judging"},  # the public names: for type checkers, and on first use
     "conformance": {"training", "runners", "serving", "strategies", "report", "environment"},
 }
 MAY_NOT_IMPORT = {
@@ -70,10 +71,11 @@ NEVER = {
     "starter": {"torch", "pytest", "_pytest", "hypothesis"},
     "conformance": {"pytest", "_pytest"},
     "assertions": {"pytest", "_pytest"},
+    "judging": {"pytest", "_pytest"},
     "plugin": {"_pytest"},
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "safetensors", "hypothesis", "mistral_common"}
-LIGHT = ("chat", "conformance", "assertions", "plugin", "report", "cli")
+LIGHT = ("chat", "conformance", "assertions", "judging", "plugin", "report", "cli")
 ORACLE = "chat.oracle.oracle"
 
 

@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, assert_type
 
-from pytest_mistral_lora import EncodedRow, Oracle, Row, Span, read_rows, training_template
+from pytest_mistral_lora import EncodedRow, Finding, Oracle, Row, Span, Verdict, audit, judge, read_rows
+from pytest_mistral_lora import training_template
 
 """
 USER = """\
@@ -34,6 +35,15 @@ assert_type(oracle.vocab_size, int)
 assert_type(oracle.control_tokens, Mapping[int, str])
 assert_type(read_rows("rows.jsonl"), Iterator[Row])
 assert_type(training_template("checkpoint"), str)
+verdict = judge("rows.jsonl", Path("lora-out"), tokenizer="spm-v3", base="base", train=False)
+assert_type(verdict, Verdict)
+assert_type(audit([{"input_ids": [1]}], tokenizer=Path("checkpoint"), dataset=["rows.jsonl"]), Verdict)
+assert_type(verdict.ok, bool)
+assert_type(verdict.findings, tuple[Finding, ...])
+assert_type(verdict.findings[0].severity, Literal["error", "note"])
+assert_type(verdict.findings[0].next_step, str)
+assert_type(verdict.not_checked, Mapping[str, str])
+assert_type(verdict.write("report.html"), Path)
 for row in read_rows("rows.jsonl"):
     assert_type(row.messages, tuple[Mapping[str, Any], ...])
     encoded = oracle.encode(row)

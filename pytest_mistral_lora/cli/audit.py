@@ -21,11 +21,11 @@ from pytest_mistral_lora.cli.verb import (
     Verb,
     add_oracle_option,
     add_tokenizer_option,
-    named_tokenizer,
     output_file,
     print_json,
     whole_number,
 )
+from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, counted
 from pytest_mistral_lora.escaping import UNMIXED, own_stream
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes

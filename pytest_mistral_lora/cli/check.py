@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_mistral_lora.cli.judging import Judging, add_format_option, add_report_option, command_line
 from pytest_mistral_lora.cli.verb import (
@@ -14,18 +14,14 @@ from pytest_mistral_lora.cli.verb import (
     PathArgument,
     Verb,
     add_oracle_option,
-    named_tokenizer,
     output_file,
     shown_path,
-    tokenizer_path,
+    tokenizer_argument,
     whole_number,
 )
-from pytest_mistral_lora.conformance.path_kinds import KINDS, recognised
-from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
-from pytest_mistral_lora.errors import InputError, MistralLoraError, did_you_mean
-
-if TYPE_CHECKING:
-    from pytest_mistral_lora.conformance.known import Xfail
+from pytest_mistral_lora.conformance.path_kinds import KINDS
+from pytest_mistral_lora.conformance.targets import is_shipped
+from pytest_mistral_lora.errors import InputError, MistralLoraError
 
 _DESCRIPTION = """\
 Run the checks of `pytest --mistral-golden` without pytest, and print a table, and each finding once,
@@ -44,7 +40,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         # the report names a shipped tokenizer as it is named here
-        type=PathArgument("read", lambda text: Path(text) if is_shipped(Path(text)) else tokenizer_path(text)),
+        type=PathArgument("read", lambda text: Path(text) if is_shipped(Path(text)) else tokenizer_argument(text)),
         metavar="PATH",
         help="tokenizer of rows, encoded rows and GGUF files: checkpoint folder, tekken.json, tokenizer.model.vN, the "
         "name of a shipped one, such as spm-v3, OWNER/NAME@COMMIT at the Hub, or a recipe, for that of its base",
@@ -89,66 +85,36 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the paths, or the embedded default; return 1 if a check finds an error."""
-    tokenizer, oracle = _judge(args.tokenizer, args.oracle)
-    from pytest_mistral_lora.conformance.collection import targets_of
+    from pytest_mistral_lora.judging import plan_check
     from pytest_mistral_lora.records.files import path_from
 
-    paths = [recognised(path_from(Path.cwd(), path), args.base, args.kind) for path in args.paths]
-    if tokenizer is not None and not any(one.kind in ("rows", "encoded", "gguf") for one in paths):
-        found = "--tokenizer is for rows and GGUF files, and no path is one"
-        raise InputError(found, expected="a tokenizer to check as a path")
-    if args.base is not None and not any(one.kind in ("adapter", "gguf") for one in paths):
-        shown = f": {paths[0].path} is {paths[0].title}" if paths else ""
-        found = f"--base is the base of an adapter or a merged model, and no path is one{shown}"
-        raise InputError(found, expected="a folder with adapter_model.safetensors, or with a merged model.safetensors")
-    if args.device_memory is not None and not any(one.kind == "recipe" for one in paths):
+    plan = plan_check(
+        [path_from(Path.cwd(), path) for path in args.paths],
+        tokenizer=args.tokenizer,
+        kind=args.kind,
+        base=args.base,
+        oracle=args.oracle,
+        train=args.train,
+        xfails=args.xfails,
+        baseline=args.baseline,
+        option="--{}".format,
+    )
+    recipes = [recipe.path for recipe in plan.paths if recipe.kind == "recipe"]
+    if args.device_memory is not None and not recipes:
         raise InputError("--device-memory is for recipes, and no path is one", expected="a recipe.yaml")
-    if args.baseline is not None and args.baseline.exists():
-        found = f"{args.baseline} exists, and its reasons would be lost"
-        raise InputError(found, place="--baseline", expected="a new file")
-    xfails = () if args.xfails is None else _known_deviations(args.xfails)
-    # the embedded default has the tiny train, as the plugin's; for a user's own tokenizers it takes minutes
-    train = not args.paths if args.train is None else args.train
-    targets = targets_of(paths, args.base, oracle, tokenizer)
     if args.output_format == "text":
-        sys.stdout.write("".join(f"{shown_path(one.path)}: {one.title}\n" for one in paths))
+        sys.stdout.write("".join(f"{shown_path(path.path)}: {path.title}\n" for path in plan.paths))
         sys.stdout.flush()
-    kinds = [{"path": str(one.path), "kind": one.kind, "title": one.title} for one in paths]
-    memory = _memory([one.path for one in paths if one.kind == "recipe"], args.device_memory)
-    options = {"examples": args.examples, "train": train}
     judging = Judging(
         command_line(args),
         args.output_format,
-        paths=kinds,
-        memory=memory,
-        xfails=xfails,
+        paths=[{"path": str(path.path), "kind": path.kind, "title": path.title} for path in plan.paths],
+        memory=_memory(recipes, args.device_memory),
+        xfails=plan.xfails,
         baseline=args.baseline,
         reports=args.report,
     )
-    return judging.judge(targets, **options)
-
-
-def _judge(tokenizer: Path | None, oracle: str | None) -> tuple[Path | None, str | None]:
-    """Return the tokenizer that `--tokenizer` names, and its oracle; a shipped one keeps its name."""
-    if tokenizer is None or is_shipped(tokenizer):
-        return tokenizer, oracle
-    path, oracle, _ = named_tokenizer(tokenizer, oracle)
-    if not path.exists():
-        expected = f"a tokenizer folder or file, or one of {', '.join(EMBEDDED)}"
-        found = f"no such file or folder{did_you_mean(str(path), EMBEDDED)}"
-        raise InputError(found, place=str(path), expected=expected)
-    return path, oracle
-
-
-def _known_deviations(file: Path) -> tuple[Xfail, ...]:
-    from pytest_mistral_lora.conformance.known import read_xfails
-
-    try:
-        return read_xfails(file)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}", place="--xfails") from error
-    except ValueError as error:
-        raise InputError(str(error), place="--xfails") from error
+    return judging.judge(plan.targets, examples=args.examples, train=plan.train)
 
 
 def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:

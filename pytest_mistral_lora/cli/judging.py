@@ -138,11 +138,15 @@ class Judging:
     def _print(self, session: Session) -> None:
         from pytest_mistral_lora.conformance.finding import Finding
         from pytest_mistral_lora.conformance.groups import cause_texts
-        from pytest_mistral_lora.report import verdict_line
+        from pytest_mistral_lora.report import verdict_line, write_styled
         from pytest_mistral_lora.report.judged import cases_of
 
         if self.output_format == "text":
-            _print_text(session, [f"{shown_path(recipe['path'])}: {recipe['text']}" for recipe in self.memory])
+            width = shutil.get_terminal_size().columns
+            for text in session.cause_texts(width):
+                write_styled(text)
+            memory = [f"{shown_path(recipe['path'])}: {recipe['text']}" for recipe in self.memory]
+            sys.stdout.write("\n".join(session.summary_lines(width, memory)) + "\n")
             return
         causes = session.causes()
         verdict = verdict_line(session.records, [cause.count for cause in causes])
@@ -150,35 +154,6 @@ class Judging:
         subject = self.paths[0]["path"] if self.paths else ""
         verb, known = shlex.split(self.command)[1], session.known_faults()
         print_judged(self.output_format, verb, causes, [*cases_of(session.records, texts)], verdict, subject, known)
-
-
-def _print_text(session: Session, memory: Sequence[str]) -> None:
-    """Print a text for each cause, the table, the reasons why something was not checked, memory, and the verdict."""
-    from pytest_mistral_lora.report import NOTHING_WAS_JUDGED, basis_lines, unchecked_lines, verdict_line, write_styled
-    from pytest_mistral_lora.report.tables import figure_lines, outcome_table, statistics_of
-
-    width = shutil.get_terminal_size().columns
-    records, causes = session.records, [*session.causes()]
-    for cause in causes:
-        state = "FAILED" if cause.simplest.severity == "error" else "note"
-        write_styled(f"{cause.check} {state}\n{cause.text(width)}\n")
-    figures = [
-        line
-        for target, found in statistics_of(records).items()
-        for line in (f"figures of {target}:", *figure_lines(found, width))
-    ]
-    # a line each, whatever a name or a reason holds
-    facts = (*basis_lines(records), *session.known_faults(), *figures, *unchecked_lines(records))
-    lines = [
-        *outcome_table(records, width),
-        *(printable(line, lines=False) for line in facts),
-        *(printable(xfail.not_met, lines=False) for xfail in session.not_met),
-        *memory,
-        "",
-        *([NOTHING_WAS_JUDGED] if session.nothing_judged else []),
-        verdict_line(records, [one.count for one in causes]),
-    ]
-    sys.stdout.write("\n".join(lines) + "\n")
 
 
 @contextmanager

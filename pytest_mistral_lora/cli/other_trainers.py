@@ -15,11 +15,11 @@ from pytest_mistral_lora.cli.verb import (
     add_json_option,
     add_oracle_option,
     add_tokenizer_option,
-    named_tokenizer,
     output_file,
     print_json,
     shown_path,
 )
+from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer
 from pytest_mistral_lora.errors import EXIT_OK, InputError
 from pytest_mistral_lora.escaping import safe_json, safe_text
 from pytest_mistral_lora.runners import RUNNERS

@@ -18,14 +18,13 @@ from pytest_mistral_lora.cli.verb import (
     add_oracle_option,
     add_tokenizer_option,
     name_of,
-    named_tokenizer,
     output_file,
     print_json,
-    recipe_at,
     shown_path,
-    tokenizer_path,
+    tokenizer_argument,
     whole_number,
 )
+from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer, recipe_at
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, RowError, RowsError, counted
 
 if TYPE_CHECKING:
@@ -257,7 +256,7 @@ def _write_page(args: argparse.Namespace, rows: list[TokenRow], errors: list[Row
 
 
 def _backend_or_tokenizer(text: str) -> str | Path:
-    return text if text in _BACKENDS else tokenizer_path(text)
+    return text if text in _BACKENDS else tokenizer_argument(text)
 
 
 VERB = Verb(

@@ -13,8 +13,8 @@ from pytest_mistral_lora.cli.verb import (
     PathArgument,
     Verb,
     add_tokenizer_option,
-    named_tokenizer,
 )
+from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer
 from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError

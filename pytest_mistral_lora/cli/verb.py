@@ -1,29 +1,23 @@
-"""The parts that verbs share: their parser, the tokenizers that words of the command line name, and JSON output."""
+"""The parts that verbs share: their parser, arguments that name paths and tokenizers, and JSON output."""
 
 from __future__ import annotations
 
 import argparse
-import re
-import shlex
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.escaping import printable, safe_json
-
-if TYPE_CHECKING:
-    from pytest_mistral_lora.training.recipe import Recipe
 
 # argparse has no public name for the type that `add_subparsers` returns
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 PROGRAM = "mistral-lora"
-_AT_THE_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?")
 
 
 def wrapped_text(text: str, title: str = "") -> str:
@@ -189,11 +183,11 @@ def shown_path(path: Path | str) -> str:
 
 
 def add_tokenizer_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add `--tokenizer`, whose value `tokenizer_path` reads."""
+    """Add `--tokenizer`, whose value `tokenizer_argument` reads."""
     parser.add_argument(
         "--tokenizer",
         required=required,
-        type=PathArgument("read", tokenizer_path),
+        type=PathArgument("read", tokenizer_argument),
         metavar="PATH",
         help="checkpoint folder, tekken.json, tokenizer.model.vN, the name of a tokenizer that mistral-common ships, "
         "such as spm-v3, a Hub repository at a commit, as OWNER/NAME@COMMIT, or a recipe, for that of its base",
@@ -235,93 +229,18 @@ def print_json(data: Any, *, indented: bool = True, allow_nan: bool = True) -> N
     sys.stdout.write(f"{safe_json(data, indent=2 if indented else None, allow_nan=allow_nan)}\n")
 
 
-def tokenizer_path(text: str) -> Path:
-    """Return the tokenizer that a word of the command line names, as a path.
-
-    Args:
-        text: A path; or the name of a tokenizer that mistral-common ships; or a repository of the Hub at a commit, as
-            `owner/name@commit`, whose tokenizer files are fetched unless they are in the cache.
+def tokenizer_argument(text: str) -> Path:
+    """Return the tokenizer that a word of the command line names, as `tokenizer_path` does.
 
     Raises:
-        argparse.ArgumentTypeError: If the repository's files cannot be had.
+        argparse.ArgumentTypeError: If the files of a repository cannot be had.
     """
-    path = Path(text)
-    # a path first: a folder named spm-v3 is the user's own tokenizer, and a path costs no import
-    if path.exists():
-        return path
-    from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
-
-    if text in SHIPPED:
-        return shipped_tokenizer(text)
-    repository = _AT_THE_HUB.fullmatch(text)
-    # without a commit it may be a path, which is not there: the verb reports that
-    if repository is None or repository["revision"] is None:
-        return path
-    from pytest_mistral_lora.checkpoint.pins import resolve
+    from pytest_mistral_lora.conformance.named_tokenizer import tokenizer_path
 
     try:
-        return resolve(repository["repo"], repository["revision"], weights=False)
+        return tokenizer_path(text)
     except PinError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def require_there(path: Path) -> Path:
-    """Return the path of a tokenizer if there is one.
-
-    Raises:
-        InputError: If there is none; if the name could be that of a repository, with the way to name it.
-    """
-    if not path.exists() and _AT_THE_HUB.fullmatch(str(path)) and not path.parent.exists():
-        raise InputError(
-            "no such file or folder, and the name of a repository of the Hub needs its commit",
-            place=str(path),
-            expected=f"{path}@COMMIT",
-            next_step=f"Print the commit: mistral-lora pin {shlex.quote(str(path))}",
-        )
-    return path
-
-
-def named_tokenizer(path: Path, oracle: str | None = None) -> tuple[Path, str | None, Recipe | None]:
-    """Return the tokenizer that a value of `--tokenizer` names, its declared oracle, and the recipe if it is one.
-
-    Args:
-        path: The result of `tokenizer_path`; a recipe names the tokenizer of its base.
-        oracle: The oracle that the command line declares; None for that of the recipe.
-
-    Raises:
-        InputError: If there is no such file or folder.
-        RecipeError: If the recipe has a fault.
-        PinError: If the files of its base cannot be had.
-    """
-    recipe = recipe_at(path)
-    if recipe is None:
-        return require_there(path), oracle, None
-    return base_of(recipe), oracle or recipe.base.oracle, recipe
-
-
-def recipe_at(path: Path) -> Recipe | None:
-    """Return the recipe of a YAML file; None for any other path.
-
-    Raises:
-        RecipeError: If the recipe has a fault.
-    """
-    if path.suffix.lower() not in (".yaml", ".yml"):
-        return None
-    from pytest_mistral_lora.training.recipe import load_recipe
-
-    return load_recipe(path)
-
-
-def base_of(recipe: Recipe) -> Path:
-    """Return the folder of a recipe's base, for its tokenizer: weights are neither fetched nor hashed.
-
-    Raises:
-        PinError: If the files of a base at the Hub cannot be had.
-    """
-    from pytest_mistral_lora.checkpoint.pins import resolve
-
-    base = recipe.base
-    return base.path or resolve(str(base.repo), str(base.revision), weights=False, place="base.revision")
 
 
 def name_of(path: Path) -> str:

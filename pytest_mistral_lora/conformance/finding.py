@@ -187,12 +187,18 @@ class Finding:
         return "error" if self.is_error else RULES[self.rule].severity
 
     @property
+    def next_step(self) -> str:
+        """The way to mend the artifact: in the tool that made it, or else as the rule has it."""
+        return self.fix or RULES[self.rule].fix
+
+    @property
     def cause(self) -> str:
         """A key that is the same for every finding of one cause: neither the row nor its place is part of it."""
         if self.shape:
             return f"{self.rule} {self.shape}"
         # a file of its own has to be mended on its own; a line, a layer or an index in it is only a place
         path, _, field = re.sub(r":\d+(?=,|$)", ":#", self.place).partition(", ")
+        path = re.sub(r"^(rows(\['.+'\])?)\[\d+\]$", r"\1:#", path)  # a row that was given to `audit` in Python
         name = "" if self.row else f"{path} {re.sub(r'[0-9]+', '#', field)}"
         # in rows, quotes are texts of this row alone; elsewhere, such as in a configuration, they may name the fault
         quoted = r"'[^']*'|\"[^\"]*\"" if self.row or ":#" in path else r"'[^']*\s[^']*'|\"[^\"]*\s[^\"]*\""
@@ -212,7 +218,7 @@ class Finding:
         # one line that can be pasted into a rows file, to reproduce the finding
         if self.row:
             lines.append(f"  row:      {self.row}")
-        lines += [f"  rule:     {rule.title}", f"  why:      {rule.why}", f"  fix:      {self.fix or rule.fix}"]
+        lines += [f"  rule:     {rule.title}", f"  why:      {rule.why}", f"  fix:      {self.next_step}"]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -221,7 +227,7 @@ class Finding:
         of_rule = {name: getattr(rule, name) for name in ("title", "why", "source")} | {"severity": self.severity}
         own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "is_error"}
         tokens = None if self.tokens is None else self.tokens.to_json()
-        return {**own, **of_rule, "fix": self.fix or rule.fix, "tokens": tokens}
+        return {**own, **of_rule, "fix": self.next_step, "tokens": tokens}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Finding:

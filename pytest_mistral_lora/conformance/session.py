@@ -19,8 +19,10 @@ from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.groups import FindingGroups, failed_rows, group_findings
 from pytest_mistral_lora.conformance.known import Xfail, baseline_text, finders_of, known_among, unknown_among
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
+from pytest_mistral_lora.escaping import printable
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.token_rows import TokenRow
     from pytest_mistral_lora.conformance.targets import Target
 
 State = Literal["passed", "failed", "known", "skipped"]
@@ -242,6 +244,47 @@ class Session:
 
         return known_cause_lines(self.records)
 
+    def cause_texts(self, width: int) -> list[str]:
+        """Return a text for each cause of findings: its check, its simplest finding, and the places of the others.
+
+        Args:
+            width: Columns of the terminal.
+        """
+        states = {"error": "FAILED", "note": "note"}
+        return [f"{cause.check} {states[cause.simplest.severity]}\n{cause.text(width)}\n" for cause in self.causes()]
+
+    def summary_lines(self, width: int, notes: Sequence[str] = ()) -> list[str]:
+        """Return the table of outcomes, figures, everything that was not checked, and the verdict, for a terminal.
+
+        Args:
+            width: Columns of the terminal.
+            notes: Lines of the front, above the verdict.
+        """
+        from pytest_mistral_lora.report import NOTHING_WAS_JUDGED, basis_lines, unchecked_lines, verdict_line
+        from pytest_mistral_lora.report.tables import figure_lines, outcome_table, statistics_of
+
+        figures = [
+            line
+            for target, found in statistics_of(self.records).items()
+            for line in (f"figures of {target}:", *figure_lines(found, width))
+        ]
+        facts = [*basis_lines(self.records), *self.known_faults(), *figures, *unchecked_lines(self.records)]
+        facts += [xfail.not_met for xfail in self.not_met]
+        return [
+            *outcome_table(self.records, width),
+            # a line each, whatever a name or a reason holds
+            *(printable(line, lines=False) for line in facts),
+            *notes,
+            "",
+            *([NOTHING_WAS_JUDGED] if self.nothing_judged else []),
+            verdict_line(self.records, [cause.count for cause in self.causes()]),
+        ]
+
+    def failed_rows(self) -> list[TokenRow]:
+        """Return the row of each cause that has one, as mistral-common encodes it."""
+        causes = list(self.causes())
+        return failed_rows(causes, self.targets) if causes else []
+
     def write_baseline(self, path: Path) -> None:
         """Write the list of known deviations that accepts this run, once you have added the reasons.
 
@@ -286,7 +329,7 @@ class Session:
         """
         from pytest_mistral_lora.report import write_report
 
-        rows = failed_rows(self.causes(), self.targets) if paths and data["causes"] else []
+        rows = self.failed_rows() if paths else []
         for path in paths:
             write_report(path, data, rows)
 

@@ -1,0 +1,474 @@
+"""The suite from Python: judge artifacts and encoded rows in a script or a notebook, without pytest."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from html import escape
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pytest_mistral_lora.conformance.collection import targets_of
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.known import Xfail, read_xfails
+from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer, tokenizer_path
+from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath, recognised
+from pytest_mistral_lora.conformance.session import Session, opened_session
+from pytest_mistral_lora.conformance.targets import EMBEDDED, EncodedTarget, Target, is_shipped, name_of
+from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.token_rows import TokenRow
+
+AnyPath: TypeAlias = "str | Path"
+
+_WIDEST = 120
+_FRAME = '<iframe srcdoc="{page}" sandbox="allow-scripts" title="{title}" style="{style}"></iframe>'
+_FRAME_STYLE = "width: 100%; height: 40em; border: 1px solid #8888"
+
+
+@dataclass(frozen=True, repr=False)
+class Verdict:
+    """What the suite found.
+
+    In a notebook it is shown as the report's page, and `print(verdict)` prints what `mistral-lora check` prints.
+
+    Attributes:
+        ok: Whether no finding is an error, something was judged, and no known deviation is out of date.
+        findings: The findings, notes included, without known deviations. Each has `rule`, `severity` (`error` or
+            `note`), `place`, `found`, `expected` and `next_step`.
+        not_checked: The reason of each check that could not judge anything, by the name of the check:
+            `<target>::<subject>::<case>`.
+        facts: What a check measured or was compared with, by the name of the check.
+
+    Example:
+        >>> from pytest_mistral_lora import audit
+        >>> row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+        >>> encoded = row | {"input_ids": [1, 3, 16127, 4, 23325, 2], "labels": [-100] * 4 + [23325, -100]}
+        >>> verdict = audit([encoded], tokenizer="spm-v3")
+        >>> verdict.ok
+        False
+        >>> finding = verdict.findings[0]
+        >>> finding.rule, finding.severity, finding.place
+        ('ML546', 'error', 'rows[0]')
+    """
+
+    ok: bool
+    findings: tuple[Finding, ...]
+    not_checked: Mapping[str, str]
+    facts: Mapping[str, Mapping[str, Any]]
+    _text: str = field(compare=False)
+    _report: Mapping[str, Any] = field(compare=False)
+    _rows: tuple[TokenRow, ...] = field(compare=False)
+
+    def __str__(self) -> str:
+        """Return each finding, a table of the checks, and everything that was not checked."""
+        return self._text
+
+    def __repr__(self) -> str:
+        """Return the last line of the table."""
+        return f"<{type(self).__name__} {'ok' if self.ok else 'not ok'}: {self._report['verdict']}>"
+
+    def _repr_html_(self) -> str:
+        """Return the report for a notebook, in a frame of its own: its styles and scripts stay inside."""
+        from pytest_mistral_lora.report.pages import html_page
+
+        title = escape(str(self._report["verdict"]))
+        return _FRAME.format(page=escape(html_page(self._report)), title=title, style=_FRAME_STYLE)
+
+    def raise_for_findings(self) -> None:
+        """Do nothing if the verdict is ok.
+
+        Raises:
+            FindingsError: If it is not. Its `verdict` is this one, and its message is `str(verdict)`.
+
+        Example:
+            >>> from pytest_mistral_lora import audit
+            >>> row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+            >>> encoded = row | {"input_ids": [1, 3, 16127, 4, 23325, 2], "labels": [-100] * 4 + [23325, 2]}
+            >>> audit([encoded], tokenizer="spm-v3").raise_for_findings()
+        """
+        if not self.ok:
+            raise FindingsError(str(self), verdict=self)
+
+    def write(self, path: AnyPath) -> Path:
+        """Write the report, and beside it a page with the tokens of the failed rows.
+
+        Args:
+            path: A file whose name ends in `.html` or `.json`. An earlier report is replaced, and no other file.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: If the name has another ending, or the file cannot be written.
+        """
+        from pytest_mistral_lora.report import write_report
+
+        file = Path(path)
+        if file.suffix not in (".html", ".json"):
+            raise InputError(f"{str(path)!r} is not a report", expected="a name that ends in .html or .json")
+        write_report(file, self._report, self._rows)
+        return file
+
+
+def judge(
+    *paths: AnyPath,
+    tokenizer: AnyPath | None = None,
+    kind: str = "",
+    base: AnyPath | None = None,
+    oracle: AnyPath | None = None,
+    train: bool | None = None,
+    examples: int = 20,
+    xfails: AnyPath | None = None,
+    baseline: AnyPath | None = None,
+) -> Verdict:
+    """Judge artifacts, as `mistral-lora check` does, in this process.
+
+    Args:
+        paths: Recipes, files of rows, encoded rows, adapter and merged folders, GGUF files, checkpoint folders,
+            tokenizer files and names of shipped tokenizers, such as `spm-v3`. What a path is, is told by its content.
+            Without a path, every tokenizer that mistral-common ships is judged.
+        tokenizer: The tokenizer of rows, encoded rows and GGUF files: a folder, a file, the name of a shipped one,
+            `OWNER/NAME@COMMIT` at the Hub, or a recipe. It is not judged itself.
+        kind: The kind of every path, if it is not to be recognised: a value of `--as`.
+        base: The base checkpoint of adapters and merged models.
+        oracle: The Mistral tokenizer of a folder without `tekken.json` and `tokenizer.model.vN`: a name, a path or
+            `none`; None to recognise it.
+        train: Whether a tiny model is trained with each tokenizer; None to train only if no path is given.
+        examples: The number of generated rows for each law.
+        xfails: A file of known deviations, which do not fail.
+        baseline: A new file for the list of everything that is found, to be filled in and given as `xfails`.
+
+    Raises:
+        InputError: If a path is missing or is nothing that is checked, an option applies to none of the paths, or a
+            file of known deviations cannot be read.
+        TokenizerError: If the oracle is unknown.
+        PinError: If the files of a tokenizer at the Hub cannot be had.
+
+    Example:
+        >>> from pytest_mistral_lora import judge
+        >>> verdict = judge("spm-v3", examples=1)
+        >>> verdict.ok, verdict.findings
+        (True, ())
+    """
+    plan = plan_check(
+        [Path(path) for path in paths],
+        tokenizer=None if tokenizer is None else _tokenizer_of_rows(str(tokenizer)),
+        kind=kind,
+        base=None if base is None else Path(base),
+        oracle=_oracle_name(oracle),
+        train=train,
+        xfails=None if xfails is None else Path(xfails),
+        baseline=None if baseline is None else Path(baseline),
+        option="{}=".format,
+    )
+    if type(examples) is not int or examples < 1:
+        raise InputError(repr(examples), place="examples=", expected="a whole number, 1 or more")
+    with opened_session(plan.targets, examples=examples, train=plan.train, xfails=plan.xfails) as session:
+        verdict = _verdict_of(session, f"judge({', '.join(map(repr, map(str, paths)))})")
+        if baseline is not None:
+            session.write_baseline(Path(baseline))
+        return verdict
+
+
+def audit(
+    rows: Any,
+    *,
+    tokenizer: AnyPath,
+    oracle: AnyPath | None = None,
+    dataset: AnyPath | Sequence[AnyPath] = (),
+) -> Verdict:
+    """Compare the ids and labels that a trainer would train on with mistral-common's, as `mistral-lora audit` does.
+
+    Args:
+        rows: A `datasets.Dataset` or `DatasetDict`; a path, as for `mistral-lora audit`; the rows as mappings; or a
+            batch, a mapping of lists, arrays or tensors of shape `(batch, length)`. A row has `messages`, `input_ids`
+            and `labels` (integers, -100 where no loss), or a mask such as `assistant_masks`; it may have
+            `attention_mask` and `position_ids`.
+        tokenizer: A checkpoint folder, a tokenizer file, the name of a shipped tokenizer such as `spm-v3`,
+            `OWNER/NAME@COMMIT` at the Hub, or a recipe.
+        oracle: As for `judge`.
+        dataset: The chat rows that the ids were made of, one file or several in order. Rows without `messages` are
+            judged by them, and rows that are missing are reported.
+
+    Returns:
+        The verdict. The place of a finding is `rows[N]`, counted from 0, unless `rows` is a path.
+
+    Raises:
+        InputError: If `rows` is nothing that can be audited, or a path is missing.
+        TokenizerError: If the tokenizer cannot be loaded.
+        RowsError: If a row of `dataset` cannot be read.
+
+    Example:
+        >>> from pytest_mistral_lora import audit
+        >>> row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+        >>> encoded = row | {"input_ids": [1, 3, 16127, 4, 23325, 2], "labels": [-100] * 4 + [23325, 2]}
+        >>> audit([encoded], tokenizer="spm-v3").ok
+        True
+    """
+    path, declared = _named(str(tokenizer), _oracle_name(oracle))
+    given = [dataset] if isinstance(dataset, str | Path) else dataset
+    sources = tuple(_existing(Path(source)) for source in given)
+    encoder = Target(name_of(path), path, oracle_name=declared)
+    _ = encoder.oracle  # one that does not load is bad input, and no finding about the rows
+    if isinstance(rows, str | Path):
+        file = _existing(Path(rows))
+        target = EncodedTarget(name_of(file), file, judge=encoder, dataset=sources)
+        with opened_session([target]) as session:
+            return _verdict_of(session, f"audit({str(file)!r})")
+    with tempfile.TemporaryDirectory(prefix="mistral-audit-") as folder:
+        written = _written_rows(rows, Path(folder))
+        target = EncodedTarget("rows", Path(folder), judge=encoder, dataset=sources)
+        with opened_session([target]) as session:
+            return _verdict_of(session, "audit(rows)", _RowPlaces(Path(folder), written))
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPlan:
+    """The targets of `check` and `judge`.
+
+    Attributes:
+        paths: The paths with the kind of each.
+        targets: A target for each path, or the embedded default.
+        train: Whether a tiny model is trained with each tokenizer.
+        xfails: The known deviations.
+    """
+
+    paths: tuple[RecognisedPath, ...]
+    targets: list[Target]
+    train: bool
+    xfails: tuple[Xfail, ...]
+
+
+def plan_check(
+    paths: Sequence[Path],
+    *,
+    tokenizer: Path | None,
+    kind: str,
+    base: Path | None,
+    oracle: str | None,
+    train: bool | None,
+    xfails: Path | None,
+    baseline: Path | None,
+    option: Callable[[str], str],
+) -> CheckPlan:
+    """Return the targets of some paths, as the options of `check` declare them.
+
+    Args:
+        paths: The paths; if empty, the embedded default is judged.
+        tokenizer: The name of a shipped tokenizer, or a path of `tokenizer_path`.
+        kind: A key of `KINDS`, or empty.
+        base: The base checkpoint, or None.
+        oracle: The declared oracle, or None.
+        train: Whether a tiny model is trained; None to train only if there is no path.
+        xfails: The file of known deviations, or None.
+        baseline: The new file for the list of what is found, or None.
+        option: Spells the name of an option as its user does.
+
+    Raises:
+        InputError: If a path is missing or is nothing that is checked, an option applies to none of the paths, or a
+            file cannot be used.
+    """
+    if kind and kind not in KINDS:
+        raise InputError(f"{kind!r}{did_you_mean(kind, KINDS)}", place=option("kind"), expected=", ".join(KINDS))
+    if tokenizer is not None and not is_shipped(tokenizer):
+        tokenizer, oracle = _there(tokenizer, oracle)
+    found = tuple(recognised(path, base, kind) for path in paths)
+    kinds = {path.kind for path in found}
+    if tokenizer is not None and not kinds & {"rows", "encoded", "gguf"}:
+        text = f"{option('tokenizer')} is for rows and GGUF files, and no path is one"
+        raise InputError(text, expected="a tokenizer to check as a path")
+    if base is not None and not kinds & {"adapter", "gguf"}:
+        shown = f": {found[0].path} is {found[0].title}" if found else ""
+        text = f"{option('base')} is the base of an adapter or a merged model, and no path is one{shown}"
+        raise InputError(text, expected="a folder with adapter_model.safetensors, or with a merged model.safetensors")
+    if baseline is not None and baseline.exists():
+        text = f"{baseline} exists, and its reasons would be lost"
+        raise InputError(text, place=option("baseline"), expected="a new file")
+    return CheckPlan(
+        paths=found,
+        targets=targets_of(found, base, oracle, tokenizer),
+        # the embedded default has the tiny train, as the plugin's; for a user's own tokenizers it takes minutes
+        train=not paths if train is None else train,
+        xfails=() if xfails is None else _known_deviations(xfails, option("xfails")),
+    )
+
+
+def _tokenizer_of_rows(text: str) -> Path:
+    """Return the tokenizer of rows that a word names; the name of a shipped one stays, for the report has it.
+
+    Raises:
+        PinError: If the files of a repository at the Hub cannot be had.
+    """
+    return Path(text) if is_shipped(Path(text)) else tokenizer_path(text)
+
+
+def _known_deviations(file: Path, option: str) -> tuple[Xfail, ...]:
+    try:
+        return read_xfails(file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}", place=option) from error
+    except ValueError as error:
+        raise InputError(str(error), place=option) from error
+
+
+def _there(path: Path, oracle: str | None) -> tuple[Path, str | None]:
+    """Return the tokenizer that a path or a recipe names, and its oracle.
+
+    Raises:
+        InputError: If there is no such file or folder.
+    """
+    named, declared, _ = named_tokenizer(path, oracle)
+    if not named.exists():
+        expected = f"a tokenizer folder or file, or one of {', '.join(EMBEDDED)}"
+        found = f"no such file or folder{did_you_mean(str(named), EMBEDDED)}"
+        raise InputError(found, place=str(named), expected=expected)
+    return named, declared
+
+
+def _named(tokenizer: str, oracle: str | None) -> tuple[Path, str | None]:
+    """Return the path of a tokenizer that may be named in any way, and its oracle."""
+    return _there(tokenizer_path(tokenizer), oracle)
+
+
+def _oracle_name(oracle: AnyPath | None) -> str | None:
+    from pytest_mistral_lora.checkpoint.recognition import known_choice
+
+    return None if oracle is None else known_choice(str(oracle))
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise InputError("no such file or folder", place=str(path))
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class _RowPlaces:
+    """The places of rows that were written into files of a folder.
+
+    Attributes:
+        folder: The folder.
+        names: The expression that names the rows of each file.
+    """
+
+    folder: Path
+    names: Mapping[str, str]
+
+    def shown(self, text: str) -> str:
+        """Return a text with `rows[2]` in the place of each file and line."""
+        for file, name in self.names.items():
+            text = re.sub(rf"{re.escape(str(self.folder / file))}(?::(\d+))?", partial(_row_place, name), text)
+        return text.replace(str(self.folder), "rows")
+
+
+def _row_place(name: str, found: re.Match[str]) -> str:
+    return f"{name}[{int(found[1]) - 1}]" if found[1] else name
+
+
+def _written_rows(rows: Any, folder: Path) -> dict[str, str]:
+    """Write rows into files of a folder, and return the expression that names the rows of each file.
+
+    Raises:
+        InputError: If they are nothing that can be audited.
+    """
+    if _is_dataset(rows):
+        _write_dataset(rows, folder / "rows.parquet")
+        return {"rows.parquet": "rows"}
+    if isinstance(rows, Mapping) and rows and all(map(_is_dataset, rows.values())):
+        for split, dataset in rows.items():
+            _write_dataset(dataset, folder / f"{split}.parquet")
+        return {f"{split}.parquet": f"rows[{split!r}]" for split in rows}
+    given = _rows_of_batch(rows) if isinstance(rows, Mapping) else rows
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        expected = "a datasets.Dataset or DatasetDict, a path, mappings, or a batch of lists or tensors"
+        raise InputError(f"rows of the type {type(rows).__name__}", expected=expected)
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for number, row in enumerate(given):
+            if not isinstance(row, Mapping):
+                raise InputError(f"a row is a {type(row).__name__}", place=f"rows[{number}]", expected="a mapping")
+            try:
+                file.write(json.dumps(_plain(row)) + "\n")
+            except (TypeError, ValueError) as error:
+                raise InputError(str(error), place=f"rows[{number}]", expected="plain data or tensors") from error
+    return {"rows.jsonl": "rows"}
+
+
+def _is_dataset(value: Any) -> bool:
+    # by what it can do: `datasets` is not imported, and a streamed dataset is of another class
+    return hasattr(value, "with_format") and hasattr(value, "iter")
+
+
+def _write_dataset(dataset: Any, file: Path) -> None:
+    """Write a dataset as a table, a batch at a time: its own writers draw progress bars."""
+    from pyarrow.parquet import ParquetWriter
+
+    batches = dataset.with_format("arrow").iter(batch_size=1000)
+    first = next(batches, None)
+    if first is None:
+        raise InputError("the dataset has no rows", place="rows", expected="encoded rows")
+    with ParquetWriter(file, first.schema) as writer:
+        for table in chain([first], batches):
+            writer.write_table(table)
+
+
+def _rows_of_batch(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a batch: each value of the batch has one entry for each row.
+
+    Raises:
+        InputError: If it has no ids.
+    """
+    data = _plain(batch)
+    ids = data.get("input_ids")
+    if not isinstance(ids, list) or not ids:
+        expected = "input_ids of shape (batch, length), labels and messages"
+        raise InputError("a batch without input_ids", place="rows", expected=expected)
+    if not isinstance(ids[0], list):  # one row
+        return [data]
+    columns = {name: values for name, values in data.items() if isinstance(values, list) and len(values) == len(ids)}
+    return [{name: values[number] for name, values in columns.items()} for number in range(len(ids))]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with its arrays and tensors as lists, at any depth."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _verdict_of(session: Session, command: str, places: _RowPlaces | None = None) -> Verdict:
+    """Run a session, and return its verdict.
+
+    Args:
+        session: The session, which has not run.
+        command: The call, for the report.
+        places: The places of rows that were written into files; None if the reader knows the files.
+    """
+    for record in session.run():
+        if places is not None:
+            for finding in record["findings"]:
+                finding.update({key: places.shown(finding[key]) for key in ("place", "found", "detail")})
+    records = session.records
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    return Verdict(
+        ok=session.exit_code == 0,
+        findings=tuple(Finding.from_json(data) for record in records for data in record["findings"]),
+        not_checked={_name(record): record["not_checked"] for record in records if record["not_checked"]},
+        facts={_name(record): record["facts"] for record in records if record["facts"]},
+        _text="\n".join([*session.cause_texts(width), *session.summary_lines(width)]),
+        _report=session.report(command, Path.cwd()),
+        _rows=tuple(session.failed_rows()),
+    )
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    return str(record["nodeid"]).partition("::")[2]

@@ -1,0 +1,228 @@
+"""The Python interface: the verdict of `judge` is that of `check`, and `audit` takes rows in any form."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from check_verb import check, rows
+from datasets import Dataset, DatasetDict, IterableDataset
+
+from pytest_mistral_lora import Verdict, audit, judge, judging
+from pytest_mistral_lora.errors import FindingsError, InputError
+
+ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+IDS = [1, 3, 16127, 4, 23325, 2]
+SOUND = ROW | {"input_ids": IDS, "labels": [-100] * 4 + [23325, 2]}
+EOS_MASKED = ROW | {"input_ids": IDS, "labels": [-100] * 4 + [23325, -100]}
+PAGE = (Path(__file__).parents[1] / "docs" / "notebook.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Verdict:
+    return audit([SOUND, EOS_MASKED], tokenizer="spm-v3")
+
+
+def test_judge_finds_what_check_finds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows(here, "bot")
+    code, out = check(capsys, "rows.jsonl", "--tokenizer", "spm-v3", "--json")
+    data = json.loads(out)
+    verdict = judge("rows.jsonl", tokenizer="spm-v3", examples=1)
+    assert (verdict.ok, code) == (False, 1)
+    found = [(finding["rule"], finding["place"]) for one in data["checks"] for finding in one["findings"]]
+    assert sorted((finding.rule, finding.place) for finding in verdict.findings) == sorted(found)
+    [finding] = [finding for finding in verdict.findings if finding.severity == "error"]
+    assert (finding.rule, finding.place, finding.found) == ("ML601", "rows.jsonl:3, messages[1].role", "'bot'")
+    assert finding.next_step == data["causes"][0]["fix"]
+    assert verdict.facts["rows.jsonl::dataset::statistics"]["rows"] == 2
+    # the text is that of the verb, without the line of the path
+    assert check(capsys, "rows.jsonl", "--tokenizer", "spm-v3")[1].partition("\n")[2].split() == str(verdict).split()
+    rows(here, "assistant")
+    sound = judge("rows.jsonl", tokenizer="spm-v3", examples=1)
+    assert sound.ok
+    sound.raise_for_findings()
+
+
+def test_known_deviations_and_a_baseline_are_those_of_check(here: Path) -> None:
+    rows(here, "bot")
+    assert not judge("rows.jsonl", tokenizer="spm-v3", baseline="known.txt").ok
+    text = (here / "known.txt").read_text()
+    (here / "known.txt").write_text(text.replace("  # \n", "  # a bot is an assistant\n"))
+    verdict = judge("rows.jsonl", tokenizer="spm-v3", xfails="known.txt")
+    assert (verdict.ok, [finding.severity for finding in verdict.findings if finding.severity == "error"]) == (True, [])
+    (here / "known.txt").write_text(f"{(here / 'known.txt').read_text()}ML608  # mended long ago\n")
+    assert not judge("rows.jsonl", tokenizer="spm-v3", xfails="known.txt").ok
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: judge("nope.jsonl"), r"nope\.jsonl: no such file or folder"),
+        (lambda: judge("rows.jsonl"), r"and no tokenizer is given"),
+        (lambda: judge("rows.jsonl", tokenizer="nope"), r"nope: no such file or folder"),
+        (lambda: judge("rows.jsonl", tokenizer="spm-v3", kind="rowz"), r"kind=: 'rowz' \(did you mean 'rows'\?\)"),
+        (lambda: judge("rows.jsonl", tokenizer="spm-v3", base="."), r"base= is the base of an adapter"),
+        (lambda: judge("spm-v3", tokenizer="spm-v3"), r"tokenizer= is for rows and GGUF files"),
+        (lambda: judge("rows.jsonl", tokenizer="spm-v3", xfails="nope.txt"), r"xfails=: nope\.txt cannot be read"),
+        (lambda: judge("rows.jsonl", tokenizer="spm-v3", baseline="rows.jsonl"), r"baseline=: rows\.jsonl exists"),
+        (lambda: judge("rows.jsonl", tokenizer="spm-v3", examples=0), r"examples=: 0; expected a whole number"),
+        (lambda: judge("rows.jsonl", tokenizer="spm-v3", oracle="spm-v8"), r"spm-v8: no such name"),
+        (lambda: audit("nope.jsonl", tokenizer="spm-v3"), r"nope\.jsonl: no such file or folder"),
+        (lambda: audit([SOUND], tokenizer="nope"), r"nope: no such file or folder"),
+        (lambda: audit([SOUND], tokenizer="spm-v3", dataset="nope.jsonl"), r"nope\.jsonl: no such file or folder"),
+        (lambda: audit(7, tokenizer="spm-v3"), r"rows of the type int; expected a datasets\.Dataset"),
+        (lambda: audit([SOUND, 7], tokenizer="spm-v3"), r"rows\[1\]: a row is a int"),
+        (lambda: audit([ROW | {"input_ids": {1}}], tokenizer="spm-v3"), r"rows\[0\]: .*expected plain data or tensors"),
+        (lambda: audit({"labels": [[1]]}, tokenizer="spm-v3"), r"a batch without input_ids"),
+        (lambda: audit(Dataset.from_list([]), tokenizer="spm-v3"), r"the dataset has no rows"),
+    ],
+)
+def test_bad_input_is_an_error_of_ours(here: Path, call: Callable[[], object], message: str) -> None:
+    rows(here, "assistant")
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_nothing_judged_is_not_ok() -> None:
+    # mistral-common refuses each row, so that no ids can be compared
+    refused = {"messages": [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Hello"}]}
+    verdict = audit([refused | {"input_ids": IDS, "labels": IDS}], tokenizer="spm-v3")
+    assert not verdict.ok
+    with pytest.raises(FindingsError):
+        verdict.raise_for_findings()
+
+
+def ids_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: [row[name] for row in rows] for name in ("messages", "input_ids", "labels")}
+
+
+BATCHES: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
+    "list": lambda rows: rows,
+    "generator": iter,
+    "dataset": Dataset.from_list,
+    "torch dataset": lambda rows: Dataset.from_list(rows).with_format("torch"),
+    "streamed dataset": lambda rows: IterableDataset.from_generator(lambda: iter(rows)),
+    "batch of lists": ids_of,
+    "batch of arrays": lambda rows: ids_of(rows) | {"input_ids": numpy.array([row["input_ids"] for row in rows])},
+    "batch of tensors": lambda rows: ids_of(rows) | {"labels": torch.tensor([row["labels"] for row in rows])},
+    "list of tensors": lambda rows: ids_of(rows) | {"labels": [torch.tensor(row["labels"]) for row in rows]},
+}
+
+
+@pytest.mark.parametrize("form", BATCHES)
+def test_rows_are_audited_in_any_form(form: str) -> None:
+    verdict = audit(BATCHES[form]([SOUND, EOS_MASKED]), tokenizer="spm-v3")
+    assert [(finding.rule, finding.place) for finding in verdict.findings] == [("ML546", "rows[1]")]
+    assert audit(BATCHES[form]([SOUND, SOUND]), tokenizer="spm-v3").ok
+
+
+def test_the_splits_of_a_dataset_are_named() -> None:
+    splits = {"train": Dataset.from_list([SOUND]), "test": Dataset.from_list([SOUND, EOS_MASKED])}
+    verdict = audit(DatasetDict(splits), tokenizer="spm-v3")
+    assert [(finding.rule, finding.place) for finding in verdict.findings] == [("ML546", "rows['test'][1]")]
+
+
+def test_a_padded_batch_is_audited_by_its_attention_mask() -> None:
+    padded = {
+        "messages": [ROW["messages"]],
+        "input_ids": torch.tensor([[0, 0, *IDS]]),
+        "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]]),
+        "labels": torch.tensor([[-100] * 6 + [23325, 2]]),
+        "num_items_in_batch": torch.tensor(2),
+    }
+    assert audit(padded, tokenizer="spm-v3").ok
+    trained = padded | {"labels": torch.tensor([[0, -100, *[-100] * 4, 23325, 2]])}
+    assert "ML510" in {finding.rule for finding in audit(trained, tokenizer="spm-v3").findings}
+
+
+def test_a_file_is_audited_under_its_own_name(here: Path) -> None:
+    (here / "encoded.jsonl").write_text(f"{json.dumps(EOS_MASKED)}\n")
+    [finding] = audit("encoded.jsonl", tokenizer="spm-v3").findings
+    assert (finding.rule, finding.place) == ("ML546", "encoded.jsonl:1")
+
+
+def test_rows_without_messages_are_judged_by_the_dataset(here: Path) -> None:
+    (here / "rows.jsonl").write_text(f"{json.dumps(ROW)}\n")
+    bare = {name: EOS_MASKED[name] for name in ("input_ids", "labels")}
+    [finding] = audit([bare], tokenizer="spm-v3", dataset="rows.jsonl").findings
+    assert finding.rule == "ML546"
+    assert [finding.rule for finding in audit([bare], tokenizer="spm-v3").findings] == ["ML501"]
+
+
+def test_a_verdict_raises_with_itself(faulty: Verdict) -> None:
+    with pytest.raises(FindingsError, match="ML546") as caught:
+        faulty.raise_for_findings()
+    assert caught.value.verdict is faulty
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert copied.verdict == faulty
+    assert str(copied) == str(caught.value)
+
+
+def test_a_verdict_is_a_page_in_a_frame(faulty: Verdict) -> None:
+    html = faulty._repr_html_()
+    assert re.fullmatch(r'<iframe srcdoc="[^"]+" sandbox="allow-scripts" title="[^"]+" style="[^"]+"></iframe>', html)
+    assert "ML546" in html
+    assert repr(faulty).startswith("<Verdict not ok: 1 finding of 1 cause; ")
+
+
+def test_a_verdict_is_written_as_a_report(faulty: Verdict, here: Path) -> None:
+    faulty.write("report.json")
+    data = json.loads((here / "report.json").read_text())
+    assert (data["exit_status"], data["causes"][0]["rule"], data["command"]) == (1, "ML546", "audit(rows)")
+    assert faulty.write(here / "report.html") == here / "report.html"
+    assert "ML546" in (here / "report.html").read_text()
+    assert "ML546" in (here / "report.rows.html").read_text()
+    with pytest.raises(InputError, match=r"'report\.txt' is not a report"):
+        faulty.write("report.txt")
+    (here / "mine.html").write_text("mine")
+    with pytest.raises(InputError):
+        faulty.write("mine.html")
+
+
+def test_nothing_here_imports_pytest(here: Path) -> None:
+    (here / "encoded.jsonl").write_text(f"{json.dumps(SOUND)}\n")
+    code = """
+import sys
+import pytest_mistral_lora
+assert {name for name in sys.modules if name.startswith("pytest")} == {"pytest_mistral_lora"}, sys.modules.keys()
+from pytest_mistral_lora import audit, judge
+assert audit("encoded.jsonl", tokenizer="spm-v3").ok
+assert judge("encoded.jsonl", tokenizer="spm-v3").ok
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"pytest", "_pytest", "torch", "datasets"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_the_examples_in_the_docstrings_run() -> None:
+    outcome = doctest.testmod(judging)
+    assert outcome.failed == 0
+    assert outcome.attempted >= 12
+
+
+def test_the_examples_of_the_page_print_what_it_shows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bot = {"messages": [{"role": "user", "content": "Hi"}, {"role": "bot", "content": "Hello"}]}
+    (here / "rows.jsonl").write_text(f"{json.dumps(ROW)}\n{json.dumps(bot)}\n")
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", PAGE, flags=re.DOTALL)
+    assert len(blocks) == 4
+    for code, shown in blocks:
+        exec(code, names)
+        assert capsys.readouterr().out.startswith(shown)
+    assert (here / "report.html").is_file()
