@@ -26,13 +26,13 @@ from pytest_mistral_lora.cli.verb import (
     whole_number,
 )
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, counted
+from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.escaping import UNMIXED, own_stream
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
-    from pytest_mistral_lora.conformance.encoded.audit import Audit, LineVerdict
+    from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport, LineVerdict
     from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.report.judged import JudgedCase, Outcome
 
@@ -129,15 +129,16 @@ def run(args: argparse.Namespace) -> int:
         InputError: If lines cannot be read as encoded rows, after the findings in the others are printed.
     """
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.conformance.encoded.audit import Audit
-    from pytest_mistral_lora.conformance.finding import RULES
+    from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport, checks_of
+    from pytest_mistral_lora.conformance.session import opened_session
+    from pytest_mistral_lora.conformance.targets import EncodedTarget, Target, name_of
     from pytest_mistral_lora.report import found_words
 
     args.tokenizer, args.oracle, _ = named_tokenizer(args.tokenizer, args.oracle)
+    tokenizer = CheckpointTokenizer(args.tokenizer, args.oracle)
     with _encoded_rows(args) as (file, rows):
-        oracle = CheckpointTokenizer(args.tokenizer, args.oracle).oracle
-        audit = Audit(file, oracle, tuple(args.dataset), base=args.tokenizer)
-        verdicts = _verdicts(audit, args, rows)
+        report = AuditReport(Audit(file, tokenizer.oracle, tuple(args.dataset), base=args.tokenizer))
+        audit, verdicts = report.audit, _verdicts(report, args, rows)
         if args.output_format == "json":
             _run_as_json(audit, verdicts)
         elif args.output_format == "text":
@@ -146,8 +147,12 @@ def run(args: argparse.Namespace) -> int:
             causes = _group(verdicts)
             verdict = f"{_rows_line(audit)}; {found_words(audit.summary()['findings'], len(list(causes)))}"
             print_judged(args.output_format, "audit", causes, [*_cases(audit, causes)], verdict, file)
+        target = EncodedTarget(name_of(file), file, judge=Target.of_loaded(tokenizer), dataset=tuple(args.dataset))
+        with opened_session([target]) as session:
+            for check in checks_of(target, lambda: report):
+                session.judge(check)
     audit.raise_unreadable()  # after the findings: bad lines must not hide the faults in the good ones
-    return EXIT_FINDING if any(RULES[rule].severity == "error" for rule in audit.counts) else EXIT_OK
+    return session.exit_code
 
 
 def _group(verdicts: Iterator[LineVerdict]) -> FindingGroups:
@@ -232,24 +237,24 @@ def _run_as_json(audit: Audit, verdicts: Iterator[LineVerdict]) -> None:
     print_json({"summary": audit.summary()}, indented=False)
 
 
-def _verdicts(audit: Audit, args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[LineVerdict]:
-    """Yield an audit's verdicts; those of a runner name the rows that it was given, and keys of its configuration."""
+def _verdicts(report: AuditReport, args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[LineVerdict]:
+    """Yield the verdicts of an audit; those of a runner name its rows, and the keys of its configuration."""
     from pytest_mistral_lora.conformance.runner import with_row_places
 
     if args.runner is None:
-        yield from _verdicts_with_progress(audit)
+        yield from _verdicts_with_progress(report)
         return
     source = ", ".join(map(str, args.dataset)) or "the packaged rows"
     fixes = runner_fixes(args.runner)
-    placed = partial(with_row_places, file=audit.path, rows=rows, source=source, fixes=fixes)
-    for verdict in _verdicts_with_progress(audit):
+    placed = partial(with_row_places, file=report.audit.path, rows=rows, source=source, fixes=fixes)
+    for verdict in _verdicts_with_progress(report):
         yield replace(verdict, findings=tuple(map(placed, verdict.findings)))
 
 
-def _verdicts_with_progress(audit: Audit) -> Iterator[LineVerdict]:
+def _verdicts_with_progress(report: AuditReport) -> Iterator[LineVerdict]:
     """Yield an audit's verdicts, with a progress bar on stderr if that is a terminal."""
     if not sys.stderr.isatty():
-        yield from audit.verdicts()
+        yield from report.verdicts()
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -258,11 +263,11 @@ def _verdicts_with_progress(audit: Audit) -> Iterator[LineVerdict]:
 
     total = 0
     with suppress(InputError, OSError):  # the audit reports it
-        total = sum(file.stat().st_size for file in every_file(audit.path))
+        total = sum(file.stat().st_size for file in every_file(report.audit.path))
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=own_stream(sys.stderr)), transient=True, **UNMIXED) as progress:
         task = progress.add_task("rows", total=total)
-        yield from audit.verdicts(lambda read: progress.advance(task, read))
+        yield from report.verdicts(lambda read: progress.advance(task, read))
 
 
 @contextmanager

@@ -85,8 +85,9 @@ class CheckOutcome:
 class Session:
     """A run of the suite.
 
-    A front that runs checks itself, or in other processes, takes the checks from `collect`, asks `outcome_of` for each
-    result and gives the record to `take`. All others call `run`.
+    A front that runs checks by another runner, perhaps in other processes, takes the checks from `collect`, asks
+    `outcome_of` for each result and gives the record to `take`. All others call `run`, or `judge` for a check that they
+    have prepared.
 
     Attributes:
         settings: The settings of the checks.
@@ -151,17 +152,26 @@ class Session:
         """Run every check in this process, and yield the record of each.
 
         Args:
-            command: The command that repeats the run, for the records of checks with findings; empty if there is none.
+            command: The command that repeats the run, for the records of checks with findings; may be empty.
         """
         for check in self.collect():
-            start = time.perf_counter()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
-                result = check.run()
-            commands = {"rerun": command} if command else {}
-            record = self.outcome_of(check, result).record(seconds=time.perf_counter() - start, commands=commands)
-            self.take(record)
-            yield record
+            yield self.judge(check, command)
+
+    def judge(self, check: Check, command: str = "") -> dict[str, Any]:
+        """Run a check in this process, and keep and return its record.
+
+        Args:
+            check: The check, of `collect` or of the front's own.
+            command: As for `run`.
+        """
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
+            outcome = self.outcome_of(check, check.run())
+        commands = {"rerun": command} if command else {}
+        record = outcome.record(seconds=time.perf_counter() - start, commands=commands)
+        self.take(record)
+        return record
 
     def outcome_of(self, check: Check, result: Result | None) -> CheckOutcome:
         """Return what a check found, without the deviations that you know.

@@ -256,7 +256,7 @@ def file_findings(path: Path, oracle: Oracle) -> Iterator[Finding]:
 
 @dataclass
 class AuditReport:
-    """An audit that has run, with its findings in bounded memory.
+    """An audit, and its findings in bounded memory once it has run.
 
     Attributes:
         audit: The audit.
@@ -276,12 +276,25 @@ class AuditReport:
             InputError: If it cannot be opened.
         """
         report = cls(Audit(path, oracle, dataset, base=base))
-        for verdict in report.audit.verdicts():
+        for _ in report.verdicts():
+            pass
+        return report
+
+    def verdicts(self, progress: Callable[[int], None] = lambda read: None) -> Iterator[LineVerdict]:
+        """Yield the verdicts of the audit, and keep their findings.
+
+        Args:
+            progress: As for `Audit.verdicts`.
+
+        Raises:
+            InputError: As for `Audit.verdicts`.
+        """
+        for verdict in self.audit.verdicts(progress):
             for finding in verdict.findings:
-                kept = report.kept.setdefault(finding.rule, [])
+                kept = self.kept.setdefault(finding.rule, [])
                 if len(kept) < KEPT:
                     kept.append(finding)
-        return report
+            yield verdict
 
     def findings_of(self, rule: str) -> Iterator[Finding]:
         """Yield the kept findings of a rule, and one that counts the others."""
@@ -299,6 +312,16 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
     def audited() -> AuditReport:
         return AuditReport.read(target.file, target.oracle, target.dataset, base=target.tokenizer.path)
 
+    return checks_of(target, audited)
+
+
+def checks_of(target: EncodedTarget, audited: Callable[[], AuditReport]) -> Iterator[Check]:
+    """Yield the checks of an encoded-rows file by a report on it.
+
+    Args:
+        target: The file.
+        audited: Returns the report, or makes it for the first check that runs.
+    """
     for case in CASES:
         yield Check(target, "encoded", case, partial(_run_check, audited, case))
 
