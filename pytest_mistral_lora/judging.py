@@ -42,7 +42,8 @@ class Verdict:
     Attributes:
         ok: Whether no finding is an error, something was judged, and no known deviation is out of date.
         findings: The findings, notes included, without known deviations. Each has `rule`, `severity` (`error` or
-            `note`), `place`, `found`, `expected` and `next_step`.
+            `note`), `place`, `found`, `expected` and `next_step`. If many rows break a rule, one that stands for the
+            others has their number as `more`.
         not_checked: The reason of each check that could not judge anything, by the name of the check:
             `<target>::<subject>::<case>`.
         facts: What a check measured or was compared with, by the name of the check.
@@ -133,11 +134,11 @@ def judge(
 
     Args:
         paths: Recipes, files of rows, encoded rows, adapter and merged folders, GGUF files, checkpoint folders,
-            tokenizer files and names of shipped tokenizers, such as `spm-v3`. What a path is, is told by its content.
+            tokenizer files and names of shipped tokenizers, such as `spm-v3`. A path is recognised by its content.
             Without a path, every tokenizer that mistral-common ships is judged.
         tokenizer: The tokenizer of rows, encoded rows and GGUF files: a folder, a file, the name of a shipped one,
             `OWNER/NAME@COMMIT` at the Hub, or a recipe. It is not judged itself.
-        kind: The kind of every path, if it is not to be recognised: a value of `--as`.
+        kind: The kind of every path, as a value of `--as`; empty to recognise it.
         base: The base checkpoint of adapters and merged models.
         oracle: The Mistral tokenizer of a folder without `tekken.json` and `tokenizer.model.vN`: a name, a path or
             `none`; None to recognise it.
@@ -147,8 +148,8 @@ def judge(
         baseline: A new file for the list of everything that is found, to be filled in and given as `xfails`.
 
     Raises:
-        InputError: If a path is missing or is nothing that is checked, an option applies to none of the paths, or a
-            file of known deviations cannot be read.
+        InputError: If a path is missing or is not recognised, an option does not apply to any path, or a file of known
+            deviations cannot be read.
         TokenizerError: If the oracle is unknown.
         PinError: If the files of a tokenizer at the Hub cannot be had.
 
@@ -202,7 +203,7 @@ def audit(
         The verdict. The place of a finding is `rows[N]`, counted from 0, unless `rows` is a path.
 
     Raises:
-        InputError: If `rows` is nothing that can be audited, or a path is missing.
+        InputError: If `rows` has another type, or a path is missing.
         TokenizerError: If the tokenizer cannot be loaded.
         RowsError: If a row of `dataset` cannot be read.
 
@@ -217,7 +218,7 @@ def audit(
     given = [dataset] if isinstance(dataset, str | Path) else dataset
     sources = tuple(_existing(Path(source)) for source in given)
     encoder = Target(name_of(path), path, oracle_name=declared)
-    _ = encoder.oracle  # one that does not load is bad input, and no finding about the rows
+    _ = encoder.oracle  # a tokenizer that does not load is bad input, not a finding about the rows
     if isinstance(rows, str | Path):
         file = _existing(Path(rows))
         target = EncodedTarget(name_of(file), file, judge=encoder, dataset=sources)
@@ -273,8 +274,8 @@ def plan_check(
         option: Spells the name of an option as its user does.
 
     Raises:
-        InputError: If a path is missing or is nothing that is checked, an option applies to none of the paths, or a
-            file cannot be used.
+        InputError: If a path is missing or is not recognised, an option does not apply to any path, or a file cannot
+            be used.
     """
     if kind and kind not in KINDS:
         raise InputError(f"{kind!r}{did_you_mean(kind, KINDS)}", place=option("kind"), expected=", ".join(KINDS))
@@ -377,7 +378,7 @@ def _written_rows(rows: Any, folder: Path) -> dict[str, str]:
     """Write rows into files of a folder, and return the expression that names the rows of each file.
 
     Raises:
-        InputError: If they are nothing that can be audited.
+        InputError: If they have another type, or a value that JSON has no type for.
     """
     if _is_dataset(rows):
         _write_dataset(rows, folder / "rows.parquet")
@@ -402,7 +403,7 @@ def _written_rows(rows: Any, folder: Path) -> dict[str, str]:
 
 
 def _is_dataset(value: Any) -> bool:
-    # by what it can do: `datasets` is not imported, and a streamed dataset is of another class
+    # by its methods: `datasets` is not imported here, and a streamed dataset has a class of its own
     return hasattr(value, "with_format") and hasattr(value, "iter")
 
 
@@ -451,7 +452,7 @@ def _verdict_of(session: Session, command: str, places: _RowPlaces | None = None
     Args:
         session: The session, which has not run.
         command: The call, for the report.
-        places: The places of rows that were written into files; None if the reader knows the files.
+        places: The places of rows that were written into temporary files; None if you named the files.
     """
     for record in session.run():
         if places is not None:

@@ -151,6 +151,14 @@ def test_a_padded_batch_is_audited_by_its_attention_mask() -> None:
     assert "ML510" in {finding.rule for finding in audit(trained, tokenizer="spm-v3").findings}
 
 
+def test_rows_with_one_fault_are_one_cause() -> None:
+    unread = ROW | {"input_ids": [1.5], "labels": []}
+    text = str(audit([EOS_MASKED, EOS_MASKED, unread, unread], tokenizer="spm-v3"))
+    assert (text.count("ML546 rows[0]: "), text.count("ML501 rows[2], ")) == (1, 1)
+    assert "and 1 more like it: rows[1]" in text
+    assert "and 1 more like it: rows[3], input_ids[0]" in text
+
+
 def test_a_file_is_audited_under_its_own_name(here: Path) -> None:
     (here / "encoded.jsonl").write_text(f"{json.dumps(EOS_MASKED)}\n")
     [finding] = audit("encoded.jsonl", tokenizer="spm-v3").findings

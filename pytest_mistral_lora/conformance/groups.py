@@ -150,7 +150,7 @@ def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
             if len(record["findings"]) > 1:
                 # its own name among the others of its check: its line, or else the tensor that it is about
                 first = finding.found.partition(" ")[0]
-                own = first if "." in first and not re.search(r":\d", finding.place) else finding.place
+                own = first if "." in first and not re.search(r":\d|^rows\[", finding.place) else finding.place
             causes.add(finding, name, own)
     return causes
 

@@ -114,8 +114,8 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
     Raises:
         InputError: If it is a pipe or a device.
         OSError: If the file cannot be read.
-        ValueError: If it is not UTF-8, or a line has no reason, an unknown rule, an id that an earlier line has, or a
-            date that is none; with file and line.
+        ValueError: If it is not UTF-8, or a line has no reason, an unknown rule, an id that an earlier line has, or an
+            invalid date; with file and line.
     """
     xfails: dict[str, Xfail] = {}
     try:
@@ -149,7 +149,7 @@ def _reason_and_date(text: str, place: str) -> tuple[str, date | None]:
     """Return the two parts of the text behind an id: `reason  # until 2027-06-30`; None if there is no date.
 
     Raises:
-        ValueError: If the date is none.
+        ValueError: If the date is invalid.
     """
     if re.fullmatch(rf"until\s+{_DATE.pattern}", text):  # a date in the place of the reason
         return "", None

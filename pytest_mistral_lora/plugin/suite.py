@@ -136,20 +136,22 @@ class Suite:
         given = self.settings
         if not given.names_targets:
             return embedded_targets()
-        return named_targets(
-            # with rows, a tokenizer is their judge: no model of it is made, and its own checks are another run
-            **({"judges": given.tokenizers} if given.datasets else {"tokenizers": given.tokenizers}),
-            recipes=given.recipes,
-            datasets=given.datasets,
-            adapters=given.adapters,
-            encoded=given.encoded,
-            ggufs=given.ggufs,
-            servers=given.servers,
-            server_rows=given.server_rows,
-            runners=given.runners,
-            base=given.base,
-            oracle=given.oracle,
-        )
+        # the first process of pytest-xdist asks for them only at the end, wherever a test has gone
+        with chdir(self._home):
+            return named_targets(
+                # with rows, a tokenizer is their judge: no model of it is made, and its own checks are another run
+                **({"judges": given.tokenizers} if given.datasets else {"tokenizers": given.tokenizers}),
+                recipes=given.recipes,
+                datasets=given.datasets,
+                adapters=given.adapters,
+                encoded=given.encoded,
+                ggufs=given.ggufs,
+                servers=given.servers,
+                server_rows=given.server_rows,
+                runners=given.runners,
+                base=given.base,
+                oracle=given.oracle,
+            )
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
         """Count the checks that the user chose to leave out."""

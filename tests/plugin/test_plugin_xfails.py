@@ -107,6 +107,18 @@ def test_one_that_every_finder_missed_fails(
         assert message in result.outlines
 
 
+def test_one_of_targets_that_the_command_line_replaces_is_not_met(
+    known: Callable[[str], Path], golden: Run, pytester: pytest.Pytester
+) -> None:
+    known("ML608  # of the rows in the ini file\n")
+    for name in ("rows.jsonl", "others.jsonl"):
+        (pytester.path / name).write_text(json.dumps(ROW) + "\n")
+    ini = ("-o", "mistral_datasets=others.jsonl", "-o", "mistral_xfails=known.txt")
+    result = golden("--mistral-tokenizer=spm-v3", "--mistral-dataset=rows.jsonl", *ini)
+    assert result.ret == 0
+    assert "  not met: ML608 (known.txt:1): a check that can find it did not run" in result.outlines
+
+
 SOUND = ("--mistral-tokenizer=spm-v3", "--mistral-dataset=rows.jsonl")
 FRONTS = {
     "check": ("check", "rows.jsonl", "--tokenizer", "spm-v3", "--xfails", "known.txt"),
