@@ -179,7 +179,7 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
         NotCheckedWarning: With the checks that could not judge, such as those that need a base that is missing.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.adapter import adapter_findings
+    from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 
     folder = existing_path(adapter_dir, "the folder of an adapter or of a merged model", folder=True)
     given = None if base is None else existing_path(base, "the folder of a checkpoint", folder=True)
@@ -239,7 +239,7 @@ def assert_served_as_trained(
         RowError: If a row cannot be used.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.server import served_findings
+    from pytest_mistral_lora.conformance.server.checks import served_findings
 
     given = [rows] if isinstance(rows, Row | Mapping) else rows
     used = tuple(as_row(one) for one in given)

@@ -18,7 +18,7 @@ from pytest_mistral_lora.chat.rows import as_row
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.server import ServerChecks
+from pytest_mistral_lora.conformance.server.checks import ServerChecks
 from pytest_mistral_lora.conformance.server.deviations import PromptDeviations
 from pytest_mistral_lora.conformance.server_target import AskedRow, ServerAnswers, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target

@@ -20,7 +20,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.known import read_xfails
-from pytest_mistral_lora.conformance.mask import LAWS
+from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.formats.report import CHANGES, LOSSES
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder
 from pytest_mistral_lora.training.recipe import load_recipe

@@ -151,22 +151,22 @@ def named_targets(
 
 _ROOM = "pytest_mistral_lora.conformance"
 SUBJECT_CHECKS = {
-    "tokenizer": ("tokenizer", "checks"),
+    "tokenizer": ("tokenizer.checks", "checks"),
     "template": ("template", "checks"),
     "user goldens": ("user_goldens", "rendering_checks"),
-    "mask": ("mask", "checks"),
+    "mask": ("mask.checks", "checks"),
     "recipe": ("dataset.recipe", "recipe_checks"),
     "dataset": ("dataset.checks", "checks"),
     "encoded": ("encoded.audit", "checks"),
-    "adapter": ("adapter", "checks"),
-    "merged": ("merged", "checks"),
+    "adapter": ("adapter.checks", "checks"),
+    "merged": ("merged.checks", "checks"),
     "manifest": ("manifest", "checks"),
     "transcript": ("transcript", "checks"),
     "user transcripts": ("user_goldens", "transcript_checks"),
-    "train": ("train", "checks"),
+    "train": ("train.checks", "checks"),
     "runner": ("runner", "checks"),
-    "gguf": ("gguf", "checks"),
-    "server": ("server", "checks"),
+    "gguf": ("gguf.checks", "checks"),
+    "server": ("server.checks", "checks"),
 }
 """The module and function of the checks of each subject, which is imported when one of its targets is collected."""
 

@@ -100,7 +100,7 @@ def served_prompt_ids(
 
     It raises `InputError` if no server is named, the server refuses the messages, or it hides its ids.
     """
-    from pytest_mistral_lora.conformance.server import served_prompt
+    from pytest_mistral_lora.conformance.server.checks import served_prompt
     from pytest_mistral_lora.plugin.values import server_choices
 
     choice = next(iter(server_choices(pytestconfig)), None)

@@ -25,7 +25,7 @@ from mistral_common.tokens.tokenizers.base import TokenizerVersion
 import pytest_mistral_lora
 from pytest_mistral_lora.chat.oracle import Oracle, versions
 from pytest_mistral_lora.chat.oracle.versions import TABLE, VERSIONS, VersionFacts, names_with, version_facts
-from pytest_mistral_lora.conformance.mask import LAWS
+from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.errors import TokenizerError
 from pytest_mistral_lora.records import goldens
 

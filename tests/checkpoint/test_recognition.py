@@ -14,10 +14,11 @@ from transformers import AutoTokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, training_template
-from pytest_mistral_lora.conformance import template, tokenizer
+from pytest_mistral_lora.conformance import template
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.tokenizer.checks import checks as tokenizer_checks
 from pytest_mistral_lora.errors import NoOracleError, TokenizerError
 
 SETTINGS = Settings(2, None, "cpu", True, (), False, Path())
@@ -44,7 +45,7 @@ def folder(saved: Callable[[str], Path], tmp_path: Path) -> Path:
 
 def results(path: Path, oracle: str | None = None, *, only: str = "") -> dict[str, Result]:
     target = Target("checkpoint", path, oracle_name=oracle)
-    checks = [*tokenizer.checks(target, SETTINGS)]
+    checks = [*tokenizer_checks(target, SETTINGS)]
     checks += [one for one in template.checks(target, SETTINGS) if one.case in CASES]
     return {check.case: check.run() for check in checks if only in ("", check.case)}
 

@@ -16,10 +16,10 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, loaded_place, template_places
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import read_header
-from pytest_mistral_lora.conformance import tokenizer
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.tokenizer.checks import checks as tokenizer_checks
 from pytest_mistral_lora.errors import InputError, TokenizerError
 
 SETTINGS = Settings(1, None, "cpu", True, (), False, Path())
@@ -43,7 +43,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 def results(path: Path, oracle: str | None = None) -> dict[str, Result]:
     target = Target("target", path, oracle_name=oracle)
-    return {check.case: check.run() for check in tokenizer.checks(target, SETTINGS)}
+    return {check.case: check.run() for check in tokenizer_checks(target, SETTINGS)}
 
 
 def rules(path: Path, oracle: str | None = None) -> set[str]:

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import MistralForCausalLM
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.conformance.adapter import cases
+from pytest_mistral_lora.conformance.adapter.checks import cases
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 

@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.conformance.adapter import adapter_findings, cases
+from pytest_mistral_lora.conformance.adapter.checks import adapter_findings, cases
 from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.records.adapter_config import AdapterConfig, key_faults, match_counts

@@ -12,9 +12,9 @@ from of_classes import MadeAdapter, made_adapter, tiny_base
 
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.conformance.adapter import cases
+from pytest_mistral_lora.conformance.adapter.checks import cases
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.conformance.merged import cases as merged_cases
+from pytest_mistral_lora.conformance.merged.checks import cases as merged_cases
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 TEXTS = [name for name, one in TEXT_MODELS.items() if hasattr(transformers, one.name)]

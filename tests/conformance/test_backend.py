@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.tokenizer import loaded
+from pytest_mistral_lora.conformance.tokenizer.checks import loaded
 from pytest_mistral_lora.report import basis_lines
 
 VERSION = transformers.__version__

@@ -13,7 +13,7 @@ from converted import converted_tokenizer
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tokenizers import training_template
-from pytest_mistral_lora.conformance.adapter import base_cases
+from pytest_mistral_lora.conformance.adapter.checks import base_cases
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 

@@ -20,7 +20,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.conformance.merged import cases
+from pytest_mistral_lora.conformance.merged.checks import cases
 from pytest_mistral_lora.conformance.merged.structure import difference_findings, tie_findings
 from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder

@@ -12,7 +12,7 @@ from derived_tekken import DERIVED, write_derived
 
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.conformance.mask import RowSource, checks
+from pytest_mistral_lora.conformance.mask.checks import RowSource, checks
 from pytest_mistral_lora.conformance.targets import Target
 
 NEWER = {"call-ids-change-no-id", "settings-are-the-rows", "thoughts-have-their-markers"}

@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.mask import checks
+from pytest_mistral_lora.conformance.mask.checks import checks
 from pytest_mistral_lora.conformance.targets import Target
 
 SETTINGS = Settings(30, None, "cpu", True, (), False, Path())

@@ -21,8 +21,8 @@ from pytest_mistral_lora.checkpoint.tiny_model import TinyKind, write_tiny_base
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train import checks
 from pytest_mistral_lora.conformance.train import tiny_run as module
+from pytest_mistral_lora.conformance.train.checks import checks
 from pytest_mistral_lora.conformance.train.harness import TrainerHarness, TrainingLaw, record_decoder_calls
 from pytest_mistral_lora.conformance.train.step_laws import (
     judge_difference,

@@ -17,7 +17,7 @@ from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, as_row, parse_row, weight_of
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.mask import LAWS
+from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.conformance.mask.laws import construction_violation, refusal_violation
 from pytest_mistral_lora.conformance.mask.row_laws import RowLaw
 from pytest_mistral_lora.errors import MistralLoraError

@@ -18,11 +18,11 @@ from gallery import Artifact
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.pins import check_revision
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance import tokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.tokenizer import folder as tokenizer_folder
+from pytest_mistral_lora.conformance.tokenizer.checks import checks as tokenizer_checks
 
 VERSION_5 = hasattr(transformers, "TokenizersBackend")
 UNKNOWN_CLASS = "ML218" if VERSION_5 else "ML201 ML218"
@@ -58,7 +58,7 @@ class TokenizerBench:
         """Write the documents back where they were changed, and run every check."""
         folder = artifact["folder"]
         _write(folder, artifact)
-        checks = tokenizer.checks(Target("checkpoint", folder, oracle_name=artifact["oracle"]), SETTINGS)
+        checks = tokenizer_checks(Target("checkpoint", folder, oracle_name=artifact["oracle"]), SETTINGS)
         findings = [finding for check in checks for finding in check.run().findings]
         findings += tokenizer_folder.shipped_bytes(Target("spm-v1"), artifact["recorded"])
         return findings + _judge_pin(artifact["pinned"])

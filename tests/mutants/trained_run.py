@@ -27,7 +27,8 @@ from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train import checks, tiny_run
+from pytest_mistral_lora.conformance.train import tiny_run
+from pytest_mistral_lora.conformance.train.checks import checks
 from pytest_mistral_lora.conformance.train.harness import Figures, TrainerHarness
 from pytest_mistral_lora.conformance.train.model_laws import packed_call
 from pytest_mistral_lora.conformance.train.saved_adapter import merged_model

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.conformance.adapter import adapter_findings
+from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import peft_quiet

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.adapter import adapter_findings
+from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 from pytest_mistral_lora.errors import PinError
 from pytest_mistral_lora.training.run import RunResult
 

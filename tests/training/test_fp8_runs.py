@@ -21,8 +21,8 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.conformance.adapter import adapter_findings
-from pytest_mistral_lora.conformance.merged import cases as merged_cases
+from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
+from pytest_mistral_lora.conformance.merged.checks import cases as merged_cases
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.verify import verify

@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import TinyKind, write_tiny_base
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train import checks
+from pytest_mistral_lora.conformance.train.checks import checks
 from pytest_mistral_lora.conformance.train.tiny_run import TinyRun, tiny_run
 
 pytestmark = pytest.mark.mistral_training

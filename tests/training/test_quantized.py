@@ -14,7 +14,7 @@ from tiny_runs import recipe_data, write_rows
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
-from pytest_mistral_lora.conformance.adapter import adapter_findings
+from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.generate import probe

@@ -18,7 +18,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.adapter import adapter_findings
+from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 from pytest_mistral_lora.errors import RecipeError, TrainingError
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.verify import verify

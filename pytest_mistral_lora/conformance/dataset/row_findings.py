@@ -14,7 +14,7 @@ from pytest_mistral_lora.chat.reading import read_line
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.mask import LAWS
+from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.recognition import unread_columns
 

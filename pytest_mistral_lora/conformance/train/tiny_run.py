@@ -206,7 +206,7 @@ def judge_files(harness: TrainerHarness) -> dict[str, Any]:
     Returns:
         `adapter_findings`, as plain data; nothing if the check raises: it is then made again, and raises in its place.
     """
-    from pytest_mistral_lora.conformance.adapter import adapter_findings
+    from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 
     try:
         return {"adapter_findings": [finding.to_json() for finding in adapter_findings(harness.adapter, harness.base)]}

@@ -1,0 +1,297 @@
+"""Subject `merged`: a merged model's folder, against itself, its base, and the adapter that was merged into it."""
+
+from __future__ import annotations
+
+import filecmp
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
+from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
+from pytest_mistral_lora.conformance.base_tokenizer import template_result, tokenizer_result
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
+from pytest_mistral_lora.conformance.merged import structure
+from pytest_mistral_lora.conformance.merged import weights as tensors
+from pytest_mistral_lora.conformance.merged.product import AdapterAtHand
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget
+from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.files import inside
+
+_UNREADABLE = "the files cannot be read: see the check `files`"
+_SHOWN = 5
+_OLDER = ("files", "tensors-finite", "changes-the-base")
+
+
+def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of a merged model's folder; none of an adapter's."""
+    if target.is_merged:
+        # node ids are stable: with a manifest, these three were checks of `adapter` before there was this subject
+        older = _OLDER if target.adapter.has_manifest else ()
+        for case, judge in cases(target.adapter, target.beside).items():
+            yield Check(target, "adapter" if case in older else "merged", case, judge)
+
+
+def cases(folder: AdapterFolder, beside: Sequence[Path] = ()) -> Mapping[str, Callable[[], Result]]:
+    """Return the checks of a merged model, by name.
+
+    Args:
+        folder: The merged model's folder.
+        beside: The folders of the run, among which the adapter may be.
+    """
+    merged = MergedChecks(folder, [AdapterFolder(path, folder.given_base) for path in beside])
+    found = {
+        "files": merged.files,
+        "tensors-finite": merged.tensors_finite,
+        "tie": merged.tie,
+        "configuration": merged.configuration,
+        "names-and-shapes": merged.names_and_shapes,
+        "changes-the-base": merged.changes_the_base,
+        "changed-places": merged.changed_places,
+        "low-rank": merged.low_rank,
+    }
+    if merged.adapters:
+        found["adapter-product"] = merged.adapter_product
+    # the manifest records tokenizer and template with their hashes: the subject `manifest` judges them
+    if not folder.has_manifest:
+        found["tokenizer-of-base"] = lambda: tokenizer_result(merged.folder, merged.vocabulary)
+        found["template-of-base"] = lambda: template_result(merged.folder, is_model=True)
+    return found
+
+
+class MergedChecks:
+    """The checks of a merged model's folder: each method is one, and they share all files and results.
+
+    Attributes:
+        adapters: The adapters at hand.
+    """
+
+    def __init__(self, folder: AdapterFolder, beside: Sequence[AdapterFolder] = ()) -> None:
+        self._given, self._place = folder, str(folder.path)
+        self.adapters: list[AdapterFolder] = [
+            one for one in beside if one.config_file.is_file() and one.tensors_file.is_file()
+        ]
+
+    @cached_property
+    def folder(self) -> AdapterFolder:
+        """The folder; if nothing in it names the base, with the base of an adapter at hand."""
+        if self._given.located_base.folder is not None:
+            return self._given
+        bases = (one.located_base.folder for one in self.adapters)
+        return AdapterFolder(self._given.path, next((base for base in bases if base), None))
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        """The object of `config.json`.
+
+        Raises:
+            InputError: If it is missing, leads out of the folder, or is not a JSON object.
+        """
+        data = read_json(inside(self.folder.path, "config.json"))
+        if not isinstance(data, dict):
+            raise InputError(f"a JSON {type(data).__name__}", place=f"{self._place}/config.json")
+        return data
+
+    @property
+    def _weights(self) -> Weights:
+        return self._given.model_weights
+
+    @cached_property
+    def _read_base(self) -> Weights | str | MistralLoraError:
+        """The base's tensors; or the error of reading them, or why there is nothing to compare with."""
+        try:
+            base = self.folder.located_base
+            if base.folder is None:
+                return base.missing
+            if base.folder.path.resolve() == self.folder.path.resolve():
+                return "the base is this folder itself: give the base before merging"
+            config = base.folder.config
+            if declared_quantization(config) and not is_fp8(config):
+                return f"the base {base.folder} is quantised: give the one in full precision"
+            return base.folder.weights
+        except MistralLoraError as error:
+            return error
+
+    @property
+    def _base_weights(self) -> Weights | str:
+        """The base's tensors, or why there is nothing to compare with."""
+        read = self._read_base
+        return f"the base cannot be read: {read}" if isinstance(read, MistralLoraError) else read
+
+    @cached_property
+    def _pairs(self) -> dict[str, str]:
+        """The name in the base of each tensor that has one there."""
+        base = self._base_weights
+        return {} if isinstance(base, str) else structure.paired_names(self._weights, base, self.vocabulary)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """`vocab_size` of the configuration: with more rows than the base's, the vocabulary was resized."""
+        try:
+            part = self._config.get("text_config")
+            size = (part if isinstance(part, dict) else self._config).get("vocab_size")
+        except InputError:
+            return None
+        return size if isinstance(size, int) else None
+
+    @cached_property
+    def _tensors(self) -> dict[str, tensors.MergedTensor]:
+        base = self._base_weights
+        pairs = {} if isinstance(base, str) else self._pairs
+        return tensors.compare_tensors(self._weights, self._weights if isinstance(base, str) else base, pairs)
+
+    @cached_property
+    def _adapter(self) -> AdapterAtHand | None:
+        """The adapter that explains the weights best; None if there is none that could be merged into this base."""
+        base = self.folder.located_base.folder
+        if isinstance(self._base_weights, str) or base is None:
+            return None
+        found = [AdapterAtHand(one, base, self._weights, self._base_weights, self._pairs) for one in self.adapters]
+        usable = [one for one in found if not one.missing]
+        return min(usable or found, key=lambda one: len(one.findings), default=None)
+
+    @property
+    def _planned(self) -> Mapping[str, bool] | None:
+        """The tensors that the adapter at hand changes, and whether each is a change of low rank."""
+        return None if self._adapter is None or self._adapter.missing else self._adapter.planned
+
+    @cached_property
+    def _no_base(self) -> str:
+        """Why nothing is compared with the base; empty if it is."""
+        try:
+            base = self._base_weights
+            return base if isinstance(base, str) else "" if self._weights else _UNREADABLE
+        except InputError:
+            return _UNREADABLE
+
+    @cached_property
+    def _not_compared(self) -> str:
+        """Why no change of a layer can be judged; empty if it can be."""
+        if self._no_base or any(tensors.LAYER.search(name) for name in self._pairs):
+            return self._no_base
+        return "no layer has its name and shape in the base: see the check `names-and-shapes`"
+
+    def files(self) -> Result:
+        """Check that the folder holds full weights in full precision, whole, and no adapter."""
+        path, findings = self.folder.path, []
+        # transformers looks for an adapter in the folder of any model that it loads
+        for file in (self.folder.config_file, self.folder.tensors_file):
+            if file.exists():
+                found = f"{file.name} in a merged model's folder: transformers would put the adapter on once more"
+                findings.append(Finding("ML418", found, str(file), "full weights and no adapter"))
+        try:
+            if declared_quantization(self._config) is not None:
+                found, place = "the merged weights are quantised", str(path / "config.json")
+                findings.append(Finding("ML421", found, place, "full precision"))
+            findings += structure.index_findings(path, self._weights)
+            if not self._weights:
+                names = ", ".join(file.name for file in self.folder.model_files)
+                findings.append(Finding("ML405", "holds no tensor", f"{path}/{names}", "the merged weights"))
+        except InputError as error:
+            findings.append(Finding("ML405", error.found, error.place, error.expected))
+        return Result(tuple(findings), facts=(("kind", "merged"),))
+
+    def tensors_finite(self) -> Result:
+        """Check every number of the weights, and their dtype against the base's."""
+        try:
+            found = self._tensors
+        except InputError:
+            return Result(not_checked=_UNREADABLE)
+        names = sorted(name for name, one in found.items() if not one.finite)
+        wrong = [Finding("ML402", f"{name} is not finite", self._place, "finite numbers") for name in names]
+        notes, base = [], self._base_weights
+        if not isinstance(base, str):
+            dtypes = [sorted({info.dtype for info in one.infos.values()}) for one in (self._weights, base)]
+            if dtypes[0] and dtypes[0] != dtypes[1] and set(dtypes[0]) <= set(DTYPES.values()):
+                found_dtypes, expected = (" and ".join(one) for one in dtypes)
+                notes.append(Finding("ML437", f"the weights are in {found_dtypes}", self._place, expected))
+        return Result((*first_findings(wrong, _SHOWN, self._place), *notes))
+
+    def tie(self) -> Result:
+        """Check the flags about tied embeddings against the file."""
+        try:
+            if not any(name.endswith("embed_tokens.weight") for name in self._weights):
+                return Result(not_checked="no tensor is named embed_tokens.weight: see the check `names-and-shapes`")
+            return Result(tuple(structure.tie_findings(self._config, self._weights, f"{self._place}/config.json")))
+        except InputError:
+            return Result(not_checked=_UNREADABLE)
+
+    def configuration(self) -> Result:
+        """Check the configuration against the weights, and against the base's."""
+        place = f"{self._place}/config.json"
+        try:
+            findings = list(structure.own_findings(self._config, self._weights, place))
+        except InputError:
+            return Result(not_checked=_UNREADABLE)
+        try:
+            base = self.folder.located_base
+            if base.folder is None:
+                return Result(tuple(findings), "" if findings else base.missing)
+            findings += structure.difference_findings(self._config, base.folder.config, place)
+            findings += structure.end_findings(self.folder.path, base.folder.path)
+        except MistralLoraError as error:
+            return Result(tuple(findings), "" if findings else f"the base cannot be read: {error}")
+        return Result(tuple(findings))
+
+    def names_and_shapes(self) -> Result:
+        """Check that the tensors have the base's names and shapes."""
+        if self._no_base:
+            if self._given.given_base is not None and isinstance(fault := self._read_base, MistralLoraError):
+                raise PinError(fault.found, place=fault.place, expected=fault.expected)  # as for an adapter
+            return Result(not_checked=self._no_base)
+        assert not isinstance(self._base_weights, str)
+        found = list(structure.name_findings(self._weights, self._base_weights, self._pairs, self._place))
+        return Result(tuple(first_findings(found, _SHOWN, self._place)))
+
+    def changes_the_base(self) -> Result:
+        """Check that at least one weight is not the base's."""
+        if self._not_compared:
+            return Result(not_checked=self._not_compared)
+        compared, findings = [self._tensors[name] for name in self._pairs], []
+        if all(one.unchanged for one in compared):
+            expected = "other weights: merge again with merge_and_unload(), and save the model that it returns"
+            findings.append(Finding("ML413", "every weight is the base's: nothing was merged", self._place, expected))
+        # whoever writes a merge into a copy of the base's folder leaves Mistral's own file of the base in it
+        for file in sorted(self.folder.path.glob("consolidated*.safetensors")):
+            other = self.folder.located_base.require(self.folder.path).path / file.name
+            if other.is_file() and filecmp.cmp(file, other, shallow=False):
+                found = "the file is the base's, and vLLM loads it in its Mistral format"
+                findings.append(Finding("ML413", found, str(file), "no such file"))
+        return Result(tuple(findings), facts=(("changed tensors", sum(not one.unchanged for one in compared)),))
+
+    def changed_places(self) -> Result:
+        """Check that weights are changed where an adapter changes them, in every layer, and nowhere else."""
+        if self._not_compared:
+            return Result(not_checked=self._not_compared)
+        findings = [*tensors.place_findings(self._tensors, self._place, self._planned)]
+        if self._planned is None:
+            findings += tensors.layer_findings(self._tensors, self._place)
+        return Result(tuple(findings))
+
+    def low_rank(self) -> Result:
+        """Check that the change of each matrix is one that an adapter can make: of low rank, and not too large."""
+        if reason := self._not_compared or self._dequantized:
+            return Result(not_checked=reason)
+        ranks = [one.rank for one in self._tensors.values() if one.rank is not None]
+        findings = tensors.rank_findings(self._tensors, self._place, self._planned)
+        return Result(tuple(findings), facts=(("highest rank", max(ranks)),) if ranks else ())
+
+    @property
+    def _dequantized(self) -> str:
+        """Why the difference from the base is not of low rank; empty if it should be."""
+        manifest = self.folder.valid_manifest
+        parent = (manifest.data.get("parent") if manifest else None) or {}
+        return "merged into dequantised weights, which are not the base's" if parent.get("dequantized") else ""
+
+    def adapter_product(self) -> Result:
+        """Check that the difference from the base is the adapter's own product."""
+        if reason := self._not_compared or self._dequantized:
+            return Result(not_checked=reason)
+        adapter = self._adapter
+        if adapter is None or adapter.missing:
+            return Result(not_checked=adapter.missing if adapter else "no adapter")
+        return Result(adapter.findings, facts=(("adapter", str(adapter.folder.path)),))

@@ -1,0 +1,339 @@
+"""Subject `server`: the prompts that a running server feeds its model, against mistral-common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.chat.rows import Row, as_row
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause, shown_difference
+from pytest_mistral_lora.conformance.server.deviations import (
+    INJECTED,
+    PromptDeviations,
+    TakenRow,
+    other_tokenizer_finding,
+)
+from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding
+from pytest_mistral_lora.conformance.server.shown import judged_publicly
+from pytest_mistral_lora.conformance.server_target import NOT_ASKED, ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.targets import Target, name_of
+from pytest_mistral_lora.errors import InputError, RunnerError, TokenizerError, counted
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+_SHOWN = 8
+_ALL_FAILED = "each request failed: see the check `failures`"
+_NO_TRANSCRIPTS = (
+    "no golden transcripts: name an adapter that has some (--adapter, --mistral-adapter), or their folder (--golden); "
+    "mistral-lora smoke DIR --record FOLDER --rows FILE writes them"
+)
+
+
+def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of a server, and of the transcripts that are replayed through it."""
+    if target.adapter is not None and not target.golden:
+        # beside those in its folder, the transcripts that the user recorded of the adapter
+        name = name_of(target.adapter)
+        places = [target.adapter / TRANSCRIPTS, *(folder / TRANSCRIPTS / name for folder in settings.golden_folders)]
+        target = replace(target, golden=tuple(one for one in places if one.is_dir()))
+    judged = ServerChecks(target)
+    cases = judged.cases()
+    if target.adapter is None and not target.golden:
+        cases |= {"transcripts": partial(Result, not_checked=_NO_TRANSCRIPTS)}
+    else:
+        from pytest_mistral_lora.conformance.server.replay import ReplayChecks
+
+        replayed = ReplayChecks(target).cases()
+        cases |= {case: partial(judged.if_replayed, case, judge) for case, judge in replayed.items()}
+    for case, judge in cases.items():
+        yield Check(target, "server", case, partial(judged_publicly, judge))
+
+
+class ServerChecks:
+    """The checks of a server: each method is one, and they share its answers."""
+
+    def __init__(self, target: ServerTarget) -> None:
+        self._target = target
+        self._place = target.url
+        self._deviations = PromptDeviations(target)
+
+    def cases(self) -> dict[str, Callable[[], Result]]:
+        """Return the checks by name."""
+        by_ids = {"prompts": self.prompts, "injection": self.injection}
+        asked = {"preview": self.preview, "counts": self.counts, "refusals": self.refusals}
+        judged = {
+            name: partial(self._if_answered, judge, by_ids=name in by_ids) for name, judge in (by_ids | asked).items()
+        }
+        return {"there": self.there, "failures": partial(self._if_reached, self.failures), **judged}
+
+    @cached_property
+    def _failure(self) -> InputError | None:
+        try:
+            _ = self._target.answers
+        except InputError as error:
+            return error
+        return None
+
+    def _if_reached(self, judge: Callable[[], Result]) -> Result:
+        if self._failure is not None:
+            return Result(not_checked="the server does not answer: see the check `there`")
+        if all(isinstance(one.served, InputError) for one in self._target.answers.rows):
+            return Result(not_checked="no row was answered: see the check `there`")
+        return judge()
+
+    def _if_answered(self, judge: Callable[[], Result], *, by_ids: bool = False) -> Result:
+        return self._if_reached(partial(self._if_prompts, judge, by_ids=by_ids))
+
+    def _if_prompts(self, judge: Callable[[], Result], *, by_ids: bool) -> Result:
+        if self._all_failed:
+            return Result(not_checked=_ALL_FAILED)
+        if by_ids and not self._shown:
+            return Result(not_checked=f"{self._target.server.title} does not show the ids of a prompt")
+        if self._other is not None and judge not in (self.prompts, self.counts):
+            return Result(not_checked="the prompts are those of another tokenizer than the named one")
+        return judge()
+
+    def if_replayed(self, case: str, judge: Callable[[], Result]) -> Result:
+        """Return the result of a check of replayed transcripts, if there are some and the server answers."""
+        if not self._target.golden:
+            return Result(not_checked=_NO_TRANSCRIPTS)
+        if case != "transcripts" and not self._target.transcripts[0]:
+            return Result(not_checked="no golden transcript can be replayed: see the check `transcripts`")
+        # a server that is not there is not recognised, either
+        if self._failure is None and not self._target.server.gives_answers:
+            return Result(not_checked=f"{self._target.server.title} gives prompts, and no answers")
+        return judge() if case == "transcripts" else self._if_reached(judge)
+
+    @property
+    def _all_failed(self) -> bool:
+        """Whether no row was answered or refused."""
+        return all(isinstance(one.served, InputError) or one.served.failed for one in self._target.answers.rows)
+
+    @cached_property
+    def _taken(self) -> list[TakenRow]:
+        """The rows that both sides take."""
+        found = []
+        for one in self._target.answers.rows:
+            if isinstance(one.served, InputError) or one.served.refused or one.served.failed:
+                continue
+            if one.expected is not None:
+                ids, text = one.served.ids, one.served.text
+                if text is not None:
+                    # as llama.cpp encodes it: markers in the text are control tokens, and BOS comes first in any case
+                    encoded = self._target.tokenizer.fast(text, add_special_tokens=False)["input_ids"]
+                    ids = (self._target.oracle.bos_id, *encoded)
+                found.append(TakenRow(one, ids, one.served.count))
+        return found
+
+    @cached_property
+    def _shown(self) -> list[TakenRow]:
+        """The rows whose ids the server shows."""
+        return [one for one in self._taken if one.ids is not None]
+
+    @cached_property
+    def _differing(self) -> list[tuple[TakenRow, tuple[str, ...] | None]]:
+        """The rows with other ids than mistral-common's, each with the deviations that explain it; None if none do."""
+        rows = [one for one in self._shown if one.ids != one.asked.expected]
+        return [(one, self._deviations.explain(one.asked, one.ids or ())) for one in rows]
+
+    @cached_property
+    def _other(self) -> Finding | None:
+        """The finding of prompts that another tokenizer makes; None if they are those of the named one, or of none."""
+        miscounted = any(one.count not in (None, len(one.asked.expected or ())) for one in self._taken)
+        unexplained = any(names is None for _, names in self._differing)
+        return other_tokenizer_finding(self._target, self._taken) if unexplained or miscounted else None
+
+    def there(self) -> Result:
+        """ML901: the server is there, and answers each request."""
+        if self._failure is not None:
+            return Result((_of_error(self._failure),))
+        answers = self._target.answers
+        findings = []
+        for one in answers.rows:
+            if isinstance(one.served, InputError):
+                error, row = one.served, one.row.to_jsonl()
+                found, shape = f"{one.name}: {error.found}", cause_of(error.found)
+                findings.append(replace(_of_error(error), found=found, row=row, shape=shape))
+        if self._taken and not any(row.ids is not None or row.count is not None for row in self._taken):
+            # it answers, and nothing of its prompts can be judged
+            found, expected = "no answer has the ids of its prompt, or their number", "usage.prompt_tokens"
+            findings.append(Finding("ML901", found, self._place, expected))
+        server, endpoint = self._target.recognised
+        version = answers.facts.version or (self._target.version and f"{self._target.version} (as named)")
+        strength: str = "count" if self._taken and not self._shown else server.strength
+        texts = [one for one in answers.rows if not isinstance(one.served, InputError) and one.served.text is not None]
+        strength += " of the text" if texts else ""
+        proof = f"{server.title}{version and f' {version}'}, model {answers.model}: proof by {strength}"
+        proof += f"; recognised by {endpoint}" if endpoint else ""
+        proof += f"; not asked, being {NOT_ASKED}: {counted(answers.left_out, 'row')}" if answers.left_out else ""
+        proof += "" if server.was_run else "; this kind is written from the server's source, and was never run here"
+        # a server whose every request fails is there, and proves nothing
+        not_checked = _ALL_FAILED if self._all_failed and not findings else ""
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), not_checked, (("server of", proof),))
+
+    def failures(self) -> Result:
+        """ML919: no request fails that mistral-common has a prompt for."""
+        findings = []
+        for one in self._target.answers.rows:
+            # of messages that are refused everywhere, a failure is as good as a refusal
+            if not isinstance(one.served, InputError) and one.served.failed and not one.refusal:
+                findings.append(failure_finding(one.name, one.served.failed, self._place, one.row.to_jsonl()))
+        if self._all_failed and not findings:
+            return Result(not_checked="each request failed, of messages that mistral-common refuses, too")
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
+
+    def prompts(self) -> Result:
+        """ML902: each prompt has mistral-common's ids, but for the named deviations."""
+        findings: list[Finding] = []
+        accepted: Counter[str] = Counter()
+        for one, explained in self._differing if self._other is None else ():
+            # text that becomes a control token is ML906, whichever server does it
+            deviations = [name for name in explained or () if name != INJECTED]
+            if explained is None:
+                findings += self._differences(one, injected=False)
+            elif unknown := self._deviations.unknown_finding(one.asked, one.ids or (), deviations):
+                findings.append(unknown)
+            else:
+                accepted.update(deviations)
+        right = sum(one.ids == one.asked.expected for one in self._shown)
+        text = f"{right} of {len(self._shown)} prompts have the ids of mistral-common"
+        if accepted:
+            counts = ", ".join(f"{name} ({count})" for name, count in accepted.items())
+            text += f"; named deviations, known of {self._target.server.title} {self._target.served_version}: {counts}"
+        facts = (("prompts of", text),)
+        return Result(
+            tuple(first_of_each_cause([self._other] if self._other else findings, _SHOWN, self._place)), facts=facts
+        )
+
+    def injection(self) -> Result:
+        """ML906: text never becomes a control token."""
+        findings: list[Finding] = []
+        for one, _ in self._differing:
+            findings += self._differences(one, injected=True)
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
+
+    def preview(self) -> Result:
+        """ML903: the ids that are previewed are as many as those that a chat request is fed."""
+        if self._target.server.strength != "preview" or not self._shown:
+            return Result(not_checked="the server shows the ids of the chat request itself, or none")
+        findings = []
+        for one in self._taken:
+            if one.ids is not None and one.count is not None and len(one.ids) != one.count:
+                found = f"{one.asked.name}: the chat is fed {one.count} tokens, the preview has {len(one.ids)}"
+                findings.append(Finding("ML903", found, self._place, row=one.asked.row.to_jsonl()))
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
+
+    def counts(self) -> Result:
+        """ML904: a server that hides its ids reports as many prompt tokens as mistral-common has."""
+        hidden = [one for one in self._taken if one.ids is None]
+        if not hidden:
+            return Result(not_checked="the server shows the ids, which prove more than their number")
+        counted = [one for one in hidden if one.count is not None]
+        if not counted:
+            return Result(not_checked="the server shows neither ids nor their number")
+        findings = [] if self._other is None else [self._other]
+        for one in counted if self._other is None else ():
+            expected = len(one.asked.expected or ())
+            if one.count != expected:
+                found = f"{one.asked.name}: {one.count} prompt tokens"
+                findings.append(Finding("ML904", found, self._place, str(expected), row=one.asked.row.to_jsonl()))
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
+
+    def refusals(self) -> Result:
+        """ML907: the server refuses a prompt exactly if mistral-common does."""
+        findings = []
+        for one in self._target.answers.rows:
+            if isinstance(one.served, InputError) or one.served.failed:
+                continue
+            row = one.row.to_jsonl()
+            if one.served.refused and not one.refusal:
+                found, expected = f"the server refuses it: {one.served.refused}", "a prompt, as mistral-common makes"
+            elif one.refusal and not one.served.refused:
+                found, expected = "the server takes it", f"a refusal: {one.refusal}"
+            else:
+                continue
+            shape = cause_of(f"{found}, {expected}")
+            findings.append(Finding("ML907", f"{one.name}: {found}", self._place, expected, row=row, shape=shape))
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
+
+    def _differences(self, one: TakenRow, *, injected: bool) -> Iterator[Finding]:
+        """Yield a finding for each class of a served prompt's difference: text as control tokens, or all others."""
+        from pytest_mistral_lora.chat.diff import TokenDiff
+        from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
+
+        asked = one.asked
+        expected, ids, oracle = asked.expected or (), one.ids or (), self._target.oracle
+        difference = TokenDiff.of((expected, None), (ids, None), oracle.piece, ("mistral-common", "served"))
+        for fault in id_faults(asked.prompt, expected, ids, oracle):
+            if (fault.rule == "ML523") is injected:
+                rule, found = ("ML906" if injected else "ML902"), f"{asked.name}: {fault.found} ({fault.rule})"
+                parts, row = shown_difference(difference, asked.name), asked.row.to_jsonl()
+                yield Finding(rule, found, self._place, fault.expected, row=row, **parts)
+
+
+def _of_error(error: InputError) -> Finding:
+    step = "Name the tokenizer of the served model." if isinstance(error, TokenizerError) else ""
+    step = "Mend your script: docs/serving.md has its interface." if isinstance(error, RunnerError) else step
+    return Finding("ML901", error.found, error.place, error.expected, fix=error.next_step or step)
+
+
+def served_findings(url: str, rows: Sequence[Row], tokenizer: CheckpointTokenizer, model: str) -> Iterator[Finding]:
+    """Yield the findings of the prompts that a server makes of some rows; hidden ids are one, too.
+
+    Args:
+        url: The kind and the address of the server, as `ServerChoice` parses them.
+        rows: The rows, each with an answer at its end.
+        tokenizer: The tokenizer that the prompts are held to.
+        model: The name of the model; empty for the first that the server lists.
+
+    Raises:
+        InputError: If the server cannot be one, or a row has no answer.
+    """
+    target = _target_of_rows(ServerChoice.parse(url), rows, tokenizer, model)
+    results = {case: judged_publicly(judge) for case, judge in ServerChecks(target).cases().items()}
+    for result in results.values():
+        yield from result.findings
+    hidden = results["prompts"].not_checked
+    if hidden and not results["there"].findings:
+        yield Finding("ML902", f"not checked: {hidden}", target.url, "the ids of each prompt")
+
+
+def served_prompt(
+    choice: ServerChoice | None, row: Row | Mapping[str, Any], tokenizer: CheckpointTokenizer
+) -> tuple[int, ...]:
+    """Return the ids of the prompt that a server makes of a row's messages before its last answer.
+
+    Raises:
+        InputError: If no server is named, it is not there, it refuses the messages, it hides its ids, or the row has no
+            answer.
+        RowError: If the row cannot be used.
+    """
+    if choice is None:
+        step = "Set mistral_servers in your ini file, or give --mistral-golden --mistral-server NAME=URL."
+        raise InputError("no server is named", next_step=step)
+    target = _target_of_rows(choice, [as_row(row)], tokenizer)
+    found = target.answers.rows[0].served
+    if isinstance(found, InputError):
+        raise found
+    if found.refused or found.failed:
+        words = f"the server refuses the messages: {found.refused}" if found.refused else found.failed
+        raise InputError(words, place=choice.url)
+    if found.ids is None:
+        raise InputError(f"{target.server.title} does not show the ids of a prompt", place=choice.url)
+    return found.ids
+
+
+def _target_of_rows(
+    choice: ServerChoice, rows: Sequence[Row], tokenizer: CheckpointTokenizer, model: str = ""
+) -> ServerTarget:
+    target = choice.target("server", Target.of_loaded(tokenizer), given=tuple(rows), model=model)
+    if not rows or len(target.asked_rows()) < len(rows):
+        found = "a row without an answer, or with settings that a chat request names otherwise" if rows else "no row"
+        raise InputError(found, expected="rows that end with the answer to a prompt")
+    return target

@@ -1,0 +1,171 @@
+"""Subject `tokenizer`: a checkpoint's tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache, partial
+
+from pytest_mistral_lora.checkpoint.tokenizer_folder import (
+    GENERATION_CONFIG,
+    MODEL_CONFIG,
+    NO_ORACLE,
+    SPECIAL_TOKENS,
+    TEKKEN,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    oracle_file,
+)
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
+from pytest_mistral_lora.conformance.tokenizer import folder as tokenizer_folder
+from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
+from pytest_mistral_lora.conformance.tokenizer import template_traits
+from pytest_mistral_lora.conformance.tokenizer.folder import MISTRAL_COMMON
+from pytest_mistral_lora.conformance.tokenizer.template_traits import PLAIN, TemplateTraits
+from pytest_mistral_lora.errors import TokenizerError
+
+Judge = Callable[[Target], Iterator[Finding] | Result]
+
+FILES: dict[str, Judge] = {
+    "one-tokenizer": tokenizer_folder.one_tokenizer,
+    "one-revision": tokenizer_folder.one_revision,
+    "declarations-agree": tokenizer_folder.files_agree,
+    "class": tokenizer_folder.tokenizer_class,
+    "nothing-cut-or-padded": tokenizer_folder.nothing_cut_or_padded,
+    "model-config": tokenizer_ids.model_config,
+    "template-places": tokenizer_folder.one_template,
+    "has-template": tokenizer_folder.has_template,
+}
+"""Checks of a folder: its files among themselves."""
+
+_NEEDS = {
+    "declarations-agree": (TOKENIZER_JSON, TOKENIZER_CONFIG, SPECIAL_TOKENS),
+    "class": (TOKENIZER_JSON, TOKENIZER_CONFIG),
+    "nothing-cut-or-padded": (TOKENIZER_JSON,),
+    "model-config": (MODEL_CONFIG, GENERATION_CONFIG),
+}
+"""Files of which a check needs at least one; without it the check would pass on nothing."""
+
+IDS: dict[str, Judge] = {
+    "control-tokens": tokenizer_ids.control_tokens,
+    "bos-eos-unk": tokenizer_ids.named_tokens,
+    "pad-is-not-eos": tokenizer_ids.pad,
+    "vocabulary": tokenizer_ids.vocabulary,
+    "text-ids": tokenizer_ids.text_ids,
+    "save-and-load": tokenizer_ids.save_and_load,
+}
+"""Checks of the tokenizer that transformers loads."""
+
+TRAITS: dict[str, Callable[[TemplateTraits], Iterator[Finding]]] = {
+    "template-bounds": template_traits.bounds,
+    "template-clock-and-defaults": template_traits.clock_and_defaults,
+    "template-drops-nothing": template_traits.dropped_texts,
+    "template-drops-no-thought": template_traits.dropped_thoughts,
+    "template-bos-eos": template_traits.rendered_ends,
+    "template-prompt": template_traits.prompt_is_the_beginning,
+    "template-encoded-again": template_traits.encoded_again,
+    "template-beside-tekken": template_traits.unread_template,
+    "template-thinking": template_traits.guessed_thinking,
+}
+"""Checks of the chat template with the tokenizer."""
+
+
+def oracle(target: Target) -> Result:
+    """Judge by which Mistral tokenizer a target can be judged: its own file, or one that is recognised or declared."""
+    tokenizer = target.tokenizer
+    tokenizer.files.refuse_hazards()
+    own = oracle_file(tokenizer.path)
+    if own is not None and own == tokenizer.path:
+        return Result(facts=(("template of", "mistral-common generates it, since a single file has none"),))
+    if own is not None:
+        return Result()
+    if not tokenizer.is_there:
+        return Result(not_checked="there is no tokenizer: see the check `file`")
+    found = tokenizer.recognition
+    if found.oracle is not None:
+        return Result(facts=(("oracle of", found.text),))
+    if found.name == NO_ORACLE:
+        return Result(not_checked=found.reason)
+    rule, expected = ("ML230", "its own ids") if found.declared else ("ML229", "the vocabulary of a known tokenizer")
+    return Result((Finding(rule, found.reason, str(tokenizer.path), expected),))
+
+
+_CHANGES = (
+    "conversations are encoded by mistral-common, and the chat template is not read; a row that ends with an answer is "
+    "refused in its default mode; return_assistant_tokens_mask is ignored; a rendered text cannot be encoded again"
+)
+
+
+def loaded(target: Target) -> Result:
+    """Name the backend of a folder with tekken.json in the facts, with all that it changes."""
+    files = target.tokenizer.files
+    if TEKKEN not in files.names or not target.tokenizer.loads_as_it_is or files.json(TOKENIZER_CONFIG).get("auto_map"):
+        return Result()
+    files.refuse_hazards()
+    import transformers
+
+    # asked, and not derived from the files: the choice has a dozen conditions, which change between versions; a folder
+    # that does not load is reported by other checks
+    name = ""
+    with suppress(Exception):
+        load = transformers.AutoTokenizer.from_pretrained
+        name = type(load(files.path, local_files_only=True, trust_remote_code=False)).__name__
+    if name not in MISTRAL_COMMON:
+        return Result()
+    takes = f"AutoTokenizer takes {name} in transformers {transformers.__version__}"
+    return Result(facts=(("backend of", f"{takes}: {_CHANGES}; mistral_format=False loads the other files"),))
+
+
+def checks(target: Target, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of a target's tokenizer."""
+    yield Check(target, "tokenizer", "file", partial(tokenizer_folder.file, target))
+    folder = isinstance(target, RecipeTarget) or (target.path is not None and target.path.is_dir())
+    if target.path is not None:
+        yield Check(target, "tokenizer", "oracle", partial(oracle, target))
+    if folder:
+        yield Check(target, "tokenizer", "backend", partial(loaded, target))
+    for case, judge in {**(FILES if folder else {}), **IDS}.items():
+        yield Check(target, "tokenizer", case, partial(_judge_files, target, case, judge))
+    template = cache(partial(_traits_and_bounds, target))  # once for all checks
+    for case, trait in TRAITS.items():
+        yield Check(target, "tokenizer", case, partial(_judge_trait, template, trait))
+
+
+def _judge_files(target: Target, case: str, judge: Judge) -> Result:
+    found = judge(target)
+    if isinstance(found, Result):
+        return found
+    findings, needed = tuple(found), _NEEDS.get(case, ())
+    is_judged = findings or not needed or not set(needed).isdisjoint(target.tokenizer.files.names)
+    return Result(findings, "" if is_judged else f"there is no {' or '.join(needed)}")
+
+
+def _traits_and_bounds(target: Target) -> tuple[TemplateTraits, tuple[Finding, ...]] | Result:
+    """Return the traits of a target's template, and the findings for which it must not, or cannot, be used.
+
+    Returns:
+        A result with the reason if there is no template.
+    """
+    _ = target.tokenizer.fast  # a tokenizer that does not load is an error of the check, not a missing template
+    try:
+        traits = TemplateTraits(target)
+    except TokenizerError as error:
+        return Result(not_checked=str(error))
+    return traits, tuple(template_traits.bounds(traits))
+
+
+def _judge_trait(
+    template: Callable[[], tuple[TemplateTraits, tuple[Finding, ...]] | Result],
+    judge: Callable[[TemplateTraits], Iterator[Finding]],
+) -> Result:
+    found = template()
+    if isinstance(found, Result):
+        return found
+    traits, bounds = found
+    if judge is template_traits.bounds:
+        return Result(bounds)
+    if bounds and any(name not in traits.rendered.texts for name in PLAIN):
+        return Result(not_checked=f"{bounds[0].rule}: {bounds[0].found}")
+    return Result(tuple(judge(traits)))

@@ -1,0 +1,135 @@
+"""Subject `train`: the checks of one tiny end-to-end train with the target's tokenizer, and of the laws of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from pytest_mistral_lora.checkpoint.tiny_model import TinyKind
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.train.harness import TrainingLaw
+from pytest_mistral_lora.errors import MistralLoraError, PinError
+from pytest_mistral_lora.extras import require_extra
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.train.tiny_run import TinyRun
+
+_Judge: TypeAlias = "Callable[[TinyRun], Iterator[Finding]]"
+
+_LOGIT_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
+"""Largest difference of a logit between the trained model and the reloaded one: none on a CPU."""
+
+
+def checks(target: Target, settings: Settings) -> Iterator[Check]:
+    """Yield a check for each property of the tiny train's own adapter, and one for each law."""
+    # late: the module is also run as a script, which must not be imported before
+    from pytest_mistral_lora.conformance.train.tiny_run import LAWS
+
+    table: tuple[tuple[str, _Judge], ...] = (
+        ("only-lora-changed", _judge_base),
+        ("every-layer-moved", _judge_layers),
+        ("loss-fell", _judge_losses),
+        ("reloaded-logits-equal", _judge_reloaded),
+        ("manifest-verifies", _judge_manifest),
+        ("adapter-is-sound", _judge_adapter),
+    )
+    judged: list[tuple[str, _Judge | TrainingLaw, bool]] = [
+        ("learned-by-heart", _judge_answers, False),
+        *((case, judge, True) for case, judge in table),
+        *((law.case, law, law.needs_adapter) for law in LAWS),
+    ]
+    for case, judge, needs_adapter in judged:
+        yield Check(target, "train", case, partial(_judge_run, target, settings, judge, needs_adapter))
+
+
+def _judge_run(target: Target, settings: Settings, judge: _Judge | TrainingLaw, needs_adapter: bool) -> Result:
+    require_extra("train")
+    from pytest_mistral_lora.conformance.train.tiny_run import attempt
+
+    oracle = target.oracle
+    try:
+        kind = TinyKind.of(target.checkpoint)
+    except PinError as error:
+        return Result(not_checked=f"no tiny model is trained: {error}")
+    try:
+        run = attempt(oracle, settings.work_folder, device=settings.device, kind=kind)
+    except MistralLoraError as error:
+        return Result((_failed_train(str(error), oracle.path),))
+    if run.failed and needs_adapter:
+        return Result(not_checked=f"there is no trained adapter: {run.failed}")
+    facts = (("device", run.device), ("model", str(kind)))
+    if isinstance(judge, TrainingLaw):
+        return replace(judge.result(run.evidence["laws"][judge.measure.__name__], run.device), facts=facts)
+    return Result(tuple(judge(run)), facts=facts)
+
+
+def _failed_train(cause: str, place: Path) -> Finding:
+    return Finding("ML301", f"the tiny train failed: {cause}", str(place), "a trained adapter")
+
+
+def _judge_answers(run: TinyRun) -> Iterator[Finding]:
+    if run.failed:
+        yield _failed_train(run.failed, run.folder)
+        return
+    for answer in run.smoke["completions"]:
+        place = f"{run.rows.name}:{answer['row'] + 1}"
+        if not answer["equal"]:
+            found = f"said {answer['text']!r} {answer['ids']}, stopped by {answer['stop']}"
+            yield Finding("ML301", found, place, f"{answer['expected_ids']}")
+        elif answer["stop"] != "eos":
+            yield Finding("ML301", f"stopped by {answer['stop']}", place, "EOS")
+
+
+def _judge_base(run: TinyRun) -> Iterator[Finding]:
+    for name in run.evidence["changed_base_tensors"]:
+        yield Finding("ML302", f"{name} is not as it was", str(run.base), "the base as it was before training")
+
+
+def _judge_layers(run: TinyRun) -> Iterator[Finding]:
+    for name in run.evidence["unmoved_tensors"]:
+        yield Finding("ML303", f"{name} did not move", str(run.adapter), "a change by training")
+
+
+def _judge_losses(run: TinyRun) -> Iterator[Finding]:
+    losses = run.evidence["losses"]
+    if not losses[-1] < losses[0] / 2:
+        yield Finding("ML304", f"loss {losses[0]:.4f} at first, {losses[-1]:.4f} at last", expected="less than half")
+
+
+def _judge_reloaded(run: TinyRun) -> Iterator[Finding]:
+    before, after = run.evidence["label_logits"], run.smoke["probe"]["label_logits"]
+    counts = [list(map(len, rows)) for rows in (before, after)]
+    if counts[0] != counts[1]:
+        yield Finding("ML305", f"{counts[1]} tokens are supervised", str(run.rows), f"{counts[0]}, as in training")
+        return
+    farthest = max(abs(a - b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True))
+    if farthest > _LOGIT_TOLERANCE[run.device]:
+        yield Finding("ML305", f"logits are up to {farthest:.3g} apart", str(run.adapter), "those of the trained model")
+    # equal logits are no evidence if the adapter was not applied at either time
+    if not run.smoke["adapter_effect"] > 0:
+        yield Finding("ML305", "the adapter changes no logit", str(run.adapter), "logits other than the base's")
+
+
+def _judge_manifest(run: TinyRun) -> Iterator[Finding]:
+    from pytest_mistral_lora.conformance.manifest import manifest_findings, verify_findings
+
+    findings = list(manifest_findings(run.adapter))
+    yield from findings
+    if not findings:
+        yield from verify_findings(run.adapter, base=run.base, dataset=[run.rows])
+
+
+def _judge_adapter(run: TinyRun) -> Iterator[Finding]:
+    if "adapter_findings" in run.evidence:
+        found = [Finding.from_json(finding) for finding in run.evidence["adapter_findings"]]
+    else:
+        from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
+
+        found = list(adapter_findings(run.adapter, run.base))
+    # a note on where an adapter of the class can be served is not about this one, which nobody serves
+    yield from (finding for finding in found if finding.severity == "error")
