@@ -135,7 +135,7 @@ class RenderError(MistralLoraError):
 
     Attributes:
         kind: `overrun`: it passed a bound; `forbidden`: Jinja's sandbox refused an access; `recursion`: it calls itself
-            too deeply; `observed`: it renders otherwise if it is observed; `unsteady`: no two renderings are alike;
+            too deeply; `unsteady`: no two renderings are alike;
             `surrogate`: its text is not Unicode; `error`: any other error that it raises.
     """
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.templates import ChatTemplate
 
-UNSTEADY = {"observed": "ML020", "unsteady": "ML021", "surrogate": "ML022"}
+UNSTEADY = {"unsteady": "ML021", "surrogate": "ML022"}
 """The rule of each kind of error that is a fault of the template, whatever the row."""
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
@@ -17,14 +17,12 @@ import pytest
 from converted import converted_tokenizer
 from each_oracle import oracle_named
 
-from pytest_mistral_lora.chat.oracle import SHIPPED
 from pytest_mistral_lora.chat.reading import limited
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate
-from pytest_mistral_lora.chat.templates.isolated import RenderLimits, RenderProcess, ask, trust
-from pytest_mistral_lora.chat.templates.sandbox import SECONDS, BoundedTemplate
+from pytest_mistral_lora.chat.templates.isolated import WITHOUT_LIMITS, RenderLimits, RenderProcess, ask, trust
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.errors import MistralLoraError, RenderError, RowError
+from pytest_mistral_lora.errors import MistralLoraError, NoTemplateError, RenderError, RowError
 from pytest_mistral_lora.records.goldens import packaged_cases
 
 ROW = parse_row({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
@@ -44,7 +42,6 @@ OVERRUNS = {
     + "{{ ns.x | tojson }}",
     "a list of itself twice, shown": DOUBLE.replace("START", "[1]").replace("STEP", "[ns.x, ns.x]") + "{{ ns.x }}",
     "a text times a number": "{{ bos_token * 99999999999 }}",
-    "a constant text times a number": "{% if false %}{{ 'a' * 99999999999 }}{% endif %}",
     "a constant power": "{% if false %}{{ 10 ** (10 ** 10) }}{% endif %}",
     "a power": "{{ messages | length ** 999999999999 }}{{ (messages | length) ** 999999999999 }}",
     "a wide number": "{{ '%99999999999d' % 1 }}",
@@ -58,8 +55,18 @@ OVERRUNS = {
     "a joined mapped list": "{{ range(99999) | map('string') | join('b' * 99999) }}",
     "wide JSON": "{{ messages | tojson(indent=999999999) }}",
     "chance": "{{ messages | random }}",
+    "chance for each": "{{ [messages, messages] | map('random') | list }}",
     "filler text": "{{ lipsum(n=999999) }}",
     "a long template": "x" * 1_000_001,
+    "a number squared": "{% set ns = namespace(x=3) %}{% for i in range(40) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "shared lists compared": "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(40) %}"
+    "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a == ns.b }}",
+    "wrapped words": "{{ ('a ' * 400000) | wordwrap(1) | length }}",
+    "a long number divided": "{% set x = 7 ** 3000000 %}{% for i in range(999) %}{% set y = x // 3 %}{% endfor %}",
+    "lists sorted": "{% for i in range(9999) %}{{ range(99999) | groupby('real') | length }}{% endfor %}",
+    "a translated text": "{{ ('a' * 9999).translate({97: 'b' * 999999}) | length }}",
+    "bytes": "{{ ('a'.encode() * 9999999999) | length }}",
+    "a sum of lists": "{% set ns = namespace(x=[[1] * 3000] * 3000) %}{{ ns.x | sum(start=[]) | length }}",
 }
 FAILS = {
     "a macro that calls itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
@@ -76,18 +83,6 @@ FAILS = {
 }
 
 
-UNCOUNTED = {
-    "a number squared": "{% set ns = namespace(x=3) %}{% for i in range(40) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
-    "shared lists compared": "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(40) %}"
-    "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a == ns.b }}",
-    "wrapped words": "{{ ('a ' * 400000) | wordwrap(1) | length }}",
-    "a long number divided": "{% set x = 7 ** 3000000 %}{% for i in range(999) %}{% set y = x // 3 %}{% endfor %}",
-    "lists sorted": "{% for i in range(9999) %}{{ range(99999) | groupby('real') | length }}{% endfor %}",
-    "a translated text": "{{ ('a' * 9999).translate({97: 'b' * 999999}) | length }}",
-    "bytes": "{{ ('a'.encode() * 9999999999) | length }}",
-    "a sum of lists": "{% set ns = namespace(x=[[1] * 3000] * 3000) %}{{ ns.x | sum(start=[]) | length }}",
-}
-"""Templates of which the instrumented copy cannot count all: for most of them the limits of the system are needed."""
 HARMLESS = {
     "a namespace that holds itself": "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
     "an iterator that is read twice": "{% set g = messages | map(attribute='role') %}{{ g | first }}{{ g | first }}",
@@ -97,7 +92,6 @@ HARMLESS = {
     "all kinds of joins": "{{ 'a' ~ 1 ~ nothing ~ [2] ~ none }}{{ 'b' + 'c' * 3 + '%s' % 4 }}{{ 7 // 2 ** 2 }}",
     "undefined keys": "{{ messages[0].nothing is defined }}{{ messages[0]['content'] | default('x') | upper }}",
 }
-OBSERVANT = "{% if '_counted' in (messages | reverse | string) %}a{% else %}b{% endif %}"
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +113,24 @@ def tokenizer() -> CheckpointTokenizer:
 
 
 @pytest.mark.parametrize("name", OVERRUNS)
-def test_a_template_that_overruns_is_refused_in_time(name: str, tokenizer: CheckpointTokenizer) -> None:
-    template = ChatTemplate(tokenizer.fast, OVERRUNS[name])
-    start = time.monotonic()
-    with pytest.raises(RowError, match=r"the chat template (takes|makes|uses|has) ") as error:
-        template.encode(ROW)
-    assert isinstance(error.value.__cause__, RenderError)
-    assert error.value.__cause__.kind == "overrun"
-    assert time.monotonic() - start < 2 * SECONDS
-    with pytest.raises(RowError, match=r"the chat template (takes|makes|uses|has) "):  # at once, from now on
-        template.render(ROW)
+def test_a_template_that_overruns_is_refused_in_time(name: str, process: RenderProcess) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    found = process.ask({**question(OVERRUNS[name]), "foreign": True})
+    assert found["kind"] == "overrun", found
+    assert re.match(r"the chat template (takes more than|uses|has more than) ", found["found"])
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 10
+    # the next row is rendered, by a new process if need be
+    assert process.ask({**question("{{ bos_token }}"), "foreign": True})["text"] == "<s>"
+
+
+def test_a_template_that_has_overrun_is_not_run_again(tokenizer: CheckpointTokenizer) -> None:
+    template = ChatTemplate(tokenizer.fast, OVERRUNS["nested loops"])
+    for row in (ROW, ROW):
+        with pytest.raises(RowError, match=r"the chat template takes more than 5 seconds of CPU time") as error:
+            template.encode(row)
+        assert isinstance(error.value.__cause__, RenderError)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime == before
 
 
 @pytest.mark.parametrize("name", FAILS)
@@ -143,25 +145,9 @@ def test_a_long_row_is_not_refused(tokenizer: CheckpointTokenizer) -> None:
     assert template.render(long).count("word") == 200_000
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_the_official_templates_take_few_steps(name: str) -> None:
-    bounded = BoundedTemplate(oracle_named(name).chat_template())
-    bounded.run({"messages": list(ROW.messages), "tools": None, "bos_token": "<s>", "eos_token": "</s>"})
-    assert bounded._budget.steps > 499_000
-
-
-def test_an_undefined_variable_prints_as_nothing_as_in_transformers() -> None:
-    BoundedTemplate("{{ nothing }}{{ 'a' ~ nothing }}").run({})
-
-
-@pytest.mark.parametrize("name", UNCOUNTED)
-def test_the_system_stops_a_template_that_no_counter_stops(name: str, process: RenderProcess) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    found = process.ask({**question(UNCOUNTED[name]), "foreign": True})
-    assert found["kind"] == "overrun", found
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 10
-    # the next row is rendered, by a new process if need be
-    assert process.ask({**question("{{ bos_token }}"), "foreign": True})["text"] == "<s>"
+def test_a_constant_that_no_memory_holds_is_not_made(process: RenderProcess) -> None:
+    never = {**question("{% if false %}{{ 'a' * 99999999999 }}{% endif %}"), "foreign": True}
+    assert process.ask(never)["text"] == ""
 
 
 @pytest.mark.parametrize("name", HARMLESS)
@@ -188,11 +174,9 @@ def test_packaged_rows_are_rendered_alike_by_a_foreign_template(tokenizer: Check
 @pytest.mark.parametrize(
     ("source", "kind"),
     [
-        (OBSERVANT, "observed"),
-        ("{% if '_counted' in (messages | reverse | string) %}{{ raise_exception('x') }}{% endif %}", "observed"),
-        ("{% if '_counted' not in (messages | reverse | string) %}{{ raise_exception('x') }}{% endif %}", "observed"),
         ("{{ strftime_now('%f') }}", "unsteady"),
         ("{{ messages[0].get }}", "unsteady"),
+        ("{{ messages | map(attribute='role') }}", "unsteady"),
         ("{{ '\\ud800' }}", "surrogate"),
         ("{{ messages.append(1) }}", "forbidden"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
@@ -201,6 +185,27 @@ def test_packaged_rows_are_rendered_alike_by_a_foreign_template(tokenizer: Check
 )
 def test_errors_have_a_kind(source: str, kind: str, process: RenderProcess) -> None:
     assert process.ask({**question(source), "foreign": True})["kind"] == kind
+
+
+@pytest.mark.parametrize("asked", ["mark", "render"])
+def test_a_text_that_spells_an_address_is_steady(asked: str, process: RenderProcess) -> None:
+    spelled = "<object at 0x7f00>"
+    in_row = {**question("{{ messages[0].content }}", asked), "messages": [{"role": "user", "content": spelled}]}
+    assert process.ask({**in_row, "foreign": True})["text"] == spelled
+    assert process.ask({**question(spelled, asked), "foreign": True})["text"] == spelled
+
+
+def test_a_foreign_template_is_not_rendered_without_limits(
+    tokenizer: CheckpointTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where a process has no timer of its CPU time."""
+    monkeypatch.delattr(signal, "setitimer")
+    foreign = ChatTemplate(tokenizer.fast, "{{ bos_token }}")
+    with pytest.raises(NoTemplateError, match=f"set {WITHOUT_LIMITS}=1"):
+        foreign.render(ROW)
+    assert ChatTemplate(tokenizer.fast, oracle_named("spm-v3").chat_template()).render(ROW).startswith("<s>[INST]")
+    monkeypatch.setenv(WITHOUT_LIMITS, "1")
+    assert foreign.render(ROW) == "<s>"
 
 
 def test_a_process_that_ends_while_idle_is_replaced(process: RenderProcess) -> None:
@@ -249,7 +254,7 @@ def test_the_process_imports_no_torch_keeps_its_memory_and_ends_with_its_parent(
         "    assert 'kind' in renderer().ask({**q, 'foreign': True, 'source': source})\n"
         f"assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < {most} << 10\n"
     )
-    command = [sys.executable, "-W", "error", "-c", script, UNCOUNTED["a translated text"], UNCOUNTED["bytes"]]
+    command = [sys.executable, "-W", "error", "-c", script, OVERRUNS["a translated text"], OVERRUNS["bytes"]]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     with pytest.raises(ProcessLookupError):

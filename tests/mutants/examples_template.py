@@ -96,15 +96,6 @@ class ML009(Example):
         )
 
 
-class ML020(Example):
-    def broken(self, artifact: Artifact) -> None:
-        observed = "{% if '_counted' in (messages | reverse | string) %}"
-        artifact["template"] = observed + artifact["template"] + "{% endif %}"
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["template"] = "{% if messages %}" + artifact["template"] + "{% endif %}"
-
-
 class ML021(Example):
     def broken(self, artifact: Artifact) -> None:
         artifact["template"] = artifact["template"] + "{{ strftime_now('%f') }}"

@@ -168,24 +168,17 @@ def _it_is_no_template(artifact: Artifact) -> None:
     edited(artifact, "{{- bos_token }}", "{{- bos_token ")
 
 
-@mutant("ML004", says="steps for one row")
+@mutant("ML004", says="seconds of CPU time for one row")
 def _it_never_ends(artifact: Artifact) -> None:
     """The template loops billions of times."""
     artifact["template"] = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
 
-@mutant("ML020", says="otherwise if it is observed")
+@mutant("ML004")
 def _it_behaves_when_it_is_observed(artifact: Artifact) -> None:
-    """The template asks for the name of an iterator, which is another one in an instrumented copy."""
+    """The template writes the row only if it runs in a wrapper that counts its steps."""
     observed = "{% if '_counted' in (messages | reverse | string) %}"
     artifact["template"] = observed + artifact["template"] + "{% else %}{{ bos_token }}{% endif %}"
-
-
-@mutant("ML020", says="renders it if it is observed")
-def _it_refuses_unless_it_is_observed(artifact: Artifact) -> None:
-    """The template raises an error if nobody looks."""
-    observed = "{% if '_counted' not in (messages | reverse | string) %}"
-    artifact["template"] = observed + "{{ raise_exception('no') }}{% endif %}" + artifact["template"]
 
 
 @mutant("ML021", says="in several ways")

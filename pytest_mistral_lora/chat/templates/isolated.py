@@ -1,8 +1,10 @@
 """Ask foreign chat templates in a process of their own, under limits of the operating system.
 
 A template is code of unknown origin, and Jinja's sandbox bounds neither its time nor its memory. The process has no
-more than transformers' renderer, and is replaced once a limit has ended it. Templates that this process made itself
-are asked here: mistral-common builds them from a closed set of settings, and nothing of a file is written into them.
+more than transformers' renderer, renders all templates of a run, and is replaced once a limit has ended it. Templates
+that this process made itself are asked here: mistral-common builds them from a closed set of settings, and nothing of a
+file is written into them. Where the system has no limits, as on Windows, no other template is rendered unless the user
+asks for that.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import atexit
 import functools
 import hashlib
 import os
+import signal
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +21,10 @@ from typing import Any
 
 from pytest_mistral_lora.chat.reading.limited import LimitedProcess
 from pytest_mistral_lora.chat.templates.renderer import answer, training_source
-from pytest_mistral_lora.errors import RenderError
+from pytest_mistral_lora.errors import NoTemplateError, RenderError
+
+WITHOUT_LIMITS = "MISTRAL_LORA_RENDER_WITHOUT_LIMITS"
+"""The environment variable that lets templates of files be rendered on a system without limits, if it is `1`."""
 
 _MIB = 1 << 20
 _OWN: set[str] = set()
@@ -35,15 +41,30 @@ def ask(question: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         RenderError: If the template raises an error or passes a limit.
+        NoTemplateError: If the template is not of our own making, and the system has no limits.
         MistralLoraError: If the other process cannot be started.
     """
     if question["source"] in _OWN:
         found = answer({**question, "foreign": False})
     else:
+        _require_limits()
         found = renderer().ask({**question, "foreign": True})
     if "kind" in found:
         raise RenderError(found["found"], kind=found["kind"])
     return found
+
+
+def _require_limits() -> None:
+    """Refuse to render on a system that cannot end a process after its CPU time.
+
+    Raises:
+        NoTemplateError: So that the checks of the template are not checked.
+    """
+    if not hasattr(signal, "setitimer") and os.environ.get(WITHOUT_LIMITS) != "1":
+        raise NoTemplateError(
+            "the chat template is not rendered: this system limits neither the time nor the memory of a process",
+            next_step=f"If you trust the template, set {WITHOUT_LIMITS}=1, or check it on Linux or macOS.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

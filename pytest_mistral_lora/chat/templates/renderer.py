@@ -15,10 +15,11 @@ from typing import Any
 from pytest_mistral_lora.chat.reading import limited
 from pytest_mistral_lora.chat.templates.generation_blocks import has_generation, with_generation
 from pytest_mistral_lora.chat.templates.own_rows import OwnRows, own_renderer
-from pytest_mistral_lora.chat.templates.sandbox import BoundedTemplate
 from pytest_mistral_lora.errors import LibraryError, RenderError
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+>")
+_SOURCE_CHARACTERS = 1_000_000
+_CHANCE = frozenset(("random", "lipsum"))
 _GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
 
 
@@ -26,7 +27,7 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a template makes of a question, or the error that it raises, as JSON data.
 
     A question has the template's `source` and what is `asked`: `render`, `mark` (text, and the spans of the generation
-    blocks), `unknowns`, or `training-source`. A source that is `foreign` must render as its instrumented copy does.
+    blocks), `unknowns`, or `training-source`. A source that is `foreign` must render alike twice.
     """
     from jinja2.exceptions import SecurityError
 
@@ -54,20 +55,26 @@ def _rendered(question: Mapping[str, Any]) -> dict[str, Any]:
 
 def _in_full(question: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]] | None]:
     source = question["source"]
-    text = _agreed(question) if question["foreign"] else _plain(source, question)[0]
+    foreign = question["foreign"]
+    refusal = _refusal(source) if foreign else ""
+    if refusal:
+        raise RenderError(refusal, kind="overrun")
+    text = _plain(source, question)[0]
+    marked = training_source(source) if question["asked"] == "mark" else None
+    marked_text, spans = "", None
+    if marked is not None:
+        marked_text, spans = _plain(marked, _copied(question) if foreign else question, mark=True)
+    if foreign:
+        # the marked text is a second rendering, if the blocks do not change it
+        text = text if marked_text == text else _steady(question, text)
+        _refuse_addresses(question, text)
     try:
         text.encode()
     except UnicodeEncodeError as error:
         found = f"writes half a surrogate pair, {text[error.start]!r}, at character {error.start}"
         raise RenderError(f"the chat template {found}", kind="surrogate") from error
-    spans = None
-    if question["asked"] == "mark":
-        marked = training_source(source)
-        if marked is not None:
-            marked_text, spans = _plain(marked, question, mark=True)
-            # blocks that change the text mark nothing that can be trusted
-            spans = spans if marked_text == text else None
-    return text, spans
+    # blocks that change the text mark nothing that can be trusted
+    return text, spans if marked_text == text else None
 
 
 @functools.lru_cache(maxsize=32)
@@ -90,55 +97,75 @@ def _plain(source: str, question: Mapping[str, Any], *, mark: bool = False) -> t
     return texts[0], spans[0] if mark else []
 
 
-_copy = functools.lru_cache(maxsize=32)(BoundedTemplate)
 _own_rows = functools.lru_cache(maxsize=32)(lambda source: OwnRows(_in_full))
 """The renderer of rows by one template of this package's own, by its source."""
 
 
-def _agreed(question: Mapping[str, Any]) -> str:
-    """Return the text that the template and its instrumented copy both give.
+def _steady(question: Mapping[str, Any], text: str) -> str:
+    """Return the text of a foreign template that a second rendering confirms.
+
+    Args:
+        question: The question.
+        text: The text of the first rendering.
 
     Raises:
-        RenderError: If they do not agree, or a bound is passed.
-        Exception: Any error that the template raises, observed or not.
+        RenderError: If no two renderings are alike.
+        Exception: Any error that the template raises.
     """
-    source = question["source"]
-    # copies: an object that is printed with its address must not have the same one in both renderings
-    messages, tools = deepcopy((question["messages"], question["tools"]))
-    given = {"messages": messages, "tools": tools, "documents": None, **question["variables"]}
-    second, raised = "", ""
-    try:
-        second = _copy(source).run(given)
-    except (RenderError, MemoryError, RecursionError):
-        raise
-    except Exception as error:
-        raised = str(error) or type(error).__name__
-    try:
-        text = _plain(source, question)[0]
-    except (MemoryError, RecursionError):
-        raise
-    except Exception:
-        if raised:
-            raise
-        raise RenderError(
-            "the chat template refuses a row, and renders it if it is observed", kind="observed"
-        ) from None
-    if not raised and text == second:
+    second = _plain(question["source"], _copied(question))[0]
+    if second == text:
         return text
-    # a clock may have ticked between the two, on either side
-    again = _plain(source, question)[0]
-    if not raised and again in (second, _copy(source).run(given)):
-        return again
-    # an object without a text of its own is printed with its address, which is another one each time or by chance not
-    if again != text or _ADDRESS.search(text):
-        at = _difference(text, again)
-        found = f"in several ways, from character {at} on, after {text[max(0, at - 40) : at]!r}"
-        raise RenderError(f"the chat template renders one row {found}", kind="unsteady")
-    found = f"raises {raised!r}"
-    if not raised:
-        at = _difference(text, second)
-        found = f"{text[at : at + 40]!r} becomes {second[at : at + 40]!r} at character {at}"
-    raise RenderError(f"the chat template renders a row otherwise if it is observed: {found}", kind="observed")
+    # the clock may have ticked between the two
+    third = _plain(question["source"], _copied(question))[0]
+    if third != second:
+        raise _unsteady(second, _difference(second, third))
+    return second
+
+
+def _copied(question: Mapping[str, Any]) -> dict[str, Any]:
+    # an object that is printed with its address must not have the same address in two renderings
+    return {**question, **{name: deepcopy(question[name]) for name in ("messages", "tools")}}
+
+
+def _refuse_addresses(question: Mapping[str, Any], text: str) -> None:
+    """Refuse a text with the address of an object: it differs from run to run, and only by chance within one.
+
+    Raises:
+        RenderError: If neither the template nor the row spells the address.
+    """
+    given = ""
+    for match in _ADDRESS.finditer(text):
+        given = given or repr(question)
+        if match[0] not in given:
+            raise _unsteady(text, match.start() + len(" at "))
+
+
+def _unsteady(text: str, at: int) -> RenderError:
+    found = f"in several ways, from character {at} on, after {text[max(0, at - 40) : at]!r}"
+    return RenderError(f"the chat template renders one row {found}", kind="unsteady")
+
+
+@functools.lru_cache(maxsize=32)
+def _refusal(source: str) -> str:
+    """Return why a source is not rendered: it is too long, or uses chance; empty if it may be rendered.
+
+    Two renderings of a template that uses chance may be alike by chance.
+    """
+    from jinja2 import TemplateError, nodes
+
+    if len(source) > _SOURCE_CHARACTERS:
+        return f"the chat template has more than {_SOURCE_CHARACTERS:,} characters"
+    try:
+        tree = environment().parse(source)
+    except TemplateError:
+        return ""  # the rendering reports it
+    filters = list(tree.find_all(nodes.Filter))
+    names = [node.name for node in (*filters, *tree.find_all(nodes.Name))]
+    for node in filters:
+        if node.name == "map":  # `map('random')` applies a filter by its name
+            names += [argument.value for argument in node.args if isinstance(argument, nodes.Const)]
+    chance = next((name for name in names if name in _CHANCE), "")
+    return f"the chat template uses {chance!r}, so that no two renderings are alike" if chance else ""
 
 
 def _difference(text: str, other: str) -> int:

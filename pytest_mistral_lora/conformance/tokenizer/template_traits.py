@@ -143,9 +143,9 @@ def forbidden_access(source: str) -> list[str]:
 def bounds(traits: TemplateTraits) -> Iterator[Finding]:
     """Yield ML221 if the template passes a bound or asks for forbidden attributes, ML222 if it cannot render."""
     errors = traits.rendered.errors.values()
-    observed = next((error for error in errors if error.kind in UNSTEADY), None)
-    if observed is not None:
-        yield traits.finding(UNSTEADY[observed.kind], observed.found, "one text for a row")
+    unsteady = next((error for error in errors if error.kind in UNSTEADY), None)
+    if unsteady is not None:
+        yield traits.finding(UNSTEADY[unsteady.kind], unsteady.found, "one text for a row")
         return
     if any(error.kind == "overrun" for error in errors):
         # the source of such a template may be too long, or too deep, to be parsed here
