@@ -19,7 +19,7 @@ from pytest_mistral_lora.training.adapter import peft_quiet
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 README = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-SCRIPTS = ("train.py", "encode.py", "dataset_rows.py", "load.py")
+SCRIPTS = ("train.py", "encode.py", "dataset_rows.py", "load.py", "patches.py")
 
 
 @pytest.fixture
@@ -54,6 +54,14 @@ def test_encoding_is_measured_beside_mistral_common(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     figures = json.loads(file.read_text())["spm-v3"]
     assert {"mistral-common alone: ids", "ours, one process: ids and labels"} <= figures.keys()
+
+
+@pytest.mark.parametrize("patch", ["tools", "decode", "sandbox", "template"])
+@pytest.mark.parametrize("side", ["with", "without"])
+def test_a_side_of_a_speed_patch_is_measured(patch: str, side: str) -> None:
+    done = run("patches.py", "--side", side, "--patch", patch, "--rows", 2)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0
 
 
 def a_run(losses: tuple[float, ...], held_out: float = 3.0, wall: float = 1.0) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
@@ -40,10 +39,6 @@ def loads_strict(text: str) -> Any:
     Raises:
         ValueError: If the text is not JSON, or is refused; the message is fit for a user.
     """
-    # amid a large document, collections of garbage look at all of its objects again and again, and find none
-    delayed = len(text) > _LARGE and gc.isenabled()
-    if delayed:
-        gc.disable()
     try:
         return json.loads(text, **_HOOKS)
     except json.JSONDecodeError as error:
@@ -51,9 +46,6 @@ def loads_strict(text: str) -> Any:
         raise ValueError(f"not valid JSON: {fault_of(error)} at {line}column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("JSON is nested too deeply") from error
-    finally:
-        if delayed:
-            gc.enable()
 
 
 def fault_of(error: json.JSONDecodeError) -> str:

@@ -162,6 +162,7 @@ def own_renderer() -> Callable[..., Any]:
     from transformers.utils import chat_template_utils as theirs
 
     plain = theirs.render_jinja_template
+    # a rendering takes 55 % less CPU time: benchmarks/patches.py, sandbox
     names = {**plain.__globals__, "_compile_jinja_template": _compiled}
     return FunctionType(plain.__code__, names, None, plain.__defaults__, plain.__closure__)
 

@@ -1,0 +1,157 @@
+"""CPU seconds with and without each speed patch: code of this package in place of code of a library.
+
+Each patch is switched off here, not by an option of the package: the benchmark puts the library's own code back. The
+two sides take turns, each in a process of its own. Run it from a checkout: python benchmarks/patches.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import rows
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pytest_mistral_lora.chat.oracle import Oracle, encoder_trace, oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.templates import renderer
+
+TOKENIZER = "spm-v3"
+TEKKEN = "tekken-240911"
+
+
+def without_tool_memory() -> None:
+    """Let mistral-common check the schema of each tool of each row."""
+    oracle.remember_tools = lambda validator: validator
+
+
+def with_decoding() -> None:
+    """Let mistral-common decode each conversation for its debugging text."""
+    follow = encoder_trace.EncoderTrace.follow
+
+    def follow_and_decode(self: encoder_trace.EncoderTrace, text: object, instruct: object) -> None:
+        decode = instruct.decode  # type: ignore[attr-defined]
+        follow(self, text, instruct)
+        instruct.decode = decode  # type: ignore[attr-defined]
+
+    encoder_trace.EncoderTrace.follow = follow_and_decode  # type: ignore[method-assign]
+
+
+def with_plain_sandbox() -> None:
+    """Let Jinja's sandbox judge each attribute each time."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    renderer.own_renderer = lambda: render_jinja_template  # type: ignore[assignment]
+
+
+def with_loaded_file() -> None:
+    """Let mistral-common load the tokenizer file again for its chat template."""
+    generate = oracle.convert_tokenizer_to_chat_template
+    oracle.Oracle._generated_template = lambda self, thinking, prompt: str(  # type: ignore[method-assign]
+        generate(self.path, prompt, True, thinking)
+    )
+
+
+def encode(count: int) -> Callable[[], object]:
+    """Return what encodes generated rows, tools among them."""
+    judge, plain = Oracle(shipped_tokenizer(TOKENIZER)), generated(count)
+    judge.encode(plain[0])
+    return lambda: [judge.encode(row) for row in plain]
+
+
+def encode_tools(count: int) -> Callable[[], object]:
+    """Return what encodes generated rows with tools."""
+    judge, plain = Oracle(shipped_tokenizer(TOKENIZER)), [row for row in generated(10 * count) if row.tools][:count]
+    judge.encode(plain[0])
+    return lambda: [judge.encode(row) for row in plain]
+
+
+def render(count: int) -> Callable[[], object]:
+    """Return what renders generated rows by mistral-common's template, as a dataset pass does."""
+    source = Oracle(shipped_tokenizer(TOKENIZER)).chat_template()
+    variables = {"bos_token": "<s>", "eos_token": "</s>"}
+    questions = [
+        {
+            "asked": "render",
+            "source": source,
+            "messages": [*row.messages],
+            "tools": list(row.tools) if row.tools else None,
+            "variables": variables,
+            "foreign": False,
+        }
+        for row in generated(count)
+    ]
+    renderer.answer(questions[0])
+    return lambda: [renderer.answer(question) for question in questions]
+
+
+def generate_template(count: int) -> Callable[[], object]:
+    """Return what generates the chat template of a Tekken tokenizer."""
+    judge = Oracle(shipped_tokenizer(TEKKEN))
+    return judge.chat_template
+
+
+def generated(count: int) -> list[Row]:
+    """Return generated rows, each checked."""
+    return [parse_row(row) for row in rows.generated(count)]
+
+
+PATCHES: dict[str, tuple[Callable[[], None], Callable[[int], Callable[[], object]]]] = {
+    "tools": (without_tool_memory, encode_tools),
+    "decode": (with_decoding, encode),
+    "sandbox": (with_plain_sandbox, render),
+    "template": (with_loaded_file, generate_template),
+}
+"""What switches a patch off, and the work that it speeds up."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the patches in alternating pairs, or one side of a pair, and print the CPU seconds."""
+    given = _options(arguments)
+    if given.side:
+        sys.stdout.write(f"{_measured(given.side, given.patch[0], given.rows)}\n")
+        return
+    table = Table("patch", "with", "without", "gain", box=box.MARKDOWN)
+    for name in given.patch:
+        seconds: dict[str, list[float]] = {"with": [], "without": []}
+        for _ in range(given.pairs):
+            for side, found in seconds.items():
+                command = [sys.executable, __file__, "--side", side, "--patch", name, "--rows", str(given.rows)]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                found.append(float(json.loads(done.stdout)))
+        pairs = zip(seconds["with"], seconds["without"], strict=True)
+        gain = statistics.median(1 - patched / plain for patched, plain in pairs)
+        medians = [f"{statistics.median(found):.2f}" for found in seconds.values()]
+        table.add_row(name, *medians, f"{gain:.0%}")
+    Console(width=120).print(table)
+
+
+def _measured(side: str, name: str, count: int) -> float:
+    switch_off, prepare = PATCHES[name]
+    if side == "without":
+        switch_off()
+    work = prepare(count)
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--patch", nargs="+", choices=list(PATCHES), default=list(PATCHES), help="patches to measure; default: all")
+    add("--rows", type=int, default=2000, help="rows of each run; default: 2000")
+    add("--pairs", type=int, default=5, help="pairs of runs; default: 5")
+    add("--side", choices=("with", "without"), help="measure one side of one patch, and print its CPU seconds")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
