@@ -66,20 +66,26 @@ class Xfail:
 
 @dataclass(frozen=True, slots=True)
 class Finders:
-    """The subjects whose checks can find a known deviation.
+    """The checks that can find a known deviation.
 
     Attributes:
-        homes: The subjects that the deviation is about. If none of their checks runs, it is not looked for.
+        homes: The subjects that the deviation is about. If none of their checks could judge, it is not looked for.
         others: Subjects that meet it beside their own rules.
+        case: The check of the homes that reports it; `*` for each of them.
     """
 
     homes: frozenset[str]
     others: frozenset[str] = frozenset()
+    case: str = "*"
 
-    @property
-    def subjects(self) -> frozenset[str]:
-        """All of them."""
-        return self.homes | self.others
+    def are_at_home_in(self, subject: str, case: str) -> bool:
+        """Return whether a check is one that the deviation is about."""
+        # the checks of a runner have the names of rows
+        return subject in self.homes and (self.case in ("*", case) or subject == "runner")
+
+    def have(self, subject: str, case: str) -> bool:
+        """Return whether a check can find the deviation."""
+        return subject in self.others or self.are_at_home_in(subject, case)
 
 
 _ALSO_FOUND_BY = {
@@ -96,13 +102,13 @@ _OF_CAUSES = Finders(frozenset({"template"}), frozenset({"tokenizer", "mask", "d
 
 
 def finders_of(xfail: Xfail) -> Finders:
-    """Return the subjects whose checks can find a deviation that is listed by a rule or a cause."""
+    """Return the checks that can find a deviation that is listed by a rule or a cause."""
     if xfail.id not in RULES:
         return _OF_CAUSES
     subject = RULES[xfail.id].subject
     # the rows of a runner are encoded rows, judged by the same rules
     homes = frozenset({subject, "runner"} if subject == "encoded" else {subject})
-    return Finders(homes, frozenset(_ALSO_FOUND_BY.get(subject, ())))
+    return Finders(homes, frozenset(_ALSO_FOUND_BY.get(subject, ())), RULES[xfail.id].case)
 
 
 def read_xfails(path: Path) -> tuple[Xfail, ...]:

@@ -223,16 +223,21 @@ class Session:
         return [xfail for xfail in self.xfails if not any(xfail.is_met_by(record) for record in self.records)]
 
     def _is_looked_for(self, xfail: Xfail) -> bool:
-        """Return whether every check that can find a deviation ran, and one of its own subject could judge."""
+        """Return whether every check that can find a deviation ran, and one that it is about could judge."""
         outcomes: dict[str, str] = {record["nodeid"]: record["outcome"] for record in self.records}
         if xfail.is_of_one_check:
             return outcomes.get(xfail.id, "skipped") != "skipped"
         finders = finders_of(xfail)
-        subjects = {nodeid: nodeid.split("::")[2] for nodeid in self.collected}
-        able = [nodeid for nodeid, subject in subjects.items() if subject in finders.subjects]
-        has_judged = any(subjects[nodeid] in finders.homes and outcomes.get(nodeid) != "skipped" for nodeid in able)
-        left_out = self.leaves_out_targets or ("train" in finders.subjects and self._leaves_out_training)
-        return has_judged and not left_out and all(nodeid in outcomes for nodeid in able)
+        if self.leaves_out_targets or (self._leaves_out_training and "train" in finders.homes | finders.others):
+            return False
+        has_judged = False
+        for nodeid in self.collected:
+            _, _, subject, case = nodeid.split("::", 3)
+            if finders.have(subject, case) and nodeid not in outcomes:
+                return False
+            if finders.are_at_home_in(subject, case) and outcomes[nodeid] != "skipped":
+                has_judged = True
+        return has_judged
 
     @property
     def _leaves_out_training(self) -> bool:

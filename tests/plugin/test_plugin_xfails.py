@@ -107,6 +107,18 @@ def test_one_that_every_finder_missed_fails(
         assert message in result.outlines
 
 
+@pytest.mark.parametrize(("chosen", "code"), [("no-duplicates", 1), ("rows-are-valid", 0)])
+def test_one_is_out_of_date_if_the_check_of_its_rule_ran_alone(
+    chosen: str, code: int, known: Callable[[str], Path], golden: Run, pytester: pytest.Pytester
+) -> None:
+    known("ML608  # mended long ago\n")
+    (pytester.path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    rows = ("--mistral-tokenizer=spm-v3", "--mistral-dataset=rows.jsonl")
+    result = golden(*rows, "--mistral-xfails=known.txt", "-k", chosen)
+    assert result.ret == code
+    assert any("ML608 matches no finding" in line for line in result.outlines) is bool(code)
+
+
 def test_one_of_targets_that_the_command_line_replaces_is_not_met(
     known: Callable[[str], Path], golden: Run, pytester: pytest.Pytester
 ) -> None:
