@@ -85,14 +85,14 @@ def convert_messages(
     if not isinstance(items, Sequence) or isinstance(items, str):
         raise place.error(f"is {kind_of(items)}", "a list of messages")
     calls.reserve_ids(items)
-    places = [place / index for index in range(len(items))]
     roles = []
-    for item, here in zip(items, places, strict=True):
-        role, more = _role_of(item, here, layout)
+    for index, item in enumerate(items):
+        role, more = _role_of(item, place / index, layout)
         roles.append(role)
         changes += more
     messages: list[dict[str, Any]] = []
-    for index, (item, role, here) in enumerate(zip(items, roles, places, strict=True)):
+    for index, (item, role) in enumerate(zip(items, roles, strict=True)):
+        here = place / index
         if role == "system" and layout.drop_system:
             changes.append(changed("system-dropped"))
             continue
