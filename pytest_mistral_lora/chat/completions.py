@@ -25,7 +25,7 @@ _ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
 class MalformedCallError(ValueError):
-    """Ids that do not spell tool calls, or a text that is not JSON; the message gives the fault."""
+    """The ids do not spell tool calls, or a text is not JSON; the message gives the fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def read_calls(ids: Sequence[int], oracle: Oracle) -> list[GeneratedCall]:
         oracle: Mistral's own tokenization of the model.
 
     Raises:
-        MalformedCallError: If there is no call, or one that is not written as the tokenizer version writes calls.
+        MalformedCallError: If the completion has no call, or a call is not in the form of the tokenizer version.
     """
     ids = [token for token in ids if token != oracle.eos_id]
     if oracle.tool_calls_id not in ids:
@@ -105,7 +105,7 @@ def _marked_calls(ids: list[int], oracle: Oracle) -> Iterator[GeneratedCall]:
 
 
 def _load_json(text: str) -> Any:
-    # A model's answer may repeat a key: JSON allows it, and the caller of the tool would read it. NaN is no JSON.
+    # A model's answer may repeat a key: JSON allows it, and the caller of the tool would read it. NaN is not JSON.
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -123,7 +123,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True, slots=True)
 class AnswerToCheck:
-    """A completion, as the checks look at it.
+    """A completion to check.
 
     Attributes:
         ids: Its tokens, a closing EOS included.
@@ -193,7 +193,7 @@ class FormatCheck:
         """Judge a completion.
 
         Raises:
-            InputError: If the kind is `tool_call` and there is no Mistral tokenizer to read calls with.
+            InputError: If the kind is `tool_call` and the model has no Mistral tokenizer to read calls with.
         """
         if self.kind != "regex" and not (self.kind == "json_schema" and '"pattern' in json.dumps(self.value)):
             return FormatVerdict(self.name, _CHECKS[self.kind](answer, self.value))
@@ -207,15 +207,15 @@ class FormatCheck:
 
 
 def verdicts(answer: AnswerToCheck, checks: Iterable[FormatCheck]) -> tuple[FormatVerdict, ...]:
-    """Judge a completion by several checks, in their order."""
+    """Judge a completion by several checks, in the order given."""
     return tuple(check.verdict(answer) for check in checks)
 
 
 def pass_rates(judged: Iterable[Iterable[FormatVerdict]]) -> dict[str, float]:
     """Return for each check the share of completions that passed it, from 0 to 1."""
     passed: dict[str, list[bool]] = {}
-    for one in judged:
-        for verdict in one:
+    for answer_verdicts in judged:
+        for verdict in answer_verdicts:
             passed.setdefault(verdict.name, []).append(verdict.passed)
     return {name: sum(values) / len(values) for name, values in passed.items()}
 
@@ -233,13 +233,13 @@ def schema_violation(schema: Any) -> str:
         validator_for(schema, default=Draft202012Validator).check_schema(schema)
     except SchemaError as error:
         return f"{error.json_path}: {error.message}"
-    except (AttributeError, RecursionError) as error:  # a `$schema` that is no text, or levels without end
+    except (AttributeError, RecursionError) as error:  # a `$schema` that is not a text, or endless levels
         return f"it cannot be read: {one_line(error)}"
     return ""
 
 
 def _json_violation(answer: AnswerToCheck, schema: Any) -> str:
-    """Check that the text is JSON, and of a schema if there is one."""
+    """Check that the text is JSON, and valid by the schema if one is given."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
     from jsonschema.validators import validator_for
@@ -257,7 +257,7 @@ def _json_violation(answer: AnswerToCheck, schema: Any) -> str:
     try:
         worst = best_match(validator.iter_errors(data))
     except (Unresolvable, RecursionError, ArithmeticError) as error:
-        # the answer may be nested deeper than Python recurses, or hold a number that no float can
+        # the answer may be nested deeper than Python recurses, or hold a number too large for a float
         return f"the check cannot run: {one_line(error)}"
     return "" if worst is None else f"{worst.json_path}: {worst.message:.300}"
 

@@ -1,4 +1,4 @@
-"""How a file holds its records, told by its first bytes."""
+"""How a file holds its records, as its first bytes show."""
 
 from __future__ import annotations
 
@@ -89,15 +89,16 @@ def container_of(head: bytes, path: Path) -> Container:
 
 
 def _text_container(head: bytes, path: Path) -> str:
-    suffix = next((one for one in reversed(path.suffixes) if one.lower() in (".csv", ".tsv")), "").lower()
+    suffixes = [suffix.lower() for suffix in reversed(path.suffixes)]
+    suffix = next((suffix for suffix in suffixes if suffix in (".csv", ".tsv")), "")
     if suffix and head[:1] not in (b"{", b"["):
         return TSV if suffix == ".tsv" else CSV
     line, newline, rest = head.partition(b"\n")
     line = line.strip()
     if line[:1] == b"[":
-        # a list that ends with its line, before other lines, is one bad row of many and not the file's own bracket
+        # a list that ends on the first of several lines is one bad row, not the bracket around all records
         return LINES if newline and line.endswith(b"]") and len(line) > 1 and rest.strip() else ARRAY
-    # an object that is written over several lines has little on its first
+    # an object written over several lines has little on its first line
     if newline and rest.lstrip()[:1] == b'"' and len(line) < 80 and line[:1] == b"{" and line[-1:] != b"}":
         try:
             json.loads(line)

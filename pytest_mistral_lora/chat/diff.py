@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
 
 WINDOW = 300
-"""Tokens or parts that are aligned at once behind a difference; the time grows with their square."""
+"""Tokens or parts to align at once behind a difference; the time grows with their square."""
 
 _MOST_PAIRS = 1_000_000
 _MOST_PARTS = 6
@@ -48,7 +48,7 @@ class ShownToken(NamedTuple):
         position: Its place in `input_ids`.
         id: Its id.
         piece: Its spelling in the vocabulary. It may hold any character: print it by `chat.pieces.visible`.
-        label: `train`, `-100`, `train 5` for the id of another token, `?` if there is none; empty if not compared.
+        label: `train`, `-100`, `train 5` for the id of another token, `?` if it is missing; empty if not compared.
         control: Whether it is a control token.
     """
 
@@ -92,7 +92,7 @@ class TokenSide(NamedTuple):
         return ShownToken(index, self.ids[index], piece, self.label(index), is_control(piece))
 
     def label(self, index: int) -> str:
-        """Return a label for people: `train`, `-100`, `train 5` for the id of another token; `?` if there is none.
+        """Return a label for people: `train`, `-100`, `train 5` for the id of another token; `?` if it is missing.
 
         Without labels it is empty.
         """
@@ -138,7 +138,7 @@ class TokenDiff:
         """Return the difference of two encodings of one vocabulary.
 
         Args:
-            expected: The `input_ids` and `labels` that are right; labels of None are not compared.
+            expected: The `input_ids` and `labels` that are right; labels are not compared if they are None.
             found: The `input_ids` and `labels` to compare with them.
             piece: Gives the vocabulary's spelling of an id.
             names: The origin of both sides, for people.
@@ -156,7 +156,7 @@ class TokenDiff:
 
     @cached_property
     def equal_ids(self) -> int:
-        """The number of tokens with which both sides begin."""
+        """The number of tokens that both sides have in common at their start."""
         return equal_beginning(*self._keys)
 
     @cached_property
@@ -186,11 +186,11 @@ class TokenDiff:
 
     @cached_property
     def marked(self) -> list[int]:
-        """The numbers of the `pairs` that are marked; empty if both sides are equal."""
+        """Indices of the marked `pairs`; empty if both sides are equal."""
         return [number for number, pair in enumerate(self.pairs) if self.mark(pair)]
 
     def table(self) -> str:
-        """Return the tokens around the first difference, side by side; empty if there is none."""
+        """Return the tokens around the first difference, side by side; empty if both sides are equal."""
         if not self.marked:
             return ""
         first = last = self.marked[0]
@@ -208,13 +208,13 @@ class TokenDiff:
             lines.append(f"{mark or ' '} {padded}".rstrip())
         later = sum(number > last + _AROUND for number in self.marked)
         if later:
-            # if the rows go on behind the window, there may be more of them
+            # the rows may differ again behind the window
             is_cut = max(len(self.expected.ids), len(self.found.ids)) > self.equal_ids + WINDOW
             lines.append(f"… {'' if is_cut else f'{later} '}more token{'s differ' if later > 1 else ' differs'}")
         return "\n".join(lines)
 
     def shape(self) -> str:
-        """Return the shape of the first difference, the same for each row that one fault changes; or nothing."""
+        """Return the shape of the first difference, the same for each row that one fault changes; empty without one."""
         if not self.marked:
             return ""
         want, have = self.pairs[self.marked[0]]
@@ -236,7 +236,7 @@ class TokenDiff:
         return f"label of {piece}: {' → '.join(labels)}"
 
     def _control_before(self, index: int) -> str:
-        """Return the last control token before a token of the expected side; empty if there is none."""
+        """Return the last control token before a token of the expected side; empty if no control token precedes it."""
         before = reversed(self.expected.ids[max(0, index - WINDOW) : index])
         return next((piece for piece in map(self.expected.piece, before) if is_control(piece)), "")
 
@@ -269,7 +269,7 @@ def _window_blocks(want: Sequence[Hashable], have: Sequence[Hashable], start: tu
     i, j = start
     codes = SequenceMatcher(None, want[i : i + WINDOW], have[j : j + WINDOW], autojunk=False).get_opcodes()
     is_cut = max(len(want) - i, len(have) - j) > WINDOW
-    # the last block of two windows that are cut at other places is no difference of the rows
+    # the two windows end at different places, so a difference in their last block is not one of the rows
     if is_cut and len(codes) > 2 and codes[-1][0] != "equal":
         codes.pop()
     return [(name, i + a, i + b, j + c, j + d) for name, a, b, c, d in codes]
@@ -322,7 +322,12 @@ def align_controls(want: Sequence[Hashable], have: Sequence[Hashable]) -> list[B
                 i += 1
             else:
                 j += 1
-        code = "replace" if i > start[0] and j > start[1] else "delete" if i > start[0] else "insert"
+        if i == start[0]:
+            code = "insert"
+        elif j == start[1]:
+            code = "delete"
+        else:
+            code = "replace"
         blocks.append((code, start[0], i, start[1], j))
     return blocks
 
@@ -347,7 +352,7 @@ def units_shape(before: str, expected: Sequence[str], found: Sequence[str]) -> s
 
 
 def _describe(units: Sequence[str]) -> str:
-    """Return control tokens by name, white space as it is, and any other text as the word `text`."""
+    """Return control tokens by name, white space unchanged, and any other text as the word `text`."""
     parts: list[str] = []
     text = ""
     for unit in [*units, ""]:
@@ -382,7 +387,7 @@ class MarkedText:
 
     @property
     def spelled(self) -> str:
-        """The whole part as text."""
+        """The marker and the text."""
         return self.marker + self.text
 
 
@@ -441,7 +446,7 @@ class Hunk:
     Attributes:
         expected: The expected parts.
         found: The parts found in their place.
-        pairs: Parts of equal markers that stand for one another.
+        pairs: Pairs of parts with equal markers.
         missing: Expected parts without a counterpart, in runs.
         surplus: Found parts without a counterpart, in runs.
     """
@@ -458,19 +463,19 @@ def diff_parts(expected: Sequence[MarkedText], found: Sequence[MarkedText]) -> l
 
     Of long lists only the first `WINDOW` parts from the first difference on are compared.
     """
-    # most faults leave the structure as it is, and need no alignment
+    # most faults leave the structure alone and need no alignment
     if [part.marker for part in expected] == [part.marker for part in found]:
-        differing = [(one, two) for one, two in zip(expected, found, strict=True) if one != two]
-        return [Hunk((one,), (two,), [(one, two)]) for one, two in differing[:WINDOW]]
+        differing = [pair for pair in zip(expected, found, strict=True) if pair[0] != pair[1]]
+        return [Hunk((want,), (have,), [(want, have)]) for want, have in differing[:WINDOW]]
     start = next((n for n, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), 0)
-    one, two = expected[start : start + WINDOW], found[start : start + WINDOW]
-    codes = [code for code in SequenceMatcher(None, one, two, autojunk=False).get_opcodes() if code[0] != "equal"]
-    if len(codes) > 1 and max(len(expected), len(found)) - start > WINDOW and codes[-1][2] == len(one):
-        codes.pop()  # the end of the window makes it, not the row
+    want, have = expected[start : start + WINDOW], found[start : start + WINDOW]
+    codes = [code for code in SequenceMatcher(None, want, have, autojunk=False).get_opcodes() if code[0] != "equal"]
+    if len(codes) > 1 and max(len(expected), len(found)) - start > WINDOW and codes[-1][2] == len(want):
+        codes.pop()  # caused by the end of the window, not by the row
     hunks = []
     for _, *bounds in codes:
         a, b, c, d = bounds
-        hunk = Hunk(tuple(one[a:b]), tuple(two[c:d]))
+        hunk = Hunk(tuple(want[a:b]), tuple(have[c:d]))
         markers = [part.marker for part in hunk.expected], [part.marker for part in hunk.found]
         for tag, a, b, c, d in SequenceMatcher(None, *markers, autojunk=False).get_opcodes():
             if tag == "equal":

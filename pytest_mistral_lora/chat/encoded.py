@@ -99,7 +99,7 @@ Unsupervised = Literal["error", "drop", "warn"]
 PolicyFault = Literal["no-labels", "nothing-supervised", "too-long"]
 
 DROPPED = ("too-long", "nothing-supervised")
-"""The values of `PolicyResult.changes` that mean that the row is dropped."""
+"""The values of `PolicyResult.changes` for a dropped row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class PolicyResult:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A recipe's choice for rows that cannot be trained on as they are.
+    """A recipe's choice for rows that cannot be trained on unchanged.
 
     Attributes:
         max_length: Tokens of the longest row that is trained on whole.
@@ -131,7 +131,7 @@ class Policy:
     unsupervised: Unsupervised = "error"
 
     def faults(self, encoded: EncodedRow, row: Row) -> Iterator[tuple[PolicyFault, RowError]]:
-        """Yield every reason for which this policy refuses a row; a trainer reports the first."""
+        """Yield every reason why this policy refuses a row; a trainer reports the first."""
         length = len(encoded.input_ids)
         dropped_as_long = self.truncation == "drop" and length > self.max_length
         if encoded.labels is None:

@@ -26,7 +26,7 @@ REFUSED_KEYS = {
     "continue_final_message": "leaves out the EOS of the last answer",
     "truncate_for_context_length": "leaves out the oldest turns of a long row",
 }
-"""Fields of mistral-common's request by which it encodes only a part of the row, with their effect."""
+"""Fields of mistral-common's request that make it encode only a part of the row, with their effect."""
 
 IN_ORDER = frozenset({"parameters", "arguments", "schema"})
 """Fields whose JSON is encoded with its keys in the order given; everywhere else the order changes no id."""
@@ -63,7 +63,7 @@ def refuse_near_misses(data: Mapping[str, Any], place: str) -> None:
     """Refuse a key of a row that looks like a misspelt one of ours.
 
     Raises:
-        RowError: If there is one.
+        RowError: If the row has such a key.
     """
     for key in data:
         if key in ROW_KEYS:
@@ -76,10 +76,10 @@ def refuse_near_misses(data: Mapping[str, Any], place: str) -> None:
 
 
 def refuse_keys(data: Mapping[str, Any], place: str) -> None:
-    """Refuse media beside the messages, and settings by which mistral-common would leave out a part of the row.
+    """Refuse media beside the messages, and settings that make mistral-common leave out a part of the row.
 
     Raises:
-        RowError: If one is set.
+        RowError: If the row has one of them.
     """
     for key, effect in REFUSED_KEYS.items():
         if data.get(key):
@@ -137,7 +137,7 @@ def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) 
             raise here.error(f"is {kind_of(chunk)}", 'a chunk: {"type": "text", "text": …}')
         kind = chunk.get("type")
         if isinstance(kind, str) and kind in MEDIA_PARTS:
-            medium = next((one for one in ("image", "audio", "video") if one in kind), kind)
+            medium = next((name for name in ("image", "audio", "video") if name in kind), kind)
             raise here.error(f"{medium} chunk (type {kind!r})", "text only", media_step(place.origin))
         if not isinstance(kind, str) or kind not in _CHUNK_KEYS:
             expected = "'text' or 'thinking'" if role in _THINKERS else "'text'"
@@ -148,11 +148,11 @@ def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) 
         for key, value in chunk.items():
             known = " and ".join(_CHUNK_KEYS[kind])
             if key not in _CHUNK_KEYS[kind]:
-                # as a table writes it, in which every chunk has the fields of all
+                # a table gives every chunk the fields of all chunks
                 step = f"To leave out fields of null: {import_command(place.origin)}" if value is None else ""
                 raise (here / str(key)).error(f"unknown field of a {kind} chunk", known, step)
         if kind == "thinking" and isinstance(chunk.get(kind), list):
-            # as Mistral's API returns it
+            # Mistral's API returns thinking in this form
             step = f"To join its texts: {import_command(place.origin)}"
             raise (here / kind).error("is a list of chunks", "a string", step)
         check_text(chunk.get(kind), here / kind)
@@ -164,7 +164,7 @@ def check_text(text: Any, place: Place) -> None:
     """Check a text.
 
     Raises:
-        RowError: If it is not a string, or not one that UTF-8 can hold.
+        RowError: If it is not a string, or UTF-8 cannot hold it.
     """
     if not isinstance(text, str):
         raise place.error(f"is {kind_of(text)}", "a string")

@@ -1,4 +1,4 @@
-"""The names that other formats give to roles and fields of messages: the checks of a row name the command for them."""
+"""The names that other formats give to roles and fields of messages; errors on them name the command to convert."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHER_ROLES = {
     CALL: CALL,
     "tool_call": CALL,
 }
-"""Names of roles in other formats, each with ours."""
+"""Names of roles in other formats, each with our name."""
 
 FLAGS = {"weight": 1, "train": 1, "training": 1, "trainable": 1, "loss": 1, "loss_weight": 1, "mask": 0}
 """Fields of messages that decide about training: 1 if true means that the message is trained on, else 0."""

@@ -1,4 +1,4 @@
-"""The spelling of a vocabulary's pieces: control tokens, bytes, and texts in which white space can be seen."""
+"""The spelling of a vocabulary's pieces: control tokens, bytes, and texts with visible white space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_control(piece: str) -> bool:
 
 
 def visible(text: str) -> str:
-    """Return a text on one line, in which spaces, newlines and characters that cannot be printed can be seen."""
+    """Return a text on one line, with visible spaces, newlines and unprintable characters."""
     if text in _VISIBLE:
         return _VISIBLE[text]
     return "".join(_VISIBLE.get(char) or (char if char.isprintable() else repr(char)[1:-1]) for char in text)
@@ -30,7 +30,7 @@ def plain_text(piece: str) -> str:
 
 
 def spelled_bytes(data: bytes) -> str:
-    r"""Return bytes as text, in which those that are only a part of a character are spelled as `\xf0`."""
+    r"""Return bytes as text; bytes that are only a part of a character are spelled as `\xf0`."""
     return data.decode("utf-8", "backslashreplace")
 
 

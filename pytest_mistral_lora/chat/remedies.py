@@ -1,4 +1,4 @@
-"""The next step, a command that can be pasted: for data that cannot be read as it is, and for files of other tools."""
+"""The next step, a command to paste: for data that must be converted first, and for files of other tools."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _UNPACK = {"gzip": "gzip -dc", "zstd": "zstd -dc", "bzip2": "bzip2 -dc", "xz": "
 
 
 def import_step(path: str) -> str:
-    """Return the sentence that names the command which converts a file."""
-    # a source is never written over
+    """Return the sentence with the command that converts a file."""
+    # never overwrite the source
     to = "converted.jsonl" if Path(path).name == "rows.jsonl" else "rows.jsonl"
     return f"Convert it: mistral-lora import {shlex.quote(path) if path else 'FILE'} --to {to}"
 
@@ -37,7 +37,7 @@ def import_command(origin: str, *options: str) -> str:
 
 
 def role_step(role: Any, origin: str) -> str:
-    """Return the sentence on the conversion of a role of another format; empty if it is none that is known."""
+    """Return the sentence on the conversion of a role of another format; empty if the role is not known."""
     if not isinstance(role, str) or role not in OTHER_ROLES:
         return ""
     ours = "assistant" if OTHER_ROLES[role] == CALL else OTHER_ROLES[role]
@@ -77,7 +77,7 @@ def media_step(origin: str) -> str:
 
 
 def json_step(fault: str) -> str:
-    """Return the sentence on a line that is no JSON, or JSON of no meaning; empty if the fault is clear enough."""
+    """Return the sentence on a line that is not JSON, or has a refused number; empty if the fault is clear enough."""
     if "not a JSON number" in fault or "too large a number" in fault:
         return "Write null, or leave the key out."
     return "Write each row with json.dumps, on a line of its own." if fault.startswith("not valid JSON") else ""
@@ -103,14 +103,16 @@ def unreadable(error: Exception, path: Path) -> InputError:
     """Return the error for a file that cannot be read to its end."""
     if isinstance(error, UnicodeDecodeError):
         return InputError(f"not valid {error.encoding}: {error.reason}", place=str(path), next_step=utf8_step(path))
-    # a library's own error has no number of the system
+    # an error that a library raises itself has no errno
     if isinstance(error, OSError) and error.errno:
         return InputError(f"cannot be read: {error.strerror}", place=str(path))
     return InputError(f"the compressed data is damaged: {error}", place=str(path), next_step=AGAIN)
 
 
 def encoded_step(container: Container | None, path: Path) -> str:
-    """Return the sentence on encoded rows that are no JSON Lines in UTF-8: `mistral-lora import` converts chat rows.
+    """Return the sentence on encoded rows that are not JSON Lines in UTF-8.
+
+    `mistral-lora import` converts chat rows only.
 
     Args:
         container: How the file holds them; None for a folder, as trainers prepare them.
@@ -146,7 +148,7 @@ _TRAINERS: Mapping[str, tuple[str, frozenset[str]]] = {
         frozenset({"dataset_name", "datasets", "use_peft", "lora_r", "learning_rate", "bf16", "max_steps"}),
     ),
 }
-"""The trainers whose configuration is read: the key of its model, and keys of which it has at least one."""
+"""The trainers whose configuration is read: the key of its model, and keys that identify it (one is enough)."""
 
 _OTHERS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"compute_environment"}), "a configuration of accelerate"),
@@ -161,14 +163,19 @@ _NO_ROWS_OF = "It declares neither rows nor a tokenizer: name those."
 
 _CHECKPOINT_PARTS = frozenset(
     {
-        *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "params.json"),
-        *("special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja"),
-        *(
-            "preprocessor_config.json",
-            "processor_config.json",
-            "model.safetensors.index.json",
-            "consolidated.safetensors",
-        ),
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "params.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.json",
+        "chat_template.jinja",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "model.safetensors.index.json",
+        "consolidated.safetensors",
     }
 )
 _ADAPTER_PARTS = frozenset(
@@ -177,7 +184,7 @@ _ADAPTER_PARTS = frozenset(
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 ROW_SUFFIXES = (".jsonl", ".ndjson")
-"""Suffixes of files that hold a row a line."""
+"""Suffixes of files with one row a line."""
 DATA_SUFFIXES = (*ROW_SUFFIXES, ".json", ".parquet", ".arrow", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
 """Suffixes of files that hold records."""
 
@@ -202,7 +209,7 @@ def configuration_answer(path: Path, config: Mapping[Any, Any]) -> tuple[str, st
         step = "Have it write the rows that it feeds, and judge them: mistral-lora audit encoded.jsonl --tokenizer PATH"
         return "a configuration of torchtune", step
     entries = [value for value in config.values() if isinstance(value, Mapping)]
-    if entries and len(entries) == len(config) and any({"file_name", "hf_hub_url"} & one.keys() for one in entries):
+    if entries and len(entries) == len(config) and any({"file_name", "hf_hub_url"} & entry.keys() for entry in entries):
         name = next((key for key, value in config.items() if "file_name" in value), next(iter(config)))
         step = (
             f"Convert a data set of it: mistral-lora import {quoted} --dataset {shlex.quote(str(name))} --to rows.jsonl"
@@ -262,19 +269,19 @@ def folder_answer(path: Path) -> tuple[str, str]:
     if (path / "templates").is_dir() or (path / "transcripts").is_dir():
         command = f"pytest --mistral-golden --mistral-golden-dir={shlex.quote(str(path))} --mistral-tokenizer=PATH"
         return "a folder of goldens", f"Judge by them: {command}"
-    recipe = next((one for one in sorted(path.glob("*.y*ml")) if one.name.startswith("recipe")), None)
+    recipe = next((file for file in sorted(path.glob("*.y*ml")) if file.name.startswith("recipe")), None)
     if recipe is not None:
         return f"a folder with {recipe.name}", f"Check it: mistral-lora check {shlex.quote(str(recipe))}"
-    adapters = sorted(one for depth in ("*", "*/*") for one in path.glob(f"{depth}/adapter_config.json"))
+    adapters = sorted(file for depth in ("*", "*/*") for file in path.glob(f"{depth}/adapter_config.json"))
     if adapters:
-        # of checkpoints, the newest: `checkpoint-100` comes after `checkpoint-20`
-        newest = max(adapters, key=lambda one: one.stat().st_mtime_ns).parent
+        # by time, not by name: `checkpoint-100` comes after `checkpoint-20`
+        newest = max(adapters, key=lambda file: file.stat().st_mtime_ns).parent
         found = f"a folder with {counted(len(adapters), 'adapter')} below it"
         return found, f"Check one: mistral-lora check {shlex.quote(str(newest))}"
-    data = sorted(one for one in path.rglob("*") if one.name.endswith(DATA_SUFFIXES) and one.is_file())
+    data = sorted(file for file in path.rglob("*") if file.name.endswith(DATA_SUFFIXES) and file.is_file())
     if not data:
         return "", ""
-    rows = [str(one) for one in data if one.name.endswith(ROW_SUFFIXES)]
+    rows = [str(file) for file in data if file.name.endswith(ROW_SUFFIXES)]
     if rows:
         command = shlex.join(["mistral-lora", "check", *rows[:3]])
         return f"a folder with {len(data)} data files", f"Name files of rows: {command} --tokenizer PATH"

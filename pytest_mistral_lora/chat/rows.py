@@ -53,7 +53,7 @@ class Row:
     response_format: Mapping[str, Any] | None = None
 
     def __eq__(self, other: object) -> bool:
-        """Return whether two rows are encoded alike: the order of keys counts where mistral-common keeps it."""
+        """Return whether two rows are encoded alike: the order of keys matters where mistral-common keeps it."""
         return self.canonical() == other.canonical() if isinstance(other, Row) else NotImplemented
 
     def to_json(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Row:
         return json.dumps(self.to_json(), ensure_ascii=False)
 
     def canonical(self) -> str:
-        """Return the row as JSON in one form only: keys sorted, but for those that mistral-common keeps in order."""
+        """Return the row as canonical JSON: keys sorted, except where mistral-common keeps their order."""
         return compact_json(sorted_keys(self.to_json()))
 
     def assistant_groups(self) -> list[list[int]]:
@@ -98,7 +98,7 @@ def compact_json(value: Any) -> str:
 
 
 def sorted_keys(value: Any, name: str = "") -> Any:
-    """Return plain JSON data of a row with its keys sorted, those of `IN_ORDER` as they are."""
+    """Return plain JSON data of a row with its keys sorted, except those under `IN_ORDER`."""
     if name in IN_ORDER:
         return value
     if isinstance(value, Mapping):
@@ -268,9 +268,9 @@ def _refuse_another_format(data: Any, place: str) -> None:
     """Refuse a record of another format by the format's name.
 
     Raises:
-        RowError: If it is one that is known.
+        RowError: If the format is known.
     """
-    # the one place where `chat` looks up: the formats stand on it, and only they know their names
+    # the only import of a higher room in `chat`: only the formats know how records of theirs look
     from pytest_mistral_lora.formats.recognition import recognise
 
     recognised = recognise(data)

@@ -19,7 +19,7 @@ class Column(NamedTuple):
 
     Attributes:
         tokens: One for each encoding; None if an encoding has no such token.
-        mark: Empty if nothing is wrong; else `>` for another id or label, `-` for a token that is missing and `+` for
+        mark: Empty if the tokens are right; else `>` for another id or label, `-` for a missing token and `+` for
             one too many in the second encoding.
         turn: Index of the turn; None if no turn owns the tokens.
         role: Role of the turn, or None.
@@ -65,14 +65,14 @@ class TokenRow:
 
     @classmethod
     def single(cls, title: str, side: TokenSide, wrong: Sequence[Wrong] = ()) -> TokenRow:
-        """Return the tokens of one encoding, with those that are wrong marked.
+        """Return the tokens of one encoding, with the wrong ones marked.
 
         Args:
             title: The place of the row.
             side: The encoding.
             wrong: The tokens to mark. A position behind the last token marks one that is missing at the end.
         """
-        notes = {one.position: one for one in wrong}
+        notes = {token.position: token for token in wrong}
         owners = side.owners()
         columns = []
         for index in range(len(side.ids)):
@@ -80,7 +80,7 @@ class TokenRow:
             words = (note.expected, note.found) if note else ("", "")
             columns.append(Column((side.token(index),), ">" if note else "", *owners[index], *words))
         last = owners[-1] if owners else (None, None)
-        missing = (Column((None,), "-", *last, one.expected, one.found) for one in notes.values())
+        missing = (Column((None,), "-", *last, note.expected, note.found) for note in notes.values())
         return cls(title, (side.name,), (*columns, *missing))
 
     @classmethod
@@ -97,9 +97,9 @@ class TokenRow:
 
     @classmethod
     def around_difference(cls, title: str, diff: TokenDiff) -> TokenRow | None:
-        """Return the tokens around the first difference; None if there is none.
+        """Return the tokens around the first difference; None if the encodings are equal.
 
-        They are a part of the row: findings travel between processes, and a long row has thousands of tokens.
+        Only a part of the row: findings travel between processes, and a long row has thousands of tokens.
 
         Args:
             title: The place of the row.
@@ -115,12 +115,12 @@ class TokenRow:
 
     @property
     def wrong(self) -> int:
-        """Number of columns that are marked."""
+        """Number of marked columns."""
         return sum(bool(column.mark) for column in self.columns)
 
     @property
     def first_wrong(self) -> int | None:
-        """Index of the first marked column; None if there is none."""
+        """Index of the first marked column; None if no column is marked."""
         return next((index for index, column in enumerate(self.columns) if column.mark), None)
 
     def counts(self) -> list[tuple[str, int, int | None]]:
@@ -133,11 +133,11 @@ class TokenRow:
         return found
 
     def parts(self) -> Iterator[tuple[int, list[Column]]]:
-        """Yield runs of columns of one turn that are alike trained or not, each with the index of its first column."""
+        """Yield runs of columns of one turn, all trained or all not, each with the index of its first column."""
         start, trained = 0, False
         keys = []
         for column in self.columns:
-            # a token that is missing is no part of its own
+            # a missing token starts no run
             trained = next((token.trained for token in column.tokens if token is not None), trained)
             keys.append((column.turn, column.role, trained))
         for _, group in groupby(keys):

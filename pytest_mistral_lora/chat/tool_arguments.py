@@ -1,4 +1,4 @@
-"""The arguments of a tool call against the tool's own schema: nulls that it does not take, and other faults.
+"""The arguments of a tool call compared with the schema of its tool: nulls that it does not take, and other faults.
 
 A null at a key that the schema does not name is a fault, although JSON Schema allows any further key: a table of Arrow
 gives each call the columns of all the others, and fills them with null. A tool that takes further keys says so
@@ -17,17 +17,17 @@ from pytest_mistral_lora.chat.reading import loads_strict
 
 
 def argument_object(arguments: Any) -> tuple[Mapping[str, Any] | None, str]:
-    """Return the object that the arguments of a call are or spell; None, and what they are, if they are none.
+    """Return the object that the arguments of a call are or spell; None and a description of them if they are not one.
 
     Args:
         arguments: The arguments of a checked call: an object, a text, or null.
     """
-    # mistral-common takes no arguments, or an empty text, for an empty object
+    # mistral-common reads missing arguments, or an empty text, as an empty object
     value = arguments or {}
     if isinstance(value, Mapping):
         return value, ""
     try:
-        # strictly: mistral-common keeps the second of two equal keys alone, and writes NaN
+        # strictly: mistral-common keeps only the second of two equal keys, and writes NaN
         value = loads_strict(value)
     except ValueError as error:
         return None, f"a text that is not strict JSON: {str(error).removeprefix('not valid JSON: ')}"
@@ -41,7 +41,7 @@ class ArgumentFaults(NamedTuple):
 
     Attributes:
         nulls: JSON paths of the nulls that the tool does not take.
-        wrong: The first other way in which they break the schema, with its JSON path; empty if they keep it.
+        wrong: Their first other fault by the schema, with its JSON path; empty if they have no other.
     """
 
     nulls: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class ArgumentFaults(NamedTuple):
 
 
 def argument_faults(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> ArgumentFaults:
-    """Return the faults of arguments by the schema of their tool; none if the schema cannot judge them."""
+    """Return the faults of arguments by the schema of their tool; no faults if the schema cannot judge them."""
     from referencing.exceptions import Unresolvable
 
     nulls, wrong = set(), []
@@ -64,10 +64,10 @@ def argument_faults(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> 
             elif error.validator != "additionalProperties" or not nulls:
                 wrong.append(error)
     except (Unresolvable, RecursionError, re.error, ArithmeticError):
-        # judged by nothing: a schema that is none, or refers to another document or to itself without end, or a number
-        # that no float holds
+        # not judged: the schema is not valid, or refers to another document or endlessly to itself, or a number is too
+        # large for a float
         return ArgumentFaults()
-    first = min(wrong, key=lambda one: (len(one.absolute_path), one.json_path), default=None)
+    first = min(wrong, key=lambda error: (len(error.absolute_path), error.json_path), default=None)
     return ArgumentFaults(tuple(sorted(nulls)), f"{first.json_path}: {first.message:.300}" if first else "")
 
 
@@ -81,15 +81,17 @@ def _unknown_nulls(value: Any, schemas: Sequence[Any], root: Any) -> Iterator[st
     """
     schemas = _combined(schemas, root)
     if isinstance(value, list):
-        parts = [one.get("items") for one in schemas]
+        parts = [schema.get("items") for schema in schemas]
         for index, item in enumerate(value):
             yield from (f"[{index}]{path}" for path in _unknown_nulls(item, parts, root))
         return
-    named = [one["properties"] for one in schemas if isinstance(one.get("properties"), Mapping)]
+    named = [schema["properties"] for schema in schemas if isinstance(schema.get("properties"), Mapping)]
     if not isinstance(value, Mapping) or not named:
         return
-    is_open = any(one.get("additionalProperties") or one.get("patternProperties") for one in schemas)
-    is_open |= any(one.keys() <= {"type", "description", "title"} for one in schemas if one.get("type") == "object")
+    is_open = any(schema.get("additionalProperties") or schema.get("patternProperties") for schema in schemas)
+    is_open |= any(
+        schema.keys() <= {"type", "description", "title"} for schema in schemas if schema.get("type") == "object"
+    )
     for key, item in value.items():
         parts = [properties[key] for properties in named if key in properties]
         if parts:
@@ -103,16 +105,16 @@ def _combined(schemas: Sequence[Any], root: Any) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
     rest = [*schemas]
     while rest:
-        one = rest.pop(0)
-        if not isinstance(one, Mapping) or any(one is other for other in found):
+        schema = rest.pop(0)
+        if not isinstance(schema, Mapping) or any(schema is other for other in found):
             continue
-        found.append(one)
-        combined = [one.get(key) for key in ("allOf", "anyOf", "oneOf")]
+        found.append(schema)
+        combined = [schema.get(key) for key in ("allOf", "anyOf", "oneOf")]
         rest += [part for parts in combined if isinstance(parts, list) for part in parts]
-        rest += [one.get("then"), one.get("else")]
-        if str(one.get("$ref")).startswith("#/"):
+        rest += [schema.get("then"), schema.get("else")]
+        if str(schema.get("$ref")).startswith("#/"):
             target = root
-            for step in one["$ref"][2:].split("/"):
+            for step in schema["$ref"][2:].split("/"):
                 target = target.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(target, Mapping) else None
             rest.append(target)
     return found
@@ -127,8 +129,11 @@ def _property_patterns(schema: Any) -> Iterator[str]:
     if isinstance(schema, dict):
         named = schema.get("patternProperties")
         yield from named if isinstance(named, dict) else ()
-    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
-        yield from _property_patterns(part)
+        for value in schema.values():
+            yield from _property_patterns(value)
+    elif isinstance(schema, list):
+        for item in schema:
+            yield from _property_patterns(item)
 
 
 @lru_cache(maxsize=1024)  # the rows of a dataset share a few tools
@@ -140,7 +145,7 @@ def _validator(schema: str) -> Any:
     parsed = json.loads(schema)
     extend: Any = validators.extend  # the stubs leave its arguments open
     named = parsed.get("$schema")
-    # Draft 7 is the one by which mistral-common checks a tool. A schema may name a later draft, and not keep it.
+    # mistral-common checks a tool by Draft 7. A schema may name a later draft and still not be valid by it.
     drafts = (validators.validator_for({"$schema": str(named)}, default=Draft7Validator), Draft7Validator)
     chosen = next((draft for draft in drafts if draft(draft.META_SCHEMA).is_valid(parsed)), None)
     if chosen is None or any(map(_SLOW.search, _property_patterns(parsed))):

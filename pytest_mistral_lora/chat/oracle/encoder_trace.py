@@ -66,13 +66,13 @@ class Turn(NamedTuple):
 
 
 class TextCache(dict[str, tuple[int, ...]]):
-    """The ids of the texts that were encoded last, because system prompts, tools and short answers come again."""
+    """The ids of the last encoded texts: system prompts, tools and short answers recur."""
 
     _CHARACTERS = 1_000_000
     _LONGEST = 50_000
 
     def __init__(self, encode: Callable[..., list[int]]) -> None:
-        """Use `encode`, without BOS and EOS, for a text that is not there."""
+        """Use `encode`, without BOS and EOS, for a text that is not kept."""
         super().__init__()
         self._encode = encode
         self._characters = 0
@@ -82,7 +82,7 @@ class TextCache(dict[str, tuple[int, ...]]):
         if len(text) <= self._LONGEST:
             self._characters += len(text)
             if self._characters > self._CHARACTERS:
-                # all at once: a text that comes again is there again with the next row
+                # all at once: a text that recurs is kept again with the next row
                 self.clear()
                 self._characters = len(text)
             self[text] = ids
@@ -111,7 +111,7 @@ class EncoderTrace:
     def follow(self, text: Any, instruct: Any) -> None:
         """Call the encoders of mistral-common's two tokenizers, of texts and of messages, through this trace.
 
-        The objects have to be the caller's own, so that other methods in their place change nothing elsewhere.
+        Their methods are replaced, so nothing else may use the two objects.
         """
         text.encode = partial(self.encode_text, text.encode, TextCache(text.encode))
         for name, role in _ENCODERS.items():
@@ -162,7 +162,7 @@ def split_turn(traced: TracedTurn, control: Container[int]) -> Turn:
 
 
 def _split_in_any_order(traced: TracedTurn, texts: list[_Text], control: Container[int]) -> list[_Part]:
-    """Return the parts of a turn whose texts do not stand in the order in which they were encoded."""
+    """Return the parts of a turn whose texts are not in the order of their encoding."""
     # v11 encodes the id of a tool call first, and puts it after the name.
     waiting = list(texts)
     parts: list[_Part] = []
@@ -175,8 +175,8 @@ def _split_in_any_order(traced: TracedTurn, texts: list[_Text], control: Contain
         if found is None:
             raise MistralLoraError(f"a turn of role {traced.role} is built in a way that is not known")
         parts += found
-        for one in found:
-            waiting.remove(one)
+        for text in found:
+            waiting.remove(text)
     if waiting:
         raise MistralLoraError(f"a text was encoded that is not in its turn: {waiting[0][0]!r}")
     return parts
@@ -204,7 +204,7 @@ def spans_of(
         turns: The turns after it.
         supervised: The indices of those that are trained on.
         eos_id: Id of EOS.
-        tool_calls_id: Id of `[TOOL_CALLS]`, if there is one.
+        tool_calls_id: Id of `[TOOL_CALLS]`; None if the version has no tools.
     """
     ids: list[int] = [bos_id]
     spans = [Span(None, None, "control", 0, 1, False)]
@@ -216,7 +216,7 @@ def spans_of(
         last: SpanKind | None = None
         for text, tokens in parts:
             is_eos = tokens == eos
-            # A control token is a part of its own, so the first token of a part decides.
+            # A part is one control token or has none, so the first token of a part decides.
             in_tool_call = tokens[0] == tool_calls_id or (in_tool_call and not is_eos)
             kind: SpanKind = "control" if text is None else "text"
             if is_eos and role == "assistant":

@@ -32,7 +32,7 @@ _MAX_REPETITIONS = 10_000
 _BYTES = 256
 _ENTRY = frozenset(("rank", "token_bytes", "token_str"))
 _SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half a pair, which a JSON file can hold and no text."""
+"""Half a surrogate pair: a JSON file can hold it, a text cannot."""
 _COUNTED = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
 PROBE = "".join(f"{run * 400}\n" for run in ("a", "A", "1", " ", "-", "é", "aA", "a ", "\r\n", "☃"))
@@ -40,7 +40,7 @@ PROBE = "".join(f"{run * 400}\n" for run in ("a", "A", "1", " ", "-", "é", "aA"
 
 
 def refuse_damaged(path: Path) -> None:
-    """Refuse a Tekken file that no tokenizer can have.
+    """Refuse a Tekken file that cannot be a tokenizer's.
 
     Raises:
         TokenizerError: With the key of the first fault.
@@ -160,7 +160,7 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
 
 
 def json_hazard(value: Any) -> str:
-    """Return the first setting of a parsed `tokenizer.json` that must not be used; empty if there is none."""
+    """Return the first dangerous setting of a parsed `tokenizer.json`; empty if it has none."""
     if not isinstance(value, dict):
         return ""
     padding = value.get("padding")
@@ -187,11 +187,11 @@ def json_hazard(value: Any) -> str:
 
 
 def _steps(component: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield a component, or those that a sequence of them holds."""
+    """Yield a component, or the components of a sequence."""
     waiting = [component]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, Mapping):
-            yield one
-            inner = [one.get(name) for name in ("normalizers", "pretokenizers", "decoders")]
+        step = waiting.pop()
+        if isinstance(step, Mapping):
+            yield step
+            inner = [step.get(name) for name in ("normalizers", "pretokenizers", "decoders")]
             waiting += [item for items in inner if isinstance(items, list) for item in items]

@@ -1,6 +1,6 @@
 """Mistral's own tokenization, the truth for ids: the only module that imports mistral-common.
 
-mistral-common itself encodes a row. A trace of its public per-message encoders and of its text tokenizer gives the turn
+mistral-common encodes each row. A trace of its public per-message encoders and of its text tokenizer gives the turn
 and the text of every token: nothing is searched for in text or ids, since text may contain marker strings.
 """
 
@@ -109,7 +109,7 @@ class Oracle:
                 expected=f"a {_SPM_NAMES}",
                 next_step="Copy it under a name that ends in its version.",
             )
-        # the files that mistral-common ships are as trusted as itself
+        # the files that mistral-common ships are trusted like its code
         if self.path.suffix == ".json" and self.path.parent != Path(mistral_common.__file__).parent / "data":
             refuse_damaged(self.path)
         with loading(f"mistral-common {VERSION}", self.path, f"a tekken.json, or a {_SPM_NAMES}"):
@@ -122,7 +122,7 @@ class Oracle:
             self.bos_id: int = self._text.bos_id
             self.eos_id: int = self._text.eos_id
             self.unk_id: int = self._text.unk_id
-            # a pattern that backtracks without end is an error or a panic of the library
+            # the library raises an error or panics if a pattern backtracks endlessly
             self._text.encode(PROBE, bos=False, eos=False)
         self.version: str = self.facts.name
         self.kind: Literal["spm", "tekken"] = "tekken" if isinstance(self._text, Tekkenizer) else "spm"
@@ -195,7 +195,7 @@ class Oracle:
         """
         row = as_row(row)
         groups = row.assistant_groups()
-        # a row made in code may have no answer: all of it is the prompt
+        # a row made in code may have no answer: then all of it is the prompt
         prompt = replace(row, messages=row.messages[: groups[-1][0]]) if groups else row
         return (self.bos_id, *(token for turn in self._run(prompt, ValidationMode.test) for token in turn.ids))
 
@@ -256,19 +256,19 @@ class Oracle:
         if system_prompt is not None:
             # in a turn of its own, mistral-common writes it without the space that SentencePiece has before each text
             space = " " if self.kind == "spm" and self.facts.system_in == "own-turn" else ""
-            # it holds a text of a file, and so is rendered as a foreign template is
+            # it holds a text of a file, so it is rendered like a foreign template
             return self._generated_template(plain_thinking, space + system_prompt)
         if plain_thinking not in self._templates:
             self._templates[plain_thinking] = trust(self._generated_template(plain_thinking, None))
         return self._templates[plain_thinking]
 
     def _generated_template(self, plain_thinking: bool | None, system_prompt: str | None) -> str:
-        # It finds this tokenizer in place of the class. Loading a Tekken file again takes 1.3 CPU seconds:
-        # benchmarks/patches.py, template.
-        own = convert_tokenizer_to_chat_template
+        # mistral-common would load the file again, which takes 1.3 CPU seconds for Tekken: give it this tokenizer.
+        # See benchmarks/patches.py, template.
+        convert = convert_tokenizer_to_chat_template
         stand_in = SimpleNamespace(from_file=lambda _: self._plain_tokenizer)
-        names = {**own.__globals__, "MistralTokenizer": stand_in}
-        generate = FunctionType(own.__code__, names, None, own.__defaults__, own.__closure__)
+        names = {**convert.__globals__, "MistralTokenizer": stand_in}
+        generate = FunctionType(convert.__code__, names, None, convert.__defaults__, convert.__closure__)
         return str(generate(self.path, system_prompt, True, plain_thinking))
 
     def _normalised(self, row: Row, mode: ValidationMode = ValidationMode.finetuning) -> Any:

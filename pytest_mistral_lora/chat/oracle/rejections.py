@@ -1,7 +1,7 @@
 """Explain in a dataset author's words why mistral-common rejects a conversation, and in which field.
 
 mistral-common names neither the field nor the message index, so the table below finds them in the row. A reason that
-is not in the table is passed on in mistral-common's own words.
+is not in the table is passed on in mistral-common's words.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def taken_by(fact: Fact) -> str:
 
 
 def is_our_call(error: Exception) -> bool:
-    """Return whether our call of mistral-common raised it, not code inside it: then the row cannot be the cause."""
+    """Return whether our call of mistral-common raised the error, not code inside it: then the row is not the cause."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -61,7 +61,7 @@ def is_our_call(error: Exception) -> bool:
 
 
 def _call_id(row: Row, match: re.Match[str]) -> str:
-    """Return the field of the tool-call id that the message quotes; if it quotes none, of the first that is missing."""
+    """Return the field of the tool-call id that the message quotes, else of the first missing id."""
     wanted = match.groups() or (None, "null", "")
     for index, message in enumerate(row.messages):
         for number, call in enumerate(message.get("tool_calls") or ()):
@@ -124,12 +124,12 @@ def _thinkers(row: Row) -> str:
 
 @dataclass(frozen=True)
 class _Rejection:
-    """A reason of mistral-common's.
+    """A reason that mistral-common gives for a rejection.
 
     Attributes:
         pattern: A regular expression for its message.
         found: Our message, a template over the match; empty for mistral-common's own.
-        expected: The form that would have been right, or a function that tells it from the row.
+        expected: The right form, or a function that returns it for the row.
         field: The field at fault, as a path in the row, or a function that finds it.
     """
 

@@ -37,7 +37,7 @@ class RowFeatures:
         """
         # a file of an older version may have the two markers, and its encoder does not use them
         thinking = facts.thinking and {"[THINK]", "[/THINK]"} <= {*literals}
-        # the fields of a builder that this mistral-common does not know yet are not there
+        # an older mistral-common does not have all fields of a builder
         effort = getattr(builder, "reasoning_effort", None)
         efforts = () if effort is None else tuple(str(value) for value in effort.values)
         return cls(thinking, efforts, getattr(builder, "json_schema", None) is not None)
@@ -55,7 +55,7 @@ def request_data(row: Row) -> dict[str, Any]:
         messages.append(data)
     settings: dict[str, Any] = {} if row.reasoning_effort is None else {"reasoning_effort": row.reasoning_effort}
     if row.response_format is not None:
-        # not within the schema, where a null is a value
+        # but not within the schema, where a null is a value
         settings["response_format"] = given = without_nulls(row.response_format)
         if named := given.get("json_schema"):
             given["json_schema"] = without_nulls(named)
@@ -64,7 +64,7 @@ def request_data(row: Row) -> dict[str, Any]:
 
 
 def _call_data(call: Mapping[str, Any]) -> dict[str, Any]:
-    # arguments of null are none to mistral-common, and absent ones are refused
+    # mistral-common reads null as no arguments, and refuses a call whose arguments are absent
     function = {key: value for key, value in call["function"].items() if value is not None or key == "arguments"}
     return {**without_nulls(call), "function": function}
 
@@ -125,7 +125,7 @@ class PlainRows:
 
     def _shape(self, row: Row, texts: list[str]) -> _Filled | None:
         """Return the request of a sequence of roles, or None if the texts alone do not decide the request."""
-        # a text that no library would join, strip or parse otherwise than another one, and that stands there once
+        # unique markers that no library strips, joins or parses
         marks = [f"text {number} of {len(texts)}" for number in range(1, len(texts) + 1)]
         messages = tuple({**message, "content": mark} for message, mark in zip(row.messages, marks, strict=True))
         try:
@@ -134,7 +134,7 @@ class PlainRows:
             # the whole path refuses the row with its reason
             return None
         found: dict[Any, tuple[Any, str]] = {}
-        for owner, name in ((request, "system_prompt"), *((one, "content") for one in request.messages)):
+        for owner, name in ((request, "system_prompt"), *((message, "content") for message in request.messages)):
             text = getattr(owner, name, None)
             if isinstance(text, str):
                 found[text] = (owner, name)
@@ -143,7 +143,7 @@ class PlainRows:
         filled = _Filled(request, [found[mark] for mark in marks])
         for (owner, name), text in zip(filled.slots, texts, strict=True):
             setattr(owner, name, text)
-        # a version of mistral-common that looks at the texts is found out by the first row
+        # a mistral-common that looks at the texts shows with the first row
         return filled if request == expected else None
 
 
@@ -159,10 +159,10 @@ def remember_tools(validator: Any) -> Any:
 
     def once(function: Any) -> None:
         try:
-            # with the order and the types of all values
+            # the key keeps the order and the types of all values
             key = function.name, json.dumps(function.parameters)
         except (TypeError, ValueError, RecursionError):
-            # of a row made in code, which mistral-common refuses later
+            # the row was made in code, and mistral-common refuses it later
             check(function)
             return
         if key not in accepted:

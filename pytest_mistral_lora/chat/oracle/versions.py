@@ -1,7 +1,7 @@
 """The facts of each version of Mistral's tokenizers: one row for each version, asked by name.
 
-What depends on a version asks a fact of its row. No other module compares names or numbers of versions, so that a new
-version is supported by its row here, or is an error. mistral-common's classes are the source of each fact, and a test
+Code that depends on a version asks for a fact of its row. No other module compares names or numbers of versions, so a
+new version is supported by a row here, or is an error. mistral-common's classes are the source of each fact, and a test
 derives every fact of every row from them. To add a version, see "A new version of the tokenizer" in
 docs/contributing.md.
 """
@@ -33,7 +33,7 @@ class VersionFacts:
 
     Attributes:
         name: The version as tokenizer files give it: `v3`.
-        control_tokens: The control tokens without which its encoder cannot be made, beside BOS, EOS and the markers of
+        control_tokens: The control tokens that its encoder needs, beside BOS, EOS and the markers of
             infilling; empty if it spells its markers as text (`InstructTokenizerV….__init__`).
         system_in: Where the system prompt stands: in the text of the user's first or last turn, or in a turn of its
             own (`encode_user_content`, `InstructTokenizerV7.encode_system_message`).

@@ -1,4 +1,4 @@
-"""Read data files: strict JSON Lines, chunks, and processes that help. The only I/O of `chat`."""
+"""Read data files: strict JSON Lines, in chunks, by several processes. The only I/O of `chat`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pytest_mistral_lora.errors import InputError, RowError, one_line
 JSON_LIMIT = 16 << 20
 """Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
 PATTERN_SECONDS = 5.0
-"""The most seconds that the patterns of a foreign file may take."""
+"""The time limit for the patterns of a foreign file, in seconds."""
 
 
 _LARGE = 1 << 20
 
 
 class _RefusedError(ValueError):
-    """A JSON document that parses, but not to one value."""
+    """JSON that parses, but has no single meaning."""
 
 
 def loads_strict(text: str) -> Any:
@@ -49,9 +49,9 @@ def loads_strict(text: str) -> Any:
 
 
 def fault_of(error: json.JSONDecodeError) -> str:
-    """Return the fault in a user's words, if it is one of those that people make."""
+    """Return a common fault in a user's words."""
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
-    # before Python 3.13 the place is that of the bracket, from then on that of the comma
+    # the place is the bracket before Python 3.13, and the comma from then on
     at_comma = before.endswith(",") or after.startswith(",")
     if error.msg != "Extra data" and at_comma and after.removeprefix(",").lstrip()[:1] in ("}", "]"):
         return "a trailing comma"
@@ -107,14 +107,14 @@ _HOOKS: dict[str, Any] = {
     "parse_int": _readable_int,
 }
 STRICT = json.JSONDecoder(**_HOOKS)
-"""The decoder of `loads_strict`, for a value that is followed by others."""
+"""The decoder of `loads_strict`, for a value with others behind it."""
 
 
 def existing_path(given: Any, expected: str, *, folder: bool | None = None) -> Path:
-    """Return a path of an argument: of a folder, of a file, or of either if `folder` is None.
+    """Return the path that an argument gives: of a folder, of a file, or of either if `folder` is None.
 
     Raises:
-        InputError: If there is nothing that may be read, something else, or if it is no path.
+        InputError: If it is not a path, cannot be read, or is something else than expected.
     """
     if not isinstance(given, str | os.PathLike):
         raise InputError(f"no path: {type(given).__name__}", expected=f"the path of {expected}")
@@ -124,7 +124,12 @@ def existing_path(given: Any, expected: str, *, folder: bool | None = None) -> P
         if not found and not os.access(path, os.R_OK):
             found = "cannot be read: permission denied"
         if not found and not ((path.is_file() and not folder) or (path.is_dir() and folder is not False)):
-            found = "a folder" if path.is_dir() else "a file" if path.is_file() else "not a regular file"
+            if path.is_dir():
+                found = "a folder"
+            elif path.is_file():
+                found = "a file"
+            else:
+                found = "not a regular file"
     except OSError as error:
         found = f"cannot be read: {error.strerror}"
     if found:
@@ -142,12 +147,12 @@ def read_json(path: Path) -> Any:
 
 
 def opened(path: Path) -> BufferedReader:
-    """Open a file of a user for reading: the one way to open a path that somebody else wrote.
+    """Open a user's file for reading: every path that somebody else wrote is opened here.
 
     A pipe or a device is not opened: a pipe keeps its reader waiting, and some devices act when they are opened.
 
     Raises:
-        InputError: If it is no regular file, or no file system has such a path.
+        InputError: If it is not a regular file, or no file system has such a path.
         OSError: If it cannot be opened.
     """
     try:
@@ -156,7 +161,7 @@ def opened(path: Path) -> BufferedReader:
     except ValueError as error:  # a NUL in the path
         raise InputError(f"cannot be read: {error}", place=str(path)) from error
     try:
-        _require_regular(os.fstat(file.fileno()), path)  # it may be another file since then
+        _require_regular(os.fstat(file.fileno()), path)  # the file may have been replaced since then
     except InputError:
         file.close()
         raise
@@ -175,7 +180,7 @@ def _require_regular(status: os.stat_result, path: Path) -> None:
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[BufferedReader]:
-    """Yield a file, open for reading; an error of the system on it is one of the file.
+    """Yield a file, open for reading; a system error on it becomes an error of the file.
 
     Raises:
         InputError: As for `opened`, or if it cannot be read.
@@ -204,7 +209,7 @@ def parse_json(data: bytes, path: Path) -> Any:
     """Parse JSON bytes that were read from a file.
 
     Raises:
-        InputError: If they are not JSON in UTF-8, or as for `loads_strict`; `path` is the place.
+        InputError: If they are not JSON in UTF-8, or `loads_strict` refuses them; `path` is the place.
     """
     try:
         value = loads_strict(data.decode())
@@ -234,7 +239,7 @@ def scan_lines(path: Path, *, encoded: bool = False) -> Iterator[tuple[int, byte
 
     Args:
         path: The file.
-        encoded: Whether it should hold encoded rows: a file that is not JSON Lines then has another next step than the
+        encoded: Whether it should hold encoded rows: the next step for a file that is not JSON Lines is then not the
             command that converts chat rows.
 
     Raises:
@@ -259,7 +264,7 @@ def scan_lines(path: Path, *, encoded: bool = False) -> Iterator[tuple[int, byte
 
 
 def first_values(path: Path, most: int = 20) -> list[Any]:
-    """Return the values of the first lines of a JSON Lines file, without those that cannot be read.
+    """Return the values of the first lines of a JSON Lines file, without unreadable lines.
 
     Raises:
         InputError: If the file cannot be opened, or is in another format.
@@ -301,7 +306,7 @@ def read_line(path: Path, number: int, line: bytes | int | RowError) -> tuple[in
 
 
 def answer_in_time(code: str, given: Any) -> Any:
-    """Return the JSON that code of ours prints for a JSON value on its input, in a process that may take 5 seconds.
+    """Return the JSON that our code prints for a JSON value on its input, in a process that may take 5 seconds.
 
     A pattern of a foreign file may backtrack for years, and no thread can be stopped in the middle of a match.
 

@@ -22,7 +22,7 @@ CHUNK_LINES = 256
 CHUNK_BYTES = 1024 * 1024
 _AHEAD = 64
 MANY_BYTES = 4 * 1024 * 1024
-"""Bytes from which a pass takes seconds: longer than starting processes takes, and long enough for a progress bar."""
+"""A pass over more bytes takes seconds: longer than to start processes, and long enough for a progress bar."""
 
 
 class LineSource(Protocol):
@@ -34,7 +34,7 @@ class LineSource(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The settings that decide the rows, beside the bytes of the file, as plain JSON data."""
+        """The settings that, with the bytes of the file, decide the rows, as plain JSON data."""
 
     def facts(self) -> Mapping[str, Any]:
         """Return the settings and results of the last pass, as plain JSON data."""
@@ -65,7 +65,7 @@ class DataFile:
         """Yield numbers and lines for `chat.rows.read_row`; of a converted file, records as lines of rows.
 
         Raises:
-            InputError: If the file cannot be read, or is in a format that it is not declared to be in.
+            InputError: If the file cannot be read, or its format is not the declared one.
         """
         return scan_lines(self.path) if self.source is None else self.source.lines()
 
@@ -100,7 +100,7 @@ def total_bytes(files: Sequence[DataFile]) -> int:
 
 
 def is_long(files: Sequence[DataFile]) -> bool:
-    """Return whether a pass over some files takes longer than preparing for it."""
+    """Return whether a pass over some files takes longer than starting processes for it."""
     return total_bytes(files) >= MANY_BYTES
 
 
@@ -137,7 +137,7 @@ def _parts(file: DataFile) -> Iterator[tuple[list[tuple[int, bytes | int | RowEr
         lines.append((number, line))
         size += len(line) if isinstance(line, bytes) else 0
         if len(lines) >= CHUNK_LINES or size >= CHUNK_BYTES:
-            # the rows of a compressed file, or of a table, have another size than the file
+            # the size of a compressed file or a table is not that of its rows
             read = size if file.source is None else file.source.bytes_read - counted
             yield lines, read
             lines, size, counted = [], 0, counted + read
@@ -179,7 +179,9 @@ def processes_for(files: Sequence[DataFile]) -> int:
     named = os.environ.get("MISTRAL_LORA_PROCESSES", "")
     if named and not (named.isascii() and named.isdigit() and int(named[:9]) > 0):
         raise InputError(f"is {named!r}", place="$MISTRAL_LORA_PROCESSES", expected="a number of processes, from 1 on")
-    return (int(named[:9]) if named else cpus()) if is_long(files) else 1
+    if not is_long(files):
+        return 1
+    return int(named[:9]) if named else cpus()
 
 
 def in_order(
@@ -197,7 +199,7 @@ def in_order(
         plan: The data that `prepare` needs.
         chunks: The chunks; only a few are in flight, so memory does not grow with their number.
         processes: Number of processes; with 1, this process does the work.
-        here: The work, if it is prepared in this process: then this process is one of them.
+        here: The work, if it is prepared in this process: then this process counts as one of them.
 
     Raises:
         MistralLoraError: If a process dies.

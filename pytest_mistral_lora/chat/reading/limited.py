@@ -1,4 +1,4 @@
-"""Processes that do for this one what must not take it down: under limits of the operating system on time and memory.
+"""Processes for risky work, under the operating system's limits on time and memory, so that this process survives it.
 
 Foreign templates are rendered in one (`chat.templates.isolated`), and tables are read in one (`formats.tables`).
 Questions and answers are JSON objects, a line each; bytes may follow an answer.
@@ -33,7 +33,7 @@ class LimitedProcess:
         function: The function, which answers questions by `serve`.
         given: Its arguments, as plain JSON data.
         title: What the process does, for an error: `renders chat templates`.
-        check: Code that shows why it does not start.
+        check: Code whose error shows why it does not start.
         environment: Variables for it beside those of this process.
 
     Attributes:
@@ -84,7 +84,7 @@ class LimitedProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended; it may have been ended from outside while it had nothing to do."""
+        """Whether it still runs; another program may have ended it while it was idle."""
         return self.process.poll() is None
 
     def answer(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any] | None:
@@ -112,7 +112,7 @@ class LimitedProcess:
         return None
 
     def overrun(self, cpu_seconds: float, seconds: float) -> str:
-        """Return the time that the last answer passed, in words; empty if the process ended for another reason."""
+        """Return the time limit that the last answer exceeded, in words; empty if the process ended otherwise."""
         if self.process.returncode == -getattr(signal, "SIGPROF", 0):
             return f"{cpu_seconds:g} seconds of CPU time"
         return f"{seconds:g} seconds" if self.too_slow else ""
@@ -139,7 +139,7 @@ class LimitedProcess:
                 self._give_up()
             line = self._stdout.readline()
         else:
-            # Windows polls no pipes
+            # Windows cannot poll pipes
             timer = threading.Timer(seconds, self._give_up)
             timer.start()
             line = self._stdout.readline()
@@ -164,7 +164,7 @@ def serve(
     """Answer one question a line from stdin until it ends, each within limits of CPU time and memory.
 
     Args:
-        prepare: Imports all that answers import, before the memory is limited.
+        prepare: Imports everything that answers import, before the memory is limited.
         answer: Answers a question, with the bytes that follow; a `kind` of `memory` ends this process.
         cpu_seconds: CPU time of one answer, after which the kernel ends this process.
         memory: Bytes that may be added to those of the libraries.
@@ -200,7 +200,7 @@ def _write(answers: BinaryIO, found: Mapping[str, Any], data: bytes = b"") -> No
 
 def limit_memory(more: int) -> None:
     """Let this process have a number of bytes of memory beside those that it has, on Linux."""
-    # only Linux both gives the size of a process and holds it to a limit
+    # only Linux both reports the size of a process and enforces a limit on it
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -1,4 +1,4 @@
-"""The bounds on what a data file may take, for every container: lines, arrays, CSV, tables, compressed or not.
+"""The bounds on the size of data files, for every container: lines, arrays, CSV, tables, compressed or not.
 
 A row is measured by its text: the bytes of its line, and in a table the bytes of its texts and names, where each value
 counts as eight bytes, null or not. JSON of a row takes up to thirty times its bytes as objects of Python.
@@ -15,9 +15,9 @@ MAX_ROW_BYTES = 20 << 20
 VALUE_BYTES = 8
 """The least that a value of a table counts, so that nulls count, too."""
 MAX_NAME_BYTES = 1 << 20
-"""The most bytes of the names of a table's columns, which each of its rows has again."""
+"""The most bytes of the names of a table's columns, which each of its rows repeats."""
 PIECE_ROWS = 256
-"""The most rows of a table that are read at once; their bytes are no more than `MAX_ROW_BYTES` in all."""
+"""The most rows of a table that are read at once; together they have at most `MAX_ROW_BYTES` bytes."""
 READ_MEMORY = 768 << 20
 """The most memory that the reader of a table may take."""
 READ_CPU_SECONDS = 60.0
@@ -42,7 +42,7 @@ def at_most(size: int) -> str:
 
 
 class Expansion:
-    """The bytes that come out of a file, compared with its own: a few bytes can stand for terabytes.
+    """The bytes that come out of a compressed file, compared with its size: a few bytes can expand to terabytes.
 
     Args:
         path: The file.
@@ -51,7 +51,7 @@ class Expansion:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._size = path.stat().st_size
-        # gzip makes at most 1,032 bytes of one
+        # gzip expands a byte to at most 1,032 bytes
         self._most = _ALWAYS + _RATIO * self._size
         self._read = 0
 

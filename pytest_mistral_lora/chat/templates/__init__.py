@@ -18,12 +18,12 @@ from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt, find_
 from pytest_mistral_lora.errors import NoTemplateError, RenderError, RowError
 
 REFUSES = "the chat template refuses the row: "
-"""What the error of a template begins with if the template raised it itself."""
+"""The start of an error that the template raised itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class TemplateSegment:
-    """A part of a rendered row: a control token that the template placed, or the text between two of them.
+    """A part of a rendered row: a control token that the template placed, or the text between two such tokens.
 
     Attributes:
         control: Whether the template placed it as a control token.
@@ -42,14 +42,14 @@ class ChatTemplate:
     Attributes:
         tokenizer: A `transformers` fast tokenizer.
         source: The template's text.
-        tool_source: The text for rows with tools: a template that is named `tool_use`, or else `source`.
+        tool_source: The text for rows with tools: the template named `tool_use`, or else `source`.
     """
 
     def __init__(self, tokenizer: Any, source: str | None = None) -> None:
         """Use `source`, or the tokenizer's own templates.
 
         Raises:
-            NoTemplateError: If there is no template, or none for every row.
+            NoTemplateError: If the tokenizer has no template, or no template for every row.
         """
         self.tokenizer = tokenizer
         # one text, or texts by name
@@ -95,15 +95,15 @@ class ChatTemplate:
 
     def behind_own_prompt(self, row: Row) -> Row:
         """Return a row behind the system prompt that the template writes into it; the row itself if it writes none."""
-        own = None if row.messages[0]["role"] == "system" else self.own_prompt(tools=bool(row.tools))
-        if own is None:
+        prompt = None if row.messages[0]["role"] == "system" else self.own_prompt(tools=bool(row.tools))
+        if prompt is None:
             return row
         try:
-            is_written = own.text in self.render(row)
+            is_written = prompt.text in self.render(row)
         except RowError:
-            # of a row that is refused, other forms may be rendered, and they have it
+            # the template refuses this row, but may render other forms of it, with the prompt
             is_written = True
-        return own.before(row) if is_written else row
+        return prompt.before(row) if is_written else row
 
     def encode(self, row: Row | Mapping[str, Any]) -> EncodedRow:
         """Encode a row as `apply_chat_template` does.
@@ -120,20 +120,20 @@ class ChatTemplate:
         return found
 
     def encode_rows(self, rows: Iterable[Row]) -> list[EncodedRow | RowError]:
-        """Encode some rows like `encode`, their texts at once; in place of a refused row is the error."""
+        """Encode some rows like `encode`, all texts at once; a refused row is replaced by its error."""
         rendered: list[tuple[Row, str, list[tuple[int, int]] | None] | RowError] = []
         for row in rows:
             try:
                 rendered.append((row, *self._render(row, mark=True)))
             except RowError as error:
                 rendered.append(error)
-        tokens = iter(offsets_of(self.tokenizer, [one[1] for one in rendered if isinstance(one, tuple)]))
+        tokens = iter(offsets_of(self.tokenizer, [result[1] for result in rendered if isinstance(result, tuple)]))
         encoded: list[EncodedRow | RowError] = []
-        for one in rendered:
-            if isinstance(one, RowError):
-                encoded.append(one)
+        for result in rendered:
+            if isinstance(result, RowError):
+                encoded.append(result)
                 continue
-            row, _, blocks = one
+            row, _, blocks = result
             ids, offsets = next(tokens)
             weights = None if blocks is None else _weights(row, len(blocks))
             if blocks is None or weights is None:
@@ -152,7 +152,7 @@ class ChatTemplate:
         return ids_of(self.tokenizer, [self._render(row)[0]])[0]
 
     def ids_of_rows(self, rows: Iterable[Row]) -> list[tuple[int, ...] | None]:
-        """Return the ids of some rows, which are encoded at once; None for a row that the template refuses."""
+        """Return the ids of some rows, encoded at once; None for a row that the template refuses."""
         texts: list[str | None] = []
         for row in rows:
             try:
@@ -179,7 +179,7 @@ class ChatTemplate:
         return tuple(result["input_ids"] if isinstance(result, Mapping) else result)
 
     def segments(self, row: Row | Mapping[str, Any]) -> list[TemplateSegment]:
-        """Split the rendered row at the control tokens that the template placed, not at those that texts spell.
+        """Split the rendered row at the control tokens that the template placed, and not where texts spell one.
 
         Raises:
             RowError: If the template refuses the row, or changes a text so that the two cannot be told apart.
@@ -225,7 +225,7 @@ class ChatTemplate:
     @cached_property
     def _literals(self) -> re.Pattern[str]:
         tokens = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
-        # of no tokens, a pattern that matches nothing
+        # without tokens, a pattern that matches nothing
         return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
 
     def printed_unknowns(self, rows: Iterable[Row]) -> list[str]:
@@ -264,9 +264,9 @@ class ChatTemplate:
                 raise self._overrun
             found = ask(question)
         except RenderError as error:
-            # one that has overrun its bounds is not run again: each row would take as long
+            # a template that exceeded its bounds is not run again: each row would take as long
             self._overrun = error if error.kind == "overrun" else None
-            # an error of the template's own does not name it
+            # an error that the template raised itself does not name the template
             refused = "" if error.found.startswith("the chat template ") else REFUSES
             raise RowError(f"{refused}{error.found}", place=row.place) from error
         return found["text"], found["spans"]

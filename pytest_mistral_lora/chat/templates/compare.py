@@ -42,9 +42,9 @@ class Difference:
     Attributes:
         found: The difference in words.
         shape: Its shape, the same for each row that one fault changes; empty if it has none.
-        fault: The name of the fault in the table of `faults`; empty if it is none of them.
+        fault: The name of the fault in the table of `faults`; empty if no named fault causes it.
         sides: The ids with and without this difference alone; None for those of the whole comparison.
-        size: The characters and control tokens that differ; to tell whether a change makes the difference smaller.
+        size: The number of characters and control tokens that differ: it shows whether a change reduces the difference.
     """
 
     found: str
@@ -56,7 +56,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The reasons for other ids of a row.
+    """The reasons why the ids of a row differ.
 
     Attributes:
         deviations: Ids of the named deviations, sorted.
@@ -118,7 +118,7 @@ class BackendComparison:
 
     @property
     def unexplained(self) -> str:
-        """The differences in words; empty if there is none."""
+        """The differences in words; empty if no difference is left."""
         return "; ".join(difference.found for difference in self.differences)
 
 
@@ -143,7 +143,7 @@ def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate
     return BackendComparison(expected, actual, found.deviations, found.causes, own_prompt=own_prompt)
 
 
-@cache  # packaging parses a version in as much time as it takes to encode a row
+@cache  # packaging takes as long to parse a version as we take to encode a row
 def _known(facts: VersionFacts, kind: str) -> tuple[Deviation, ...]:
     """Return the deviations that a tokenizer can show under this mistral-common."""
     return tuple(d for d in DEVIATIONS if d.applies(facts=facts, kind=kind, mistral_common=VERSION))
@@ -182,7 +182,7 @@ class _BothSides:
     text: str
 
     def altered_side(self, changed: _BothSides) -> Side | None:
-        """Return the side for which a changed row is another one; None if it is so for both or neither.
+        """Return the side that a changed row differs for; None if it differs for both or neither.
 
         A change that alters both sides would hide a difference that it does not explain.
         """
@@ -202,9 +202,9 @@ def _both_sides(row: Row, oracle: Oracle, template: ChatTemplate) -> _BothSides 
 
 
 def _explain_refusal(row: Row, oracle: Oracle, template: ChatTemplate, error: RowError) -> Explanation:
-    """Explain a row that the template refuses: by the changes with which it takes it, and by what is left then."""
+    """Explain a row that the template refuses: by the changes that make it accept the row, and the differences left."""
     if isinstance(error.__cause__, RenderError) and error.__cause__.kind != "error":
-        # it is no refusal: the template passes a bound, or has several texts for one row
+        # not a refusal: the template exceeds a bound, or has several texts for one row
         return Explanation((), (Difference(error.found),))
     named = [d.id for d in _known(oracle.facts, oracle.kind) if d.refusal and re.search(d.refusal, error.found)]
     if named:
@@ -222,7 +222,7 @@ def _explain_refusal(row: Row, oracle: Oracle, template: ChatTemplate, error: Ro
             continue
         except RowError as other:
             if _without_quotes(other.found) != _without_quotes(error.found):
-                # the next refusal has a cause of its own
+                # the next refusal has another cause
                 differences.append(difference)
                 row, error = changed, other
             continue
@@ -244,7 +244,7 @@ def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> Explanation:
     deviations: set[str] = set()
     for deviation in _known(oracle.facts, oracle.kind):
         deviating = deviation.change(view.row, oracle.facts) if deviation.change else view.row
-        # most changes return the row itself, and rows are compared as JSON
+        # most changes return the row itself: the identity saves a comparison as JSON
         if deviating is view.row or deviating == view.row:
             continue
         changed = _both_sides(deviating, oracle, template)
@@ -259,7 +259,7 @@ def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> Explanation:
         if changed is None or view.altered_side(changed) not in fault.sides:
             continue
         rest = _compare_parts(changed, oracle, template)
-        # a named deviation may have explained all that it changes
+        # a named deviation may have explained every difference that it changes
         if rest.size >= left.size:
             continue
         is_ignored = view.altered_side(changed) == "mistral-common"
@@ -303,13 +303,13 @@ class _PartsComparison:
     ) -> None:
         self.deviations: set[str] = set()
         self._row, self._oracle, self._template = row, oracle, template
-        # a control token more than there are in the row: that of the text at the start, which has none
+        # one more entry than the row has control tokens: the text at the start has none
         self._expected, self._actual = expected, actual
         self._expected_controls = [part.marker for part in expected[1:]]
         self._controls = [part.marker for part in actual[1:]]
 
     def differences(self) -> Iterator[Difference]:
-        """Yield each run of other control tokens, and each other text between equal ones that is not explained."""
+        """Yield each run of different control tokens, and each unexplained different text between equal ones."""
         want, have = self._expected_controls, self._controls
         if want and not have:
             found = f"it writes none of the control tokens {' '.join(dict.fromkeys(want))}"

@@ -39,7 +39,7 @@ Change = Callable[[Row, VersionFacts], Row]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deviation:
-    """One way in which the template is not mistral-common.
+    """One way in which the template differs from mistral-common.
 
     Attributes:
         id: Its name.
@@ -153,7 +153,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         id="no-space-after-system",
         title="An answer straight after the system prompt lacks the space that SentencePiece puts before a text.",
         why="The template writes that space after a user message or a tool result only.",
-        # the one version with such prompts that has SentencePiece files
+        # the only version with such prompts and SentencePiece files
         versions=frozenset({version_facts("v7")}),
         kinds=_SPM,
         servers=_BOTH,

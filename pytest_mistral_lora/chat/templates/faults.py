@@ -43,7 +43,7 @@ class TemplateFault:
     Attributes:
         id: Its name in findings and in lists of known deviations.
         title: The template's behaviour, in words that follow "it".
-        sides: The sides for which the change may make another row, as the proof that the template has the fault.
+        sides: The sides that may see another row after the change: the proof that the template has the fault.
         change: Changes a row so that the difference goes away; returns the row itself if it does not have the form.
             It takes the row and the facts of the tokenizer version.
     """
@@ -55,11 +55,11 @@ class TemplateFault:
 
     @property
     def words(self) -> str:
-        """The title with the name, by which a user accepts the fault."""
+        """The title with the name that accepts the fault."""
         return f"it {self.title} ({self.id})"
 
     def changed(self, row: Row, facts: VersionFacts) -> Row | None:
-        """Return the changed row, or None if the change makes no other row."""
+        """Return the changed row, or None if the change leaves the row the same."""
         changed = self.change(row, facts)
         return None if changed is row or changed == row else changed
 
@@ -120,7 +120,7 @@ def _arguments_parsed(message: _Message) -> _Message:
 
 
 def _result_quoted(message: _Message) -> _Message:
-    """Write a tool result that is no JSON as a JSON string, which mistral-common reads as the same text."""
+    """Write a tool result that is not JSON as a JSON string, which mistral-common reads as the same text."""
     content = message.get("content")
     if message["role"] != "tool" or not isinstance(content, str):
         return message

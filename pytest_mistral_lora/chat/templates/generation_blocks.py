@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from pytest_mistral_lora.chat.encoded import Span, SpanKind
 
@@ -31,7 +31,7 @@ def has_generation(source: str) -> bool:
 
 
 def with_generation(source: str) -> str | None:
-    """Return a template with each assistant branch inside a generation block, or None if it has no such branch."""
+    """Return a template with each assistant branch inside a generation block, or None if it has no assistant branch."""
     # A v1 template writes the space before an answer in the user branch. SentencePiece makes that space a part of the
     # answer's first token, or a token of its own before a digit: there, it would be a token without loss.
     moved = _V1_SPACE.sub("", source)
@@ -82,18 +82,18 @@ def _assistant_branches(source: str) -> list[_Branch]:
 
 
 _CALLED = ("__call__", "_encode_plus", "_batch_encode_plus", "_switch_to_input_mode", "backend_tokenizer")
-"""The methods by which transformers comes from a call of the tokenizer to its backend, in versions 4 and 5."""
+"""The methods between a call of the tokenizer and its backend in transformers 4 and 5."""
 
 
 def ids_of(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
     """Return the ids that the call of a tokenizer gives each text, without BOS and EOS of its own.
 
-    If the call is transformers' own, which asks the backend and changes no id, the backend is asked for all texts at
-    once, and leaves out the places of the tokens: that takes half of the time.
+    If the call is transformers' own, which only asks the backend, the backend is asked for all texts at once, without
+    the places of the tokens: that takes half of the time.
     """
     if _asks_backend(tokenizer):
         encoded = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [tuple(one.ids) for one in encoded]
+        return [tuple(encoding.ids) for encoding in encoded]
     return [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
 
@@ -101,18 +101,19 @@ def offsets_of(tokenizer: Any, texts: Sequence[str]) -> list[tuple[tuple[int, ..
     """Return the ids of some texts like `ids_of`, and for each id its place in the text."""
     if _asks_backend(tokenizer):
         encoded = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [(tuple(one.ids), one.offsets) for one in encoded]
+        return [(tuple(encoding.ids), encoding.offsets) for encoding in encoded]
     called = (tokenizer(text, add_special_tokens=False, return_offsets_mapping=True) for text in texts)
-    return [(tuple(one["input_ids"]), one["offset_mapping"]) for one in called]
+    return [(tuple(result["input_ids"]), result["offset_mapping"]) for result in called]
 
 
 def _asks_backend(tokenizer: Any) -> bool:
-    """Return whether the call of a tokenizer asks its backend, as it is set up, and does no more to the ids."""
+    """Return whether the call of a tokenizer, with its settings, only asks its backend and changes no id."""
     from transformers import PreTrainedTokenizerFast
 
-    kind, own = type(tokenizer), vars(tokenizer)
+    kind, overridden = type(tokenizer), vars(tokenizer)
     if any(
-        name in own or getattr(kind, name, None) is not getattr(PreTrainedTokenizerFast, name, None) for name in _CALLED
+        name in overridden or getattr(kind, name, None) is not getattr(PreTrainedTokenizerFast, name, None)
+        for name in _CALLED
     ):
         return False
     backend = tokenizer.backend_tokenizer
@@ -143,15 +144,18 @@ def block_spans(
         while block < len(blocks) and start >= blocks[block][1]:
             block += 1
         owners.append(block if block < len(blocks) and end > blocks[block][0] else None)
-    # asked once: transformers looks both up in lists
+    # looked up once: transformers searches lists for both
     special, eos = frozenset(tokenizer.added_tokens_decoder), tokenizer.eos_token_id
-    kinds = (
-        "eos" if owner is not None and token == eos else "control" if token in special else "text"
-        for token, owner in zip(ids, owners, strict=True)
-    )
+
+    def kind_of_token(token: int, owner: int | None) -> SpanKind:
+        if owner is not None and token == eos:
+            return "eos"
+        return "control" if token in special else "text"
+
+    kinds = map(kind_of_token, ids, owners)
     start = 0
     for (owner, kind), run in itertools.groupby(zip(owners, kinds, strict=True)):
         end = start + len(list(run))
         role = None if owner is None else "assistant"
-        yield Span(owner, role, cast("SpanKind", kind), start, end, owner is not None and bool(weights[owner]))
+        yield Span(owner, role, kind, start, end, owner is not None and bool(weights[owner]))
         start = end

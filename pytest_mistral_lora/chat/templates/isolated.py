@@ -1,10 +1,9 @@
 """Ask foreign chat templates in a process of their own, under limits of the operating system.
 
-A template is code of unknown origin, and Jinja's sandbox bounds neither its time nor its memory. The process has no
-more than transformers' renderer, renders all templates of a run, and is replaced once a limit has ended it. Templates
-that this process made itself are asked here: mistral-common builds them from a closed set of settings, and nothing of a
-file is written into them. Where the system has no limits, as on Windows, no other template is rendered unless the user
-asks for that.
+A template is code of unknown origin, and Jinja's sandbox bounds neither its time nor its memory. The process has only
+transformers' renderer, renders all templates of a run, and is replaced if a limit ends it. Templates that this process
+made itself are rendered here: mistral-common builds them from a closed set of settings, and no text of a file is in
+them. If the system has no limits, as on Windows, no other template is rendered unless the user asks for it.
 """
 
 from __future__ import annotations
@@ -88,11 +87,11 @@ class RenderProcess:
     def __init__(self, limits: RenderLimits) -> None:
         self._limits = limits
         self._lock = threading.Lock()
-        # by process: one that was forked from this one must not share its pipes
+        # by process: a forked process must not share the pipes of its parent
         self._started: dict[int, _Started] = {}
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Return an answer; one that passes a limit is an error of the template, and the process is replaced.
+        """Return an answer. If it passes a limit, the template gets the error, and the process is replaced.
 
         Raises:
             MistralLoraError: If the process cannot be started.

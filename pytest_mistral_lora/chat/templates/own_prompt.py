@@ -1,4 +1,4 @@
-"""A chat template's own system prompt: the one that it writes into conversations without a system message.
+"""A chat template's own system prompt, which it writes into conversations without a system message.
 
 Ministral 3, Devstral 2 and Small 4 are published with one. mistral-common adds none, so that a row without a system
 message is compared with mistral-common's encoding of that row behind the template's own prompt.
@@ -29,7 +29,7 @@ _PLACEHOLDER = re.compile(r"(?<![\w\\{])\{[A-Za-z_]\w*\}(?!\})")
 
 @dataclass(frozen=True, slots=True)
 class OwnSystemPrompt:
-    """A system prompt that a template writes of its own accord.
+    """A system prompt that a template writes by itself.
 
     Attributes:
         text: The text as it is rendered.
@@ -39,7 +39,7 @@ class OwnSystemPrompt:
 
     @property
     def content(self) -> str | list[dict[str, Any]]:
-        """The `content` of a system message that is rendered alike: chunks if the text has thinking."""
+        """The `content` of a system message with the same rendering: chunks if the text has thinking."""
         if not _THOUGHT.search(self.text):
             return self.text
         chunks: list[dict[str, Any]] = []

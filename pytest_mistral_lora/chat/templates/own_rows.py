@@ -2,8 +2,8 @@
 
 mistral-common generates these templates from a closed set of settings, and they place texts without looking at them.
 So a sequence of roles that comes often is rendered with marks, and the rows after it put their texts between the parts.
-That it makes no difference is probed for each sequence, with texts that templates do look at, and again for one row in
-a hundred. A foreign template is never rendered here.
+Probes with texts that templates do look at verify for each sequence that the result is the same, and one row in a
+hundred is verified again. A foreign template is never rendered here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from pytest_mistral_lora.errors import LibraryError
 
 Rendered = tuple[str, list[tuple[int, int]] | None]
-"""A text, and the spans of its generation blocks, if they are asked for and do not change the text."""
+"""A text, and the spans of its generation blocks, if they are requested and do not change the text."""
 Render = Callable[[Mapping[str, Any]], Rendered]
 
 _SHAPES = 512
@@ -30,13 +30,26 @@ _CHECKED = 100
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _DATA = frozenset((str, int, bool, list, dict))
 _PROBES = (
-    *("5", "-0.5", "null", "true", "a" * 3000, " a ", "\n", '{"a": [1]}', "[]", "# é\n\n- ☃ 'a' \"b\" & <c>"),
-    *("<think>a</think>b", "[THINK]a[/THINK]b", "[INST] a [/INST] b</s>", "[TOOL_CALLS]a", "{{ a }}{% b %}"),
+    "5",
+    "-0.5",
+    "null",
+    "true",
+    "a" * 3000,
+    " a ",
+    "\n",
+    '{"a": [1]}',
+    "[]",
+    "# é\n\n- ☃ 'a' \"b\" & <c>",
+    "<think>a</think>b",
+    "[THINK]a[/THINK]b",
+    "[INST] a [/INST] b</s>",
+    "[TOOL_CALLS]a",
+    "{{ a }}{% b %}",
 )
 
 
 class _Edge(NamedTuple):
-    """A place in a rendered text: the characters of the template and the texts that stand before it."""
+    """A place in a rendered text: the number of template characters and of texts before it."""
 
     characters: int
     texts: int
@@ -57,7 +70,7 @@ class _Shape(NamedTuple):
 
     @classmethod
     def of(cls, text: str, spans: Sequence[tuple[int, int]] | None, marks: Sequence[str]) -> _Shape | None:
-        """Return the shape of a rendering of marks, or None if a mark is not there once and whole."""
+        """Return the shape of a rendering of marks, or None unless each mark occurs once and whole."""
         if any(text.count(mark) != 1 for mark in marks):
             return None
         places = sorted((text.index(mark), number) for number, mark in enumerate(marks))
@@ -151,7 +164,7 @@ class OwnRows:
                 shape.fill([probe] * count) == render([probe] * count) for probe in _PROBES
             )
         except Exception:
-            # the row itself is rendered in full, and raises the error as its own
+            # the row itself is rendered in full, and raises its error
             return None
         return shape if same else None
 
@@ -171,14 +184,14 @@ def own_renderer() -> Callable[..., Any]:
 def _compiled(source: str) -> Any:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    # a template of its own, because transformers keeps those that it has compiled
+    # a separate template, because transformers caches the compiled ones
     compiled = _compile_jinja_template.__wrapped__(source)
     environment: Any = compiled.environment
     plain, judge = environment.getattr, environment.is_safe_attribute
     verdicts: dict[tuple[type, str], bool] = {}
 
     def is_safe(value: Any, name: str, attribute: Any) -> bool:
-        # Jinja judges by the type and the name alone
+        # Jinja judges by type and name only
         key = type(value), name
         if key not in verdicts:
             verdicts[key] = judge(value, name, attribute)

@@ -16,7 +16,7 @@ _dumps = functools.partial(json.dumps, ensure_ascii=False)
 
 
 def tool_calls_as_written(row: Row, facts: VersionFacts) -> list[str]:
-    """Return the tool calls with string arguments pasted in: one JSON list for each turn that has some.
+    """Return the tool calls with string arguments pasted in: one JSON list for each turn with calls.
 
     A call with markers is not JSON: these are the arguments of each call.
     """
@@ -85,16 +85,18 @@ def empty_messages_dropped(row: Row, facts: VersionFacts) -> Row:
                 message = message if kept == content else {**message, "content": kept}
             texts.append(message)
         full = [
-            one
-            for one in texts
-            if text_of(one.get("content")) or has_thinking(one.get("content")) or one.get("tool_calls")
+            message
+            for message in texts
+            if text_of(message.get("content")) or has_thinking(message.get("content")) or message.get("tool_calls")
         ]
         messages += full or texts[:1] if role in joined else texts
     if facts.system_in != "own-turn":
         # within a user's turn all system messages are one text; a list of empty chunks still counts as a part of it.
         prompts = [message for message in messages if message["role"] == "system"]
         full = [message for message in prompts if message["content"]] or prompts[:1]
-        messages = [one for one in messages if one["role"] != "system" or any(one is prompt for prompt in full)]
+        messages = [
+            message for message in messages if message["role"] != "system" or any(message is prompt for prompt in full)
+        ]
     return row if tuple(messages) == row.messages else replace(row, messages=tuple(messages))
 
 
@@ -123,7 +125,7 @@ def results_in_call_order(row: Row, facts: VersionFacts) -> Row:
 
 
 def thinking_left_open_joined(row: Row, facts: VersionFacts) -> Row:
-    """Make one thinking chunk of one that is not closed and the text straight after it."""
+    """Join a thinking chunk that is not closed and the text straight after it into one thinking chunk."""
     messages: list[Mapping[str, Any]] = []
     for role, run in itertools.groupby(row.messages, key=lambda message: message["role"]):
         group = list(run)

@@ -27,7 +27,7 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a template makes of a question, or the error that it raises, as JSON data.
 
     A question has the template's `source` and what is `asked`: `render`, `mark` (text, and the spans of the generation
-    blocks), `unknowns`, or `training-source`. A source that is `foreign` must render alike twice.
+    blocks), `unknowns`, or `training-source`. A `foreign` source must render the same text twice.
     """
     from jinja2.exceptions import SecurityError
 
@@ -73,7 +73,7 @@ def _in_full(question: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]] | 
     except UnicodeEncodeError as error:
         found = f"writes half a surrogate pair, {text[error.start]!r}, at character {error.start}"
         raise RenderError(f"the chat template {found}", kind="surrogate") from error
-    # blocks that change the text mark nothing that can be trusted
+    # if the blocks change the text, their marks cannot be trusted
     return text, spans if marked_text == text else None
 
 
@@ -220,13 +220,13 @@ def serve(cpu_seconds: float, memory: int) -> None:
         cpu_seconds: CPU time of one answer, after which the kernel ends this process.
         memory: Bytes that may be added to those of the libraries.
     """
-    asked = {"asked": "mark", "foreign": True, "messages": [], "tools": None, "variables": {}}
+    warm_up = {"asked": "mark", "foreign": True, "messages": [], "tools": None, "variables": {}}
     sources: dict[str, Any] = {}
 
     def answer_with_source(question: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        # a source comes once, then by its name
+        # a source is sent once, and then named
         question["source"] = sources.setdefault(question["name"], question.get("source"))
         return answer(question), b""
 
-    prepare = functools.partial(answer, {**asked, "source": "{{ messages }}"})
+    prepare = functools.partial(answer, {**warm_up, "source": "{{ messages }}"})
     limited.serve(prepare, answer_with_source, cpu_seconds=cpu_seconds, memory=memory)
