@@ -1,4 +1,4 @@
-"""The keys of `adapter_config.json`: the values that a LoRA can have, and the ones of them that PEFT is given."""
+"""The keys of `adapter_config.json`: their supported values, and the keys that PEFT is given."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of `init_lora_weights` that leave the base's weights alone."""
 
 _MOST, _MOST_LAYERS, _LARGEST_RANK, _LARGEST_SCALE = 10_000, 1_000, 1 << 16, 1e6
-_MOST_PATTERNS = 2_000  # one for each layer of the largest models is below 1,000; PEFT tries each on every layer
+_MOST_PATTERNS = (
+    2_000  # the largest models have fewer than 1,000 layers, with one entry each; PEFT tries each entry on every layer
+)
 _LARGEST_FILE = 1 << 20  # bytes; a rank for each layer of the largest models takes 60,000
 _LEVELS = 32  # a real configuration has four levels; Python's own limit depends on the caller's stack
 
@@ -45,7 +47,7 @@ _Switch = bool | None
 
 
 class AdapterConfig(BaseModel):
-    """The supported values of an adapter's configuration; the description of a field is what its key has to be."""
+    """The supported values of an adapter's configuration; the description of a field names its right values."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -91,18 +93,45 @@ class AdapterConfig(BaseModel):
 
 
 _GIVEN = (
-    *("r", "lora_alpha", "target_modules", "exclude_modules", "use_rslora", "use_dora", "bias", "lora_bias"),
-    *("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "layers_pattern"),
-    *("trainable_token_indices", "fan_in_fan_out", "target_parameters", "ensure_weight_tying", "layer_replication"),
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "exclude_modules",
+    "use_rslora",
+    "use_dora",
+    "bias",
+    "lora_bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layers_to_transform",
+    "layers_pattern",
+    "trainable_token_indices",
+    "fan_in_fan_out",
+    "target_parameters",
+    "ensure_weight_tying",
+    "layer_replication",
 )
-"""Keys that decide the names, the shapes and the effect of the tensors: PEFT is given these, and no other."""
+"""Keys that decide the names, the shapes and the effect of the tensors: PEFT is given only these."""
 
 _NOT_LOADED = (
-    *("auto_mapping", "inference_mode", "lora_dropout", "peft_version", "runtime_config", "loftq_config", "eva_config"),
-    *("corda_config", "lora_ga_config", "qalora_group_size", "merge_weights", "lora_dtype", "lorap_lr_ratio"),
-    *("lorap_emb_lr", "swift_type"),
+    "auto_mapping",
+    "inference_mode",
+    "lora_dropout",
+    "peft_version",
+    "runtime_config",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "qalora_group_size",
+    "merge_weights",
+    "lora_dtype",
+    "lorap_lr_ratio",
+    "lorap_emb_lr",
+    "swift_type",
 )
-"""Keys of PEFT and of trainers that are about training or the file itself: a trained adapter is the same without."""
+"""Keys of PEFT and of trainers about training or the file itself: a trained adapter works the same without them."""
 
 _UNSUPPORTED = {
     "use_qalora": "QALoRA, which needs a base quantised by GPTQ",
@@ -123,7 +152,7 @@ class KeyFault:
     Attributes:
         found: The key with its value, as JSON, cut off if it is long.
         expected: A right value.
-        supported: Whether the key itself is: its value, then, is the fault.
+        supported: Whether the key is supported: then its value is the fault.
     """
 
     found: str
@@ -137,7 +166,7 @@ def key_faults(data: Mapping[str, Any]) -> Iterator[KeyFault]:
     try:
         AdapterConfig.model_validate(dict(data))
     except ValidationError as error:
-        faults = {str(one["loc"][0]): one["type"] == "missing" for one in error.errors(include_url=False)}
+        faults = {str(detail["loc"][0]): detail["type"] == "missing" for detail in error.errors(include_url=False)}
     if not data.get("target_modules") and not data.get("target_parameters"):
         faults["target_modules"] = "target_modules" not in data
     for key in known:
@@ -173,7 +202,7 @@ def read_adapter_config(file: Path) -> dict[str, Any]:
     """Return the JSON object of a configuration; its keys are not checked.
 
     Raises:
-        InputError: If the file cannot be read, or is too large, not JSON, no object, or nested too deeply.
+        InputError: If the file cannot be read, is too large, is not a JSON object, or is nested too deeply.
     """
     content = read_bounded(file)
     if len(content) > _LARGEST_FILE:
@@ -187,8 +216,11 @@ def read_adapter_config(file: Path) -> dict[str, Any]:
 
 
 def _is_nested(value: Any, levels: int) -> bool:
-    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels == 0 or any(_is_nested(one, levels - 1) for one in below)
+    if levels == 0:
+        return True
+    if isinstance(value, dict):
+        return any(_is_nested(item, levels - 1) for item in value.values())
+    return isinstance(value, list) and any(_is_nested(item, levels - 1) for item in value)
 
 
 def require_supported(data: Mapping[str, Any], place: str) -> None:
@@ -203,7 +235,7 @@ def require_supported(data: Mapping[str, Any], place: str) -> None:
 
 
 def peft_config(data: Mapping[str, Any], modules: Sequence[str], place: str) -> Any:
-    """Return PEFT's `LoraConfig` of a configuration: of its supported keys alone, and after its patterns were tried.
+    """Return PEFT's `LoraConfig` of a configuration: from its supported keys only, after its patterns were tried.
 
     Args:
         data: The configuration.
@@ -211,7 +243,7 @@ def peft_config(data: Mapping[str, Any], modules: Sequence[str], place: str) -> 
         place: The file, for errors.
 
     Raises:
-        InputError: If a key is not supported, a pattern is not one, or PEFT refuses them together.
+        InputError: If a key is not supported, a pattern is invalid or takes too long, or PEFT refuses the keys.
     """
     from peft import LoraConfig
 
@@ -239,11 +271,11 @@ def patterns_of(data: Mapping[str, Any]) -> dict[tuple[str, str], str]:
             patterns[key, data[key]] = data[key]
     for key in ("rank_pattern", "alpha_pattern"):
         # PEFT matches the end of a name, from a dot on
-        patterns |= {(key, one): rf"(.*\.)?({one})" for one in data.get(key) or {}}
+        patterns |= {(key, pattern): rf"(.*\.)?({pattern})" for pattern in data.get(key) or {}}
     # PEFT puts the index of the layer behind this pattern
     named = data.get("layers_pattern") or []
-    for one in [named] if isinstance(named, str) else named:
-        patterns["layers_pattern", one] = rf".*\.{one}\.(\d+)\..*"
+    for pattern in [named] if isinstance(named, str) else named:
+        patterns["layers_pattern", pattern] = rf".*\.{pattern}\.(\d+)\..*"
     return patterns
 
 
@@ -251,7 +283,7 @@ def match_counts(patterns: Sequence[str], names: Sequence[str], place: str = "")
     """Return how many names each regular expression matches in full.
 
     Raises:
-        InputError: If one is no regular expression, or takes too long.
+        InputError: If a pattern is not a regular expression, or takes too long.
     """
     if not patterns:
         return []

@@ -35,15 +35,15 @@ seen to give 1e-4 in float32, and 0.2 in bfloat16 with sums in float32."""
 
 
 class AdapterFolder:
-    """An adapter or a merged model on disk. Each file is read at most once, when it is first asked for.
+    """An adapter or a merged model on disk. Each file is read at most once, when it is first needed.
 
     Attributes:
         path: The folder.
-        given_base: The base that the user named; None if it has to be looked for.
+        given_base: The base that the user named; None to look for it.
         may_fetch: Whether a recorded commit of the base may be fetched from the Hub; the suite never fetches.
-        manifest_file: `manifest.json`, which need not be there.
-        config_file: `adapter_config.json`, which need not be there.
-        tensors_file: `adapter_model.safetensors`, which need not be there.
+        manifest_file: `manifest.json`, which may be missing.
+        config_file: `adapter_config.json`, which may be missing.
+        tensors_file: `adapter_model.safetensors`, which may be missing.
         checkpoint: The folder as a checkpoint: a merged model's own configuration and weights.
     """
 
@@ -58,30 +58,32 @@ class AdapterFolder:
 
     @property
     def has_manifest(self) -> bool:
-        """Whether there is a manifest, be it broken or only a link that leads nowhere; not one of another tool."""
+        """Whether the folder has a manifest, even a broken one or a dangling link, but not one of another tool."""
         try:
-            there = self.manifest_file.exists() or self.manifest_file.is_symlink()
-            return there and not is_foreign(self.manifest_data)
+            exists = self.manifest_file.exists() or self.manifest_file.is_symlink()
+            return exists and not is_foreign(self.manifest_data)
         except InputError:
             return True  # the check of its schema reports it
 
     @property
     def model_files(self) -> list[Path]:
         """The safetensors files of a full model in the folder, in name order."""
-        return sorted(one for one in self.path.iterdir() if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", one.name))
+        return sorted(
+            file for file in self.path.iterdir() if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", file.name)
+        )
 
     @cached_property
     def manifest_bytes(self) -> bytes:
         """The bytes of the manifest.
 
         Raises:
-            InputError: If there is none, it is too large, or it leads out of the folder.
+            InputError: If the file is missing or too large, or a link leaves the folder.
         """
         return read_bounded(inside(self.path, MANIFEST))
 
     @cached_property
     def manifest_data(self) -> Any:
-        """The JSON value of the manifest, which need not be a valid one.
+        """The JSON value of the manifest, valid or not.
 
         Raises:
             InputError: As for `manifest_bytes`, or if the manifest is not JSON.
@@ -90,16 +92,16 @@ class AdapterFolder:
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """The manifest; None if there is none, because another trainer wrote the folder.
+        """The manifest; None if it is missing, because another trainer wrote the folder.
 
         Raises:
-            InputError: If it is not valid; every violation is listed.
+            InputError: If the manifest is not valid; every violation is listed.
         """
         return validate(self.manifest_data, place=str(self.manifest_file)) if self.has_manifest else None
 
     @cached_property
     def valid_manifest(self) -> Manifest | None:
-        """The manifest; None if there is none, or none that is valid."""
+        """The manifest; None if it is missing or not valid."""
         try:
             return self.manifest
         except InputError:
@@ -109,14 +111,14 @@ class AdapterFolder:
         """Return the manifest.
 
         Raises:
-            InputError: If there is none, or it is not valid.
+            InputError: If it is missing or not valid.
         """
         return self.manifest or validate(self.manifest_data, place=str(self.manifest_file))
 
     @cached_property
     def kind(self) -> Literal["adapter", "merged"]:
         """`merged` if the manifest has that kind, even if it is not valid otherwise."""
-        # of an invalid manifest, too: a merged model must not be put on a base because a key is wrong
+        # even of an invalid manifest: a wrong key must not put a merged model on a base
         try:
             data = self.manifest_data if self.has_manifest else None
         except InputError:
@@ -144,7 +146,7 @@ class AdapterFolder:
         """The object of `adapter_config.json`; its keys are not checked: see `lora_config`.
 
         Raises:
-            InputError: As for `read_adapter_config`, or if it leads out of the folder.
+            InputError: As for `read_adapter_config`, or if a link leaves the folder.
         """
         return read_adapter_config(inside(self.path, CONFIG))
 
@@ -154,19 +156,19 @@ class AdapterFolder:
 
     @KeptProperty
     def weights(self) -> Weights:
-        """The adapter's tensors; only their header is read until one is asked for.
+        """The adapter's tensors; only their header is read until a tensor is needed.
 
         Raises:
-            InputError: If the file is missing, leads out of the folder, or as for `read_header`.
+            InputError: If the file is missing, a link leaves the folder, or as for `read_header`.
         """
         return Weights([inside(self.path, ADAPTER_TENSORS)], self.checkpoint.header)
 
     @KeptProperty
     def model_weights(self) -> Weights:
-        """The tensors of a full model in the folder, none if there is no such file.
+        """The tensors of a full model in the folder; empty if it has no such file.
 
         Raises:
-            InputError: If a file leads out of the folder, or as for `Weights`.
+            InputError: If a link leaves the folder, or as for `Weights`.
         """
         return Weights([inside(self.path, file.name) for file in self.model_files], self.checkpoint.header)
 
@@ -189,7 +191,7 @@ class AdapterFolder:
 
     @cached_property
     def tensors_sha256(self) -> str:
-        """Hash of the adapter's tensors, or of the merged model's weights; they are read, and not kept.
+        """Hash of the adapter's tensors, or of the merged model's weights; they are read but not kept.
 
         Raises:
             InputError: If a file cannot be read.
@@ -198,7 +200,7 @@ class AdapterFolder:
 
     @cached_property
     def recorded_base(self) -> RecordedBase:
-        """The base as the manifest records it; without a valid one, as `adapter_config.json` does."""
+        """The base that the manifest records; without a valid manifest, the one that `adapter_config.json` names."""
         if self.valid_manifest is not None:
             data = self.valid_manifest.data
             output = str(data.get("recipe", {}).get("output", ""))
@@ -232,7 +234,7 @@ class AdapterFolder:
 
     @property
     def base(self) -> BaseFolder:
-        """The base that is loaded; a merged model needs no other than its own.
+        """The base to load; for a merged model, its own folder.
 
         Raises:
             InputError: If the base is missing.
@@ -247,10 +249,10 @@ class AdapterFolder:
         A merged model is the base only of an adapter whose recorded hash is that of its weights.
 
         Raises:
-            InputError: If the base is missing or another, or no hash is recorded and it is a merged model.
+            InputError: If the base is missing or has other weights, or if it is a merged model and no hash is recorded.
         """
         recorded, base = self.recorded_base, self.located_base.require(self.path)
-        # a base that the user named is not proven by its location
+        # the location proves nothing of a base that the user named
         weights, of_merged = base.weights_sha256, self.base_record.kind == "merged"
         if weights == recorded.weights_sha256 or (recorded.weights_sha256 is None and not of_merged):
             recorded.require_config(base)
@@ -271,14 +273,14 @@ class AdapterFolder:
         """A transcript's `model`: the kind, the hash of the tensors, and the base with the hash of its weights.
 
         Raises:
-            InputError: If there are no tensors, the configuration is not supported, nothing names the base, or as for
-                `base_weights_sha256`.
+            InputError: If the tensors are missing, the configuration is not supported, nothing names the base, or as
+                for `base_weights_sha256`.
         """
         found = {"kind": self.kind, "tensors_sha256": self.tensors_sha256}
         if self.kind == "merged":
             data = self.require_manifest().data
             return found | {name: data.get(name) for name in BASE_FACTS}
-        require_supported(self.config, str(self.config_file))  # before a base is read, which takes time
+        require_supported(self.config, str(self.config_file))  # checked before the base is read, which takes time
         recorded = self.recorded_base
         if not recorded.name:
             raise InputError("names no base", place=str(self.config_file), next_step="Give the base with --base.")
@@ -287,7 +289,7 @@ class AdapterFolder:
 
     @property
     def precision(self) -> Precision:
-        """The dtype of the base's weights in training, fp32 if it is not recorded; of a merged model, of its weights.
+        """The dtype of the base's weights in training, fp32 if it is not recorded; for a merged model, its own.
 
         Raises:
             InputError: If the manifest is not valid, or a merged model's dtype is not one of full weights.
@@ -307,14 +309,14 @@ class AdapterFolder:
 
     @property
     def quantization(self) -> str | None:
-        """`nf4` if the base was in 4 bits in training; None if it was not, and of a merged model."""
+        """`nf4` if the base was in 4 bits in training; None if it was not, and for a merged model."""
         data = self.manifest.data if self.manifest is not None and self.kind == "adapter" else {}
         quantization: str | None = data.get("training", {}).get("quantization")
         return quantization
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The backend of training, with the tokenizer in the folder; without one there, with that of the base.
+        """The backend of training, with the folder's tokenizer, or the base's if the folder has no tokenizer.
 
         Raises:
             InputError: If the manifest is not valid, or the base is needed and missing.
@@ -322,21 +324,23 @@ class AdapterFolder:
         data = self.manifest.data if self.manifest is not None else {}
         # other trainers record no backend: most of their adapters are used through Mistral's own tokenizer
         backend = data.get("tokenizer", {}).get("backend", "mistral-common")
-        own = oracle_file(self.path) if backend == "mistral-common" else (self.path / TOKENIZER_JSON).is_file()
-        return make_encoder(backend, CheckpointTokenizer(self.path) if own else self.base.tokenizer())
+        has_tokenizer = (
+            oracle_file(self.path) if backend == "mistral-common" else (self.path / TOKENIZER_JSON).is_file()
+        )
+        return make_encoder(backend, CheckpointTokenizer(self.path) if has_tokenizer else self.base.tokenizer())
 
     @cached_property
     def recorded_encoder(self) -> Encoder:
         """The backend that the manifest names, with the tokenizer and the template files that it lists.
 
         Raises:
-            InputError: If there is no valid manifest, or a file is missing.
+            InputError: If the manifest is missing or not valid, or a file is missing.
             OSError: If a file cannot be read.
             ValueError: If the template is not UTF-8.
         """
         data = self.require_manifest().data
         if data["tokenizer"]["backend"] == "mistral-common":
             return make_encoder("mistral-common", CheckpointTokenizer(inside(self.path, data["tokenizer"]["file"])))
-        # bytes: line ends are part of the rendering
+        # as bytes: line ends are part of the rendering
         template = inside(self.path, data["template"]["file"]).read_bytes().decode()
         return make_encoder(data["tokenizer"]["backend"], CheckpointTokenizer(self.path), template=template)

@@ -26,13 +26,13 @@ def base_weights_command(folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RecordedBase:
-    """The base as a folder records it. All of it is data of unknown origin.
+    """The base that a folder records. All of it is data of unknown origin.
 
     Attributes:
         name: Hub repository, or the path or name of a local base; empty if nothing names one.
         revision: Its commit; None for a local base.
-        weights_sha256: Hash of its weights; None if none is recorded.
-        output: The `output` of the recipe that is recorded beside it; empty if there is none.
+        weights_sha256: Hash of its weights; None if it is not recorded.
+        output: The `output` of the recipe that is recorded beside it; empty if it is not recorded.
         config: Its `BaseFolder.canonical_config` in training; None if it is not recorded.
     """
 
@@ -43,7 +43,7 @@ class RecordedBase:
     config: Mapping[str, Any] | None = None
 
     def require_config(self, base: BaseFolder) -> None:
-        """Refuse a base whose weights are the recorded ones, and whose configuration computes something else with them.
+        """Refuse a base that has the recorded weights, and a configuration that computes something else with them.
 
         Raises:
             InputError: With the first key of another value; without a recorded configuration, nothing is refused.
@@ -51,7 +51,7 @@ class RecordedBase:
         """
         if not self.config:
             return
-        _ = base.architecture  # a class that is not loaded at all is the plainer reason
+        _ = base.architecture  # a class that cannot be loaded is the clearer reason
         now = changed_config(self.config, base.canonical_config)
         for key, recorded in self.config.items():
             if now[key] != recorded:
@@ -97,7 +97,7 @@ def locate_base(
     """Look for the base of an adapter: the folder that the user named, or else the one that is recorded.
 
     The order is from proof to guess, so that every caller finds the same base: local folders whose weights have the
-    recorded hash, the recorded commit in the Hub's cache, local folders that no hash can prove, and, if that is
+    recorded hash, the recorded commit in the Hub's cache, local folders that no hash can prove, and, if
     allowed, the commit at the Hub.
 
     Args:
@@ -107,7 +107,7 @@ def locate_base(
         may_fetch: Whether a recorded commit may be fetched from the Hub.
 
     Raises:
-        PinError: If a file of the Hub's cache is not the commit's, or the commit cannot be fetched.
+        PinError: If a file in the Hub's cache differs from the commit's, or the commit cannot be fetched.
     """
     if given is not None:
         return LocatedBase(given)  # the caller compares its weights: another base is an error, not a missing one
@@ -128,20 +128,20 @@ def locate_base(
 
 
 def recipe_folder(adapter: Path, output: str) -> Path:
-    """Return the folder of the recipe that made an adapter, if the adapter is where it was made; else its own parent.
+    """Return the folder of the recipe that made an adapter, or the adapter's parent if the adapter was moved.
 
     Args:
         adapter: The adapter's folder, absolute.
-        output: The `output` of the recipe as it is recorded; empty if there is none.
+        output: The recorded `output` of the recipe; empty if it is not recorded.
     """
-    # the parts of a path below the recipe give the number of folders in between; of another path, they give nothing
+    # the output's path has as many parts as there are folders from the recipe down, if it leads below the recipe
     parts = Path(output).parts
     below = not Path(output).is_absolute() and ".." not in parts
     return adapter.parents[len(parts) - 1 if below and 0 < len(parts) <= len(adapter.parents) else 0]
 
 
 def _local_base(recorded: RecordedBase, adapter: Path) -> tuple[LocatedBase | None, list[Path]]:
-    """Return the first local folder that can be the recorded base, and those of its name with other weights."""
+    """Return the first local folder that can be the recorded base, and the folders of its name with other weights."""
     # A recipe names its base by the path from its own folder, in which the output often is, too. Joining an absolute
     # name gives that name alone. The working directory comes last, so that it decides nothing that the adapter's place
     # decides.

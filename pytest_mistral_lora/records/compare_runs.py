@@ -37,7 +37,7 @@ _GROUP_OF = {
 _OTHER = "record"
 _MOST_SHOWN = 80
 _SEAL = "seal"
-"""The hash of all other fields: it differs if and only if one of them does."""
+"""The hash of all other fields: it differs if and only if another field does."""
 
 GROUPS = (_OTHER, *dict.fromkeys(_GROUP_OF.values()))
 """The groups of fields, in order: the record itself, its inputs, and its results."""
@@ -48,7 +48,7 @@ class _Absent:
 
 
 ABSENT = _Absent()
-"""The value of a field that is not recorded: None is a value that can be."""
+"""The value of a field that is not recorded; None can be a recorded value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class ChangedField:
 
     Attributes:
         group: One of `GROUPS`.
-        path: JSON path, `$.training.learning_rate`; of a part that only one of them has, the path of the part.
+        path: JSON path, `$.training.learning_rate`; the path of a whole part if only one manifest has it.
         a: Its value in the first, or `ABSENT`.
         b: Its value in the second, or `ABSENT`.
     """
@@ -80,7 +80,7 @@ class ChangedAnswer:
 
     Attributes:
         case: Name of the transcript.
-        differs: `question`: another conversation was asked; `prompt`: the same one, in other ids; `answer`.
+        differs: `question`: the conversations differ; `prompt`: same conversation, different ids; `answer`.
         token: Index of the first completion token that differs; None if the answers are the same.
         a: The first run's answer.
         b: The second run's answer.
@@ -99,9 +99,9 @@ class AnswersDiff:
 
     Attributes:
         compared: Number of transcripts that both have.
-        different: Those that differ.
-        only_a: Names of those that only the first has.
-        only_b: Names of those that only the second has.
+        different: The transcripts that differ.
+        only_a: Names of transcripts that only the first has.
+        only_b: Names of transcripts that only the second has.
     """
 
     compared: int
@@ -123,8 +123,8 @@ class RunsDiff:
         a: The first folder, or manifest file.
         b: The second.
         facts: Fields of the manifests that differ, in the order of `GROUPS`.
-        tensors: The comparison of their tensors, or the reason why there is none.
-        answers: The comparison of their transcripts, or the reason why there is none.
+        tensors: The comparison of their tensors, or the reason why it is missing.
+        answers: The comparison of their transcripts, or the reason why it is missing.
     """
 
     a: Path
@@ -135,7 +135,7 @@ class RunsDiff:
 
     @property
     def equal(self) -> bool:
-        """Whether nothing that was compared differs."""
+        """Whether everything that was compared is equal."""
         compared = (part for part in (self.tensors, self.answers) if not isinstance(part, str))
         return not self.facts and all(part.equal for part in compared)
 
@@ -158,9 +158,9 @@ def compare_runs(a: Path, b: Path) -> RunsDiff:
     kinds = [record.data["kind"] for record in records]
     tensors: TensorsDiff | str = f"one is of kind {kinds[0]}, the other {kinds[1]}"
     if kinds[0] == kinds[1]:
-        without = next((one for one in (a, b) if not tensor_files(one)), None)
+        without = next((folder for folder in (a, b) if not tensor_files(folder)), None)
         tensors = diff_tensors(a, b) if without is None else f"no tensors in {without}"
-    first, second = ({name: part for name, part in one.data.items() if name != _SEAL} for one in records)
+    first, second = ({name: part for name, part in record.data.items() if name != _SEAL} for record in records)
     changed = []
     for path, *sides in differences((), first, second):
         names = (".".join(map(str, path[:2])), str(path[0]))
@@ -179,7 +179,7 @@ def differences(path: tuple[str | int, ...], a: Any, b: Any) -> Iterator[tuple[t
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for name in dict.fromkeys((*a, *b)):
             yield from differences((*path, name), a.get(name, ABSENT), b.get(name, ABSENT))
-    elif isinstance(a, list) and isinstance(b, list) and any(isinstance(one, Mapping) for one in (*a, *b)):
+    elif isinstance(a, list) and isinstance(b, list) and any(isinstance(item, Mapping) for item in (*a, *b)):
         for index in range(max(len(a), len(b))):
             sides = (side[index] if index < len(side) else ABSENT for side in (a, b))
             yield from differences((*path, index), *sides)
@@ -188,23 +188,24 @@ def differences(path: tuple[str | int, ...], a: Any, b: Any) -> Iterator[tuple[t
 
 
 def changed_settings(recorded: Any, identity: Mapping[str, Any]) -> str:
-    """Return the settings of a run that differ from those of an unfinished one, with both values.
+    """Return the settings that differ between a run and an unfinished run, with both values.
 
     Args:
         recorded: The content of the `run.json` of the unfinished run.
-        identity: Everything that decides the steps of the run that would go on.
+        identity: Everything that decides the steps of the run that would resume it.
     """
     settings = recorded.get("settings") if isinstance(recorded, Mapping) else None
     if not isinstance(settings, Mapping):
         return "recipe, base, precision, data or number of devices"
     shown: dict[str, None] = {}
-    for path, there, here in differences((), settings, json.loads(json.dumps(identity))):
+    for path, before, now in differences((), settings, json.loads(json.dumps(identity))):
         if path[0] == "rows":
             shown.setdefault("set of rows (the data changed, or its tokens)")
             continue
         name = ".".join(str(part) for part in (path[1:] if path[0] == "recipe" else path))
         sides = (
-            "not set" if one is ABSENT else json.dumps(one, ensure_ascii=False)[:_MOST_SHOWN] for one in (there, here)
+            "not set" if value is ABSENT else json.dumps(value, ensure_ascii=False)[:_MOST_SHOWN]
+            for value in (before, now)
         )
         shown.setdefault(f"{name} ({', now '.join(sides)})")
     return ", ".join(shown)
@@ -214,20 +215,22 @@ def _compare_answers(a: Path, b: Path) -> AnswersDiff | str:
     for folder in (a, b):
         if not golden_paths(folder / TRANSCRIPTS):
             return f"no transcripts in {folder}"
-    first, second = ({one.case: one for one in load_folder(folder / TRANSCRIPTS)} for folder in (a, b))
+    first, second = (
+        {transcript.case: transcript for transcript in load_folder(folder / TRANSCRIPTS)} for folder in (a, b)
+    )
     shared = [case for case in first if case in second]
     different = []
     for case in shared:
-        one, other = first[case], second[case]
-        same = one.completion_ids == other.completion_ids
-        token = None if same else equal_beginning(one.completion_ids, other.completion_ids)
-        # the first cause counts: another question explains another prompt, and that another answer
-        if one.row != other.row:
-            different.append(ChangedAnswer(case, "question", token, one.text, other.text))
-        elif one.prompt_ids != other.prompt_ids:
-            different.append(ChangedAnswer(case, "prompt", token, one.text, other.text))
+        before, after = first[case], second[case]
+        same = before.completion_ids == after.completion_ids
+        token = None if same else equal_beginning(before.completion_ids, after.completion_ids)
+        # the first cause counts: a changed question explains a changed prompt, which explains a changed answer
+        if before.row != after.row:
+            different.append(ChangedAnswer(case, "question", token, before.text, after.text))
+        elif before.prompt_ids != after.prompt_ids:
+            different.append(ChangedAnswer(case, "prompt", token, before.text, after.text))
         elif token is not None:
-            different.append(ChangedAnswer(case, "answer", token, one.text, other.text))
+            different.append(ChangedAnswer(case, "answer", token, before.text, after.text))
     return AnswersDiff(
         compared=len(shared),
         different=tuple(different),

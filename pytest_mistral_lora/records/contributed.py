@@ -45,7 +45,7 @@ class ContributedSet:
 
     Attributes:
         folder: The folder of the set.
-        source: The repository and the commit that the file was published in; None if nobody has named them.
+        source: The repository and the commit that the file was published in; None if they are not known.
         goldens: The goldens, by the name of the case.
     """
 
@@ -67,9 +67,9 @@ def set_folder(folder: Path, sha256: str) -> Path:
 
 @cache
 def find_set(sha256: str, folders: Sequence[Path] = ()) -> ContributedSet | InputError | None:
-    """Return the set of a tokenizer file: a packaged one, or else one of the user's; None if there is none.
+    """Return the packaged set of a tokenizer file, or else the user's; None if neither exists.
 
-    A set that cannot be used is returned as its error, so that every check that asks for it can go on.
+    For a set that cannot be used, the error is returned, so that every check that needs the set can go on.
     """
     for folder in (goldens_folder(), *folders):
         if set_folder(folder, sha256).is_dir():
@@ -81,7 +81,7 @@ def find_set(sha256: str, folders: Sequence[Path] = ()) -> ContributedSet | Inpu
 
 
 def read_set(folder: Path, sha256: str | None = None) -> ContributedSet:
-    """Read a set, and check that it is whole: no golden may be of another file, another row, or edited by hand.
+    """Read a set, and check it: no golden may be of another file, of another row, or edited by hand.
 
     Args:
         folder: The folder of the set.
@@ -106,7 +106,7 @@ def read_set(folder: Path, sha256: str | None = None) -> ContributedSet:
             raise InputError("it is not the file that provenance.json names", place=str(path), expected=again)
         if golden.tokenizer != tokenizer:
             raise InputError("it is of another tokenizer file than provenance.json", place=str(path), expected=again)
-        # a row that this version words otherwise is judged by the target's own oracle
+        # a row that has changed since is judged by the target's oracle
         if rows.get(name) == golden.row:
             goldens[name] = golden
     return ContributedSet(folder, data["source"], goldens)
@@ -124,20 +124,20 @@ def record_set(oracle: Oracle, folder: Path, source: tuple[str, str] | None) -> 
     Args:
         oracle: The tokenizer.
         folder: The folder of goldens in which the set is made.
-        source: The repository and the commit of the file, if they are known; else those of the set are kept.
+        source: The repository and the commit of the file, if they are known; else the recorded ones are kept.
 
     Returns:
-        The folder of the set, and whether it was created, rewritten or left as it was.
+        The folder of the set, and whether it was created, rewritten or left unchanged.
 
     Raises:
         OracleRejection: If mistral-common refuses a row.
         MistralLoraError: If no named deviation explains a difference of the generated template.
-        InputError: If a row has other ids than mistral-common gives by its own interface, or the set cannot be written.
+        InputError: If a row's ids differ from those of mistral-common's own interface, or the set cannot be written.
     """
     home = set_folder(folder, oracle.sha256)
     file = home / PROVENANCE
     before = _read_provenance(file) if file.exists() else {}
-    # the template that mistral-common generates, as for the packaged goldens, and not that of a folder
+    # the template that mistral-common generates, as for the packaged goldens, not a folder's template
     tokenizer = CheckpointTokenizer(oracle.path)
     states: set[Written] = set()
     digests = {}

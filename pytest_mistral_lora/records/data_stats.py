@@ -18,7 +18,7 @@ from pytest_mistral_lora.records.files import framed_ids, framed_row, is_held_ou
 HASHED = ("rows", "ids", "labels")
 
 SHOWN = 10
-"""Places that are kept of the rows with one change; all are counted."""
+"""The number of places to keep for each change; all rows are counted."""
 
 
 @dataclass
@@ -27,11 +27,11 @@ class RowCounts:
 
     Attributes:
         rows: Rows that were read for it.
-        used: Rows that are left.
-        tokens: Tokens of the rows that are left.
-        supervised_tokens: Those of them with loss.
+        used: Rows that the policy kept.
+        tokens: Tokens of the kept rows.
+        supervised_tokens: The number of these with loss.
         tokens_removed: Tokens of rows that were dropped, and tokens that were cut off.
-        supervised_tokens_removed: Those of them that had loss.
+        supervised_tokens_removed: The number of these with loss.
         changes: Number of rows with each change of `PolicyResult.changes`.
         places: File (its index) and line of the first rows with each change.
     """
@@ -120,7 +120,7 @@ def token_stats(stats: SplitStats) -> dict[str, Any]:
 
 
 class StatsBuilder:
-    """Builds the statistics of rows that come in order, one by one or in parts."""
+    """Builds the statistics of rows that come in order, singly or in parts."""
 
     def __init__(self) -> None:
         self.tally: RowCounts = RowCounts()
@@ -143,16 +143,16 @@ def hashed_parts(row: Row, encoded: EncodedRow) -> dict[str, bytes]:
 
 
 def stats_of(rows: Sequence[Row], encoded: Sequence[EncodedRow]) -> SplitStats:
-    """Return the statistics of rows that were encoded one by one, and all kept."""
+    """Return the statistics of encoded rows that are all kept."""
     builder = StatsBuilder()
-    for row, one in zip(rows, encoded, strict=True):
-        builder.tally.add(one, PolicyResult(one))
-        builder.update(hashed_parts(row, one))
+    for row, encoded_row in zip(rows, encoded, strict=True):
+        builder.tally.add(encoded_row, PolicyResult(encoded_row))
+        builder.update(hashed_parts(row, encoded_row))
     return builder.build()
 
 
 PROBE = "probe-1"
-"""Name of the set. Other conversations would be another set, under another name."""
+"""Name of the set. A set of other conversations needs another name."""
 
 _CALL = {"id": "a1B2c3D4e", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
 _CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -190,7 +190,7 @@ PROBES = {
 
 
 def probe_sha256(encode: Callable[[Row], EncodedRow], name: str = PROBE) -> str:
-    """Return the SHA-256 of the ids of a set's conversations; one that the backend refuses has no ids."""
+    """Return the SHA-256 of the ids of a set's conversations; a conversation that the backend refuses has no ids."""
     parts = []
     for number, data in enumerate(PROBES[name]):
         row = parse_row(data, place=f"{name}, row {number}")
@@ -207,23 +207,25 @@ class _EncodingError(Exception):
 
 
 def recount_rows(
-    folder: AdapterFolder, train: Sequence[DataFile], held: Sequence[DataFile] | None
+    folder: AdapterFolder, train: Sequence[DataFile], eval_files: Sequence[DataFile] | None
 ) -> Iterator[tuple[str, Any]]:
     """Yield the recorded values of the rows, by JSON path in the manifest, each recomputed: a value, or an error.
 
     Args:
         folder: A folder with a manifest, tokenizer and template.
         train: The training files in recipe order.
-        held: The files that were held out, in recipe order; None if they are missing.
+        eval_files: The files that were held out, in recipe order; None if they are missing.
     """
     data, has_tokens = folder.require_manifest().data, True
     try:
         stats = _split_stats(folder, _split_rows(data, train, (), held_out=False))
-        held_out = None if held is None else _split_stats(folder, _split_rows(data, train, held, held_out=True))
+        held_out = (
+            None if eval_files is None else _split_stats(folder, _split_rows(data, train, eval_files, held_out=True))
+        )
     except _EncodingError as error:
         yield "masking.ids_sha256", error
         if "drop" in (data["dataset"].get("truncation"), data["dataset"].get("unsupervised")):
-            return  # without tokens, nothing shows which rows a policy dropped
+            return  # only tokens show which rows a policy dropped
         try:
             stats = _split_stats(folder, _split_rows(data, train, (), held_out=False), without_tokens=True)
         except MistralLoraError as unreadable:
@@ -248,28 +250,28 @@ def recount_rows(
 
 
 def _split_rows(
-    data: Mapping[str, Any], train: Sequence[DataFile], held: Sequence[DataFile], *, held_out: bool
+    data: Mapping[str, Any], train: Sequence[DataFile], eval_files: Sequence[DataFile], *, held_out: bool
 ) -> Iterator[Row]:
     """Yield the rows of the training files that are on one side of the split, then those of the held-out files."""
-    # the split is by content, so it holds whatever the order of the files
+    # the split is by content, so the order of the files does not change it
     for file in train:
         yield from (row for row in read_rows(file) if is_held_out(row, data["dataset"]["held_out"]) is held_out)
-    for file in held:
+    for file in eval_files:
         yield from read_rows(file)
 
 
 def _split_stats(folder: AdapterFolder, rows: Iterable[Row], *, without_tokens: bool = False) -> SplitStats:
-    """Return the statistics of rows after the run's policy; without tokens, those of all rows.
+    """Return the statistics of rows after the run's policy; without tokens, of all rows.
 
     Raises:
         MistralLoraError: If a file cannot be read.
-        _EncodingError: If the backend cannot be made of the folder's files, or cannot encode a row.
+        _EncodingError: If the folder's files do not make a backend, or it cannot encode a row.
     """
     data = folder.require_manifest().data
     chosen = {name: data["dataset"].get(name, "error") for name in ("truncation", "unsupervised")}
     builder, policy = StatsBuilder(), Policy(data["training"]["max_length"], **chosen)
     for row in rows:
-        if without_tokens:  # no policy can drop a row then: the caller has made sure that none did
+        if without_tokens:  # without tokens no policy can run: the caller has checked that it dropped no row
             builder.tally.rows += 1
             builder.tally.used += 1
             builder.update({"rows": framed_row(row)})

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return JSON in one form: keys sorted, no spaces, UTF-8, finite numbers; nearly RFC 8785, in Python's key order.
+    """Return canonical JSON: keys sorted, no spaces, UTF-8, finite numbers; nearly RFC 8785, in Python's key order.
 
     Unicode is not normalised, since that would change tokens.
     """
@@ -36,7 +36,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def sha256_rows(rows: Iterable[Row]) -> str:
-    """Return the SHA-256 of chat rows in order, blind to line endings and to key order that changes no id."""
+    """Return the SHA-256 of chat rows in order, regardless of line endings and of key order that changes no id."""
     return sha256_parts(map(framed_row, rows))
 
 
@@ -70,20 +70,20 @@ def framed(data: bytes) -> bytes:
 
 
 def is_held_out(row: Row, fraction: float) -> bool:
-    """Return whether a row is held out: its own content decides, so equal rows are never on both sides of a split."""
+    """Return whether a row is held out: its content decides, so equal rows are never on both sides of a split."""
     # 13 hex digits are 52 bits: every such integer has an exact float.
-    # all keys sorted, also those whose order changes ids: rows that differ in nothing else belong on one side
+    # all keys sorted, even where their order changes ids: rows that differ only in order belong on one side
     digest = sha256_bytes(canonical_json(row.to_json()))
     return int(digest[:13], 16) / 16**13 < fraction
 
 
 Written = Literal["created", "rewritten", "unchanged"]
 """The result of writing a file."""
-_UNFINISHED = ".unfinished"  # no user's own file or folder, such as `.lora-out.previous`, is taken for remains of ours
+_UNFINISHED = ".unfinished"  # a user's file or folder, such as `.lora-out.previous`, is never taken for our remains
 
 
 def unfinished_path(path: Path) -> Path:
-    """Return a new name beside a path, under which it is made; `remove_temporaries` finds it after a kill."""
+    """Return a new temporary name beside a path; `remove_temporaries` finds it after a kill."""
     # beside the target: a rename is atomic within one file system only
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
 
@@ -102,7 +102,7 @@ def finished_file(path: Path) -> Iterator[BinaryIO]:
         with temporary.open("xb") as file:
             yield file
             file.flush()
-            # before the rename: after a loss of power, the new name could lead to an empty file
+            # before the rename: else a loss of power could leave an empty file under the new name
             os.fsync(file.fileno())
         if path.is_file():
             shutil.copymode(path, temporary)
@@ -113,23 +113,23 @@ def finished_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def path_from(folder: Path, path: Path) -> Path:
-    """Return a path as reports name it: relative to the folder of the command if it is inside, else as it is."""
+    """Return a path as reports name it: relative to the working folder if it is inside, else unchanged."""
     return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
 def require_writable(path: Path, is_ours: Callable[[Path], bool] | None = None) -> Path:
-    """Return the path of a file that a command writes last, if it can be written there and nothing of others is lost.
+    """Return the path of a file that a command writes last, if it can be written and overwrites no other's work.
 
-    A file is made beside it and removed: the bits of a folder do not tell it for root, or on a disk that is read-only.
+    A file is made beside it and removed: permission bits say nothing for root, or on a read-only disk.
 
     Args:
         path: The file.
-        is_ours: Whether a file that is there, and is not empty, was written by the same command before, so that it may
-            be replaced; None if any may be, or the command refuses each that is there.
+        is_ours: Whether an existing file that is not empty was written by the same command, so that it may be
+            replaced; None if any file may be replaced, or the command refuses every existing file.
 
     Raises:
-        InputError: If the path is no regular file, its folder is not there, no file can be made in it, or a file is
-            there that is not ours.
+        InputError: If the path is not a regular file, its folder is missing or cannot be written, or the file exists
+            and is not ours.
     """
     if "\0" in str(path):
         raise InputError("a path with a null character", place=str(path), expected="the name of a file")
@@ -153,7 +153,7 @@ def require_writable(path: Path, is_ours: Callable[[Path], bool] | None = None) 
 
 
 def beginning(path: Path) -> str:
-    """Return the first characters of a text file, by which we know our own.
+    """Return the first characters of a text file, which identify the files that we wrote.
 
     Raises:
         OSError: If it cannot be read.
@@ -163,16 +163,16 @@ def beginning(path: Path) -> str:
 
 
 def clash(output: Path, source: Path) -> str:
-    """Return how an output and an input meet on the disk, as words behind the output's name; empty if they do not.
+    """Return how an output and an input overlap on disk, as words behind the output's name; empty if they do not.
 
-    Files and folders are compared, not spellings: a link, a hard link, `..` and another case on a disk that ignores it
-    lead to the same one.
+    Files and folders are compared, not spellings: links, hard links, `..` and, on a disk that ignores case, upper case
+    lead to the same file.
 
     Args:
-        output: A path that is written; it need not be there.
+        output: A path that is written; it may be missing.
         source: A path that is read.
     """
-    # unlike Path.resolve, this raises nothing for a link that leads to itself
+    # unlike Path.resolve, this does not raise for a link that leads to itself
     written, read = (Path(os.path.realpath(path)) for path in (output, source))
     if written == read or _is_same(written, read):
         return "is"
@@ -181,22 +181,22 @@ def clash(output: Path, source: Path) -> str:
     return "holds" if any(folder == written or _is_same(folder, written) for folder in read.parents) else ""
 
 
-def _is_same(one: Path, other: Path) -> bool:
+def _is_same(path: Path, other: Path) -> bool:
     try:
-        return one.samefile(other)
-    except (OSError, ValueError):  # one is not there, or may not be looked at; or a path has a null character
+        return path.samefile(other)
+    except (OSError, ValueError):  # a path is missing, may not be read, or has a null character
         return False
 
 
 def refuse_input_as_output(
     outputs: Mapping[str, Iterable[Path]], inputs: Iterable[Path], *, inside: Collection[str] = ()
 ) -> None:
-    """Refuse a command that would write over something that it reads, or into it.
+    """Refuse a command that would overwrite one of its inputs, or write into it.
 
     Args:
         outputs: The paths that it writes, by the argument that names them.
         inputs: The paths that it reads.
-        inside: The arguments whose output may be in a folder that is read, because its place is there.
+        inside: The arguments whose output belongs in an input folder, and so may be inside it.
 
     Raises:
         InputError: If an output is an input, is inside one, or holds one; or if two arguments write the same file.
@@ -221,21 +221,21 @@ def put_text(path: Path, text: str, *, keep: bool = False) -> Written:
     Args:
         path: The file.
         text: Its new content.
-        keep: Leave the file as it is, if there is one.
+        keep: Leave an existing file unchanged.
 
     Raises:
         InputError: If it cannot be written.
     """
     try:
         remove_temporaries(path)
-        there = path.exists()
-        if there and (keep or _content(path) == text.encode()):
+        exists = path.exists()
+        if exists and (keep or _content(path) == text.encode()):
             return "unchanged"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", place=str(path)) from error
-    return "rewritten" if there else "created"
+    return "rewritten" if exists else "created"
 
 
 def _content(path: Path) -> bytes:
@@ -254,14 +254,14 @@ def json_text(data: Any) -> str:
 
 
 def require_folder(path: Path) -> None:
-    """Refuse a path that is no folder, with the name beside it that is most like it.
+    """Refuse a path that is not a folder, and suggest the most similar name beside it.
 
     Raises:
-        InputError: If there is nothing, or a file.
+        InputError: If the path is missing, or is a file.
     """
     if path.is_dir():
         return
-    beside = [one.name for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
+    beside = [folder.name for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
     found = "a file" if path.exists() else f"no such folder{did_you_mean(path.name, beside)}"
     raise InputError(found, place=str(path), expected="the folder of an adapter or of a merged model")
 
@@ -269,17 +269,17 @@ def require_folder(path: Path) -> None:
 def inside(folder: Path, name: str) -> Path:
     """Return a regular file of a folder.
 
-    A link of a snapshot in the Hub's cache may lead to the blobs of that cache; any other has to stay in the folder.
+    A link of a snapshot in the Hub's cache may lead to the blobs of that cache; any other must stay in the folder.
 
     Raises:
-        InputError: If there is none, if it is no regular file, if it leads out of the folder, or if that is none.
+        InputError: If the folder or the file is missing, the file is not a regular file, or a link leaves the folder.
     """
     require_folder(folder)
     file = folder / name
     try:
         target = file.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
-        # a loop of links, or a name with a NUL, or one that is too long, for which pathlib raises again
+        # a loop of links, a name with a NUL, or a name that is too long: pathlib raises for each
         reason = "a link that leads nowhere" if os.path.lexists(file) else "no such file"
         raise InputError(reason, place=str(file)) from error
     if not any(target.is_relative_to(home) for home in link_homes(folder)):
@@ -295,7 +295,7 @@ def finished_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`. It becomes `path` if the block ends without an error, else it vanishes.
 
     Raises:
-        InputError: If `path` exists already: a finished folder is never written over.
+        InputError: If `path` exists already: a finished folder is never overwritten.
     """
     if path.exists():
         raise InputError("exists already", place=str(path), next_step="Remove it or name another output folder.")
@@ -304,7 +304,7 @@ def finished_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        # on the disk before its new name is: else a loss of power could leave a finished folder with empty files
+        # the content before the new name: else a loss of power could leave a finished folder with empty files
         for part in (*temporary.rglob("*"), temporary):
             _sync_to_disk(part)
         try:
@@ -312,10 +312,10 @@ def finished_folder(path: Path) -> Iterator[Path]:
         except OSError as error:
             if not path.exists():
                 raise
-            # made since the check above, by another process
+            # another process made it since the check above
             found, other = "was made by another process meanwhile", "Keep it, or name another output folder."
             raise InputError(found, place=str(path), next_step=other) from error
-        # the new name is an entry of the folder above
+        # the new name is an entry of the parent folder
         _sync_to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -339,7 +339,7 @@ def remove_temporaries(path: Path) -> None:
 
 
 def listing(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return `size` in bytes and `sha256` of each file of a folder, by its path in there."""
+    """Return `size` in bytes and `sha256` of each file of a folder, by its relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "size": path.stat().st_size}

@@ -1,4 +1,4 @@
-"""Questions to Git about a folder, asked so that no command of a repository's own configuration runs."""
+"""Questions to Git about a folder; no command from the repository's configuration runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from typing import Any
 
 _LONGEST_S = 30
 _OPTIONS = (
-    *("--no-pager", "--no-optional-locks", "--literal-pathspecs", "--no-replace-objects"),
-    # both are commands that a repository can name; nothing is fetched either, which could run one
-    *("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "protocol.allow=never"),
+    "--no-pager",
+    "--no-optional-locks",
+    "--literal-pathspecs",
+    "--no-replace-objects",
+    # a repository can name both commands; nothing is fetched either, since a fetch could run one
+    "-c",
+    "core.fsmonitor=false",
+    "-c",
+    "core.hooksPath=/dev/null",
+    "-c",
+    "protocol.allow=never",
 )
 _OF_THE_USER = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_CEILING_DIRECTORIES")
 """Variables of Git that are kept: the others, such as `GIT_DIR` within a hook, would name another repository."""
@@ -21,7 +29,7 @@ def ask_git(folder: Path, *question: str) -> bytes:
     """Return what Git prints for a question about the repository that a folder is in.
 
     Raises:
-        OSError: If there is no Git.
+        OSError: If Git is not installed.
         subprocess.SubprocessError: If Git refuses, such as outside of a repository, or takes too long.
     """
     environment = {key: value for key, value in os.environ.items() if key[:4] != "GIT_" or key in _OF_THE_USER}
@@ -37,8 +45,8 @@ def ask_git(folder: Path, *question: str) -> bytes:
 def code_of(folder: Path) -> dict[str, Any] | None:
     """Return `commit` and `dirty` of the repository that a folder is in: the manifest's `environment.code`.
 
-    Files that Git does not track do not count as changes. The result is None outside of a repository, in one without a
-    commit, and without Git.
+    Files that Git does not track do not count as changes. The result is None outside of a repository, in one
+    without a commit, and without Git.
     """
     try:
         commit = ask_git(folder, "rev-parse", "--verify", "HEAD").decode().strip()

@@ -56,7 +56,7 @@ class Case:
     needs: tuple[str, ...] = ()
 
     def fits(self, oracle: Oracle) -> bool:
-        """Return whether a tokenizer can encode it."""
+        """Return whether a tokenizer can encode the row."""
         return oracle.facts in self.versions and all(getattr(oracle.features, name) for name in self.needs)
 
 
@@ -97,7 +97,7 @@ class Golden:
         Raises:
             InputError: If it cannot be written.
         """
-        # a new version of a library that changes nothing should change no file
+        # an upgrade that changes no result should change no file
         same = before is not None and replace(before, recorded_with=self.recorded_with) == self
         return put_text(self.path, self.text(), keep=same)
 
@@ -137,7 +137,7 @@ def packaged_cases() -> list[Case]:
     cases = []
     for data in read_json(path):
         place = f"{path}, {data['case']}"
-        # a case that names no version is for all of them
+        # a case without versions is for all versions
         versions = versions_between(data.get("since"), data.get("until"), place=place)
         row = parse_row(data["row"], place=place)
         cases.append(Case(data["case"], data["description"], row, versions, tuple(data.get("needs", ()))))
@@ -148,7 +148,7 @@ def packaged_golden(sha256: str, case: str) -> Golden:
     """Return the packaged golden of a case for the tokenizer file with this SHA-256.
 
     Raises:
-        InputError: If there are no packaged goldens for the file, or no such case.
+        InputError: If the file has no packaged goldens, or no such case.
     """
     name = next((name for name, digest in shipped_hashes().items() if digest == sha256), None)
     if name is None:
@@ -175,7 +175,7 @@ def record(case: Case, tokenizer: CheckpointTokenizer, folder: Path) -> Golden:
 
     oracle = tokenizer.oracle
     comparison = compare(case.row, oracle, tokenizer.template)
-    # a golden must not make a fault the expected state
+    # a golden must not record a fault as expected
     if comparison.unexplained:
         raise MistralLoraError(
             f"the chat template differs from mistral-common: {comparison.unexplained}",
@@ -246,7 +246,8 @@ def _encoded(data: Mapping[str, Any]) -> EncodedRow:
     """Return ids, labels and spans of a golden that its schema accepts: to JSON, 2.0 is an integer, too."""
     ids, labels = (tuple(map(int, data[name])) for name in ("input_ids", "labels"))
     spans: list[dict[str, Any]] = [
-        {key: int(value) if isinstance(value, float) else value for key, value in one.items()} for one in data["spans"]
+        {key: int(value) if isinstance(value, float) else value for key, value in span.items()}
+        for span in data["spans"]
     ]
     return EncodedRow(ids, labels, tuple(Span(**span) for span in spans))
 

@@ -21,7 +21,7 @@ class TierTolerance:
     """Largest differences from a transcript that other hardware or library versions explain.
 
     Attributes:
-        margin: Another token may be chosen if the recorded margin is below this, in nats.
+        margin: The model may choose another token if the recorded margin is below this, in nats.
         logprob: Largest mean difference of the golden completion's log-probabilities, in nats a token.
     """
 
@@ -85,13 +85,13 @@ class AnswerJudgement:
 
     Attributes:
         case: Name of the transcript.
-        tier: `exact`: the same ids; `equivalent`: other ids, only where the recorded margin is below the tolerance, and
-            the golden completion is as likely as it was; `different`: anything else.
+        tier: `exact`: the same ids; `equivalent`: the ids first differ where the recorded margin is below the
+            tolerance, and the golden completion is as likely as before; `different`: anything else.
         text: The text that was generated now.
         golden_text: The text of the transcript.
         logprob_difference: Mean difference of the golden completion's log-probabilities, in nats a token; None if they
             are not known.
-        difference: The first other token; None if the ids are equal.
+        difference: The first token that differs; None if the ids are equal.
         broken_checks: Format checks that the transcript passed and the completion now fails.
     """
 
@@ -113,18 +113,18 @@ class AnswerJudgement:
         return {**asdict(self), "passed": self.passed}
 
 
-def difference_text(one: AnswerJudgement) -> list[str]:
-    """Return the first other token for a terminal: both candidates, and how near they were; empty for equal ids."""
-    if one.difference is None:
+def difference_text(judgement: AnswerJudgement) -> list[str]:
+    """Return the first difference for a terminal: both candidates, and how close they were; empty for equal ids."""
+    if judgement.difference is None:
         return []
-    golden, found = one.difference.golden, one.difference.found
-    apart = one.logprob_difference
+    golden, found = judgement.difference.golden, judgement.difference.found
+    apart = judgement.logprob_difference
     moved = "" if apart is None else f"; the recorded answer's log-probability moved by {apart:.4g} nats a token"
     known = f" (probability {golden.probability:.4f})" if golden.probability is not None else ""
     other = f" ({found.probability:.4f})" if found.probability is not None else ""
     return [
-        f"token {one.difference.token}: recorded {golden.text()}{known}, found {found.text()}{other}",
-        f"margin when recorded: {one.difference.margin:.4g} nats{moved}",
+        f"token {judgement.difference.token}: recorded {golden.text()}{known}, found {found.text()}{other}",
+        f"margin when recorded: {judgement.difference.margin:.4g} nats{moved}",
     ]
 
 
@@ -137,7 +137,7 @@ def answer_tier(difference: FirstDifference | None, apart: float | None, toleran
 
 def widest_tolerance(*precisions: str) -> TierTolerance:
     """Return the wider of the tolerances of some precisions."""
-    return max((TOLERANCES[one] for one in precisions), key=lambda one: one.margin)
+    return max((TOLERANCES[precision] for precision in precisions), key=lambda tolerance: tolerance.margin)
 
 
 def first_difference(
@@ -146,12 +146,12 @@ def first_difference(
     piece: Callable[[int], str],
     probability: Callable[[int, int], float | None] = lambda index, token: None,
 ) -> FirstDifference | None:
-    """Return the first token at which an answer leaves a transcript; None if it never does.
+    """Return the first token where an answer differs from a transcript; None if they are equal.
 
     Args:
         transcript: The recorded answer.
         ids: The answer, with its closing EOS.
-        piece: Returns a token as it is written in the vocabulary.
+        piece: Returns the vocabulary's spelling of a token.
         probability: Returns the probability of a token at a place of the answer, or None if it is not known.
     """
     golden = transcript.completion_ids
@@ -169,17 +169,19 @@ def first_difference(
 
 
 def lost_formats(transcript: Transcript, answer: AnswerToCheck) -> tuple[FormatVerdict, ...]:
-    """Return the format checks that a transcript passed, and that an answer fails."""
-    # only the checks that the transcript passed: the adapter may never have kept the others
-    held = [check for check, one in zip(transcript.format_checks, transcript.checks, strict=True) if one["passed"]]
-    return tuple(verdict for verdict in verdicts(answer, held) if not verdict.passed)
+    """Return the format checks that a transcript passed and an answer fails."""
+    # only the checks that the transcript passed: the adapter may never have passed the others
+    passed = [
+        check for check, result in zip(transcript.format_checks, transcript.checks, strict=True) if result["passed"]
+    ]
+    return tuple(verdict for verdict in verdicts(answer, passed) if not verdict.passed)
 
 
 _MOVED = "The tokenizer, its template or a library has moved: restore it, or train and record again."
 
 
 def check_prompt(encoder: Encoder, transcript: Transcript) -> None:
-    """Refuse a transcript whose prompt is encoded into other ids than it was.
+    """Refuse a transcript whose prompt no longer encodes to the recorded ids.
 
     Raises:
         InputError: Naming the first token that moved.

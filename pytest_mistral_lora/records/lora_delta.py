@@ -1,7 +1,7 @@
 """What an adapter adds to each tensor of its base: W' = W + s B A, by the names of its tensors, in float64.
 
-`training.merge` makes the same sum by PEFT's own rules, in torch. The two share no code on purpose: whoever judges a
-merge by the rule that made it would agree with its mistakes.
+`training.merge` makes the same sum by PEFT's own rules, in torch. The two share no code on purpose: a judge that used
+the code of the merge would agree with its mistakes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class LoraDelta:
 
     Attributes:
         tensors: The adapter's tensors.
-        parts: Their names by the part that they are: `A.weight`, `B.weight`, with DoRA `magnitude_vector`; or empty for
-            a tensor that takes the place of the base's.
+        parts: Their names by part: `A.weight`, `B.weight`, with DoRA `magnitude_vector`; the empty part is a tensor
+            that replaces the base's.
         scaling: Factor of B A.
     """
 
@@ -52,7 +52,7 @@ class LoraDelta:
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether it is a product of two matrices, and not a tensor that takes the place of the base's."""
+        """Whether it is a product of two matrices, and not a tensor that replaces the base's."""
         return _WHOLE not in self.parts
 
     @property
@@ -62,7 +62,7 @@ class LoraDelta:
 
     @property
     def rank(self) -> int:
-        """Rows of A, and columns of B; only of a product."""
+        """Rows of A, and columns of B; only for a product."""
         return self.tensors.infos[self.parts[_A]].shape[0]
 
     @property
@@ -73,7 +73,7 @@ class LoraDelta:
         return self.tensors.infos[self.parts[_B]].shape[0], self.tensors.infos[self.parts[_A]].shape[1]
 
     def factors(self) -> tuple[Array, Array]:
-        """Return A, `(rank, inputs)`, and B, `(outputs, rank)`, in float64; only of a product."""
+        """Return A, `(rank, inputs)`, and B, `(outputs, rank)`, in float64; only for a product."""
         return self._read(_A), self._read(_B)
 
     def _read(self, part: str) -> Array:
@@ -94,8 +94,8 @@ class LoraDelta:
             return self._read(_WHOLE).reshape(len(weight), -1)[rows], 0.0
         # W' = W + s B A; with DoRA (arXiv:2402.09353), row i of W' then gets the length m_i
         a, b = self.factors()
-        own, b = weight[rows].astype(np.float64), b[rows] * self.scaling
-        merged, largest = own + b @ a, [float(np.abs(term).max(initial=0.0)) for term in (own, a, b)]
+        base, b = weight[rows].astype(np.float64), b[rows] * self.scaling
+        merged, largest = base + b @ a, [float(np.abs(term).max(initial=0.0)) for term in (base, a, b)]
         terms = largest[0] + len(a) * largest[1] * largest[2]
         if self.has_magnitude:
             lengths = self._read(_MAGNITUDE).reshape(-1)[rows] / np.linalg.norm(merged, axis=1)
@@ -104,11 +104,11 @@ class LoraDelta:
 
 
 def deltas_of(adapter: AdapterFolder, base: Weights) -> dict[str, LoraDelta]:
-    """Return the delta of each tensor that an adapter changes, by its name in the base's files if it is there.
+    """Return the delta of each tensor that an adapter changes, by its name in the base's files if the base has it.
 
     Raises:
-        InputError: If the adapter has a part of a delta alone, or one that is not LoRA's or DoRA's; if its file leads
-            out of its folder; if its configuration is not supported, or a pattern of it takes too long; or as for
+        InputError: If the adapter has an incomplete delta, or a part that is not LoRA's or DoRA's; if a link leaves its
+            folder; if its configuration is not supported, or one of its patterns takes too long; or as for
             `Weights`.
     """
     tensors, config = adapter.weights, adapter.config

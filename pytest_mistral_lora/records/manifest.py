@@ -23,7 +23,7 @@ SCHEMA = RecordSchema(Path(__file__).with_name("manifest.schema.json"), body=("$
 
 _MARKS = frozenset({"base", "revision", "base_weights_sha256", "dataset_sha256", "seed", "masking", "lora", "seal"})
 
-# The seal is the hash of the file with this text in its place: of the file itself, no hash can be inside it.
+# The seal is the hash of the file with this text in its place, since a file cannot hold its own hash.
 _UNSEALED = "0" * 64
 
 
@@ -55,7 +55,7 @@ def is_foreign(data: Any) -> bool:
     """Return whether a JSON value is the manifest of another tool, whose files may have the same name."""
     if not isinstance(data, dict) or not data or data.get("kind") in ("adapter", "merged"):
         return False
-    # one key alone, such as `revision`, may be of anything; one of ours that lost a key has the others
+    # a single key, such as `revision`, proves nothing; a manifest of ours that lost a key has the others
     return len(_MARKS & data.keys()) < 2
 
 
@@ -66,16 +66,16 @@ def violations(data: Any) -> list[Violation]:
     if isinstance(revision, str) and COMMIT.fullmatch(revision):
         try:
             check_revision(revision)
-        except PinError as error:  # it has the form of a commit, and cannot be one
+        except PinError as error:  # the form of a commit, but not a possible one
             found.append(Violation("$.revision", error.found, "the commit of the base"))
-    return sorted(found, key=lambda one: (one.path, one.expected))
+    return sorted(found, key=lambda violation: (violation.path, violation.expected))
 
 
 def validate(data: Any, *, place: str = MANIFEST) -> Manifest:
     """Return `data` as a manifest under the names of the newest version; parts that it did not record stay absent.
 
     Raises:
-        InputError: If it is not one; every violation is listed with its JSON path.
+        InputError: If it is not a valid manifest; every violation is listed with its JSON path.
     """
     require_valid(violations(data), "manifest", place)
     return Manifest({"kind": "adapter", **data, "schema_version": VERSION}, data.get("schema_version", 0))
@@ -106,7 +106,7 @@ def build(**known: Any) -> dict[str, Any]:
 
 
 def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data with its seal as the last key; it holds for the bytes that `files.write_json` writes."""
+    """Return the data with its seal as the last key, valid for the bytes that `files.write_json` writes."""
     blank = {**{name: value for name, value in data.items() if name != "seal"}, "seal": _UNSEALED}
     return {**blank, "seal": sha256_bytes(json_text(blank).encode())}
 
@@ -118,7 +118,7 @@ def seal_of(content: bytes, seal: str) -> str:
         content: The bytes of the manifest's file.
         seal: The seal that it has.
     """
-    # the last one: the same digits may stand in another value
+    # the last occurrence: another value may have the same digits
     before, _, after = content.rpartition(seal.encode())
     return sha256_bytes(before + _UNSEALED.encode() + after)
 
@@ -128,7 +128,7 @@ Opener = Callable[[Path, Mapping[str, Any]], DataFile]
 
 
 def training_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path]:
-    """Return the training files in recipe order, of those that were given or of the folder that was given."""
+    """Return the training files in recipe order, from the given files or the given folder."""
     if not isinstance(dataset, Path):
         return list(dataset)
     if not dataset.is_dir() or "dataset" not in data:
@@ -137,7 +137,7 @@ def training_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> l
 
 
 def held_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path] | None:
-    """Return the files that were held out, of the folder that was given; None if no folder was given."""
+    """Return the held-out files of the given folder; None if no folder was given."""
     entries = data["dataset"]["eval_files"]
     if not entries:
         return []
@@ -145,7 +145,7 @@ def held_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[
 
 
 def _listed_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Return the files of a folder: by the paths below the recipe's own folder, or all of them in one place."""
+    """Return the files of a folder: at their paths below the recipe's folder, or all directly in it."""
     found = []
     for entry in entries:
         path = folder / entry["path"]
@@ -158,7 +158,7 @@ def _listed_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[Pa
 def open_data_files(
     paths: Sequence[Path], entries: Sequence[Mapping[str, Any]], open_file: Opener | None
 ) -> list[DataFile]:
-    """Return files for reading, each as its entry records it; a file without an entry holds rows."""
+    """Return files for reading, each converted as its entry records; a file without an entry holds rows."""
     files = []
     for index, path in enumerate(paths):
         entry = entries[index] if index < len(entries) else {}

@@ -22,8 +22,8 @@ _BITS = {"float32": (24, -149), "bfloat16": (8, -133), "float16": (11, -24)}
 """Significant bits of a dtype, and the exponent of two of its smallest number."""
 
 _HALF = 0.5 + 2**-12
-"""Largest distance from the exact sum, in units in the last place: half a unit, and a share for a sum in float64 that
-is a float32 on its way to 16 bits, and so is rounded twice."""
+"""Largest distance from the exact sum, in units in the last place: half a unit, and a share for sums that were rounded
+to float32 before 16 bits, and so twice."""
 
 _NOISE = 2.0**-48
 """Largest difference of two sums of the same terms in float64, as a share of the largest term."""
@@ -38,7 +38,7 @@ class InexactTensor:
 
     Attributes:
         name: Its name in the merged files.
-        different: Number of its elements that are not.
+        different: Number of elements that are not the rounded sum.
         elements: Number of all its elements.
         farthest: Largest distance of an element from the exact sum, in units in the last place.
     """
@@ -56,16 +56,16 @@ class InexactTensor:
 
 
 def inexact_tensors(merged: Weights, base: Weights, adapter: AdapterFolder) -> Iterator[InexactTensor]:
-    """Yield each tensor of a merged model that is not what base and adapter define, by sums in float64.
+    """Yield each tensor of a merged model that differs from what base and adapter define, by sums in float64.
 
     Args:
         merged: The merged tensors.
-        base: The base's, in full precision.
+        base: The base's tensors, in full precision.
         adapter: The adapter.
 
     Raises:
-        InputError: If both do not have the same tensors, the adapter has one without a place among them, or the merged
-            ones are in a dtype that no merge writes.
+        InputError: If the two models do not have the same tensors, the adapter changes a tensor that they do not have,
+            or the merged tensors are in a dtype that no merge writes.
     """
     deltas, place = deltas_of(adapter, base), str(merged.files[0].parent)
     if odd := sorted((merged.keys() ^ base.keys()) | (deltas.keys() - base.keys())):
@@ -85,7 +85,7 @@ def inexact_tensors(merged: Weights, base: Weights, adapter: AdapterFolder) -> I
 
 
 def is_rounded_sum(merged: AdapterFolder, base: BaseFolder, adapter: AdapterFolder) -> bool | str:
-    """Return whether a merged model is what base and adapter define; if not, the first tensor that is not, in words.
+    """Return whether a merged model is what base and adapter define; if not, also the first wrong tensor, in words.
 
     Raises:
         PinError: As for `BaseFolder.weights`.
@@ -101,15 +101,15 @@ def _distance(found: Array, weight: Array, delta: LoraDelta | None, bits: int, l
 
     if delta is None and found.dtype == weight.dtype and found.tobytes() == weight.tobytes():
         return 0, 0.0
-    found, weight = (one.reshape(len(one) if one.ndim else 1, -1) for one in (found, weight))
+    found, weight = (tensor.reshape(len(tensor) if tensor.ndim else 1, -1) for tensor in (found, weight))
     different, farthest, step = 0, 0.0, max(1, _BLOCK // max(1, found.shape[1]))
     for start in range(0, len(found), step):
         rows = slice(start, start + step)
-        with np.errstate(all="ignore"):  # of weights that are not finite, or of rows of zeros under DoRA
+        with np.errstate(all="ignore"):  # weights that are not finite, or rows of zeros under DoRA
             exact, terms = (weight[rows].astype(np.float64), 0.0) if delta is None else delta.sums(weight, rows)
             apart = np.abs(found[rows].astype(np.float64) - exact)
             unit = np.ldexp(1.0, np.maximum(np.frexp(exact)[1] - bits, lowest))
-            wrong = ~(apart <= _HALF * unit + _NOISE * terms)  # a distance that is no number is wrong, too
+            wrong = ~(apart <= _HALF * unit + _NOISE * terms)  # NaN is wrong, too
             different += int(wrong.sum())
             farthest = max(farthest, float(np.nan_to_num(apart / unit, nan=math.inf)[wrong].max(initial=0.0)))
     return different, farthest

@@ -22,19 +22,19 @@ _EMPTY_SECTION = f"{_BEGIN}\n\n{_END}"
 
 
 def author_section(text: str) -> str:
-    """Return the text between the marks; empty if there is none, or if there are no marks."""
+    """Return the text between the marks; empty if the section is empty, or the marks are missing."""
     _, begin, rest = text.partition(_BEGIN)
-    own, end, _ = rest.rpartition(_END)
-    return own.strip() if begin and end else ""
+    section, end, _ = rest.rpartition(_END)
+    return section.strip() if begin and end else ""
 
 
-def with_author_section(text: str, own: str) -> str:
-    """Return a text with `own` between its marks; a text without marks is returned unchanged."""
+def with_author_section(text: str, section: str) -> str:
+    """Return a text with `section` between its marks; a text without marks is returned unchanged."""
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.rpartition(_END)
     if not begin or not end:
         return text
-    return f"{before}{_BEGIN}\n\n{own}\n\n{_END}{after}" if own else f"{before}{_EMPTY_SECTION}{after}"
+    return f"{before}{_BEGIN}\n\n{section}\n\n{_END}{after}" if section else f"{before}{_EMPTY_SECTION}{after}"
 
 
 DECISION = "DECISION.md"
@@ -72,19 +72,19 @@ def decision_text(manifest: Mapping[str, Any]) -> str:
 
 
 def _data_rows(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the lines about the data, name and value: files, with how they were converted, and rows that were left."""
-    files = [(one, f"Data file `{one['path']}`", f"{one['rows']} rows, ") for one in dataset["files"]]
-    files += [(one, f"Held-out file `{one['path']}`", "") for one in dataset["eval_files"]]
-    for one, name, rows in files:
+    """Yield the lines about the data, name and value: files, their conversion, and rows that were kept."""
+    files = [(entry, f"Data file `{entry['path']}`", f"{entry['rows']} rows, ") for entry in dataset["files"]]
+    files += [(entry, f"Held-out file `{entry['path']}`", "") for entry in dataset["eval_files"]]
+    for entry, name, rows in files:
         converted = ""
-        if (source := one.get("source")) is not None:
+        if (source := entry.get("source")) is not None:
             lost = [f"{kind} in {number} records" for kind, number in source["losses"].items()]
             lost += [f"{source['left_out']} records"] if source["left_out"] else []
             left_out = f"; left out: {', '.join(lost)}" if lost else ""
             converted = f", {source['container']} of {source['format']}, rows `{source['rows_sha256']}`{left_out}"
-        yield name, f"{rows}`{one['sha256']}`{converted}"
+        yield name, f"{rows}`{entry['sha256']}`{converted}"
     yield "Rows", f"{dataset.get('rows_used', dataset['rows'])} trained on, {dataset['held_out_rows']} held out"
-    # truncation and filtering, if they changed anything
+    # truncation and filtering, if they changed rows
     for name, part in (("Rows to train on", dataset), ("Held-out rows", dataset.get("held_out_removed", {}))):
         changes = [f"{number} dropped ({reason})" for reason, number in part.get("rows_dropped", {}).items()]
         changes += [f"{part['rows_truncated']} cut"] if part.get("rows_truncated") else []
@@ -129,7 +129,7 @@ def _decision(manifest: Mapping[str, Any]) -> str:
 
 def _precision(training: Mapping[str, Any]) -> str:
     quantized = f" in {training['quantization']}" if training.get("quantization") else ""
-    quantized += f", dequantised from FP8 ({one['scaling']})" if (one := training.get("dequantized")) else ""
+    quantized += f", dequantised from FP8 ({fp8['scaling']})" if (fp8 := training.get("dequantized")) else ""
     kernels = f", {training['kernels']} kernels" if training.get("kernels") else ""
     checkpointed = ", activations computed twice" if training["activation_checkpointing"] else ""
     window = f", attention over {training['sliding_window']} tokens" if training["sliding_window"] else ""
@@ -139,12 +139,12 @@ def _precision(training: Mapping[str, Any]) -> str:
 
 def _evaluation(manifest: Mapping[str, Any]) -> str:
     lines = ["## Evaluation", ""]
-    for one in manifest["evaluation"]:
+    for result in manifest["evaluation"]:
         cells = (
             (name, f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False))
-            for name, value in one["results"].items()
+            for name, value in result["results"].items()
         )
-        lines += [f"`{one['command']}`", "", _table(cells), ""]
+        lines += [f"`{result['command']}`", "", _table(cells), ""]
     return "\n".join(lines).rstrip()
 
 
@@ -248,11 +248,12 @@ def note_texts(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return the notes of a folder by file name, with an empty author's section.
 
     Args:
-        manifest: The folder's manifest; `files` and `seal` are not used. One of version 0 records too little: no notes.
+        manifest: The folder's manifest; `files` and `seal` are not used. A manifest of version 0 records too
+            little for notes.
     """
     if any(part not in manifest for part in _NEEDED):
         return {}
-    # a manifest may be anybody's, and people print these files
+    # a manifest may be anybody's, and people print these files to terminals
     return {DECISION: printable(decision_text(manifest)), CARD: printable(card_text(manifest))}
 
 
@@ -276,8 +277,8 @@ def write_notes(folder: Path) -> list[Path]:
     """Generate the notes of a finished folder again, keep the author's section, and return their files.
 
     Raises:
-        InputError: If there is no valid manifest, it lists no notes, this version would generate another text, or a
-            note cannot be written.
+        InputError: If the manifest is missing, not valid or lists no notes, this version would generate another text,
+            or a note cannot be written.
     """
     manifest = load(folder).data
     listed = {name: manifest.get("files", {}).get(name) for name in NOTES}

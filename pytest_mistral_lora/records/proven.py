@@ -1,4 +1,4 @@
-"""Compare what a manifest proves with what an earlier one proved: a record that was cut down is still a valid one."""
+"""Compare what a manifest proves with what an earlier one proved: a record with facts cut out is still valid."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pytest_mistral_lora.records.manifest import MANIFEST, is_foreign, parts, vi
 from pytest_mistral_lora.records.notes import NOTES
 
 _MOST_COMMITS = 50
-"""Commits that are looked at, of those that changed the manifest."""
+"""The most commits to look at, of those that changed the manifest."""
 _OF_ITS_OWN_FOLDER = ("kind", "files", "parent", "environment", "seal", "schema_version")
-"""Parts of a merged model's manifest that are not its adapter's."""
+"""Parts of a merged model's manifest that do not come from its adapter's."""
 _WITHOUT_KEYS = ("files", "recipe")
-"""Parts whose keys are not facts of the record's own."""
+"""Parts whose keys are not facts of the record itself."""
 
 
 def is_in_repository(folder: Path) -> bool:
@@ -31,9 +31,9 @@ def is_in_repository(folder: Path) -> bool:
 
 
 def less_proven_than_committed(folder: AdapterFolder) -> tuple[str, list[str]]:
-    """Return the commit whose manifest is the measure, and each thing that the manifest of a folder proves less.
+    """Return the commit to compare with, and each thing that the manifest of a folder proves less than its manifest.
 
-    The newest commit is the measure; an older one, if it has the manifest of the same weights, which proved more.
+    The newest commit counts, or an older one whose manifest of the same weights proved more.
 
     Raises:
         LookupError: If Git cannot be asked, or no commit has a manifest of the folder; with the reason.
@@ -44,7 +44,7 @@ def less_proven_than_committed(folder: AdapterFolder) -> tuple[str, list[str]]:
         version = before.get("schema_version", 0)
         older = [f"schema version {now.version} in place of {version}"] if now.version < version else []
         lost = older + _less_of_run(before, now.data)
-        # weights take long to hash: only if the answer depends on them
+        # weights take long to hash: only if the result depends on them
         if lost and not _has_weights_of(folder, before, digests):
             lost = [] if newest else older + _less_of_record(before, now.data)
         if lost:
@@ -56,7 +56,7 @@ def less_proven_than_committed(folder: AdapterFolder) -> tuple[str, list[str]]:
 
 
 def less_proven_than_merged(merged: Mapping[str, Any], adapter: Mapping[str, Any]) -> list[str]:
-    """Return each thing that an adapter's manifest proves less than the copy of it in a merged model's manifest."""
+    """Return each thing that an adapter's manifest proves less than its copy in a merged model's manifest."""
     copied = {name: value for name, value in merged.items() if name not in _OF_ITS_OWN_FOLDER}
     return _losses(_missing_facts(copied, adapter))
 
@@ -76,12 +76,12 @@ def _committed_manifests(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]
     for commit in commits:
         blob = f"{commit}:./{MANIFEST}"
         try:
-            # the object as it is stored: a checkout would run the filters of the repository
+            # the stored object: a checkout would run the filters of the repository
             if int(ask_git(folder, "cat-file", "-s", blob)) > JSON_LIMIT:
                 continue
             data = loads_strict(ask_git(folder, "cat-file", "blob", blob).decode())
         except (OSError, subprocess.SubprocessError, ValueError):
-            continue  # a commit that removed it, or one whose file is no JSON
+            continue  # the commit removed the file, or its file is not JSON
         if not is_foreign(data) and not violations(data):
             yield commit, data
 
@@ -97,7 +97,7 @@ def _has_weights_of(folder: AdapterFolder, before: Mapping[str, Any], digests: d
     Args:
         folder: The folder.
         before: The earlier manifest.
-        digests: The hashes of files that are known, to which those that are made here are added.
+        digests: The known hashes of files; the hashes made here are added.
     """
     listed = {name: entry for name, entry in before.get("files", {}).items() if name.endswith(".safetensors")}
     try:
@@ -111,7 +111,7 @@ def _has_weights_of(folder: AdapterFolder, before: Mapping[str, Any], digests: d
 
 
 def _less_of_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what a manifest proves less of the same run: facts, the seal, and files that it lists no more."""
+    """Return what a manifest of the same run proves less: facts, the seal, and files that it no longer lists."""
     return _losses(_missing_facts(before, now), _unlisted(before, now, before.get("files", {})))
 
 
@@ -125,7 +125,7 @@ def _less_of_record(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 
 
 def _missing_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the facts that one manifest has and another has not: parts, and keys of the parts that both have."""
+    """Return the facts that one manifest has and another lacks: parts, and keys of the parts that both have."""
     missing = []
     for name in parts():
         if name not in before:

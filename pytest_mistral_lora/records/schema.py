@@ -38,7 +38,7 @@ class Violation:
 
 
 def require_valid(found: Sequence[Violation], name: str, place: Path | str) -> None:
-    """Refuse data with violations.
+    """Refuse data that has violations.
 
     Args:
         found: The violations.
@@ -46,13 +46,14 @@ def require_valid(found: Sequence[Violation], name: str, place: Path | str) -> N
         place: The file.
 
     Raises:
-        InputError: If there are any; all of them are listed.
+        InputError: If it has any; all are listed.
     """
     if len(found) == 1:
         raise InputError(f"not a {name}: {found[0]}", place=str(place))
     if found:
         raise InputError(
-            "\n".join([f"not a {name}: {len(found)} violations", *(f"  {one}" for one in found)]), place=str(place)
+            "\n".join([f"not a {name}: {len(found)} violations", *(f"  {violation}" for violation in found)]),
+            place=str(place),
         )
 
 
@@ -68,7 +69,7 @@ class RecordSchema:
 
         Args:
             file: The file of the schema.
-            body: Keys that lead to the subschema with the properties; none if the schema itself has them.
+            body: Keys that lead to the subschema with the properties; empty if the schema itself has them.
         """
         self.file: Path = file
         self._body = tuple(body)
@@ -88,38 +89,38 @@ class RecordSchema:
     def violations(self, data: Any) -> list[Violation]:
         """Return the violations of the schema, in path order; empty for valid data."""
         # a set: two branches of a schema report the same value twice
-        found = {one for error in self._validator.iter_errors(data) for one in self._in_words(error)}
-        return sorted(found, key=lambda one: (one.path, one.expected))
+        found = {violation for error in self._validator.iter_errors(data) for violation in self._in_words(error)}
+        return sorted(found, key=lambda violation: (violation.path, violation.expected))
 
     def _in_words(self, error: Any) -> Iterator[Violation]:
         """Put one `jsonschema.ValidationError` into words; a missing or surplus key is named in the path."""
-        path, asked, place = error.json_path, error.validator_value, error.schema
-        # jsonschema reports a missing key at the object that lacks it; the path of the key itself is easier to find
+        path, rule, place = error.json_path, error.validator_value, error.schema
+        # jsonschema reports a missing key at the object that lacks it; the path of the key is easier to find
         if error.validator == "required":
-            for name in asked:
+            for name in rule:
                 if name not in error.instance:
                     yield Violation(f"{path}.{name}", "", self._description([*error.absolute_path, name]))
         elif error.validator == "additionalProperties" and isinstance(error.instance, dict):
             patterns = place.get("patternProperties", {})
-            known, own = place.get("properties", {}), " (your own begin with x-)" if "^x-" in patterns else ""
+            known, hint = place.get("properties", {}), " (your own begin with x-)" if "^x-" in patterns else ""
             for name, value in error.instance.items():
                 if name not in known and not any(re.search(pattern, name) for pattern in patterns):
-                    yield Violation(f"{path}.{name}", short_json(value), f"no such key{own}")
+                    yield Violation(f"{path}.{name}", short_json(value), f"no such key{hint}")
         else:
             words = {
-                "const": f"{asked!r}",
-                "enum": f"one of {asked}",
-                "pattern": str(place.get("description", f"text that matches {asked}")),
-                "not": str(place.get("description", f"not {asked}")),
-                "type": " or ".join([asked] if isinstance(asked, str) else map(str, asked))
+                "const": f"{rule!r}",
+                "enum": f"one of {rule}",
+                "pattern": str(place.get("description", f"text that matches {rule}")),
+                "not": str(place.get("description", f"not {rule}")),
+                "type": " or ".join([rule] if isinstance(rule, str) else map(str, rule))
                 if error.validator == "type"
                 else "",
-                "minimum": f"at least {asked}",
-                "maximum": f"at most {asked}",
-                "exclusiveMinimum": f"above {asked}",
-                "exclusiveMaximum": f"below {asked}",
+                "minimum": f"at least {rule}",
+                "maximum": f"at most {rule}",
+                "exclusiveMinimum": f"above {rule}",
+                "exclusiveMaximum": f"below {rule}",
             }
-            expected = words.get(error.validator, f"{error.validator} {asked}")
+            expected = words.get(error.validator, f"{error.validator} {rule}")
             yield Violation(path, short_json(error.instance), expected)
 
     def _description(self, path: Sequence[str | int]) -> str:
@@ -130,7 +131,7 @@ class RecordSchema:
             inner = place.get("items") if isinstance(step, int) else place.get("properties", {}).get(step)
             place = inner or {}
             if "$ref" in place:
-                # keys beside a reference count, too: a description there is the one of this use
+                # keys beside a reference count, too: a description beside it is about this use
                 place = {**reduce(getitem, place["$ref"].removeprefix("#/").split("/"), whole), **place}
         return str(place.get("description", "a value"))
 
@@ -158,7 +159,7 @@ _EXPECTED = {
     "too_short": "at least {min_length}, found {actual_length}",
     "too_long": "at most {max_length}, found {actual_length}",
 }
-"""What a value should have been, by pydantic's type of the error; the names in braces are those of its context."""
+"""The expected value by pydantic's type of error; names in braces come from the error's context."""
 
 
 def error_in_words(error: Mapping[str, Any], model: type[BaseModel]) -> str:
@@ -197,8 +198,8 @@ def _places(schema: Mapping[str, Any], path: Sequence[str | int]) -> Iterator[Ma
         inner = [
             place.get("items") if isinstance(step, int) else place.get("properties", {}).get(step) for place in places
         ]
-        # a step that is no key names the kind of the value, which the schema writes as a branch
-        places = [kind for one in inner if one for kind in _kinds(one, schema)] or places
+        # a step that is not a key names the kind of the value, which the schema writes as a branch
+        places = [kind for branch in inner if branch for kind in _kinds(branch, schema)] or places
     yield from places
 
 

@@ -1,4 +1,4 @@
-"""Secrets are kept out of texts: values of the environment, tokens, passwords in addresses, and the key of a server."""
+"""Keep secrets out of texts: values of the environment, tokens, passwords in addresses, and the key of a server."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pytest_mistral_lora.chat.token_rows import TokenRow
 _T = TypeVar("_T")
 
 HIDDEN = "***"
-"""Stands in place of a secret."""
+"""The text that replaces a secret."""
 
 SERVER_KEY = "MISTRAL_SERVER_KEY"
 """The environment variable of a server's key; its value is sent to the server, and printed nowhere."""
 
 _SECRET_NAME = re.compile(r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|KEY$|_PAT$", re.IGNORECASE)
-# a shorter value, such as `true` or `none`, is an ordinary word of other texts, too
+# a shorter value, such as `true` or `none`, is an ordinary word in other texts
 _LEAST_LENGTH = 8
 _LEAST_KEY = 4
 _NAMED = "&<>\"'"
-"""Characters that HTML has a name for, which no page may write as they are."""
+"""Characters with a name in HTML, which a page must escape."""
 _PATTERNS = (
     # user and password, or a token in their place: https://user:token@host/
     (re.compile(r"(?<=://)[^/\s'\"]+(?=@)"), HIDDEN),
@@ -37,7 +37,7 @@ _PATTERNS = (
 
 
 def server_key() -> str:
-    """Return the key of the server, without the line break that a file puts at its end; empty if there is none."""
+    """Return the key of the server, without the line break at the end of a file; empty if it is not set."""
     return os.environ.get(SERVER_KEY, "").strip()
 
 
@@ -45,9 +45,9 @@ def redacted(data: _T) -> _T:
     """Return plain data, or a text, with `***` in place of each secret in its texts.
 
     A secret is the value of an environment variable whose name ends in `KEY` or contains `TOKEN`, `SECRET`, `PASSW`
-    or the like; a password, token or signature in an address; and a text that has the form of a token. The key of a
-    server is also found in the spellings in which a server may echo it: escaped, divided, in base64 or as numbers. The
-    texts can be written as UTF-8 then.
+    or the like; a password, token or signature in an address; and a text in the form of a token. The key of a
+    server is also found as a server may echo it: escaped, divided, in base64 or as numbers. The resulting texts can be
+    written as UTF-8.
     """
     names = (name for name in os.environ if _SECRET_NAME.search(name))
     values = sorted({os.environ[name] for name in names if len(os.environ[name]) >= _LEAST_LENGTH}, key=len)
@@ -61,11 +61,11 @@ def redacted(data: _T) -> _T:
             text = echoed.sub(HIDDEN, text) if echoed else text
             for pattern, replacement in _PATTERNS:
                 text = pattern.sub(replacement, text)
-            # half a character, as a cut JSON escape leaves it, cannot be written as UTF-8
+            # a cut JSON escape leaves half a character, which cannot be written as UTF-8
             return text.encode("utf-8", "backslashreplace").decode()
         if isinstance(value, dict):
-            return {redact(key): redact(one) for key, one in value.items()}
-        return [redact(one) for one in value] if isinstance(value, list | tuple) else value
+            return {redact(key): redact(item) for key, item in value.items()}
+        return [redact(item) for item in value] if isinstance(value, list | tuple) else value
 
     result: _T = redact(data)
     return result
@@ -73,19 +73,19 @@ def redacted(data: _T) -> _T:
 
 @cache
 def _echoes(key: str) -> re.Pattern[str]:
-    """Return a pattern of the spellings of a key: each character as it is or escaped, and the key in base64 and hex."""
+    """Return a pattern of the spellings of a key: each character plain or escaped, and the key in base64 and hex."""
     letters = []
     for letter in key:
         code = ord(letter)
-        # a backslash in front is the escape of JSON for a slash or a quotation mark, more are those of a text in it
+        # JSON escapes a slash or a quotation mark by one backslash, and within a text in JSON by more
         escaped = rf"\\{{0,8}}(?:{re.escape(letter)}|u00{code:02x}|x{code:02x})"
         entity = html.escape(letter) if letter in _NAMED else f"&#{code};"
         letters.append(f"(?:{escaped}|%(?:25)?{code:02x}|&#0{{0,4}}(?:{code}|x0{{0,4}}{code:x});|{entity})")
-    # white space, and what cannot be seen, may divide it
+    # white space and invisible characters may divide it
     divided = r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]{0,8}".join(letters)
     forms = [divided, "[ ,]*".join(f"{ord(letter):02x}" for letter in key)]
     for shift in range(3):
-        # the digits that belong to the key alone, wherever it stands in the encoded text
+        # the digits that depend only on the key, at any place in the encoded text
         start, end = -(-shift * 8 // 6), (shift + len(key)) * 8 // 6
         digits = base64.b64encode(b"\0" * shift + key.encode())[start:end].decode()
         for form in {digits, digits.translate(str.maketrans("+/", "-_"))} if len(digits) > _LEAST_KEY else ():
@@ -95,6 +95,6 @@ def _echoes(key: str) -> re.Pattern[str]:
 
 def spells_secret(row: TokenRow) -> bool:
     """Return whether the tokens of a row spell a secret, which cannot be replaced in them."""
-    columns = [one.tokens for one in row.columns]
-    texts = ("".join(plain_text(one.piece) for one in side if one) for side in zip(*columns, strict=True))
+    columns = [column.tokens for column in row.columns]
+    texts = ("".join(plain_text(token.piece) for token in side if token) for side in zip(*columns, strict=True))
     return any(redacted(text) != text for text in (*texts, row.title))

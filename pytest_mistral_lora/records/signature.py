@@ -16,7 +16,7 @@ SIGNATURE = "signature"
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A signature, and whose it has to be: either of a key, or of an identity that Sigstore knows.
+    """A signature, and its expected author: either a key, or an identity that Sigstore knows.
 
     Attributes:
         file: The signature, a Sigstore bundle.
@@ -34,18 +34,20 @@ class Signature:
         """Compare a folder with the signature: `match` if this author signed exactly these files.
 
         Raises:
-            InputError: If model-signing is not installed, no author is named, or a file of it cannot be read.
+            InputError: If model-signing is not installed, no author is named, or one of the files cannot be read.
         """
         verifier, author = self._verifier()
         try:
             verifier.verify(folder, self.file)
-        except Exception as error:  # of the library, of cryptography or of sigstore: all mean that nothing is proven
+        except (
+            Exception
+        ) as error:  # an error of the library, of cryptography or of sigstore: each means that nothing is proven
             reason = one_line(error) or type(error).__name__
             return FieldCheck(SIGNATURE, "mismatch", author, f"not by {author}, or not of these files: {reason}")
         return FieldCheck(SIGNATURE, "match", author, f"by {author}", str(self.file))
 
     def _verifier(self) -> tuple[Any, str]:
-        """Return model-signing's verifier, and the author that it asks for."""
+        """Return model-signing's verifier, and the author that it expects."""
         if bool(self.public_key) == bool(self.identity) or bool(self.identity) != bool(self.issuer):
             raise InputError(
                 "a signature proves nothing without its author",
@@ -60,11 +62,11 @@ class Signature:
 
         try:
             if self.public_key:
-                # model-signing reads the key when it is made
+                # the constructor reads the key
                 return verifying.Config().use_elliptic_key_verifier(public_key=self.public_key), str(self.public_key)
             verifier = verifying.Config().use_sigstore_verifier(identity=self.identity, oidc_issuer=self.issuer)
             return verifier, f"{self.identity} ({self.issuer})"
-        except Exception as error:  # a key of another kind, or no network for Sigstore's own keys
+        except Exception as error:  # a key of another kind, or no network to fetch Sigstore's keys
             place = str(self.public_key or "--identity")
             raise InputError(
                 f"cannot be used: {one_line(error)}",

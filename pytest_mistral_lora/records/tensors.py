@@ -33,7 +33,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def load_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """Return the same of a file whose header has been checked.
+    """Return the same for a file with a checked header.
 
     Raises:
         InputError: If it is not the file that was checked, or has a dtype that torch cannot load.
@@ -68,7 +68,7 @@ def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def sha256_of_weights(weights: Weights) -> str:
-    """Return the same hash for the tensors of safetensors files, one at a time and without torch.
+    """Return the same hash for the tensors of safetensors files, read one at a time and without torch.
 
     Raises:
         InputError: As for `TensorInfo.dtype_name`.
@@ -95,8 +95,8 @@ class TensorKindDiff:
 
     Attributes:
         name: The tensors' name without layer, prefix and `.weight`.
-        tensors: Number that both have, in one shape.
-        different: Number of those that differ in dtype or in any bit.
+        tensors: Number of tensors that both have in the same shape.
+        different: Number of these that differ in dtype or in any bit.
         max_abs: Largest absolute difference of two values.
     """
 
@@ -111,7 +111,9 @@ class TensorKindDiff:
         """Norm of the difference, divided by the norm of the first; infinite if only the latter is zero."""
         # ||b - a|| / ||a||, from sums of squares over all tensors of the kind, in float64
         apart = math.sqrt(self._sums["dd"])
-        return apart / math.sqrt(self._sums["aa"]) if self._sums["aa"] else math.inf if apart else 0.0
+        if self._sums["aa"]:
+            return apart / math.sqrt(self._sums["aa"])
+        return math.inf if apart else 0.0
 
     @property
     def cosine(self) -> float:
@@ -125,14 +127,14 @@ class TensorKindDiff:
         import numpy as np
 
         self.tensors += 1
-        # to compare values would call nan unequal to itself, and -0 equal to 0
+        # bytes, not values: nan differs from itself, and -0 equals 0
         self.different += a.dtype != b.dtype or a.tobytes() != b.tobytes()
-        with np.errstate(all="ignore"):  # of a hostile file, or a run that exploded
-            # of complex numbers, which no adapter has, the real and the imaginary parts
+        with np.errstate(all="ignore"):  # a hostile file, or a run that diverged
+            # for complex numbers, which no adapter has, compare the real and the imaginary parts
             kind = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
-            first, second = (one.astype(kind).ravel().view(np.float64) for one in (a, b))
+            first, second = (tensor.astype(kind).ravel().view(np.float64) for tensor in (a, b))
             apart = second - first
-            # Python's max() would pass over nan
+            # Python's max() would ignore nan
             largest = float(np.abs(apart).max(initial=0.0))
             self.max_abs = largest if math.isnan(largest) or largest > self.max_abs else self.max_abs
             for name, value in (("aa", first @ first), ("bb", second @ second), ("ab", first @ second)):
@@ -140,7 +142,7 @@ class TensorKindDiff:
             self._sums["dd"] += float(apart @ apart)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures as plain JSON data; null in place of a number that is not finite."""
+        """Return the figures as plain JSON data; null for a number that is not finite."""
         values = {name: getattr(self, name) for name in ("max_abs", "relative", "cosine")}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         return {"kind": self.name, "tensors": self.tensors, "different": self.different, **finite}
@@ -151,7 +153,7 @@ class TensorsDiff:
     """The difference of two sets of tensors.
 
     Attributes:
-        kinds: The tensors that both have in one shape, by kind.
+        kinds: The tensors that both have in the same shape, by kind.
         reshaped: Name, and both shapes, of tensors that both have in different shapes.
         only_a: Names of tensors that only the first has.
         only_b: Names of tensors that only the second has.
@@ -164,12 +166,12 @@ class TensorsDiff:
 
     @property
     def compared(self) -> int:
-        """Number of tensors that both have in one shape."""
+        """Number of tensors that both have in the same shape."""
         return sum(kind.tensors for kind in self.kinds)
 
     @property
     def different(self) -> int:
-        """Number of those that differ."""
+        """Number of these that differ."""
         return sum(kind.different for kind in self.kinds)
 
     @property
@@ -182,7 +184,7 @@ def tensor_files(folder: Path) -> list[Path]:
     """Return the safetensors files of an adapter's or a merged model's folder; empty if there are none.
 
     Raises:
-        InputError: If one leads out of the folder.
+        InputError: If a link leaves the folder.
     """
     is_adapter = (folder / ADAPTER_TENSORS).is_file()
     found = [folder / ADAPTER_TENSORS] if is_adapter else sorted(folder.glob("model*.safetensors"))

@@ -20,7 +20,7 @@ TRANSCRIPTS = "transcripts"
 """Folder of a finished run that holds its transcripts."""
 
 SCHEMA_VERSION = 2
-"""Version 1 wrote the keys of tools and arguments sorted, and so lost the order in which the prompt has them."""
+"""Version 1 sorted the keys of tools and arguments, and so lost their order in the prompt."""
 _IDS = ("prompt_ids", "completion_ids", "runner_up_ids")
 SCHEMA = RecordSchema(Path(__file__).with_name("transcript.schema.json"))
 
@@ -31,15 +31,15 @@ class Transcript:
 
     Attributes:
         case: Name of the case, and of its file.
-        row: The conversation, with the answer that the row itself has.
+        row: The conversation, with the row's own answer.
         prompt_ids: Ids that the answer follows, as training would encode them.
         completion_ids: Generated ids, a closing EOS included.
-        text: The same as text, without control tokens.
+        text: The completion as text, without control tokens.
         stop: `eos`, or `length` if `max_new_tokens` was reached.
         max_new_tokens: Longest completion, in tokens.
         logprobs: Log-probability of each completion token given all before it, in nats, from one forward pass.
-        margins: By how many nats each is above the best other token; negative if generation, which adds up
-            in another order, chose a token that the forward pass ranks second.
+        margins: The lead of each over the best other token, in nats; negative if generation, which sums in another
+            order, chose a token that the forward pass ranks second.
         runner_up_ids: The best other token at each place.
         checks: Format checks as plain data, each with `passed` and `reason`.
         model: Identity of the model: `kind`, `tensors_sha256`, `base`, `revision`, `base_weights_sha256`.
@@ -68,18 +68,18 @@ class Transcript:
 
     @property
     def format_checks(self) -> tuple[FormatCheck, ...]:
-        """The checks that the completion was held to."""
+        """The checks that the completion was judged by."""
         return tuple(FormatCheck.from_json(check) for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
         """Return the transcript as plain JSON data, in the order of its file."""
-        # the last turn of the row is the answer that was expected, and not a part of the prompt
+        # the last turn of the row is the expected answer, not a part of the prompt
         start = self.row.assistant_groups()[-1][0]
-        asked = replace(self.row, messages=self.row.messages[:start])
+        prompt = replace(self.row, messages=self.row.messages[:start])
         return {
             "schema_version": SCHEMA_VERSION,
             "case": self.case,
-            "row": asked.to_json(),
+            "row": prompt.to_json(),
             "answer": [dict(message) for message in self.row.messages[start:]],
             "prompt_ids": list(self.prompt_ids),
             "completion_ids": list(self.completion_ids),
@@ -99,7 +99,7 @@ class Transcript:
 
     def to_text(self) -> str:
         """Return the file's text: a line of JSON without spaces for each field, so that a diff shows the change."""
-        # the keys of a row in their own order, in which a tokenizer encodes tools and arguments
+        # keys unsorted: a tokenizer encodes tools and arguments in the order of the row
         lines = (f"{json.dumps(key)}: {compact_json(value)}" for key, value in self.to_json().items())
         return "{\n  " + ",\n  ".join(lines) + "\n}\n"
 
@@ -110,11 +110,11 @@ class Transcript:
             vocab_size: Rows of the model's embeddings.
 
         Raises:
-            InputError: Naming the first of them.
+            InputError: With the first such id.
         """
         for name in _IDS:
             ids: tuple[int, ...] = getattr(self, name)
-            place = next((at for at, one in enumerate(ids) if one >= vocab_size), None)
+            place = next((index for index, token in enumerate(ids) if token >= vocab_size), None)
             if place is not None:
                 raise InputError(
                     f"the id {ids[place]}, which the model does not have",
@@ -139,7 +139,7 @@ class Transcript:
         Raises:
             InputError: If it cannot be written.
         """
-        # a new version of a library that changes nothing should change no file
+        # an upgrade that changes no result should change no file
         same = before is not None and replace(before, recorded_with=self.recorded_with) == self
         return put_text(file, self.to_text(), keep=same)
 
@@ -153,7 +153,7 @@ def load(file: Path) -> Transcript:
     data = read_json(file)
     require_valid(violations(data, file.stem), "golden transcript", file)
     values = {name: data[name] for name in Transcript.__slots__ if name not in ("row", "checks")}
-    # in JSON 2.0 is an integer, and 0 a number: torch takes neither for the other
+    # in JSON, 2.0 is an integer and 0 a number; torch tells them apart
     values |= {name: tuple(map(int, data[name])) for name in _IDS}
     values |= {name: tuple(map(float, data[name])) for name in ("logprobs", "margins")}
     values["max_new_tokens"] = int(data["max_new_tokens"])
@@ -161,10 +161,10 @@ def load(file: Path) -> Transcript:
 
 
 def load_folder(folder: Path) -> list[Transcript]:
-    """Read every transcript of a folder, by name; or the one that a file is.
+    """Read every transcript of a folder, by name; or a single file.
 
     Raises:
-        InputError: If there is none, or one is not a transcript.
+        InputError: If the folder has no transcript, or a file is not one.
     """
     if folder.name == TRANSCRIPTS:
         require_folder(folder.parent)

@@ -32,16 +32,16 @@ from pytest_mistral_lora.records.tensors import adapted_modules
 State = Literal["match", "mismatch", "not available"]
 
 PROOF = "proof"
-"""Name of the result of the comparison with the manifest that a commit has."""
+"""Name of the result of the comparison with a committed manifest."""
 
 _NOT_OF_A_RUN = (".git", ".gitattributes", ".cache")
-"""Entries that Git and the Hub add to a folder; no library loads anything from there."""
+"""Entries that Git and the Hub add to a folder; no library loads anything from them."""
 
 _CONFIG_KEYS = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora", "dora": "use_dora"}
-"""Keys of a manifest's `lora`, with those of `adapter_config.json`."""
+"""Keys of a manifest's `lora`, with the corresponding keys of `adapter_config.json`."""
 
 _OF_SOURCE = ("container", "rows_sha256", "losses", "left_out")
-"""Keys of the `source` of a data file that its conversion gives."""
+"""Keys of a data file's `source` that its conversion computes."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class FieldCheck:
     Attributes:
         name: Its JSON path in the manifest, without `$.`.
         state: Whether the recomputed value is the recorded one.
-        recorded: The value in the manifest; None of a file that the manifest does not list.
-        found: The recomputed value, or the reason that there is none.
-        place: The artifact that it was computed from; empty if there is none.
+        recorded: The value in the manifest; None for a file that the manifest does not list.
+        found: The recomputed value, or the reason why it is missing.
+        place: The artifact that it was computed from; empty if it was not recomputed.
     """
 
     name: str
@@ -69,17 +69,17 @@ class FieldCheck:
 
 
 def recompute_field(name: str, recorded: Any, compute: Callable[[], Any], place: Path | str) -> FieldCheck:
-    """Compare a recorded value with the one that `compute` returns; an artifact that it cannot use is a mismatch."""
+    """Compare a recorded value with the result of `compute`; if that raises, it is a mismatch."""
     try:
         found = compute()
-    # a damaged artifact, of any kind
+    # a damaged artifact can raise anything
     except (MistralLoraError, OSError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         return FieldCheck(name, "mismatch", recorded, f"cannot be computed: {error}", str(place))
     return FieldCheck(name, "match" if found == recorded else "mismatch", recorded, found, str(place))
 
 
 def unavailable_field(name: str, recorded: Any, why: str) -> FieldCheck:
-    """Report a recorded value that there is nothing to recompute from."""
+    """Report a recorded value that cannot be recomputed, because its source is missing."""
     return FieldCheck(name, "not available", recorded, why)
 
 
@@ -91,24 +91,24 @@ def verify(
     parent: Path | None = None,
     open_file: Opener | None = None,
 ) -> list[FieldCheck]:
-    """Recompute every value of a folder's manifest whose source is there.
+    """Recompute every value of a folder's manifest whose source is available.
 
     Args:
         adapter: An adapter or merged folder with `manifest.json`.
         base: The base checkpoint, or the result of looking for it; without it, values of the base are not available.
         dataset: The training files in recipe order, or a folder that holds them; without it, values of the rows are
             not available.
-        parent: The adapter that a merged folder was made of; without it, values of the adapter are not available.
+        parent: The adapter that a merged folder was made from; without it, values of the adapter are not available.
         open_file: `formats.sources.recorded_file`; without it, values of rows that were converted are not available.
 
     Raises:
-        InputError: If there is no valid manifest.
+        InputError: If the manifest is missing or not valid.
     """
     folder = adapter if isinstance(adapter, AdapterFolder) else AdapterFolder(adapter)
     if not isinstance(base, LocatedBase):
         base = LocatedBase(BaseFolder(base)) if base else LocatedBase(None, "no base given")
     data = folder.require_manifest().data
-    # from cheap to dear: a reader of the list sees a damaged file before a damaged set of rows
+    # from cheap to expensive: a damaged file is listed before a damaged set of rows
     fields = [
         *folder_fields(folder),
         *_history_fields(folder),
@@ -136,10 +136,10 @@ def folder_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
     listed = {MANIFEST, *data.get("files", ())}
     for file in sorted(path.rglob("*")) if "files" in data else ():
         below = file.relative_to(path)
-        is_file = not file.is_dir() or file.is_symlink()  # a link to a folder can hold anything
+        is_file = not file.is_dir() or file.is_symlink()  # a link to a folder can lead anywhere
         if is_file and below.as_posix() not in listed and below.parts[0] not in _NOT_OF_A_RUN:
             yield FieldCheck(f"files.{below.as_posix()}", "mismatch", None, "is not listed", str(file))
-    # a value that is changed in the manifest, with its seal, but not in the notes that were made from it
+    # shows a value that was changed in the manifest and its seal, but not in the notes made from it
     for name, note in note_texts(data).items():
         if name not in data.get("files", {}):
             continue
@@ -152,7 +152,7 @@ def folder_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
 
 
 def _history_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
-    """Compare what the manifest proves with what it proved when it was committed, in a repository of Git."""
+    """Compare what the manifest proves with what its committed version in Git proved."""
     if not is_in_repository(folder.path):
         return
     try:
@@ -246,7 +246,7 @@ def _base_fields(data: Mapping[str, Any], base: LocatedBase) -> Iterator[FieldCh
 
 def _weights_of_base(base: BaseFolder, recorded: str) -> str:
     found = base.weights_sha256
-    # an adapter of the merged model's own parent is put on it twice, which the bare hash would not explain
+    # the adapter would be applied to its own merge: say so, since two hashes would not explain it
     of_merged = found != recorded and AdapterFolder(base.path).kind == "merged"
     return f"{found}, of a merged model" if of_merged else found
 
@@ -285,28 +285,32 @@ def _dataset_fields(
     yield recompute_field("dataset_sha256", data["dataset_sha256"], lambda: sha256_files(train), place)
     if "dataset" not in data:
         return
-    held, entries, eval_entries = held_files(data, dataset), data["dataset"]["files"], data["dataset"]["eval_files"]
+    eval_paths, entries, eval_entries = (
+        held_files(data, dataset),
+        data["dataset"]["files"],
+        data["dataset"]["eval_files"],
+    )
     yield from _hash_fields("dataset.files", entries, train)
-    yield from _hash_fields("dataset.eval_files", eval_entries, held)
+    yield from _hash_fields("dataset.eval_files", eval_entries, eval_paths)
     recorded = data["dataset"]["rows_sha256"]
     if open_file is None and any("source" in entry for entry in (*entries, *eval_entries)):
         yield unavailable_field("dataset.rows_sha256", recorded, "rows were converted, and there is no `open_file`")
         return
     files = open_data_files(train, entries, open_file)
-    held_out = None if held is None else open_data_files(held, eval_entries, open_file)
+    held_out = None if eval_paths is None else open_data_files(eval_paths, eval_entries, open_file)
     yield from _row_fields("dataset.files", entries, files)
     yield from _row_fields("dataset.eval_files", eval_entries, held_out or ())
     if "masking" not in data or "training" not in data:
         yield unavailable_field("dataset.rows_sha256", recorded, "how rows were encoded is not recorded")
         return
-    # every row is read and encoded again, by the policies that are recorded
+    # every row is read and encoded again, by the recorded policies
     for name, found in recount_rows(folder, files, held_out):
         part, *keys = name.split(".")
         recorded = data[part]
         for key in keys:
             recorded = recorded.get(key) if isinstance(recorded, Mapping) else None
         if recorded is None:
-            continue  # an older manifest: it records less
+            continue  # an older manifest, which records less
         if isinstance(found, Exception):
             yield FieldCheck(name, "mismatch", recorded, str(found), place)
         else:
@@ -327,6 +331,6 @@ def _row_fields(name: str, entries: Sequence[Mapping[str, Any]], files: Sequence
         count = partial(lambda file: sum(1 for _ in read_rows(file)), file)
         yield recompute_field(f"{name}[{index}].rows", entry["rows"], count, file.path)
         for key in _OF_SOURCE if file.source is not None else ():
-            # of the pass that counted the rows
+            # facts of the pass that counted the rows
             fact = partial(lambda file, key: file.source.facts()[key], file, key)
             yield recompute_field(f"{name}[{index}].source.{key}", entry["source"][key], fact, file.path)
