@@ -1,6 +1,6 @@
 """The architectures whose text can be trained: the class to load, the place of its layers, and the names of tensors.
 
-Everything that depends on the class of a base asks this module. It imports no class of transformers until one is
+Everything that depends on the class of a base asks this module. It imports no class of transformers before a model is
 loaded: the oldest supported version does not have them all.
 """
 
@@ -21,9 +21,9 @@ class TextModel:
         name: The class in transformers, as `architectures` of `config.json` names it.
         model_type: Its `model_type`, by which AutoModel chooses the class.
         attention: Last names of the linear layers of an attention block, in model order.
-        mlp: Last names of the linear layers of an MLP; empty if experts are in its place, which are not adapted.
+        mlp: Last names of the linear layers of an MLP; empty if the layer has experts instead, which are not adapted.
         since: The first version of transformers that has the class; empty if every supported version does.
-        has_oracle: Whether it is Mistral's own. The others are trained by their chat template alone.
+        has_oracle: Whether it is Mistral's own. The others are trained only by their chat template.
         scales_queries: Whether queries are scaled by their absolute position (`llama_4_scaling_beta`).
         has_window: Whether attention can have a window (`sliding_window`).
         router: Last name of the module that chooses a token's experts; empty without experts.
@@ -49,14 +49,17 @@ class TextModel:
 _LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 
 TEXT_MODELS: Mapping[str, TextModel] = {
-    one.model_type: one
-    for one in (
+    model.model_type: model
+    for model in (
         TextModel("MistralForCausalLM", "mistral"),
         TextModel("MinistralForCausalLM", "ministral"),
         TextModel("Ministral3ForCausalLM", "ministral3", since="5.0", scales_queries=True),
         TextModel("MixtralForCausalLM", "mixtral", mlp=(), router="gate"),
         TextModel(
-            *("Mistral4ForCausalLM", "mistral4", _LATENT, ()),
+            "Mistral4ForCausalLM",
+            "mistral4",
+            attention=_LATENT,
+            mlp=(),
             since="5.4",
             scales_queries=True,
             has_window=False,
@@ -77,18 +80,18 @@ _IN_WRAPPER = "mistral"  # transformers' default of `text_config`
 _DEFAULT_WINDOW = 4096
 
 TARGET_GROUPS = ("attention", "attention+mlp", "all-linear")
-"""Names for groups of a decoder layer's linear layers, in place of the layers' own names."""
+"""Names for groups of a decoder layer's linear layers, to use in place of the layers' names."""
 
 TIE = "tie_word_embeddings"
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
 """Last names of the modules that a base may keep as one tensor."""
 
-SUPPORTED = (*(one.name for one in TEXT_MODELS.values() if one.has_oracle), WRAPPER)
+SUPPORTED = (*(model.name for model in TEXT_MODELS.values() if model.has_oracle), WRAPPER)
 """The classes whose text is trained as Mistral's own tokenizers write it."""
 
-TEMPLATE_ALONE = tuple(one.name for one in TEXT_MODELS.values() if not one.has_oracle)
-"""The classes that are trained by `backend: chat-template` alone."""
+TEMPLATE_ALONE = tuple(model.name for model in TEXT_MODELS.values() if not model.has_oracle)
+"""The classes that are trained only by `backend: chat-template`."""
 
 ALL = (*SUPPORTED, *TEMPLATE_ALONE)
 """The classes that this project knows."""
@@ -148,7 +151,7 @@ class Architecture:
         """
         import transformers
 
-        # a wrapper is older than some of the text models in it
+        # a wrapper is older than some of its text models
         if not hasattr(transformers, self.text.name) or not hasattr(transformers, self.name):
             raise PinError(
                 f"{self.title} is not in transformers {transformers.__version__}",
@@ -158,26 +161,31 @@ class Architecture:
             )
         return getattr(transformers, self.name)
 
-    def targets(self, asked: Sequence[str]) -> tuple[str, ...]:
-        """Return the last names of the layers that are asked for, by group or by name, each once and in order.
+    def targets(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the last names of layers that are named singly or by group, each once and in order.
 
-        Names that the class does not have are returned as they are.
+        Names that the class does not have are returned unchanged.
 
         Raises:
             ValueError: If a group has the layers of experts in this class, with the reason.
         """
         found: list[str] = []
-        for one in asked:
-            if one in TARGET_GROUPS[1:] and not self.text.mlp:
+        for name in names:
+            if name in TARGET_GROUPS[1:] and not self.text.mlp:
                 raise ValueError(
-                    f"{one!r} has the MLP of each layer, and in {self.title} these are experts behind a router"
+                    f"{name!r} has the MLP of each layer, and in {self.title} these are experts behind a router"
                 )
-            found += (self.text.attention + self.text.mlp * (one != "attention")) if one in TARGET_GROUPS else (one,)
+            if name not in TARGET_GROUPS:
+                found.append(name)
+                continue
+            found += self.text.attention
+            if name != "attention":
+                found += self.text.mlp
         return tuple(dict.fromkeys(found))
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a configuration that describes the text model: its `text_config`, or the whole."""
+    """Return the part of a configuration that describes the text model: its `text_config`, or all of it."""
     part = config.get("text_config")
     return part if isinstance(part, dict) else config
 
@@ -186,14 +194,14 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """Return the class that transformers' AutoModel loads for a `config.json`, if this project knows it.
 
     Raises:
-        ValueError: If the class is none of them, or `architectures` and `model_type` differ, with what was found.
+        ValueError: If the class is not known, or `architectures` and `model_type` differ, with what was found.
     """
     names = config.get("architectures")
-    if not (names is None or (isinstance(names, list) and all(isinstance(one, str) for one in names))):
+    if not (names is None or (isinstance(names, list) and all(isinstance(item, str) for item in names))):
         raise ValueError(f"of architectures {names!r}"[:200])
     kind = config.get("model_type")
     if kind is None and names and names[0] != WRAPPER:
-        kind = next((one.model_type for one in TEXT_MODELS.values() if names == [one.name]), None)
+        kind = next((model.model_type for model in TEXT_MODELS.values() if names == [model.name]), None)
     name = ", ".join(names) if names else ""
     if kind == _WRAPPER_TYPE and name in ("", WRAPPER):
         inner = text_part(config).get("model_type", _IN_WRAPPER) if text_part(config) is not config else _IN_WRAPPER
@@ -215,7 +223,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         raise ValueError(f"a Ministral to AutoModel: its layer_types are {types!r}"[:200])
     # a Mistral has one window for all layers, and its default is not null
     plain = "full_attention" if config.get("sliding_window", _DEFAULT_WINDOW) is None else "sliding_attention"
-    return Architecture(text if all(one == plain for one in types) else TEXT_MODELS["ministral"])
+    return Architecture(text if all(kind == plain for kind in types) else TEXT_MODELS["ministral"])
 
 
 def is_known(config: Mapping[str, Any]) -> bool:
@@ -233,14 +241,14 @@ def spelled_name(name: str, names: Iterable[str]) -> str:
 
     Args:
         name: The name.
-        names: All names of the file or model, which tell whether it is wrapped.
+        names: All names of the file or model, which show whether it is wrapped.
     """
     for prefix in ("model.language_model.", "language_model.model."):
         if name.startswith(prefix):
             return f"language_model.{name.removeprefix(prefix)}"
     if name.startswith(("model.vision_tower.", "model.multi_modal_projector.")):
         return name.removeprefix("model.")
-    wrapped = name == "lm_head.weight" and any("language_model." in one for one in names)
+    wrapped = name == "lm_head.weight" and any("language_model." in other for other in names)
     return f"language_model.{name}" if wrapped else name
 
 

@@ -1,4 +1,4 @@
-"""A base on disk: its configuration, class, weights, hash and tokenizer, each read once for a whole command."""
+"""A base on disk: its configuration, class, weights, hash and tokenizer, each read once a command."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 _COUNTS = ("num_hidden_layers", "num_local_experts", "n_routed_experts")
-_MOST_MODULES = 1000  # more layers, or experts, than any model has: those of a billion would be made one by one
+_MOST_MODULES = 1000  # more than any model has: a billion layers or experts would be made one by one
 
 _CANONICAL_KEYS = (
     "model_type",
@@ -60,14 +60,14 @@ _CANONICAL_KEYS = (
 )
 
 _OTHER_FILES = "configuration_files"
-"""Key of `config.json` by which transformers reads another file, chosen by its own version, in its place."""
+"""Key of `config.json` that makes transformers read another file in its place, chosen by the installed version."""
 
 
 class BaseFolder:
-    """A checkpoint on disk. Each of its files is read at most once, when it is first asked for.
+    """A checkpoint on disk. Each of its files is read at most once, when it is first needed.
 
-    A command makes one of the path that it is given, and hands it on. A file that changes while the command runs does
-    not change its answers.
+    A command makes one for the path that it is given, and passes it on. A file that changes while the command runs does
+    not change its results.
 
     Attributes:
         path: The folder.
@@ -128,7 +128,7 @@ class BaseFolder:
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids of the model, as its configuration declares it.
+        """The number of ids of the model, as its configuration declares.
 
         Raises:
             PinError: As for `config`.
@@ -142,7 +142,7 @@ class BaseFolder:
     def is_tied(self) -> bool:
         """Whether the checkpoint keeps its embeddings and its head as one tensor.
 
-        The file of a wrapper decides, whatever its flags: some releases have none, and transformers' default differs
+        For a wrapper, the tensors decide, not its flags: some releases have no flag, and transformers' default differs
         from level to level (vllm-project/vllm#51063).
 
         Raises:
@@ -167,20 +167,20 @@ class BaseFolder:
 
     @KeptProperty
     def file_weights(self) -> Weights:
-        """The tensors of the files that are hashed, whether or not these are the ones that transformers loads.
+        """The tensors of the hashed files, whether or not transformers loads these files.
 
         Raises:
-            PinError: If there are none.
+            PinError: If the folder has no weights.
             InputError: As for `Weights`.
         """
         return Weights(weight_files(self.path), self.header)
 
     @KeptProperty
     def stored_weights(self) -> Weights:
-        """The tensors as the files have them, if these are the files that transformers loads.
+        """The tensors as stored, if transformers loads these files.
 
         Raises:
-            PinError: As for `file_weights`, or if transformers would load others.
+            PinError: As for `file_weights`, or if transformers would load other files.
             InputError: As for `Weights`.
         """
         stored = self.file_weights
@@ -189,7 +189,7 @@ class BaseFolder:
             found = f"transformers_weights is {short_json(named)}, which transformers loads in place of {names[0]}"
             raise PinError(found, place=str(self.config_file), expected="no such key")
         # https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_utils.py: a lone file goes
-        # first, then every file that the index names, wherever it is
+        # first, then every file that the index names, in any folder
         if names == ["model.safetensors"]:
             return stored
         index = self.path / INDEX
@@ -203,7 +203,7 @@ class BaseFolder:
 
     @KeptProperty
     def index(self) -> Mapping[str, str]:
-        """The name of the file of each tensor, as the index gives it; nothing tells that there is such a file.
+        """The name of each tensor's file, as the index gives it; the file may be missing.
 
         Raises:
             InputError: As for `read_index`.
@@ -232,16 +232,16 @@ class BaseFolder:
         """The SHA-256 of the safetensors files, in name order; every byte is read, which takes time.
 
         Raises:
-            PinError: If there are none.
-            InputError: If one cannot be read.
+            PinError: If the folder has no weights.
+            InputError: If a file cannot be read.
         """
         return sha256_files(weight_files(self.path))
 
     @KeptProperty
     def canonical_config(self) -> Mapping[str, Any]:
-        """The values of `config.json` that decide the model's numbers, or with which token an answer ends.
+        """The values of `config.json` that decide the model's numbers, or the token that ends an answer.
 
-        They are in one form for every version of transformers that wrote the file: with its defaults, the rotary
+        Their form does not depend on the version of transformers that wrote the file: with its defaults, the rotary
         embedding as one mapping, and without dtype and version.
 
         Raises:
@@ -255,16 +255,16 @@ class BaseFolder:
             found = _canonical(self._automatic_config())
             if is_fp8(self.config):
                 found["quantization"] = quantization_facts(self.config, place)
-            # plain JSON, as the manifest has it: a configuration may hold tuples
+            # plain JSON, as in the manifest: a configuration may hold tuples
             plain: dict[str, Any] = json.loads(json.dumps(found, sort_keys=True))
         except PinError:
             raise
-        except Exception as error:  # a value of a wrong type fails anywhere
+        except Exception as error:  # a value of a wrong type can fail anywhere
             raise PinError(f"transformers cannot read it: {one_line(error)}", place=place) from error
         return plain
 
     def _automatic_config(self) -> Any:
-        """Return the configuration that transformers' AutoConfig makes of the file, which it would read again."""
+        """Return the configuration that transformers' AutoConfig makes of the file, without reading the file again."""
         from transformers import CONFIG_MAPPING, AutoConfig
 
         kind = self.config.get("model_type")
@@ -276,7 +276,7 @@ class BaseFolder:
         return CONFIG_MAPPING[kind].from_dict({**copy.deepcopy(self.config), "model_type": kind})
 
     def model_config(self) -> Any:
-        """Return a new configuration of the class in transformers, which you may change.
+        """Return a new configuration of the class in transformers; you may change it.
 
         Raises:
             PinError: As for `architecture`.
@@ -286,15 +286,15 @@ class BaseFolder:
             config = config_class.from_pretrained(self.path)
         else:
             config = config_class.from_dict(copy.deepcopy(self.config))
-        # a value such as owner/name is code at the Hub, which transformers fetches and runs; the default is sdpa
+        # transformers fetches and runs code from the Hub for a value such as owner/name; the default is sdpa
         config._attn_implementation = None
         return config
 
     def empty_model(self) -> Any:
-        """Return the model without a weight, which you may change: its parameters are on torch's device `meta`.
+        """Return the model without weights; you may change it. Its parameters are on torch's device `meta`.
 
         Raises:
-            PinError: As for `architecture`, or if no model can be made of the configuration.
+            PinError: As for `architecture`, or if the configuration does not make a model.
         """
         return copy.deepcopy(self._empty_model)
 
@@ -309,16 +309,16 @@ class BaseFolder:
                 for key in _COUNTS:
                     if getattr(part, key, 0) > _MOST_MODULES:
                         raise ValueError(f"{key} is {getattr(part, key)}")
-            # a 7B base in float32 is 29 GB: only its module names and shapes are wanted here
+            # a 7B base in float32 takes 29 GB: only its module names and shapes are needed here
             with torch.device("meta"):
                 return model_class(config)
 
     @contextmanager
     def making_model(self) -> Iterator[None]:
-        """Turn the errors of transformers and torch into ours: for a value of a wrong type or size, they raise many.
+        """Turn errors of transformers and torch into ours: they raise many kinds for a value of a wrong type or size.
 
         Raises:
-            PinError: If no model can be made of the folder within the block.
+            PinError: If the block cannot make a model of the folder.
         """
         try:
             yield
@@ -359,12 +359,12 @@ class BaseFolder:
 
 
 def _canonical(whole: Any) -> dict[str, Any]:
-    """Return the values of a configuration of transformers that decide numbers and ends of answers."""
+    """Return the values of transformers' configuration that decide numbers and ends of answers."""
     text = whole.get_text_config()
     found = {key: getattr(text, key) for key in _CANONICAL_KEYS if hasattr(text, key)}
     if found.get("head_dim") is None:
         found["head_dim"] = found["hidden_size"] // found["num_attention_heads"]
-    # transformers 5 has one mapping for what were two keys before
+    # transformers 5 has one mapping in place of two keys
     rope = getattr(text, "rope_parameters", None) or {
         "rope_theta": getattr(text, "rope_theta", None),
         **(getattr(text, "rope_scaling", None) or {}),

@@ -20,10 +20,10 @@ def require_trainable(base: BaseFolder, backend: str = "mistral-common") -> None
 
     Args:
         base: The checkpoint.
-        backend: The recipe's; a class without a tokenizer of Mistral's is trained by `chat-template` alone.
+        backend: The recipe's backend; a class without a Mistral tokenizer is trained only by `chat-template`.
 
     Raises:
-        RecipeError: If the checkpoint is of another class.
+        RecipeError: If the class of the checkpoint is not trained, or not by this backend.
         PinError: As for `BaseFolder.config` and `BaseFolder.weights`, or if this version of transformers does not have
             the class.
     """
@@ -48,7 +48,7 @@ def require_trainable(base: BaseFolder, backend: str = "mistral-common") -> None
     if not config.get("model_type"):
         raise PinError("no model_type: transformers does not load it", place=place, expected="the model's type")
     _refuse_adapter(base)
-    # of a commit whose weights are not fetched, the configuration is judged alone
+    # a commit without fetched weights is judged by its configuration
     if sorted(base.path.glob("model*.safetensors")):
         _require_fit(base)
     else:
@@ -56,20 +56,20 @@ def require_trainable(base: BaseFolder, backend: str = "mistral-common") -> None
 
 
 def _refuse_adapter(base: BaseFolder) -> None:
-    # transformers would load the base that this file names instead, and put the adapter on it, unread by us
+    # transformers would load the base that this file names instead, and put an adapter on it that we never read
     if (file := base.path / "adapter_config.json").exists():
         found = "the folder of the base has an adapter, which transformers loads"
         raise PinError(found, place=str(file), expected="a base without adapter")
 
 
 def _require_fit(base: BaseFolder) -> None:
-    """Refuse weights of another size, or of fewer layers, than the configuration declares; no weight is read."""
+    """Refuse weights with another size or fewer layers than the configuration declares; no weight is read."""
     stored = base.weights.infos
     model, found = base.empty_model(), ""
     if model.config.model_type == "ministral" and not model.config.sliding_window:
         found, expected = "no sliding_window, without which transformers does not compute this class", "a window"
     for name, parameter in () if found else model.named_parameters():
-        # a name that layer 0 lacks as well may be one that transformers converts
+        # transformers may convert a name that layer 0 lacks as well
         if name not in stored and re.sub(r"\blayers\.\d+\.", "layers.0.", name) in stored:
             found, expected = f"{name} is not in the weights", "the number of layers of the weights"
         if name in stored and stored[name].shape != tuple(parameter.shape):
@@ -82,26 +82,26 @@ def _require_fit(base: BaseFolder) -> None:
 def load_base(base: BaseFolder, precision: Precision, device: str, *, packed: bool = False) -> Any:
     """Load the model of a checkpoint by its class, in eval mode, without a key-value cache by default.
 
-    FP8 weights are dequantised to the dtype asked for, on every device.
+    FP8 weights are dequantised to the requested dtype, on every device.
 
     Args:
         base: A checkpoint with safetensors weights.
-        precision: The dtype of the weights, whatever the checkpoint's own.
+        precision: The dtype of the weights in memory, for any dtype of the checkpoint.
         device: `cpu` or `cuda`.
-        packed: Whether weights that are stored quantised are loaded so, as `transformers` does it.
+        packed: Whether quantised weights stay quantised, as `transformers` loads them.
 
     Raises:
-        PinError: As for `BaseFolder.architecture`, or if a weight is missing in the files, or the files hold one that
-            the model does not have.
+        PinError: As for `BaseFolder.architecture`, or if the files lack a weight, or have one that the model does not
+            have.
     """
     return _load(base, precision, packed=packed).to(device)
 
 
 def load_nf4(base: BaseFolder, precision: Precision, device: str) -> Any:
-    """Load a base as `load_base` does, its linear layers but the head in 4 bits (NF4, double quantisation).
+    """Load a base like `load_base`, its linear layers except the head in 4 bits (NF4, double quantisation).
 
-    Needs bitsandbytes. Norms, embeddings and head keep the precision asked for: PEFT's own preparation would make
-    float32 of them, and a large vocabulary would cost more than 4 bits save.
+    Needs bitsandbytes. Norms, embeddings and head keep the requested precision: PEFT's own preparation would turn them
+    into float32, and a large vocabulary would cost more than 4 bits save.
 
     Args:
         base: A checkpoint with safetensors weights.
@@ -119,7 +119,7 @@ def load_nf4(base: BaseFolder, precision: Precision, device: str) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch_dtype(precision),
     )
-    # placed while it is loaded: some versions of transformers refuse `.to()` for a model in 4 bits
+    # placed during loading: some versions of transformers refuse `.to()` for a model in 4 bits
     return _load(base, precision, quantization_config=quantization, device_map={"": device})
 
 
@@ -138,7 +138,7 @@ def _load(base: BaseFolder, precision: Precision, *, packed: bool = False, **opt
                 vars(part).pop("quantization_config", None)
             options["state_dict"] = {name: weights[name].to(dtype) for name in weights}
         elif not (base.path / GENERATION_CONFIG).is_file():
-            # without that file, transformers reads the ids from config.json once more
+            # without that file, transformers reads the ids from config.json again
             options["generation_config"] = GenerationConfig(**_end_ids(base))
         model, report = model_class.from_pretrained(
             None if is_fp8 else base.path,
@@ -149,17 +149,17 @@ def _load(base: BaseFolder, precision: Precision, *, packed: bool = False, **opt
             local_files_only=True,
             **options,
         )
-    # transformers only warns of a missing weight, and fills it with random numbers
+    # transformers only warns about a missing weight, and fills it with random numbers
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, report[kind])):
             raise PinError(f"{kind.replace('_', ' ')}: {', '.join(names[:5])}", place=str(base.path))
     if is_fp8:
         model.config.name_or_path = model.name_or_path = str(base.path)
-    # `generate` takes what a call leaves open from here: penalties of the base would change greedy answers
+    # `generate` takes its defaults from here: penalties of the base would change greedy answers
     ids = {key: getattr(model.generation_config, key) for key in _END_IDS}
     model.generation_config = GenerationConfig(**ids)
     # Training has no use for a key-value cache, and gradient checkpointing cannot work with one. The balance of experts
-    # is no part of our loss, and transformers' sum of it expects a padding mask, which a pack does not have.
+    # is not part of our loss, and transformers' sum of it expects a padding mask, which a pack does not have.
     vars(model.config.get_text_config()).update(use_cache=False, output_router_logits=False)
     return model
 

@@ -12,29 +12,29 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: Mapping[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""The precision that each dtype of weights is."""
+"""The precision of each dtype of weights."""
 
 Device = Literal["cpu", "cuda"]
 
 
-def choose_device(asked: str, *, place: str = "--device", error: type[InputError] = InputError) -> Device:
-    """Return the device on which a model runs.
+def choose_device(device: str, *, place: str = "--device", error: type[InputError] = InputError) -> Device:
+    """Return the device that a model runs on.
 
     Args:
-        asked: `cpu`, `cuda`, or `auto` for CUDA if there is a device.
-        place: The option or key that asks, for the error.
+        device: `cpu`, `cuda`, or `auto` for CUDA if it is available.
+        place: The option or key that names it, for the error.
         error: The type of the error.
 
     Raises:
-        InputError: If CUDA is asked for and there is no device; of the type `error`.
+        InputError: If CUDA is requested and not available; of the type `error`.
     """
     import torch
 
     available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
+    if device == "cuda" and not available:
         found = f"cuda, but torch {torch.__version__} finds no CUDA device here"
         raise error(found, place=place, expected="auto or cpu")
-    return "cuda" if available and asked != "cpu" else "cpu"
+    return "cuda" if available and device != "cpu" else "cpu"
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:

@@ -54,11 +54,11 @@ class Encoder(ABC):
 
     @abstractmethod
     def piece(self, token: int) -> str:
-        """Return one token as it is written in the vocabulary."""
+        """Return the vocabulary's spelling of a token."""
 
     @abstractmethod
     def shown(self, token: int) -> str:
-        r"""Return one token for people: of a vocabulary of bytes, its text; a part of a character as `\xf0`."""
+        r"""Return one token for people: for a vocabulary of bytes, its text; a part of a character as `\xf0`."""
 
     @property
     def template(self) -> ChatTemplate:
@@ -74,7 +74,7 @@ class Encoder(ABC):
     def file_name(self) -> str:
         """The name of that file in the folder of an adapter.
 
-        It is that of the tokenizer's own file; of another file, the one by which the libraries find its kind.
+        The file's own name if it is in the tokenizer's folder; else the name that libraries expect for its kind.
         """
         if self.file.parent == self.tokenizer.path or self.file == self.tokenizer.path:
             return self.file.name
@@ -147,12 +147,12 @@ class TemplateEncoder(Encoder):
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The template with its tokenizer: one for all rows, because a run's folder has one."""
+        """The template with its tokenizer: one for all rows, because a run's folder has only one."""
         return ChatTemplate(self.tokenizer.fast, self.source or self.tokenizer.template.source)
 
     def encode(self, row: Row) -> EncodedRow:
         """Render a row and tokenize the text, labels by the generation blocks."""
-        # the rendered text is one string: a control token that the row spells looks like one that the template wrote
+        # the rendered text is one string: a control token spelled by the row looks like one written by the template
         literals = self.template.control_literals(row)
         if literals:
             raise RowError(
@@ -199,8 +199,8 @@ class TemplateEncoder(Encoder):
     @property
     def file(self) -> Path:
         """`tokenizer.json`; without one, the Mistral tokenizer file that the transformers tokenizer is made from."""
-        converted, own = self.tokenizer.path / TOKENIZER_JSON, oracle_file(self.tokenizer.path)
-        return own if own is not None and not converted.is_file() else converted
+        converted, source = self.tokenizer.path / TOKENIZER_JSON, oracle_file(self.tokenizer.path)
+        return source if source is not None and not converted.is_file() else converted
 
     @property
     def vocab_size(self) -> int:

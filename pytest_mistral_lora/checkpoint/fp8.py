@@ -1,6 +1,6 @@
 """FP8 checkpoints: the layout of their scales, declared and checked, and their weights in full precision.
 
-The layout is the one that transformers' fine-grained FP8 writes: a matrix of e4m3 numbers, and beside it
+The layout is that of transformers' fine-grained FP8: a matrix of e4m3 numbers, and beside it
 `weight_scale_inv`, either one number for the matrix or one for each block of `weight_block_size`.
 """
 
@@ -28,7 +28,7 @@ DEFAULT_BLOCK = (128, 128)
 _SCALE, _ACTIVATION = "weight_scale_inv", "activation_scale"
 _SCALE_DTYPES = {"float": ("F32", "BF16", "F16"), "ue8m0": ("F8_E8M0", "F32")}
 _LARGEST_WEIGHT = 1e4
-"""No weight of a language model is near it; with the reciprocal of a usual scale, all are above it."""
+"""Far above any weight of a language model, and far below weights multiplied by the reciprocal of a usual scale."""
 
 _E4M3_MAX = 448.0
 _EXPECTED = (
@@ -41,7 +41,7 @@ _PACKED = frozenset({"U8", "I8", "F4", "F6_E2M3", "F6_E3M2"})
 
 @dataclass(frozen=True)
 class Fp8Layout:
-    """The matrices of a checkpoint that are in FP8, and their scales.
+    """The FP8 matrices of a checkpoint, and their scales.
 
     Attributes:
         block: Rows and columns of the block that a scale is for; None if a scale is for a whole matrix.
@@ -55,8 +55,8 @@ class Fp8Layout:
 
 
 def declared_quantization(config: Mapping[str, Any]) -> Any:
-    """Return the `quantization_config` of a checkpoint, or that of its `text_config`; None if it has none."""
-    # an empty object is declared as well, and transformers does not load it
+    """Return the `quantization_config` of a checkpoint, or that of its `text_config`; None if it is missing."""
+    # an empty object counts as declared, and transformers does not load it
     declared, text = config.get("quantization_config"), config.get("text_config")
     return text.get("quantization_config") if declared is None and isinstance(text, dict) else declared
 
@@ -82,7 +82,7 @@ def quantization_facts(config: Mapping[str, Any], place: str) -> dict[str, Any] 
         place: The path of that file.
 
     Raises:
-        PinError: If the weights are quantised otherwise, or a value is not one of the layout.
+        PinError: If the weights are quantised in another way, or a value does not fit the layout.
     """
     declared = declared_quantization(config)
     if declared is None:
@@ -91,7 +91,7 @@ def quantization_facts(config: Mapping[str, Any], place: str) -> dict[str, Any] 
         keys = ("quant_method", "quant_algo", "format", "quant_type", "bits")
         given = declared if isinstance(declared, dict) else {"quantization_config": declared}
         shown = {key: value for key, value in given.items() if key in keys or not isinstance(declared, dict)}
-        # without any of them, its own keys are the only names that it has
+        # without a name, show its keys
         text = (
             ", ".join(f"{key} {_short(value)}" for key, value in shown.items()) or f"with the keys {_short([*given])}"
         )
@@ -166,14 +166,14 @@ def _check_pair(
         found = f"{name} is FP8 of shape {list(info.shape)}{experts}"
         raise _refused(found, info, "FP8 in matrices alone, each named weight")
     if scale not in infos:
-        beside = [one for one in infos if one.startswith(name.removesuffix("weight")) and one != name]
+        beside = [other for other in infos if other.startswith(name.removesuffix("weight")) and other != name]
         others = f"; beside it are {', '.join(beside[:3])}" if beside else ""
         raise _refused(f"{name} is in FP8, and its scale is missing{others}", info, scale)
     factor, shape = infos[scale], list(infos[scale].shape)
     if factor.dtype not in dtypes:
         raise _refused(f"{scale} is in {factor.dtype}", factor, " or ".join(dtypes))
     if block is None:
-        # transformers holds a number without dimensions, and saves one in a list or a matrix of one
+        # in memory the scale has no dimensions; transformers saves it as a list or a matrix of one number
         if shape not in ([], [1], [1, 1]):
             raise _refused(f"{scale} has shape {shape}, and weight_block_size is null", factor, "one number")
         return
@@ -192,7 +192,7 @@ def _check_values(weights: Weights, scales: Mapping[str, str]) -> None:
     for matrix, name in scales.items():
         values = weights[name].float().reshape(-1)
         least, most = values.min().item(), values.max().item()
-        # a NaN makes both of them NaN
+        # a NaN makes both results NaN
         if math.isfinite(least) and least > 0 and most * _E4M3_MAX <= _LARGEST_WEIGHT:
             continue
         wrong = least if not least > 0 else most
@@ -235,7 +235,7 @@ def dequantize(matrix: torch.Tensor, scale: torch.Tensor, block: tuple[int, int]
 
 
 class DequantizedWeights(Weights):
-    """The tensors of an FP8 checkpoint as full ones: matrices are multiplied by their scales, and scales left out.
+    """The tensors of an FP8 checkpoint in full precision: matrices are multiplied by their scales, which are left out.
 
     Attributes:
         layout: The layout of the scales.
@@ -243,7 +243,7 @@ class DequantizedWeights(Weights):
     """
 
     def __init__(self, stored: Weights, layout: Fp8Layout, dtype: str) -> None:
-        """Take the place of an FP8 checkpoint's tensors.
+        """Wrap an FP8 checkpoint's tensors.
 
         Args:
             stored: The tensors as the files have them.
@@ -269,12 +269,12 @@ class DequantizedWeights(Weights):
         return tensor if scale is None else dequantize(tensor, self.stored[scale], self.layout.block)
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
-        """Return a tensor as numpy has it; a dequantised matrix is made by torch."""
+        """Return a tensor as a numpy array; torch dequantises a matrix."""
         found: np.ndarray[Any, Any] = self[name].numpy() if name in self.layout.scales else super().array(name)
         return found
 
     def facts(self, itemsize: int) -> dict[str, Any]:
-        """Return what a manifest records of them.
+        """Return the facts that a manifest records about them.
 
         Args:
             itemsize: Bytes of a number in memory.

@@ -1,4 +1,4 @@
-"""Check a snapshot folder of the Hub cache: every file is in the cache, and has the content its commit gives it.
+"""Check a snapshot folder of the Hub cache: every file is in the cache, and has its commit's content.
 
 In that cache `snapshots/<commit>/<name>` links to `blobs/<etag>`, and the etag is the content's hash: git's SHA-1 of
 the blob, or the SHA-256 of a file kept by LFS. huggingface_hub follows the links and never hashes again.
@@ -18,10 +18,10 @@ from pytest_mistral_lora.checkpoint.weights import read_index
 from pytest_mistral_lora.errors import InputError, PinError
 
 Listing: TypeAlias = Mapping[str, str | None]
-"""The files of a commit: name to content hash, in hex; None where the source does not give it."""
+"""The files of a commit: name to content hash, in hex; None if the source does not give it."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# an etag of another form, such as that of a proxy, is not known to be a hash of the content
+# an etag of another form, such as a proxy's, may not be a hash of the content
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _KEPT_FORMAT = 1
 _SNAPSHOT = re.compile(r"/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$")
@@ -34,7 +34,7 @@ def snapshot_of(folder: Path) -> tuple[str, str] | None:
 
 
 def blob_folders(snapshot: Path) -> tuple[Path, Path]:
-    """Return the folders to which the links of a snapshot lead."""
+    """Return the folders that the links of a snapshot lead to."""
     # Not resolved: a folder of blobs that is a link would let every link of a foreign snapshot lead anywhere. From
     # version 2 of huggingface_hub on, a blob can itself be a link, into a store that all repositories share.
     repository = snapshot.resolve().parents[1]
@@ -42,18 +42,18 @@ def blob_folders(snapshot: Path) -> tuple[Path, Path]:
 
 
 def link_homes(folder: Path) -> tuple[Path, ...]:
-    """Return the folders inside which a file of `folder` has to be, once its links are followed.
+    """Return the folders that may hold the target of a file of `folder`.
 
     A folder of unknown origin may hold links, and reading through one would read any file of this machine. So a link
-    has to stay in its folder. The exception is a snapshot in the Hub's cache, whose files are links to blobs.
+    must stay in its folder. The exception is a snapshot in the Hub's cache, whose files are links to blobs.
     """
     return folder.resolve(), *(blob_folders(folder) if snapshot_of(folder) else ())
 
 
 def kept_listing(folder: Path) -> Listing | None:
-    """Return the commit's files as huggingface_hub 2 noted them when it fetched; None if it did not.
+    """Return the commit's files as noted by huggingface_hub 2 during the download; None without a note.
 
-    Earlier versions keep no such note, and then offline nothing but the blobs' own names can be checked.
+    Earlier versions keep no such note, and then only the names of the blobs can be checked offline.
     """
     try:
         note = read_json(folder.parents[1] / "trees" / f"{folder.name}.json")
@@ -90,7 +90,7 @@ def cached_snapshot(repo: str, revision: str) -> Path | None:
         The folder; None if it is not in the cache, or `repo` and `revision` cannot be a repository and a commit.
 
     Raises:
-        PinError: If a file there is not the commit's.
+        PinError: If a file differs from the commit's.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -105,8 +105,8 @@ def cached_snapshot(repo: str, revision: str) -> Path | None:
         return None
     snapshot = Path(file).parent
     listing = kept_listing(snapshot)
-    for one in (Path(file), *sorted(snapshot.glob("model*.safetensors"))):
-        check_file(one, snapshot, listing, content=one.suffix == ".json")
+    for path in (Path(file), *sorted(snapshot.glob("model*.safetensors"))):
+        check_file(path, snapshot, listing, content=path.suffix == ".json")
     return snapshot
 
 
@@ -120,11 +120,11 @@ def check_file(file: Path, folder: Path, listing: Listing | None, *, content: bo
         content: Whether to hash the file; if not, only its link is checked.
 
     Raises:
-        PinError: If the file leads out of the cache, is not one of the commit's, or has another content.
+        PinError: If a link leaves the cache, or the commit does not have the file, or has another content for it.
     """
     name = file.relative_to(folder).as_posix()
     filed_as: str | None = None
-    # caches on Windows hold files in place of links, and then no blob's name to compare with
+    # caches on Windows hold files in place of links, so there is no blob's name to compare with
     if file.is_symlink():
         # Path.resolve raises on a loop of links
         target, filed_as = Path(os.path.realpath(file)), file.readlink().name
@@ -137,7 +137,7 @@ def check_file(file: Path, folder: Path, listing: Listing | None, *, content: bo
     if listing is not None and name not in listing:
         raise PinError(f"commit {folder.name} has no such file", place=str(file), next_step="Remove it.")
     expected = (listing or {}).get(name) or filed_as
-    # neither a listing nor a blob, in a cache without links that is seen offline: nothing to compare with
+    # a cache without links, offline: neither a listing nor a blob to compare with
     if expected is None or not _HASH.fullmatch(expected):
         return
     found = _digest(file, len(expected)) if content else filed_as
@@ -154,7 +154,7 @@ def weight_names(folder: Path) -> list[str]:
     """Return the safetensors files that the folder's index names; `model.safetensors` if there is no index.
 
     Raises:
-        InputError: If one is not an index.
+        InputError: If the index is not valid.
     """
     names: set[str] = set()
     for index in folder.glob("*.safetensors.index.json"):

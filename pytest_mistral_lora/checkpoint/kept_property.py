@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 else:
 
     class KeptProperty(cached_property):
-        """A cached property that keeps its error, too: to load a checkpoint once more for each check takes long.
+        """A cached property that keeps its error, too.
 
-        To hash the weights of a base takes hours, and a library that panics prints its stack each time.
+        Hashing the weights of a base can take hours, and a library that panics prints its stack each time.
         """
 
         def __get__(self, instance, owner=None):

@@ -1,7 +1,7 @@
-"""Pinned revisions: the files of a Hub repository at one exact commit, and of no other.
+"""Pinned revisions: the files of a Hub repository at one exact commit.
 
 A branch or a tag can move, so only a full commit is a pin. A cached file is hashed when it is used, and
-compared with the commit's own list of files, from the endpoint or from the note of huggingface_hub's download.
+compared with the commit's list of files, from the endpoint or from the note of huggingface_hub's download.
 """
 
 from __future__ import annotations
@@ -35,23 +35,31 @@ TEXT_FILES = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
 )
-"""What is fetched without weights: names, and patterns as `fnmatch` reads them (its `*` crosses folders)."""
+"""Files to fetch without weights: names, and patterns of `fnmatch` (whose `*` crosses folders)."""
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
-"""What is fetched beside `TEXT_FILES` with weights."""
+"""Files to fetch beside `TEXT_FILES` with weights."""
 
 _WANTED = {False: [*TEXT_FILES], True: [*TEXT_FILES, *WEIGHT_FILES]}
-"""The same as one list, by whether weights are wanted."""
+"""All files to fetch, by whether weights are wanted."""
 
 NEVER = (
     # code, and pickles, which run code when they are read
-    *("*.py", "*.pyc", "*.so", "*.pkl", "*.pickle", "*.bin", "*.pt", "*.pth", "*.ckpt"),
-    # in a folder: another model's, or a checkpoint's
+    "*.py",
+    "*.pyc",
+    "*.so",
+    "*.pkl",
+    "*.pickle",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    # in a subfolder: those of another model or of a training checkpoint
     "*/*.safetensors*",
-    # the same weights once more, for mistral-inference
+    # a second copy of the weights, for mistral-inference
     "consolidated*",
 )
-"""What is never fetched, whatever else it matches."""
+"""Files that are never fetched, even if they match another pattern."""
 
 # a hung endpoint must not hang a test session, and a complete cache is enough without its answer
 _SECONDS = 10.0
@@ -75,7 +83,7 @@ def check_revision(revision: str, *, place: str = "", repo: str = "") -> str:
             expected="a full commit: 40 lower-case hex digits",
             next_step=_how_to_pin(repo, revision),
         )
-    # zeros, or one short pattern over and over, which no SHA-1 will ever be
+    # zeros, or a short repeated pattern: never a real SHA-1
     if any(revision.startswith(revision[period:]) for period in range(1, 21)):
         found = f"revision {revision!r} is a placeholder, not a commit"
         raise PinError(found, place=place, next_step=_how_to_pin(repo, "main"))
@@ -90,12 +98,12 @@ def resolve(repo: str, revision: str, *, weights: bool, verify: bool = False, pl
     Args:
         repo: The repository's id, `owner/name`.
         revision: The commit.
-        weights: Whether the safetensors weights are wanted too; without, none is fetched.
+        weights: Whether to fetch the safetensors weights, too.
         verify: Whether to hash weights as well, which reads all of them; the other files are hashed every time.
         place: The key and file of the pin, for errors.
 
     Raises:
-        PinError: If `revision` is not a pin, or the commit's files cannot be had, or a cached file is not the commit's.
+        PinError: If `revision` is not a pin, the commit's files are not available, or a cached file differs from it.
     """
     check_revision(revision, place=place, repo=repo)
     request = _Request(repo, revision, weights, place)
@@ -126,8 +134,8 @@ class FoundCommit:
 
     Attributes:
         commit: 40 hex digits.
-        source: `hub`: it is the newest one now; `cache`: it was when it was last fetched; `given`: it was the name
-            itself, and the Hub was not asked.
+        source: `hub`: the newest commit now; `cache`: the newest when last fetched; `given`: the name itself is a
+            commit, and the Hub was not asked.
     """
 
     commit: str
@@ -135,7 +143,7 @@ class FoundCommit:
 
 
 def find_commit(repo: str, name: str = "main", *, place: str = "", pinned: str = "") -> FoundCommit:
-    """Return the commit of a branch or tag of a Hub repository; offline, the one that was last fetched.
+    """Return the commit of a branch or tag of a Hub repository; offline, the last fetched one.
 
     Args:
         repo: The repository's id, `owner/name`.
@@ -144,7 +152,7 @@ def find_commit(repo: str, name: str = "main", *, place: str = "", pinned: str =
         pinned: The words after `mistral-lora pin` that ask for it; by default, repository and branch.
 
     Raises:
-        PinError: If there is no such repository, branch or tag, or neither Hub nor cache can tell.
+        PinError: If the repository, branch or tag does not exist, or neither Hub nor cache has the answer.
     """
     from huggingface_hub import constants, errors
 
@@ -198,7 +206,7 @@ class _Request:
         try:
             info = HfApi().model_info(self.repo, revision=self.revision, files_metadata=True, timeout=_SECONDS)
         except RevisionNotFoundError as error:
-            # the cache is not asked: if it holds something under this commit, that is not from this repository
+            # the cache is not asked: files under this commit there would not be from this repository
             raise self._because(error) from error
         except Exception as error:
             # the types of requests or of httpx, by the version of huggingface_hub, and its own

@@ -37,7 +37,7 @@ PROBES = (
     "x\u0016y ju\u0016",
     "\ufb01 \u00bd \u2460 \uff21 \u00a0x \u212b",
 )
-"""Texts whose ids a wrong tokenizer, merge order or pre-tokenizer is known to change."""
+"""Texts whose ids change with a wrong tokenizer, merge order or pre-tokenizer."""
 
 NAME_IT = (
     "Name its Mistral tokenizer: --mistral-oracle (mistral-lora: --oracle; recipe: base.oracle) with a name such as "
@@ -45,7 +45,7 @@ NAME_IT = (
 )
 
 _PLACEHOLDER = re.compile(r"<SPECIAL_\d+>|\[control_\d+\]")
-"""Control tokens without a meaning yet: a later version gives some of them a name."""
+"""Control tokens without a meaning yet: later versions name some of them."""
 _MARKER = re.compile(r"\[/?[A-Z][A-Z_]*\]")
 _SYSTEM_MARKER = "[SYSTEM_PROMPT]"
 """The files of v3 and v7 have the same control tokens, and only v7 and later write this one."""
@@ -54,16 +54,16 @@ _IMAGE_MARKER = "[IMG]"
 
 @dataclass(frozen=True, slots=True)
 class Recognition:
-    """The oracle of a folder without a Mistral tokenizer file, or the reason why there is none.
+    """The oracle of a folder without a Mistral tokenizer file, or the reason why no oracle applies.
 
     Attributes:
         oracle: The tokenizer that applies, or None.
-        name: Our name of a shipped tokenizer, or the path that was declared; of the closest one if none applies.
-        same: Number of its ids that stand for the same bytes in the folder.
+        name: Our name of a shipped tokenizer, or the declared path; if no oracle applies, the closest tokenizer.
+        same: Number of its ids with the same bytes in the folder.
         added: Number of the folder's ids that it does not have.
         alike: Other shipped tokenizers that fit as well.
         declared: Whether a setting named it.
-        reason: Why no oracle applies; empty if one does.
+        reason: Why no oracle applies; empty if an oracle applies.
     """
 
     oracle: Oracle | None
@@ -87,7 +87,7 @@ class Recognition:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the folder has the ids of the oracle with the same bytes, and no others."""
+        """Whether the folder has exactly the ids of the oracle, with the same bytes."""
         return self.oracle is not None and self.same == self.oracle.vocab_size and not self.added
 
 
@@ -107,7 +107,7 @@ class StoredVocabulary:
 
     @classmethod
     def read(cls, files: TokenizerFiles) -> StoredVocabulary | None:
-        """Return the vocabulary of a folder, or None if no file has one that can be read."""
+        """Return the vocabulary of a folder, or None if no file has a readable one."""
         data = files.json(TOKENIZER_JSON)
         model = data.get("model")
         vocabulary = model.get("vocab") if isinstance(model, dict) else None
@@ -132,12 +132,12 @@ class StoredVocabulary:
         return cls("spm", {number: piece.encode() for number, (piece, _) in enumerate(pieces)}, SPM_MODEL)
 
     def counts(self, oracle: Oracle) -> tuple[int, int]:
-        """Return the number of an oracle's ids that stand for the same bytes here, and of ids that it does not have."""
+        """Return the number of an oracle's ids with the same bytes here, and of ids that the oracle does not have."""
         same = sum(self.tokens.get(number) == token for number, token in enumerate(oracle.vocabulary))
         return same, sum(number >= oracle.vocab_size for number in self.tokens)
 
     def first_difference(self, oracle: Oracle) -> str:
-        """Return the first id that stands for other bytes than in an oracle; empty if there is none."""
+        """Return the first id with other bytes than in an oracle; empty if all are the same."""
         for number, token in enumerate(oracle.vocabulary):
             have = self.tokens.get(number)
             if have != token:
@@ -186,12 +186,12 @@ def shipped_oracle(name: str) -> Oracle:
 def recognise(files: TokenizerFiles) -> Recognition:
     """Return the shipped tokenizer that is closest to a folder's vocabulary, or the reason why none is close.
 
-    The closest one is the tokenizer of which most ids stand for the same bytes, if these are more than half. A folder
-    whose control tokens or template are those of another version is not recognised: its ids would be the same, and
-    its layout would not.
+    The closest one is the tokenizer with the most ids of the same bytes, if these are more than half. A folder with
+    the control tokens or the template of another version is not recognised: its ids would be the same, but not its
+    layout.
 
-    Several tokenizers of one vocabulary differ only in images. Of them, the one that generates the folder's own
-    template is taken, else for a model with images one with images, else the first.
+    Several tokenizers of one vocabulary differ only in images. The result is the tokenizer that generates the folder's
+    template, else one with images for a model with images, else the first.
     """
     stored = StoredVocabulary.read(files)
     if stored is None:
@@ -204,14 +204,14 @@ def recognise_vocabulary(stored: StoredVocabulary, template: str, *, images: boo
 
     Args:
         stored: The vocabulary.
-        template: The chat template beside it; empty if there is none.
+        template: The chat template beside it; empty if it is missing.
         images: Whether the model reads images.
     """
     known = {name: shipped_oracle(name) for name in SHIPPED if name.startswith(stored.kind)}
     counts = {name: stored.counts(oracle) for name, oracle in known.items()}
     most = max(same for same, _ in counts.values())
     fits = {name: known[name] for name, (same, _) in counts.items() if same == most}
-    generated = {name: one.chat_template().strip("\n") for name, one in fits.items()}
+    generated = {name: oracle.chat_template().strip("\n") for name, oracle in fits.items()}
     same_template = [name for name, text in generated.items() if text == template.strip("\n")]
     with_images = [name for name, text in generated.items() if _IMAGE_MARKER in text]
     chosen = [*same_template, *(with_images if images or _IMAGE_MARKER in template else ()), *fits][0]
@@ -229,27 +229,27 @@ def recognise_vocabulary(stored: StoredVocabulary, template: str, *, images: boo
 
 
 def _another_version(stored: StoredVocabulary, oracle: Oracle, generated: list[str], template: str) -> str:
-    """Return the token that only another version of a tokenizer has or writes; empty if there is none."""
+    """Return the token that only another version of a tokenizer has or writes; empty if no such token is found."""
     for number, literal in oracle.control_tokens.items():
         have = stored.tokens.get(number, b"").decode(errors="replace")
         if _PLACEHOLDER.fullmatch(literal) and _MARKER.fullmatch(have):
             return f"id {number} is {have}"
-    writes = _SYSTEM_MARKER in template and not any(_SYSTEM_MARKER in one for one in generated)
+    writes = _SYSTEM_MARKER in template and not any(_SYSTEM_MARKER in text for text in generated)
     if writes and _SYSTEM_MARKER in oracle.control_tokens.values():
         return f"the chat template writes {_SYSTEM_MARKER}"
     return ""
 
 
 def known_choice(text: str, folder: Path = Path()) -> str:
-    """Return the oracle that a setting names: a name as it is, or the path of a file, relative to a folder.
+    """Return the oracle that a setting names: a name unchanged, or the path of a file, relative to a folder.
 
     Raises:
-        TokenizerError: If there is neither such a name nor such a file.
+        TokenizerError: If neither the name nor the file exists.
     """
     if text in (*SHIPPED, NO_ORACLE):
         return text
     found, file = "no such name and no such file", None
-    # a name with a NUL, one that is too long, or a user who does not exist
+    # a name with a NUL, a name that is too long, or an unknown user after `~`
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         # `./~` is a folder of that name
         path = folder / (Path(text).expanduser() if text.startswith("~") else text)
@@ -262,7 +262,7 @@ def known_choice(text: str, folder: Path = Path()) -> str:
 
 
 def accept_oracle(name: str, files: TokenizerFiles, fast: Any) -> Recognition:
-    """Hold a folder to a tokenizer: every id, and the ids of the probes.
+    """Compare a folder with a tokenizer: every id, and the ids of the probes.
 
     Args:
         name: Name of a shipped tokenizer, or path of a file, as a setting declares it.
@@ -270,7 +270,7 @@ def accept_oracle(name: str, files: TokenizerFiles, fast: Any) -> Recognition:
         fast: The transformers tokenizer of the folder; None if transformers does not load it.
 
     Raises:
-        TokenizerError: If the setting names a file that is no Mistral tokenizer.
+        TokenizerError: If the setting names a file that is not a Mistral tokenizer.
     """
     oracle = shipped_oracle(name) if name in SHIPPED else Oracle(name)
     stored = StoredVocabulary.read(files)
@@ -288,7 +288,7 @@ def accept_oracle(name: str, files: TokenizerFiles, fast: Any) -> Recognition:
 
 
 def probe_differences(oracle: Oracle, fast: Any) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Yield each probe that gets other ids: the text, the ids of the oracle, and those of a transformers tokenizer."""
+    """Yield each probe with different ids: the text, the ids of the oracle, and those of a transformers tokenizer."""
     space = " " if oracle.kind == "spm" else ""
     for text in PROBES:
         # The text follows a control token, as in a conversation: at the start of a string, SentencePiece differs.

@@ -19,7 +19,7 @@ from pytest_mistral_lora.errors import InputError, PinError
 HIDDEN_SIZE = 128
 LAYERS = 2
 INITIALIZER_RANGE = 0.2
-"""Ten times the usual scale: with 0.02, LoRA cannot steer a frozen random head, and nothing is learned."""
+"""Ten times the usual scale: with 0.02, LoRA cannot steer a frozen random head, and learns nothing."""
 
 
 _MISTRAL = Architecture(TEXT_MODELS["mistral"])
@@ -48,10 +48,10 @@ class TinyKind:
 
     @classmethod
     def of(cls, base: BaseFolder | None) -> TinyKind:
-        """Return the kind of a checkpoint: of its class. A tokenizer without `config.json` is of no class, too.
+        """Return the kind of a checkpoint by its class; a bare tokenizer, without `config.json`, has no class.
 
         Raises:
-            PinError: If its class is not trained, or no oracle can judge what it is trained on.
+            PinError: If its class is not trained, or no oracle can judge its training rows.
         """
         if base is None or not base.config_file.is_file():
             return cls()
@@ -79,7 +79,7 @@ def write_tiny_base(
     A model of text and images has a tiny vision tower, and the files of its processor.
 
     The vocabulary is the tokenizer's own. The same seed and libraries give the same bytes; the caller's random state
-    is left as it was.
+    is left unchanged.
 
     Args:
         folder: The checkpoint folder to make.
@@ -103,7 +103,7 @@ def write_tiny_base(
         raise InputError("exists already", place=str(folder), next_step="Name a folder that is not there yet.")
     oracle = Oracle(tokenizer_file)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # built beside its place and renamed: another process never sees half a checkpoint under the name
+    # built beside its place and renamed: another process never sees an incomplete checkpoint
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as parent:
         building = Path(parent) / folder.name
         config = tiny_config(oracle, architecture, tied=tied)
@@ -114,10 +114,10 @@ def write_tiny_base(
         if architecture == _MISTRAL and not tied:
             save_file(model.state_dict(), building / "model.safetensors", metadata={"format": "pt"})
         else:
-            model.save_pretrained(building)  # the names on disk are not those in memory
+            model.save_pretrained(building)  # the names on disk differ from those in memory
         for name, content in (_PROCESSOR if architecture.is_wrapped else {}).items():
             (building / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        # the names by which transformers and mistral-common find the file and its version
+        # transformers and mistral-common find the file and its version by these names
         suffixes = "".join(oracle.path.suffixes[-2:])
         shutil.copy(tokenizer_file, building / (TEKKEN if oracle.kind == "tekken" else f"tokenizer{suffixes}"))
         building.rename(folder)
@@ -133,7 +133,7 @@ def tiny_config(oracle: Oracle, architecture: Architecture = _MISTRAL, *, tied: 
     import transformers
 
     model_class, text = architecture.model_class(), architecture.text
-    # never EOS: a loss that leaves out padding would leave out the end of each turn, too
+    # never EOS: a loss that ignores padding would ignore the end of each turn, too
     unknown = (token for token in range(oracle.vocab_size) if oracle.piece(token) == "<unk>")
     pads = [token for token, literal in oracle.control_tokens.items() if literal == "<pad>"]
     settings = {
@@ -152,10 +152,12 @@ def tiny_config(oracle: Oracle, architecture: Architecture = _MISTRAL, *, tied: 
         "eos_token_id": oracle.eos_id,
         "pad_token_id": pads[0] if pads else next(unknown),
         "architectures": [text.name],
-        # copies: a configuration of transformers adds keys to the dictionary that it is given
+        # copies: transformers' configuration adds keys to the given dictionary
         **copy.deepcopy(_OWN.get(text.model_type, {})),
     }
-    config = getattr(transformers, text.name).config_class(**{key: one for key, one in settings.items() if one != ...})
+    config = getattr(transformers, text.name).config_class(
+        **{key: value for key, value in settings.items() if value != ...}
+    )
     if not architecture.is_wrapped:
         return config
     return model_class.config_class(
@@ -201,7 +203,7 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "llama": {"sliding_window": ...},
 }
-"""The settings of a class beside those of all; a value of ... takes one out."""
+"""The settings of a class beside the common ones; a value of ... removes a common one."""
 
 _VISION = {
     "model_type": "pixtral",

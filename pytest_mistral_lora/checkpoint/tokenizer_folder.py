@@ -1,4 +1,4 @@
-"""The files of a folder that decide how a conversation becomes ids, read as data of unknown origin.
+"""The files of a folder that decide how a conversation becomes ids, read as untrusted data.
 
 A file is opened only after its kind, its size and the target of its link are checked.
 """
@@ -36,7 +36,7 @@ PROCESSOR_CONFIG = "processor_config.json"
 MORE_TEMPLATES = "additional_chat_templates"
 
 NO_ORACLE = "none"
-"""The declaration of a folder to which no Mistral tokenizer applies."""
+"""The declaration that no Mistral tokenizer applies to a folder."""
 
 _MIB = 1 << 20
 LIMITS = {
@@ -54,17 +54,17 @@ LIMITS = {
     TEMPLATE: _MIB,
     f"{MORE_TEMPLATES}/*.jinja": _MIB,
 }
-"""What is read, by name or pattern, and the most bytes of it: far more than any release has."""
+"""The files that are read, by name or pattern, and the limit of each in bytes: far more than any release has."""
 
 _WITH_HAZARDS = (TOKENIZER_CONFIG, TOKENIZER_JSON)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def oracle_file(path: Path) -> Path | None:
-    """Return the Mistral tokenizer file that a path holds: the file itself, or the one in a checkpoint folder.
+    """Return the Mistral tokenizer file at a path: the file itself, or the one in a checkpoint folder.
 
     A folder holds `tekken.json` or one `tokenizer.model.vN` (the newest version, if there are several). None if
-    there is neither: `tokenizer.model` alone does not give its version.
+    both are missing: `tokenizer.model` alone does not give its version.
     """
     if path.is_file():
         return path
@@ -82,7 +82,7 @@ def _version(file: Path) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault of a file, whatever the tokenizer.
+    """A fault of a file that does not depend on the tokenizer.
 
     Attributes:
         kind: `outside`: a link out of the folder; `hazard`: it must not be opened; `form`: bad content.
@@ -95,7 +95,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class _FileContent:
-    """A file, read: its hash, and the value of a JSON file or the text of a template, or the fault that it has."""
+    """A file, read: its hash, and the value of a JSON file or the text of a template, or its fault."""
 
     sha256: str
     value: Any
@@ -118,7 +118,7 @@ class TokenizerFiles:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The names of the files that are there, relative to the folder, in order."""
+        """The names of the existing files, relative to the folder, in order."""
         if not self.path.is_dir():
             return (self.path.name,)
         entries = [*self.path.iterdir()]
@@ -138,10 +138,10 @@ class TokenizerFiles:
         return {name: fault for name, fault in faults.items() if fault is not None}
 
     def refuse_hazards(self) -> None:
-        """Refuse a folder before any library opens a file of it that must not be opened.
+        """Refuse a folder with a dangerous file, before any library opens it.
 
         Raises:
-            TokenizerError: For a file that is none, is huge, or links out of the folder.
+            TokenizerError: If a file is not a regular file, is huge, or is a link that leaves the folder.
         """
         for name in self.names:
             fault = self._hazard(name)
@@ -150,7 +150,7 @@ class TokenizerFiles:
                     was_read = name in self._contents
                     self._faults_within[name] = self._content(name).fault
                     if name == TOKENIZER_JSON and not was_read:
-                        # parsed it takes a hundred megabytes, and only the checks of the folder need it again
+                        # the parsed file takes a hundred megabytes, and only the checks of the folder need it again
                         self._contents.pop(name)
                 fault = self._faults_within[name]
             # bad JSON is for the loader to report: only what it would do with good JSON is a hazard
@@ -159,13 +159,13 @@ class TokenizerFiles:
                 raise TokenizerError(fault.found, place=str(self.file(name)), expected=expected)
 
     def json(self, name: str) -> dict[str, Any]:
-        """Return the object of a JSON file; an empty one if there is no such file, or it has a fault."""
+        """Return the object of a JSON file; an empty one if the file is missing or has a fault."""
         usable = name in self.names and name not in self.faults
         value: dict[str, Any] = self._content(name).value if usable else {}
         return value
 
     def text(self, name: str) -> str | None:
-        """Return the text of a template file; None if there is no such file, or it has a fault."""
+        """Return the text of a template file; None if the file is missing or has a fault."""
         usable = name in self.names and name not in self.faults
         text: str | None = self._content(name).value if usable else None
         return text
@@ -209,10 +209,10 @@ class TokenizerFiles:
             fault = Fault("form", "is a pointer of Git LFS, not the file")
         elif name.endswith((".json", ".jinja")):
             try:
-                # newlines as Python's text files have them: so transformers reads a template
+                # universal newlines, as transformers reads a template
                 text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()
                 if data.count(b"{") + data.count(b"[") > MAX_CONTAINERS:
-                    # they take twenty times the memory that they take on disk
+                    # in memory they take twenty times their size on disk
                     raise ValueError(f"more than {MAX_CONTAINERS:,} lists and objects")
                 value = loads_strict(text) if name.endswith(".json") else text
                 if name.endswith(".json") and not isinstance(value, dict):
@@ -234,9 +234,13 @@ def _limit(name: str) -> int | None:
 
 
 def _escaping_name(config: dict[str, Any]) -> Fault | None:
-    """Refuse a named template that transformers would save under a path of its own choice."""
+    """Refuse the name of a template that transformers would save outside of the folder."""
     templates = config.get("chat_template")
-    names = [one.get("name") for one in templates if isinstance(one, dict)] if isinstance(templates, list) else []
+    names = (
+        [template.get("name") for template in templates if isinstance(template, dict)]
+        if isinstance(templates, list)
+        else []
+    )
     names += templates if isinstance(templates, dict) else []
     bad = [name for name in names if not (isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name))]
     return Fault("hazard", f"names a chat template {bad[0]!r}") if bad else None
@@ -259,7 +263,7 @@ def template_places(files: TokenizerFiles) -> dict[str, dict[str, str]]:
         # one text, texts by name, or a list of names and texts: transformers loads all three
         value = files.json(file).get(KEY)
         if isinstance(value, list):
-            entries = [(one.get("name", "default"), one.get("template")) for one in value if isinstance(one, dict)]
+            entries = [(item.get("name", "default"), item.get("template")) for item in value if isinstance(item, dict)]
         else:
             entries = list(value.items()) if isinstance(value, dict) else [("default", value)]
         found += [(str(name), f"{file}, {KEY}", text) for name, text in entries]
@@ -271,13 +275,13 @@ def template_places(files: TokenizerFiles) -> dict[str, dict[str, str]]:
 
 
 def loaded_place(files: TokenizerFiles) -> str:
-    """Return the place of the template that transformers loads; empty if there is none."""
+    """Return the place of the template that transformers loads; empty if no template exists."""
     places = template_places(files).get("default", {})
-    # the order of `PreTrainedTokenizerBase.from_pretrained`: a file of its own goes before the key
+    # the order of `PreTrainedTokenizerBase.from_pretrained`: a separate file goes before the key
     order = (TEMPLATE, f"{MORE_TEMPLATES}/default.jinja", f"{TOKENIZER_CONFIG}, {KEY}")
     return next((place for place in order if place in places), "")
 
 
 def own_template(files: TokenizerFiles) -> str | None:
-    """Return the text of the chat template that a folder has of its own; None if there is none."""
+    """Return the text of a folder's own chat template; None if it has none."""
     return template_places(files).get("default", {}).get(loaded_place(files))

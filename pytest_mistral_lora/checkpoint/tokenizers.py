@@ -35,7 +35,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file as oracl
 from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateError, TokenizerError, did_you_mean, loading
 
 _LOADABLE = ((TOKENIZER_JSON,), (SPM_MODEL, TOKENIZER_CONFIG))
-"""Files of which any group is enough for transformers."""
+"""Groups of files; transformers needs one complete group."""
 _PROBE = "A text, with 12 numbers and an é."
 _SPECIALS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 
@@ -68,15 +68,15 @@ class CheckpointTokenizer:
         return TokenizerFiles(self.path)
 
     def use_files(self, files: TokenizerFiles) -> None:
-        """Use files of the same path that are shared, so that none of them is read twice."""
+        """Use files of the same path that another object shares, so that each is read once."""
         vars(self)["files"] = files
 
     @cached_property
     def oracle(self) -> Oracle:
-        """Mistral's own tokenization: of the Mistral tokenizer file, or of the tokenizer that is recognised.
+        """Mistral's own tokenization: by the Mistral tokenizer file, or the recognised tokenizer.
 
         Raises:
-            NoOracleError: If there is no Mistral tokenizer file, and the vocabulary is not that of a known tokenizer.
+            NoOracleError: If the Mistral tokenizer file is missing, and the vocabulary is not a known tokenizer's.
             TokenizerError: If it cannot be loaded.
         """
         self.files.refuse_hazards()
@@ -108,10 +108,10 @@ class CheckpointTokenizer:
         return recognise(self.files)
 
     def require_same_ids(self) -> None:
-        """Refuse a recognised folder whose own tokenizer gives other ids than the oracle: a server would use those.
+        """Refuse a recognised folder if its tokenizer gives other ids than the oracle: a server would use those ids.
 
         Raises:
-            TokenizerError: If an id or a probe differs, or there is no oracle.
+            TokenizerError: If an id or a probe differs, or no oracle applies.
         """
         if oracle_file(self.path) is not None:
             return
@@ -142,7 +142,7 @@ class CheckpointTokenizer:
         Raises:
             TokenizerError: If transformers cannot load it.
         """
-        # before any library opens a file of a folder of unknown origin
+        # before any library opens a file of an untrusted folder
         self.files.refuse_hazards()
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -150,13 +150,13 @@ class CheckpointTokenizer:
             if not self.loads_as_it_is:
                 converted = convert(self.oracle)
                 default = own_template(self.files) or converted.chat_template
-                # those that are named, such as `tool_use`, from the place that transformers reads first
-                more = {name: next(iter(one.values())) for name, one in template_places(self.files).items()}
+                # named templates, such as `tool_use`, from the place that transformers reads first
+                more = {name: next(iter(texts.values())) for name, texts in template_places(self.files).items()}
                 converted.chat_template = {**more, "default": default} if more.keys() - {"default"} else default
                 return converted
             # with tekken.json beside it, transformers 5 would choose mistral-common's own backend, without a template
             tokenizer = AutoTokenizer.from_pretrained(self.path, mistral_format=False, trust_remote_code=False)
-            # a setting of the wrong type is taken without a word, and is an error of the first use
+            # transformers accepts a setting of the wrong type silently, and fails at the first use
             tokenizer.decode(tokenizer(_PROBE)["input_ids"])
             repr(tokenizer.special_tokens_map)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -165,9 +165,9 @@ class CheckpointTokenizer:
 
     @property
     def loaded_fast(self) -> Any:
-        """The `transformers` tokenizer, if it is loaded and can be sent to another process of this run; else None."""
+        """The `transformers` tokenizer, if it is loaded and another process of this run can receive it; else None."""
         fast = vars(self).get("fast")
-        # a class of a user's own may not be known there
+        # the other process may not know a user's own class
         return fast if type(fast).__module__.startswith("transformers.") else None
 
     def use_fast(self, fast: Any) -> None:
@@ -179,7 +179,7 @@ class CheckpointTokenizer:
         """The chat template of the `transformers` tokenizer.
 
         Raises:
-            NoTemplateError: If there is none.
+            NoTemplateError: If it has no template.
             TokenizerError: If transformers cannot load the tokenizer.
         """
         return ChatTemplate(self.fast)
@@ -203,7 +203,7 @@ def convert(oracle: Oracle) -> Any:
     if oracle.kind == "tekken" and is_version_5:
         from transformers.integrations.mistral import convert_tekken_tokenizer
 
-        # without a template, newer versions generate one, and load the whole file once more for it
+        # without a template, newer versions generate one, and load the whole file again for it
         takes_template = "chat_template" in inspect.signature(convert_tekken_tokenizer).parameters
         given = {"chat_template": oracle.chat_template()} if takes_template else {}
         tokenizer = convert_tekken_tokenizer(str(oracle.path), **given)
@@ -264,15 +264,15 @@ def training_template(
     """Return the training template of a tokenizer, as Jinja text.
 
     Args:
-        tokenizer: A checkpoint folder, or a single tokenizer file (`*.model.vN`, `tekken.json`). If there is a
-            Mistral tokenizer file, or the vocabulary is that of a known tokenizer without an addition, the template is
-            the one that mistral-common generates for it; else the folder's own.
+        tokenizer: A checkpoint folder, or a single tokenizer file (`*.model.vN`, `tekken.json`). With a
+            Mistral tokenizer file, or the vocabulary of a known tokenizer without additions, the template is the one
+            that mistral-common generates for it; else the folder's own.
         thinking: False for a template of v11 that refuses thinking chunks, in place of writing them as `<think>` text.
         system_prompt: A system prompt that the template writes into conversations without one.
 
     Raises:
         TokenizerError: If the tokenizer cannot be loaded, or has a template of its own and you give a system prompt.
-        NoTemplateError: If there is no template, or none with a branch for the assistant's messages.
+        NoTemplateError: If no template exists, or it has no branch for the assistant's messages.
     """
     loaded = tokenizer if isinstance(tokenizer, CheckpointTokenizer) else CheckpointTokenizer(Path(tokenizer))
     source = official_template(loaded, thinking=thinking, system_prompt=system_prompt)
@@ -298,9 +298,9 @@ def official_template(
 
     Raises:
         TokenizerError: If the tokenizer cannot be loaded, or has a template of its own and you give a system prompt.
-        NoTemplateError: If there is none.
+        NoTemplateError: If no template exists.
     """
-    # a derivative with tokens of its own, such as ChatML's, has a template of its own, too
+    # a derivative with its own tokens, such as ChatML's, has its own template, too
     if oracle_file(tokenizer.path) is not None or tokenizer.recognition.is_exact:
         plain_thinking = None if thinking else False
         return tokenizer.oracle.chat_template(plain_thinking=plain_thinking, system_prompt=system_prompt)

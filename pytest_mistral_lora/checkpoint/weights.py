@@ -53,7 +53,7 @@ class TensorInfo:
         """The dtype as torch, numpy and ml_dtypes name it, such as `bfloat16`.
 
         Raises:
-            InputError: If numpy has none for it, such as for numbers of four bits.
+            InputError: If numpy has no such dtype, as for numbers of four bits.
         """
         if self.dtype not in _NAMES:
             known = ", ".join(_NAMES)
@@ -81,18 +81,18 @@ class TensorInfo:
 
 
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
-"""The first bytes of the zip file that torch.save writes, and of a pickle of each protocol since the second."""
+"""The first bytes of torch.save's zip file, and of a pickle of each protocol from 2 on."""
 
 _MOST_DIMENSIONS = 64
 _LARGEST_SIZE = (1 << 63) - 1
 _LONGEST_NAME, _LONGEST_REASON = 1000, 2000
-"""Without bounds, the product of a hostile shape takes hours, and its message megabytes. torch's sizes have 64 bits."""
+"""Unbounded, the product of a hostile shape takes hours, and its message megabytes. torch's sizes have 64 bits."""
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """Read the header of a safetensors file, and compare every size that it gives with the file's own.
+    """Read the header of a safetensors file, and compare every size in it with the size of the file.
 
-    No weight is read, and nothing is allocated by a size that the file claims.
+    No weight is read, and no memory is allocated by a size that the file claims.
 
     Raises:
         InputError: If it is not a safetensors file, is cut off, or its sizes contradict each other.
@@ -121,7 +121,7 @@ def _parse_header(file: Path, size: int, start: bytes, content: BinaryIO) -> dic
     end = 0
     try:
         entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-        # in the order of the data: each tensor has to begin at the end of the one before
+        # in the order of the data: each tensor must begin where the one before ends
         for name, entry in sorted(entries, key=lambda pair: tuple(pair[1]["data_offsets"])):
             begin, stop = entry["data_offsets"]
             # a name goes into messages: control characters in it would reach the terminal
@@ -155,7 +155,7 @@ def embedding_rows(header: Mapping[str, TensorInfo]) -> dict[str, int]:
 
 
 INDEX = "model.safetensors.index.json"
-"""The file that gives the file of each tensor of a checkpoint with several files."""
+"""The index of a checkpoint with several files: it names the file of each tensor."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -165,11 +165,16 @@ def weight_files(folder: Path) -> list[Path]:
     left out: transformers does not read it.
 
     Raises:
-        PinError: If there is none; weights in pickle files are not loaded.
+        PinError: If the folder has no such file; weights in pickle files are not loaded.
     """
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        found = "no weights" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
+        if folder.is_dir():
+            found = "no weights"
+        elif folder.exists():
+            found = "a file"
+        else:
+            found = "no such folder"
         if any(folder.glob("consolidated*.safetensors")):
             found = "no weights but consolidated.safetensors, in Mistral's own format, which transformers does not load"
         raise PinError(found, place=str(folder), expected="model.safetensors, or its shards")
@@ -177,10 +182,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_index(file: Path) -> dict[str, str]:
-    """Return the name of the file of each tensor, as an index gives it; nothing tells that there is such a file.
+    """Return the name of each tensor's file, as an index gives it; the file may be missing.
 
     Raises:
-        InputError: If it is not an index.
+        InputError: If the index is not valid.
     """
     data = read_json(file)
     listed = data.get("weight_map") if isinstance(data, dict) else None
@@ -194,11 +199,11 @@ DTYPES: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F
 """The dtypes of full weights: torch's name, and that of a safetensors header."""
 
 _ALIGNMENT = 8
-"""The data of a safetensors file begins at a multiple of this many bytes."""
+"""The data of a safetensors file begins at a multiple of this number of bytes."""
 
 
 class Weights(Mapping[str, "torch.Tensor"]):
-    """The tensors of safetensors files by name, each loaded when it is asked for and kept by nobody.
+    """The tensors of safetensors files by name, each loaded on access and not kept.
 
     Attributes:
         files: The files, in order.
@@ -213,7 +218,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
             header: Returns the header of a file, which may have been read already.
 
         Raises:
-            InputError: If one is not a whole safetensors file, or two have a tensor of the same name.
+            InputError: If a file is not a complete safetensors file, or two have a tensor of the same name.
         """
         self.files: tuple[Path, ...] = tuple(files)
         self.infos: dict[str, TensorInfo] = {}
@@ -233,7 +238,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
         return tensor
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
-        """Return a tensor as `TensorInfo.read` does: without torch."""
+        """Return a tensor like `TensorInfo.read`, without torch."""
         return self.infos[name].read()
 
     def __iter__(self) -> Iterator[str]:
@@ -241,7 +246,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
         return iter(self.infos)
 
     def __contains__(self, name: object) -> bool:
-        """Return whether there is a tensor of this name, without loading it."""
+        """Return whether a tensor of this name exists, without loading it."""
         return name in self.infos
 
     def __len__(self) -> int:
@@ -252,11 +257,11 @@ class Weights(Mapping[str, "torch.Tensor"]):
 def write_safetensors(
     file: Path, shapes: Mapping[str, Sequence[int]], dtype: str, tensor: Callable[[str], torch.Tensor]
 ) -> None:
-    """Write a safetensors file whose tensors are made one by one; safetensors itself takes all of them at once.
+    """Write a safetensors file whose tensors are made one by one; safetensors itself needs all of them at once.
 
     Args:
-        file: The file, which is not there yet.
-        shapes: Shape of each tensor by name, in the order in which they are written.
+        file: The file, which does not exist yet.
+        shapes: Shape of each tensor by name, in the order of the file.
         dtype: dtype of all of them, a key of `DTYPES`.
         tensor: Returns the tensor of a name, of that shape and dtype, on the CPU.
     """
