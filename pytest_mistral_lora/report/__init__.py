@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 SCHEMA_VERSION = 1
-"""Version of the report's form; it grows if a key changes its meaning or goes."""
+"""Version of the report's form; it grows if a key is removed or changes its meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class RunFacts:
         command: The command line.
         started: The time of its start.
         seconds: Its duration.
-        code: `commit` and `dirty` of the repository in which it ran, or None.
+        code: `commit` and `dirty` of its repository, or None.
     """
 
     command: str
@@ -63,22 +63,22 @@ def report_data(
         run: The facts of the run.
         causes: The findings by cause: the simplest finding of each, with its check, its number and the others' names.
         deselected: Number of checks left out by `-k`, `-m` or `--lf`.
-        not_run: Number of checks that were chosen and did not run, because of `-x` or an interruption.
+        not_run: Number of selected checks that did not run, because of `-x` or an interruption.
         known_faults: A line for each known fault of the installed libraries that can be a cause.
     """
     counts = Counter(record["outcome"] for record in records)
-    # by the name of the check, which is all that a cause knows of it
+    # by the name of the check: a cause has only the name
     commands = {record["nodeid"].partition("::")[2]: record["commands"] for record in records}
     checks = []
-    for one in records:
-        findings = [public_finding(finding) for finding in one["findings"]]
+    for record in records:
+        findings = [public_finding(finding) for finding in record["findings"]]
         for finding in findings:
-            finding.pop("tokens", None)  # those of each finding of a cause would be the same table again and again
-        checks.append({**one, "findings": findings})
+            finding.pop("tokens", None)  # findings of one cause would repeat the same table
+        checks.append({**record, "findings": findings})
     data = {
         "schema_version": SCHEMA_VERSION,
         "pytest_mistral_lora": __version__,
-        # two reports can only be compared if they name the versions under which their ids were computed
+        # two reports can only be compared if they name the versions that computed their ids
         "libraries": library_versions(),
         "known_faults": [*known_faults],
         "python": platform.python_version(),
@@ -96,29 +96,29 @@ def report_data(
             "deselected": deselected,
             "not_run": not_run,
         },
-        "causes": [_with_commands(public_finding(one), commands.get(one["check"], {})) for one in causes],
+        "causes": [_with_commands(public_finding(cause), commands.get(cause["check"], {})) for cause in causes],
         "checks": sorted(checks, key=lambda record: record["nodeid"]),
     }
     return redacted(data)
 
 
 def _with_commands(cause: Mapping[str, Any], of_check: Mapping[str, str]) -> dict[str, Any]:
-    """Return a cause with its commands: to repeat its check, to mend it as its rule tells, and to explain the rule."""
+    """Return a cause with its commands: to repeat its check, to fix it by its rule's advice, to explain the rule."""
     named = re.findall(r"`([^`]+)`", cause["fix"])
     mending = [text for text in named if re.match(r"(mistral-lora|pytest|pip) ", text)]
     return {**cause, "commands": {**of_check, "fix": mending, "explain": f"mistral-lora rules {cause['rule']}"}}
 
 
 def rows_page(report: Path) -> Path:
-    """Return the page with the tokens of failed rows that is written beside a report."""
+    """Return the path of the page beside a report, with the tokens of failed rows."""
     return report.with_name(f"{report.stem}.rows.html")
 
 
 def require_report_file(path: Path) -> Path:
-    """Return the path of a report if it, and the page beside it, can be written there and nothing of others is lost.
+    """Return the path of a report, if it and the page beside it can be written and overwrite nothing else.
 
     Raises:
-        InputError: As for `require_writable`; of a file that is there, only an earlier report may be replaced.
+        InputError: As for `require_writable`; of existing files, only an earlier report may be replaced.
     """
     from pytest_mistral_lora.report.pages import is_report_page, is_tokens_page
 
@@ -140,13 +140,13 @@ def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] =
         rows: The failed rows.
 
     Raises:
-        InputError: If a file cannot be written, for example because the disk is full, or another's would be lost.
+        InputError: If a file cannot be written, for example because the disk is full, or it exists and is not a report.
     """
     from pytest_mistral_lora.report.pages import html_page, tokens_page
 
     require_report_file(path)
     beside = rows_page(path)
-    # rows of an earlier report under the same name would be taken for those of this one
+    # rows of an earlier report under the same name would look like those of this report
     beside.unlink(missing_ok=True)
     rows = [row for row in rows if not spells_secret(row)]
     if rows:
@@ -162,26 +162,29 @@ def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] =
 
 
 def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each fact that names what something was held to or made of, such as `oracle of`."""
+    """Return a line for each fact about the basis of a check, such as `oracle of`."""
     named = [
-        (name, one["target"], text) for one in records for name, text in one["facts"].items() if name.endswith(" of")
+        (name, record["target"], text)
+        for record in records
+        for name, text in record["facts"].items()
+        if name.endswith(" of")
     ]
     return [f"{name} {target}: {text}" for name, target, text in dict.fromkeys(named) if text]
 
 
-NOTHING_WAS_JUDGED = "No check could judge anything, so that this run is no pass."
+NOTHING_WAS_JUDGED = "No check could judge anything, so this run does not pass."
 """The sentence for people on a run in which no check could judge anything."""
 
 
 def unchecked_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line for each reason and target: one missing base stops dozens of checks."""
-    reasons = Counter((one["target"], one["not_checked"]) for one in records if one["not_checked"])
+    reasons = Counter((record["target"], record["not_checked"]) for record in records if record["not_checked"])
     lines = [f"  {target}: {reason} ({count})" for (target, reason), count in reasons.items()]
     return ["not checked:", *lines] if lines else []
 
 
 def verdict_line(records: Sequence[Mapping[str, Any]], causes: Sequence[int]) -> str:
-    """Return the last line of a run: how much was found, and how much was judged.
+    """Return the last line of a run: the numbers of findings and of judged checks.
 
     Args:
         records: One record for each check that ran.
@@ -193,7 +196,7 @@ def verdict_line(records: Sequence[Mapping[str, Any]], causes: Sequence[int]) ->
 
 
 def found_words(findings: int, causes: int) -> str:
-    """Return how much was found, `3 findings of 1 cause`."""
+    """Return the numbers of findings and causes, `3 findings of 1 cause`."""
     return counted(findings, "finding") + (f" of {counted(causes, 'cause')}" if causes else "")
 
 
@@ -201,12 +204,12 @@ def line_style(line: str) -> str:
     """Return the colours of one line of a finding's text, by name; empty for plain text."""
     if re.match(r"ML\d{3} ", line):
         return "red bold"
-    # the marks of the table of tokens, which is indented like everything that belongs to a finding
+    # the marks of the table of tokens, which is indented like all parts of a finding
     return {"  - ": "red", "  + ": "green", "  > ": "yellow", "  fi": "bold"}.get(line[:4], "")
 
 
 def write_styled(text: str) -> None:
-    """Write the text of a finding to standard output; in colour if that is a terminal and NO_COLOR is not set."""
+    """Write the text of a finding to standard output; in colour if it is a terminal and NO_COLOR is not set."""
     from rich.console import Console
     from rich.text import Text
 

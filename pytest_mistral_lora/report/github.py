@@ -17,16 +17,16 @@ from pytest_mistral_lora.report.secrets import public_text
 
 _LONGEST_MESSAGE = 4000
 _LONGEST_SUMMARY = 900_000
-"""Characters of a summary; GitHub refuses one of more than a megabyte, and then shows nothing of it."""
+"""The most characters of a summary; GitHub refuses more than a megabyte, and then shows nothing."""
 
 
 def in_workflow() -> bool:
-    """Return whether this process runs in a workflow of GitHub, which reads commands from its output."""
+    """Return whether this process runs in a GitHub workflow, which reads commands from its output."""
     return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 def annotation_lines(causes: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return a workflow command for each cause, by which GitHub shows it beside its line.
+    """Return a workflow command for each cause, so that GitHub shows it beside its line.
 
     Args:
         causes: The findings by cause, as `Judged` has them.
@@ -44,14 +44,14 @@ def annotation_lines(causes: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _escaped(text: str, more: str = "") -> str:
-    # a workflow command is one line, in which a property ends at a comma and the properties end at a colon
+    # a workflow command is one line: a property ends at a comma, and the properties end at a colon
     return re.sub(f"[%\n{more}]", lambda found: f"%{ord(found[0]):02X}", printable(text))
 
 
 def add_job_summary(judged: Judged) -> None:
     """Append the verdict to the summary of the job, if GitHub has named a file for it (`GITHUB_STEP_SUMMARY`).
 
-    It is Markdown: a table of everything that was judged, and the text of each cause.
+    It is Markdown: a table of everything judged, and the text of each cause.
     """
     file = os.environ.get("GITHUB_STEP_SUMMARY")
     if not file:
@@ -69,7 +69,7 @@ def add_job_summary(judged: Judged) -> None:
     text, hidden = "\n".join([*lines, ""]), 0
     for cause in judged.causes:
         body = printable(public_text(cause["text"], [cause]))
-        # a fence that is longer than any in the text: nothing in a row can end it
+        # a fence longer than any in the text, so that no row can end it
         fence = "`" * (max((len(run) for run in re.findall("`+", body)), default=0) + 3)
         mark = "❌" if cause["severity"] == "error" else "📝"
         heading = f"{mark} {cause['rule']}: {_plain(cause['title'])}"
@@ -81,7 +81,7 @@ def add_job_summary(judged: Judged) -> None:
     try:
         with Path(file).open("a", encoding="utf-8") as summary:
             summary.write(text)
-    except OSError as error:  # such as in a container without the folder: the verdict and its exit code count more
+    except OSError as error:  # for example in a container without the folder: the verdict and its exit code count more
         sys.stderr.write(f"note: GITHUB_STEP_SUMMARY cannot be written: {error}\n")
 
 

@@ -21,13 +21,13 @@ from pytest_mistral_lora.report.secrets import public_text
 Outcome = Literal["passed", "failed", "skipped"]
 
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
-# the two characters that XML 1.0 has no way to write, not even as references, and that no text is obeyed for
+# the two characters that XML 1.0 cannot write, not even as references; terminals do not obey them
 _NOT_IN_XML = re.compile("[\ufffe\uffff]")
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedCase:
-    """One thing that was judged: a check, a recorded value, a transcript.
+    """One judged thing: a check, a recorded value, a transcript.
 
     Attributes:
         group: The parts of its name before the last one, joined by dots.
@@ -35,7 +35,7 @@ class JudgedCase:
         outcome: `passed`, `failed`, or `skipped` if it was not checked.
         text: The findings for people, or the reason why it was not checked.
         findings: Its findings as plain data: `rule` and `place` are read.
-        seconds: The time that it took.
+        seconds: Its duration.
     """
 
     group: str
@@ -53,7 +53,7 @@ class Judged:
     Attributes:
         command: Its name, such as `mistral-lora check`.
         causes: The findings by cause as plain data, each with the keys of a finding, `check`, `count` and `text`.
-        cases: All that was judged.
+        cases: Everything that was judged.
         verdict: The last line for people.
         subject: The file or folder that was judged; empty if there is not one.
         known: A line for each known fault of the installed libraries that can be a cause.
@@ -86,17 +86,17 @@ class FilePlace:
 
 
 def file_place(place: str) -> FilePlace | None:
-    """Return the file and the line in a finding's place; None if it names no file that is there.
+    """Return the file and the line in a finding's place; None if it does not name an existing file.
 
     Args:
         place: Such as `rows.jsonl:3, messages[1].role`, or the address of a server.
     """
-    # a name may contain a comma: the longest part that is a file is taken
+    # a name may contain a comma: take the longest part that is a file
     parts = place.split(", ")
     for end in range(len(parts), 0, -1):
         name = ", ".join(parts[:end])
         path, _, line = name.rpartition(":")
-        # a larger number is part of a name: a log with such a line is refused as a whole
+        # a larger number is part of a name: a log with such a line would be refused as a whole
         is_line = line.isdecimal() and line.isascii() and len(line) < 10
         for file, number in ((name, 0), (path, int(line) if is_line else None)):
             if file and number is not None and os.path.lexists(file):
@@ -180,7 +180,7 @@ def junit_text(judged: Judged) -> str:
 
 def finding_properties(findings: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """Yield name and value of the properties of a test: each rule that it breaks, with the first file and line."""
-    # a check of a long file has thousands of findings, and a reader of tests wants the rule and one place
+    # a check of a long file has thousands of findings; a test report needs the rule and one place
     seen = set()
     for finding in findings:
         if finding["rule"] in seen:
@@ -218,7 +218,7 @@ def sarif_data(judged: Judged) -> dict[str, Any]:
         }
         for cause in reversed(judged.causes)
     }
-    # GitHub refuses a whole log if one result has no file; the artifact that was judged is the nearest one
+    # GitHub refuses a whole log if one result has no file; the judged artifact is the nearest file
     subject = file_place(judged.subject) or FilePlace(_in_workspace("."))
     results = []
     for cause in judged.causes:
@@ -232,7 +232,7 @@ def sarif_data(judged: Judged) -> dict[str, Any]:
                 "level": cause["severity"],
                 "message": {"text": message_of(cause)},
                 "locations": [{"physicalLocation": location}],
-                # the same for a cause in each run, wherever its first row has moved to
+                # the same for a cause in each run, even if its first row has moved
                 "partialFingerprints": {"cause/v1": hashlib.sha256(redacted(cause["cause"]).encode()).hexdigest()},
             }
         )

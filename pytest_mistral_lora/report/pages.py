@@ -45,11 +45,12 @@ def tokens_html(rows: Sequence[TokenRow], *, prefix: str = "row", level: int = 2
     Args:
         rows: The rows. A row of one encoding marks the tokens that are wrong, with the expected and the found value;
             a row of two shows them aligned, the expected one above.
-        prefix: Beginning of the ids of its elements, letters, digits and hyphens; another for each call in a page.
-        level: The level of the headings of rows; those of turns are one below.
+        prefix: Beginning of the ids of its elements, letters, digits and hyphens; a different one for each call in a
+            page.
+        level: The level of the headings of rows; headings of turns are one level below.
 
     Returns:
-        Markup, which an environment with autoescape prints as it is.
+        Markup, which an environment with autoescape prints unchanged.
     """
     from markupsafe import Markup
 
@@ -58,7 +59,7 @@ def tokens_html(rows: Sequence[TokenRow], *, prefix: str = "row", level: int = 2
 
 
 def tokens_page(rows: Sequence[TokenRow], *, heading: str, notes: Sequence[str] = ()) -> str:
-    """Return rows of tokens as one HTML page, whose policy forbids any other script.
+    """Return rows of tokens as one HTML page; its policy forbids any other script.
 
     Args:
         rows: The rows.
@@ -88,11 +89,11 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
 
     Args:
         data: The report.
-        rows_page: Name of the page with the tokens of the failed rows, beside the report; empty if there is none.
+        rows_page: Name of the page with the tokens of the failed rows, beside the report; empty without such a page.
     """
     from pytest_mistral_lora.report.tables import named_figures, statistics_of
 
-    # one script element: the policy of the page allows the hash of this text, and no script that a row could bring in
+    # one script element: the page's policy allows the hash of this text, and no script that a row could inject
     script = f"{asset('page.js')}\n{asset('tokens.js')}"
     causes, sides = [], 0
     for number, cause in enumerate(data["causes"]):
@@ -112,7 +113,7 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
             checks=sorted(data["checks"], key=lambda record: _WORST_FIRST.index(record["outcome"])),
             outcomes=OUTCOMES,
             table=outcome_counts(data["checks"]),
-            figures={name: (one, [*named_figures(one)]) for name, one in statistics_of(data["checks"]).items()},
+            figures={name: (facts, [*named_figures(facts)]) for name, facts in statistics_of(data["checks"]).items()},
             rows_page=rows_page,
             css=f"{asset('page.css')}\n{asset('tokens.css')}",
             script=script,
@@ -185,7 +186,7 @@ def _environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    """Return a value of a page: a text without a character that is obeyed or hidden; mark-up of ours as it is."""
+    """Return a value of a page: a text without characters that are obeyed or hidden, but our mark-up unchanged."""
     from markupsafe import Markup
 
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -204,7 +205,7 @@ def _note(column: Column) -> str:
 
 
 def _spoken(column: Column, sides: Sequence[str]) -> str:
-    """Return the words with which a screen reader reads the tokens of a column."""
+    """Return the words that a screen reader reads for the tokens of a column."""
     if len(sides) == 1:
         token = column.tokens[0]
         words = [_token_words(token)] if token is not None else ["no token"]
@@ -223,7 +224,7 @@ def _token_words(token: ShownToken) -> str:
     elif len(text) == 1 and text not in _SPOKEN and text.isprintable() and not text.isalnum():
         name = unicodedata.name(text, text).lower()
     else:
-        # its glyphs for white space have names that help nobody
-        name = "".join(f" {_SPOKEN[one]} " if one in _SPOKEN else visible(one) for one in text)
+        # the names of the glyphs for white space help nobody
+        name = "".join(f" {_SPOKEN[letter]} " if letter in _SPOKEN else visible(letter) for letter in text)
     words = (" ".join(name.split()), f"token {token.position}", f"id {token.id}", label_words(token.label))
     return ", ".join(filter(None, words))

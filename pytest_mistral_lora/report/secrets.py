@@ -1,4 +1,4 @@
-"""Findings are written to reports without the tokens that spell a secret, and their texts redacted."""
+"""Write findings to reports without the tokens that spell a secret, and with redacted texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NOT_SHOWN = "tokens are not shown: they spell a secret"
 
 
 def public_finding(finding: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a finding or a cause as plain data without the tokens that spell a secret, in which it has no text."""
+    """Return a finding or a cause as plain data without tokens that spell a secret: no text in them can be redacted."""
     return {**finding, "detail": _NOT_SHOWN, "tokens": None} if _spells(finding) else dict(finding)
 
 
@@ -27,5 +27,5 @@ def public_text(text: str, findings: Iterable[Mapping[str, Any]]) -> str:
 
 def _spells(finding: Mapping[str, Any]) -> bool:
     tokens = finding.get("tokens")
-    # a long row is not kept with its finding, and the tokens are only a part of one
+    # a long row is not kept with its finding, and its tokens may be only a part of it
     return redacted(finding["row"]) != finding["row"] or bool(tokens and spells_secret(TokenRow.from_json(tokens)))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OUTCOMES = {"passed": "passed", "failed": "failed", "known": "known", "skipped": "not checked"}
 """Each outcome of a check, and its name for people. pytest's word for a check that could not run is *skipped*."""
 
-# a narrower terminal than this breaks every row of a table; letting the terminal wrap long lines reads better
+# in a narrower terminal every row of a table breaks; lines that the terminal wraps are easier to read
 _LEAST_WIDTH = 60
 _MOST_NAMES = 12
 _LONGEST_NAME = 40
@@ -35,10 +35,10 @@ def table_lines(
     """Return the lines of a table for a terminal, without colours.
 
     Args:
-        titles: The title of each column; one that begins with an asterisk is of a column of numbers.
-        rows: The cells; nothing in a text is mark-up.
+        titles: The title of each column; an asterisk at its start marks a column of numbers.
+        rows: The cells; texts have no mark-up.
         width: Columns of the terminal.
-        wraps: Whether long cells are broken into lines, or else cut.
+        wraps: Whether long cells are broken into lines; if not, they are cut.
     """
     from rich import box
     from rich.console import Console
@@ -57,7 +57,7 @@ def table_lines(
 
 
 def outcome_counts(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Counter[str]]:
-    """Count the outcomes of each target and subject, in the order in which these first appear."""
+    """Count the outcomes of each target and subject, in order of first appearance."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     for record in records:
         counts.setdefault((record["target"], record["subject"]), Counter())[record["outcome"]] += 1
@@ -71,8 +71,8 @@ def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]
         records: One record for each check that ran.
         width: Columns of the terminal.
     """
-    # few runs have known deviations: for all others the column is noise
-    shown = [name for name in OUTCOMES if name != "known" or any(one["outcome"] == "known" for one in records)]
+    # few runs have known deviations: for the others the column is noise
+    shown = [name for name in OUTCOMES if name != "known" or any(record["outcome"] == "known" for record in records)]
     titles = ("target", "subject", *(f"*{OUTCOMES[name]}" for name in shown))
     rows = (
         (target, subject, *(str(count[name] or "-") for name in shown))
@@ -83,8 +83,8 @@ def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]
 
 def statistics_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Return the figures of each dataset among the records of checks, by target."""
-    chosen = (one for one in records if (one["subject"], one["case"]) == ("dataset", "statistics"))
-    return {one["target"]: one["facts"] for one in chosen if one["facts"].get("rows")}
+    chosen = (record for record in records if (record["subject"], record["case"]) == ("dataset", "statistics"))
+    return {record["target"]: record["facts"] for record in chosen if record["facts"].get("rows")}
 
 
 def statistics_line(figures: Mapping[str, Any]) -> str:
@@ -102,9 +102,9 @@ def figure_lines(figures: Mapping[str, Any], width: int) -> Iterator[str]:
     yield from table_lines(("", ""), named_figures(figures), width)
     if len(figures["files"]) > 1:
         rows = []
-        for one in figures["files"]:
-            name = _short(f"{Path(one['path']).name}{' (held out)' if one['held_out'] else ''}")
-            counts = (one[key] for key in ("rows", "refused", "dropped", "tokens", "supervised_tokens"))
+        for file in figures["files"]:
+            name = _short(f"{Path(file['path']).name}{' (held out)' if file['held_out'] else ''}")
+            counts = (file[key] for key in ("rows", "refused", "dropped", "tokens", "supervised_tokens"))
             rows.append((name, *(f"{number:,}" for number in counts)))
         titles = ("file", "*rows", "*refused", "*dropped", "*tokens", "*supervised")
         yield from table_lines(titles, rows, width)
@@ -115,18 +115,18 @@ def length_lines(figures: Mapping[str, Any], width: int) -> Iterator[str]:
     from rich.bar import Bar
 
     tokens, histogram = figures["tokens_of_whole_rows"]["total"], figures["histogram"]
-    rows = sum(one["rows"] for one in histogram)
+    rows = sum(bucket["rows"] for bucket in histogram)
     cuts = []
-    for one in figures["cuts"]:
+    for cut in figures["cuts"]:
         shares = [
-            f"{part / whole:.1%}" if whole else "-" for part, whole in ((one["rows"], rows), (one["tokens"], tokens))
+            f"{part / whole:.1%}" if whole else "-" for part, whole in ((cut["rows"], rows), (cut["tokens"], tokens))
         ]
-        cuts.append((f"{one['max_length']:,}", f"{one['rows']:,}", shares[0], f"{one['tokens']:,}", shares[1]))
+        cuts.append((f"{cut['max_length']:,}", f"{cut['rows']:,}", shares[0], f"{cut['tokens']:,}", shares[1]))
     yield from table_lines(("*max_length", "*rows cut", "*", "*tokens cut", "*"), cuts, width)
-    most = max((one["rows"] for one in histogram), default=0)
+    most = max((bucket["rows"] for bucket in histogram), default=0)
     bars = (
-        (f"{one['from']:,}-{one['to']:,}", f"{one['rows']:,}", Bar(most, 0, one["rows"], width=_BAR))
-        for one in histogram
+        (f"{bucket['from']:,}-{bucket['to']:,}", f"{bucket['rows']:,}", Bar(most, 0, bucket["rows"], width=_BAR))
+        for bucket in histogram
     )
     yield from table_lines(("*tokens", "*rows", ""), bars, width)
 
@@ -214,7 +214,7 @@ def diff_lines(found: RunsDiff, width: int) -> Iterator[str]:
     yield from (f"a: {found.a}", f"b: {found.b}", f"facts: {len(found.facts)} differ")
     for group in GROUPS:
         chosen = [fact for fact in found.facts if fact.group == group]
-        # a file whose hash differs mostly has another size, too: one line for it is enough
+        # a file with another hash mostly has another size, too: one line for it is enough
         hashed = {fact.path.removesuffix(".sha256") for fact in chosen if fact.path.endswith(".sha256")}
         shown = [fact for fact in chosen if fact.path.removesuffix(".size") not in hashed]
         yield from [group] if shown else []
@@ -225,9 +225,9 @@ def diff_lines(found: RunsDiff, width: int) -> Iterator[str]:
     else:
         yield f"tensors: {tensors.different} of {tensors.compared} differ"
         rows = []
-        for one in tensors.kinds:
-            figures = (f"{one.max_abs:.3g}", f"{one.relative:.3g}", f"{one.cosine:.6f}")
-            rows.append((one.name, str(one.tensors), str(one.different), *figures))
+        for kind in tensors.kinds:
+            figures = (f"{kind.max_abs:.3g}", f"{kind.relative:.3g}", f"{kind.cosine:.6f}")
+            rows.append((kind.name, str(kind.tensors), str(kind.different), *figures))
         if tensors.different:
             titles = ("kind", "*tensors", "*differ", "*max abs", "*relative", "*cosine")
             yield from table_lines(titles, rows, width, wraps=False)
@@ -243,7 +243,7 @@ def _short_value(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
         return value[:12]
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    # a value of a foreign manifest: nothing in it may reach the terminal as another line, or as a command
+    # a value of a foreign manifest must not reach the terminal as another line, or as a command
     return one_line(text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…")
 
 
@@ -251,12 +251,12 @@ def _answer_lines(answers: AnswersDiff | str) -> list[str]:
     if isinstance(answers, str):
         return [f"answers: not compared: {answers}"]
     lines = [f"answers: {len(answers.different)} of {answers.compared} differ"]
-    for one in answers.different:
+    for answer in answers.different:
         difference = {
             "question": "the two conversations differ",
             "prompt": "the same conversation has other prompt ids",
-            "answer": f"from token {one.token} on",
-        }[one.differs]
-        lines += [f"  {one.case}: {difference}", f"    a: {one.a!r}", f"    b: {one.b!r}"]
+            "answer": f"from token {answer.token} on",
+        }[answer.differs]
+        lines += [f"  {answer.case}: {difference}", f"    a: {answer.a!r}", f"    b: {answer.b!r}"]
     lines += [f"  {case}: only in a" for case in answers.only_a]
     return lines + [f"  {case}: only in b" for case in answers.only_b]

@@ -1,4 +1,4 @@
-"""Tokens in words and in a terminal: who speaks, what is trained on, ids, and two encodings side by side."""
+"""Tokens in words and in a terminal: turns, roles, labels, ids, and two encodings side by side."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ MOST = 500
 """Characters of a title or a note; a longer one is cut."""
 
 PIPE_WIDTH = 100
-"""Columns of the output that no terminal reads, so that it is the same everywhere."""
+"""The width of output that does not go to a terminal, so that it is the same everywhere."""
 
 _LEAST_WIDTH = 40
 _COLOURS = {None: "", "system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 _LABELS = {"": "", "-100": "not trained on", "train": "trained on", "?": "no label"}
 _AROUND = 3
-"""Equal tokens that are shown on each side of a difference."""
+"""The number of equal tokens to show on each side of a difference."""
 _LONGEST = 24
 _INDENT = " " * 7
 
 
 def glyphs(piece: str) -> str:
-    """Return a piece of a vocabulary as its text, in which spaces and newlines can be seen."""
+    """Return a piece of a vocabulary as its text, with visible spaces and newlines."""
     return visible(plain_text(piece)) or "∅"
 
 
@@ -51,10 +51,10 @@ def facts(row: TokenRow) -> list[str]:
 
 
 def differences(row: TokenRow) -> str:
-    """Return the number of tokens that differ, and the place of the first, in words; empty if none does."""
+    """Return the number of tokens that differ, and the place of the first, in words; empty if all are equal."""
     if row.first_wrong is None:
         return ""
-    first = next((one.position for one in row.columns[row.first_wrong].tokens if one is not None), None)
+    first = next((token.position for token in row.columns[row.first_wrong].tokens if token is not None), None)
     words = counted(row.wrong, "difference" if len(row.sides) > 1 else "wrong token")
     return f"{words}, the first at {'the end' if first is None else f'token {first}'}"
 
@@ -63,11 +63,11 @@ def owner(columns: Sequence[Column]) -> str:
     """Return the owner of some tokens, and whether they are trained on, in words."""
     first = columns[0]
     if first.turn is None:
-        is_start = len(columns) == 1 and any(one is not None and one.position == 0 for one in first.tokens)
+        is_start = len(columns) == 1 and any(token is not None and token.position == 0 for token in first.tokens)
         name = "beginning" if is_start else "prompt"
     else:
         name = f"turn {first.turn}: {first.role}"
-    label = next((one.label for one in first.tokens if one is not None), "")
+    label = next((token.label for token in first.tokens if token is not None), "")
     return ", ".join(filter(None, (name, label_words(label))))
 
 
@@ -77,7 +77,7 @@ def ends_line(column: Column) -> bool:
 
 
 def print_tokens(row: TokenRow, *, ids: bool = True) -> None:
-    """Print a row of tokens to standard output; in colour if that is a terminal and NO_COLOR is not set.
+    """Print a row of tokens to standard output; in colour if it is a terminal and NO_COLOR is not set.
 
     Args:
         row: The row, of one encoding or of two.
@@ -101,7 +101,7 @@ def print_tokens(row: TokenRow, *, ids: bool = True) -> None:
 def token_lines(row: TokenRow, width: int, *, ids: bool = True) -> Iterator[Line]:
     """Yield the lines of a row of tokens.
 
-    The text of a row is printed with visible white space, and without a character that a terminal would obey.
+    The text of a row is printed with visible white space, and without characters that a terminal would obey.
 
     Args:
         row: The row, of one encoding or of two.
@@ -154,7 +154,7 @@ def _side_by_side(row: TokenRow, width: int) -> Iterator[Line]:
         return
     wrong = [number for number, column in enumerate(row.columns) if column.mark]
     near = {place for number in wrong for place in range(number - _AROUND, number + _AROUND + 1)}
-    # a line that says that one token is left out takes as much room as the token
+    # a line that reports one omitted token takes as much room as the token
     ends = {-1, len(row.columns)}
     near |= {number for number in range(len(row.columns)) if {number - 1, number + 1} <= near | ends}
     head, *lines = _pair_lines(row, width)
@@ -177,7 +177,7 @@ def _side_by_side(row: TokenRow, width: int) -> Iterator[Line]:
 
 
 def _pair_lines(row: TokenRow, width: int) -> Iterator[Line]:
-    """Yield the line of the heads, and that of each column; a narrow terminal has those of texts and ids alone."""
+    """Yield the line of the heads, and a line for each column; a narrow terminal shows only texts and ids."""
     first, second = (one_line(name) for name in row.sides)
     table: list[tuple[str, ...]] = [("", "token", "id", first, "loss", "", "token", "id", second, "loss")]
     for column in row.columns:
@@ -186,16 +186,16 @@ def _pair_lines(row: TokenRow, width: int) -> Iterator[Line]:
             numbers = (str(token.position), str(token.id)) if token else ("", "")
             cells += (mark, *numbers, _cut_glyphs(token) if token else "", token.label if token else "")
         table.append(cells)
-    widths = [max(cell_len(cells[one]) for cells in table) for one in range(10)]
+    widths = [max(cell_len(cells[number]) for cells in table) for number in range(10)]
     chosen = range(10) if sum(widths) + 2 * 10 <= width else (0, 2, 3, 5, 7, 8)
     styles = [("bold", "bold"), *((_style(column), "dim") for column in row.columns)]
     for cells, (style, other) in zip(table, styles, strict=True):
         line: Line = [("  ", "")]
-        for one in chosen:
-            padding = " " * (widths[one] - cell_len(cells[one]))
-            # the numbers of tokens and ids end in one column
-            text = padding + cells[one] if one % 5 in (1, 2) else cells[one] + padding
-            line += [(text, {0: "bold red", 3: style}.get(one % 5, other)), ("  ", "")]
+        for number in chosen:
+            padding = " " * (widths[number] - cell_len(cells[number]))
+            # right-align the numbers of tokens and ids
+            text = padding + cells[number] if number % 5 in (1, 2) else cells[number] + padding
+            line += [(text, {0: "bold red", 3: style}.get(number % 5, other)), ("  ", "")]
         yield line[:-1]
 
 
