@@ -1,4 +1,4 @@
-"""The answer of a server to a prompt, in the forms that its endpoints give it."""
+"""The answer of a server to a prompt, in the forms of its endpoints."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pytest_mistral_lora.serving.client import Answer
 from pytest_mistral_lora.serving.forms import Chat, ListedToken, read_form
 
 _REFUSED = (400, 422)
-"""Statuses of a request that a server refuses, if it gives its reason in JSON."""
+"""Statuses of a refused request, if the server gives its reason in JSON."""
 
 _RAISED = re.compile(r"Jinja Exception: |\braise_exception\(")
-"""The words of llama.cpp for a template that refuses a row: its builds answer 400 or 500."""
+"""The words of llama.cpp if a template refuses a row: its builds answer 400 or 500."""
 
 _CRASHED = re.compile(
-    # a template that ends in an error of its own, in llama.cpp
+    # a template that ends in an error, in llama.cpp
     r"While executing \w+ at line(?!.*Jinja Exception: )"
     # errors of Python and of Jinja, which vLLM answers with status 400
     r"|Traceback \(most recent call last\)|\b[A-Z]\w*Error\b(?=[:(])"
@@ -28,21 +28,21 @@ _CRASHED = re.compile(
     r"|unsupported operand type|' is undefined\b|local variable '|list index out of range|division by zero",
     re.DOTALL,
 )
-"""Words of a request that failed for an error of the engine or of its template, whatever its status."""
+"""Words that show an error of the engine or of its template, for any status."""
 
 _READ = 20_000
-"""Characters of a server's words in which those of a failure are looked for."""
+"""The number of characters of a server's words to search for those of a failure."""
 
 UNHANDLED = "Internal Server Error"
-"""The body of a status 500 behind which is an exception that the server did not expect."""
+"""The body of a status 500 for an exception that the server did not expect."""
 
 LISTED = 5
-"""Best tokens whose log-probabilities are asked for at each place."""
+"""The number of best tokens to request log-probabilities for at each place."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedCall:
-    """A tool call that a server read in an answer.
+    """A tool call that a server read from an answer.
 
     Attributes:
         name: The tool's name.
@@ -60,9 +60,9 @@ class ServedAnswer:
     Attributes:
         text: Its text.
         ids: Its ids, with or without a closing EOS; None if the server hides them.
-        logprobs: The log-probability of each id, in nats; empty if it hides them, or leaves some out.
+        logprobs: The log-probability of each id, in nats; empty if the server hides them, or leaves some out.
         first: Log-probabilities of the best first tokens, by their text without white space around it.
-        calls: The tool calls that the server read in it.
+        calls: The tool calls that the server read from it.
         ended: Whether the model ended it; False if a limit did.
         refused: The server's reason if it refuses the prompt; else empty.
         failed: The HTTP status and the server's words if the request fails; else empty.
@@ -86,10 +86,10 @@ def read_field(value: Any, *names: str) -> Any:
 
 
 def integers(value: Any, place: str) -> tuple[int, ...]:
-    """Return ids that a script of the user's lists.
+    """Return the ids that a user's script lists.
 
     Raises:
-        InputError: If they are no whole numbers.
+        InputError: If they are not whole numbers.
     """
     if not isinstance(value, list) or any(type(number) is not int for number in value):
         raise InputError(f"the ids are {repr(value)[:80]}", place=place, expected="a list of whole numbers")
@@ -97,7 +97,7 @@ def integers(value: Any, place: str) -> tuple[int, ...]:
 
 
 class Unanswered(TypedDict, total=False):
-    """Why a request has no answer, as fields of `ServedPrompt` and `ServedAnswer`: it is refused, or it failed."""
+    """The reason why a request has no answer, as fields of `ServedPrompt` and `ServedAnswer`: refused or failed."""
 
     refused: str
     failed: str
@@ -106,12 +106,11 @@ class Unanswered(TypedDict, total=False):
 def unanswered(answer: Answer, place: str) -> Unanswered:
     """Return why a request has no answer.
 
-    A refusal is the word of a template (`raise_exception`) or of a validation on the messages. A request fails if the
-    server answers with a status of its own faults, 500 and up, or if its words are those of an exception that nobody
-    expected; that says nothing about the messages.
+    A template (`raise_exception`) or a validation refuses messages. A request fails if the server answers with a status
+    for its own faults, 500 and up, or with the words of an unexpected exception; that says nothing about the messages.
 
     Raises:
-        InputError: If the answer is neither, such as that of a missing endpoint.
+        InputError: If the answer is neither, for example for a missing endpoint.
     """
     status, error = answer.status, answer.error
     words = (answer.message or answer.text)[:_READ]
@@ -119,10 +118,10 @@ def unanswered(answer: Answer, place: str) -> Unanswered:
     is_reason = status in _REFUSED and answer.data is not None
     if not is_crash and (is_reason or (status == 500 and _RAISED.search(words))):
         return {"refused": f"HTTP {status}: {error}"}
-    # `transformers serve` has no other answer to a row that its template refuses: Starlette's, for any exception
+    # `transformers serve` answers a row that its template refuses like any exception: with Starlette's text
     if status == 500 and answer.text == UNHANDLED:
         return {"failed": "HTTP 500 without a reason, which is in the log of the server"}
-    # 503 is that of a server that is busy
+    # 503 comes from a busy server
     if (status >= 500 and status != 503) or (status in _REFUSED and is_crash):
         return {"failed": f"HTTP {status}: {error}"}
     raise InputError(
@@ -169,5 +168,5 @@ def _first_tokens(listed: Sequence[ListedToken]) -> dict[str, float]:
     for token in [*listed[:1], *((listed[0].top_logprobs or ()) if listed else ())]:
         if token.token is not None and token.logprob is not None:
             first.setdefault(token.token.strip(), set()).add(token.logprob)
-    # of two tokens with one text, such as the pieces of a byte, neither is known
+    # two tokens with the same text, such as pieces of bytes, cannot be told apart
     return {text: values.pop() for text, values in first.items() if len(values) == 1 and text}

@@ -1,4 +1,4 @@
-"""Ask a server over HTTP: bounded in time, size and number of requests, with a key that is written nowhere."""
+"""Ask a server over HTTP: bounded in time, size and number of requests; the key is never written."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     import httpx
 
 AT_ONCE = 4
-"""Requests that are open at the same time."""
+"""The most open requests."""
 
 SECONDS = 60.0
 MOST_LATE = AT_ONCE
-"""Requests in a row without an answer in time, after which no more are sent."""
+"""After so many requests in a row without an answer in time, no more are sent."""
 
 _LARGEST = 8 << 20
 _TRIES = 3
 _BUSY = (429, 502, 503, 504)
 _SHOWN, _READ, _SPELLED = 300, 20_000, 4_000
-"""Characters of a server's text that a message has, those that are looked at for it, and those of a key at most."""
+"""The most characters of a server's text in a message, of the text that is searched for it, and of a key."""
 _WITHOUT_TLS = "If the server has no certificate, write http:// (on this machine alone)."
 
 
@@ -39,7 +39,7 @@ class Answer:
 
     Attributes:
         status: The HTTP status.
-        data: The JSON value; None if the body is none.
+        data: The JSON value; None if the body is not JSON.
         text: The beginning of the body on one line, for messages: without the key.
     """
 
@@ -49,14 +49,14 @@ class Answer:
 
     @property
     def is_ok(self) -> bool:
-        """Whether the request was taken, and answered in JSON."""
+        """Whether the request was accepted, and answered in JSON."""
         return self.status == 200 and self.data is not None
 
     def require_ready(self, place: str) -> None:
         """Refuse the answer of a server that is not ready.
 
         Raises:
-            InputError: If it is busy, or loads its model.
+            InputError: If the server is busy, or loads its model.
         """
         if self.status == 503:
             found = f"the server is busy, or loads its model (HTTP 503: {self.error})"
@@ -64,7 +64,7 @@ class Answer:
 
     @property
     def message(self) -> str:
-        """The server's own message as it is; empty if the body has none."""
+        """The server's own message, unchanged; empty if the body has no message."""
         found = self.data
         for name in ("error", "message"):
             # Text Generation Inference and SGLang have the text at the top
@@ -73,13 +73,13 @@ class Answer:
 
     @property
     def error(self) -> str:
-        """The server's own message for one of ours, or the beginning of the body: without the key."""
+        """The server's message, or the beginning of the body, to put into our message: without the key."""
         return _shown(self.message) or self.text
 
 
 def _shown(text: str) -> str:
-    """Return a text of a server for a message: without the key, and if it is long, its beginning and its end."""
-    # cut at first where a part of the key, which is no longer found, is cut off again
+    """Return a server's text for a message: without the key, and if it is long, only its beginning and end."""
+    # the first cut may split the key, so that it is not found; the second cut removes that part
     known = redacted(text[:_READ])
     shown = " ".join(known[:-_SPELLED].split() if len(text) > _READ else known.split())
     return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN // 2]} … {shown[-_SHOWN // 2 :]}"
@@ -89,12 +89,12 @@ def require_url(url: str) -> str:
     """Return the address of a server without a slash at its end.
 
     Raises:
-        InputError: If it is no address, or prompts would go over an open network in plain text.
+        InputError: If it is not an address, or would send prompts over an open network in plain text.
     """
     try:
         parts = urlsplit(url)
         host = parts.hostname if parts.port != 0 else ""
-    except ValueError:  # brackets that are not closed, or a port beyond 65535
+    except ValueError:  # unclosed brackets, or a port beyond 65535
         host = ""
     if not host or parts.scheme not in ("http", "https") or not url.isprintable():
         expected = "http://127.0.0.1:8080" if "://" in url else f"http://{url[:_SHOWN]}"
@@ -137,7 +137,7 @@ class ServerClient:
 
         Raises:
             ImportError: If httpx is not installed.
-            InputError: If the key has characters that no header can have.
+            InputError: If the key has characters that a header cannot have.
         """
         import httpx
 
@@ -146,14 +146,14 @@ class ServerClient:
             step = f"Set it again: export {KEY}=…"
             found = "the key has a character that no request can have"
             raise InputError(found, place=KEY, expected="printable ASCII", next_step=step)
-        # an answer that is packed could fill the memory when it is unpacked, layer by layer
+        # a compressed answer could fill the memory when it is decompressed, layer by layer
         headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
         # a redirect could lead off the host, with the key; proxies of the environment are not asked for, and the
         # authorities that it names (SSL_CERT_FILE) are
         self._open = httpx.AsyncClient(
             base_url=self.url,
             headers=headers,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is kept
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # no cookie is kept
             timeout=self.seconds,
             follow_redirects=False,
             trust_env=False,
@@ -171,10 +171,10 @@ class ServerClient:
         return await self.post(path, None, method="GET")
 
     async def post(self, path: str, data: Any, *, method: str = "POST") -> Answer:
-        """Send JSON and return the answer; a server that is busy is asked again.
+        """Send JSON and return the answer; a busy server is asked again.
 
         Raises:
-            InputError: If the server is not there, is too slow, or its answer is too large.
+            InputError: If the server does not answer, is too slow, or its answer is too large.
         """
         import httpx
 
@@ -194,7 +194,7 @@ class ServerClient:
                     raise late from error
                 except httpx.ConnectError as error:
                     if "[SSL" in str(error) or attempt + 1 == _TRIES:
-                        # the next row need not wait as long
+                        # the next row does not need to wait as long
                         self._lost = self._no_connection(str(error))
                         raise self._lost from error
                 except (httpx.HTTPError, OSError, ValueError) as error:
@@ -213,7 +213,7 @@ class ServerClient:
         raise AssertionError("the last attempt returns or raises")
 
     def _other_scheme(self, scheme: str) -> str:
-        """Return the step of a server that has not answered yet, if its address has a scheme: write the other one."""
+        """Return the next step for a server that has never answered: try the address with the other scheme."""
         if self._has_answered or not self.url.startswith(f"{scheme}:"):
             return ""
         return "If the server asks for https, write https://." if scheme == "http" else _WITHOUT_TLS
@@ -241,6 +241,6 @@ class ServerClient:
         text = bytes(body).decode("utf-8", "replace")
         try:
             value = json.loads(text)
-        except (ValueError, RecursionError):  # no JSON, a number of too many digits, too many levels
+        except (ValueError, RecursionError):  # not JSON, a number with too many digits, or too many levels
             value = None
         return Answer(response.status_code, value, _shown(text))

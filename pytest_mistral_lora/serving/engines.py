@@ -1,6 +1,6 @@
-"""vLLM and SGLang: engines that serve a folder of transformers, and show the ids of prompts.
+"""vLLM and SGLang: engines that serve a transformers checkpoint, and show the ids of prompts.
 
-SGLang is written from python/sglang/srt/entrypoints/openai/protocol.py: no build of it runs here.
+The support of SGLang follows python/sglang/srt/entrypoints/openai/protocol.py: no build of it runs here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pytest_mistral_lora.serving.server import ServedPrompt, Server, served_prom
 
 _GREEDY: Mapping[str, Any] = {
     **Server.greedy,
-    # generation_config.json of the model may set each of them, and a penalty works at temperature 0, too
+    # the model's generation_config.json may set each of these, and a penalty works at temperature 0, too
     "top_k": -1,
     "min_p": 0,
     "repetition_penalty": 1,
@@ -44,9 +44,9 @@ class Vllm(Server):
     async def complete(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int, settings: Mapping[str, Any]
     ) -> ServedAnswer | None:
-        """Return the answer to a prompt that is given as ids."""
-        asked = {"model": model, "prompt": list(ids), "max_tokens": limit, "logprobs": 1, "return_token_ids": True}
-        answer, place = await client.post("/v1/completions", {**asked, **settings}), f"{client.url}/v1/completions"
+        """Return the answer to a prompt given as ids."""
+        request = {"model": model, "prompt": list(ids), "max_tokens": limit, "logprobs": 1, "return_token_ids": True}
+        answer, place = await client.post("/v1/completions", {**request, **settings}), f"{client.url}/v1/completions"
         if not answer.is_ok:
             return ServedAnswer(**unanswered(answer, place))
         choice = read_form(TextCompletions, answer, place).choices[0]
@@ -58,7 +58,7 @@ class Vllm(Server):
     async def base_answer(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int
     ) -> ServedAnswer | None:
-        """Return the answer of an adapter's parent; None of a model that has none."""
+        """Return the answer of an adapter's parent; None for a model without a parent."""
         models = read_form(ModelList, await client.get("/v1/models"), f"{client.url}/v1/models").data
         parent = next((entry.parent for entry in models if entry.id == model), None)
         return await self.complete(client, ids, parent, limit, self.greedy) if parent else None

@@ -12,11 +12,11 @@ from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.serving.client import Answer
 
 _LONGEST = 1 << 18
-"""Ids of a prompt or an answer: the longest context of the models is that long."""
+"""The most ids of a prompt or an answer: the longest context of the models."""
 _LONGEST_NAME, _MOST = 1_000, 10_000
 
 _T = TypeVar("_T")
-# without a limit on them, each of a million wrong items is an error of its own
+# without a limit, a million wrong items would be a million errors
 _List = Annotated[list[_T], Field(fail_fast=True, max_length=_MOST)]
 _PerToken = Annotated[list[_T], Field(fail_fast=True, max_length=_LONGEST)]
 _Count = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -26,7 +26,7 @@ _Name = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)]
 
 
 class Form(BaseModel):
-    """An answer of an endpoint; other keys than those of its fields are of no interest."""
+    """An answer of an endpoint; keys without a field are ignored."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -228,8 +228,8 @@ def read_form(form: type[_F], answer: Answer, place: str, *, key: str = "", expe
         form: Its form.
         answer: The answer.
         place: The address of the endpoint.
-        key: The field of the form that the whole answer is; empty if it is an object.
-        expected: The answer of such a server, for the error if it has another status, or no JSON.
+        key: The field of the form that holds the whole answer; empty if the answer is an object.
+        expected: The usual answer, for the error if this one has another status, or is not JSON.
 
     Raises:
         InputError: If it has another form: the first fault is named with its key and its value.
@@ -248,7 +248,7 @@ def _form_error(form: type[Form], fault: Any, place: str, key: str) -> InputErro
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in fault["loc"])
     path = path.removeprefix(f".{key}" if key else ".") or "the answer"
     value = fault["input"]
-    # of a long text the beginning is shown, so that the key is looked for there alone
+    # only the beginning of a long text is shown, so the key is searched only there
     shown = shortened(redacted(value[:_LONGEST_NAME]) if isinstance(value, str) else value)
     if fault["type"] == "missing":
         return InputError(f"{path} is missing in {shown}", place=place, expected="the answer of a model")

@@ -1,9 +1,8 @@
 """GGUF files, the form in which llama.cpp and Ollama read a model: metadata, and the places of tensors.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The package `gguf` reads the same, but takes the
-lengths that a file claims on trust, and needs 8 s for a Tekken vocabulary. Here every length is held to the size of
-the file before it is used, and memory by bounds that no real file comes near. The package is needed for the numbers of
-tensors alone.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The package `gguf` reads the same, but trusts the
+lengths that a file claims, and needs 8 s for a Tekken vocabulary. Here every length is compared with the size of the
+file before it is used, and memory has bounds far above any real file. The package is needed only to dequantise tensors.
 """
 
 from __future__ import annotations
@@ -63,10 +62,10 @@ _TYPES: Mapping[int, tuple[str, int, int]] = {
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
 }
-"""Of each type of ggml: its name, the numbers in a block, and the bytes of a block."""
+"""For each type of ggml: its name, the numbers in a block, and the bytes of a block."""
 _MOST_HEADER, _MOST_KEYS, _MOST_VALUES, _MOST_TENSORS = 128 << 20, 1 << 16, 1 << 22, 1 << 18
-"""Bytes of a header, its keys, the entries of all its lists, and its tensors. A vocabulary of 262,144 tokens
-has some 20 MB and 1,500,000 entries; in memory, an entry takes up to 100 bytes."""
+"""Bounds on the bytes of a header, its keys, the entries of all its lists, and its tensors. A vocabulary of 262,144
+tokens has some 20 MB and 1,500,000 entries; in memory, an entry takes up to 100 bytes."""
 _LONGEST_NAME = 1000
 _KINDS: Mapping[str, Literal["spm", "tekken"]] = {"llama": "spm", "gpt2": "tekken"}
 _VOCABULARY = "tokenizer.ggml."
@@ -88,7 +87,7 @@ class GgufTensor:
 
 
 class GgufFile:
-    """A GGUF file, whose header is read once.
+    """A GGUF file; its header is read once.
 
     Attributes:
         path: The file.
@@ -97,7 +96,7 @@ class GgufFile:
         is_adapter: Whether it holds a LoRA adapter, and not a model.
         parts: The number of files that the model is split into.
         architecture: The name of the architecture in llama.cpp: `llama` for Mistral-7B.
-        template: The chat template; None if there is none.
+        template: The chat template; None if it is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -128,7 +127,7 @@ class GgufFile:
 
     @cached_property
     def vocabulary(self) -> StoredVocabulary | None:
-        """The bytes of each id; None if there is no vocabulary, or one of another kind of tokenizer."""
+        """The bytes of each id; None if the vocabulary is missing, or of another kind of tokenizer."""
         kind, tokens = _KINDS.get(str(self.setting("model"))), self.setting("tokens")
         if kind is None or not isinstance(tokens, list):
             return None
@@ -163,7 +162,7 @@ class GgufFile:
 
 
 class _Header:
-    """Reads the header of a GGUF file, whose every length is held to the bytes that are left."""
+    """Reads the header of a GGUF file, and compares every length with the bytes that are left."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path, self._at = file, path, 0
@@ -203,7 +202,7 @@ class _Header:
         return fields
 
     def _read_tensor(self) -> tuple[str, GgufTensor]:
-        """Return the name and the entry of a tensor, whose start counts from that of the data."""
+        """Return the name and the entry of a tensor; its start counts from the start of the data."""
         name, dimensions = self._name("tensor"), self._scalar("I")
         if not 1 <= dimensions <= 4:
             raise self._error(f"has the tensor {name!r} of {dimensions} dimensions", "from 1 to 4")
@@ -217,7 +216,7 @@ class _Header:
         return name, GgufTensor(shape, kind, start)
 
     def _require_room(self, step: int) -> None:
-        """Refuse tensors that the file has no bytes for, that share bytes, or that begin between two steps."""
+        """Refuse tensors without bytes in the file, tensors that share bytes, and tensors that are not aligned."""
         end = 0
         for name, tensor in sorted(self.tensors.items(), key=lambda item: item[1].start):
             _, block, size = _TYPES[tensor.kind]
@@ -273,11 +272,11 @@ class _Header:
             raise self._error(f"has a value of type {kind} at byte {self._at}", "a type from 0 to 12")
         inner, count = self._scalar("I"), self._scalar("Q")
         if inner not in _SCALARS and inner != _STRING:
-            # no writer nests arrays, and a file could nest them without end
+            # no writer nests arrays, and a file could nest them endlessly
             raise self._error(f"has an array of type {inner} at byte {self._at}", "numbers or strings")
         size = 8 if inner == _STRING else struct.calcsize(_SCALARS[inner])
         self._values += self._bounded(count, size, _MOST_VALUES - self._values, "values")
         if inner == _STRING:
-            # ids of a damaged vocabulary may be no UTF-8: the check of the tokenizer names them
+            # tokens of a damaged vocabulary may not be UTF-8: the check of the tokenizer reports them
             return [self._string("surrogateescape") for _ in range(count)]
         return list(struct.unpack(f"<{count}{_SCALARS[inner]}", self._bytes(count * size)))

@@ -1,6 +1,6 @@
 """llama.cpp, whose endpoints render, tokenize, complete ids and list adapters; and Ollama, which runs it.
 
-Ollama is written from its source, api/types.go and server/routes.go, and was never run here: no registry has a build.
+The support of Ollama follows its source, api/types.go and server/routes.go, and was never run: no registry has a build.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class LlamaCpp(Server):
     version_at = ("/props", "build_info")
     greedy: ClassVar[Mapping[str, Any]] = {
         **Server.greedy,
-        # the one sampler: penalties, DRY, XTC, top-k, min-p and those to come are left out
+        # this sampler alone: penalties, DRY, XTC, top-k, min-p and future ones are left out
         "samplers": ["temperature"],
         "top_k": 0,
         "min_p": 0,
@@ -90,27 +90,27 @@ class LlamaCpp(Server):
     async def complete(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int, settings: Mapping[str, Any]
     ) -> ServedAnswer | None:
-        """Return the answer to a prompt that is given as ids."""
+        """Return the answer to a prompt given as ids."""
         data = {"prompt": list(ids), "n_predict": limit, "n_probs": LISTED, "return_tokens": True, **settings}
         answer, place = await client.post("/completion", data), f"{client.url}/completion"
         if not answer.is_ok:
             return ServedAnswer(**unanswered(answer, place))
         completion = read_form(PromptCompletion, answer, place)
         made, listed = tuple(completion.tokens), completion.completion_probabilities or []
-        # the list leaves out tokens that end within a character, and `tokens` has all
+        # the list leaves out tokens that end within a character; `tokens` has all
         numbers = logprobs_of(listed) if len(listed) == len(made) else ()
         return ServedAnswer(completion.content, made, numbers, ended=completion.stop_type != "limit")
 
     async def base_answer(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int
     ) -> ServedAnswer | None:
-        """Return the answer with the scale 0 for each adapter; None if none is loaded."""
+        """Return the answer with the scale 0 for each adapter; None if no adapter is loaded."""
         loaded = await _adapters(client)
         if not loaded:
             return None
         off = {"lora": [{"id": adapter.id, "scale": 0} for adapter in loaded]}
         answer = await self.complete(client, ids, model, limit, {**self.greedy, **off})
-        # computed again: the cache would give what the base made of the prompt to the next who sends it
+        # computed again: else the cache would give the base's result to the next request with this prompt
         await client.post("/completion", {"prompt": list(ids), "n_predict": 0, "cache_prompt": False})
         return answer
 
@@ -121,7 +121,7 @@ class LlamaCpp(Server):
         if not rendered.is_ok:
             return ServedPrompt(**unanswered(rendered, place))
         text = read_form(RenderedPrompt, rendered, place).prompt
-        # the rendering leaves the first token out, and the chat puts it there
+        # the rendering leaves the first token out, and the chat adds it
         data = {"content": text, "add_special": True, "parse_special": True}
         tokenized, place = await client.post("/tokenize", data), f"{client.url}/tokenize"
         if not tokenized.is_ok:
@@ -131,7 +131,7 @@ class LlamaCpp(Server):
 
 
 async def _adapters(client: ServerClient) -> list[LoadedAdapter] | None:
-    """Return each adapter that is loaded; None of a build that has no list of them."""
+    """Return each loaded adapter; None for a build without a list of adapters."""
     answer, place = await client.get("/lora-adapters"), f"{client.url}/lora-adapters"
     return read_form(LoadedAdapters, answer, place, key="adapters").adapters if answer.is_ok else None
 
@@ -143,7 +143,7 @@ class Ollama(Server):
     was_run = False
     version_at = ("/api/version", "version")
 
-    # options of its own endpoint: the one with OpenAI's API has no place for most of them
+    # options of its own endpoint: the one with OpenAI's API lacks most of them
     greedy: ClassVar[Mapping[str, Any]] = {**Server.greedy, "top_k": 1, "min_p": 0, "repeat_penalty": 1}
 
     async def facts(self, client: ServerClient) -> ServerFacts:
@@ -155,8 +155,8 @@ class Ollama(Server):
         answer = await client.get("/api/tags")
         tags = read_form(TagList, answer, f"{client.url}/api/tags", expected="the models that Ollama has")
         names = [model.name for model in tags.models]
-        # a name without a tag is that of the tag `latest`
-        short = [one.removesuffix(_DEFAULT_TAG) for one in names if one.endswith(_DEFAULT_TAG)]
+        # a name without a tag means the tag `latest`
+        short = [name.removesuffix(_DEFAULT_TAG) for name in names if name.endswith(_DEFAULT_TAG)]
         return ServerFacts(await self.version(client), (*short, *names))
 
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
@@ -171,7 +171,7 @@ class Ollama(Server):
             preview = read_form(NativeChat, answer, place).preview
             text = preview.rendered_template if preview is not None else None
             if text is not None:
-                # an older one has answered the chat itself
+                # an older version has answered the chat itself
                 answer = await client.post("/api/chat", request)
         if not answer.is_ok:
             return ServedPrompt(**unanswered(answer, place))
@@ -187,7 +187,7 @@ class Ollama(Server):
             return ServedAnswer(**unanswered(answer, place))
         chat = read_form(NativeChat, answer, place)
         functions = [call.function for call in chat.message.tool_calls or ()]
-        # in OpenAI's form, whose arguments are text
+        # in OpenAI's form, with arguments as text
         calls = tuple(ServedCall(function.name, json.dumps(function.arguments)) for function in functions)
         return ServedAnswer(chat.message.content or "", calls=calls, ended=chat.done_reason != "length")
 

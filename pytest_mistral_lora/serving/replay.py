@@ -14,18 +14,18 @@ from pytest_mistral_lora.serving.client import ServerClient
 from pytest_mistral_lora.serving.server import ServedPrompt, Server
 
 REPEATED = 4
-"""Transcripts, those with the longest answers, that are asked again, as a client asks, and of the base alone."""
+"""The number of transcripts, by longest answers, to ask again, with a client's settings, and of the base alone."""
 
 SECONDS = 600.0
-"""Limit of a request: a long answer on a CPU takes minutes."""
+"""Limit of a request in seconds: a long answer on a CPU takes minutes."""
 
 PLAIN = {"temperature": 0}
-"""The settings by which most clients ask for a greedy answer."""
+"""The settings that most clients use for a greedy answer."""
 
 _T = TypeVar("_T")
 
 Outcome = ServedAnswer | InputError | None
-"""An answer, or the error of its request; None if the server was not asked, or cannot be."""
+"""An answer, or the error of its request; None if the server was not or cannot be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class Replayed:
     Attributes:
         transcript: The recorded answer.
         by_ids: The answer to the recorded ids.
-        by_messages: The answer to the messages, with all settings spelled out.
+        by_messages: The answer to the messages, with all settings explicit.
         prompt: The prompt that the server makes of the messages.
-        again: The same, asked a second time.
-        plain: The answer to the messages with the temperature alone.
+        again: The answer to the messages, asked a second time.
+        plain: The answer to the messages with only the temperature set.
         base: The answer of the base without its adapter to the recorded ids.
     """
 
@@ -56,36 +56,36 @@ async def replay(
 ) -> tuple[Replayed, ...]:
     """Ask a server for the answers to the prompts of transcripts, in order.
 
-    Requests that fail are outcomes: nothing is raised for them.
+    A failed request is an outcome and is not raised.
     """
-    by_length = sorted(transcripts, key=lambda one: len(one.completion_ids), reverse=True)
-    repeated = {one.case for one in by_length[:REPEATED]}
+    by_length = sorted(transcripts, key=lambda transcript: len(transcript.completion_ids), reverse=True)
+    repeated = {transcript.case for transcript in by_length[:REPEATED]}
 
-    async def asked(one: Transcript) -> Replayed:
-        row, ids, limit, greedy = one.row, one.prompt_ids, one.max_new_tokens, server.greedy
+    async def replay_one(transcript: Transcript) -> Replayed:
+        row, ids, limit, greedy = transcript.row, transcript.prompt_ids, transcript.max_new_tokens, server.greedy
         found = Replayed(
-            one,
+            transcript,
             await _outcome(server.complete(client, ids, model, limit, greedy)),
             await _outcome(server.answer(client, row, model, limit, greedy)),
             await _outcome(server.prompt(client, row, model)),
         )
-        if one.case not in repeated:
+        if transcript.case not in repeated:
             return found
         again = await _outcome(server.answer(client, row, model, limit, greedy))
         return replace(found, again=again, plain=await _outcome(server.answer(client, row, model, limit, PLAIN)))
 
-    replayed = list(await asyncio.gather(*(asked(one) for one in transcripts)))
-    # last, and one at a time: a server may keep what the base made of a prompt, until it is undone
-    for index, one in enumerate(replayed):
-        if one.transcript.case in repeated:
-            transcript = one.transcript
+    replayed = list(await asyncio.gather(*(replay_one(transcript) for transcript in transcripts)))
+    # last, and one at a time: a server may cache the base's result for a prompt until the cache is reset
+    for index, result in enumerate(replayed):
+        if result.transcript.case in repeated:
+            transcript = result.transcript
             base = server.base_answer(client, transcript.prompt_ids, model, transcript.max_new_tokens)
-            replayed[index] = replace(one, base=await _outcome(base))
+            replayed[index] = replace(result, base=await _outcome(base))
     return tuple(replayed)
 
 
-async def _outcome(asked: Awaitable[_T]) -> _T | InputError:
+async def _outcome(request: Awaitable[_T]) -> _T | InputError:
     try:
-        return await asked
+        return await request
     except InputError as error:
         return error

@@ -1,4 +1,4 @@
-"""A kind of server: the endpoints by which it says which prompt it feeds its model, and how the model answers."""
+"""A kind of server: the endpoints that show the prompt of its model, and the answers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Strength = Literal["ids", "preview", "count"]
 
 @dataclass(frozen=True, slots=True)
 class ServedPrompt:
-    """What a server makes of the messages of a row.
+    """The prompt that a server makes of the messages of a row.
 
     Attributes:
         ids: The ids of the prompt; None if the server hides them.
-        count: The number of prompt tokens that a chat request reports; None if it reports none.
+        count: The number of prompt tokens that a chat request reports; None if it does not report it.
         refused: The server's reason if it refuses the messages; else empty.
         text: The rendered prompt, to which the server adds BOS, if it shows a text in place of ids; else None.
         failed: The HTTP status and the server's words if the request fails, which says nothing about the messages; else
@@ -40,15 +40,15 @@ class ServedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What a server says of itself.
+    """The facts that a server gives about itself.
 
     Attributes:
-        version: Its version or build; empty if it does not say.
+        version: Its version or build; empty if it is not given.
         models: The names under which it serves models and adapters.
-        adapters: Those of them that are adapters, as far as it says.
-        precision: The precision of its weights, a key of `TOLERANCES`; empty if it does not say.
-        scales: Each adapter that is loaded, with its scale; None if the server has no list of them.
-        parents: The models that adapters are listed as adapters of.
+        adapters: The names that are adapters, as far as the server says.
+        precision: The precision of its weights, a key of `TOLERANCES`; empty if it is not given.
+        scales: Each loaded adapter, with its scale; None if the server does not list adapters.
+        parents: The models that adapters name as their parents.
     """
 
     version: str
@@ -69,7 +69,7 @@ def with_arguments(message: Mapping[str, Any], change: Callable[[Any], Any]) -> 
 
 
 def parsed(arguments: Any) -> Any:
-    """Return arguments as the JSON value that their text is; those that are none as they are."""
+    """Return arguments as the JSON value of their text; unchanged if they are not JSON."""
     with suppress(TypeError, ValueError, RecursionError):
         return json.loads(arguments)
     return arguments
@@ -112,18 +112,18 @@ def served_prompt(
 
 
 class Server:
-    """A kind of server; by itself, any with OpenAI's chat endpoint, which shows the number of prompt tokens alone.
+    """A kind of server. The base class is any with OpenAI's chat endpoint, which shows only the prompt's token count.
 
     Attributes:
         name: Its name on the command line.
         title: Its name in texts.
         strength: What its answers prove.
-        was_run: Whether the kind was tried with a real server, and not written from its source alone.
-        version_at: The endpoint that has its version, and the field; no other kind has this field there. Empty if there
-            is none.
-        gives_answers: Whether it can be asked for answers, and not for prompts alone.
+        was_run: Whether the kind was tried with a real server, and not only written from its source.
+        version_at: The endpoint and the field of its version; no other kind has this field there. Empty without such
+            an endpoint.
+        gives_answers: Whether it can be asked for answers, and not only for prompts.
         reads_calls: Whether it is asked to read the tool calls of an answer.
-        greedy: The settings of a greedy answer: all that could change it is spelled out, since a server has defaults.
+        greedy: The settings of a greedy answer. All that could change it is explicit, since servers have defaults.
     """
 
     name: ClassVar[str] = "openai"
@@ -144,21 +144,21 @@ class Server:
         """Return the version and the models of a server.
 
         Raises:
-            InputError: If it is not one of this kind.
+            InputError: If the server is not of this kind.
         """
         answer = await client.get("/v1/models")
         place = f"{client.url}/v1/models"
         models = read_form(ModelList, answer, place, expected="the models that it serves").data
-        # an adapter has a base among them
+        # an adapter has its base among the models
         adapters = {model.id: model.parent for model in models if model.parent}
         names, parents = tuple(model.id for model in models), tuple(dict.fromkeys(adapters.values()))
         return ServerFacts(await self.version(client), names, tuple(adapters), parents=parents)
 
     async def version(self, client: ServerClient) -> str:
-        """Return the version of a server; empty if it does not say, or is of another kind.
+        """Return the version of a server; empty if it is not given, or the server is of another kind.
 
         Raises:
-            InputError: If it is not ready.
+            InputError: If the server is not ready.
         """
         path, name = self.version_at
         if not path:
@@ -175,14 +175,14 @@ class Server:
         """Return what the server makes of a row's messages.
 
         Raises:
-            InputError: If the server is not there, or its answer has another form.
+            InputError: If the server does not answer, or its answer has another form.
         """
         return served_prompt(await self.chat(client, row, model), client)
 
     async def chat(self, client: ServerClient, row: Row, model: str, **more: Any) -> Answer:
         """Ask for one token after a row's messages, greedily."""
         data = {"model": model, **chat_request(row), "max_tokens": 1, "temperature": 0, **more}
-        # a model that may call is constrained in its answer, and its prompt is the same
+        # a model that may call tools is constrained in its answer; its prompt is the same
         return await client.post("/v1/chat/completions", data)
 
     async def answer(
@@ -198,20 +198,20 @@ class Server:
             settings: Fields of the request, such as `greedy`.
 
         Raises:
-            InputError: If the server is not there, or its answer has another form.
+            InputError: If the server does not answer, or its answer has another form.
         """
         data = {"model": model, **chat_request(row), "max_tokens": limit, **settings}
         shown = {"logprobs": True, "top_logprobs": LISTED}
         found = await client.post("/v1/chat/completions", data | shown)
         if found.status in (400, 422, 500):
-            # a server may know no log-probabilities
+            # a server may not support log-probabilities
             found = await client.post("/v1/chat/completions", data)
         return chat_answer(found, f"{client.url}/v1/chat/completions")
 
     async def complete(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int, settings: Mapping[str, Any]
     ) -> ServedAnswer | None:
-        """Return the answer to a prompt that is given as ids; None if the server takes none. See `answer`."""
+        """Return the answer to a prompt given as ids; None if the server does not take ids. See `answer`."""
         return None
 
     async def base_answer(

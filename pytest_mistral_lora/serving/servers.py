@@ -1,4 +1,4 @@
-"""The servers that can be asked, by name, and the recognition of one by its endpoints."""
+"""The known servers, by name, and the recognition of a server by its endpoints."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from pytest_mistral_lora.serving.engines import Sglang, Vllm
 from pytest_mistral_lora.serving.llamacpp import LlamaCpp, Ollama
 from pytest_mistral_lora.serving.server import ServedPrompt, Server, Strength
 
-SERVERS: Mapping[str, Server] = {one.name: one for one in (LlamaCpp(), Vllm(), Sglang(), Ollama(), Server())}
+SERVERS: Mapping[str, Server] = {server.name: server for server in (LlamaCpp(), Vllm(), Sglang(), Ollama(), Server())}
 """The kinds of servers, by name."""
 
 RECOGNISED = "auto"
-"""The name that stands for the kind that a server is recognised as."""
+"""The name for the kind that is recognised."""
 
 _ADDED = 1 << 16
 """Tokens that a server may add to a row: its own system prompt, and those of images."""
 
 SECONDS = 10.0
-"""Limit of each request by which a server is recognised."""
+"""Limit of each request of the recognition, in seconds."""
 
 
 @dataclass(frozen=True)
 class ScriptedServer(Server):
-    """A server that a script of the user's own asks, once for all rows: see `conformance.server.script`.
+    """A server that a user's script asks, once for all rows: see `conformance.server.script`.
 
     Attributes:
         file: The script.
@@ -50,10 +50,10 @@ class ScriptedServer(Server):
 
 
 def find_server(name: str) -> Server:
-    """Return the kind of a name, or that of a script of the user's own (`*.py`).
+    """Return the kind of a name, or of the user's script (`*.py`).
 
     Raises:
-        InputError: If there is none.
+        InputError: If the name is not known, or the script is missing.
     """
     if name.endswith(".py"):
         if not Path(name).is_file():
@@ -73,7 +73,7 @@ async def ask_prompts(
     All requests are sent by one client, a few at a time; `done` is called after each row.
     """
 
-    async def one(row: Row) -> ServedPrompt | InputError:
+    async def ask(row: Row) -> ServedPrompt | InputError:
         try:
             return _bounded(await server.prompt(client, row, model), row, client.url)
         except InputError as error:
@@ -81,14 +81,14 @@ async def ask_prompts(
         finally:
             done()
 
-    return list(await asyncio.gather(*(one(row) for row in rows)))
+    return list(await asyncio.gather(*(ask(row) for row in rows)))
 
 
 def _bounded(prompt: ServedPrompt, row: Row, place: str) -> ServedPrompt:
-    """Return a prompt that a row can have.
+    """Return a prompt, unless it is too long for its row.
 
     Raises:
-        InputError: If it has more tokens than the bytes of the row, and the most that a template or an image adds.
+        InputError: If it has more tokens than the row has bytes, plus the most that a template or an image adds.
     """
     most = _ADDED + len(row.to_jsonl().encode())
     length = max(len(prompt.ids or ()), len(prompt.text or ""))
@@ -99,33 +99,33 @@ def _bounded(prompt: ServedPrompt, row: Row, place: str) -> ServedPrompt:
 
 
 async def recognise_server(url: str) -> tuple[Server, str]:
-    """Return the kind of the server at an address, and the endpoint by which it is recognised.
+    """Return the kind of the server at an address, and the endpoint that shows it.
 
-    Each kind has its version at an endpoint of its own, or in a field of its own; a server that has none of them, and
-    lists its models as OpenAI does, is one of OpenAI's kind.
+    Each kind has its version at another endpoint, or in another field. A server without any of them that lists its
+    models as OpenAI does is of OpenAI's kind.
 
     Raises:
-        InputError: If no server is there, or it is of none of the kinds.
+        InputError: If no server answers, or its kind is not known.
     """
-    kinds = [one for one in SERVERS.values() if one.version_at[0]]
+    kinds = [kind for kind in SERVERS.values() if kind.version_at[0]]
     async with ServerClient(url, SECONDS) as client:
-        # a server that answers one of them late, or forbids it, may be another kind
-        asked = await asyncio.gather(*(client.get(one.version_at[0]) for one in kinds), return_exceptions=True)
-        for kind, answer in zip(kinds, asked, strict=True):
+        # a server that answers one endpoint late, or forbids it, may be of another kind
+        answers = await asyncio.gather(*(client.get(kind.version_at[0]) for kind in kinds), return_exceptions=True)
+        for kind, answer in zip(kinds, answers, strict=True):
             if not isinstance(answer, BaseException):
                 version = read_field(answer.data, kind.version_at[1])
                 if answer.is_ok and isinstance(version, str) and version:
                     return kind, kind.version_at[0]
             elif not isinstance(answer, InputError):
                 raise answer
-        for kind, answer in zip(kinds, asked, strict=True):
-            # llama.cpp lists its model while it loads it, and would be taken for a server of OpenAI's kind
+        for kind, answer in zip(kinds, answers, strict=True):
+            # llama.cpp lists its model while it loads, and would look like a server of OpenAI's kind
             if not isinstance(answer, BaseException):
                 answer.require_ready(f"{url}{kind.version_at[0]}")
         try:
             await SERVERS["openai"].facts(client)
         except InputError as error:
-            if error.next_step:  # it is not there, or refuses the key
+            if error.next_step:  # no server answers, or it refuses the key
                 raise
             expected = error.expected or f"a server of a kind that is recognised: {', '.join(SERVERS)}"
             step = "Name its kind, NAME=URL, or give a script of your own: see docs/serving.md."
@@ -134,13 +134,13 @@ async def recognise_server(url: str) -> tuple[Server, str]:
 
 
 async def require_kind(server: Server, url: str) -> None:
-    """Refuse a server that was named as a kind with a version, and is recognised as another one.
+    """Refuse a server whose recognised kind differs from its named kind, if that has a version.
 
     Raises:
-        InputError: If it is.
+        InputError: If the kinds differ.
     """
     found, endpoint = server, ""
-    # it answers as its kind does, and of a kind that is not recognised nothing is known
+    # it answers like its named kind, or its kind is not recognised and nothing is known
     with suppress(InputError):
         found, endpoint = await recognise_server(url)
     if server.version_at[0] and found.version_at[0] and found.name != server.name:
