@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.judging import Verdict, audit, judge
 else:
-    # hidden from type checkers, which would take any misspelt name for one that it returns
+    # hidden from type checkers, which would accept any misspelt name as its result
     _MODULES = {
         "EncodedRow": "chat.encoded",
         "Finding": "conformance.finding",

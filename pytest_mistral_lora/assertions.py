@@ -12,7 +12,7 @@ from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.extras import missing_extra
 
-# The checks are imported in the bodies: a conftest or a test module that imports this one must not pay for them.
+# The checks are imported in the bodies, so that a conftest or a test module can import this module cheaply.
 if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.finding import Finding
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class NotCheckedWarning(UserWarning):
-    """A part of an artifact that an assertion could not judge, such as the effect of an adapter without its base."""
+    """An assertion could not judge a part of an artifact, such as the effect of an adapter without its base."""
 
 
 def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
@@ -115,7 +115,7 @@ def assert_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
     Raises:
         AssertionError: With every fault of a row, by file and line, and every fault of the file as a whole (ML601 to
             ML635, and the laws ML101 to ML110).
-        InputError: If there is nothing at a path.
+        InputError: If a path does not exist.
         TokenizerError: If the tokenizer cannot be used.
     """
     __tracebackhide__ = True
@@ -131,13 +131,13 @@ def assert_encoded_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None
 
     Args:
         path: A JSONL file, or such rows in another form: Parquet, Arrow, a JSON array, a folder of `save_to_disk`. Each
-            row has `messages`, `input_ids` and `labels`, and `tools` if it has tools; a mask may be in place of the
+            row has `messages`, `input_ids` and `labels`, and `tools` if it has tools; a mask may replace the
             labels. A packed sequence has `conversations` in place of `messages`, and `position_ids`.
         tokenizer: As for `assert_template_faithful`.
 
     Raises:
         AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML559).
-        InputError: If there is no file; RowsError if lines cannot be read as encoded rows.
+        InputError: If the file is missing; RowsError if lines cannot be read as encoded rows.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.encoded.audit import file_findings
@@ -154,7 +154,7 @@ def assert_manifest_valid(manifest: str | Path | Mapping[str, Any]) -> None:
 
     Raises:
         AssertionError: With the JSON path, the found and the expected value of every violation (ML701).
-        InputError: If there is nothing at the path, or the file cannot be read or is not JSON.
+        InputError: If the path does not exist, or the file cannot be read or is not JSON.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.manifest import manifest_findings
@@ -171,12 +171,12 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
 
     Raises:
         AssertionError: With every broken rule of the subject `adapter` (ML401 to ML442), or if the tensors cannot be
-            compared with the base that you name, such as one of an unknown class.
-        InputError: If there is no such folder; PinError if the base cannot be read.
-        MissingExtraError: If all that can be judged without torch and PEFT is sound, and they are not installed.
+            compared with the base that you name, for example because its class is unknown.
+        InputError: If the folder is missing; PinError if the base cannot be read.
+        MissingExtraError: If torch and PEFT are not installed, and everything that can be judged without them is sound.
 
     Warns:
-        NotCheckedWarning: With the checks that could not judge, such as those that need a base that is missing.
+        NotCheckedWarning: With the checks that could not judge, such as those that need a missing base.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
@@ -185,7 +185,7 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
     given = None if base is None else existing_path(base, "the folder of a checkpoint", folder=True)
     left: dict[str, str] = {}
     _raise_if_errors(adapter_findings(folder, given, left))
-    cases = {why: ", ".join(case for case, one in left.items() if one == why) for why in left.values()}
+    cases = {why: ", ".join(case for case, reason in left.items() if reason == why) for why in left.values()}
     text = "\n".join([f"{folder}: not checked", *(f"  {names}: {why}" for why, names in cases.items())])
     if given is not None and left.keys() & {"fits-base", "names-and-shapes"}:
         raise AssertionError(text)
@@ -196,19 +196,19 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
 def assert_transcript_matches(adapter_dir: str | Path, golden: str | Path, base: str | Path | None = None) -> None:
     """Assert that an adapter gives the answers of golden transcripts, exactly or equivalently.
 
-    Base and adapter are loaded anew, prompts are encoded as in training, and answers are generated greedily.
+    Base and adapter are loaded again, prompts are encoded as in training, and answers are generated greedily.
 
     Args:
-        adapter_dir: The folder with `adapter_config.json` and `adapter_model.safetensors`; it need not be the adapter
-            that the transcripts were recorded with.
+        adapter_dir: The folder with `adapter_config.json` and `adapter_model.safetensors`; the transcripts may be
+            recorded with another adapter.
         golden: A transcript, or a folder of transcripts.
         base: The base checkpoint's folder; if it is None, the base that the adapter names.
 
     Raises:
         AssertionError: With each transcript that is not valid (ML801), whose prompt has other ids (ML802), that was
             recorded on another base (ML803), whose answer differs (ML804) or has lost its format (ML805).
-        InputError: If there are no transcripts or no adapter, if the base is missing or is not the one that the
-            adapter was trained on, or if no answer can be judged, such as for lack of memory.
+        InputError: If transcripts, adapter or base are missing, if the adapter was trained on another base, or if no
+            answer can be judged, for example for lack of memory.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.transcript import transcript_findings
@@ -221,9 +221,9 @@ def assert_transcript_matches(adapter_dir: str | Path, golden: str | Path, base:
 def assert_served_as_trained(
     url: str, rows: AnyRow | Iterable[AnyRow], tokenizer: AnyTokenizer, *, model: str = ""
 ) -> None:
-    """Assert that a running server makes of each row's messages the prompt that mistral-common makes in training.
+    """Assert that a running server turns each row's messages into the prompt that mistral-common makes in training.
 
-    Each row is a few short requests: its messages before the last answer, one token, greedy.
+    Each row takes a few short requests: its messages before the last answer, one token, greedy.
 
     Args:
         url: The kind of the server and its address, as for `--mistral-server`: `llamacpp=http://127.0.0.1:8080`.
@@ -235,14 +235,14 @@ def assert_served_as_trained(
         AssertionError: If the server does not answer (ML901), a prompt has other ids (ML902) or another number of them
             than its preview (ML903), text becomes a control token (ML906), a prompt is refused (ML907), or the server
             hides its ids, so that nothing is proven.
-        InputError: If the kind of the server is unknown, its address is none, or a row has no answer.
+        InputError: If the kind of the server is unknown, its address is not valid, or a row has no answer.
         RowError: If a row cannot be used.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.server.checks import served_findings
 
     given = [rows] if isinstance(rows, Row | Mapping) else rows
-    used = tuple(as_row(one) for one in given)
+    used = tuple(as_row(row) for row in given)
     _raise_if_errors(served_findings(url, used, _loaded_tokenizer(tokenizer), model))
 
 
@@ -250,16 +250,16 @@ def _token_ids(value: AnyIds, name: str = "input_ids") -> list[int]:
     """Return the ids or labels of one row, in any form that `assert_labels_exact` accepts, as a list.
 
     Raises:
-        InputError: If there is more than one row, or something else than integers.
+        InputError: If the value has more than one row, or is not made of integers.
     """
     # from transformers 5 on, `apply_chat_template` returns a mapping
     ids = value[name] if isinstance(value, Mapping) and name in value else value
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     ids = ids[0] if isinstance(ids, list | tuple) and len(ids) == 1 and isinstance(ids[0], list | tuple) else ids
     # a list of an array's or a tensor's elements
-    ids = [one.item() if hasattr(one, "item") else one for one in ids] if isinstance(ids, list | tuple) else None
+    ids = [item.item() if hasattr(item, "item") else item for item in ids] if isinstance(ids, list | tuple) else None
     # `type(...) is int`: a bool is an int for isinstance, and a list of booleans is a mask, not ids
-    if ids is None or not all(type(one) is int for one in ids):
+    if ids is None or not all(type(item) is int for item in ids):
         found = f"not the {'labels' if name == 'labels' else 'ids'} of one row: {type(value).__name__}"
         raise InputError(found, expected="a list or tensor of integers")
     return ids

@@ -24,13 +24,13 @@ EXIT_TERMINATED = 143
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """Return ` (did you mean 'NAME'?)` for the name that is most like a word, or the empty string.
+    """Return ` (did you mean 'NAME'?)` for the name most similar to a word, or the empty string.
 
     Args:
-        word: The word that is none of the names.
+        word: A word that is not among the names.
         names: The right names.
     """
-    by_lower = {name.lower(): name for name in names if name != word}  # a link that leads nowhere has the word itself
+    by_lower = {name.lower(): name for name in names if name != word}  # a dangling link has the word itself
     close = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
 
@@ -46,8 +46,8 @@ class MistralLoraError(Exception):
 
     Attributes:
         exit_code: The exit code of a command that this error ends.
-        several_lines: Whether `found` may have line ends, of a layout of ours; else they are spelled out.
-        several_steps: The same of `next_step`.
+        several_lines: Whether `found` may have line ends, for our own layout; else they are spelled out.
+        several_steps: The same for `next_step`.
     """
 
     exit_code: int = EXIT_FINDING
@@ -55,7 +55,7 @@ class MistralLoraError(Exception):
     several_steps: bool = False
 
     def __init__(self, found: str, *, place: str = "", expected: str = "", next_step: str = "") -> None:
-        # each may quote a file, and reaches terminals, and reports in UTF-8, which holds no half of a surrogate pair
+        # each may quote a file, and reaches terminals and reports in UTF-8, which cannot hold half of a surrogate pair
         self.found: str = in_block(found) if self.several_lines else printable(found, lines=False)
         self.place: str = printable(place, lines=False)
         self.expected: str = printable(expected, lines=False)
@@ -69,7 +69,7 @@ class MistralLoraError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the fields if the error crosses a process boundary.
 
-        Python's own way calls the class with `args`, and so loses every keyword.
+        By default, Python calls the class with `args`, and so loses every keyword.
         """
         return type(self).__new__, (type(self), str(self)), self.__dict__.copy()
 
@@ -83,7 +83,7 @@ class InputError(MistralLoraError):
 class RowError(InputError):
     """One chat row that cannot be used."""
 
-    # it quotes the row, and is a line of a list: no line of its own may look like another one
+    # it quotes the row, and is a line of a list: none of its lines may look like another item
     several_lines = False
 
 
@@ -104,7 +104,7 @@ class RowsError(InputError):
     def __init__(self, errors: Sequence[RowError], *, place: str) -> None:
         self.errors: tuple[RowError, ...] = tuple(errors)
         lines = [counted(len(errors), "bad row")]
-        # a file of another format has one fault, in each of its rows
+        # a file of another format has the same fault in each row
         faults = {(error.found, error.next_step) for error in errors}
         same = len(errors) > 2 and len(faults) == 1 and bool(errors[0].next_step)
         shown = 1 if same else self.shown
@@ -135,7 +135,7 @@ class RenderError(MistralLoraError):
 
     Attributes:
         kind: `overrun`: it passed a bound; `forbidden`: Jinja's sandbox refused an access; `recursion`: it calls itself
-            too deeply; `unsteady`: no two renderings are alike;
+            too deeply; `unsteady`: each rendering differs;
             `surrogate`: its text is not Unicode; `error`: any other error that it raises.
     """
 
@@ -157,7 +157,7 @@ class RecipeError(InputError):
 
 
 class MachineError(RecipeError):
-    """A recipe that this machine cannot run, and another one can: a device or a library is missing."""
+    """A recipe that this machine cannot run, but another can: a device or a library is missing."""
 
 
 class TrainingError(MistralLoraError):
@@ -192,8 +192,8 @@ class NonFiniteError(TrainingError):
     """A loss or a gradient that is NaN, infinite, or larger than the recipe allows.
 
     Attributes:
-        rows: Indices, among the training rows, of the rows whose own loss is not finite; if no single row is the
-            cause, of all rows of the step. May be empty if the error is raised below the level of rows.
+        rows: Indices, among the training rows, of the rows whose own loss is not finite; of all rows of the step if
+            no single row is the cause. May be empty if the error is raised below the level of rows.
         places: Source of the same rows: `file:line`.
     """
 
@@ -204,7 +204,7 @@ class NonFiniteError(TrainingError):
 
 
 class MergeError(MistralLoraError):
-    """A merged model that answers otherwise than base and adapter; its folder is removed."""
+    """A merged model that answers differently from base and adapter; its folder is removed."""
 
 
 class DiskError(TrainingError):
@@ -236,11 +236,11 @@ class StoppedError(MistralLoraError):
 
 
 _PATH_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
-"""Errors of the system on a path that the user can mend: it is not there, of another kind, or may not be used."""
+"""System errors on a path that the user can fix: the path is missing, of another kind, or not permitted."""
 
 
 def exit_code_of(error: BaseException) -> int:
-    """Return the exit code for an error that ends a command, whatever its type; 1 for a fault of this program."""
+    """Return the exit code for an error of any type that ends a command; 1 for a fault of this program."""
     if isinstance(error, MistralLoraError):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -270,7 +270,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def counted(number: float, noun: str, plural: str = "s") -> str:
-    """Return a number with its noun: `1 row`, `1,000 rows`; `0.333 epochs`, for three digits are enough of a share."""
+    """Return a number with its noun: `1 row`, `1,000 rows`; `0.333 epochs`, with at most three digits of a fraction."""
     text = f"{number:.3g}" if number < 100 else f"{number:,.0f}"
     return f"{text} {noun}{'' if text == '1' else plural}"
 
@@ -303,7 +303,7 @@ def loading(library: str, place: object, expected: str = "") -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # a panic of Rust code, which pyo3 raises past every `except Exception`
+        # pyo3 raises a panic of Rust code past every `except Exception`
         is_of_library = isinstance(error, Exception) or type(error).__name__ == "PanicException"
         if isinstance(error, TokenizerError) or not is_of_library:
             raise
@@ -313,7 +313,7 @@ def loading(library: str, place: object, expected: str = "") -> Iterator[None]:
 
 
 def shortened(value: object) -> str:
-    """Return a value of a JSON file for a message, whatever its size."""
+    """Return a value of a JSON file for a message, cut off if it is long."""
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,}"
     if isinstance(value, str) and len(value) > 60:

@@ -1,7 +1,7 @@
 r"""Foreign text in our output: one function spells out what a terminal, a reader or a CI system would obey.
 
-Names of files, texts of rows, answers of servers and errors of other programs may hold anything. Values stay as they
-are inside the program; they are spelled out where they leave it: `SafeStream` stands before both streams of the command
+Names of files, texts of rows, answers of servers and errors of other programs may hold anything. Values stay unchanged
+inside the program; they are spelled out where they leave it: `SafeStream` stands before both streams of the command
 line, the plugin passes each line to `safe_text`, and JSON and XML have spellings of their own, which read back as the
 same text.
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
-# Emoji, and the letters from Arabic to Myanmar: there the joiners (U+200C, U+200D) are a part of the spelling
+# Emoji, and the letters from Arabic to Myanmar: in them the joiners (U+200C, U+200D) are a part of the spelling
 _JOINED = "\u0600-\u109f\u2190-\u2bff\ufe0f\U0001f000-\U0001faff"
 # Every control character but tab and newline (Cc), every format character (Cf), the two separators of lines and
 # paragraphs (Zl, Zp), and halves of a surrogate pair (Cs), which UTF-8 cannot write. A test compares the ranges with
@@ -30,12 +30,12 @@ _HIDDEN = re.compile(
 # `##vso[`, and TeamCity `##teamcity[`
 _COMMAND = re.compile(r"^\s*::|##(?:vso|teamcity)?\[", re.IGNORECASE | re.MULTILINE)
 _LONGEST_COMMAND = len("##teamcity[")
-# a bar that is drawn anew: tqdm returns to the beginning of the line, and moves between lines
+# a redrawn progress bar: tqdm returns to the beginning of the line, and moves between lines
 _REDRAWN = re.compile(r"\r|(?:\n|\x1b\[A)+\Z")
 
 
 def printable(text: str, *, lines: bool = True) -> str:
-    r"""Return a text with each character spelled out that a terminal would obey or a reader could not see.
+    r"""Return a text in which characters that a terminal would obey, or a reader could not see, are spelled out.
 
     Args:
         text: The text.
@@ -52,17 +52,17 @@ def _spelled(found: re.Match[str]) -> str:
 
 
 def in_block(text: str) -> str:
-    """Return a printable text whose later lines are indented: no line of it looks like one that stands beside it."""
+    """Return a printable text whose later lines are indented, so that none looks like a separate line."""
     return re.sub(r"\n(?!  |\n|$)", "\n  ", printable(text))
 
 
 def safe_text(text: str) -> str:
-    """Return a text as `printable` has it, in which no line is a command for a CI system."""
+    """Return the result of `printable`, in which no line is a command for a CI system."""
     return _COMMAND.sub(lambda found: found[0][:-1] + f"\\x{ord(found[0][-1]):x}", printable(text))
 
 
 def safe_json(data: Any, *, indent: int | None = None, allow_nan: bool = True) -> str:
-    """Return data as JSON in which text stays readable, and no text is obeyed by whoever prints it.
+    """Return data as JSON in which text stays readable, and no terminal obeys it.
 
     Args:
         data: The data; a value that JSON has no type for, such as a path, is written as its text.
@@ -73,43 +73,43 @@ def safe_json(data: Any, *, indent: int | None = None, allow_nan: bool = True) -
         ValueError: If a number is NaN or infinite, and that is not allowed.
     """
     text = json.dumps(data, ensure_ascii=False, indent=indent, default=str, allow_nan=allow_nan)
-    # outside of strings, JSON has none of these characters: within them, an escape is the same text
+    # JSON has these characters only in strings, where an escape means the same text
     escaped = _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
     return _COMMAND.sub(lambda found: found[0][:-1] + f"\\u{ord(found[0][-1]):04x}", escaped)
 
 
 def safe_xml(text: str) -> str:
-    """Return a whole XML document, made of texts that are printable, in which no line is a command for a CI system."""
+    """Return a whole XML document, made of printable texts, in which no line is a command for a CI system."""
     return _COMMAND.sub(lambda found: found[0][:-1] + f"&#{ord(found[0][-1])};", text)
 
 
 class SafeStream:
-    """A text stream that writes each text as `safe_text` has it, even if a command comes in parts.
+    """A text stream that writes each text by `safe_text`, even if a command comes in parts.
 
-    On standard error, a bar of another library may still be drawn anew at the beginning of its line, if that is a
-    terminal. Everything else is the stream's own.
+    On standard error, another library may still redraw a bar from the beginning of its line, if that is a terminal.
+    Everything else is passed to the stream.
 
     Attributes:
-        own: The stream itself, for control characters and commands that are ours: see `own_stream`.
+        own: The stream itself, for our own control characters and commands: see `own_stream`.
     """
 
     def __init__(self, stream: TextIO, *, redraws: bool = False) -> None:
         """Make a stream.
 
         Args:
-            stream: The stream that is written to.
+            stream: The stream to write to.
             redraws: Whether a write may begin with a return to the start of the line, if it is a terminal.
         """
         self.own = stream
         self._redraws = redraws
-        # the line that is not ended yet, without the white space at its beginning, cut to what a command needs
+        # the unfinished line, without the white space at its beginning, cut to the longest command
         self._line = ""
 
     def write(self, text: str) -> int:
         """Write a text; return the number of its characters."""
         redrawn = _REDRAWN.match(text) if self._redraws and self.own.isatty() else None
         start = redrawn.end() if redrawn else 0
-        # `:` and `:error::` are a command, too, if they come one after the other
+        # `:` and `:error::` written one after the other are a command, too
         shown = safe_text(self._line + text[start:])
         self.own.write(text[:start] + shown[len(self._line) :])
         line = shown.rpartition("\n")[2].lstrip()
@@ -128,20 +128,20 @@ class SafeStream:
 def own_stream(stream: TextIO) -> TextIO:
     """Return the stream behind a `SafeStream`, for colours, bars and workflow commands that we write ourselves.
 
-    Each foreign text in them has to be made safe before: see `printable`.
+    Make each foreign text in them safe before: see `printable`.
     """
     return getattr(stream, "own", stream)
 
 
 UNMIXED: Mapping[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
-"""Arguments of rich's bars: without them, rich stands before both streams, and obeys the colours of each text."""
+"""Arguments of rich's bars: without them, rich wraps both streams, and obeys the colours of each text."""
 
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
     """Put a `SafeStream` before standard output and standard error.
 
-    They stay if the block ends in an error: the interpreter prints its traceback, which may quote anything.
+    They stay if the block ends in an error, since the interpreter's traceback may quote anything.
     """
     before = sys.stdout, sys.stderr
     sys.stdout = cast("TextIO", SafeStream(own_stream(sys.stdout)))

@@ -1,4 +1,4 @@
-"""The optional parts of the package, by the extra that installs each, and the one error for a part that is missing."""
+"""The optional parts of the package, by the extra that installs each, and the error for a missing part."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Extra:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The modules of it that are not installed."""
+        """Its modules that are not installed."""
         return tuple(module for module in self.modules if not is_installed(module))
 
 
@@ -52,7 +52,7 @@ _BY_MODULE = {module: extra for extra in EXTRAS for module in extra.modules}
 
 
 class MissingExtraError(InputError):
-    """A library that an extra installs, and that is not installed (exit code 2).
+    """A library of an extra is not installed (exit code 2).
 
     Args:
         module: The library, as Python imports it.
@@ -74,13 +74,13 @@ def is_installed(module: str) -> bool:
     """Return whether Python finds a module, without importing it."""
     try:
         return find_spec(module) is not None
-    except (ImportError, ValueError):  # blocked by an import hook, or by None in sys.modules
+    except (ImportError, ValueError):  # an import hook or None in sys.modules blocks it
         return False
 
 
 def extra(name: str) -> Extra:
     """Return an extra by its name."""
-    return next(one for one in EXTRAS if one.name == name)
+    return next(extra for extra in EXTRAS if extra.name == name)
 
 
 def require_extra(name: str) -> None:
@@ -94,14 +94,14 @@ def require_extra(name: str) -> None:
 
 
 def missing_extra(error: BaseException) -> MissingExtraError | None:
-    """Return the error for a user if an import failed for want of an extra; None for every other error.
+    """Return the error for a user if an import failed because an extra is missing; None for every other error.
 
-    A module imports its libraries where it needs them, and nothing is caught there: each front asks here.
+    Modules import their libraries where they need them, and catch nothing: each front asks here.
     """
     if not isinstance(error, ImportError):
         return None
     module = str(error.name or "").partition(".")[0]
-    # without torch, transformers has a stand-in for each class of models, which raises this when it is used
+    # without torch, transformers has a stand-in for each model class, which raises this on use
     if re.search(r"requires the PyTorch library|PyTorch is not installed", str(error)):
         module = "torch"
     if module not in _BY_MODULE or is_installed(module):

@@ -35,15 +35,15 @@ _FRAME_STYLE = "width: 100%; height: 40em; border: 1px solid #8888"
 
 @dataclass(frozen=True, repr=False)
 class Verdict:
-    """What the suite found.
+    """The result of the suite.
 
     In a notebook it is shown as the report's page, and `print(verdict)` prints what `mistral-lora check` prints.
 
     Attributes:
         ok: Whether no finding is an error, something was judged, and no known deviation is out of date.
         findings: The findings, notes included, without known deviations. Each has `rule`, `severity` (`error` or
-            `note`), `place`, `found`, `expected` and `next_step`. If many rows break a rule, one that stands for the
-            others has their number as `more`.
+            `note`), `place`, `found`, `expected` and `next_step`. If many rows break a rule, one finding represents
+            the others and has their number as `more`.
         not_checked: The reason of each check that could not judge anything, by the name of the check:
             `<target>::<subject>::<case>`.
         facts: What a check measured or was compared with, by the name of the check.
@@ -77,7 +77,7 @@ class Verdict:
         return f"<{type(self).__name__} {'ok' if self.ok else 'not ok'}: {self._report['verdict']}>"
 
     def _repr_html_(self) -> str:
-        """Return the report for a notebook, in a frame of its own: its styles and scripts stay inside."""
+        """Return the report for a notebook, in a separate frame: its styles and scripts stay inside."""
         from pytest_mistral_lora.report.pages import html_page
 
         title = escape(str(self._report["verdict"]))
@@ -87,7 +87,7 @@ class Verdict:
         """Do nothing if the verdict is ok.
 
         Raises:
-            FindingsError: If it is not. Its `verdict` is this one, and its message is `str(verdict)`.
+            FindingsError: If it is not ok. Its `verdict` is this one, and its message is `str(verdict)`.
 
         Example:
             >>> from pytest_mistral_lora import audit
@@ -102,7 +102,7 @@ class Verdict:
         """Write the report, and beside it a page with the tokens of the failed rows.
 
         Args:
-            path: A file whose name ends in `.html` or `.json`. An earlier report is replaced, and no other file.
+            path: A file whose name ends in `.html` or `.json`. An existing file is replaced only if it is a report.
 
         Returns:
             The path.
@@ -145,13 +145,13 @@ def judge(
         train: Whether a tiny model is trained with each tokenizer; None to train only if no path is given.
         examples: The number of generated rows for each law.
         xfails: A file of known deviations, which do not fail.
-        baseline: A new file for the list of everything that is found, to be filled in and given as `xfails`.
+        baseline: A new file for the list of all findings, to be filled in and given as `xfails`.
 
     Raises:
         InputError: If a path is missing or is not recognised, an option does not apply to any path, or a file of known
             deviations cannot be read.
         TokenizerError: If the oracle is unknown.
-        PinError: If the files of a tokenizer at the Hub cannot be had.
+        PinError: If the files of a tokenizer at the Hub are not available.
 
     Example:
         >>> from pytest_mistral_lora import judge
@@ -196,8 +196,8 @@ def audit(
         tokenizer: A checkpoint folder, a tokenizer file, the name of a shipped tokenizer such as `spm-v3`,
             `OWNER/NAME@COMMIT` at the Hub, or a recipe.
         oracle: As for `judge`.
-        dataset: The chat rows that the ids were made of, one file or several in order. Rows without `messages` are
-            judged by them, and rows that are missing are reported.
+        dataset: The chat rows that the ids were made from, one file or several in order. Rows without `messages` are
+            judged by them, and missing rows are reported.
 
     Returns:
         The verdict. The place of a finding is `rows[N]`, counted from 0, unless `rows` is a path.
@@ -236,7 +236,7 @@ class CheckPlan:
     """The targets of `check` and `judge`.
 
     Attributes:
-        paths: The paths with the kind of each.
+        paths: The paths, each with its kind.
         targets: A target for each path, or the embedded default.
         train: Whether a tiny model is trained with each tokenizer.
         xfails: The known deviations.
@@ -268,10 +268,10 @@ def plan_check(
         kind: A key of `KINDS`, or empty.
         base: The base checkpoint, or None.
         oracle: The declared oracle, or None.
-        train: Whether a tiny model is trained; None to train only if there is no path.
+        train: Whether a tiny model is trained; None to train only if no path is given.
         xfails: The file of known deviations, or None.
-        baseline: The new file for the list of what is found, or None.
-        option: Spells the name of an option as its user does.
+        baseline: The new file for the list of all findings, or None.
+        option: Spells the name of an option as the caller's user does.
 
     Raises:
         InputError: If a path is missing or is not recognised, an option does not apply to any path, or a file cannot
@@ -296,17 +296,17 @@ def plan_check(
     return CheckPlan(
         paths=found,
         targets=targets_of(found, base, oracle, tokenizer),
-        # the embedded default has the tiny train, as the plugin's; for a user's own tokenizers it takes minutes
+        # the embedded default has the tiny train, like the plugin's; for a user's own tokenizers it takes minutes
         train=not paths if train is None else train,
         xfails=() if xfails is None else _known_deviations(xfails, option("xfails")),
     )
 
 
 def _tokenizer_of_rows(text: str) -> Path:
-    """Return the tokenizer of rows that a word names; the name of a shipped one stays, for the report has it.
+    """Return the tokenizer of rows that a word names; the name of a shipped one stays, because the report shows it.
 
     Raises:
-        PinError: If the files of a repository at the Hub cannot be had.
+        PinError: If the files of a repository at the Hub are not available.
     """
     return Path(text) if is_shipped(Path(text)) else tokenizer_path(text)
 
@@ -324,7 +324,7 @@ def _there(path: Path, oracle: str | None) -> tuple[Path, str | None]:
     """Return the tokenizer that a path or a recipe names, and its oracle.
 
     Raises:
-        InputError: If there is no such file or folder.
+        InputError: If the file or folder is missing.
     """
     named, declared, _ = named_tokenizer(path, oracle)
     if not named.exists():
@@ -335,7 +335,7 @@ def _there(path: Path, oracle: str | None) -> tuple[Path, str | None]:
 
 
 def _named(tokenizer: str, oracle: str | None) -> tuple[Path, str | None]:
-    """Return the path of a tokenizer that may be named in any way, and its oracle."""
+    """Return the path of a tokenizer, named in any way, and its oracle."""
     return _there(tokenizer_path(tokenizer), oracle)
 
 
@@ -353,7 +353,7 @@ def _existing(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _RowPlaces:
-    """The places of rows that were written into files of a folder.
+    """The places of rows that were written to the files of a folder.
 
     Attributes:
         folder: The folder.
@@ -364,7 +364,7 @@ class _RowPlaces:
     names: Mapping[str, str]
 
     def shown(self, text: str) -> str:
-        """Return a text with `rows[2]` in the place of each file and line."""
+        """Return a text with each file and line replaced by its expression, such as `rows[2]`."""
         for file, name in self.names.items():
             text = re.sub(rf"{re.escape(str(self.folder / file))}(?::(\d+))?", partial(_row_place, name), text)
         return text.replace(str(self.folder), "rows")
@@ -375,7 +375,7 @@ def _row_place(name: str, found: re.Match[str]) -> str:
 
 
 def _written_rows(rows: Any, folder: Path) -> dict[str, str]:
-    """Write rows into files of a folder, and return the expression that names the rows of each file.
+    """Write rows to files of a folder, and return the expression that names the rows of each file.
 
     Raises:
         InputError: If they have another type, or a value that JSON has no type for.
@@ -403,7 +403,7 @@ def _written_rows(rows: Any, folder: Path) -> dict[str, str]:
 
 
 def _is_dataset(value: Any) -> bool:
-    # by its methods: `datasets` is not imported here, and a streamed dataset has a class of its own
+    # by its methods: `datasets` is not imported here, and a streamed dataset has another class
     return hasattr(value, "with_format") and hasattr(value, "iter")
 
 
@@ -424,7 +424,7 @@ def _rows_of_batch(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a batch: each value of the batch has one entry for each row.
 
     Raises:
-        InputError: If it has no ids.
+        InputError: If the batch has no ids.
     """
     data = _plain(batch)
     ids = data.get("input_ids")
@@ -447,7 +447,7 @@ def _plain(value: Any) -> Any:
 
 
 def _verdict_of(session: Session, command: str, places: _RowPlaces | None = None) -> Verdict:
-    """Run a session, and return its verdict.
+    """Run a session and return its verdict.
 
     Args:
         session: The session, which has not run.

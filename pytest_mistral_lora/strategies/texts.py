@@ -1,4 +1,4 @@
-"""Texts: plain ones, and those that break careless renderers and masks."""
+"""Texts: plain ones, and texts that break careless renderers and masks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,43 @@ from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_ob
 TextStrategy = SearchStrategy[str]
 
 CONTROL_LITERALS = (
-    *("[INST]", "[/INST]", "</s>", "<s>", "<unk>", "<pad>"),
-    *("[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CONTENT]"),
-    *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[MODEL_SETTINGS]", "[/MODEL_SETTINGS]"),
-    *("[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]"),
-    *("[IMG]", "[IMG_BREAK]", "[IMG_END]", "[AUDIO]", "[BEGIN_AUDIO]", "[TRANSCRIBE]"),
-    *("[STREAMING_PAD]", "[STREAMING_WORD]", "[NEXT_AUDIO_TEXT]", "[REPEAT_AUDIO_TEXT]"),
-    *("[control_12]", "<SPECIAL_20>"),
+    "[INST]",
+    "[/INST]",
+    "</s>",
+    "<s>",
+    "<unk>",
+    "<pad>",
+    "[TOOL_CALLS]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[TOOL_CONTENT]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "[MODEL_SETTINGS]",
+    "[/MODEL_SETTINGS]",
+    "[ARGS]",
+    "[CALL_ID]",
+    "[THINK]",
+    "[/THINK]",
+    "[PREFIX]",
+    "[MIDDLE]",
+    "[SUFFIX]",
+    "[IMG]",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+    "[AUDIO]",
+    "[BEGIN_AUDIO]",
+    "[TRANSCRIBE]",
+    "[STREAMING_PAD]",
+    "[STREAMING_WORD]",
+    "[NEXT_AUDIO_TEXT]",
+    "[REPEAT_AUDIO_TEXT]",
+    "[control_12]",
+    "<SPECIAL_20>",
 )
-"""How the control tokens of all versions are written: in a row's text they are text."""
+"""The spellings of the control tokens of all versions: in a row's text they are text."""
 
 _SPACES = (" ", "  ", "\n", "\t", "\r\n", "\n\n", "    ", "\u00a0", "\u2003", "\u2028", "\u3000", "\u2581", " " * 17)
 _INVISIBLE = ("\x00", "\x07", "\x1b[0m", "\x7f", "\u200b", "\u200d", "\u200e", "\u202e", "\u2060", "\ufeff", "\ufffd")
@@ -43,7 +71,7 @@ _SCRIPTS = (
     "🇫🇷",
     "\U0001d518\U0001d52b",
     "\U0001f600",
-    # the neighbours of the surrogates
+    # the code points beside the surrogates
     "\ud7ff\ue000",
     "\U0010ffff",
 )
@@ -95,7 +123,7 @@ def hostile_text() -> TextStrategy:
         st.sampled_from(_SNIPPETS),
         st.sampled_from(_SCRIPTS),
         st.sampled_from(_INVISIBLE),
-        # the characters of UTF-8; codec="utf-8" names the same set, and takes seconds to find it in a fresh folder,
+        # the characters of UTF-8; codec="utf-8" means the same set, but takes seconds to compute in a fresh folder,
         # which on a busy machine fails Hypothesis's health check for slow data.
         st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
         st.builds(str.__mul__, st.sampled_from("a1_é漢"), st.integers(30, 600)),
@@ -115,13 +143,13 @@ _STRANGE_JSON = (
     "null",
     "",
 )
-# 53 bits, the whole numbers that every reader of JSON keeps; NaN and infinity are not JSON
+# 53 bits: every reader of JSON keeps such whole numbers; NaN and infinity are not JSON
 _SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 
 
 # mistral-common refuses any other length from v3 on
 CALL_IDS: TextStrategy = st.text("0123456789" + string.ascii_letters, min_size=9, max_size=9)
-# from v13 on an id is written nowhere, so that any text is one; "null" is mistral-common's own value for none
+# from v13 on no id is written, so any text can be one; "null" is mistral-common's value for a missing id
 FREE_IDS: TextStrategy = st.text(_WORDS + ".:/", min_size=1, max_size=40).filter(lambda text: text != "null")
 NAMES: TextStrategy = st.text(_WORDS, min_size=1, max_size=12)
 """Names of tools and of their parameters."""
@@ -129,13 +157,13 @@ NAMES: TextStrategy = st.text(_WORDS, min_size=1, max_size=12)
 
 def _objects(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
     dicts = partial(st.dictionaries, NAMES, max_size=3)
-    # few leaves, because deep values take long to make and to shrink
+    # few leaves, because deep values take long to generate and to shrink
     values = st.recursive(text | _SCALARS, lambda inner: st.lists(inner, max_size=2) | dicts(inner), max_leaves=4)
     return dicts(values)
 
 
 def any_arguments(text: TextStrategy) -> SearchStrategy[Any]:
-    """Generate arguments: an object, or a text that is its JSON, JSON within JSON, strange, or no JSON."""
+    """Generate arguments: an object, or a text: its JSON, JSON within JSON, unusual JSON, or not JSON."""
     as_json = st.builds(json.dumps, _objects(text), ensure_ascii=st.booleans())
     not_json = st.sampled_from(('{"a": ', "{'a': 1}", "a=1", "{} {}"))
     return st.one_of(_objects(text), as_json, as_json.map(json.dumps), st.sampled_from(_STRANGE_JSON), not_json)
@@ -159,9 +187,9 @@ def values_by_kind(text: TextStrategy) -> dict[str, SearchStrategy[Any]]:
 
 
 def fits_tool(arguments: Any, tool: dict[str, Any]) -> bool:
-    """Return whether arguments keep the schema of their tool, and have no null that it does not take.
+    """Return whether arguments are valid by the schema of their tool, without a null that it does not take.
 
-    A text that is no object fits each tool: its schema cannot judge it.
+    A text that is not an object fits each tool: its schema cannot judge it.
     """
     found, _ = argument_object(arguments)
     return found is None or not any(argument_faults(found, tool["function"]["parameters"]))
@@ -196,7 +224,7 @@ def any_format(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
     schemas = properties.map(lambda found: {"type": "object", "properties": found, "required": sorted(found)})
     named = st.builds(lambda name, schema: {"name": name, "schema": schema}, NAMES, schemas)
     plain = st.sampled_from(({"type": "text"}, {"type": "json_object"}))
-    return plain | named.map(lambda one: {"type": "json_schema", "json_schema": one})
+    return plain | named.map(lambda schema: {"type": "json_schema", "json_schema": schema})
 
 
 def name_of(tool: dict[str, Any]) -> str:
@@ -204,14 +232,14 @@ def name_of(tool: dict[str, Any]) -> str:
     return str(tool["function"]["name"])
 
 
-# "null" is mistral-common's own value for an id that is missing
+# "null" is mistral-common's own value for a missing id
 _IDS = ("abcdefgh1", "abcdefgh2", "short", "null", "", None)
 _TURNS = ("system", "user", "assistant", "calls", "tool")
 
 
 @st.composite
 def messy_rows(draw: st.DrawFn) -> dict[str, Any]:
-    """Generate rows of any order of roles, with ids, names, schemas, contents and settings that may be wrong."""
+    """Generate rows with any order of roles, and ids, names, schemas, contents and settings that may be wrong."""
     turns = draw(st.lists(st.sampled_from(_TURNS), max_size=6))
     last = draw(st.sampled_from(("assistant", "calls", "user", "tool")))
     messages = [draw(_message(turn)) for turn in (*turns, last)]
@@ -254,5 +282,5 @@ def text_chunk(text: str) -> dict[str, Any]:
 
 
 def tool_message(content: Any, call_id: str, name: str | None) -> dict[str, Any]:
-    """Return a tool's result as a message; a name of None is left out."""
+    """Return a tool's result as a message, without a name if it is None."""
     return {"role": "tool", "content": content, "tool_call_id": call_id} | ({"name": name} if name else {})

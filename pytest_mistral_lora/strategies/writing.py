@@ -1,4 +1,4 @@
-"""One row in the making: its plan, and the order in which its messages are drawn."""
+"""A row during generation: its plan, and the order of drawing its messages."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RowPlan:
     tool_lists: SearchStrategy[list[dict[str, Any]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        # each strategy is built once: building them anew for every draw takes most of the time
+        # each strategy is built once: building them for every draw takes most of the time
         self.weight = st.sampled_from((None, 1, 0)) if self.weights else st.none()
         ids = CALL_IDS | FREE_IDS if self.any_ids else CALL_IDS
         self.call_ids = st.lists(ids, min_size=1, max_size=3 if self.parallel else 1, unique=True)
@@ -77,7 +77,7 @@ class RowPlan:
 
 @dataclass
 class _Writer:
-    """One row in the making."""
+    """A row during generation."""
 
     draw: st.DrawFn
     plan: RowPlan
@@ -95,7 +95,7 @@ class _Writer:
         if first and not required and self.draw(st.booleans()):
             return
         for index, role in enumerate(roles):
-            # mistral-common refuses a system message after one of the assistant or of a tool
+            # mistral-common refuses a system message after a message of the assistant or of a tool
             system = role == "system" and self.plan.system is not False and (index > 0 or first)
             self.messages.append(message_of("system" if system else "user", self.content()))
 
@@ -146,13 +146,13 @@ class _Writer:
         return message if weight is None else message | {"weight": weight}
 
     def content(self, *, speaks: bool = False) -> Any:
-        """Draw a content; one that `speaks` is more than spaces."""
+        """Draw a content; if it `speaks`, it is more than spaces."""
         text = st.one_of(self.plan.text, st.sampled_from(self.said)) if self.said else self.plan.text
         contents: SearchStrategy[Any] = text
         if not self.plan.alternating:
             contents = st.one_of(text, st.lists(st.builds(text_chunk, text), min_size=1, max_size=3))
         content = self.draw(contents.filter(is_spoken) if speaks else contents)
-        # a text that comes again is found at the wrong place by code that searches for it
+        # code that searches for a repeated text finds it at the wrong place
         self.said.append(text_of(content))
         return content
 
@@ -165,7 +165,7 @@ def written_rows(draw: st.DrawFn, plan: RowPlan) -> dict[str, Any]:
     if plan.system or (plan.system is None and draw(st.booleans())):
         writer.messages.append(message_of("system", writer.content()))
     turns = draw(st.integers(1, plan.max_turns))
-    # one turn calls for certain; in the others no round may be drawn
+    # one turn certainly calls; the others may draw no round
     calling = draw(st.integers(0, turns - 1))
     for turn in range(turns):
         # mistral-common leaves the first message out when it pairs tool calls and results, so a call never comes first
