@@ -1,218 +1,33 @@
 """Reports: the checks of a session, for terminals, pages and other programs."""
 
-from __future__ import annotations
+from pytest_mistral_lora.report.lines import (
+    NOTHING_WAS_JUDGED,
+    basis_lines,
+    found_words,
+    line_style,
+    unchecked_lines,
+    verdict_line,
+    write_styled,
+)
+from pytest_mistral_lora.report.report_file import (
+    RunFacts,
+    report_data,
+    require_report_file,
+    rows_page,
+    write_report,
+)
 
-import platform
-import re
-import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pytest_mistral_lora import __version__
-from pytest_mistral_lora.errors import counted
-from pytest_mistral_lora.escaping import own_stream, safe_json, safe_text
-from pytest_mistral_lora.records.files import beginning, put_text, require_writable
-from pytest_mistral_lora.records.goldens import library_versions
-from pytest_mistral_lora.records.secrets import redacted, spells_secret
-from pytest_mistral_lora.report.secrets import public_finding
-
-if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.token_rows import TokenRow
-
-
-SCHEMA_VERSION = 1
-"""Version of the report's form; it grows if a key is removed or changes its meaning."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunFacts:
-    """The facts of a run that its report records.
-
-    Attributes:
-        command: The command line.
-        started: The time of its start.
-        seconds: Its duration.
-        code: `commit` and `dirty` of its repository, or None.
-    """
-
-    command: str
-    started: datetime
-    seconds: float
-    code: Mapping[str, Any] | None
-
-
-def report_data(
-    records: Sequence[dict[str, Any]],
-    exit_status: int,
-    run: RunFacts,
-    *,
-    causes: Sequence[Mapping[str, Any]],
-    deselected: int,
-    not_run: int,
-    known_faults: Sequence[str],
-) -> dict[str, Any]:
-    """Return the report as plain JSON data.
-
-    Args:
-        records: One record for each check that ran.
-        exit_status: The exit code.
-        run: The facts of the run.
-        causes: The findings by cause: the simplest finding of each, with its check, its number and the others' names.
-        deselected: Number of checks left out by `-k`, `-m` or `--lf`.
-        not_run: Number of selected checks that did not run, because of `-x` or an interruption.
-        known_faults: A line for each known fault of the installed libraries that can be a cause.
-    """
-    counts = Counter(record["outcome"] for record in records)
-    # by the name of the check: a cause has only the name
-    commands = {record["nodeid"].partition("::")[2]: record["commands"] for record in records}
-    checks = []
-    for record in records:
-        findings = [public_finding(finding) for finding in record["findings"]]
-        for finding in findings:
-            finding.pop("tokens", None)  # findings of one cause would repeat the same table
-        checks.append({**record, "findings": findings})
-    data = {
-        "schema_version": SCHEMA_VERSION,
-        "pytest_mistral_lora": __version__,
-        # two reports can only be compared if they name the versions that computed their ids
-        "libraries": library_versions(),
-        "known_faults": [*known_faults],
-        "python": platform.python_version(),
-        "started": run.started.isoformat(timespec="seconds"),
-        "seconds": round(run.seconds, 3),
-        "command": run.command,
-        "code": run.code,
-        "verdict": verdict_line(records, [cause["count"] for cause in causes]),
-        "exit_status": exit_status,
-        "counts": {
-            "passed": counts["passed"],
-            "failed": counts["failed"],
-            "known": counts["known"],
-            "not_checked": counts["skipped"],
-            "deselected": deselected,
-            "not_run": not_run,
-        },
-        "causes": [_with_commands(public_finding(cause), commands.get(cause["check"], {})) for cause in causes],
-        "checks": sorted(checks, key=lambda record: record["nodeid"]),
-    }
-    return redacted(data)
-
-
-def _with_commands(cause: Mapping[str, Any], of_check: Mapping[str, str]) -> dict[str, Any]:
-    """Return a cause with its commands: to repeat its check, to fix it by its rule's advice, to explain the rule."""
-    named = re.findall(r"`([^`]+)`", cause["fix"])
-    mending = [text for text in named if re.match(r"(mistral-lora|pytest|pip) ", text)]
-    return {**cause, "commands": {**of_check, "fix": mending, "explain": f"mistral-lora rules {cause['rule']}"}}
-
-
-def rows_page(report: Path) -> Path:
-    """Return the path of the page beside a report, with the tokens of failed rows."""
-    return report.with_name(f"{report.stem}.rows.html")
-
-
-def require_report_file(path: Path) -> Path:
-    """Return the path of a report, if it and the page beside it can be written and overwrite nothing else.
-
-    Raises:
-        InputError: As for `require_writable`; of existing files, only an earlier report may be replaced.
-    """
-    from pytest_mistral_lora.report.pages import is_report_page, is_tokens_page
-
-    require_writable(path, is_report_page if path.suffix == ".html" else _is_report)
-    require_writable(rows_page(path), is_tokens_page)
-    return path
-
-
-def _is_report(file: Path) -> bool:
-    return re.match(r'\{\s*"schema_version": \d+,\s*"pytest_mistral_lora": ', beginning(file)) is not None
-
-
-def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] = ()) -> None:
-    """Write a report atomically, and beside it a page with the tokens of the failed rows.
-
-    Args:
-        path: A file; HTML if its name ends in `.html`, otherwise JSON.
-        data: The result of `report_data`.
-        rows: The failed rows.
-
-    Raises:
-        InputError: If a file cannot be written, for example because the disk is full, or it exists and is not a report.
-    """
-    from pytest_mistral_lora.report.pages import html_page, tokens_page
-
-    require_report_file(path)
-    beside = rows_page(path)
-    # rows of an earlier report under the same name would look like those of this report
-    beside.unlink(missing_ok=True)
-    rows = [row for row in rows if not spells_secret(row)]
-    if rows:
-        notes = (f"Each row as mistral-common encodes it, with the tokens marked that {path.name} reports.",)
-        put_text(beside, tokens_page(rows, heading="Rows of the findings", notes=notes))
-    is_page = path.suffix == ".html"
-    put_text(
-        path,
-        html_page(data, rows_page=beside.name if rows else "")
-        if is_page
-        else f"{safe_json(data, indent=2, allow_nan=False)}\n",
-    )
-
-
-def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each fact about the basis of a check, such as `oracle of`."""
-    named = [
-        (name, record["target"], text)
-        for record in records
-        for name, text in record["facts"].items()
-        if name.endswith(" of")
-    ]
-    return [f"{name} {target}: {text}" for name, target, text in dict.fromkeys(named) if text]
-
-
-NOTHING_WAS_JUDGED = "No check could judge anything, so this run does not pass."
-"""The sentence for people on a run in which no check could judge anything."""
-
-
-def unchecked_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each reason and target: one missing base stops dozens of checks."""
-    reasons = Counter((record["target"], record["not_checked"]) for record in records if record["not_checked"])
-    lines = [f"  {target}: {reason} ({count})" for (target, reason), count in reasons.items()]
-    return ["not checked:", *lines] if lines else []
-
-
-def verdict_line(records: Sequence[Mapping[str, Any]], causes: Sequence[int]) -> str:
-    """Return the last line of a run: the numbers of findings and of judged checks.
-
-    Args:
-        records: One record for each check that ran.
-        causes: The number of findings of each cause.
-    """
-    counts = Counter(record["outcome"] for record in records)
-    found = found_words(sum(causes), len(causes))
-    return f"{found}; {counts['passed']} checks passed, {counts['failed']} failed, {counts['skipped']} not checked"
-
-
-def found_words(findings: int, causes: int) -> str:
-    """Return the numbers of findings and causes, `3 findings of 1 cause`."""
-    return counted(findings, "finding") + (f" of {counted(causes, 'cause')}" if causes else "")
-
-
-def line_style(line: str) -> str:
-    """Return the colours of one line of a finding's text, by name; empty for plain text."""
-    if re.match(r"ML\d{3} ", line):
-        return "red bold"
-    # the marks of the table of tokens, which is indented like all parts of a finding
-    return {"  - ": "red", "  + ": "green", "  > ": "yellow", "  fi": "bold"}.get(line[:4], "")
-
-
-def write_styled(text: str) -> None:
-    """Write the text of a finding to standard output; in colour if it is a terminal and NO_COLOR is not set."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(file=own_stream(sys.stdout), highlight=False, soft_wrap=True)
-    for line in safe_text(text).split("\n"):
-        console.print(Text(line, style=line_style(line)), end="\n")
+__all__ = [
+    "NOTHING_WAS_JUDGED",
+    "RunFacts",
+    "basis_lines",
+    "found_words",
+    "line_style",
+    "report_data",
+    "require_report_file",
+    "rows_page",
+    "unchecked_lines",
+    "verdict_line",
+    "write_report",
+    "write_styled",
+]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
-from pytest_mistral_lora.chat.reading import scan_lines
+from pytest_mistral_lora.chat.reading.files import scan_lines
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 from pytest_mistral_lora.escaping import UNMIXED, own_stream
 

@@ -21,7 +21,7 @@ from pytest_mistral_lora.chat.oracle import VERSION, Oracle
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 from pytest_mistral_lora.chat.pieces import plain_text
 from pytest_mistral_lora.chat.rows import Row, as_row
-from pytest_mistral_lora.chat.templates import REFUSES, ChatTemplate
+from pytest_mistral_lora.chat.templates.chat_template import REFUSES, ChatTemplate
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
 from pytest_mistral_lora.chat.templates.faults import FAULTS, Side
 from pytest_mistral_lora.errors import OracleRejection, RenderError, RowError

@@ -1,0 +1,69 @@
+"""The lines of a verdict for people: facts, what was not checked, the last line, and its colours."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.escaping import own_stream, safe_text
+
+
+def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each fact about the basis of a check, such as `oracle of`."""
+    named = [
+        (name, record["target"], text)
+        for record in records
+        for name, text in record["facts"].items()
+        if name.endswith(" of")
+    ]
+    return [f"{name} {target}: {text}" for name, target, text in dict.fromkeys(named) if text]
+
+
+NOTHING_WAS_JUDGED = "No check could judge anything, so this run does not pass."
+"""The sentence for people on a run in which no check could judge anything."""
+
+
+def unchecked_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each reason and target: one missing base stops dozens of checks."""
+    reasons = Counter((record["target"], record["not_checked"]) for record in records if record["not_checked"])
+    lines = [f"  {target}: {reason} ({count})" for (target, reason), count in reasons.items()]
+    return ["not checked:", *lines] if lines else []
+
+
+def verdict_line(records: Sequence[Mapping[str, Any]], causes: Sequence[int]) -> str:
+    """Return the last line of a run: the numbers of findings and of judged checks.
+
+    Args:
+        records: One record for each check that ran.
+        causes: The number of findings of each cause.
+    """
+    counts = Counter(record["outcome"] for record in records)
+    found = found_words(sum(causes), len(causes))
+    return f"{found}; {counts['passed']} checks passed, {counts['failed']} failed, {counts['skipped']} not checked"
+
+
+def found_words(findings: int, causes: int) -> str:
+    """Return the numbers of findings and causes, `3 findings of 1 cause`."""
+    return counted(findings, "finding") + (f" of {counted(causes, 'cause')}" if causes else "")
+
+
+def line_style(line: str) -> str:
+    """Return the colours of one line of a finding's text, by name; empty for plain text."""
+    if re.match(r"ML\d{3} ", line):
+        return "red bold"
+    # the marks of the table of tokens, which is indented like all parts of a finding
+    return {"  - ": "red", "  + ": "green", "  > ": "yellow", "  fi": "bold"}.get(line[:4], "")
+
+
+def write_styled(text: str) -> None:
+    """Write the text of a finding to standard output; in colour if it is a terminal and NO_COLOR is not set."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=own_stream(sys.stdout), highlight=False, soft_wrap=True)
+    for line in safe_text(text).split("\n"):
+        console.print(Text(line, style=line_style(line)), end="\n")

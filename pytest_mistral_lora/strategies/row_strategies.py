@@ -1,0 +1,165 @@
+"""Strategies for rows, conversations and messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from pytest_mistral_lora.chat.fields import ROLES
+from pytest_mistral_lora.strategies.texts import (
+    CALL_IDS,
+    NAMES,
+    TextStrategy,
+    any_result,
+    hostile_text,
+    plain_text,
+    tool_message,
+)
+from pytest_mistral_lora.strategies.writing import Message, RowPlan, is_spoken, message_of, written_rows
+
+_ANY_TEXT = st.one_of(plain_text(), hostile_text())
+
+
+def rows(
+    *,
+    tools: bool | None = False,
+    system: bool | None = None,
+    weights: bool = False,
+    max_turns: int = 4,
+    text: TextStrategy | None = None,
+    alternating: bool = True,
+    parallel: bool = False,
+    thinking: bool = False,
+    efforts: Sequence[str] = (),
+    formats: bool = False,
+    result_chunks: bool = False,
+    any_ids: bool = False,
+) -> SearchStrategy[dict[str, Any]]:
+    """Generate chat rows that every tokenizer version accepts, or every version with tools if they have tools.
+
+    Examples:
+        >>> from hypothesis import given
+        >>> @given(rows(system=True, text=plain_text()))
+        ... def law(row):
+        ...     assert row["messages"][0]["role"] == "system"
+        >>> law()
+
+    Args:
+        tools: False for rows without tools; True for rows with tools, tool calls and tool results; None for both.
+        system: False for no system message; True for at least one; None for both.
+        weights: Whether assistant messages may carry `weight` 0 or 1; a row may then have no supervised token.
+        max_turns: The most user turns of a row, 1 or more.
+        text: Texts of the messages; plain and hostile text by default. Any message but the first may also repeat an
+            earlier one. Assistant messages keep to texts that are more than spaces.
+        alternating: False for consecutive user and assistant messages, system messages wherever they are allowed,
+            conversations without a leading user message, and contents given as text chunks.
+        parallel: Whether an assistant turn may make several tool calls (from v3 on), answered in any order.
+        thinking: Whether answers, and turns that call tools, may think (from v13 on, if the tokenizer has the
+            tokens for it), also in thinking that is not closed.
+        efforts: Values of a row's `reasoning_effort` (from v15 on); empty for none.
+        formats: Whether rows may have a `response_format`, of each type (shown to the model from v15 on).
+        result_chunks: Whether tool results may be lists of text chunks.
+        any_ids: Whether ids of tool calls may have any form, as from v13 on; else they are 9 letters or digits.
+    """
+    if max_turns < 1:
+        raise ValueError(f"max_turns is {max_turns}, and a row has at least 1 turn")
+    said = _ANY_TEXT if text is None else text
+    given = (thinking, tuple(efforts), formats, result_chunks, any_ids)
+    plans = [
+        RowPlan(choice, system, weights, max_turns, said, alternating, parallel, *given)
+        for choice in ((False, True) if tools is None else (tools,))
+    ]
+    return st.one_of(*map(written_rows, plans))
+
+
+def tool_rows(
+    *,
+    parallel: bool = False,
+    system: bool | None = None,
+    weights: bool = False,
+    max_turns: int = 4,
+    text: TextStrategy | None = None,
+    alternating: bool = True,
+    thinking: bool = False,
+    efforts: Sequence[str] = (),
+    formats: bool = False,
+    result_chunks: bool = False,
+    any_ids: bool = False,
+) -> SearchStrategy[dict[str, Any]]:
+    """Generate chat rows with tools, tool calls and tool results; the arguments are as for `rows`.
+
+    At least one assistant message calls a tool; a call at the end of a row may have no result. Arguments are an object,
+    its JSON, JSON in JSON, or not JSON; results are JSON, numbers or text. Ids are 9 letters or digits. An object keeps
+    the schema of its tool, and has a null only where the tool takes one.
+
+    Example:
+        >>> from hypothesis import given
+        >>> @given(tool_rows(text=plain_text()))
+        ... def law(row):
+        ...     assert row["tools"] and any(message.get("tool_calls") for message in row["messages"])
+        >>> law()
+    """
+    return rows(
+        tools=True,
+        system=system,
+        weights=weights,
+        max_turns=max_turns,
+        text=text,
+        alternating=alternating,
+        parallel=parallel,
+        thinking=thinking,
+        efforts=efforts,
+        formats=formats,
+        result_chunks=result_chunks,
+        any_ids=any_ids,
+    )
+
+
+def conversations(
+    *,
+    system: bool | None = None,
+    max_turns: int = 4,
+    text: TextStrategy | None = None,
+    alternating: bool = True,
+) -> SearchStrategy[list[Message]]:
+    """Generate the messages of rows without tools; the arguments are as for `rows`.
+
+    Example:
+        >>> from hypothesis import given
+        >>> @given(conversations(system=False))
+        ... def law(conversation):
+        ...     assert [message["role"] for message in conversation[:2]] == ["user", "assistant"]
+        >>> law()
+    """
+    whole = rows(system=system, max_turns=max_turns, text=text, alternating=alternating)
+    return whole.map(lambda row: list(row["messages"]))
+
+
+def messages(*, role: str | None = None, text: TextStrategy | None = None) -> SearchStrategy[Message]:
+    """Generate single messages.
+
+    Example:
+        >>> from hypothesis import given
+        >>> @given(messages(role="assistant"))
+        ... def law(message):
+        ...     assert message["content"].strip(" ")
+        >>> law()
+
+    Args:
+        role: `system`, `user`, `assistant` or `tool`; None for any of the first three.
+        text: Texts of the messages; plain and hostile text by default.
+
+    Raises:
+        ValueError: If `role` is not a role.
+    """
+    if role is None:
+        return st.one_of(*(messages(role=choice, text=text) for choice in ("user", "assistant", "system")))
+    if role not in ROLES:
+        raise ValueError(f"role is {role!r}, expected one of {', '.join(ROLES)}")
+    content = _ANY_TEXT if text is None else text
+    if role == "tool":
+        return st.builds(tool_message, any_result(content), CALL_IDS, st.none() | NAMES)
+    return st.builds(message_of, st.just(role), content.filter(is_spoken) if role == "assistant" else content)
