@@ -1,4 +1,4 @@
-"""Put LoRA on a base model: every requested module or an error, seeded, float32, and nothing else trainable."""
+"""Put LoRA on a base model: every requested module or an error, seeded, in float32, nothing else trainable."""
 
 from __future__ import annotations
 
@@ -23,8 +23,18 @@ PREFIX = "base_model.model."
 """PEFT's prefix of the names of a base's modules."""
 
 _EXPERTS = {
-    *("gate", "router", "experts", "shared_experts", "block_sparse_moe", "w1", "w2", "w3"),
-    *("gate_proj", "up_proj", "down_proj", "gate_up_proj"),
+    "gate",
+    "router",
+    "experts",
+    "shared_experts",
+    "block_sparse_moe",
+    "w1",
+    "w2",
+    "w3",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "gate_up_proj",
 }
 """Names of a router and its experts in any version of transformers."""
 
@@ -32,30 +42,30 @@ _EXPERTS = {
 def adapted_layers(base: BaseFolder, targets: Sequence[str]) -> list[str]:
     """Return the dotted names of the base's layers that get an adapter, in model order, without loading weights.
 
-    Names are looked for in the decoder layers of the text model alone: the layers of a vision tower have them, too.
+    Only the decoder layers of the text model are searched: the layers of a vision tower have the same names.
 
     Args:
         base: The base checkpoint.
         targets: Last names of layers, or groups of them: `attention`, `attention+mlp`, `all-linear`.
 
     Raises:
-        RecipeError: If a target is not a linear layer of every decoder layer, or is of a router or its experts.
+        RecipeError: If a target is not a linear layer of every decoder layer, or belongs to a router or its experts.
     """
     architecture, place = base.architecture, "lora.target_modules"
     try:
-        asked = architecture.targets(targets)
+        requested = architecture.targets(targets)
     except ValueError as error:
         expected = f"attention: {', '.join(architecture.text.attention)}"
         raise RecipeError(str(error), place=place, expected=expected) from error
     if not architecture.text.mlp:
-        _refuse_experts(architecture, asked, place)
-    # PEFT accepts a list if any one of its names matches, and then trains less than was asked for
+        _refuse_experts(architecture, requested, place)
+    # PEFT accepts a list if any of its names matches, and then trains less than the recipe requests
     modules = base.empty_model().named_modules()
     everywhere = [name for name, module in modules if isinstance(module, torch.nn.Linear)]
     names = [name for name in everywhere if name.startswith(f"{architecture.layers}.")]
     # counted, not read: a configuration may leave the number to transformers' default
     layers = sum(name.endswith(".self_attn.o_proj") for name in names)
-    matched = {target: [name for name in names if name.endswith(f".{target}")] for target in asked}
+    matched = {target: [name for name in names if name.endswith(f".{target}")] for target in requested}
     wrong = {target: len(found) for target, found in matched.items() if len(found) != layers}
     if wrong:
         have = dict.fromkeys(map(_last_name, names if architecture.text.mlp else ()), "") or architecture.text.attention
@@ -72,8 +82,8 @@ def adapted_layers(base: BaseFolder, targets: Sequence[str]) -> list[str]:
     return [name for name in names if name in wanted]
 
 
-def _refuse_experts(architecture: Architecture, asked: Sequence[str], place: str) -> None:
-    for target in asked:
+def _refuse_experts(architecture: Architecture, targets: Sequence[str], place: str) -> None:
+    for target in targets:
         # also as a part of a dotted name, such as mlp.gate
         if not _EXPERTS.isdisjoint(target.split(".")):
             raise RecipeError(
@@ -91,12 +101,12 @@ def _mismatch(target: str, count: int, everywhere: Sequence[str]) -> str:
 
 
 def peft_targets(layers: Sequence[str]) -> list[str]:
-    """Return PEFT's `target_modules` for some layers: last names, or full ones if a vision tower has those, too.
+    """Return PEFT's `target_modules` for some layers: last names, or full names if a vision tower shares them.
 
     Args:
         layers: The result of `adapted_layers`.
     """
-    # servers know both forms; a pattern would be shorter, and SGLang takes none
+    # servers know both forms; a pattern would be shorter, but SGLang does not take patterns
     plain = all(name.startswith("model.layers.") for name in layers)
     return list(dict.fromkeys(_last_name(name) if plain else name for name in layers))
 
@@ -105,25 +115,25 @@ def saved_modules(base: BaseFolder, names: Sequence[str]) -> list[str]:
     """Return the dotted names of the base's modules that are trained and saved in full, without loading weights.
 
     Raises:
-        RecipeError: If no module with weights of its own has the name, if PEFT would take other modules for it, too, if
-            it names a router, experts or anything outside the text model, or embeddings that the base ties to its head.
+        RecipeError: If no module with its own weights has the name; if PEFT would also match other modules; or if it
+            names a router, experts, a module outside the text model, or embeddings that the base ties to its head.
     """
     if not names:
         return []
     architecture, place = base.architecture, "lora.modules_to_save"
-    # those with weights of their own
+    # only modules with their own weights
     modules = [name for name, module in base.empty_model().named_modules() if list(module.parameters(recurse=False))]
     found = {name: [module for module in modules if _last_name(module) == name] for name in names}
-    for name, own in found.items():
-        if not own:
+    for name, matched in found.items():
+        if not matched:
             have = ", ".join(sorted({_last_name(module) for module in modules}))
             raise RecipeError(f"{name!r} matches nothing", place=place, expected=f"some of {have}")
         # PEFT compares ends of dotted names
-        if also := [module for module in modules if module.endswith(name) and module not in own]:
+        if also := [module for module in modules if module.endswith(name) and module not in matched]:
             raise RecipeError(f"{name!r} matches {also[0]} as well in PEFT", place=place)
         if not architecture.text.mlp:
-            _refuse_experts(architecture, own, place)
-        others = [module for module in own if module != "lm_head" and not module.startswith(architecture.tower)]
+            _refuse_experts(architecture, matched, place)
+        others = [module for module in matched if module != "lm_head" and not module.startswith(architecture.tower)]
         if others:
             raise RecipeError(f"{others[0]} is outside the text model", place=place, expected="modules of that model")
         if name in EMBEDDINGS and base.is_tied:
@@ -170,7 +180,7 @@ def attach_adapter(model: Any, lora: Lora, layers: Sequence[str], *, seed: int) 
     _check_trainable(model, expected_names(layers, dora=lora.dora, saved=saved))
     if saved:
         wrappers = [model.get_submodule(f"{PREFIX}{name}") for name in saved]
-        count = sum(one.numel() for wrapper in wrappers for one in wrapper.modules_to_save.parameters())
+        count = sum(parameter.numel() for wrapper in wrappers for parameter in wrapper.modules_to_save.parameters())
         _LOG.warning(
             "lora.modules_to_save: %s in full makes the adapter larger by %.0f MB (%d numbers)",
             " and ".join(saved),
@@ -186,9 +196,9 @@ def _train_in_float32(model: Any, saved: Sequence[str]) -> None:
     for name in saved:
         module = model.get_submodule(f"{PREFIX}{name}").modules_to_save["default"].float()
         if dtype != torch.float32:
-            # an embedding is given ids, a head hidden states
+            # an embedding gets ids, a head gets hidden states
             module.register_forward_pre_hook(
-                lambda module, args: tuple(one.float() if one.is_floating_point() else one for one in args)
+                lambda module, args: tuple(value.float() if value.is_floating_point() else value for value in args)
             )
             module.register_forward_hook(lambda module, args, output: output.to(dtype))
 
@@ -198,7 +208,7 @@ ATTENDED = 3
 
 
 def refuse_layers_without_gradient(model: Any) -> None:
-    """Refuse an adapter of which a layer got no gradient, or one of zeros; every process must call it.
+    """Refuse an adapter if a layer got no gradient, or only zeros; every process must call this.
 
     Args:
         model: The model after a backward pass.
@@ -211,7 +221,7 @@ def refuse_layers_without_gradient(model: Any) -> None:
         # B is zero at the start, so that A has a gradient of zeros until B has moved
         if parameter.requires_grad and ".lora_A." not in name:
             gradient = parameter.grad
-            # a part of a sharded gradient may be zero: the norm is of the whole
+            # a part of a sharded gradient may be zero: take the norm of the whole
             norm = None if gradient is None else torch.linalg.vector_norm(gradient.detach())
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             if norm is None or norm == 0:
@@ -232,7 +242,7 @@ def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
     Sharded tensors are gathered: every process must call this. The base's weights stay where they are.
     """
     # ds_id is DeepSpeed's mark of a parameter that ZeRO-3 has sharded; FSDP2 makes each a DTensor
-    by_zero = [one for one in model.parameters() if one.requires_grad and hasattr(one, "ds_id")]
+    by_zero = [parameter for parameter in model.parameters() if parameter.requires_grad and hasattr(parameter, "ds_id")]
     gathered: AbstractContextManager[Any] = nullcontext()
     if by_zero:
         import deepspeed
@@ -275,7 +285,7 @@ def peft_quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # PEFT still uses a name of checkpointing that transformers 5 deprecates
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        # PEFT 0.18 takes the embeddings of every Mistral model for tied; if they are, `saved_modules` has refused it
+        # PEFT 0.18 takes the embeddings of every Mistral model for tied; `saved_modules` has refused tied ones
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*", category=UserWarning)
         yield
 

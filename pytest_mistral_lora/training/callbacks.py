@@ -27,13 +27,13 @@ FORMAT = "eval_format/"
 
 
 def gradient_norm(model: Any) -> float:
-    """Return the L2 norm of all gradients of a model together; 0 if there is none.
+    """Return the L2 norm of all gradients of a model together; 0 if it has no gradient.
 
     Args:
         model: The model with the engine's wrapper.
     """
     if engine() == "deepspeed":
-        # its gradients are in flat buffers of its own; it measures their norm in each step
+        # the engine keeps the gradients in flat buffers, and measures their norm in each step
         return float(model.get_global_grad_norm())
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
@@ -61,14 +61,14 @@ class StopAtNonFinite(TrainerCallback):
         """Check every gradient.
 
         Raises:
-            NonFiniteError: If one holds NaN or infinity.
-            TrainingError: If there is none.
+            NonFiniteError: If a gradient holds NaN or infinity.
+            TrainingError: If there is no gradient.
         """
-        if engine() == "deepspeed":  # it has made its step already: LoraTrainer checks their norm
+        if engine() == "deepspeed":  # its step is done already: LoraTrainer checks the norm
             return
         if all(parameter.grad is None for parameter in model.parameters()):
             raise TrainingError(f"no tensor has a gradient at step {state.global_step + 1}")
-        # of fp16: accelerate puts it around the optimizer
+        # the scaler of fp16: accelerate puts it around the optimizer
         scaler = getattr(optimizer, "scaler", None)
         if scaler is None and not math.isfinite(gradient_norm(model)):
             raise gradient_error(state.global_step + 1)
@@ -96,10 +96,10 @@ class OverflowWatch(TrainerCallback):
         """Find out whether the step was skipped.
 
         Raises:
-            TrainingError: If it was, and as many before it as the recipe allows.
+            TrainingError: If it was skipped, and so were as many before it as the recipe allows.
         """
         scaler = getattr(optimizer, "scaler", None)
-        # a scaler lowers its scale exactly if it skips a step, and has no other sign of it
+        # a lower scale is the only sign of a skipped step
         if scaler is None or scaler.get_scale() >= self._scale:
             return
         step = state.global_step + 1
@@ -115,7 +115,7 @@ class OverflowWatch(TrainerCallback):
 
 
 def skipped_steps(log: Sequence[Any]) -> list[int]:
-    """Return the optimizer steps that were skipped because fp16 overflowed, of a Trainer's log."""
+    """Return the optimizer steps that a Trainer's log shows as skipped because fp16 overflowed."""
     return [line["step"] for line in log if "loss_scale" in line]
 
 
@@ -132,7 +132,7 @@ class MeasureLastStep(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a line of the log, and an evaluation, if this is the last step."""
         if control.should_training_stop:
-            # whatever logging_steps is: the last loss is the one that a reader looks for
+            # regardless of logging_steps: readers look for the last loss
             control.should_log, control.should_evaluate = True, self.has_held_out
 
 
@@ -188,7 +188,7 @@ class SaveByTime(TrainerCallback):
         self._last = self.clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint, in every process or in none."""
+        """Ask for a checkpoint in all processes at the same step."""
         # saving is collective: clocks that differ by a step would leave processes waiting for one another
         due = state.is_world_process_zero and self.clock() - self._last >= 60 * self.minutes
         if self.reduce_over_processes(int(due), "max"):
@@ -201,10 +201,10 @@ class SaveByTime(TrainerCallback):
 
 @dataclass(eq=False)
 class StopRequest:
-    """The wish of a signal that the run stop.
+    """A signal's request to stop the run.
 
     Attributes:
-        signal: Number of the signal that asked the run to stop after its step; 0 as long as none did.
+        signal: Number of the signal that asked the run to stop after its step; 0 until one does.
     """
 
     signal: int = field(default=0, init=False)
@@ -212,7 +212,7 @@ class StopRequest:
 
     @contextmanager
     def after_the_step(self) -> Iterator[None]:
-        """Within the block, let the first signal wait for the end of a step; outside it, a signal stops at once."""
+        """Within the block, let the first signal wait for the end of a step; outside it, a signal stops immediately."""
         self._waits = True
         try:
             yield
@@ -223,7 +223,7 @@ class StopRequest:
         """Handle a signal.
 
         Raises:
-            KeyboardInterrupt: If it must not wait: outside the loop, or when it is the second one.
+            KeyboardInterrupt: If it must not wait: outside the loop, or on the second signal.
         """
         name = signal.Signals(number).name
         if not self._waits or self.signal:
@@ -242,7 +242,7 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Let SIGINT (Ctrl-C) and SIGTERM ask for a stop within the block; then restore their handlers.
 
-    In another thread than the main one, no handler is installed. A signal that this process ignores stays ignored.
+    Handlers are installed in the main thread only. A signal that this process ignores stays ignored.
     """
     request = StopRequest()
     # Python delivers signals to the main thread only, and refuses handlers elsewhere
@@ -250,7 +250,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         yield request
         return
     # a shell starts its background jobs with SIGINT ignored: a handler would undo that
-    numbers = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, request.receive) for number in numbers}
     try:
         yield request
@@ -261,10 +261,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 @dataclass(eq=False)
 class StopAtRequest(TrainerCallback):
-    """Saves a checkpoint and stops after the step in which a process was asked to; all processes after the same one.
+    """Saves a checkpoint and stops all processes after the same step, once any of them got a signal.
 
     Attributes:
-        request: The wish of this process's signals.
+        request: The request of this process's signals.
         reduce_over_processes: Returns the `max` of a number over all processes, the same in each.
     """
 

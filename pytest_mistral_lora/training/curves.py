@@ -20,19 +20,19 @@ PAGE = "training.html"
 """File of the page: in the adapter's folder, and in the work folder while the run goes on."""
 
 _MOST_POINTS = 400
-"""Points of a line; a screen has not many more columns."""
+"""Most points of a line: a screen has few more columns."""
 
 _MOST_DOTS = 40
-"""Points up to which each is marked: a line of one point would not be seen otherwise."""
+"""Most points that are marked one by one: a line of a single point would be invisible."""
 
 _MOST_ROWS = 500
 _KEYS = ("loss", "eval_loss", "grad_norm", "learning_rate")
 _RATES = "Format of the answers"
 _SECONDS = 10.0
-"""From one page to the next."""
+"""Seconds from one page to the next."""
 
 _SHARE = 0.01
-"""Most time that goes into pages, as a share of the run."""
+"""Largest share of the run's time that pages may take."""
 
 _WIDTH, _HEIGHT = 1000, 300
 """Units of a chart's drawing, which the page stretches to its own width."""
@@ -60,9 +60,9 @@ class Chart:
     Attributes:
         title: Its heading.
         unit: Unit of the values.
-        curves: Its lines, the first one drawn in full.
+        curves: Its lines, the first one as a solid line.
         steps: Steps of the whole run, at the right end.
-        bounds: Values that are shown in any case.
+        bounds: Values that the chart always shows.
     """
 
     title: str
@@ -96,7 +96,7 @@ class Chart:
         return "M" + "L".join(self._place(point) for point in thinned(curve.points))
 
     def dots(self, curve: Curve) -> str:
-        """Return the points of a short curve as an SVG path of lines without length, which round ends show."""
+        """Return the points of a short curve as an SVG path of lines of length zero; their round ends are visible."""
         few = curve.points if len(curve.points) <= _MOST_DOTS else []
         return "".join(f"M{self._place(point)}h0" for point in few)
 
@@ -129,7 +129,7 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 def thinned(points: Points) -> Points:
-    """Return at most `_MOST_POINTS` points: of a long curve, the lowest and the highest of each part, as peaks stay."""
+    """Return at most `_MOST_POINTS` points: for a long curve, the lowest and highest of each part, so peaks stay."""
     if len(points) <= _MOST_POINTS:
         return points
     size = -(-2 * len(points) // _MOST_POINTS)
@@ -139,7 +139,7 @@ def thinned(points: Points) -> Points:
 
 
 def charts(log: Sequence[Mapping[str, Any]], steps: int) -> list[Chart]:
-    """Return the charts of a training log; one without a point is left out.
+    """Return the charts of a training log; charts without a point are left out.
 
     Args:
         log: The lines of the log, each with `step`.
@@ -156,9 +156,9 @@ def charts(log: Sequence[Mapping[str, Any]], steps: int) -> list[Chart]:
         ("Gradient norm", "L2, before clipping", [curve("grad_norm", "gradient norm")]),
         ("Learning rate", "", [curve("learning_rate", "learning rate")]),
     ]
-    drawn = [(title, unit, [one for one in curves if one.points]) for title, unit, curves in found]
+    drawn = [(title, unit, [curve for curve in curves if curve.points]) for title, unit, curves in found]
     return [
-        # a share of 0.9 is near 1, and must look so
+        # a share of 0.9 must look near 1
         Chart(title, unit, curves, steps, (0.0, 1.0) if title == _RATES else ())
         for title, unit, curves in drawn
         if curves
@@ -178,7 +178,7 @@ def training_page(log: Sequence[Mapping[str, Any]], steps: int, facts: Mapping[s
     skipped = len(skipped_steps(log))
     state |= {"skipped because fp16 overflowed": f"{skipped:,}"} if skipped else {}
     keys = {key for line in log for key in line} - {"step", "epoch"}
-    # not as they come: the log of a resumed run has its keys in another order
+    # sorted: the log of a resumed run has its keys in another order
     names = [*(key for key in _KEYS if key in keys), *sorted(keys.difference(_KEYS))]
     every = -(-len(log) // _MOST_ROWS)
     return str(
@@ -214,9 +214,9 @@ def _template() -> Any:
 
 
 class WriteCurves(TrainerCallback):
-    """Writes the page into the work folder while a run goes on, and when it stops early; the main process does.
+    """Writes the page into the work folder during a run, and when it stops early, in the main process.
 
-    The log is that of the Trainer: a run that resumes continues the log of its checkpoint, and so no step comes twice.
+    The log is the Trainer's: a resumed run continues the log of its checkpoint, so no step appears twice.
     """
 
     def __init__(self, file: Path, facts: Mapping[str, str], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -231,7 +231,7 @@ class WriteCurves(TrainerCallback):
         self._due = clock() + _SECONDS
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the page if it is old."""
+        """Write the page if the last one is old enough."""
         begin = self._clock()
         if state.is_world_process_zero and begin >= self._due:
             self._write(state)
@@ -239,7 +239,7 @@ class WriteCurves(TrainerCallback):
             self._due = self._clock() + max(_SECONDS, (self._clock() - begin) / _SHARE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the page of a run that was stopped; that of a finished one is in the adapter's folder."""
+        """Write the page of a run that was stopped; the page of a finished run is in the adapter's folder."""
         if state.is_world_process_zero and state.global_step < state.max_steps:
             self._write(state)
 

@@ -1,6 +1,6 @@
 """The processes, devices, precision and libraries of a run.
 
-The place of a process comes from the environment of its launcher; torch is imported only to look at a device.
+The rank of a process comes from its launcher's environment; torch is imported only to look at a device.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def local_rank() -> int:
 
 
 def is_main() -> bool:
-    """Report whether this is the process of the run that writes files and messages."""
+    """Report whether this process writes the run's files and messages."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -48,13 +48,13 @@ def on_gpu(training: Training) -> bool:
     """Report whether the model runs on a GPU.
 
     Raises:
-        MachineError: If the recipe asks for CUDA and there is none.
+        MachineError: If the recipe asks for CUDA and the machine has no CUDA device.
     """
     return choose_device(training.device, place="training.device", error=MachineError) == "cuda"
 
 
 def precision_of(training: Training) -> Any:
-    """Return `bf16`, `fp16` or `fp32`: the recipe's choice, or the choice for this machine if that is `auto`.
+    """Return `bf16`, `fp16` or `fp32`: the recipe's choice, or for `auto` the choice for this machine.
 
     Raises:
         RecipeError: If the recipe asks for fp16 on a CPU, which accelerate refuses.
@@ -73,7 +73,7 @@ def precision_of(training: Training) -> Any:
 
 
 def _without_gpu(training: Training) -> type[RecipeError]:
-    """Return the error for a setting that needs a GPU: `device: cpu` excludes one on every machine."""
+    """Return the error for a setting that needs a GPU: `device: cpu` excludes it on every machine."""
     return RecipeError if training.device == "cpu" else MachineError
 
 
@@ -103,8 +103,8 @@ def check_engine(recipe: Recipe) -> None:
     """Refuse a launcher's configuration that this trainer would not follow, or would follow wrongly.
 
     Raises:
-        InputError: For FSDP1, FSDP's own activation checkpointing, DeepSpeed on a CPU, sharding in fp16 or of a 4-bit
-            base, and as for `on_gpu`.
+        InputError: For FSDP1, FSDP's own activation checkpointing, DeepSpeed on a CPU, sharding in fp16, or sharding a
+            4-bit base; and as for `on_gpu`.
     """
     if not on_gpu(recipe.training) and engine() == "deepspeed":
         raise InputError("DeepSpeed on a CPU", place=_PLACE, expected="GPUs; DDP and FSDP2 also run on CPUs")
@@ -120,7 +120,7 @@ def check_engine(recipe: Recipe) -> None:
     if version != "2":
         raise InputError(f"fsdp_version: {version}", place=_PLACE, expected="fsdp_version: 2")
     if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() == "true":
-        # accelerate's wrapper computes a layer again with other dropout than the first time
+        # accelerate's wrapper recomputes a layer with other dropout than the first time
         raise InputError(
             "fsdp_activation_checkpointing: true",
             place=_PLACE,
@@ -129,15 +129,15 @@ def check_engine(recipe: Recipe) -> None:
 
 
 def check_sharded_layers(model: Any) -> None:
-    """Refuse a launcher's configuration that shards by the layers of another class than the model's.
+    """Refuse a launcher's configuration that shards by a class of layers that the model lacks.
 
     Raises:
         InputError: With a class of layers that the model does not have.
     """
     named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "") if engine() == "fsdp" else ""
-    own = {type(module).__name__ for module in model.modules()}
+    classes = {type(module).__name__ for module in model.modules()}
     for name in filter(None, map(str.strip, named.split(","))):
-        if name not in own:
+        if name not in classes:
             raise InputError(
                 f"fsdp_transformer_layer_cls_to_wrap: {name}",
                 place=_PLACE,
@@ -149,7 +149,7 @@ def check_sharded_layers(model: Any) -> None:
 _BITSANDBYTES = "0.46.1"
 _BITSANDBYTES_OPTIMIZERS_ON_CPU = "0.50"
 _LIGER = "0.5"
-"""Oldest versions with which the tests pass."""
+"""Oldest versions that pass the tests."""
 
 
 def require_environment(recipe: Recipe) -> None:
@@ -157,7 +157,7 @@ def require_environment(recipe: Recipe) -> None:
 
     Raises:
         MachineError: If one of them is missing, or too old.
-        RecipeError: If the recipe chooses the CPU, and a setting that needs a GPU.
+        RecipeError: If the recipe chooses the CPU and a setting that needs a GPU.
     """
     training, gpu = recipe.training, on_gpu(recipe.training)
     precision_of(training)

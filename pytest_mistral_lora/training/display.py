@@ -12,7 +12,7 @@ from pytest_mistral_lora.escaping import UNMIXED, own_stream, printable
 from pytest_mistral_lora.training.devices import is_main
 
 _FRAMES_PER_SECOND = 2
-"""Frames of the bar: each costs Python time that a step on a CPU would have."""
+"""Frames of the bar: each takes Python time from a step on a CPU."""
 
 
 def clock_text(seconds: float) -> str:
@@ -45,7 +45,7 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
 
     @classmethod
     def on_stderr(cls) -> Self:
-        """Return a display on standard error; one that shows nothing in all processes of a run but the main one."""
+        """Return a display on standard error; only the main process of a run shows anything."""
         return cls(sys.stderr if is_main() else None)
 
     def __exit__(self, *error: object) -> None:
@@ -70,7 +70,7 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
             self._console.print(Text(text, style=style))
         elif self._stream is not None:
             self._stream.write(f"{text}\n")
-            # a log file that is followed, and the reader of a pipe, want a line when it is written
+            # readers of a pipe or a followed log file want each line when it is written
             self._stream.flush()
 
     def facts(self, facts: Mapping[str, str]) -> None:
@@ -84,19 +84,19 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
                 self.line(f"{name}: {text}")
 
     def phase(self, text: str) -> None:
-        """Print the thing that the run does from now on, with the time; it stays beside the bar, if there is one."""
+        """Print the current phase of the run, with the time; it stays beside the bar."""
         self.line(f"{clock_text(self.seconds)} {text}", "dim")
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], description=printable(text, lines=False))
 
     def start_bar(self) -> None:
-        """Draw a bar without a length from now on, on a terminal that can redraw a line."""
+        """Draw a bar without a length, on a terminal that can redraw a line."""
         if self._console is None or self._console.is_dumb_terminal or self._bar is not None:
             return
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
         columns = (SpinnerColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
-        # transient: the lines above remain, and the last frame of a bar has nothing that they do not have
+        # transient: the lines above remain, and hold everything that the last frame of the bar shows
         self._bar = Progress(
             *columns,
             console=self._console,
@@ -112,13 +112,13 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
         """Move the bar to a step.
 
         Args:
-            step: Steps that are made.
+            step: Finished steps.
             steps: Steps of the whole run.
             text: Text behind the step's number.
         """
         if self._bar is not None:
             description = printable(f"step {step}/{steps}{text and f', {text}'}", lines=False)
-            # the last step at once: in a run of a few quick steps, no other frame would show one
+            # draw the last step immediately: a run of a few quick steps may show no other frame
             last = step == steps
             self._bar.update(self._bar.task_ids[0], total=steps, completed=step, description=description, refresh=last)
 

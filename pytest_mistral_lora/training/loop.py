@@ -26,7 +26,7 @@ from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 
 def apply_kernels(model: Any, training: Training) -> None:
-    """Replace parts of a loaded base model, before it gets its adapter, by the recipe's kernels for a GPU.
+    """Replace parts of a loaded base model by the recipe's kernels for a GPU, before it gets its adapter.
 
     The rotary embedding is a function of transformers' module: it stays replaced for the rest of the process.
     """
@@ -40,7 +40,7 @@ def apply_kernels(model: Any, training: Training) -> None:
 
 
 class GenerateTogether(TrainerCallback):
-    """Lets processes that shard a model generate with it."""
+    """Lets processes that shard a model generate with the model."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Register `generate` as a forward pass."""
@@ -52,7 +52,7 @@ class GenerateTogether(TrainerCallback):
 
 @dataclass(eq=False)
 class DryRun(TrainerCallback):
-    """Tries the largest possible micro-batch before the first step, so that a run fails at once and not after hours.
+    """Tries the largest possible micro-batch before the first step, so that a run fails early and not after hours.
 
     The same pass shows whether each adapted layer gets a gradient.
 
@@ -66,10 +66,10 @@ class DryRun(TrainerCallback):
         """Run the pass; weights, gradients and random state are as before.
 
         Raises:
-            MemoryShortageError: If there is not enough memory for it.
-            TrainingError: If an adapted layer gets no gradient from it.
+            MemoryShortageError: If the memory is too small.
+            TrainingError: If an adapted layer gets no gradient.
         """
-        # DeepSpeed's engine would take the gradient for that of a step
+        # DeepSpeed's engine would mistake the gradient for a step's
         if engine() != "deepspeed":
             if self.trainer.try_largest() >= ATTENDED:
                 refuse_layers_without_gradient(self.trainer.model)
@@ -84,7 +84,7 @@ def make_trainer(
     *,
     work: Path,
 ) -> LoraTrainer:
-    """Return a trainer that is ready to run; `model` is changed in place.
+    """Return a trainer, ready to run; `model` is changed in place.
 
     Args:
         model: The base model with its adapter, on its device.
@@ -172,7 +172,7 @@ def trainer_arguments(training: Training, *, has_held_out: bool, work: Path) -> 
         save_steps=training.checkpoint_steps or sys.maxsize,
         # loggers are added one by one: "all", the default of transformers 4, sends data to whatever is installed
         report_to="none",
-        # the display of the run draws its own
+        # the run's display draws its own bar
         disable_tqdm=True,
         # the columns are those of this trainer's collator, not of the model's forward pass
         remove_unused_columns=False,

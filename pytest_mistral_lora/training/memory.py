@@ -1,4 +1,4 @@
-"""The memory that a recipe needs, from the configuration of its base alone, and the settings that would need less."""
+"""The memory that a recipe needs, from its base's configuration alone, and the settings that would need less."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def parse_size(text: str, *, place: str) -> int:
     """Return a size in bytes: `80GB`, `24GiB`, `500 MB`.
 
     Raises:
-        InputError: If it is none, or zero, with the place.
+        InputError: If the text is not a size, or the size is zero; with the place.
     """
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([kmgt]?i?)b?", text.strip().lower())
     size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
@@ -53,7 +53,7 @@ def parse_size(text: str, *, place: str) -> int:
 
 
 class _KeptByAttention(torch.autograd.Function):
-    """Attention without a result: it keeps for the backward pass as many bytes as the kernel of a device does."""
+    """Attention without values: it keeps as many bytes for the backward pass as a device's kernel does."""
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, on_gpu: bool) -> Any:
@@ -63,7 +63,7 @@ class _KeptByAttention(torch.autograd.Function):
             ctx.save_for_backward(query, key, value, output, query.new_empty(heads, tokens, dtype=torch.float32))
         else:  # copies, float32 at least
             wide = torch.promote_types(query.dtype, torch.float32)
-            ctx.save_for_backward(*(one.to(wide, copy=True) for one in (query, key, value)))
+            ctx.save_for_backward(*(tensor.to(wide, copy=True) for tensor in (query, key, value)))
         return output
 
     @staticmethod
@@ -77,26 +77,26 @@ def _attend(module: Any, query: Any, key: Any, value: Any, mask: Any, *, on_gpu:
 
 
 def _run_without_numbers(model: Any) -> None:
-    """Let a model run on `meta`: rotations have no values, and a token is computed by as many experts as are taken.
+    """Let a model run on `meta`: rotations have no values, and each token runs through the right number of experts.
 
-    Which experts a router takes depends on numbers. transformers 4 turns autocast off in a rotary embedding, which
+    A router's choice of experts depends on values. transformers 4 turns autocast off in a rotary embedding, which
     torch does not know for `meta`.
     """
     for module in model.modules():
         if hasattr(module, "inv_freq"):
 
-            def rotate(x: Any, position_ids: Any, *given: Any, own: Any = module, **named: Any) -> Any:
-                return tuple(x.new_empty(1, position_ids.shape[-1], 2 * len(own.inv_freq)) for _ in ("cos", "sin"))
+            def rotate(x: Any, position_ids: Any, *given: Any, rotary: Any = module, **named: Any) -> Any:
+                return tuple(x.new_empty(1, position_ids.shape[-1], 2 * len(rotary.inv_freq)) for _ in ("cos", "sin"))
 
             module.forward = rotate
-        weights = {name: one.ndim for name, one in module.named_parameters(recurse=False)}
+        weights = {name: parameter.ndim for name, parameter in module.named_parameters(recurse=False)}
         if weights.get("gate_up_proj") != 3 or weights.get("down_proj") != 3:
             continue
 
-        def forward(hidden: Any, chosen: Any, weight: Any, own: Any = module) -> Any:
+        def forward(hidden: Any, chosen: Any, weight: Any, experts: Any = module) -> Any:
             taken = hidden.repeat_interleave(chosen.shape[-1], 0)
-            gate, up = torch.nn.functional.linear(taken, own.gate_up_proj[0]).chunk(2, dim=-1)
-            down = torch.nn.functional.linear(own.act_fn(gate) * up, own.down_proj[0]) * weight.reshape(-1, 1)
+            gate, up = torch.nn.functional.linear(taken, experts.gate_up_proj[0]).chunk(2, dim=-1)
+            down = torch.nn.functional.linear(experts.act_fn(gate) * up, experts.down_proj[0]) * weight.reshape(-1, 1)
             return down.view(len(hidden), chosen.shape[-1], -1).sum(1).to(hidden.dtype)
 
         module.forward = forward
@@ -115,7 +115,7 @@ def estimate_need(
         on_gpu: Whether the kernels are those of a GPU.
 
     Raises:
-        InputError: If the model computes something that depends on numbers, which are not there.
+        InputError: If the model computes something that depends on values, which `meta` lacks.
     """
     for gpu, name in _ATTENTION.items():
         AttentionInterface.register(name, partial(_attend, on_gpu=gpu))
@@ -133,7 +133,7 @@ def estimate_need(
     try:
         with torch.device("meta"), peft_quiet():
             model = get_peft_model(model, config)
-        # the adapter, too: autocast makes its products in the dtype of the base
+        # also the adapter: autocast makes its products in the dtype of the base
         model = model.to(torch_dtype(precision))
         model.set_attn_implementation(_ATTENTION[on_gpu])
         _run_without_numbers(model)
@@ -203,7 +203,7 @@ class RunMemory:
         return sum(self.parts().values())
 
     def usable(self, memory: int) -> int:
-        """Return the part of a device's memory that tensors can have."""
+        """Return the part of a device's memory that tensors can use."""
         return int(memory * (1 - _SPARE)) if self.on_gpu else memory
 
     def savings(self, memory: int) -> Iterator[MemorySaving]:
@@ -240,17 +240,17 @@ class RunMemory:
             "usable_bytes": usable,
             "fits": self.total <= usable,
             "savings": [
-                {"setting": one.setting, "bytes": one.bytes, "fits": one.bytes <= usable, "cost": one.cost}
-                for one in (self.savings(memory) if self.total > usable else ())
+                {"setting": saving.setting, "bytes": saving.bytes, "fits": saving.bytes <= usable, "cost": saving.cost}
+                for saving in (self.savings(memory) if self.total > usable else ())
             ],
         }
 
 
 def recipe_memory(recipe: Recipe, base: BaseFolder) -> RunMemory:
-    """Return the memory that a recipe needs on the device that it names, a GPU if that is `auto`.
+    """Return the memory that a recipe needs on its device; `auto` means a GPU.
 
     Args:
-        recipe: The recipe. The longest row is taken for as long as `max_length` allows.
+        recipe: The recipe. The longest row is assumed to have `max_length` tokens.
         base: The base checkpoint; only its configuration is read.
 
     Raises:
@@ -258,19 +258,21 @@ def recipe_memory(recipe: Recipe, base: BaseFolder) -> RunMemory:
     """
     training = recipe.training
     on_gpu = training.device != "cpu"
-    chosen = training.precision if training.precision != "auto" else "bf16" if on_gpu else "fp32"
+    precision = training.precision
+    if precision == "auto":
+        precision = "bf16" if on_gpu else "fp32"
     layers = adapted_layers(base, recipe.lora.target_modules)
-    return RunMemory(base, recipe, layers, chosen, on_gpu, training.max_length)
+    return RunMemory(base, recipe, layers, precision, on_gpu, training.max_length)
 
 
 def memory_line(recipe: Recipe, base: BaseFolder, layers: Sequence[str], rows: Sequence[EncodedRow]) -> str:
-    """Return the estimate of a run on this machine as a line; empty if devices share a model, or there is no estimate.
+    """Return the estimate of a run on this machine as a line; empty if devices share a model or the estimate fails.
 
     Args:
         recipe: The recipe.
         base: The base checkpoint.
         layers: The result of `adapted_layers`.
-        rows: The rows that are trained on.
+        rows: The rows to train on.
     """
     if engine() in ("fsdp", "deepspeed"):
         return ""

@@ -24,13 +24,13 @@ _PAGE = 4096
 def sole_writer(output: Path) -> Iterator[None]:
     """Hold the lock of an output folder, so that two runs or merges never write it at the same time.
 
-    Temporary folders that a killed one has left beside it are removed.
+    Temporary folders that a killed run or merge has left beside it are removed.
 
-    The operating system releases the lock of a process that ends, however it ends. The main process of a distributed
-    run holds it for all.
+    The operating system releases the lock when the process ends, however it ends. The main process of a distributed run
+    holds the lock for all processes.
 
     Raises:
-        InputError: If another process holds it, or nothing can be written beside the output.
+        InputError: If another process holds the lock, or nothing can be written beside the output.
     """
     if not is_main():
         yield
@@ -51,7 +51,7 @@ def sole_writer(output: Path) -> Iterator[None]:
         remove_temporaries(output)
         yield
     finally:
-        # while it is still held: afterwards it may be another process's
+        # while we hold the lock: afterwards another process may have it
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
@@ -81,7 +81,7 @@ def explain_disk_errors(output: Path, next_step: str = _MAKE_ROOM) -> Iterator[N
         yield
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is None:
-            raise  # transformers raises OSError for a model that it does not load
+            raise  # transformers raises OSError for a model that it cannot load
         raise disk_error(output, error, next_step) from error
 
 
@@ -89,7 +89,7 @@ def ensure_writable_folder(folder: Path) -> None:
     """Create a folder if it is missing, and refuse one in which nothing can be written.
 
     Raises:
-        InputError: If the file system refuses either.
+        InputError: If the file system refuses to create the folder or to write in it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

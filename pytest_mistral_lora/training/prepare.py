@@ -32,12 +32,12 @@ _LOGGER_PACKAGES = {
     "comet_ml": "comet-ml",
     "flyte": "flytekit",
 }
-"""The package of a logger if it has another name."""
+"""The package of a logger whose package has another name."""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A recipe whose base and layers are checked: everything of a run but its machine, its output and its rows.
+    """A recipe whose base and layers are checked: everything of a run except its machine, its output and its rows.
 
     Attributes:
         recipe: The recipe.
@@ -57,7 +57,7 @@ class RunPlan:
 
     @property
     def layers_line(self) -> str:
-        """The adapted layers and the class of the base, and whether a tokenizer of Mistral's is an oracle for it."""
+        """The adapted layers and the class of the base, and whether a tokenizer of Mistral's is its oracle."""
         architecture = self.base.architecture
         kinds = dict.fromkeys(re.sub(r"\.layers\.\d+\.", ".layers.*.", name) for name in self.layers)
         text = f"{len(self.layers)} of {architecture.title}: {', '.join(kinds)}"
@@ -77,7 +77,7 @@ class Preparation(RunPlan):
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that decides the steps of a run, as JSON data: a checkpoint of another identity is not resumed."""
-        # these save, show or stop a run: whoever changes them after a stop may go on
+        # these only save, show or stop a run: you may change them after a stop, and resume
         others = {"report_to", "checkpoint_steps", "checkpoint_minutes", "dry_run", "on_oom"}
         others |= {"stop_at_grad_norm", "max_skipped_steps"}
         left_out: Any = {**dict.fromkeys(("output", "evaluation", "card"), True), "training": others}
@@ -103,8 +103,8 @@ def check_machine(recipe: Recipe) -> None:
     """Refuse a recipe that this machine cannot train: a device, a library, a logger or a launcher does not fit.
 
     Raises:
-        MachineError: If another machine could train it.
-        InputError: If none could.
+        MachineError: If another machine could train the recipe.
+        InputError: If no machine could.
     """
     require_environment(recipe)
     for index, name in enumerate(recipe.training.report_to):
@@ -117,13 +117,12 @@ def plan_run(
     base: BaseFolder | None = None,
     tokenizer: Callable[[BaseFolder], CheckpointTokenizer] | None = None,
 ) -> RunPlan:
-    """Check all of a recipe but its machine, its output and its rows; load no weight.
+    """Check a recipe, except its machine, its output and its rows; load no weight.
 
     Args:
         recipe: The recipe.
-        base: The base checkpoint on disk, if its pin is checked already.
-        tokenizer: Returns the tokenizer of the base, if it may be loaded already; called after the checks that do not
-            need it.
+        base: The base checkpoint on disk, if its pin has been checked.
+        tokenizer: Returns the tokenizer of the base, if it may be loaded; called after the checks that do not need it.
 
     Raises:
         InputError: If the recipe or its base do not allow the run.
@@ -151,15 +150,15 @@ _BY_LENGTH = ("dynamic", "longrope")
 
 
 def _refuse_unequal_rows(recipe: Recipe, base: BaseFolder) -> None:
-    """Refuse a base that would compute a row otherwise beside others than alone.
+    """Refuse a base that would compute a row differently when it is packed with others.
 
     Raises:
         RecipeError: If a long row would change the positions of the others, or rows would share a mask of dropout.
     """
     rope = base.canonical_config["rope"]
     if rope["rope_type"] in _BY_LENGTH:
-        own = base.empty_model().config.get_text_config().max_position_embeddings
-        most = rope.get("original_max_position_embeddings") or own
+        longest = base.empty_model().config.get_text_config().max_position_embeddings
+        most = rope.get("original_max_position_embeddings") or longest
         if recipe.training.max_length > most:
             found = f"{recipe.training.max_length}, and the base has rope_type {rope['rope_type']}: a row of more than "
             found += f"{most} tokens changes the positions of the rows beside it"
@@ -178,7 +177,8 @@ def encoder_of(recipe: Recipe, base: BaseFolder, tokenizer: CheckpointTokenizer)
         tokenizer: Its tokenizer.
 
     Raises:
-        TokenizerError: If the tokenizer cannot be loaded, or gives other ids than the one that it is recognised as.
+        TokenizerError: If the tokenizer cannot be loaded, or gives other ids than the tokenizer that it is recognised
+            as.
         RecipeError: If it has ids that the model does not have.
     """
     encoder = make_encoder(recipe.backend, tokenizer)
@@ -196,12 +196,12 @@ def logger_callbacks(names: Sequence[str], folder: Path, *, writes: bool) -> lis
     Args:
         names: The recipe's `report_to`.
         folder: Folder for TensorBoard's files; the other loggers have settings of their own.
-        writes: Whether this process is the one that logs.
+        writes: Whether this process logs.
     """
     callbacks = [_logger(name, "training.report_to") for name in names]
     for name, callback in zip(names, callbacks, strict=True):
         if name == "tensorboard" and writes:
-            # its own choice is below the folder of checkpoints, which a finished run removes
+            # TensorBoard's default is inside the folder of checkpoints, which a finished run removes
             callback.tb_writer = callback._SummaryWriter(log_dir=str(folder))
     return callbacks
 

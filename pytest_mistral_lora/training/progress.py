@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 _NAMES = {"loss": "loss", "eval_loss": "held-out loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
-"""Keys of the log that a line shows, with their names there."""
+"""Keys of the log that a line shows, with their names in the line."""
 
 _LONGEST = 120
 """Characters of an answer that a line shows."""
@@ -36,7 +36,7 @@ _NAMED_FILES = 3
 
 
 def trainable_parameters(prepared: Preparation) -> tuple[int, int]:
-    """Return the trainable numbers of a run and those of its base; from shapes alone, no weight is loaded."""
+    """Return how many values of a run are trainable, and how many its base has, from shapes alone."""
     model, lora = prepared.base.empty_model(), prepared.recipe.lora
     adapted, count = set(prepared.layers), 0
     for name, module in model.named_modules():
@@ -44,12 +44,12 @@ def trainable_parameters(prepared: Preparation) -> tuple[int, int]:
             rows, columns = module.weight.shape
             count += lora.r * (rows + columns) + (rows if lora.dora else 0)
         elif name in prepared.saved:
-            count += sum(one.numel() for one in module.parameters())
-    return count, sum(one.numel() for one in model.parameters())
+            count += sum(parameter.numel() for parameter in module.parameters())
+    return count, sum(parameter.numel() for parameter in model.parameters())
 
 
 def data_facts(prepared: Preparation) -> dict[str, str]:
-    """Return the facts of a run that no machine decides, by their names: base, rows, tokens, layers."""
+    """Return the facts of a run that do not depend on the machine, by name: base, rows, tokens, layers."""
     recipe, data, tally = prepared.recipe, prepared.data, prepared.data.train.figures.tally
     base = recipe.base
     pin = f"commit {base.revision}" if base.revision else f"weights {str(base.weights_sha256)[:12]}"
@@ -104,9 +104,9 @@ class ShowProgress(TrainerCallback):
         trainer: The trainer.
         generations: The callback that generates the answers.
         clock: Returns seconds.
-        supervised_tokens: Those of the steps so far.
+        supervised_tokens: Supervised tokens of the steps so far.
         busy_seconds: Duration of these steps.
-        most_memory: The most that a line has shown, in bytes.
+        most_memory: The largest value that a line has shown, in bytes.
     """
 
     display: RunDisplay
@@ -162,7 +162,7 @@ class ShowProgress(TrainerCallback):
             memory = int(torch.cuda.max_memory_allocated() if on_cuda else psutil.Process().memory_info().rss)
             self.most_memory = max(self.most_memory, memory)
             begin, done = self._first or (self._begin, 0)
-            # with all that is between steps, too: it comes again
+            # with all that happens between steps: it happens again
             seconds = (self.clock() - begin) / max(1, state.global_step - done)
             left = clock_text(seconds * (state.max_steps - state.global_step))
             texts += [f"{rate:,.0f} supervised tokens/s", f"memory {in_words(memory)}", f"{left} left"]
@@ -173,14 +173,15 @@ class ShowProgress(TrainerCallback):
 
 
 def answer_lines(answers: Sequence[Mapping[str, Any]], steps: int) -> Iterator[str]:
-    """Yield a line for each line of `generations.jsonl`: whether it is the row's answer, its checks, its text."""
-    for one in answers:
-        verdict = "as in the row" if one["equal"] else "not as in the row"
-        broken = [f"{name}: {reason}" for name, reason in one["checks"].items() if reason != "passed"]
+    """Yield a line for each line of `generations.jsonl`: whether it equals the row's answer, its checks, its text."""
+    for answer in answers:
+        verdict = "as in the row" if answer["equal"] else "not as in the row"
+        broken = [f"{name}: {reason}" for name, reason in answer["checks"].items() if reason != "passed"]
         checks = f", {'; '.join(broken)}" if broken else ""
-        text = repr(one["text"])
+        text = repr(answer["text"])
         text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-        yield f"step {one['step']}/{steps}: answer {one['row'] + 1}: {text} ({verdict}, ended by {one['stop']}{checks})"
+        ended = f"{verdict}, ended by {answer['stop']}{checks}"
+        yield f"step {answer['step']}/{steps}: answer {answer['row'] + 1}: {text} ({ended})"
 
 
 def summary(log: Sequence[Mapping[str, Any]], progress: ShowProgress, seconds: float) -> dict[str, str]:
@@ -208,7 +209,7 @@ def summary(log: Sequence[Mapping[str, Any]], progress: ShowProgress, seconds: f
 
 
 def next_commands(output: Path, *, answers: bool) -> list[str]:
-    """Return the commands that go on with a finished adapter.
+    """Return the commands to run next with a finished adapter.
 
     Args:
         output: The adapter's folder.

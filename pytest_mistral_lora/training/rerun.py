@@ -30,8 +30,8 @@ from pytest_mistral_lora.training.run_metadata import environment
 TOLERANCES = {"fp32": 0.1, "bf16": 0.5, "fp16": 0.5}
 """Largest distance on another machine or with other libraries, by precision; see `Rerun.distance`.
 
-PyTorch and MKL with other vector instructions gave 0 to 0.06 in fp32 and 0.01 to 0.33 in bf16, most if a run continued
-after its loss was at 0, so that Adam followed rounding; another seed gives 1 and more.
+PyTorch and MKL with other vector instructions gave 0 to 0.06 in fp32 and 0.01 to 0.33 in bf16, most in runs that
+continued after the loss reached 0, where Adam follows rounding; another seed gives 1 and more.
 """
 
 
@@ -81,13 +81,13 @@ def rerun(
 
     Args:
         adapter: The adapter's folder.
-        base: The base's folder; by default, the one that the folder names. An `AdapterFolder` has its own.
+        base: The base's folder; by default, the one that the folder names. An `AdapterFolder` brings its own.
         dataset: The training files in recipe order, or a folder with all data files; by default, the recipe's files, if
             the adapter's folder is still beside the recipe.
-        display: Display of the progress; None for none.
+        display: Display of the progress; None to show nothing.
 
     Raises:
-        InputError: If the manifest records no recipe, or base or data are missing or are others.
+        InputError: If the manifest records no recipe, or base or data are missing or differ.
     """
     folder = adapter
     if not isinstance(folder, AdapterFolder):
@@ -115,7 +115,7 @@ def _recipe(folder: AdapterFolder, dataset: Path | Sequence[Path] | None, output
     written = dict(data["recipe"])
     home = recipe_folder(folder.path.resolve(), written["output"])
     files = home if dataset is None else dataset
-    train_files, held = training_files(data, files), held_files(data, files)
+    train_files, eval_files = training_files(data, files), held_files(data, files)
     if missing := [file for file in train_files if not file.is_file()]:
         raise InputError("no such file", place=str(missing[0]), next_step="Give the files with --dataset.")
     digest = sha256_files(train_files)
@@ -127,7 +127,7 @@ def _recipe(folder: AdapterFolder, dataset: Path | Sequence[Path] | None, output
             next_step="Give the files with --dataset.",
         )
     written["base"] = _base(folder, home)
-    sides = {"train": ("files", train_files), "eval": ("eval_files", held or ())}
+    sides = {"train": ("files", train_files), "eval": ("eval_files", eval_files or ())}
     entries = {key: list(_entries(data["dataset"][name], paths)) for key, (name, paths) in sides.items()}
     written["data"] = {**written["data"], **entries}
     written["training"] = {**written["training"], "report_to": []}
@@ -137,7 +137,7 @@ def _recipe(folder: AdapterFolder, dataset: Path | Sequence[Path] | None, output
 
 
 def _entries(recorded: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> Iterator[str | dict[str, Any]]:
-    """Yield data files as a recipe names them; those that were converted as the manifest records it.
+    """Yield data files as a recipe names them; converted files carry their conversion as the manifest records it.
 
     Raises:
         InputError: If a file is not converted to the recorded rows.
@@ -218,8 +218,8 @@ def _distance(
     if recorded.keys() != again.keys() or any(recorded[name].shape != again[name].shape for name in recorded):
         return float("inf")
 
-    def norm(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
-        squares = (float((one[name].double() - other[name].double()).square().sum()) for name in recorded)
+    def norm(tensors: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+        squares = (float((tensors[name].double() - other[name].double()).square().sum()) for name in recorded)
         return math.sqrt(sum(squares))
 
     return norm(recorded, again) / (norm(recorded, initial) or 1.0)

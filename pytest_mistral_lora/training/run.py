@@ -1,4 +1,4 @@
-"""One run from a recipe to a finished folder, or to a `failure.json` with the reason why there is none."""
+"""One run from a recipe to a finished folder, or to a `failure.json` with the reason."""
 
 from __future__ import annotations
 
@@ -78,21 +78,21 @@ def train(
     """Train a recipe's adapter and write its folder.
 
     Checkpoints, and `failure.json` if the run fails, are in the folder `work_folder(recipe)` beside the output; a
-    finished run removes it. A folder of another run, or one that waits for `resume`, is left as it is.
+    finished run removes it. A folder of another run, or one that waits for `resume`, is not changed.
 
     Args:
         recipe: The recipe.
-        resume: Whether to continue an unfinished run, if there is one, from its last complete checkpoint.
-        display: Display of the progress; None for none.
-        stop: A wish to stop after a step, from signals; by default there is none.
+        resume: Whether to continue an unfinished run from its last complete checkpoint.
+        display: Display of the progress; None to show nothing.
+        stop: A request to stop after a step, from signals; by default the run does not stop early.
 
     Raises:
         InputError: If recipe, rows, base or folders do not allow the run, or another process writes its output; before
             any weight is loaded.
-        TrainingError: If the run must not go on; no adapter is written.
+        TrainingError: If the run must stop; no adapter is written.
         MemoryShortageError: If a step does not fit into memory.
         DiskError: If a checkpoint or the adapter cannot be written; earlier checkpoints stay.
-        StoppedError: If it was asked to stop; it has a checkpoint.
+        StoppedError: If a signal stopped the run; it has a checkpoint.
     """
     # before the data is encoded, which can take minutes
     with opened_run(recipe, resume=resume) as folder:
@@ -112,7 +112,10 @@ def _train(
         stored, full = (dequantized[key] / 1e9 for key in ("stored_bytes", "bytes"))
         _LOG.warning(
             "base: FP8, %s, %.3g GB on disk; dequantised to %s, it takes %.3g GB of memory",
-            *(dequantized["scaling"], stored, precision_of(training), full),
+            dequantized["scaling"],
+            stored,
+            precision_of(training),
+            full,
         )
     if display.is_shown:
         display.facts(header(prepared, folder.work))
@@ -146,7 +149,7 @@ def _train(
             next_step="Go on with --resume.",
         )
     step, log = trainer.state.global_step, trainer.state.log_history
-    # a run that resumes from its last step makes none, and so evaluates nothing inside the loop
+    # a run that resumes from its last step makes no step, so the loop evaluates nothing
     if data.held_out.rows and not any("eval_loss" in line and line["step"] == step for line in log):
         trainer.evaluate()
     display.phase(f"writing {recipe.output}")
@@ -179,8 +182,8 @@ def _add_callbacks(
         evaluation.generation_steps,
         folder.work / GENERATIONS,
     )
-    # The order counts. The first ones act at the last step of a run: after StopAtRequest, they would take the step of a
-    # signal for it. A checkpoint is sealed when all others have written their part.
+    # The order counts. The first callbacks act at the last step of a run: after StopAtRequest, they would mistake the
+    # step of a signal for the last. A checkpoint is sealed when all others have written their part.
     trainer.add_callback(MeasureLastStep(has_held_out=trainer.eval_dataset is not None))
     for callback in logger_callbacks(training.report_to, folder.logs, writes=trainer.accelerator.is_main_process):
         trainer.add_callback(callback)
@@ -198,8 +201,10 @@ def _gather_and_write_bad_rows(
 ) -> NonFiniteError:
     """Return the error with the rows of all processes named; the main process writes them, rendered, into `file`."""
     processes: list[Any] = gather_object([(error.rows, trainer.step_rows)])
-    # a gradient is of all rows of its step: then none is named alone
-    indices = {row for own, _ in processes for row in own} or {row for _, step in processes for row in step}
+    # a gradient belongs to all rows of its step: then all are named
+    indices = {row for processed_rows, _ in processes for row in processed_rows} or {
+        row for _, step in processes for row in step
+    }
     split = prepared.data.train
     rows = [(split.rows[index], split.encoded[index]) for index in sorted(indices)]
     places = [row.place for row, _ in rows]
@@ -241,7 +246,7 @@ def save_run(
     tensors = adapter_tensors(model)
     adapter = Adapter(tensors, initial, prepared.layers, model.peft_config["default"], prepared.saved)
     completions = generations.answer_rows()
-    # accelerate's wrapper stays around forward, and computes otherwise than the adapter that is loaded from disk
+    # accelerate's wrapper stays around forward, and computes differently from an adapter loaded from disk
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     probed = probe(model, prepared.data.train.encoded[:_PROBED_ROWS])
     # transformers' last line has times of this machine: equal runs would write unequal logs
@@ -251,9 +256,9 @@ def save_run(
     if main:
         resumed_from, changes = step_of(checkpoint) if checkpoint else None, trainer.memory_changes
         facts = run_facts(prepared, trainer.state, log, completions, generations.latest_rates(), resumed_from, changes)
-    # by all processes: each pass of a sharded model needs all of them
+    # in all processes: each pass of a sharded model needs them all
     identity = {"kind": "adapter", "tensors_sha256": sha256_tensors(tensors)} | {
-        one: facts.get(one) for one in BASE_FACTS
+        fact: facts.get(fact) for fact in BASE_FACTS
     }
     texts = generations.files(identity, precision_of(prepared.recipe.training))
     texts[PAGE] = training_page(log, trainer.state.max_steps, data_facts(prepared))

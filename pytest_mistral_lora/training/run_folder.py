@@ -1,4 +1,4 @@
-"""The folders of a run: names and checkpoints, what is left of a run before, and the refusals that need no torch."""
+"""The folders of a run: names, checkpoints, remains of an earlier run, and the refusals that need no torch."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def checkpoints(work: Path) -> list[Path]:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Report whether a checkpoint was written to its end; later damage is not looked for."""
+    """Report whether a checkpoint was written completely; later damage is not checked."""
     return (checkpoint / LIST).is_file()
 
 
 def fault_of(checkpoint: Path) -> str:
-    """Return the first fault of a checkpoint, such as a file that is not as it was written; empty if there is none."""
+    """Return the first fault of a checkpoint, such as a file that has changed since; empty if it is sound."""
     if not is_complete(checkpoint):
         return "it was not written to its end"
     try:
@@ -65,11 +65,11 @@ def fault_of(checkpoint: Path) -> str:
 
 
 class OtherRunError(InputError):
-    """A work folder of another run, or of one that was not asked to resume: it is left as it is."""
+    """The work folder belongs to another run, or to a run that `resume` would continue; it is not changed."""
 
 
 class RunFolder:
-    """The folders of a run: its output, and beside it `OUTPUT.work` with what an unfinished run leaves.
+    """The folders of a run: its output, and beside it `OUTPUT.work` for an unfinished run.
 
     Attributes:
         output: The finished adapter's folder.
@@ -88,7 +88,7 @@ class RunFolder:
         self._identity = self.work / "run.json"
 
     def open(self, *, resume: bool) -> None:
-        """Check whether a run may start or resume, and create the folder; its content is left as it is.
+        """Check whether a run may start or resume, and create the folder; its content is not changed.
 
         Raises:
             InputError: If the output exists, if nothing can be written, or if there is an unfinished run and `resume`
@@ -116,10 +116,10 @@ class RunFolder:
             identity: Everything that decides the steps of the run, as JSON data.
 
         Returns:
-            The checkpoint to resume from; None if there is none.
+            The checkpoint to resume from; None to start from the first step.
 
         Raises:
-            OtherRunError: If there are checkpoints of another run.
+            OtherRunError: If the folder has checkpoints of another run.
         """
         digest = sha256_bytes(canonical_json(identity))
         if any(map(is_complete, checkpoints(self.work))):
@@ -148,7 +148,7 @@ class RunFolder:
 
     @contextmanager
     def wrap_disk_errors(self) -> Iterator[None]:
-        """Explain an error of the block if a checkpoint could not be written, and remove the incomplete checkpoint.
+        """If the block fails to write a checkpoint, explain the error and remove the incomplete checkpoint.
 
         Raises:
             DiskError: If the block ends in an error while a checkpoint was being written.
@@ -160,9 +160,9 @@ class RunFolder:
             incomplete = next((path for path in checkpoints(self.work) if not is_complete(path)), None)
             if incomplete is None or is_out_of_memory(error) or interruption(error):
                 raise
-            # the file that was written last is the one that failed
+            # the newest file is the one that failed
             file = max(incomplete.iterdir(), key=lambda path: path.stat().st_mtime, default=incomplete)
-            # measured before the removal, which makes room
+            # measured before the removal, which frees space
             failed = disk_error(file, error)
             if is_main():
                 shutil.rmtree(incomplete, ignore_errors=True)
@@ -171,7 +171,7 @@ class RunFolder:
     def write_failure(self, error: BaseException) -> None:
         """Write `failure.json`; if that fails, too, warn, so that `error` is still reported.
 
-        A launcher may not pass the exit code on: the file remains.
+        A launcher may drop the exit code; the file remains.
         """
         # the error of the process that ended first is the cause: the others only lost their connection to it
         if _lost_another_process(error) and self.failure.exists():
@@ -184,7 +184,7 @@ class RunFolder:
 
 
 def _lost_another_process(error: BaseException) -> bool:
-    # torch has no type for it, and a sentence for each backend and each phase
+    # torch has no type for this error, only a sentence for each backend and phase
     gone = ("Connection closed by peer", "Connection reset by peer", "DistBackendError", "DistNetworkError")
     text = f"{type(error).__name__}: {error}"
     return isinstance(error, RuntimeError) and any(words in text for words in gone)
@@ -220,18 +220,20 @@ def work_folder(recipe: Recipe) -> Path:
 
 
 def check_output(recipe: Recipe) -> None:
-    """Refuse an output for which no folder can be made, or that lies in a folder that the run only reads.
+    """Refuse an output that cannot be a folder, or that lies in a folder that the run only reads.
 
-    A folder that is there already is left to `RunFolder`: after a run, it is the recipe's own adapter.
+    `RunFolder` judges an existing folder: after a run, it is the recipe's own adapter.
 
     Raises:
-        RecipeError: If a file is in its place, if it is inside the base's folder, or if it holds a file of the recipe,
-            or its work folder does, which a finished run removes.
+        RecipeError: If a file has the output's name; if the output is inside the base's folder; or if the output, or
+            its work folder (which a finished run removes), holds a file of the recipe.
     """
     output, work = recipe.output, work_folder(recipe)
-    there = next(folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder))
-    if not there.is_dir():
-        raise RecipeError(f"{there} is not a folder", place="output", expected="a path at which a folder can be made")
+    existing = next(folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise RecipeError(
+            f"{existing} is not a folder", place="output", expected="a path at which a folder can be made"
+        )
     base = recipe.base.path
     inputs = [*([base] if base else []), *recipe.data.paths]
     if base is not None and clash(output, base) in ("is", "is inside"):
@@ -250,13 +252,13 @@ def check_output(recipe: Recipe) -> None:
 
 @contextmanager
 def opened_run(recipe: Recipe, *, resume: bool) -> Iterator[RunFolder]:
-    """Yield the folders of a run, which no other process writes within the block; an error of it is `failure.json`.
+    """Yield the folders of a run, which no other process writes within the block; an error goes into `failure.json`.
 
     Raises:
         InputError: As for `check_output` and `RunFolder.open`, or if another process holds the output.
     """
     check_output(recipe)  # first: failure.json would be written beside the output
-    # outside the block below: a run that is kept out writes nothing into the folder of the one that holds it
+    # outside the block below: a refused run writes nothing into the folder of the run that holds the lock
     folder = RunFolder(recipe.output)
     with sole_writer(recipe.output):
         try:
@@ -271,14 +273,14 @@ def opened_run(recipe: Recipe, *, resume: bool) -> Iterator[RunFolder]:
 
 
 def refuse_missing_inputs(recipe: Recipe) -> None:
-    """Refuse a recipe whose local base or data files are not there, before anything is imported that takes seconds.
+    """Refuse a recipe whose local base or data files are missing, before any slow import.
 
     Raises:
-        InputError: With the first of them, as the run itself would.
+        InputError: With the first missing file, as the run itself would.
     """
     if recipe.base.path is not None:
         weight_files(recipe.base.path)
-    for file in (one for one in (*recipe.data.train, *recipe.data.eval) if isinstance(one, Path)):
+    for file in (path for path in (*recipe.data.train, *recipe.data.eval) if isinstance(path, Path)):
         try:
             file.stat()
         except OSError as error:

@@ -28,8 +28,17 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.training.prepare import Preparation
 
 _PACKAGES = (
-    *("accelerate", "bitsandbytes", "liger-kernel"),
-    *("mistral-common", "peft", "pyarrow", "pytest-mistral-lora", "safetensors", "tokenizers", "torch", "transformers"),
+    "accelerate",
+    "bitsandbytes",
+    "liger-kernel",
+    "mistral-common",
+    "peft",
+    "pyarrow",
+    "pytest-mistral-lora",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
 )
 _AS_GIVEN = ("learning_rate", "batch_size", "micro_batch_tokens", "max_length", "weight_decay", "max_grad_norm")
 
@@ -49,7 +58,7 @@ def run_facts(
         prepared: The recipe with its data.
         state: The Trainer's state at the end.
         log: Lines of the training log.
-        completions: The answers that were generated after training.
+        completions: The answers generated after training.
         rates: Share of the answers that pass each format check, from 0 to 1.
         resumed_from: Step of the checkpoint that the run resumed from, or None.
         memory_changes: The settings that were changed because memory ran out.
@@ -162,8 +171,8 @@ def _evaluation(
     if completions:
         verdicts = {
             "rows": len(completions),
-            "equal to the row": sum(one.equal for one in completions),
-            "stopped by EOS": sum(one.stop == "eos" for one in completions),
+            "equal to the row": sum(completion.equal for completion in completions),
+            "stopped by EOS": sum(completion.stop == "eos" for completion in completions),
             **{f"rate that passes {name}": rate for name, rate in rates.items()},
         }
         measured.append({"command": "mistral-lora smoke . --base BASE", "results": verdicts})

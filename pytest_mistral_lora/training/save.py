@@ -32,11 +32,11 @@ from pytest_mistral_lora.training.adapter import expected_names, peft_targets
 from pytest_mistral_lora.training.run_folder import LIST, checkpoints, is_complete
 
 _KEPT_CHECKPOINTS = 2
-"""The newest, and one to fall back to."""
+"""The newest checkpoint, and one to fall back to."""
 
 
 class SealCheckpoint(TrainerCallback):
-    """Lists the files of each checkpoint once all processes have written theirs; only then removes an older one."""
+    """Lists the files of each checkpoint after all processes have written; only then removes an older checkpoint."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Seal the checkpoint that was just written."""
@@ -79,8 +79,7 @@ def check_adapter(adapter: Adapter) -> None:
     """Refuse an adapter that would do nothing, or damage the model.
 
     Raises:
-        TrainingError: If a tensor is missing, is not the adapter's, is not float32 or not finite, or if a layer did not
-            move.
+        TrainingError: If a tensor is missing, unexpected, not float32 or not finite, or if a layer did not change.
     """
     expected = expected_names(adapter.layers, dora=adapter.config.use_dora, saved=adapter.saved)
     odd = sorted(adapter.tensors.keys() ^ expected)
@@ -176,13 +175,13 @@ def write_run(
 
 
 def _write_tokenizer(folder: Path, encoder: Encoder, base: Path) -> dict[str, Any]:
-    own, copied = oracle_file(base), {encoder.file_name: encoder.file}
-    copied |= {own.name: own} if own else {}
+    recorded_oracle, copied = oracle_file(base), {encoder.file_name: encoder.file}
+    copied |= {recorded_oracle.name: recorded_oracle} if recorded_oracle else {}
     copied |= {name: base / name for name in _COMPANIONS if (base / name).is_file()}
     for name, file in copied.items():
         shutil.copy(file, folder / name)
-    by_oracle = own is not None or encoder.backend == "mistral-common"
-    recognised = {} if own or not by_oracle else {"x-oracle": encoder.tokenizer.recognition.text}
+    by_oracle = recorded_oracle is not None or encoder.backend == "mistral-common"
+    recognised = {} if recorded_oracle or not by_oracle else {"x-oracle": encoder.tokenizer.recognition.text}
     return {
         "backend": encoder.backend,
         "version": encoder.tokenizer.oracle.version if by_oracle else None,
@@ -196,7 +195,7 @@ def _write_tokenizer(folder: Path, encoder: Encoder, base: Path) -> dict[str, An
 
 def _write_template(folder: Path, encoder: Encoder, base: Path) -> dict[str, Any]:
     files = encoder.tokenizer.files if encoder.tokenizer.path == base else TokenizerFiles(base)
-    # of the file every character, its last newline too: Jinja leaves that out, but it is a part of the file's hash
+    # keep every character of the file: Jinja drops the last newline, but the file's hash includes it
     source, text = "checkpoint", files.text(TEMPLATE) or own_template(files)
     if encoder.backend == "chat-template":
         text = encoder.tokenizer.template.source

@@ -1,7 +1,7 @@
-"""Write a recipe's run for another runner: its configuration, and rows that it trains on like the trainer here.
+"""Write a recipe's run for another runner: its configuration, and rows that it trains on as this trainer does.
 
-An export is a prepared run, so it stands in `training`: it uses the recipe's models, the pinned base, and rows that are
-split, encoded and cut already. It knows how runners are configured, not how they encode.
+An export is a prepared run, so it is a part of `training`: it uses the recipe's models, the pinned base, and rows that
+are already split, encoded and cut. It knows how runners are configured, not how they encode.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pytest_mistral_lora.training.export.configurations import BRIDGES
 from pytest_mistral_lora.training.recipe import Recipe
 
 Form = Literal["auto", "messages", "tokens"]
-"""The form of the rows: messages for the runner to encode, ids and labels, or messages if that is exact."""
+"""The form of the rows: messages for the runner to encode, ids and labels, or messages if they are exact."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,9 @@ def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> Exp
         form: The form of the rows.
 
     Raises:
-        InputError: If `output` exists, if base, layers or rows do not allow the run, if the runner cannot be told a
-            value that decides the mathematics, or if messages are asked for and would not be trained on as here.
+        InputError: If `output` exists, if base, layers or rows do not allow the run, if the runner has no setting for a
+            value that changes the mathematics, or if `form` is `messages` and the runner would train on them
+            differently.
     """
     bridge = BRIDGES[to]
     if output.exists():
@@ -96,7 +97,7 @@ def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> Exp
 
 
 def _with_form(run: ExportedRun, bridge: Bridge, form: Form) -> tuple[ExportedRun, str]:
-    """Return the run with the form of its rows chosen, and a remark if messages were tried and are not exact."""
+    """Return the run with the chosen form of its rows, and a remark if messages were tried but are not exact."""
     if form == "tokens" or (form == "auto" and not bridge.takes_messages):
         return run, ""
     reason = (
@@ -114,8 +115,8 @@ def _with_form(run: ExportedRun, bridge: Bridge, form: Form) -> tuple[ExportedRu
 def why_not_messages(run: ExportedRun) -> str:
     """Return the reason why a run's rows cannot be given as messages, with the first such row; empty if they can.
 
-    Each row is encoded like in a runner, as transformers' `apply_chat_template` does with the tokenizer that
-    `AutoTokenizer` loads, and compared with the ids and labels that are trained on here.
+    Each row is encoded as in a runner, by transformers' `apply_chat_template` with the tokenizer that `AutoTokenizer`
+    loads, and compared with the ids and labels of this trainer.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -135,13 +136,13 @@ def _why_not_message(row: Row, encoded: EncodedRow, template: ChatTemplate) -> s
         keys = {key for key, value in message.items() if value is not None}
         if row.tools or keys - {"role", "content", "weight"} or not isinstance(message.get("content"), str):
             return "it has more than roles and texts, and a table of all rows would give each the keys of the others"
-    plain = [{"role": one["role"], "content": one["content"]} for one in row.messages]
+    plain = [{"role": message["role"], "content": message["content"]} for message in row.messages]
     try:
         rendered = template.encode(Row(tuple(plain), None, row.place))
     except RowError as error:
         return f"the training template refuses it: {error.found}"
     ids, labels = rendered.input_ids, rendered.labels or (IGNORE_INDEX,) * len(rendered.input_ids)
-    # a row that was cut here is compared as far as it goes: the runner cuts it too
+    # a cut row is compared up to the cut: the runner cuts it too
     if len(ids) > len(encoded.input_ids) and ids[: len(encoded.input_ids)] == encoded.input_ids:
         ids, labels = ids[: len(encoded.input_ids)], labels[: len(encoded.input_ids)]
     if ids != encoded.input_ids:

@@ -29,7 +29,7 @@ class ExportedRun:
 
     Attributes:
         recipe: The recipe.
-        base: Folder of the base checkpoint; that of a Hub base may lack weights.
+        base: Folder of the base checkpoint; the folder of a Hub base may lack weights.
         encoder: The backend that encoded the rows.
         tokenizer: The base's tokenizer by `AutoTokenizer`, as a runner loads it.
         data: The encoded rows.
@@ -61,7 +61,7 @@ class ExportedRun:
         return peft_targets(adapted_layers(self.base, self.recipe.lora.target_modules))
 
     def splits(self, *, held_out: str) -> dict[str, Split]:
-        """Return the rows to train on as `train`, and those that are held out, if there are any, by the name given."""
+        """Return the rows to train on as `train`, and the held-out rows, if any, by the given name."""
         return {"train": self.data.train, **({held_out: self.data.held_out} if self.data.held_out.rows else {})}
 
     @property
@@ -125,7 +125,7 @@ def plan_export(recipe: Recipe) -> ExportedRun:
     encoder = plan_run(recipe, base).encoder
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
-    except Exception as error:  # transformers raises many types, some of them far from the cause
+    except Exception as error:  # transformers raises many types, some far from the cause
         saving = "from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer"
         raise TokenizerError(
             "transformers finds no tokenizer that it can load, and runners load one of the base",
@@ -137,7 +137,7 @@ def plan_export(recipe: Recipe) -> ExportedRun:
     training = recipe.training
     precision = training.precision
     if precision == "auto":
-        # the recipe's GPU need not be in the machine that exports
+        # the exporting machine need not have the recipe's GPU
         here = training.model_copy(update={"device": "cpu" if training.device == "cpu" else "auto"})
         precision = precision_of(here)
     return ExportedRun(recipe, base, encoder, tokenizer, load_data(recipe, encoder), precision)
@@ -156,7 +156,7 @@ def encoded_lines(split: Split) -> Iterator[dict[str, list[int]]]:
 def message_lines(split: Split) -> Iterator[dict[str, Any]]:
     """Yield the role and text of each row's messages."""
     for row in split.rows:
-        yield {"messages": [{"role": one["role"], "content": one["content"]} for one in row.messages]}
+        yield {"messages": [{"role": message["role"], "content": message["content"]} for message in row.messages]}
 
 
 def write_json_lines(
@@ -175,7 +175,7 @@ def write_dataset(run: ExportedRun, folder: Path) -> None:
     schema = pa.schema(
         {"input_ids": pa.list_(pa.int32()), "attention_mask": pa.list_(pa.int8()), "labels": pa.list_(pa.int64())}
     )
-    # Only the files that every version of datasets reads. A description of the columns is left out: it would be in the
+    # Only the files that every version of datasets reads. A description of the columns is left out: it would have the
     # format of one version, and without it the columns are read from the Arrow file.
     sides = run.splits(held_out="validation")
     write_json(folder / "dataset_dict.json", {"splits": list(sides)})
@@ -238,7 +238,7 @@ LEFT_OUT: Mapping[str, str] = {
     "card": "the runner writes a card of its own",
     "output": f"the adapter is saved in {ADAPTER}/ of this folder",
 }
-"""Keys of a recipe that no runner has, each with the consequence."""
+"""Keys of a recipe that runners lack, each with the consequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

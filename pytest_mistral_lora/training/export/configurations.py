@@ -1,6 +1,6 @@
 """The configurations of TRL, LLaMA-Factory and Axolotl for a run.
 
-TRL and LLaMA-Factory take the arguments of transformers' Trainer by name; Axolotl has names of its own.
+TRL and LLaMA-Factory take the arguments of transformers' Trainer by name; Axolotl has its own names.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _AXOLOTL_LIGER = {
     "liger_rms_norm": True,
     "liger_glu_activation": True,
 }
-# Axolotl makes two steps of a warm-up of one.
+# Axolotl turns a warm-up of one step into two steps.
 _AXOLOTL_LEAST_WARMUP = 2
 
 
@@ -157,7 +157,7 @@ def _llamafactory_settings(run: ExportedRun) -> dict[str, Any]:
         settings["additional_target"] = ",".join(lora.modules_to_save)
     settings |= {
         "tokenized_path": ROWS,
-        # it stops without names of datasets, but looks for none of them if tokenized_path exists
+        # it requires names of datasets, but does not read them if tokenized_path exists
         "dataset": "train",
         "dataset_dir": ROWS,
         "template": "empty",
@@ -168,7 +168,7 @@ def _llamafactory_settings(run: ExportedRun) -> dict[str, Any]:
         settings["eval_dataset"] = "validation"
     memory = {
         "disable_gradient_checkpointing": not training.activation_checkpointing,
-        # as here: reentrant checkpointing loses gradients if no input of a layer needs one
+        # as in this trainer: reentrant checkpointing loses gradients if no input of a layer needs one
         "use_reentrant_gc": False,
         "enable_liger_kernel": training.kernels == "liger",
     }
@@ -202,7 +202,7 @@ def _axolotl_settings(run: ExportedRun) -> dict[str, Any]:
     settings |= {
         "bf16": run.precision == "bf16",
         "fp16": run.precision == "fp16",
-        # products of float32 stay in float32, as here
+        # products of float32 stay in float32, as in this trainer
         "tf32": False,
         "adapter": "qlora" if quantized else "lora",
         "load_in_4bit": quantized,
@@ -215,7 +215,7 @@ def _axolotl_settings(run: ExportedRun) -> dict[str, Any]:
     }
     if lora.modules_to_save:
         settings["lora_modules_to_save"] = list(lora.modules_to_save)
-    # no type: a type is for rows that Axolotl must encode
+    # without `type`, which is for rows that Axolotl must encode
     files = {
         name: [{"path": f"{ROWS}/{name}.jsonl", "ds_type": "json", "split": "train", "type": None}]
         for name in ("train", "test")
@@ -226,7 +226,7 @@ def _axolotl_settings(run: ExportedRun) -> dict[str, Any]:
         "dataset_prepared_path": "prepared",
         "shuffle_merged_datasets": False,
         "sequence_len": training.max_length,
-        # by default it drops such rows; those here are cut or dropped already, so one more would be an error
+        # by default it drops such rows; these rows are already cut or dropped, so another would be an error
         "excess_length_strategy": "raise",
         "min_sample_len": 1,
         "sample_packing": False,

@@ -1,9 +1,10 @@
-"""Files for llama.cpp and Ollama: folders that llama.cpp's converters take as they are, and a Modelfile's TEMPLATE.
+"""Files for llama.cpp and Ollama: folders for llama.cpp's converters, and a Modelfile's TEMPLATE.
 
-The folders lose no score, no space and no scale of an adapter. The TEMPLATE is mistral-common's prompt of rows of texts
-in Go's template language. A prompt with tools has no exact template: Ollama hands templates a tool as JSON with its
-keys in another order and without spaces, or as values whose order is lost. The template therefore names no tools, so
-that Ollama either refuses a request with tools, or (from 2026 on) renders it by the Jinja template in the GGUF file.
+The folders keep every score, every space and the scale of an adapter. The TEMPLATE is mistral-common's prompt of rows
+of texts in Go's template language. A prompt with tools has no exact template: Ollama hands templates a tool as JSON
+with its keys in another order and without spaces, or as values whose order is lost. The template therefore names no
+tools, so that Ollama either refuses a request with tools, or (from 2026 on) renders it by the Jinja template in the
+GGUF file.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ def write_model(folder: Path, base: Path, tokenizer: Path, template: Path | None
         folder: The folder to make.
         base: The folder of the weights.
         tokenizer: The folder of the tokenizer.
-        template: The chat template; None for the one that mistral-common generates.
+        template: The chat template; None for mistral-common's own.
 
     Raises:
-        NoOracleError: If the tokenizer is not one of Mistral's.
+        NoOracleError: If the tokenizer is not Mistral's.
     """
     folder.mkdir()
     for file in (*weight_files(base), *base.glob("model*.safetensors.index.json")):
@@ -71,7 +72,7 @@ def write_model(folder: Path, base: Path, tokenizer: Path, template: Path | None
     # a class that transformers 4 and 5 both have: converters are pinned to either
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if oracle.kind == "spm":
-        # without tokenizer.model a vocabulary has no scores; without a false here, each control token gets a space
+        # without tokenizer.model a vocabulary has no scores; without `false`, each control token gets a space
         shutil.copyfile(oracle.path, folder / SPM_MODEL)
         config["add_prefix_space"] = False
     write_json(folder / TOKENIZER_CONFIG, config)
@@ -80,7 +81,7 @@ def write_model(folder: Path, base: Path, tokenizer: Path, template: Path | None
 
 
 def write_adapter(folder: Path, adapter: AdapterFolder) -> None:
-    """Write an adapter whose scale is alpha / rank, which is the only one that llama.cpp computes."""
+    """Write an adapter whose scale is alpha / rank, the only scale that llama.cpp computes."""
     folder.mkdir()
     config = dict(adapter.config)
     if config.get("use_rslora"):
@@ -115,7 +116,7 @@ def go_template(oracle: Oracle) -> str:
     """Return the TEMPLATE of a tokenizer; BOS is left to the server.
 
     Raises:
-        InputError: If no template of its version is known to be exact on rows of texts.
+        InputError: If its version has no template that is exact on rows of texts.
     """
     facts, space = oracle.facts, " " if oracle.kind == "spm" else ""
     if facts.settings:
@@ -127,11 +128,11 @@ def go_template(oracle: Oracle) -> str:
             next_step="Serve it by llama.cpp or vLLM: --to llamacpp, --to vllm.",
         )
     if facts.system_in == "first-user-turn":
-        # v1, whose markers are text with spaces of its own
+        # v1, whose markers are text with spaces
         return _in_turn(first=True, begin=" [INST] ", close=" [/INST]", space="", before_answer=" ")
     if facts.system_in == "last-user-turn":
         return _in_turn(first=False, begin="[INST]", close="[/INST]", space=space, before_answer=space)
-    # system prompts are messages of their own
+    # system prompts are separate messages
     text = _text("$m.Content", space)
     other = f'{{{{ else if eq $m.Role "system" }}}}{{{{ "[SYSTEM_PROMPT]" }}}}{text}{{{{ "[/SYSTEM_PROMPT]" }}}}'
     parts = {"begin": "[INST]", "close": "[/INST]", "system": "", "text": text, "other": other}

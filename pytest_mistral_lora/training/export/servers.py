@@ -1,6 +1,6 @@
 """Write the files that serve an adapter or a merged model with the prompts of training: for vLLM, llama.cpp, Ollama.
 
-A server's own defaults are seldom right: docs/serving.md has each of them with the ids that it makes.
+A server's own defaults are seldom right: docs/serving.md lists each with the ids that it makes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OUTTYPES = {"F32": "f32", "BF16": "bf16", "F16": "f16"}
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The model that a server is to serve.
+    """The model for a server.
 
     Attributes:
         folder: The folder of the adapter, or of the full model.
@@ -46,7 +46,7 @@ class ServedModel:
 
     @property
     def has_adapter(self) -> bool:
-        """Whether there is an adapter beside the base."""
+        """Whether the folder has an adapter."""
         return self.folder.path.resolve() != self.base
 
     @cached_property
@@ -59,7 +59,7 @@ class ServedModel:
         """The tokenizer of training.
 
         Raises:
-            NoOracleError: If it is not one of Mistral's.
+            NoOracleError: If it is not Mistral's.
         """
         return CheckpointTokenizer(self.tokenizer).oracle
 
@@ -85,9 +85,9 @@ class ServerFiles:
     Attributes:
         folder: The folder.
         commands: The commands that serve the model, in their order.
-        check: The command that holds the running server to mistral-common.
+        check: The command that compares the running server with mistral-common.
         remarks: The remaining differences from training, as sentences.
-        needs: The versions that the environment of the server needs, with the reason; empty for any.
+        needs: The versions that the environment of the server needs, with the reason; empty for any version.
     """
 
     folder: Path
@@ -131,7 +131,7 @@ def _served(source: Path, base: Path | None, name: str) -> ServedModel:
     folder.require_adapter()
     require_supported(folder.config, str(folder.config_file))
     if folder.recorded_base.weights_sha256:
-        _ = folder.base_weights_sha256  # an error if they are another base's
+        _ = folder.base_weights_sha256  # raises if the weights are another base's
     return ServedModel(folder, folder.base.path.resolve(), name)
 
 
@@ -144,7 +144,7 @@ def _require_servable(served: ServedModel, to: str) -> None:
 
 
 def _faults(served: ServedModel, to: str) -> Iterator[str]:
-    """Yield each property of an adapter that a server refuses, or passes over in silence."""
+    """Yield each property of an adapter that a server refuses or silently ignores."""
     config, title = served.folder.config, "vLLM" if to == "vllm" else "llama.cpp"
     off = {"bias": ("none", None), "init_lora_weights": PLAIN_STARTS}
     keys = ["use_dora", "lora_bias", "bias", "modules_to_save", "layer_replication", "trainable_token_indices"]
@@ -177,7 +177,7 @@ _Export = tuple[tuple[str, ...], str, tuple[str, ...]]
 def _write_vllm(served: ServedModel, folder: Path) -> _Export:
     options = ["--host", "127.0.0.1", "--port", "8000"]
     if served.has_adapter:
-        rank = next(one for one in _RANKS if one >= _largest_rank(served))
+        rank = next(rank for rank in _RANKS if rank >= _largest_rank(served))
         options += ["--served-model-name", served.base.name, "--enable-lora", "--max-lora-rank", str(rank)]
         options += ["--lora-modules", f"{served.name}={served.folder.path.resolve()}"]
     else:
@@ -186,11 +186,11 @@ def _write_vllm(served: ServedModel, folder: Path) -> _Export:
     if served.dtype in _DTYPES:
         # vLLM's `auto` takes 16 bits for weights of 32
         options += ["--dtype", _DTYPES[served.dtype]]
-    # a repetition penalty of generation_config.json changes greedy answers, too
+    # a repetition penalty in generation_config.json also changes greedy answers
     options += ["--generation-config", "vllm"]
     fault, commands, note = _known_fault(served, "vllm"), ["sh serve.sh"], ""
     if fault is not None:
-        # the versions that pip resolves by itself do not answer
+        # servers with the versions that pip resolves do not answer
         versions = [f"{name}=={version}" for name, version in fault.working.items()]
         write_text(folder / _REQUIREMENTS, "".join(f"{line}\n" for line in (f"# {fault.found}", *versions)))
         note = f"# Install {_REQUIREMENTS} in an environment of the server's own: {fault.found}\n"
@@ -212,7 +212,7 @@ def _known_fault(served: ServedModel, to: str) -> KnownFault | None:
 
 def _vllm_tokenizer(served: ServedModel) -> list[str]:
     if served.template is not None:
-        # of an adapter's folder, vLLM reads the weights alone
+        # vLLM reads only the weights of an adapter's folder
         given = ["--tokenizer-mode", "hf", "--tokenizer", str(served.folder.path.resolve())]
         return [*given, "--chat-template", str(served.template.resolve())]
     if oracle_file(served.base) is not None:
@@ -233,7 +233,7 @@ def _script(lines: str, note: str = "") -> str:
 
 def _wrapped(words: list[str]) -> str:
     """Return a command, an option a line."""
-    return "exec" + "".join((" \\\n  " if one.startswith("-") else " ") + shlex.quote(one) for one in words)
+    return "exec" + "".join((" \\\n  " if word.startswith("-") else " ") + shlex.quote(word) for word in words)
 
 
 _CONVERT = "# usage: sh convert.sh LLAMA_CPP, the folder with llama.cpp's converters\n"
@@ -247,7 +247,7 @@ def _write_llamacpp(served: ServedModel, folder: Path) -> _Export:
     written = "unnamed.gguf" if tekken else "model.gguf"
     lines += [f'python "$LLAMA_CPP/convert_hf_to_gguf.py" {MODEL} --outtype {outtype} --outfile {written}']
     if tekken:
-        # the converter knows a splitter by the ids of one text, and takes the one of Llama 3 for a Tekken of 2024-09
+        # the converter recognises a splitter by the ids of one text, and mistakes a Tekken of 2024-09 for Llama 3
         lines += ["gguf-new-metadata --force --pre-tokenizer tekken unnamed.gguf model.gguf", "rm unnamed.gguf"]
     serve = ["llama-server", "--model", "model.gguf", "--alias", served.name]
     if served.has_adapter:
@@ -310,7 +310,7 @@ def _needs(fault: KnownFault | None) -> str:
 def _readme(served: ServedModel, to: str, commands: tuple[str, ...], done: ServerFiles) -> Iterator[str]:
     what = f"the adapter `{served.folder.path}` on `{served.base}`" if served.has_adapter else f"`{served.base}`"
     yield from (f"# {served.name}, served by {to}", "", f"Made by `mistral-lora export` for {what}.", "", "```console")
-    yield from (f"$ {one}" for one in commands)
+    yield from (f"$ {command}" for command in commands)
     yield from (
         "```",
         "",
@@ -323,4 +323,4 @@ def _readme(served: ServedModel, to: str, commands: tuple[str, ...], done: Serve
     if done.needs:
         yield from ("", f"The server needs {done.needs}.")
     if done.remarks:
-        yield from ("", "Different from training:", "", *(f"- {one}" for one in done.remarks))
+        yield from ("", "Different from training:", "", *(f"- {remark}" for remark in done.remarks))

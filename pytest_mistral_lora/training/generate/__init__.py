@@ -63,10 +63,10 @@ def probe(model: Any, encoded: Sequence[EncodedRow]) -> Probe:
     logits = [supervised_logits(model, row) for row in encoded]
     # the hash shows equality to the bit, on the same processor; the label's logits allow a tolerance elsewhere
     values = []
-    for row, one in zip(encoded, logits, strict=True):
+    for row, row_logits in zip(encoded, logits, strict=True):
         targets = torch.tensor([label for label in row.labels or () if label != IGNORE_INDEX], dtype=torch.int64)
-        values.append(tuple(one.gather(1, targets[:, None]).squeeze(1).tolist()))
-    return Probe(sha256_tensors({f"{index:06}": one for index, one in enumerate(logits)}), tuple(values))
+        values.append(tuple(row_logits.gather(1, targets[:, None]).squeeze(1).tolist()))
+    return Probe(sha256_tensors({f"{index:06}": row_logits for index, row_logits in enumerate(logits)}), tuple(values))
 
 
 def supervised_logits(model: Any, row: EncodedRow) -> torch.Tensor:
@@ -83,7 +83,7 @@ def supervised_logits(model: Any, row: EncodedRow) -> torch.Tensor:
 
 
 def adapter_effect(model: Any, encoded: Sequence[EncodedRow]) -> float:
-    """Return the largest difference that the adapter makes to a supervised logit; 0.0 for one without effect."""
+    """Return the largest difference that the adapter makes to a supervised logit; 0.0 for no effect."""
     largest = 0.0
     for row in encoded:
         with_adapter = supervised_logits(model, row)
@@ -135,7 +135,7 @@ def complete(
         prompt: The ids before the answer.
         max_new_tokens: Longest completion, in tokens.
         temperature: 0 for the most probable token each time; above, tokens are drawn.
-        streamer: transformers' streamer, which gets each token; None for none.
+        streamer: transformers' streamer, which gets each token; None for no streaming.
     """
     model.eval()
     pad = model.config.get_text_config().pad_token_id
@@ -170,8 +170,8 @@ def load_adapted(
     """Load a base model and put a saved adapter on it; modules that it saves in full get the base's dtype.
 
     Raises:
-        InputError: If the configuration is not supported, PEFT refuses it on this base, or a tensor of the file is not
-            in the loaded model, or the other way round. PEFT itself only warns, and the model then answers as its base.
+        InputError: If the configuration is not supported, if PEFT refuses it on this base, or if file and loaded model
+            do not have the same tensors. PEFT itself only warns, and the model then answers as its base.
     """
     # PEFT's from_pretrained reports missing and unexpected keys as a warning only: compare every tensor with the file
     saved, place = adapter.load_tensors(), str(adapter.tensors_file)
@@ -179,11 +179,11 @@ def load_adapted(
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise InputError(f"{name} is not finite", place=place, expected="finite numbers")
     model = (load_nf4 if quantization else load_base)(base, precision, device)
-    # PEFT is given the checked keys: of an unread file, it would import the module that a key names
+    # pass the checked keys to PEFT: for an unread file, it would import the module that a key names
     config = adapter.lora_config([name for name, _ in model.named_modules()])
-    # and makes all layers before it reads a tensor: a rank in the file must not cost gigabytes
+    # PEFT makes all layers before it reads a tensor: a rank in the file must not cost gigabytes
     ranks = [config.r, *config.rank_pattern.values()]
-    longest = max((side for one in saved.values() for side in one.shape), default=0)
+    longest = max((side for tensor in saved.values() for side in tensor.shape), default=0)
     copies = sum(max(0, end - start) for start, end in config.layer_replication or ())
     if max(ranks) > longest or copies > len(saved):
         found = f"rank {max(ranks)}, {copies} replicated layers" if copies else f"rank {max(ranks)}"

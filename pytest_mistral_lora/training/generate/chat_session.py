@@ -35,7 +35,7 @@ class PromptRow:
 
     Attributes:
         row: The conversation; the model answers in place of its last assistant turn.
-        has_answer: Whether that turn is of the file, so that an answer can be compared with it.
+        has_answer: Whether that turn comes from the file, so that an answer can be compared with it.
     """
 
     row: Row
@@ -60,7 +60,7 @@ def read_prompt_rows(path: Path) -> list[PromptRow]:
 
     Raises:
         InputError: If the file cannot be opened.
-        RowsError: If any row is bad, or there is none.
+        RowsError: If any row is bad, or the file has no row.
     """
     found, errors = list[PromptRow](), list[RowError]()
     for item in scan_jsonl(path):
@@ -137,7 +137,7 @@ class ChatSession:
     Attributes:
         model: The model, in eval mode.
         encoder: The backend that makes prompts.
-        system: The system prompt; empty for none.
+        system: The system prompt; may be empty.
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 for the most probable token each time; above, tokens are drawn, and torch's seed decides.
         messages: The turns so far.
@@ -151,16 +151,16 @@ class ChatSession:
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def ask(self, text: str, on_text: Callable[[str], None] | None = None, *, place: str = "") -> ChatAnswer:
-        """Return the answer to a message, and keep both as turns; an empty answer leaves the conversation as it was.
+        """Return the answer to a message, and keep both as turns; an empty answer does not change the conversation.
 
         Args:
-            text: The user's message. What looks like a control token in it stays text, or is refused by a backend
-                that could not keep it.
+            text: The user's message. Text that looks like a control token stays text; a backend that cannot keep it as
+                text refuses it.
             on_text: Called with each part of the answer.
             place: Place of the message, for the error.
 
         Raises:
-            RowError: If the conversation cannot be encoded; then it is left as it was.
+            RowError: If the conversation cannot be encoded; then it does not change.
         """
         system = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*self.messages, {"role": "user", "content": text}]
@@ -182,12 +182,12 @@ class ChatSession:
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A model that can be asked.
+    """A loaded model that answers messages.
 
     Attributes:
         model: The loaded model, in eval mode.
         encoder: The backend that makes prompts.
-        title: What it is, in words.
+        title: Its description, in words.
     """
 
     model: Any
@@ -207,7 +207,7 @@ def load_chat_model(
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        InputError: If the folder is none of them, or options do not fit it.
+        InputError: If the folder is not one of these, or an option does not apply to it.
     """
     is_ours = (folder / CONFIG).exists() or AdapterFolder(folder).has_manifest
     is_base = (folder / "config.json").is_file() and not is_ours
@@ -237,7 +237,7 @@ def _load_checkpoint(folder: Path, device: str) -> ChatModel:
     require_trainable(base, backend)
     if backend == "mistral-common":
         tokenizer.require_same_ids()
-    # as `precision: auto` of a recipe
+    # as for `precision: auto` in a recipe
     wide = device == "cpu" or not torch.cuda.is_bf16_supported(including_emulation=False)
     precision: Precision = "fp32" if wide else "bf16"
     model = load_base(base, precision, device).eval()

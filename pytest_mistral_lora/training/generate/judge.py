@@ -37,7 +37,7 @@ def judge(model: Any, encoder: Encoder, transcript: Transcript, *, precision: Pr
         precision: dtype of the base's weights now.
 
     Raises:
-        InputError: If the prompt is encoded into other ids than it was, or the model lacks a recorded id.
+        InputError: If the prompt's ids differ from the recorded ones, or the model lacks a recorded id.
     """
     check_prompt(encoder, transcript)
     transcript.require_ids_below(model.get_input_embeddings().weight.shape[0])
@@ -68,7 +68,7 @@ def check_base(transcripts: Iterable[Transcript], base_weights_sha256: str, base
     """Refuse transcripts that were recorded on another base.
 
     Raises:
-        InputError: Naming both.
+        InputError: With both bases.
     """
     for transcript in transcripts:
         recorded = transcript.model["base_weights_sha256"]
@@ -91,7 +91,7 @@ class TranscriptComparison:
         device: Device of the model: `cpu` or `cuda`.
         precision: dtype of the base's weights.
         kind: `adapter` or `merged`.
-        recorded_adapter: Whether the transcripts were recorded with this very adapter or merged model.
+        recorded_adapter: Whether the transcripts were recorded with the same adapter or merged model.
         judgements: The judgement of each transcript, in order.
     """
 
@@ -106,12 +106,12 @@ class TranscriptComparison:
     @property
     def passed(self) -> bool:
         """Whether the adapter answers all of them as recorded."""
-        return all(one.passed for one in self.judgements)
+        return all(judgement.passed for judgement in self.judgements)
 
     @property
     def tiers(self) -> dict[str, int]:
         """Number of transcripts in each tier."""
-        counts = Counter(one.tier for one in self.judgements)
+        counts = Counter(judgement.tier for judgement in self.judgements)
         return {tier: counts[tier] for tier in ("exact", "equivalent", "different")}
 
     def to_json(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class TranscriptComparison:
             "recorded_adapter": self.recorded_adapter,
             "passed": self.passed,
             "tiers": self.tiers,
-            "transcripts": [one.to_json() for one in self.judgements],
+            "transcripts": [judgement.to_json() for judgement in self.judgements],
         }
 
 
@@ -138,7 +138,7 @@ def compare(
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        InputError: If there are no transcripts, or they are of another base, prompt or vocabulary.
+        InputError: If there are no transcripts, or they belong to another base, prompt or vocabulary.
     """
     golden = adapter / TRANSCRIPTS if golden is None else golden
     transcripts = load_folder(golden)
@@ -153,6 +153,8 @@ def compare(
         device=spec.device,
         precision=spec.precision,
         kind=spec.identity["kind"],
-        recorded_adapter=all(one.model["tensors_sha256"] == spec.identity["tensors_sha256"] for one in transcripts),
-        judgements=[judge(model, spec.encoder, one, precision=spec.precision) for one in transcripts],
+        recorded_adapter=all(
+            transcript.model["tensors_sha256"] == spec.identity["tensors_sha256"] for transcript in transcripts
+        ),
+        judgements=[judge(model, spec.encoder, transcript, precision=spec.precision) for transcript in transcripts],
     )

@@ -159,7 +159,7 @@ def record_rows(
     Args:
         adapter: The adapter's folder.
         rows: Conversations that end with the turn to generate.
-        folder: Folder of the transcripts; it is made, and must not hold others.
+        folder: Folder of the transcripts; it is made, and must not hold other transcripts.
         base: The base's folder; by default, the one that the adapter's folder records.
         max_new_tokens: Longest completion, in tokens.
         checks: Format checks for each completion.
@@ -176,12 +176,12 @@ def record_rows(
         spec.encoder.prompt(row)
     transcripts = spec.answer(spec.load(), rows, max_new_tokens=max_new_tokens, checks=checks)
     folder.mkdir(parents=True, exist_ok=True)
-    return [one.write(folder) for one in transcripts]
+    return [transcript.write(folder) for transcript in transcripts]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt for a model, with the settings of the transcript that keeps the answer.
+    """A prompt for a model, with the settings of its transcript.
 
     Attributes:
         case: Name of the transcript.
@@ -218,7 +218,7 @@ class Question:
         if before is not None:
             settings = {"checks": before.format_checks, "max_new_tokens": before.max_new_tokens}
         given = {key: line[key] for key in settings if key in line}
-        # a recipe's own model reads the keys, so that a line and a recipe mean the same by them
+        # the recipe's own model reads the keys, so that they mean the same in a line and in a recipe
         folder = Path(row.place.rpartition(":")[0]).parent
         try:
             read = Evaluation.model_validate({"generations": 1, **given}, context={"folder": folder})
@@ -249,7 +249,7 @@ def check_same_kind(before: Transcript, spec: ModelSpec, file: Path) -> None:
     """Refuse to overwrite a transcript of another base or tokenizer, which guards another model.
 
     Raises:
-        InputError: With both.
+        InputError: With both of them.
     """
     now, then = tokenizer_identity(spec.encoder), before.tokenizer
     if then["sha256"] != now["sha256"]:
@@ -280,8 +280,8 @@ def record_again(adapter: Path, folder: Path, base: Path | None = None, *, devic
         The change of each file.
 
     Raises:
-        InputError: If there are no transcripts, one is of another base or tokenizer, or they belong to a finished run;
-            then nothing is written.
+        InputError: If there are no transcripts, if one belongs to another base or tokenizer, or if they belong to a
+            finished run; then nothing is written.
     """
     home = folder if folder.is_dir() else folder.parent
     if AdapterFolder(home.parent).has_manifest:
@@ -290,7 +290,7 @@ def record_again(adapter: Path, folder: Path, base: Path | None = None, *, devic
             place=str(home),
             next_step="Copy them to a folder of your own, and record there.",
         )
-    recorded = {home / f"{one.case}.json": one for one in load_folder(folder)}
+    recorded = {home / f"{transcript.case}.json": transcript for transcript in load_folder(folder)}
     spec = model_spec(adapter, base, device=device)
     # all checks come before the weights are loaded, and before the first file is written
     for file, before in recorded.items():

@@ -29,13 +29,13 @@ from pytest_mistral_lora.training.recipe import Evaluation
 GENERATIONS = "generations.jsonl"
 """File of a run with the answers during training: one line per step and row."""
 
-# Digits of recorded log-probabilities: far finer than any tolerance, and the same text for the same run.
+# Digits of recorded log-probabilities: far finer than any tolerance, and the same for equal runs.
 _DECIMALS = 6
 _PACKAGES = ("mistral-common", "peft", "tokenizers", "torch", "transformers")
 
 
 def answer_of(completion: Completion, row: Row, encoder: Encoder) -> AnswerToCheck:
-    """Return a completion as format checks take it; the oracle is None if the tokenizer has none."""
+    """Return a completion as format checks take it; the oracle is None for a tokenizer without one."""
     try:
         oracle = encoder.tokenizer.oracle
     except NoOracleError:
@@ -91,8 +91,8 @@ def record(
                 text=completion.text,
                 stop=completion.stop,
                 checks=tuple(
-                    {**check.to_json(), "passed": one.passed, "reason": one.reason}
-                    for check, one in zip(checks, checked, strict=True)
+                    {**check.to_json(), "passed": verdict.passed, "reason": verdict.reason}
+                    for check, verdict in zip(checks, checked, strict=True)
                 ),
                 **_likelihood(logprobs, completion.ids),
                 **constant,
@@ -120,12 +120,12 @@ def _likelihood(logprobs: torch.Tensor, ids: Sequence[int]) -> dict[str, Any]:
     margin is l[c] - l[r]: negative if the completion is not greedy.
     """
     chosen = torch.tensor(ids)[:, None]
-    own = logprobs.gather(1, chosen)
+    chosen_logprobs = logprobs.gather(1, chosen)
     others, runner_up = logprobs.scatter(1, chosen, -torch.inf).max(dim=1, keepdim=True)
     return {
         # adding zero turns -0.0 into 0.0
-        "logprobs": tuple(round(min(value, 0.0), _DECIMALS) + 0.0 for value in own.squeeze(1).tolist()),
-        "margins": tuple(round(value, _DECIMALS) + 0.0 for value in (own - others).squeeze(1).tolist()),
+        "logprobs": tuple(round(min(value, 0.0), _DECIMALS) + 0.0 for value in chosen_logprobs.squeeze(1).tolist()),
+        "margins": tuple(round(value, _DECIMALS) + 0.0 for value in (chosen_logprobs - others).squeeze(1).tolist()),
         "runner_up_ids": tuple(runner_up.squeeze(1).tolist()),
     }
 
@@ -149,7 +149,7 @@ def next_token_logits(model: Any, prompt: Sequence[int], completion: Sequence[in
     model.eval()
     with torch.inference_mode():
         ids = torch.tensor([[*prompt, *completion]], device=model.device)
-        keep = len(completion) + 1  # from the last prompt token on; the last position predicts nothing of these
+        keep = len(completion) + 1  # from the last prompt token on; the last position predicts no given token
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=keep, use_cache=False).logits
         found: torch.Tensor = logits[0, :-1].float().cpu()
     return found
@@ -159,7 +159,7 @@ def format_checks(evaluation: Evaluation, encoder: Encoder) -> tuple[FormatCheck
     """Return the format checks of a recipe.
 
     Raises:
-        RecipeError: If one cannot be made, or the base has no Mistral tokenizer to read tool calls by.
+        RecipeError: If a check cannot be made, or the base has no Mistral tokenizer, which checks of tool calls need.
     """
     checks = evaluation.format_checks()
     if any(check.kind == "tool_call" for check in checks) and not encoder.tokenizer.has_oracle:
@@ -174,7 +174,7 @@ def format_checks(evaluation: Evaluation, encoder: Encoder) -> tuple[FormatCheck
 @contextmanager
 def preserve_rng_and_modes(model: Any) -> Iterator[None]:
     """Restore each module's training mode and the random generators, so that generation cannot change a run."""
-    # each module's own mode: model.train() afterwards would also turn on dropout that a user turned off
+    # each module's own mode: model.train() would also turn on dropout that a user turned off
     modes = {module: module.training for module in model.modules()}
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -189,8 +189,8 @@ def preserve_rng_and_modes(model: Any) -> Iterator[None]:
 class GenerationCallback(TrainerCallback):
     """Answers the same rows every few optimizer steps, and after the last one.
 
-    In a distributed run, every process answers all rows with the unwrapped model, so that none waits for another. The
-    answers are the same in each, and the main process writes them.
+    In a distributed run, every process answers all rows with the unwrapped model, so that no process waits for another.
+    The answers are the same in each, and the main process writes them.
 
     Attributes:
         trainer: The trainer; its log gets the pass rates.
@@ -244,7 +244,7 @@ class GenerationCallback(TrainerCallback):
             checks = {verdict.name: verdict.reason or "passed" for verdict in found}
             answer = {"text": completion.text, "stop": completion.stop, "equal": completion.equal}
             self._lines.append({"step": step, "row": completion.row, **answer, "checks": checks})
-        # a run that resumes from the checkpoint of this step has its rates in the log already
+        # a run that resumes from the checkpoint of this step already has the rates in its log
         lines = (line for line in self.trainer.state.log_history if line["step"] == step)
         logged = any(name.startswith(FORMAT) for line in lines for name in line)
         if self.checks and completions and not logged:
@@ -263,7 +263,7 @@ class GenerationCallback(TrainerCallback):
         return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self._lines)
 
     def files(self, identity: Mapping[str, Any], precision: Precision) -> dict[str, str]:
-        """Return the content of the files with answers, by name; none if there are no rows. All processes must call it.
+        """Return the content of the files with answers, by name; empty without rows. All processes must call it.
 
         Args:
             identity: The `model` of each transcript.
@@ -288,4 +288,4 @@ class GenerationCallback(TrainerCallback):
 
     def _checked(self, completions: Sequence[Completion]) -> list[tuple[FormatVerdict, ...]]:
         pairs = zip(completions, self.rows, strict=True)
-        return [verdicts(answer_of(one, row, self.encoder), self.checks) for one, row in pairs]
+        return [verdicts(answer_of(completion, row, self.encoder), self.checks) for completion, row in pairs]

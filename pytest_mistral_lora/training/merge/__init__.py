@@ -1,4 +1,4 @@
-"""Add an adapter to its base's weights: planned, streamed tensor by tensor, and proven before the folder is there."""
+"""Add an adapter to its base's weights: planned, streamed tensor by tensor, and proven before the folder exists."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from pytest_mistral_lora.training.output_folder import (
 from pytest_mistral_lora.training.run_metadata import environment
 
 _SCRATCH = ".proof"
-"""Folder of the proof's logits, within the merged one until it is finished."""
+"""Folder of the proof's logits, inside the unfinished merged folder."""
 
 _OWN_PARTS = ("schema_version", "kind", "files", "parent", "seal")
 """Parts of a manifest that describe its own folder; a merged model takes all others from its adapter."""
@@ -88,10 +88,10 @@ def merge(
     device: str = "auto",
     progress: bool = False,
 ) -> MergedModel:
-    """Add an adapter to its base's weights, prove it, and write the folder of a model that needs neither.
+    """Add an adapter to its base's weights, prove the sum, and write the folder of a model that needs neither.
 
-    Sums are in float64, one tensor at a time, and rounded once. Before the folder is there, each element of its weights
-    is compared with that sum, and base and adapter and then the merged model answer the same prompts; both are loaded
+    Sums are in float64, one tensor at a time, and rounded once. Before the folder exists, each element of its weights
+    is compared with that sum. Base and adapter, and then the merged model, answer the same prompts. Both are loaded
     whole, one after the other, in the merged dtype, and compute in float32.
 
     Args:
@@ -107,7 +107,7 @@ def merge(
 
     Raises:
         InputError: If the folders do not go together, or the output exists; then nothing is written.
-        MergeError: If the merged model is not what base and adapter are; then nothing is left.
+        MergeError: If the merged model differs from base and adapter; then nothing is left.
         DiskError: If the output cannot be written; then nothing is left.
     """
     _check_output(output, adapter, base)
@@ -115,19 +115,19 @@ def merge(
     if named is not None and not dequantize:
         refuse_quantized(named)  # before its weights are hashed, which takes time
     spec = merge_source(adapter, named, device=device)
-    _check_output(output, adapter, spec.base.path)  # again: now the base is known in any case
+    _check_output(output, adapter, spec.base.path)  # again: the base is known now
     # FP8 weights are dequantised wherever they are read: there is more to do only if training rounded them to 4 bits
     dequantize = dequantize and (spec.quantization is not None or not is_fp8(spec.base.config))
     with (
         sole_writer(output),
         explain_disk_errors(output, _MAKE_ROOM),
-        dequantized(spec, output, asked=dequantize) as full,
+        dequantized(spec, output, wanted=dequantize) as full,
     ):
         weights = require_full_weights(full)
         written = merge_dtype(full, weights, dtype)
         tensors = spec.folder.weights
         changes = plan_merge(spec.folder, full)
-        asked = proof_questions(spec.folder, golden)
+        questions = proof_questions(spec.folder, golden)
         needed = written_size(weights, written)
         if shutil.disk_usage(output.parent).free < needed:
             # before the work, which takes minutes for a large model
@@ -141,7 +141,7 @@ def merge(
             tensors_sha256 = sha256_tensors(merged.file_weights)
             identity = {**spec.identity, "kind": "merged", "tensors_sha256": tensors_sha256}
             in_full = replace(spec, base=full, precision=PRECISIONS[written], quantization=None)
-            proof = prove(in_full, merged, asked, dtype=written, identity=identity, scratch=folder / _SCRATCH)
+            proof = prove(in_full, merged, questions, dtype=written, identity=identity, scratch=folder / _SCRATCH)
             shutil.rmtree(folder / _SCRATCH)
             (folder / TRANSCRIPTS).mkdir()
             for transcript in proof.transcripts:
@@ -151,20 +151,20 @@ def merge(
 
 
 @contextmanager
-def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[BaseFolder]:
+def dequantized(spec: ModelSpec, output: Path, *, wanted: bool) -> Iterator[BaseFolder]:
     """Yield the full weights that the adapter is added to: the base's own, or a temporary one.
 
     Args:
         spec: Adapter and base.
         output: The merged folder to be made; the temporary folder is beside it.
-        asked: Whether to add the adapter to the dequantised weights.
+        wanted: Whether to add the adapter to the dequantised weights.
 
     Raises:
-        InputError: If it is asked for, but neither the base nor its training was quantised, or the base cannot be
+        InputError: If `wanted` is set but neither the base nor its training was quantised, or if the base cannot be
             dequantised.
     """
     base, precision, device = spec.base, spec.precision, spec.device
-    if not asked:
+    if not wanted:
         yield base
         return
     temporary = unfinished_path(output)
@@ -220,7 +220,7 @@ def _write_manifest(folder: Path, spec: ModelSpec, proof: Proof, dtype: str, deq
     parts = {key: value for key, value in spec.folder.require_manifest().data.items() if key not in _OWN_PARTS}
     parts |= {"base_weights_sha256": identity["base_weights_sha256"], "kind": "merged", "parent": parent}
     if "tokenizer" in parts:
-        # the configuration of the tokenizer may have got a key, and an adapter without one has got both files
+        # a key may have been added to the tokenizer's configuration; an adapter without one has both files now
         names = (*parts["tokenizer"]["files"], TOKENIZER_JSON, "tokenizer_config.json", "tokenizer.model")
         digests = {name: sha256_file(folder / name) for name in names if (folder / name).is_file()}
         parts["tokenizer"] = {**parts["tokenizer"], "files": digests}
@@ -245,9 +245,9 @@ def _notes(spec: ModelSpec, proof: Proof, dequantize: bool, output: Path) -> Ite
             "rate nearly as high; with their choices, the logits are theirs. --dtype float32 moves least."
         )
     if proof.near_ties:
-        asked = len(proof.transcripts)
+        count = len(proof.transcripts)
         tie = "token" if not routing.moved else "token, or a choice of experts,"
-        yield f"{proof.near_ties} of {asked} answers differ, from a {tie} on that base and adapter hardly prefer."
+        yield f"{proof.near_ties} of {count} answers differ, from a {tie} on that base and adapter hardly prefer."
     if (output / TEKKEN).is_file():
         # the file stays, byte for byte, and transformers 5 loads it in place of tokenizer.json, for the converter, too
         folder, to = shlex.quote(str(output)), shlex.quote(f"{output}-gguf")

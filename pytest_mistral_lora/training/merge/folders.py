@@ -1,6 +1,6 @@
-"""The folders of a merge: the adapter and its base, checked before the work; and the files beside the merged weights.
+"""The folders of a merge: the adapter and its base, checked before the work, and the files beside the merged weights.
 
-Those files are such that transformers, vLLM and llama.cpp's converter read the same model.
+transformers, vLLM and llama.cpp's converter read the same model from those files.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def merge_source(adapter: Path, base: BaseFolder | None, *, device: str) -> Mode
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        InputError: If the folder is no adapter, its manifest is missing, too old, or differs from it, or the base
-            is not the one that the adapter was trained on.
+        InputError: If the folder is not an adapter; if its manifest is missing, too old, or differs from it; or if the
+            adapter was trained on another base.
     """
     require_folder(adapter)
     folder = AdapterFolder(adapter, base, may_fetch=True)
@@ -66,7 +66,7 @@ def merge_source(adapter: Path, base: BaseFolder | None, *, device: str) -> Mode
             place=str(folder.manifest_file),
             expected="a manifest as mistral-lora train writes it",
         )
-    # files that are not listed do no harm: a merge does not copy them
+    # unlisted files do no harm: a merge does not copy them
     wrong = [field for field in verify(folder) if field.state == "mismatch" and not field.is_unlisted]
     if wrong:
         raise InputError(
@@ -125,21 +125,22 @@ def require_full_weights(base: BaseFolder) -> Weights:
     return weights
 
 
-def merge_dtype(base: BaseFolder, weights: Weights, asked: str) -> str:
-    """Return the dtype to write: the one asked for, or that of the base's weights.
+def merge_dtype(base: BaseFolder, weights: Weights, dtype: str) -> str:
+    """Return the dtype to write: the chosen one, or the dtype of the base's weights.
 
     Args:
         base: The base.
         weights: Its tensors.
-        asked: A name of `DTYPES`, or `base`.
+        dtype: A name of `DTYPES`, or `base`.
 
     Raises:
-        InputError: If there is no such dtype, or the base's weights have several and its configuration names none.
+        InputError: If the dtype is unknown, or the base's weights have several and its configuration names none of
+            them.
     """
-    if asked in DTYPES:
-        return asked
-    if asked != BASE_DTYPE:
-        raise InputError(f"{asked!r}", place="--dtype", expected=f"{BASE_DTYPE} or one of {', '.join(DTYPES)}")
+    if dtype in DTYPES:
+        return dtype
+    if dtype != BASE_DTYPE:
+        raise InputError(f"{dtype!r}", place="--dtype", expected=f"{BASE_DTYPE} or one of {', '.join(DTYPES)}")
     found = {_DTYPE_NAMES[info.dtype] for info in weights.infos.values()}
     if len(found) == 1:
         return found.pop()
@@ -155,7 +156,7 @@ def merge_dtype(base: BaseFolder, weights: Weights, asked: str) -> str:
 
 _KEPT = ("*_config.json", "chat_template.json", "SYSTEM_PROMPT.txt")
 _NOT_KEPT = ("tokenizer_config.json", "adapter_config.json", "*quant*")
-"""Files of the base beside its weights that a merged model keeps, and those among them that it has of its own."""
+"""Files of the base beside its weights that a merged model keeps, and those that it writes itself."""
 
 
 def write_companions(folder: Path, weights: Weights, spec: ModelSpec, dtype: str) -> None:
@@ -173,15 +174,17 @@ def write_companions(folder: Path, weights: Weights, spec: ModelSpec, dtype: str
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     for name, part in config.items():
         if isinstance(part, dict):
-            config[name] = {**part, **{one: dtype for one in ("torch_dtype", "dtype") if part.get(one)}}
+            config[name] = {**part, **{key: dtype for key in ("torch_dtype", "dtype") if part.get(key)}}
     write_json(folder / "config.json", {**config, key: dtype})
-    # the processor of images, generation, a system prompt: as they are; the adapter's own tokenizer files come after
+    # image processor, generation settings and system prompt are copied unchanged; the adapter's tokenizer files follow
     kept = (file for pattern in _KEPT for file in sorted(base.glob(pattern)) if file.is_file())
     listed = (
-        name for name in spec.folder.require_manifest().data["files"] if any(fnmatch(name, one) for one in TEXT_FILES)
+        name
+        for name in spec.folder.require_manifest().data["files"]
+        if any(fnmatch(name, pattern) for pattern in TEXT_FILES)
     )
-    own = (file for file in kept if not any(fnmatch(file.name, one) for one in _NOT_KEPT))
-    for file in (*own, *(adapter / name for name in listed)):
+    inherited = (file for file in kept if not any(fnmatch(file.name, pattern) for pattern in _NOT_KEPT))
+    for file in (*inherited, *(adapter / name for name in listed)):
         shutil.copyfile(file, folder / file.name)
     tokenizer, plain = oracle_file(folder), base / SPM_MODEL
     if tokenizer is not None and tokenizer.name == TEKKEN:
@@ -200,18 +203,18 @@ def with_ties(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     key, text = TIE, config.get("text_config")
     heads = [name for name in weights if name.endswith("lm_head.weight")]
     embeddings = [name for name in weights if name.endswith("embed_tokens.weight")]
-    asked = any(part.get(key) for part in (config, text if isinstance(text, dict) else {}))
+    declares_tie = any(part.get(key) for part in (config, text if isinstance(text, dict) else {}))
     equal = bool(heads and embeddings) and torch.equal(weights[heads[0]], weights[embeddings[0]])
-    tied = not heads or (asked and equal)
+    tied = not heads or (declares_tie and equal)
     nested = {"text_config": {**text, key: tied}} if isinstance(text, dict) else {}
     return {**config, **nested, key: tied}
 
 
 def _write_sentencepiece_companions(folder: Path, tokenizer: Path) -> None:
-    """Write the two files without which llama.cpp's converter makes other ids of a SentencePiece tokenizer.
+    """Write the two files that llama.cpp's converter needs to keep the ids of a SentencePiece tokenizer.
 
     Without `tokenizer.model` it takes a vocabulary without scores; without a value of `add_prefix_space` the GGUF file
-    has a space more after every control token. It warns of neither.
+    adds a space after every control token. It warns about neither.
     """
     plain, config = folder / SPM_MODEL, folder / TOKENIZER_CONFIG
     if not plain.exists():
@@ -225,7 +228,7 @@ def _write_sentencepiece_companions(folder: Path, tokenizer: Path) -> None:
 
 
 def _write_tokenizer_json(folder: Path, tokenizer: Path) -> None:
-    """Write the tokenizer of transformers, but for the files that the folder has."""
+    """Write the tokenizer files of transformers that the folder lacks."""
     fast = convert(Oracle(tokenizer))
     if not (folder / TOKENIZER_JSON).exists():
         write_text(folder / TOKENIZER_JSON, fast.backend_tokenizer.to_str(pretty=True) + "\n")

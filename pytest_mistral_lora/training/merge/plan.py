@@ -94,8 +94,8 @@ def plan_merge(adapter: AdapterFolder, base: BaseFolder) -> dict[str, TensorChan
     """Return the change of each tensor of the base that changes, by its name.
 
     Raises:
-        InputError: If a tensor of the adapter has no place, one is missing, or one does not fit; if the adapter is of
-            a kind that has no sum with the base; if it changes one of two tensors that the base keeps as one.
+        InputError: If a tensor of the adapter has no place in the base, is missing, or does not fit; if an adapter of
+            this kind cannot be added to the base; if it changes one of two tensors that the base ties.
         PinError: As for `BaseFolder.weights` and `BaseFolder.empty_model`.
     """
     tensors, place = adapter.weights, str(adapter.tensors_file)
@@ -106,7 +106,7 @@ def plan_merge(adapter: AdapterFolder, base: BaseFolder) -> dict[str, TensorChan
     changes = {on_disk.get(spelled_name(name, memory), name): change for name, change in _changes(model, adapter)}
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     used = {name for change in changes.values() for name in change.names}
-    # a tensor that PEFT expects and no change uses is as bad as one that the file lacks: a part would be lost
+    # an expected tensor that no change uses is as bad as a missing one: a part of the adapter would be lost
     odd = sorted((expected.keys() ^ tensors.keys()) | (expected.keys() - used))
     if odd:
         missing = odd[0] not in tensors
@@ -131,7 +131,7 @@ def _model_without_weights(adapter: AdapterFolder, base: BaseFolder) -> Any:
     """Return base and adapter as PEFT builds them, on the meta device: layers, names and scaling are PEFT's own.
 
     Raises:
-        InputError: If the configuration is not of a plain LoRA adapter, or PEFT refuses it on this base.
+        InputError: If the configuration is not that of a plain LoRA adapter, or PEFT refuses it on this base.
     """
     place, model = str(adapter.config_file), base.empty_model()
     start = adapter.config.get("init_lora_weights")

@@ -46,15 +46,25 @@ _NEXT_STEP = "Nothing is written. --dtype float32 rounds least."
 
 @contextmanager
 def float32_sums(model: Any) -> Iterator[None]:
-    """Let a model compute in float32 within the block; of its weights, one is in float32 at a time."""
+    """Let a model compute in float32 within the block; one weight at a time is in float32."""
     # Two models must differ by weights, not by how their sums round. On a real model of 135M parameters, merged
     # in bfloat16, logits differed by 0.4 to 1.0 from base and adapter with sums in bfloat16, by 0.1 to 0.2 in float32.
     handles: list[Any] = []
     for module in model.modules():
-        own = {name: one.data for name, one in module.named_parameters(recurse=False) if one.dtype != torch.float32}
-        if own:
-            handles.append(module.register_forward_pre_hook(lambda one, given, own=own: _set(one, own, torch.float32)))
-            handles.append(module.register_forward_hook(lambda one, given, output, own=own: _set(one, own)))
+        values = {
+            name: parameter.data
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.dtype != torch.float32
+        }
+        if values:
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda hooked, given, values=values: _set(hooked, values, torch.float32)
+                )
+            )
+            handles.append(
+                module.register_forward_hook(lambda hooked, given, output, values=values: _set(hooked, values))
+            )
     try:
         yield
     finally:
@@ -73,8 +83,8 @@ class Proof:
 
     Attributes:
         max_abs_logit_difference: Largest difference of a logit at the positions of the adapter's answers.
-        near_ties: Number of prompts with another answer, which differs first at a token that base and adapter hardly
-            preferred, or because a token went to experts that they hardly did not prefer.
+        near_ties: Number of prompts with another answer, which first differs at a token that base and adapter hardly
+            preferred, or because a token went to experts that they rated nearly as high.
         routing: How the routers differ, in a model with experts.
         transcripts: The merged model's own answers, with sums in its own dtype.
     """
@@ -91,9 +101,9 @@ class Proof:
 
 
 def check_sums(merged: Weights, base: Weights, adapter: AdapterFolder) -> None:
-    """Refuse merged weights of which one element is not the rounded sum of base and adapter.
+    """Refuse merged weights if any element is not the rounded sum of base and adapter.
 
-    Logits do not show a small error in one matrix: rounding to bfloat16 moves them as far as 5 % of a change do.
+    Logits do not show a small error in one matrix: rounding to bfloat16 moves them as far as 5 % of a change does.
 
     Raises:
         MergeError: With the first tensor, and the number of the others.
@@ -108,21 +118,21 @@ def check_sums(merged: Weights, base: Weights, adapter: AdapterFolder) -> None:
 
 
 def proof_questions(adapter: AdapterFolder, golden: Path | None) -> list[Question]:
-    """Return the prompts: of the golden transcripts given, of the adapter's own, or else of its rendered row.
+    """Return the prompts of the given golden transcripts, of the adapter's own transcripts, or of its rendered row.
 
     Args:
         adapter: The adapter.
         golden: A transcript or a folder of transcripts, or None.
 
     Raises:
-        InputError: If there is no prompt, or one is encoded into other ids than it was.
+        InputError: If there is no prompt, or one is encoded into other ids than when it was recorded.
     """
-    own, rendered = adapter.path / TRANSCRIPTS, adapter.path / RENDERED
-    if golden is not None or golden_paths(own):
-        transcripts = load_folder(own if golden is None else golden)
-        for one in transcripts:
-            check_prompt(adapter.encoder, one)
-        return [Question.again(one) for one in transcripts]
+    recorded, rendered = adapter.path / TRANSCRIPTS, adapter.path / RENDERED
+    if golden is not None or golden_paths(recorded):
+        transcripts = load_folder(recorded if golden is None else golden)
+        for transcript in transcripts:
+            check_prompt(adapter.encoder, transcript)
+        return [Question.again(transcript) for transcript in transcripts]
     if not rendered.is_file():
         raise InputError(
             f"neither {TRANSCRIPTS} nor {RENDERED}: there is no prompt to prove the merged model with",
@@ -137,7 +147,7 @@ def proof_questions(adapter: AdapterFolder, golden: Path | None) -> list[Questio
 def prove(
     spec: ModelSpec,
     merged: BaseFolder,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     *,
     dtype: str,
     identity: dict[str, Any],
@@ -148,22 +158,22 @@ def prove(
     Args:
         spec: Base and adapter, in the precision of `dtype`.
         merged: The merged weights, with their configuration.
-        asked: The result of `proof_questions`.
+        questions: The result of `proof_questions`.
         dtype: dtype of the merged weights.
         identity: The `model` of the merged model's transcripts.
         scratch: Folder to make for logits, which may be large.
 
     Raises:
-        MergeError: If the merged model answers otherwise, or its logits are farther away than rounding explains.
+        MergeError: If the merged model's answers differ, or its logits are farther away than rounding explains.
     """
     scratch.mkdir()
     model, router = spec.load(), merged.architecture.text.router
     routings, weights = [], router_weights(model, router)
     with float32_sums(model):
-        expected = [ask(model, spec, one) for one in asked]
-        for one in expected:
+        expected = [ask(model, spec, question) for question in questions]
+        for transcript in expected:
             with recorded_routing(model, router) as routing:
-                save_file({"logits": _answer_logits(model, one)}, scratch / one.case)
+                save_file({"logits": _answer_logits(model, transcript)}, scratch / transcript.case)
             routings.append(routing)
     # both models together may not fit: the first is freed, and its logits wait on disk
     del model
@@ -179,29 +189,32 @@ def prove(
         )
     farthest, difference, explained = 0.0, RouterDifference(), set()
     with float32_sums(model):
-        for one, routing in zip(expected, routings, strict=True):
+        for transcript, routing in zip(expected, routings, strict=True):
             with replayed_routing(model, router, routing) as routed:
-                logits = _answer_logits(model, one)
-            apart = (logits - load_file(scratch / one.case)["logits"]).abs().max().item()
+                logits = _answer_logits(model, transcript)
+            apart = (logits - load_file(scratch / transcript.case)["logits"]).abs().max().item()
             farthest = max(farthest, inf if isnan(apart) else apart)  # max() would lose a NaN
             difference.include(routed)
-            if routed.moved and tier_of_logits(logits, one, spec.precision) != "different":
-                explained.add(one.case)
-        judgements = [judge(model, spec.encoder, one, precision=spec.precision) for one in expected]
+            if routed.moved and tier_of_logits(logits, transcript, spec.precision) != "different":
+                explained.add(transcript.case)
+        judgements = [judge(model, spec.encoder, transcript, precision=spec.precision) for transcript in expected]
     _check_equal(farthest, difference, dtype)
-    _check_answers([one for one in judgements if not (one.passed or _is_explained(one, explained))], len(judgements))
-    own = replace(spec, identity=identity)
-    transcripts = [ask(model, own, one) for one in asked]
-    return Proof(farthest, sum(one.tier != "exact" for one in judgements), difference, transcripts)
+    _check_answers(
+        [judgement for judgement in judgements if not (judgement.passed or _is_explained(judgement, explained))],
+        len(judgements),
+    )
+    merged_spec = replace(spec, identity=identity)
+    transcripts = [ask(model, merged_spec, question) for question in questions]
+    return Proof(farthest, sum(judgement.tier != "exact" for judgement in judgements), difference, transcripts)
 
 
 def _answer_logits(model: Any, answer: Transcript) -> torch.Tensor:
     return next_token_logits(model, answer.prompt_ids, answer.completion_ids)
 
 
-def _is_explained(one: AnswerJudgement, explained: Collection[str]) -> bool:
+def _is_explained(judgement: AnswerJudgement, explained: Collection[str]) -> bool:
     """Report whether an answer differs only because some tokens went to other experts, and keeps its format."""
-    return one.case in explained and not one.broken_checks
+    return judgement.case in explained and not judgement.broken_checks
 
 
 def _check_equal(farthest: float, routing: RouterDifference, dtype: str) -> None:
@@ -220,10 +233,10 @@ def _check_equal(farthest: float, routing: RouterDifference, dtype: str) -> None
         )
 
 
-def _check_answers(wrong: Sequence[AnswerJudgement], asked: int) -> None:
+def _check_answers(wrong: Sequence[AnswerJudgement], prompts: int) -> None:
     if wrong:
         first = wrong[0]
         broken = [f"{check.name} failed: {check.reason}" for check in first.broken_checks]
-        count = f"{len(wrong)} of {asked} prompts are answered otherwise"
+        count = f"{len(wrong)} of {prompts} prompts are answered otherwise"
         lines = "\n  ".join([count, f"{first.case}: {first.text!r}", *difference_text(first), *broken])
         raise MergeError(lines, expected="the answers of base and adapter", next_step=_NEXT_STEP)

@@ -1,8 +1,8 @@
-"""Experts in the proof of a merge: a rounded weight can move a token to another expert, whose output is another one.
+"""Experts in the proof of a merge: a rounded weight can move a token to another expert, with another output.
 
-The logits of a model with experts jump where two experts are nearly as good for a token; for a given choice of experts,
-they follow the weights as those of any model. So the merged model is compared with the choices of base and adapter in
-place of its own. Its routers must be the base's, bit for bit, and what they choose by must be theirs within rounding.
+The logits of a model with experts jump where two experts are nearly as good for a token. For a given choice of experts,
+they follow the weights as in any model. So the merged model is compared under the choices of base and adapter. Its
+routers must equal the base's bit for bit, and their logits must equal the base's within rounding.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ class RouterDifference:
     def add(self, expected: Any, found: Any) -> None:
         """Compare the outputs of a router of both models."""
         # transformers 5 returns logits, weights and experts; in 4, a router is a linear layer
-        logits, own = ((one[0] if isinstance(one, tuple) else one).float() for one in (expected, found))
-        apart = ((own - logits).abs().max() / logits.std()).item()
+        logits, found_logits = (
+            (output[0] if isinstance(output, tuple) else output).float() for output in (expected, found)
+        )
+        apart = ((found_logits - logits).abs().max() / logits.std()).item()
         self.farthest = max(self.farthest, inf if isnan(apart) else apart)  # max() would lose a NaN
-        chosen, others = (_experts(one) for one in (expected, found))
+        chosen, others = (_experts(output) for output in (expected, found))
         self.moved += int((chosen != others).any(dim=-1).sum())
         self.choices += len(chosen)
 
@@ -65,24 +67,25 @@ def _experts(output: Any) -> torch.Tensor:
 
 
 def _routers(model: Any, name: str) -> list[torch.nn.Module]:
-    return [module for own, module in model.named_modules() if name and own.endswith(f".{name}")]
+    return [module for path, module in model.named_modules() if name and path.endswith(f".{name}")]
 
 
 def router_weights(model: Any, router: str) -> list[dict[str, torch.Tensor]]:
     """Return copies of the weights of each router, on the CPU, in model order."""
     return [
-        {name: tensor.detach().to("cpu", copy=True) for name, tensor in one.state_dict().items()}
-        for one in _routers(model, router)
+        {name: tensor.detach().to("cpu", copy=True) for name, tensor in router_module.state_dict().items()}
+        for router_module in _routers(model, router)
     ]
 
 
 def changed_routers(before: Sequence[dict[str, torch.Tensor]], after: Sequence[dict[str, torch.Tensor]]) -> list[str]:
-    """Return each router whose weights differ in any bit, by its place among the routers; one that is missing, too."""
+    """Return each router whose weights differ in any bit, or that is missing, by its place among the routers."""
     none: dict[str, torch.Tensor] = {}
     return [
         f"router {place}"
-        for place, (one, other) in enumerate(zip_longest(before, after, fillvalue=none))
-        if one.keys() != other.keys() or any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
+        for place, (weights, other) in enumerate(zip_longest(before, after, fillvalue=none))
+        if weights.keys() != other.keys()
+        or any(not torch.equal(tensor, other[name]) for name, tensor in weights.items())
     ]
 
 
@@ -96,8 +99,8 @@ def recorded_routing(model: Any, router: str) -> Iterator[list[Any]]:
     """
     outputs: list[Any] = []
     handles = [
-        one.register_forward_hook(lambda module, given, output: outputs.append(output))
-        for one in _routers(model, router)
+        router_module.register_forward_hook(lambda module, given, output: outputs.append(output))
+        for router_module in _routers(model, router)
     ]
     try:
         yield outputs
@@ -108,7 +111,7 @@ def recorded_routing(model: Any, router: str) -> Iterator[list[Any]]:
 
 @contextmanager
 def replayed_routing(model: Any, router: str, outputs: Sequence[Any]) -> Iterator[RouterDifference]:
-    """Let the routers of a model return recorded outputs in a forward pass; yield how their own differ.
+    """Let the routers of a model return recorded outputs in a forward pass; yield how their own outputs differ.
 
     Args:
         model: A model of the class that the outputs were recorded with.
@@ -122,8 +125,8 @@ def replayed_routing(model: Any, router: str, outputs: Sequence[Any]) -> Iterato
         return expected
 
     handles = [
-        one.register_forward_hook(lambda module, given, output, expected=expected: replay(expected, output))
-        for one, expected in zip(_routers(model, router), outputs, strict=True)
+        router_module.register_forward_hook(lambda module, given, output, expected=expected: replay(expected, output))
+        for router_module, expected in zip(_routers(model, router), outputs, strict=True)
     ]
     try:
         yield difference

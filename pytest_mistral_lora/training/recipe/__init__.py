@@ -68,7 +68,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _no_shared_dropout(self) -> Self:
-        # each token has a dropout mask of its own: a shared token would have one for all of its rows
+        # each token has its own dropout mask: a shared token would have one mask for all of its rows
         if self.training.share_prefix and self.lora.dropout:
             raise ValueError(
                 f"training.share_prefix with lora.dropout {self.lora.dropout}: rows would share its mask; "
@@ -79,30 +79,30 @@ class Recipe(Section):
     @field_validator("output")
     @classmethod
     def _beside_recipe(cls, value: Path, info: ValidationInfo) -> Path:
-        # made absolute as text, so that `out/..` counts as the folder that it is
+        # made absolute as text, so that `out/..` counts as the folder that it names
         folder, absolute = Path(os.path.abspath(from_recipe(Path(), info))), Path(os.path.abspath(value))  # noqa: PTH100
         if value.name in ("", "..") or folder.is_relative_to(absolute):
             raise ValueError(
                 "the recipe's folder is this folder or in it; expected a folder of its own, such as lora-out"
             )
-        # beside it are folders and files of longer names
+        # folders and files with longer names are made beside it
         if len(os.fsencode(value.name)) > _LONGEST_OUTPUT:
             raise ValueError(f"a name of more than {_LONGEST_OUTPUT} bytes")
         return value
 
     @property
     def folder(self) -> Path:
-        """Folder of the recipe's file; its relative paths start there."""
+        """Folder of the recipe's file; its relative paths start here."""
         return self._folder
 
     def name_of(self, path: Path) -> str:
-        """Return a file's name in the manifest: its path below the recipe's folder, or else its last part alone."""
+        """Return a file's name in the manifest: its path below the recipe's folder, or else its last part."""
         # a manifest is published: the path of a file elsewhere would publish names of folders of this machine
         below = path.is_relative_to(self._folder) and ".." not in path.relative_to(self._folder).parts
         return (path.relative_to(self._folder) if below else Path(path.name)).as_posix()
 
     def path_as_written(self, path: Path) -> str:
-        """Return a path of this recipe relative to the recipe's folder if it is below it, else as it is."""
+        """Return a path of this recipe relative to the recipe's folder if it is below the folder, else unchanged."""
         return written_path(path.relative_to(self._folder) if path.is_relative_to(self._folder) else path)
 
     def as_written(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ _OTHER_TRAINERS = {
     "LLaMA-Factory": {"model_name_or_path", "dataset"},
     "TRL": {"model_name_or_path", "dataset_name"},
 }
-"""Keys that a configuration of another trainer has, and no recipe."""
+"""Keys that only configurations of other trainers have."""
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -167,7 +167,7 @@ def parse_recipe(
     for runner, keys in _OTHER_TRAINERS.items():
         if keys <= data.keys() and "training" not in data:
             quoted = shlex.quote(place)
-            # none of its keys would be ours: one sentence in place of a fault for each
+            # no key would be a recipe's: report one sentence instead of a fault for each
             raise RecipeError(
                 f"this is a configuration of {runner}",
                 place=place,
@@ -179,9 +179,11 @@ def parse_recipe(
         recipe = Recipe.model_validate(data, context={"folder": folder or Path(), "place": place})
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        # pydantic counts the good entries of a list, too, and reports one whose entries are all bad once more
-        within = {one["loc"][:end] for one in errors for end in range(1, len(one["loc"]))}
-        faults = [_fault(one, lines or {}) for one in errors if one["type"] != "too_short" or one["loc"] not in within]
+        # pydantic counts the good entries of a list, and reports a list without good entries once more
+        within = {error["loc"][:end] for error in errors for end in range(1, len(error["loc"]))}
+        faults = [
+            _fault(error, lines or {}) for error in errors if error["type"] != "too_short" or error["loc"] not in within
+        ]
         if len(faults) == 1:
             line, field, found = faults[0]
             raise RecipeError(found, place=f"{place}{line}, {field}") from error
@@ -194,8 +196,8 @@ def parse_recipe(
 
 
 def _fault(error: Any, lines: Mapping[FieldPath, int]) -> tuple[str, str, str]:
-    """Return `:LINE`, if it is known, the field and the fault of one of pydantic's errors."""
-    # pydantic names the kind of an entry, which is no key of the recipe
+    """Return `:LINE` (if known), the field and the fault of one of pydantic's errors."""
+    # pydantic names the kind of an entry, which is not a key of the recipe
     field: FieldPath = tuple(step for step in error["loc"] if step not in (FILE, SOURCE))
     known = next((lines[field[:end]] for end in range(len(field), -1, -1) if field[:end] in lines), 0)
     message = error_in_words(error, Recipe)
@@ -211,9 +213,9 @@ class PinnedBase:
 
     Attributes:
         key: `base.revision`, or `base.weights_sha256` of a local base.
-        before: The value that stood there; empty if there was none.
-        value: The value that stands there now.
-        source: The one who knew it: `hub`, `cache`, `given` (see `FoundCommit`), or `weights` of a local base.
+        before: The value before; empty if the key was missing.
+        value: The value now.
+        source: The source of the value: `hub`, `cache`, `given` (see `FoundCommit`), or `weights` of a local base.
         name: The branch or tag; empty for a local base.
     """
 
@@ -229,12 +231,12 @@ def pin_recipe(path: Path, branch: str | None = None) -> PinnedBase:
 
     Args:
         path: The recipe.
-        branch: The branch or tag to pin; None for the one that the recipe names, or `main`. A recipe that is pinned
-            already then stays as it is.
+        branch: The branch or tag to pin; None for the recipe's own, or `main`; a recipe that has a pin is then not
+            changed.
 
     Raises:
-        RecipeError: If the recipe cannot be read, or has another fault than its pin.
-        PinError: If the commit cannot be found out, or a local base has no weights.
+        RecipeError: If the recipe cannot be read, or has a fault other than its pin.
+        PinError: If the commit cannot be determined, or a local base has no weights.
     """
     data, _ = read_yaml(path)
     base = data.get("base") if isinstance(data, dict) else None
@@ -253,7 +255,7 @@ def pin_recipe(path: Path, branch: str | None = None) -> PinnedBase:
         pinned = PinnedBase("base.weights_sha256", str(base.get("weights_sha256") or ""), found, "weights")
         after = "path"
     key = pinned.key.rpartition(".")[2]
-    # with its pin, a recipe must be sound: nothing is written into a file with another fault
+    # with its pin, the recipe must be valid: nothing is written into a file with another fault
     parse_recipe({**data, "base": {**base, key: pinned.value}}, folder=path.parent, place=str(path))
     if pinned.value != pinned.before:
         write_text(path, with_base_value(path.read_text(encoding="utf-8-sig"), key, pinned.value, after))
@@ -261,14 +263,14 @@ def pin_recipe(path: Path, branch: str | None = None) -> PinnedBase:
 
 
 def _of_repository(repo: str, before: Any, branch: str | None, path: Path) -> PinnedBase:
-    """Return the pin of a Hub base: a commit that is there already stays, unless a branch is named."""
+    """Return the pin of a Hub base: a commit in the recipe stays, unless a branch is named."""
     written = "" if before is None else str(before)
     is_pinned = len(written) == 40 and not set(written) - set("0123456789abcdef")
     if is_pinned and branch is None:
         return PinnedBase("base.revision", written, written, "given", written)
     name = branch or written or "main"
-    asked = shlex.quote(str(path)) + (f" --branch {shlex.quote(branch)}" if branch else "")
-    found = find_commit(repo, name, place=f"{path}, base.revision", pinned=asked)
+    pin_arguments = shlex.quote(str(path)) + (f" --branch {shlex.quote(branch)}" if branch else "")
+    found = find_commit(repo, name, place=f"{path}, base.revision", pinned=pin_arguments)
     return PinnedBase("base.revision", written, found.commit, found.source, name)
 
 
@@ -280,7 +282,7 @@ def resolve_base(base: Base, *, weights: bool = True) -> BaseFolder:
         weights: Whether the weights of a Hub base are needed; those of a local base always are.
 
     Raises:
-        PinError: If it is missing, or its weights are not the pinned ones.
+        PinError: If the base is missing, or its weights are not the pinned ones.
     """
     if base.path is None:
         return BaseFolder(resolve(str(base.repo), str(base.revision), weights=weights))

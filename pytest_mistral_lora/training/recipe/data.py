@@ -26,7 +26,7 @@ from pytest_mistral_lora.training.recipe.sections import Number, RecipePath, Sec
 
 
 def _one_of(names: Any) -> Any:
-    """Return the validator and the schema of a name that must be one of some."""
+    """Return the validator and the schema of a name from a closed set."""
 
     def check(value: str) -> str:
         if value not in names:
@@ -44,7 +44,7 @@ _Role = Annotated[str, *_one_of(dict.fromkeys(KNOWN_ROLES.values()))]
 
 
 class SourceLayout(Section):
-    """The places of a row's fields in records that have keys of their own."""
+    """The places of a row's fields in records with custom keys."""
 
     keys: dict[_RecordField, str] = Field(
         default_factory=dict, description=f"Keys of a record, by field: {', '.join(RECORD_FIELDS)}."
@@ -92,7 +92,7 @@ class DataSource(Section):
         """Return the data files.
 
         Raises:
-            InputError: If there are none, or a declaration cannot be followed.
+            InputError: If there are no data files, or a declaration cannot be followed.
         """
         layout = Layout()
         if self.format is not None:
@@ -113,7 +113,7 @@ Entry = Annotated[Annotated[RecipePath, Tag(FILE)] | Annotated[DataSource, Tag(S
 
 
 class Data(Section):
-    """Your rows, and the part of them that is held out."""
+    """Your rows, and the part of them to hold out."""
 
     train: tuple[Entry, ...] = Field(
         description="Your chat JSONL files, in order; data in another format as `{path: sharegpt.json}`.", min_length=1
@@ -135,14 +135,14 @@ class Data(Section):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The paths that are named, those to train on first."""
+        """The named paths, those to train on first."""
         return tuple(entry if isinstance(entry, Path) else entry.path for entry in (*self.train, *self.eval))
 
     def files(self) -> list[DataFile]:
-        """Return the data files in order, those to train on first; a folder is its files.
+        """Return the data files in order, those to train on first; a folder stands for its files.
 
         Raises:
-            RecipeError: If an entry cannot be opened. A file that cannot be read is an error of reading it.
+            RecipeError: If an entry cannot be opened. An unreadable file is reported when it is read.
         """
         return [*self.train_files(), *_opened("eval", self.eval, is_held_out=True)]
 
@@ -156,7 +156,7 @@ class Data(Section):
 
     @property
     def train_paths(self) -> tuple[Path, ...]:
-        """The paths of `train_files`; of none if an entry cannot be opened, which a check of the rows reports."""
+        """The paths of `train_files`; empty if an entry cannot be opened, which a check of the rows reports."""
         with suppress(RecipeError):
             return tuple(file.path for file in self.train_files())
         return ()

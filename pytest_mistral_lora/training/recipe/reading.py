@@ -29,7 +29,7 @@ _TYPES = {_TEXT, *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int
 def read_yaml(path: Path) -> tuple[Any, dict[Field, int]]:
     """Return the content of a YAML file as plain JSON data, and the line of each of its fields.
 
-    A date stays the text that it is in the file: JSON has none.
+    A date stays text, as in the file: JSON has no dates.
 
     Raises:
         RecipeError: If the file cannot be read, is not YAML, is larger or deeper than a recipe, names a key twice, or
@@ -41,7 +41,7 @@ def read_yaml(path: Path) -> tuple[Any, dict[Field, int]]:
     try:
         if not path.is_file():
             # a pipe or a device may have no end
-            hint = did_you_mean(path.name, [one.name for one in path.parent.glob("*.y*ml")])
+            hint = did_you_mean(path.name, [file.name for file in path.parent.glob("*.y*ml")])
             found = "is no file" if path.exists() else f"No such file{hint}"
             raise RecipeError(found, place=str(path), expected="a recipe")
         with opened(path) as file:
@@ -99,13 +99,14 @@ class _Reader(yaml.SafeLoader):
             above: The nodes that hold it.
 
         Raises:
-            RecipeError: If it holds itself, or a value that a recipe cannot have.
+            RecipeError: If the node holds itself, or a value that a recipe cannot have.
         """
         self._values += 1
         self.lines.setdefault(field, node.start_mark.line + 1)
         if node in above:
             raise _error(self._path, node, "refers to itself", field)
-        # an alias of aliases makes millions of values of a few lines: https://en.wikipedia.org/wiki/Billion_laughs_attack
+        # aliases of aliases turn a few lines into millions of values:
+        # https://en.wikipedia.org/wiki/Billion_laughs_attack
         if self._values > _MOST_VALUES:
             raise _error(self._path, node, f"more than {_MOST_VALUES:,} values, aliases included")
         above = (*above, node)
@@ -153,11 +154,11 @@ class _Reader(yaml.SafeLoader):
 
 
 def with_base_value(text: str, key: str, value: str, after: str) -> str:
-    """Return a recipe's text with a value of its base; without the key, it is put after another key of the base."""
+    """Return a recipe's text with a value of its base; a missing key is put after another key of the base."""
     base = _entry_of(yaml.compose(text, Loader=yaml.SafeLoader), "base")[1]
     for name, node in base.value:
         if name.value == key:
-            # the marks of an empty value are those of the place behind it
+            # the marks of an empty value point at the place after it
             before = text[: node.start_mark.index].rstrip(" ") if not node.value else text[: node.start_mark.index]
             space = "" if before.endswith(" ") else " "
             return f"{before}{space}{value}{text[node.end_mark.index :]}"
@@ -165,7 +166,7 @@ def with_base_value(text: str, key: str, value: str, after: str) -> str:
     end = node.end_mark.index
     if base.flow_style:
         return f"{text[:end]}, {key}: {value}{text[end:]}"
-    # on a line of its own, behind the comment of the other key's line
+    # on a new line, after the comment on the other key's line
     line_end = text.find("\n", end)
     line_end = len(text) if line_end < 0 else line_end
     return f"{text[:line_end]}\n{' ' * first.start_mark.column}{key}: {value}{text[line_end:]}"
@@ -175,14 +176,14 @@ def _entry_of(mapping: Any, key: str) -> tuple[yaml.Node, yaml.MappingNode]:
     for name, node in mapping.value:
         if name.value == key:
             return name, node
-    # a merge key, `<<: *base`, has it elsewhere
+    # a merge key, `<<: *base`, has the value elsewhere
     raise RecipeError(
         f"{shown(key)} is not written out", place="base", expected=f"{key}: as a key of its own, to be pinned"
     )
 
 
 def unusable(value: Any) -> str:
-    """Return why no recipe can have a scalar value, in whatever field; empty if it can."""
+    """Return why a recipe cannot have a scalar value in any field; empty if it can."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value}: not a finite number"
     if isinstance(value, int) and not -_INT64 <= value < _INT64:

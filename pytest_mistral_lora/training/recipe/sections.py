@@ -42,7 +42,7 @@ _MOST = 2**31 - 1
 Positive = Annotated[StrictInt, Field(gt=0, le=_MOST)]
 NonNegative = Annotated[StrictInt, Field(ge=0, le=_MOST)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
-"""What numpy takes."""
+"""The seeds that numpy takes."""
 
 
 class Section(BaseModel):
@@ -61,7 +61,7 @@ def written_path(path: Path) -> str:
 
 
 def _in_home(value: Any) -> Any:
-    # the text, not the path: a path forgets the `./` that keeps a folder named `~` from being the home folder
+    # the text, not the path: a path drops the `./` that tells a folder named `~` from the home folder
     if not isinstance(value, str) or not value.startswith("~"):
         return value
     try:
@@ -179,7 +179,7 @@ class Base(Section):
 
 
 def _or_one_name(schema: dict[str, Any]) -> None:
-    """Let the schema of a list take a name alone, too, as the validator does."""
+    """Let the schema of a list also take a single name, as the validator does."""
     several = {key: schema.pop(key) for key in ("type", "items", "minItems")}
     schema["anyOf"] = [{"type": "string"}, several]
 

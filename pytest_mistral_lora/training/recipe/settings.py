@@ -84,10 +84,10 @@ class Evaluation(Section):
     )
 
     def format_checks(self) -> tuple[FormatCheck, ...]:
-        """Return the checks, with the content of their schema files.
+        """Return the checks with the content of their schema files.
 
         Raises:
-            RecipeError: If a file cannot be read, or holds no JSON Schema, or if two have one name.
+            RecipeError: If a file cannot be read or does not hold a JSON Schema, or if two checks have the same name.
         """
         found = tuple(map(_format_check, self.checks))
         names = [check.name for check in found]
@@ -249,7 +249,7 @@ class Training(Section):
 
     @property
     def policy(self) -> Policy:
-        """The choice for rows that cannot be trained on as they are."""
+        """The policy for rows that cannot be trained on unchanged."""
         return Policy(self.max_length, self.truncation, self.unsupervised)
 
     @model_validator(mode="after")

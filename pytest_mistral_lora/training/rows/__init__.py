@@ -107,7 +107,7 @@ class ArrowFile(AbstractContextManager["ArrowFile"]):
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         with self._file:
-            # after an error, the file stays incomplete, and whoever opened it removes its folder
+            # after an error, the file stays incomplete, and its opener removes the folder
             if kind is None:
                 self._flush()
                 self._writer.close()
@@ -118,7 +118,7 @@ class ArrowFile(AbstractContextManager["ArrowFile"]):
 class RowTable:
     """Rows of one side of a split.
 
-    A table that is mapped from a file crosses process boundaries as the file's path.
+    A table mapped from a file crosses process boundaries as the file's path.
     """
 
     def __init__(self, source: Path | Any) -> None:
@@ -136,7 +136,9 @@ class RowTable:
         for batch in self._batches:
             columns = {name: batch.column(name) for name in _LISTS}
             # offsets and values of each list column, as views of the table
-            self._lists.append({name: (one.offsets.to_numpy(), one.values.to_numpy()) for name, one in columns.items()})
+            self._lists.append(
+                {name: (column.offsets.to_numpy(), column.values.to_numpy()) for name, column in columns.items()}
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross process boundaries as the path, or the table, that it was made from."""
@@ -150,7 +152,7 @@ class RowTable:
     @property
     def lengths(self) -> Ints:
         """Tokens of each row, int64."""
-        return np.concatenate([np.zeros(0, np.int64), *(np.diff(one["input_ids"][0]) for one in self._lists)])
+        return np.concatenate([np.zeros(0, np.int64), *(np.diff(columns["input_ids"][0]) for columns in self._lists)])
 
     def values(self, name: str, index: int) -> Ints:
         """Return the values of a row in a column of lists, an int32 view of the table."""
@@ -174,7 +176,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class _Lazy(Sequence[T]):
-    """A sequence whose items are made when they are asked for; a slice of it is a tuple."""
+    """A sequence whose items are made on access; a slice is a tuple."""
 
     table: RowTable
 
@@ -191,7 +193,7 @@ class _Lazy(Sequence[T]):
 
 @dataclass(frozen=True, eq=False)
 class EncodedRows(_Lazy[EncodedRow]):
-    """The encodings of a table, each made when it is asked for.
+    """The encodings of a table, each made on access.
 
     Attributes:
         table: The table.
@@ -211,7 +213,7 @@ class EncodedRows(_Lazy[EncodedRow]):
 
 @dataclass(frozen=True, eq=False)
 class ReparsedRows(_Lazy[Row]):
-    """The rows of a table, each parsed again from its line when it is asked for: text is not kept in memory.
+    """The rows of a table, each parsed again from its line on access: text is not kept in memory.
 
     Attributes:
         table: The table.
@@ -239,7 +241,7 @@ def lengths_of(encoded: Sequence[EncodedRow]) -> Ints:
 class RowDataset:
     """Encoded rows as a map-style dataset of `input_ids` and `labels`, each `(length,)` int64, and `row`, unpadded."""
 
-    # PyTorch's Dataset is no base, because processes that only encode import this module, and would import torch for it
+    # not a subclass of PyTorch's Dataset: processes that only encode import this module, and need no torch
     encoded: Sequence[EncodedRow]
 
     def __len__(self) -> int:
@@ -248,7 +250,7 @@ class RowDataset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one row, and its place."""
-        # straight from the columns: an EncodedRow would be made of Python integers first
+        # straight from the columns: an EncodedRow would first make Python integers
         if isinstance(self.encoded, EncodedRows):
             ids, labels = (self.encoded.table.values(name, index) for name in ("input_ids", "labels"))
         else:

@@ -28,7 +28,7 @@ class EncodingPlan:
     Attributes:
         tokenizer: The tokenizer file or checkpoint folder.
         backend: `mistral-common` or `chat-template`.
-        policy: The choice for rows that cannot be trained on as they are.
+        policy: The policy for rows that cannot be trained on unchanged.
         held_out: Fraction of the training rows that is held out.
     """
 
@@ -71,7 +71,7 @@ class ChunkSide:
 
 @dataclass
 class EncodedChunk:
-    """The result of a chunk: its file and number of rows, both sides of the split, and the rows that are refused."""
+    """The result of a chunk: its file and number of rows, both sides of the split, and the refused rows."""
 
     file: int
     rows: int
@@ -84,7 +84,7 @@ class ChunkEncoder:
     """Encodes the rows of chunks by a plan."""
 
     def __init__(self, plan: EncodingPlan, encoder: Encoder | None = None) -> None:
-        """Load the tokenizer of the plan, or use the one given."""
+        """Load the tokenizer of the plan, or use the given encoder."""
         self._plan = plan
         self._encoder = encoder or make_encoder(plan.backend, CheckpointTokenizer(plan.tokenizer))
 
@@ -117,14 +117,14 @@ class ChunkEncoder:
 
 
 class Sinks(NamedTuple):
-    """The functions that get the Arrow batches of the rows to train on, and of those that are held out."""
+    """The functions that get the Arrow batches of the rows to train on and of the held-out rows."""
 
     train: Callable[[Any], None]
     held_out: Callable[[Any], None]
 
 
 class SplitFigures(NamedTuple):
-    """The figures of both sides of the split; of each data file, the number of rows and the facts of its conversion."""
+    """The figures of both sides of the split, and for each data file the number of rows and its conversion."""
 
     train: SplitStats
     held_out: SplitStats
@@ -147,8 +147,8 @@ def encode_files(
         plan: The settings.
         files: The files, in order.
         sinks: Get the Arrow batches.
-        encoder: The plan's backend, if it is loaded already.
-        processes: Number of processes that encode; by default one if there is little to do, else one for each CPU.
+        encoder: The plan's backend, if it is loaded.
+        processes: Number of processes that encode; by default one for little work, else one for each CPU.
         progress: A terminal for a progress bar, drawn if the pass takes long; None for no bar.
 
     Raises:
@@ -184,7 +184,7 @@ def encode_files(
 
 @dataclass(frozen=True)
 class ReadFile:
-    """A data file as it was read.
+    """A data file after reading.
 
     Attributes:
         path: Its path.
@@ -210,7 +210,7 @@ _CHANGE_TEXTS = {
 
 
 def warn_of_changes(side: str, tally: RowCounts, paths: Sequence[Path]) -> None:
-    """Log how many rows were dropped and cut, with the places of the first of them; log nothing if there are none.
+    """Log how many rows were dropped and cut, with the first places; log nothing if no row was.
 
     Args:
         side: Name of the rows.
@@ -230,7 +230,7 @@ def warn_of_changes(side: str, tally: RowCounts, paths: Sequence[Path]) -> None:
 
 
 def warn_of_losses(file: ReadFile) -> None:
-    """Log what the conversion of a file left out, as the recipe allows; log nothing if that is nothing."""
+    """Log what the conversion of a file left out, as the recipe allows; log nothing if it left nothing out."""
     source = file.source or {}
     lost = [f"{kind} in {number} records" for kind, number in source.get("losses", {}).items()]
     lost += [f"{source['left_out']} records as a whole"] if source.get("left_out") else []

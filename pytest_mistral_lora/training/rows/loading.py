@@ -1,7 +1,7 @@
 """Load the rows of a run: encoded, or from the cache of earlier runs.
 
 A folder of the cache (`records.files.cache_folder`) holds the rows of some data files as one tokenizer and one policy
-encode them. You can remove any of these folders: it is made again when it is needed. The `.arrow` files are Arrow
+encode them. You can remove any of these folders: it is made again on demand. The `.arrow` files are Arrow
 streams, which `datasets.Dataset.from_file` opens.
 """
 
@@ -100,7 +100,7 @@ class EncodedSplit(NamedTuple):
 
 
 EncodeInto = Callable[[Sinks], SplitFigures]
-"""`encode_files` with all but its sinks given."""
+"""`encode_files` with every argument but the sinks."""
 
 
 def load_data(
@@ -113,17 +113,16 @@ def load_data(
     Args:
         recipe: The recipe.
         encoder: Its backend.
-        processes: Number of processes that encode; by default one if there is little to do, else one for each CPU.
+        processes: Number of processes that encode; by default one for little work, else one for each CPU.
         progress: A terminal for a progress bar, drawn if encoding takes long; None for standard error.
 
     Raises:
-        RowsError: If any row cannot be used (it is unreadable, or the backend or the recipe's policies refuse it); all
-            are named.
-        InputError: If a split that the recipe asks for is empty, or encoded rows cannot be kept.
+        RowsError: If any row is unreadable, or the backend or the recipe's policies refuse it; all such rows are named.
+        InputError: If a requested split is empty, or encoded rows cannot be kept.
     """
     files = recipe.data.files()
     sha256 = [sha256_file(file.path) for file in files]
-    # a worker that loads the file of the oracle need not recognise the folder once more
+    # a worker loads the oracle's file, and need not recognise the folder again
     source = encoder.file if encoder.backend == "mistral-common" else encoder.tokenizer.path
     plan = EncodingPlan(source, recipe.backend, recipe.training.policy, recipe.data.held_out)
     shown = progress or sys.stderr
@@ -156,7 +155,7 @@ def _refuse_empty(data: RunData, recipe: Recipe) -> None:
     held_out = data.held_out.figures.tally
     for tally, place in ((data.train.figures.tally, "data.train"), (held_out, "data.eval")):
         if tally.used and not tally.supervised_tokens:
-            # `unsupervised: warn` allows such rows; of these alone, no step learns, and the mean loss is 0 / 0
+            # `unsupervised: warn` allows such rows; with only such rows, no step learns, and the mean loss is 0 / 0
             found = f"none of its {tally.used} rows has a token to train on"
             raise InputError(found, place=place, expected="an assistant message of weight 1 in one of them")
     if recipe.data.held_out and not held_out.rows:
@@ -171,7 +170,7 @@ def _refuse_empty(data: RunData, recipe: Recipe) -> None:
 
 
 def encode_in_memory(encode: EncodeInto) -> EncodedSplit:
-    """Return encoded rows that are few: nothing is kept on disk."""
+    """Return few encoded rows; nothing is kept on disk."""
     import pyarrow as pa
 
     train: list[Any] = []
@@ -196,7 +195,7 @@ def cache_key(plan: EncodingPlan, encoder: Encoder, sha256: Sequence[str], files
     parts = {
         "format": FORMAT,
         "version": __version__,
-        # another version of a tokenizing library may encode otherwise
+        # another version of a tokenizing library may encode differently
         "libraries": {name: version(name) for name in _LIBRARIES[plan.backend]},
         "files": list(zip(sha256, (file.is_held_out for file in files), strict=True)),
         "sources": [file.source.identity if file.source else None for file in files],
@@ -213,7 +212,7 @@ def cache_key(plan: EncodingPlan, encoder: Encoder, sha256: Sequence[str], files
 def load_or_encode(key: str, encode: EncodeInto, *, trusted: bool = False) -> EncodedSplit:
     """Return encoded rows from the cache; encode them first if they are missing or damaged.
 
-    If several processes ask for the same key, one encodes and the others wait for it.
+    If several processes need the same key, one encodes and the others wait.
 
     Args:
         key: The result of `cache_key`.
@@ -234,7 +233,7 @@ def load_or_encode(key: str, encode: EncodeInto, *, trusted: bool = False) -> En
             held_lock = lock.acquire()
         with held_lock:
             if not _is_intact(folder, trusted=trusted):
-                # damaged folders, and those of killed processes: we hold the lock, so that nobody writes there
+                # damaged folders, and those of killed processes: we hold the lock, so nobody writes there
                 for remains in (folder, *folder.parent.glob(f".{folder.name}.*")):
                     shutil.rmtree(remains, ignore_errors=True)
                 with finished_folder(folder) as unfinished:

@@ -1,4 +1,4 @@
-"""The rows of an optimizer step: which ones, in which micro-batches, and how they are packed without padding."""
+"""The rows of an optimizer step: their choice, their micro-batches, and their packing without padding."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 class StepSampler(Sampler[list[int]]):
     """For each optimizer step, the rows of one process; together the processes have every row once.
 
-    The seed and the step's number decide, whatever the number of processes. The last step of an epoch has the rows that
-    are left, and none is repeated to fill it.
+    The seed and the step's number decide, whatever the number of processes. The last step of an epoch has the remaining
+    rows; no row is repeated to fill it.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class StepRow:
 
     @cached_property
     def num_input_tokens(self) -> int:
-        """Number of tokens before the last supervised one: the later ones, and that one itself, change no loss."""
+        """Number of tokens before the last supervised one; that token and later ones change no loss."""
         targets = self.targets
         return int(targets[-1]) if len(targets) else 0
 
@@ -91,7 +91,7 @@ class Segment(NamedTuple):
     Attributes:
         start: Its first token.
         end: The token after its last.
-        prefix: First token of the prefix and the token after its last; equal numbers for none.
+        prefix: First token of the prefix and the token after its last; equal numbers without a prefix.
     """
 
     start: int
@@ -105,7 +105,7 @@ class Segment(NamedTuple):
 
 
 _LEAST_SHARED = 16
-"""Shortest prefix that is worth sharing: each row that continues one attends to it with a mask of its own."""
+"""Shortest prefix worth sharing: each row that continues a prefix attends to it with a separate mask."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class PrefixGroup:
 
     Attributes:
         rows: The rows.
-        shared: Number of prefix tokens that are fed once for all of them; 0 for a row on its own.
+        shared: Number of prefix tokens that are fed once for all rows; 0 for a single row.
     """
 
     rows: tuple[StepRow, ...]
@@ -122,12 +122,12 @@ class PrefixGroup:
 
     @property
     def num_input_tokens(self) -> int:
-        """Number of tokens that are fed for all rows together."""
+        """Number of tokens fed for all rows together."""
         return self.shared + sum(row.num_input_tokens - self.shared for row in self.rows)
 
 
 def prefix_groups(rows: Sequence[StepRow], *, share_prefix: bool) -> list[PrefixGroup]:
-    """Return rows in groups with the same prefix, or each in a group of its own.
+    """Return rows in groups with the same prefix, or each in a separate group.
 
     Args:
         rows: Rows that each have a supervised token.
@@ -181,7 +181,7 @@ def pack_rows(rows: Sequence[StepRow], *, share_prefix: bool = False) -> PackedB
         rows: Rows that each have a supervised token.
         share_prefix: Whether rows with the same prefix share it.
     """
-    pieces: list[tuple[StepRow, int, int]] = []  # a row, and which of its tokens
+    pieces: list[tuple[StepRow, int, int]] = []  # a row, the first of its tokens, and the one after the last
     segments: list[Segment] = []
     loss_positions: list[torch.Tensor] = []
     order: list[StepRow] = []
@@ -209,7 +209,7 @@ def pack_rows(rows: Sequence[StepRow], *, share_prefix: bool = False) -> PackedB
 
 
 def micro_batches(rows: Sequence[StepRow], most_tokens: int, *, share_prefix: bool = False) -> list[list[StepRow]]:
-    """Return rows in micro-batches of at most this many input tokens; a longer row is a micro-batch of its own.
+    """Return rows in micro-batches of at most this many input tokens; a longer row gets its own micro-batch.
 
     Rows without a supervised token are left out: they have no loss.
 

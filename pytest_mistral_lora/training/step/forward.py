@@ -1,8 +1,8 @@
-"""Attention over packed rows: each row attends to itself alone, as if it were the only row.
+"""Attention over packed rows: each row attends only to itself, as if it were alone.
 
-Isolation is exact by construction: the queries of a row meet the keys of that row only, and no mask over all tokens is
-made, which is also faster than a block mask. Rows with the same prefix may share the segment of that prefix: its keys
-and values are those that each of them would have computed.
+Isolation is exact by construction: the queries of a row meet only the keys of that row. No mask over all tokens is
+made, which is also faster than a block mask. Rows with the same prefix may share its segment: each row would have
+computed the same keys and values.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def attend(
         value: `(1, key-value heads, tokens, head size)`.
         attention_mask: Used only without segments.
         segments: Segments in order, together all tokens.
-        sliding_window: Number of tokens that a token sees, itself included; None for all.
+        sliding_window: Number of tokens that a token sees, itself included; None for all tokens.
         settings: `scaling`, `dropout` and other arguments of transformers.
 
     Returns:
@@ -83,7 +83,7 @@ def _attend_segment(
 
 
 def attend_in_segments(model: Any) -> None:
-    """Make a model attend by segments if it is called with them; every other call is as before.
+    """Make a model attend by segments if it is called with them; other calls do not change.
 
     Args:
         model: A transformers model, with or without PEFT around it.
@@ -97,11 +97,11 @@ def attend_in_segments(model: Any) -> None:
 
 def segment_arguments(segments: Sequence[Segment]) -> dict[str, Any]:
     """Return the arguments of a model's call, beside ids and positions, that keep packed rows apart."""
-    # transformers takes a mask of four dimensions as it is, and makes none over all tokens
+    # transformers uses a mask of four dimensions unchanged, and makes no mask over all tokens
     return {"segments": tuple(segments), "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
 
 
-@lru_cache(maxsize=16)  # every layer asks for the same ones
+@lru_cache(maxsize=16)  # every layer asks for the same masks
 def _causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor | None:
     """Return which keys each query sees, `(1, 1, queries, keys)` bool; None if SDPA's own causal mask is right."""
     if queries == keys and (window is None or keys <= window):
@@ -127,7 +127,7 @@ def _fused_varlen() -> Callable[..., torch.Tensor] | None:
         except ImportError:
             return None
         native = varlen.varlen_attn
-        # its first releases know neither windows nor grouped heads
+        # the first releases support neither windows nor grouped heads
         if "window_size" not in native.__annotations__:
             return None
 
@@ -152,7 +152,7 @@ def _fused_varlen() -> Callable[..., torch.Tensor] | None:
 
 
 LOGITS = 2**24
-"""Most logits that are held at a time: 64 MiB in float32."""
+"""Most logits kept at a time: 64 MiB in float32."""
 
 
 @contextmanager
@@ -193,7 +193,7 @@ def token_losses(
         hidden: The head's input, `(positions, hidden size)`.
         head: The model's output layer.
         targets: The id to predict at each position, `(positions,)` int64.
-        compute_logits: The head's own forward pass, used if the head is more than a frozen matrix.
+        compute_logits: The head's own forward pass, used if the head is not just a frozen matrix.
     """
     chunk = max(1, LOGITS // head.out_features) if isinstance(head, torch.nn.Linear) else 256
     if isinstance(head, torch.nn.Linear) and head.bias is None and not head.weight.requires_grad:
@@ -244,7 +244,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Return the rows of a step one after the other, unpadded, so that nothing depends on a padding id.
+    """Return the rows of a step end to end, unpadded, so that nothing depends on a padding id.
 
     Returns:
         `input_ids` and `labels`, `(tokens of all rows,)` int64; `lengths` and `rows` (each row's place in the dataset),

@@ -1,8 +1,8 @@
 """Hand-written forward and backward passes for a CPU: causal attention in blocks, and layers around frozen weights.
 
 Attention: PyTorch's own kernel computes short rows in full, the masked half too, and bf16 slower than float32. Here
-scores are float32 at least, and are computed again in the backward pass: the memory that is kept grows with the tokens,
-not with their square. Layers: autograd keeps inputs for the gradient of a weight, which a frozen weight never gets.
+scores are float32 at least, and are computed again in the backward pass: the kept memory grows with the tokens, not
+with their square. Layers: autograd keeps inputs for the gradient of a weight, which a frozen weight never gets.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _BlockAttention(torch.autograd.Function):
                     total[:, segment.prefix[0] : segment.prefix[1]] += part[:, :shared]
                     total[:, segment.start : segment.end] += part[:, shared:]
         grad_queries = grad_queries.mul_(ctx.scaling).flatten(1, 2).transpose(0, 1)
-        return *(one[None].to(ctx.dtype) for one in (grad_queries, grad_keys, grad_values)), None, None
+        return *(grad[None].to(ctx.dtype) for grad in (grad_queries, grad_keys, grad_values)), None, None
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -114,7 +114,7 @@ def _by_token(block: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 def _blocks(segment: Segment) -> Iterator[tuple[int, int, int]]:
-    """Yield the first query of each block, the one after its last, and how many tokens that last one sees."""
+    """Yield the first query of each block, the query after its last, and how many tokens the last query sees."""
     for start in range(segment.start, segment.end, _BLOCK):
         end = min(start + _BLOCK, segment.end)
         yield start, end, segment.seen - segment.end + end
@@ -122,9 +122,9 @@ def _blocks(segment: Segment) -> Iterator[tuple[int, int, int]]:
 
 def _visible(tensor: torch.Tensor, segment: Segment) -> torch.Tensor:
     """Return the part that a segment's last token sees, prefix first, of `(key heads, tokens, head size)`."""
-    own, (first, last) = tensor[:, segment.start : segment.end], segment.prefix
-    # without a prefix it is a view: most segments have none
-    return torch.cat([tensor[:, first:last], own], dim=1) if first < last else own
+    segment_tokens, (first, last) = tensor[:, segment.start : segment.end], segment.prefix
+    # without a prefix, as in most segments, this is a view
+    return torch.cat([tensor[:, first:last], segment_tokens], dim=1) if first < last else segment_tokens
 
 
 def _attention_probs(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -154,12 +154,12 @@ def _softmax_backward(grad_probs: torch.Tensor, probs: torch.Tensor) -> torch.Te
 def use_frozen_layers(model: Any) -> None:
     """Let a model's LoRA layers and MLPs run the passes of this module if their base weights are frozen and plain.
 
-    The layers keep their parameters, names and state; every other layer, and every call that does more than these
-    passes know (merged or several adapters, dropout, DoRA), runs the code of PEFT and transformers.
+    The layers keep their parameters, names and state; every other layer, and every call that these passes do not
+    support (merged or several adapters, dropout, DoRA), runs the code of PEFT and transformers.
 
     Args:
-        model: The base model with its adapter. DeepSpeed must not have sharded it: it gathers the weights of a module
-            when that module is called, and here the parent reads them.
+        model: The base model with its adapter. DeepSpeed must not have sharded it: DeepSpeed gathers a module's weights
+            when that module is called, and here its parent reads them.
     """
     for module in model.modules():
         # The class is swapped in place. A new module would have to take over hooks, parameters' identities (the
@@ -176,9 +176,9 @@ def _is_frozen(module: Any) -> bool:
 
 
 def _is_gated_mlp(module: Any) -> bool:
-    """Report whether a module is `down(silu(gate(x)) * up(x))` over frozen matrices, and no more, whatever its class.
+    """Report whether a module is `down(silu(gate(x)) * up(x))` over frozen matrices and nothing else, of any class.
 
-    transformers writes the same forward pass into each class of models; one that computes more has other code.
+    transformers writes the same forward pass into each class of models; a class that computes more has other code.
     """
     code, known = getattr(type(module).forward, "__code__", None), MistralMLP.forward.__code__
     parts = dict(module.named_children())
@@ -192,7 +192,7 @@ def _is_gated_mlp(module: Any) -> bool:
 
 
 def _is_cast_free(dtype: torch.dtype, weight: torch.Tensor) -> bool:
-    """Report whether a product with this weight stays in its dtype: autocast may ask for another one."""
+    """Report whether a product with this weight stays in its dtype: autocast may choose another dtype."""
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != weight.dtype
     return dtype == weight.dtype and not autocast
 
@@ -204,7 +204,7 @@ class _FrozenLoraLinear(lora.Linear):
         """Return the base layer's output plus the adapter's, `(..., out_features)`, in the dtype of `x`."""
         active = [name for name in self.active_adapters if name in self.lora_A]
         name = active[0] if len(active) == 1 and not args and not kwargs else None
-        # whether PEFT would compute `x W' + scaling * x A' B'` in the dtype of x, and no more
+        # whether PEFT would compute just `x W' + scaling * x A' B'`, in the dtype of x
         if (
             name is not None
             and torch.is_grad_enabled()
@@ -242,7 +242,7 @@ class _LoraProduct(torch.autograd.Function):
         x, weight, a, b, lora_hidden = ctx.saved_tensors
         grad_output = grad_outputs[0]
         grad_hidden = (grad_output @ b).mul_(ctx.scaling)
-        # the first layer's input needs none: embeddings are frozen
+        # the first layer's input needs no gradient: embeddings are frozen
         grad_x = (grad_output @ weight).addmm_(grad_hidden, a) if ctx.needs_input_grad[0] else None
         grad_a, grad_b = (grad_hidden.T @ x).to(ctx.dtype), (grad_output.T @ lora_hidden).to(ctx.dtype)
         return grad_x, None, grad_a, grad_b.mul_(ctx.scaling), None
@@ -272,7 +272,7 @@ def _frozen_mlp(kind: type) -> type:
 
 
 class _MlpProduct(torch.autograd.Function):
-    """`y = (silu(g) * u) D'` with `g = x G'` and `u = x U'`: of all that is computed, g and u are kept."""
+    """`y = (silu(g) * u) D'` with `g = x G'` and `u = x U'`: only g and u are kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, gate_weight: Any, up_weight: Any, down_weight: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The memory that a step needs, counted on a model; the settings that need less; and a step that runs out of it."""
+"""The memory that a step needs, counted on a model; the settings that need less; and a step that runs out of memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pytest_mistral_lora.training.step.forward import LOGITS, supervised_losses
 
 def checkpoint_activations(model: Any) -> None:
     """Keep each layer's input only, and compute its activations again in the backward pass."""
-    # the later name is that of transformers 5, which deprecates the earlier one
+    # transformers 5 uses the later name, and deprecates the earlier one
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     # reentrant checkpointing loses the gradient if no input of a layer needs one, as with frozen embeddings
     enable({"use_reentrant": False})
@@ -90,7 +90,7 @@ def _kept_bytes_of_token(model: Any) -> int:
         kept: dict[int, torch.UntypedStorage] = {}
 
         def count(tensor: torch.Tensor) -> torch.Tensor:
-            # by its own address: the data of a tensor on `meta` has none
+            # by the storage's own address: the data of a tensor on `meta` has no address
             storage = tensor.untyped_storage()
             if storage._cdata not in storages:
                 kept[storage._cdata] = storage
@@ -117,8 +117,8 @@ def measure_need(model: Any) -> MemoryNeed:
     """Measure the memory that a model needs, by two small forward passes whose saved tensors are counted.
 
     Args:
-        model: Base with adapter, attending by segments. On torch's device `meta` nothing is computed, and the count is
-            the same.
+        model: Base with adapter, attending by segments. On torch's device `meta` nothing is computed, and the count
+            does not change.
     """
     parameters = list(model.parameters())
     token = _kept_bytes_of_token(model)
@@ -127,13 +127,13 @@ def measure_need(model: Any) -> MemoryNeed:
         module.weight
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and ".layers." in name
-        # not the adapter's, and none that is in 4 bits already
+        # neither the adapter's nor those in 4 bits
         if not module.weight.requires_grad and module.weight.is_floating_point()
     ]
     config = model.config.get_text_config()
     size = next(iter(frozen), parameters[0]).element_size()
     layers, width = config.num_hidden_layers, config.hidden_size * size
-    # in the backward pass of an MLP: the gradients of gate, up and their product; and those of a layer's input
+    # in the backward pass of an MLP: the gradients of gate, up and their product, and of a layer's input
     working = 3 * size * max((weight.shape[0] for weight in linear), default=0) + 2 * width
     return MemoryNeed(
         sum(weight.nbytes for weight in frozen),
@@ -141,7 +141,7 @@ def measure_need(model: Any) -> MemoryNeed:
         sum(weight.numel() for weight in linear),
         sum(parameter.numel() for parameter in parameters if parameter.requires_grad) * _TRAINED_BYTES,
         token + working,
-        # each layer's input, and all that one layer keeps while it is computed again
+        # each layer's input, and everything that one layer keeps while it is recomputed
         width * layers + token // layers + working,
         config.vocab_size,
     )
@@ -162,7 +162,7 @@ class MemorySaving:
     bytes: int
 
     def line(self, limit: int) -> str:
-        """Return it as a line of advice for a device with this much memory, in bytes."""
+        """Return the way as a line of advice for a device with this much memory, in bytes."""
         fits = "fits" if self.bytes <= limit else "does not fit"
         return f"  {self.setting}: about {in_words(self.bytes)}, {fits}; {self.cost}"
 
@@ -177,7 +177,7 @@ def memory_savings(
         limit: Memory of the device, in bytes.
         tokens: Input tokens of the largest micro-batch.
         longest: Input tokens of the longest row.
-        checkpointed: Whether activation checkpointing is on already.
+        checkpointed: Whether activation checkpointing is on.
     """
     if longest < tokens:
         fitting = max(longest, min(tokens, need.most_tokens(limit, checkpointed=checkpointed)))
@@ -211,15 +211,15 @@ def in_words(size: int) -> str:
 
 
 def shrink_or_stop(trainer: Any, failure: str, rows: Sequence[StepRow]) -> str:
-    """Change a trainer so that a pass on some rows needs less memory, as the recipe's `on_oom` allows; return how.
+    """Make a pass on some rows need less memory, as the recipe's `on_oom` allows; return the change.
 
     Args:
         trainer: The trainer, whose `micro_batch_tokens` or activation checkpointing may be changed.
-        failure: The action that ran out of memory, as a sentence.
+        failure: A sentence that names the action that ran out of memory.
         rows: The rows that were fed.
 
     Raises:
-        MemoryShortageError: If nothing may or can be changed, with the settings that need less.
+        MemoryShortageError: If no change is allowed or possible; with the settings that need less.
     """
     batches = micro_batches(rows, trainer.micro_batch_tokens)
     tokens = max((sum(row.num_input_tokens for row in batch) for batch in batches), default=0)
@@ -240,8 +240,8 @@ def shrink_or_stop(trainer: Any, failure: str, rows: Sequence[StepRow]) -> str:
 
 def _shortage(trainer: Any, failure: str, tokens: int, longest: int) -> MemoryShortageError:
     model, device = trainer.model, trainer.args.device
-    # sharded by FSDP2, or by ZeRO-3, which marks its parameters by ds_id
-    if any(isinstance(one, DTensor) or hasattr(one, "ds_id") for one in model.parameters()):
+    # sharded by FSDP2, or by ZeRO-3, which marks its parameters with ds_id
+    if any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()):
         # measuring the need takes a pass, and the other processes do not take part in it
         return MemoryShortageError(
             f"{failure}: {tokens} tokens at once",
@@ -250,15 +250,15 @@ def _shortage(trainer: Any, failure: str, tokens: int, longest: int) -> MemorySh
         )
     limit, checkpointed = memory_limit(str(device)), bool(checkpointed_layers(model))
     need = measure_need(model)
-    # these tokens did not fit: an estimate that says they do is too small
+    # these tokens did not fit: if the estimate says they do, it is too small
     unexplained = limit - need.total(tokens, checkpointed=checkpointed)
     if unexplained > 0 and tokens:
         more = unexplained // tokens + 1
         need = replace(need, token=need.token + more, checkpointed_token=need.checkpointed_token + more)
     savings = memory_savings(need, limit, tokens=tokens, longest=longest, checkpointed=checkpointed)
-    advice = ["These settings need less, in the order of least harm:", *(one.line(limit) for one in savings)]
+    advice = ["These settings need less, in the order of least harm:", *(saving.line(limit) for saving in savings)]
     if trainer.on_oom == "stop" and trainer.accelerator.num_processes == 1:
-        # with any of the others, the steps would be rounded otherwise than those before the checkpoint
+        # with any other setting, steps would round differently from those before the checkpoint
         advice.append("A run that has a checkpoint can go on: set training.on_oom: shrink, and use --resume.")
     return MemoryShortageError(
         f"{failure}: {tokens} tokens at once need about "

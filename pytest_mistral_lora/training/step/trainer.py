@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 class LoraTrainer(Trainer):
     """A Trainer whose loss is the mean over the supervised tokens of the whole optimizer step.
 
-    A batch of its loader is one process's rows of one step. Micro-batches and processes only split the sum.
+    A batch of its loader is one process's rows of one step. Micro-batches and processes only split its sum.
 
     Attributes:
         step_rows: This process's rows of the current step: their places in the dataset.
@@ -81,9 +81,9 @@ class LoraTrainer(Trainer):
         self.add_callback(self._running_loss)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Make the accelerator, with sharding on CPUs, too."""
+        """Make the accelerator; also with sharding on CPUs."""
         super().create_accelerator_and_postprocess()
-        # accelerate takes every launch on CPUs for DDP, without a warning
+        # accelerate silently turns every launch on CPUs into DDP
         if engine() == "fsdp" and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
             for state in (PartialState(), self.accelerator.state):
                 state.distributed_type = DistributedType.FSDP
@@ -92,7 +92,7 @@ class LoraTrainer(Trainer):
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass: autocast for a bf16 base, unless accelerate autocasts already."""
-        # engines that shard get no bf16 argument (they would cast the adapter), so accelerate wraps nothing there
+        # sharding engines get no bf16 argument (they would cast the adapter), so accelerate does not autocast for them
         if self.model.dtype == torch.bfloat16 and not self.args.bf16:
             return torch.autocast(self.args.device.type, torch.bfloat16)
         return cast(AbstractContextManager[Any], super().compute_loss_context_manager())
@@ -160,7 +160,7 @@ class LoraTrainer(Trainer):
         self.step_tokens = self.reduce_over_processes(sum(len(row.targets) for row in rows))
         tokens = max(1, self.step_tokens)
         passes = self._passes(rows, self.train_dataset)
-        self.current_gradient_accumulation_steps = len(passes)  # for Trainer; nothing divides by it here
+        self.current_gradient_accumulation_steps = len(passes)  # for Trainer; this class does not divide by it
         self._step_losses = []
         total = torch.zeros((), device=self.args.device)
         for number, (batch, counts) in enumerate(passes, 1):
@@ -186,7 +186,7 @@ class LoraTrainer(Trainer):
         return loss.detach()
 
     def try_largest(self) -> int:
-        """Compute the gradient of the largest micro-batch, and leave it; return the tokens of the longest row, or 0."""
+        """Compute and keep the gradient of the largest micro-batch; return the tokens of the longest row, or 0."""
         size = -(-self.batch_size // self.accelerator.num_processes)
         longest = np.argsort(-lengths_of(self.train_dataset.encoded), kind="stable")[:size].tolist()
         found = step_rows(collate([self.train_dataset[place] for place in longest]))
@@ -200,7 +200,7 @@ class LoraTrainer(Trainer):
             batch = max(batches, key=lambda batch: sum(row.num_input_tokens for row in batch))
             self._add_gradient(self.model_wrapped, batch, tokens=sum(len(row.targets) for row in batch))
 
-        # the first step must draw the dropout that it would draw without a dry run
+        # the first step must draw the same dropout as without a dry run
         with torch.random.fork_rng():
             self.model.train()
             self._attempt("a dry run of the largest micro-batch", rows, run_largest)
@@ -219,13 +219,13 @@ class LoraTrainer(Trainer):
         """
         losses, row_indices = supervised_losses(model, inputs, inner=self.model, share_prefix=self.share_prefix)
         self._step_losses.append((losses.detach(), row_indices))
-        # engines average the gradients of the processes: the factor makes a sum of the mean
+        # engines average the gradients of the processes: the factor turns the mean into a sum
         return losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
 
     def _passes(self, rows: Sequence[StepRow], dataset: Any) -> list[tuple[list[StepRow], int]]:
         """Return micro-batches, and whether each counts (1 or 0); the same number in every process."""
         batches = micro_batches(rows, self.micro_batch_tokens, share_prefix=self.share_prefix)
-        # sharded models gather weights in each pass: a process with fewer passes joins in with one that does not count
+        # sharded models gather weights in each pass: a process with fewer passes joins in with passes that do not count
         idle = self.reduce_over_processes(len(batches), "max") - len(batches)
         filler: list[StepRow] = []
         if idle:
@@ -242,13 +242,13 @@ class LoraTrainer(Trainer):
 
     def _refuse_bad_step(self, model: Any, total: torch.Tensor) -> None:
         step = self.state.global_step + 1
-        # reduced first: one process that raised alone would leave the others waiting for it
+        # reduced first: a process that raised alone would leave the others waiting
         loss = self.accelerator.reduce(total.clone(), "sum")
         if not torch.isfinite(loss):
-            own = {int(row) for losses, rows in self._step_losses for row in rows[~torch.isfinite(losses).cpu()]}
+            bad_rows = {int(row) for losses, rows in self._step_losses for row in rows[~torch.isfinite(losses).cpu()]}
             raise NonFiniteError(
                 f"the loss is {loss.item()} at step {step}",
-                rows=sorted(set(gather_object(list(own)))),
+                rows=sorted(set(gather_object(list(bad_rows)))),
                 next_step="Nothing is saved. Lower training.learning_rate, use precision: fp32, check the base.",
             )
         self._running_loss.add(loss.item() / self.accelerator.num_processes)
@@ -266,8 +266,8 @@ class LoraTrainer(Trainer):
             )
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """Return the batch of the next step; none after the last step, from whose checkpoint a run may resume."""
-        # Trainer would take one step more in a run that resumes from the checkpoint of its last step
+        """Return the batch of the next step; empty after the last step, from whose checkpoint a run may resume."""
+        # Trainer would make another step in a run that resumes from the checkpoint of its last step
         if self.state.global_step >= self.state.max_steps:
             return [], None
         return cast(tuple[list[Any], Any], super().get_batch_samples(epoch_iterator, num_batches, device))
@@ -281,7 +281,7 @@ class LoraTrainer(Trainer):
     ) -> dict[str, float]:
         """Return and log the held-out loss: the mean over all supervised tokens, in nats.
 
-        Trainer's own is a mean of batch means, which weighs short rows more.
+        Trainer's own loss is a mean of batch means, which gives short rows more weight.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
