@@ -1,4 +1,4 @@
-"""The installation that a user has: versions and what they support, extras, known faults of a combination."""
+"""The user's installation: versions and their support, extras, known faults of a combination."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class LibraryState:
     """A library that this package uses.
 
     Attributes:
-        name: Its name, as pip has it.
-        version: The installed version; empty if there is none.
+        name: Its name in pip.
+        version: The installed version; empty if it is not installed.
         supported: The versions that this package supports, such as `>=1.13`.
-        extra: The extra that installs it; empty if every install has it.
+        extra: The extra that installs it; empty for every install.
     """
 
     name: str
@@ -37,7 +37,7 @@ class LibraryState:
         """`ok`, `missing` or `unsupported`."""
         if not self.version:
             return MISSING
-        # a nightly or a release candidate is judged by its number
+        # judge a nightly or a release candidate by its number
         return OK if SpecifierSet(self.supported).contains(self.version, prereleases=True) else UNSUPPORTED
 
     @property
@@ -51,16 +51,16 @@ class KnownFault:
     """A fault of one version, or of several together.
 
     Attributes:
-        id: A name that stays.
-        versions: The versions that have it together, by library.
+        id: A stable name.
+        versions: The versions that have the fault together, by library.
         found: The fault.
         change: The remedy.
         source: Its report, or the page that shows it.
-        severity: `error`: it changes ids or stops a run; `note`: only in the case that `found` names.
-        rules: Ids of the rules that files of the user's break for this reason.
-        says: Words of a server's error that this fault alone has. Such a fault is one of a server's environment, which
-            is another one than this: it is known of a server that says so, and is a note where it is not installed.
-        working: The versions, by library, with which it was seen to work.
+        severity: `error`: it changes ids or stops a run; `note`: it only matters in the case that `found` names.
+        rules: Ids of the rules that the user's files break for this reason.
+        says: Words of a server's error that only this fault has. The fault then belongs to a server's environment, not
+            to this one: it is known if a server reports these words, and is a note if it is not installed here.
+        working: The versions, by library, that were seen to work.
     """
 
     id: str
@@ -74,7 +74,7 @@ class KnownFault:
     working: Mapping[str, str] = field(default_factory=dict)
 
     def applies(self, installed: Mapping[str, str]) -> bool:
-        """Return whether all of its versions are installed."""
+        """Return whether all versions of the fault are installed."""
         return all(
             name in installed and SpecifierSet(range_).contains(installed[name], prereleases=True)
             for name, range_ in self.versions.items()
@@ -169,15 +169,15 @@ KNOWN_FAULTS: tuple[KnownFault, ...] = (
         "note",
     ),
 )
-"""The faults that are known, of every version that can be installed beside this package, errors first."""
+"""The known faults of every version that can be installed beside this package, errors first."""
 
 
 def installed_versions() -> dict[str, str]:
     """Return the version of each installed distribution by its name: lower case, words joined by hyphens."""
     return {
-        re.sub(r"[-_.]+", "-", name.lower()): one.version
-        for one in metadata.distributions()
-        if (name := one.metadata["Name"])
+        re.sub(r"[-_.]+", "-", name.lower()): distribution.version
+        for distribution in metadata.distributions()
+        if (name := distribution.metadata["Name"])
     }
 
 
@@ -188,13 +188,15 @@ def library_states(installed: Mapping[str, str]) -> Iterator[LibraryState]:
         installed: The installed versions by name.
     """
     requirements = [Requirement(text) for text in metadata.requires(PACKAGE) or ()]
-    for extra in ("", *(one.name for one in EXTRAS)):
-        for one in requirements:
-            # an extra that includes another one names this package itself
-            if one.name == PACKAGE or bool(extra) is not ("extra" in str(one.marker)):
+    for extra in ("", *(extra.name for extra in EXTRAS)):
+        for requirement in requirements:
+            # an extra that includes another extra names this package itself
+            if requirement.name == PACKAGE or bool(extra) is not ("extra" in str(requirement.marker)):
                 continue
-            if one.marker is None or one.marker.evaluate({"extra": extra}):
-                yield LibraryState(one.name, installed.get(one.name.lower(), ""), str(one.specifier), extra)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                yield LibraryState(
+                    requirement.name, installed.get(requirement.name.lower(), ""), str(requirement.specifier), extra
+                )
 
 
 def present_faults(
@@ -208,33 +210,39 @@ def present_faults(
         torch_error: Why torch cannot be imported; empty if it can, or is not installed.
     """
     known = [fault for fault in KNOWN_FAULTS if fault.applies(installed)]
-    # of the environment of a server nothing is known here
+    # a server's environment is not known here
     known += [replace(fault, severity="note") for fault in KNOWN_FAULTS if fault.says and fault not in known]
-    explained = {name for one in known if one.severity == "error" for name in one.versions}
+    explained = {name for fault in known if fault.severity == "error" for name in fault.versions}
     found = []
-    for one in libraries:
-        if one.name in explained:
+    for library in libraries:
+        if library.name in explained:
             continue
-        # of an extra, only a library that is there can be wrong
-        if one.state == UNSUPPORTED or (one.state == MISSING and not one.extra):
-            text = f"{one.name} {one.version} is installed" if one.version else f"{one.name} is not installed"
+        # a library of an extra can only be wrong if it is installed
+        if library.state == UNSUPPORTED or (library.state == MISSING and not library.extra):
+            text = (
+                f"{library.name} {library.version} is installed"
+                if library.version
+                else f"{library.name} is not installed"
+            )
             found.append(
-                KnownFault(f"unsupported-{one.name}", {}, f"{text}; expected {one.supported}", one.command, "")
+                KnownFault(
+                    f"unsupported-{library.name}", {}, f"{text}; expected {library.supported}", library.command, ""
+                )
             )
     if torch_error:
         change = (
             "install a torch that fits this machine and its other libraries: https://pytorch.org/get-started/locally"
         )
         found.append(KnownFault("torch-cannot-be-imported", {}, torch_error, change, ""))
-    return sorted([*found, *known], key=lambda one: one.severity == "note")
+    return sorted([*found, *known], key=lambda fault: fault.severity == "note")
 
 
 def known_cause_lines(records: Iterable[Mapping[str, Any]], installed: Mapping[str, str] | None = None) -> list[str]:
-    """Return a line for each known fault of the installed versions that can be the cause of a finding.
+    """Return a line for each known fault of the installed versions that can cause a finding.
 
     Args:
         records: One record for each check that ran.
-        installed: The installed versions by name; they are looked up only if something was found.
+        installed: The installed versions by name; they are only looked up if there is a finding.
     """
     findings = [finding for record in records for finding in record["findings"]]
     rules = {finding["rule"] for finding in findings}
@@ -243,7 +251,7 @@ def known_cause_lines(records: Iterable[Mapping[str, Any]], installed: Mapping[s
         installed = installed or installed_versions()
         broken = [rule for rule in fault.rules if rule in rules]
         if fault.says:
-            # the server's words name it, whatever is installed here
+            # the server's words name the fault, whatever is installed here
             is_cause = any(fault.says in finding["found"] for finding in findings if finding["rule"] in broken)
             versions = ", ".join(f"{name} {range_}" for name, range_ in fault.versions.items())
         else:

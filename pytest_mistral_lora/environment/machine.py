@@ -1,4 +1,4 @@
-"""The machine: torch's build, the devices with the precisions that they are fast in, the cache, and the Hub."""
+"""The machine: torch's build, the devices and their fast precisions, the cache, and the Hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HUB_SECONDS = 5.0
 """Longest wait for the Hub."""
 
 _CPU_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
-"""Features of x86 and ARM with which a CPU multiplies in bfloat16, as /proc/cpuinfo names them."""
+"""Features of x86 and ARM CPUs that multiply in bfloat16, as /proc/cpuinfo names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class ModelDevice:
         name: Its name.
         precisions: The precisions that it computes in without emulation.
         advice: The setting for a recipe.
-        memory: Bytes of memory; 0 if it is not known.
+        memory: Bytes of memory; 0 if unknown.
     """
 
     name: str
@@ -50,7 +50,7 @@ class TorchBuild:
         version: Its version; empty if it is not installed.
         build: `CPU`, or the version of CUDA or ROCm that it was built for.
         error: The reason why it cannot be imported; empty if it can.
-        devices: The devices that it finds; none if it cannot be imported.
+        devices: The devices that torch finds; empty if it cannot be imported.
     """
 
     version: str = ""
@@ -61,7 +61,7 @@ class TorchBuild:
 
 @dataclass(frozen=True, slots=True)
 class HubState:
-    """The cache of the Hub, and the way to it.
+    """The cache of the Hub, and the connection to the Hub.
 
     Attributes:
         endpoint: The address of the Hub.
@@ -70,8 +70,8 @@ class HubState:
         own_cache: The folder of this package's encoded rows and runners.
         free: Free bytes on the cache's disk.
         writable: Whether files can be written there.
-        token: The place of a token, `HF_TOKEN` or a file; empty if there is none. The token itself is never read.
-        reachable: `yes`, or why not; empty if it was not asked.
+        token: The place of a token, `HF_TOKEN` or a file; empty without a token. The token itself is never read.
+        reachable: `yes`, or why not; empty if the Hub was not asked.
     """
 
     endpoint: str
@@ -85,12 +85,12 @@ class HubState:
 
 
 def torch_build() -> TorchBuild:
-    """Return the installed torch and its devices; torch is imported for it."""
+    """Return the installed torch and its devices; this imports torch."""
     if not is_installed("torch"):
         return TorchBuild()
     try:
         import torch
-    except Exception as error:  # a library of CUDA that is missing, another numpy: whatever it raises is the finding
+    except Exception as error:  # such as a missing library of CUDA or another numpy: report whatever it raises
         return TorchBuild("?", error=one_line(error) or type(error).__name__)
     build = torch.version.cuda and f"CUDA {torch.version.cuda}"
     build = build or (torch.version.hip and f"ROCm {torch.version.hip}") or "CPU"
@@ -118,7 +118,7 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def cpu_device(flags: frozenset[str]) -> ModelDevice:
-    """Return the CPU, by the features that it has."""
+    """Return the CPU, with the precisions that its features allow."""
     has_bf16 = bool(flags & _CPU_FLAGS)
     advice = "precision: fp32, or auto" + ("" if has_bf16 else "; bf16 is computed in fp32, and is slower")
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
@@ -135,7 +135,7 @@ def hub_state(*, ask: bool) -> HubState:
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
-    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
     offline = bool(constants.HF_HUB_OFFLINE)
     variables = [name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name, "").strip()]
     file = Path(constants.HF_TOKEN_PATH)
@@ -148,22 +148,22 @@ def hub_state(*, ask: bool) -> HubState:
         offline=offline,
         cache=str(cache),
         own_cache=str(cache_folder()),
-        free=shutil.disk_usage(there).free,
-        writable=os.access(there, os.W_OK),
+        free=shutil.disk_usage(existing).free,
+        writable=os.access(existing, os.W_OK),
         token=next(iter([*variables, *files]), ""),
         reachable=reachable,
     )
 
 
 def hub_answer(endpoint: str) -> str:
-    """Return `yes` with the time that an answer took, or why there is none."""
+    """Return `yes` with the time that an answer took, or why there was no answer."""
     start = time.perf_counter()
     try:
         with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_SECONDS):
             pass
     except urllib.error.HTTPError as error:
-        # a mirror may refuse HEAD, and is there
+        # a mirror that refuses HEAD is reachable
         return f"yes, with status {error.code}"
-    except (OSError, ValueError, HTTPException) as error:  # HF_ENDPOINT may be no address, or of no web server
+    except (OSError, ValueError, HTTPException) as error:  # HF_ENDPOINT may not be an address, or not a web server's
         return f"no: {one_line(getattr(error, 'reason', error)) or type(error).__name__}"
     return f"yes, in {time.perf_counter() - start:.1f} s"

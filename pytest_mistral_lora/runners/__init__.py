@@ -23,10 +23,10 @@ from pytest_mistral_lora.errors import InputError, RunnerError, did_you_mean
 from pytest_mistral_lora.records.files import cache_folder, write_json
 
 TIME_LIMIT = 900.0
-"""Seconds that a runner may take for all rows, where nothing else is said."""
+"""Default of the seconds that a runner may take for all rows."""
 
 NOTHING = Path(os.devnull)
-"""The configuration of a script that is given none."""
+"""The configuration of a script that gets none from the user."""
 
 _FOLDER = Path(__file__).parent
 
@@ -36,15 +36,15 @@ class Runner:
     """Another trainer, and the script that takes ids and labels out of it.
 
     Attributes:
-        name: Its name on the command line; for a script of the user's own, the file's.
+        name: Its name on the command line; for a user's script, the file's name.
         title: Its name in texts.
-        module: The module that it is; empty for a script of the user's own.
+        module: Its module; empty for a user's script.
         distribution: The distribution of that module.
         script: The extraction script.
-        config: The configuration that is used if none is given: the runner's own defaults.
+        config: The default configuration: the runner's own defaults.
         command: The command line whose code the script runs.
         lock: The versions of its environment, one a line.
-        least_python: The oldest Python that these versions are for.
+        least_python: The oldest Python that these versions support.
     """
 
     name: str
@@ -73,21 +73,21 @@ RUNNERS: Mapping[str, Runner] = {
         _packaged("ms-swift", "ms-swift", "swift", "swift sft"),
     )
 }
-"""Every runner that is packaged, by name."""
+"""Every packaged runner, by name."""
 
 
 @cache
 def runner_fixes(name: str) -> Mapping[str, str]:
-    """Return the fix of each encoded rule in a runner's own configuration; none for a script of the user's own."""
+    """Return the fix of each encoded rule in a runner's own configuration; empty for a user's script."""
     fixes: dict[str, dict[str, str]] = tomllib.loads((_FOLDER / "fixes.toml").read_text(encoding="utf-8"))
     return {rule: fix for rules, fix in fixes.get(name, {}).items() for rule in rules.split()}
 
 
 def find_runner(name: str) -> Runner:
-    """Return a runner by its name, or by the path of a script of the user's own (`*.py`).
+    """Return a runner by its name, or by the path of a user's script (`*.py`).
 
     Raises:
-        RunnerError: If there is none.
+        RunnerError: If there is no such runner.
     """
     if name in RUNNERS:
         return RUNNERS[name]
@@ -117,7 +117,7 @@ class Environment:
 
     @property
     def folder(self) -> Path:
-        """Its folder, which may not exist yet."""
+        """The environment's folder, which may not exist yet."""
         return cache_folder() / "runners" / self.runner.name
 
     @property
@@ -139,39 +139,39 @@ class Environment:
         return "ready" if _python_version(self.python) else "broken: its Python is gone"
 
     def setup(self, python: Path | None = None) -> bool:
-        """Make it, or finish it if an earlier call was interrupted; a finished one is left as it is.
+        """Make the environment, or finish it after an interrupted call; a finished environment is not changed.
 
         pip's output is printed as it comes.
 
         Args:
-            python: The Python that it is made with; one that was made with another version is made again. None for
-                this one or, if that is too old for the runner, one on the `PATH`.
+            python: The Python to make the environment with; an environment of another version is made again. None for
+                this Python or, if that is too old for the runner, one on the `PATH`.
 
         Returns:
             Whether anything was done.
 
         Raises:
-            RunnerError: If it cannot be made.
+            RunnerError: If the environment cannot be made.
         """
         base = self._base_python(python)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.with_suffix(".lock")):
-            there = _python_version(self.python)
-            is_other = python is not None and there != _python_version(base)
+            made_with = _python_version(self.python)
+            is_other = python is not None and made_with != _python_version(base)
             if self.state == "ready" and not is_other:
                 return False
-            # removed first and written last: an interrupted setup is never taken for a finished one
+            # removed first and written last: an interrupted setup is never mistaken for a finished one
             (self.folder / _FINISHED).unlink(missing_ok=True)
-            # nothing in the folder works without its Python, or without pip: Debian's makes a folder before it finds
-            # that python3-venv is not installed
+            # nothing in the folder works without its Python or without pip: Debian's venv makes a folder before it
+            # finds that python3-venv is missing
             if is_other or not _printed(self.python, "-m", "pip", "--version"):
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self._call(base, "-m", "venv", self.folder)
-            # torch first, with the libraries of its build, which the lock leaves out: they differ by machine
+            # torch first, with the libraries of its build: the lock leaves them out, because they differ by machine
             lines = self.runner.lock.read_text(encoding="utf-8").splitlines()
             for line in (line for line in lines if line.startswith("torch==")):
                 self._call(self.python, "-m", "pip", "install", line)
-            # --no-deps: the lock is all that is wanted; a resolver would add what only training needs
+            # --no-deps: the lock is complete; a resolver would add libraries that only training needs
             self._call(self.python, "-m", "pip", "install", "--no-deps", "--requirement", self.runner.lock)
             self._call(self.python, "-c", f"import {self.runner.module}")
             write_json(self.folder / _FINISHED, {"lock_sha256": sha256_file(self.runner.lock)})
@@ -210,15 +210,15 @@ class Environment:
 
 
 def interpreter(runner: Runner, given: Path | None = None) -> Path:
-    """Return the Python that a runner is run with: the given one, or this one if it has it, or its environment's.
+    """Return the Python to run a runner with: the given one, or this one if it has the runner, or the environment's.
 
     Raises:
-        RunnerError: If it is in none of them.
+        RunnerError: If none of them has the runner.
     """
-    # not by an import: a folder of the same name in the current one can be imported, too
-    asked = f"import importlib.metadata as found; print(found.version({runner.distribution!r}))"
+    # not by an import: a folder of the same name in the current folder could be imported, too
+    script = f"import importlib.metadata as found; print(found.version({runner.distribution!r}))"
     if given is not None:
-        if runner.distribution and os.access(given, os.X_OK) and not _printed(given, "-c", asked):
+        if runner.distribution and os.access(given, os.X_OK) and not _printed(given, "-c", script):
             raise RunnerError(f"{runner.title} is not installed in this Python", place=str(given))
         return given
     with suppress(PackageNotFoundError):
@@ -235,7 +235,7 @@ def interpreter(runner: Runner, given: Path | None = None) -> Path:
 
 
 def _python_version(python: Path) -> tuple[int, ...]:
-    """Return the version of a Python, such as (3, 11); empty if it does not run."""
+    """Return the version of a Python, such as (3, 11); empty if the Python does not run."""
     printed = _printed(python, "-c", "import sys; print(*sys.version_info[:2])")
     return tuple(map(int, printed.split()))
 

@@ -1,4 +1,4 @@
-"""The folder that a runner is given as its model: a checkpoint's tokenizer as it is, and a tiny model beside it."""
+"""The folder that a runner gets as its model: a checkpoint's unchanged tokenizer, and a tiny model beside it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HIDDEN_SIZE = 8
 def stage_checkpoint(tokenizer: CheckpointTokenizer, folder: Path) -> None:
     """Write a checkpoint that a runner can load, into an empty folder.
 
-    A checkpoint folder's tokenizer files are copied, so that the runner reads them as it would itself. A bare tokenizer
+    A checkpoint folder's tokenizer files are copied, so that the runner reads them as usual. A bare tokenizer
     file, which no runner loads, is converted as for the Hub: `tokenizer.json`, and the chat template that
     mistral-common generates.
 
@@ -43,7 +43,7 @@ def stage_checkpoint(tokenizer: CheckpointTokenizer, folder: Path) -> None:
     if tokenizer.path.is_file():
         tokenizer.fast.save_pretrained(folder)
     else:
-        # without the checkpoint's own `config.json`, which is of another model than the one below
+        # without the checkpoint's own `config.json`, which describes another model than the tiny one
         names = [name for name in tokenizer.files.names if name != MODEL_CONFIG]
         if not names:
             found, place = "no tokenizer file", str(tokenizer.path)
@@ -56,7 +56,7 @@ def stage_checkpoint(tokenizer: CheckpointTokenizer, folder: Path) -> None:
 
 
 def _write_model(tokenizer: CheckpointTokenizer, folder: Path) -> None:
-    """Write a model that knows every id: no runner trains it, but each wants to load one."""
+    """Write a model that knows every id: no runner trains it, but every runner loads a model."""
     import torch
     from safetensors.torch import save_file
     from transformers import MistralConfig, MistralForCausalLM
@@ -75,7 +75,7 @@ def _write_model(tokenizer: CheckpointTokenizer, folder: Path) -> None:
         eos_token_id=tokenizer.oracle.eos_id,
     )
     config.save_pretrained(folder)
-    # the caller's random state stays as it is
+    # the caller's random state does not change
     with torch.random.fork_rng(devices=[]):
         save_file(MistralForCausalLM(config).state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -92,7 +92,7 @@ _QUIET = {
     "DISABLE_VERSION_CHECK": "0",
     "PYTHONUNBUFFERED": "1",
 }
-"""Nothing is fetched, reported or put on a GPU."""
+"""Variables that keep the runner from fetching, reporting, and using a GPU."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ class Extraction:
     Attributes:
         file: The encoded-rows file: a line for each row, in order.
         config: The configuration that the runner read.
-        environment: Version by distribution, as reported by the runner's own Python.
+        environment: Version by distribution, reported by the runner's own Python.
         notes: The script's notes about the rows as a whole.
-        refused: How many rows have an error in place of ids.
+        refused: Number of rows with an error in place of ids.
     """
 
     file: Path
@@ -135,33 +135,33 @@ def extract(
 ) -> Extraction:
     """Let a runner encode rows by its own code, and write the result as encoded rows.
 
-    Of the runner's configuration only model, data, output, device and precision are replaced. It runs in the current
-    folder, which its relative paths are relative to.
+    Only model, data, output, device and precision of the runner's configuration are replaced. The runner runs in the
+    current folder; its relative paths start there.
 
     Args:
         runner: The runner.
         rows: The rows.
         tokenizer: A checkpoint folder or a single tokenizer file.
-        output: The encoded-rows file to write: each row once, in order; one that the runner dropped, refused or made
-            several sequences of has an `error`.
+        output: The encoded-rows file to write: each row once, in order; a row that the runner dropped, refused or
+            turned into several sequences has an `error`.
         config: The runner's own configuration file; None for its defaults.
-        python: The Python of the environment that the runner is installed in; None for the one that `runner setup`
-            made, or, for a runner that is installed beside this package, this Python.
-        time_limit: Seconds that it may take.
-        own_data: Whether to keep the data that the configuration names, such as those of an exported run.
-            `rows` are then the chat rows that they come from, in order.
-        oracle: The oracle that is declared for a folder without a Mistral tokenizer file, or None.
+        python: The Python of the environment that the runner is installed in; None for the one that `runner setup` made
+            or, if the runner is installed beside this package, for this Python.
+        time_limit: Seconds that the runner may take.
+        own_data: Whether to keep the data that the configuration names, such as those of an exported run. `rows` are
+            then the chat rows behind that data, in order.
+        oracle: The declared oracle of a folder without a Mistral tokenizer file, or None.
 
     Raises:
-        RunnerError: If the runner is not there, hangs, refuses its configuration or even a plain row, or writes
-            something that is not its contract.
+        RunnerError: If the runner is missing, hangs, refuses its configuration or even a plain row, or breaks the
+            contract of its output.
         TokenizerError: If the tokenizer cannot be loaded.
     """
     chosen = config or runner.config
     if chosen.is_dir() or not chosen.exists():
         found = "a folder" if chosen.is_dir() else "no such file"
         raise RunnerError(found, place=str(chosen), expected=f"a configuration of {runner.title}")
-    # before the folder is staged, which takes seconds
+    # before the folder is made, which takes seconds
     found_python = interpreter(runner, python)
     with tempfile.TemporaryDirectory(prefix=f"mistral-{runner.name}-") as temporary:
         work = Path(temporary)
@@ -186,12 +186,12 @@ def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: flo
         command += [option, work / name]
     command += ["--own-data"] if own_data else []
     home = str(work / _HOME)
-    # caches and temporary files go into a folder that is removed
-    own = {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "TMPDIR": str(work / _TEMPORARY)}
-    own["MODELSCOPE_CACHE"] = f"{home}/modelscope"
-    # PYTHONPATH and the like are for this Python: another one would import this one's packages
+    # caches and temporary files go into a folder that is removed afterwards
+    folders = {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "TMPDIR": str(work / _TEMPORARY)}
+    folders["MODELSCOPE_CACHE"] = f"{home}/modelscope"
+    # these variables are for this Python: another Python would import this one's packages
     dropped = () if python == Path(sys.executable) else ("PYTHONPATH", "PYTHONHOME")
-    environment = {name: value for name, value in os.environ.items() if name not in dropped} | _QUIET | own
+    environment = {name: value for name, value in os.environ.items() if name not in dropped} | _QUIET | folders
     hint = "; give it fewer rows or more time (--time-limit), or look at what it waits for"
     ended = run_limited(command, seconds=time_limit, folder=Path.cwd(), environment=environment, hint=hint)
     if ended.code:

@@ -18,7 +18,7 @@ from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError, RunnerError
 
-# of a log of any length only the end is read
+# only the end of a log is read, whatever its length
 _TAIL_BYTES = 4000
 _TAIL_LINES = 15
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -38,7 +38,7 @@ class Ended:
 
     @property
     def reason(self) -> str:
-        """How it failed, with the last lines that it printed."""
+        """The failure, with the last lines that the command printed."""
         if self.code == -signal.SIGKILL:
             return f"is killed (SIGKILL), as by a system that is out of memory{shown(self.tail)}"
         if self.code < 0:
@@ -50,19 +50,19 @@ class Ended:
 def run_limited(
     command: Sequence[str | Path], *, seconds: float, folder: Path, environment: Mapping[str, str], hint: str = ""
 ) -> Ended:
-    """Run a command in a process group of its own, and end the whole group when it is over or out of time.
+    """Run a command in a new process group, and end the whole group when the command ends or its time is up.
 
     Args:
         command: Program and arguments.
-        seconds: How long it may take.
+        seconds: The time limit.
         folder: Its working directory.
         environment: Its environment variables.
-        hint: How to go on if it is not done in time.
+        hint: Advice for a command that runs out of time.
 
     Raises:
-        RunnerError: If it cannot be started, or is not done in time.
+        RunnerError: If the command cannot be started, or runs out of time.
     """
-    # a file, not a pipe: a pipe that is full stops the command, and a child that is left behind keeps it open
+    # a file, not a pipe: a full pipe stops the command, and a child left behind keeps the pipe open
     with tempfile.TemporaryFile() as printed:
         try:
             process = subprocess.Popen(
@@ -85,10 +85,10 @@ def run_limited(
                 place=str(command[1]),
             ) from error
         except BaseException:
-            # Ctrl-C reaches this process alone: the command is in a group of its own
+            # Ctrl-C reaches only this process: the command is in another group
             _end(process)
             raise
-        # its children, if it left any
+        # end the children that the command left
         _end(process)
         return Ended(code, _tail(printed.fileno()))
 
@@ -99,7 +99,7 @@ def shown(tail: str) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    # the group has ended: macOS reports that by the second of these errors
+    # the group has ended: macOS reports this with the second error
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -129,7 +129,7 @@ class RunnerOutput:
     records: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     def lines(self, rows: Iterable[Row]) -> Iterator[str]:
-        """Yield a line of an encoded-rows file for each row; one that the runner did not write is an error."""
+        """Yield a line of an encoded-rows file for each row; a row that the runner did not write is an error."""
         for number, row in enumerate(rows):
             record = self.records.get(number, {"error": "the runner made nothing of it"})
             yield json.dumps({"row": number, **row.to_json(), **record}, ensure_ascii=False)
@@ -139,7 +139,7 @@ def read_output(path: Path, rows: int) -> RunnerOutput:
     """Read the output of a script for a number of rows.
 
     Raises:
-        RunnerError: If it is not what a script has to write.
+        RunnerError: If it breaks the contract of a script's output.
     """
     environment: dict[str, str] = {}
     notes: list[str] = []
@@ -172,7 +172,7 @@ def _broken_contract(error: InputError) -> RunnerError:
 
 def _record(data: Any, place: str, rows: int) -> tuple[int, Mapping[str, Any]]:
     number = data.get("row") if isinstance(data, Mapping) else None
-    # `isinstance` would take true for row 1
+    # `isinstance` would accept true as row 1
     if type(number) is not int or not 0 <= number < rows:
         raise RunnerError(f"{data!r:.200}", place=place, expected=f'an object with "row" from 0 to {rows - 1}')
     if isinstance(data.get("error"), str):

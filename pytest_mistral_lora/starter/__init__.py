@@ -15,7 +15,7 @@ from pytest_mistral_lora.records.files import put_text
 from pytest_mistral_lora.starter.inputs import ChosenBase, SeenRows
 
 State = Literal["new", "same", "extended", "different"]
-"""A planned file beside the one that is there: none, an equal one, one that gets lines more, another one."""
+"""A planned file compared with the existing file: missing, equal, extended by our lines, or different."""
 
 GOLDENS = Path("tests/goldens")
 """The folder of the goldens."""
@@ -29,7 +29,7 @@ class PlannedFile:
         name: Its path in the repository, with `/`.
         text: Its whole content.
         purpose: What it is for, in a few words.
-        state: Its relation to the file that is there.
+        state: Its relation to the existing file.
     """
 
     name: str
@@ -40,16 +40,16 @@ class PlannedFile:
 
 @dataclass
 class StartPlan:
-    """The files that guard a repository, none of which is written yet.
+    """The files that guard a repository, before they are written.
 
     Attributes:
         folder: The repository.
         base: The base model.
         rows: The data, as far as it could be read.
         files: The files, in the order in which they are written.
-        notes: Sentences about choices that were made.
-        to_do: Sentences about everything that is left to the user: without it, the suite is red or incomplete.
-        by_hand: Lines that could not be added to a file, by the place to which they belong.
+        notes: Sentences about the choices of the plan.
+        to_do: Sentences about the user's remaining tasks; until they are done, the suite is red or incomplete.
+        by_hand: Lines that could not be added to a file, by the place where they belong.
     """
 
     folder: Path
@@ -61,21 +61,23 @@ class StartPlan:
     by_hand: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, text: str, purpose: str, *, extends: bool = False) -> None:
-        """Add a file; `extends` if its text is that of the file that is there, and lines more.
+        """Add a file; set `extends` if its text is the existing file's with more lines.
 
         Raises:
-            InputError: If a pipe or a device is there.
+            InputError: If a pipe or a device has the file's name.
         """
         path = self.folder / name
         state: State = "extended" if extends else "different"
         try:
-            there = _text_of(path) if path.exists() else None
+            existing = _text_of(path) if path.exists() else None
         except (OSError, UnicodeError):
             state = "different"
         else:
-            # Git may give text files the line ends of Windows
-            is_same = there is not None and there.replace("\r\n", "\n") == text.replace("\r\n", "\n")
-            state = "new" if there is None else "same" if is_same else state
+            # Git may write text files with the line ends of Windows
+            if existing is None:
+                state = "new"
+            elif existing.replace("\r\n", "\n") == text.replace("\r\n", "\n"):
+                state = "same"
         self.files.append(PlannedFile(name, text, purpose, state))
 
 
@@ -85,17 +87,18 @@ def _text_of(path: Path) -> str:
 
 
 def write_plan(plan: StartPlan, *, replace: bool = False, keep: bool = False) -> None:
-    """Write the files of a plan that are not there yet.
+    """Write the missing files of a plan.
 
     Args:
         plan: The plan.
-        replace: Whether files with other content are replaced.
-        keep: Whether they stay as they are.
+        replace: Whether to replace files with other content.
+        keep: Whether to keep files with other content.
 
     Raises:
-        InputError: If there are such files, and neither is set: then nothing is written. If a file cannot be written.
+        InputError: If files have other content and neither flag is set; then nothing is written. If a file cannot be
+            written.
     """
-    differing = [one.name for one in plan.files if one.state == "different"]
+    differing = [file.name for file in plan.files if file.state == "different"]
     if differing and not replace and not keep:
         first, *others = differing
         found = "exists already, with other content" + (f"; so do {', '.join(others)}" if others else "")
@@ -104,17 +107,17 @@ def write_plan(plan: StartPlan, *, replace: bool = False, keep: bool = False) ->
             place=first,
             next_step="See the difference: --dry-run. Write only the files that are missing: --keep. Replace: --force.",
         )
-    for one in plan.files:
-        if one.state != "same" and not (keep and one.state == "different"):
-            put_text(plan.folder / one.name, one.text)
+    for file in plan.files:
+        if file.state != "same" and not (keep and file.state == "different"):
+            put_text(plan.folder / file.name, file.text)
 
 
 def record_missing(folder: Path, recipe: str) -> tuple[list[str], list[str]]:
-    """Record each golden row that has no recording yet, as `pytest --mistral-golden-update` does; others stay.
+    """Record each golden row without a recording, as `pytest --mistral-golden-update` does; others stay.
 
     Args:
         folder: The repository.
-        recipe: The recipe's name in it, whose tokenizer is recorded.
+        recipe: Name of the recipe in the repository whose tokenizer is recorded.
 
     Returns:
         The names of the files that were written, and a sentence for each row that could not be recorded.
@@ -127,7 +130,7 @@ def record_missing(folder: Path, recipe: str) -> tuple[list[str], list[str]]:
         return [], ["Record the goldens outside of CI (CI is set here): a golden that CI writes guards nothing."]
     goldens = folder / GOLDENS
     [target] = named_targets(recipes=[folder / recipe])
-    missing = {one.check: one for one in user_cases([goldens], "templates", target) if not one.path.exists()}
+    missing = {case.check: case for case in user_cases([goldens], "templates", target) if not case.path.exists()}
     written, faults = [], []
     with tempfile.TemporaryDirectory() as work:
         settings = Settings(1, None, "cpu", True, (goldens,), True, Path(work))
@@ -135,10 +138,12 @@ def record_missing(folder: Path, recipe: str) -> tuple[list[str], list[str]]:
             if check.case not in missing:
                 continue
             result = check.run()
-            for one in result.findings:
-                found = f"{one.place}: {one.found}" if one.place else one.found
-                step = f". {one.detail}" if one.detail and "\n" not in one.detail else ""
-                faults.append(f"Mend a golden row: {found}{f'; expected {one.expected}' * bool(one.expected)}{step}")
+            for finding in result.findings:
+                found = f"{finding.place}: {finding.found}" if finding.place else finding.found
+                step = f". {finding.detail}" if finding.detail and "\n" not in finding.detail else ""
+                faults.append(
+                    f"Mend a golden row: {found}{f'; expected {finding.expected}' * bool(finding.expected)}{step}"
+                )
             faults += [result.not_checked] if result.not_checked else []
             if not result.findings and not result.not_checked:
                 written.append(missing[check.case].path.relative_to(folder).as_posix())

@@ -40,9 +40,9 @@ class ChosenBase:
         title: The base and its pin, for people.
         lines: Its keys in the recipe, as lines of YAML.
         backend: The code that turns rows into ids.
-        folder: The local folder with its tokenizer; None if it is not on this machine.
-        local: Whether it is a folder of the user, not a repository of the Hub.
-        missing: The reason why it is not pinned, or why its tokenizer is not here; empty if nothing is missing.
+        folder: The local folder with its tokenizer; None if this machine lacks it.
+        local: Whether it is a local folder and not a repository of the Hub.
+        missing: The reason why the pin or the tokenizer is missing; empty if neither is.
         pinned: Whether it has its pin.
     """
 
@@ -64,7 +64,7 @@ def choose_base(text: str, folder: Path) -> ChosenBase:
         folder: The folder of the recipe.
 
     Raises:
-        InputError: If it is neither, or a local folder has no weights or no tokenizer that loads.
+        InputError: If it is neither, or a local folder lacks weights or a tokenizer that loads.
         PinError: If the Hub has no such repository, branch or tag.
     """
     path = Path(text)
@@ -84,7 +84,7 @@ def choose_base(text: str, folder: Path) -> ChosenBase:
 
 
 def base_of_recipe(recipe: Recipe) -> ChosenBase:
-    """Return the base of a recipe that is there."""
+    """Return the base of an existing recipe."""
     base = recipe.base
     if base.path is not None:
         name, folder = str(base.name), base.path if base.path.is_dir() else None
@@ -95,7 +95,7 @@ def base_of_recipe(recipe: Recipe) -> ChosenBase:
 
 
 def _of_hub(repo: str, branch: str) -> ChosenBase:
-    """Return a base of the Hub; if its commit cannot be found out here, the recipe has the branch in its place."""
+    """Return a base of the Hub; if its commit cannot be determined, the recipe names the branch."""
     from huggingface_hub import errors
     from huggingface_hub.constants import ENDPOINT
 
@@ -135,7 +135,7 @@ def _backend(folder: Path) -> Backend:
     """Return the backend that fits a checkpoint: its template, if no Mistral tokenizer applies.
 
     Raises:
-        InputError: If it has no tokenizer that loads.
+        InputError: If the checkpoint has no tokenizer that loads.
     """
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
@@ -157,12 +157,12 @@ class SeenRows:
     Attributes:
         name: The path as the recipe names it.
         title: Its format, for people.
-        format: The format to declare in the recipe; empty for rows as they are, or data that declares its own.
+        format: The format to declare in the recipe; empty for chat rows, or for data that declares its format.
         converted: Whether its rows are converted while they are read.
         count: Number of good rows.
         bad: Number of rows or records that cannot be used.
         errors: The first of their errors.
-        samples: A few rows: the first of each shape, and others if there are few shapes.
+        samples: A few rows: the first of each shape, and more if there are few shapes.
         foreign_ids: Number of good rows with a tool-call id that Mistral's tokenizers refuse.
     """
 
@@ -201,7 +201,7 @@ def look_at(path: Path, folder: Path) -> SeenRows:
         folder: The folder of the recipe.
 
     Raises:
-        InputError: If it is not there, is no data, is in no format that is known, or has no row that can be used.
+        InputError: If the path is missing or not data, if its format is unknown, or if it has no usable row.
     """
     from pytest_mistral_lora.conformance.path_kinds import recognised
     from pytest_mistral_lora.formats.sources import open_rows, row_files
@@ -217,7 +217,7 @@ def look_at(path: Path, folder: Path) -> SeenRows:
     name = path_in_recipe(path, folder)
     seen = seen_rows(name, title, row_files(path), declares=declares)
     if not seen.converted and (seen.bad or seen.foreign_ids):
-        # rows whose fields or ids are another service's: the import gives them ours
+        # the import gives rows of another service our fields and ids
         with suppress(InputError):
             imported = seen_rows(name, f"{title}, converted", open_rows(path))
             seen = imported if imported.bad < seen.bad + seen.foreign_ids else seen
@@ -251,17 +251,17 @@ def seen_rows(name: str, title: str, files: Iterable[DataFile], *, declares: boo
         if source is not None:
             converted = True
             layout = next(iter(source.report.layouts), None)
-            # a format whose keys are the user's own is recognised again by its records
+            # a format with the user's own keys is recognised again by its records
             is_plain = layout is not None and layout.format in FORMATS and not layout.keys
             format_name = str(source.report.layouts[0].format) if is_plain and not declares else ""
-    # rows of one shape still have their own words: a few are better than one
+    # rows of one shape still differ in their words: a few are better than one
     kept = {row.canonical(): row for row in (*samples.values(), *firsts)}
     chosen = tuple(kept.values())[: max(len(samples), _ENOUGH_SAMPLES)][:_MOST_SAMPLES]
     return SeenRows(name, title, format_name, converted, count, bad, tuple(errors), chosen, foreign)
 
 
 def _shape(row: Row) -> tuple[Any, ...]:
-    """Return the traits of a row that decide how it is rendered: who speaks, tools, thinking, and its scripts."""
+    """Return the traits of a row that decide how it is rendered: roles, tools, thinking, and scripts."""
     roles = {message["role"] for message in row.messages}
     text = "".join(str(message.get("content")) for message in row.messages)
     keys = {key for message in row.messages for key in message} - {"role", "content"}
@@ -269,11 +269,11 @@ def _shape(row: Row) -> tuple[Any, ...]:
 
 
 def example_text() -> str:
-    """Return the file of rows that a repository without data begins with."""
+    """Return the file of rows for a repository without data."""
     return (Path(__file__).parent / "texts" / "example_rows.jsonl").read_text(encoding="utf-8")
 
 
 def example_rows() -> SeenRows:
-    """Return the rows of `example_text`, as `look_at` sees them in a file."""
+    """Return the rows of `example_text`, as `look_at` returns those of a file."""
     rows = tuple(parse_row(json.loads(line)) for line in example_text().splitlines())
     return SeenRows(ROWS, _PLAIN, "", converted=False, count=len(rows), bad=0, errors=(), samples=rows[:_MOST_SAMPLES])

@@ -10,19 +10,19 @@ import yaml
 from pytest_mistral_lora.errors import InputError
 
 _TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
-"""The classes of characters that turn the direction of the text after them, so that it is shown in another order."""
+"""The classes of characters that change the direction of the following text, and so its displayed order."""
 
 
 def require_plain(name: str, place: str) -> None:
-    """Refuse a name that cannot be one line of text in the files that are written.
+    """Refuse a name that cannot be one line of text in the written files.
 
     Args:
         name: The name of a base, or of data.
         place: The argument or the field that has it.
 
     Raises:
-        InputError: If it has a line end or another control character, half of a surrogate pair (a file's name that is
-            not UTF-8), or a character that turns the direction of text.
+        InputError: If it has a line end or another control character, half of a surrogate pair (from a file's name that
+            is not UTF-8), or a character that changes the direction of text.
     """
     for letter in name:
         is_control = unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
@@ -36,6 +36,6 @@ def require_plain(name: str, place: str) -> None:
 
 
 def yaml_text(value: Any) -> str:
-    """Return a name, or a mapping of names, as YAML on one line, in quotes if it needs them, within braces, too."""
+    """Return a name, or a mapping of names, as YAML on one line, quoted where needed, also within braces."""
     options: Any = {"allow_unicode": True, "width": float("inf"), "default_flow_style": True, "sort_keys": False}
     return str(yaml.safe_dump([value], **options)).strip()[1:-1]

@@ -1,4 +1,4 @@
-"""Plan the files that guard a repository: from a base and data, or from the recipe that is there."""
+"""Plan the files that guard a repository: from a base and data, or from an existing recipe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pytest_mistral_lora.starter.settings import ExtendedFile, pre_commit_settin
 
 Ci = Literal["github", "gitlab"]
 CI: tuple[Ci, ...] = ("github", "gitlab")
-"""The services for which jobs are written."""
+"""The services that get jobs."""
 
 RECIPE = "recipe.yaml"
 SCHEMA = ".mistral-lora/recipe.schema.json"
@@ -42,12 +42,12 @@ _NOTHING = "\0"
 _CONVERTED = "  # another format: converted while it is read"
 _FETCH = f"# TO DO: fetch the base model, whose folder {RECIPE} names, unless it is in the repository"
 _INSTALLABLE = re.compile(r" @ [a-z]+\+[A-Za-z0-9._~:/@+%-]+")
-"""A place to install from: without a variable, which GitHub, GitLab or a shell would put a value into."""
+"""A place to install from, without a variable that GitHub, GitLab or a shell would expand."""
 _DATA_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".jsonl.zst")
 
 
 class _Text(Template):
-    # `$` and `{{` are GitHub's and GitLab's own
+    # GitHub and GitLab expand `$` and `{{`
     delimiter = "§"
 
 
@@ -57,11 +57,11 @@ def plan_start(folder: Path, rows: Sequence[Path], base: str | None, ci: Collect
     Args:
         folder: The repository.
         rows: Data files, folders or configurations that declare data; empty for `rows.jsonl`, or else example rows.
-        base: A checkpoint folder, or `OWNER/NAME[@BRANCH]`. None for the recipe that is there.
-        ci: The services for which jobs are written; None for the one of the repository's remote, or else all.
+        base: A checkpoint folder, or `OWNER/NAME[@BRANCH]`. None for the existing recipe.
+        ci: The services that get jobs; None for the service of the repository's remote, or else all.
 
     Raises:
-        InputError: If there is neither a base nor a recipe, a path is no data, or the base cannot be used.
+        InputError: If there is neither a base nor a recipe, a path is not data, or the base cannot be used.
     """
     recipe = folder / RECIPE
     if base is None and not rows and recipe.exists():
@@ -78,7 +78,7 @@ def plan_start(folder: Path, rows: Sequence[Path], base: str | None, ci: Collect
     _add_tests(plan)
     here = folder.resolve()
     # the root of the git repository, or else the folder itself
-    root = next((one for one in (here, *here.parents) if (one / ".git").exists()), here)
+    root = next((parent for parent in (here, *here.parents) if (parent / ".git").exists()), here)
     _add_jobs(plan, _services(root) if ci is None else ci)
     _add_hook(plan)
     if root != here:
@@ -112,7 +112,7 @@ def _with_new_recipe(folder: Path, rows: Sequence[Path], base: str) -> StartPlan
     from pytest_mistral_lora.training.recipe import Recipe
 
     rows = rows or _own_rows(folder)
-    seen = [look_at(one, folder) for one in rows] or [example_rows()]
+    seen = [look_at(path, folder) for path in rows] or [example_rows()]
     plan = StartPlan(folder, choose_base(base, folder), seen)
     if not rows or any(map(_has_examples, rows)):
         plan.add(ROWS, example_text(), "example rows, to be replaced by yours")
@@ -124,8 +124,8 @@ def _with_new_recipe(folder: Path, rows: Sequence[Path], base: str) -> StartPlan
         "recipe": RECIPE,
         "base": "\n".join(plan.base.lines),
         "backend": backend if plan.base.backend == "chat-template" else "",
-        "train": "\n".join(f"    - {yaml_text(one.entry)}{_CONVERTED * one.converted}" for one in seen),
-        "held_out": enough if sum(one.count for one in seen) >= _ENOUGH_TO_HOLD_OUT else few,
+        "train": "\n".join(f"    - {yaml_text(data.entry)}{_CONVERTED * data.converted}" for data in seen),
+        "held_out": enough if sum(data.count for data in seen) >= _ENOUGH_TO_HOLD_OUT else few,
     }
     plan.add(RECIPE, _text("recipe.yaml.txt", values), "base, rows, adapter and training")
     plan.add(SCHEMA, json_text(Recipe.json_schema), "lists every key of the recipe to your editor")
@@ -143,15 +143,17 @@ def _has_examples(path: Path) -> bool:
 
 
 def _own_rows(folder: Path) -> list[Path]:
-    """Return the rows of a user who names none; empty if there is no data.
+    """Return the default rows of a repository; empty if it has no data.
 
     Raises:
-        InputError: If there are data files, among which the user has to choose.
+        InputError: If there are data files; then the user has to choose.
     """
     if (folder / ROWS).is_file():
         return [folder / ROWS]
     files = sorted({*folder.glob("*"), *(folder / "data").glob("*")})
-    found = [one.relative_to(folder).as_posix() for one in files if one.name.endswith(_DATA_SUFFIXES) and one.is_file()]
+    found = [
+        file.relative_to(folder).as_posix() for file in files if file.name.endswith(_DATA_SUFFIXES) and file.is_file()
+    ]
     if found:
         more = "" if len(found) == 1 else f" (or {', '.join(found[1:4])})"
         raise InputError(
@@ -168,23 +170,23 @@ def _add_faults(plan: StartPlan) -> None:
         plan.to_do.append(f"Pin the base, online: mistral-lora pin {RECIPE}. Not done here: {base.missing}")
     elif base.missing:
         plan.to_do.append(f"Fetch the base, without whose tokenizer nothing can be judged: {base.missing}")
-    for one in plan.rows:
-        if one.bad:
-            counted = f"{one.bad} of {one.bad + one.count} rows of {one.name} cannot be used"
-            shown = "".join(f"\n    {error}" for error in one.errors)
-            more = f"\n    … and {one.bad - len(one.errors)} more" if one.bad > len(one.errors) else ""
+    for data in plan.rows:
+        if data.bad:
+            counted = f"{data.bad} of {data.bad + data.count} rows of {data.name} cannot be used"
+            shown = "".join(f"\n    {error}" for error in data.errors)
+            more = f"\n    … and {data.bad - len(data.errors)} more" if data.bad > len(data.errors) else ""
             plan.to_do.append(f"Mend the data: {counted}.{shown}{more}")
 
 
 def has_goldens(plan: StartPlan) -> bool:
-    """Return whether there are golden rows, or will be."""
-    planned = any(one.name.startswith(f"{GOLDENS.as_posix()}/") for one in plan.files)
+    """Return whether golden rows exist or are planned."""
+    planned = any(file.name.startswith(f"{GOLDENS.as_posix()}/") for file in plan.files)
     return plan.base.backend != "chat-template" and (planned or any((plan.folder / GOLDENS).glob("*.jsonl")))
 
 
 def _add_tests(plan: StartPlan) -> None:
-    """Add golden rows, unless there are some or the base can have none, and the settings by which pytest finds all."""
-    samples = [row for one in plan.rows for row in one.samples][:5]
+    """Add golden rows, if there are none and the base allows them, and the settings by which pytest finds all files."""
+    samples = [row for data in plan.rows for row in data.samples][:5]
     if plan.base.backend == "chat-template":
         plan.notes.append("no goldens: they record mistral-common's ids, and this base has no Mistral tokenizer")
     elif any((plan.folder / GOLDENS).glob("*.jsonl")):
@@ -206,14 +208,14 @@ def _add_extended(plan: StartPlan, made: ExtendedFile, purpose: str) -> None:
 
 
 def _services(root: Path) -> Collection[Ci]:
-    """Return the service of a repository's remote; all of them if it is on none of them."""
+    """Return the service of a repository's remote; all services if the remote is on another."""
     try:
         with opened(root / ".git" / "config") as file:
             text = file.read().decode()
     except (InputError, OSError, UnicodeError):
         return CI
     urls = " ".join(re.findall(r"^\s*url\s*=\s*(.*)$", text, flags=re.MULTILINE))
-    return [one for one in CI if one in urls] or CI
+    return [service for service in CI if service in urls] or CI
 
 
 def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
@@ -224,7 +226,7 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
     values = {"recipe": RECIPE, "package": yaml_text(light), "train_package": yaml_text(train)}
     if base.local and services:
         plan.notes.append(f"your jobs need {base.name}, which is large: fetch it where the files have the words TO DO")
-    # a job's steps are indented, on GitHub by two columns more
+    # a job's steps are indented by two more columns on GitHub
     step = f"    {_FETCH}" if base.local else _NOTHING
     if "github" in services:
         values["fetch_base"] = f"  {step}" if base.local else _NOTHING
@@ -233,37 +235,37 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
             "        if: success() || failure()",
             "        run: pytest --mistral-golden -o testpaths= -k own-",
         ]
-        # without a golden, pytest would have nothing to run with -k, which is an error
+        # without a golden, -k would select nothing, which is an error in pytest
         values["golden_step"] = "\n".join(steps) if has_goldens(plan) else _NOTHING
         text = _text("github.yml.txt", values)
         plan.add(WORKFLOW, text, "jobs for GitHub: a check on each change, a train on a GPU")
     if "gitlab" in services:
         text = _text("gitlab.yml.txt", {**values, "fetch_base": step})
         name = GITLAB
-        own = (plan.folder / GITLAB).read_bytes() if (plan.folder / GITLAB).is_file() else b""
-        if own not in (b"", text.encode()) and not own.startswith(text.encode().partition(b"\n")[0]):
+        existing = (plan.folder / GITLAB).read_bytes() if (plan.folder / GITLAB).is_file() else b""
+        if existing not in (b"", text.encode()) and not existing.startswith(text.encode().partition(b"\n")[0]):
             name = GITLAB_INCLUDED
-            if GITLAB_INCLUDED.encode() not in own:
+            if GITLAB_INCLUDED.encode() not in existing:
                 plan.by_hand[f"{GITLAB}, include"] = f"include:\n  - local: {GITLAB_INCLUDED}\n"
         plan.add(name, text, "jobs for GitLab: a check on each change, a train on a GPU")
 
 
 def _text(name: str, values: Mapping[str, str]) -> str:
-    """Return a text with its values; a line whose value is nothing is left out.
+    """Return a text with its values; a line with an empty value is left out.
 
     Args:
         name: The text.
-        values: Fixed text, or a name that `yaml_text` wrote: no name is in a comment or within another value, in which
-            it could be more than a name.
+        values: Fixed text, or a name from `yaml_text`. Names never go into a comment or another value, where their text
+            could have a meaning.
     """
     text = _Text((_TEXTS / name).read_text(encoding="utf-8")).substitute(values)
     return text.replace(f"{_NOTHING}\n", "")
 
 
 def installed_requirement() -> tuple[str, str, str]:
-    """Return the requirements of the light install and of the one that trains, and a note for the user.
+    """Return the requirements of the light install and of the training install, and a note for the user.
 
-    A package that was installed from a version control system is installed from the same commit.
+    If this package was installed from a version control system, the requirements name the same commit.
     """
     try:
         found = distribution(PACKAGE)
@@ -284,8 +286,8 @@ def installed_requirement() -> tuple[str, str, str]:
 
 
 def _add_hook(plan: StartPlan) -> None:
-    # rows of another format and folders of shards are data, too: any change below them runs the check
-    names = dict.fromkeys([RECIPE, *(one.name.removeprefix("./") for one in plan.rows)])
+    # rows of another format and folders of shards are also data: any change below them runs the check
+    names = dict.fromkeys([RECIPE, *(data.name.removeprefix("./") for data in plan.rows)])
     files = f"^({'|'.join(map(re.escape, names))})(/|$)"
     hook = _text("pre_commit_hook.yaml.txt", {"recipe": RECIPE, "files": yaml_text(files)})
     _add_extended(plan, pre_commit_settings(plan.folder, hook), "checks recipe and rows before each commit")

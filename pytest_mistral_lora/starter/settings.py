@@ -1,4 +1,4 @@
-"""Add our keys to files of other tools: pytest's configuration and pre-commit's, in which all else stays as it is."""
+"""Add our keys to files of other tools: pytest's configuration and pre-commit's, and change nothing else."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ExtendedFile:
     Attributes:
         name: Its name in the repository.
         text: Its new content; None if our lines could not be added.
-        lines: Our lines, for somebody who adds them by hand.
-        section: The place in the file to which they belong.
+        lines: Our lines, for adding them by hand.
+        section: The place in the file where they belong.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ExtendedFile:
 
 
 _PYTEST_FILES = ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
-"""The files in which pytest looks for its configuration, the first one first."""
+"""The files in which pytest looks for its configuration, in its order."""
 _SECTIONS = {"tox.ini": "pytest", "setup.cfg": "tool:pytest", "pytest.ini": "pytest", ".pytest.ini": "pytest"}
 _TOML = {
     "pyproject.toml": ("tool.pytest.ini_options", "tool.pytest"),
@@ -57,7 +57,7 @@ def pytest_settings(folder: Path, values: Mapping[str, list[str]]) -> ExtendedFi
     for name, text in texts.items():
         sections = _TOML.get(name) or (_SECTIONS[name],)
         for section in sections:
-            # pytest reads the files of its own name even if they are empty
+            # pytest reads the files with its own name even if they are empty
             if text is not None and ("pytest." in name or _section(_parsed(name, text), name, section) is not None):
                 return _with_line_ends(folder / name, _extended(name, text, section, values))
     name = "pyproject.toml" if "pyproject.toml" in texts else "pytest.ini"
@@ -71,7 +71,7 @@ def pytest_settings(folder: Path, values: Mapping[str, list[str]]) -> ExtendedFi
 
 
 def _with_line_ends(path: Path, made: ExtendedFile) -> ExtendedFile:
-    """Return an extended file with the line ends that it has, as Windows writes them; one that mixes them stays."""
+    """Keep the line ends of Windows in an extended file; a file with mixed line ends stays unchanged."""
     before = path.read_bytes()
     if made.text is None or b"\r" not in before:
         return made
@@ -112,7 +112,7 @@ def _section(data: Any, name: str, section: str) -> dict[str, Any] | None:
 
 def _lines(name: str, values: Mapping[str, list[str]]) -> str:
     if name in _TOML:
-        # a path in JSON's quotes is one in TOML's, too
+        # JSON's quotes are also valid in TOML
         return "".join(f"{key} = {json.dumps(paths, ensure_ascii=False)}\n" for key, paths in values.items())
     return "".join(f"{key} =\n" + "".join(f"    {path}\n" for path in paths) for key, paths in values.items())
 
@@ -141,18 +141,22 @@ def _extended(name: str, text: str, section: str, values: Mapping[str, list[str]
 
 
 def _names(present: Any, paths: list[str]) -> bool:
-    """Return whether a setting that is there names these paths."""
-    listed = present.split("\n") if isinstance(present, str) else present if isinstance(present, list) else []
-    return {Path(one.strip()) for one in map(str, listed)} >= set(map(Path, paths))
+    """Return whether an existing setting names these paths."""
+    listed: list[Any] = []
+    if isinstance(present, str):
+        listed = present.split("\n")
+    elif isinstance(present, list):
+        listed = present
+    return {Path(path.strip()) for path in map(str, listed)} >= set(map(Path, paths))
 
 
 def _checked(name: str, before: str, text: str, section: str, new: Mapping[str, list[str]]) -> ExtendedFile:
-    """Return the file with the new text only if a parser finds our settings in it, and all others as before."""
+    """Return the file with the new text only if a parser finds our settings in it and all other settings unchanged."""
     old, found = _parsed(name, before) or {}, _parsed(name, text)
-    mine = None if found is None else _section(found, name, section)
-    if mine is not None and all(_names(mine.get(key), paths) for key, paths in new.items()):
+    settings = None if found is None else _section(found, name, section)
+    if settings is not None and all(_names(settings.get(key), paths) for key, paths in new.items()):
         for key in new:
-            del mine[key]
+            del settings[key]
         if _without_empty(found) == _without_empty(old):
             return ExtendedFile(name, text, _lines(name, new), section)
     return ExtendedFile(name, None, _lines(name, new), section)
@@ -166,7 +170,7 @@ def _without_empty(data: Any) -> Any:
 
 
 PRE_COMMIT = ".pre-commit-config.yaml"
-"""The file of pre-commit."""
+"""The configuration file of pre-commit."""
 
 
 def pre_commit_settings(folder: Path, hook: str) -> ExtendedFile:
@@ -182,7 +186,7 @@ def pre_commit_settings(folder: Path, hook: str) -> ExtendedFile:
     before = _text(path)
     try:
         text = _with_hook(before or "", hook)
-    # no YAML, a date that is none, a list that contains itself, an entry that is merged of others
+    # invalid YAML, an impossible date, a list that contains itself, or an entry merged from others
     except (yaml.YAMLError, ValueError, LookupError, RecursionError):
         text = None
     lines = "" if text is not None and text == before else hook
@@ -190,7 +194,7 @@ def pre_commit_settings(folder: Path, hook: str) -> ExtendedFile:
 
 
 def _with_hook(before: str, hook: str) -> str | None:
-    """Return a configuration with our hook, and everything else as it is; None if that cannot be done."""
+    """Return a configuration with our hook and no other change; None if that is not possible."""
     data = yaml.safe_load(before)
     repos = data.get("repos") if isinstance(data, dict) else None
     if not isinstance(repos, list) or not repos:
@@ -201,14 +205,14 @@ def _with_hook(before: str, hook: str) -> str | None:
     [ours_now] = ours["hooks"]
     root: Any = yaml.compose(before, Loader=yaml.SafeLoader)
     nodes = [value for key, value in root.value if key.value == "repos"]
-    # a hook of an earlier start, for other data, is replaced
-    earlier = [one for one in repos if one == {**ours, "hooks": [{**ours_now, "files": _files_of(one)}]}]
+    # replace the hook of an earlier start, for other data
+    earlier = [repo for repo in repos if repo == {**ours, "hooks": [{**ours_now, "files": _files_of(repo)}]}]
     if earlier:
         entry = nodes[0].value[repos.index(earlier[0])]
         [files] = _values(_values(entry, "hooks")[0].value[0], "files")
         written = yaml_text(ours_now["files"])
         text = f"{before[: files.start_mark.index]}{written}{before[files.end_mark.index :]}"
-        expected = [ours if one is earlier[0] else one for one in repos]
+        expected = [ours if repo is earlier[0] else repo for repo in repos]
     else:
         if len(nodes) != 1 or nodes[0].flow_style:
             return None

@@ -20,23 +20,33 @@ _SET = {
     "load_in_8bit": False,
     "use_wandb": False,
 }
-"""What is another in each run, with another value: ids and labels do not depend on it."""
+"""Keys that are replaced in every configuration; ids and labels do not depend on them."""
 _DROPPED = (
-    *("test_datasets", "tokenizer_config", "base_model_config", "revision_of_model", "resume_from_checkpoint"),
-    *(
-        "push_dataset_to_hub",
-        "hub_model_id",
-        "plugins",
-        "adapter",
-        "lora_model_dir",
-        "deepspeed",
-        "fsdp",
-        "fsdp_config",
-    ),
-    *("eval_steps", "eval_strategy", "evals_per_epoch", "do_bench_eval", "do_causal_lm_eval"),
-    *("attn_implementation", "flash_attention", "sdp_attention", "xformers_attention", "wandb_project"),
+    "test_datasets",
+    "tokenizer_config",
+    "base_model_config",
+    "revision_of_model",
+    "resume_from_checkpoint",
+    "push_dataset_to_hub",
+    "hub_model_id",
+    "plugins",
+    "adapter",
+    "lora_model_dir",
+    "deepspeed",
+    "fsdp",
+    "fsdp_config",
+    "eval_steps",
+    "eval_strategy",
+    "evals_per_epoch",
+    "do_bench_eval",
+    "do_causal_lm_eval",
+    "attn_implementation",
+    "flash_attention",
+    "sdp_attention",
+    "xformers_attention",
+    "wandb_project",
 )
-"""What names other data, another model, a service, or a GPU's kernel."""
+"""Keys that name other data, another model, a service, or a GPU's kernel."""
 _OTHER_DATA = ("path", "data_files", "ds_type", "split", "name", "revision", "shards", "preprocess_shards")
 
 
@@ -68,19 +78,19 @@ def _config(task: Task) -> str:
         raise ValueError(f"{len(datasets)} datasets; one alone can be given other rows")
     kept = {name: value for name, value in datasets[0].items() if name not in _OTHER_DATA}
     given = datasets if task.own_data else [{**kept, "path": str(task.rows_file()), "ds_type": "json"}]
-    own = {
+    fixed = {
         "base_model": str(task.checkpoint),
         "datasets": given,
         "dataset_prepared_path": str(task.folder / "prepared"),
         "output_dir": str(task.folder / "out"),
     }
-    config = {name: value for name, value in {**config, **_SET, **own}.items() if name not in _DROPPED}
+    config = {name: value for name, value in {**config, **_SET, **fixed}.items() if name not in _DROPPED}
     file = task.folder / "config.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     return str(file)
 
 
 if __name__ == "__main__":
-    # for a script that is run by hand: `mistral-lora` sets it for its own runs
+    # for a script run by hand: `mistral-lora` sets it for its own runs
     os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
     main(encode, _PACKAGES)

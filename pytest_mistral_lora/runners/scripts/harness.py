@@ -4,8 +4,8 @@ A script is a command that maps rows to encoded rows:
 
     SCRIPT --rows ROWS.jsonl --checkpoint FOLDER --config FILE --output OUT.jsonl [--own-data]
 
-With `--own-data` the runner gets the rows that its configuration names, as they are, and `ROWS.jsonl` are the chat rows
-that they come from, in order.
+With `--own-data` the runner gets the unchanged rows that its configuration names, and `ROWS.jsonl` has the chat rows
+behind them, in order.
 
 `OUT.jsonl` gets a line for the environment, `{"environment": {"trl": "1.16.0", ...}}`, and then one line for each
 row, in any order: `{"row": 0, "input_ids": [...], "labels": [...]}`, or `{"row": 0, "error": "..."}`. A line
@@ -31,14 +31,14 @@ MARK = "mistral_lora_row"
 """The column that carries a row's number through the runner's own steps."""
 
 _AGAIN = -1
-"""The number of a row that is given a second time."""
+"""The number of a row that is passed a second time."""
 
 PLAIN = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
-"""A row that no configuration has a reason to refuse."""
+"""A row that every sound configuration accepts."""
 
 
 class PackedError(Exception):
-    """The runner puts rows together into sequences: its result for one row alone does not show that."""
+    """The runner joins rows into sequences, which its result for a single row does not show."""
 
     def __init__(self) -> None:
         super().__init__("rows are packed, and cannot be told apart; turn packing off in the configuration")
@@ -57,7 +57,7 @@ class Task:
         checkpoint: Folder with the tokenizer and a tiny model.
         config: The runner's own configuration.
         folder: An empty folder for the files of this call.
-        own_data: Whether the data that the configuration names are left as they are.
+        own_data: Whether to keep the data that the configuration names.
     """
 
     rows: list[dict[str, Any]]
@@ -67,7 +67,7 @@ class Task:
     own_data: bool = False
 
     def rows_file(self, rows: list[dict[str, Any]] | None = None) -> Path:
-        """Write rows as a JSONL file of their own, and return it."""
+        """Write rows as a JSONL file, and return the file."""
         file = self.folder / "data" / "train.jsonl"
         file.parent.mkdir()
         lines = [json.dumps(row) + "\n" for row in (self.rows if rows is None else rows)]
@@ -83,7 +83,7 @@ def main(encode: Encode, packages: tuple[str, ...], notes: dict[str, str] | None
     """Run a script.
 
     Args:
-        encode: Runs the runner's own code on a task, and returns number, ids and labels of each row that it made.
+        encode: Runs the runner's own code on a task, and returns number, ids and labels of each resulting row.
         packages: Distributions whose versions are recorded.
         notes: Further facts about the environment.
     """
@@ -94,14 +94,14 @@ def main(encode: Encode, packages: tuple[str, ...], notes: dict[str, str] | None
     given = parser.parse_args()
     # the runners read it, and refuse options that are not theirs
     sys.argv = sys.argv[:1]
-    # not `splitlines`, which splits at a line separator within a row, too
+    # not `splitlines`, which also splits at a line separator within a row
     lines = given.rows.read_text(encoding="utf-8").split("\n")
     rows = [{**json.loads(line), MARK: number} for number, line in enumerate(filter(None, lines))]
     _keep_marks()
     with given.output.open("w", encoding="utf-8") as output:
         output.write(json.dumps({"environment": {**_versions(packages), **(notes or {})}}) + "\n")
-        asked = _Bisection(encode, given.checkpoint, given.config)
-        for record in asked.own_records(rows) if given.own_data else asked.records(rows):
+        bisection = _Bisection(encode, given.checkpoint, given.config)
+        for record in bisection.own_records(rows) if given.own_data else bisection.records(rows):
             output.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
@@ -109,7 +109,7 @@ def marked(dataset: Any) -> Any:
     """Return a dataset of the runner whose rows still have their numbers.
 
     Raises:
-        PackedError: If they have not.
+        PackedError: If they have lost them.
     """
     if MARK not in dataset.column_names:
         raise PackedError
@@ -128,7 +128,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Bisection:
-    """Gives all rows to the runner at once; if it refuses them, in ever smaller files, until the bad rows are found."""
+    """Passes all rows to the runner in one file; if it refuses them, in ever smaller files, to find the bad rows."""
 
     encode: Encode
     checkpoint: Path
@@ -141,12 +141,12 @@ class _Bisection:
             sys.exit(str(error))
         except Exception as error:
             reason = _reason(error)
-            # the reason names the error alone; its origin in the runner's code is for the log
+            # the reason has only the error; its origin in the runner's code is for the log
             traceback.print_exc()
         else:
             yield from self._made(rows, made)
             return
-        # a configuration that refuses everything would otherwise look like rows that are all bad
+        # otherwise, a configuration that refuses everything would look like a file of bad rows
         try:
             self._run([{**PLAIN, MARK: 0}])
         except Exception as error:
@@ -155,7 +155,7 @@ class _Bisection:
         yield from self._parts(rows, reason)
 
     def own_records(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the runner's records for the data of its configuration, from which no row can be left out."""
+        """Yield the runner's records for the data of its configuration; no row can be left out of it."""
         import datasets
 
         # the numbers are added as the data are loaded
@@ -171,9 +171,11 @@ class _Bisection:
             yield {"row": rows[0][MARK], "error": reason}
             return
         # a column of a file has one type: rows whose contents are lists are refused beside plain texts
-        texts = [row for row in rows if all(not isinstance(one.get("content"), list) for one in row["messages"])]
+        texts = [
+            row for row in rows if all(not isinstance(message.get("content"), list) for message in row["messages"])
+        ]
         lists = [row for row in rows if row not in texts]
-        # few are given alone: each trial loads the tokenizer again
+        # few rows are passed one by one: each trial loads the tokenizer again
         size = len(rows) // 2 if len(rows) > 8 else 1
         halves = [rows[start : start + size] for start in range(0, len(rows), size)]
         for part in [texts, lists] if texts and lists else halves:
@@ -185,16 +187,16 @@ class _Bisection:
                 yield from self._made(part, made)
 
     def _run(self, rows: list[dict[str, Any]]) -> list[Encoded]:
-        # Axolotl cannot sample from a file of one row: a row alone is given twice
+        # Axolotl cannot sample from a file of one row: a single row is passed twice
         given = rows if len(rows) > 1 else [*rows, {**rows[0], MARK: _AGAIN}]
         with tempfile.TemporaryDirectory() as folder:
             made = self.encode(Task(given, self.checkpoint, self.config, Path(folder)))
-        return [one for one in made if one[0] != _AGAIN]
+        return [encoded for encoded in made if encoded[0] != _AGAIN]
 
     def _made(self, rows: list[dict[str, Any]], made: list[Encoded]) -> Iterator[dict[str, Any]]:
         by_number: dict[int, list[Encoded]] = {row[MARK]: [] for row in rows}
-        for one in made:
-            by_number[one[0]].append(one)
+        for encoded in made:
+            by_number[encoded[0]].append(encoded)
         for number, found in by_number.items():
             if len(found) == 1:
                 yield {"row": number, "input_ids": list(found[0][1]), "labels": list(found[0][2])}
@@ -205,9 +207,9 @@ class _Bisection:
 
 
 def _reason(error: BaseException) -> str:
-    # one line of bounded length: some errors print the whole data
+    # one line of bounded length: some errors print all of the data
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-    # `datasets` raises one error for everything that is wrong with a file, from the one that names it
+    # `datasets` raises one error for every fault of a file, caused by the error that names the fault
     first = error.__cause__
     while first is not None and (earlier := first.__cause__ or first.__context__) is not None:
         first = earlier
@@ -232,7 +234,7 @@ def _numbering(load: Any, expected: int) -> Any:
 
 
 def _keep_marks() -> None:
-    """Let `Dataset.map` carry the numbers of the rows, whatever columns and rows the runner removes."""
+    """Let `Dataset.map` carry the numbers of the rows, even if the runner removes columns and rows."""
     from datasets import Dataset
 
     for name in ("map", "filter", "save_to_disk"):
@@ -253,7 +255,7 @@ def _keep_marks() -> None:
 
     @functools.wraps(original_filter)
     def filtering(self: Any, *args: Any, **options: Any) -> Any:
-        # what it asks of `map` is which rows to keep, and no columns
+        # it uses `map` only to choose rows, and needs no columns
         Dataset.map = original
         try:
             return original_filter(self, *args, **options)
@@ -266,23 +268,23 @@ def _keep_marks() -> None:
 def _in_this_process(method: Any) -> Any:
     @functools.wraps(method)
     def running(*args: Any, **options: Any) -> Any:
-        # for one worker, too, `datasets` starts a process, which imports the runner again
+        # `datasets` starts a process even for one worker, and it imports the runner again
         return method(*args, **{**options, "num_proc": None} if options.get("num_proc") == 1 else options)
 
     return running
 
 
 def _marking(function: Any) -> Any:
-    """Return a batched function that also returns the row of each result, if their number is not that of the rows."""
+    """Return a batched function that also returns the row of each result if rows and results differ in number."""
 
     def marking(rows: Any, *args: Any, **options: Any) -> Any:
-        # copies, because the function may change the rows in place, and may be called again
+        # copies: the function may change the rows in place, and may be called again
         numbers = list(rows[MARK])
         given = {name: list(rows[name]) for name in rows}
         result = function(rows, *args, **options)
         made = len(numbers) if result is None else _length(result)
         if made != len(numbers):
-            # fewer or more results than rows: each row is given again, alone
+            # fewer or more results than rows: pass each row again by itself
             found: list[int] = []
             for index, number in enumerate(numbers):
                 alone = function({name: values[index : index + 1] for name, values in given.items()}, *args, **options)

@@ -25,13 +25,27 @@ _SET = {
     "overwrite_cache": True,
     "overwrite_output_dir": True,
 }
-"""What is another in each run, with another value: ids and labels do not depend on it."""
+"""Keys that are replaced in every configuration; ids and labels do not depend on them."""
 _DROPPED = (
-    *("eval_dataset", "val_size", "adapter_name_or_path", "deepspeed", "fsdp", "fsdp_config", "flash_attn"),
-    *("resume_from_checkpoint", "quantization_bit", "model_revision", "tokenized_path", "do_eval", "do_predict"),
-    *("eval_strategy", "eval_steps", "per_device_eval_batch_size", "max_samples"),
+    "eval_dataset",
+    "val_size",
+    "adapter_name_or_path",
+    "deepspeed",
+    "fsdp",
+    "fsdp_config",
+    "flash_attn",
+    "resume_from_checkpoint",
+    "quantization_bit",
+    "model_revision",
+    "tokenized_path",
+    "do_eval",
+    "do_predict",
+    "eval_strategy",
+    "eval_steps",
+    "per_device_eval_batch_size",
+    "max_samples",
 )
-"""What names other data, another model, or a GPU's kernel."""
+"""Keys that name other data, another model, or a GPU's kernel."""
 _FILE_KEYS = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "subset", "split")
 
 
@@ -60,10 +74,10 @@ def encode(task: Task) -> list[Encoded]:
 def _config(task: Task) -> dict[str, Any]:
     config = yaml.safe_load(task.config.read_text(encoding="utf-8")) or {}
     kept = {name: value for name, value in {**config, **_SET}.items() if name not in _DROPPED}
-    own = {"model_name_or_path": str(task.checkpoint), "output_dir": str(task.folder / "out")}
+    fixed = {"model_name_or_path": str(task.checkpoint), "output_dir": str(task.folder / "out")}
     if not task.own_data:
-        return {**kept, "dataset_dir": _dataset_folder(task, config), **own}
-    return {**kept, **{name: config[name] for name in ("tokenized_path",) if name in config}, **own}
+        return {**kept, "dataset_dir": _dataset_folder(task, config), **fixed}
+    return {**kept, **{name: config[name] for name in ("tokenized_path",) if name in config}, **fixed}
 
 
 def _dataset_folder(task: Task, config: dict[str, Any]) -> str:
@@ -76,7 +90,7 @@ def _dataset_folder(task: Task, config: dict[str, Any]) -> str:
         )
     folder = Path(config.get("dataset_dir", "data"))
     if not (folder / "dataset_info.json").is_file():
-        # beside the configuration, if it is not in the current folder
+        # beside the configuration, if the current folder lacks it
         folder = task.config.parent / folder
     info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
     if names[0] not in info:
@@ -113,7 +127,7 @@ def _message(message: dict[str, Any], formatting: str, tags: dict[str, str]) -> 
         return {**form, "tool_calls": calls}
     if calls:
         form[tags.get("role_tag", "from")] = tags.get("function_tag", "function_call")
-        form[tags.get("content_tag", "value")] = json.dumps([_call(one["function"]) for one in calls])
+        form[tags.get("content_tag", "value")] = json.dumps([_call(call["function"]) for call in calls])
     return form
 
 
@@ -124,15 +138,15 @@ def _call(function: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stand_in_for_torchaudio() -> dict[str, str]:
-    """Provide an empty torchaudio if the real one cannot be imported: LLaMA-Factory uses it for sound only."""
+    """Provide an empty torchaudio if the real one cannot be imported: LLaMA-Factory only needs it for sound."""
     try:
         importlib.import_module("torchaudio")
     except (ImportError, OSError):
-        # an import that failed leaves its submodules behind, and they would be taken for the stand-in's
+        # a failed import leaves its submodules behind, which would pass for the stand-in's
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
             del sys.modules[name]
-        # An empty package in a folder of its own: transformers looks torchaudio up as a file, so that a module object
-        # in sys.modules would not do.
+        # An empty package in a new folder: transformers looks for torchaudio as a file, so a module object in
+        # sys.modules is not enough.
         stand_in = Path(tempfile.mkdtemp(prefix="stand-in-")) / "torchaudio"
         stand_in.mkdir()
         (stand_in / "__init__.py").touch()

@@ -22,16 +22,28 @@ _SET = {
     "use_hf": True,
     "check_model": False,
 }
-"""What is another in each run, with another value: ids and labels do not depend on it."""
+"""Keys that are replaced in every configuration; ids and labels do not depend on them."""
 _DROPPED = (
-    *("val_dataset", "cached_dataset", "cached_val_dataset", "adapters", "resume_from_checkpoint", "model_revision"),
-    *("deepspeed", "fsdp", "attn_impl", "quant_method", "quant_bits", "eval_strategy", "eval_steps", "ENV"),
+    "val_dataset",
+    "cached_dataset",
+    "cached_val_dataset",
+    "adapters",
+    "resume_from_checkpoint",
+    "model_revision",
+    "deepspeed",
+    "fsdp",
+    "attn_impl",
+    "quant_method",
+    "quant_bits",
+    "eval_strategy",
+    "eval_steps",
+    "ENV",
 )
-"""What names other data, another model, an environment, or a GPU's kernel."""
+"""Keys that name other data, another model, an environment, or a GPU's kernel."""
 
 
 def encode(task: Task) -> list[Encoded]:
-    """Return the model inputs of ms-swift's own command: each row alone, through its data collator."""
+    """Return the model inputs of ms-swift's own command: each row by itself, through its data collator."""
     from swift.dataset import RowPreprocessor
     from swift.pipelines.train import sft
 
@@ -62,7 +74,7 @@ def _made(trainer: Any) -> Any:
         try:
             encoded = dataset.encode_func(row, return_length=True)
         except Exception:
-            # ms-swift trains on a random other row in its place, and logs the error: this row is left out
+            # ms-swift logs the error and trains on another row, drawn at random: this row is left out
             continue
         batch = trainer.data_collator([encoded])
         yield number, batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
@@ -71,10 +83,10 @@ def _made(trainer: Any) -> Any:
 def _words(task: Task) -> list[str]:
     """Return the configuration as words of the command line, as `swift sft FILE` makes them of it."""
     config = yaml.safe_load(task.config.read_text(encoding="utf-8")) or {}
-    own = {"model": str(task.checkpoint), "output_dir": str(task.folder / "out")}
+    fixed = {"model": str(task.checkpoint), "output_dir": str(task.folder / "out")}
     if not task.own_data:
-        own["dataset"] = str(task.rows_file())
-    config = {name: value for name, value in {**config, **_SET, **own}.items() if name not in _DROPPED}
+        fixed["dataset"] = str(task.rows_file())
+    config = {name: value for name, value in {**config, **_SET, **fixed}.items() if name not in _DROPPED}
     words: list[str] = []
     for name, value in config.items():
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]

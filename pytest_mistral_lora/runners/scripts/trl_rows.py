@@ -57,10 +57,10 @@ def encode(task: Task) -> list[Encoded]:
 
 def _parse(sft: Any, task: Task) -> Any:
     config = yaml.safe_load(task.config.read_text(encoding="utf-8")) or {}
-    own = {"model_name_or_path": str(task.checkpoint), "output_dir": str(task.folder / "out")}
+    fixed = {"model_name_or_path": str(task.checkpoint), "output_dir": str(task.folder / "out")}
     if not task.own_data:
-        own["dataset_name"] = str(task.rows_file().parent)
-    config = {name: value for name, value in {**config, **_SET, **own}.items() if name not in _DROPPED}
+        fixed["dataset_name"] = str(task.rows_file().parent)
+    config = {name: value for name, value in {**config, **_SET, **fixed}.items() if name not in _DROPPED}
     file = task.folder / "config.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     return sft.make_parser().parse_args_and_config(["--config", str(file)], fail_with_unknown_args=False)
