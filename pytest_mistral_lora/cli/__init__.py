@@ -50,8 +50,8 @@ from pytest_mistral_lora.extras import is_installed, missing_extra
 
 __all__ = ["EXIT_CODES", "VERBS", "main"]
 
-# The modules of the verbs import torch and the like in their functions, not at the top: `mistral-lora --help`, a
-# misspelt option and a wrong key in a recipe are then answered at once.
+# The modules of the verbs import torch and other slow libraries in their functions, not at the top: `mistral-lora
+# --help`, a misspelt option or a wrong key in a recipe is then answered quickly.
 _GROUPS = {
     "start": (start.INIT, start.PIN, doctor.VERB),
     "check": (check.VERB, audit.VERB, render.VERB, rules.VERB),
@@ -61,7 +61,7 @@ _GROUPS = {
     "other trainers": (other_trainers.EXPORT, other_trainers.TEMPLATE, other_trainers.RUNNER),
 }
 
-VERBS: dict[str, dict[str, Verb]] = {group: {one.name: one for one in verbs} for group, verbs in _GROUPS.items()}
+VERBS: dict[str, dict[str, Verb]] = {group: {verb.name: verb for verb in verbs} for group, verbs in _GROUPS.items()}
 """Every verb by its name, in the groups and the order of `mistral-lora --help`."""
 
 _EXAMPLES = {
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Args:
-        arguments: The words after the program's name; None for those of this process.
+        arguments: The words after the program's name; None for this process's own.
 
     Returns:
         The exit code, a key of `EXIT_CODES`.
@@ -107,12 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 return _run_verb(list(sys.argv[1:] if arguments is None else arguments))
             finally:
-                sys.stdout.flush()  # at exit it would be too late: Python itself would complain about a closed pipe
+                sys.stdout.flush()  # at exit it is too late: Python itself would report a closed pipe
     except OSError as error:
         if error.filename or error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        # The reader of the output has gone, as `head` does, or the disk is full. The verdict is lost, so that this is
-        # not a success. The rest goes to /dev/null, or Python would fail once more when it flushes at exit.
+        # The reader of the output has gone, as `head` does, or the disk is full. The verdict is lost, so this is not a
+        # success. The rest goes to /dev/null, or Python would fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.ENOSPC:
             sys.stderr.write(f"error: standard output: {error.strerror}\n")
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Make both streams take every text: a verdict must not be lost to a locale, or to a stream that is closed."""
+    """Make both streams accept every text: a locale or a closed stream must not lose a verdict."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell: `>&-`
@@ -135,14 +135,14 @@ def _run_verb(words: list[str]) -> int:
         parser.print_help(sys.stderr)
         return EXIT_BAD_INPUT
     if not sys.stderr.isatty():
-        # bars of transformers and the Hub redraw a line, which a log file keeps; read when they are first imported
+        # bars of transformers and the Hub redraw a line, and a log file keeps each; read on their first import
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not is_installed("torch"):
-        # else transformers tells everybody who checks a tokenizer that there are no models
+        # else transformers warns everybody who checks a tokenizer that no models are available
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     advice = ""
     try:
-        # to parse an option may take long, too: the files of `--tokenizer OWNER/NAME@COMMIT` are fetched
+        # parsing may take long: it fetches the files of `--tokenizer OWNER/NAME@COMMIT`
         with _sigterm_as_exception():
             args = _parsed(parser, words)
             args.words, advice = words, args.verb.memory_advice
@@ -158,11 +158,11 @@ def _run_verb(words: list[str]) -> int:
 
 
 def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
-    """Parse words; a verb or an option that does not exist is refused with the one that is most like it."""
+    """Parse words; an unknown verb or option is refused with the most similar one."""
     names = [name for verbs in VERBS.values() for name in verbs]
     if any("\0" in word for word in words):
         parser.error("a word with a null character, which no name of a file has")
-    # argparse has suggestions from Python 3.14 on only; before, it prints all choices
+    # argparse has suggestions only from Python 3.14 on; before, it prints all choices
     first = next((word for word in words if not word.startswith("-")), None)
     if first is not None and first not in names:
         hint = did_you_mean(first, names) or f": choose one of {', '.join(names)}"
@@ -179,7 +179,7 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
 def _parser() -> argparse.ArgumentParser:
     sections = [wrapped_text(_DESCRIPTION)]
     for group, verbs in VERBS.items():
-        lines = [wrapped_text(one.summary, f"  {name:<12}") for name, one in verbs.items()]
+        lines = [wrapped_text(verb.summary, f"  {name:<12}") for name, verb in verbs.items()]
         sections.append("\n".join([f"{group}:", *lines, f"  $ {PROGRAM} {_EXAMPLES[group]}"]))
     codes = "\n".join(["exit codes:", *(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())])
     parser = argparse.ArgumentParser(
@@ -202,7 +202,7 @@ def _error_message(error: BaseException, memory_advice: str) -> str:
     """Return the message for an error; empty for a fault of this program, which keeps its traceback."""
     if isinstance(error, KeyboardInterrupt):
         return str(error) or ("terminated" if isinstance(error, Terminated) else "interrupted")
-    # before memory: the message of one of our own errors may quote torch's
+    # before the check for memory: a message of ours may quote torch's
     if isinstance(error, MistralLoraError):
         return str(error)
     if isinstance(error, OSError) and error.filename:
@@ -217,12 +217,12 @@ def _error_message(error: BaseException, memory_advice: str) -> str:
 def _sigterm_as_exception() -> Iterator[None]:
     """Raise `Terminated` at SIGTERM, so that temporary folders and child processes are cleaned up.
 
-    Handlers that somebody else has set stay, and Python runs handlers in the main thread only.
+    Handlers that others have set stay, and Python runs handlers only in the main thread.
     """
     process = os.getpid()
 
     def raise_terminated(number: int, frame: object) -> None:
-        # a forked child inherits the handler, and must end as if it had none: without a traceback
+        # a forked child inherits the handler, and must still end without a traceback
         if os.getpid() != process:
             os._exit(EXIT_TERMINATED)
         raise Terminated

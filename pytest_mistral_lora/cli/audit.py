@@ -50,7 +50,7 @@ each)."""
 def _is_earlier(file: Path) -> bool:
     from pytest_mistral_lora.records.files import beginning
 
-    # of all encoded rows, those of a runner alone begin with their number
+    # only the encoded rows of a runner begin with their number
     return beginning(file).startswith('{"row": ')
 
 
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     """Print every finding; return 1 if one is an error.
 
     Raises:
-        InputError: If lines cannot be read as encoded rows, after the findings in the others are printed.
+        InputError: If lines cannot be read as encoded rows, after the findings in the other lines are printed.
     """
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport, checks_of
@@ -202,7 +202,7 @@ def _rows_line(audit: Audit) -> str:
 
 
 def _cases(audit: Audit, causes: FindingGroups) -> Iterator[JudgedCase]:
-    """Yield a judged case for each class of faults, since a file has more rows than a reader of tests wants."""
+    """Yield a judged case for each class of faults, since a file may have too many rows for a list of tests."""
     from pytest_mistral_lora.conformance.finding import RULES
     from pytest_mistral_lora.conformance.groups import FILE_WIDTH
     from pytest_mistral_lora.report.judged import JudgedCase
@@ -232,7 +232,7 @@ def _run_as_json(audit: Audit, verdicts: Iterator[LineVerdict]) -> None:
         for finding in verdict.findings:
             extra = {"class": RULES[finding.rule].fault_class, "index": verdict.index, "state": verdict.state}
             data = redacted({**public_finding(finding.to_json()), **extra})
-            del data["tokens"]  # a line of JSON is to be read in a terminal, too
+            del data["tokens"]  # a line of JSON must be readable in a terminal, too
             print_json(data, indented=False)
     print_json({"summary": audit.summary()}, indented=False)
 
@@ -252,7 +252,7 @@ def _verdicts(report: AuditReport, args: argparse.Namespace, rows: Sequence[Row]
 
 
 def _verdicts_with_progress(report: AuditReport) -> Iterator[LineVerdict]:
-    """Yield an audit's verdicts, with a progress bar on stderr if that is a terminal."""
+    """Yield an audit's verdicts, with a progress bar if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield from report.verdicts()
         return
@@ -272,7 +272,7 @@ def _verdicts_with_progress(report: AuditReport) -> Iterator[LineVerdict]:
 
 @contextmanager
 def _encoded_rows(args: argparse.Namespace) -> Iterator[tuple[Path, Sequence[Row]]]:
-    """Yield the encoded rows to check: the given file, or the one of a runner with the rows that it was given.
+    """Yield the encoded rows to check: the given file, or the file of a runner for the given rows.
 
     Raises:
         InputError: If neither or both are given, or a row of the dataset cannot be read.
@@ -296,7 +296,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[tuple[Path, Sequence[Row
     rows = [row for path in args.dataset for row in read_rows(path)]
     if args.own_data and not rows:
         raise InputError("--own-data without --dataset", expected="the chat rows that the trainer's own data come from")
-    # the audit reads the file line by line, so that the folder must outlive it
+    # the audit reads the file line by line, so the folder must outlive the audit
     with tempfile.TemporaryDirectory(prefix="mistral-audit-") as folder:
         rows = rows or packaged_rows(CheckpointTokenizer(args.tokenizer, args.oracle).oracle)
         extraction = extract(
@@ -310,7 +310,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[tuple[Path, Sequence[Row
             own_data=args.own_data,
             oracle=args.oracle,
         )
-        # the versions belong to the verdict, but standard output may be JSON
+        # versions are a part of the verdict, but standard output may be JSON
         sys.stderr.write(f"{extraction.ran_under}\n")
         yield extraction.file, rows
 

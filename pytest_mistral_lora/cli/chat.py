@@ -32,7 +32,7 @@ With --json, each answer is one JSON object on a line of its own: prompt, prompt
 length if it was cut off)."""
 
 _NEW = "/new"
-"""Characters with which the text of a model would move the cursor or set the title of a terminal."""
+"""Characters of a model's text that would move a terminal's cursor or set its title."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         InputError: If an option or the folder cannot be used.
-        RowsError: If lines in a pipe cannot be encoded, after the others are answered.
+        RowsError: If lines in a pipe cannot be encoded, after the other lines are answered.
     """
-    if not 0 <= args.temperature <= 100:  # NaN, too
+    if not 0 <= args.temperature <= 100:  # also NaN
         raise InputError(str(args.temperature), place="--temperature", expected="0, or a number up to 100")
     from pytest_mistral_lora.records.files import require_folder
 
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(talk: ChatSession, text: str, place: str, args: argparse.Namespace) -> None:
-    """Ask, and print the answer while it comes."""
+    """Ask the model, and print the answer while it arrives."""
 
     def write(part: str) -> None:
         sys.stdout.write(part)
@@ -122,14 +122,18 @@ def _answer(talk: ChatSession, text: str, place: str, args: argparse.Namespace) 
 
 def _ids_text(talk: ChatSession, answer: ChatAnswer) -> str:
     def line(name: str, ids: Sequence[int]) -> str:
-        # pieces as Python writes them: spaces, line ends and quotes can be told apart
-        return f"{name} ({len(ids)}): " + ", ".join(f"{one} {talk.encoder.piece(one)!r}" for one in ids) + "\n"
+        # pieces as Python writes them, which shows spaces, line ends and quotes
+        return (
+            f"{name} ({len(ids)}): "
+            + ", ".join(f"{token_id} {talk.encoder.piece(token_id)!r}" for token_id in ids)
+            + "\n"
+        )
 
     return line("prompt ids", answer.prompt_ids) + line("answer ids", answer.ids)
 
 
 def _talk(talk: ChatSession, args: argparse.Namespace) -> None:
-    """Ask the lines that somebody types, as one conversation."""
+    """Answer typed lines as one conversation."""
     sys.stderr.write(f"Type a message. {_NEW} begins another conversation; Ctrl-D ends.\n")
     while True:
         sys.stderr.write("> ")
@@ -146,12 +150,12 @@ def _talk(talk: ChatSession, args: argparse.Namespace) -> None:
                 _answer(talk, text, "your message", args)
             except RowError as error:
                 sys.stderr.write(f"error: {error}\n")
-            except KeyboardInterrupt:  # the turn is not kept
+            except KeyboardInterrupt:  # the interrupted turn is dropped
                 sys.stderr.write("\n(stopped; your message is forgotten)\n")
 
 
 def _answer_lines(talk: ChatSession, args: argparse.Namespace) -> None:
-    """Ask each line of standard input, in a conversation of its own."""
+    """Answer each line of standard input in a new conversation."""
     errors: list[RowError] = []
     for number, line in enumerate(_lines(), 1):
         if line.strip():

@@ -39,7 +39,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tokenizer",
-        # the report names a shipped tokenizer as it is named here
+        # the report names a shipped tokenizer by the same name
         type=PathArgument("read", lambda text: Path(text) if is_shipped(Path(text)) else tokenizer_argument(text)),
         metavar="PATH",
         help="tokenizer of rows, encoded rows and GGUF files: checkpoint folder, tekken.json, tokenizer.model.vN, the "
@@ -118,10 +118,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:
-    """Return the estimate of memory for each recipe, as plain data with a text; empty if no size is given.
+    """Return the estimate of memory for each recipe, as plain data with a text; empty without a size.
 
     Raises:
-        InputError: If the size is none.
+        InputError: If the text is not a size.
     """
     if size is None:
         return []
@@ -134,7 +134,7 @@ def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:
             recipe = load_recipe(path)
             estimate = recipe_memory(recipe, resolve_base(recipe.base, weights=False))
             found.append({"path": str(path), "text": estimate.text(memory), **estimate.to_json(memory)})
-        except MistralLoraError as error:  # a check has reported it
+        except MistralLoraError as error:  # a check reports this error
             found.append({"path": str(path), "text": f"memory: no estimate: {error.found}"})
     return found
 

@@ -45,18 +45,18 @@ def run(args: argparse.Namespace) -> int:
     faults = present_faults(installed, libraries, torch.error)
     code = EXIT_FINDING if any(fault.severity == "error" for fault in faults) else EXIT_OK
     if args.json:
-        extras = [{**asdict(one), "command": one.command, "missing": one.missing} for one in EXTRAS]
+        extras = [{**asdict(extra), "command": extra.command, "missing": extra.missing} for extra in EXTRAS]
         print_json(
             {
                 "exit_status": code,
                 "version": __version__,
                 "python": platform.python_version(),
                 "platform": platform.platform(),
-                "libraries": [{**asdict(one), "state": one.state} for one in libraries],
+                "libraries": [{**asdict(library), "state": library.state} for library in libraries],
                 "extras": extras,
                 "torch": asdict(torch),
                 "hub": asdict(hub),
-                "faults": [asdict(one) for one in faults],
+                "faults": [asdict(fault) for fault in faults],
             }
         )
         return code
@@ -72,19 +72,19 @@ def _library_lines(libraries: Sequence[LibraryState]) -> list[str]:
     from pytest_mistral_lora.report.tables import table_lines
 
     rows = {}
-    for one in libraries:
-        # a library of two extras once; the list of extras has what is missing
-        if one.name not in rows and (one.version or not one.extra):
-            state = "" if one.state == "ok" else one.state
-            rows[one.name] = (one.name, one.version or "-", one.supported or "any", state)
+    for library in libraries:
+        # list a library of two extras once; the list of extras names missing ones
+        if library.name not in rows and (library.version or not library.extra):
+            state = "" if library.state == "ok" else library.state
+            rows[library.name] = (library.name, library.version or "-", library.supported or "any", state)
     return table_lines(("library", "installed", "supported", ""), rows.values(), shutil.get_terminal_size().columns)
 
 
 def _extra_lines() -> Iterator[str]:
     yield "extras:"
-    for one in EXTRAS:
-        state = f"not installed; to {one.gives}: {one.command}" if one.missing else f"installed: {one.gives}"
-        yield f"  {one.name:<9} {state}"
+    for extra in EXTRAS:
+        state = f"not installed; to {extra.gives}: {extra.command}" if extra.missing else f"installed: {extra.gives}"
+        yield f"  {extra.name:<9} {state}"
 
 
 def _torch_lines(torch: TorchBuild) -> Iterator[str]:

@@ -90,10 +90,10 @@ class Judging:
     Attributes:
         command: The command line; its second word is the verb.
         output_format: A choice of `--output-format`.
-        paths: The paths that were given and what they are.
+        paths: The given paths and their kinds.
         memory: The estimates of memory, one for each recipe.
         xfails: Known deviations that do not fail.
-        baseline: The file for the list of all that was found, or None.
+        baseline: The file for the list of all findings, or None.
         reports: The files of reports.
     """
 
@@ -110,9 +110,9 @@ class Judging:
 
         Args:
             targets: The targets.
-            options: Those of `opened_session`.
+            options: The options of `opened_session`.
         """
-        # Set before the first import that reads it: otherwise each small model that is loaded draws a bar
+        # Set before the first import that reads it: otherwise each small model draws a bar when it loads
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from pytest_mistral_lora.conformance.session import opened_session
 
@@ -125,7 +125,7 @@ class Judging:
             sys.stderr.write("".join(f"{xfail.unmatched}\n" for xfail in session.unmatched))
             fits = all(recipe.get("fits", True) for recipe in self.memory)
             code = session.exit_code if fits else EXIT_FINDING
-            # Git is asked for the commit, which an output for people does not show
+            # this asks Git for the commit, which an output for people does not show
             if self.reports or self.output_format == "json":
                 data = session.report(self.command, Path.cwd(), code)
                 session.write_reports(self.reports, data)
@@ -158,7 +158,7 @@ class Judging:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows how far the checks are, on stderr if that is a terminal."""
+    """Yield a function that shows the progress of the checks, if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield lambda text: None
         return
@@ -186,10 +186,10 @@ def print_judged(
         output_format: The format.
         command: The verb.
         causes: The findings by cause.
-        cases: All that was judged.
+        cases: All judged cases.
         verdict: The last line of the same verdict as text.
-        subject: The file or folder that was judged.
-        known: A line for each known fault of the installed libraries that can be a cause.
+        subject: The judged file or folder.
+        known: A line for each known fault of the installed libraries that can cause a finding.
     """
     from pytest_mistral_lora.conformance.groups import FILE_WIDTH
     from pytest_mistral_lora.report.judged import Judged, junit_text, sarif_data

@@ -1,4 +1,4 @@
-"""`mistral-lora verify`, `diff` and `note`: a run's record is recomputed, compared, and written for people."""
+"""`mistral-lora verify`, `diff` and `note`: recompute a run's record, compare it, and write it for people."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def run_verify(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.records.signature import SIGNATURE, Signature
     from pytest_mistral_lora.records.verify import verify
 
-    # one path may be a folder, in which the files are found by name; several are files in the recipe's order
+    # one path may be a folder, whose files are found by name; several paths are files in the recipe's order
     dataset = args.dataset[0] if args.dataset and len(args.dataset) == 1 else args.dataset
     if args.signature is None and (args.public_key or args.identity or args.issuer):
         raise InputError("an author is named, and no signature", place="--signature", expected="the signature's file")
@@ -118,7 +118,7 @@ def run_verify(args: argparse.Namespace) -> int:
                 reason = f": {fact.found}" + ("" if fact.is_unlisted else f"; recorded {fact.recorded}")
             elif fact.state == "not available" or fact.name in ("rerun", SIGNATURE):
                 reason = f": {fact.found}"
-            # names and values of a foreign folder: none of them may look like another line
+            # names and values come from a foreign folder: none may look like another line
             sys.stdout.write(f"{fact.state:<13}  {one_line(f'{fact.name}{reason}', _LONGEST_LINE)}\n")
         if args.signature is None:
             sys.stdout.flush()
@@ -136,17 +136,21 @@ def _print_judged(output_format: str, folder: AdapterFolder, fields: Sequence[Fi
     causes, cases, group = FindingGroups(), [], f"verify.{folder.path.name}"
     for field in fields:
         findings = [mismatch_finding(field)] if field.state == "mismatch" else []
-        findings = [replace(one, place=one.place or str(folder.manifest_file)) for one in findings]
-        for one in findings:
-            causes.add(one, field.name)
-        outcome: Outcome = "failed" if findings else "skipped" if field.state == "not available" else "passed"
+        findings = [replace(finding, place=finding.place or str(folder.manifest_file)) for finding in findings]
+        for finding in findings:
+            causes.add(finding, field.name)
+        outcome: Outcome = "passed"
+        if findings:
+            outcome = "failed"
+        elif field.state == "not available":
+            outcome = "skipped"
         text = "\n\n".join(cause_texts(findings)) or (str(field.found) if outcome == "skipped" else "")
-        cases.append(JudgedCase(group, field.name, outcome, text, [one.to_json() for one in findings]))
+        cases.append(JudgedCase(group, field.name, outcome, text, [finding.to_json() for finding in findings]))
     print_judged(output_format, "verify", causes, cases, _verdict(fields), folder.manifest_file)
 
 
 def _verdict(facts: Sequence[FieldCheck]) -> str:
-    """Return the last line: whether anything differs, and how much of the record was judged."""
+    """Return the last line: whether a value differs, and how much of the record was judged."""
     counts = Counter(fact.state for fact in facts)
     states = ", ".join(f"{counts[state]} {state}" for state in ("match", "mismatch", "not available"))
     return f"{'a difference' if counts['mismatch'] else 'no difference'}: {states}"
@@ -180,13 +184,13 @@ def _add_diff_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_diff(args: argparse.Namespace) -> int:
-    """Print the differences; return 1 if there is one."""
+    """Print the differences; return 1 if there are any."""
     from pytest_mistral_lora.records.compare_runs import compare_runs
     from pytest_mistral_lora.report.tables import diff_data, diff_lines
 
     found = compare_runs(args.a, args.b)
     if args.json:
-        # NaN in a tensor is null in the data, so that strict parsers of JSON can read them
+        # the data has null for NaN in a tensor, so that strict parsers of JSON can read it
         print_json(diff_data(found), allow_nan=False)
     else:
         sys.stdout.write("\n".join(diff_lines(found, shutil.get_terminal_size().columns)) + "\n")

@@ -1,4 +1,4 @@
-"""`mistral-lora merge`: a model that needs no adapter, with a proof that it answers as base and adapter do."""
+"""`mistral-lora merge`: a model without an adapter, with a proof that it answers as base and adapter do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="transcripts with the prompts to compare (default: DIR/transcripts, or else one training row)",
     )
-    # British in the documentation, American as in the libraries
+    # the documentation's British spelling, and the libraries' American one
     parser.add_argument(
         "--dequantise",
         "--dequantize",

@@ -25,9 +25,9 @@ from pytest_mistral_lora.escaping import safe_json, safe_text
 from pytest_mistral_lora.runners import RUNNERS
 
 TRAINERS = ("trl", "axolotl", "llamafactory")
-"""The trainers that a run is exported to."""
+"""The trainers that a run can be exported to."""
 SERVERS = ("vllm", "llamacpp", "ollama")
-"""The servers whose files are written."""
+"""The servers that an export writes files for."""
 
 _EXPORT_DESCRIPTION = """\
 Write a folder that runs a recipe in another trainer: its configuration, and the rows, already split, cut and encoded as
@@ -95,7 +95,7 @@ def _export_for_trainer(args: argparse.Namespace) -> int:
     if args.json:
         print_json(asdict(exported))
         return EXIT_OK
-    # the differences come before the command: they are to be read before it is started
+    # the differences come before the command: read them before you start it
     lines = [f"{shown_path(exported.config)}: rows as {exported.form}"]
     lines += [f"left out: {key}: {reason}" for key, reason in exported.not_told.items()]
     lines += [f"different: {remark}" for remark in exported.remarks]
@@ -133,7 +133,7 @@ does not have. To keep it, name that template: --system-prompt CHECKPOINT/chat_t
 def _is_template(file: Path) -> bool:
     from pytest_mistral_lora.records.files import beginning
 
-    # by its name, or by its first letters: of JSON, too, if it is an earlier output with --json
+    # by its name, or by its first letters (also of JSON: an earlier output with --json)
     return file.suffix == ".jinja" or beginning(file).lstrip().startswith(("{#", "{%", "{{", '{"tokenizer": '))
 
 
@@ -149,7 +149,7 @@ def _add_template_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
-        # a checkpoint's own template is in its folder
+        # a checkpoint's template is in its folder
         type=PathArgument("written", output_file(_is_template), inside=True),
         metavar="FILE",
         help="file to write (default: standard output)",
@@ -217,12 +217,12 @@ def _add_runner_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_runner(args: argparse.Namespace) -> int:
-    """Make an environment, or list all of them."""
+    """Make an environment, or list all environments."""
     from pytest_mistral_lora.runners import Environment
 
     if args.action == "setup":
         environment = Environment(RUNNERS[args.name])
-        # an environment is gigabytes of downloads: whoever interrupts it should know that nothing is lost
+        # an environment takes gigabytes of downloads: tell the user that an interruption loses nothing
         try:
             is_new = environment.setup(args.python)
         except KeyboardInterrupt:
@@ -232,9 +232,16 @@ def run_runner(args: argparse.Namespace) -> int:
         return EXIT_OK
     found = [Environment(runner) for runner in RUNNERS.values()]
     if args.json:
-        print_json([{"name": one.runner.name, "state": one.state, "folder": one.folder} for one in found])
+        print_json(
+            [
+                {"name": environment.runner.name, "state": environment.state, "folder": environment.folder}
+                for environment in found
+            ]
+        )
     else:
-        sys.stdout.writelines(f"{one.runner.name:<14}{one.state:<28}{one.folder}\n" for one in found)
+        sys.stdout.writelines(
+            f"{environment.runner.name:<14}{environment.state:<28}{environment.folder}\n" for environment in found
+        )
     return EXIT_OK
 
 

@@ -45,7 +45,7 @@ tokenizers. Tokens of two backends are equal if their ids are; those of two toke
 
 _BACKENDS = ("mistral-common", "chat-template")
 _PAGE_ROWS = 100
-"""Rows of a page without `--limit`: a browser is slow with a million tokens."""
+"""Rows of a page without `--limit`: browsers are slow with a million tokens."""
 
 
 def _is_page(file: Path) -> bool:
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     """Show every row that can be encoded.
 
     Raises:
-        RowsError: If rows cannot be encoded, after the others are shown.
+        RowsError: If rows cannot be encoded, after the other rows are shown.
     """
     from pytest_mistral_lora.report.tokens import print_tokens
 
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     page: list[TokenRow] = []
     different = False
     for item in _chosen_rows(args, view.recipe):
-        # one bad row must not hide the others: all are shown or reported
+        # one bad row must not hide the others: show or report each row
         try:
             if isinstance(item, RowError):
                 raise item
@@ -131,9 +131,9 @@ class _View:
     """The encodings to show.
 
     Attributes:
-        recipe: The recipe of the rows, if there is one.
-        encoders: Each encoding's name and encoder: one, or two to compare.
-        same_vocabulary: Whether equal ids are equal tokens.
+        recipe: The recipe of the rows, or None.
+        encoders: Name and encoder of each encoding: one, or two to compare.
+        same_vocabulary: Whether equal ids mean equal tokens.
     """
 
     recipe: Recipe | None
@@ -141,7 +141,7 @@ class _View:
     same_vocabulary: bool
 
     def sides(self, row: Row) -> list[TokenSide]:
-        """Encode a row; to compare, a row is not refused for text that the template takes for control tokens."""
+        """Encode a row; in a comparison, text that the template takes for control tokens is allowed."""
         from pytest_mistral_lora.chat.diff import TokenSide
         from pytest_mistral_lora.checkpoint.encoder import TemplateEncoder
 
@@ -154,7 +154,7 @@ class _View:
         return found
 
     def shown(self, row: Row, sides: list[TokenSide]) -> TokenRow:
-        """Return a row to show, under the file and the line that it comes from."""
+        """Return a row to show, with its file and line."""
         from pytest_mistral_lora.chat.diff import TokenDiff
         from pytest_mistral_lora.chat.token_rows import TokenRow
 
@@ -168,7 +168,7 @@ def _view_of(args: argparse.Namespace) -> _View:
     """Load what the options name.
 
     Raises:
-        InputError: If no tokenizer is named, or none is there.
+        InputError: If no tokenizer is named, or it is missing.
     """
     from pytest_mistral_lora.checkpoint.encoder import make_encoder
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -198,7 +198,7 @@ def _chosen_rows(args: argparse.Namespace, recipe: Recipe | None) -> Iterator[Ro
     """Yield the rows that the options choose, or the errors in their place.
 
     Raises:
-        InputError: If a number is that of no row.
+        InputError: If there is no row of a given number.
     """
     from pytest_mistral_lora.chat.rows import scan_rows
 
@@ -220,10 +220,10 @@ def _chosen_rows(args: argparse.Namespace, recipe: Recipe | None) -> Iterator[Ro
 
 
 def _json_data(row: Row, sides: list[TokenSide], shown: TokenRow) -> dict[str, Any]:
-    """Return a row with its encoding, or with both and their differences, as plain data."""
+    """Return a row with its encoding, or with both encodings and their differences, as plain data."""
     encodings = [
-        {"name": one.name, "input_ids": list(one.ids), "labels": None if one.labels is None else list(one.labels)}
-        for one in sides
+        {"name": side.name, "input_ids": list(side.ids), "labels": None if side.labels is None else list(side.labels)}
+        for side in sides
     ]
     data: dict[str, Any] = row.to_json()
     if len(sides) == 1:
@@ -232,7 +232,7 @@ def _json_data(row: Row, sides: list[TokenSide], shown: TokenRow) -> dict[str, A
         differences = [
             {
                 "mark": column.mark,
-                "tokens": [one and {"position": one.position, "id": one.id} for one in column.tokens],
+                "tokens": [token and {"position": token.position, "id": token.id} for token in column.tokens],
             }
             for column in shown.columns
             if column.mark

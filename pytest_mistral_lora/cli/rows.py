@@ -1,4 +1,4 @@
-"""`mistral-lora import` and `stats`: data of any format as rows, and their figures."""
+"""`mistral-lora import` and `stats`: turn data of any format into rows, and print their figures."""
 
 from __future__ import annotations
 

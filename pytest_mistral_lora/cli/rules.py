@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the rules.
 
     Raises:
-        InputError: If there is no rule of a given id, or none with the words that are searched for.
+        InputError: If no rule has a given id, or all words of a search.
     """
     from pytest_mistral_lora.conformance.finding import RULES
 

@@ -75,19 +75,19 @@ def run(args: argparse.Namespace) -> int:
     for path in (*args.rows, *args.golden, *([args.adapter] if args.adapter else [])):
         if not path.exists():
             raise InputError("no such file or folder", place=str(path))
-    if not chosen.kind.endswith(".py"):  # a script asks by itself
+    if not chosen.kind.endswith(".py"):  # a script sends its own requests
         require_extra("serving")
     path, oracle, _ = named_tokenizer(args.tokenizer)
     tokenizer = Target(name_of(path), path, oracle_name=oracle)
-    _ = tokenizer.oracle  # one that does not load is bad usage, and no fault of the server
-    asked = {"model": args.model, "rows": tuple(args.rows), "golden": tuple(args.golden)}
-    target = chosen.target(name_of(chosen.name), tokenizer, args.adapter, **asked)
+    _ = tokenizer.oracle  # a tokenizer that does not load is bad usage, not a fault of the server
+    questions = {"model": args.model, "rows": tuple(args.rows), "golden": tuple(args.golden)}
+    target = chosen.target(name_of(chosen.name), tokenizer, args.adapter, **questions)
     judging = Judging(command_line(args), args.output_format, reports=args.report)
     return judging.judge([_asked_with_progress(target)])
 
 
 def _asked_with_progress(target: ServerTarget) -> ServerTarget:
-    """Ask the server before it is judged, with a bar on stderr if that is a terminal."""
+    """Ask the server before it is judged, with a bar if stderr is a terminal."""
     if not sys.stderr.isatty():
         return target
     from tqdm import tqdm
@@ -99,7 +99,7 @@ def _asked_with_progress(target: ServerTarget) -> ServerTarget:
             bar.update()
 
         shown = replace(target, progress=step)
-        # its error is kept for the check ML901, which reports it
+        # the target keeps its error for check ML901, which reports it
         with suppress(InputError):
             _ = shown.answers
     return shown

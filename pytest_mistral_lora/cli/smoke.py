@@ -34,7 +34,7 @@ With --rows alone, print the answer to each row, which is not judged: the exit c
 with its question; an answer to compare with is then missing, and the row is not checked."""
 
 _PRINTED = ("text", "json")
-"""The formats of answers that are not judged."""
+"""The formats of answers that are only printed."""
 
 _MEMORY_ADVICE = "Use the memory of the host with --device cpu, or shorter answers with --max-new-tokens."
 
@@ -50,7 +50,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     target.add_argument(
         "--record",
-        # the transcripts of an adapter are in its folder
+        # an adapter's transcripts are in its folder
         type=PathArgument("written", inside=True),
         metavar="FOLDER",
         help="record the answers to --rows as transcripts",
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: If options contradict each other, or a file cannot be used.
     """
-    # argparse can exclude options from each other, but not require one of two for a third
+    # argparse can make options exclusive, but cannot require one of two for a third
     if args.golden and args.rows:
         raise InputError("--golden brings its own rows", expected="--golden or --rows")
     if args.record and not args.rows and not args.update:
@@ -126,12 +126,12 @@ def _comparison_text(comparison: TranscriptComparison) -> str:
     from pytest_mistral_lora.records.judgement import difference_text
 
     lines = []
-    for one in comparison.judgements:
-        lines.append(f"{one.tier:<10}  {one.case}")
-        if one.difference is not None:
-            lines += [f"  {line}" for line in difference_text(one)]
-            lines += [f"  recorded: {one.golden_text!r}", f"  found:    {one.text!r}"]
-        lines += [f"  {check.name} failed: {check.reason}" for check in one.broken_checks]
+    for judgement in comparison.judgements:
+        lines.append(f"{judgement.tier:<10}  {judgement.case}")
+        if judgement.difference is not None:
+            lines += [f"  {line}" for line in difference_text(judgement)]
+            lines += [f"  recorded: {judgement.golden_text!r}", f"  found:    {judgement.text!r}"]
+        lines += [f"  {check.name} failed: {check.reason}" for check in judgement.broken_checks]
     if not comparison.recorded_adapter:
         model = {"adapter": "adapter", "merged": "model than this merged one"}[comparison.kind]
         lines.append(f"The transcripts were recorded with another {model}.")
@@ -141,7 +141,7 @@ def _comparison_text(comparison: TranscriptComparison) -> str:
 
 def _tier_line(comparison: TranscriptComparison) -> str:
     tiers = ", ".join(f"{count} {tier}" for tier, count in comparison.tiers.items())
-    broken = sum(bool(one.broken_checks) for one in comparison.judgements)
+    broken = sum(bool(judgement.broken_checks) for judgement in comparison.judgements)
     checks = f", {broken} with a broken check" if broken else ""
     return f"{tiers}{checks}; {comparison.precision} on {comparison.device}"
 
@@ -153,13 +153,13 @@ def _print_judged(output_format: str, comparison: TranscriptComparison) -> None:
     from pytest_mistral_lora.report.judged import JudgedCase
 
     causes, cases = FindingGroups(), []
-    for one in comparison.judgements:
-        findings = [*different_answer(one, comparison.golden), *broken_formats(one, comparison.golden)]
+    for judgement in comparison.judgements:
+        findings = [*different_answer(judgement, comparison.golden), *broken_formats(judgement, comparison.golden)]
         for finding in findings:
-            causes.add(finding, one.case)
-        outcome: Outcome = "passed" if one.passed else "failed"
+            causes.add(finding, judgement.case)
+        outcome: Outcome = "passed" if judgement.passed else "failed"
         text, data = "\n\n".join(cause_texts(findings)), [finding.to_json() for finding in findings]
-        cases.append(JudgedCase(f"smoke.{comparison.golden.name}", one.case, outcome, text, data))
+        cases.append(JudgedCase(f"smoke.{comparison.golden.name}", judgement.case, outcome, text, data))
     print_judged(output_format, "smoke", causes, cases, _tier_line(comparison), comparison.golden)
 
 
@@ -213,16 +213,16 @@ def _answer(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.training.generate.chat_session import read_prompt_rows
     from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 
-    asked = read_prompt_rows(args.rows)
+    prompts = read_prompt_rows(args.rows)
     spec = model_spec(args.adapter, args.base, device=args.device)
-    unanswered = {index for index, one in enumerate(asked) if not one.has_answer}
-    result = smoke(spec, [one.row for one in asked], unanswered=unanswered, max_new_tokens=args.max_new_tokens)
+    unanswered = {index for index, prompt in enumerate(prompts) if not prompt.has_answer}
+    result = smoke(spec, [prompt.row for prompt in prompts], unanswered=unanswered, max_new_tokens=args.max_new_tokens)
     verdicts = {True: "as in the row", False: "not as in the row", None: "not checked"}
     lines, counts = [], Counter[str]()
-    for one in result["completions"]:
-        verdict = verdicts[one["equal"]]
+    for completion in result["completions"]:
+        verdict = verdicts[completion["equal"]]
         counts[verdict] += 1
-        lines.append(f"row {one['row']}: {one['text']!r} (stopped by {one['stop']}, {verdict})")
+        lines.append(f"row {completion['row']}: {completion['text']!r} (stopped by {completion['stop']}, {verdict})")
     states = ", ".join(f"{counts[verdict]} {verdict}" for verdict in verdicts.values() if counts[verdict])
     lines.append(f"{states}; {spec.precision} on {spec.device}")
     _print(args, result, "\n".join(lines))

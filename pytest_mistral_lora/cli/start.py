@@ -61,15 +61,15 @@ def _add_init_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_init(args: argparse.Namespace) -> int:
-    """Write the files, or print them; return 1 if something is left to do."""
+    """Write the files, or print them; return 1 if tasks remain."""
     from pytest_mistral_lora.records.files import refuse_input_as_output
     from pytest_mistral_lora.starter import write_plan
     from pytest_mistral_lora.starter.plan import CI, plan_start
 
     services = {None: None, "both": CI, "none": ()}.get(args.ci, (args.ci,))
     plan = plan_start(Path(), args.rows, args.base, services)
-    # --force replaces files, and one of them may be the data
-    replaced = [plan.folder / one.name for one in plan.files if one.state == "different"]
+    # --force replaces files, which may include the data
+    replaced = [plan.folder / file.name for file in plan.files if file.state == "different"]
     refuse_input_as_output({"init": replaced}, args.rows)
     if not args.dry_run:
         write_plan(plan, replace=args.force, keep=args.keep)
@@ -100,35 +100,35 @@ def _record(plan: StartPlan) -> None:
 
 def _print_inputs(plan: StartPlan) -> None:
     lines = [f"base: {shown_path(plan.base.title)}"]
-    for one in plan.rows:
-        bad = f", {one.bad} of which cannot be used" if one.bad else ""
-        lines.append(f"rows: {shown_path(one.name)}: {one.title}; {counted(one.count + one.bad, 'row')}{bad}")
+    for data in plan.rows:
+        bad = f", {data.bad} of which cannot be used" if data.bad else ""
+        lines.append(f"rows: {shown_path(data.name)}: {data.title}; {counted(data.count + data.bad, 'row')}{bad}")
     sys.stdout.write("\n".join([*lines, ""]) + "\n")
 
 
 def _print_files(plan: StartPlan) -> None:
-    for one in plan.files:
-        sys.stdout.write(f"=== {one.name}: {one.purpose} ({_TITLES[one.state]})\n")
-        path = plan.folder / one.name
-        if one.state in ("extended", "different"):
+    for file in plan.files:
+        sys.stdout.write(f"=== {file.name}: {file.purpose} ({_TITLES[file.state]})\n")
+        path = plan.folder / file.name
+        if file.state in ("extended", "different"):
             before = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
-            lines = unified_diff(before, one.text.splitlines(keepends=True), one.name, one.name)
+            lines = unified_diff(before, file.text.splitlines(keepends=True), file.name, file.name)
             sys.stdout.writelines(line if line.endswith("\n") else f"{line}\n" for line in lines)
-        elif one.state == "new":
-            sys.stdout.write(one.text if len(one.text) < _LONG else f"({len(one.text.encode()):,} bytes)\n")
+        elif file.state == "new":
+            sys.stdout.write(file.text if len(file.text) < _LONG else f"({len(file.text.encode()):,} bytes)\n")
 
 
 def _print_states(plan: StartPlan, different: str) -> None:
-    width = max(len(one.name) for one in plan.files)
-    for one in plan.files:
-        sys.stdout.write(f"{_DONE.get(one.state, different):<9}  {one.name:<{width}}  {one.purpose}\n")
+    width = max(len(file.name) for file in plan.files)
+    for file in plan.files:
+        sys.stdout.write(f"{_DONE.get(file.state, different):<9}  {file.name:<{width}}  {file.purpose}\n")
 
 
 def _print_rest(plan: StartPlan, dry_run: bool) -> None:
     lines = [f"note: {note}" for note in plan.notes]
     for place, text in plan.by_hand.items():
         lines += [f"to do: add to {place}:", *(f"    {line}" for line in text.splitlines())]
-    lines += [f"to do: {one}" for one in plan.to_do]
+    lines += [f"to do: {task}" for task in plan.to_do]
     first = "do what `to do` lists, then " if plan.to_do or plan.by_hand else ""
     after = f"{first}pytest --mistral-golden, then commit these files, then mistral-lora train recipe.yaml"
     lines.append("next: the same command without --dry-run" if dry_run else f"next: {after}")

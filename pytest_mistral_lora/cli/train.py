@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, and print the path of the adapter's folder, once for all processes of the run."""
     from pytest_mistral_lora.training.recipe import load_recipe
 
-    # before the imports below, which take seconds: a wrong key or a folder that is there is reported at once
+    # before the slow imports below: a wrong key or an existing folder is reported immediately
     recipe = load_recipe(args.recipe)
     require_extra("train")
     from pytest_mistral_lora.training.devices import is_main
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     display.line("next:", "bold")
     for command in next_commands(result.output, answers=bool(result.completions)):
         display.line(f"  {command}")
-    # a launcher joins the output of its processes: a script that reads the path wants one line
+    # a launcher joins the output of its processes, and a script that reads the path needs a single line
     if is_main():
         sys.stdout.write(f"{shown_path(result.output)}\n")
     return EXIT_OK

@@ -21,8 +21,8 @@ PROGRAM = "mistral-lora"
 
 
 def wrapped_text(text: str, title: str = "") -> str:
-    """Return paragraphs, which blank lines separate, wrapped to the terminal's width, right of a title."""
-    # argparse leaves two columns free, and so do paragraphs here; a name such as --own-data must not be broken
+    """Return paragraphs, separated by blank lines, wrapped to the terminal's width, right of a title."""
+    # leave two columns free, as argparse does; do not break a name such as --own-data
     width = shutil.get_terminal_size().columns - (0 if title else 2)
     wrapper = textwrap.TextWrapper(
         width, initial_indent=title, subsequent_indent=" " * len(title), break_on_hyphens=False
@@ -42,8 +42,8 @@ class Verb:
         description: Its effect, in paragraphs.
         examples: Whole command lines.
         failure: The reason of exit code 1, as the end of a sentence that begins with "The exit code is 1 if"; empty if
-            it never is.
-        memory_advice: Sentences for a reader whose memory has run out.
+            the verb never returns 1.
+        memory_advice: Advice for a user whose memory ran out.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Verb:
             # argparse's own formatter would join the lines of the examples
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        # the parsed options carry their verb and parser, so that nobody has to look them up by name
+        # the parsed options carry their verb and parser, which saves a lookup by name
         parser.set_defaults(verb=self, parser=parser)
         self.add_options(parser)
 
@@ -89,10 +89,10 @@ def whole_number(text: str, least: int = 1) -> int:
 
     Args:
         text: Its digits.
-        least: The least one that is accepted.
+        least: The smallest accepted number.
 
     Raises:
-        argparse.ArgumentTypeError: If it is none, less than that, or too large for 64 bits.
+        argparse.ArgumentTypeError: If the text is not a whole number, is below `least`, or does not fit 64 bits.
     """
     if not text.isascii() or not text.isdecimal() or len(text) > 18 or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number, {least} or more")
@@ -101,13 +101,13 @@ def whole_number(text: str, least: int = 1) -> int:
 
 @dataclass(frozen=True)
 class PathArgument:
-    """The type of an argument that may name a path: each verb declares by it what it reads and what it writes.
+    """The type of an argument that may name a path: with it, a verb declares the paths that it reads and writes.
 
     Attributes:
-        role: `read`; `written`, which must be apart from all that is read; or `changed`, which is both.
+        role: `read`; `written`, which must not be a path that is read; or `changed`, which is both.
         parse: Turns the word into a value: a path, or a text that may name one, as `NAME=PATH` does.
-        beside: The other file that is written with this one; None if there is not one.
-        inside: Whether it may be in a folder that is read, because its place is there.
+        beside: Returns the other file that is written with this file; None without another file.
+        inside: Whether it may be in a folder that is read, because it belongs there.
     """
 
     role: Literal["read", "written", "changed"]
@@ -121,19 +121,19 @@ class PathArgument:
 
 
 INPUT = PathArgument("read")
-"""The type of a file or folder that is read."""
+"""The type of a file or folder to read."""
 NEW_FOLDER = PathArgument("written")
-"""The type of a folder that a verb makes; the verb refuses one that is there."""
+"""The type of a folder that a verb makes; the verb refuses an existing folder."""
 
 
 def output_file(is_ours: Callable[[Path], bool] | None = None) -> Callable[[str], Path]:
-    """Return the parser of a file that a verb writes last.
+    """Return the parser for a file that a verb writes at its end.
 
-    It raises `argparse.ArgumentTypeError` if the file cannot be written: that must not end a long run.
+    It raises `argparse.ArgumentTypeError` if the file cannot be written, so that a long run does not fail at its end.
 
     Args:
-        is_ours: Whether a file that is there was written by the same verb, and may be replaced; None if the verb
-            refuses each that is there.
+        is_ours: Returns whether the same verb wrote an existing file, which it may then replace; None if the verb
+            refuses existing files.
     """
 
     def parse(text: str) -> Path:
@@ -165,20 +165,20 @@ def refuse_clashes(args: argparse.Namespace) -> None:
             continue
         values = value if isinstance(value, list) else [value]
         if kind.role == "read":
-            read += [path for one in values for path in paths_in(str(one))]
+            read += [path for word in values for path in paths_in(str(word))]
         elif kind.role == "written":
             name = action.option_strings[0] if action.option_strings else action.metavar
             written[name] = values
             inside += [name] if kind.inside else []
             if kind.beside is not None:
                 written[f"{name}, the page beside it"] = [kind.beside(path) for path in values]
-    # an input is opened for this alone if something is written
+    # only a command that writes opens its inputs for this
     if written:
-        refuse_input_as_output(written, [path for one in read for path in paths_behind(one)], inside=inside)
+        refuse_input_as_output(written, [path for path in read for path in paths_behind(path)], inside=inside)
 
 
 def shown_path(path: Path | str) -> str:
-    """Return a path, or a command with paths, for a line of text: a line end in a name is spelled out."""
+    """Return a path, or a command with paths, for a line of text, with line ends in names escaped."""
     return printable(str(path), lines=False)
 
 
@@ -216,15 +216,15 @@ def add_oracle_option(parser: argparse.ArgumentParser) -> None:
 
 
 def print_json(data: Any, *, indented: bool = True, allow_nan: bool = True) -> None:
-    """Print data as JSON, in which text stays readable.
+    """Print data as JSON, with readable text.
 
     Args:
-        data: The data; a value that JSON has no type for, such as a path, is printed as its text.
-        indented: Whether it is printed for people, or else on one line.
-        allow_nan: Whether NaN and infinity are printed, which strict parsers of JSON refuse.
+        data: The data; a value without a JSON type, such as a path, is printed as text.
+        indented: Whether to indent it for people, instead of printing one line.
+        allow_nan: Whether to print NaN and infinity, which strict parsers of JSON refuse.
 
     Raises:
-        ValueError: If a number is NaN or infinite, and that is not allowed.
+        ValueError: If a number is NaN or infinite and `allow_nan` is false.
     """
     sys.stdout.write(f"{safe_json(data, indent=2 if indented else None, allow_nan=allow_nan)}\n")
 
@@ -233,7 +233,7 @@ def tokenizer_argument(text: str) -> Path:
     """Return the tokenizer that a word of the command line names, as `tokenizer_path` does.
 
     Raises:
-        argparse.ArgumentTypeError: If the files of a repository cannot be had.
+        argparse.ArgumentTypeError: If the files of a repository cannot be found or fetched.
     """
     from pytest_mistral_lora.conformance.named_tokenizer import tokenizer_path
 
@@ -244,7 +244,7 @@ def tokenizer_argument(text: str) -> Path:
 
 
 def name_of(path: Path) -> str:
-    """Return the name of a tokenizer for people: a shipped one's own, a repository with its commit, or the path."""
+    """Return the name of a tokenizer for people: a shipped name, a repository with its commit, or the path."""
     from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
     from pytest_mistral_lora.checkpoint.hub_cache import snapshot_of
 

@@ -1,8 +1,8 @@
 """The pytest plugin: its hooks, and fixtures for your own tests.
 
-Every pytest run in the environment pays for each module, import and decorator here, also a run that does not use the
-suite. So heavy imports stay in the bodies, and the fixtures stay in this module: to import one more module takes longer
-than to define them. PYTEST_DONT_REWRITE: there is no assertion here, and pytest would walk the whole syntax tree.
+Every pytest run in the environment pays for each module, import and decorator here, even if it does not use the suite.
+So heavy imports stay in the bodies, and the fixtures stay in this module: importing another module takes longer than
+defining them. PYTEST_DONT_REWRITE: this module has no assertions, and pytest would walk the whole syntax tree.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)  # after pytest-xdist has read its own options
 def pytest_configure(config: pytest.Config) -> None:
-    """Register markers, and the suite itself if it is asked for."""
+    """Register markers, and the suite if the run uses it."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     if options.asked_for(config):
@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
         try:
             settings = read_settings(config)
-        except pytest.UsageError as error:  # its text has names of files, and pytest prints it as it is
+        except pytest.UsageError as error:  # its text has names of files, and pytest prints it unescaped
             raise pytest.UsageError(safe_text(in_block(str(error)))) from error
         config.pluginmanager.register(Suite(config, settings), "mistral_lora_suite")
 
@@ -62,7 +62,7 @@ def mistral_tokenizer(pytestconfig: pytest.Config) -> CheckpointTokenizer:
     from pytest_mistral_lora.plugin.values import oracle_choice, tokenizer_paths
 
     given = next(iter(tokenizer_paths(pytestconfig)), Path("spm-v3"))
-    # a test may have gone to another folder
+    # a test may have changed the working directory
     path = pytestconfig.invocation_params.dir / given
     if str(given) in SHIPPED and not path.exists():
         return CheckpointTokenizer(shipped_tokenizer(str(given)))
@@ -85,7 +85,7 @@ def mistral_encode(mistral_oracle: Oracle) -> Callable[[Any], EncodedRow]:
 def mistral_golden(mistral_oracle: Oracle) -> Callable[[str], Golden]:
     """A function from the name of a packaged case to its golden for the tokenizer under test (session).
 
-    It raises `InputError` for a tokenizer that has no packaged goldens, or a case that it does not have.
+    It raises `InputError` for a tokenizer that has no packaged goldens, or for an unknown case.
     """
     from pytest_mistral_lora.records.goldens import packaged_golden
 

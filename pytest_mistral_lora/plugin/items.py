@@ -66,13 +66,13 @@ class CheckItem(pytest.Item):
         Raises:
             CheckFailedError: If a rule is broken.
             pytest.xfail.Exception: If every broken rule is a known deviation.
-            pytest.skip.Exception: If it could not be checked.
+            pytest.skip.Exception: If the check could not run.
         """
         from pytest_mistral_lora.conformance.groups import cause_texts
 
-        # of an earlier attempt, if pytest-rerunfailures repeats the check
+        # left by an earlier attempt, if pytest-rerunfailures repeats the check
         self.judged = self._session.outcome_of(self.check, None)
-        # a test of the user may have gone to another folder
+        # a user's test may have changed the working directory
         home = chdir(self.config.invocation_params.dir)
         with home, warnings.catch_warnings(), self._progress_bar_allowed():
             # The libraries' warnings are not about the user's code, and the user's pytest may turn them into errors
@@ -91,15 +91,15 @@ class CheckItem(pytest.Item):
             raise CheckFailedError("\n\n".join([*texts, self.next_step()]))
         if judged.state == "known":
             pytest.xfail(printable("; ".join(xfail.reason for xfail in judged.known), lines=False))
-            # reached only with --runxfail, which makes pytest.xfail do nothing: the deviation fails like any finding
+            # reached only with --runxfail, which disables pytest.xfail: the deviation then fails like any finding
             raise CheckFailedError("\n\n".join([*cause_texts(result.findings), self.next_step()]))
         if judged.state == "skipped":
             pytest.skip(safe_text(unchecked))
 
     @contextmanager
     def _progress_bar_allowed(self) -> Iterator[None]:
-        """Let the check of a dataset, which may take minutes, draw its progress bar in spite of pytest's capture."""
-        # pytest captures stderr as well: the bar would be part of the report, and nobody would see the check advance
+        """Let the check of a dataset, which may take minutes, draw its progress bar despite pytest's capture."""
+        # pytest captures stderr as well: the bar would end up in the report, invisible while the check runs
         capture: Any = self.config.pluginmanager.getplugin("capturemanager")
         if self.check.subject != "dataset" or capture is None:
             yield
@@ -114,7 +114,7 @@ class CheckItem(pytest.Item):
         )
 
     def commands(self) -> dict[str, str]:
-        """Return the command that runs this check again, and for a golden of the user the one that updates it."""
+        """Return the command that runs this check again, and for a user's golden also the command that updates it."""
         words = ["pytest", "--mistral-golden"]
         folders = [("--mistral-golden-dir", path) for path in self.settings.golden_folders]
         words += [f"{flag}={path}" for flag, path in (*self.settings.target_paths, *folders)]
@@ -122,8 +122,8 @@ class CheckItem(pytest.Item):
         for choice in self.settings.runners:
             config = f"={choice.config}" if choice.config else ""
             words.append(f"--mistral-runner={choice.runner}{config}")
-        words += [f"--mistral-server={one}" for one in self.settings.servers]
-        if self.check.subject == "mask":  # the one subject whose checks generate rows
+        words += [f"--mistral-server={server}" for server in self.settings.servers]
+        if self.check.subject == "mask":  # only the checks of this subject generate rows
             words += ["--mistral-examples", str(self.settings.examples)]
             words += [] if self.settings.seed is None else ["--mistral-seed", str(self.settings.seed)]
         if self.settings.strict:
@@ -142,5 +142,5 @@ class CheckItem(pytest.Item):
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
         """Return the name of the check in pytest's output; a check has no file and no line."""
-        # not the node id: pytest replaces dots by :: in a name with which the node id ends
+        # not the node id: pytest replaces dots by :: in a name that ends the node id
         return self.path, None, f"{ROOT} {self.check.name}"

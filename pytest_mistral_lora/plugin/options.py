@@ -1,6 +1,6 @@
 """Options and their ini twins.
 
-PYTEST_DONT_REWRITE: pytest need not look for assertions in this table, which every run reads.
+PYTEST_DONT_REWRITE: every run reads this table, which has no assertions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Option:
         ini: Name of the twin, or empty if there is none.
         ini_type: The twin's type.
         metavar: Name of the value; empty for a switch.
-        repeatable: Whether it may be given several times.
+        repeatable: Whether it may appear several times.
         dest: Name of the parsed value.
     """
 
@@ -237,20 +237,20 @@ OPTIONS = (
 """Every option; the help text is made from this table."""
 
 WRITTEN = (BASELINE, REPORT)
-"""The options of files that a run writes; whatever else names a path is read."""
+"""The options of files that a run writes; all other options with paths are read."""
 
 PATH_FLAGS = tuple(option.flag for option in OPTIONS if option.metavar == "PATH")
 """The options that take a path."""
 
 REQUIRE_MANIFEST = "mistral_require_manifest"
-"""The one setting without an option."""
+"""The only setting without an option."""
 
 
 def add(parser: pytest.Parser) -> None:
     """Add every option and ini twin to pytest's parser."""
     group = parser.getgroup("mistral", "Mistral LoRA conformance")
     for option in OPTIONS:
-        # without dest, pytest compares each new option with every option that it has
+        # without dest, pytest compares each new option with every earlier option
         if option.metavar:
             action = "append" if option.repeatable else "store"
             group.addoption(option.flag, dest=option.dest, action=action, metavar=option.metavar, help=option.help)
@@ -269,7 +269,7 @@ def asked_for(config: pytest.Config) -> bool:
     """Return whether this run asks for the suite.
 
     Raises:
-        pytest.UsageError: If it does not ask for the suite, but gives one of its options.
+        pytest.UsageError: If the run does not ask for the suite, but sets one of its options.
     """
     if getattr(config.option, GOLDEN.dest):
         return True

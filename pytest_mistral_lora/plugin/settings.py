@@ -82,11 +82,11 @@ class PluginSettings:
         device: `auto`, `cpu` or `cuda`.
         examples: Hypothesis examples for each law.
         seed: Seed of the examples, or None for the same examples in every run.
-        strict: Whether notes and checks that could not run fail, too.
+        strict: Whether notes, and checks that could not run, fail.
         xfails: Known deviations that do not fail.
-        leaves_out_targets: Whether the command line names targets in place of those of the ini file.
+        leaves_out_targets: Whether the command line replaces targets of the ini file.
         output_format: `text` or `github`.
-        baseline: The file for the list of all that was found, or None.
+        baseline: The file for the list of all findings, or None.
         report: The file for the report, or None.
     """
 
@@ -140,7 +140,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
     """Read and check the settings of a run of the suite.
 
     Raises:
-        pytest.UsageError: If a value cannot be used; with the option, or the key and its file.
+        pytest.UsageError: If a value is invalid; with the option, or the key and its file.
     """
     oracle = oracle_choice(config)
     settings = PluginSettings(
@@ -190,7 +190,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
 
 
 def _leaves_out_targets(config: pytest.Config) -> bool:
-    """Return whether an option replaces targets of the ini file: their known deviations are not met in this run."""
+    """Return whether an option replaces targets of the ini file, whose known deviations this run then cannot meet."""
     targets = (TOKENIZER, RECIPE, DATASET, ADAPTER, ENCODED, GGUF, SERVER, RUNNER)
     return any(config.getoption(option.dest) and ini_value(config, option.ini)[0] for option in targets)
 
@@ -230,15 +230,15 @@ def _refuse_clashes(config: pytest.Config, settings: PluginSettings) -> None:
 
 def _golden_folders(config: pytest.Config) -> tuple[Path, ...]:
     folders = existing_paths(config, GOLDEN_DIR, folder=True)
-    if config.getoption(UPDATE.dest) and any(option_value(config, one)[0] for one in (TOKENIZER, RECIPE)):
-        return folders  # the packaged rows are recorded in an empty one
-    # a misspelt folder would otherwise be a green run that has compared nothing
+    if config.getoption(UPDATE.dest) and any(option_value(config, option)[0] for option in (TOKENIZER, RECIPE)):
+        return folders  # an empty folder gets recordings of the packaged rows
+    # otherwise, a run with a misspelt folder would compare nothing and pass
     for folder in folders:
         if not any(True for pattern in _GOLDEN_FILES for _ in folder.glob(pattern)):
             source = option_value(config, GOLDEN_DIR)[1]
             from pytest_mistral_lora.chat.remedies import DATA_SUFFIXES, import_step
 
-            data = next((one for one in sorted(folder.glob("*")) if one.name.endswith(DATA_SUFFIXES)), None)
+            data = next((file for file in sorted(folder.glob("*")) if file.name.endswith(DATA_SUFFIXES)), None)
             step = "" if data is None else f". {import_step(str(data))}"
             raise pytest.UsageError(f"{source}: neither rows (*.jsonl) nor recorded goldens in {folder}{step}")
     return folders
@@ -272,7 +272,7 @@ def _device_name(config: pytest.Config) -> str:
     device = value or "auto"
     if device not in _DEVICES:
         raise pytest.UsageError(f"{source}: {device!r}; expected one of {', '.join(_DEVICES)}")
-    # refused here, not left to the models: a run on the CPU would pass without the checks that were asked for
+    # refused here, not by the models: a run on the CPU would pass without the requested checks
     if device == "cuda":
         from pytest_mistral_lora.checkpoint.devices import choose_device
         from pytest_mistral_lora.errors import InputError

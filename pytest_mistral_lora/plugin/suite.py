@@ -50,7 +50,7 @@ class Suite:
         self.settings = settings
         worker = getattr(config, "workerinput", None)
         self._is_worker = worker is not None
-        # paths of the settings are relative to it, and a test of the user may go to another folder
+        # paths of the settings are relative to it, and a user's test may change the working directory
         self._home = config.invocation_params.dir
         self._failed = FailedChecks(strict=settings.strict)
         if not self._is_worker:
@@ -62,7 +62,7 @@ class Suite:
             # not in pytest_sessionfinish: --help and a later usage error configure pytest, but start no session
             config.add_cleanup(partial(shutil.rmtree, self._work_folder, ignore_errors=True))
         # With neither paths nor `testpaths`, pytest would collect the current folder beside the suite. `args` is not
-        # public, but nothing else keeps it from that.
+        # public, but there is no other way to prevent it.
         if config.args_source == pytest.Config.ArgsSource.INVOCATION_DIR:
             config.args = []
 
@@ -70,7 +70,8 @@ class Suite:
     def session(self) -> Session:
         """The run of the suite.
 
-        With pytest-xdist, each worker has one of its own, and that of the first process takes the records of all.
+        With pytest-xdist, each worker has its own suite, and the first process's suite takes the records of all
+        workers.
         """
         from pytest_mistral_lora.conformance.checks import Settings
         from pytest_mistral_lora.conformance.session import Session
@@ -96,7 +97,7 @@ class Suite:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
-        """Begin the run of the suite: its time is counted from here."""
+        """Begin the run of the suite, and start its clock."""
         _ = self.session
 
     @pytest.hookimpl(optionalhook=True)
@@ -106,7 +107,7 @@ class Suite:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Take what a worker has collected, the same for each: every worker collects and deselects all checks."""
+        """Take the counts of a worker; all workers collect and deselect the same checks."""
         session = self.session
         known = (session.collected, session.deselected)
         session.collected, session.deselected = getattr(node, "workeroutput", {}).get(_COLLECTED, known)
@@ -114,7 +115,7 @@ class Suite:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
         """Add the checks, before `-k`, `-m` and `--lf` choose among the items."""
-        # pytest's own collection walks files, and the suite has none: its collector is asked here, with its own report.
+        # pytest's own collection walks files, and the suite has none: call its collector here, with its own report.
         # Errors of the targets are raised, and reported, in the collector.
         suite = SuiteCollector.from_parent(
             session,
@@ -136,10 +137,11 @@ class Suite:
         given = self.settings
         if not given.names_targets:
             return embedded_targets()
-        # the first process of pytest-xdist asks for them only at the end, wherever a test has gone
+        # the first process of pytest-xdist needs them only at the end, when a test may have changed the working
+        # directory
         with chdir(self._home):
             return named_targets(
-                # with rows, a tokenizer is their judge: no model of it is made, and its own checks are another run
+                # beside rows, a tokenizer only judges the rows: its own checks, and its model, are another run
                 **({"judges": given.tokenizers} if given.datasets else {"tokenizers": given.tokenizers}),
                 recipes=given.recipes,
                 datasets=given.datasets,
@@ -154,12 +156,12 @@ class Suite:
             )
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
-        """Count the checks that the user chose to leave out."""
+        """Count the checks that the user deselected."""
         self.session.deselected += sum(isinstance(item, CheckItem) for item in items)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Run the first tiny train in a process of its own, at the same time as the checks before it."""
+        """Run the first tiny train in another process, in parallel with the checks before it."""
         end = None if self._is_worker or session.config.option.collectonly else self._start_training(session)
         try:
             return (yield)
@@ -168,7 +170,7 @@ class Suite:
                 end()
 
     def _start_training(self, session: pytest.Session) -> Callable[[], None] | None:
-        """Start the first tiny train, and return how to end its process.
+        """Start the first tiny train, and return the function that ends its process.
 
         None if no check needs the train, if its own check comes first and would wait, or if it cannot be started.
         """
@@ -198,7 +200,7 @@ class Suite:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the record of a check."""
         data = getattr(report, "mistral_golden", None)
-        # pytest-rerunfailures reports an attempt that it repeats, too, with an outcome of its own
+        # pytest-rerunfailures also reports repeated attempts, with an outcome of its own
         if data is not None and report.outcome in ("passed", "failed", "skipped"):
             self.session.take(data)
 
@@ -226,7 +228,7 @@ class Suite:
         if self._is_worker:
             vars(session.config)["workeroutput"][_COLLECTED] = (self.session.collected, self.session.deselected)
             return
-        # a known deviation that is fixed must leave the list, or the list would hide its return
+        # a fixed deviation must leave the list, or the list would hide its return
         has_passed = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
         if has_passed and (self.session.unmatched or self.session.nothing_judged):
             session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -248,7 +250,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def unread_configuration(config: pytest.Config, flags: tuple[str, ...]) -> str:
     """Return a sentence that names the configuration file that pytest did not read; empty if there is none.
 
-    pytest looks for its configuration before it knows the options of a plugin, and takes each word that is a path for
+    pytest looks for its configuration before it knows the options of a plugin, and takes each path among the words for
     a folder of tests: with `--mistral-tokenizer /models/x` it searches `/models/x` and above instead of the current
     folder. With `--mistral-tokenizer=/models/x` it does not.
 

@@ -23,10 +23,10 @@ _TIERS = ("exact", "equivalent", "different")
 
 
 class FailedChecks:
-    """Hooks that group failed checks by cause; each keeps its own report, node id and outcome.
+    """Hooks that group failed checks by cause; each check keeps its report, node id and outcome.
 
     Attributes:
-        strict: Whether notes fail, too.
+        strict: Whether notes fail.
     """
 
     def __init__(self, *, strict: bool) -> None:
@@ -36,18 +36,18 @@ class FailedChecks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Shorten the text of a check that fails for a cause that an earlier check has shown whole."""
-        # first of all: the plugins that write files, such as JUnit's, take the text of the report at once
+        """Shorten the text of a failed check if an earlier check has shown the same cause in full."""
+        # before other plugins: those that write files, such as JUnit's, take the report's text immediately
         data = getattr(report, "mistral_golden", None)
         if data is None or not report.failed or not isinstance(report.longrepr, str):
             return
         from pytest_mistral_lora.conformance.groups import group_findings
 
-        causes = [one for one in group_findings([data]) if self._fails(one)]
+        causes = [group for group in group_findings([data]) if self._fails(group)]
         if causes:
             self._reports.append(report)
-        keys = {one.simplest.cause: one.headline() for one in causes}
-        if not causes:  # strict, and not checked; or an error that stopped the check
+        keys = {group.simplest.cause: group.headline() for group in causes}
+        if not causes:  # not checked under `strict`, or stopped by an error
             reason = data["not_checked"] or report.longrepr
             keys = {reason: reason.partition("\n")[0]}
         if all(key in self._first for key in keys):
@@ -73,7 +73,7 @@ class FailedChecks:
                 stats["failed"] = failed
         if not self._shows(terminalreporter) or "f" not in terminalreporter.reportchars:
             return result
-        # like pytest, which cuts no line if a person reads it later, in a log
+        # like pytest, which does not cut lines for a log that is read later
         whole = "CI" in os.environ or "BUILD_NUMBER" in os.environ or terminalreporter.config.option.verbose >= 2
         if not rest and not stats.get("error"):
             terminalreporter.write_sep("=", "short test summary info", cyan=True, bold=True)
@@ -90,13 +90,13 @@ class FailedChecks:
         return group_findings(vars(report)["mistral_golden"] for report in self._reports)
 
     def write_findings(self, terminal: Any) -> None:
-        """Write each cause whole: its simplest finding, the names of the others, and the command that repeats it."""
+        """Write each cause in full: its simplest finding, the other checks' names, the command to repeat it."""
         style = terminal.config.option.tbstyle
         if not self._shows(terminal) or style == "no":
             return
         from pytest_mistral_lora.report import line_style
 
-        reruns = {one.nodeid.partition("::")[2]: vars(one)["mistral_rerun"] for one in self._reports}
+        reruns = {report.nodeid.partition("::")[2]: vars(report)["mistral_rerun"] for report in self._reports}
         terminal.write_sep("=", "Mistral findings")
         for cause in filter(self._fails, self._causes()):
             if style == "line":
@@ -114,7 +114,7 @@ def _width(terminal: Any) -> int:
 
 
 def write_line(terminal: Any, line: str, **style: bool) -> None:
-    """Write one line of ours to pytest's terminal, in which foreign text is neither obeyed nor hidden."""
+    """Write a line to pytest's terminal, with control characters of foreign text escaped."""
     terminal.write_line(safe_text(printable(line, lines=False)), **style)
 
 
@@ -135,16 +135,18 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
 
         for line in outcome_table(outcomes, _width(terminal)):
             write_line(terminal, line)
-        figures = (f"figures of {name}: {statistics_line(one)}" for name, one in statistics_of(outcomes).items())
+        figures = (
+            f"figures of {name}: {statistics_line(statistics)}" for name, statistics in statistics_of(outcomes).items()
+        )
         for line in (*basis_lines(outcomes), *session.known_faults(), *figures):
             write_line(terminal, line)
         if session.nothing_judged:
             write_line(terminal, NOTHING_WAS_JUDGED, red=True)
-    ran = dict.fromkeys((one["target"], one["facts"].get("ran under")) for one in outcomes)
+    ran = dict.fromkeys((outcome["target"], outcome["facts"].get("ran under")) for outcome in outcomes)
     lines = [*_answer_lines(outcomes), *(f"{target} ran under {versions}" for target, versions in ran if versions)]
     if settings.update:
         lines += _golden_lines(outcomes)
-    known = Counter((known["id"], known["reason"]) for one in outcomes for known in one["known"])
+    known = Counter((known["id"], known["reason"]) for outcome in outcomes for known in outcome["known"])
     lines += [f"known {name}: {reason} ({counted(count, 'check')})" for (name, reason), count in known.items()]
     for line in lines:
         write_line(terminal, line)
@@ -156,7 +158,7 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
 
 
 def write_annotations(terminal: Any, session: Session) -> None:
-    """Write an annotation for each cause, and add to the summary of the job, for a workflow of GitHub."""
+    """Write an annotation for each cause, and extend the job's summary, for a GitHub workflow."""
     from pytest_mistral_lora.conformance.groups import FILE_WIDTH
     from pytest_mistral_lora.report import verdict_line
     from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
@@ -166,9 +168,9 @@ def write_annotations(terminal: Any, session: Session) -> None:
     causes = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in groups]
     terminal.ensure_newline()
     for line in annotation_lines(causes):
-        terminal.write_line(line)  # a command of ours, whose values are escaped
+        terminal.write_line(line)  # a workflow command, whose values are escaped
     cases = [*cases_of(outcomes, [""] * len(outcomes))]
-    verdict = verdict_line(outcomes, [one.count for one in groups])
+    verdict = verdict_line(outcomes, [group.count for group in groups])
     add_job_summary(Judged("pytest --mistral-golden", causes, cases, verdict, known=session.known_faults()))
 
 
@@ -186,7 +188,7 @@ def _answer_lines(outcomes: list[dict[str, Any]]) -> list[str]:
 
 
 def _golden_lines(outcomes: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each golden that was recorded, and their counts."""
+    """Return a line for each recorded golden, and their counts."""
     facts = [outcome["facts"] for outcome in outcomes if "golden" in outcome["facts"]]
     lines = [
         f"golden {fact['written']}: {fact['golden']}"
@@ -199,7 +201,7 @@ def _golden_lines(outcomes: list[dict[str, Any]]) -> list[str]:
 
 
 def _unchecked_lines(session: Session, settings: PluginSettings, unused: Sequence[Path]) -> list[str]:
-    """Return the list of everything that this run did not check, so that a green run claims no more than it saw."""
+    """Return the list of everything that this run did not check, so that a green run does not claim more."""
     from pytest_mistral_lora.report import unchecked_lines
 
     outcomes = session.records
@@ -212,7 +214,7 @@ def _unchecked_lines(session: Session, settings: PluginSettings, unused: Sequenc
         lines.append(f"  {counted(session.not_run, 'check')} not run")
     if settings.skip_training:
         lines.append("  train: left out by --mistral-golden-skip-training")
-    elif {one["facts"].get("device") for one in outcomes if one["subject"] == "train"} == {"cpu"}:
+    elif {outcome["facts"].get("device") for outcome in outcomes if outcome["subject"] == "train"} == {"cpu"}:
         lines.append("  train on CUDA: models ran on the CPU")
     seen = {outcome["subject"] for outcome in outcomes}
     lines.append(f"  {', '.join(name for name in _SUBJECTS_OF_TARGETS if name not in seen)}: no target of that kind")

@@ -19,12 +19,12 @@ def option_value(config: pytest.Config, option: Option) -> tuple[Any, str]:
     """Return the value and its source, for error messages: the option, or the key of the ini file.
 
     Raises:
-        pytest.UsageError: If pytest cannot read it, or it has a null character.
+        pytest.UsageError: If pytest cannot read the value, or it has a null character.
     """
     value, source = config.getoption(option.dest), option.flag
     if value is None and option.ini:
         value, source = ini_value(config, option.ini)
-    if any("\0" in str(one) for one in (value if isinstance(value, list) else [value])):
+    if any("\0" in str(part) for part in (value if isinstance(value, list) else [value])):
         raise pytest.UsageError(f"{source}: {value!r} has a null character, which no name of a file has")
     return value, source
 
@@ -33,7 +33,7 @@ def ini_value(config: pytest.Config, key: str) -> tuple[Any, str]:
     """Return the value of an ini key, and the key with its file.
 
     Raises:
-        pytest.UsageError: If pytest cannot read it.
+        pytest.UsageError: If pytest cannot read the value.
     """
     source = f"{key} in {config.inipath}" if config.inipath else key
     try:
@@ -46,10 +46,11 @@ def ini_value(config: pytest.Config, key: str) -> tuple[Any, str]:
 def existing_paths(
     config: pytest.Config, option: Option, *, folder: bool = False, file: bool = False
 ) -> tuple[Path, ...]:
-    """Return the paths of a setting, as `shown_path` has them; with `folder` or `file`, each must be one."""
+    """Return the paths of a setting, as `shown_path` has them; with `folder` or `file`, each must be of that kind."""
     value, source = option_value(config, option)
-    values = ([value] if value else []) if isinstance(value, str) else value or []
-    paths = tuple(shown_path(config, folder_of(config, option) / one) for one in values)
+    if isinstance(value, str):
+        value = [value] if value else []
+    paths = tuple(shown_path(config, folder_of(config, option) / path) for path in value or ())
     for path in paths:
         if not _is_there(config, path, source):
             raise pytest.UsageError(f"{source}: no such file or folder: {path}")
@@ -62,9 +63,9 @@ def existing_paths(
 
 def _is_there(config: pytest.Config, path: Path, source: str) -> bool:
     try:
-        # a fixture is asked in a test, which may have gone to another folder
+        # a fixture runs in a test, which may have changed the working directory
         return (config.invocation_params.dir / path).exists()
-    except OSError as error:  # a folder that may not be read, or a name that is too long
+    except OSError as error:  # such as an unreadable folder or a name that is too long
         raise pytest.UsageError(f"{source}: {path}: {error.strerror}") from error
 
 
@@ -76,9 +77,9 @@ def written_file(
     Args:
         config: The configuration of a session.
         option: The option.
-        check: Returns the path if it can be written and nothing of others is lost: it is written last, and must not end
-            a long run.
-        suffixes: The endings that its name may have; none for any.
+        check: Returns the path if it can be written without loss of other data: it is written last, and must not fail a
+            long run.
+        suffixes: The allowed endings of its name; empty for any.
     """
     value, source = option_value(config, option)
     if value is None:
@@ -95,21 +96,21 @@ def written_file(
 
 
 def read_paths(config: pytest.Config) -> Iterator[Path]:
-    """Yield every path that is there and that a setting names, and those that a recipe among them names."""
+    """Yield every existing path that a setting names, and the paths that a recipe among them names."""
     from pytest_mistral_lora.conformance.path_kinds import paths_behind, paths_in
 
     for option in OPTIONS:
         value = option_value(config, option)[0] if option.metavar and option not in WRITTEN else None
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, str | Path):
-                for path in paths_in(str(one), folder_of(config, option)):
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, str | Path):
+                for path in paths_in(str(part), folder_of(config, option)):
                     yield from paths_behind(path)
 
 
 def shown_path(config: pytest.Config, path: Path) -> Path:
-    """Return a path as reports name it: relative to the folder in which pytest was started, if it is inside.
+    """Return a path as reports name it: relative to the folder where pytest was started, if it is inside.
 
-    Checks read it as it is: they run in that folder, wherever a test before them has gone.
+    Checks can read this path: they run in that folder, even after a test changed the working directory.
     """
     from pytest_mistral_lora.records.files import path_from
 
@@ -117,16 +118,16 @@ def shown_path(config: pytest.Config, path: Path) -> Path:
 
 
 def folder_of(config: pytest.Config, option: Option) -> Path:
-    """Return the folder to which the paths of a setting are relative: the current one, or that of the ini file."""
+    """Return the folder of a setting's relative paths: the current folder, or the ini file's."""
     given = config.getoption(option.dest) is not None
     return config.invocation_params.dir if given or not config.inipath else config.inipath.parent
 
 
 def tokenizer_paths(config: pytest.Config) -> tuple[Path, ...]:
-    """Return the tokenizers, as `shown_path` has them; the name of a shipped one stays as it is.
+    """Return the tokenizers, as `shown_path` has them; the name of a shipped tokenizer does not change.
 
     Raises:
-        pytest.UsageError: If one is neither there nor shipped.
+        pytest.UsageError: If a tokenizer neither exists nor is shipped.
     """
     from pytest_mistral_lora.conformance.targets import EMBEDDED
     from pytest_mistral_lora.errors import did_you_mean
@@ -153,7 +154,7 @@ def oracle_choice(config: pytest.Config) -> str | None:
     """Return the declared oracle: a name, or an absolute path.
 
     Raises:
-        pytest.UsageError: If it is neither the name of a shipped tokenizer nor a path.
+        pytest.UsageError: If the value is neither the name of a shipped tokenizer nor a path.
     """
     value, source = option_value(config, ORACLE)
     if not value:
@@ -171,7 +172,7 @@ def server_choices(config: pytest.Config) -> tuple[ServerChoice, ...]:
     """Return the servers that a run names.
 
     Raises:
-        pytest.UsageError: If a kind or a precision is unknown, or an address is none.
+        pytest.UsageError: If a kind or a precision is unknown, or an address is invalid.
     """
     values, source = option_value(config, SERVER)
     if not values:
@@ -186,11 +187,11 @@ def server_choices(config: pytest.Config) -> tuple[ServerChoice, ...]:
 
 
 def check_update(config: pytest.Config, folders: Sequence[Path]) -> None:
-    """Refuse to record goldens if nobody would look at them, or if others rely on them.
+    """Refuse to record goldens that nobody would review, or that others rely on.
 
     Raises:
-        pytest.UsageError: If there is no folder for them, it is the packaged one, several workers would write the same
-            files, or this is CI.
+        pytest.UsageError: If the goldens have no folder, the folder is the packaged one, several workers would write
+        the same files, or this is CI.
     """
     from pytest_mistral_lora.records.goldens import goldens_folder
 
