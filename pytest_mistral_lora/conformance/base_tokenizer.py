@@ -47,19 +47,19 @@ def tokenizer_result(folder: AdapterFolder, rows: int | None) -> Result:
         folder: The folder of an adapter or a merged model.
         rows: Rows of its own embeddings; None if it has those of the base.
     """
-    own, target, missing = _tokenizers(folder)
+    saved, target, missing = _tokenizers(folder)
     if target is None:
         return Result(not_checked=missing)
     base = target.tokenizer
-    if not own.is_there:
+    if not saved.is_there:
         return Result(not_checked="no tokenizer in the folder: the base's is used")
     if not base.is_there:
         return Result(not_checked=f"no tokenizer in the base {base.path}")
-    own.files.refuse_hazards()
+    saved.files.refuse_hazards()
     base.files.refuse_hazards()
     if rows is None:
         rows = base.files.json("config.json").get("vocab_size")
-    return Result((*_stored_findings(own, base), *_loaded_findings(own, base, rows)))
+    return Result((*_stored_findings(saved, base), *_loaded_findings(saved, base, rows)))
 
 
 def template_result(folder: AdapterFolder, *, is_model: bool = False) -> Result:
@@ -69,26 +69,29 @@ def template_result(folder: AdapterFolder, *, is_model: bool = False) -> Result:
         folder: The folder of an adapter or a merged model.
         is_model: Whether it is loaded on its own, and not with its base's template.
     """
-    own, target, missing = _tokenizers(folder)
+    saved, target, missing = _tokenizers(folder)
     if target is None:
         return Result(not_checked=missing)
     base = target.tokenizer
-    texts = (template_places(one.files).get("default", {}).get(loaded_place(one.files)) for one in (own, base))
+    texts = (
+        template_places(tokenizer.files).get("default", {}).get(loaded_place(tokenizer.files))
+        for tokenizer in (saved, base)
+    )
     text, other = texts
-    if is_model and text is None and other is not None and own.is_there:
+    if is_model and text is None and other is not None and saved.is_there:
         expected = f"that of {base.path}"
-        return Result((Finding("ML442", "there is a tokenizer, and no chat template", str(own.path), expected),))
+        return Result((Finding("ML442", "there is a tokenizer, and no chat template", str(saved.path), expected),))
     if text is None or (other is None and not (base.is_there and base.has_oracle)):
-        return Result(not_checked=f"no chat template in {(own if text is None else base).path}")
+        return Result(not_checked=f"no chat template in {(saved if text is None else base).path}")
     # a base without a template of its own is used through the one that mistral-common generates
     generated = other is None
     other = base.oracle.chat_template() if other is None else other
     if GENERATION.sub("", text).strip() == GENERATION.sub("", other).strip():
         return Result()
     if not text.strip():
-        return Result((Finding("ML442", "the chat template is empty", _template_place(own), f"that of {base.path}"),))
+        return Result((Finding("ML442", "the chat template is empty", _template_place(saved), f"that of {base.path}"),))
     judge = _oracle_findings if generated else _rendered_findings
-    return Result(tuple(judge(own, base, text, other)))
+    return Result(tuple(judge(saved, base, text, other)))
 
 
 def base_result(folder: AdapterFolder) -> Result:
@@ -110,9 +113,9 @@ def _tokenizers(folder: AdapterFolder) -> tuple[CheckpointTokenizer, Target | No
     return CheckpointTokenizer(folder.path), target, base.missing
 
 
-def _stored_findings(own: CheckpointTokenizer, base: CheckpointTokenizer) -> Iterator[Finding]:
+def _stored_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer) -> Iterator[Finding]:
     """Yield ML440 for another Mistral tokenizer file, and for a length that a training run left in tokenizer.json."""
-    files, others = own.files, base.files
+    files, others = saved.files, base.files
     for name in files.mistral_files:
         if name in others.digests:
             if files.digests.get(name) != others.digests[name]:
@@ -137,29 +140,29 @@ def _tokens_of(oracle: Oracle) -> tuple[Any, ...]:
     return oracle.version, oracle.control_tokens, oracle.vocabulary
 
 
-def _loaded_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, rows: Any) -> Iterator[Finding]:
+def _loaded_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer, rows: Any) -> Iterator[Finding]:
     """Yield ML440 and ML441 for differences between the tokenizers that transformers loads from the two folders."""
-    digests = own.files.digests, base.files.digests
+    digests = saved.files.digests, base.files.digests
     settings = [
-        {key: value for key, value in one.files.json(TOKENIZER_CONFIG).items() if key not in _SETTINGS}
-        for one in (own, base)
+        {key: value for key, value in tokenizer.files.json(TOKENIZER_CONFIG).items() if key not in _SETTINGS}
+        for tokenizer in (saved, base)
     ]
     names = (TOKENIZER_JSON, SPECIAL_TOKENS, "tokenizer.model", TEKKEN)
     same = settings[0] == settings[1] and all(digests[0].get(name) == digests[1].get(name) for name in names)
     if TOKENIZER_JSON in digests[0] and same:
         return  # they load as the same tokenizer: seconds are saved for a large vocabulary
-    place, mine, others = str(own.path), own.fast, base.fast
+    place, fast, others = str(saved.path), saved.fast, base.fast
     for name in _NAMES:
-        found, expected = (getattr(one, f"{name}_token") for one in (mine, others))
+        found, expected = (getattr(tokenizer, f"{name}_token") for tokenizer in (fast, others))
         if found != expected and expected is not None:
             yield Finding("ML441", f"{name}_token is {found!r}", place, f"{expected!r}, as in the base")
-    tokens = mine.added_tokens_decoder  # made anew at each access
-    for token, one in sorted(others.added_tokens_decoder.items()):
+    tokens = fast.added_tokens_decoder  # made anew at each access
+    for token, added_token in sorted(others.added_tokens_decoder.items()):
         now = tokens.get(token)
-        if now is not None and now.content == one.content and now.special != one.special:
-            found = f"{one.content!r} (id {token}) is {'' if now.special else 'not '}special"
-            yield Finding("ML441", found, place, f"{'' if one.special else 'not '}special, as in the base")
-    vocabulary, known = mine.get_vocab(), others.get_vocab()
+        if now is not None and now.content == added_token.content and now.special != added_token.special:
+            found = f"{added_token.content!r} (id {token}) is {'' if now.special else 'not '}special"
+            yield Finding("ML441", found, place, f"{'' if added_token.special else 'not '}special, as in the base")
+    vocabulary, known = fast.get_vocab(), others.get_vocab()
     moved = sorted((number, text) for text, number in known.items() if vocabulary.get(text) != number)
     if moved:
         number, text = moved[0]
@@ -169,14 +172,14 @@ def _loaded_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, rows: 
     # a pad token, or markers of a new template, need rows in the embeddings; without them the model fails on them
     added = sorted((number, text) for text, number in vocabulary.items() if text not in known)
     late = [(number, text) for number, text in added if not isinstance(rows, int) or number >= rows]
-    if late and (isinstance(rows, int) or [text for _, text in late] != [mine.pad_token]):
+    if late and (isinstance(rows, int) or [text for _, text in late] != [fast.pad_token]):
         number, text = late[0]
         found = f"{len(late):,} tokens more than the base has, the first is {text!r} (id {number})"
         yield Finding("ML440", found, place, f"ids below {rows}: the embeddings have no row for others")
-    yield from first_findings(list(_text_findings(mine, others, place)), _SHOWN, place)
+    yield from first_findings(list(_text_findings(fast, others, place)), _SHOWN, place)
 
 
-def _text_findings(mine: Any, others: Any, place: str) -> Iterator[Finding]:
+def _text_findings(fast: Any, others: Any, place: str) -> Iterator[Finding]:
     """Yield ML440 for each text that gets other ids: probes, and texts made of the whole vocabulary."""
     tokens = others.convert_ids_to_tokens(list(range(len(others))))
     plain = [text.replace("▁", " ").replace("Ġ", " ") for text in tokens if text and not text.startswith("<0x")]
@@ -185,7 +188,7 @@ def _text_findings(mine: Any, others: Any, place: str) -> Iterator[Finding]:
     mixed = [plain[index * step % len(plain)] for index in range(len(plain))]
     texts = [*PROBES, *("".join(mixed[at : at + _CHUNK]) for at in range(0, len(mixed), _CHUNK))]
     marked = [f"{others.bos_token or ''}{text}" for text in texts]
-    found, expected = (one(marked, add_special_tokens=False)["input_ids"] for one in (mine, others))
+    found, expected = (tokenizer(marked, add_special_tokens=False)["input_ids"] for tokenizer in (fast, others))
     for text, ids, wanted in zip(texts, found, expected, strict=True):
         if ids != wanted:
             shown = text if len(text) <= 40 else f"{text[:40]}…"
@@ -199,12 +202,12 @@ def _text_findings(mine: Any, others: Any, place: str) -> Iterator[Finding]:
                 return
 
 
-def _oracle_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text: str, other: str) -> Iterator[Finding]:
+def _oracle_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer, text: str, other: str) -> Iterator[Finding]:
     """Yield ML442 for the first packaged row that the template writes otherwise than mistral-common encodes it."""
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.chat.templates.compare import compare
 
-    place, template = _template_place(own), ChatTemplate(base.fast, text)
+    place, template = _template_place(saved), ChatTemplate(base.fast, text)
     for row in _compared_rows():
         try:
             comparison = compare(row, base.oracle, template)
@@ -231,15 +234,17 @@ def _shown(row: Row) -> str:
     return text if len(text) <= _LONGEST_SHOWN else ""
 
 
-def _template_place(own: CheckpointTokenizer) -> str:
-    return f"{own.path}/{loaded_place(own.files)}".partition(", ")[0]
+def _template_place(saved: CheckpointTokenizer) -> str:
+    return f"{saved.path}/{loaded_place(saved.files)}".partition(", ")[0]
 
 
-def _rendered_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text: str, other: str) -> Iterator[Finding]:
+def _rendered_findings(
+    saved: CheckpointTokenizer, base: CheckpointTokenizer, text: str, other: str
+) -> Iterator[Finding]:
     """Yield ML442 for the first packaged row that the two templates write differently."""
     from pytest_mistral_lora.chat.templates import ChatTemplate
 
-    place = _template_place(own)
+    place = _template_place(saved)
     try:
         # one tokenizer for both: a difference is the template's
         templates = [ChatTemplate(base.fast, source) for source in (text, other)]
@@ -254,12 +259,12 @@ def _rendered_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text
                 written.append(template.render(row))
             except RowError as error:
                 written.append(f"refused: {error.found}")
-        if all(one.startswith("refused: ") for one in written):
+        if all(rendered.startswith("refused: ") for rendered in written):
             continue
         rendered = True
         if written[0] != written[1]:
             at = equal_beginning(written[0], written[1])
-            shown = [one[max(0, at - 20) : at + 40] for one in written]
+            shown = [rendered[max(0, at - 20) : at + 40] for rendered in written]
             found = f"the chat template writes {shown[0]!r} at character {at}"
             expected = f"{shown[1]!r}, as the template of {base.path}"
             yield Finding("ML442", found, place, expected, row=_shown(row))

@@ -46,12 +46,13 @@ def targets_of(
     """
     if not paths:
         return embedded_targets()
-    by_kind = {kind: [one.path for one in paths if one.kind == kind] for kind in KINDS}
+    by_kind = {kind: [recognised.path for recognised in paths if recognised.kind == kind] for kind in KINDS}
     rows = [*by_kind["rows"], *by_kind["encoded"]]
     if rows and tokenizer is None and not by_kind["tokenizer"] and not by_kind["recipe"]:
-        words = shlex.join(["mistral-lora", "check", *(str(one.path) for one in paths), "--tokenizer"])
+        title = next(recognised.title for recognised in paths if recognised.path == rows[0])
+        words = shlex.join(["mistral-lora", "check", *(str(recognised.path) for recognised in paths), "--tokenizer"])
         raise InputError(
-            f"this is {next(one.title for one in paths if one.path == rows[0])}, and no tokenizer is given",
+            f"this is {title}, and no tokenizer is given",
             place=str(rows[0]),
             expected="the tokenizer that encodes it: a folder, a file, or the name of a shipped one such as spm-v3",
             next_step=f"Name it: {words} spm-v3",
@@ -124,11 +125,11 @@ def named_targets(
     given = [*named_encoders, *of_recipes]
     every = given or [Target(EMBEDDED_TRAINING)]
     targets += [EncodedTarget(name(path), path, judge=every[0]) for path in encoded]
-    for one in runners:
-        title = name_of(Path(one.runner)).removesuffix(".py")
+    for runner in runners:
+        title = name_of(Path(runner.runner)).removesuffix(".py")
         for judge in every:
             of_judge = name(Path(f"{title}-{judge.name}"))
-            targets.append(RunnerTarget(of_judge, one.config, runner=one.runner, judge=judge))
+            targets.append(RunnerTarget(of_judge, runner.config, runner=runner.runner, judge=judge))
     folders = tuple(adapters)
     targets += [AdapterTarget(name(path), path, base=base, beside=folders) for path in adapters]
     # without a judge, a GGUF file is held to the tokenizer that its vocabulary is recognised as
@@ -137,13 +138,13 @@ def named_targets(
         GgufTarget(name(path), path, oracle_name=oracle, judge=of_gguf, base=base, folders=folders) for path in ggufs
     ]
     targets += [
-        one.target(
-            name(Path(f"{one.name}-{name_of(adapter)}") if adapter and len(adapters) > 1 else one.name),
+        server.target(
+            name(Path(f"{server.name}-{name_of(adapter)}") if adapter and len(adapters) > 1 else server.name),
             every[0],
             adapter,
             rows=tuple(server_rows),
         )
-        for one in servers
+        for server in servers
         for adapter in adapters or (None,)
     ]
     return targets

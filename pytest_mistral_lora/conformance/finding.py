@@ -122,7 +122,7 @@ class RuleTable(Mapping[str, Rule]):
 
     def __iter__(self) -> Iterator[str]:
         for subject in _SUBJECTS:
-            files = (subject, *(one for one, (other, _) in _WITHIN.items() if other == subject))
+            files = (subject, *(inner for inner, (other, _) in _WITHIN.items() if other == subject))
             yield from sorted(rule_id for file in files for rule_id in _read_rules(file))
 
     def of(self, subject: str, case: str = "") -> list[Rule]:
@@ -225,21 +225,23 @@ class Finding:
         """Return the finding as plain JSON data, with the text of its rule but without the rule's example."""
         rule = RULES[self.rule]
         of_rule = {name: getattr(rule, name) for name in ("title", "why", "source")} | {"severity": self.severity}
-        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "is_error"}
+        values = {
+            attribute.name: getattr(self, attribute.name) for attribute in fields(self) if attribute.name != "is_error"
+        }
         tokens = None if self.tokens is None else self.tokens.to_json()
-        return {**own, **of_rule, "fix": self.next_step, "tokens": tokens}
+        return {**values, **of_rule, "fix": self.next_step, "tokens": tokens}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Finding:
         """Return the finding of the result of `to_json`."""
-        own = {one.name: data[one.name] for one in fields(cls) if one.name in data}
-        tokens = own.get("tokens")
-        own["tokens"] = None if tokens is None else TokenRow.from_json(tokens)
+        values = {attribute.name: data[attribute.name] for attribute in fields(cls) if attribute.name in data}
+        tokens = values.get("tokens")
+        values["tokens"] = None if tokens is None else TokenRow.from_json(tokens)
         # the rule's own fix is not the finding's
-        rule = RULES[own["rule"]]
-        own["fix"] = "" if own.get("fix") == rule.fix else own.get("fix", "")
+        rule = RULES[values["rule"]]
+        values["fix"] = "" if values.get("fix") == rule.fix else values.get("fix", "")
         is_error = rule.severity == "note" and data.get("severity") == "error"
-        return cls(**own, is_error=is_error)
+        return cls(**values, is_error=is_error)
 
 
 def first_findings(findings: Sequence[Finding], most: int, place: str) -> list[Finding]:

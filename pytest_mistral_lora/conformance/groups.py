@@ -146,12 +146,12 @@ def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
     for record in records:
         name = record["nodeid"].partition("::")[2]
         for data in record["findings"]:
-            finding, own = Finding.from_json(data), name
+            finding, label = Finding.from_json(data), name
             if len(record["findings"]) > 1:
                 # its own name among the others of its check: its line, or else the tensor that it is about
                 first = finding.found.partition(" ")[0]
-                own = first if "." in first and not re.search(r":\d|^rows\[", finding.place) else finding.place
-            causes.add(finding, name, own)
+                label = first if "." in first and not re.search(r":\d|^rows\[", finding.place) else finding.place
+            causes.add(finding, name, label)
     return causes
 
 
@@ -174,7 +174,7 @@ def listed_names(names: Iterable[str]) -> list[str]:
     lists, room, hidden = [], _MOST_CHARACTERS, 0
     for home, cases in homes.items():
         pieces = [(name, 1) for name in sorted(cases)]
-        if all(one.isdecimal() for one in cases):
+        if all(case.isdecimal() for case in cases):
             # runs of numbers, each with its length
             runs: list[list[int]] = []
             for number in sorted(map(int, cases)):

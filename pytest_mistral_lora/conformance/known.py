@@ -247,7 +247,7 @@ def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False)
         headlines.setdefault(name, []).append(f"{rule}{counted} {found[0]}")
     for name, found in headlines.items():
         # one line each: the text of a finding may quote a row, which must not become an entry
-        lines += ["", *(f"# {' '.join(one.split())}"[:_LONGEST] for one in found), f"{name}  # "]
+        lines += ["", *(f"# {' '.join(finding_text.split())}"[:_LONGEST] for finding_text in found), f"{name}  # "]
     return "\n".join(lines) + "\n"
 
 

@@ -159,8 +159,8 @@ class ManifestChecks:
         except InputError as error:
             return Result((Finding("ML701", error.found, error.place, error.expected or "JSON"),))
         findings = (
-            Finding("ML701", one.found or "is missing", f"{place}, {one.path}", one.expected)
-            for one in violations(data)
+            Finding("ML701", violation.found or "is missing", f"{place}, {violation.path}", violation.expected)
+            for violation in violations(data)
         )
         missing = self.folder.valid_manifest.not_recorded if self.folder.valid_manifest else ()
         return Result(tuple(findings), facts=(("not recorded", ", ".join(missing)),) if missing else ())

@@ -40,9 +40,11 @@ class AdapterTarget(Target):
         """Return the folder that a recipe made, with its base and its rows; None if there is none, or no recipe."""
         # a check reports a bad recipe: an error while checks are collected would end the user's own tests, too
         with suppress(RecipeError):
-            one = recipe.recipe
-            if one.output.is_dir():
-                return cls(recipe.name, one.output, base=one.base.path, dataset=one.data.train_paths, maker=recipe)
+            parsed = recipe.recipe
+            if parsed.output.is_dir():
+                return cls(
+                    recipe.name, parsed.output, base=parsed.base.path, dataset=parsed.data.train_paths, maker=recipe
+                )
         return None
 
     @cached_property
@@ -79,12 +81,12 @@ class AdapterTarget(Target):
     @property
     def is_merged(self) -> bool:
         """Whether it is a merged model: by its manifest, or, without one, by full weights and no adapter."""
-        one = self.adapter
-        if not self.folder.is_dir() or not one.model_files:
+        adapter = self.adapter
+        if not self.folder.is_dir() or not adapter.model_files:
             return False
-        if one.has_manifest:
-            return one.valid_manifest is not None and one.kind == "merged"
-        return not (one.config_file.exists() or one.tensors_file.exists())
+        if adapter.has_manifest:
+            return adapter.valid_manifest is not None and adapter.kind == "merged"
+        return not (adapter.config_file.exists() or adapter.tensors_file.exists())
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class GgufTarget(Target):
     @property
     def adapter(self) -> Path | None:
         """The adapter folder that an adapter's file is compared with; None without one."""
-        return next((one for one in self.folders if (one / "adapter_config.json").exists()), None)
+        return next((folder for folder in self.folders if (folder / "adapter_config.json").exists()), None)
 
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:

@@ -70,7 +70,7 @@ def recognised(path: Path, base: Path | None = None, kind: str = "") -> Recognis
     if is_shipped(path):
         return RecognisedPath(path, "tokenizer", "a tokenizer that mistral-common ships")
     if not path.exists():
-        beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         names = [*beside, *EMBEDDED] if path.parent == Path() else beside
         raise InputError(f"no such file or folder{did_you_mean(path.name, names)}", place=str(path))
     if kind:
@@ -89,7 +89,7 @@ def _folder(path: Path, base: Path | None) -> RecognisedPath:
         from pytest_mistral_lora.records.adapter_folder import AdapterFolder  # mistral-common takes a second to import
 
         marks = marks if AdapterFolder(path).has_manifest else []
-    weights = sorted(one.name for one in path.glob("*.safetensors") if one.name not in _ADAPTERS)
+    weights = sorted(file.name for file in path.glob("*.safetensors") if file.name not in _ADAPTERS)
     if marks:
         merged = marks == [MANIFEST] and weights
         return RecognisedPath(path, "adapter", f"{'a merged model' if merged else 'an adapter'} ({', '.join(marks)})")
@@ -110,7 +110,7 @@ def _folder(path: Path, base: Path | None) -> RecognisedPath:
         with suppress(InputError):
             # one file, or the shards of one table
             files = row_files(path)
-            return RecognisedPath(path, "rows", f"rows ({', '.join(one.path.name for one in files[:3])}), converted")
+            return RecognisedPath(path, "rows", f"rows ({', '.join(file.path.name for file in files[:3])}), converted")
     raise _unknown(path, title, step)
 
 
@@ -174,7 +174,7 @@ def _file(path: Path) -> RecognisedPath:
 
 def _lines(path: Path) -> RecognisedPath:
     """Recognise the lines of a file; a name such as `rows.jsonl` is enough if no line can be read."""
-    records = [one for one in first_values(path) if isinstance(one, Mapping | list)]
+    records = [record for record in first_values(path) if isinstance(record, Mapping | list)]
     found = next(filter(None, map(recognise, records)), None)
     if key := next(filter(None, map(ids_key, records)), ""):
         return RecognisedPath(path, "encoded", f"encoded rows (JSON Lines with {key})")
@@ -220,7 +220,11 @@ def paths_in(text: str, folder: Path = Path()) -> list[Path]:
         folder: The folder in which a relative path starts.
     """
     name, _, value = text.partition("=")
-    return [folder / one for one in dict.fromkeys((text, name, value)) if one and os.path.lexists(folder / one)]
+    return [
+        folder / candidate
+        for candidate in dict.fromkeys((text, name, value))
+        if candidate and os.path.lexists(folder / candidate)
+    ]
 
 
 def paths_behind(path: Path) -> list[Path]:
@@ -270,12 +274,12 @@ def _yaml(path: Path) -> RecognisedPath:
         # the check of the recipe reports it, with the line
         return RecognisedPath(path, "recipe", "a recipe (by its name; it is not valid YAML)")
     if isinstance(data, Mapping):
-        own = _RECIPE_KEYS & data.keys()
+        known_keys = _RECIPE_KEYS & data.keys()
         answer = configuration_answer(path, data)
-        if answer is not None and not {"base", "training"} <= own:
+        if answer is not None and not {"base", "training"} <= known_keys:
             raise _unknown(path, *_of_configuration(path, *answer))
-        if len(own) > 1 or own == data.keys():
-            return RecognisedPath(path, "recipe", f"a recipe ({', '.join(key for key in data if key in own)})")
+        if len(known_keys) > 1 or known_keys == data.keys():
+            return RecognisedPath(path, "recipe", f"a recipe ({', '.join(key for key in data if key in known_keys)})")
     raise _unknown(path, keys=data)
 
 

@@ -51,7 +51,7 @@ class RunnerRows:
     @property
     def nothing_judged(self) -> str:
         """Why the rows have no verdict; empty if one of them has."""
-        return NOTHING_JUDGED if all(one.state == "not judged" for one in self.verdicts) else ""
+        return NOTHING_JUDGED if all(verdict.state == "not judged" for verdict in self.verdicts) else ""
 
 
 _Encoded = Callable[[], RunnerRows | RunnerError]
@@ -89,8 +89,8 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
     version = target.oracle.version
     named = [(case.name, case.row) for case in packaged_cases() if case.fits(target.oracle)]
     files = target.judge.recipe.data.train_files() if isinstance(target.judge, RecipeTarget) else ()
-    own = [row for file in files for row in read_rows(file)]
-    rows = own or [row for _, row in named]
+    given_rows = [row for file in files for row in read_rows(file)]
+    rows = given_rows or [row for _, row in named]
     file = work_folder / f"{target.name}.jsonl"
     note = file.with_suffix(".json")
     with FileLock(file.with_suffix(".lock")):
@@ -117,7 +117,7 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
         for verdict in Audit(file, target.oracle, base=target.tokenizer.path).verdicts()
     ]
     whole = verdicts.pop()
-    cases = [] if own else [name for name, _ in named]
+    cases = [] if given_rows else [name for name, _ in named]
     return RunnerRows(rows, cases, verdicts, whole.findings, outcome["ran_under"], outcome["refused"], version)
 
 
@@ -129,7 +129,7 @@ def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
     encoded = cache(partial(encode_once, target, settings.work_folder))
     yield Check(target, "runner", "extraction", partial(_check_run, encoded))
     if not isinstance(target.judge, RecipeTarget):
-        for case in (*(one.name for one in packaged_cases()), _ALL_ROWS):
+        for case in (*(packaged.name for packaged in packaged_cases()), _ALL_ROWS):
             yield Check(target, "runner", case, partial(_check_packaged, encoded, case))
     else:
         for group in CASES:

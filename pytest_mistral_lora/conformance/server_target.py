@@ -135,15 +135,15 @@ class ServerTarget(JudgedTarget):
         from pytest_mistral_lora.serving.server import ServerFacts
         from pytest_mistral_lora.serving.servers import ScriptedServer, ask_prompts, require_kind
 
-        asked = self.asked_rows()
-        read = self.given or [one for path in self.rows for one in scan_rows(path)]
-        if not asked:
-            error = next((one for one in read if isinstance(one, RowError)), RowError(f"all are {NOT_ASKED}"))
+        asked_rows = self.asked_rows()
+        read = self.given or [row for path in self.rows for row in scan_rows(path)]
+        if not asked_rows:
+            error = next((row for row in read if isinstance(row, RowError)), RowError(f"all are {NOT_ASKED}"))
             step, place = "Look at them: mistral-lora check FILE --tokenizer NAME.", ", ".join(map(str, self.rows))
             expected = error.expected or "rows that end with the answer to a prompt"
             found = f"no row to ask: {error.found}"
             raise InputError(found, place=error.place or place, expected=expected, next_step=step)
-        rows = [one.row for one in asked]
+        rows = [asked_row.row for asked_row in asked_rows]
         prompts: Sequence[ServedPrompt | InputError]
         if isinstance(server, ScriptedServer):
             versions, prompts = ask_script(server.file, self.url, self.model, rows)
@@ -156,18 +156,18 @@ class ServerTarget(JudgedTarget):
                     await require_kind(server, self.url)
                 model = self._chosen(facts)
                 prompts = await ask_prompts(server, client, rows, model, lambda: self.progress(len(rows)))
-        served = (replace(one, served=prompt) for one, prompt in zip(asked, prompts, strict=True))
-        return ServerAnswers(facts, model, tuple(served), len(read or asked) - len(asked))
+        served = (replace(asked_row, served=prompt) for asked_row, prompt in zip(asked_rows, prompts, strict=True))
+        return ServerAnswers(facts, model, tuple(served), len(read or asked_rows) - len(asked_rows))
 
     def _chosen(self, facts: ServerFacts) -> str:
         """Return the name of the model to ask: with transcripts, the adapter that is served by its name, or alone."""
         model = self.model
         if not model and facts.adapters and (self.adapter or self.golden):
-            own = [one for one in facts.adapters if self.adapter and one == self.adapter.name]
-            if len(own or facts.adapters) > 1:
+            named = [adapter for adapter in facts.adapters if self.adapter and adapter == self.adapter.name]
+            if len(named or facts.adapters) > 1:
                 expected, step = f"one of: {', '.join(facts.adapters)}", "Name the adapter: --model NAME."
                 raise InputError("several adapters are served", place=self.url, expected=expected, next_step=step)
-            model = (own or facts.adapters)[0]
+            model = (named or facts.adapters)[0]
         model = model or next(iter(facts.models), "")
         if model not in facts.models:
             found, step = f"the model {model!r} is not served", "Name a model that the server lists: --model NAME."
@@ -184,13 +184,13 @@ class ServerTarget(JudgedTarget):
         from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
         places = self.golden or (() if self.adapter is None else (self.adapter / TRANSCRIPTS,))
-        files = [file for one in places for file in (golden_paths(one) if one.is_dir() else [one])]
+        files = [file for place in places for file in (golden_paths(place) if place.is_dir() else [place])]
         found, wrong = read_transcripts(files)
         sound = []
-        for one in found:
-            finding = prompt_finding(make_encoder(one.tokenizer["backend"], self.tokenizer), one)
+        for transcript in found:
+            finding = prompt_finding(make_encoder(transcript.tokenizer["backend"], self.tokenizer), transcript)
             if finding is None:
-                sound.append(one)
+                sound.append(transcript)
             else:
                 wrong = [*wrong, finding]
         return sound, wrong
@@ -224,8 +224,8 @@ class ServerTarget(JudgedTarget):
             read = (row for path in self.rows for row in scan_rows(path))
             named = [(row.place, row) for row in read if isinstance(row, Row)]
         else:
-            cases = (one for one in packaged_cases() if self.oracle.facts in one.versions and not one.needs)
-            named = [(one.name, one.row) for one in cases]
+            cases = (case for case in packaged_cases() if self.oracle.facts in case.versions and not case.needs)
+            named = [(case.name, case.row) for case in cases]
         found = []
         for name, row in named:
             # settings and thinking are parts of a request that each server names otherwise
@@ -294,5 +294,10 @@ class ServerChoice:
 
     def target(self, name: str, judge: Target, adapter: Path | None = None, **more: Any) -> ServerTarget:
         """Return the target of the server; `more` are further attributes."""
-        own: dict[str, Any] = {"kind": self.kind, "url": self.url, "version": self.version, "precision": self.precision}
-        return ServerTarget(name, judge=judge, adapter=adapter, **own, **more)
+        server_facts: dict[str, Any] = {
+            "kind": self.kind,
+            "url": self.url,
+            "version": self.version,
+            "precision": self.precision,
+        }
+        return ServerTarget(name, judge=judge, adapter=adapter, **server_facts, **more)

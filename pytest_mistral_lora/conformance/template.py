@@ -247,12 +247,12 @@ def own_prompt_finding(template: ChatTemplate, place: str, *, has_oracle: bool =
     """
     from pytest_mistral_lora.chat.templates.faults import OWN_PROMPT
 
-    own = template.own_prompt()
-    if own is None:
+    prompt = template.own_prompt()
+    if prompt is None:
         return None
-    faults = [f"holds {', '.join(own.placeholders)}, which no library replaces"] if own.placeholders else []
-    faults += ["holds the date of today"] if own.is_dated(template.source) else []
-    found = f"a conversation without a system prompt gets one of {len(own.text):,} characters: {own.text[:120]!r}"
+    faults = [f"holds {', '.join(prompt.placeholders)}, which no library replaces"] if prompt.placeholders else []
+    faults += ["holds the date of today"] if prompt.is_dated(template.source) else []
+    found = f"a conversation without a system prompt gets one of {len(prompt.text):,} characters: {prompt.text[:120]!r}"
     choice = (
         "keep the template, write the system prompt that you serve into each row, and train with "
         "`backend: mistral-common`; or serve with mistral-common's template and a prompt of your choice: "
@@ -264,7 +264,7 @@ def own_prompt_finding(template: ChatTemplate, place: str, *, has_oracle: bool =
         f"{found}; it {' and '.join(faults)}" if faults else found,
         place,
         "no system prompt that the row does not have",
-        detail="\n".join(["the prompt:", *(f"| {line}".rstrip() for line in own.text.splitlines())]),
+        detail="\n".join(["the prompt:", *(f"| {line}".rstrip() for line in prompt.text.splitlines())]),
         fix=f"Choose: {choice}" if has_oracle else "",
         name=OWN_PROMPT,
         is_error=bool(faults),

@@ -169,8 +169,10 @@ class TranscriptChecks:
     @cached_property
     def _moved_prompts(self) -> dict[str, Finding]:
         """A finding for each transcript whose prompt is encoded into other ids than it was, by case."""
-        found = {one.case: prompt_finding(self.model.spec.encoder, one) for one in self.transcripts}
-        return {case: replace(one, place=_file_of(case, self.golden)) for case, one in found.items() if one}
+        found = {
+            transcript.case: prompt_finding(self.model.spec.encoder, transcript) for transcript in self.transcripts
+        }
+        return {case: replace(finding, place=_file_of(case, self.golden)) for case, finding in found.items() if finding}
 
     @cached_property
     def _foreign_ids(self) -> dict[str, Finding]:
@@ -191,9 +193,13 @@ class TranscriptChecks:
 
         spec, moved = self.model.spec, self._moved_prompts
         # another prompt has another answer, which would be no fault of the adapter
-        chosen = [one for one in self.transcripts if one.case not in moved and one.case not in self._foreign_ids]
+        chosen = [
+            transcript
+            for transcript in self.transcripts
+            if transcript.case not in moved and transcript.case not in self._foreign_ids
+        ]
         model = load_model(self.model) if chosen else None
-        return [judge(model, spec.encoder, one, precision=spec.precision) for one in chosen]
+        return [judge(model, spec.encoder, transcript, precision=spec.precision) for transcript in chosen]
 
     @property
     def _nothing_to_answer(self) -> str:
@@ -225,11 +231,11 @@ class TranscriptChecks:
             InputError: If adapter and base do not go together.
         """
         weights = self.model.spec.identity["base_weights_sha256"]
-        for one in self.transcripts:
-            recorded = one.model["base_weights_sha256"]
+        for transcript in self.transcripts:
+            recorded = transcript.model["base_weights_sha256"]
             if recorded != weights:
                 found = f"the base's weights have SHA-256 {weights}"
-                yield Finding("ML803", found, _file_of(one.case, self.golden), f"{recorded}, as recorded")
+                yield Finding("ML803", found, _file_of(transcript.case, self.golden), f"{recorded}, as recorded")
 
     def files(self) -> Result:
         """Check that every transcript keeps its schema and does not contradict itself."""
@@ -246,12 +252,14 @@ class TranscriptChecks:
             raise
         except InputError as error:
             return Result((Finding("ML803", error.found, error.place, error.expected),))
-        for one in self.transcripts if own else ():
-            recorded = one.model["tensors_sha256"]
+        for transcript in self.transcripts if own else ():
+            recorded = transcript.model["tensors_sha256"]
             if recorded != tensors:
                 kind = "model" if self.model.folder.kind == "merged" else "adapter"
                 found = f"the {kind}'s tensors have SHA-256 {tensors}"
-                foreign.append(Finding("ML803", found, _file_of(one.case, self.golden), f"{recorded}, as recorded"))
+                foreign.append(
+                    Finding("ML803", found, _file_of(transcript.case, self.golden), f"{recorded}, as recorded")
+                )
         return Result(tuple(foreign))
 
     def prompts(self) -> Result:
@@ -264,15 +272,17 @@ class TranscriptChecks:
         """Check that the adapter answers as recorded, or equivalently."""
         if reason := self._not_judged or self._nothing_to_answer:
             return Result(not_checked=reason)
-        findings = [one for judgement in self._judgements for one in different_answer(judgement, self.golden)]
-        tiers = [one.tier for one in self._judgements]
+        findings = [finding for judgement in self._judgements for finding in different_answer(judgement, self.golden)]
+        tiers = [judgement.tier for judgement in self._judgements]
         return Result(tuple(findings), facts=tuple((tier, tiers.count(tier)) for tier in dict.fromkeys(tiers)))
 
     def formats(self) -> Result:
         """Check that the answers keep the formats that they were recorded with."""
         if reason := self._not_judged or self._nothing_to_answer:
             return Result(not_checked=reason)
-        return Result(tuple(one for judgement in self._judgements for one in broken_formats(judgement, self.golden)))
+        return Result(
+            tuple(finding for judgement in self._judgements for finding in broken_formats(judgement, self.golden))
+        )
 
 
 def different_answer(judgement: AnswerJudgement, golden: Path) -> Iterator[Finding]:

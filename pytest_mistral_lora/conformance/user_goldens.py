@@ -78,8 +78,8 @@ def user_cases(folders: Iterable[Path], kind: Kind, target: Target) -> Iterator[
 
 def unused_folders(folders: Iterable[Path], targets: Sequence[Target]) -> Iterator[Path]:
     """Yield each target's folder in the golden folders that belongs to none of the targets."""
-    adapters = {one.name for one in targets if isinstance(one, AdapterTarget | RecipeTarget)}
-    tokenizers = {one.name for one in targets if not isinstance(one, AdapterTarget | EncodedTarget)}
+    adapters = {target.name for target in targets if isinstance(target, AdapterTarget | RecipeTarget)}
+    tokenizers = {target.name for target in targets if not isinstance(target, AdapterTarget | EncodedTarget)}
     for folder in folders:
         for kind, names in (("templates", tokenizers), ("transcripts", adapters)):
             homes = sorted((folder / kind).glob("*/"))
@@ -125,7 +125,10 @@ def _read_golden_rows(folder: Path) -> dict[str, GoldenRow | RowError]:
                 except MistralLoraError as error:
                     row = RowError(error.found, place=error.place, expected=error.expected)
             if name in rows:
-                first, second = (one.place if isinstance(one, RowError) else one.row.place for one in (rows[name], row))
+                first, second = (
+                    golden_row.place if isinstance(golden_row, RowError) else golden_row.row.place
+                    for golden_row in (rows[name], row)
+                )
                 row = RowError(f"the name {name!r} is taken by {first}", place=second, expected="another")
             rows[name] = row
     return rows
@@ -189,9 +192,11 @@ def _record_rendering(target: Target, case: UserCase) -> Result:
     if source is None:
         return Result(not_checked=f"{case.path} has gone since it was collected")
     row = source.row
-    asked = Case(case.path.stem, before.description if before else "A row of this golden folder.", row, frozenset())
+    golden_case = Case(
+        case.path.stem, before.description if before else "A row of this golden folder.", row, frozenset()
+    )
     try:
-        golden = record(asked, target.tokenizer, case.path.parent)
+        golden = record(golden_case, target.tokenizer, case.path.parent)
     except TokenizerError:
         raise
     except OracleRejection as error:
@@ -247,16 +252,16 @@ def _judge_transcript(model: TranscriptModel, case: UserCase) -> Result:
     if not judged.transcripts:
         return judged.files()
     try:
-        asked = _question(case, judged.transcripts[0])
+        question = _question(case, judged.transcripts[0])
     except InputError as error:
         return error_result(error)
-    if case.row is not None and asked != Question.again(judged.transcripts[0]):
+    if case.row is not None and question != Question.again(judged.transcripts[0]):
         row, found = case.row.row, "the row is not the one that was recorded"
         return Result((Finding("ML007", found, row.place, f"the row of {case.path}", row=row.to_jsonl()),))
     results = [judged.recorded_on(own=False), judged.prompts(), judged.answers(), judged.formats()]
-    findings = tuple(finding for one in results for finding in one.findings)
-    reasons = [one.not_checked for one in results if one.not_checked]
-    facts = tuple(fact for one in results for fact in one.facts)
+    findings = tuple(finding for result in results for finding in result.findings)
+    reasons = [result.not_checked for result in results if result.not_checked]
+    facts = tuple(fact for result in results for fact in result.facts)
     return Result(findings, "" if findings or not reasons else reasons[0], facts)
 
 

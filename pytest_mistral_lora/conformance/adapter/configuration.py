@@ -95,7 +95,7 @@ _EXPERTS = re.compile(r"\.(?:mlp|block_sparse_moe)\.(?:shared_)?experts?(?=\.)")
 _LAYER = re.compile(r"\.layers\.\d+\.(?P<block>self_attn|mlp)\.(?P<kind>\w+)\.(?:lora_|base_layer\.)")
 # (?!…) and (?<!…), up to one group deep: they name layers that are left alone
 _NOT_THESE = re.compile(r"\(\?<?!(?:[^()]|\([^()]*\))*\)")
-_KINDS = tuple(dict.fromkeys(kind for one in TEXT_MODELS.values() for kind in (*one.attention, *one.mlp)))
+_KINDS = tuple(dict.fromkeys(kind for model in TEXT_MODELS.values() for kind in (*model.attention, *model.mlp)))
 
 
 def placement_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummary]) -> Iterator[Finding]:
@@ -112,9 +112,9 @@ def placement_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSumm
     if isinstance(pattern, str) and not folder.config.get("exclude_modules"):
         words = re.findall(r"[A-Za-z]\w*", re.sub(r"\\[A-Za-z]", " ", _NOT_THESE.sub(" ", pattern)))
         stems = words if "_proj" in pattern else []
-        asked = [kind for kind in _KINDS if kind in words or kind.removesuffix("_proj") in stems]
+        targeted = [kind for kind in _KINDS if kind in words or kind.removesuffix("_proj") in stems]
         moved = {match["kind"] for match in map(_LAYER.search, names) if match}
-        missing = [kind for kind in asked if kind not in moved]
+        missing = [kind for kind in targeted if kind not in moved]
         adapted = [kind for kind in _KINDS if kind in moved]
         if missing and adapted:
             found = f"target_modules names {', '.join(missing)}, and {', '.join(adapted)} alone is adapted"

@@ -88,7 +88,7 @@ def _is_sound(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         return False
-    return all(is_floating(one) and float(np.abs(one.astype(np.float64)).max()) <= LARGEST for one in (a, b))
+    return all(is_floating(factor) and float(np.abs(factor.astype(np.float64)).max()) <= LARGEST for factor in (a, b))
 
 
 _LAYERS_READ = 8

@@ -105,7 +105,7 @@ def adapter_layout(folder: AdapterFolder, base: BaseFolder | None) -> AdapterLay
         for name, module in adapted.named_modules()
         if "default" in getattr(module, "lora_A", ())
     }
-    expected = {name: tuple(one.shape) for name, one in state.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     return replace(plain, expected=expected, unmatched=unmatched, scalings=scalings)
 
 
@@ -214,9 +214,9 @@ def _naming_fault(name: str, right: str) -> str:
     if not name.startswith(PREFIX):
         return f"{PREFIX!r} is missing"
     heads = []
-    for one in (name, right):
-        block = _BLOCK.search(one)
-        heads.append(one[: block.start() + 1] if block else one.partition(".lora_")[0])
+    for tensor_name in (name, right):
+        block = _BLOCK.search(tensor_name)
+        heads.append(tensor_name[: block.start() + 1] if block else tensor_name.partition(".lora_")[0])
     return f"it begins with {heads[0]!r}, not {heads[1]!r}" if heads[0] != heads[1] else "it ends otherwise"
 
 
@@ -230,11 +230,11 @@ def rank_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Find
             continue
         # PEFT's own match, whose time the layout has bounded
         layer = name.removeprefix(PREFIX).partition(".lora_")[0]
-        pattern = next((one for one in patterns if re.match(rf"(.*\.)?({one})$", layer)), None)
+        pattern = next((regex for regex in patterns if re.match(rf"(.*\.)?({regex})$", layer)), None)
         source = f"as rank_pattern gives for {pattern!r}" if pattern is not None else "as r gives"
         if pattern is None and len(ranks) > 1:
-            held = "has no pattern for this layer" if patterns else "is empty"
-            source += f": rank_pattern {held}, and the tensors have the ranks {', '.join(map(str, sorted(ranks)))}"
+            state = "has no pattern for this layer" if patterns else "is empty"
+            source += f": rank_pattern {state}, and the tensors have the ranks {', '.join(map(str, sorted(ranks)))}"
         found = f"{name} has shape {shape}"
         yield Finding("ML404", found, str(folder.tensors_file), f"rank {expected[axis]}, {source}")
 

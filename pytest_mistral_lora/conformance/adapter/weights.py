@@ -78,11 +78,11 @@ def is_floating(tensor: np.ndarray[Any, Any]) -> bool:
 def finite_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummary]) -> Iterator[Finding]:
     """Yield tensors with a NaN, an infinity or a number that is too large, and dtypes that no adapter is trained in."""
     place = str(folder.tensors_file)
-    for name, one in sorted(summaries.items()):
-        if not one.finite:
+    for name, summary in sorted(summaries.items()):
+        if not summary.finite:
             yield Finding("ML402", f"{name} is not finite", place, "finite numbers")
-        elif one.largest > LARGEST:
-            found = f"{name} has a number of {one.largest:.3g}"
+        elif summary.largest > LARGEST:
+            found = f"{name} has a number of {summary.largest:.3g}"
             yield Finding("ML416", found, place, f"none above {LARGEST:g}")
     for name, info in sorted(folder.tensors.items()):
         if info.dtype not in _TRAINED:
@@ -96,16 +96,16 @@ def trained_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummar
     """Yield each LoRA tensor that is zero, and layers that share their numbers."""
     place = str(folder.tensors_file)
     same: dict[str, list[str]] = defaultdict(list)
-    for name, one in sorted(summaries.items()):
+    for name, summary in sorted(summaries.items()):
         shape = folder.tensors[name].shape
         if 0 in shape or not any(side in name for side in _TRAINED_PARTS):
             continue
-        if one.largest == 0 and TOWER.search(name):
+        if summary.largest == 0 and TOWER.search(name):
             continue  # rows without images cannot train it: the check `placement` reports that it is adapted at all
-        if one.largest == 0:
+        if summary.largest == 0:
             yield Finding("ML403", f"{name} is zero: this layer learned nothing", place, "a trained layer")
         elif shape != (1, 1):  # two numbers can be equal by chance
-            same[one.sha256].append(name)
+            same[summary.sha256].append(name)
     for names in same.values():
         if len(names) > 1:
             found = f"{names[1]} is {names[0]} again{and_more(2, len(names))}"
@@ -136,7 +136,7 @@ def fit_findings(folder: AdapterFolder, base: BaseFolder, changed: Iterable[str]
         return
     # the base has one tensor for both: PEFT would change or save a copy of it, and the other would stay as it was
     for key, part in (("target_modules", "lora_"), ("modules_to_save", "weight")):
-        touched = [name for name in EMBEDDINGS if any(f".{name}.{part}" in one for one in changed)]
+        touched = [name for name in EMBEDDINGS if any(f".{name}.{part}" in changed_name for changed_name in changed)]
         if touched:
             found = f"{key} has {' and '.join(touched)}, which the base keeps as one"
             yield Finding("ML420", found, str(folder.config_file), "neither, or ensure_weight_tying")

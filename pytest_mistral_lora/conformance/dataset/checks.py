@@ -181,7 +181,9 @@ def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> I
         known = "" if oracle_file(target.tokenizer.path) else f"; {target.tokenizer.recognition.text}"
         yield "oracle of", f"{judge.name} ({target.oracle.version}){alone}{known}"
     reports = [file.source.report for file in files if isinstance(file.source, ConvertedSource)]
-    formats = dict.fromkeys(f"{one['container']}, {one['format']}" for report in reports for one in report.sources)
+    formats = dict.fromkeys(
+        f"{source['container']}, {source['format']}" for report in reports for source in report.sources
+    )
     if formats:
         yield "rows of", f"converted from {'; '.join(formats)}"
 
@@ -251,7 +253,9 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
             write_text(file, json.dumps(plain))
     return {
         case: Result(
-            tuple(Finding.from_json(one) for one in kept["findings"]), kept["not_checked"], tuple(kept["facts"].items())
+            tuple(Finding.from_json(data) for data in kept["findings"]),
+            kept["not_checked"],
+            tuple(kept["facts"].items()),
         )
         for case, kept in read_json(file).items()
     }

@@ -47,7 +47,7 @@ def _judge_recipe(target: RecipeTarget) -> Result:
     steps = (
         check_output,
         check_machine,
-        lambda one: facts.update({"layers of": plan_run(one, base, lambda folder: target.tokenizer).layers_line}),
+        lambda parsed: facts.update({"layers of": plan_run(parsed, base, lambda folder: target.tokenizer).layers_line}),
     )
     for step in steps:
         try:

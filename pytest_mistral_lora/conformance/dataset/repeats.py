@@ -76,7 +76,7 @@ def row_sketch(row: Row) -> bytes:
     System prompts and tools do not count, since many rows share them. Rows with other numbers are other rows, and so
     are those with another question or answer of fewer than 8 words.
     """
-    asked: list[str] = []
+    asked_words: list[str] = []
     answered: list[str] = []
     fixed: list[str] = []
     for message in row.messages:
@@ -85,12 +85,12 @@ def row_sketch(row: Row) -> bytes:
         calls = [call["function"] for call in message.get("tool_calls") or ()]
         text = text_of(message.get("content")) + (compact_json(calls) if calls else "")
         folded = (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
-        (answered if message["role"] == "assistant" else asked).extend(_WORD.findall(folded))
+        (answered if message["role"] == "assistant" else asked_words).extend(_WORD.findall(folded))
         fixed += [message["role"], *_NUMBER.findall(folded)]
-    if max(len(asked), len(answered)) < _FEW_WORDS:
+    if max(len(asked_words), len(answered)) < _FEW_WORDS:
         fixed.append(row.to_jsonl())  # too short to be near: under another system prompt, "Hello" is another row
     numbers = hashlib.blake2b(" ".join(fixed).encode(), digest_size=NUMBERS_END).digest()
-    return numbers + _part(asked, ASKED_END - NUMBERS_END) + _part(answered, SKETCH_BYTES - ASKED_END)
+    return numbers + _part(asked_words, ASKED_END - NUMBERS_END) + _part(answered, SKETCH_BYTES - ASKED_END)
 
 
 def _part(words: list[str], size: int) -> bytes:
@@ -114,18 +114,18 @@ _PAIRS = 1 << 16
 """Pairs that are compared at once: 4 MiB of each side."""
 
 
-def near_rows(sketches: bytearray, asking: Mask, asked: Mask) -> dict[int, tuple[int, float]]:
-    """Return for each asking row the first asked row before or after it that is near, and the share in common.
+def near_rows(sketches: bytearray, asking: Mask, candidates: Mask) -> dict[int, tuple[int, float]]:
+    """Return for each asking row the first candidate before or after it that is near, and the share in common.
 
     Each row is compared with at most three for each of its bands: the time is that of sorting, whatever the rows are.
 
     Args:
         sketches: The sketches of all rows, in order.
-        asking: Whether to look for a partner of each row; one that is asked for itself finds rows before it alone.
-        asked: Whether each row may be one.
+        asking: Whether to look for a partner of each row; a candidate only finds rows before it.
+        candidates: Whether each row may be a partner.
     """
     table = np.frombuffer(sketches, np.uint8).reshape(-1, SKETCH_BYTES)
-    chosen = np.flatnonzero(asking | asked)
+    chosen = np.flatnonzero(asking | candidates)
     found: dict[int, tuple[int, float]] = {}
     for start in range(NUMBERS_END, ASKED_END, 4):
         # of two rows with 8 of 10 runs in common, 97 % have one of the seven bands in common (LSH)
@@ -135,16 +135,16 @@ def near_rows(sketches: bytearray, asking: Mask, asked: Mask) -> dict[int, tuple
         order = np.argsort(keys, kind="stable")
         rows, keys, places = chosen[order], keys[order], np.arange(len(order))
         begin = np.maximum.accumulate(np.where(np.r_[True, keys[1:] != keys[:-1]], places, 0))
-        last = np.maximum.accumulate(np.where(asked[rows], places, -1))
-        # the first one that is asked for from each place on; behind the last row there is none
-        following = np.r_[np.minimum.accumulate(np.where(asked[rows], places, len(rows))[::-1])[::-1], len(rows)]
+        last = np.maximum.accumulate(np.where(candidates[rows], places, -1))
+        # the first candidate from each place on; there is no candidate behind the last row
+        following = np.r_[np.minimum.accumulate(np.where(candidates[rows], places, len(rows))[::-1])[::-1], len(rows)]
         for partner in (following[begin], np.r_[-1, last[:-1]], following[1:]):
             inside = asking[rows] & (partner >= begin) & (partner < len(rows))
-            one, other = places[inside], partner[inside]
-            same = keys[one] == keys[other]
-            one, other = rows[one[same]], rows[other[same]]
-            right = (other < one) | ~asked[one]
-            _verify(table, one[right & (one != other)], other[right & (one != other)], found)
+            row, other = places[inside], partner[inside]
+            same = keys[row] == keys[other]
+            row, other = rows[row[same]], rows[other[same]]
+            right = (other < row) | ~candidates[row]
+            _verify(table, row[right & (row != other)], other[right & (row != other)], found)
     return found
 
 
@@ -203,28 +203,28 @@ class Repeats:
             ("another_form", self._tally.likenesses, "ML632", "the row is also trained on, in another form: {}"),
         ):
             for group in equal_groups(digests, range(len(self._tally))):
-                trained, held = self._sides(group)
-                for side in (trained, held):
+                trained, held_rows = self._sides(group)
+                for side in (trained, held_rows):
                     for row in side[1:]:
                         # each row that is there again on its side counts once
                         self._within[kind] += not self._again[row]
                         self._again[row] = 1
                     if kind == "same" and len(side) > 1:
                         self._add("ML608", side[1], f"the same row as {{}} ({len(side)} times in all)", side[0])
-                self._leak(kind, rule, text, {row: trained[0] for row in held if trained})
+                self._leak(kind, rule, text, {row: trained[0] for row in held_rows if trained})
 
     def note_near_rows(self) -> None:
         """Note held-out rows of which nearly the same is trained on; it is no error, since a word may be the point."""
         if not self._tally.sketches:
             return
-        held = np.frombuffer(self._tally.held_out, np.bool_)
+        is_held_out = np.frombuffer(self._tally.held_out, np.bool_)
         new = ~np.frombuffer(self._again, np.bool_)
-        sides = (new & ~held, new & held)
+        sides = (new & ~is_held_out, new & is_held_out)
         for side in sides:
             self._within["near"] += len(near_rows(self._tally.sketches, side, side))
         if self._leaked:
             new[list(self._leaked)] = False
-        near = near_rows(self._tally.sketches, new & held, sides[0])
+        near = near_rows(self._tally.sketches, new & is_held_out, sides[0])
         for row, (other, share) in sorted(near.items()):
             text = f"nearly the same row is trained on, about {share:.0%} of its runs of three words: {{}}"
             self._leak("near", "ML633", text, {row: other})
@@ -234,16 +234,16 @@ class Repeats:
         owners, held_out = self._tally.owners, self._tally.held_out
         # the last prompt of a row is its own: the one before the last turn that is trained on
         last = len(owners) - 1
-        own = bytearray(index == last or owners[index + 1] != owner for index, owner in enumerate(owners))
+        is_last = bytearray(index == last or owners[index + 1] != owner for index, owner in enumerate(owners))
         # of a held-out row only its own prompt counts: conversations often begin alike
         # arrays of a byte and of 8 bytes a prompt: lists of millions of numbers would take several times as much
-        asked = array("Q", (index for index, row in enumerate(owners) if own[index] or not held_out[row]))
-        for group in equal_groups(self._tally.prompts, asked):
-            trained, held = self._sides([owners[index] for index in group])
-            for row in held if trained else ():
+        candidates = array("Q", (index for index, row in enumerate(owners) if is_last[index] or not held_out[row]))
+        for group in equal_groups(self._tally.prompts, candidates):
+            trained, held_rows = self._sides([owners[index] for index in group])
+            for row in held_rows if trained else ():
                 if row not in self._leaked:
                     self._add("ML611", row, "the prompt is also trained on: {}", trained[0])
-            for side in self._sides([owners[index] for index in group if own[index]]):
+            for side in self._sides([owners[index] for index in group if is_last[index]]):
                 digests = [digest_at(self._tally.rows, row) for row in side]
                 other = next((row for row, digest in zip(side, digests, strict=True) if digest != digests[0]), None)
                 if other is not None:
@@ -252,8 +252,8 @@ class Repeats:
 
     def _sides(self, rows: list[int]) -> tuple[list[int], list[int]]:
         """Split rows into those that are trained on and those that are held out."""
-        held = self._tally.held_out
-        return [row for row in rows if not held[row]], [row for row in rows if held[row]]
+        held_out = self._tally.held_out
+        return [row for row in rows if not held_out[row]], [row for row in rows if held_out[row]]
 
     def _leak(self, kind: str, rule: str, found: str, others: Mapping[int, int]) -> None:
         """Note held-out rows that are trained on, each once, by the first row that they equal."""

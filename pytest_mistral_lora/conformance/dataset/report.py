@@ -173,16 +173,16 @@ class _Report:
 
     def note_settings(self, place: str) -> None:
         """Note a side of the split that has no rows, and the named deviations that this run would train on."""
-        rows, held, effect = len(self.tally), sum(self.tally.held_out), ""
-        if self.plan.held_out and rows and held in (0, rows):
-            effect = "holds out none" if not held else "leaves none to train on"
+        rows, held_count, effect = len(self.tally), sum(self.tally.held_out), ""
+        if self.plan.held_out and rows and held_count in (0, rows):
+            effect = "holds out none" if not held_count else "leaves none to train on"
             self.tally.findings.add(Finding("ML615", f"{self.plan.held_out} of {rows} rows {effect}", place))
         # a side of the split of which the recipe's policies drop every row
         names = {False: ("data.train", "no row is left to train on"), True: ("data.eval", "no held-out row is left")}
         for is_held_out, (key, left) in () if effect else names.items():
-            own = [index for index, file in enumerate(self.files) if file.is_held_out == is_held_out]
-            dropped = sum(self.tally.counts[index, "dropped"] for index in own)
-            if dropped and not any(held == is_held_out for held in self.tally.held_out):
+            indices = [index for index, file in enumerate(self.files) if file.is_held_out == is_held_out]
+            dropped = sum(self.tally.counts[index, "dropped"] for index in indices)
+            if dropped and not any(row_is_held_out == is_held_out for row_is_held_out in self.tally.held_out):
                 where = f"{place.removesuffix(', data.held_out')}, {key}"
                 self.tally.findings.add(Finding("ML615", f"{left}: {dropped} are dropped", where))
         # with mistral-common the template is only compared, and its deviations change nothing that is trained on
@@ -221,7 +221,10 @@ class _Report:
             "tokens_trained_on": sum(tally.counts[file, "tokens_trained_on"] for file in range(len(self.files))),
             **lengths,
             **{name: sum(tally.counts[file, name] for file in range(len(self.files))) for name in names},
-            **{kind: {name: n for (one, name), n in ranked if one == kind} for kind in ("roles", "tools", "scripts")},
+            **{
+                kind: {name: n for (category, name), n in ranked if category == kind}
+                for kind in ("roles", "tools", "scripts")
+            },
             "repeats": repeats,
             "files": [
                 {

@@ -148,9 +148,13 @@ def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
     for turn, kinds in turns.items():
         if kinds == {"eos"}:
             yield Finding("ML616", f"turn {turn}, the assistant's, has nothing but </s>", row.place)
-    characters = {one for text in _strings(row.to_json()) for one in _DAMAGED.findall(text)}
+    characters = {character for text in _strings(row.to_json()) for character in _DAMAGED.findall(text)}
     if characters:
-        yield Finding("ML617", f"the row has {', '.join(f'U+{ord(one):04X}' for one in sorted(characters))}", row.place)
+        yield Finding(
+            "ML617",
+            f"the row has {', '.join(f'U+{ord(character):04X}' for character in sorted(characters))}",
+            row.place,
+        )
     yield from call_findings(row)
 
 

@@ -52,7 +52,7 @@ class BoundedFindings:
             texts = {name: getattr(finding, name) for name in ("found", "place", "expected", "detail")}
             cut: dict[str, Any] = {name: f"{text[:LONGEST]} …" for name, text in texts.items() if len(text) > LONGEST}
             # behind those of the same row, so that they stay in the order in which they were found
-            insort(kept, (self.at, replace(finding, **cut)), key=lambda one: one[0])
+            insort(kept, (self.at, replace(finding, **cut)), key=lambda entry: entry[0])
             del kept[SHOWN:]
 
     def add_made(self, rule: str, make: Callable[[], Finding]) -> None:
@@ -66,7 +66,7 @@ class BoundedFindings:
         """Add the findings of other rows."""
         for rule, findings in other._kept.items():
             both = [*self._kept.get(rule, ()), *findings]
-            self._kept[rule] = sorted(both, key=lambda one: one[0])[:SHOWN]
+            self._kept[rule] = sorted(both, key=lambda entry: entry[0])[:SHOWN]
         self._total += other._total
 
     def rename(self, rule: str, other: str) -> None:
@@ -155,7 +155,7 @@ class DatasetTally:
 
     def ordered(self) -> DatasetTally:
         """Return this result with its rows in the order of the files, whatever the order in which parts were added."""
-        if all(one <= other for one, other in pairwise(self.places)):
+        if all(place <= other for place, other in pairwise(self.places)):
             return self
         import numpy as np
 
@@ -201,7 +201,7 @@ def equal_groups(digests: bytearray, indices: Sequence[int]) -> Iterator[list[in
     with memoryview(digests).cast("Q") as halves:
         # millions of digests are sorted as numbers, which takes little memory; only those that may be repeated are
         # put into groups
-        repeated = {one for one, other in pairwise(sorted(halves[2 * index] for index in indices)) if one == other}
+        repeated = {half for half, other in pairwise(sorted(halves[2 * index] for index in indices)) if half == other}
         groups: dict[bytes, list[int]] = {}
         for index in indices:
             if halves[2 * index] in repeated:
@@ -242,8 +242,8 @@ def histogram(lengths: Mapping[int, int]) -> list[dict[str, int]]:
         bins[min(length, most) // width] += rows
     last = max(bins)
     return [
-        {"from": one * width, "to": longest if one == last else (one + 1) * width - 1, "rows": bins[one]}
-        for one in range(min(bins), last + 1)
+        {"from": index * width, "to": longest if index == last else (index + 1) * width - 1, "rows": bins[index]}
+        for index in range(min(bins), last + 1)
     ]
 
 

@@ -144,7 +144,7 @@ def _escaped_letter(text: str) -> str:
         return found[0]
     # in HTML, entities are in place
     entities = _ENTITIES.finditer(_CODE.sub(" ", text)) if "&" in text and "</" not in text else ()
-    return next((one[0] for one in entities if not html.unescape(one[1]).isascii()), "")
+    return next((entity[0] for entity in entities if not html.unescape(entity[1]).isascii()), "")
 
 
 def _escaped_break(text: str) -> str:
@@ -157,9 +157,9 @@ def _escaped_break(text: str) -> str:
         found = _BREAK_BEFORE_BREAK.search(prose)
         return prose[max(0, found.start() - 10) : found.end()] if found else ""
     words = [word for word in prose.split() if "\\n" in word and not _OTHER_ESCAPE.search(word)]
-    breaks = [one for word in words for one in _BREAK.finditer(word) if not _FORMULA.fullmatch(one[1])]
+    breaks = [escape for word in words for escape in _BREAK.finditer(word) if not _FORMULA.fullmatch(escape[1])]
     # a small letter may follow in a verse, and in a path: one alone is none
-    found = next((one for one in breaks if not one[1][:1].islower() or len(breaks) > 1), None)
+    found = next((escape for escape in breaks if not escape[1][:1].islower() or len(breaks) > 1), None)
     return found.string[max(0, found.start() - 10) : found.end() + 10] if found else ""
 
 
@@ -173,13 +173,13 @@ def _roles_in_letters(row: Row) -> Iterator[tuple[int, str]]:
     """Yield the number of a message of the user, and the words with which it and its answer name their roles."""
     for index, message in enumerate(row.messages):
         text = text_of(message.get("content"))
-        if message["role"] != "user" or not (asked := _ASKED.search(text)):
+        if message["role"] != "user" or not (request := _ASKED.search(text)):
             continue
         after = row.messages[index + 1 : index + 2]
         answer = text_of(after[0].get("content")) if after and after[0]["role"] == "assistant" else ""
         found = _ANSWER_NEXT.search(text) or (_ASKS.match(text) and _ANSWERS.match(answer))
         if found:
-            yield index, f"{asked[0].strip()} and {found[0].strip()}"
+            yield index, f"{request[0].strip()} and {found[0].strip()}"
 
 
 def _is_json(text: str) -> bool:
@@ -258,7 +258,7 @@ def without_form(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: without_form(value[key]) for key in sorted(value)}
     if isinstance(value, list | tuple):
-        return [without_form(one) for one in value]
+        return [without_form(item) for item in value]
     if not isinstance(value, str):
         return value
     text = _EMPHASIS.sub(r"\2", unicodedata.normalize("NFKC", value).casefold())

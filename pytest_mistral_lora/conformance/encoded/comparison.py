@@ -141,7 +141,7 @@ class EncodedLineComparison:
         """Yield a fault for each mask that leaves out tokens of which the labels say that they are trained on."""
         for key, mask in self.line.masks.items():
             trained = zip(self.line.labels, mask, strict=False)
-            left = [n for n, (label, one) in enumerate(trained) if label != IGNORE_INDEX and not one]
+            left = [n for n, (label, is_expected) in enumerate(trained) if label != IGNORE_INDEX and not is_expected]
             if left:
                 found = f"{key} is 0 at {counted(len(left), 'token')} with a label, the first at token {left[0]}"
                 yield EncodingFault("ML559", found, "1 at each token with a label, or no mask beside the labels")

@@ -188,7 +188,7 @@ class _RecordReader:
             raise RowError(shown, place=place, expected="a list of lists of messages")
         # a conversation with tools of its own is an object, one that shares the line's tools a list of messages
         shared = {key: data[key] for key in ROW_KEYS if key in data}
-        rows = [one if isinstance(one, Mapping) else shared | {"messages": one} for one in given]
+        rows = [record if isinstance(record, Mapping) else shared | {"messages": record} for record in given]
         return tuple(parse_row(row, place=f"{place}[{n}]") for n, row in enumerate(rows))
 
     def _without_messages(self, data: Mapping[str, Any]) -> RowError:
@@ -290,8 +290,8 @@ class LinePadding:
         before = [n for n in self.padded if self.real and n < self.real[0]]
         mask, positions = line.attention_mask, line.position_ids
         if mask is not None:
-            own = {mask[n] for n in self.real}
-            before = [n for n in before if mask[n] in own - {0}]
+            row_values = {mask[n] for n in self.real}
+            before = [n for n in before if mask[n] in row_values - {0}]
         elif positions is not None and self.real and positions[self.real[0]] == 0:
             before = []  # without a mask, positions that start anew begin a sequence of their own
         if before:

@@ -45,10 +45,10 @@ def split_conversations(ids: Ids, expected: Sequence[Ids], positions: Ids | None
         oracle: Mistral's own tokenization.
     """
     ends = [0]
-    for one in expected:
-        if ids[ends[-1] : ends[-1] + len(one)] != one:
+    for conversation in expected:
+        if ids[ends[-1] : ends[-1] + len(conversation)] != conversation:
             break
-        ends.append(ends[-1] + len(one))
+        ends.append(ends[-1] + len(conversation))
     if len(ends) == len(expected) + 1 and ends[-1] == len(ids):
         return list(pairwise(ends))
     bos = [n for n, token in enumerate(ids) if token == oracle.bos_id and (n == 0 or ids[n - 1] != oracle.bos_id)]

@@ -238,7 +238,7 @@ class LabelComparison:
         A masked EOS, tool-call marker or first token has a class of its own. Any other part of an answer that is
         masked, or a masked answer beside a prompt that is trained on, is a span that is off (ML550).
         """
-        masked, partial, own = self._masked_answers()
+        masked, partial, by_rule = self._masked_answers()
         trained = [(n, owner) for n in sorted(self.trained) if (owner := self.owners[n]) is not None]
         prompt = []
         outside = [(n, owner.role or "BOS") for n, owner in trained if owner.role != "assistant"]
@@ -255,8 +255,8 @@ class LabelComparison:
         weightless = sum(owner.role == "assistant" and not owner.supervised for _, owner in trained)
         if weightless:
             yield EncodingFault("ML549", f"{weightless} tokens of an answer of weight 0 are trained on", "-100")
-        yield from own.values()
-        if None in self.owners and "ML546" not in own:
+        yield from by_rule.values()
+        if None in self.owners and "ML546" not in by_rule:
             # these turns are not the row's, so their EOS tokens are known by the id alone
             eos = [n for n, token in enumerate(self.ids) if token == self.oracle.eos_id]
             if eos and self.supervised and not self.trained.intersection(eos):
@@ -266,7 +266,7 @@ class LabelComparison:
         """Return the answers that are masked: whole ones, parts, and the tokens that have a class of their own."""
         masked: list[str] = []
         partial: list[str] = []
-        own: dict[str, EncodingFault] = {}
+        by_rule: dict[str, EncodingFault] = {}
         owned = [(n, owner) for n, owner in enumerate(self.owners) if owner is not None and owner.supervised]
         for turn, group in groupby(owned, lambda pair: pair[1].turn):
             tokens = list(group)
@@ -290,5 +290,5 @@ class LabelComparison:
             if others:
                 partial.append(f"{len(hidden)} tokens of turn {turn} are masked, such as {self._token(others[0])}")
             else:
-                own.update({rule: fault for rule, fault in faults.items() if rule not in own})
-        return masked, partial, own
+                by_rule.update({rule: fault for rule, fault in faults.items() if rule not in by_rule})
+        return masked, partial, by_rule

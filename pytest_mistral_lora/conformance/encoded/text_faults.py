@@ -19,8 +19,14 @@ from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.text_reasons import split_calls, surplus_eos, text_reason, without_spaces
 
 _TOOLS = (
-    *("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
-    *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CONTENT]"),
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "[CALL_ID]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[TOOL_CONTENT]",
 )
 _SYSTEM = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 _USER = ("[INST]", *_SYSTEM, "")
@@ -66,12 +72,14 @@ class TextComparison:
             return
         found_parts = list(self.found)
         for prompt in self._prompts:
-            own = [n for n, part in enumerate(found_parts) if part.marker == "[INST]" and part.text.strip() == prompt]
-            if own and not any(part.marker == "[INST]" and part.text.strip() == prompt for part in self.expected):
+            places = [
+                n for n, part in enumerate(found_parts) if part.marker == "[INST]" and part.text.strip() == prompt
+            ]
+            if places and not any(part.marker == "[INST]" and part.text.strip() == prompt for part in self.expected):
                 yield EncodingFault("ML526", f"the system prompt {prompt[:60]!r} stands in an [INST] of its own")
                 # with the marker behind it: the rest of the row is compared without them
-                closes = own[0] + 1 < len(found_parts) and found_parts[own[0] + 1].spelled.strip() == "[/INST]"
-                del found_parts[own[0] : own[0] + 1 + closes]
+                closes = places[0] + 1 < len(found_parts) and found_parts[places[0] + 1].spelled.strip() == "[/INST]"
+                del found_parts[places[0] : places[0] + 1 + closes]
         for hunk in diff_parts(self.expected, found_parts):
             spelled = ["".join(part.spelled for part in side) for side in (hunk.expected, hunk.found)]
             # the same characters with more control tokens: a tokenizer found them in a text
@@ -155,8 +163,8 @@ class TextComparison:
         at = equal_beginning(want, have)
         around = slice(max(0, at - 20), at + 20)
         shown = f"{after}: {have[around]!r}, expected {want[around]!r}"
-        own = [text.strip() for text in self._texts() if text != text.strip() and text.strip()]
-        has_own_whitespace = any(text in want for text in own)
+        padded_texts = [text.strip() for text in self._texts() if text != text.strip() and text.strip()]
+        has_own_whitespace = any(text in want for text in padded_texts)
         if want == have:
             yield EncodingFault("ML532", f"{after}: the text is right, and its ids are others")
         elif reason := text_reason(want, have, after):
@@ -170,7 +178,7 @@ class TextComparison:
             yield from self._word_faults(expected.marker, want, have, shown)
         elif has_own_whitespace:
             yield EncodingFault("ML529", shown)
-        elif any(one["role"] == two["role"] for one, two in pairwise(self.row.messages)):
+        elif any(message["role"] == following["role"] for message, following in pairwise(self.row.messages)):
             yield EncodingFault("ML533", f"messages are joined in another way, {shown}")
         else:
             yield EncodingFault("ML528" if any(prompt in want for prompt in self._prompts) else "ML529", shown)
@@ -181,7 +189,11 @@ class TextComparison:
         if not moved:
             # a prompt that only stands elsewhere in the same text explains the difference, too
             rest = [(p, want.replace(p, "", 1), have.replace(p, "", 1)) for p in self._prompts if p in want]
-            moved = [prompt for prompt, one, two in rest if without_spaces(one) == without_spaces(two)]
+            moved = [
+                prompt
+                for prompt, expected_rest, found_rest in rest
+                if without_spaces(expected_rest) == without_spaces(found_rest)
+            ]
         for prompt in moved:
             if prompt in have or _joined(self.found).count(prompt) >= _joined(self.expected).count(prompt):
                 yield EncodingFault("ML526", f"the system prompt {prompt[:60]!r} stands elsewhere")

@@ -43,10 +43,10 @@ def text_reason(want: str, have: str, after: str) -> EncodingFault | None:
         if tight[0] != tight[1] and tight[2] == tight[3]:
             first = _ESCAPES.search(have)
             return EncodingFault("ML556", f"{after}: {first[0] if first else ''} is there for a letter", "UTF-8")
-    one, other = _json_of(want), _json_of(have)
-    if one is not None and one == other:
-        if json.dumps(one) != json.dumps(other):
-            key = next((a for a, b in zip(_keys(one), _keys(other), strict=False) if a != b), "")
+    wanted_json, found_json = _json_of(want), _json_of(have)
+    if wanted_json is not None and wanted_json == found_json:
+        if json.dumps(wanted_json) != json.dumps(found_json):
+            key = next((a for a, b in zip(_keys(wanted_json), _keys(found_json), strict=False) if a != b), "")
             found = f"{after}: the key {key!r} stands elsewhere"
             return EncodingFault("ML557", found, "the keys in the order of the row")
         return None
@@ -57,7 +57,9 @@ def text_reason(want: str, have: str, after: str) -> EncodingFault | None:
     lost.subtract(Counter(have))
     changed = {character for character, count in lost.items() if count}
     # the separators U+001C to U+001F are control characters, and spaces that a template trims
-    unseen = {one for one in changed if unicodedata.category(one)[0] == "C" and not one.isspace()}
+    unseen = {
+        character for character in changed if unicodedata.category(character)[0] == "C" and not character.isspace()
+    }
     dropped = str.maketrans("", "", "".join(unseen))
     if changed and changed == unseen and want.translate(dropped) == have.translate(dropped):
         names = ", ".join(f"U+{ord(character):04X}" for character in sorted(changed))
@@ -95,23 +97,23 @@ def _keys(value: Any) -> list[str]:
     return [key for item in value for key in _keys(item)] if isinstance(value, list) else []
 
 
-def is_same_conversation(own: Sequence[str], spelled: str) -> bool:
+def is_same_conversation(texts: Sequence[str], spelled: str) -> bool:
     """Return whether a text has one of a row's texts, or one that is much like them.
 
     Args:
-        own: The texts of the row.
+        texts: The texts of the row.
         spelled: The whole text of the trainer's ids.
     """
 
     def plain(text: str) -> str:
         # not in lower case: "Hi" would be found in "Which"
         form = unicodedata.normalize("NFKC", without_spaces(text))
-        return "".join(one for one in form if unicodedata.category(one)[0] not in "CZ")
+        return "".join(character for character in form if unicodedata.category(character)[0] not in "CZ")
 
     whole = plain(_letters_of(spelled))
-    if any(text in whole for text in map(plain, own) if text):
+    if any(text in whole for text in map(plain, texts) if text):
         return True
-    words, others = (re.findall(r"\w+", text)[:MOST_WORDS] for text in (" ".join(own), spelled))
+    words, others = (re.findall(r"\w+", text)[:MOST_WORDS] for text in (" ".join(texts), spelled))
     return SequenceMatcher(None, words, others, autojunk=False).ratio() >= 0.5
 
 
@@ -119,8 +121,8 @@ def spells_row(row: Row, parts: Sequence[MarkedText]) -> bool:
     """Return whether the parts of its ids spell texts of a row, or the row has none."""
     texts = [text_of(message.get("content")) for message in row.messages if message["role"] != "tool"]
     names = [call["function"]["name"] for message in row.messages for call in message.get("tool_calls") or ()]
-    own = [text for text in (*texts, *names) if text]
-    return not own or is_same_conversation(own, "".join(part.spelled for part in parts))
+    row_texts = [text for text in (*texts, *names) if text]
+    return not row_texts or is_same_conversation(row_texts, "".join(part.spelled for part in parts))
 
 
 def surplus_eos(expected: Sequence[tuple[str, str]], found: Sequence[tuple[str, str]]) -> str:
@@ -133,7 +135,7 @@ def surplus_eos(expected: Sequence[tuple[str, str]], found: Sequence[tuple[str, 
 
     def before_eos(parts: Sequence[tuple[str, str]]) -> Counter[tuple[str, bool]]:
         pairs = pairwise(parts)
-        return Counter((one[0], not one[1].strip()) for one, other in pairs if other[0] == "</s>")
+        return Counter((part[0], not part[1].strip()) for part, following in pairs if following[0] == "</s>")
 
     surplus = before_eos(found)
     surplus.subtract(before_eos(expected))
@@ -159,7 +161,7 @@ def split_calls(expected: Sequence[str], found: Sequence[str]) -> tuple[int, int
     def turns(markers: Sequence[str]) -> int:
         pairs = zip(("", *markers), (*markers, ""), strict=True)
         # up to v7 a marker opens all calls of a turn; after that each call has one, and EOS closes them
-        return sum(one in calls and other not in calls for one, other in pairs)
+        return sum(marker in calls and following not in calls for marker, following in pairs)
 
     wanted, made = turns(expected), turns(found)
     return (wanted, made) if 0 < wanted < made else None

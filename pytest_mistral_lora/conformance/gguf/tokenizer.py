@@ -98,13 +98,12 @@ def _type_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield a finding if a control token is not of type control, a text token is, or a byte is no byte."""
     types, place = file.setting("token_type"), str(file.path)
     if not isinstance(types, list) or len(types) < oracle.vocab_size:
-        found = (
-            "missing"
-            if types is None
-            else f"of {len(types):,} entries"
-            if isinstance(types, list)
-            else shortened(types)
-        )
+        if types is None:
+            found = "missing"
+        elif isinstance(types, list):
+            found = f"of {len(types):,} entries"
+        else:
+            found = shortened(types)
         yield Finding("ML912", f"tokenizer.ggml.token_type is {found}", place, f"{oracle.vocab_size:,} entries")
         return
     wrong: dict[str, list[int]] = {}

@@ -89,7 +89,11 @@ def architecture_findings(file: GgufFile, model: BaseFolder) -> Iterator[Finding
 
 
 def _shown(value: Any) -> str:
-    return "missing" if value is None else f"{value:g}" if isinstance(value, int | float) else shortened(value)
+    if value is None:
+        return "missing"
+    if isinstance(value, int | float):
+        return f"{value:g}"
+    return shortened(value)
 
 
 class ComparedWeights:
@@ -181,22 +185,26 @@ class ComparedWeights:
             del names[_HEAD]
         return names
 
-    def _stored(self, weights: Weights, name: str, own: str) -> np.ndarray[Any, Any]:
+    def _stored(self, weights: Weights, name: str, merged_name: str) -> np.ndarray[Any, Any]:
         """Return a tensor of a folder as the file has it: in float32, rows in llama.cpp's order."""
-        values: np.ndarray[Any, Any] = weights.array(own).astype("float32")
+        values: np.ndarray[Any, Any] = weights.array(merged_name).astype("float32")
         heads = next((count for part, count in self._heads.items() if part in name), None)
         return values if heads is None else _interleaved(values, heads, name)
 
-    def _merged_part(self, name: str, own: str, want: Any, have: Any) -> tuple[float, float]:
+    def _merged_part(self, name: str, merged_name: str, want: Any, have: Any) -> tuple[float, float]:
         """Return the inner product of G - B and M - B, and the square of M - B.
 
         Their quotient is the part of the merged change that the file has. G is the file's tensor, M the merged one and
         B the base's. Errors of the quantisation are as often up as down, and cancel in the sum, even if each is larger
         than the change.
         """
-        if self._base is None or own not in self._base or self._base.infos[own].shape != self._own.infos[own].shape:
+        if (
+            self._base is None
+            or merged_name not in self._base
+            or self._base.infos[merged_name].shape != self._own.infos[merged_name].shape
+        ):
             return 0.0, 0.0
-        before = self._stored(self._base, name, own)
+        before = self._stored(self._base, name, merged_name)
         change = want - before
         return float(((have - before) * change).sum(dtype="float64")), float((change**2).sum(dtype="float64"))
 
@@ -212,7 +220,7 @@ def _name_map(file: GgufFile) -> Any:
     if file.architecture not in _ARCHITECTURES:
         known = " or ".join(_ARCHITECTURES)
         raise InputError(f"the architecture is {shortened(file.architecture)}", place=str(file.path), expected=known)
-    architecture = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
+    architecture = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
     # an adapter has no layer count of its own
     layers = file.fields.get(f"{file.architecture}.block_count")
     return gguf.get_tensor_name_map(architecture, min(layers, 1000) if type(layers) is int else 1000)

@@ -154,17 +154,17 @@ def results_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     for span in encoded.spans:
         if span.role == "tool" and span.kind == "text":
             turns.setdefault(span.turn, []).extend(encoded.input_ids[span.start : span.end])
-    there = [oracle.decode(ids) for ids in turns.values()]
+    tool_texts = [oracle.decode(ids) for ids in turns.values()]
     results = (message["content"] for message in row.messages if message["role"] == "tool")
     merged = (merged_chunks([content], oracle.facts) for content in results)
     texts = [as_decoded("".join(chunk["text"] for chunk in chunks), oracle) for chunks in merged]
     # the longest first: a text may be the end of another
     for text in sorted(filter(None, texts), key=len, reverse=True):
         # the id of the call may stand before it
-        found = next((one for one in there if one.endswith(text)), None)
+        found = next((tool_text for tool_text in tool_texts if tool_text.endswith(text)), None)
         if found is None:
             return f"the tool result {text!r} is in no turn of a tool"
-        there.remove(found)
+        tool_texts.remove(found)
     return ""
 
 
@@ -178,19 +178,19 @@ def settings_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
         elif token == tokens.get("[/MODEL_SETTINGS]") and opened >= 0:
             blocks.append((opened, oracle.decode(encoded.input_ids[opened + 1 : index])))
             opened = -1
-    asked: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if row.reasoning_effort is not None:
-        asked["reasoning_effort"] = row.reasoning_effort
+        settings["reasoning_effort"] = row.reasoning_effort
     schema = ((row.response_format or {}).get("json_schema") or {}).get("schema")
     if schema is not None and oracle.features.schemas:
-        asked["json_schema"] = schema
-    if not asked:
+        settings["json_schema"] = schema
+    if not settings:
         return ""
     if len(blocks) != 1:
         return f"{len(blocks)} blocks of settings; the row has one"
     at, text = blocks[0]
     shown = json.loads(text)
-    for key, value in asked.items():
+    for key, value in settings.items():
         # as text: the order of a schema's keys is the order of the answer's
         if json.dumps(shown.get(key)) != json.dumps(value):
             return f"the settings show {key} {shown.get(key)!r}; the row has {value!r}"

@@ -164,7 +164,7 @@ def injection_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
     harmless = oracle.encode(parse_row(broken(row.to_json())))
     controls, expected = (
-        [token for token in one.input_ids if token in oracle.control_tokens] for one in (encoded, harmless)
+        [token for token in encoding.input_ids if token in oracle.control_tokens] for encoding in (encoded, harmless)
     )
     if controls != expected:
         return "control tokens change when the row's texts do not spell them any more"
@@ -230,12 +230,12 @@ def system_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """The text of the system messages is in the row, outside the assistant's turns."""
     # in any text but the assistant's: up to v3 the prompt is a part of a user's turn, later a turn of its own
     others = [span for span in encoded.spans if span.role != "assistant" and span.kind == "text"]
-    there = [oracle.decode(encoded.input_ids[span.start : span.end]) for span in others]
+    other_texts = [oracle.decode(encoded.input_ids[span.start : span.end]) for span in others]
     for message in row.messages:
         if message["role"] == "system":
             for chunk in merged_chunks([message["content"]], oracle.facts):
                 prompt = as_decoded(chunk[chunk["type"]], oracle)
-                if not any(prompt in text for text in there):
+                if not any(prompt in text for text in other_texts):
                     return f"the system prompt {prompt!r} is in no text of the row"
     return ""
 

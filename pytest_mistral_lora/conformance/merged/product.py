@@ -47,13 +47,13 @@ class AdapterAtHand:
     """
 
     def __init__(
-        self, folder: AdapterFolder, base: BaseFolder, own: Weights, before: Weights, pairs: Mapping[str, str]
+        self, folder: AdapterFolder, base: BaseFolder, merged: Weights, before: Weights, pairs: Mapping[str, str]
     ) -> None:
         self.folder: AdapterFolder = folder
         self.base: BaseFolder = base
-        self.own: Weights = own
+        self.own: Weights = merged
         self.before: Weights = before
-        self.pairs: dict[str, str] = {name: mine for mine, name in pairs.items()}
+        self.pairs: dict[str, str] = {name: merged_name for merged_name, name in pairs.items()}
 
     @cached_property
     def _plan(self) -> tuple[Mapping[str, LoraDelta], str]:
@@ -112,19 +112,19 @@ class AdapterAtHand:
         """ML434 for each tensor that is not base plus adapter, up to rounding."""
         place, found = str(self.own.files[0].parent), []
         for name, delta in sorted(self._plan[0].items()):
-            mine = self.pairs.get(name)
-            if mine is None:
+            merged_name = self.pairs.get(name)
+            if merged_name is None:
                 continue  # of another shape or missing: a finding of the check `names-and-shapes`
-            apart = self._distance(mine, name, delta)
+            apart = self._distance(merged_name, name, delta)
             if apart > 2:
-                text = self._described(mine, name, delta)
+                text = self._described(merged_name, name, delta)
                 expected = f"base plus scaling · B A of {self.folder.path}: {apart:.3g} times what rounding explains"
-                found.append(Finding("ML434", f"{mine}: {text}", place, expected))
+                found.append(Finding("ML434", f"{merged_name}: {text}", place, expected))
         return tuple(first_findings(found, _SHOWN, place))
 
-    def _distance(self, mine: str, name: str, delta: LoraDelta) -> float:
+    def _distance(self, merged_name: str, name: str, delta: LoraDelta) -> float:
         """Return the largest distance of a number from base plus adapter, in units of what rounding explains."""
-        merged, base = (_rows_of(array) for array in (self.own.array(mine), self.before.array(name)))
+        merged, base = (_rows_of(array) for array in (self.own.array(merged_name), self.before.array(name)))
         factors = tuple(np.abs(factor).astype(np.float32) for factor in delta.factors()) if delta.is_low_rank else None
         step, farthest = max(1, _CHUNK // max(1, base.shape[1])), 0.0
         for start in range(0, len(base), step):
@@ -132,7 +132,7 @@ class AdapterAtHand:
             old, new = base[rows].astype(np.float32), merged[rows].astype(np.float32)
             with np.errstate(all="ignore"):  # of numbers that are not finite, or of rows of zeros under DoRA
                 expected = delta.sums(base, rows)[0].astype(np.float32)
-                bound = rounding_bound(new, old, expected - old, self.own.infos[mine].dtype)
+                bound = rounding_bound(new, old, expected - old, self.own.infos[merged_name].dtype)
                 if factors is None:
                     bound = bound + np.abs(expected) * np.float32(2**-8)
                 else:
@@ -145,9 +145,9 @@ class AdapterAtHand:
             farthest = max(farthest, math.inf if np.isnan(apart).any() else float(apart.max()))
         return farthest
 
-    def _described(self, mine: str, name: str, delta: LoraDelta) -> str:
+    def _described(self, merged_name: str, name: str, delta: LoraDelta) -> str:
         """Describe the difference: nothing merged, another scale, the product of another layer, or something else."""
-        difference = self.own.array(mine).astype(np.float32) - self.before.array(name).astype(np.float32)
+        difference = self.own.array(merged_name).astype(np.float32) - self.before.array(name).astype(np.float32)
         if not difference.any():
             return "is the base's: the adapter's change is missing"
         if not delta.is_low_rank or delta.has_magnitude:

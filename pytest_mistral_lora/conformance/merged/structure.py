@@ -15,30 +15,65 @@ from pytest_mistral_lora.records.files import inside
 
 _FREE = {
     # how the model is stored, loaded and trained
-    *("transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path", "use_cache", "auto_map"),
-    *("initializer_range", "attention_dropout", "attn_implementation", "_attn_implementation", "is_decoder"),
-    *("output_attentions", "output_hidden_states", "return_dict", "torchscript", "pruned_heads", "id2label"),
-    *("label2id", "problem_type", "use_return_dict", "chunk_size_feed_forward", "pretraining_tp"),
-    *("router_jitter_noise", "router_aux_loss_coef", "output_router_logits", "use_bfloat16", "tf_legacy_loss"),
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "_name_or_path",
+    "name_or_path",
+    "use_cache",
+    "auto_map",
+    "initializer_range",
+    "attention_dropout",
+    "attn_implementation",
+    "_attn_implementation",
+    "is_decoder",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torchscript",
+    "pruned_heads",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "use_return_dict",
+    "chunk_size_feed_forward",
+    "pretraining_tp",
+    "router_jitter_noise",
+    "router_aux_loss_coef",
+    "output_router_logits",
+    "use_bfloat16",
+    "tf_legacy_loss",
     # judged by a rule of their own, or by the tokenizer
-    *(TIE, "quantization_config", "text_config", "vocab_size", "pad_token_id", "architectures", "model_type"),
-    *("rope_theta", "rope_scaling", "rope_parameters", "layer_types", "head_dim", "eos_token_id", "bos_token_id"),
+    TIE,
+    "quantization_config",
+    "text_config",
+    "vocab_size",
+    "pad_token_id",
+    "architectures",
+    "model_type",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "layer_types",
+    "head_dim",
+    "eos_token_id",
+    "bos_token_id",
 }
 """Keys that may differ, or that are compared in another way than by their value."""
 
 _HEADS = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size", "num_hidden_layers")
 
 
-def difference_findings(own: Mapping[str, Any], base: Mapping[str, Any], place: str) -> Iterator[Finding]:
+def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], place: str) -> Iterator[Finding]:
     """Yield ML435 for each value that decides the numbers and differs from the base's, in whatever form it is written.
 
     Args:
-        own: `config.json` of the merged model.
+        merged: `config.json` of the merged model.
         base: `config.json` of the base.
         place: The merged model's file.
     """
     names = []
-    for config in (own, base):
+    for config in (merged, base):
         classes, text = config.get("architectures"), text_part(config)
         name = str(classes[0]) if isinstance(classes, list) and classes else str(config.get("model_type"))
         # AutoModel loads a Mistral configuration with layer_types as Ministral, and saves it under that name
@@ -46,19 +81,21 @@ def difference_findings(own: Mapping[str, Any], base: Mapping[str, Any], place: 
         names.append("MinistralForCausalLM" if is_renamed else name)
     if names[0] != names[1]:
         yield Finding("ML435", f"the architecture is {names[0]}", place, f"{names[1]}, as the base's")
-    values = [_numbers(config) for config in (own, base)]
-    if not any(text_part(config).get("layer_types") for config in (own, base)):
-        for one in values:
-            del one["layer_types"]  # both follow from sliding_window, which is compared
+    values = [_numbers(config) for config in (merged, base)]
+    if not any(text_part(config).get("layer_types") for config in (merged, base)):
+        for numbers in values:
+            del numbers["layer_types"]  # both follow from sliding_window, which is compared
     for key in sorted(values[0].keys() | values[1].keys()):
-        found, expected = (one.get(key, _MISSING) for one in values)
+        found, expected = (numbers.get(key, _MISSING) for numbers in values)
         # a key that only the merged model has is a tool's note, if no class of transformers knows it
         if expected is _MISSING or found == expected or (found is _MISSING and expected is None):
             continue
         if found is _MISSING and key.startswith("top."):
             continue  # transformers renames keys of a wrapper, and reads both names
         state = "is missing" if found is _MISSING else f"is {found!r}"
-        is_default = found is not _MISSING and not key.startswith("rope.") and key not in {**own, **text_part(own)}
+        is_default = (
+            found is not _MISSING and not key.startswith("rope.") and key not in {**merged, **text_part(merged)}
+        )
         default = ", the default: the key is missing" if is_default else ""
         yield Finding("ML435", f"{key} {state}{default}", place, f"{expected!r}, as the base's")
 
@@ -71,8 +108,8 @@ def end_findings(folder: Path, base: Path) -> Iterator[Finding]:
     """
     name = "generation_config.json"
     ends: list[list[Any]] = []
-    for one in (folder, base):
-        files = [file for file in (one / name, one / "config.json") if file.exists()]
+    for model_folder in (folder, base):
+        files = [file for file in (model_folder / name, model_folder / "config.json") if file.exists()]
         configs = [text_part(data) for data in map(read_json, files) if isinstance(data, dict)]
         given: Any = next((data["eos_token_id"] for data in configs if data.get("eos_token_id") is not None), [])
         ends.append(sorted(given, key=str) if isinstance(given, list) else [given])
@@ -146,7 +183,7 @@ def _rope(text: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any
     return {"rope_theta": theta, "rope.type": kind, **named}
 
 
-def own_findings(config: Mapping[str, Any], own: Weights, place: str) -> Iterator[Finding]:
+def own_findings(config: Mapping[str, Any], merged: Weights, place: str) -> Iterator[Finding]:
     """Yield ML435 for each value that the weights, or another key, contradict."""
     text = text_part(config)
     rope = text.get("rope_parameters")
@@ -167,8 +204,8 @@ def own_findings(config: Mapping[str, Any], own: Weights, place: str) -> Iterato
         "mlp.up_proj": ("intermediate_size", sizes.get("intermediate_size")),
     }
     told = set()
-    for name, info in own.infos.items():
-        kind = next((one for one in rows if name.endswith(f"{one}.weight") and "vision" not in name), None)
+    for name, info in merged.infos.items():
+        kind = next((part for part in rows if name.endswith(f"{part}.weight") and "vision" not in name), None)
         if kind is None or kind in told or not info.shape or not rows[kind][1]:
             continue
         if info.shape[0] != rows[kind][1]:
@@ -177,12 +214,12 @@ def own_findings(config: Mapping[str, Any], own: Weights, place: str) -> Iterato
             yield Finding("ML435", found, place, f"{info.shape[0]}, the rows of {name}")
 
 
-def tie_findings(config: Mapping[str, Any], own: Weights, place: str) -> Iterator[Finding]:
+def tie_findings(config: Mapping[str, Any], merged: Weights, place: str) -> Iterator[Finding]:
     """Yield ML436 for each flag about tied embeddings that the file contradicts, at the top or in `text_config`."""
     import numpy as np
 
-    heads = [name for name in own if name.endswith("lm_head.weight")]
-    embeddings = [name for name in own if name.endswith("embed_tokens.weight")]
+    heads = [name for name in merged if name.endswith("lm_head.weight")]
+    embeddings = [name for name in merged if name.endswith("embed_tokens.weight")]
     given = tie_flags(config)
     if not embeddings:
         return
@@ -191,7 +228,7 @@ def tie_findings(config: Mapping[str, Any], own: Weights, place: str) -> Iterato
             found = f"{key} is {'false' if given else 'missing'}, and the file has no lm_head.weight"
             yield Finding("ML436", found, place, f'"{TIE}": true at every level, or the head in the file')
         return
-    head, embedding = own.array(heads[0]), own.array(embeddings[0])
+    head, embedding = merged.array(heads[0]), merged.array(embeddings[0])
     if head.shape == embedding.shape and np.array_equal(head, embedding):
         return  # one and the same: whatever a flag tells, the numbers are right
     for key, value in given.items():
@@ -206,7 +243,7 @@ _UNUSED = re.compile(r"rotary_emb\.inv_freq$")
 """Buffers that older checkpoints hold, and that transformers no longer reads or writes."""
 
 
-def index_findings(folder: Path, own: Weights) -> Iterator[Finding]:
+def index_findings(folder: Path, merged: Weights) -> Iterator[Finding]:
     """Yield ML405 if the index names another file of a tensor than the one that holds it.
 
     Raises:
@@ -214,63 +251,66 @@ def index_findings(folder: Path, own: Weights) -> Iterator[Finding]:
     """
     index = folder / INDEX
     if not index.exists():
-        if len(own.files) > 1:
-            yield Finding("ML405", "no such file", str(index), f"the index of {len(own.files)} shards")
+        if len(merged.files) > 1:
+            yield Finding("ML405", "no such file", str(index), f"the index of {len(merged.files)} shards")
         return
     data = read_json(inside(folder, INDEX))
     listed = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(listed, dict):
         yield Finding("ML405", "has no weight_map", str(index), "the file of each tensor")
         return
-    held = {name: info.file.name for name, info in own.infos.items()}
-    for name in sorted(held.keys() | listed.keys()):
-        if listed.get(name) != held.get(name):
+    actual = {name: info.file.name for name, info in merged.infos.items()}
+    for name in sorted(actual.keys() | listed.keys()):
+        if listed.get(name) != actual.get(name):
             # names of an index are of any kind: repr keeps control characters from the terminal
             found = f"{name!r} is in {listed.get(name, 'no file')!r}"
-            yield Finding("ML405", found, str(index), held.get(name, "a tensor that one of the files holds"))
+            yield Finding("ML405", found, str(index), actual.get(name, "a tensor that one of the files holds"))
             return
 
 
-def paired_names(own: Weights, base: Weights, vocabulary: int | None) -> dict[str, str]:
+def paired_names(merged: Weights, base: Weights, vocabulary: int | None) -> dict[str, str]:
     """Return the name in the base of each merged tensor that can be compared with it.
 
     Args:
-        own: The merged tensors.
+        merged: The merged tensors.
         base: The base's. A head that it has not is compared with its embeddings, which it is tied to.
         vocabulary: `vocab_size` of the merged model: with more rows than the base's, the vocabulary was resized.
     """
     names = {spelled_name(name, base): name for name in base}
     embeddings = next((name for name in base if name.endswith(_SHARED[0])), "")
     found = {}
-    for name in own:
-        other = names.get(spelled_name(name, own)) or (embeddings if name.endswith(_SHARED[1]) else "")
+    for name in merged:
+        other = names.get(spelled_name(name, merged)) or (embeddings if name.endswith(_SHARED[1]) else "")
         if not other:
             continue
-        shape, before = own.infos[name].shape, base.infos[other].shape
+        shape, before = merged.infos[name].shape, base.infos[other].shape
         grown = name.endswith(_SHARED) and shape[:1] == (vocabulary,) and shape[1:] == before[1:]
         if shape == before or (grown and shape[0] > before[0]):
             found[name] = other
     return found
 
 
-def name_findings(own: Weights, base: Weights, pairs: Mapping[str, str], place: str) -> Iterator[Finding]:
+def name_findings(merged: Weights, base: Weights, pairs: Mapping[str, str], place: str) -> Iterator[Finding]:
     """Yield ML412 for each tensor that only one of the two has, and for each of another shape."""
     import numpy as np
 
-    names = [{spelled_name(name, one): name for name in one if not _UNUSED.search(name)} for one in (own, base)]
+    names = [
+        {spelled_name(name, tensors): name for name in tensors if not _UNUSED.search(name)}
+        for tensors in (merged, base)
+    ]
     for name in sorted(names[0].keys() ^ names[1].keys()):
         extra = name in names[0]
         if name.endswith(_SHARED[1]):
-            weights = own if extra else base
-            shared = [one for one in weights if one.endswith(_SHARED)]
-            is_one_shape = len({weights.infos[one].shape for one in shared}) == 1
+            weights = merged if extra else base
+            shared = [tensor_name for tensor_name in weights if tensor_name.endswith(_SHARED)]
+            is_one_shape = len({weights.infos[tensor_name].shape for tensor_name in shared}) == 1
             if len(shared) < 2 or (is_one_shape and np.array_equal(weights.array(shared[0]), weights.array(shared[1]))):
                 continue  # a save leaves one of two equal tensors out, or writes both
         if extra and names[0][name] in pairs:
-            continue  # a head of its own: its numbers are compared with the embeddings that it was tied to
+            continue  # a separate head: its numbers are compared with the embeddings that it was tied to
         found = f"{names[0][name]} is not in the base" if extra else f"{names[1][name]} of the base is missing"
         yield Finding("ML412", found, place, "the tensors of the base")
     for name in sorted(names[0].keys() & names[1].keys()):
-        shape, expected = own.infos[names[0][name]].shape, base.infos[names[1][name]].shape
+        shape, expected = merged.infos[names[0][name]].shape, base.infos[names[1][name]].shape
         if names[0][name] not in pairs:
             yield Finding("ML412", f"{names[0][name]} has shape {shape}", place, f"{expected}, as the base's")

@@ -71,20 +71,20 @@ class MergedTensor:
         return self.rank is None or self.rank <= self.smaller // 2
 
 
-def compare_tensors(own: Weights, base: Weights, pairs: Mapping[str, str]) -> dict[str, MergedTensor]:
+def compare_tensors(merged: Weights, base: Weights, pairs: Mapping[str, str]) -> dict[str, MergedTensor]:
     """Compare every merged tensor with the base's, one pair at a time.
 
     Args:
-        own: The merged tensors.
+        merged: The merged tensors.
         base: The base's.
         pairs: The name in the base of each merged tensor that has one there.
     """
     found = {}
     with np.errstate(all="ignore"):  # of numbers that are not finite, or too large for a narrower dtype
-        for name in own:
-            tensor = own.array(name)
+        for name in merged:
+            tensor = merged.array(name)
             if name in pairs and tensor.ndim and tensor.size:
-                found[name] = _compare(tensor, base.array(pairs[name]), own.infos[name].dtype)
+                found[name] = _compare(tensor, base.array(pairs[name]), merged.infos[name].dtype)
             else:
                 found[name] = MergedTensor(_is_finite(tensor))
     return found
@@ -97,19 +97,19 @@ def _is_finite(tensor: Array) -> bool:
     return all(bool(np.isfinite(part.astype(np.float32)).all()) for part in parts)
 
 
-def _compare(own: Array, base: Array, dtype: str) -> MergedTensor:
+def _compare(merged: Array, base: Array, dtype: str) -> MergedTensor:
     # of a vocabulary that grew, the rows that the base has
-    base = base[: own.shape[0]]
-    rows = max(1, _CHUNK // max(1, own[0].size))
-    finite, changed, emptied, sums = _is_finite(own), 0, 0, [0.0, 0.0]
-    columns = np.zeros((2, own[0].size), dtype=bool)  # those that are not zero, in the merged tensor and in the base
+    base = base[: merged.shape[0]]
+    rows = max(1, _CHUNK // max(1, merged[0].size))
+    finite, changed, emptied, sums = _is_finite(merged), 0, 0, [0.0, 0.0]
+    columns = np.zeros((2, merged[0].size), dtype=bool)  # those that are not zero, in the merged tensor and in the base
     # a merge may have gone through a narrower dtype than the file's: bf16 weights that were saved as float32
-    same = dict.fromkeys((own.dtype, np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)), True)
+    same = dict.fromkeys((merged.dtype, np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)), True)
     for start in range(0, base.shape[0], rows):
-        new, old = (one[start : start + rows].reshape(-1, one[0].size) for one in (own[: base.shape[0]], base))
+        new, old = (array[start : start + rows].reshape(-1, array[0].size) for array in (merged[: base.shape[0]], base))
         for through in same:
-            same[through] = same[through] and np.array_equal(old.astype(through).astype(own.dtype), new)
-        if not same[own.dtype]:
+            same[through] = same[through] and np.array_equal(old.astype(through).astype(merged.dtype), new)
+        if not same[merged.dtype]:
             change = new.astype(np.float32) - old.astype(np.float32)
             changed += int((change != 0).any(axis=1).sum())
             emptied += int((old.any(axis=1) & ~new.any(axis=1)).sum())
@@ -117,13 +117,17 @@ def _compare(own: Array, base: Array, dtype: str) -> MergedTensor:
             sums[0] += _energy(change)
         sums[1] += _energy(old)
     unchanged = any(same.values())
-    relative = math.sqrt(sums[0] / sums[1]) if sums[1] else math.inf if sums[0] else 0.0
+    relative = 0.0
+    if sums[1]:
+        relative = math.sqrt(sums[0] / sums[1])
+    elif sums[0]:
+        relative = math.inf
     rank = smaller = None
-    if finite and not unchanged and own.ndim >= 2:
+    if finite and not unchanged and merged.ndim >= 2:
         # of stacked experts, the first: each of them has a change of its own
-        matrices = [one if one.ndim == 2 else one.reshape(-1, *one.shape[-2:])[0] for one in (own, base)]
+        matrices = [array if array.ndim == 2 else array.reshape(-1, *array.shape[-2:])[0] for array in (merged, base)]
         rank, smaller = _change_rank(matrices[0], matrices[1], dtype)
-    emptied += int((columns[1] & ~columns[0]).sum()) if own.ndim > 1 else 0
+    emptied += int((columns[1] & ~columns[0]).sum()) if merged.ndim > 1 else 0
     return MergedTensor(finite, unchanged, relative, rank, smaller or 0, changed, base.shape[0], emptied)
 
 
@@ -133,9 +137,9 @@ def _energy(values: Array) -> float:
     return float(wide @ wide)
 
 
-def _change_rank(own: Array, base: Array, dtype: str) -> tuple[int | None, int]:
+def _change_rank(merged: Array, base: Array, dtype: str) -> tuple[int | None, int]:
     """Return the lowest rank that explains the change up to rounding, and the smaller side of the part looked at."""
-    new, old = (_part(one[: base.shape[0]], _BLOCK) for one in (own, base))
+    new, old = (_part(array[: base.shape[0]], _BLOCK) for array in (merged, base))
     smaller = min(new.shape)
     if smaller < _SMALLEST:
         return None, smaller
@@ -195,7 +199,7 @@ def rounding_bound(new: Array, old: Array, change: Array, dtype: str) -> Array:
 
     # the numbers decide: weights in float32 may have been merged in bfloat16
     narrow = {"BF16": ml_dtypes.bfloat16, "F16": np.float16}
-    used = next((name for name, one in narrow.items() if fits(new, one)), dtype)
+    used = next((name for name, info in narrow.items() if fits(new, info)), dtype)
     # half a unit in the last place of the sum, and of the base if it was rounded first; B A may be rounded as well
     bound = _spacing(new, used) * np.float32(0.5) + np.abs(change) * np.float32(2**-7)
     if used in narrow and not fits(old, narrow[used]):
@@ -223,21 +227,21 @@ def place_findings(
         planned: The tensors that the adapter at hand changes; None if there is none.
     """
     findings, notes = [], []
-    for name, one in sorted(tensors.items()):
+    for name, tensor in sorted(tensors.items()):
         shared = _SHARED.search(name)
-        if one.unchanged or not one.finite or (planned is not None and name in planned):
+        if tensor.unchanged or not tensor.finite or (planned is not None and name in planned):
             continue
-        if planned is None and not shared and one.rank is not None and LAYER.search(name):
+        if planned is None and not shared and tensor.rank is not None and LAYER.search(name):
             continue
-        by = f"{name} changed by {one.relative:.3g} of its norm"
+        by = f"{name} changed by {tensor.relative:.3g} of its norm"
         # a change of every row by one low rank is LoRA's; that of some rows is none
-        is_product = one.rank is not None and one.is_low_rank and (one.rank or one.relative <= _SCALED)
-        if planned is None and shared and is_product and one.changed_rows == one.rows:
-            found = f"{by}, with rank {one.rank}"
+        is_product = tensor.rank is not None and tensor.is_low_rank and (tensor.rank or tensor.relative <= _SCALED)
+        if planned is None and shared and is_product and tensor.changed_rows == tensor.rows:
+            found = f"{by}, with rank {tensor.rank}"
             expected = "the base's, unless LoRA was put on it: then name the adapter with --mistral-adapter, too"
             notes.append(Finding("ML439", found, place, expected))
             continue
-        found = f"{by}, in {one.changed_rows} of {one.rows} rows" if shared else by
+        found = f"{by}, in {tensor.changed_rows} of {tensor.rows} rows" if shared else by
         expected = "the base's: the adapter does not change it"
         if planned is None:
             expected = "the base's; if modules_to_save trained it in full, name the adapter with --mistral-adapter, too"
@@ -250,24 +254,30 @@ def rank_findings(
     tensors: Mapping[str, MergedTensor], place: str, planned: Mapping[str, bool] | None
 ) -> Iterator[Finding]:
     """Yield ML431 for each layer with a change that no low rank explains, and ML433 for one that is too large."""
-    layers = {name: one for name, one in tensors.items() if LAYER.search(name) and one.finite and not one.unchanged}
+    layers = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if LAYER.search(name) and tensor.finite and not tensor.unchanged
+    }
     if planned is not None:
-        layers = {name: one for name, one in layers.items() if planned.get(name)}
-    highest = max((one.rank for one in layers.values() if one.rank is not None and one.is_low_rank), default=0)
+        layers = {name: tensor for name, tensor in layers.items() if planned.get(name)}
+    highest = max(
+        (tensor.rank for tensor in layers.values() if tensor.rank is not None and tensor.is_low_rank), default=0
+    )
     ranks, sizes = [], []
-    for name, one in sorted(layers.items()):
+    for name, tensor in sorted(layers.items()):
         # a matrix that is not larger than the rank of the others has any change of that rank
-        if not one.is_low_rank and one.smaller >= 2 * highest:
-            found = f"the change of {name} has rank {one.rank}, of {one.smaller} that are possible"
-            expected = f"at most {one.smaller // 2}, up to rounding: the product of two narrow matrices"
+        if not tensor.is_low_rank and tensor.smaller >= 2 * highest:
+            found = f"the change of {name} has rank {tensor.rank}, of {tensor.smaller} that are possible"
+            expected = f"at most {tensor.smaller // 2}, up to rounding: the product of two narrow matrices"
             ranks.append(Finding("ML431", found, place, expected))
-        if planned is None and one.rank == 0 and one.relative > _SCALED:
+        if planned is None and tensor.rank == 0 and tensor.relative > _SCALED:
             ranks.append(Finding("ML431", f"the rows of {name} have other scales, and nothing else", place, "B A"))
-        if one.emptied:
-            found = f"{one.emptied} rows or columns of {name} are zero, and not in the base"
+        if tensor.emptied:
+            found = f"{tensor.emptied} rows or columns of {name} are zero, and not in the base"
             ranks.append(Finding("ML431", found, place, "the base's numbers, changed: a shard may be lost"))
-        if one.relative > LARGEST_CHANGE:
-            found = f"{name} changed by {one.relative:.3g} times its norm"
+        if tensor.relative > LARGEST_CHANGE:
+            found = f"{name} changed by {tensor.relative:.3g} times its norm"
             sizes.append(Finding("ML433", found, place, f"far below 1, and never above {LARGEST_CHANGE:g}"))
     yield from first_findings(ranks, _SHOWN, place)
     yield from first_findings(sizes, _SHOWN, place)
@@ -276,10 +286,10 @@ def rank_findings(
 def layer_findings(tensors: Mapping[str, MergedTensor], place: str) -> Iterator[Finding]:
     """Yield ML432 for a layer that lacks a change that most layers have, and ML438 for layers without any change."""
     kinds: dict[str, dict[int, bool]] = defaultdict(dict)
-    for name, one in tensors.items():
+    for name, tensor in tensors.items():
         match = LAYER.search(name)
-        if match and (one.rank is not None or one.unchanged):
-            kinds[match[2]][int(match[1])] = not one.unchanged
+        if match and (tensor.rank is not None or tensor.unchanged):
+            kinds[match[2]][int(match[1])] = not tensor.unchanged
     changed = {kind: layers for kind, layers in kinds.items() if any(layers.values())}
     touched = {layer for layers in changed.values() for layer, moved in layers.items() if moved}
     findings = []

@@ -84,7 +84,7 @@ class AnswerJudge:
             InputError: If one is none of the tokenizer's.
         """
         ids, eos = answer.ids, self.oracle.eos_id
-        wrong = next((one for one in ids or () if not 0 <= one < self.oracle.vocab_size), None)
+        wrong = next((token for token in ids or () if not 0 <= token < self.oracle.vocab_size), None)
         if wrong is not None:
             raise InputError(f"answered with the id {wrong}, of a vocabulary of {self.oracle.vocab_size}")
         if ids is None or not answer.ended or ids[-1:] == (eos,):
@@ -99,10 +99,10 @@ class AnswerJudge:
         from pytest_mistral_lora.serving.server import parsed
 
         try:
-            recorded = [(one.name, one.arguments) for one in read_calls(golden.completion_ids, self.oracle)]
+            recorded = [(call.name, call.arguments) for call in read_calls(golden.completion_ids, self.oracle)]
         except MalformedCallError:
             recorded = []
-        served = [(one.name, parsed(one.arguments)) for one in answer.calls]
+        served = [(call.name, parsed(call.arguments)) for call in answer.calls]
         if recorded == served or (not served and not self.reads_calls):
             return ""
         if not served:
@@ -133,8 +133,8 @@ def moved_logprobs(golden: Transcript, answer: ServedAnswer) -> list[float]:
     """Return the differences of log-probabilities up to the first other token, in nats; empty if not known."""
     apart = []
     pairs = zip(answer.ids or (), golden.completion_ids, answer.logprobs, golden.logprobs, strict=False)
-    for own, recorded, logprob, before in pairs:
-        if own != recorded:
+    for token, recorded, logprob, before in pairs:
+        if token != recorded:
             break
         if isfinite(logprob):
             apart.append(abs(logprob - before))
@@ -143,4 +143,4 @@ def moved_logprobs(golden: Transcript, answer: ServedAnswer) -> list[float]:
 
 def call_text(answer: ServedAnswer) -> str:
     """Return the tool calls of an answer as text; empty if it has none."""
-    return ", ".join(f"{one.name}({one.arguments})" for one in answer.calls)
+    return ", ".join(f"{call.name}({call.arguments})" for call in answer.calls)

@@ -56,17 +56,17 @@ class PromptDeviations:
         except NoTemplateError:
             return None
 
-    def explain(self, asked: AskedRow, served: tuple[int, ...]) -> tuple[str, ...] | None:
+    def explain(self, asked_row: AskedRow, served: tuple[int, ...]) -> tuple[str, ...] | None:
         """Return the named deviations that explain the served ids of a prompt; None if they do not."""
         from pytest_mistral_lora.chat.templates.compare import compare
 
         template = self._template
         if template is None:
             return None
-        prompt = asked.prompt
+        prompt = asked_row.prompt
         # a deviation of the answer itself is none of the prompt
-        own = asked.row.messages[len(prompt.messages)]
-        answer = {key: own[key] for key in ("role", "weight") if key in own} | {"content": "x"}
+        turn = asked_row.row.messages[len(prompt.messages)]
+        answer = {key: turn[key] for key in ("role", "weight") if key in turn} | {"content": "x"}
         for read in _as_read(prompt):
             try:
                 named = compare(replace(read, messages=(*read.messages, answer)), self._target.oracle, template)
@@ -81,7 +81,9 @@ class PromptDeviations:
                 return named.deviations
         return None
 
-    def unknown_finding(self, asked: AskedRow, served: tuple[int, ...], explained: Collection[str]) -> Finding | None:
+    def unknown_finding(
+        self, asked_row: AskedRow, served: tuple[int, ...], explained: Collection[str]
+    ) -> Finding | None:
         """Return the finding of a prompt with named deviations that the table does not have of the server, if any."""
         from pytest_mistral_lora.chat.diff import TokenDiff
         from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
@@ -89,20 +91,22 @@ class PromptDeviations:
 
         target, version = self._target, self._target.served_version
         kind = target.server.name
-        deviations = [one for one in DEVIATIONS if one.id in explained and not one.known_of(kind, version)]
+        deviations = [
+            deviation for deviation in DEVIATIONS if deviation.id in explained and not deviation.known_of(kind, version)
+        ]
         if not deviations:
             return None
         names = ", ".join(deviation.id for deviation in deviations)
-        known = [f"{SERVERS[one].title} {versions}" for one, versions in deviations[0].servers.items()]
+        known = [f"{SERVERS[server_kind].title} {versions}" for server_kind, versions in deviations[0].servers.items()]
         server = f"{target.server.title} {version or 'of unknown version'}"
-        found = f"{asked.name}: a named deviation ({names}) that is not known of {server}"
+        found = f"{asked_row.name}: a named deviation ({names}) that is not known of {server}"
         expected = f"the ids of mistral-common; {deviations[0].id} is known of {', '.join(known) or 'no server'}"
         named = f"{kind}@VERSION={target.url}"
         fix = "" if version else f"Name the version, since the server reports none: {named}"
-        sides = (asked.expected or (), None), (served, None)
+        sides = (asked_row.expected or (), None), (served, None)
         diff = TokenDiff.of(*sides, target.oracle.piece, ("mistral-common", "served"))
-        parts = shown_difference(diff, asked.name)
-        return Finding("ML902", found, target.url, expected, row=asked.row.to_jsonl(), fix=fix, **parts)
+        parts = shown_difference(diff, asked_row.name)
+        return Finding("ML902", found, target.url, expected, row=asked_row.row.to_jsonl(), fix=fix, **parts)
 
 
 def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> Finding | None:
@@ -115,30 +119,36 @@ def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> 
     from pytest_mistral_lora.conformance.encoded.row_faults import ids_of, other_oracles
     from pytest_mistral_lora.conformance.encoded.text_reasons import spells_row
 
-    prompts = [(one.asked.prompt, found) for one in taken if not isinstance(found := one.asked.served, InputError)]
+    prompts = [
+        (taken_row.asked.prompt, found)
+        for taken_row in taken
+        if not isinstance(found := taken_row.asked.served, InputError)
+    ]
     shown = [(row, found.ids) for row, found in prompts if found.ids is not None]
     counted = [] if shown else [(row, found.count) for row, found in prompts if found.count is not None]
 
     def spells(row: Row, ids: Sequence[int], oracle: Oracle) -> bool:
         # of a smaller vocabulary, some ids are none
-        return spells_row(row, split_at_markers([one for one in ids if 0 <= one < oracle.vocab_size], oracle))
+        return spells_row(row, split_at_markers([token for token in ids if 0 <= token < oracle.vocab_size], oracle))
 
     # with the share of the named tokenizer below which it is not the one, and that from which another one is: versions
     # of one vocabulary share most prompts, and a number is a weak proof
     proofs: list[tuple[str, float, float, Callable[[Oracle], list[bool]]]] = [
-        ("have the ids of", 1.0, 0.5, lambda one: [ids_of(row, one) == ids for row, ids in shown]),
-        (_SPELL, 0.5, 0.5, lambda one: [spells(row, ids, one) for row, ids in shown]),
-        (_COUNT, 0.5, 0.75, lambda one: [len(ids_of(row, one) or ()) == count for row, count in counted]),
+        ("have the ids of", 1.0, 0.5, lambda oracle: [ids_of(row, oracle) == ids for row, ids in shown]),
+        (_SPELL, 0.5, 0.5, lambda oracle: [spells(row, ids, oracle) for row, ids in shown]),
+        (_COUNT, 0.5, 0.75, lambda oracle: [len(ids_of(row, oracle) or ()) == count for row, count in counted]),
     ]
     for words, below, least, judge in proofs:
-        own = mean(judge(target.oracle) or [True])
-        shares = {name: mean(judge(other)) for name, other in other_oracles(target.oracle)} if own < below else {}
+        share_of_named = mean(judge(target.oracle) or [True])
+        shares = (
+            {name: mean(judge(other)) for name, other in other_oracles(target.oracle)} if share_of_named < below else {}
+        )
         most = max(shares.values(), default=0.0)
-        if most > own and most >= least:
-            names = [name for name, one in shares.items() if one == most]
-            path, rule = target.oracle.path, "ML902" if any(one.ids for one in taken) else "ML904"
+        if most > share_of_named and most >= least:
+            names = [name for name, share in shares.items() if share == most]
+            path, rule = target.oracle.path, "ML902" if any(taken_row.ids for taken_row in taken) else "ML904"
             named = next((name for name, file in SHIPPED.items() if file == path.name), str(path))
-            text = f"{most:.0%} of the prompts {words} {' or '.join(names)}, and {own:.0%} {words} {named}"
+            text = f"{most:.0%} of the prompts {words} {' or '.join(names)}, and {share_of_named:.0%} {words} {named}"
             name = f"If the model was trained with {' or '.join(names)}, name it: --tokenizer {names[-1]}."
             if words == _SPELL:
                 # of another version, or with a fault in each prompt
@@ -157,6 +167,6 @@ def _as_read(prompt: Row) -> Iterator[Row]:
     # vLLM
     yield prompt
     functions = [tool["function"] for tool in prompt.tools or ()]
-    known = ({key: one.get(key, "") for key in ("name", "description", "parameters")} for one in functions)
+    known = ({key: function.get(key, "") for key in ("name", "description", "parameters")} for function in functions)
     # llama.cpp
-    yield replace(prompt, tools=tuple({"type": "function", "function": one} for one in known) or None)
+    yield replace(prompt, tools=tuple({"type": "function", "function": function} for function in known) or None)

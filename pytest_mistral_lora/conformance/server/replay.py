@@ -54,8 +54,8 @@ class ReplayChecks:
         return {
             # ML801 and ML802: the transcripts can be read, and their prompts have the ids of the tokenizer
             "transcripts": lambda: Result(tuple(self._target.transcripts[1])),
-            "by-ids": partial(self.answers, "ML908", lambda one: one.by_ids),
-            "by-messages": partial(self.answers, "ML909", lambda one: one.by_messages),
+            "by-ids": partial(self.answers, "ML908", lambda replayed: replayed.by_ids),
+            "by-messages": partial(self.answers, "ML909", lambda replayed: replayed.by_messages),
             "first-logprobs": self.first_logprobs,
             "applied": self.applied,
             "greedy": self.greedy,
@@ -69,45 +69,48 @@ class ReplayChecks:
             return target.precision, "as stated"
         if target.answers.facts.precision:
             return target.answers.facts.precision, "as the server reports"
-        widest = max((one.transcript.precision for one in target.replayed), key=lambda one: TOLERANCES[one].margin)
+        widest = max(
+            (replayed.transcript.precision for replayed in target.replayed),
+            key=lambda precision: TOLERANCES[precision].margin,
+        )
         return widest, "as recorded, since the server reports none"
 
     def answers(self, rule: str, of: Callable[[Replayed], Outcome]) -> Result:
         """ML908 and ML909: the recorded ids of a prompt, and the messages, are answered as recorded."""
-        if rule == "ML908" and all(one.by_ids is None for one in self._target.replayed):
+        if rule == "ML908" and all(replayed.by_ids is None for replayed in self._target.replayed):
             return Result(not_checked=f"{self._target.server.title} is not asked by ids")
         precision, source = self._precision
         if precision not in TOLERANCES:
             stated = f"{self._target.server.name}:q4={self._target.url}"
             return Result(not_checked=f"no tolerance is known for weights in {precision}; to use another's: {stated}")
         findings, tiers, moved, repeated = [], [], 0.0, 0
-        for one in self._target.replayed:
-            judged = self._judged(one.transcript, of(one), by_messages=rule == "ML909")
+        for replayed in self._target.replayed:
+            judged = self._judged(replayed.transcript, of(replayed), by_messages=rule == "ML909")
             if isinstance(judged, str):
-                findings.append(self._unjudged(rule, one.transcript, of(one), judged))
+                findings.append(self._unjudged(rule, replayed.transcript, of(replayed), judged))
                 continue
             tiers.append(judged.tier)
-            answer = _answered(of(one))
-            moved = max([moved, *(moved_logprobs(one.transcript, answer) if answer else [])])
+            answer = _answered(of(replayed))
+            moved = max([moved, *(moved_logprobs(replayed.transcript, answer) if answer else [])])
             if judged.passed:
                 continue
-            if rule == "ML909" and self._differs_by_ids(one):
+            if rule == "ML909" and self._differs_by_ids(replayed):
                 repeated += 1
             else:
-                findings.append(self._different(rule, one, judged))
+                findings.append(self._different(rule, replayed, judged))
         counts = ", ".join(f"{tiers.count(tier)} {tier}" for tier in dict.fromkeys(tiers)) or "0"
         text = f"{counts} of {len(self._target.replayed)}; {precision}, {source}"
         text += f"; log-probabilities moved by {moved:.2g} nats at most" if moved else ""
-        text += f". {RIGHT_MODEL}" if any(RIGHT_MODEL in one.detail for one in findings) else ""
+        text += f". {RIGHT_MODEL}" if any(RIGHT_MODEL in finding.detail for finding in findings) else ""
         name = "answers by ids of" if rule == "ML908" else "answers by messages of"
         same = f"same cause as ML908: {repeated} of {len(self._target.replayed)} differ by ids already"
         return Result(
             tuple(first_of_each_cause(findings, _SHOWN, self._place)), same if repeated else "", ((name, text),)
         )
 
-    def _differs_by_ids(self, one: Replayed) -> bool:
+    def _differs_by_ids(self, replayed: Replayed) -> bool:
         """Whether the recorded ids are answered otherwise, too, so that the prompt has no part in it."""
-        by_ids = self._judged(one.transcript, one.by_ids, by_messages=False)
+        by_ids = self._judged(replayed.transcript, replayed.by_ids, by_messages=False)
         return isinstance(by_ids, AnswerJudgement) and not by_ids.passed
 
     def _judged(self, golden: Transcript, outcome: Outcome, *, by_messages: bool) -> AnswerJudgement | str:
@@ -135,16 +138,16 @@ class ReplayChecks:
     def _finding(self, rule: str, golden: Transcript, found: str, detail: str = "") -> Finding:
         return Finding(rule, f"{golden.case}: {found}", self._place, repr(golden.text), detail, golden.row.to_jsonl())
 
-    def _different(self, rule: str, one: Replayed, judged: AnswerJudgement) -> Finding:
+    def _different(self, rule: str, replayed: Replayed, judged: AnswerJudgement) -> Finding:
         lines = [*difference_text(judged), *(f"{check.name} failed: {check.reason}" for check in judged.broken_checks)]
         if rule == "ML908":
-            causes = self._model_causes(one.transcript)
+            causes = self._model_causes(replayed.transcript)
             lines = [*(cause for cause, _ in causes), *lines]
             fix = next((fix for _, fix in causes), "")
         else:
-            causes_of_prompt, fix = self._prompt_causes(one)
+            causes_of_prompt, fix = self._prompt_causes(replayed)
             lines = [*causes_of_prompt, *lines]
-        return replace(self._finding(rule, one.transcript, f"answered {judged.text!r}", "\n".join(lines)), fix=fix)
+        return replace(self._finding(rule, replayed.transcript, f"answered {judged.text!r}", "\n".join(lines)), fix=fix)
 
     def _model_causes(self, golden: Transcript) -> list[tuple[str, str]]:
         """Return what is known of the served model that can change its answers, each with its fix, the likeliest first.
@@ -169,13 +172,13 @@ class ReplayChecks:
             found.append((cause, fix))
         return found
 
-    def _prompt_causes(self, one: Replayed) -> tuple[list[str], str]:
+    def _prompt_causes(self, replayed: Replayed) -> tuple[list[str], str]:
         """Return what is known of messages that are answered otherwise, and the fix if it is none of the prompt's."""
-        by_ids = self._judged(one.transcript, one.by_ids, by_messages=False)
+        by_ids = self._judged(replayed.transcript, replayed.by_ids, by_messages=False)
         if isinstance(by_ids, str):
             return [], ""
         # the ids of the prompt are answered as recorded: it is the prompt, or the server
-        prompt, recorded = one.prompt, one.transcript.prompt_ids
+        prompt, recorded = replayed.prompt, replayed.transcript.prompt_ids
         ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
         if ids == recorded:
             return [CONSTRAINED], _CONSTRAINED_FIX
@@ -187,7 +190,10 @@ class ReplayChecks:
 
     def first_logprobs(self) -> Result:
         """ML905: a server that hides its ids gives the first token the log-probability of the right prompt."""
-        if any(not isinstance(one.served, InputError) and one.served.ids for one in self._target.answers.rows):
+        if any(
+            not isinstance(asked_row.served, InputError) and asked_row.served.ids
+            for asked_row in self._target.answers.rows
+        ):
             return Result(not_checked="the server shows the ids of its prompts, which prove more")
         precision, source = self._precision
         if precision != "fp32" or source.startswith("as recorded"):
@@ -195,8 +201,8 @@ class ReplayChecks:
             return Result(not_checked=f"weights are not known to be in full precision; if they are: {stated}")
         findings: list[Finding] = []
         seen = 0
-        for one in self._target.replayed:
-            answer, golden = _answered(one.by_messages), one.transcript
+        for replayed in self._target.replayed:
+            answer, golden = _answered(replayed.by_messages), replayed.transcript
             first = self._text(golden.completion_ids[0])
             # a control token has no text, and a server may name it in its own way
             if not (answer and answer.first and first):
@@ -206,7 +212,7 @@ class ReplayChecks:
             recorded = {self._text(golden.runner_up_ids[0]): logprob - golden.margins[0], first: logprob}
             apart = {text: abs(served[text] - value) for text, value in recorded.items() if text and text in served}
             if not apart or max(apart.values()) > FINGERPRINT:
-                text = max(apart, key=lambda one: apart[one]) if apart else first
+                text = max(apart, key=lambda case: apart[case]) if apart else first
                 found = f"{served[text]:.4f}" if apart else "not among the best"
                 words = f"the first token {text!r} has the log-probability {found}, and not {recorded[text]:.4f}"
                 findings.append(self._finding("ML905", golden, words))
@@ -228,43 +234,45 @@ class ReplayChecks:
         findings = [
             Finding("ML910", f"the adapter {name} has the scale {scale:g}", self._place, "1") for name, scale in wrong
         ]
-        pairs = [(_answered(one.by_ids), _answered(one.base)) for one in self._target.replayed]
-        asked = [(own, base) for own, base in pairs if own and base]
-        if not asked:
+        pairs = [(_answered(replayed.by_ids), _answered(replayed.base)) for replayed in self._target.replayed]
+        both_answered = [(adapted, base) for adapted, base in pairs if adapted and base]
+        if not both_answered:
             reason = "the server has no adapter to leave out, as if it served a merged model: see the check `by-ids`"
             return Result(tuple(findings), "" if findings else reason)
         same = 0
-        for own, base in asked:
-            if own.ids == base.ids:
-                both = zip(own.logprobs, base.logprobs, strict=False)
+        for adapted, base in both_answered:
+            if adapted.ids == base.ids:
+                both = zip(adapted.logprobs, base.logprobs, strict=False)
                 same += all(abs(a - b) <= _SAME for a, b in both if isfinite(a) and isfinite(b))
-        if same == len(asked):
-            found = f"{len(asked)} of {len(asked)} prompts are answered as by the base without an adapter"
+        if same == len(both_answered):
+            found = (
+                f"{len(both_answered)} of {len(both_answered)} prompts are answered as by the base without an adapter"
+            )
             findings.append(Finding("ML910", found, self._place, "the answers of the adapter"))
-        facts = (("adapter of", f"it changes {len(asked) - same} of {len(asked)} answers of the base"),)
+        facts = (("adapter of", f"it changes {len(both_answered) - same} of {len(both_answered)} answers of the base"),)
         return Result(tuple(findings), facts=facts)
 
     def greedy(self) -> Result:
         """ML911: a greedy answer is the same twice, and no default of the server changes it."""
-        answers = [(one, _answered(one.by_messages)) for one in self._target.replayed if one.again]
-        asked = [(one, answer) for one, answer in answers if answer]
-        if not asked:
+        answers = [(replayed, _answered(replayed.by_messages)) for replayed in self._target.replayed if replayed.again]
+        repeated = [(replayed, answer) for replayed, answer in answers if answer]
+        if not repeated:
             return Result(not_checked="no messages were answered: see the check `by-messages`")
         findings: list[Finding] = []
-        for one, answer in asked:
-            for other, how in ((one.again, "asked twice"), (one.plain, "asked with the temperature 0 alone")):
-                judged, given = self._judged(one.transcript, other, by_messages=True), _answered(other)
+        for replayed, answer in repeated:
+            for other, how in ((replayed.again, "asked twice"), (replayed.plain, "asked with the temperature 0 alone")):
+                judged, given = self._judged(replayed.transcript, other, by_messages=True), _answered(other)
                 if given is None:
                     if isinstance(judged, str) and other is not None:
-                        findings.append(self._unjudged("ML911", one.transcript, other, f"{how}: {judged}"))
+                        findings.append(self._unjudged("ML911", replayed.transcript, other, f"{how}: {judged}"))
                     continue
                 if (given.text, given.calls, given.ids) == (answer.text, answer.calls, answer.ids):
                     continue
                 if isinstance(judged, AnswerJudgement) and judged.passed:
                     continue  # another token at a near tie
                 expected, text = (repr(side.text) if side.text else call_text(side) for side in (answer, given))
-                found = f"{one.transcript.case}: {how}, it answers {text}"
-                row = one.transcript.row.to_jsonl()
+                found = f"{replayed.transcript.case}: {how}, it answers {text}"
+                row = replayed.transcript.row.to_jsonl()
                 findings.append(Finding("ML911", found, self._place, expected, row=row))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 

@@ -38,10 +38,21 @@ def ask_script(script: Path, url: str, model: str, rows: Sequence[Row]) -> tuple
     from pytest_mistral_lora.serving.server import chat_request
 
     with tempfile.TemporaryDirectory(prefix="mistral-server-") as temporary:
-        asked, made = Path(temporary) / "rows.jsonl", Path(temporary) / "prompts.jsonl"
+        rows_file, made = Path(temporary) / "rows.jsonl", Path(temporary) / "prompts.jsonl"
         # in ASCII: a script that splits the text into lines must not split at a line separator within a row
-        write_text(asked, "".join(f"{json.dumps(chat_request(row))}\n" for row in rows))
-        command = [sys.executable, script.absolute(), "--rows", asked, "--url", url, "--model", model, "--output", made]
+        write_text(rows_file, "".join(f"{json.dumps(chat_request(row))}\n" for row in rows))
+        command = [
+            sys.executable,
+            script.absolute(),
+            "--rows",
+            rows_file,
+            "--url",
+            url,
+            "--model",
+            model,
+            "--output",
+            made,
+        ]
         ended = run_limited(list(map(str, command)), seconds=SECONDS, folder=Path.cwd(), environment=os.environ)
         if ended.code:
             raise RunnerError(redacted(ended.reason), place=str(script))

@@ -141,8 +141,11 @@ def _facts(files: TokenizerFiles) -> Iterator[tuple[str, Any]]:
     """Yield the files that load, their hashes, the class, and the repository of a snapshot."""
     hashes = files.digests
     yield "files", hashes
-    own = oracle_file(files.path)
-    yield "oracle_file", own.relative_to(files.path).as_posix() if own and own != files.path else str(own)
+    declared = oracle_file(files.path)
+    yield (
+        "oracle_file",
+        declared.relative_to(files.path).as_posix() if declared and declared != files.path else str(declared),
+    )
     if not files.path.is_dir():
         return
     yield "tokenizer_file", TOKENIZER_JSON if TOKENIZER_JSON in hashes else "converted from the Mistral file"
@@ -195,7 +198,7 @@ def other_pieces(file: Path, known: Recognition) -> Iterator[Finding]:
     except TokenizerError as error:
         yield Finding("ML209", error.found, error.place, "a SentencePiece model")
         return
-    differ = [number for number, (one, other) in enumerate(zip(have, want, strict=False)) if one != other]
+    differ = [number for number, (piece, other) in enumerate(zip(have, want, strict=False)) if piece != other]
     if differ or len(have) < len(want):
         first = differ[0] if differ else len(have)
         shown = have[first] if first < len(have) else "missing"

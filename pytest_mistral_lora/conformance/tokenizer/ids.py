@@ -196,7 +196,7 @@ def save_and_load(target: Target) -> Iterator[Finding]:
             yield Finding("ML206", f"{', '.join(names)} changes by save and load", place, "the same tokens")
         for text in PROBES:
             before, after = (
-                tuple(one(f"<s>{text}</s>", add_special_tokens=False)["input_ids"]) for one in (fast, again)
+                tuple(tokenizer(f"<s>{text}</s>", add_special_tokens=False)["input_ids"]) for tokenizer in (fast, again)
             )
             if before != after:
                 detail = _difference(before, after, fast)
@@ -221,8 +221,10 @@ def _named_ids(target: Target, config: dict[str, Any], place: str) -> Iterator[F
     given: dict[str, list[Any]] = {}
     for key in ("bos", "eos", "pad"):
         value = config.get(f"{key}_token_id")
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        given[key] = [one if isinstance(one, int) else repr(one) for one in values]
+        values = value if isinstance(value, list) else [value]
+        if value is None:
+            values = []
+        given[key] = [item if isinstance(item, int) else repr(item) for item in values]
     bos = oracle.bos_id if oracle else fast.bos_token_id
     for key, ids in given.items():
         for token in ids:

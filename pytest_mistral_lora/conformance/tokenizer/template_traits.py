@@ -133,8 +133,14 @@ def forbidden_access(source: str) -> list[str]:
     # Attributes are read as `a.b`, as `a["b"]`, and by the filters `attr` and `map`.
     names = [get.attr for get in tree.find_all(nodes.Getattr)]
     constants = [item.arg for item in tree.find_all(nodes.Getitem)]
-    constants += [arg for one in tree.find_all(nodes.Filter) if one.name in ("attr", "map") for arg in one.args]
-    names += [one.value for one in constants if isinstance(one, nodes.Const) and isinstance(one.value, str)]
+    constants += [
+        arg for applied in tree.find_all(nodes.Filter) if applied.name in ("attr", "map") for arg in applied.args
+    ]
+    names += [
+        constant.value
+        for constant in constants
+        if isinstance(constant, nodes.Const) and isinstance(constant.value, str)
+    ]
     found = [f"the attribute {name!r}" for name in names if name.startswith("__")]
     loads = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
     return [*dict.fromkeys(found), *("another template" for _ in tree.find_all(loads))]
@@ -194,10 +200,10 @@ def clock_and_defaults(traits: TemplateTraits) -> Iterator[Finding]:
     if with_system is None or without is None:
         return
     # a text that stands in a conversation without a system prompt, in another place than a prompt, and gives way to one
-    own, other = _added_text(traits, without), _added_text(traits, with_system)
-    if own not in other and len(own) > len(other):
+    added, other = _added_text(traits, without), _added_text(traits, with_system)
+    if added not in other and len(added) > len(other):
         yield traits.finding(
-            "ML224", f"a conversation without a system prompt gets one: {own[:120]!r}", "nothing that no one wrote"
+            "ML224", f"a conversation without a system prompt gets one: {added[:120]!r}", "nothing that no one wrote"
         )
 
 
@@ -214,7 +220,7 @@ def dropped_texts(traits: TemplateTraits) -> Iterator[Finding]:
     """Yield ML225 for each conversation from which the template silently leaves out a message."""
     for name, row in {**PLAIN, **SYSTEM, **WHOLE}.items():
         text = traits.rendered.texts.get(name)
-        lost = [] if text is None else [one for one in row.messages if one["content"] not in text]
+        lost = [] if text is None else [message for message in row.messages if message["content"] not in text]
         if lost:
             shown, expected = f"{lost[0]['content']!r:.80}", "every message, or a refusal"
             found = f"the {lost[0]['role']} message {shown} is left out of {name}"

@@ -234,8 +234,8 @@ class TrainerHarness(TinyFolder):
         trainer = self.trainer(self.perturbed_model(), recipe, held_out=held_out)
         trainer.args.save_strategy = "no"
         if change_batch is not None:
-            own = trainer.training_step
-            trainer.training_step = lambda model, batch, *given: own(model, change_batch(batch), *given)
+            original_step = trainer.training_step
+            trainer.training_step = lambda model, batch, *given: original_step(model, change_batch(batch), *given)
         gradients: dict[str, torch.Tensor] = {}
         predicting: list[int] = []
 

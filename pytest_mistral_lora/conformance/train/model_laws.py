@@ -48,10 +48,10 @@ def measure_targets(harness: TrainerHarness) -> Figures:
     """Ask for adapters on some layers, and on a layer whose name is misspelt."""
     adapted, text = [], BaseFolder(harness.base).architecture.text
     # PEFT's default for Mistral, q_proj and v_proj, is neither of them
-    for asked in ((text.attention[1], text.attention[-1]), (text.attention[0], *text.mlp[1:])):
-        model = harness.new_model(harness.recipe(lora={"target_modules": list(asked)}))
+    for target_modules in ((text.attention[1], text.attention[-1]), (text.attention[0], *text.mlp[1:])):
+        model = harness.new_model(harness.recipe(lora={"target_modules": list(target_modules)}))
         found = [name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "lora_A")]
-        adapted.append({"asked": asked, "found": {name: found.count(name) for name in sorted(set(found))}})
+        adapted.append({"asked": target_modules, "found": {name: found.count(name) for name in sorted(set(found))}})
     misspelt = [text.attention[0], _TYPO, text.attention[-1]]
     return {
         "layers": model.config.get_text_config().num_hidden_layers,
@@ -85,20 +85,20 @@ def measure_precision(harness: TrainerHarness) -> Figures:
     save_file(tensors, stored_as_bf16 / "model.safetensors", metadata={"format": "pt"})
     figures = {}
     for stored, base in (("fp32", harness.base), ("bf16", stored_as_bf16)):
-        for asked in _DTYPES:
-            parameters = list(harness.new_model(harness.recipe(precision=asked), base).parameters())
+        for precision in _DTYPES:
+            parameters = list(harness.new_model(harness.recipe(precision=precision), base).parameters())
             dtypes = {True: set[str](), False: set[str]()}
             for tensor in parameters:
                 dtypes[tensor.requires_grad].add(str(tensor.dtype))
-            figures[f"{asked} from {stored}"] = {"base": sorted(dtypes[False]), "trainable": sorted(dtypes[True])}
+            figures[f"{precision} from {stored}"] = {"base": sorted(dtypes[False]), "trainable": sorted(dtypes[True])}
     return figures
 
 
 def _judge_precision(figures: Figures, device: str) -> Iterator[Finding]:
     for name, dtypes in figures.items():
-        asked = f"torch.{_DTYPES[name.partition(' ')[0]]}"
-        if dtypes["base"] != [asked]:
-            yield Finding("ML321", f"the base is in {', '.join(dtypes['base'])}", f"precision {name}", asked)
+        dtype = f"torch.{_DTYPES[name.partition(' ')[0]]}"
+        if dtypes["base"] != [dtype]:
+            yield Finding("ML321", f"the base is in {', '.join(dtypes['base'])}", f"precision {name}", dtype)
         if dtypes["trainable"] != ["torch.float32"]:
             found = f"trainable parameters are in {', '.join(dtypes['trainable']) or 'no dtype: there are none'}"
             yield Finding("ML321", found, f"precision {name}", "torch.float32")
@@ -151,8 +151,10 @@ def measure_packing(harness: TrainerHarness) -> Figures:
         losses = []
         for logits in (packed.split(lengths), alone):
             tokens = []
-            for one, row in zip(logits, rows, strict=True):
-                tokens += [-one[place - 1].log_softmax(-1)[token].item() for place, token in supervised_positions(row)]
+            for row_logits, row in zip(logits, rows, strict=True):
+                tokens += [
+                    -row_logits[place - 1].log_softmax(-1)[token].item() for place, token in supervised_positions(row)
+                ]
             losses.append(sum(tokens) / len(tokens))
         apart = float((packed - torch.cat(alone)).abs().max() / packed.abs().max())
         figures[attention] = {"logits": apart, "loss": losses[0], "loss_alone": losses[1]}
@@ -160,11 +162,12 @@ def measure_packing(harness: TrainerHarness) -> Figures:
 
 
 def _judge_packing(figures: Figures, device: str) -> Iterator[Finding]:
-    for attention, one in figures.items():
-        apart = abs(one["loss"] - one["loss_alone"])
-        if one["logits"] > TOLERANCE[device] or apart > TOLERANCE[device] * one["loss_alone"]:
-            found = f"packed rows see one another: logits {one['logits']:.2g} apart, relatively; loss {one['loss']:.4f}"
-            expected = f"those of each row alone, loss {one['loss_alone']:.4f}"
+    for attention, measured in figures.items():
+        apart = abs(measured["loss"] - measured["loss_alone"])
+        if measured["logits"] > TOLERANCE[device] or apart > TOLERANCE[device] * measured["loss_alone"]:
+            found = f"packed rows see one another: logits {measured['logits']:.2g} apart, relatively; "
+            found += f"loss {measured['loss']:.4f}"
+            expected = f"those of each row alone, loss {measured['loss_alone']:.4f}"
             yield Finding("ML313", found, f"attention {attention}", expected)
 
 

@@ -183,10 +183,10 @@ def measure_seeds(harness: TrainerHarness) -> Figures:
     return {**runs, "resumed": {**described(result, after), "passes": [len(before), len(after)]}}
 
 
-def _is_same_adapter(one: dict[str, Any], other: dict[str, Any], device: str) -> bool:
+def _is_same_adapter(run: dict[str, Any], other: dict[str, Any], device: str) -> bool:
     if device == "cpu":
-        return bool(one["adapter"] == other["adapter"])
-    return bool(one["farthest"] <= SEED_TOLERANCE)
+        return bool(run["adapter"] == other["adapter"])
+    return bool(run["farthest"] <= SEED_TOLERANCE)
 
 
 def _judge_seed(figures: Figures, device: str) -> Iterator[Finding]:

@@ -125,7 +125,9 @@ def measure_generation(harness: TrainerHarness) -> Figures:
 
     model = load_run(harness.adapter, harness.base)
     rows, eos = list(read_rows(harness.rows)), harness.encoder.eos_id
-    answers = [list(one.ids) for one in generate(model, harness.encoder, rows, max_new_tokens=_NEW_TOKENS)]
+    answers = [
+        list(completion.ids) for completion in generate(model, harness.encoder, rows, max_new_tokens=_NEW_TOKENS)
+    ]
     prompts = [list(harness.encoder.prompt(row)) for row in rows]
     by_hand = []
     with torch.inference_mode():
@@ -143,7 +145,9 @@ def measure_generation(harness: TrainerHarness) -> Figures:
         for columns in (prompts, [[1] * len(prompt) for prompt in prompts]):
             pads = [[0] * (length - len(column)) for column in columns]
             pairs = zip(pads, columns, strict=True)
-            ids_and_mask.append(torch.tensor([pad + own if side == "left" else own + pad for pad, own in pairs]))
+            ids_and_mask.append(
+                torch.tensor([pad + values if side == "left" else values + pad for pad, values in pairs])
+            )
         with torch.inference_mode():
             output = model.generate(ids_and_mask[0], attention_mask=ids_and_mask[1], generation_config=config)
         rows_of_ids = output[:, length:].tolist()
@@ -153,9 +157,9 @@ def measure_generation(harness: TrainerHarness) -> Figures:
 
 def _judge_generation(figures: Figures, device: str) -> Iterator[Finding]:
     for name, expected in (("by_hand", "a greedy search by hand"), ("left", "a batch that is padded on the left")):
-        for index, (one, other) in enumerate(zip(figures["generated"], figures[name], strict=True)):
-            if one != other:
-                yield Finding("ML324", f"generated {one}", f"row {index + 1}", f"{other}, as {expected} does")
+        for index, (answer, other) in enumerate(zip(figures["generated"], figures[name], strict=True)):
+            if answer != other:
+                yield Finding("ML324", f"generated {answer}", f"row {index + 1}", f"{other}, as {expected} does")
     # padding on the right must do harm here, or these rows would not show it in a trainer
     if figures["right"] == figures["left"]:
         yield Finding("ML324", "padding on the right goes unseen", "", "completions that show it")

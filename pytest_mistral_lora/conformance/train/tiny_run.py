@@ -49,8 +49,11 @@ EVIDENCE = "evidence.json"
 
 _MISTRAL = TinyKind()
 _IMPORTED_FIRST = (
-    *("peft", "transformers.models.mistral.modeling_mistral", "transformers.trainer"),
-    *("pytest_mistral_lora.training.generate.judge", "pytest_mistral_lora.training.run"),
+    "peft",
+    "transformers.models.mistral.modeling_mistral",
+    "transformers.trainer",
+    "pytest_mistral_lora.training.generate.judge",
+    "pytest_mistral_lora.training.run",
 )
 """The libraries and the trainer: their objects are no garbage of a tiny run."""
 
@@ -136,7 +139,7 @@ def attempt(
                 harness = make_inputs(oracle, folder, device, kind)
                 evidence = {"device": choose_device(device), **train_and_observe(harness, ask)}
                 measures = dict.fromkeys(law.measure for law in LAWS)  # a measurement may serve several laws
-                evidence["laws"] = {one.__name__: take_figures(one, harness) for one in measures}
+                evidence["laws"] = {measure.__name__: take_figures(measure, harness) for measure in measures}
                 if "failed" not in evidence:
                     evidence |= judge_files(harness)
                 shutil.rmtree(harness.scratch)
@@ -148,8 +151,8 @@ def attempt(
 
 def folder_of(oracle: Oracle, work_folder: Path, device: str, kind: TinyKind = _MISTRAL) -> Path:
     """Return the folder of a tokenizer's tiny run below the folder of the session."""
-    own = "" if kind == _MISTRAL else f"-{kind.label}"
-    return work_folder / f"train-{oracle.sha256[:12]}{own}-{device}"
+    suffix = "" if kind == _MISTRAL else f"-{kind.label}"
+    return work_folder / f"train-{oracle.sha256[:12]}{suffix}-{device}"
 
 
 @contextmanager
