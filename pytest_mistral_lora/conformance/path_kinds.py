@@ -96,7 +96,7 @@ def _folder(path: Path, base: Path | None) -> RecognisedPath:
     if base is not None and path.resolve() != base.resolve() and any(path.glob("model*.safetensors")):
         return RecognisedPath(path, "adapter", f"a merged model ({weights[0]}, and --base is another folder)")
     marks = [name for name in _TOKENIZERS if (path / name).exists()]
-    marks += sorted(one.name for one in path.glob("*.model.v*"))
+    marks += sorted(file.name for file in path.glob("*.model.v*"))
     if marks or weights or (path / "config.json").exists():
         title = "a checkpoint folder" if weights or (path / "config.json").exists() else "a tokenizer folder"
         shown = marks or weights or ["config.json"]

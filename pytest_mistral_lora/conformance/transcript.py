@@ -241,7 +241,7 @@ class TranscriptChecks:
         """Check that every transcript keeps its schema and does not contradict itself."""
         return Result(tuple(self._read[1])) if self.paths else Result(not_checked=_NO_TRANSCRIPTS)
 
-    def recorded_on(self, *, own: bool = True) -> Result:
+    def recorded_on(self, *, checks_adapter: bool = True) -> Result:
         """Check that the transcripts are of the base and, if they are the folder's own, of its adapter."""
         if not self.paths or self.model.missing:
             return Result(not_checked=self.model.missing if self.paths else _NO_TRANSCRIPTS)
@@ -252,7 +252,7 @@ class TranscriptChecks:
             raise
         except InputError as error:
             return Result((Finding("ML803", error.found, error.place, error.expected),))
-        for transcript in self.transcripts if own else ():
+        for transcript in self.transcripts if checks_adapter else ():
             recorded = transcript.model["tensors_sha256"]
             if recorded != tensors:
                 kind = "model" if self.model.folder.kind == "merged" else "adapter"

@@ -258,7 +258,7 @@ def _judge_transcript(model: TranscriptModel, case: UserCase) -> Result:
     if case.row is not None and question != Question.again(judged.transcripts[0]):
         row, found = case.row.row, "the row is not the one that was recorded"
         return Result((Finding("ML007", found, row.place, f"the row of {case.path}", row=row.to_jsonl()),))
-    results = [judged.recorded_on(own=False), judged.prompts(), judged.answers(), judged.formats()]
+    results = [judged.recorded_on(checks_adapter=False), judged.prompts(), judged.answers(), judged.formats()]
     findings = tuple(finding for result in results for finding in result.findings)
     reasons = [result.not_checked for result in results if result.not_checked]
     facts = tuple(fact for result in results for fact in result.facts)

@@ -88,10 +88,10 @@ def adapter_findings(folder: Path, base: Path | None = None, left: dict[str, str
     """
     from pytest_mistral_lora.conformance.merged.checks import cases as merged_cases
 
-    one = (target := AdapterTarget(folder.name, folder, base=base)).adapter
-    found = merged_cases(one) if target.is_merged else {**cases(one), **base_cases(one)}
+    adapter = (target := AdapterTarget(folder.name, folder, base=base)).adapter
+    found = merged_cases(adapter) if target.is_merged else {**cases(adapter), **base_cases(adapter)}
     yield from findings_of(found, left)
-    for name in base_cases(one):
+    for name in base_cases(adapter):
         (left or {}).pop(name, None)  # a folder without a tokenizer of its own is no gap: the base's is used
 
 

@@ -119,7 +119,9 @@ def _smaller(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
             smaller += (message | {"content": text} for text in shorter if text != content)
         if "weight" in message:
             smaller.append({name: value for name, value in message.items() if name != "weight"})
-        yield from (data | {"messages": [*messages[:index], one, *messages[index + 1 :]]} for one in smaller)
+        yield from (
+            data | {"messages": [*messages[:index], shortened, *messages[index + 1 :]]} for shortened in smaller
+        )
 
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:

@@ -73,7 +73,7 @@ class MergedChecks:
     def __init__(self, folder: AdapterFolder, beside: Sequence[AdapterFolder] = ()) -> None:
         self._given, self._place = folder, str(folder.path)
         self.adapters: list[AdapterFolder] = [
-            one for one in beside if one.config_file.is_file() and one.tensors_file.is_file()
+            adapter for adapter in beside if adapter.config_file.is_file() and adapter.tensors_file.is_file()
         ]
 
     @cached_property
@@ -81,7 +81,7 @@ class MergedChecks:
         """The folder; if nothing in it names the base, with the base of an adapter at hand."""
         if self._given.located_base.folder is not None:
             return self._given
-        bases = (one.located_base.folder for one in self.adapters)
+        bases = (adapter.located_base.folder for adapter in self.adapters)
         return AdapterFolder(self._given.path, next((base for base in bases if base), None))
 
     @cached_property
@@ -150,9 +150,11 @@ class MergedChecks:
         base = self.folder.located_base.folder
         if isinstance(self._base_weights, str) or base is None:
             return None
-        found = [AdapterAtHand(one, base, self._weights, self._base_weights, self._pairs) for one in self.adapters]
-        usable = [one for one in found if not one.missing]
-        return min(usable or found, key=lambda one: len(one.findings), default=None)
+        found = [
+            AdapterAtHand(adapter, base, self._weights, self._base_weights, self._pairs) for adapter in self.adapters
+        ]
+        usable = [candidate for candidate in found if not candidate.missing]
+        return min(usable or found, key=lambda candidate: len(candidate.findings), default=None)
 
     @property
     def _planned(self) -> Mapping[str, bool] | None:
@@ -164,7 +166,9 @@ class MergedChecks:
         """Why nothing is compared with the base; empty if it is."""
         try:
             base = self._base_weights
-            return base if isinstance(base, str) else "" if self._weights else _UNREADABLE
+            if isinstance(base, str):
+                return base
+            return "" if self._weights else _UNREADABLE
         except InputError:
             return _UNREADABLE
 
@@ -201,13 +205,13 @@ class MergedChecks:
             found = self._tensors
         except InputError:
             return Result(not_checked=_UNREADABLE)
-        names = sorted(name for name, one in found.items() if not one.finite)
+        names = sorted(name for name, tensor in found.items() if not tensor.finite)
         wrong = [Finding("ML402", f"{name} is not finite", self._place, "finite numbers") for name in names]
         notes, base = [], self._base_weights
         if not isinstance(base, str):
-            dtypes = [sorted({info.dtype for info in one.infos.values()}) for one in (self._weights, base)]
+            dtypes = [sorted({info.dtype for info in weights.infos.values()}) for weights in (self._weights, base)]
             if dtypes[0] and dtypes[0] != dtypes[1] and set(dtypes[0]) <= set(DTYPES.values()):
-                found_dtypes, expected = (" and ".join(one) for one in dtypes)
+                found_dtypes, expected = (" and ".join(names) for names in dtypes)
                 notes.append(Finding("ML437", f"the weights are in {found_dtypes}", self._place, expected))
         return Result((*first_findings(wrong, _SHOWN, self._place), *notes))
 
@@ -252,7 +256,7 @@ class MergedChecks:
         if self._not_compared:
             return Result(not_checked=self._not_compared)
         compared, findings = [self._tensors[name] for name in self._pairs], []
-        if all(one.unchanged for one in compared):
+        if all(tensor.unchanged for tensor in compared):
             expected = "other weights: merge again with merge_and_unload(), and save the model that it returns"
             findings.append(Finding("ML413", "every weight is the base's: nothing was merged", self._place, expected))
         # whoever writes a merge into a copy of the base's folder leaves Mistral's own file of the base in it
@@ -261,7 +265,7 @@ class MergedChecks:
             if other.is_file() and filecmp.cmp(file, other, shallow=False):
                 found = "the file is the base's, and vLLM loads it in its Mistral format"
                 findings.append(Finding("ML413", found, str(file), "no such file"))
-        return Result(tuple(findings), facts=(("changed tensors", sum(not one.unchanged for one in compared)),))
+        return Result(tuple(findings), facts=(("changed tensors", sum(not tensor.unchanged for tensor in compared)),))
 
     def changed_places(self) -> Result:
         """Check that weights are changed where an adapter changes them, in every layer, and nowhere else."""
@@ -276,7 +280,7 @@ class MergedChecks:
         """Check that the change of each matrix is one that an adapter can make: of low rank, and not too large."""
         if reason := self._not_compared or self._dequantized:
             return Result(not_checked=reason)
-        ranks = [one.rank for one in self._tensors.values() if one.rank is not None]
+        ranks = [tensor.rank for tensor in self._tensors.values() if tensor.rank is not None]
         findings = tensors.rank_findings(self._tensors, self._place, self._planned)
         return Result(tuple(findings), facts=(("highest rank", max(ranks)),) if ranks else ())
 

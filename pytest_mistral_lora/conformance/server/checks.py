@@ -41,7 +41,7 @@ def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
         # beside those in its folder, the transcripts that the user recorded of the adapter
         name = name_of(target.adapter)
         places = [target.adapter / TRANSCRIPTS, *(folder / TRANSCRIPTS / name for folder in settings.golden_folders)]
-        target = replace(target, golden=tuple(one for one in places if one.is_dir()))
+        target = replace(target, golden=tuple(place for place in places if place.is_dir()))
     judged = ServerChecks(target)
     cases = judged.cases()
     if target.adapter is None and not target.golden:
@@ -66,9 +66,10 @@ class ServerChecks:
     def cases(self) -> dict[str, Callable[[], Result]]:
         """Return the checks by name."""
         by_ids = {"prompts": self.prompts, "injection": self.injection}
-        asked = {"preview": self.preview, "counts": self.counts, "refusals": self.refusals}
+        without_ids = {"preview": self.preview, "counts": self.counts, "refusals": self.refusals}
         judged = {
-            name: partial(self._if_answered, judge, by_ids=name in by_ids) for name, judge in (by_ids | asked).items()
+            name: partial(self._if_answered, judge, by_ids=name in by_ids)
+            for name, judge in (by_ids | without_ids).items()
         }
         return {"there": self.there, "failures": partial(self._if_reached, self.failures), **judged}
 
@@ -83,7 +84,7 @@ class ServerChecks:
     def _if_reached(self, judge: Callable[[], Result]) -> Result:
         if self._failure is not None:
             return Result(not_checked="the server does not answer: see the check `there`")
-        if all(isinstance(one.served, InputError) for one in self._target.answers.rows):
+        if all(isinstance(asked_row.served, InputError) for asked_row in self._target.answers.rows):
             return Result(not_checked="no row was answered: see the check `there`")
         return judge()
 
@@ -113,39 +114,44 @@ class ServerChecks:
     @property
     def _all_failed(self) -> bool:
         """Whether no row was answered or refused."""
-        return all(isinstance(one.served, InputError) or one.served.failed for one in self._target.answers.rows)
+        return all(
+            isinstance(asked_row.served, InputError) or asked_row.served.failed
+            for asked_row in self._target.answers.rows
+        )
 
     @cached_property
     def _taken(self) -> list[TakenRow]:
         """The rows that both sides take."""
         found = []
-        for one in self._target.answers.rows:
-            if isinstance(one.served, InputError) or one.served.refused or one.served.failed:
+        for asked_row in self._target.answers.rows:
+            if isinstance(asked_row.served, InputError) or asked_row.served.refused or asked_row.served.failed:
                 continue
-            if one.expected is not None:
-                ids, text = one.served.ids, one.served.text
+            if asked_row.expected is not None:
+                ids, text = asked_row.served.ids, asked_row.served.text
                 if text is not None:
                     # as llama.cpp encodes it: markers in the text are control tokens, and BOS comes first in any case
                     encoded = self._target.tokenizer.fast(text, add_special_tokens=False)["input_ids"]
                     ids = (self._target.oracle.bos_id, *encoded)
-                found.append(TakenRow(one, ids, one.served.count))
+                found.append(TakenRow(asked_row, ids, asked_row.served.count))
         return found
 
     @cached_property
     def _shown(self) -> list[TakenRow]:
         """The rows whose ids the server shows."""
-        return [one for one in self._taken if one.ids is not None]
+        return [taken_row for taken_row in self._taken if taken_row.ids is not None]
 
     @cached_property
     def _differing(self) -> list[tuple[TakenRow, tuple[str, ...] | None]]:
         """The rows with other ids than mistral-common's, each with the deviations that explain it; None if none do."""
-        rows = [one for one in self._shown if one.ids != one.asked.expected]
-        return [(one, self._deviations.explain(one.asked, one.ids or ())) for one in rows]
+        rows = [taken_row for taken_row in self._shown if taken_row.ids != taken_row.asked.expected]
+        return [(taken_row, self._deviations.explain(taken_row.asked, taken_row.ids or ())) for taken_row in rows]
 
     @cached_property
     def _other(self) -> Finding | None:
         """The finding of prompts that another tokenizer makes; None if they are those of the named one, or of none."""
-        miscounted = any(one.count not in (None, len(one.asked.expected or ())) for one in self._taken)
+        miscounted = any(
+            taken_row.count not in (None, len(taken_row.asked.expected or ())) for taken_row in self._taken
+        )
         unexplained = any(names is None for _, names in self._differing)
         return other_tokenizer_finding(self._target, self._taken) if unexplained or miscounted else None
 
@@ -155,10 +161,10 @@ class ServerChecks:
             return Result((_of_error(self._failure),))
         answers = self._target.answers
         findings = []
-        for one in answers.rows:
-            if isinstance(one.served, InputError):
-                error, row = one.served, one.row.to_jsonl()
-                found, shape = f"{one.name}: {error.found}", cause_of(error.found)
+        for asked_row in answers.rows:
+            if isinstance(asked_row.served, InputError):
+                error, row = asked_row.served, asked_row.row.to_jsonl()
+                found, shape = f"{asked_row.name}: {error.found}", cause_of(error.found)
                 findings.append(replace(_of_error(error), found=found, row=row, shape=shape))
         if self._taken and not any(row.ids is not None or row.count is not None for row in self._taken):
             # it answers, and nothing of its prompts can be judged
@@ -167,7 +173,11 @@ class ServerChecks:
         server, endpoint = self._target.recognised
         version = answers.facts.version or (self._target.version and f"{self._target.version} (as named)")
         strength: str = "count" if self._taken and not self._shown else server.strength
-        texts = [one for one in answers.rows if not isinstance(one.served, InputError) and one.served.text is not None]
+        texts = [
+            asked_row
+            for asked_row in answers.rows
+            if not isinstance(asked_row.served, InputError) and asked_row.served.text is not None
+        ]
         strength += " of the text" if texts else ""
         proof = f"{server.title}{version and f' {version}'}, model {answers.model}: proof by {strength}"
         proof += f"; recognised by {endpoint}" if endpoint else ""
@@ -180,10 +190,12 @@ class ServerChecks:
     def failures(self) -> Result:
         """ML919: no request fails that mistral-common has a prompt for."""
         findings = []
-        for one in self._target.answers.rows:
+        for asked_row in self._target.answers.rows:
             # of messages that are refused everywhere, a failure is as good as a refusal
-            if not isinstance(one.served, InputError) and one.served.failed and not one.refusal:
-                findings.append(failure_finding(one.name, one.served.failed, self._place, one.row.to_jsonl()))
+            if not isinstance(asked_row.served, InputError) and asked_row.served.failed and not asked_row.refusal:
+                findings.append(
+                    failure_finding(asked_row.name, asked_row.served.failed, self._place, asked_row.row.to_jsonl())
+                )
         if self._all_failed and not findings:
             return Result(not_checked="each request failed, of messages that mistral-common refuses, too")
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
@@ -192,16 +204,16 @@ class ServerChecks:
         """ML902: each prompt has mistral-common's ids, but for the named deviations."""
         findings: list[Finding] = []
         accepted: Counter[str] = Counter()
-        for one, explained in self._differing if self._other is None else ():
+        for taken_row, explained in self._differing if self._other is None else ():
             # text that becomes a control token is ML906, whichever server does it
             deviations = [name for name in explained or () if name != INJECTED]
             if explained is None:
-                findings += self._differences(one, injected=False)
-            elif unknown := self._deviations.unknown_finding(one.asked, one.ids or (), deviations):
+                findings += self._differences(taken_row, injected=False)
+            elif unknown := self._deviations.unknown_finding(taken_row.asked, taken_row.ids or (), deviations):
                 findings.append(unknown)
             else:
                 accepted.update(deviations)
-        right = sum(one.ids == one.asked.expected for one in self._shown)
+        right = sum(taken_row.ids == taken_row.asked.expected for taken_row in self._shown)
         text = f"{right} of {len(self._shown)} prompts have the ids of mistral-common"
         if accepted:
             counts = ", ".join(f"{name} ({count})" for name, count in accepted.items())
@@ -214,8 +226,8 @@ class ServerChecks:
     def injection(self) -> Result:
         """ML906: text never becomes a control token."""
         findings: list[Finding] = []
-        for one, _ in self._differing:
-            findings += self._differences(one, injected=True)
+        for taken_row, _ in self._differing:
+            findings += self._differences(taken_row, injected=True)
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
     def preview(self) -> Result:
@@ -223,57 +235,61 @@ class ServerChecks:
         if self._target.server.strength != "preview" or not self._shown:
             return Result(not_checked="the server shows the ids of the chat request itself, or none")
         findings = []
-        for one in self._taken:
-            if one.ids is not None and one.count is not None and len(one.ids) != one.count:
-                found = f"{one.asked.name}: the chat is fed {one.count} tokens, the preview has {len(one.ids)}"
-                findings.append(Finding("ML903", found, self._place, row=one.asked.row.to_jsonl()))
+        for taken_row in self._taken:
+            if taken_row.ids is not None and taken_row.count is not None and len(taken_row.ids) != taken_row.count:
+                sizes = f"the chat is fed {taken_row.count} tokens, the preview has {len(taken_row.ids)}"
+                found = f"{taken_row.asked.name}: {sizes}"
+                findings.append(Finding("ML903", found, self._place, row=taken_row.asked.row.to_jsonl()))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
     def counts(self) -> Result:
         """ML904: a server that hides its ids reports as many prompt tokens as mistral-common has."""
-        hidden = [one for one in self._taken if one.ids is None]
+        hidden = [taken_row for taken_row in self._taken if taken_row.ids is None]
         if not hidden:
             return Result(not_checked="the server shows the ids, which prove more than their number")
-        counted = [one for one in hidden if one.count is not None]
+        counted = [taken_row for taken_row in hidden if taken_row.count is not None]
         if not counted:
             return Result(not_checked="the server shows neither ids nor their number")
         findings = [] if self._other is None else [self._other]
-        for one in counted if self._other is None else ():
-            expected = len(one.asked.expected or ())
-            if one.count != expected:
-                found = f"{one.asked.name}: {one.count} prompt tokens"
-                findings.append(Finding("ML904", found, self._place, str(expected), row=one.asked.row.to_jsonl()))
+        for taken_row in counted if self._other is None else ():
+            expected = len(taken_row.asked.expected or ())
+            if taken_row.count != expected:
+                found = f"{taken_row.asked.name}: {taken_row.count} prompt tokens"
+                findings.append(Finding("ML904", found, self._place, str(expected), row=taken_row.asked.row.to_jsonl()))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
     def refusals(self) -> Result:
         """ML907: the server refuses a prompt exactly if mistral-common does."""
         findings = []
-        for one in self._target.answers.rows:
-            if isinstance(one.served, InputError) or one.served.failed:
+        for asked_row in self._target.answers.rows:
+            if isinstance(asked_row.served, InputError) or asked_row.served.failed:
                 continue
-            row = one.row.to_jsonl()
-            if one.served.refused and not one.refusal:
-                found, expected = f"the server refuses it: {one.served.refused}", "a prompt, as mistral-common makes"
-            elif one.refusal and not one.served.refused:
-                found, expected = "the server takes it", f"a refusal: {one.refusal}"
+            row = asked_row.row.to_jsonl()
+            if asked_row.served.refused and not asked_row.refusal:
+                found, expected = (
+                    f"the server refuses it: {asked_row.served.refused}",
+                    "a prompt, as mistral-common makes",
+                )
+            elif asked_row.refusal and not asked_row.served.refused:
+                found, expected = "the server takes it", f"a refusal: {asked_row.refusal}"
             else:
                 continue
             shape = cause_of(f"{found}, {expected}")
-            findings.append(Finding("ML907", f"{one.name}: {found}", self._place, expected, row=row, shape=shape))
+            findings.append(Finding("ML907", f"{asked_row.name}: {found}", self._place, expected, row=row, shape=shape))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
-    def _differences(self, one: TakenRow, *, injected: bool) -> Iterator[Finding]:
+    def _differences(self, taken_row: TakenRow, *, injected: bool) -> Iterator[Finding]:
         """Yield a finding for each class of a served prompt's difference: text as control tokens, or all others."""
         from pytest_mistral_lora.chat.diff import TokenDiff
         from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
 
-        asked = one.asked
-        expected, ids, oracle = asked.expected or (), one.ids or (), self._target.oracle
+        asked_row = taken_row.asked
+        expected, ids, oracle = asked_row.expected or (), taken_row.ids or (), self._target.oracle
         difference = TokenDiff.of((expected, None), (ids, None), oracle.piece, ("mistral-common", "served"))
-        for fault in id_faults(asked.prompt, expected, ids, oracle):
+        for fault in id_faults(asked_row.prompt, expected, ids, oracle):
             if (fault.rule == "ML523") is injected:
-                rule, found = ("ML906" if injected else "ML902"), f"{asked.name}: {fault.found} ({fault.rule})"
-                parts, row = shown_difference(difference, asked.name), asked.row.to_jsonl()
+                rule, found = ("ML906" if injected else "ML902"), f"{asked_row.name}: {fault.found} ({fault.rule})"
+                parts, row = shown_difference(difference, asked_row.name), asked_row.row.to_jsonl()
                 yield Finding(rule, found, self._place, fault.expected, row=row, **parts)
 
 

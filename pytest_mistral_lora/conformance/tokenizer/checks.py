@@ -76,10 +76,10 @@ def oracle(target: Target) -> Result:
     """Judge by which Mistral tokenizer a target can be judged: its own file, or one that is recognised or declared."""
     tokenizer = target.tokenizer
     tokenizer.files.refuse_hazards()
-    own = oracle_file(tokenizer.path)
-    if own is not None and own == tokenizer.path:
+    declared = oracle_file(tokenizer.path)
+    if declared is not None and declared == tokenizer.path:
         return Result(facts=(("template of", "mistral-common generates it, since a single file has none"),))
-    if own is not None:
+    if declared is not None:
         return Result()
     if not tokenizer.is_there:
         return Result(not_checked="there is no tokenizer: see the check `file`")
