@@ -1,1 +1,1 @@
-"""The checks of the suite, one room a subject; each returns findings and knows nothing of pytest."""
+"""The checks of the suite, one room for each subject; checks return findings and know nothing of pytest."""

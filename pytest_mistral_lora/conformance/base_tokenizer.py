@@ -1,4 +1,4 @@
-"""The tokenizer and the chat template beside an adapter or a merged model, against those of the base."""
+"""The tokenizer and the chat template beside an adapter or a merged model, compared with the base's."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-"""Marks of generation blocks: trainers put them in, and they change no byte of the rendered text."""
+"""Marks of generation blocks: trainers add them, and they do not change the rendered text."""
 
 _SHOWN = 5
 _LONGEST_SHOWN = 4000
 _CHUNK = 64
 _NAMES = ("bos", "eos", "unk")
 _SETTINGS = ("padding_side", "truncation_side", "model_max_length", "chat_template", "processor_class")
-"""Keys of `tokenizer_config.json` that trainers set, and that change no id of a text."""
+"""Keys of `tokenizer_config.json` that trainers set, and that do not change a text's ids."""
 
 _MARKS = ("truncation", "padding")
 
@@ -45,7 +45,7 @@ def tokenizer_result(folder: AdapterFolder, rows: int | None) -> Result:
 
     Args:
         folder: The folder of an adapter or a merged model.
-        rows: Rows of its own embeddings; None if it has those of the base.
+        rows: Rows of the folder's own embeddings; None if the base's are used.
     """
     saved, target, missing = _tokenizers(folder)
     if target is None:
@@ -67,7 +67,7 @@ def template_result(folder: AdapterFolder, *, is_model: bool = False) -> Result:
 
     Args:
         folder: The folder of an adapter or a merged model.
-        is_model: Whether it is loaded on its own, and not with its base's template.
+        is_model: Whether the folder is loaded by itself, without its base's template.
     """
     saved, target, missing = _tokenizers(folder)
     if target is None:
@@ -83,7 +83,7 @@ def template_result(folder: AdapterFolder, *, is_model: bool = False) -> Result:
         return Result((Finding("ML442", "there is a tokenizer, and no chat template", str(saved.path), expected),))
     if text is None or (other is None and not (base.is_there and base.has_oracle)):
         return Result(not_checked=f"no chat template in {(saved if text is None else base).path}")
-    # a base without a template of its own is used through the one that mistral-common generates
+    # a base without a template is used with the template that mistral-common generates
     generated = other is None
     other = base.oracle.chat_template() if other is None else other
     if GENERATION.sub("", text).strip() == GENERATION.sub("", other).strip():
@@ -95,7 +95,7 @@ def template_result(folder: AdapterFolder, *, is_model: bool = False) -> Result:
 
 
 def base_result(folder: AdapterFolder) -> Result:
-    """Judge the base of an adapter by what changes how it learns and when it stops: pad, EOS, vocabulary."""
+    """Judge the properties of an adapter's base that change how it learns and when it stops: pad, EOS, vocabulary."""
     from pytest_mistral_lora.conformance.tokenizer.ids import model_config, pad
 
     _, base, missing = _tokenizers(folder)
@@ -127,7 +127,7 @@ def _stored_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer) -> I
             yield Finding("ML440", "is another tokenizer than the base's", str(files.file(name)), expected)
     for key in _MARKS:
         value = files.json(TOKENIZER_JSON).get(key)
-        # padding to the longest of a batch changes no text alone
+        # padding to the longest row of a batch does not change a single text
         cuts = isinstance(value, dict) and (key == "truncation" or isinstance(value.get("strategy"), dict))
         if cuts and value != others.json(TOKENIZER_JSON).get(key):
             found = (
@@ -150,7 +150,7 @@ def _loaded_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer, rows
     names = (TOKENIZER_JSON, SPECIAL_TOKENS, "tokenizer.model", TEKKEN)
     same = settings[0] == settings[1] and all(digests[0].get(name) == digests[1].get(name) for name in names)
     if TOKENIZER_JSON in digests[0] and same:
-        return  # they load as the same tokenizer: seconds are saved for a large vocabulary
+        return  # both load as the same tokenizer; this saves seconds for a large vocabulary
     place, fast, others = str(saved.path), saved.fast, base.fast
     for name in _NAMES:
         found, expected = (getattr(tokenizer, f"{name}_token") for tokenizer in (fast, others))
@@ -169,7 +169,7 @@ def _loaded_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer, rows
         found = f"{len(moved):,} tokens have another id or are missing, the first is {text!r}: {vocabulary.get(text)}"
         yield Finding("ML440", found, place, f"{number}, as in the base")
         return
-    # a pad token, or markers of a new template, need rows in the embeddings; without them the model fails on them
+    # a pad token, or markers of a new template, need rows in the embeddings; the model fails on ids without a row
     added = sorted((number, text) for text, number in vocabulary.items() if text not in known)
     late = [(number, text) for number, text in added if not isinstance(rows, int) or number >= rows]
     if late and (isinstance(rows, int) or [text for _, text in late] != [fast.pad_token]):
@@ -180,7 +180,7 @@ def _loaded_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer, rows
 
 
 def _text_findings(fast: Any, others: Any, place: str) -> Iterator[Finding]:
-    """Yield ML440 for each text that gets other ids: probes, and texts made of the whole vocabulary."""
+    """Yield ML440 for each text whose ids differ: probes, and texts made of the whole vocabulary."""
     tokens = others.convert_ids_to_tokens(list(range(len(others))))
     plain = [text.replace("▁", " ").replace("Ġ", " ") for text in tokens if text and not text.startswith("<0x")]
     # a step that shares no factor with most sizes: neighbours in the vocabulary are not neighbours in the text
@@ -203,7 +203,7 @@ def _text_findings(fast: Any, others: Any, place: str) -> Iterator[Finding]:
 
 
 def _oracle_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer, text: str, other: str) -> Iterator[Finding]:
-    """Yield ML442 for the first packaged row that the template writes otherwise than mistral-common encodes it."""
+    """Yield ML442 for the first packaged row whose rendering differs from mistral-common's encoding."""
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.chat.templates.compare import compare
 
@@ -222,7 +222,7 @@ def _oracle_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer, text
 
 
 def _compared_rows() -> list[Row]:
-    """Return the rows by which two templates are compared: the packaged ones, and some that are long."""
+    """Return the rows for comparing two templates: the packaged ones, and some long ones."""
     from pytest_mistral_lora.conformance.tokenizer.template_traits import WHOLE
     from pytest_mistral_lora.records.goldens import packaged_cases
 
@@ -246,7 +246,7 @@ def _rendered_findings(
 
     place = _template_place(saved)
     try:
-        # one tokenizer for both: a difference is the template's
+        # one tokenizer for both: any difference comes from the template
         templates = [ChatTemplate(base.fast, source) for source in (text, other)]
     except (NoTemplateError, TokenizerError):
         yield Finding("ML442", "the chat template is not the base's", place, f"that of {base.path}")

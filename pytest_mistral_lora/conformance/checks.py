@@ -36,12 +36,12 @@ SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 """Every subject, in the order in which its checks run."""
 
 UNLOADABLE: Mapping[type[MistralLoraError], str] = {RecipeError: "ML640", PinError: "ML208", TokenizerError: "ML201"}
-"""The rule of each error that keeps every check of a target from judging."""
+"""The rule of each error that stops every check of a target."""
 
 
 @dataclass(frozen=True, slots=True)
 class Causes:
-    """The errors that keep checks of a run from judging, such as a missing base: one check reports each of them.
+    """The errors that stop several checks of a run, such as a missing base: one check reports each error.
 
     Attributes:
         folder: A folder that all workers of the run share.
@@ -50,7 +50,7 @@ class Causes:
     folder: Path
 
     def reporter(self, error: Exception, name: str) -> str:
-        """Return the name of the check that reports an error: the first that met it, in any process."""
+        """Return the name of the check that reports an error: the first check that met it, in any process."""
         digest = hashlib.sha256(f"{type(error).__name__}: {error}".encode("utf-8", "surrogatepass")).hexdigest()
         file = self.folder / f"cause-{digest[:16]}.txt"
         with FileLock(f"{file}.lock"):
@@ -65,7 +65,7 @@ class Settings:
 
     Attributes:
         examples: Hypothesis examples for each law.
-        seed: Seed of the examples; None for the same ones in every run.
+        seed: Seed of the examples; None for the same examples in every run.
         device: The device of the models: `cpu` or `cuda`; `auto` picks one.
         skip_training: Whether the end-to-end train is left out.
         golden_folders: The user's own goldens.
@@ -86,13 +86,13 @@ class Settings:
 
 @contextmanager
 def interruptions_kept() -> Iterator[None]:
-    """Raise, at the end, an interruption that Python has only reported.
+    """At the end, raise an interruption that Python has only reported.
 
     The garbage collector takes long over the suite's heap, and calls Hypothesis at its end: Ctrl-C often arrives there,
     and Python cannot raise an exception out of a callback of the collector.
 
     Raises:
-        KeyboardInterrupt: If there was one; `Terminated` for SIGTERM.
+        KeyboardInterrupt: If there was an interruption; `Terminated` for SIGTERM.
     """
     before, lost = sys.unraisablehook, list[type[BaseException]]()
 
@@ -117,7 +117,7 @@ class Check:
 
     Attributes:
         target: The target.
-        subject: The part of the target that is judged.
+        subject: The judged part of the target.
         case: Name of the check, unique within target and subject.
         judge: Runs it; a `RecipeError` that it raises is the finding ML640, a `TokenizerError` ML201, a `PinError`
             ML208.
@@ -159,4 +159,4 @@ class Check:
                 return Result(not_checked=str(missing))
             finally:
                 gc.set_threshold(*before)
-                gc.collect(0)  # it would come with the next objects, where interruptions are lost
+                gc.collect(0)  # it would run at the next allocation, where interruptions are lost

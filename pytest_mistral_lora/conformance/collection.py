@@ -1,4 +1,4 @@
-"""The targets of a run, from the paths and names that are given; and their checks."""
+"""The targets of a run, from the given paths and names, and their checks."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ def targets_of(
         paths: The paths.
         base: The base checkpoint's folder of the adapters, or None.
         oracle: The declared oracle of folders without a Mistral tokenizer file, or None.
-        tokenizer: The tokenizer of rows and encoded rows, which is not judged itself; None for those of the paths.
+        tokenizer: The tokenizer for rows and encoded rows, which is not judged itself; None for the tokenizers among
+            the paths.
 
     Raises:
-        InputError: If there are rows, and no tokenizer for them.
+        InputError: If there are rows but no tokenizer for them.
     """
     if not paths:
         return embedded_targets()
@@ -92,16 +93,16 @@ def named_targets(
         recipes: Recipe files.
         datasets: Files of chat rows; each is judged with every tokenizer, or else with every recipe's.
         adapters: Adapter folders.
-        encoded: Encoded-rows files; they are held to the first tokenizer or recipe.
+        encoded: Encoded-rows files; they are compared with the first tokenizer or recipe.
         runners: Runners; each is judged with every tokenizer and recipe, or else with an embedded tokenizer.
-        ggufs: GGUF files; each is held to the first tokenizer or recipe, or else to the one that it is recognised by.
-        servers: Running servers; each is held to the first tokenizer or recipe, and to the transcripts of each adapter.
+        ggufs: GGUF files; each is compared with the first tokenizer or recipe, or else with the recognised tokenizer.
+        servers: Running servers; each is compared with the first tokenizer or recipe, and each adapter's transcripts.
         server_rows: Files of rows to ask each server in place of the packaged ones.
-        judges: Tokenizers that encode the rows of the other targets, and are no targets themselves.
+        judges: Tokenizers that encode the rows of the other targets, and are not targets themselves.
         base: The base checkpoint's folder of the adapters.
         oracle: The declared oracle of tokenizers and recipes without a Mistral tokenizer file, or None.
     """
-    names: list[str] = []  # parts of node ids, so that two targets must not share one
+    names: list[str] = []  # parts of node ids: two targets must not share a name
 
     def name(path: Path) -> str:
         names.append(free_name(name_of(path), names))
@@ -132,7 +133,7 @@ def named_targets(
             targets.append(RunnerTarget(of_judge, runner.config, runner=runner.runner, judge=judge))
     folders = tuple(adapters)
     targets += [AdapterTarget(name(path), path, base=base, beside=folders) for path in adapters]
-    # without a judge, a GGUF file is held to the tokenizer that its vocabulary is recognised as
+    # without a judge, a GGUF file is compared with the tokenizer that its vocabulary is recognised as
     of_gguf = given[0] if given else None
     targets += [
         GgufTarget(name(path), path, oracle_name=oracle, judge=of_gguf, base=base, folders=folders) for path in ggufs
@@ -174,7 +175,7 @@ SUBJECT_CHECKS = {
 _OF_TOKENIZER = ("tokenizer", "template", "user goldens", "mask")
 _OF_TARGET: dict[type[Target], tuple[str, ...]] = {
     Target: _OF_TOKENIZER,
-    # first: a recipe, base or tokenizer that cannot be used is then its finding
+    # first: an unusable recipe, base or tokenizer is then this subject's finding
     RecipeTarget: ("recipe", *_OF_TOKENIZER, "dataset"),
     DatasetTarget: ("dataset",),
     EncodedTarget: ("encoded",),
@@ -183,7 +184,7 @@ _OF_TARGET: dict[type[Target], tuple[str, ...]] = {
     GgufTarget: ("gguf",),
     ServerTarget: ("server",),
 }
-"""The subjects of each kind of target, in order; of a merged model, `merged` is in the place of `adapter`."""
+"""The subjects of each kind of target, in order; a merged model has `merged` in place of `adapter`."""
 
 _Results = dict[tuple[Path, str | None, str, str], Result]
 """Results by the place of the tokenizer, its declared oracle, the subject and the case."""
@@ -224,10 +225,10 @@ def _subject_checks(subject: str, target: Target, settings: Settings) -> Iterato
 def _judge_once(check: Check, results: _Results) -> Result:
     """Return the result of a check, or of the same check of another target with the same tokenizer.
 
-    A recipe and its base folder, or two recipes with one base, are such targets: each has every check, and the hundred
-    checks of their tokenizer are paid once.
+    A recipe and its base folder are such targets, and so are two recipes with one base. Each target has every check,
+    but the hundred checks of the shared tokenizer run once.
     """
-    # here and not in `collect`: the base of a recipe is looked for when its first check runs
+    # here and not in `collect`: the base of a recipe is searched for when its first check runs
     tokenizer = check.target.tokenizer
     key = (tokenizer.path.resolve(), tokenizer.declared, check.subject, check.case)
     if key not in results:

@@ -22,7 +22,7 @@ from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-# those of transformers' Trainer, and of accelerate's save_state
+# files of transformers' Trainer, and of accelerate's save_state
 _TRAINER_STATE = re.compile(
     r"(optimizer|scheduler|scaler|sampler|training_args|dl_state_dict|rng_state|random_states)(_\d+)?\.\w+"
 )
@@ -31,12 +31,12 @@ _ANOTHER_CLASS = "the base is of another class: see the check `placement`"
 _UNREADABLE = "the files cannot be read: see the check `files`"
 _UNLOADABLE = "the tensors cannot be loaded: see the check `tensors-finite`"
 _SHOWN = 1000
-"""Findings of a check that are kept: as many as an adapter has tensors, and fewer than a hostile header's."""
+"""Most findings of a check: as many as an adapter has tensors, but fewer than a hostile header has."""
 
 
 def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
     """Yield the checks of an adapter folder."""
-    # rows are known only of what a recipe made, whose own checks judge the base
+    # only an adapter that a recipe made has known rows; the recipe's checks judge the base
     found = {**cases(target.adapter), **base_cases(target.adapter, judges_base=not target.dataset)}
     for case, judge in found.items():
         yield Check(target, "adapter", case, judge)
@@ -60,7 +60,7 @@ def cases(folder: AdapterFolder) -> Mapping[str, Callable[[], Result]]:
 
 
 def base_cases(folder: AdapterFolder, *, judges_base: bool = True) -> Mapping[str, Callable[[], Result]]:
-    """Return the checks of tokenizer and template beside an adapter, and with `judges_base` of its base, by name."""
+    """Return the checks of tokenizer and template beside an adapter, and of its base with `judges_base`."""
     found: dict[str, Callable[[], Result]] = {}
     if not folder.has_manifest:  # a manifest records both with their hashes: the subject `manifest` judges them
         found["tokenizer-of-base"] = partial(_tokenizer_of_base, folder)
@@ -75,12 +75,12 @@ def _tokenizer_of_base(folder: AdapterFolder) -> Result:
 
 
 def adapter_findings(folder: Path, base: Path | None = None, left: dict[str, str] | None = None) -> Iterator[Finding]:
-    """Yield everything that is wrong with the folder of an adapter or a merged model.
+    """Yield every fault of the folder of an adapter or a merged model.
 
     Args:
         folder: The folder with `adapter_config.json` and `adapter_model.safetensors`.
         base: The base checkpoint, or None to look for it, as every command does; nothing is fetched.
-        left: Filled with the reason of each check of weights that could not judge, by its name.
+        left: Filled with the reason of each check of weights that could not judge, by name.
 
     Raises:
         PinError: If the base cannot be read or does not load.
@@ -92,18 +92,18 @@ def adapter_findings(folder: Path, base: Path | None = None, left: dict[str, str
     found = merged_cases(adapter) if target.is_merged else {**cases(adapter), **base_cases(adapter)}
     yield from findings_of(found, left)
     for name in base_cases(adapter):
-        (left or {}).pop(name, None)  # a folder without a tokenizer of its own is no gap: the base's is used
+        (left or {}).pop(name, None)  # a folder without a tokenizer is not a gap: the base's is used
 
 
 class AdapterChecks:
-    """The checks of an adapter folder: each method is one, and they share all files and results."""
+    """The checks of an adapter folder: each method is a check, and they share all files and results."""
 
     def __init__(self, folder: AdapterFolder) -> None:
         self.folder = folder
 
     @cached_property
     def _unreadable(self) -> Mapping[Path, InputError]:
-        """The errors of the two files that make an adapter, by file."""
+        """The errors of an adapter's two files, by file."""
         errors = {}
         for name, file in (("config", self.folder.config_file), ("tensors", self.folder.tensors_file)):
             try:
@@ -167,7 +167,7 @@ class AdapterChecks:
 
     @property
     def _no_numbers(self) -> str:
-        """Why the numbers cannot be computed with; empty if they can."""
+        """Why the numbers cannot be used; empty if they can."""
         try:
             is_finite = all(summary.finite for summary in self._summaries.values())
         except InputError:
@@ -179,7 +179,7 @@ class AdapterChecks:
         return self.folder.located_base.require(self.folder.path)
 
     def files(self) -> Result:
-        """Check that the files are there, have the form that their names claim, and that there are no other weights."""
+        """Check that the files exist and match their names' formats, and that there are no other weights."""
         path, entries, findings = self.folder.path, sorted(self.folder.path.iterdir()), []
         for file in entries:
             if file.suffix in _PICKLES and not _TRAINER_STATE.fullmatch(file.name):
@@ -192,7 +192,7 @@ class AdapterChecks:
             found = f"full model weights: {', '.join(file.name for file in self.folder.model_files[:3])}"
             merged = "of a merged model, its manifest.json with kind merged and no adapter"
             findings.append(Finding("ML418", found, str(path), f"an adapter and nothing else; {merged}"))
-        # PEFT saves an adapter of another name than `default` in a folder of that name
+        # PEFT saves an adapter whose name is not `default` in a folder of that name
         below = sorted(file.parent.name for file in path.glob(f"*/{CONFIG}")) if self._unreadable else []
         hint = f"; there is one in {', '.join(below[:3])}: name that folder" if below else ""
         for error in self._unreadable.values():
@@ -202,7 +202,7 @@ class AdapterChecks:
         return Result(tuple(findings))
 
     def tensors_complete(self) -> Result:
-        """Check the names of the tensors against those that PEFT saves of this configuration."""
+        """Check the names of the tensors against those that PEFT saves for this configuration."""
         if not self._unreadable and not self.folder.tensors:  # whatever the base
             return Result((Finding("ML401", "the file holds no tensors", str(self.folder.tensors_file)),))
         if self._no_layout:
@@ -220,7 +220,7 @@ class AdapterChecks:
         return Result(tuple(first_findings(found, _SHOWN, str(self.folder.tensors_file))))
 
     def layers_trained(self) -> Result:
-        """Check that every layer has learned something, and something of its own."""
+        """Check that every layer has learned something, and not the same as another layer."""
         if self.folder.tensors_file in self._unreadable:
             return Result(not_checked=_UNREADABLE)
         try:
@@ -231,7 +231,7 @@ class AdapterChecks:
             return Result(not_checked=_UNLOADABLE)
 
     def placement(self) -> Result:
-        """Check that the layers are the text's own, of each kind that is named, and of the class of the base."""
+        """Check that the layers belong to the text model, cover each named kind, and fit the class of the base."""
         if self._unreadable:
             return Result(not_checked=_UNREADABLE)
         try:
@@ -271,7 +271,7 @@ class AdapterChecks:
         return Result(tuple(config_checks.base_findings(self.folder, pinned)))
 
     def fits_base(self) -> Result:
-        """Check shapes, vocabulary, tied embeddings, and that the base is not merged with the adapter already."""
+        """Check shapes, vocabulary, tied embeddings, and that the base does not already contain the adapter."""
         if self._dropped:
             return Result(self._dropped)
         if reason := self._no_layout or self.folder.located_base.missing:
@@ -280,7 +280,7 @@ class AdapterChecks:
         return Result((*shapes, *weight_checks.fit_findings(self.folder, self._base, self._layout.expected)))
 
     def initial_base(self) -> Result:
-        """Check that the base lacks what an initialisation such as PiSSA took out of it."""
+        """Check that the base lacks the part that an initialisation such as PiSSA took out."""
         if reason := self._no_layout or self.folder.located_base.missing or self._no_numbers:
             return Result(not_checked=reason)
         findings, undecided = effect_checks.start_findings(self.folder, self._layout, self._base)

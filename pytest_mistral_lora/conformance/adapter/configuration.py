@@ -1,4 +1,4 @@
-"""`adapter_config.json`, and the layers of the tensors: sound, as it names them, of the base's class, and served."""
+"""`adapter_config.json`, and the layers of the tensors: sound, as named, of the base's class, and served."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PIN = "a full commit: 40 lower-case hex digits"
 
 
 def configuration_findings(folder: AdapterFolder) -> Iterator[Finding]:
-    """Yield the keys of a configuration that are missing, have a value that no LoRA has, or are not supported."""
+    """Yield the keys of a configuration that are missing, not supported, or have a value that LoRA cannot have."""
     for fault in key_faults(folder.config):
         rule = "ML408" if fault.supported else "ML422"
         yield Finding(rule, fault.found, str(folder.config_file), fault.expected)
@@ -36,17 +36,17 @@ def configuration_findings(folder: AdapterFolder) -> Iterator[Finding]:
 def target_findings(
     folder: AdapterFolder, modules: Sequence[str], linear: Iterable[str], unmatched: Iterable[tuple[str, str]]
 ) -> Iterator[Finding]:
-    """Yield each name and pattern of a configuration that matches no module: PEFT accepts them without a word.
+    """Yield each name and pattern of a configuration that matches no module: PEFT silently accepts them.
 
     Args:
         folder: The adapter.
         modules: Dotted names of every module of the base.
-        linear: Those that LoRA can be put on.
-        unmatched: Key and pattern of each regular expression that matches none.
+        linear: The modules that LoRA can adapt.
+        unmatched: Key and pattern of each regular expression that matches no module.
     """
     config, place = folder.config, str(folder.config_file)
     targets, have = config.get("target_modules"), sorted({name.rpartition(".")[2] for name in linear})
-    # PEFT's own ways to match: a target is whole parts of a name, a saved module is any end of it
+    # as PEFT matches: a target is whole parts of a name, a saved module is any end of a name
     for key, names, mark in (("target_modules", targets, "."), ("modules_to_save", config.get("modules_to_save"), "")):
         for name in names if isinstance(names, list) else []:
             if not any(f"{mark}{module}".endswith(f"{mark}{name}") for module in modules):
@@ -93,13 +93,13 @@ def base_findings(folder: AdapterFolder, pinned: bool) -> Iterator[Finding]:
 _ROUTER = re.compile(r"\.(?:mlp|block_sparse_moe)\.(?:gate|router)(?=\.)")
 _EXPERTS = re.compile(r"\.(?:mlp|block_sparse_moe)\.(?:shared_)?experts?(?=\.)")
 _LAYER = re.compile(r"\.layers\.\d+\.(?P<block>self_attn|mlp)\.(?P<kind>\w+)\.(?:lora_|base_layer\.)")
-# (?!…) and (?<!…), up to one group deep: they name layers that are left alone
+# (?!…) and (?<!…), up to one group deep: they name layers that are not adapted
 _NOT_THESE = re.compile(r"\(\?<?!(?:[^()]|\([^()]*\))*\)")
 _KINDS = tuple(dict.fromkeys(kind for model in TEXT_MODELS.values() for kind in (*model.attention, *model.mlp)))
 
 
 def placement_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummary]) -> Iterator[Finding]:
-    """Yield the tensors that are on other layers than the text's own, or on fewer than the pattern names."""
+    """Yield the tensors on layers outside the text model, and the layers that the pattern names but that have none."""
     names, place = sorted(folder.tensors), str(folder.tensors_file)
     tower = [name for name in names if TOWER.search(name)]
     still = [name for name in tower if ".lora_B" in name and summaries[name].largest == 0]
@@ -131,7 +131,7 @@ def class_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding]
     try:
         architecture = architecture_of(base.config)
     except ValueError:
-        return  # a class that is not known here: names and shapes are not checked
+        return  # an unknown class: names and shapes are not checked
     place, expected = str(folder.tensors_file), f"an adapter of a {architecture.title}, as {base} is one"
     for name in sorted(folder.tensors):
         if reason := _foreign(name, architecture):
@@ -145,7 +145,7 @@ def class_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding]
 
 
 def _foreign(name: str, architecture: Architecture) -> str:
-    """Return why no layer of a class can have a tensor of this name; empty if one can."""
+    """Return why no layer of a class can have a tensor of this name; empty if a layer can."""
     text = architecture.text
     if TOWER.search(name):
         return "" if architecture.is_wrapped else "the base has no model of images"
@@ -183,7 +183,7 @@ _PLAIN = "a plain LoRA, or the merged model"
 
 
 def refusal_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
-    """Yield each setting with which a server does not load an adapter, or applies another one than PEFT does."""
+    """Yield each setting with which a server does not load an adapter, or applies it differently from PEFT."""
     config, place = folder.config, str(folder.config_file)
     for key, reason in _REFUSED.items():
         if config.get(key):
@@ -203,7 +203,7 @@ def refusal_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[F
     base = folder.located_base.folder
     of_base = {} if base is None else base.config
     attention = architecture_of(of_base).text.attention if is_known(of_base) else ()
-    # vLLM multiplies by parts of the matrix that are cut out of the base when that is loaded, and never calls the layer
+    # vLLM multiplies by parts of the matrix that it cuts out when it loads the base, and never calls the layer
     layers = [name for name in adapted_modules(readable_tensors(folder)) if name.endswith(f".{_ABSORBED}")]
     if layers and _ABSORBED in attention:
         found = f"{layers[0]}{and_more(1, len(layers))}: vLLM loads its change, and applies it nowhere"
@@ -212,7 +212,7 @@ def refusal_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[F
 
 
 def dropped_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding]:
-    """Yield a finding if the base is a model with images, and the tensors are named as those of its text alone."""
+    """Yield a finding if the base is a model with images, and the tensors have the names of a text model."""
     config = base.config
     try:
         tensors = folder.tensors

@@ -1,4 +1,4 @@
-"""The size of each layer's change, beside that of its neighbours, and beside the base's own weights."""
+"""The size of each layer's change, compared with its neighbours and with the base's own weights."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _BLOCK = re.compile(r"^(?P<before>.*\blayers)\.(?P<block>\d{1,6})\.(?P<kind>.+)$
 
 
 def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
-    """Yield each layer that hardly moved, beside the same layer of the blocks around it, and each kind of layers.
+    """Yield each layer, and each kind of layers, that hardly moved compared with the blocks around it.
 
-    Layers that are all small alike are a short run, and no finding. Experts are left out: some are hardly ever used.
+    If all layers are equally small, the run was short: no finding. Experts are left out: some are hardly ever used.
 
     Raises:
         InputError: As for `AdapterFolder.weights`.
@@ -47,13 +47,13 @@ def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
         if layer == name or layer + _B not in weights or match is None or "expert" in layer:
             continue
         pair = weights.array(name), weights.array(layer + _B)
-        # a side of zeros is another rule's; the product of two others may be zero as well
+        # another rule finds a side of zeros; the product of two other sides may be zero as well
         if (size := change_size(*pair)) or (_is_sound(*pair) and all(side.any() for side in pair)):
             kinds[f"{match['before']}.*.{match['kind']}"][int(match["block"])] = size
     for kind, sizes in kinds.items():
         for block, size in sizes.items():
             nearest = sorted((abs(other - block), other) for other in sizes if other != block)[:_NEIGHBOURS]
-            # the upper median: beside a row of layers that did not move, one that did is the measure
+            # the upper median: among layers that did not move, one that did is the measure
             around = statistics.median_high([sizes[other] for _, other in nearest]) if nearest else 0.0
             most = max(sizes.values())
             usual, whose = around, "the layers around it"
@@ -71,13 +71,13 @@ def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
 
 
 def change_size(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    """Return the root mean square of B A, for A `(rank, inputs)` and B `(outputs, rank)`; 0.0 of faulty tensors."""
+    """Return the root mean square of B A, for A `(rank, inputs)` and B `(outputs, rank)`; 0.0 for faulty tensors."""
     import numpy as np
 
     if not _is_sound(a, b):
         return 0.0
     a, b = a.astype(np.float64), b.astype(np.float64)
-    # ||B A||^2 = tr(A A^T B^T B): two matrices of rank x rank, in place of one of the weight's size
+    # ||B A||^2 = tr(A A^T B^T B): two matrices of rank x rank instead of one of the weight's size
     squares = float(((a @ a.T) * (b.T @ b)).sum())
     return math.sqrt(max(squares, 0.0) / (a.shape[1] * b.shape[0]))
 
@@ -93,16 +93,16 @@ def _is_sound(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 
 _LAYERS_READ = 8
 _ALIKE, _LEFT = 0.35, 0.7
-"""Of trained PiSSA and OLoRA adapters, 1.3 to 3 is left in the plain base, and 0.0 to 0.4 in the one of the run."""
+"""For trained PiSSA and OLoRA adapters, 1.3 to 3 is left in the plain base, and 0.0 to 0.4 in the run's base."""
 
 
 def start_findings(folder: AdapterFolder, layout: AdapterLayout, base: BaseFolder) -> tuple[list[Finding], str]:
     """Look in the base's weights for the part that the adapter's initialisation took out of them.
 
-    PiSSA, CorDA, OLoRA and LoftQ begin with a base of `W0 - s B0 A0`: on `W0` itself, `s B0 A0` is there twice.
+    PiSSA, CorDA, OLoRA and LoftQ begin with a base of `W0 - s B0 A0`: on `W0` itself, `s B0 A0` counts twice.
 
     Returns:
-        The findings, and the reason if the weights do not decide it.
+        The findings, and the reason if the weights cannot decide.
     """
     start = folder.config.get("init_lora_weights")
     if start in PLAIN_STARTS:
@@ -131,7 +131,7 @@ def start_findings(folder: AdapterFolder, layout: AdapterLayout, base: BaseFolde
 
 
 def part_left(weight: Any, a: Any, b: Any) -> float:
-    """Return how much a weight has in the columns of B: 1.0 as in any other columns, 0.0 if it was taken out."""
+    """Return a weight's share in the columns of B: 1.0 as in any other columns, 0.0 if it was taken out."""
     import torch
 
     basis = torch.linalg.qr(b)[0]  # (outputs, rank)

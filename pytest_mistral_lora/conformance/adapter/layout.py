@@ -1,4 +1,4 @@
-"""The tensors that an adapter must hold, by name and shape: those of PEFT on a base without weights."""
+"""The tensors that an adapter must hold, by name and shape, from PEFT on a base without weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class AdapterLayout:
     """A base and an adapter on it, without weights.
 
     Attributes:
-        expected: Shape of each tensor that PEFT saves of this adapter, by name.
+        expected: Shape of each tensor that PEFT saves for this adapter, by name.
         modules: Dotted names of every module of the base.
         linear: Those of its linear layers.
         embedding: Shape of the base's embeddings; None if the base is missing.
@@ -60,7 +60,7 @@ class AdapterLayout:
     scalings: Mapping[str, float] = field(default_factory=dict)
 
     def is_resized(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Return whether a tensor is an embedding of another shape than the base's."""
+        """Return whether a tensor is an embedding whose shape differs from the base's."""
         return self.embedding is not None and shape != self.embedding and _EMBEDDING.search(name) is not None
 
 
@@ -69,10 +69,10 @@ def adapter_layout(folder: AdapterFolder, base: BaseFolder | None) -> AdapterLay
 
     Args:
         folder: The adapter, with a configuration of the right form.
-        base: The base checkpoint; None for a Mistral model with as many layers as the tensors are of.
+        base: The base checkpoint; None for a Mistral model with as many layers as the tensors name.
 
     Raises:
-        InputError: If the base is of a class that is not known here, or there is none, and the tensors are not of a
+        InputError: If the base's class is unknown, or if the base is missing and the tensors are not those of a
             `MistralForCausalLM`.
         PinError: If the base's configuration cannot be read or has impossible sizes, or the user named a base of an
             unknown class.
@@ -113,14 +113,14 @@ def _known_base(base: BaseFolder, folder: AdapterFolder) -> Any:
     config = base.config
     if not is_known(config):
         found = f"the base is {config.get('architectures') or config.get('model_type')!r}"
-        # a base that you name is to be judged by; one that an adapter records is not
+        # a base that you name must be usable; a base that an adapter records need not be
         kind = PinError if folder.given_base is not None else InputError
         raise kind(found, place=str(base.config_file), expected=f"one of {', '.join(ALL)}")
     return base.empty_model()
 
 
 def _assumed_base(folder: AdapterFolder) -> Any:
-    """Return a Mistral model on which every name of the tensors has its place; no shape would fit."""
+    """Return a Mistral model with a place for every tensor's name; its shapes do not fit."""
     from transformers import MistralConfig, MistralForCausalLM
 
     names, place = readable_tensors(folder), str(folder.tensors_file)
@@ -151,7 +151,7 @@ def unmatched_patterns(config: Mapping[str, Any], modules: Sequence[str]) -> Ite
 
 
 def readable_tensors(folder: AdapterFolder) -> Mapping[str, TensorInfo]:
-    """Return the header of the tensors; an empty one if it cannot be read, which the check `files` reports."""
+    """Return the header of the tensors; an empty header if it cannot be read, which the check `files` reports."""
     try:
         return folder.tensors
     except InputError:
@@ -159,14 +159,14 @@ def readable_tensors(folder: AdapterFolder) -> Mapping[str, TensorInfo]:
 
 
 def name_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
-    """Yield the tensors that are missing, that fit nothing, or whose names PEFT will not find."""
+    """Yield the tensors that are missing, fit nothing, or have names that PEFT will not find."""
     found, expected, place = folder.tensors, layout.expected, str(folder.tensors_file)
     unknown, absent = set(found) - set(expected), set(expected) - set(found)
     # the name that PEFT looks for, of each unknown name that means the same tensor
     by_core = {_tensor_core(name): name for name in absent}
     renamed = {name: by_core[_tensor_core(name)] for name in sorted(unknown) if _tensor_core(name) in by_core}
     if len(set(renamed.values())) < len(renamed):
-        renamed = {}  # two names of one tensor: no telling which of them is meant
+        renamed = {}  # two names of one tensor: either could be meant
     groups: dict[str, list[str]] = defaultdict(list)
     for name, right in renamed.items():
         groups[_naming_fault(name, right)].append(name)
@@ -200,7 +200,7 @@ def _tensor_core(name: str) -> str:
 
 
 def _naming_fault(name: str, right: str) -> str:
-    """Return the difference between a name and the one that PEFT looks for, in words."""
+    """Describe the difference between a name and the name that PEFT looks for."""
     for inner in ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "language_model."):
         if inner in name:
             return f"{inner!r} is in it"
@@ -221,7 +221,7 @@ def _naming_fault(name: str, right: str) -> str:
 
 
 def rank_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
-    """Yield each tensor of another rank than that of the configuration."""
+    """Yield each tensor whose rank differs from the configuration's."""
     patterns, pairs = folder.config.get("rank_pattern") or {}, list(_shape_pairs(folder, layout))
     ranks = {shape[axis] for name, _, shape in pairs if len(shape) == 2 and (axis := _rank_axis(name)) is not None}
     for name, expected, shape in pairs:
@@ -240,7 +240,7 @@ def rank_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Find
 
 
 def shape_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
-    """Yield each tensor that does not fit the base's layer, and embeddings of another vocabulary."""
+    """Yield each tensor that does not fit the base's layer, and embeddings for another vocabulary."""
     place = str(folder.tensors_file)
     for name, expected, shape in _shape_pairs(folder, layout):
         axis = _rank_axis(name)

@@ -1,4 +1,4 @@
-"""The numbers of an adapter, each tensor alone, and their effect on the base."""
+"""The numbers of an adapter, tensor by tensor, and their effect on the base."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TensorSummary:
     """A tensor in three values.
 
     Attributes:
-        finite: Whether every number is.
+        finite: Whether every number is finite.
         largest: The largest absolute value; 0.0 for a tensor of zeros.
         sha256: Hash of its bytes.
     """
@@ -71,12 +71,12 @@ def summarize_tensors(weights: Weights) -> dict[str, TensorSummary]:
 
 
 def is_floating(tensor: np.ndarray[Any, Any]) -> bool:
-    """Return whether an array is of floating-point numbers, those of ml_dtypes among them."""
+    """Return whether an array holds floating-point numbers, including those of ml_dtypes."""
     return "float" in tensor.dtype.name
 
 
 def finite_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummary]) -> Iterator[Finding]:
-    """Yield tensors with a NaN, an infinity or a number that is too large, and dtypes that no adapter is trained in."""
+    """Yield tensors with NaN, infinity or too large a number, and dtypes that adapters are never trained in."""
     place = str(folder.tensors_file)
     for name, summary in sorted(summaries.items()):
         if not summary.finite:
@@ -101,7 +101,7 @@ def trained_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummar
         if 0 in shape or not any(side in name for side in _TRAINED_PARTS):
             continue
         if summary.largest == 0 and TOWER.search(name):
-            continue  # rows without images cannot train it: the check `placement` reports that it is adapted at all
+            continue  # rows without images cannot train it: the check `placement` reports that it is adapted
         if summary.largest == 0:
             yield Finding("ML403", f"{name} is zero: this layer learned nothing", place, "a trained layer")
         elif shape != (1, 1):  # two numbers can be equal by chance
@@ -118,12 +118,12 @@ SMALLEST = 1e-6
 
 
 def fit_findings(folder: AdapterFolder, base: BaseFolder, changed: Iterable[str]) -> Iterator[Finding]:
-    """Yield the reasons, apart from shapes, for which an adapter must not be put on a base.
+    """Yield the reasons, apart from shapes, why an adapter must not be used with a base.
 
     Args:
         folder: The adapter.
         base: Its base.
-        changed: The names of the tensors that PEFT saves of this configuration.
+        changed: The names of the tensors that PEFT saves for this configuration.
     """
     model = folder.base_record
     parent = model.valid_manifest.data.get("parent") if model.valid_manifest else None
@@ -134,7 +134,7 @@ def fit_findings(folder: AdapterFolder, base: BaseFolder, changed: Iterable[str]
         yield Finding("ML419", found, str(model.config_file), "a base without adapter")
     if not base.is_tied or folder.config.get("ensure_weight_tying"):
         return
-    # the base has one tensor for both: PEFT would change or save a copy of it, and the other would stay as it was
+    # the base has one tensor for both: PEFT would change or save a copy, and the original would not change
     for key, part in (("target_modules", "lora_"), ("modules_to_save", "weight")):
         touched = [name for name in EMBEDDINGS if any(f".{name}.{part}" in changed_name for changed_name in changed)]
         if touched:
@@ -150,7 +150,7 @@ def reason_not_to_load(base: BaseFolder) -> str:
         config = base.config
         if declared_quantization(config) and not is_fp8(config):
             return f"{base} is quantised: give the base in full precision"
-        # as float32; most bases are in two bytes a number
+        # as float32; most bases have two bytes a number
         size = (4 if is_fp8(config) else 2) * sum(file.stat().st_size for file in weight_files(base.path))
     except PinError as error:
         return str(error)
@@ -162,28 +162,28 @@ def effect_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding
     """Yield a finding if PEFT leaves some of the tensors out, or the adapter changes no logit of its base.
 
     Raises:
-        PinError: If the base does not load as it is.
+        PinError: If the base does not load.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
     place = str(folder.tensors_file)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # each of their subjects is a finding here, or nothing
+        warnings.simplefilter("ignore")  # each warning is a finding here, or irrelevant
         try:
             model = load_base(base, "fp32", "cpu")
         except (PinError, LibraryError, MemoryShortageError):
             raise
-        except Exception as error:  # transformers and safetensors raise many types, and a damaged header is ours
+        except Exception as error:  # transformers and safetensors raise many types, and a damaged header raises ours
             raise PinError(f"the base does not load: {error}", place=str(base)) from error
         try:
             config = folder.lora_config([name for name, _ in model.named_modules()])
             adapted = PeftModel.from_pretrained(model, str(folder.path), config=config).eval()
-        except Exception as error:  # PEFT raises many types, some of them far from the cause
+        except Exception as error:  # PEFT raises many types, some far from the cause
             yield Finding(
                 "ML413", f"PEFT cannot put it on the base: {one_line(error)}", place, "an adapter of this base"
             )
             return
-        # PEFT warns of tensors that it does not find or does not know, and goes on with the initial values
+        # PEFT only warns about missing or unknown tensors, and keeps the initial values
         loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         saved = folder.load_tensors()
         for name in sorted(saved.keys() & loaded.keys()):

@@ -1,1 +1,1 @@
-"""Subject `dataset`: a recipe, and every row of its files, or of a file alone."""
+"""Subject `dataset`: a recipe and every row of its files, or the rows of a single file."""

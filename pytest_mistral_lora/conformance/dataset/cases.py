@@ -22,7 +22,7 @@ CASES = (
 """Every case, in the order of the report."""
 
 OF_A_RECIPE = ("split-has-rows", "nothing-is-cut", "no-leakage", "no-near-leakage")
-"""Cases of a split and a length, which rows alone do not have."""
+"""Cases about a split or a length, which need a recipe."""
 
 OF_KEPT_ROWS = ("split-has-rows", "no-duplicates", "no-leakage", "no-near-leakage", "statistics")
-"""Cases of the rows that are trained on or held out; the others judge the rows that the recipe drops, too."""
+"""Cases about rows that are trained on or held out; the other cases also judge dropped rows."""

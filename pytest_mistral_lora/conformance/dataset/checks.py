@@ -1,4 +1,4 @@
-"""The checks of the rows of a recipe, or of a file of rows alone."""
+"""The checks of the rows of a recipe or of a single file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def checks(target: RecipeTarget | DatasetTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of a target's rows; the first that runs makes the pass for all."""
+    """Yield the checks of a target's rows; the first check that runs makes the pass for all."""
     results = cache(partial(_shared, target, settings))
     left_out = OF_A_RECIPE if isinstance(target, DatasetTarget) else ()
     if isinstance(target, DatasetTarget) and not target.compares:
@@ -46,8 +46,8 @@ def check_dataset(
 
     Raises:
         RecipeError: If the recipe cannot be used.
-        PinError: If its base is missing, or is not the one that is pinned.
-        TokenizerError: If the base has no tokenizer that can be used.
+        PinError: If its base is missing, or is not the pinned one.
+        TokenizerError: If the base has no usable tokenizer.
     """
     path = Path(recipe)
     return dataset_results(RecipeTarget(path.stem, path), processes=processes, progress=progress)
@@ -65,7 +65,7 @@ def file_results(path: Path, tokenizer: CheckpointTokenizer) -> dict[str, Result
 def dataset_results(
     target: RecipeTarget | DatasetTarget, *, processes: int | None = None, progress: TextIO | None = None
 ) -> dict[str, Result]:
-    """Check the dataset of a target like `check_dataset`; its tokenizer may be loaded already.
+    """Check the dataset of a target like `check_dataset`; its tokenizer may already be loaded.
 
     Raises:
         RecipeError: As `check_dataset`.
@@ -92,7 +92,7 @@ def dataset_statistics(
 
     Args:
         target: The recipe, or the rows.
-        files: Its data files, if they are opened already.
+        files: Its data files, if they are already open.
         how: `processes` and `progress`, as for `check_dataset`.
 
     Raises:
@@ -102,7 +102,7 @@ def dataset_statistics(
     results = _judged(target, files, "not compared", near=True, **how)
     figures = dict(results["statistics"].facts)
     for finding in results["rows-are-valid"].findings:
-        # without a file, the figures of the others would be taken for those of the dataset
+        # without one file, the other files' figures would pass for the dataset's
         if finding.rule == "ML602" or not figures["rows"]:
             raise InputError(finding.found, place=finding.place, expected=finding.expected)
     return figures
@@ -116,8 +116,8 @@ def _judged(
     Args:
         target: The target.
         files: Its data files.
-        no_comparison: Why the backends are not compared, or nothing if they are.
-        near: Whether to count rows that are nearly the same, though no row is held out.
+        no_comparison: Why the backends are not compared; empty if they are.
+        near: Whether to count nearly equal rows although no row is held out.
         how: `processes` and `progress`, as for `check_dataset`.
     """
     from pytest_mistral_lora.chat.encoded import Policy
@@ -139,7 +139,7 @@ def _judged(
         official=not no_comparison
         and is_long(files)
         and target.tokenizer.template.source == target.oracle.chat_template(),
-        # only a split makes them worth their time and memory in a check
+        # in a check, they are only worth their time and memory for a split
         sketches=sketches_available() and (near or bool(held_out) or any(file.is_held_out for file in files)),
         alone=isinstance(target, DatasetTarget),
     )
@@ -168,11 +168,11 @@ def _note_columns(tally: DatasetTally, files: Sequence[DataFile]) -> None:
 
 
 def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> Iterator[tuple[str, str]]:
-    """Yield the tokenizer that judged rows alone, and the formats that rows were converted from, for summaries."""
+    """Yield, for summaries, the tokenizer that judged rows without a recipe, and the formats that rows came from."""
     from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file
     from pytest_mistral_lora.formats.sources import ConvertedSource
 
-    # a recipe's base and a tokenizer that is a target have checks of their own
+    # a recipe's base, and a tokenizer that is a target, have their own checks
     judge = target.judge if isinstance(target, DatasetTarget) else None
     alone = "" if judge is None or judge.trains else ", which is not checked itself"
     if judge is not None and target.backend == "chat-template":
@@ -189,7 +189,7 @@ def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> I
 
 
 def _no_comparison(target: RecipeTarget | DatasetTarget) -> str:
-    """Return why the two backends cannot be compared, or nothing if they can.
+    """Return why the two backends cannot be compared; empty if they can.
 
     Raises:
         TokenizerError: If the backend cannot be used.
@@ -200,7 +200,7 @@ def _no_comparison(target: RecipeTarget | DatasetTarget) -> str:
     }
     # outside the try: a recipe whose own backend cannot be used has no dataset to check at all
     needs[target.backend]()
-    # the template that mistral-common generates in place of a missing one agrees with it: nothing is loaded for that
+    # mistral-common's generated template agrees with mistral-common: load nothing for it
     if isinstance(target, DatasetTarget) and not (target.compares and target.tokenizer.has_template):
         return f"{target.tokenizer.path} has no chat template to compare with"
     try:
@@ -212,7 +212,7 @@ def _no_comparison(target: RecipeTarget | DatasetTarget) -> str:
 
 
 def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[str, Result]:
-    """Return the results of a pass that this process makes, or that another worker of the session has made."""
+    """Return the results of a pass by this process or by another worker of the session."""
     # workers of pytest-xdist judge cases of the same dataset: the first makes the pass, the others wait for its file
     from filelock import FileLock
 
@@ -227,16 +227,16 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
         with suppress(InputError):
             paths = [file.path for file in target.files]
     else:
-        # a declaration may lead to other files than before
+        # a declaration may now lead to other files
         paths = [*target.recipe.data.paths, *(file.path for file in target.files)]
         settled = [target.recipe.as_written()]
     # by size and time, not by content, because each worker does this, and data can be long
     states: list[tuple[str, int, int]] = []
     for path in paths:
-        # a missing file is a finding of the pass, which cannot be made before this
+        # a missing file is a finding of the pass, which comes later
         status = path.stat() if path.exists() else None
         states.append((str(path), status.st_size if status else -1, status.st_mtime_ns if status else -1))
-    # in ASCII, here and below: the name of a file may have bytes that are no UTF-8
+    # in ASCII, here and below: the name of a file may have bytes that are not UTF-8
     identity = sha256_bytes(json.dumps([str(target.path), *settled, states], sort_keys=True).encode())[:16]
     file = settings.work_folder / f"dataset-{identity}.json"
     with FileLock(f"{file}.lock"):

@@ -25,11 +25,11 @@ def recipe_checks(target: RecipeTarget, settings: Settings) -> Iterator[Check]:
 
 
 def _judge_recipe(target: RecipeTarget) -> Result:
-    """Judge a recipe by the functions that refuse it before a run.
+    """Judge a recipe with the checks that a run makes first.
 
     Raises:
-        RecipeError: If it cannot be read.
-        PinError: If its base is missing, or is not the one that is pinned.
+        RecipeError: If the recipe cannot be read.
+        PinError: If its base is missing, or is not the pinned one.
         TokenizerError: If its base's tokenizer does not load.
     """
     from pytest_mistral_lora.training.prepare import check_machine, plan_run
@@ -43,7 +43,7 @@ def _judge_recipe(target: RecipeTarget) -> Result:
 
     base = target.base_folder
     facts: dict[str, str] = {}
-    # the last one names the layers that would be adapted
+    # the last check names the layers to adapt
     steps = (
         check_output,
         check_machine,

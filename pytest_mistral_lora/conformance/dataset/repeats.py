@@ -1,6 +1,6 @@
-"""Rows of a dataset that are there twice: as they are, in another form, or nearly; on one or both sides of a split.
+"""Repeated rows of a dataset: equal, equal but for their form, or nearly equal; on one or both sides of a split.
 
-Digests are equal for rows that are alike but for their form, and parts of sketches for rows that are nearly the same.
+Rows that differ only in form have equal digests, and nearly equal rows have equal parts of sketches.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from pytest_mistral_lora.extras import MissingExtraError, is_installed
 
 
 def row_likeness(row: Row) -> bytes:
-    """Return a digest that is equal for rows whose texts are, but for spaces, case, punctuation and Unicode form.
+    """Return a digest that ignores spaces, case, punctuation and Unicode form of a row's texts.
 
-    So are the texts in the arguments of calls, and their keys may come in any order. Roles and tools count as they are.
-    A text of nothing but punctuation counts as a whole.
+    The same holds for texts in the arguments of calls, whose keys may come in any order. Roles and tools count
+    unchanged, and so does a text of nothing but punctuation.
     """
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for message in row.messages:
@@ -53,7 +53,7 @@ def row_likeness(row: Row) -> bytes:
 
 
 NUMBERS_END, ASKED_END = 4, 32
-"""End of the digest of a row's numbers in its sketch, and of the part of its questions; its answers are the rest."""
+"""End of the digest of a row's numbers in its sketch, and of the part of its questions; the rest is its answers."""
 
 _RUN = 3
 _FEW_WORDS = 8
@@ -66,15 +66,15 @@ _NUMBER = re.compile(r"[-+]?\d+(?:[.,:/]\d+)*")
 
 
 def sketches_available() -> bool:
-    """Return whether the library that makes sketches is installed."""
+    """Return whether the library for sketches is installed."""
     return is_installed("rensa")
 
 
 def row_sketch(row: Row) -> bytes:
-    """Return a sketch of 64 bytes, by which `near_rows` finds rows that are nearly the same, by MinHash.
+    """Return a MinHash sketch of 64 bytes, by which `near_rows` finds nearly equal rows.
 
-    System prompts and tools do not count, since many rows share them. Rows with other numbers are other rows, and so
-    are those with another question or answer of fewer than 8 words.
+    System prompts and tools do not count, since many rows share them. Rows with different numbers are different rows,
+    and so are rows that differ in a question or answer of fewer than 8 words.
     """
     asked_words: list[str] = []
     answered: list[str] = []
@@ -88,13 +88,13 @@ def row_sketch(row: Row) -> bytes:
         (answered if message["role"] == "assistant" else asked_words).extend(_WORD.findall(folded))
         fixed += [message["role"], *_NUMBER.findall(folded)]
     if max(len(asked_words), len(answered)) < _FEW_WORDS:
-        fixed.append(row.to_jsonl())  # too short to be near: under another system prompt, "Hello" is another row
+        fixed.append(row.to_jsonl())  # too short to be near: "Hello" under another system prompt is another row
     numbers = hashlib.blake2b(" ".join(fixed).encode(), digest_size=NUMBERS_END).digest()
     return numbers + _part(asked_words, ASKED_END - NUMBERS_END) + _part(answered, SKETCH_BYTES - ASKED_END)
 
 
 def _part(words: list[str], size: int) -> bytes:
-    """Return bytes of which two texts have as large a part in common as of their runs of three words."""
+    """Return bytes; two texts share about the same part of them as of their runs of three words."""
     from rensa import RMinHash
 
     if len(words) < _FEW_WORDS:
@@ -107,17 +107,17 @@ def _part(words: list[str], size: int) -> bytes:
 
 Mask = npt.NDArray[np.bool_]
 _NEAR = 0.78
-"""Share of equal bytes in each part of two sketches from which rows are near; texts with 8 of 10 runs in common have it
-as often as not."""
+"""Least share of equal bytes in each part of the sketches of near rows; texts with 8 of 10 runs in common reach it in
+about half of all cases."""
 
 _PAIRS = 1 << 16
-"""Pairs that are compared at once: 4 MiB of each side."""
+"""Pairs to compare at a time: 4 MiB of each side."""
 
 
 def near_rows(sketches: bytearray, asking: Mask, candidates: Mask) -> dict[int, tuple[int, float]]:
     """Return for each asking row the first candidate before or after it that is near, and the share in common.
 
-    Each row is compared with at most three for each of its bands: the time is that of sorting, whatever the rows are.
+    Each row is compared with at most three rows for each of its bands, so sorting takes the most time, for any rows.
 
     Args:
         sketches: The sketches of all rows, in order.
@@ -161,29 +161,29 @@ def _verify(table: Any, rows: Any, others: Any, found: dict[int, tuple[int, floa
 
 
 class Repeats:
-    """Rows that are there twice: as they are, in another form, or nearly; on one side of the split or on both.
+    """Repeated rows: equal, equal but for their form, or nearly equal; on one side of the split or on both.
 
-    Each of the methods that note them adds findings to the tally, and leaves out the rows of those before it.
+    Each `note_` method adds findings to the tally, and leaves out the rows that earlier methods found.
     """
 
     def __init__(self, tally: DatasetTally, place: Callable[[int], str]) -> None:
-        """Take the result of a pass, in order, and a function that returns a place of it as text."""
+        """Take the result of a pass, in order, and a function that returns the text of a place."""
         self._tally, self._place = tally, place
         self._leaked: set[int] = set()
-        # each row that an earlier one of its side equals, but perhaps for its form
+        # rows that equal an earlier row of their side, perhaps except for their form
         self._again = bytearray(len(tally))
         self._within: Counter[str] = Counter()
         self._across: Counter[str] = Counter()
 
     @property
     def no_near_rows(self) -> str:
-        """The reason why held-out rows were not compared with those that are nearly the same; empty if they were."""
+        """Why held-out rows were not compared with nearly equal rows; empty if they were."""
         if self._tally.sketches or not any(self._tally.held_out):
             return ""
         return str(MissingExtraError("rensa"))
 
     def counts(self) -> dict[str, Any]:
-        """Return the number of rows within a side, and across the split, that are there twice; null if not counted."""
+        """Return the number of repeated rows within a side and across the split; null if not counted."""
         return {
             side: {
                 "same": counted["same"],
@@ -194,9 +194,10 @@ class Repeats:
         }
 
     def note_equal_rows(self) -> None:
-        """Note rows that are there twice, on one side or on both; then those that differ in their form alone.
+        """Note equal rows on one side or on both, then rows that differ only in their form.
 
-        The form is spaces, case, punctuation and Unicode form. Two rows of one side that differ in it are only counted.
+        The form is spaces, case, punctuation and Unicode form. Rows of one side that differ only in form are just
+        counted.
         """
         for kind, digests, rule, text in (
             ("same", self._tally.rows, "ML610", "the row is also trained on: {}"),
@@ -206,7 +207,7 @@ class Repeats:
                 trained, held_rows = self._sides(group)
                 for side in (trained, held_rows):
                     for row in side[1:]:
-                        # each row that is there again on its side counts once
+                        # each repetition on a side counts once
                         self._within[kind] += not self._again[row]
                         self._again[row] = 1
                     if kind == "same" and len(side) > 1:
@@ -214,7 +215,7 @@ class Repeats:
                 self._leak(kind, rule, text, {row: trained[0] for row in held_rows if trained})
 
     def note_near_rows(self) -> None:
-        """Note held-out rows of which nearly the same is trained on; it is no error, since a word may be the point."""
+        """Note held-out rows with a nearly equal trained row; not an error, since a single word may be the point."""
         if not self._tally.sketches:
             return
         is_held_out = np.frombuffer(self._tally.held_out, np.bool_)
@@ -232,10 +233,10 @@ class Repeats:
     def note_repeated_prompts(self) -> None:
         """Note prompts that rows of one side answer differently, and held-out prompts that are trained on."""
         owners, held_out = self._tally.owners, self._tally.held_out
-        # the last prompt of a row is its own: the one before the last turn that is trained on
+        # the last prompt of a row identifies it: the prompt before the last turn that is trained on
         last = len(owners) - 1
         is_last = bytearray(index == last or owners[index + 1] != owner for index, owner in enumerate(owners))
-        # of a held-out row only its own prompt counts: conversations often begin alike
+        # only the last prompt of a held-out row counts: conversations often begin alike
         # arrays of a byte and of 8 bytes a prompt: lists of millions of numbers would take several times as much
         candidates = array("Q", (index for index, row in enumerate(owners) if is_last[index] or not held_out[row]))
         for group in equal_groups(self._tally.prompts, candidates):
@@ -251,12 +252,12 @@ class Repeats:
                     self._add("ML609", other, f"the prompt of {{}} with another answer ({count})", side[0])
 
     def _sides(self, rows: list[int]) -> tuple[list[int], list[int]]:
-        """Split rows into those that are trained on and those that are held out."""
+        """Split rows into trained and held-out rows."""
         held_out = self._tally.held_out
         return [row for row in rows if not held_out[row]], [row for row in rows if held_out[row]]
 
     def _leak(self, kind: str, rule: str, found: str, others: Mapping[int, int]) -> None:
-        """Note held-out rows that are trained on, each once, by the first row that they equal."""
+        """Note held-out rows that are also trained on, each once, with the first equal row."""
         for row, other in others.items():
             if row not in self._leaked:
                 self._leaked.add(row)

@@ -1,6 +1,6 @@
 """The one pass over a dataset, and the result of each check.
 
-The pass is streamed, in several processes if the data are long, in bounded memory.
+The pass streams the rows in bounded memory, in several processes for long data.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def scan(
     """Read every row of some files once, and return their columns, counts and findings.
 
     Args:
-        plan: The settings by which rows are judged.
+        plan: The settings for judging rows.
         files: The files, in order.
         tokenizer: The plan's tokenizer, if it is loaded already.
         processes: Number of processes that judge rows, this one included if `tokenizer` is given; None for the number
@@ -69,9 +69,9 @@ def scan(
 
 
 def judge_shard(plan: ScanPlan, index: int, file: DataFile) -> DatasetTally:
-    """Judge one file of a dataset, in a process that may know nothing of the others.
+    """Judge one file of a dataset; the process need not know the other files.
 
-    The results of all files, merged by `DatasetTally.extend` in any order, give `report` what one pass gives it.
+    The results of all files, merged by `DatasetTally.extend` in any order, equal the result of one pass.
 
     Args:
         plan: The settings by which rows are judged; a process loads the tokenizer of a plan once.
@@ -90,7 +90,7 @@ def _judge(plan: ScanPlan) -> Callable[[Chunk], DatasetTally]:
 
 
 def _judge_with(fast: Any, plan: ScanPlan) -> Callable[[Chunk], DatasetTally]:
-    """Judge rows with the `transformers` tokenizer of the process that started this one: converting takes long."""
+    """Judge rows with the parent process's `transformers` tokenizer: converting takes long."""
     tokenizer = CheckpointTokenizer(plan.tokenizer, plan.oracle_name)
     if fast is not None:
         tokenizer.use_fast(fast)
@@ -126,7 +126,7 @@ def report(
         if sign.rule in tally.findings and not sign.is_systematic(tally.counts, len(files)):
             tally.findings.rename(sign.rule, sign.note)
     repeats = Repeats(tally, found.place)
-    # rows before prompts: the prompt of a row that is trained on as a whole is not reported once more
+    # rows before prompts: the prompt of a row that is trained on is not reported again
     repeats.note_equal_rows()
     repeats.note_near_rows()
     repeats.note_repeated_prompts()
@@ -142,14 +142,14 @@ def report(
     not_checked = {"backends-agree": no_comparison, "no-near-leakage": repeats.no_near_rows}
     results = {}
     for case in CASES:
-        # the laws are rules of masks, which hold for every row
+        # the laws are rules of the subject `mask`, and hold for every row
         rules = sorted(ON_EVERY_ROW) if case == "laws-hold" else [rule.id for rule in RULES.of("dataset", case)]
         results[case] = Result(
             tuple(tally.findings.of(*rules)),
             not_checked=not_checked.get(case, ""),
             facts=tuple(facts.get(case, {}).items()),
         )
-    # a check of no rows would pass on nothing; with a finding it has judged something
+    # a check without rows would pass on nothing; with a finding it has judged something
     for case, result in results.items():
         rows = len(tally) if case in OF_KEPT_ROWS else sum(tally.counts[n, "judged"] for n in range(len(files)))
         if not rows and not result.findings and not result.not_checked:
@@ -160,7 +160,7 @@ def report(
 
 @dataclass(frozen=True)
 class _Report:
-    """The findings and figures that need all rows, but for those of rows that are alike."""
+    """The findings and figures that need all rows, except those about repeated rows."""
 
     tally: DatasetTally
     files: Sequence[DataFile]
@@ -172,12 +172,12 @@ class _Report:
         return f"{self.files[file].path}:{line}"
 
     def note_settings(self, place: str) -> None:
-        """Note a side of the split that has no rows, and the named deviations that this run would train on."""
+        """Note a side of the split without rows, and the named deviations that this run would train on."""
         rows, held_count, effect = len(self.tally), sum(self.tally.held_out), ""
         if self.plan.held_out and rows and held_count in (0, rows):
             effect = "holds out none" if not held_count else "leaves none to train on"
             self.tally.findings.add(Finding("ML615", f"{self.plan.held_out} of {rows} rows {effect}", place))
-        # a side of the split of which the recipe's policies drop every row
+        # a side of the split whose rows are all dropped by the recipe's policies
         names = {False: ("data.train", "no row is left to train on"), True: ("data.eval", "no held-out row is left")}
         for is_held_out, (key, left) in () if effect else names.items():
             indices = [index for index, file in enumerate(self.files) if file.is_held_out == is_held_out]
@@ -185,7 +185,7 @@ class _Report:
             if dropped and not any(row_is_held_out == is_held_out for row_is_held_out in self.tally.held_out):
                 where = f"{place.removesuffix(', data.held_out')}, {key}"
                 self.tally.findings.add(Finding("ML615", f"{left}: {dropped} are dropped", where))
-        # with mistral-common the template is only compared, and its deviations change nothing that is trained on
+        # with mistral-common the template is only compared, and its deviations do not affect training
         deviations = sorted(self.tally.deviations.items()) if self.plan.backend == "chat-template" else ()
         for name, (count, _, first) in deviations:
             found = f"{name} in {counted(count, 'row')}; the first is here"
@@ -195,7 +195,7 @@ class _Report:
         """Return the figures of the dataset, as plain JSON data.
 
         Args:
-            repeats: The numbers of rows that are there twice.
+            repeats: The numbers of repeated rows.
         """
         tally = self.tally
         tokens, supervised = spread(tally.tokens), spread(tally.supervised)
@@ -249,7 +249,7 @@ def epoch(training: Training, statistics: Mapping[str, Any]) -> dict[str, Any]:
     found = {"rows": rows, "batch_size": training.batch_size, "steps": steps}
     if steps:
         found["tokens_per_step"] = round(tokens / steps)
-        # rows are packed without padding, and a longer row is computed alone
+        # rows are packed without padding, and a longer row gets its own pass
         found["micro_batch_tokens"] = training.micro_batch_tokens
         found["micro_batches_per_step_at_least"] = -(-tokens // (steps * training.micro_batch_tokens))
         planned = training.steps if training.steps is not None else math.ceil((training.epochs or 1) * steps)

@@ -27,7 +27,7 @@ _FAULTS = {"no-labels": "ML606", "nothing-supervised": "ML605", "too-long": "ML6
 
 
 def fault_finding(fault: PolicyFault, error: RowError, encoded: EncodedRow, cut: Mapping[str, int]) -> Finding:
-    """Return the finding for a refused row; for a row that is too long, with the parts that a cut would remove."""
+    """Return the finding for a refused row; for too long a row, with the parts that a cut would remove."""
     detail = error.next_step
     if fault == "too-long":
         detail = f"a cut would remove {_listed(cut)}"
@@ -49,7 +49,7 @@ _CHANGES = {
 
 
 def changes(row: Row, encoded: EncodedRow, policy: Policy, cut: Mapping[str, int]) -> Iterator[tuple[str, Finding]]:
-    """Yield each change that a recipe's policy makes to a row that it does not refuse: its name, and a finding."""
+    """Yield the name and the finding of each change that a recipe's policy makes to an accepted row."""
     for change in policy.apply(encoded).changes:
         known = {"tokens": len(encoded.input_ids), "max_length": policy.max_length, "cut": _listed(cut)}
         yield change, Finding("ML620", _CHANGES[change].format(**known), row.place)
@@ -63,7 +63,7 @@ def beyond(
     Args:
         row: The row.
         encoded: The encoding that is trained on.
-        layout: mistral-common's encoding, whose spans give the owner of each token; `encoded` if there is none.
+        layout: mistral-common's encoding, whose spans give the owner of each token; `encoded` without an oracle.
         max_length: Tokens that a cut would leave.
         facts: The facts of the tokenizer version; None without an oracle.
     """
@@ -85,14 +85,14 @@ def beyond(
 
 
 ON_EVERY_ROW = frozenset({"ML101", "ML102", "ML103", "ML104", "ML105", "ML107", "ML109", "ML110"})
-"""Rules of the laws that look at one encoding; the others encode the row again, and are left to Hypothesis."""
+"""Rules of the laws that look at one encoding; the other laws encode the row again, and run only with Hypothesis."""
 
 
 def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Finding]:
     """Yield the laws that mistral-common's encoding of a row breaks."""
     weights = any(message["role"] == "assistant" and not weight_of(message) for message in row.messages)
     for law in LAWS:
-        # every answer has a loss in the mask that is read off the control tokens
+        # in the mask from the control tokens, every answer has a loss
         if law.rule not in ON_EVERY_ROW or law.unfit(oracle) or (weights and law.rule == "ML107"):
             continue
         if violation := law.violation(row, encoded, oracle):
@@ -134,7 +134,7 @@ _DAMAGED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd]")
 
 
 def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
-    """Yield texts of a row that are hardly meant: joined turns, empty answers, damaged characters, odd tool calls."""
+    """Yield suspicious texts of a row: joined turns, empty answers, damaged characters, odd tool calls."""
     groups = [(group, "assistant") for group in row.assistant_groups() if len(group) > 1]
     pairs = itertools.pairwise(enumerate(row.messages))
     groups += [([n, n + 1], "user") for (n, a), (_, b) in pairs if a["role"] == b["role"] == "user"]
@@ -170,7 +170,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def call_findings(row: Row) -> Iterator[Finding]:
-    """Yield calls of unknown tools, arguments that are no object or not the tool's, and results of no call."""
+    """Yield calls of unknown tools, arguments that are not an object or do not fit the tool, results without call."""
     parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in row.tools or ()}
     for index, message in enumerate(row.messages):
         for number, call in enumerate(message.get("tool_calls") or ()):
@@ -202,7 +202,7 @@ def _argument_findings(
 
 
 def _result_findings(row: Row) -> Iterator[Finding]:
-    """Yield results whose id is of no call of the turn before, or was answered already, or that name another tool."""
+    """Yield results whose id has no call in the turn before or is already answered, or that name another tool."""
     open_calls: dict[Any, str] = {}
     for index, message in enumerate(row.messages):
         if message["role"] != "tool":

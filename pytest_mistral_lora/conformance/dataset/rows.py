@@ -37,23 +37,23 @@ if TYPE_CHECKING:
 
 _NAMES = ("mistral-common", "chat template")
 _ROW_CHARACTERS = 2000
-"""A longer row is not printed with its finding: the place is enough to find it."""
+"""Longest row that is printed with its finding: the place is enough to find longer ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScanPlan:
-    """The settings by which rows are judged, in a form that crosses process boundaries.
+    """The settings for judging rows, in a form that crosses process boundaries.
 
     Attributes:
         tokenizer: The tokenizer file or checkpoint folder.
         backend: `mistral-common` or `chat-template`.
-        policy: The recipe's choice for rows that cannot be trained on as they are.
+        policy: The recipe's policy for rows that cannot be trained on unchanged.
         held_out: Fraction of the training rows that is held out.
         compares: Whether there is a chat template to compare mistral-common with.
-        official: Whether that template is known to be mistral-common's own, so that it needs no bounds.
-        oracle_name: The oracle that is declared for a folder without a Mistral tokenizer file, or None.
+        official: Whether that template is mistral-common's own, and needs no bounds.
+        oracle_name: The declared oracle of a folder without a Mistral tokenizer file, or None.
         sketches: Whether to make the sketches by which near rows are found.
-        alone: Whether the rows are judged without a recipe: then nobody knows which of their columns are trained on.
+        alone: Whether the rows are judged without a recipe; then it is unknown which columns are trained on.
     """
 
     tokenizer: Path
@@ -71,10 +71,10 @@ _ByTemplate = EncodedRow | RowError | tuple[int, ...] | None
 
 
 class RowJudge:
-    """Judges rows by the tokenizer and the settings of a plan."""
+    """Judges rows with the tokenizer and the settings of a plan."""
 
     def __init__(self, plan: ScanPlan, tokenizer: CheckpointTokenizer | None = None) -> None:
-        """Load the tokenizer of the plan, or use the one given."""
+        """Load the tokenizer of the plan, or use the given one."""
         self.plan = plan
         self.encoder = make_encoder(plan.backend, tokenizer or CheckpointTokenizer(plan.tokenizer, plan.oracle_name))
         self._oracle: Oracle | None = None
@@ -83,7 +83,7 @@ class RowJudge:
         except NoOracleError:
             if plan.backend == "mistral-common":
                 raise
-        # mistral-common's own template is rendered in this process, if this process has made it: that is faster
+        # this process renders mistral-common's own template if it has made it, which is faster
         if plan.official and self._oracle is not None:
             self._oracle.chat_template()
         literals = self._oracle.control_tokens.values() if self._oracle else ()
@@ -96,7 +96,7 @@ class RowJudge:
         tally = DatasetTally()
         read = ((number, read_row(chunk.path, number, line)) for number, line in chunk.lines)
         items = [(number, item, self._expected(item)) for number, item in read if item is not None]
-        # a fast tokenizer takes many texts at once in half of the time that it takes for one after the other
+        # a fast tokenizer takes half of the time for many texts in one call
         by_template = self._by_template(
             [item for _, item, expected in items if isinstance(item, Row) and not isinstance(expected, RowError)]
         )
@@ -115,7 +115,7 @@ class RowJudge:
                 encoded = self.plan.policy.apply(judged).encoded
             except RowError as error:
                 tally.counts[chunk.file, "refused"] += 1
-                # the row is right, but not for this backend: it could be trained on with mistral-common
+                # the row is valid, but not for this backend: mistral-common could train on it
                 rule = "ML613" if isinstance(error, _LiteralError) else "ML601"
                 tally.findings.add(Finding(rule, error.found, error.place, error.expected, error.next_step))
                 continue
@@ -140,7 +140,7 @@ class RowJudge:
 
     def _spelled(self, text: str) -> list[str]:
         """Return the control tokens that a row spells."""
-        # of most rows, the only bracket is that of the messages, which is looked for faster
+        # most rows have no bracket but that of the messages, and a search for it is faster
         if self._begin and text.count("[") == 1 and "<" not in text:
             return []
         return self._literals.findall(text)
@@ -170,7 +170,7 @@ class RowJudge:
         """
         if isinstance(by_template, RowError):
             raise by_template
-        # with the backend mistral-common there is an oracle, and the row is not refused
+        # the backend mistral-common has an oracle, and has not refused the row
         encoded = by_template if isinstance(by_template, EncodedRow) else cast("EncodedRow", expected)
         if encoded is expected and (literals := self._spelled(row.to_jsonl())):
             tally.findings.add(Finding("ML612", f"the text spells {', '.join(sorted(set(literals)))}", row.place))
@@ -210,7 +210,7 @@ class RowJudge:
         tally: DatasetTally,
     ) -> bool:
         """Return whether the encoding that is trained on has mistral-common's labels; report a difference."""
-        # a row that the template refuses has no ids, and is explained like one with others
+        # a row that the template refuses has no ids, and is explained like a row with other ids
         if template_ids != expected.input_ids:
             self._explain(row, expected, template_ids, tally)
             return True
@@ -236,7 +236,7 @@ class RowJudge:
         try:
             behind = template.behind_own_prompt(row)
             if behind is not row and oracle.encode(behind).input_ids == template_ids:
-                # of a template with a system prompt of its own, most rows: nothing else is to be explained
+                # most rows of a template with its own system prompt: there is nothing else to explain
                 tally.add_deviation(OWN_PROMPT, row.place, tally.findings.at)
                 return
             comparison = compare(row, oracle, template)
@@ -302,7 +302,7 @@ def _digests(encoded: EncodedRow) -> tuple[list[bytes], bytes]:
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     turns = (next(spans) for _, spans in itertools.groupby(encoded.spans, key=lambda span: span.turn))
     starts = [first.start for first in turns if first.supervised]
-    # one digest that grows: hashing each prompt from its beginning would be quadratic in the turns
+    # one growing digest: hashing each prompt from its beginning would be quadratic in the turns
     prompts = []
     end = 0
     for start in starts:

@@ -16,12 +16,12 @@ from typing import Any
 from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
 
 SHOWN = 20
-"""Findings of one rule that are kept; the others are counted."""
+"""Most findings to keep of one rule; more are counted."""
 
 LONGEST = 2000
-"""Characters of the longest text in a finding."""
+"""Most characters of a text in a finding."""
 
-# 128 bits: among a billion rows, two that are not equal have one digest with a chance of about 1 in 10**21
+# 128 bits: among a billion rows, two different ones share a digest with a chance of about 1 in 10**21
 DIGEST_BYTES = 16
 SKETCH_BYTES = 64
 # a file of 2**40 rows would have tens of terabytes, and 24 bits are left for the number of the file
@@ -29,10 +29,10 @@ _LINE_BITS = 40
 
 
 class BoundedFindings:
-    """Findings by rule: the first of each in the order of the files are kept, all are counted.
+    """Findings by rule: the first of each rule, in the order of the files, are kept; all are counted.
 
     Attributes:
-        at: Place of the row that is judged, as `packed_place` returns it.
+        at: Place of the judged row, as `packed_place` returns it.
     """
 
     def __init__(self) -> None:
@@ -51,12 +51,12 @@ class BoundedFindings:
         if len(kept) < SHOWN or self.at < kept[-1][0]:
             texts = {name: getattr(finding, name) for name in ("found", "place", "expected", "detail")}
             cut: dict[str, Any] = {name: f"{text[:LONGEST]} …" for name, text in texts.items() if len(text) > LONGEST}
-            # behind those of the same row, so that they stay in the order in which they were found
+            # after those of the same row, which keeps the order of discovery
             insort(kept, (self.at, replace(finding, **cut)), key=lambda entry: entry[0])
             del kept[SHOWN:]
 
     def add_made(self, rule: str, make: Callable[[], Finding]) -> None:
-        """Count a finding of a rule; it is made only if the next one is kept, wherever it is."""
+        """Count a finding of a rule; make it only if the next finding would be kept at any place."""
         if len(self._kept.get(rule, ())) < SHOWN:
             self.add(make())
         else:
@@ -70,12 +70,12 @@ class BoundedFindings:
         self._total += other._total
 
     def rename(self, rule: str, other: str) -> None:
-        """Put the findings of a rule under another one."""
+        """Move the findings of a rule to another rule."""
         self._kept[other] = [(at, replace(finding, rule=other)) for at, finding in self._kept.pop(rule, [])]
         self._total[other] = self._total.pop(rule, 0)
 
     def of(self, *rules: str) -> Iterator[Finding]:
-        """Yield the findings of some rules; the last finding of a rule gives the number of those that are not kept."""
+        """Yield the findings of some rules; the last finding of a rule gives the number of dropped ones."""
         for rule in rules:
             kept = self._kept.get(rule, [])
             yield from (finding for _, finding in kept)
@@ -93,13 +93,13 @@ class DatasetTally:
         held_out: 1 for each row that is held out, 0 for each that is trained on.
         rows: A digest of each row's ids and labels.
         likenesses: A digest of each row's texts without spaces, case, punctuation and Unicode form.
-        sketches: A sketch of each row by which near rows are found, of `SKETCH_BYTES`; empty if there are none.
+        sketches: A sketch of each row for finding near rows, of `SKETCH_BYTES`; empty without sketches.
         prompts: A digest of the ids before each assistant turn that is trained on.
-        owners: The row of each prompt; the last prompt of a row is its own.
+        owners: The row of each prompt; the last prompt of a row identifies it.
         tokens: Number of rows by their tokens.
         supervised: Number of rows by their supervised tokens.
-        lengths: Number of rows by their tokens before the recipe's policies, those that are refused and dropped, too.
-        longest: Tokens of the longest of these rows, and its negative place; the first of them, if there are several.
+        lengths: Number of rows by their tokens before the recipe's policies, including refused and dropped rows.
+        longest: Tokens of the longest of these rows, and its negative place; the first row, if several are as long.
         counts: Numbers by file and name.
         named: Numbers by kind and name: of messages by role, of calls by tool, of rows by script.
         beyond: Numbers of tokens, turns and prompts beyond `max_length`, by name.
@@ -140,7 +140,7 @@ class DatasetTally:
             getattr(self, name).extend(getattr(other, name))
         for name in ("tokens", "supervised", "lengths", "counts", "named"):
             getattr(self, name).update(getattr(other, name))
-        # without the names that count nothing, which a report would show
+        # drop names with a count of 0, which a report would show
         self.beyond += other.beyond
         self.changed += other.changed
         self.longest = max(self.longest, other.longest)
@@ -149,12 +149,12 @@ class DatasetTally:
         self.findings.extend(other.findings)
 
     def add_deviation(self, name: str, place: str, at: int, count: int = 1) -> None:
-        """Count a named deviation of a row, whose place is given as a text and as a number."""
+        """Count a named deviation of a row, with its place as a text and as a number."""
         before, first_at, first_place = self.deviations.get(name, (0, at, place))
         self.deviations[name] = (before + count, *min((first_at, first_place), (at, place)))
 
     def ordered(self) -> DatasetTally:
-        """Return this result with its rows in the order of the files, whatever the order in which parts were added."""
+        """Return this result with its rows in the order of the files, regardless of the order of adding parts."""
         if all(place <= other for place, other in pairwise(self.places)):
             return self
         import numpy as np
@@ -197,7 +197,7 @@ def digest_at(digests: bytearray, index: int) -> bytes:
 
 
 def equal_groups(digests: bytearray, indices: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the indices that have one digest in common, for each digest that several have, in order of the first."""
+    """Yield the indices of each digest that several rows share, in order of the first."""
     with memoryview(digests).cast("Q") as halves:
         # millions of digests are sorted as numbers, which takes little memory; only those that may be repeated are
         # put into groups
@@ -210,15 +210,15 @@ def equal_groups(digests: bytearray, indices: Sequence[int]) -> Iterator[list[in
 
 
 def percentile(counts: Mapping[int, int], percent: int) -> int:
-    """Return the smallest of counted values that `percent` of them do not exceed; 0 of none."""
-    # the nearest rank, ceil(n * p / 100), in whole numbers: a float could round it to the next value
+    """Return the smallest of counted values that `percent` of them do not exceed; 0 for no values."""
+    # the nearest rank, ceil(n * p / 100), in whole numbers: a float could round up to the next value
     rank = -(-sum(counts.values()) * percent // 100)
     below = accumulate(number for _, number in sorted(counts.items()))
     return next((value for value, seen in zip(sorted(counts), below, strict=True) if seen >= rank), 0)
 
 
 def spread(counts: Mapping[int, int]) -> dict[str, Any]:
-    """Return total, mean, median, 95th percentile and maximum of counted values, all of them exact."""
+    """Return total, mean, median, 95th percentile and maximum of counted values, all exact."""
     total, number = sum(value * count for value, count in counts.items()), sum(counts.values())
     quantiles = {name: percentile(counts, percent) for name, percent in (("p50", 50), ("p95", 95), ("max", 100))}
     return {"total": total, "mean": round(total / number, 2) if number else 0.0, **quantiles}
@@ -231,7 +231,7 @@ _LEAST_CUT = 512
 def histogram(lengths: Mapping[int, int]) -> list[dict[str, int]]:
     """Return the number of rows of each range of lengths, `from` and `to` included, both in tokens.
 
-    The ranges are 1, 2 or 5 times a power of ten wide; the last one has the longest hundredth of the rows, too.
+    The ranges are 1, 2 or 5 times a power of ten wide; the last one includes the longest hundredth of the rows.
     """
     if not lengths:
         return []
@@ -254,7 +254,7 @@ def cuts(lengths: Mapping[int, int], max_length: int) -> list[dict[str, int]]:
     """
     longest = max(lengths, default=0)
     powers = takewhile(lambda power: power == _LEAST_CUT or power < 2 * longest, (_LEAST_CUT << n for n in count()))
-    # a pass without a recipe has a length that no row comes to
+    # a pass without a recipe has a length that no row reaches
     at = sorted({*powers, *([max_length] if max_length <= 2 * max(longest, _LEAST_CUT) else [])})
     return [
         {

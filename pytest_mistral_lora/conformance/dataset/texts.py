@@ -1,9 +1,9 @@
 """The texts of a row: its script, and signs of another pipeline, such as escapes or the markers of other models.
 
-And what is left of a text without its form, by which rows are told to be the same.
+Also the text without its form, which shows that two rows are the same.
 
-A row may speak of such signs. So only a text that is built of them counts, outside of code and quotations. It is an
-error if many rows of a file are so, and else a note.
+A row may talk about such signs. So only a text that is built of them counts, outside of code and quotations. If many
+rows of a file have such a text, it is an error, else a note.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class TextSign:
     Attributes:
         rule: The rule if many rows of a file have it: an error.
         note: The rule if few have it.
-        share: The share of a file's rows from which they are many, of those that could have it.
-        of: Name of the rows that could have it and do not, in the counts of a file; empty for all rows.
+        share: The least share of a file's eligible rows that counts as many.
+        of: Name of the eligible rows without the sign, in the counts of a file; empty if all rows are eligible.
     """
 
     rule: str
@@ -39,7 +39,7 @@ class TextSign:
     of: str = ""
 
     def is_systematic(self, counts: Counter[tuple[int, str]], files: int) -> bool:
-        """Return whether many rows of one of the files have the sign; a single row never is."""
+        """Return whether many rows of one of the files have the sign; a single row is never many."""
         for file in range(files):
             with_sign = counts[file, self.rule]
             rows = counts[file, self.of] + with_sign if self.of else counts[file, "judged"]
@@ -59,7 +59,7 @@ SIGNS = (
 _QUOTED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\"[^\"\n]*\"|(?<!\w)'[^'\n]*'|\[[^\]\n]*\]", re.DOTALL)
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _LETTER = r"\\(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{2,6}\}|U000[0-9a-fA-F]{5}|x[89a-fA-F][0-9a-fA-F]|3[0-7]{2}\\2[0-7]{2})"
-# beside a letter, or one after the other: caf\u00e9, \u4f60\u597d; eight digits are no path and no formula
+# beside a letter, or one after the other: caf\u00e9, \u4f60\u597d; eight digits are neither a path nor a formula
 _LETTERS = re.compile(rf"\w{_LETTER}|(?<!\\){_LETTER}(?:\w|{_LETTER})|(?<!\\)\\U000[0-9a-fA-F]{{5}}")
 _ENTITIES = re.compile(r"\w(&(?:#\d{2,6}|#x[0-9a-fA-F]{2,5}|[A-Za-z]{2,8}\d?);)")
 # an escaped break behind a text, and the letters after it; or in front of a real one
@@ -98,7 +98,7 @@ _THINKING = re.compile(
 
 
 def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | None]]:
-    """Yield the signs of a row: the name of a count of rows, and the finding if it is one.
+    """Yield the signs of a row: the name of a count of rows, and its finding, if any.
 
     Args:
         row: The row.
@@ -124,7 +124,7 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
             seen.setdefault("ML628", Finding("ML628", f"the text is marked up with {marker}", place))
         if message["role"] == "assistant" and (thought := _THINKING.search(_CODE.sub(" ", text))):
             expected = 'a chunk {"type": "thinking", "thinking": "..."}' if thinks else ""
-            # without tokens for it, letters are the only way to write a thought
+            # without control tokens, letters are the only way to write a thought
             rule = "ML630" if thinks else "ML631"
             seen.setdefault(rule, Finding(rule, f"a thought is written as {thought[0].strip()}", place, expected))
     for index, role in _roles_in_letters(row):
@@ -138,7 +138,7 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
 
 
 def _escaped_letter(text: str) -> str:
-    """Return an escape that stands for a letter beyond ASCII, in a text of prose; empty if there is none."""
+    """Return an escape that stands for a letter beyond ASCII, in a text of prose; empty without one."""
     found = _LETTERS.search(_QUOTED.sub(" ", text)) if "\\" in text else None
     if found is not None:
         return found[0]
@@ -148,9 +148,9 @@ def _escaped_letter(text: str) -> str:
 
 
 def _escaped_break(text: str) -> str:
-    """Return the surroundings of a line break that is a backslash and an n, in a text of prose; empty if there is none.
+    """Return the surroundings of a line break written as a backslash and an n, in a text of prose; empty without one.
 
-    With real line breaks beside it, only one in front of a real one counts.
+    If the text also has real line breaks, only an escaped break before a real one counts.
     """
     prose = _QUOTED.sub(" ", text)
     if "\n" in text:
@@ -158,19 +158,19 @@ def _escaped_break(text: str) -> str:
         return prose[max(0, found.start() - 10) : found.end()] if found else ""
     words = [word for word in prose.split() if "\\n" in word and not _OTHER_ESCAPE.search(word)]
     breaks = [escape for word in words for escape in _BREAK.finditer(word) if not _FORMULA.fullmatch(escape[1])]
-    # a small letter may follow in a verse, and in a path: one alone is none
+    # a small letter may follow in a verse or a path: a single break does not count
     found = next((escape for escape in breaks if not escape[1][:1].islower() or len(breaks) > 1), None)
     return found.string[max(0, found.start() - 10) : found.end() + 10] if found else ""
 
 
 def _marker(text: str) -> str:
-    """Return the marker of another family that a text is built of; empty if there is none."""
+    """Return the marker of another model family that a text is built of; empty without one."""
     found = _MARKERS.search(_CODE.sub(" ", text)) if any(sign in text for sign in _MARKED) else None
     return next(filter(None, found.groups())) if found else ""
 
 
 def _roles_in_letters(row: Row) -> Iterator[tuple[int, str]]:
-    """Yield the number of a message of the user, and the words with which it and its answer name their roles."""
+    """Yield the number of a user's message, and the words by which it and its answer name their roles."""
     for index, message in enumerate(row.messages):
         text = text_of(message.get("content"))
         if message["role"] != "user" or not (request := _ASKED.search(text)):
@@ -214,7 +214,7 @@ def main_script(row: Row) -> str:
 
 @cache  # there are 140,000 letters, and a dataset has some hundreds of them
 def _script_of(character: str) -> str:
-    """Return the script of a letter; nothing for another character."""
+    """Return the script of a letter; empty for another character."""
     if not character.isalpha():
         return ""
     # a wide or a mathematical letter is one of its script

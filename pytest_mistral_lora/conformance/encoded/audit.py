@@ -1,4 +1,4 @@
-"""One pass over an encoded-rows file: a verdict on each line and one on the file; and the subject's checks."""
+"""One pass over an encoded-rows file: a verdict on each line and on the file, and the subject's checks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError, cou
 State = Literal["sound", "wrong", "not judged"]
 
 LOSES = frozenset({"ML515", "ML531", "ML533", "ML544", "ML551"})
-"""Rules whose rows may lose whole answers. Only the texts of those rows are counted over the file."""
+"""Rules whose rows may lose whole answers. Only texts of these rows are counted over the file."""
 MOST_ERRORS = 1000
-"""Unreadable lines that are named; more are only counted."""
+"""Most unreadable lines to name; more are only counted."""
 KEPT = 20
-"""Findings of a rule that are kept whole; more are counted."""
+"""Most findings of a rule to keep; more are counted."""
 
 CASES = ("file", "rows-complete", "ids", "labels", "packing", "supervised-text")
-"""Every check of the subject: a rule names its own in `rules/encoded.toml`."""
+"""Every check of the subject: a rule names its check in `rules/encoded.toml`."""
 OF_ROWS = ("ids", "labels", "packing", "supervised-text")
 """Checks that would pass on nothing if no row can be judged."""
 NOTHING_JUDGED = "no row of the file can be judged"
@@ -61,15 +61,15 @@ class Audit:
 
     Attributes:
         path: The encoded-rows file.
-        states: How many rows are sound, wrong, and not judged.
+        states: Number of rows that are sound, wrong, and not judged.
         counts: Findings by rule.
-        tokens: Tokens of all rows that were judged, without padding.
-        supervised: Tokens of them that are trained on.
+        tokens: Tokens of all judged rows, without padding.
+        supervised: Supervised tokens of the judged rows.
         packed: Lines that hold several conversations.
-        masked: Lines whose labels are made of a mask that is beside the ids.
+        masked: Lines whose labels come from a mask beside the ids.
         errors: Lines that cannot be read, the first thousand.
         scaling: The model's use of positions.
-        source: The rows of the source that have come.
+        source: The rows of the source that the file has had so far.
     """
 
     def __init__(
@@ -85,8 +85,9 @@ class Audit:
         Args:
             path: The file of encoded rows, or a folder of such files.
             oracle: Mistral's own tokenization.
-            dataset: The chat JSONL files that the rows come from, in order; empty if you do not have them.
-            base: The checkpoint folder, whose `config.json` tells the use of positions; None for the tokenizer's.
+            dataset: The chat JSONL files that the rows come from, in order; empty if they are missing.
+            base: The checkpoint folder, whose `config.json` states the use of positions; None for the tokenizer's
+                folder.
         """
         self.scaling: PositionScaling = PositionScaling.of_folder(base or oracle.path)
         self.path = path
@@ -125,10 +126,10 @@ class Audit:
             self.counts.update(finding.rule for finding in verdict.findings)
             yield verdict
         findings = list(self.source.missing_findings(self.path))
-        # The answers of rows that did not come are known only now.
+        # The answers of missing rows are known only now.
         for row in self.source.missing_rows():
             self._add_expected(row, row.place)
-        if self.states["not judged"] < self.states.total():  # else no answer was read, and none can be called lost
+        if self.states["not judged"] < self.states.total():  # else no answer was read, and no answer can be lost
             findings += self._balance.findings(self.path, self._oracle)
         self.counts.update(finding.rule for finding in findings)
         yield LineVerdict(None, str(self.path), "wrong" if findings else "sound", tuple(findings))
@@ -156,7 +157,7 @@ class Audit:
             findings += (replace(finding, rule="ML558", row=row.to_jsonl()) for finding in padded)
         self.tokens += len(comparison.padding.real)
         self.supervised += sum(label != IGNORE_INDEX for label in line.labels)
-        # The answers of a sound row are on both sides, and a row with another fault is reported for that.
+        # The answers of a sound row are on both sides, and a row with another fault is reported for that fault.
         if comparison.comparable and (not new or LOSES.intersection(finding.rule for finding in of_tokens)):
             for encoded in expected if new else ():
                 self._balance.add(encoded.input_ids, encoded.labels or (), self._oracle, line.place, 1)
@@ -180,7 +181,7 @@ class Audit:
         self._balance.add(encoded.input_ids, encoded.labels or (), self._oracle, place, 1)
 
     def raise_unreadable(self) -> None:
-        """Raise an error for the lines that could not be read, if there are any.
+        """Raise an error for unreadable lines, if any.
 
         Raises:
             RowsError: If lines could not be read.
@@ -193,7 +194,7 @@ class Audit:
 
     @property
     def not_checked(self) -> dict[str, str]:
-        """The reason of each check that found nothing because it had nothing to judge, by its name in `CASES`."""
+        """The reason of each check without findings that had nothing to judge, by its name in `CASES`."""
         reasons = {}
         if self.judged == 0:
             reasons = dict.fromkeys(OF_ROWS, NOTHING_JUDGED)
@@ -206,17 +207,17 @@ class Audit:
 
     @property
     def judged(self) -> int:
-        """The number of rows that are judged."""
+        """The number of judged rows."""
         return self.states["sound"] + self.states["wrong"]
 
     @property
     def rows_line(self) -> str:
-        """The number of rows, and of those that are judged, in words for a summary."""
+        """The number of rows and of judged rows, in words for a summary."""
         masks = f"; the labels of {self.masked:,} are made of a mask, as TRL makes them" if self.masked else ""
         return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{masks}"
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures of an audit that has run, as plain JSON data."""
+        """Return the figures of a finished audit, as plain JSON data."""
         counts = sorted(self.counts.items())
         classes = [{"rule": rule, "class": RULES[rule].fault_class, "count": count} for rule, count in counts]
         return {
@@ -235,7 +236,7 @@ class Audit:
 
 
 def _holds(ids: Sequence[int], encoded: EncodedRow) -> bool:
-    """Return whether a row stands in some ids, with padding and other rows around it."""
+    """Return whether some ids contain a row, with padding and other rows around it."""
     first, size = encoded.input_ids[0], len(encoded.input_ids)
     starts = (n for n in range(len(ids) - size + 1) if ids[n] == first)
     return any(tuple(ids[n : n + size]) == encoded.input_ids for n in starts)
@@ -273,7 +274,7 @@ class AuditReport:
         """Audit a file.
 
         Raises:
-            InputError: If it cannot be opened.
+            InputError: If the file cannot be opened.
         """
         report = cls(Audit(path, oracle, dataset, base=base))
         for _ in report.verdicts():
@@ -297,7 +298,7 @@ class AuditReport:
             yield verdict
 
     def findings_of(self, rule: str) -> Iterator[Finding]:
-        """Yield the kept findings of a rule, and one that counts the others."""
+        """Yield the kept findings of a rule, and a finding that counts the others."""
         kept = self.kept.get(rule, [])
         yield from kept
         more = self.audit.counts[rule] - len(kept)
@@ -306,7 +307,7 @@ class AuditReport:
 
 
 def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of an encoded-rows file; the first that runs reads the file for all of them."""
+    """Yield the checks of an encoded-rows file; the first check that runs reads the file for all."""
 
     @cache
     def audited() -> AuditReport:
@@ -320,7 +321,7 @@ def checks_of(target: EncodedTarget, audited: Callable[[], AuditReport]) -> Iter
 
     Args:
         target: The file.
-        audited: Returns the report, or makes it for the first check that runs.
+        audited: Returns the report; the first check that runs makes it.
     """
     for case in CASES:
         yield Check(target, "encoded", case, partial(_run_check, audited, case))

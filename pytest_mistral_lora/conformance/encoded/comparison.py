@@ -1,4 +1,4 @@
-"""A line of an encoded-rows file, and each row in it, beside mistral-common's encoding: the findings of both."""
+"""A line of an encoded-rows file, and each of its rows, compared with mistral-common's encoding."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class EncodedLineComparison:
 
     @cached_property
     def padding(self) -> LinePadding:
-        """The line's tokens, apart by padding or not."""
+        """The line's tokens, divided into row and padding."""
         whole = tuple(token for encoded in self.expected for token in encoded.input_ids)
         return find_padding(self.line, whole, self.oracle)
 
@@ -106,7 +106,7 @@ class EncodedLineComparison:
 
     @cached_property
     def labels(self) -> Ids:
-        """The labels without padding's; as many as ids if the line is `comparable`."""
+        """The labels without those of the padding; as many as ids if the line is `comparable`."""
         return tuple(self.line.labels[n] for n in self.padding.real if n < len(self.line.labels))
 
     def findings(self) -> Iterator[Finding]:
@@ -138,7 +138,7 @@ class EncodedLineComparison:
             yield from self._compare(0, (0, len(self.ids)), self.labels).findings()
 
     def _mask_faults(self) -> Iterator[EncodingFault]:
-        """Yield a fault for each mask that leaves out tokens of which the labels say that they are trained on."""
+        """Yield a fault for each mask that leaves out tokens which the labels train on."""
         for key, mask in self.line.masks.items():
             trained = zip(self.line.labels, mask, strict=False)
             left = [n for n, (label, is_expected) in enumerate(trained) if label != IGNORE_INDEX and not is_expected]
@@ -157,7 +157,7 @@ class EncodedLineComparison:
             if self.ids[start] == self.oracle.bos_id and labels[start] != IGNORE_INDEX:
                 found = f"the BOS at token {start} is trained on: the EOS before it learns to predict it"
                 yield from self._place_faults([EncodingFault("ML514", found, "-100")])
-                labels[start] = IGNORE_INDEX  # else the conversation would be reported for it as well
+                labels[start] = IGNORE_INDEX  # else the conversation would be reported, too
         for match in matches:
             if match.listed is not None and match.stretch is not None:
                 yield from self._compare(match.listed, match.stretch, labels).findings()
@@ -173,7 +173,7 @@ class EncodedLineComparison:
 
 
 def row_findings(row: Row, input_ids: Sequence[int], labels: Sequence[int], oracle: Oracle) -> Iterator[Finding]:
-    """Yield a finding for each class of a trainer's faults in a row; nothing if the encoding is mistral-common's.
+    """Yield a finding for each class of a trainer's faults in a row; empty if the encoding is mistral-common's.
 
     Args:
         row: The chat row.
@@ -194,7 +194,7 @@ def row_findings(row: Row, input_ids: Sequence[int], labels: Sequence[int], orac
 
 
 def injection_findings(row: Row, input_ids: Sequence[int], oracle: Oracle) -> Iterator[Finding]:
-    """Yield one finding for each control token that is there more or less often than the structure needs."""
+    """Yield a finding for each control token that occurs more or less often than the structure needs."""
     controls = oracle.control_tokens
     needed = Counter(token for token in oracle.encode(row).input_ids if token in controls)
     found = Counter(token for token in input_ids if token in controls)

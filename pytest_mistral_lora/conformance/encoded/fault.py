@@ -1,4 +1,4 @@
-"""A fault of a row that was encoded, before it becomes a finding."""
+"""A fault of an encoded row, before it becomes a finding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class EncodingFault:
     Attributes:
         rule: Id of the rule.
         found: The value or tokens that break it.
-        expected: The value that keeps it; empty if the rule's title is enough.
+        expected: The value that satisfies it; empty if the rule's title is enough.
     """
 
     rule: str

@@ -1,4 +1,4 @@
-"""Faults of a whole file: supervised texts that were lost or came twice, and rows that differ from their source."""
+"""Faults of a whole file: lost or repeated supervised texts, and rows that differ from their source."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RowError, RowsError
 
 MOST = 100_000
-"""Texts that are kept at a time; a text that a file loses beyond them is counted, not named."""
+"""Most texts to keep at a time; further lost texts are counted, not named."""
 SHOWN_TEXTS = 20
-"""Texts that a finding shows."""
+"""Most texts in a finding."""
 SHOWN = 20
-"""Numbers of missing rows that a finding shows."""
+"""Most numbers of missing rows in a finding."""
 
 
 @dataclass
 class _OpenText:
-    """A text whose two sides differ so far.
+    """A text whose two sides differ at this point.
 
     Attributes:
         balance: Times that an assistant has it, less the times that it is trained on.
@@ -46,25 +46,25 @@ class _OpenText:
 
 @dataclass
 class AnswerBalance:
-    """Supervised texts as a multiset: those of the assistants on one side, those trained on on the other.
+    """Supervised texts as a multiset: the assistants' on one side, the trained ones on the other.
 
-    A text that is on both sides as often is forgotten, so that a sound file needs no memory.
+    A text with equal counts on both sides is forgotten, so a sound file needs no memory.
     """
 
     _texts: dict[bytes, _OpenText] = field(default_factory=dict)
     _beyond: int = 0
 
     def add(self, ids: Sequence[int], labels: Sequence[int], oracle: Oracle, place: str, by: int) -> None:
-        """Note each run of supervised tokens that ends with EOS, the EOS left out; an answer without it is none.
+        """Note each run of supervised tokens that ends with EOS, without the EOS; an answer without EOS does not count.
 
-        Nor is one with an id outside the vocabulary, which has no text (ML520 reports it).
+        An answer with an id outside the vocabulary has no text, and does not count either (ML520 reports it).
 
         Args:
             ids: The ids of a row.
             labels: Its labels, as many.
             oracle: Mistral's own tokenization.
             place: File and line.
-            by: 1 for answers that should be trained on, -1 for those that are.
+            by: 1 for answers that should be trained on, -1 for answers that are.
         """
         start: int | None = None
         for index, (token, label) in enumerate(zip(ids, labels, strict=True)):
@@ -88,7 +88,7 @@ class AnswerBalance:
                 del self._texts[key]
 
     def findings(self, path: Path, oracle: Oracle) -> Iterator[Finding]:
-        """Yield one finding for the texts that are lost, and one for those that are trained on too often."""
+        """Yield a finding for lost texts, and a finding for texts that are trained on too often."""
         lost = [text for text in self._texts.values() if text.balance > 0]
         more = [text for text in self._texts.values() if text.balance < 0]
         rest = f" ({self._beyond} more texts were not compared)" if self._beyond else ""
@@ -114,7 +114,7 @@ def row_digest(row: Row, *, loose: bool = False) -> bytes:
 
     Args:
         row: The row.
-        loose: Whether the bytes are blind, too, to nulls and key order within the JSON of tools and arguments.
+        loose: Whether the bytes also ignore nulls and key order within the JSON of tools and arguments.
     """
 
     def without_defaults(value: Any) -> Any:
@@ -139,7 +139,7 @@ def source_rows(paths: Sequence[Path]) -> Iterator[Row]:
 
     Raises:
         InputError: If a file cannot be opened.
-        RowsError: If a row cannot be read: then no number of a row can be trusted.
+        RowsError: If a row cannot be read: then row numbers cannot be trusted.
     """
     for path in paths:
         for item in scan_rows(path):
@@ -150,13 +150,13 @@ def source_rows(paths: Sequence[Path]) -> Iterator[Row]:
 
 @dataclass
 class SourceTracker:
-    """The rows of a source that have come so far; some 200 bytes a row are kept.
+    """The rows of a source that have been seen so far; each takes some 200 bytes.
 
     Attributes:
-        paths: The source's files; if there are none, only the numbers of the rows show that one is missing.
-        packed: Whether a packed sequence has come: then conversations count, and not their numbers.
-        unreadable: Lines that could not be read: as many rows may be missing on their account.
-        is_known: Whether there is a source, or a line has named its row: else no missing row can be noticed.
+        paths: The source's files; without files, only the numbers of the rows show that a row is missing.
+        packed: Whether a packed sequence was seen; then conversations count, and not their numbers.
+        unreadable: Number of unreadable lines, which may explain as many missing rows.
+        is_known: Whether there is a source, or a line has named its row; else missing rows cannot be detected.
     """
 
     paths: tuple[Path, ...] = ()
@@ -182,15 +182,15 @@ class SourceTracker:
 
     @cached_property
     def _free(self) -> dict[bytes, list[int]]:
-        """Numbers of equal rows that no line has accounted for, the first one last."""
+        """Numbers of equal rows that no line has matched yet, the first row last."""
         free: dict[bytes, list[int]] = {}
         for index in reversed(range(len(self._digests))):
             free.setdefault(self._digests[index], []).append(index)
         return free
 
     def with_messages(self, line: EncodedLine) -> EncodedLine:
-        """Return a line that has ids alone with the row of its number in the source, if that is not read already."""
-        # the source is read once, beside the lines: a number that comes again, or too late, has no row
+        """Add to a line with only ids the row of its number in the source, if that row is still to be read."""
+        # the source is read once, beside the lines: a number that is repeated or out of order has no row
         if self.paths and not (line.rows or line.error) and line.index > self._read:
             for number, row in self._in_order:
                 self._read = number
@@ -199,18 +199,18 @@ class SourceTracker:
         return line
 
     def numbered(self, line: EncodedLine) -> EncodedLine:
-        """Return the line with its number in the source, if it names none and the source has such a row."""
+        """Return the line with its number in the source, if it names no number and the source has such a row."""
         if line.numbered or line.packed or not self.paths or len(line.rows) != 1:
             return line
         free = self._free.get(row_digest(line.rows[0]))
         return dataclasses.replace(line, index=free[-1]) if free else line
 
     def is_new(self, line: EncodedLine) -> bool:
-        """Whether no line with this row's number has come."""
+        """Whether no line has had this row's number."""
         return line.index not in self._seen
 
     def take(self, line: EncodedLine) -> list[Finding]:
-        """Note that a line has come, and return the findings about its place in the source."""
+        """Note a line, and return the findings about its place in the source."""
         findings = []
         self.is_known = self.is_known or line.numbered or bool(self.paths)
         shown = line.rows[0].to_jsonl() if line.rows else ""
@@ -230,7 +230,7 @@ class SourceTracker:
         return findings
 
     def _take_from_source(self, line: EncodedLine) -> Iterator[Finding]:
-        """Take the conversations of a line out of the source; yield a finding for each that is not its row."""
+        """Match the conversations of a line with the source; yield a finding for each that is not its row."""
         if not line.rows:
             found = f"row {line.index} has ids alone, and comes after row {self._read}"
             if line.index >= len(self._digests):
@@ -240,7 +240,7 @@ class SourceTracker:
             digest = row_digest(row)
             free = self._free.get(digest, [])
             found = ""
-            # a packed sequence has a number of its own: its conversations may come from anywhere in the source
+            # the number of a packed sequence is its own: its conversations may come from anywhere in the source
             if line.packed:
                 found = "" if free else f"conversation {number} is not in the dataset, or not so often"
             elif line.index >= len(self._digests):
@@ -256,7 +256,7 @@ class SourceTracker:
                 yield Finding("ML505", found, line.place, row=row.to_jsonl())
 
     def missing_rows(self) -> Iterator[Row]:
-        """Yield the rows of the source that did not come."""
+        """Yield the rows of the source that the file lacks."""
         came = self._seen - self._refused
         left = {index for free in self._free.values() for index in free}
         for index, row in enumerate(source_rows(self.paths)):
@@ -264,17 +264,17 @@ class SourceTracker:
                 yield row
 
     def missing_findings(self, path: Path) -> Iterator[Finding]:
-        """Yield a finding if rows did not come at all."""
+        """Yield a finding if the file lacks rows."""
         if self.packed and self.paths:
             count = sum(map(len, self._free.values()))
             if count > self.unreadable:
                 yield Finding("ML502", f"{count} conversations of the dataset are in no sequence", str(path))
             return
-        # without the source, rows that are missing at the end cannot be known
+        # without the source, rows missing at the end cannot be detected
         total = len(self._digests) if self.paths else self._last + 1
         count = total - sum(index < total for index in self._seen)
         if count > self.unreadable:
-            # a number may be as large as 10**18: the search ends with the last number that is shown
+            # a number may be as large as 10**18: the search ends with the last shown number
             missing = list(islice((index for index in range(total) if index not in self._seen), SHOWN))
             named = ", ".join(map(str, missing)) + (", …" if count > SHOWN else "")
             found = f"{count} of {total} rows are not there: {named}"

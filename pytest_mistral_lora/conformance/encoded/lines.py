@@ -24,7 +24,7 @@ Ids = tuple[int, ...]
 
 
 MASKS = ("assistant_masks", "assistant_tokens_mask", "completion_mask")
-"""Keys of the masks of which TRL's collator makes the labels: a token has a loss where each of them is 1."""
+"""Keys of the masks from which TRL's collator makes the labels: a token has a loss if each mask is 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,17 @@ class EncodedLine:
     Attributes:
         place: File and line, or file and row.
         index: The row's number in the source, from 0; the line's own number if it names none.
-        rows: Its conversation; several if the sequence is packed; empty if it is in the source alone.
-        as_stored: The same with the nulls of a table in the arguments of calls, if there are any.
+        rows: Its conversation; several if the sequence is packed; empty if only the source has it.
+        as_stored: The same with a table's nulls in the arguments of calls, if it has any.
         packed: Whether it has `conversations` in place of `messages`.
         input_ids: Token ids, padding included.
         labels: Labels; not necessarily as many as ids.
-        masks: Each mask of `MASKS` that it has, by its key; as many values as ids.
+        masks: Its masks among `MASKS`, by key; as many values as ids.
         position_ids: As many as ids, or None.
         attention_mask: As many as ids, 0 at padding, or None.
         error: The trainer's reason for encoding nothing; empty if it encoded the row.
         numbered: Whether it names its number.
-        masked: Whether its labels are made of the masks.
+        masked: Whether its labels come from the masks.
     """
 
     place: str
@@ -65,12 +65,12 @@ class EncodedLine:
 def scan_lines(
     path: Path, progress: Callable[[int], None] = lambda read: None, *, has_source: bool = False
 ) -> Iterator[EncodedLine | RowError]:
-    """Yield each record of encoded rows, or the error that makes it unreadable.
+    """Yield each record of encoded rows, or the error of an unreadable one.
 
     Args:
         path: A file, or a folder such as one of `Dataset.save_to_disk`.
         progress: Called with the number of bytes read since the last call.
-        has_source: Whether the messages of a record that has none are in the source.
+        has_source: Whether the source has the messages of a record without messages.
 
     Raises:
         InputError: If a file cannot be read.
@@ -97,7 +97,7 @@ class _RecordReader:
         path: The file or folder.
         place: The place of the record.
         padded: Whether absent keys are null, as in a table of Arrow.
-        has_source: Whether the messages of a record that has none are in the source.
+        has_source: Whether the source has the messages of a record without messages.
     """
 
     path: Path
@@ -119,7 +119,7 @@ class _RecordReader:
             try:
                 rows = self._rows(data)
             except RowError:
-                rows = ()  # a trainer may have refused the row because of this very field
+                rows = ()  # a trainer may have refused the row because of this field
             reason = str(data["error"])[:300] or "no reason is given"
             return EncodedLine(place, index, rows, error=reason, numbered="row" in data)
         if "input_ids" not in data:
@@ -128,7 +128,7 @@ class _RecordReader:
         unpadded = unpadded_calls(data) if self.padded else data
         rows = self._rows(unpadded)
         masks = self._beside(data, MASKS, ids)
-        # labels of another number than the ids are a finding (ML540), not a line that cannot be read
+        # labels and ids of different numbers are a finding (ML540), not an unreadable line
         labels = self._integers(data, "labels") if data.get("labels") is not None or not masks else _masked(ids, masks)
         return EncodedLine(
             place,
@@ -156,10 +156,10 @@ class _RecordReader:
         return beside
 
     def _refuse_rows(self, data: Mapping[str, Any]) -> None:
-        """Refuse a record of a format without ids by the format's name.
+        """Refuse a record of a known format without ids, and name the format.
 
         Raises:
-            RowError: If it is one that is known.
+            RowError: If the record has a known format.
         """
         found = recognise(data)
         if found is not None:
@@ -173,7 +173,7 @@ class _RecordReader:
             )
 
     def _rows(self, data: Mapping[str, Any]) -> tuple[Row, ...]:
-        """Return the conversations of a record; none if they are in the source alone."""
+        """Return the conversations of a record; empty if only the source has them."""
         if not _has_conversations(data):
             if data.get("messages") is not None:
                 return (parse_row(data, place=self.place),)
@@ -186,14 +186,14 @@ class _RecordReader:
         if not isinstance(given, list) or not given:
             shown = "is empty" if given == [] else f"is {kind_of(given)}"
             raise RowError(shown, place=place, expected="a list of lists of messages")
-        # a conversation with tools of its own is an object, one that shares the line's tools a list of messages
+        # a conversation with its own tools is an object; one with the line's tools is a list of messages
         shared = {key: data[key] for key in ROW_KEYS if key in data}
         rows = [record if isinstance(record, Mapping) else shared | {"messages": record} for record in given]
         return tuple(parse_row(row, place=f"{place}[{n}]") for n, row in enumerate(rows))
 
     def _without_messages(self, data: Mapping[str, Any]) -> RowError:
-        """Return the error of ids that no messages are beside, with all that can be done."""
-        # not the error of `parse_row`, which would take the record for a format of its own, and name another reader
+        """Return the error of ids without messages, with every remedy."""
+        # not the error of `parse_row`, which would mistake the record for another format, and name another reader
         path = shlex.quote(str(self.path))
         audit = f"mistral-lora audit {path} --tokenizer PATH --dataset"
         if _packs(data):
@@ -225,7 +225,7 @@ class _RecordReader:
             found = "is missing" if values is None else f"is {kind_of(values)}"
             raise RowError(found, place=place, expected="a list of integers")
         for index, value in enumerate(values):
-            # not isinstance: True is an int in Python, and no id
+            # not isinstance: True is an int in Python, but not an id
             if type(value) is not int:
                 raise RowError(f"{value!r:.80}", place=f"{place}[{index}]", expected="an integer")
         return tuple(values)
@@ -245,19 +245,19 @@ def _packs(data: Mapping[str, Any]) -> bool:
 
 
 def _masked(ids: Ids, masks: Mapping[str, Ids]) -> Ids:
-    """Return the labels that TRL's collator makes of the masks of a row."""
+    """Return the labels that TRL's collator makes from the masks of a row."""
     return tuple(token if all(ones) else IGNORE_INDEX for token, *ones in zip(ids, *masks.values(), strict=True))
 
 
-# Tekken vocabularies have <pad>, and SentencePiece ones do not: collators pad with <unk> or a token they call [PAD].
+# Tekken vocabularies have <pad>, and SentencePiece ones do not: collators pad with <unk> or a token named [PAD].
 _PADS = ("<pad>", "[PAD]", "<unk>")
 _MOST_CLOSED = 2
-"""More EOS behind an answer than these are padding: rows of many lengths are padded by more."""
+"""Most EOS after an answer that are not padding: padded rows of different lengths have more."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinePadding:
-    """The indices of a line's tokens, apart by padding or not.
+    """The indices of a line's tokens, divided into row and padding.
 
     Attributes:
         real: Indices of the row's own tokens, in order.
@@ -270,7 +270,7 @@ class LinePadding:
     hidden: Ids = ()
 
     def faults(self, line: EncodedLine) -> Iterator[EncodingFault]:
-        """Yield the rules that the padding of the line breaks."""
+        """Yield the rules that the line's padding breaks."""
         inside = [n for n in self.padded if self.real and self.real[0] < n < self.real[-1]]
         if inside:
             found = f"{len(inside)} padding tokens stand between others, the first at token {inside[0]}"
@@ -286,14 +286,14 @@ class LinePadding:
                 f"the attention mask hides {len(self.hidden)} tokens of the row {named}, the first at {self.hidden[0]}"
             )
             yield EncodingFault("ML552", found, "1 at each token of the row")
-        # the row may attend to padding before it; that behind it is never attended to
+        # the row may attend to padding before it, but never to padding after it
         before = [n for n in self.padded if self.real and n < self.real[0]]
         mask, positions = line.attention_mask, line.position_ids
         if mask is not None:
             row_values = {mask[n] for n in self.real}
             before = [n for n in before if mask[n] in row_values - {0}]
         elif positions is not None and self.real and positions[self.real[0]] == 0:
-            before = []  # without a mask, positions that start anew begin a sequence of their own
+            before = []  # without a mask, restarting positions begin a new sequence
         if before:
             given = "no attention mask hides them" if mask is None else "the attention mask does not hide them"
             found = f"{len(before)} padding tokens stand before the row, and {given}"
@@ -309,14 +309,14 @@ def find_padding(line: EncodedLine, expected: Ids, oracle: Oracle) -> LinePaddin
         oracle: Mistral's own tokenization.
     """
     ids, mask = line.input_ids, line.attention_mask
-    # Many collators write a mask of ones, or none at all: a mask without a zero does not prove that nothing is padded.
+    # Many collators write a mask of ones, or no mask: a mask without a zero does not prove that nothing is padded.
     pads = {token for token, literal in oracle.control_tokens.items() if literal in _PADS} | {oracle.unk_id}
     exact = [] if ids == expected else _padding_of_sound_row(line, expected, pads, oracle)
     hidden: list[int] = []
     if mask is not None and 0 in mask:
         zeros = [n for n in range(len(ids)) if mask[n] == 0]
         padded = zeros
-        # a mask that was made of the ids hides each token of the row that has the id of padding
+        # a mask made from the ids hides every token of the row with the id of the padding
         if exact is not None and tuple(ids[n] for n in range(len(ids)) if mask[n]) != expected:
             padded, hidden = exact, sorted(set(zeros).difference(exact))
     else:
@@ -337,7 +337,7 @@ def _padding_of_sound_row(line: EncodedLine, expected: Ids, pads: set[int], orac
         if rest != expected or len(tokens) != 1:
             continue
         [token] = tokens
-        # One more BOS, or an EOS or two more that are trained on, are a fault of the template and not padding.
+        # An extra BOS, or one or two extra supervised EOS, are a fault of the template and not padding.
         can_pad = token != oracle.bos_id and (token in oracle.control_tokens or token == oracle.unk_id)
         quiet = all(line.labels[n] == IGNORE_INDEX for n in padded if n < len(line.labels))
         if can_pad and (quiet or token in pads or len(padded) > _MOST_CLOSED):
@@ -354,9 +354,9 @@ def _padding_of_other_row(line: EncodedLine, pads: set[int], oracle: Oracle) -> 
     right = next((n for n, token in enumerate(reversed(ids)) if token not in pads or token != ids[-1]), len(ids))
     if right and ids[-1] == oracle.eos_id:
         right -= 1  # the last answer's own
-        # one or two more that are trained on are EOS too many, and not padding
+        # one or two supervised extra EOS are a fault, not padding
         if right <= _MOST_CLOSED and set(line.labels[len(ids) - right : len(ids)]) == {oracle.eos_id}:
             right = 0
     if left and ids[0] == oracle.eos_id and (left == len(ids) or ids[left] != oracle.bos_id):
-        left = 0  # a row that was cut at the start may begin with EOS
+        left = 0  # a row cut at the start may begin with EOS
     return [*range(min(left, len(ids) - right)), *range(len(ids) - right, len(ids))]

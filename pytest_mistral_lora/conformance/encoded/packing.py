@@ -16,7 +16,7 @@ from pytest_mistral_lora.conformance.encoded.lines import Ids
 from pytest_mistral_lora.errors import InputError
 
 Stretch = tuple[int, int]
-"""First token of a conversation in a packed sequence, and one past its last."""
+"""First token of a conversation in a packed sequence, and the token after its last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class ConversationMatch:
     """A listed conversation and its stretch of a packed sequence.
 
     Attributes:
-        listed: Its number in the line's conversations; None for a stretch that is none of them.
-        stretch: Its tokens; None if the sequence does not have it.
+        listed: Its number in the line's conversations; None for a stretch of no listed conversation.
+        stretch: Its tokens; None if the sequence lacks it.
     """
 
     listed: int | None
@@ -58,9 +58,9 @@ def split_conversations(ids: Ids, expected: Sequence[Ids], positions: Ids | None
 
 
 def match_conversations(ids: Ids, stretches: Sequence[Stretch], expected: Sequence[Ids]) -> list[ConversationMatch]:
-    """Match stretches and conversations: equal ones first, in order and out of it, then the most similar ones."""
+    """Match stretches and conversations: equal ones first, in order and out of order, then the most similar ones."""
     found = [ids[start:end] for start, end in stretches]
-    # equal ones in order first, so that a lost conversation does not shift all that follow
+    # equal ones in order first, so that a lost conversation does not shift all later ones
     pairs: dict[int, int] = {}
     for block in SequenceMatcher(None, list(expected), found, autojunk=False).get_matching_blocks():
         pairs.update({block.a + n: block.b + n for n in range(block.size)})
@@ -72,7 +72,7 @@ def match_conversations(ids: Ids, stretches: Sequence[Stretch], expected: Sequen
     free = [n for n in range(len(found)) if n not in pairs.values()]
     for listed, wanted in enumerate(expected):
         if listed not in pairs and free:
-            # a conversation with a fault still begins, or else ends, like itself
+            # a conversation with a fault still has its own beginning or end
             shared = {
                 n: equal_beginning(wanted, found[n]) + equal_beginning(wanted[::-1], found[n][::-1]) for n in free
             }
@@ -86,7 +86,7 @@ def match_conversations(ids: Ids, stretches: Sequence[Stretch], expected: Sequen
 
 
 def order_faults(matches: Sequence[ConversationMatch], count: int) -> Iterator[EncodingFault]:
-    """Yield the conversations that a packed sequence lost or has too many of, and a wrong order."""
+    """Yield lost and surplus conversations of a packed sequence, and a wrong order."""
     lost = [match.listed for match in matches if match.stretch is None]
     extra = [match.stretch for match in matches if match.listed is None and match.stretch is not None]
     if lost:
@@ -107,13 +107,13 @@ _BY_LENGTH = ("dynamic", "longrope")
 
 @dataclass(frozen=True, slots=True)
 class PositionScaling:
-    """Whether a model computes something else if all positions are moved by the same number.
+    """Whether a model's result changes if all positions move by the same number.
 
-    Plain RoPE sees differences of positions alone. A model that scales attention, or its frequencies, by the position
-    itself does not.
+    Plain RoPE only sees differences of positions. A model that scales attention or frequencies by the position itself
+    also sees the position.
 
     Attributes:
-        source: The configuration that tells it, or the reason for an assumption, for reports.
+        source: The configuration that states it, or the reason for an assumption, for reports.
         key: The configuration key that scales; empty for plain RoPE.
         limit: The first position at which it scales.
     """
@@ -124,7 +124,7 @@ class PositionScaling:
 
     @classmethod
     def of_folder(cls, folder: Path) -> PositionScaling:
-        """Read it from the `config.json` of a checkpoint folder; plain RoPE is assumed if there is none."""
+        """Read it from the `config.json` of a checkpoint folder; without the file, assume plain RoPE."""
         file = (folder if folder.is_dir() else folder.parent) / "config.json"
         if not file.is_file():
             return PLAIN_ROPE
@@ -162,7 +162,7 @@ def number_faults(stretches: Sequence[Stretch], mask: Sequence[int]) -> Iterator
 
     Args:
         stretches: The stretch of each conversation, in real tokens.
-        mask: The mask of the real tokens. It is held to the conversations if a number is above 1.
+        mask: The mask of the real tokens. It is compared with the conversations if a number is above 1.
     """
     if max(mask, default=0) < 2:
         return
@@ -189,7 +189,7 @@ def number_faults(stretches: Sequence[Stretch], mask: Sequence[int]) -> Iterator
 def isolation_faults(
     stretches: Sequence[Stretch], positions: Ids | None, mask: Ids | None, scaling: PositionScaling
 ) -> Iterator[EncodingFault]:
-    """Yield the reasons why the conversations of a packed sequence see each other, or are computed otherwise.
+    """Yield the reasons why the conversations of a packed sequence see each other, or are computed differently.
 
     Args:
         stretches: The stretch of each conversation, in real tokens.
@@ -205,7 +205,7 @@ def isolation_faults(
         expected = "none, so that position_ids keep them apart"
         yield EncodingFault("ML513", "an attention mask of ones is given", expected)
     wanted = [n - start for start, end in stretches for n in range(start, end)]
-    # without any, a model counts through
+    # without position ids, a model counts through
     counted = tuple(range(len(wanted))) if positions is None else positions
     wrong = next((n for n, (a, b) in enumerate(zip(counted, wanted, strict=True)) if a != b), None)
     if wrong is None:

@@ -1,4 +1,4 @@
-"""The classes of one row: its ids and labels as a trainer made them, beside mistral-common's."""
+"""The classes of one row: a trainer's ids and labels, compared with mistral-common's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_mistral_lora.errors import MistralLoraError, and_more
 
 
 def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> list[EncodingFault]:
-    """Return the classes of the difference between ids and mistral-common's; nothing if they are equal.
+    """Return the classes of the difference between ids and mistral-common's; empty if they are equal.
 
     Args:
         row: The chat row.
@@ -59,7 +59,7 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
 
 
 def _cut_fault(expected: Ids, ids: Ids, oracle: Oracle) -> EncodingFault | None:
-    """Return the fault of ids that are a beginning or an end of the expected ones, else None."""
+    """Return the fault of ids that are a beginning or an end of the expected ids, else None."""
     lost = len(expected) - len(ids)
     if lost <= 0:
         return None
@@ -73,7 +73,7 @@ def _cut_fault(expected: Ids, ids: Ids, oracle: Oracle) -> EncodingFault | None:
     if in_text and ids[0] == oracle.bos_id and ids[1:] == expected[lost + 1 :]:
         return EncodingFault("ML531", f"cut after BOS: {lost} of {len(expected)} tokens are missing")
     ends = len(ids) > 1 and ids[-1] == oracle.eos_id and ids[:-1] == expected[: len(ids) - 1]
-    # trailing spaces that a template drops before EOS are no cut
+    # trailing spaces that a template drops before EOS are not a cut
     if ends and decode_text(expected[len(ids) - 1 : -1], oracle).strip():
         found = f"cut at the end, and EOS put there: {lost + 1} of {len(expected)} tokens are missing"
         return EncodingFault("ML531", found)
@@ -102,7 +102,7 @@ def ids_of(row: Row, oracle: Oracle) -> Ids | None:
     """Return the ids of a row, or of a prompt if no answer ends it; None if the tokenizer refuses it."""
     try:
         if row.messages[-1]["role"] != "assistant":
-            # the prompt of a server, which is none of training
+            # the prompt of a server, which is not a training row
             answer = {"role": "assistant", "content": "x"}
             return oracle.encode_prompt(replace(row, messages=(*row.messages, answer)))
         return oracle.encode(row).input_ids
@@ -111,7 +111,7 @@ def ids_of(row: Row, oracle: Oracle) -> Ids | None:
 
 
 def _other_tokenizer(row: Row, ids: Ids, oracle: Oracle) -> EncodingFault | None:
-    """Return a fault that names the shipped tokenizer that gives exactly these ids, if one does."""
+    """Return a fault that names the shipped tokenizer with exactly these ids, if there is one."""
     for name, other in other_oracles(oracle):
         if ids_of(row, other) == ids:
             found = f"these are the ids of {name} ({SHIPPED[name]})"
@@ -120,7 +120,7 @@ def _other_tokenizer(row: Row, ids: Ids, oracle: Oracle) -> EncodingFault | None
 
 
 def other_oracles(oracle: Oracle) -> Iterator[tuple[str, Oracle]]:
-    """Yield the shipped tokenizers that are not the one given, each with its name."""
+    """Yield every shipped tokenizer but the given one, with its name."""
     for name in SHIPPED:
         other = _shipped_oracle(name)
         if other is not None and other.sha256 != oracle.sha256:
@@ -137,15 +137,15 @@ def _shipped_oracle(name: str) -> Oracle | None:
 
 
 MAX_SHIFT = 3
-"""Tokens by which a mask may be off and still be called shifted: `len(BatchEncoding)` in place of a length gives 2."""
+"""Most tokens by which a mask counts as shifted: `len(BatchEncoding)` in place of a length gives 2."""
 
 
 def label_faults(
     expected: EncodedRow, ids: Sequence[int], labels: Sequence[int], oracle: Oracle
 ) -> list[EncodingFault]:
-    """Return the classes of the difference between labels and mistral-common's; nothing if they are equal.
+    """Return the classes of the difference between labels and mistral-common's; empty if they are equal.
 
-    If the ids differ from the expected ones, only the tokens that both begin or end with are judged one by one.
+    If the ids differ from the expected ones, only their common beginning and end are judged token by token.
 
     Args:
         expected: mistral-common's encoding of the row.
@@ -165,10 +165,10 @@ def label_faults(
 
 @dataclass(frozen=True)
 class LabelComparison:
-    """The labels of a row beside the spans that its tokens belong to.
+    """The labels of a row with the spans of its tokens.
 
     Attributes:
-        owners: The expected span of each token; None for a token that is not an expected one.
+        owners: The expected span of each token; None for an unexpected token.
         ids: The trainer's ids.
         labels: The trainer's labels.
         oracle: Mistral's own tokenization.
@@ -222,7 +222,7 @@ class LabelComparison:
         return f"token {index} ({self.oracle.piece(self.ids[index])!r})"
 
     def _mask_shift(self) -> int:
-        """Return the tokens by which the mask is moved; 0 if it is not, only lost its ends, or cannot be known."""
+        """Return the tokens by which the mask is shifted; 0 if not, if only its ends are lost, or if unclear."""
         if None in self.owners or self.trained <= self.wanted:
             return 0
         places = range(len(self.ids))
@@ -235,8 +235,8 @@ class LabelComparison:
     def _turn_faults(self) -> Iterator[EncodingFault]:
         """Yield the faults of each answer and of the prompt around them.
 
-        A masked EOS, tool-call marker or first token has a class of its own. Any other part of an answer that is
-        masked, or a masked answer beside a prompt that is trained on, is a span that is off (ML550).
+        A masked EOS, tool-call marker or first token has its own class. Any other part of an answer that is
+        masked, or a masked answer beside a prompt that is trained on, is a wrong span (ML550).
         """
         masked, partial, by_rule = self._masked_answers()
         trained = [(n, owner) for n in sorted(self.trained) if (owner := self.owners[n]) is not None]
@@ -257,13 +257,13 @@ class LabelComparison:
             yield EncodingFault("ML549", f"{weightless} tokens of an answer of weight 0 are trained on", "-100")
         yield from by_rule.values()
         if None in self.owners and "ML546" not in by_rule:
-            # these turns are not the row's, so their EOS tokens are known by the id alone
+            # these turns are not the row's: only the id identifies their EOS tokens
             eos = [n for n, token in enumerate(self.ids) if token == self.oracle.eos_id]
             if eos and self.supervised and not self.trained.intersection(eos):
                 yield EncodingFault("ML546", f"every EOS is masked ({len(eos)})", "it is trained on")
 
     def _masked_answers(self) -> tuple[list[str], list[str], dict[str, EncodingFault]]:
-        """Return the answers that are masked: whole ones, parts, and the tokens that have a class of their own."""
+        """Return the answers that are masked: whole answers, parts, and the tokens that have their own class."""
         masked: list[str] = []
         partial: list[str] = []
         by_rule: dict[str, EncodingFault] = {}

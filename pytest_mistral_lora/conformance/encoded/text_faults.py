@@ -1,8 +1,8 @@
 """The class of a difference between two lists of control tokens with the texts between them.
 
-A trainer's ids rarely differ by a token alone: a template leaves out a block, puts the system prompt elsewhere or trims
-a text. So both sides are cut at their control tokens, aligned by these, and each difference is named by the control
-tokens and texts in it.
+A trainer's ids rarely differ by a single token: a template leaves out a block, puts the system prompt elsewhere or
+trims a text. So both sides are cut at their control tokens, aligned by these, and each difference is named by the
+control tokens and texts in it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LOST = {
     "[MODEL_SETTINGS]": "the row's settings, such as `reasoning_effort`, are not written",
     "[THINK]": "the thinking is lost, or written as text",
 }
-"""How a row lacks what a marker opens, if it opens no turn."""
+"""The fault of a row that lacks the part after a marker, if the marker does not open a turn."""
 
 
 def _joined(parts: Sequence[MarkedText]) -> str:
@@ -44,7 +44,7 @@ def _joined(parts: Sequence[MarkedText]) -> str:
 
 @dataclass(frozen=True)
 class TextComparison:
-    """The parts of a row beside mistral-common's.
+    """The parts of a row, compared with mistral-common's.
 
     Attributes:
         row: The chat row.
@@ -77,7 +77,7 @@ class TextComparison:
             ]
             if places and not any(part.marker == "[INST]" and part.text.strip() == prompt for part in self.expected):
                 yield EncodingFault("ML526", f"the system prompt {prompt[:60]!r} stands in an [INST] of its own")
-                # with the marker behind it: the rest of the row is compared without them
+                # with its closing marker: the rest of the row is compared without them
                 closes = places[0] + 1 < len(found_parts) and found_parts[places[0] + 1].spelled.strip() == "[/INST]"
                 del found_parts[places[0] : places[0] + 1 + closes]
         for hunk in diff_parts(self.expected, found_parts):
@@ -90,14 +90,14 @@ class TextComparison:
             structure = [fault for run in hunk.missing for fault in self._missing_faults(run)]
             structure += [fault for run in hunk.surplus for fault in self._surplus_faults(run)]
             yield from structure
-            # with its structure mended the hunk would be equal: its texts need no class of their own
+            # with the right structure the hunk would be equal: its texts need no other class
             if structure and without_spaces(_joined(hunk.expected)) == without_spaces(_joined(hunk.found)):
                 continue
             for expected, found in hunk.pairs:
                 yield from self._pair_faults(expected, found)
 
     def _extra_text(self, marker: str) -> int:
-        """Return how much more often a control token is spelled in the found texts than in the expected ones."""
+        """Return how many more times the found texts spell a control token than the expected ones."""
         return sum(p.text.count(marker) for p in self.found) - sum(p.text.count(marker) for p in self.expected)
 
     def _texts(self, role: str = "") -> list[str]:
@@ -149,7 +149,7 @@ class TextComparison:
                 yield self._turn_fault(marker, "is there once too often: a turn more, or one that is cut in two")
 
     def _turn_fault(self, marker: str, found: str) -> EncodingFault:
-        """Return the fault of a turn too few or too many; tools that stand elsewhere look like one of each."""
+        """Return the fault of a turn too few or too many; tools in another place look like one of each."""
         expected_count, found_count = (sum(p.marker == marker for p in side) for side in (self.expected, self.found))
         if expected_count == found_count and any(part.marker == "[AVAILABLE_TOOLS]" for part in self.found):
             return EncodingFault("ML530", f"the tools stand on the other side of {marker or 'a text'}")
@@ -187,7 +187,7 @@ class TextComparison:
         """Yield the classes of two texts with other words: system prompts first, then the rest without them."""
         moved = [p for p in self._prompts if want.count(p) != have.count(p)]
         if not moved:
-            # a prompt that only stands elsewhere in the same text explains the difference, too
+            # a prompt that only moved within the same text also explains the difference
             rest = [(p, want.replace(p, "", 1), have.replace(p, "", 1)) for p in self._prompts if p in want]
             moved = [
                 prompt
@@ -205,7 +205,7 @@ class TextComparison:
             have = have if more > 0 else have.replace(prompt, "", 1)
         if moved and without_spaces(want) == without_spaces(have):
             return
-        # a text in front of the text, or between the system prompt and it; none if they differ by more
+        # a text before the text, or after the system prompt; empty if they differ by more
         want, have, extra = want.strip(), have.strip(), ""
         for start in ("", *self._prompts):
             end = want.removeprefix(start).strip()
@@ -221,7 +221,7 @@ class TextComparison:
 
 
 def _main_markers(run: Sequence[MarkedText]) -> list[str]:
-    """Return the markers of a run, without the EOS of a turn that is missing or surplus as a whole."""
+    """Return the markers of a run, without the EOS of a whole missing or surplus turn."""
     markers = [part.marker for part in run]
     inner = [marker for marker in markers if marker != "</s>"]
     return list(dict.fromkeys(inner or markers))

@@ -1,6 +1,6 @@
-"""The reasons for other texts and control tokens in a row.
+"""The reasons why texts and control tokens of a row differ.
 
-Some reasons are easily taken for others: escapes, another key order, lost characters, a turn that was cut in two.
+Some reasons look alike: escapes, another key order, lost characters, a turn that was cut in two.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def without_spaces(text: str) -> str:
 
 _ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 MOST_WORDS = 2000
-"""Words of a text that are compared to tell a changed conversation from another one."""
+"""Most words of a text to compare, which tells a changed conversation from another conversation."""
 
 
 def text_reason(want: str, have: str, after: str) -> EncodingFault | None:
-    """Return the fault of a text that says the same in another spelling, if it is one.
+    """Return the fault of the same text in another spelling, if it is one.
 
     Args:
         want: mistral-common's text.
         have: The trainer's.
         after: The place of both, for reports.
     """
-    # more than spaces differ: the row's own text may have such escapes, too
+    # more than spaces differ: the row's text may have such escapes itself
     if "\\u" in have:
         tight = ["".join(text.split()) for text in (have, want, _letters_of(have), _letters_of(want))]
         if tight[0] != tight[1] and tight[2] == tight[3]:
@@ -81,7 +81,7 @@ def _letters_of(text: str) -> str:
 
 
 def _json_of(text: str) -> Any:
-    """Return the JSON object or list that a text is; None if it is none."""
+    """Return the JSON object or list of a text; None if the text is neither."""
     if text.strip()[:1] not in ("{", "["):
         return None
     try:
@@ -98,7 +98,7 @@ def _keys(value: Any) -> list[str]:
 
 
 def is_same_conversation(texts: Sequence[str], spelled: str) -> bool:
-    """Return whether a text has one of a row's texts, or one that is much like them.
+    """Return whether a text contains one of a row's texts, or is similar to them.
 
     Args:
         texts: The texts of the row.
@@ -118,7 +118,7 @@ def is_same_conversation(texts: Sequence[str], spelled: str) -> bool:
 
 
 def spells_row(row: Row, parts: Sequence[MarkedText]) -> bool:
-    """Return whether the parts of its ids spell texts of a row, or the row has none."""
+    """Return whether the parts of a row's ids spell texts of the row, or the row has no texts."""
     texts = [text_of(message.get("content")) for message in row.messages if message["role"] != "tool"]
     names = [call["function"]["name"] for message in row.messages for call in message.get("tool_calls") or ()]
     row_texts = [text for text in (*texts, *names) if text]
@@ -126,7 +126,7 @@ def spells_row(row: Row, parts: Sequence[MarkedText]) -> bool:
 
 
 def surplus_eos(expected: Sequence[tuple[str, str]], found: Sequence[tuple[str, str]]) -> str:
-    """Return where an EOS stands that does not belong there.
+    """Return the place of a misplaced EOS.
 
     Args:
         expected: Control token and text of each of mistral-common's parts.
@@ -139,7 +139,7 @@ def surplus_eos(expected: Sequence[tuple[str, str]], found: Sequence[tuple[str, 
 
     surplus = before_eos(found)
     surplus.subtract(before_eos(expected))
-    # an EOS after nothing is an answer of its own, or one more; else a text is closed that should go on
+    # an EOS after nothing is an empty answer or a repeated EOS; else it closes a text that should go on
     for (marker, is_empty), count in sorted(surplus.items(), key=lambda item: (not item[0][1], item[0][0])):
         if count > 0 and is_empty and marker == "</s>":
             return "a second </s> stands behind an answer's own"
@@ -150,7 +150,7 @@ def surplus_eos(expected: Sequence[tuple[str, str]], found: Sequence[tuple[str, 
 
 
 def split_calls(expected: Sequence[str], found: Sequence[str]) -> tuple[int, int] | None:
-    """Return how many turns of calls are expected and found, if calls of one turn were made several turns; else None.
+    """Return the expected and found numbers of turns of calls, if calls of one turn became several turns; else None.
 
     Args:
         expected: The control tokens of mistral-common's ids.
