@@ -33,7 +33,7 @@ _SUBJECTS = (
 """The subjects in the order of the first digit of their rules' ids: ML0xx to ML9xx."""
 
 _WITHIN = {"merged": ("adapter", {421, *range(430, 443)}), "gguf": ("server", {*range(912, 919)})}
-"""Subjects whose rules have ids among those of another: that one, and the numbers."""
+"""Subjects whose rules have ids in the range of another subject: that subject, and the numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,10 @@ class RuleExample:
         fault: The mistake, in one sentence.
         command: The command that fixes the artifact, or shows the tokens.
         sound: The same artifact without the mistake, in one sentence.
-        finding: The finding without its row, its table and the text of its rule; empty of a rule that is just written.
-        excerpt: The lines of a file or of a script that have the mistake, if it is not in the row.
+        finding: The finding without its row, its table and the text of its rule; empty for a new rule.
+        excerpt: The lines of a file or of a script with the mistake, if the row does not have it.
         row: The row that breaks the rule, as one line of JSON; empty if the subject is not a row.
-        table: Tokens and labels around the first difference, marked with `>`; empty if there is none.
+        table: Tokens and labels around the first difference, marked with `>`; empty without a difference.
     """
 
     fault: str
@@ -60,7 +60,7 @@ class RuleExample:
 
     @property
     def report(self) -> str:
-        """The finding with its table, as the report prints them."""
+        """The finding with its table, as in the report."""
         return "\n".join([self.finding, *(f"  {line}" for line in self.table.splitlines())])
 
 
@@ -72,8 +72,8 @@ class Rule:
         id: `ML` and three digits; the first digit stands for the subject.
         title: The requirement, in one sentence.
         subject: The subject of the suite that checks it.
-        case: The check of this subject that reports it; `*` if each check of the subject can, as where a row or a file
-            has a check of its own.
+        case: The check of this subject that reports it; `*` if every check of the subject can, because each row or file
+            has its own check.
         why: The consequence of breaking it.
         fix: The way to mend the artifact.
         source: The thread, specification or reference code that the rule comes from.
@@ -94,7 +94,7 @@ class Rule:
     fault_class: str = ""
 
     def text(self) -> str:
-        """Return the rule with its reason and its example, for a terminal."""
+        """Return the rule, its reason and its example for a terminal."""
         values = {
             "subject": self.subject,
             "severity": self.severity,
@@ -113,7 +113,7 @@ class RuleTable(Mapping[str, Rule]):
     """Every rule by id. A lookup reads the file of one subject; iteration reads them all."""
 
     def __getitem__(self, rule_id: str) -> Rule:
-        # most runs have no finding, or findings of one subject, and all files take 0.1 s to parse
+        # most runs have findings of at most one subject, and parsing all files takes 0.1 s
         number = rule_id[2:]
         if not number.isdecimal() or int(number) // 100 >= len(_SUBJECTS):
             raise KeyError(rule_id)
@@ -126,7 +126,7 @@ class RuleTable(Mapping[str, Rule]):
             yield from sorted(rule_id for file in files for rule_id in _read_rules(file))
 
     def of(self, subject: str, case: str = "") -> list[Rule]:
-        """Return the rules of a subject in the order of their ids; with a case, those that this check reports."""
+        """Return the rules of a subject in the order of their ids; with a case, only those that this check reports."""
         rules = sorted(_read_rules(subject).values(), key=lambda rule: rule.id)
         return [rule for rule in rules if not case or rule.case == case]
 
@@ -151,21 +151,21 @@ def _read_rules(subject: str) -> dict[str, Rule]:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A rule that is broken at a place.
+    """A broken rule at a place.
 
     Attributes:
         rule: Id of the rule.
-        found: The value, tokens or text that break it.
+        found: The value, tokens or text that break the rule.
         place: File, line, row, turn or token.
-        expected: The value that keeps it; empty if the rule's title is enough.
+        expected: The value that satisfies it; empty if the rule's title is enough.
         detail: Lines with more, such as the tokens around the first difference.
         row: The chat row as one line of JSON that you can paste into a dataset, or empty.
         shape: The shape of the first difference, such as `after [INST]: ␣ → nothing`; empty if no tokens are compared.
-        more: The number of findings of the rule that this one counts, for a list that is too long; else 0.
-        fix: The way to mend it in the tool that made it; empty for the rule's own.
+        more: The number of findings of the rule that this one counts, for too long a list; else 0.
+        fix: The way to mend it in the tool that made it; empty for the rule's own fix.
         tokens: The tokens around the first difference, or None.
-        name: The name of its cause, by which a list of known deviations accepts this cause alone; empty if it has none.
-        is_error: Whether it is an error although its rule is a note: what it found breaks every row.
+        name: The name of its cause, by which a list of known deviations accepts only this cause; may be empty.
+        is_error: Whether it is an error although its rule is a note, because the fault breaks every row.
     """
 
     rule: str
@@ -188,19 +188,19 @@ class Finding:
 
     @property
     def next_step(self) -> str:
-        """The way to mend the artifact: in the tool that made it, or else as the rule has it."""
+        """The way to mend the artifact: in the tool that made it, or else the rule's."""
         return self.fix or RULES[self.rule].fix
 
     @property
     def cause(self) -> str:
-        """A key that is the same for every finding of one cause: neither the row nor its place is part of it."""
+        """A key that is the same for every finding of one cause: it contains neither the row nor its place."""
         if self.shape:
             return f"{self.rule} {self.shape}"
-        # a file of its own has to be mended on its own; a line, a layer or an index in it is only a place
+        # each file must be mended separately; a line, a layer or an index is only a place
         path, _, field = re.sub(r":\d+(?=,|$)", ":#", self.place).partition(", ")
-        path = re.sub(r"^(rows(\['.+'\])?)\[\d+\]$", r"\1:#", path)  # a row that was given to `audit` in Python
+        path = re.sub(r"^(rows(\['.+'\])?)\[\d+\]$", r"\1:#", path)  # a row from Python, passed to `audit`
         name = "" if self.row else f"{path} {re.sub(r'[0-9]+', '#', field)}"
-        # in rows, quotes are texts of this row alone; elsewhere, such as in a configuration, they may name the fault
+        # in rows, quotes are texts of this row; elsewhere, such as in a configuration, they may name the fault
         quoted = r"'[^']*'|\"[^\"]*\"" if self.row or ":#" in path else r"'[^']*\s[^']*'|\"[^\"]*\s[^\"]*\""
         found = re.sub(r"[0-9]+", "#", re.sub(quoted, "'…'", self.found))
         found = re.sub(r"[\w.#]*\blayers\.#\.[\w.#]+", "layers.#", found)
@@ -209,13 +209,13 @@ class Finding:
     def text(self) -> str:
         """Return the finding for a terminal; the first line starts with the rule's id."""
         rule = RULES[self.rule]
-        # a name may have a line of its own, which must not look like one of ours
+        # a name may contain a line that looks like one of ours
         place = f"{printable(self.place, lines=False)}: " if self.place else ""
         lines = [in_block(f"{self.rule} {place}{self.found}")]
         if self.expected:
             lines.append(in_block(f"  expected: {self.expected}"))
         lines += [f"  {line}" for line in self.detail.splitlines()]
-        # one line that can be pasted into a rows file, to reproduce the finding
+        # one line to paste into a rows file, which reproduces the finding
         if self.row:
             lines.append(f"  row:      {self.row}")
         lines += [f"  rule:     {rule.title}", f"  why:      {rule.why}", f"  fix:      {self.next_step}"]
@@ -237,7 +237,7 @@ class Finding:
         values = {attribute.name: data[attribute.name] for attribute in fields(cls) if attribute.name in data}
         tokens = values.get("tokens")
         values["tokens"] = None if tokens is None else TokenRow.from_json(tokens)
-        # the rule's own fix is not the finding's
+        # drop the fix of the rule
         rule = RULES[values["rule"]]
         values["fix"] = "" if values.get("fix") == rule.fix else values.get("fix", "")
         is_error = rule.severity == "note" and data.get("severity") == "error"
@@ -245,14 +245,14 @@ class Finding:
 
 
 def first_findings(findings: Sequence[Finding], most: int, place: str) -> list[Finding]:
-    """Return the first findings of a rule; if there are more than `most`, with one that gives their number."""
+    """Return the first findings of a rule; if there are more than `most`, add a finding with their number."""
     if len(findings) <= most:
         return list(findings)
     return [*findings[:most], rest_of_findings(findings[0].rule, len(findings) - most, place)]
 
 
 def first_of_each_cause(findings: Iterable[Finding], most: int, place: str) -> list[Finding]:
-    """Return the first findings of each cause, so that one with many rows does not hide another."""
+    """Return the first findings of each cause, so that a cause with many rows does not hide another."""
     causes: dict[str, list[Finding]] = {}
     for finding in findings:
         causes.setdefault(finding.cause, []).append(finding)
@@ -260,7 +260,7 @@ def first_of_each_cause(findings: Iterable[Finding], most: int, place: str) -> l
 
 
 def shown_difference(diff: TokenDiff, place: str) -> dict[str, Any]:
-    """Return table, shape and tokens of the first difference, as a finding takes them.
+    """Return table, shape and tokens of the first difference, as arguments of a finding.
 
     Args:
         diff: The two encodings.
@@ -270,7 +270,7 @@ def shown_difference(diff: TokenDiff, place: str) -> dict[str, Any]:
 
 
 def rest_of_findings(rule: str, more: int, place: str = "") -> Finding:
-    """Return a finding that stands for the findings of a rule that are only counted."""
+    """Return a finding that stands for the counted findings of a rule."""
     return Finding(rule, f"… and {more} more", place, more=more)
 
 
@@ -279,8 +279,8 @@ class Result:
     """The outcome of one check.
 
     Attributes:
-        findings: The broken rules; empty if all is well.
-        not_checked: The reason why something could not be checked: a state of its own, never a pass.
+        findings: The broken rules; may be empty.
+        not_checked: The reason why something could not be checked: a separate state, never a pass.
         facts: Figures worth keeping in a report, such as which named deviations were seen.
     """
 
@@ -299,7 +299,7 @@ def findings_of(
         not_checked: Filled with the reason of each check that could not judge, by name; None if you do not need them.
 
     Raises:
-        ImportError: If a check needs a library that is not installed; after the findings of all others.
+        ImportError: If a check needs a library that is not installed; after the findings of all other checks.
     """
     missing: ImportError | None = None
     for name, judge in judges.items():
@@ -309,7 +309,7 @@ def findings_of(
             if result.not_checked and not_checked is not None:
                 not_checked[name] = result.not_checked
         except ImportError as error:
-            # last: what can be judged without the library is judged
+            # last: judge everything that does not need the library first
             missing = missing or error
     if missing is not None:
         raise missing

@@ -1,4 +1,4 @@
-"""Findings by cause: one fault breaks many rows, and is reported once, by the simplest of them; its row as tokens."""
+"""Findings by cause: a fault that breaks many rows is reported once, by the simplest one, its row as tokens."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.targets import Target
 
 MOST_NAMES = 1000
-"""Names of other findings that a cause keeps; more are counted."""
+"""Most names of other findings to keep for a cause; more are counted."""
 MOST_CAUSES = 50
-"""Causes of one rule that are kept apart; the findings of more are counted."""
+"""Most causes of one rule to keep apart; findings of more causes are counted."""
 FILE_WIDTH = 120
-"""Longest line of a list of names in a file, which is not written for one terminal."""
+"""Longest line of a list of names in a file, which is independent of a terminal."""
 _MOST_CHARACTERS = 1000
 _MOST_ROWS = 50
-"""Rows of a page; a report with more causes has the first ones of them."""
+"""Most rows of a page; a report with more causes shows the first ones."""
 
 
 @dataclass
@@ -39,9 +39,9 @@ class FindingGroup:
     Attributes:
         simplest: The finding whose row has the fewest messages and the fewest characters.
         check: The name of its check, or of its row.
-        name: Its own name in the list of the others: its check, or its place if the check has more than one finding.
+        name: Its name in the list of the others: its check, or its place if the check has several findings.
         others: The names of the other findings, in the order in which they came.
-        more: The number of findings that have no name.
+        more: The number of findings without a name.
     """
 
     simplest: Finding
@@ -72,7 +72,7 @@ class FindingGroup:
         names = listed_names(self.others)
         unnamed = [f"{self.more} that {'are' if self.more > 1 else 'is'} only counted"] if self.more else []
         text = f"and {self.count - 1} more like it: {'; '.join([*names, *unnamed])}"
-        # the name of a file or of a check is to be copied whole
+        # readers copy the whole name of a file or a check
         lines = textwrap.wrap(
             text, max(width, 60), subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
         )
@@ -86,10 +86,10 @@ class FindingGroup:
         width = max(width, 40) if width is not None else len(line) + len(counted) + len(finding.place) + 3
         room = width - len(counted)
         if len(line) > room:
-            # the beginning is the same for every finding of a rule, and the shape tells this one from others
+            # the beginning is the same for every finding of a rule; the shape identifies this one
             counted = f" {finding.shape}{counted}" if len(finding.shape) < room // 2 and finding.shape else counted
             return f"{line[: width - len(counted) - 1]}…{counted}"
-        # a path is the part that can be missed, its folders first
+        # a path is the most dispensable part, first its folders
         places = [finding.place, finding.place.rpartition("/")[2]] if finding.place else []
         fitting = (f" - {place}" for place in places if len(line) + len(place) + 3 <= room)
         return f"{line}{counted}{next(fitting, '')}"
@@ -101,7 +101,7 @@ class FindingGroup:
 
 
 class FindingGroups:
-    """Findings by cause, in the order in which the causes came; memory is bounded for files of any length."""
+    """Findings by cause, in order of arrival; memory is bounded for files of any length."""
 
     def __init__(self) -> None:
         self._causes: dict[str, dict[str, FindingGroup]] = {}
@@ -113,7 +113,7 @@ class FindingGroups:
         Args:
             finding: The finding.
             check: The name of its check, or of its row.
-            name: Its own name among the others of its cause; empty for the name of the check.
+            name: Its name among the findings of its cause; empty for the name of the check.
         """
         of_rule = self._causes.setdefault(finding.rule, {})
         cause = of_rule.get(finding.cause)
@@ -137,7 +137,7 @@ class FindingGroups:
 
 
 def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
-    """Return the findings of some checks by cause.
+    """Return the findings of checks by cause.
 
     Args:
         records: The record of each check, as `Check.record` gives it.
@@ -148,7 +148,7 @@ def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
         for data in record["findings"]:
             finding, label = Finding.from_json(data), name
             if len(record["findings"]) > 1:
-                # its own name among the others of its check: its line, or else the tensor that it is about
+                # its name among the findings of its check: its line, or else its tensor
                 first = finding.found.partition(" ")[0]
                 label = first if "." in first and not re.search(r":\d|^rows\[", finding.place) else finding.place
             causes.add(finding, name, label)
@@ -164,7 +164,7 @@ def cause_texts(findings: Iterable[Finding]) -> list[str]:
 
 
 def listed_names(names: Iterable[str]) -> list[str]:
-    """Return names in short: those of one subject or file together, the numbers of its lines as ranges, and not all."""
+    """Return a short list of names: grouped by subject or file, line numbers as ranges, and not all."""
     homes: dict[str, set[str]] = {}
     for name in names:
         line = re.fullmatch(r"(.+?:)(\d+)(?:, .*)?", name)
@@ -193,13 +193,13 @@ def listed_names(names: Iterable[str]) -> list[str]:
 
 
 def _size(finding: Finding) -> tuple[int, int, int]:
-    # a character that is not ASCII is harder to read in a table of tokens: it counts as its escape
+    # other characters than ASCII are harder to read in a table of tokens: count their escapes
     length = len(finding.row.encode("unicode_escape")) or len(finding.found)
     return finding.row.count('"role"'), length, len(finding.detail)
 
 
 def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> list[TokenRow]:
-    """Return the row of each cause that has one, as mistral-common encodes it for the target of its check.
+    """Return the row of each cause with a row, as mistral-common encodes it for the check's target.
 
     A row that mistral-common refuses has no tokens, and is left out.
 
@@ -207,7 +207,7 @@ def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> li
         causes: The findings by cause.
         targets: The targets of the run; a check's name begins with that of its target.
     """
-    # the name of a check is all that a finding keeps of its target, because findings travel between processes
+    # findings cross processes, so the name of the check is all that they keep of the target
     homes = {target.name: target for target in targets}
     rows: list[TokenRow] = []
     for cause in causes:
@@ -218,10 +218,10 @@ def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> li
             oracle = target.oracle
             encoded = oracle.encode(parse_row(json.loads(finding.row)))
         except (MistralLoraError, ValueError):
-            # the finding itself explains why; a page of tokens has nothing to show
+            # the finding explains why; there are no tokens to show
             continue
         side = TokenSide.of("mistral-common", encoded, oracle.piece)
-        # the tokens in whose place the judged encoding has another one
+        # the tokens that the judged encoding replaces
         wrong = []
         for column in finding.tokens.columns if finding.tokens else ():
             expected, found = column.tokens if len(column.tokens) == 2 else (None, None)

@@ -1,4 +1,4 @@
-"""Known deviations: findings that a team accepts, each with its reason, and the list to start from."""
+"""Known deviations: findings that a team accepts, each with its reason, and a first list of them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Xfail:
     Attributes:
         id: A rule id, for the findings of this rule in every check; a node id, for all findings of this check; or the
             name of a cause, such as `default-system-prompt`, for the findings of this cause in every check.
-        reason: The reason why it is accepted.
+        reason: Why it is accepted.
         place: File and line.
-        until: The first day on which it is no longer accepted; None if it has no end.
+        until: The first day on which it is no longer accepted; None for no end.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Xfail:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is no longer accepted today."""
+        """Whether its last day has passed."""
         return self.until is not None and date.today() >= self.until
 
     @property
@@ -49,7 +49,7 @@ class Xfail:
 
     @property
     def unmatched(self) -> str:
-        """The message if every check that can find it ran, and none did."""
+        """The message if every check that can find it ran, and none found it."""
         return f"{self.place}: {self.id} matches no finding: it is fixed or misspelled; remove it"
 
     @property
@@ -58,8 +58,8 @@ class Xfail:
         return f"not met: {self.id} ({self.place}): a check that can find it did not run"
 
     def is_met_by(self, record: Mapping[str, Any]) -> bool:
-        """Return whether a check found it, accepted or not."""
-        # an entry whose date has passed accepts nothing, and is met by findings that fail
+        """Return whether a check found the deviation, accepted or not."""
+        # an entry whose date has passed does not accept findings, but still matches them
         found = any(self.id in (data["rule"], record["nodeid"], data.get("name")) for data in record["findings"])
         return found or any(known["id"] == self.id for known in record["known"])
 
@@ -69,9 +69,9 @@ class Finders:
     """The checks that can find a known deviation.
 
     Attributes:
-        homes: The subjects that the deviation is about. If none of their checks could judge, it is not looked for.
-        others: Subjects that meet it beside their own rules.
-        case: The check of the homes that reports it; `*` for each of them.
+        homes: The subjects of the deviation. If none of their checks could judge, no check could find it.
+        others: Other subjects that report it beside their own rules.
+        case: The check of the homes that reports it; `*` for every check.
     """
 
     homes: frozenset[str]
@@ -79,7 +79,7 @@ class Finders:
     case: str = "*"
 
     def are_at_home_in(self, subject: str, case: str) -> bool:
-        """Return whether a check is one that the deviation is about."""
+        """Return whether a check belongs to the deviation's own subjects."""
         # the checks of a runner have the names of rows
         return subject in self.homes and (self.case in ("*", case) or subject == "runner")
 
@@ -102,7 +102,7 @@ _OF_CAUSES = Finders(frozenset({"template"}), frozenset({"tokenizer", "mask", "d
 
 
 def finders_of(xfail: Xfail) -> Finders:
-    """Return the checks that can find a deviation that is listed by a rule or a cause."""
+    """Return the checks that can find a deviation listed by a rule or a cause."""
     if xfail.id not in RULES:
         return _OF_CAUSES
     subject = RULES[xfail.id].subject
@@ -114,11 +114,11 @@ def finders_of(xfail: Xfail) -> Finders:
 def read_xfails(path: Path) -> tuple[Xfail, ...]:
     """Read a file of known deviations, one a line: `ID  # reason`, or `ID  # reason  # until 2027-06-30`.
 
-    The id is that of a rule or check, or the name of a cause. From the date on, the deviation is no longer accepted.
+    The id is a rule's or a check's, or the name of a cause. From the date on, the deviation is no longer accepted.
     Blank lines and lines that begin with `#` are skipped.
 
     Raises:
-        InputError: If it is a pipe or a device.
+        InputError: If the path is a pipe or a device.
         OSError: If the file cannot be read.
         ValueError: If it is not UTF-8, or a line has no reason, an unknown rule, an id that an earlier line has, or an
             invalid date; with file and line.
@@ -133,7 +133,7 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
         number = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}:{number}: not valid UTF-8; save the file as UTF-8") from error
     for number, line in enumerate(text.splitlines(), start=1):
-        # a node id may contain a #, so that only one at the start or after white space begins the reason
+        # a node id may contain a #, so only a # at the start or after white space begins the reason
         name, _, reason = (part.strip() for part in re.sub(r"(^|\s)#", "\0", line, count=1).partition("\0"))
         place = f"{path}:{number}"
         if not name:
@@ -152,12 +152,12 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
 
 
 def _reason_and_date(text: str, place: str) -> tuple[str, date | None]:
-    """Return the two parts of the text behind an id: `reason  # until 2027-06-30`; None if there is no date.
+    """Return the two parts of the text behind an id: `reason  # until 2027-06-30`; None without a date.
 
     Raises:
         ValueError: If the date is invalid.
     """
-    if re.fullmatch(rf"until\s+{_DATE.pattern}", text):  # a date in the place of the reason
+    if re.fullmatch(rf"until\s+{_DATE.pattern}", text):  # a date instead of the reason
         return "", None
     found = _UNTIL.search(text)
     if found is None:
@@ -173,8 +173,8 @@ def _reason_and_date(text: str, place: str) -> tuple[str, date | None]:
 
 
 def _cause_names() -> frozenset[str]:
-    """Return the names of causes that a finding can have."""
-    from pytest_mistral_lora.chat.templates.faults import CAUSE_NAMES  # a list of rules alone needs none of them
+    """Return every name of a cause."""
+    from pytest_mistral_lora.chat.templates.faults import CAUSE_NAMES  # a list of rules does not need this import
 
     return CAUSE_NAMES
 
@@ -185,7 +185,7 @@ def _ids(finding: Finding, nodeid: str) -> set[str]:
 
 
 def known_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail]) -> list[Xfail]:
-    """Return the known deviations that a finding of this check matches, without those that are no longer accepted."""
+    """Return the known deviations that a finding of this check matches, without expired ones."""
     return [
         xfail
         for xfail in xfails
@@ -194,7 +194,7 @@ def known_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail
 
 
 def unknown_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail]) -> list[Finding]:
-    """Return the findings of this check that no known deviation covers; one whose date has passed is named in them."""
+    """Return the findings of this check that no known deviation covers; they name expired ones that they match."""
     known, over = set[str](), list[Xfail]()
     for xfail in xfails:
         if xfail.is_over:
@@ -219,8 +219,8 @@ def _with_passed_dates(finding: Finding, over: Sequence[Xfail]) -> Finding:
 def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False) -> str:
     """Return the list of known deviations that accepts a run, with empty reasons, as `read_xfails` reads it.
 
-    A finding whose cause has a name is listed by it. A rule that one check breaks is listed by the node id of this
-    check, so that it still fails in others. A rule that several checks break is listed once.
+    A finding whose cause has a name is listed by this name. A rule that one check breaks is listed by the node id of
+    this check, so that it still fails in others. A rule that several checks break is listed once.
 
     Args:
         records: The record of each check.
@@ -233,20 +233,20 @@ def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False)
             headlines.setdefault(record["nodeid"], []).append(f"not checked: {record['not_checked']}")
         for finding in record["findings"]:
             if strict or finding["severity"] == "error":
-                # a cause of its own, else all that is left of a rule
+                # a named cause, else the remaining findings of a rule
                 checks = homes.setdefault((finding["rule"], finding.get("name", "")), {})
                 checks.setdefault(record["nodeid"], []).append(f"{finding['place']}: {finding['found']}")
     lines = list(_HEADER)
     for (rule, cause), checks in homes.items():
         nodeid, found = next(iter(checks.items()))
-        # the narrowest entry for which one reason is enough
+        # the narrowest entry that needs only one reason
         name = cause or (rule if len(checks) > 1 else nodeid)
         count = sum(map(len, checks.values()))
         several = f" in {len(checks)} checks" if len(checks) > 1 else ""
         counted = f" ({count} findings{several})" if count > 1 else ""
         headlines.setdefault(name, []).append(f"{rule}{counted} {found[0]}")
     for name, found in headlines.items():
-        # one line each: the text of a finding may quote a row, which must not become an entry
+        # one line each: a finding's text may quote a row, which must not become an entry
         lines += ["", *(f"# {' '.join(finding_text.split())}"[:_LONGEST] for finding_text in found), f"{name}  # "]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Subject `manifest`: is the record of a folder valid, and does it agree with the files, the base and the rows?"""
+"""Subject `manifest`: whether a folder's record is valid and agrees with the files, the base and the rows."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _RULES = {
 """Rule of a field by the first part of its name; ML702 for any other."""
 
 _DECLARED = ("tokenizer.version", "tokenizer.vocab_size")
-"""Fields that are not the hash of a file; their rule is ML709."""
+"""Fields that are not hashes of files; their rule is ML709."""
 
 _LISTED = "the files of the run"
 _SHOWN = 5
-"""Files that are named of those that are not listed."""
+"""Most unlisted files to name."""
 
 
 def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
@@ -67,7 +67,7 @@ def manifest_findings(manifest: str | Path | Mapping[str, Any]) -> Iterator[Find
         manifest: A `manifest.json`, the folder that holds one, or its content.
 
     Raises:
-        InputError: If there is no file, or it cannot be read or is not JSON.
+        InputError: If the file is missing, cannot be read, or is not JSON.
     """
     place, data = "", manifest
     if not isinstance(manifest, Mapping):
@@ -112,7 +112,7 @@ def _is_damaged(field: FieldCheck) -> bool:
 
 
 class ManifestChecks:
-    """The checks of a manifest: each method is one, and they share all files and results.
+    """The checks of a manifest: each method is a check, and they share all files and results.
 
     Attributes:
         target: The adapter's or merged model's folder.
@@ -127,12 +127,12 @@ class ManifestChecks:
 
     @property
     def _data(self) -> Mapping[str, Any] | None:
-        """The content under today's names; None if there is no manifest, or it is not valid."""
+        """The content under today's names; None if the manifest is missing or invalid."""
         return self.folder.valid_manifest.data if self.folder.valid_manifest else None
 
     @cached_property
     def _fields(self) -> Sequence[FieldCheck]:
-        """Every recorded value, recomputed if its source is there."""
+        """Every recorded value, recomputed if its source exists."""
         from pytest_mistral_lora.formats.sources import recorded_file
 
         located, dataset = self.folder.located_base, self.target.dataset or None
@@ -140,13 +140,13 @@ class ManifestChecks:
 
     @property
     def _reason(self) -> str:
-        """Why nothing is checked, if there is no valid manifest."""
+        """Why nothing is checked; empty with a valid manifest."""
         if self.folder.has_manifest:
             return f"{MANIFEST} is not valid: see the check `schema`"
         return f"{MANIFEST} is one of another tool" if self.folder.manifest_file.exists() else f"no {MANIFEST}"
 
     def schema(self) -> Result:
-        """Check that the manifest is there if it is required, and keeps its schema."""
+        """Check that a required manifest exists, and that it keeps its schema."""
         if not self.folder.has_manifest:
             if not self.settings.require_manifest:
                 return Result(not_checked=self._reason)
@@ -172,7 +172,7 @@ class ManifestChecks:
         result = self.recomputed("ML702", "ML705")
         findings, folder = [*result.findings], self.folder.path
         trained_file = self._data.get("template", {}).get("file")
-        # a file that cannot be read is a finding already, of its hash or of the subject `tokenizer`
+        # an unreadable file is already a finding of its hash or of the subject `tokenizer`
         places = template_places(TokenizerFiles(folder)).get("default", {}) if trained_file is not None else {}
         for place, text in places.items() if trained_file in places else ():
             if GENERATION.sub("", text) != GENERATION.sub("", places[trained_file]):
@@ -182,7 +182,7 @@ class ManifestChecks:
         return Result(tuple(findings), result.not_checked)
 
     def recomputed(self, *rules: str) -> Result:
-        """Check the recorded values that are of some rules, as far as their sources are there."""
+        """Check the recorded values of some rules, as far as their sources exist."""
         if self._data is None:
             return Result(not_checked=self._reason)
         chosen = [field for field in self._fields if _rule_of(field) in rules]
@@ -195,7 +195,7 @@ class ManifestChecks:
         """Check the properties that the run declares: kind, dtypes, attention window, vocabulary, merge."""
         if self._data is None:
             return Result(not_checked=self._reason)
-        # the hash of a damaged tokenizer is a finding of `facts` already
+        # the hash of a damaged tokenizer is already a finding of `facts`
         declared = (field for field in self._fields if field.state == "mismatch" and _rule_of(field) == "ML709")
         findings: list[Finding] = []
         # an adapter and a merged model must never be confused
@@ -225,7 +225,7 @@ class ManifestChecks:
             try:
                 dtypes = {info.dtype for info in self.folder.checkpoint.header(inside(self.folder.path, name)).values()}
             except InputError:
-                continue  # its hash is a finding already
+                continue  # its hash is already a finding
             if dtypes - {expected}:
                 found, place = f"{name} is in {' and '.join(sorted(dtypes))}", str(self.folder.path / name)
                 yield Finding("ML709", found, place, f"{declared}, as the manifest says")
@@ -246,7 +246,7 @@ class ManifestChecks:
 
     def _base_findings(self, data: Mapping[str, Any], base: BaseFolder) -> Iterator[Finding]:
         config, place = text_part(base.config), str(base.config_file)
-        # another configuration than that of training is a finding of its own
+        # a configuration that differs from training is another finding
         wrong = {field.name for field in self._fields if field.state == "mismatch"}
         if "sliding_window" in data.get("training", {}) and "base_config.sliding_window" not in wrong:
             recorded, window = data["training"]["sliding_window"], config.get("sliding_window")

@@ -25,9 +25,9 @@ class AdapterTarget(Target):
 
     Attributes:
         base: The base checkpoint's folder, or None to look for it.
-        dataset: The files it was trained on, in the order of its recipe; empty if they are not given.
-        beside: The folders of the run, among which the adapter of a merged model may be.
-        maker: The recipe that made it; None if it was named alone.
+        dataset: The files that it was trained on, in the order of its recipe; may be empty.
+        beside: The folders of the run; one of them may be the adapter of a merged model.
+        maker: The recipe that made it; None if it was named without one.
     """
 
     base: Path | None = None
@@ -37,8 +37,8 @@ class AdapterTarget(Target):
 
     @classmethod
     def made_by(cls, recipe: RecipeTarget) -> AdapterTarget | None:
-        """Return the folder that a recipe made, with its base and its rows; None if there is none, or no recipe."""
-        # a check reports a bad recipe: an error while checks are collected would end the user's own tests, too
+        """Return the folder that a recipe made, with its base and rows; None if folder or recipe is missing."""
+        # a check reports a bad recipe: an error during collection would also end the user's own tests
         with suppress(RecipeError):
             parsed = recipe.recipe
             if parsed.output.is_dir():
@@ -49,7 +49,7 @@ class AdapterTarget(Target):
 
     @cached_property
     def adapter(self) -> AdapterFolder:
-        """The folder, each file of which is read once for all subjects; its base is never fetched."""
+        """The folder; each file is read once for all subjects, and the base is never fetched."""
         from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
         folder = AdapterFolder(self.folder, self._given_base)
@@ -59,13 +59,13 @@ class AdapterTarget(Target):
             except PinError:
                 from pytest_mistral_lora.records.base_location import LocatedBase
 
-                # another check reports the base of the recipe, and no other base may be found in its place
+                # another check reports the base of the recipe; never search for another base
                 vars(folder)["located_base"] = LocatedBase(None, "the base of its recipe cannot be used (ML208)")
         return folder
 
     @property
     def _given_base(self) -> BaseFolder | None:
-        """The base that is named: of a recipe's adapter, the one that the checks of the recipe have read."""
+        """The named base; for a recipe's adapter, the base that the recipe's checks have read."""
         if self.base is None:
             return None
         if self.maker is not None:
@@ -80,7 +80,7 @@ class AdapterTarget(Target):
 
     @property
     def is_merged(self) -> bool:
-        """Whether it is a merged model: by its manifest, or, without one, by full weights and no adapter."""
+        """Whether it is a merged model, by its manifest or else by full weights without an adapter."""
         adapter = self.adapter
         if not self.folder.is_dir() or not adapter.model_files:
             return False
@@ -91,10 +91,10 @@ class AdapterTarget(Target):
 
 @dataclass(frozen=True)
 class GgufTarget(Target):
-    """A GGUF file, as llama.cpp and Ollama read it: of a model, or of an adapter.
+    """A GGUF file of a model or an adapter, as llama.cpp and Ollama read it.
 
     Attributes:
-        judge: The target whose tokenizer it is held to; None for that of the folders, or the recognised one.
+        judge: The target whose tokenizer it is compared with; None for the folders' or the recognised tokenizer.
         base: The base checkpoint's folder, or None.
         folders: The adapter and merged folders of the run: one of them may be the source of the file.
     """
@@ -113,7 +113,7 @@ class GgufTarget(Target):
         """The file's metadata and tensors.
 
         Raises:
-            InputError: If it cannot be read.
+            InputError: If the file cannot be read.
         """
         from pytest_mistral_lora.serving.gguf_file import GgufFile
 
@@ -121,12 +121,12 @@ class GgufTarget(Target):
 
     @cached_property
     def base_folder(self) -> BaseFolder | None:
-        """The base checkpoint; None without one."""
+        """The base checkpoint, or None."""
         return BaseFolder(self.base) if self.base is not None else None
 
     @cached_property
     def model(self) -> BaseFolder | None:
-        """The full weights that the file is compared with: a merged model's, else the base's; None without."""
+        """The full weights to compare the file with: a merged model's, else the base's, else None."""
         for folder in self.folders:
             if any(folder.glob("model*.safetensors")):
                 return BaseFolder(folder)
@@ -134,16 +134,16 @@ class GgufTarget(Target):
 
     @property
     def adapter(self) -> Path | None:
-        """The adapter folder that an adapter's file is compared with; None without one."""
+        """The adapter folder to compare an adapter's file with, or None."""
         return next((folder for folder in self.folders if (folder / "adapter_config.json").exists()), None)
 
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
-        """The tokenizer that the file is held to: the one that is named, that of its model, or the recognised one.
+        """The tokenizer to compare the file with: the named one, its model's, or the recognised one.
 
         Raises:
-            NoOracleError: If none is named, and the vocabulary is not that of a known tokenizer.
-            TokenizerError: If it cannot be loaded.
+            NoOracleError: If no tokenizer is named, and the vocabulary does not belong to a known tokenizer.
+            TokenizerError: If the tokenizer cannot be loaded.
         """
         from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
         from pytest_mistral_lora.checkpoint.recognition import NAME_IT, recognise_vocabulary

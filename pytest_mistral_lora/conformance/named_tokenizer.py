@@ -23,7 +23,7 @@ def tokenizer_path(text: str) -> Path:
             `owner/name@commit`, whose tokenizer files are fetched unless they are in the cache.
 
     Raises:
-        PinError: If the repository's files cannot be had.
+        PinError: If the repository's files cannot be found or fetched.
     """
     path = Path(text)
     # a path first: a folder named spm-v3 is the user's own tokenizer, and a path costs no import
@@ -34,7 +34,7 @@ def tokenizer_path(text: str) -> Path:
     if text in SHIPPED:
         return shipped_tokenizer(text)
     repository = _AT_THE_HUB.fullmatch(text)
-    # without a commit it may be a path, which is missing: the caller reports that
+    # without a commit it may be a missing path: the caller reports it
     if repository is None or repository["revision"] is None:
         return path
     from pytest_mistral_lora.checkpoint.pins import resolve
@@ -43,10 +43,10 @@ def tokenizer_path(text: str) -> Path:
 
 
 def require_there(path: Path) -> Path:
-    """Return the path of a tokenizer, unless it looks like a repository that is named without its commit.
+    """Return the path of a tokenizer, unless it looks like a repository without a commit.
 
     Raises:
-        InputError: If the name could be that of a repository, with the way to name it.
+        InputError: If the name could be a repository's; with the way to name it.
     """
     if not path.exists() and _AT_THE_HUB.fullmatch(str(path)) and not path.parent.exists():
         raise InputError(
@@ -63,12 +63,12 @@ def named_tokenizer(path: Path, oracle: str | None = None) -> tuple[Path, str | 
 
     Args:
         path: The result of `tokenizer_path`; a recipe names the tokenizer of its base.
-        oracle: The oracle that the user declares; None for that of the recipe.
+        oracle: The oracle that the user declares; None for the recipe's.
 
     Raises:
-        InputError: If a repository is named without its commit.
+        InputError: If a repository has no commit.
         RecipeError: If the recipe has a fault.
-        PinError: If the files of its base cannot be had.
+        PinError: If the files of its base cannot be found or fetched.
     """
     recipe = recipe_at(path)
     if recipe is None:
@@ -93,7 +93,7 @@ def base_of(recipe: Recipe) -> Path:
     """Return the folder of a recipe's base, for its tokenizer: weights are neither fetched nor hashed.
 
     Raises:
-        PinError: If the files of a base at the Hub cannot be had.
+        PinError: If the files of a base on the Hub cannot be found or fetched.
     """
     from pytest_mistral_lora.checkpoint.pins import resolve
 

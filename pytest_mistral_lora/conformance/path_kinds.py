@@ -1,4 +1,4 @@
-"""What a path is, told by looking: a recipe, rows, encoded rows, an adapter, a merged model, or a tokenizer."""
+"""Recognise a path by its content: a recipe, rows, encoded rows, an adapter, a merged model, or a tokenizer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS = {
     "gguf": "a GGUF file of a model or an adapter",
     "tokenizer": "a checkpoint or tokenizer folder (tekken.json, tokenizer.json, tokenizer.model), or such a file",
 }
-"""The kinds of paths that are checked, each with its marks."""
+"""The kinds of paths to check, each with its marks."""
 
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
 _TOKENIZERS = ("tekken.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -42,7 +42,7 @@ _HEAD = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class RecognisedPath:
-    """A path, and the kind of thing that is there.
+    """A path and its kind.
 
     Attributes:
         path: The path.
@@ -56,16 +56,16 @@ class RecognisedPath:
 
 
 def recognised(path: Path, base: Path | None = None, kind: str = "") -> RecognisedPath:
-    """Return a path with the kind of thing that is there.
+    """Return a path with its kind.
 
     Args:
         path: A file or folder, or the name of a shipped tokenizer.
         base: The base checkpoint's folder of the adapters: with it, another folder of full weights is a merged model.
-        kind: The kind, a key of `KINDS`, if it is given and not to be recognised.
+        kind: A key of `KINDS`; None to recognise the kind.
 
     Raises:
-        InputError: If there is nothing, or nothing that is checked; a file of another tool is named, with the command
-            that reads it.
+        InputError: If the path is missing or cannot be checked; for a file of another tool, with the command that reads
+            it.
     """
     if is_shipped(path):
         return RecognisedPath(path, "tokenizer", "a tokenizer that mistral-common ships")
@@ -83,9 +83,9 @@ def recognised(path: Path, base: Path | None = None, kind: str = "") -> Recognis
 
 
 def _folder(path: Path, base: Path | None) -> RecognisedPath:
-    # be it a folder, a pipe or a link that leads nowhere: the check `files` names it
+    # even a folder, a pipe or a broken link: the check `files` names it
     marks = [name for name in _ADAPTERS if (path / name).exists() or (path / name).is_symlink()]
-    if marks == [MANIFEST]:  # beside an adapter, the checks read it, and report one of another tool
+    if marks == [MANIFEST]:  # beside an adapter, the checks read it, and report another tool's manifest
         from pytest_mistral_lora.records.adapter_folder import AdapterFolder  # mistral-common takes a second to import
 
         marks = marks if AdapterFolder(path).has_manifest else []
@@ -115,18 +115,18 @@ def _folder(path: Path, base: Path | None) -> RecognisedPath:
 
 
 def _encoded_folder(path: Path) -> RecognisedPath | None:
-    """Recognise a folder whose records have ids, by the first records of each file; None if it is none.
+    """Recognise a folder whose records have ids, by the first records of each file; None for another folder.
 
     Raises:
-        InputError: If only some of its files have them, and are no parts of one table; or if it is a saved dataset of
-            which a file is missing.
+        InputError: If only some of its files have ids and they are not parts of one table; or if a file of a saved
+            dataset is missing.
     """
     from pytest_mistral_lora.formats.files import every_file, source_files
     from pytest_mistral_lora.formats.records import first_records
 
     found: dict[Path, str] = {}
     for file in every_file(path):
-        with suppress(InputError):  # the check of the rows reports it
+        with suppress(InputError):  # the check of the rows reports the error
             container, records = first_records(file)
             key = next((key for record in records if (key := ids_key(record.value))), "")
             found[file] = f"{container} with {key}" if key else ""
@@ -191,7 +191,7 @@ def _converted(path: Path) -> RecognisedPath:
     """Recognise encoded rows, or rows in another format, by the first records.
 
     Raises:
-        InputError: If it is no format that is converted.
+        InputError: If the format cannot be converted.
     """
     from pytest_mistral_lora.formats.convert import Source, layout_of
     from pytest_mistral_lora.formats.records import first_records
@@ -213,11 +213,11 @@ def _converted(path: Path) -> RecognisedPath:
 
 
 def paths_in(text: str, folder: Path = Path()) -> list[Path]:
-    """Return the paths that a word names: itself, and both sides of `NAME=PATH`; only those that are there.
+    """Return the paths that a word names: itself, and both sides of `NAME=PATH`, if they exist.
 
     Args:
         text: The word.
-        folder: The folder in which a relative path starts.
+        folder: The folder where relative paths start.
     """
     name, _, value = text.partition("=")
     return [
@@ -228,7 +228,7 @@ def paths_in(text: str, folder: Path = Path()) -> list[Path]:
 
 
 def paths_behind(path: Path) -> list[Path]:
-    """Return a path, and those that it names: base, data and output of a recipe, or the data of a configuration."""
+    """Return a path, and the paths that it names: base, data and output of a recipe, or a configuration's data."""
     from pytest_mistral_lora.formats.layouts import Layout
     from pytest_mistral_lora.formats.sources import sources_of
     from pytest_mistral_lora.training.recipe import load_recipe
@@ -268,10 +268,10 @@ def _yaml(path: Path) -> RecognisedPath:
 
     try:
         with opened(path) as file:
-            # a larger file is no recipe, and its check refuses it
+            # a larger file is not a recipe, and its check refuses it
             data = yaml.safe_load(file.read(1 << 20))
     except (yaml.YAMLError, ValueError, RecursionError):
-        # the check of the recipe reports it, with the line
+        # the check of the recipe reports the error with its line
         return RecognisedPath(path, "recipe", "a recipe (by its name; it is not valid YAML)")
     if isinstance(data, Mapping):
         known_keys = _RECIPE_KEYS & data.keys()
@@ -284,7 +284,7 @@ def _yaml(path: Path) -> RecognisedPath:
 
 
 def _of_configuration(path: Path, title: str, step: str) -> tuple[str, str]:
-    """Return an answer for a file of another tool; with the command that judges the rows that it declares."""
+    """Return the error for a file of another tool, with the command that judges the rows that it declares."""
     if "mistral-lora import" not in step:
         return title, step
     command = f"mistral-lora check {shlex.quote(str(path))} --as rows --tokenizer PATH"
@@ -292,7 +292,7 @@ def _of_configuration(path: Path, title: str, step: str) -> tuple[str, str]:
 
 
 def _unknown(path: Path, title: str = "", step: str = "", *, keys: Any = None) -> InputError:
-    """Return the error for a path that is not checked."""
+    """Return the error for a path that cannot be checked."""
     if title:
         return InputError(f"this is {title}", place=str(path), next_step=step)
     found = "there is nothing here that is checked"

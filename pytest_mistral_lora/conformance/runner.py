@@ -23,7 +23,7 @@ from pytest_mistral_lora.records.goldens import packaged_cases
 
 _NO_ROWS = "the runner gave no rows"
 _ALL_ROWS = "all-rows"
-"""The case of the findings about all packaged rows together."""
+"""The case for findings about all packaged rows together."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class RunnerRows:
     """The rows that a runner encoded, with the verdicts on them.
 
     Attributes:
-        rows: The rows that it was given.
-        cases: Their names, if they are the packaged rows.
+        rows: The rows that the runner got.
+        cases: The names of the packaged rows; empty for other rows.
         verdicts: The verdict on each row.
-        file_findings: The findings about all of them together.
+        file_findings: The findings about all rows together.
         ran_under: Versions and configuration of the run.
         refused: The number of rows that the runner did not encode.
         version: The tokenizer's version.
@@ -50,7 +50,7 @@ class RunnerRows:
 
     @property
     def nothing_judged(self) -> str:
-        """Why the rows have no verdict; empty if one of them has."""
+        """Why no row has a verdict; empty if any row has."""
         return NOTHING_JUDGED if all(verdict.state == "not judged" for verdict in self.verdicts) else ""
 
 
@@ -60,13 +60,13 @@ _Encoded = Callable[[], RunnerRows | RunnerError]
 def with_row_places(
     finding: Finding, *, file: Path, rows: Sequence[Row], source: str, fixes: Mapping[str, str]
 ) -> Finding:
-    """Return a finding with the places of the rows that a runner was given, and with its fix in the runner's own words.
+    """Return a finding with the places of the runner's input rows and with its fix in the runner's own words.
 
     Args:
         finding: A finding about the encoded rows.
         file: The encoded rows, one line a row; they are removed with the session.
-        rows: The rows that the runner was given.
-        source: The name of all of them.
+        rows: The rows that the runner got.
+        source: The name of all rows together.
         fixes: The fix of each rule in the runner's configuration.
     """
 
@@ -82,9 +82,9 @@ def with_row_places(
 
 
 def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerError:
-    """Let the runner encode a target's rows, or read them if a worker of the session did; judge them.
+    """Let the runner encode a target's rows, or read a worker's result in this session; judge them.
 
-    A failure is returned, and kept like a success: a runner that cannot start takes minutes to fail each time.
+    A failure is returned and kept like a success, because a runner that cannot start may take minutes to fail.
     """
     version = target.oracle.version
     named = [(case.name, case.row) for case in packaged_cases() if case.fits(target.oracle)]
@@ -124,7 +124,7 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
 def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
     """Yield the checks of a runner: one of the run itself, then one for each packaged row, or each group of classes.
 
-    The first check that runs lets the runner encode the rows for all of them.
+    The first check that runs lets the runner encode the rows for all checks.
     """
     encoded = cache(partial(encode_once, target, settings.work_folder))
     yield Check(target, "runner", "extraction", partial(_check_run, encoded))
@@ -139,7 +139,7 @@ def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
 def _check_run(encoded: _Encoded) -> Result:
     made = encoded()
     if isinstance(made, RunnerError):
-        raise made  # this check reports the reason, and the others are not checked
+        raise made  # this check reports the reason, and the others are `not checked`
     return Result(facts=(("ran under", made.ran_under), ("rows", len(made.rows)), ("refused", made.refused)))
 
 

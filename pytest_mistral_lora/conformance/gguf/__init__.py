@@ -1,1 +1,1 @@
-"""Subject `gguf`: a GGUF file against the tokenizer, the weights and the adapter that it was made from."""
+"""Subject `gguf`: a GGUF file compared with the tokenizer, the weights and the adapter that it was made from."""

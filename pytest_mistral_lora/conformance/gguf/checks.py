@@ -1,4 +1,4 @@
-"""Subject `gguf`: a GGUF file against the tokenizer, the weights and the adapter that it was made from."""
+"""The checks of a GGUF file: its tokenizer, weights and adapter, compared with their sources."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_MODEL = "no model folder to compare with: name it with --mistral-base"
 
 
 def checks(target: GgufTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of a GGUF file: of one that cannot be read, the one that reports it."""
+    """Yield the checks of a GGUF file; for an unreadable file, only the check that reports it."""
     try:
         judged = GgufChecks(target)
     except InputError as error:
@@ -35,13 +35,13 @@ def checks(target: GgufTarget, settings: Settings) -> Iterator[Check]:
 
 
 class GgufChecks:
-    """The checks of a GGUF file: each method is one, and they share the file."""
+    """The checks of a GGUF file: each method is a check, and they share the file."""
 
     def __init__(self, target: GgufTarget) -> None:
         """Read the file.
 
         Raises:
-            InputError: If it cannot be read.
+            InputError: If the file cannot be read.
         """
         self._target, self._gguf = target, target.content
         self._place = str(target.file)
@@ -54,11 +54,11 @@ class GgufChecks:
         return Result(facts=(("gguf", f"{kind}, {self._gguf.architecture}, {len(self._gguf.tensors)} tensors"),))
 
     def tokenizer(self) -> Result:
-        """ML912: the tokenizer gives the ids of mistral-common."""
+        """ML912: the tokenizer makes mistral-common's ids."""
         try:
             judge = self._target.tokenizer
         except NoOracleError as error:
-            # each other check that needs it is not checked for this reason
+            # every other check that needs it reports this reason
             return Result((Finding("ML912", error.found, error.place, error.expected, fix=error.next_step),))
         facts = (("oracle of", f"{judge.path.name} ({judge.oracle.version})"),)
         return Result(tuple(tokenizer_findings(self._gguf, judge.oracle)), facts=facts)

@@ -1,4 +1,4 @@
-"""The tokenizer and the chat template in a GGUF file, held to mistral-common as llama.cpp reads them.
+"""The tokenizer and the chat template in a GGUF file, as llama.cpp reads them, compared with mistral-common.
 
 llama.cpp: src/llama-vocab.cpp has the defaults of missing fields, conversion/ the writers.
 """
@@ -22,7 +22,7 @@ MODELS = {"spm": "llama", "tekken": "gpt2"}
 """The value of `tokenizer.ggml.model` for each kind of tokenizer."""
 
 _SPLITTER = "tekken"
-"""The value of `tokenizer.ggml.pre` under which llama.cpp splits text as Tekken does, but for combining marks."""
+"""The value of `tokenizer.ggml.pre` under which llama.cpp splits text as Tekken does, except for combining marks."""
 _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 3, 4, 5, 6
 _TYPES = {
     1: "normal",
@@ -38,14 +38,14 @@ _DEFAULT_IDS: Mapping[str, Mapping[str, int | None]] = {
     "spm": {"bos": 1, "eos": 2, "unk": 0},
     "tekken": {"bos": 11, "eos": 11, "unk": None},
 }
-"""The ids that llama.cpp takes if the file names none."""
+"""llama.cpp's default ids."""
 _SHOWN_ROWS = 5
 
 _CONVERT = 'a conversion of a folder with tokenizer.model and "add_prefix_space": false in tokenizer_config.json'
 
 
 def tokenizer_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
-    """Yield ML912 for each reason why llama.cpp makes other ids of a text than mistral-common."""
+    """Yield ML912 for each reason why llama.cpp's ids of a text differ from mistral-common's."""
     place, model, expected = str(file.path), file.setting("model"), MODELS[oracle.kind]
     if model != expected:
         found = f"tokenizer.ggml.model is {shortened(model)}"
@@ -73,7 +73,7 @@ def tokenizer_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 
 
 def _vocabulary_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
-    """Yield a finding for ids of other bytes, and one for ids that the tokenizer does not have."""
+    """Yield a finding for ids with other bytes, and a finding for ids that the tokenizer lacks."""
     stored, place = file.vocabulary, str(file.path)
     if stored is None:
         yield Finding("ML912", "has no list tokenizer.ggml.tokens", place, f"{oracle.vocab_size:,} tokens")
@@ -95,7 +95,7 @@ def _vocabulary_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 
 
 def _type_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
-    """Yield a finding if a control token is not of type control, a text token is, or a byte is no byte."""
+    """Yield a finding if a control token, a text token or a byte has the wrong type."""
     types, place = file.setting("token_type"), str(file.path)
     if not isinstance(types, list) or len(types) < oracle.vocab_size:
         if types is None:
@@ -123,7 +123,7 @@ def _type_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 
 
 def _is_list_of(values: Any, kind: type) -> bool:
-    # a list of GGUF has entries of one type
+    # all entries of a GGUF list have the same type
     return isinstance(values, list) and isinstance(next(iter(values), None), kind)
 
 
@@ -132,7 +132,7 @@ def _is_byte(piece: str) -> bool:
 
 
 def _id_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
-    """Yield a finding for a BOS, EOS or unknown token of another id, and for flags that leave BOS out or add EOS."""
+    """Yield a finding for another id of BOS, EOS or the unknown token, and for flags that omit BOS or add EOS."""
     place = str(file.path)
     for name in _IDS:
         given = file.setting(_FIELDS[name])
@@ -174,7 +174,7 @@ def _score_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 
 
 def _merge_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
-    """Yield a finding if the merges make other tokens first than Tekken, which merges the token of the lowest id."""
+    """Yield a finding if the merges make other tokens first than Tekken, which starts with the lowest id."""
     merges, place, stored = file.setting("merges"), str(file.path), file.vocabulary
     tokens = file.setting("tokens")
     if not (_is_list_of(merges, str) and _is_list_of(tokens, str)) or stored is None:
@@ -199,7 +199,7 @@ def _merge_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 
 
 def template_findings(file: GgufFile, judge: CheckpointTokenizer) -> Iterator[Finding]:
-    """Yield ML913 for a template that is none, and for each packaged row that it renders otherwise."""
+    """Yield ML913 for an invalid template, and for each packaged row that it renders differently."""
     place, text = f"{file.path}, tokenizer.chat_template", file.template
     if text is None:
         yield Finding("ML913", "is missing: llama.cpp takes ChatML's", place, "the checkpoint's chat template")

@@ -1,4 +1,4 @@
-"""The weights, sizes and adapter tensors in a GGUF file, against the folder that it was converted from.
+"""The weights, sizes and adapter tensors in a GGUF file, compared with the folder that it was converted from.
 
 llama.cpp: conversion/llama.py has the fields and the order of rows, convert_lora_to_gguf.py the adapter's.
 """
@@ -33,7 +33,7 @@ Another tensor, or rows in another order, are 1.4 away."""
 
 _HEAD, _EMBEDDINGS = "output.weight", "token_embd.weight"
 _HALF = 0.5
-"""A merged change of which less than half is in the file was not merged, or not by this adapter."""
+"""If less than half of a merged change is in the file, it was not merged, or not by this adapter."""
 
 _SIZES = {
     "block_count": "num_hidden_layers",
@@ -57,11 +57,11 @@ _SCALING = {
 
 _REQUIRED = ("block_count", "embedding_length", "attention.head_count", "attention.layer_norm_rms_epsilon", *_SCALING)
 _DEFAULT_THETA = 10_000.0
-"""The base of the rotary embedding that both libraries take if none is given."""
+"""Both libraries' default base of the rotary embedding."""
 
 
 def architecture_findings(file: GgufFile, model: BaseFolder) -> Iterator[Finding]:
-    """Yield ML917 for each size and setting that is not that of a checkpoint's `config.json`.
+    """Yield ML917 for each size and setting that differs from a checkpoint's `config.json`.
 
     Raises:
         PinError: If `config.json` cannot be read.
@@ -97,11 +97,11 @@ def _shown(value: Any) -> str:
 
 
 class ComparedWeights:
-    """The tensors of a GGUF file beside those of a checkpoint folder.
+    """The tensors of a GGUF file, compared with those of a checkpoint folder.
 
     Attributes:
         file: The GGUF file.
-        model: The folder of the checkpoint that was converted: a base, or a merged model.
+        model: The folder of the converted checkpoint: a base, or a merged model.
         text: A line for the summary: the tensors, and the largest error by type.
     """
 
@@ -110,11 +110,11 @@ class ComparedWeights:
 
         Args:
             file: The GGUF file.
-            model: The checkpoint that was converted.
-            base: The base of a merged model; None to compare with the model alone.
+            model: The converted checkpoint.
+            base: The base of a merged model; None to compare only with the model.
 
         Raises:
-            InputError: If the architecture is not known here, or a file cannot be read.
+            InputError: If the architecture is unknown, or a file cannot be read.
         """
         self.file: GgufFile = file
         self.model: BaseFolder = model
@@ -128,7 +128,7 @@ class ComparedWeights:
         self._base = None if same or base is None else base.file_weights
 
     def findings(self) -> Iterator[Finding]:
-        """Yield ML916 for each tensor that is missing, too many, or farther away than its type explains."""
+        """Yield ML916 for each missing or surplus tensor, and for each difference that its type does not explain."""
         place, found, worst = str(self.file.path), [], dict[str, float]()
         names = self._names()
         for name in sorted(names.keys() - self.file.tensors.keys()):
@@ -170,13 +170,13 @@ class ComparedWeights:
         for name in self._own:
             plain = name.removeprefix("model.language_model.").removeprefix("language_model.").removeprefix("model.")
             if plain.startswith(("vision_tower.", "multi_modal_projector.")):
-                continue  # llama.cpp keeps the vision part in a file of its own
+                continue  # llama.cpp keeps the vision part in another file
             plain = plain if plain.startswith("lm_head.") else f"model.{plain}"
             found = self._to_gguf.get_name(plain, try_suffixes=(".weight", ".bias"))
             if found is None:
                 raise InputError(f"{name} has no name in a GGUF file", place=str(self.model))
             names[found] = name
-        # without a head, llama.cpp reads the embeddings in its place: right for a tied one, which may be in either file
+        # without a head, llama.cpp uses the embeddings: right for a tied head, which may be in either file
         if _EMBEDDINGS in names and _HEAD in self.file.tensors:
             names.setdefault(_HEAD, names[_EMBEDDINGS])
         elif {_HEAD, _EMBEDDINGS} <= names.keys() and np.array_equal(
@@ -186,7 +186,7 @@ class ComparedWeights:
         return names
 
     def _stored(self, weights: Weights, name: str, merged_name: str) -> np.ndarray[Any, Any]:
-        """Return a tensor of a folder as the file has it: in float32, rows in llama.cpp's order."""
+        """Return a tensor of a folder in the form of the file: in float32, rows in llama.cpp's order."""
         values: np.ndarray[Any, Any] = weights.array(merged_name).astype("float32")
         heads = next((count for part, count in self._heads.items() if part in name), None)
         return values if heads is None else _interleaved(values, heads, name)
@@ -194,7 +194,7 @@ class ComparedWeights:
     def _merged_part(self, name: str, merged_name: str, want: Any, have: Any) -> tuple[float, float]:
         """Return the inner product of G - B and M - B, and the square of M - B.
 
-        Their quotient is the part of the merged change that the file has. G is the file's tensor, M the merged one and
+        Their quotient is the share of the merged change in the file. G is the file's tensor, M the merged one and
         B the base's. Errors of the quantisation are as often up as down, and cancel in the sum, even if each is larger
         than the change.
         """
@@ -213,7 +213,7 @@ def _name_map(file: GgufFile) -> Any:
     """Return the package's map from the names of transformers to those of the file's architecture.
 
     Raises:
-        InputError: If the architecture is not known here.
+        InputError: If the architecture is unknown.
     """
     import gguf
 
@@ -221,7 +221,7 @@ def _name_map(file: GgufFile) -> Any:
         known = " or ".join(_ARCHITECTURES)
         raise InputError(f"the architecture is {shortened(file.architecture)}", place=str(file.path), expected=known)
     architecture = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
-    # an adapter has no layer count of its own
+    # an adapter has no layer count
     layers = file.fields.get(f"{file.architecture}.block_count")
     return gguf.get_tensor_name_map(architecture, min(layers, 1000) if type(layers) is int else 1000)
 
@@ -240,7 +240,7 @@ def _interleaved(weight: Any, heads: Any, name: str) -> Any:
     """Return the rows of a projection in the order of llama.cpp: in each head, those of the two halves in turn.
 
     Raises:
-        InputError: If the number of heads is none that can share the rows.
+        InputError: If the number of heads does not divide the rows.
     """
     rows = weight.shape[0]
     if type(heads) is not int or heads < 1 or rows % (2 * heads):
@@ -250,7 +250,7 @@ def _interleaved(weight: Any, heads: Any, name: str) -> Any:
 
 
 def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]:
-    """Yield ML914 for each tensor of an adapter that is missing, too many, or another, and for another scale.
+    """Yield ML914 for each missing, surplus or different tensor of an adapter, and for a different scale.
 
     Raises:
         InputError: If a file of the adapter cannot be read.
@@ -271,7 +271,7 @@ def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]
         found += _adapter_tensor_findings(file, name, weights.array(names[name]).astype("float32"), folder)
         layer = names[name].removeprefix(PREFIX).removesuffix(".lora_A.weight")
         if name.endswith(".lora_a") and layer in layout.scalings:
-            # llama.cpp scales B A by alpha / rank, and knows no other rule
+            # llama.cpp scales B A by alpha / rank, and has no other rule
             rank, scale = file.tensors[name].shape[0], layout.scalings[layer]
             if not isinstance(alpha, float) or not math.isclose(alpha / rank, scale, rel_tol=1e-5):
                 shown = "is missing" if alpha is None else f"is {shortened(alpha)}"
@@ -289,7 +289,7 @@ def _adapter_names(file: GgufFile, weights: Weights) -> Iterator[tuple[str, str]
         side = part.partition(".")[0].lower()
         plain = layer.replace("model.language_model.", "model.")
         found = to_gguf.get_name(f"{plain}.weight", try_suffixes=(".weight",)) if side in ("a", "b") else None
-        # what the format has no place for, such as a trained embedding or a magnitude, is missing in it
+        # the format has no place for some tensors, such as a trained embedding or a magnitude
         yield (f"{found}.lora_{side}" if found else name), name
 
 

@@ -72,19 +72,19 @@ LAWS = (
 """Every law, in the order of its rule."""
 
 _TRIES = 300
-"""Rows that are tried after Hypothesis has shrunk: it stops early, since it shrinks the choices behind a row."""
+"""Most rows to try after Hypothesis has shrunk: it stops early, since it shrinks the choices behind a row."""
 
 
 def shrink_finding(
     finding: Callable[[Row], Finding | None], found: Finding, data: dict[str, Any], *, tries: int = _TRIES
 ) -> Finding:
-    """Leave out messages, keys and parts of texts as long as the row breaks the same rule; return the last finding.
+    """Leave out messages, keys and parts of texts while the row breaks the same rule; return the last finding.
 
     Args:
         finding: Judges a row.
         found: Its finding for the row.
         data: The row, as plain data.
-        tries: The number of rows that are tried.
+        tries: The number of rows to try.
     """
     candidates = _smaller(data)
     while tries and (candidate := next(candidates, None)) is not None:
@@ -92,7 +92,7 @@ def shrink_finding(
         try:
             now = finding(parse_row(candidate))
         except MistralLoraError:
-            # a row that is refused is no smaller example of the same fault
+            # a refused row is not a smaller example of the same fault
             continue
         if now is not None and now.rule == found.rule:
             found, candidates = now, _smaller(candidate)
@@ -100,7 +100,7 @@ def shrink_finding(
 
 
 def _smaller(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    # the largest parts first: what is left out early need not be tried in every later round
+    # the largest parts first: later rounds need not try parts that are already left out
     for key in ROW_KEYS[1:]:
         if key in data:
             yield {name: value for name, value in data.items() if name != key}
@@ -125,7 +125,7 @@ def _smaller(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
-    """Yield one check for each law, one for refusals, and one for the chat template against the oracle."""
+    """Yield one check for each law, one for refusals, and one that compares the chat template with the oracle."""
     for law in LAWS:
         yield Check(target, "mask", law.case, partial(_law, target, law, settings))
     yield Check(
@@ -160,7 +160,7 @@ def _law(target: Target, law: RowLaw, settings: Settings) -> Result:
 def _own_law(
     target: Target, settings: Settings, rule: str, kind: str, violation: Callable[[Row, Oracle], str]
 ) -> Result:
-    """Search for a row that breaks a law which encodes the row itself, because the encoding may be refused."""
+    """Search for a row that breaks a law; the law encodes the row itself, because the encoding may be refused."""
 
     def finding(row: Row) -> Finding | None:
         found = violation(row, target.oracle)
@@ -172,7 +172,7 @@ def _own_law(
 def _template_agrees(target: Target, settings: Settings) -> Result:
     from pytest_mistral_lora.conformance.template import template_findings
 
-    # a target without a template is refused here, before any row is made
+    # refuse a target without a template before making any row
     template, oracle = target.template, target.oracle
     source = RowSource.of("template", oracle)
     return Result(tuple(search_all(lambda row: template_findings(oracle, template, row), source, settings)))
@@ -180,12 +180,12 @@ def _template_agrees(target: Target, settings: Settings) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class RowSource:
-    """A kind of generated rows; equal sources give equal rows, which are made once for all laws and targets.
+    """A kind of generated rows; equal sources give equal rows, made once for all laws and targets.
 
     Attributes:
         kind: A law's `rows`; `template` for the rows of the chat template, `messy` for any conversation.
         tools: Whether the tokenizer has tools.
-        parallel: Whether it has several calls in a turn.
+        parallel: Whether a turn can have several calls.
         thinking: Whether it has thinking chunks.
         efforts: Its values of `reasoning_effort`.
         schemas: Whether it shows the schema of a `response_format`.
@@ -203,7 +203,7 @@ class RowSource:
     @classmethod
     def of(cls, kind: str, oracle: Oracle) -> RowSource:
         """Return the source of a kind of rows for a tokenizer."""
-        # equal sources are made once: what a tokenizer cannot change in its rows is left out of the source
+        # equal sources share their rows, so the source omits facts that do not change them
         if kind == "messy":
             return cls(kind)
         has = oracle.features
@@ -234,11 +234,11 @@ class RowSource:
 
 
 class _BrokenLawError(Exception):
-    """Carries a finding and its row out of Hypothesis, which shrinks the row until this is the smallest one."""
+    """Carries a finding and its row out of Hypothesis, which shrinks the row until this is the smallest row."""
 
 
 def search(finding: Callable[[Row], Finding | None], source: RowSource, settings: Settings) -> list[Finding]:
-    """Look for a row with a finding; return the finding of the smallest such row, or nothing.
+    """Look for a row with a finding; return the finding of the smallest such row, or None.
 
     The search is the same in every run unless a seed is given, has no deadline and keeps no database, so that a
     user's CI cannot fail by chance.
@@ -253,7 +253,7 @@ def search(finding: Callable[[Row], Finding | None], source: RowSource, settings
         if now is not None:
             raise _BrokenLawError(now, dict(data))
 
-    # Hypothesis shrinks only what fails in a search of its own, so it searches again; few checks come here
+    # Hypothesis only shrinks failures of its own search, so it searches again; few checks come here
     from hypothesis.errors import Flaky
 
     try:
@@ -261,15 +261,15 @@ def search(finding: Callable[[Row], Finding | None], source: RowSource, settings
     except _BrokenLawError as broken:
         found, smallest = broken.args
     except Flaky:
-        pass  # a tokenizer that draws lots, as with dropout, does not break the law a second time
+        pass  # a random tokenizer, as with dropout, may not break the law again
     return [shrink_finding(finding, found, smallest)]
 
 
 def search_all(judge: Callable[[Row], Iterable[Finding]], source: RowSource, settings: Settings) -> list[Finding]:
-    """Look for rows with findings; return one finding for each cause, of a small row that has it.
+    """Look for rows with findings; return a finding for each cause, of a small row.
 
-    One cause must not hide another, so that all rows are judged. The smallest row of each cause is made smaller by
-    leaving out parts of it, and Hypothesis does not search again: a template may take long to refuse a row.
+    One cause must not hide another, so all rows are judged. The smallest row of each cause shrinks by leaving out
+    parts, and Hypothesis does not search again: a template may take long to refuse a row.
     """
     smallest: dict[str, tuple[int, Finding]] = {}
     for row in _generated(source, settings.examples, settings.seed):
@@ -304,7 +304,7 @@ def _as_read(data: Mapping[str, Any]) -> Row:
 def _explore(use: Callable[[Mapping[str, Any]], None], source: RowSource, examples: int, seed: int | None) -> None:
     import hypothesis
 
-    # no deadline, database or health check: a slow machine, or a run before this one, must not change the result
+    # no deadline, database or health check: a slow machine or an earlier run must not change the result
     @hypothesis.settings(
         max_examples=examples,
         deadline=None,

@@ -1,4 +1,4 @@
-"""Laws of two encodings: changes of a row that must not change its encoding, and mistral-common's own; and settings."""
+"""Laws of two encodings: changes of a row that must keep its encoding; mistral-common's own; settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def weight_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 
 def stability_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """Encoding again gives the same, and the row is as before."""
+    """Encoding twice gives the same result, and does not change the row."""
     # a deep copy: the row's JSON shares its lists and objects with the row, which the encoding may change in place
     before = copy.deepcopy(row.to_json())
     again = oracle.encode(row)
@@ -51,7 +51,7 @@ def prompt_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 
 def arguments_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """Arguments of a tool call as an object, as its JSON and as that JSON written otherwise give equal ids."""
+    """Arguments of a tool call have equal ids as an object, as its JSON, and as that JSON in another form."""
     for name, form in _FORMS.items():
         messages = copy.deepcopy([dict(message) for message in row.messages])
         for call in (call for message in messages for call in message.get("tool_calls") or ()):
@@ -99,7 +99,7 @@ def neighbours_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 
 def longer_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """One more question and answer change no turn of the assistant before them, nor the row before them."""
+    """Another question and answer do not change earlier turns of the assistant, nor the row before them."""
     calls = any(message.get("tool_calls") for message in row.messages)
     # no question may follow a call
     if row.messages[-1].get("tool_calls") or (calls and not oracle.facts.keeps_calls):
@@ -107,7 +107,7 @@ def longer_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     longer = oracle.encode(replace(row, messages=(*row.messages, _QUESTION, _ANSWER)))
     if _turns(longer)[: len(_turns(encoded))] != _turns(encoded):
         return "the assistant's turns are not the same once another question and answer follow"
-    # what stands beside the last question moves with it
+    # text beside the last question moves with the question
     system = any(message["role"] == "system" for message in row.messages)
     prompt_moves = system and oracle.facts.system_in == "last-user-turn"
     tools_move = row.tools and oracle.facts.tools_in == "last-user-turn"
@@ -134,7 +134,7 @@ _FORMS: dict[str, dict[str, Any] | None] = {
 
 
 def ids_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """Other ids of tool calls give the same encoding."""
+    """Different ids of tool calls give the same encoding."""
     given = [call["id"] for message in row.messages for call in message.get("tool_calls") or ()]
     other = {call_id: f"call_{number:05}" for number, call_id in enumerate(dict.fromkeys(given))}
 
@@ -169,7 +169,7 @@ def results_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 
 def settings_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """The settings that the model is shown are the row's, once, before the first answer."""
+    """The model sees the row's settings once, before the first answer."""
     tokens, opened = {name: token for token, name in oracle.control_tokens.items()}, -1
     blocks: list[tuple[int, str]] = []  # place and text
     for index, token in enumerate(encoded.input_ids):
@@ -199,7 +199,7 @@ def settings_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 
 def reference_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """The ids are those of mistral-common, called as its documentation does."""
+    """The ids equal those of mistral-common, called as in its documentation."""
     expected = oracle.reference(row)
     if encoded.input_ids == expected:
         return ""
@@ -209,7 +209,7 @@ def reference_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 def refusal_violation(row: Row, oracle: Oracle) -> str:
     """A row is refused exactly if mistral-common refuses it, and for the same reason."""
-    # mistral-common leaves the tools out without an error; here the row is refused
+    # mistral-common silently leaves the tools out; here the row is refused
     if oracle.facts.tools_in is None and row.tools:
         return ""
     ours = theirs = ""

@@ -28,10 +28,10 @@ class RowLaw:
 
     Attributes:
         rule: Id of its rule.
-        violation: Returns how a row and its encoding break the law; empty if they keep it.
-        rows: The rows that it holds for: `any`, or those with tools, with parallel tool calls, or with weights.
-        fact: The fact of the tokenizer versions that it holds for; None if it holds for every version.
-        needs: Fields of `RowFeatures` of which the tokenizer must have one; empty if it holds for every tokenizer.
+        violation: Returns how a row and its encoding break the law; empty if they do not.
+        rows: The rows that the law applies to: `any`, or those with tools, with parallel tool calls, or with weights.
+        fact: The fact of the tokenizer versions that the law applies to; None for every version.
+        needs: Fields of `RowFeatures`, one of which the tokenizer must have; empty for every tokenizer.
     """
 
     rule: str
@@ -46,7 +46,7 @@ class RowLaw:
         return RULES[self.rule].case
 
     def unfit(self, oracle: Oracle) -> str:
-        """Return why it does not hold for a tokenizer; empty if it holds."""
+        """Return why the law does not apply to a tokenizer; empty if it does."""
         if self.fact is not None and not self.fact(oracle.facts):
             versions = names_with(self.fact, from_then_on="{} and later")
             return f"tokenizer {oracle.version}: this law holds for {versions}"
@@ -102,7 +102,7 @@ def owner_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 
 def whole_turn_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """Every turn of weight 1 is supervised as a whole, and none of weight 0."""
+    """Turns of weight 1 are supervised as a whole, and turns of weight 0 are not."""
     weights = [weight_of(row.messages[group[0]]) for group in encoded_groups(row, oracle)]
     turns = assistant_turns(encoded)
     if len(turns) != len(weights):
@@ -114,12 +114,12 @@ def whole_turn_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 
 def eos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """Every assistant turn ends with EOS, supervised as the turn is."""
+    """Every assistant turn ends with EOS, supervised like the turn."""
     for turn, spans in assistant_turns(encoded).items():
         last = spans[-1].end - 1
         if encoded.input_ids[last] != oracle.eos_id:
             return f"turn {turn} ends with {oracle.piece(encoded.input_ids[last])!r} at token {last}, not with EOS"
-        # a slice, because labels that are too few are reported by ML101
+        # a slice, because ML101 reports missing labels
         label = (encoded.labels or ())[last : last + 1]
         if spans[0].supervised != (label == (oracle.eos_id,)):
             return f"EOS of turn {turn} at token {last} has label {label[0] if label else 'none'}"
@@ -127,7 +127,7 @@ def eos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 
 def bos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """BOS stands once, first, and is not supervised."""
+    """BOS occurs once, at the start, and is not supervised."""
     if encoded.input_ids[:1] != (oracle.bos_id,) or encoded.input_ids.count(oracle.bos_id) != 1:
         places = [index for index, token in enumerate(encoded.input_ids) if token == oracle.bos_id]
         return f"BOS at tokens {places}; it belongs at token 0 only"
@@ -135,7 +135,7 @@ def bos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 
 def scan_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """The labels read off the control tokens are the row's labels."""
+    """The labels read off the control tokens equal the row's labels."""
     scanned = scan_labels(encoded.input_ids, oracle)
     if scanned == encoded.labels or scanned is None or encoded.labels is None:
         return ""
@@ -175,7 +175,7 @@ def thinking_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Each thought of the assistant begins with its marker, and ends with one unless it is left open."""
     markers = {token: name for token, name in oracle.control_tokens.items() if name in ("[THINK]", "[/THINK]")}
     turns = assistant_turns(encoded)
-    # a turn too many or too few is reported by ML109
+    # ML109 reports surplus and missing turns
     for group, (turn, spans) in zip(encoded_groups(row, oracle), turns.items(), strict=False):
         chunks = merged_chunks((row.messages[n].get("content") for n in group), oracle.facts)
         expected: list[str] = []
@@ -206,7 +206,7 @@ def assistant_text_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> s
 def tool_call_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Each turn with calls has one run of tokens from [TOOL_CALLS] to EOS, and it holds the calls."""
     groups = encoded_groups(row, oracle)
-    # a turn too many or too few is reported by ML109
+    # ML109 reports surplus and missing turns
     for group, (turn, spans) in zip(groups, assistant_turns(encoded).items(), strict=False):
         calls = [call for n in group for call in row.messages[n].get("tool_calls") or ()]
         runs = [span for span in spans if span.kind == "tool_call"]
@@ -220,7 +220,7 @@ def tool_call_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
             written = json.loads(oracle.decode(encoded.input_ids[run.start : run.end]))
             expected = [(call["function"]["name"], _arguments(call, oracle)) for call in calls]
             found = [(call["name"], call["arguments"]) for call in written]
-            # as text: NaN, which mistral-common writes as it is, does not equal itself
+            # as text: NaN, which mistral-common writes unchanged, does not equal itself
             if found != expected and json.dumps(found, sort_keys=True) != json.dumps(expected, sort_keys=True):
                 return f"the call of turn {turn} is not the row's"
     return ""
@@ -228,7 +228,7 @@ def tool_call_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 def system_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """The text of the system messages is in the row, outside the assistant's turns."""
-    # in any text but the assistant's: up to v3 the prompt is a part of a user's turn, later a turn of its own
+    # in any text but the assistant's: up to v3 the prompt is a part of a user's turn, later a separate turn
     others = [span for span in encoded.spans if span.role != "assistant" and span.kind == "text"]
     other_texts = [oracle.decode(encoded.input_ids[span.start : span.end]) for span in others]
     for message in row.messages:
@@ -259,13 +259,13 @@ def _arguments(call: Mapping[str, Any], oracle: Oracle) -> Any:
 _OPENS = ("[INST]", "[AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[SYSTEM_PROMPT]", "[MODEL_SETTINGS]")
 _CLOSES = ("[/INST]", "[/AVAILABLE_TOOLS]", "[/TOOL_RESULTS]", "[/SYSTEM_PROMPT]", "[/MODEL_SETTINGS]")
 _MARKERS: WeakKeyDictionary[Oracle, tuple[frozenset[int], frozenset[int]]] = WeakKeyDictionary()
-"""By tokenizer, the ids that open, and those that close, a part that the model does not write."""
+"""By tokenizer, the ids that open and that close a part that the model does not write."""
 
 
 def scan_labels(input_ids: Sequence[int], oracle: Oracle) -> tuple[int, ...] | None:
-    """Return a second, independent mask: labels read off the control tokens of ids that mistral-common made.
+    """Return a second, independent mask: labels read off the control tokens of mistral-common's ids.
 
-    Every answer is trained on; None for v1, which has no such tokens. Use it on such ids only: their text never holds a
+    Every answer is supervised; None for v1, which has no such tokens. Use it on such ids only: their text never holds a
     control id. On ids of a chat template, users can forge a turn.
 
     Args:
@@ -285,7 +285,7 @@ def scan_labels(input_ids: Sequence[int], oracle: Oracle) -> tuple[int, ...] | N
     marks = opens | closes | {oracle.bos_id}
     labels: list[int] = []
     inside, start = False, 0
-    # from mark to mark, because most tokens of a dataset are text
+    # search from mark to mark, because most tokens of a dataset are text
     for place in [place for place, token in enumerate(input_ids) if token in marks]:
         token = input_ids[place]
         labels += [IGNORE_INDEX] * (place - start) if inside else input_ids[start:place]

@@ -1,4 +1,4 @@
-"""Subject `merged`: a merged model's folder, against itself, its base, and the adapter that was merged into it."""
+"""The checks of a merged model's folder, against itself, its base, and the adapter that was merged into it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _OLDER = ("files", "tensors-finite", "changes-the-base")
 
 
 def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of a merged model's folder; none of an adapter's."""
+    """Yield the checks of a merged model's folder; an adapter's folder has none."""
     if target.is_merged:
-        # node ids are stable: with a manifest, these three were checks of `adapter` before there was this subject
+        # node ids are stable: with a manifest, these three were checks of `adapter` before this subject existed
         older = _OLDER if target.adapter.has_manifest else ()
         for case, judge in cases(target.adapter, target.beside).items():
             yield Check(target, "adapter" if case in older else "merged", case, judge)
@@ -41,7 +41,7 @@ def cases(folder: AdapterFolder, beside: Sequence[Path] = ()) -> Mapping[str, Ca
 
     Args:
         folder: The merged model's folder.
-        beside: The folders of the run, among which the adapter may be.
+        beside: The folders of the run; one of them may be the adapter.
     """
     merged = MergedChecks(folder, [AdapterFolder(path, folder.given_base) for path in beside])
     found = {
@@ -64,7 +64,7 @@ def cases(folder: AdapterFolder, beside: Sequence[Path] = ()) -> Mapping[str, Ca
 
 
 class MergedChecks:
-    """The checks of a merged model's folder: each method is one, and they share all files and results.
+    """The checks of a merged model's folder: each method is a check, and they share all files and results.
 
     Attributes:
         adapters: The adapters at hand.
@@ -78,7 +78,7 @@ class MergedChecks:
 
     @cached_property
     def folder(self) -> AdapterFolder:
-        """The folder; if nothing in it names the base, with the base of an adapter at hand."""
+        """The folder; if it does not name its base, with the base of an adapter at hand."""
         if self._given.located_base.folder is not None:
             return self._given
         bases = (adapter.located_base.folder for adapter in self.adapters)
@@ -102,7 +102,7 @@ class MergedChecks:
 
     @cached_property
     def _read_base(self) -> Weights | str | MistralLoraError:
-        """The base's tensors; or the error of reading them, or why there is nothing to compare with."""
+        """The base's tensors; or the error of reading them, or why they cannot be compared."""
         try:
             base = self.folder.located_base
             if base.folder is None:
@@ -118,13 +118,13 @@ class MergedChecks:
 
     @property
     def _base_weights(self) -> Weights | str:
-        """The base's tensors, or why there is nothing to compare with."""
+        """The base's tensors, or why they cannot be compared."""
         read = self._read_base
         return f"the base cannot be read: {read}" if isinstance(read, MistralLoraError) else read
 
     @cached_property
     def _pairs(self) -> dict[str, str]:
-        """The name in the base of each tensor that has one there."""
+        """The name of each tensor in the base, if it has one."""
         base = self._base_weights
         return {} if isinstance(base, str) else structure.paired_names(self._weights, base, self.vocabulary)
 
@@ -146,7 +146,7 @@ class MergedChecks:
 
     @cached_property
     def _adapter(self) -> AdapterAtHand | None:
-        """The adapter that explains the weights best; None if there is none that could be merged into this base."""
+        """The adapter that explains the weights best; None if no adapter could be merged into this base."""
         base = self.folder.located_base.folder
         if isinstance(self._base_weights, str) or base is None:
             return None
@@ -158,12 +158,12 @@ class MergedChecks:
 
     @property
     def _planned(self) -> Mapping[str, bool] | None:
-        """The tensors that the adapter at hand changes, and whether each is a change of low rank."""
+        """The tensors that the adapter at hand changes, and whether each change has low rank."""
         return None if self._adapter is None or self._adapter.missing else self._adapter.planned
 
     @cached_property
     def _no_base(self) -> str:
-        """Why nothing is compared with the base; empty if it is."""
+        """Why there is no comparison with the base; empty if there is one."""
         try:
             base = self._base_weights
             if isinstance(base, str):
@@ -200,7 +200,7 @@ class MergedChecks:
         return Result(tuple(findings), facts=(("kind", "merged"),))
 
     def tensors_finite(self) -> Result:
-        """Check every number of the weights, and their dtype against the base's."""
+        """Check every number of the weights, and compare their dtype with the base's."""
         try:
             found = self._tensors
         except InputError:
@@ -245,21 +245,22 @@ class MergedChecks:
         """Check that the tensors have the base's names and shapes."""
         if self._no_base:
             if self._given.given_base is not None and isinstance(fault := self._read_base, MistralLoraError):
-                raise PinError(fault.found, place=fault.place, expected=fault.expected)  # as for an adapter
+                # the same error as for an adapter
+                raise PinError(fault.found, place=fault.place, expected=fault.expected)
             return Result(not_checked=self._no_base)
         assert not isinstance(self._base_weights, str)
         found = list(structure.name_findings(self._weights, self._base_weights, self._pairs, self._place))
         return Result(tuple(first_findings(found, _SHOWN, self._place)))
 
     def changes_the_base(self) -> Result:
-        """Check that at least one weight is not the base's."""
+        """Check that at least one weight differs from the base's."""
         if self._not_compared:
             return Result(not_checked=self._not_compared)
         compared, findings = [self._tensors[name] for name in self._pairs], []
         if all(tensor.unchanged for tensor in compared):
             expected = "other weights: merge again with merge_and_unload(), and save the model that it returns"
             findings.append(Finding("ML413", "every weight is the base's: nothing was merged", self._place, expected))
-        # whoever writes a merge into a copy of the base's folder leaves Mistral's own file of the base in it
+        # a merge into a copy of the base's folder leaves Mistral's own file of the base there
         for file in sorted(self.folder.path.glob("consolidated*.safetensors")):
             other = self.folder.located_base.require(self.folder.path).path / file.name
             if other.is_file() and filecmp.cmp(file, other, shallow=False):
@@ -268,7 +269,7 @@ class MergedChecks:
         return Result(tuple(findings), facts=(("changed tensors", sum(not tensor.unchanged for tensor in compared)),))
 
     def changed_places(self) -> Result:
-        """Check that weights are changed where an adapter changes them, in every layer, and nowhere else."""
+        """Check that an adapter's weights changed in every layer, and no other weights."""
         if self._not_compared:
             return Result(not_checked=self._not_compared)
         findings = [*tensors.place_findings(self._tensors, self._place, self._planned)]
@@ -277,7 +278,7 @@ class MergedChecks:
         return Result(tuple(findings))
 
     def low_rank(self) -> Result:
-        """Check that the change of each matrix is one that an adapter can make: of low rank, and not too large."""
+        """Check that an adapter can have made the change of each matrix: low rank, and not too large."""
         if reason := self._not_compared or self._dequantized:
             return Result(not_checked=reason)
         ranks = [tensor.rank for tensor in self._tensors.values() if tensor.rank is not None]
@@ -286,7 +287,7 @@ class MergedChecks:
 
     @property
     def _dequantized(self) -> str:
-        """Why the difference from the base is not of low rank; empty if it should be."""
+        """Why the difference from the base need not have low rank; empty if it must."""
         manifest = self.folder.valid_manifest
         parent = (manifest.data.get("parent") if manifest else None) or {}
         return "merged into dequantised weights, which are not the base's" if parent.get("dequantized") else ""

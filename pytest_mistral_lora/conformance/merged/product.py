@@ -1,6 +1,6 @@
-"""The adapter at hand beside a merged model: is the difference from the base the adapter's own product?
+"""The adapter at hand: whether a merged model's difference from the base is the adapter's own product.
 
-The sum is made by the names of the adapter's tensors, in numpy, and not by the code that merges.
+The sum is computed in numpy, by the names of the adapter's tensors, and not by the merging code.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from pytest_mistral_lora.records.lora_delta import LoraDelta, deltas_of
 Array: TypeAlias = npt.NDArray[Any]
 
 _CHUNK = 1 << 22
-"""Numbers that are compared at once."""
+"""Numbers to compare at a time."""
 
 _SHOWN = 5
 _ALIKE = 0.7
-"""Cosine from which a change is taken for a product: rounding hides a part of a small one."""
+"""Least cosine between a change and a product: rounding hides a part of a small change."""
 
 
 class AdapterAtHand:
@@ -43,7 +43,7 @@ class AdapterAtHand:
         base: The base.
         own: The merged tensors.
         before: The base's tensors.
-        pairs: The name in the base of each merged tensor that has one there.
+        pairs: The name of each merged tensor in the base, if it has one.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class AdapterAtHand:
         """Return the delta of each tensor that changes, by its name in the base.
 
         Raises:
-            InputError: If one has no place in the base, or changes one of two tensors that the base keeps as one.
+            InputError: If a delta has no place in the base, or changes one of two tensors that the base ties.
         """
         deltas, place = deltas_of(self.folder, self.before), str(self.folder.tensors_file)
         ties = is_known(self.base.config) and self.base.is_tied
@@ -99,7 +99,7 @@ class AdapterAtHand:
 
     @property
     def missing(self) -> str:
-        """Why the product is not compared; empty if it is."""
+        """Why the product is not compared; empty if it is compared."""
         return self._plan[1]
 
     @property
@@ -123,14 +123,14 @@ class AdapterAtHand:
         return tuple(first_findings(found, _SHOWN, place))
 
     def _distance(self, merged_name: str, name: str, delta: LoraDelta) -> float:
-        """Return the largest distance of a number from base plus adapter, in units of what rounding explains."""
+        """Return the largest distance of a number from base plus adapter, in units of the rounding bound."""
         merged, base = (_rows_of(array) for array in (self.own.array(merged_name), self.before.array(name)))
         factors = tuple(np.abs(factor).astype(np.float32) for factor in delta.factors()) if delta.is_low_rank else None
         step, farthest = max(1, _CHUNK // max(1, base.shape[1])), 0.0
         for start in range(0, len(base), step):
             rows = slice(start, start + step)
             old, new = base[rows].astype(np.float32), merged[rows].astype(np.float32)
-            with np.errstate(all="ignore"):  # of numbers that are not finite, or of rows of zeros under DoRA
+            with np.errstate(all="ignore"):  # numbers that are not finite, or rows of zeros under DoRA
                 expected = delta.sums(base, rows)[0].astype(np.float32)
                 bound = rounding_bound(new, old, expected - old, self.own.infos[merged_name].dtype)
                 if factors is None:
@@ -146,7 +146,7 @@ class AdapterAtHand:
         return farthest
 
     def _described(self, merged_name: str, name: str, delta: LoraDelta) -> str:
-        """Describe the difference: nothing merged, another scale, the product of another layer, or something else."""
+        """Describe the difference: nothing merged, another scale, the product of another layer, or another change."""
         difference = self.own.array(merged_name).astype(np.float32) - self.before.array(name).astype(np.float32)
         if not difference.any():
             return "is the base's: the adapter's change is missing"
@@ -164,10 +164,10 @@ class AdapterAtHand:
 
 
 def _require_sum(folder: AdapterFolder) -> None:
-    """Refuse an adapter that is more than a sum with its base.
+    """Refuse an adapter whose merge is not just a sum with its base.
 
     Raises:
-        InputError: If it has biases, or its initialisation changed the base first.
+        InputError: If it has biases, or its initialisation changed the base.
     """
     place, bias, start = str(folder.config_file), folder.config.get("bias"), folder.config.get("init_lora_weights")
     if bias not in (None, "none"):
@@ -182,10 +182,10 @@ def _require_sum(folder: AdapterFolder) -> None:
 
 
 def _require_tensors(folder: AdapterFolder, layout: AdapterLayout) -> None:
-    """Refuse an adapter whose tensors are not those that PEFT saves of its configuration on this base.
+    """Refuse an adapter whose tensors differ from those that PEFT saves for its configuration on this base.
 
     Raises:
-        InputError: If a tensor is missing, has no place, or is of another shape.
+        InputError: If a tensor is missing, has no place, or has another shape.
     """
     place, tensors, expected = str(folder.tensors_file), folder.tensors, layout.expected
     odd = sorted(expected.keys() ^ tensors.keys())

@@ -43,7 +43,7 @@ _FREE = {
     "output_router_logits",
     "use_bfloat16",
     "tf_legacy_loss",
-    # judged by a rule of their own, or by the tokenizer
+    # judged by another rule, or by the tokenizer
     TIE,
     "quantization_config",
     "text_config",
@@ -59,13 +59,13 @@ _FREE = {
     "eos_token_id",
     "bos_token_id",
 }
-"""Keys that may differ, or that are compared in another way than by their value."""
+"""Keys that may differ, or that are not compared by their value."""
 
 _HEADS = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size", "num_hidden_layers")
 
 
 def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], place: str) -> Iterator[Finding]:
-    """Yield ML435 for each value that decides the numbers and differs from the base's, in whatever form it is written.
+    """Yield ML435 for each value that affects the computation and differs from the base's, in any spelling.
 
     Args:
         merged: `config.json` of the merged model.
@@ -87,7 +87,7 @@ def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], plac
             del numbers["layer_types"]  # both follow from sliding_window, which is compared
     for key in sorted(values[0].keys() | values[1].keys()):
         found, expected = (numbers.get(key, _MISSING) for numbers in values)
-        # a key that only the merged model has is a tool's note, if no class of transformers knows it
+        # a key that only the merged model has, and that transformers does not know, is a tool's note
         if expected is _MISSING or found == expected or (found is _MISSING and expected is None):
             continue
         if found is _MISSING and key.startswith("top."):
@@ -101,7 +101,7 @@ def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], plac
 
 
 def end_findings(folder: Path, base: Path) -> Iterator[Finding]:
-    """Yield ML435 if a merged model generates up to other tokens than its base does: `generation_config.json` decides.
+    """Yield ML435 if a merged model stops at other tokens than its base: `generation_config.json` decides.
 
     Raises:
         InputError: If one of the files cannot be read.
@@ -120,7 +120,7 @@ def end_findings(folder: Path, base: Path) -> Iterator[Finding]:
 
 
 _MISSING: Any = object()
-"""The value of a key that is not there and has no default."""
+"""The value of a missing key without a default."""
 
 
 def _defaults(model_type: Any) -> dict[str, Any]:
@@ -129,16 +129,16 @@ def _defaults(model_type: Any) -> dict[str, Any]:
 
     try:
         values: dict[str, Any] = CONFIG_MAPPING[model_type]().to_dict() if isinstance(model_type, str) else {}
-    except Exception:  # an unknown class, or one that cannot be made without arguments
+    except Exception:  # an unknown class, or a class that needs arguments
         return {}
     return values
 
 
 def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that decide what a model computes, in one form for all versions of transformers."""
+    """Return the values that affect a model's computation, in one form for all versions of transformers."""
     text = text_part(config)
     defaults = _defaults(text.get("model_type"))
-    # of a class that transformers knows, it reads no other keys: they are notes of a tool
+    # transformers reads no other keys of a class that it knows: they are a tool's notes
     given = {key: value for key, value in text.items() if key not in _FREE and (key in defaults or not defaults)}
     values = {key: value for key, value in defaults.items() if key not in _FREE} | given
     heads = values.get("num_attention_heads")
@@ -152,7 +152,7 @@ def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
         layers if isinstance(layers, int) and 0 <= layers < 10_000 else 0
     )
     values["layer_types"] = kinds
-    # vLLM makes biases by these, of which there are no numbers, also for a class that ignores them in transformers
+    # with these, vLLM makes biases that the file lacks, even for a class that ignores them in transformers
     for key in ("attention_bias", "mlp_bias"):
         values.setdefault(key, bool(text.get(key)))
     values |= _rope(text, defaults)
@@ -161,7 +161,7 @@ def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
         if ids is not None:
             values[key] = sorted(ids, key=str) if isinstance(ids, list) else [ids]
     if text is not config:
-        # the wrapper's own numbers, such as the layer of the vision tower that is read
+        # the wrapper's own numbers, such as the layer to read from the vision tower
         plain = (pair for pair in config.items() if pair[1] is not None and not isinstance(pair[1], dict | list))
         values |= {f"top.{key}": value for key, value in plain if key not in _FREE}
     return {key: value for key, value in values.items() if not key.startswith("_")}
@@ -184,7 +184,7 @@ def _rope(text: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any
 
 
 def own_findings(config: Mapping[str, Any], merged: Weights, place: str) -> Iterator[Finding]:
-    """Yield ML435 for each value that the weights, or another key, contradict."""
+    """Yield ML435 for each value that contradicts the weights or another key."""
     text = text_part(config)
     rope = text.get("rope_parameters")
     theta = rope.get("rope_theta") if isinstance(rope, dict) else None
@@ -215,7 +215,7 @@ def own_findings(config: Mapping[str, Any], merged: Weights, place: str) -> Iter
 
 
 def tie_findings(config: Mapping[str, Any], merged: Weights, place: str) -> Iterator[Finding]:
-    """Yield ML436 for each flag about tied embeddings that the file contradicts, at the top or in `text_config`."""
+    """Yield ML436 for each flag about tied embeddings, at the top or in `text_config`, that contradicts the file."""
     import numpy as np
 
     heads = [name for name in merged if name.endswith("lm_head.weight")]
@@ -230,7 +230,7 @@ def tie_findings(config: Mapping[str, Any], merged: Weights, place: str) -> Iter
         return
     head, embedding = merged.array(heads[0]), merged.array(embeddings[0])
     if head.shape == embedding.shape and np.array_equal(head, embedding):
-        return  # one and the same: whatever a flag tells, the numbers are right
+        return  # both are equal: the numbers are right with any flag
     for key, value in given.items():
         if value:
             found = f"{key} is true, and {heads[0]} is not {embeddings[0]}: a server drops the head"
@@ -240,11 +240,11 @@ def tie_findings(config: Mapping[str, Any], merged: Weights, place: str) -> Iter
 _SHARED = ("embed_tokens.weight", "lm_head.weight")
 
 _UNUSED = re.compile(r"rotary_emb\.inv_freq$")
-"""Buffers that older checkpoints hold, and that transformers no longer reads or writes."""
+"""Buffers of older checkpoints that transformers no longer reads or writes."""
 
 
 def index_findings(folder: Path, merged: Weights) -> Iterator[Finding]:
-    """Yield ML405 if the index names another file of a tensor than the one that holds it.
+    """Yield ML405 if the index names the wrong file for a tensor.
 
     Raises:
         InputError: If the index cannot be read.
@@ -262,18 +262,18 @@ def index_findings(folder: Path, merged: Weights) -> Iterator[Finding]:
     actual = {name: info.file.name for name, info in merged.infos.items()}
     for name in sorted(actual.keys() | listed.keys()):
         if listed.get(name) != actual.get(name):
-            # names of an index are of any kind: repr keeps control characters from the terminal
+            # names in an index can be anything: repr keeps control characters from the terminal
             found = f"{name!r} is in {listed.get(name, 'no file')!r}"
             yield Finding("ML405", found, str(index), actual.get(name, "a tensor that one of the files holds"))
             return
 
 
 def paired_names(merged: Weights, base: Weights, vocabulary: int | None) -> dict[str, str]:
-    """Return the name in the base of each merged tensor that can be compared with it.
+    """Return the name in the base of each comparable merged tensor.
 
     Args:
         merged: The merged tensors.
-        base: The base's. A head that it has not is compared with its embeddings, which it is tied to.
+        base: The base's tensors. A missing head is compared with the embeddings that it is tied to.
         vocabulary: `vocab_size` of the merged model: with more rows than the base's, the vocabulary was resized.
     """
     names = {spelled_name(name, base): name for name in base}
@@ -291,7 +291,7 @@ def paired_names(merged: Weights, base: Weights, vocabulary: int | None) -> dict
 
 
 def name_findings(merged: Weights, base: Weights, pairs: Mapping[str, str], place: str) -> Iterator[Finding]:
-    """Yield ML412 for each tensor that only one of the two has, and for each of another shape."""
+    """Yield ML412 for each tensor that only one of the two has, and for each with another shape."""
     import numpy as np
 
     names = [

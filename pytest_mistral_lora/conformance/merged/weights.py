@@ -1,4 +1,4 @@
-"""Merged weights against the base's, tensor by tensor: what changed, by how much, and with which rank."""
+"""Merged weights compared with the base's, tensor by tensor: the changes, their sizes and their ranks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pytest_mistral_lora.errors import and_more
 Array: TypeAlias = npt.NDArray[Any]
 
 LARGEST_CHANGE = 3.0
-"""A trained adapter changes a matrix by a few hundredths of its norm; that of a tiny random model, by about one."""
+"""A trained adapter changes a matrix by a few hundredths of its norm; in a tiny random model, by about one."""
 
-_SCALED = 0.01  # of a matrix's norm: above what rounding to bfloat16 changes, twice
+_SCALED = 0.01  # of a matrix's norm: more than rounding to bfloat16 twice changes
 _BLOCK = 1024
-"""Rows and columns on which the rank is estimated."""
+"""Rows and columns used to estimate the rank."""
 
 _SCALED_BLOCK = 256
 _TURNS = 30
@@ -33,7 +33,7 @@ _SMALLEST = 16
 """Matrices with fewer rows or columns are too small to tell low rank from full rank."""
 
 _CHUNK = 1 << 23
-"""Numbers that are compared at once."""
+"""Numbers to compare at a time."""
 
 _MANTISSA = {"BF16": 7, "F16": 10, "F32": 23}
 _SHOWN = 5
@@ -43,15 +43,15 @@ _SHARED = re.compile(r"(?:^|\.)(embed_tokens|lm_head|tok_embeddings|output)\.wei
 
 @dataclass(frozen=True, slots=True)
 class MergedTensor:
-    """A merged tensor beside the base's of its name.
+    """A merged tensor, compared with the base's of the same name.
 
     Attributes:
-        finite: Whether every number is.
-        unchanged: Whether it is the base's, up to the rounding of a dtype.
+        finite: Whether every number is finite.
+        unchanged: Whether it equals the base's, up to the rounding of a dtype.
         relative: Norm of the change, divided by the norm of the base's tensor.
         rank: The lowest rank that explains the change, up to rounding; None if it was not estimated.
-        smaller: The smaller of rows and columns on which it was estimated.
-        changed_rows: Number of rows that are not the base's.
+        smaller: The smaller of the numbers of rows and columns used for the estimate.
+        changed_rows: Number of rows that differ from the base's.
         rows: Number of rows.
         emptied: Number of rows and columns that are zero, and not in the base.
     """
@@ -77,10 +77,10 @@ def compare_tensors(merged: Weights, base: Weights, pairs: Mapping[str, str]) ->
     Args:
         merged: The merged tensors.
         base: The base's.
-        pairs: The name in the base of each merged tensor that has one there.
+        pairs: The name of each merged tensor in the base, if it has one.
     """
     found = {}
-    with np.errstate(all="ignore"):  # of numbers that are not finite, or too large for a narrower dtype
+    with np.errstate(all="ignore"):  # numbers that are not finite, or too large for a narrower dtype
         for name in merged:
             tensor = merged.array(name)
             if name in pairs and tensor.ndim and tensor.size:
@@ -98,11 +98,11 @@ def _is_finite(tensor: Array) -> bool:
 
 
 def _compare(merged: Array, base: Array, dtype: str) -> MergedTensor:
-    # of a vocabulary that grew, the rows that the base has
+    # of a larger vocabulary, only the base's rows
     base = base[: merged.shape[0]]
     rows = max(1, _CHUNK // max(1, merged[0].size))
     finite, changed, emptied, sums = _is_finite(merged), 0, 0, [0.0, 0.0]
-    columns = np.zeros((2, merged[0].size), dtype=bool)  # those that are not zero, in the merged tensor and in the base
+    columns = np.zeros((2, merged[0].size), dtype=bool)  # not zero, in the merged tensor and in the base
     # a merge may have gone through a narrower dtype than the file's: bf16 weights that were saved as float32
     same = dict.fromkeys((merged.dtype, np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)), True)
     for start in range(0, base.shape[0], rows):
@@ -124,7 +124,7 @@ def _compare(merged: Array, base: Array, dtype: str) -> MergedTensor:
         relative = math.inf
     rank = smaller = None
     if finite and not unchanged and merged.ndim >= 2:
-        # of stacked experts, the first: each of them has a change of its own
+        # of stacked experts, the first: each has its own change
         matrices = [array if array.ndim == 2 else array.reshape(-1, *array.shape[-2:])[0] for array in (merged, base)]
         rank, smaller = _change_rank(matrices[0], matrices[1], dtype)
     emptied += int((columns[1] & ~columns[0]).sum()) if merged.ndim > 1 else 0
@@ -138,7 +138,7 @@ def _energy(values: Array) -> float:
 
 
 def _change_rank(merged: Array, base: Array, dtype: str) -> tuple[int | None, int]:
-    """Return the lowest rank that explains the change up to rounding, and the smaller side of the part looked at."""
+    """Return the lowest rank that explains the change up to rounding, and the smaller side of the examined part."""
     new, old = (_part(array[: base.shape[0]], _BLOCK) for array in (merged, base))
     smaller = min(new.shape)
     if smaller < _SMALLEST:
@@ -147,7 +147,7 @@ def _change_rank(merged: Array, base: Array, dtype: str) -> tuple[int | None, in
     # beyond the rank of B A have at most the energy of E: with more of it, no matrix of that rank explains the change.
     change = new - old
     if not np.isfinite(change).all():
-        return None, smaller  # the base has a number that is none
+        return None, smaller  # the base has a number that is not finite
     rank = _rank_above(change, rounding_bound(new, old, change, dtype))
     if rank <= smaller // 2:
         return rank, smaller
@@ -163,12 +163,12 @@ def _part(matrix: Array, most: int) -> Array:
 
 def _rank_above(change: Array, bound: Array) -> int:
     energy = np.linalg.svd(change, compute_uv=False).astype(np.float64) ** 2
-    tail = energy[::-1].cumsum()[::-1]  # tail[k]: the energy that a change of rank k leaves
+    tail = energy[::-1].cumsum()[::-1]  # tail[k]: the energy left by a change of rank k
     return int((tail > _energy(bound)).sum())
 
 
 def _rank_of_scaled_rows(new: Array, old: Array, dtype: str) -> tuple[int, int]:
-    """Return the same for a change that gives rows another norm, as DoRA does: M = diag(d) (W + s B A) + E."""
+    """Return the same for a change that rescales rows, as DoRA does: M = diag(d) (W + s B A) + E."""
     smaller, product = min(new.shape), np.zeros_like(old)
     # by turns: the factors d of the rows for a given product, and the best product for given factors
     for _ in range(_TURNS):
@@ -185,12 +185,12 @@ def _rank_of_scaled_rows(new: Array, old: Array, dtype: str) -> tuple[int, int]:
 
 
 def rounding_bound(new: Array, old: Array, change: Array, dtype: str) -> Array:
-    """Return the largest error of each number of a merge that rounding explains.
+    """Return the largest rounding error of each number of a merge.
 
     Args:
         new: Merged weights in float32.
         old: The base's in float32.
-        change: Their difference, or the change that is expected.
+        change: Their difference, or the expected change.
         dtype: dtype of the merged file, as safetensors writes it.
     """
 
@@ -219,12 +219,12 @@ def _spacing(values: Array, dtype: str) -> Array:
 def place_findings(
     tensors: Mapping[str, MergedTensor], place: str, planned: Mapping[str, bool] | None
 ) -> Iterator[Finding]:
-    """Yield ML430 and ML439: changes outside of the layers that LoRA is put on.
+    """Yield ML430 and ML439: changes outside of the layers that LoRA adapts.
 
     Args:
         tensors: The result of `compare_tensors`.
         place: The folder.
-        planned: The tensors that the adapter at hand changes; None if there is none.
+        planned: The tensors that the adapter at hand changes; None without an adapter.
     """
     findings, notes = [], []
     for name, tensor in sorted(tensors.items()):
@@ -234,7 +234,7 @@ def place_findings(
         if planned is None and not shared and tensor.rank is not None and LAYER.search(name):
             continue
         by = f"{name} changed by {tensor.relative:.3g} of its norm"
-        # a change of every row by one low rank is LoRA's; that of some rows is none
+        # a low-rank change of every row is LoRA's; a change of some rows is not
         is_product = tensor.rank is not None and tensor.is_low_rank and (tensor.rank or tensor.relative <= _SCALED)
         if planned is None and shared and is_product and tensor.changed_rows == tensor.rows:
             found = f"{by}, with rank {tensor.rank}"
@@ -253,7 +253,7 @@ def place_findings(
 def rank_findings(
     tensors: Mapping[str, MergedTensor], place: str, planned: Mapping[str, bool] | None
 ) -> Iterator[Finding]:
-    """Yield ML431 for each layer with a change that no low rank explains, and ML433 for one that is too large."""
+    """Yield ML431 for each layer whose change does not have low rank, and ML433 for too large a change."""
     layers = {
         name: tensor
         for name, tensor in tensors.items()
@@ -266,7 +266,7 @@ def rank_findings(
     )
     ranks, sizes = [], []
     for name, tensor in sorted(layers.items()):
-        # a matrix that is not larger than the rank of the others has any change of that rank
+        # a matrix no larger than the others' rank can have any change
         if not tensor.is_low_rank and tensor.smaller >= 2 * highest:
             found = f"the change of {name} has rank {tensor.rank}, of {tensor.smaller} that are possible"
             expected = f"at most {tensor.smaller // 2}, up to rounding: the product of two narrow matrices"
@@ -284,7 +284,7 @@ def rank_findings(
 
 
 def layer_findings(tensors: Mapping[str, MergedTensor], place: str) -> Iterator[Finding]:
-    """Yield ML432 for a layer that lacks a change that most layers have, and ML438 for layers without any change."""
+    """Yield ML432 for a layer without a change that most layers have, and ML438 for layers without any change."""
     kinds: dict[str, dict[int, bool]] = defaultdict(dict)
     for name, tensor in tensors.items():
         match = LAYER.search(name)
