@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from verb_words import VERB_OF, WORDS
 
-from pytest_mistral_lora import cli
-from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.cli import main, program
 from pytest_mistral_lora.cli.verb import PathArgument, whole_number
 from pytest_mistral_lora.plugin.options import OPTIONS, WRITTEN
 from pytest_mistral_lora.records.files import clash
@@ -45,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def of_verbs() -> Iterator[tuple[str, str, argparse.Action]]:
-    [verbs] = [one for one in cli._parser()._actions if isinstance(one, argparse._SubParsersAction)]
+    [verbs] = [one for one in program._parser()._actions if isinstance(one, argparse._SubParsersAction)]
     assert list(verbs.choices) == list(VERB_OF)
     for verb, parser in verbs.choices.items():
         for action in arguments(parser):

@@ -18,8 +18,8 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.goldens import packaged_cases
-from pytest_mistral_lora.runners import NOTHING, TIME_LIMIT, Runner, interpreter
 from pytest_mistral_lora.runners.process import Ended, read_output, run_limited, shown
+from pytest_mistral_lora.runners.runner import NOTHING, TIME_LIMIT, Runner, interpreter
 
 _HIDDEN_SIZE = 8
 

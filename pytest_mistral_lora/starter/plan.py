@@ -15,7 +15,7 @@ from pytest_mistral_lora.chat.reading import open_regular, opened
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.extras import PACKAGE
 from pytest_mistral_lora.records.files import json_text
-from pytest_mistral_lora.starter import GOLDENS, StartPlan
+from pytest_mistral_lora.starter.files import GOLDENS, StartPlan
 from pytest_mistral_lora.starter.inputs import (
     ROWS,
     base_of_recipe,

@@ -134,7 +134,7 @@ def test_every_kind_has_a_test() -> None:
     ],
 )
 def test_a_pattern_that_backtracks_is_ended(kind: Kind, value: Any, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_mistral_lora.chat.reading.PATTERN_SECONDS", 1.5)
+    monkeypatch.setattr("pytest_mistral_lora.chat.reading.files.PATTERN_SECONDS", 1.5)
     assert "a pattern takes more than 1.5 s" in FormatCheck(kind, value).verdict(said(text)).reason
 
 

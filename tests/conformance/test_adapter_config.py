@@ -214,7 +214,7 @@ def test_a_base_with_an_adapter_in_its_folder_is_not_loaded(folders: tuple[Path,
 def test_a_pattern_without_end_stops_no_command(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_mistral_lora.chat.reading.PATTERN_SECONDS", 0.5)
+    monkeypatch.setattr("pytest_mistral_lora.chat.reading.files.PATTERN_SECONDS", 0.5)
     adapter = Path(shutil.copytree(folders[0], tmp_path / "adapter"))
     config = json.loads((adapter / CONFIG).read_text())
     (adapter / CONFIG).write_text(json.dumps({**config, "target_modules": "([a-z._0-9]+)+#"}))

@@ -13,6 +13,7 @@ from derived_tekken import derived_tokenizer
 from gallery import Artifact
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.dataset.checks import checks
@@ -85,10 +86,10 @@ class _Recipe(RecipeTarget):
         return thinking_tokenizer() if "thinks" in self.name else shared_tokenizer()
 
     @cached_property
-    def base_folder(self) -> Path:
+    def base_folder(self) -> BaseFolder:
         _ = self.recipe  # a recipe that cannot be read names no base
         assert self.path
-        return self.path.parent / "base"
+        return BaseFolder(self.path.parent / "base")
 
 
 CONFIG = {

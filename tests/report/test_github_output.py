@@ -9,9 +9,9 @@ from urllib.parse import unquote
 import pytest
 from judged_samples import HOSTILE, causes_of, judged, write_file
 
-from pytest_mistral_lora import environment
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.environment import faults as environment
 from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
 from pytest_mistral_lora.report.judged import file_place
 

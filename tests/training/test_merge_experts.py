@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora.errors import MergeError
-from pytest_mistral_lora.training import merge as merging
 from pytest_mistral_lora.training.merge import MergedModel, merge, proof, routing
+from pytest_mistral_lora.training.merge import run as merging
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train
 

@@ -18,8 +18,8 @@ from refusing_disks import largest_file, read_only_folder, without_privileges
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import DiskError, InputError
 from pytest_mistral_lora.records.files import listing
-from pytest_mistral_lora.training import merge as merging
 from pytest_mistral_lora.training.merge import merge
+from pytest_mistral_lora.training.merge import run as merging
 from pytest_mistral_lora.training.run import RunResult
 
 

@@ -71,13 +71,13 @@ def test_the_base_in_the_wrong_dtype_or_scale_fails_the_proof(
     run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["merge", str(run.output), str(tmp_path / "out"), "--base", str(run.base_folder), "--golden", str(one)]
-    monkeypatch.setattr("pytest_mistral_lora.training.merge.plan_merge", lambda *given: {})
+    monkeypatch.setattr("pytest_mistral_lora.training.merge.run.plan_merge", lambda *given: {})
     assert cli.main(words) == 1
     said = capsys.readouterr().err
     assert "is not the rounded sum of base and adapter in " in said
     assert "units in the last place, and 7 more; expected at most half a unit" in said
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("pytest_mistral_lora.training.merge.check_sums", lambda *given: None)
+    monkeypatch.setattr("pytest_mistral_lora.training.merge.run.check_sums", lambda *given: None)
     assert cli.main(words) == 1
     said = capsys.readouterr().err
     assert "from those of base and adapter; expected at most 0.01, which rounding to float32 explains" in said
@@ -104,7 +104,7 @@ def test_a_near_tie_is_recorded_and_said(
 ) -> None:
     """A tie that falls otherwise cannot be made at will: every difference is taken for one."""
     for name, found in (("plan_merge", {}), ("check_sums", None)):
-        monkeypatch.setattr(f"pytest_mistral_lora.training.merge.{name}", lambda *given, found=found: found)
+        monkeypatch.setattr(f"pytest_mistral_lora.training.merge.run.{name}", lambda *given, found=found: found)
     monkeypatch.setattr(proof, "FARTHEST", {"float32": 1e9})
     monkeypatch.setattr("pytest_mistral_lora.training.generate.judge.answer_tier", lambda *given: "equivalent")
     done = merge(run.output, tmp_path / "out", run.base_folder, golden=one)

@@ -13,9 +13,9 @@ from tiny_runs import MakeRecipe, rows_of, trainer_of, write_rows
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.training import step as prefixes
 from pytest_mistral_lora.training.step import StepRow, micro_batches, pack_rows
 from pytest_mistral_lora.training.step import forward as passes
+from pytest_mistral_lora.training.step import packing as prefixes
 from pytest_mistral_lora.training.step.forward import supervised_losses
 
 SYSTEM = "You are a careful assistant who answers in one short sentence and never guesses. " * 3

@@ -18,7 +18,7 @@ from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
 from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.training.generate import complete
+from pytest_mistral_lora.training.generate.answers import complete
 from pytest_mistral_lora.training.generate.model_spec import model_spec
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"

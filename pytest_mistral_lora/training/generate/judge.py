@@ -22,7 +22,7 @@ from pytest_mistral_lora.records.judgement import (
     widest_tolerance,
 )
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder
-from pytest_mistral_lora.training.generate import generate
+from pytest_mistral_lora.training.generate.answers import generate
 from pytest_mistral_lora.training.generate.model_spec import model_spec
 from pytest_mistral_lora.training.generate.record import answer_of, next_token_logprobs
 

@@ -22,7 +22,7 @@ from pytest_mistral_lora.records.files import Written
 from pytest_mistral_lora.records.goldens import golden_paths
 from pytest_mistral_lora.records.schema import error_in_words
 from pytest_mistral_lora.records.transcripts import Transcript, load_folder
-from pytest_mistral_lora.training.generate import adapter_effect, generate, load_adapted, probe
+from pytest_mistral_lora.training.generate.answers import adapter_effect, generate, load_adapted, probe
 from pytest_mistral_lora.training.generate.record import record, tokenizer_identity
 from pytest_mistral_lora.training.recipe import Evaluation
 

@@ -23,7 +23,7 @@ from pytest_mistral_lora.errors import NoOracleError, RecipeError
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript
 from pytest_mistral_lora.training.callbacks import FORMAT
-from pytest_mistral_lora.training.generate import Completion, generate
+from pytest_mistral_lora.training.generate.answers import Completion, generate
 from pytest_mistral_lora.training.recipe import Evaluation
 
 GENERATIONS = "generations.jsonl"

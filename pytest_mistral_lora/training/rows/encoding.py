@@ -16,7 +16,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError, and_more
 from pytest_mistral_lora.records.data_stats import HASHED, RowCounts, SplitStats, StatsBuilder, hashed_parts
 from pytest_mistral_lora.records.files import is_held_out
-from pytest_mistral_lora.training.rows import ColumnBuilder
+from pytest_mistral_lora.training.rows.dataset import ColumnBuilder
 
 _log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from pytest_mistral_lora.records.data_stats import SplitStats, stats_of
 from pytest_mistral_lora.records.files import cache_folder, canonical_json, finished_folder, listing, write_json
 from pytest_mistral_lora.training.devices import is_main, local_rank
 from pytest_mistral_lora.training.recipe import Recipe
-from pytest_mistral_lora.training.rows import ArrowFile, EncodedRows, Ints, ReparsedRows, RowTable, lengths_of
+from pytest_mistral_lora.training.rows.dataset import ArrowFile, EncodedRows, Ints, ReparsedRows, RowTable, lengths_of
 from pytest_mistral_lora.training.rows.encoding import (
     EncodingPlan,
     ReadFile,

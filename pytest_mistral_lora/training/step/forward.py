@@ -17,8 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from pytest_mistral_lora.training.step import Segment, StepRow, pack_rows
 from pytest_mistral_lora.training.step.kernels_cpu import attend_in_blocks
+from pytest_mistral_lora.training.step.packing import Segment, StepRow, pack_rows
 
 IMPLEMENTATION = "segments"
 """Value of a model's `_attn_implementation` while it is trained."""

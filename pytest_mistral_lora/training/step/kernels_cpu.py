@@ -17,7 +17,7 @@ from torch.nn.functional import silu
 from transformers.activations import ACT2FN
 from transformers.models.mistral.modeling_mistral import MistralMLP
 
-from pytest_mistral_lora.training.step import Segment
+from pytest_mistral_lora.training.step.packing import Segment
 
 _SILU = (type(ACT2FN["silu"]), torch.nn.SiLU)
 _BLOCK = 64

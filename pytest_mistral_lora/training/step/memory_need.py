@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from pytest_mistral_lora.errors import MemoryShortageError
 from pytest_mistral_lora.training.devices import memory_limit
-from pytest_mistral_lora.training.step import StepRow, micro_batches
 from pytest_mistral_lora.training.step.forward import LOGITS, supervised_losses
+from pytest_mistral_lora.training.step.packing import StepRow, micro_batches
 
 
 def checkpoint_activations(model: Any) -> None:

@@ -22,9 +22,9 @@ from pytest_mistral_lora.errors import NonFiniteError, is_out_of_memory
 from pytest_mistral_lora.training.callbacks import RunningLoss, gradient_error, gradient_norm
 from pytest_mistral_lora.training.devices import engine
 from pytest_mistral_lora.training.rows import lengths_of
-from pytest_mistral_lora.training.step import StepRow, StepSampler, micro_batches
 from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
 from pytest_mistral_lora.training.step.memory_need import shrink_or_stop
+from pytest_mistral_lora.training.step.packing import StepRow, StepSampler, micro_batches
 
 OnOom = Literal["stop", "shrink"]
 _T = TypeVar("_T")

@@ -1,0 +1,282 @@
+"""The recipe of a run, read from YAML: base, rows, adapter, optimisation, measurements and output; and its pin."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
+
+from pytest_mistral_lora.chat.fields import kind_of
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.pins import find_commit, resolve
+from pytest_mistral_lora.errors import PinError, RecipeError
+from pytest_mistral_lora.records.base_location import base_weights_command
+from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.records.schema import error_in_words
+from pytest_mistral_lora.training.recipe.data import FILE, SOURCE, Data
+from pytest_mistral_lora.training.recipe.reading import Field as FieldPath
+from pytest_mistral_lora.training.recipe.reading import dotted, read_yaml, shown, with_base_value
+from pytest_mistral_lora.training.recipe.sections import Base, Lora, RecipePath, Section, from_recipe, written_path
+from pytest_mistral_lora.training.recipe.settings import Evaluation, JsonSchemaCheck, Training
+
+_LONGEST_OUTPUT = 200
+
+
+class Recipe(Section):
+    """One run of the trainer."""
+
+    json_schema: ClassVar[dict[str, Any]]
+    """The JSON Schema of a recipe, for editors."""
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    base: Base = Field(description="The base model.")
+    backend: Literal["mistral-common", "chat-template"] = Field(
+        default="mistral-common",
+        description="Code that turns your rows into ids: Mistral's own tokenizer, or the chat template.",
+    )
+    data: Data = Field(description="The rows.")
+    lora: Lora = Field(default_factory=Lora, description="The adapter.")
+    training: Training = Field(description="The optimisation.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="Measurements on generated answers.")
+    card: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Metadata for the Hub in your model card `README.md`, such as license, language and datasets.",
+    )
+    output: RecipePath = Field(description="Folder for your adapter, relative to the recipe; it is created.")
+
+    @model_validator(mode="after")
+    def _no_shared_dropout(self) -> Self:
+        # each token has its own dropout mask: a shared token would have one mask for all of its rows
+        if self.training.share_prefix and self.lora.dropout:
+            raise ValueError(
+                f"training.share_prefix with lora.dropout {self.lora.dropout}: rows would share its mask; "
+                "expected lora.dropout 0"
+            )
+        return self
+
+    @field_validator("output")
+    @classmethod
+    def _beside_recipe(cls, value: Path, info: ValidationInfo) -> Path:
+        # made absolute as text, so that `out/..` counts as the folder that it names
+        folder, absolute = Path(os.path.abspath(from_recipe(Path(), info))), Path(os.path.abspath(value))  # noqa: PTH100
+        if value.name in ("", "..") or folder.is_relative_to(absolute):
+            raise ValueError(
+                "the recipe's folder is this folder or in it; expected a folder of its own, such as lora-out"
+            )
+        # folders and files with longer names are made beside it
+        if len(os.fsencode(value.name)) > _LONGEST_OUTPUT:
+            raise ValueError(f"a name of more than {_LONGEST_OUTPUT} bytes")
+        return value
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the recipe's file; its relative paths start here."""
+        return self._folder
+
+    def name_of(self, path: Path) -> str:
+        """Return a file's name in the manifest: its path below the recipe's folder, or else its last part."""
+        # a manifest is published: the path of a file elsewhere would publish names of folders of this machine
+        below = path.is_relative_to(self._folder) and ".." not in path.relative_to(self._folder).parts
+        return (path.relative_to(self._folder) if below else Path(path.name)).as_posix()
+
+    def path_as_written(self, path: Path) -> str:
+        """Return a path of this recipe relative to the recipe's folder if it is below the folder, else unchanged."""
+        return written_path(path.relative_to(self._folder) if path.is_relative_to(self._folder) else path)
+
+    def as_written(self) -> dict[str, Any]:
+        """Return the recipe as plain JSON data, from which `parse_recipe` makes it again beside the same files."""
+        data = self.model_dump(mode="json", exclude_none=True)
+        data["output"] = self.path_as_written(self.output)
+        for name in ("train", "eval"):
+            data["data"][name] = [
+                self.path_as_written(entry)
+                if isinstance(entry, Path)
+                else entry.model_dump(mode="json", exclude_defaults=True) | {"path": self.path_as_written(entry.path)}
+                for entry in getattr(self.data, name)
+            ]
+        for written, check in zip(data["evaluation"]["checks"], self.evaluation.checks, strict=True):
+            if isinstance(check, JsonSchemaCheck):
+                written["json_schema"] = self.path_as_written(check.json_schema)
+        if self.base.path:
+            data["base"]["path"] = self.path_as_written(self.base.path)
+        if self.base.oracle:
+            data["base"]["oracle"] = self.path_as_written(Path(self.base.oracle))
+        return data
+
+
+Recipe.json_schema = Recipe.model_json_schema()
+
+
+_OTHER_TRAINERS = {
+    "Axolotl": {"base_model", "datasets"},
+    "LLaMA-Factory": {"model_name_or_path", "dataset"},
+    "TRL": {"model_name_or_path", "dataset_name"},
+}
+"""Keys that only configurations of other trainers have."""
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from a YAML file; its relative paths are relative to the file.
+
+    Raises:
+        RecipeError: If the file cannot be read, is not YAML, names a key twice, or a value is wrong; all are named.
+    """
+    path = Path(path)
+    data, lines = read_yaml(path)
+    return parse_recipe(data, folder=path.parent, place=str(path), lines=lines)
+
+
+def parse_recipe(
+    data: Any, *, folder: Path | None = None, place: str = "recipe", lines: Mapping[FieldPath, int] | None = None
+) -> Recipe:
+    """Check plain data and return it as a recipe.
+
+    Args:
+        data: The content of a YAML file.
+        folder: Folder of relative paths; None for the working directory.
+        place: Source of the data, for messages.
+        lines: Line of each field in the source, as far as they are known.
+
+    Raises:
+        RecipeError: If a value is wrong; all are named.
+    """
+    if not isinstance(data, dict):
+        raise RecipeError(f"is {kind_of(data)}", place=place, expected="a mapping with base, data, training, output")
+    for runner, keys in _OTHER_TRAINERS.items():
+        if keys <= data.keys() and "training" not in data:
+            quoted = shlex.quote(place)
+            # no key would be a recipe's: report one sentence instead of a fault for each
+            raise RecipeError(
+                f"this is a configuration of {runner}",
+                place=place,
+                expected="a recipe, with base, data, training and output",
+                next_step=f"Judge its rows: mistral-lora audit --runner {runner.lower().replace('-', '')} --config "
+                f"{quoted} --tokenizer PATH. Convert its data: mistral-lora import {quoted} --to rows.jsonl",
+            )
+    try:
+        recipe = Recipe.model_validate(data, context={"folder": folder or Path(), "place": place})
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        # pydantic counts the good entries of a list, and reports a list without good entries once more
+        within = {error["loc"][:end] for error in errors for end in range(1, len(error["loc"]))}
+        faults = [
+            _fault(error, lines or {}) for error in errors if error["type"] != "too_short" or error["loc"] not in within
+        ]
+        if len(faults) == 1:
+            line, field, found = faults[0]
+            raise RecipeError(found, place=f"{place}{line}, {field}") from error
+        text = "\n".join(
+            [f"{len(faults)} bad values", *(f"  {place}{line}, {field}: {found}" for line, field, found in faults)]
+        )
+        raise RecipeError(text, place=place) from error
+    recipe._folder = folder or Path()
+    return recipe
+
+
+def _fault(error: Any, lines: Mapping[FieldPath, int]) -> tuple[str, str, str]:
+    """Return `:LINE` (if known), the field and the fault of one of pydantic's errors."""
+    # pydantic names the kind of an entry, which is not a key of the recipe
+    field: FieldPath = tuple(step for step in error["loc"] if step not in (FILE, SOURCE))
+    known = next((lines[field[:end]] for end in range(len(field), -1, -1) if field[:end] in lines), 0)
+    message = error_in_words(error, Recipe)
+    # the value of these is the whole section around the field: too much to show
+    whole_section = error["type"] in ("missing", "value_error") and isinstance(error["input"], dict)
+    found = message if whole_section else f"{shown(error['input'])}: {message}"
+    return f":{known}" if known else "", dotted(field), found
+
+
+@dataclass(frozen=True)
+class PinnedBase:
+    """The pin that was written into a recipe.
+
+    Attributes:
+        key: `base.revision`, or `base.weights_sha256` of a local base.
+        before: The value before; empty if the key was missing.
+        value: The value now.
+        source: The source of the value: `hub`, `cache`, `given` (see `FoundCommit`), or `weights` of a local base.
+        name: The branch or tag; empty for a local base.
+    """
+
+    key: str
+    before: str
+    value: str
+    source: Literal["hub", "cache", "given", "weights"]
+    name: str = ""
+
+
+def pin_recipe(path: Path, branch: str | None = None) -> PinnedBase:
+    """Write the commit of a recipe's base into the recipe, or the hash of a local base's weights.
+
+    Args:
+        path: The recipe.
+        branch: The branch or tag to pin; None for the recipe's own, or `main`; a recipe that has a pin is then not
+            changed.
+
+    Raises:
+        RecipeError: If the recipe cannot be read, or has a fault other than its pin.
+        PinError: If the commit cannot be determined, or a local base has no weights.
+    """
+    data, _ = read_yaml(path)
+    base = data.get("base") if isinstance(data, dict) else None
+    if not isinstance(base, dict) or not (base.get("repo") or base.get("path")):
+        expected = "a recipe with base: {repo: owner/name} or base: {path: FOLDER}"
+        raise RecipeError("there is no base to pin", place=f"{path}, base", expected=expected)
+    if base.get("repo"):
+        pinned = _of_repository(str(base["repo"]), base.get("revision"), branch, path)
+        after = "repo"
+    else:
+        # with any hash: the recipe says which folder its path means
+        sound = parse_recipe(
+            {**data, "base": {**base, "weights_sha256": "0" * 64}}, folder=path.parent, place=str(path)
+        )
+        found = BaseFolder(sound.base.path or path.parent).weights_sha256
+        pinned = PinnedBase("base.weights_sha256", str(base.get("weights_sha256") or ""), found, "weights")
+        after = "path"
+    key = pinned.key.rpartition(".")[2]
+    # with its pin, the recipe must be valid: nothing is written into a file with another fault
+    parse_recipe({**data, "base": {**base, key: pinned.value}}, folder=path.parent, place=str(path))
+    if pinned.value != pinned.before:
+        write_text(path, with_base_value(path.read_text(encoding="utf-8-sig"), key, pinned.value, after))
+    return pinned
+
+
+def _of_repository(repo: str, before: Any, branch: str | None, path: Path) -> PinnedBase:
+    """Return the pin of a Hub base: a commit in the recipe stays, unless a branch is named."""
+    written = "" if before is None else str(before)
+    is_pinned = len(written) == 40 and not set(written) - set("0123456789abcdef")
+    if is_pinned and branch is None:
+        return PinnedBase("base.revision", written, written, "given", written)
+    name = branch or written or "main"
+    pin_arguments = shlex.quote(str(path)) + (f" --branch {shlex.quote(branch)}" if branch else "")
+    found = find_commit(repo, name, place=f"{path}, base.revision", pinned=pin_arguments)
+    return PinnedBase("base.revision", written, found.commit, found.source, name)
+
+
+def resolve_base(base: Base, *, weights: bool = True) -> BaseFolder:
+    """Return the base checkpoint, its pin checked.
+
+    Args:
+        base: The recipe's section.
+        weights: Whether the weights of a Hub base are needed; those of a local base always are.
+
+    Raises:
+        PinError: If the base is missing, or its weights are not the pinned ones.
+    """
+    if base.path is None:
+        return BaseFolder(resolve(str(base.repo), str(base.revision), weights=weights))
+    folder = BaseFolder(base.path)
+    found = folder.weights_sha256
+    if found != base.weights_sha256:
+        raise PinError(
+            f"the weights of {base.path} have SHA-256 {found}",
+            place="base.weights_sha256",
+            expected=str(base.weights_sha256),
+            next_step=f"Pin these weights or restore those; the hash is printed by: {base_weights_command(base.path)}",
+        )
+    return folder

@@ -1,0 +1,260 @@
+"""Encoded rows in Arrow, in memory or mapped from a file: read one at a time, whatever their number.
+
+The columns of a row: `input_ids` and `labels` (int32, one a token), `spans` (int32, six a span: turn or -1, role, kind,
+start, end, supervised), and its origin: `line` (the bytes of its line), `number` (of the line) and `file`
+(index among the data files).
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_mistral_lora.chat.encoded import EncodedRow, Span
+from pytest_mistral_lora.chat.rows import Row, read_row
+from pytest_mistral_lora.records.data_stats import SplitStats
+
+Ints = npt.NDArray[np.integer[Any]]
+
+_ROLES = (None, "system", "user", "assistant", "tool")
+_KINDS: tuple[Any, ...] = ("control", "text", "tool_call", "eos")
+_LISTS = ("input_ids", "labels", "spans")
+_SPAN_FIELDS = 6
+_BATCH_BYTES = 32 * 1024 * 1024
+"""Size of a batch in a file: a gigabyte of rows has 32, among which a row is found by bisection."""
+
+
+@dataclass
+class ColumnBuilder:
+    """Collects rows, and makes an Arrow record batch of them."""
+
+    # flat arrays of machine integers: a list of Python integers takes eight times the memory
+    _values: dict[str, array[int]] = field(default_factory=lambda: {name: array("i") for name in _LISTS})
+    _ends: dict[str, list[int]] = field(default_factory=lambda: {name: [0] for name in _LISTS})
+    _lines: list[bytes] = field(default_factory=list)
+    _numbers: list[int] = field(default_factory=list)
+
+    def add(self, encoded: EncodedRow, number: int, line: bytes) -> None:
+        """Add a row, with the number and the bytes of its line."""
+        spans = (
+            value
+            for span in encoded.spans
+            for value in (
+                -1 if span.turn is None else span.turn,
+                _ROLES.index(span.role),
+                _KINDS.index(span.kind),
+                span.start,
+                span.end,
+                int(span.supervised),
+            )
+        )
+        for name, values in zip(_LISTS, (encoded.input_ids, encoded.labels or (), spans), strict=True):
+            self._values[name].extend(values)
+            self._ends[name].append(len(self._values[name]))
+        self._lines.append(line)
+        self._numbers.append(number)
+
+    def batch(self, file: int) -> Any:
+        """Return the rows, all of one data file, as an Arrow record batch."""
+        import pyarrow as pa
+
+        columns = {}
+        for name in _LISTS:
+            values = pa.array(np.array(self._values[name], np.int32))
+            columns[name] = pa.ListArray.from_arrays(pa.array(self._ends[name], pa.int32()), values)
+        columns["line"] = pa.array(self._lines, pa.binary())
+        columns["number"] = pa.array(self._numbers, pa.int64())
+        columns["file"] = pa.array([file] * len(self._lines), pa.int32())
+        return pa.record_batch(columns)
+
+
+class ArrowFile(AbstractContextManager["ArrowFile"]):
+    """An Arrow stream file that is being written; synced to the disk when the block ends without an error."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a new file."""
+        self._file = path.open("xb")
+        self._pending: list[Any] = []
+        self._bytes = 0
+        self._writer: Any = None
+
+    def write(self, batch: Any) -> None:
+        """Add a batch; small ones are joined, so that a table has few."""
+        self._pending.append(batch)
+        self._bytes += batch.nbytes
+        if self._bytes >= _BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        table = pa.Table.from_batches(self._pending).combine_chunks()
+        if self._writer is None:  # the schema comes with the first batch
+            self._writer = pa.ipc.new_stream(self._file, table.schema)
+        self._writer.write_table(table)
+        self._pending.clear()
+        self._bytes = 0
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._file:
+            # after an error, the file stays incomplete, and its opener removes the folder
+            if kind is None:
+                self._flush()
+                self._writer.close()
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+
+class RowTable:
+    """Rows of one side of a split.
+
+    A table mapped from a file crosses process boundaries as the file's path.
+    """
+
+    def __init__(self, source: Path | Any) -> None:
+        """Map an Arrow stream file, or take an Arrow table."""
+        self._source = source
+        table: Any = source
+        if isinstance(source, Path):
+            import pyarrow as pa
+
+            with pa.memory_map(str(source)) as file:
+                table = pa.ipc.open_stream(file).read_all()
+        self._batches = [batch for batch in table.to_batches() if len(batch)]
+        self._starts = [0, *accumulate(map(len, self._batches))]
+        self._lists: list[dict[str, tuple[Ints, Ints]]] = []
+        for batch in self._batches:
+            columns = {name: batch.column(name) for name in _LISTS}
+            # offsets and values of each list column, as views of the table
+            self._lists.append(
+                {name: (column.offsets.to_numpy(), column.values.to_numpy()) for name, column in columns.items()}
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross process boundaries as the path, or the table, that it was made from."""
+        # a worker that maps the same file shares its pages in memory with this process
+        return RowTable, (self._source,)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._starts[-1]
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of each row, int64."""
+        return np.concatenate([np.zeros(0, np.int64), *(np.diff(columns["input_ids"][0]) for columns in self._lists)])
+
+    def values(self, name: str, index: int) -> Ints:
+        """Return the values of a row in a column of lists, an int32 view of the table."""
+        batch, at = self._find(index)
+        offsets, values = self._lists[batch][name]
+        return values[offsets[at] : offsets[at + 1]]
+
+    def line(self, index: int) -> tuple[int, int, bytes]:
+        """Return the origin of a row: index of the file, number and bytes of the line."""
+        batch, at = self._find(index)
+        file, number, line = (self._batches[batch].column(name)[at].as_py() for name in ("file", "number", "line"))
+        return file, number, line
+
+    def _find(self, index: int) -> tuple[int, int]:
+        batch = bisect_right(self._starts, index) - 1
+        return batch, index - self._starts[batch]
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class _Lazy(Sequence[T]):
+    """A sequence whose items are made on access; a slice is a tuple."""
+
+    table: RowTable
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: Any) -> Any:
+        positions = range(len(self))[index]
+        return self._at(positions) if isinstance(positions, int) else tuple(map(self._at, positions))
+
+    def _at(self, index: int) -> T:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedRows(_Lazy[EncodedRow]):
+    """The encodings of a table, each made on access.
+
+    Attributes:
+        table: The table.
+        figures: The hashes and numbers of its rows.
+    """
+
+    figures: SplitStats
+
+    def _at(self, index: int) -> EncodedRow:
+        ids, labels, spans = (self.table.values(name, index).tolist() for name in _LISTS)
+        found = []
+        for turn, role, kind, start, end, supervised in zip(*[iter(spans)] * _SPAN_FIELDS, strict=True):
+            span_turn = None if turn < 0 else turn
+            found.append(Span(span_turn, _ROLES[role], _KINDS[kind], start, end, bool(supervised)))
+        return EncodedRow(tuple(ids), tuple(labels), tuple(found))
+
+
+@dataclass(frozen=True, eq=False)
+class ReparsedRows(_Lazy[Row]):
+    """The rows of a table, each parsed again from its line on access: text is not kept in memory.
+
+    Attributes:
+        table: The table.
+        paths: The data files that its rows came from.
+    """
+
+    paths: Sequence[Path]
+
+    def _at(self, index: int) -> Row:
+        file, number, line = self.table.line(index)
+        row = read_row(self.paths[file], number, line)
+        if not isinstance(row, Row):
+            raise row or ValueError(f"line {number} of {self.paths[file]} has no row")
+        return row
+
+
+def lengths_of(encoded: Sequence[EncodedRow]) -> Ints:
+    """Return the tokens of each row, `(rows,)` int64."""
+    if isinstance(encoded, EncodedRows):
+        return encoded.table.lengths
+    return np.array([len(row.input_ids) for row in encoded], np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class RowDataset:
+    """Encoded rows as a map-style dataset of `input_ids` and `labels`, each `(length,)` int64, and `row`, unpadded."""
+
+    # not a subclass of PyTorch's Dataset: processes that only encode import this module, and need no torch
+    encoded: Sequence[EncodedRow]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one row, and its place."""
+        # straight from the columns: an EncodedRow would first make Python integers
+        if isinstance(self.encoded, EncodedRows):
+            ids, labels = (self.encoded.table.values(name, index) for name in ("input_ids", "labels"))
+        else:
+            row = self.encoded[index]
+            ids, labels = np.array(row.input_ids), np.array(row.labels or ())
+        # embeddings and cross entropy of PyTorch take int64; the table has half of that
+        return {"input_ids": ids.astype(np.int64), "labels": labels.astype(np.int64), "row": index}
