@@ -1,4 +1,4 @@
-"""The target of a running server, as it is named, and all that it is asked, once."""
+"""The target of a running server, its name, and all requests to it, each sent once."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 NOT_ASKED = "unreadable, without an answer, or with settings that each server names otherwise"
-"""The reasons why a row is not asked."""
+"""The reasons why a row is not sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class AskedRow:
-    """A row whose prompt a server was asked for.
+    """A row that was sent to a server.
 
     Attributes:
         name: Name of the row.
-        row: The row, with an answer behind the prompt.
+        row: The row, with an answer after the prompt.
         expected: The ids of mistral-common; None if it refuses the prompt.
-        refusal: The reason of mistral-common; empty if it takes the prompt.
+        refusal: mistral-common's reason; empty if it accepts the prompt.
         served: The server's prompt, or the error of the request.
     """
 
@@ -50,13 +50,13 @@ class AskedRow:
 
 @dataclass(frozen=True, slots=True)
 class ServerAnswers:
-    """All that a server was asked in a run.
+    """All requests to a server in a run.
 
     Attributes:
         facts: Its version and models.
-        model: The model that was asked.
+        model: The model that answered.
         rows: The rows.
-        left_out: The number of rows that were given and cannot be asked: see `NOT_ASKED`.
+        left_out: The number of given rows that cannot be sent: see `NOT_ASKED`.
     """
 
     facts: ServerFacts
@@ -70,16 +70,16 @@ class ServerTarget(JudgedTarget):
     """A running server.
 
     Attributes:
-        judge: The target whose tokenizer its prompts are held to.
-        kind: The kind of server: a key of `SERVERS`, a script, or `auto` for the one that it is recognised as.
+        judge: The target whose tokenizer its prompts are compared with.
+        kind: The kind of server: a key of `SERVERS`, a script, or `auto` to recognise it.
         url: Its address.
-        version: Its version, if it reports none; else empty.
+        version: Its version, if it does not report one; else empty.
         model: The model to ask; empty for the first that it lists.
         rows: Files of rows to ask in place of the packaged ones.
         given: Rows to ask in place of both.
         precision: The precision of the served weights, a key of `TOLERANCES`; empty for the one that it reports.
         golden: Golden transcripts to replay, files or folders.
-        adapter: The folder of the adapter or merged model that is served, whose transcripts are replayed; or None.
+        adapter: The folder of the served adapter or merged model, whose transcripts are replayed; or None.
         progress: Called with the number of rows after the answer to each.
     """
 
@@ -96,10 +96,10 @@ class ServerTarget(JudgedTarget):
 
     @KeptProperty
     def recognised(self) -> tuple[Server, str]:
-        """The kind of server, and the endpoint by which it was recognised; empty if it was named.
+        """The kind of server, and the endpoint that identified it; empty if the kind was named.
 
         Raises:
-            InputError: If it is to be recognised, and is not there or of no known kind.
+            InputError: If the server is to be recognised, but is unreachable or of an unknown kind.
         """
         from pytest_mistral_lora.serving.client import require_url
         from pytest_mistral_lora.serving.servers import RECOGNISED, find_server, recognise_server
@@ -115,15 +115,15 @@ class ServerTarget(JudgedTarget):
 
     @property
     def served_version(self) -> str:
-        """The version that the server reports, or else the one that was named; empty if there is neither."""
+        """The version that the server reports, or else the named version; may be empty."""
         return self.answers.facts.version or self.version
 
     @KeptProperty
     def answers(self) -> ServerAnswers:
-        """The server's answers to the packaged rows, asked when the first check needs them.
+        """The server's answers to the packaged rows, requested when the first check needs them.
 
         Raises:
-            InputError: If it is not there, is not of the kind, or does not serve the model.
+            InputError: If the server is unreachable, is of another kind, or does not serve the model.
             TokenizerError: If the tokenizer does not load.
         """
         return asyncio.run(self._ask(self.server))
@@ -160,7 +160,7 @@ class ServerTarget(JudgedTarget):
         return ServerAnswers(facts, model, tuple(served), len(read or asked_rows) - len(asked_rows))
 
     def _chosen(self, facts: ServerFacts) -> str:
-        """Return the name of the model to ask: with transcripts, the adapter that is served by its name, or alone."""
+        """Return the name of the model to ask; with transcripts, the adapter served by its name, or the only one."""
         model = self.model
         if not model and facts.adapters and (self.adapter or self.golden):
             named = [adapter for adapter in facts.adapters if self.adapter and adapter == self.adapter.name]
@@ -177,7 +177,7 @@ class ServerTarget(JudgedTarget):
 
     @KeptProperty
     def transcripts(self) -> tuple[Sequence[Transcript], Sequence[Finding]]:
-        """The golden transcripts whose prompts have the ids of the tokenizer, and the findings of the others."""
+        """The golden transcripts whose prompts have the tokenizer's ids, and the findings of the others."""
         from pytest_mistral_lora.checkpoint.encoder import make_encoder
         from pytest_mistral_lora.conformance.transcript import prompt_finding, read_transcripts
         from pytest_mistral_lora.records.goldens import golden_paths
@@ -197,7 +197,7 @@ class ServerTarget(JudgedTarget):
 
     @KeptProperty
     def replayed(self) -> tuple[Replayed, ...]:
-        """The answers to the transcripts' prompts, asked when the first check needs them.
+        """The answers to the transcripts' prompts, requested when the first check needs them.
 
         Raises:
             InputError: As for `answers`.
@@ -220,7 +220,7 @@ class ServerTarget(JudgedTarget):
         if self.given:
             named = [(f"row {number}", row) for number, row in enumerate(self.given, start=1)]
         elif self.rows:
-            # a row that cannot be read is a finding of the dataset, not of the server
+            # an unreadable row is a finding of the dataset, not of the server
             read = (row for path in self.rows for row in scan_rows(path))
             named = [(row.place, row) for row in read if isinstance(row, Row)]
         else:
@@ -228,7 +228,7 @@ class ServerTarget(JudgedTarget):
             named = [(case.name, case.row) for case in cases]
         found = []
         for name, row in named:
-            # settings and thinking are parts of a request that each server names otherwise
+            # each server has its own request keys for settings and thinking
             if row.reasoning_effort is not None or row.response_format is not None or not row.assistant_groups():
                 continue
             expected, refusal = None, ""
@@ -242,13 +242,13 @@ class ServerTarget(JudgedTarget):
 
 @dataclass(frozen=True, slots=True)
 class ServerChoice:
-    """A server as it is named: `URL`, or `NAME=URL`; NAME may have `@VERSION` and `:PRECISION` behind it.
+    """A server as the user names it: `URL`, or `NAME=URL`; `@VERSION` and `:PRECISION` may follow NAME.
 
     Attributes:
         kind: The kind of server: a key of `SERVERS`, a script, or `auto`.
         url: Its address.
-        version: Its version, if it reports none; else empty.
-        precision: The precision of its weights; empty for the one that it reports.
+        version: Its version, if it does not report one; else empty.
+        precision: The precision of its weights; empty for the reported one.
     """
 
     kind: str
@@ -261,13 +261,13 @@ class ServerChoice:
         """Return the server that a text names.
 
         Raises:
-            InputError: If the kind or the precision is unknown, or the address is none.
+            InputError: If the kind or the precision is unknown, or the address is invalid.
         """
         from pytest_mistral_lora.records.judgement import TOLERANCES
         from pytest_mistral_lora.serving.client import require_url
         from pytest_mistral_lora.serving.servers import RECOGNISED, find_server
 
-        # an address may have an equals sign, too
+        # an address may also have an equals sign
         is_bare = text.startswith(("http://", "https://")) or "=" not in text
         name, _, url = ("", "", text) if is_bare else text.partition("=")
         kind, _, precision = name.partition(":")
@@ -278,12 +278,12 @@ class ServerChoice:
             find_server(kind)
         url = require_url(url)
         if not kind.endswith(".py"):
-            # the base of OpenAI's clients, whose paths are those behind it
+            # the base URL of OpenAI's clients, which append the paths
             url = url.removesuffix("/chat/completions").removesuffix("/v1")
         return cls(kind, url, version, precision)
 
     def __str__(self) -> str:
-        """Return the server as it was named."""
+        """Return the server as the user named it."""
         version = f"@{self.version}" if self.version else ""
         return f"{self.kind}{version}{f':{self.precision}' if self.precision else ''}={self.url}"
 

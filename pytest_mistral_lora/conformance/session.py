@@ -1,4 +1,4 @@
-"""One run of the suite, for every front: its checks, their records, the deviations that you know, and the verdict."""
+"""One run of the suite, for every front: its checks, their records, the known deviations, and the verdict."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.targets import Target
 
 State = Literal["passed", "failed", "known", "skipped"]
-"""How a check ended; `known`: each error is a known deviation; `skipped`: it could not judge anything."""
+"""The end of a check; `known`: each error is a known deviation; `skipped`: the check could not judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class CheckOutcome:
 
         Args:
             seconds: The duration of the check.
-            state: The outcome that the front has reported, if it has one of its own; empty for `state`.
+            state: The outcome that the front has reported; empty for the property `state`.
             commands: Commands that repeat the check, by name; kept if there are findings.
         """
         result = self.result or Result()
@@ -86,8 +86,8 @@ class Session:
     """A run of the suite.
 
     A front that runs checks by another runner, perhaps in other processes, takes the checks from `collect`, asks
-    `outcome_of` for each result and gives the record to `take`. All others call `run`, or `judge` for a check that they
-    have prepared.
+    `outcome_of` for each result and gives the record to `take`. Other fronts call `run`, or `judge` for a prepared
+    check.
 
     Attributes:
         settings: The settings of the checks.
@@ -95,7 +95,7 @@ class Session:
         strict: Whether notes, and checks that could not judge, fail.
         leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
         collected: The node id of each check, deselected ones included.
-        deselected: The number of checks that you left out.
+        deselected: The number of deselected checks.
         records: A record for each check that ran, as `CheckOutcome.record` gives it.
     """
 
@@ -111,8 +111,8 @@ class Session:
         """Begin a run.
 
         Args:
-            targets: Makes the targets. It is called when they are first needed, and raises an error of this project if
-                a target cannot be used.
+            targets: Makes the targets. It is called on first use, and raises an error of this project if a target
+                cannot be used.
             settings: The settings of the checks.
             xfails: The known deviations.
             strict: Whether notes, and checks that could not judge, fail.
@@ -133,7 +133,7 @@ class Session:
         """The targets.
 
         Raises:
-            MistralLoraError: If one cannot be used.
+            MistralLoraError: If a target cannot be used.
         """
         return list(self._make_targets())
 
@@ -158,10 +158,10 @@ class Session:
             yield self.judge(check, command)
 
     def judge(self, check: Check, command: str = "") -> dict[str, Any]:
-        """Run a check in this process, and keep and return its record.
+        """Run a check in this process, keep its record and return it.
 
         Args:
-            check: The check, of `collect` or of the front's own.
+            check: The check, from `collect` or from the front.
             command: As for `run`.
         """
         start = time.perf_counter()
@@ -174,7 +174,7 @@ class Session:
         return record
 
     def outcome_of(self, check: Check, result: Result | None) -> CheckOutcome:
-        """Return what a check found, without the deviations that you know.
+        """Return the outcome of a check, without known deviations.
 
         Args:
             check: The check.
@@ -184,7 +184,7 @@ class Session:
             return CheckOutcome(check, None)
         nodeid = f"{ROOT}::{check.name}"
         findings = unknown_among(result.findings, nodeid, self.xfails)
-        # no rule stands for a check that could not judge, so that only its node id can accept it
+        # a check that could not judge breaks no rule, so only its node id can accept it
         is_accepted = any(xfail.id == nodeid and not xfail.is_over for xfail in self.xfails)
         return CheckOutcome(
             check,
@@ -196,34 +196,34 @@ class Session:
         )
 
     def take(self, record: dict[str, Any]) -> None:
-        """Keep the record of a check, of this process or of another."""
+        """Keep the record of a check from this or another process."""
         self.records.append(record)
 
     @property
     def not_run(self) -> int:
-        """The number of chosen checks without a record, for example because the run was stopped."""
+        """The number of chosen checks without a record, for example because the run stopped."""
         return len(self.collected) - self.deselected - len(self.records)
 
     @property
     def nothing_judged(self) -> bool:
-        """Whether checks ran, and none of them could judge anything: such a run must not be taken for a pass."""
+        """Whether checks ran, but none could judge: such a run must not count as a pass."""
         return bool(self.records) and all(record["outcome"] == "skipped" for record in self.records)
 
     @property
     def unmatched(self) -> list[Xfail]:
-        """The known deviations that are out of date: every check that can find them ran, and none did."""
+        """The known deviations that are out of date: every check that can find them ran, and none found them."""
         return [xfail for xfail in self._without_finding() if self._is_looked_for(xfail)]
 
     @property
     def not_met(self) -> list[Xfail]:
-        """The known deviations without a finding that may still be there: a check that can find them did not run."""
+        """The known deviations without a finding that may still exist: a check that can find them did not run."""
         return [xfail for xfail in self._without_finding() if not self._is_looked_for(xfail)]
 
     def _without_finding(self) -> list[Xfail]:
         return [xfail for xfail in self.xfails if not any(xfail.is_met_by(record) for record in self.records)]
 
     def _is_looked_for(self, xfail: Xfail) -> bool:
-        """Return whether every check that can find a deviation ran, and one that it is about could judge."""
+        """Return whether every check that can find a deviation ran, and a check of its own subjects could judge."""
         outcomes: dict[str, str] = {record["nodeid"]: record["outcome"] for record in self.records}
         if xfail.is_of_one_check:
             return outcomes.get(xfail.id, "skipped") != "skipped"
@@ -254,7 +254,7 @@ class Session:
         return group_findings(self.records)
 
     def known_faults(self) -> list[str]:
-        """Return a line for each known fault of the installed libraries that can be the cause of a finding."""
+        """Return a line for each known fault of the installed libraries that can cause a finding."""
         from pytest_mistral_lora.environment import known_cause_lines
 
         return known_cause_lines(self.records)
@@ -269,7 +269,7 @@ class Session:
         return [f"{cause.check} {states[cause.simplest.severity]}\n{cause.text(width)}\n" for cause in self.causes()]
 
     def summary_lines(self, width: int, notes: Sequence[str] = ()) -> list[str]:
-        """Return the table of outcomes, figures, everything that was not checked, and the verdict, for a terminal.
+        """Return the table of outcomes, figures, everything not checked, and the verdict, for a terminal.
 
         Args:
             width: Columns of the terminal.
@@ -287,7 +287,7 @@ class Session:
         facts += [xfail.not_met for xfail in self.not_met]
         return [
             *outcome_table(self.records, width),
-            # a line each, whatever a name or a reason holds
+            # one line each, for any name or reason
             *(printable(line, lines=False) for line in facts),
             *notes,
             "",
@@ -296,12 +296,12 @@ class Session:
         ]
 
     def failed_rows(self) -> list[TokenRow]:
-        """Return the row of each cause that has one, as mistral-common encodes it."""
+        """Return the row of each cause with a row, as mistral-common encodes it."""
         causes = list(self.causes())
         return failed_rows(causes, self.targets) if causes else []
 
     def write_baseline(self, path: Path) -> None:
-        """Write the list of known deviations that accepts this run, once you have added the reasons.
+        """Write the list of known deviations that accepts this run; you add the reasons.
 
         Raises:
             InputError: If the file cannot be written.
@@ -316,7 +316,7 @@ class Session:
         Args:
             command: The command line.
             folder: A folder of the repository whose commit is recorded.
-            exit_code: The exit code of the command, if it judges more than this session; None for `exit_code`.
+            exit_code: The exit code of a command that judges more than this session; None for `exit_code`.
         """
         from pytest_mistral_lora.records.git import code_of
         from pytest_mistral_lora.report import RunFacts, report_data
@@ -358,13 +358,13 @@ def opened_session(
     train: bool = False,
     xfails: Sequence[Xfail] = (),
 ) -> Iterator[Session]:
-    """Yield a session of this process alone; its folder is removed at the end.
+    """Yield a session in this process only; its folder is removed at the end.
 
     Args:
         targets: The targets.
         examples: Hypothesis examples for each law.
         device: Device of the models: `auto`, `cpu` or `cuda`.
-        train: Whether the tiny train runs with the tokenizers too.
+        train: Whether to run the tiny train with the tokenizers.
         xfails: The known deviations.
     """
     with tempfile.TemporaryDirectory(prefix="mistral-check-") as folder:

@@ -26,18 +26,18 @@ EMBEDDED = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", "tekken-240718",
 """The embedded default: every tokenizer that mistral-common ships, by our name."""
 
 EMBEDDED_TRAINING = "spm-v3"
-"""The embedded tokenizer that the tiny model is trained with: small, so that it is quick."""
+"""The embedded tokenizer for training the tiny model: small, hence quick."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A tokenizer file or checkpoint folder, or one that mistral-common ships.
+    """A tokenizer file, a checkpoint folder, or a tokenizer that mistral-common ships.
 
     Attributes:
         name: Its part of the node ids.
-        path: The file or folder; None for a shipped one.
+        path: The file or folder; None for a shipped tokenizer.
         trains: Whether the end-to-end train runs with it.
-        oracle_name: The oracle that is declared for a folder without a Mistral tokenizer file, or None.
+        oracle_name: The declared oracle of a folder without a Mistral tokenizer file, or None.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Target:
 
     @classmethod
     def of_loaded(cls, tokenizer: CheckpointTokenizer) -> Target:
-        """Return the target of a tokenizer that is loaded already: a second one, of 131,000 tokens, takes seconds."""
+        """Return the target of a loaded tokenizer: loading 131,000 tokens again takes seconds."""
         target = cls(tokenizer.path.name, tokenizer.path, oracle_name=tokenizer.declared)
         vars(target)["tokenizer"] = tokenizer
         return target
@@ -57,7 +57,7 @@ class Target:
         """The tokenizer, loaded on first use and kept for the session.
 
         Raises:
-            TokenizerError: If there is none.
+            TokenizerError: If there is no tokenizer.
         """
         from pytest_mistral_lora.chat.oracle import shipped_tokenizer
         from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -68,7 +68,7 @@ class Target:
 
     @cached_property
     def checkpoint(self) -> BaseFolder | None:
-        """The folder, with its configuration and the headers of its weights; None for a file, and a shipped one."""
+        """The folder, with its configuration and the headers of its weights; None for a file or a shipped tokenizer."""
         from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 
         is_folder = False
@@ -88,7 +88,7 @@ class Target:
 
     @classmethod
     def of_base(cls, base: BaseFolder) -> Target:
-        """Return the target of a base that is read already."""
+        """Return the target of a base that has been read."""
         target = cls(base.path.name, base.path)
         vars(target)["checkpoint"] = base
         return target
@@ -100,14 +100,14 @@ class Target:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The chat template of this target: of a single tokenizer file, the one that mistral-common generates.
+        """The chat template of this target; for a single tokenizer file, the one that mistral-common generates.
 
         Raises:
-            NoTemplateError: If a folder has none of its own.
+            NoTemplateError: If a folder has no template.
         """
         from pytest_mistral_lora.chat.templates import ChatTemplate
 
-        # a generated template in its place would pass every check, and nobody would use it
+        # a generated template would pass every check, but nobody would use it
         if not self.has_template:
             found, expected = "there is no chat template to check", "chat_template.jinja"
             raise NoTemplateError(found, place=str(self.tokenizer.path), expected=expected)
@@ -115,19 +115,19 @@ class Target:
 
     @property
     def has_template(self) -> bool:
-        """Whether there is a chat template to check: of a single file, the one that mistral-common generates."""
+        """Whether there is a chat template to check; for a single file, the one that mistral-common generates."""
         return self.path is None or self.path.is_file() or self.tokenizer.has_template
 
     @cached_property
     def shipped_name(self) -> str | None:
-        """Our name of the shipped tokenizer with the same bytes, or None; the packaged ids are its own."""
+        """Our name of the shipped tokenizer with the same bytes, or None; the packaged ids belong to it."""
         from pytest_mistral_lora.records.goldens import shipped_hashes
 
         return next((name for name, digest in shipped_hashes().items() if digest == self.oracle.sha256), None)
 
 
 class RecipeTarget(Target):
-    """A recipe: its pinned base, its rows, and the adapter that it made, once you have run it."""
+    """A recipe: its pinned base, its rows, and the adapter of a finished run."""
 
     @KeptProperty
     def recipe(self) -> Recipe:
@@ -142,10 +142,10 @@ class RecipeTarget(Target):
 
     @KeptProperty
     def base_folder(self) -> BaseFolder:
-        """The base checkpoint on disk, its pin checked; of a Hub repository without weights, if they are not there.
+        """The base checkpoint on disk, its pin checked; a Hub repository may lack weights.
 
         Raises:
-            PinError: If it is not there, or not the one that is pinned.
+            PinError: If it is missing, or not the pinned one.
         """
         from pytest_mistral_lora.training.recipe import resolve_base
 
@@ -163,16 +163,16 @@ class RecipeTarget(Target):
 
         named = self.recipe.base.oracle or self.oracle_name
         if named is None and self.recipe.backend == "chat-template":
-            # a derivative with a layout of its own, such as ChatML's: Mistral's would be a fault of every row
+            # a derivative with another layout, such as ChatML's: Mistral's layout would make every row a fault
             named = NO_ORACLE
         return self.base_folder.tokenizer(named)
 
     @property
     def files(self) -> list[DataFile]:
-        """The files of rows, with those that are held out.
+        """The files of rows, including held-out files.
 
         Raises:
-            InputError: If they cannot be told.
+            InputError: If the files cannot be determined.
         """
         return self.recipe.data.files()
 
@@ -187,7 +187,7 @@ class JudgedTarget(Target):
     """Something that another target judges: rows, a runner, or a server.
 
     Attributes:
-        judge: The target whose tokenizer it is held to.
+        judge: The target whose tokenizer it is compared with.
     """
 
     judge: Target = field(default_factory=lambda: Target(EMBEDDED_TRAINING))
@@ -205,18 +205,18 @@ class JudgedTarget(Target):
 
 @dataclass(frozen=True)
 class DatasetTarget(JudgedTarget):
-    """Chat rows alone, without a recipe.
+    """Chat rows without a recipe.
 
     Attributes:
-        judge: The target whose tokenizer encodes them; with it, the tokenizer itself is not judged.
+        judge: The target whose tokenizer encodes them; the tokenizer itself is not judged.
     """
 
     @KeptProperty
     def files(self) -> list[DataFile]:
-        """The files of rows: of another format or a folder, with their conversion.
+        """The files of rows; for another format or a folder, with their conversion.
 
         Raises:
-            InputError: If they cannot be told.
+            InputError: If the files cannot be determined.
         """
         from pytest_mistral_lora.formats.sources import row_files
 
@@ -224,7 +224,7 @@ class DatasetTarget(JudgedTarget):
 
     @property
     def backend(self) -> Literal["mistral-common", "chat-template"]:
-        """The code that turns the rows into ids: the recipe's, or else the template if no Mistral tokenizer applies."""
+        """The code that turns the rows into ids: the recipe's, or the template if no Mistral tokenizer applies."""
         if isinstance(self.judge, RecipeTarget):
             return self.judge.recipe.backend
         return "chat-template" if self.tokenizer.declared == "none" else "mistral-common"
@@ -239,11 +239,11 @@ class DatasetTarget(JudgedTarget):
 
 @dataclass(frozen=True)
 class EncodedTarget(JudgedTarget):
-    """Rows as some trainer encoded them.
+    """Rows that a trainer encoded.
 
     Attributes:
-        judge: The target whose tokenizer they are held to.
-        dataset: The chat JSONL files that they were made of, in order; empty if they are not given.
+        judge: The target whose tokenizer they are compared with.
+        dataset: The chat JSONL files that they were made of, in order; may be empty.
     """
 
     dataset: tuple[Path, ...] = ()
@@ -260,17 +260,17 @@ class RunnerTarget(JudgedTarget):
 
     Attributes:
         runner: The runner's name, or the path of a script.
-        judge: The target whose tokenizer and rows it is given.
+        judge: The target whose tokenizer and rows it gets.
     """
 
     runner: str = ""
 
 
 def given_path(path: Path | None) -> Path:
-    """Return the path of a target that has one.
+    """Return the path of a target with a path.
 
     Raises:
-        ValueError: If it has none: only the embedded targets may, and this is none of them.
+        ValueError: If it has no path: only embedded targets may lack one.
     """
     if path is None:
         raise ValueError("only the embedded targets have no path")
@@ -279,11 +279,11 @@ def given_path(path: Path | None) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class RunnerChoice:
-    """A runner as it is named: `NAME`, or `NAME=CONFIG` with the runner's own configuration file.
+    """A runner as the user names it: `NAME`, or `NAME=CONFIG` with the runner's own configuration file.
 
     Attributes:
         runner: Its name, or the path of a script.
-        config: The configuration, or None for the stock one.
+        config: The configuration, or None for the stock configuration.
     """
 
     runner: str
@@ -294,7 +294,7 @@ class RunnerChoice:
         """Return the choice that a text names; its paths are relative to a folder.
 
         Raises:
-            RunnerError: If there is no such runner, or no such file.
+            RunnerError: If the runner or the file does not exist.
         """
         from pytest_mistral_lora.runners import RUNNERS, find_runner
 
@@ -308,21 +308,21 @@ class RunnerChoice:
 
 def name_of(path: Path) -> str:
     """Return the name of a path as a part of node ids."""
-    # a file of the Hub's cache is a link to one that is named by its hash
+    # a file of the Hub's cache is a link to a file named by its hash
     name = path.resolve().name if path.is_dir() else path.name
     return re.sub(r"[^\w.+-]+", "-", name).strip("-") or "target"
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
-    """Return a name that is not taken: the name itself, or with the first free number from 2 on."""
+    """Return an unused name: the name itself, or with the first free number from 2 on."""
     return next(free for free in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if free not in taken)
 
 
 def embedded_targets() -> list[Target]:
-    """Return the targets of a run that names none."""
+    """Return the targets of a run without named targets."""
     return [Target(name, trains=name == EMBEDDED_TRAINING) for name in EMBEDDED]
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether a path is our name of a tokenizer that mistral-common ships; a file or folder of that name goes first."""
+    """Whether a path is our name of a tokenizer that mistral-common ships; a file of that name goes first."""
     return str(path) in EMBEDDED and not path.exists()

@@ -1,4 +1,4 @@
-"""Subject `template`: goldens, and the chat template against mistral-common on the packaged rows."""
+"""Subject `template`: goldens, and the chat template compared with mistral-common on the packaged rows."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.templates import ChatTemplate
 
 UNSTEADY = {"unsteady": "ML021", "surrogate": "ML022"}
-"""The rule of each kind of error that is a fault of the template, whatever the row."""
+"""The rule of each kind of error that is a fault of the template for any row."""
 
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield one check for each packaged case, and one of `apply_chat_template`.
 
-    A shipped tokenizer has goldens of its own, and so has a file that someone has recorded; any other is judged by the
-    rows of all versions.
+    A shipped tokenizer has its own goldens, and so has a recorded file; any other tokenizer is judged by the rows of
+    all versions.
     """
     if target.path is None:
         for path in golden_paths(goldens_folder() / "templates" / target.name):
@@ -54,7 +54,7 @@ def _check_applied(target: Target) -> Result:
     """Check that `apply_chat_template` gives a row the ids of its own rendering."""
     template = target.template
     rendered = 0
-    # every fourth row: the call goes wrong for all rows or none, and rendering each of them twice is slow
+    # every fourth row: the call fails for all rows or none, and rendering every row twice is slow
     for case in packaged_cases()[::4]:
         try:
             expected, found = template.ids(case.row), template.applied(case.row)
@@ -72,7 +72,7 @@ def _check_applied(target: Target) -> Result:
 def _check_packaged(target: Target, case: Case, folders: tuple[Path, ...]) -> Result:
     golden: Golden | None = None
     if target.shipped_name is not None:
-        # a file with the bytes of a shipped tokenizer has that one's goldens, whatever its name is
+        # a file with the bytes of a shipped tokenizer has its goldens, under any name
         path = goldens_folder() / "templates" / target.shipped_name / f"{case.name}.json"
         if not path.is_file():
             return Result(not_checked=f"{target.oracle.version} cannot encode this case")
@@ -84,7 +84,7 @@ def _check_packaged(target: Target, case: Case, folders: tuple[Path, ...]) -> Re
     result = judge(target, golden or case)
     if result.findings or target.has_template:
         return result
-    # mistral-common's ids are the recorded ones, and the case is about the template
+    # mistral-common's ids equal the recorded ones: the case is about the template
     return Result(not_checked=f"{target.tokenizer.path}: there is no chat template to check")
 
 
@@ -104,7 +104,7 @@ def _check_set(target: Target, folders: tuple[Path, ...]) -> Result:
 def judge(target: Target, case: Golden | Case) -> Result:
     """Judge a target by a golden, or by a case whose ids are not recorded for this target.
 
-    A target without a chat template is judged by the recorded ids alone.
+    A target without a chat template is judged only by the recorded ids.
     """
     golden = case if isinstance(case, Golden) else None
     try:
@@ -129,7 +129,7 @@ def judge(target: Target, case: Golden | Case) -> Result:
 
 def _place(golden: Golden) -> str:
     if not golden.path.is_relative_to(goldens_folder()):
-        return str(golden.path)  # one of the user's: CI shows a finding beside the file
+        return str(golden.path)  # a user's golden: CI shows a finding beside the file
     return f"{golden.path.parent.name}/{golden.path.name}"
 
 
@@ -171,9 +171,9 @@ def template_findings(
         oracle: Mistral's own tokenization.
         template: The template with its tokenizer.
         row: The row.
-        recorded: Named deviations that are known of this row; None to accept every named one.
+        recorded: Named deviations recorded for this row; None to accept every named deviation.
         place: The file and line of the row.
-        versions: Lines with the library versions that recorded and run; by default those that run.
+        versions: Lines with the library versions of recording and of this run; by default only of this run.
     """
     from pytest_mistral_lora.chat.templates.compare import compare
 
@@ -217,9 +217,10 @@ _SIDES = ("mistral-common", "chat template")
 
 
 def _fix(template: ChatTemplate) -> str:
-    """Return the fix of a template with a system prompt of its own; empty for the fix of the rule.
+    """Return the fix for a template with its own system prompt; empty for the fix of the rule.
 
-    The template that mistral-common generates has no system prompt: in place of a published one, it throws it away.
+    The template that mistral-common generates has no system prompt: if it replaces a published template, the published
+    prompt is lost.
     """
     if template.own_prompt() is None:
         return ""
@@ -236,9 +237,9 @@ def _write_template(prompt: str) -> str:
 
 
 def own_prompt_finding(template: ChatTemplate, place: str, *, has_oracle: bool = True) -> Finding | None:
-    """Return ML224 for a template that writes a system prompt of its own; None if it writes none.
+    """Return ML224 for a template that writes its own system prompt; None for other templates.
 
-    It is an error if the prompt holds a name in braces that nobody replaces, or changes with the clock.
+    It is an error if the prompt holds a name in braces that no library replaces, or changes with the clock.
 
     Args:
         template: The template with its tokenizer.
@@ -277,5 +278,5 @@ def _versions(golden: Golden) -> str:
 
 
 def running_versions() -> str:
-    """Return a line with the versions of the libraries that decide ids."""
+    """Return a line with the versions of the libraries that determine ids."""
     return "running:  " + ", ".join(f"{name} {number}" for name, number in library_versions().items())

@@ -1,4 +1,4 @@
-"""Subject `transcript`: does an adapter or a merged model answer as its golden transcripts, exactly or equivalently?"""
+"""Subject `transcript`: whether an adapter or a merged model answers like its golden transcripts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
 
 
 def transcript_findings(adapter: Path, golden: Path, base: Path | None = None) -> Iterator[Finding]:
-    """Yield the differences between an adapter's answers and golden transcripts, which another may have recorded.
+    """Yield the differences between an adapter's answers and golden transcripts, perhaps recorded by another adapter.
 
     Args:
         adapter: The adapter's folder.
@@ -47,7 +47,7 @@ def transcript_findings(adapter: Path, golden: Path, base: Path | None = None) -
         base: The base's folder, or None to look for it; nothing is fetched.
 
     Raises:
-        InputError: If there are no transcripts, no adapter, the base is missing, or no answer can be judged.
+        InputError: If transcripts, adapter or base are missing, or no answer can be judged.
     """
     folder = AdapterFolder(adapter, BaseFolder(base) if base else None)
     judged = TranscriptChecks(TranscriptModel(folder, "auto"), golden)
@@ -55,7 +55,7 @@ def transcript_findings(adapter: Path, golden: Path, base: Path | None = None) -
         raise InputError(_NO_TRANSCRIPTS, place=str(golden))
     if judged.model.missing:
         raise InputError(judged.model.missing, place=str(adapter))
-    # answers on another base differ for another reason than the adapter
+    # on another base, answers differ for another reason than the adapter
     yield from judged.files().findings
     foreign = tuple(judged.foreign_base_findings())
     yield from foreign
@@ -69,7 +69,7 @@ def transcript_findings(adapter: Path, golden: Path, base: Path | None = None) -
 
 
 def read_transcripts(paths: Iterable[Path]) -> tuple[Sequence[Transcript], Sequence[Finding]]:
-    """Return the transcripts of files, and a finding for each file that is none."""
+    """Return the transcripts of files, and a finding for each file that is not a transcript."""
     found, wrong = [], []
     for path in paths:
         try:
@@ -80,7 +80,7 @@ def read_transcripts(paths: Iterable[Path]) -> tuple[Sequence[Transcript], Seque
 
 
 def prompt_finding(encoder: Encoder, transcript: Transcript) -> Finding | None:
-    """Return the finding of a transcript whose prompt is encoded into other ids than it was; None if it is not."""
+    """Return the finding of a transcript whose prompt now has other ids than recorded; None if they are equal."""
     from pytest_mistral_lora.records.judgement import check_prompt
 
     try:
@@ -105,7 +105,7 @@ class TranscriptModel:
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """The model before a weight is loaded.
+        """The model, before any weight is loaded.
 
         Raises:
             InputError: If adapter and base do not go together.
@@ -116,21 +116,21 @@ class TranscriptModel:
 
     @property
     def missing(self) -> str:
-        """Why the base is not found; empty if it is, and of a merged model."""
+        """Why the base is not found; empty if it is, and for a merged model."""
         return "" if self.folder.kind == "merged" else self.folder.located_base.missing
 
     def make_room(self) -> str:
         """Release the model of another folder, and return why this one cannot be loaded; empty if it can."""
         if self._shortage is None:
             load_model.cache_clear()
-            # kept: once this model is loaded, the free memory means nothing
+            # cached: after this model is loaded, the free memory means nothing
             self._shortage = self.missing or reason_not_to_load(self.folder.base)
         return self._shortage
 
 
 @lru_cache(maxsize=1)  # the checks of one folder are collected one after the other
 def model_of(folder: AdapterFolder, device: str) -> TranscriptModel:
-    """Return the model of a folder: one for its own transcripts and for those of the user."""
+    """Return the model of a folder, shared by its own transcripts and the user's."""
     return TranscriptModel(folder, device)
 
 
@@ -141,7 +141,7 @@ def load_model(model: TranscriptModel) -> Any:
 
 
 class TranscriptChecks:
-    """The checks of transcripts against a model: each method is one, and all of them share its answers.
+    """The checks of transcripts against a model: each method is a check, and all share the model's answers.
 
     Attributes:
         model: The model.
@@ -163,12 +163,12 @@ class TranscriptChecks:
 
     @property
     def transcripts(self) -> Sequence[Transcript]:
-        """The transcripts that can be read."""
+        """The readable transcripts."""
         return self._read[0]
 
     @cached_property
     def _moved_prompts(self) -> dict[str, Finding]:
-        """A finding for each transcript whose prompt is encoded into other ids than it was, by case."""
+        """A finding for each transcript whose prompt now has other ids than recorded, by case."""
         found = {
             transcript.case: prompt_finding(self.model.spec.encoder, transcript) for transcript in self.transcripts
         }
@@ -176,7 +176,7 @@ class TranscriptChecks:
 
     @cached_property
     def _foreign_ids(self) -> dict[str, Finding]:
-        """A finding for each transcript with ids that the model does not have, by case."""
+        """A finding for each transcript with ids that the model lacks, by case."""
         found, known = {}, self.model.spec.base.vocab_size
         for transcript in self.transcripts:
             try:
@@ -188,11 +188,11 @@ class TranscriptChecks:
 
     @cached_property
     def _judgements(self) -> Sequence[AnswerJudgement]:
-        """The judgement of each transcript whose prompt is encoded as it was."""
+        """The judgement of each transcript whose prompt has the recorded ids."""
         from pytest_mistral_lora.training.generate.judge import judge
 
         spec, moved = self.model.spec, self._moved_prompts
-        # another prompt has another answer, which would be no fault of the adapter
+        # another prompt has another answer, which is not a fault of the adapter
         chosen = [
             transcript
             for transcript in self.transcripts
@@ -225,7 +225,7 @@ class TranscriptChecks:
         return self.model.make_room()
 
     def foreign_base_findings(self) -> Iterator[Finding]:
-        """Yield each transcript that was recorded on another base.
+        """Yield a finding for each transcript that was recorded on another base.
 
         Raises:
             InputError: If adapter and base do not go together.
@@ -242,7 +242,7 @@ class TranscriptChecks:
         return Result(tuple(self._read[1])) if self.paths else Result(not_checked=_NO_TRANSCRIPTS)
 
     def recorded_on(self, *, checks_adapter: bool = True) -> Result:
-        """Check that the transcripts are of the base and, if they are the folder's own, of its adapter."""
+        """Check that the transcripts were recorded on the base and, if they are the folder's own, with its adapter."""
         if not self.paths or self.model.missing:
             return Result(not_checked=self.model.missing if self.paths else _NO_TRANSCRIPTS)
         try:
@@ -263,7 +263,7 @@ class TranscriptChecks:
         return Result(tuple(foreign))
 
     def prompts(self) -> Result:
-        """Check that the prompts are encoded into the recorded ids, and that the model has all of them."""
+        """Check that the prompts have the recorded ids, and that the model has all of these ids."""
         if self._not_judged:
             return Result(not_checked=self._not_judged)
         return Result((*self._moved_prompts.values(), *self._foreign_ids.values()))
@@ -277,7 +277,7 @@ class TranscriptChecks:
         return Result(tuple(findings), facts=tuple((tier, tiers.count(tier)) for tier in dict.fromkeys(tiers)))
 
     def formats(self) -> Result:
-        """Check that the answers keep the formats that they were recorded with."""
+        """Check that the answers keep their recorded formats."""
         if reason := self._not_judged or self._nothing_to_answer:
             return Result(not_checked=reason)
         return Result(
@@ -286,7 +286,7 @@ class TranscriptChecks:
 
 
 def different_answer(judgement: AnswerJudgement, golden: Path) -> Iterator[Finding]:
-    """Yield the finding of an answer that is another one than recorded in a folder or file of transcripts."""
+    """Yield the finding of an answer that differs from the one recorded in a folder or file of transcripts."""
     from pytest_mistral_lora.records.judgement import difference_text
 
     if judgement.tier == "different":
@@ -297,7 +297,7 @@ def different_answer(judgement: AnswerJudgement, golden: Path) -> Iterator[Findi
 
 
 def broken_formats(judgement: AnswerJudgement, golden: Path) -> Iterator[Finding]:
-    """Yield a finding for each format that an answer was recorded with and does not have."""
+    """Yield a finding for each recorded format that an answer breaks."""
     for check in judgement.broken_checks:
         place = _file_of(judgement.case, golden)
         yield Finding("ML805", f"{check.name}: {check.reason}", place, "passed, as recorded")

@@ -1,4 +1,4 @@
-"""Golden folders of a user: rows, with the renderings and answers that were recorded of them."""
+"""Golden folders of a user: rows with their recorded renderings and answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.training.generate.model_spec import Question
 
 Kind = Literal["templates", "transcripts"]
-"""The folders of a golden folder: renderings by tokenizers, and answers of adapters; each has a folder a target."""
+"""The folders of a golden folder: renderings by tokenizers, answers of adapters; each has a folder a target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class GoldenRow:
 
     Attributes:
         row: The conversation.
-        line: Its whole line, with the keys that are not of the conversation: `name`, `checks`, `max_new_tokens`.
+        line: Its whole line, with the keys beside the conversation: `name`, `checks`, `max_new_tokens`.
     """
 
     row: Row
@@ -51,9 +51,9 @@ class UserCase:
     Attributes:
         check: Name of the check, `own-<name>`.
         path: The file of the recording, which may not exist yet.
-        row: The row; None if only the file is left, or the row cannot be used.
+        row: The row; None if only the file remains, or the row cannot be used.
         unusable: The reason why the row cannot be used, or None.
-        orphan: Whether the folder has rows, and this is a file without one.
+        orphan: Whether the folder has rows, but this file has none.
     """
 
     check: str
@@ -77,7 +77,7 @@ def user_cases(folders: Iterable[Path], kind: Kind, target: Target) -> Iterator[
 
 
 def unused_folders(folders: Iterable[Path], targets: Sequence[Target]) -> Iterator[Path]:
-    """Yield each target's folder in the golden folders that belongs to none of the targets."""
+    """Yield each folder of the golden folders that belongs to no target of the run."""
     adapters = {target.name for target in targets if isinstance(target, AdapterTarget | RecipeTarget)}
     tokenizers = {target.name for target in targets if not isinstance(target, AdapterTarget | EncodedTarget)}
     for folder in folders:
@@ -92,12 +92,12 @@ def error_result(error: MistralLoraError, rule: str = "ML007") -> Result:
 
 
 def recording_result(case: UserCase, written: Written) -> Result:
-    """Return the result of a check that recorded its case: the file, and whether it was new, changed or equal."""
+    """Return the result of a check that recorded its case: the file, and whether it is new, changed or equal."""
     return Result(facts=(("golden", str(case.path)), ("written", written), ("orphan", case.orphan)))
 
 
 def _read_golden_rows(folder: Path) -> dict[str, GoldenRow | RowError]:
-    """Read the rows of a golden folder by name; a row that cannot be used is the error that explains it."""
+    """Read the rows of a golden folder by name; an unusable row is the error that explains it."""
     rows: dict[str, GoldenRow | RowError] = {}
     for path in sorted(folder.glob("*.jsonl")):
         # the file's name is a part of file names and node ids
@@ -105,7 +105,7 @@ def _read_golden_rows(folder: Path) -> dict[str, GoldenRow | RowError]:
         try:
             items = list(scan_jsonl(path)) or [RowError("the file has no rows", place=str(path))]
         except InputError as error:
-            # another format is the error of this file, and the others are read
+            # another format is an error of this file; the other files are read
             items = [RowError(error.found, place=error.place, expected=error.expected, next_step=error.next_step)]
         for item in items:
             row: GoldenRow | RowError
@@ -144,7 +144,7 @@ def rendering_checks(target: Target, settings: Settings) -> Iterator[Check]:
 
 
 def _record_packaged(target: Target, folder: Path) -> Result:
-    """Record the packaged rows for a tokenizer file that is not shipped, fit to be contributed."""
+    """Record the packaged rows for a tokenizer file that is not shipped, ready to contribute."""
     if target.shipped_name is not None:
         return Result(not_checked=f"the packaged goldens of {target.shipped_name} are those of this file")
     try:
@@ -165,7 +165,7 @@ def _judge_rendering(target: Target, case: UserCase) -> Result:
     if case.unusable:
         return error_result(case.unusable)
     if not path.is_file():
-        # no row of a recipe with a fault, or of a base that is not there, can be recorded: that is the one cause
+        # with a faulty recipe or a missing base, no row can be recorded: report this one cause
         _ = target.tokenizer
         place = row.row.place if row else ""
         return Result((Finding("ML007", "the row is not recorded", place, f"a golden {path}"),))
@@ -185,7 +185,7 @@ def _record_rendering(target: Target, case: UserCase) -> Result:
     try:
         before = _before(target, case)
     except TokenizerError:
-        raise  # every check reports it in one way, as ML201
+        raise  # every check reports it as ML201
     except InputError as error:
         return error_result(error, "ML001")
     source = case.row or before
@@ -214,7 +214,7 @@ def _before(target: Target, case: UserCase) -> Golden | None:
     """Return the golden in a case's file, or None if there is no file.
 
     Raises:
-        InputError: If it is no golden, or one of another tokenizer: neither is written over.
+        InputError: If the file is not a golden, or a golden of another tokenizer: neither is overwritten.
     """
     if not case.path.exists():
         return None
@@ -223,7 +223,7 @@ def _before(target: Target, case: UserCase) -> Golden | None:
     except InputError as error:
         anew = "a golden, or no file: remove it to record anew"
         raise InputError(error.found, place=error.place, expected=anew) from error
-    # written over, the golden would be lost for the tokenizer that it guards
+    # overwriting it would lose the golden for the tokenizer that it guards
     then, now = golden.tokenizer, target.oracle
     if then["sha256"] != now.sha256:
         found = f"recorded with another tokenizer, {then['file']} {then['sha256'][:12]}"
@@ -246,7 +246,7 @@ def _judge_transcript(model: TranscriptModel, case: UserCase) -> Result:
     if case.unusable:
         return error_result(case.unusable)
     if not case.path.is_file():
-        # not a finding: rows may be recorded for tokenizers alone
+        # not a finding: rows may be recorded only for tokenizers
         return Result(not_checked="no answer to the row is recorded: record it with --mistral-golden-update")
     judged = TranscriptChecks(model, case.path)
     if not judged.transcripts:
@@ -293,9 +293,9 @@ def _record_transcript(model: TranscriptModel, case: UserCase) -> Result:
             return Result(not_checked=f"{case.path} has gone since it was collected")
         if before is not None:
             check_same_kind(before, spec, case.path)
-        spec.encoder.prompt(question.row)  # a row that cannot be asked is reported before a model is loaded
+        spec.encoder.prompt(question.row)  # report an unusable row before loading a model
         return recording_result(case, ask(load_model(model), spec, question).put(case.path, before))
     except (PinError, TokenizerError):
-        raise  # every check reports these in one way
+        raise  # every check reports these errors in the same way
     except InputError as error:
         return error_result(error)

@@ -1,1 +1,1 @@
-"""Subject `server`: the prompts that a running server feeds its model, against mistral-common."""
+"""Subject `server`: the prompts that a running server feeds its model, compared with mistral-common's."""

@@ -1,4 +1,4 @@
-"""The judgement of one served answer by a golden transcript: by ids, by tool calls, or by text."""
+"""The judgement of a served answer by a golden transcript: by ids, by tool calls, or by text."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class AnswerJudge:
     Attributes:
         oracle: The tokenizer that reads them.
         precision: The precision of the served weights, a key of `TOLERANCES`.
-        reads_calls: Whether the server was asked to read tool calls in an answer.
+        reads_calls: Whether the requests asked the server to read tool calls in an answer.
     """
 
     oracle: Oracle
@@ -49,7 +49,7 @@ class AnswerJudge:
             by_messages: Whether messages were sent, so that the server has read the tool calls of the answer.
 
         Raises:
-            InputError: If an id of the answer is none of the tokenizer's.
+            InputError: If an id of the answer is not in the tokenizer.
         """
         ids = self.whole_ids(golden, answer)
         calls = self._calls_fault(golden, answer) if by_messages else ""
@@ -81,7 +81,7 @@ class AnswerJudge:
         """Return the ids of an answer with its closing EOS, which servers leave out; None if they are hidden.
 
         Raises:
-            InputError: If one is none of the tokenizer's.
+            InputError: If an id is not in the tokenizer.
         """
         ids, eos = answer.ids, self.oracle.eos_id
         wrong = next((token for token in ids or () if not 0 <= token < self.oracle.vocab_size), None)
@@ -92,7 +92,7 @@ class AnswerJudge:
         return (*ids, eos)
 
     def _calls_fault(self, golden: Transcript, answer: ServedAnswer) -> str:
-        """Return why the tool calls that a server read are not the recorded ones; empty if they are.
+        """Return how the tool calls that a server read differ from the recorded ones; empty if they do not.
 
         The ids of calls are not compared: many servers make their own.
         """
@@ -110,11 +110,11 @@ class AnswerJudge:
         return f"the tool call {call_text(answer)}"
 
     def _text(self, answer: ServedAnswer) -> str:
-        # servers leave the space of the first SentencePiece token, and mistral-common does not
+        # servers keep the space of the first SentencePiece token, and mistral-common does not
         return answer.text.removeprefix(" ") if self.oracle.kind == "spm" else answer.text
 
     def _text_difference(self, golden: Transcript, text: str) -> FirstDifference | None:
-        """Return the first token of a transcript that a text does not spell; None if it spells all of them."""
+        """Return the first token of a transcript that a text does not spell; None if it spells all tokens."""
         if text == golden.text:
             return None
         ids, known = golden.completion_ids, ""
@@ -130,7 +130,7 @@ class AnswerJudge:
 
 
 def moved_logprobs(golden: Transcript, answer: ServedAnswer) -> list[float]:
-    """Return the differences of log-probabilities up to the first other token, in nats; empty if not known."""
+    """Return the differences of log-probabilities up to the first different token, in nats; empty if unknown."""
     apart = []
     pairs = zip(answer.ids or (), golden.completion_ids, answer.logprobs, golden.logprobs, strict=False)
     for token, recorded, logprob, before in pairs:

@@ -1,4 +1,4 @@
-"""Subject `server`: the prompts that a running server feeds its model, against mistral-common."""
+"""The checks of the prompts that a running server feeds its model, compared with mistral-common's."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _NO_TRANSCRIPTS = (
 
 
 def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of a server, and of the transcripts that are replayed through it."""
+    """Yield the checks of a server, and of the transcripts that it replays."""
     if target.adapter is not None and not target.golden:
-        # beside those in its folder, the transcripts that the user recorded of the adapter
+        # the transcripts in the adapter's folder, and those that the user recorded
         name = name_of(target.adapter)
         places = [target.adapter / TRANSCRIPTS, *(folder / TRANSCRIPTS / name for folder in settings.golden_folders)]
         target = replace(target, golden=tuple(place for place in places if place.is_dir()))
@@ -56,7 +56,7 @@ def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
 
 
 class ServerChecks:
-    """The checks of a server: each method is one, and they share its answers."""
+    """The checks of a server: each method is a check, and they share the server's answers."""
 
     def __init__(self, target: ServerTarget) -> None:
         self._target = target
@@ -101,12 +101,12 @@ class ServerChecks:
         return judge()
 
     def if_replayed(self, case: str, judge: Callable[[], Result]) -> Result:
-        """Return the result of a check of replayed transcripts, if there are some and the server answers."""
+        """Return the result of a check of replayed transcripts, if there are any and the server answers."""
         if not self._target.golden:
             return Result(not_checked=_NO_TRANSCRIPTS)
         if case != "transcripts" and not self._target.transcripts[0]:
             return Result(not_checked="no golden transcript can be replayed: see the check `transcripts`")
-        # a server that is not there is not recognised, either
+        # an unreachable server is not recognised, either
         if self._failure is None and not self._target.server.gives_answers:
             return Result(not_checked=f"{self._target.server.title} gives prompts, and no answers")
         return judge() if case == "transcripts" else self._if_reached(judge)
@@ -121,7 +121,7 @@ class ServerChecks:
 
     @cached_property
     def _taken(self) -> list[TakenRow]:
-        """The rows that both sides take."""
+        """The rows that both sides accept."""
         found = []
         for asked_row in self._target.answers.rows:
             if isinstance(asked_row.served, InputError) or asked_row.served.refused or asked_row.served.failed:
@@ -129,7 +129,7 @@ class ServerChecks:
             if asked_row.expected is not None:
                 ids, text = asked_row.served.ids, asked_row.served.text
                 if text is not None:
-                    # as llama.cpp encodes it: markers in the text are control tokens, and BOS comes first in any case
+                    # as llama.cpp encodes it: markers in the text are control tokens, and BOS always comes first
                     encoded = self._target.tokenizer.fast(text, add_special_tokens=False)["input_ids"]
                     ids = (self._target.oracle.bos_id, *encoded)
                 found.append(TakenRow(asked_row, ids, asked_row.served.count))
@@ -142,13 +142,13 @@ class ServerChecks:
 
     @cached_property
     def _differing(self) -> list[tuple[TakenRow, tuple[str, ...] | None]]:
-        """The rows with other ids than mistral-common's, each with the deviations that explain it; None if none do."""
+        """The rows whose ids differ from mistral-common's, each with the deviations that explain it, or None."""
         rows = [taken_row for taken_row in self._shown if taken_row.ids != taken_row.asked.expected]
         return [(taken_row, self._deviations.explain(taken_row.asked, taken_row.ids or ())) for taken_row in rows]
 
     @cached_property
     def _other(self) -> Finding | None:
-        """The finding of prompts that another tokenizer makes; None if they are those of the named one, or of none."""
+        """The finding of prompts that another tokenizer makes; None if the named tokenizer or none makes them."""
         miscounted = any(
             taken_row.count not in (None, len(taken_row.asked.expected or ())) for taken_row in self._taken
         )
@@ -156,7 +156,7 @@ class ServerChecks:
         return other_tokenizer_finding(self._target, self._taken) if unexplained or miscounted else None
 
     def there(self) -> Result:
-        """ML901: the server is there, and answers each request."""
+        """ML901: the server is reachable, and answers each request."""
         if self._failure is not None:
             return Result((_of_error(self._failure),))
         answers = self._target.answers
@@ -167,7 +167,7 @@ class ServerChecks:
                 found, shape = f"{asked_row.name}: {error.found}", cause_of(error.found)
                 findings.append(replace(_of_error(error), found=found, row=row, shape=shape))
         if self._taken and not any(row.ids is not None or row.count is not None for row in self._taken):
-            # it answers, and nothing of its prompts can be judged
+            # it answers, but its prompts cannot be judged
             found, expected = "no answer has the ids of its prompt, or their number", "usage.prompt_tokens"
             findings.append(Finding("ML901", found, self._place, expected))
         server, endpoint = self._target.recognised
@@ -183,15 +183,15 @@ class ServerChecks:
         proof += f"; recognised by {endpoint}" if endpoint else ""
         proof += f"; not asked, being {NOT_ASKED}: {counted(answers.left_out, 'row')}" if answers.left_out else ""
         proof += "" if server.was_run else "; this kind is written from the server's source, and was never run here"
-        # a server whose every request fails is there, and proves nothing
+        # a server that fails every request is reachable, but proves nothing
         not_checked = _ALL_FAILED if self._all_failed and not findings else ""
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), not_checked, (("server of", proof),))
 
     def failures(self) -> Result:
-        """ML919: no request fails that mistral-common has a prompt for."""
+        """ML919: no request fails if mistral-common has a prompt for it."""
         findings = []
         for asked_row in self._target.answers.rows:
-            # of messages that are refused everywhere, a failure is as good as a refusal
+            # if mistral-common refuses the messages, a failure is as good as a refusal
             if not isinstance(asked_row.served, InputError) and asked_row.served.failed and not asked_row.refusal:
                 findings.append(
                     failure_finding(asked_row.name, asked_row.served.failed, self._place, asked_row.row.to_jsonl())
@@ -201,11 +201,11 @@ class ServerChecks:
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
     def prompts(self) -> Result:
-        """ML902: each prompt has mistral-common's ids, but for the named deviations."""
+        """ML902: each prompt has mistral-common's ids, except for the named deviations."""
         findings: list[Finding] = []
         accepted: Counter[str] = Counter()
         for taken_row, explained in self._differing if self._other is None else ():
-            # text that becomes a control token is ML906, whichever server does it
+            # text that becomes a control token is ML906, on any server
             deviations = [name for name in explained or () if name != INJECTED]
             if explained is None:
                 findings += self._differences(taken_row, injected=False)
@@ -231,7 +231,7 @@ class ServerChecks:
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
     def preview(self) -> Result:
-        """ML903: the ids that are previewed are as many as those that a chat request is fed."""
+        """ML903: the preview has as many ids as the prompt of a chat request."""
         if self._target.server.strength != "preview" or not self._shown:
             return Result(not_checked="the server shows the ids of the chat request itself, or none")
         findings = []
@@ -300,16 +300,16 @@ def _of_error(error: InputError) -> Finding:
 
 
 def served_findings(url: str, rows: Sequence[Row], tokenizer: CheckpointTokenizer, model: str) -> Iterator[Finding]:
-    """Yield the findings of the prompts that a server makes of some rows; hidden ids are one, too.
+    """Yield the findings about a server's prompts of some rows; hidden ids are also a finding.
 
     Args:
         url: The kind and the address of the server, as `ServerChoice` parses them.
         rows: The rows, each with an answer at its end.
-        tokenizer: The tokenizer that the prompts are held to.
+        tokenizer: The tokenizer that the prompts are compared with.
         model: The name of the model; empty for the first that the server lists.
 
     Raises:
-        InputError: If the server cannot be one, or a row has no answer.
+        InputError: If the server's address or kind is invalid, or a row has no answer.
     """
     target = _target_of_rows(ServerChoice.parse(url), rows, tokenizer, model)
     results = {case: judged_publicly(judge) for case, judge in ServerChecks(target).cases().items()}
@@ -323,11 +323,11 @@ def served_findings(url: str, rows: Sequence[Row], tokenizer: CheckpointTokenize
 def served_prompt(
     choice: ServerChoice | None, row: Row | Mapping[str, Any], tokenizer: CheckpointTokenizer
 ) -> tuple[int, ...]:
-    """Return the ids of the prompt that a server makes of a row's messages before its last answer.
+    """Return the ids of a server's prompt for a row's messages before its last answer.
 
     Raises:
-        InputError: If no server is named, it is not there, it refuses the messages, it hides its ids, or the row has no
-            answer.
+        InputError: If no server is named, the server is unreachable, refuses the messages or hides its ids, or the row
+            has no answer.
         RowError: If the row cannot be used.
     """
     if choice is None:

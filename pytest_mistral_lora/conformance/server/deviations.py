@@ -26,12 +26,12 @@ _COUNT = "have as many tokens as by"
 
 @dataclass(frozen=True, slots=True)
 class TakenRow:
-    """A row that server and mistral-common both take.
+    """A row that server and mistral-common both accept.
 
     Attributes:
         asked: The row.
-        ids: The ids that are served, or those of the text that is; None if both are hidden.
-        count: The number of prompt tokens that the server reports; None if it reports none.
+        ids: The served ids, or the ids of the served text; None if both are hidden.
+        count: The number of prompt tokens that the server reports; None if it does not report it.
     """
 
     asked: AskedRow
@@ -47,7 +47,7 @@ class PromptDeviations:
 
     @cached_property
     def _template(self) -> ChatTemplate | None:
-        """The template that a server would render by: the folder's own, or the generated one."""
+        """The template that a server would render with: the folder's own, or the generated one."""
         from pytest_mistral_lora.chat.templates import ChatTemplate
 
         judge = self._target.judge
@@ -64,7 +64,7 @@ class PromptDeviations:
         if template is None:
             return None
         prompt = asked_row.prompt
-        # a deviation of the answer itself is none of the prompt
+        # a deviation of the answer is not a deviation of the prompt
         turn = asked_row.row.messages[len(prompt.messages)]
         answer = {key: turn[key] for key in ("role", "weight") if key in turn} | {"content": "x"}
         for read in _as_read(prompt):
@@ -73,8 +73,8 @@ class PromptDeviations:
                 text = template.render(read, generation_prompt=True)
             except (OracleRejection, RowError):
                 continue
-            # of a row that the template refuses in training, a server that takes it has another difference
-            # nor is a system prompt of the template's own a deviation that a server may have
+            # a server that accepts a row which the template refuses in training has another difference
+            # nor may a server deviate by the template's own system prompt
             if named.differences or named.own_prompt or not named.deviations or named.template is None:
                 continue
             if tuple(template.tokenizer(text, add_special_tokens=False)["input_ids"]) == served:
@@ -84,7 +84,7 @@ class PromptDeviations:
     def unknown_finding(
         self, asked_row: AskedRow, served: tuple[int, ...], explained: Collection[str]
     ) -> Finding | None:
-        """Return the finding of a prompt with named deviations that the table does not have of the server, if any."""
+        """Return the finding of a prompt with named deviations that the table does not list for the server, if any."""
         from pytest_mistral_lora.chat.diff import TokenDiff
         from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
         from pytest_mistral_lora.serving.servers import SERVERS
@@ -110,9 +110,9 @@ class PromptDeviations:
 
 
 def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> Finding | None:
-    """Return the finding of prompts that are those of another shipped tokenizer; None if no other makes most of them.
+    """Return the finding of prompts from another shipped tokenizer; None if no other tokenizer makes most of them.
 
-    The proof is the ids of the prompts, or else the texts that they spell; of hidden ids it is the number of tokens.
+    The proof is the ids of the prompts, or else the texts that they spell; for hidden ids, the number of tokens.
     """
     from pytest_mistral_lora.chat.diff import split_at_markers
     from pytest_mistral_lora.chat.oracle import SHIPPED
@@ -128,11 +128,11 @@ def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> 
     counted = [] if shown else [(row, found.count) for row, found in prompts if found.count is not None]
 
     def spells(row: Row, ids: Sequence[int], oracle: Oracle) -> bool:
-        # of a smaller vocabulary, some ids are none
+        # a smaller vocabulary lacks some ids
         return spells_row(row, split_at_markers([token for token in ids if 0 <= token < oracle.vocab_size], oracle))
 
-    # with the share of the named tokenizer below which it is not the one, and that from which another one is: versions
-    # of one vocabulary share most prompts, and a number is a weak proof
+    # with the share below which the named tokenizer is refuted, and the share from which another is proven: versions of
+    # one vocabulary share most prompts, and a number is a weak proof
     proofs: list[tuple[str, float, float, Callable[[Oracle], list[bool]]]] = [
         ("have the ids of", 1.0, 0.5, lambda oracle: [ids_of(row, oracle) == ids for row, ids in shown]),
         (_SPELL, 0.5, 0.5, lambda oracle: [spells(row, ids, oracle) for row, ids in shown]),
@@ -151,7 +151,7 @@ def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> 
             text = f"{most:.0%} of the prompts {words} {' or '.join(names)}, and {share_of_named:.0%} {words} {named}"
             name = f"If the model was trained with {' or '.join(names)}, name it: --tokenizer {names[-1]}."
             if words == _SPELL:
-                # of another version, or with a fault in each prompt
+                # another version, or a fault in each prompt
                 name = f"Name the tokenizer of the served model, whose vocabulary is {names[0]}'s: --tokenizer FOLDER."
             fix = f"{name} Else another model is served, or one with another's tokenizer."
             return Finding(rule, text, target.url, f"{named}, the tokenizer that you named", fix=fix)
@@ -159,7 +159,7 @@ def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> 
 
 
 def _as_read(prompt: Row) -> Iterator[Row]:
-    """Yield a prompt as it was sent, and as servers read it: arguments as objects, then tools without further keys."""
+    """Yield a prompt as sent, and as servers read it: arguments as objects, then tools without further keys."""
     from pytest_mistral_lora.serving.server import parsed, with_arguments
 
     yield prompt

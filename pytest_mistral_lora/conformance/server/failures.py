@@ -1,4 +1,4 @@
-"""The finding of a request that fails, and the cause that a server's words name."""
+"""The finding of a failed request, and the cause in the server's words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from pytest_mistral_lora.conformance.finding import Finding
 
 _WORDS = 400
-"""Characters of a cause: a server's words are longer if they quote its template."""
+"""Most characters of a cause: a server may quote its template."""
 
 _TEMPLATE_FAILED = re.compile(r"While executing|[Tt]emplate|\b[Jj]inja2?\b|' is undefined")
 _READ_LOG = (
@@ -17,12 +17,12 @@ _READ_LOG = (
 
 
 def cause_of(words: str) -> str:
-    """Return the part of a server's words that is the same for each row: without numbers, and texts in quotes."""
+    """Return the part of a server's words that is the same for each row, without numbers and quoted texts."""
     return re.sub(r"'[^']*'", "'…'", re.sub(r"[0-9]+", "#", words))[:_WORDS]
 
 
 def failure_finding(name: str, words: str, place: str, row: str) -> Finding:
-    """Return the finding of a request that failed.
+    """Return the finding of a failed request.
 
     Args:
         name: The name of the row.
@@ -30,7 +30,7 @@ def failure_finding(name: str, words: str, place: str, row: str) -> Finding:
         place: The address.
         row: The row as JSON.
     """
-    # an exception without a word may be one of the template
+    # an exception without a message may come from the template
     fix = "" if _TEMPLATE_FAILED.search(words) or "without a reason" in words else _READ_LOG
     found = f"{name}: the request fails: {words}"
     return Finding("ML919", found, place, "an answer", row=row, shape=cause_of(words), fix=fix)

@@ -39,11 +39,11 @@ cache in float16), and one BOS or one space too many moved it by 0.071 at least.
 
 _SHOWN = 8
 _SAME = 1e-4
-"""Largest difference of log-probabilities of one model that is asked twice in one process, in nats."""
+"""Largest difference of log-probabilities when one model answers twice in one process, in nats."""
 
 
 class ReplayChecks:
-    """The checks of replayed transcripts: each method is one, and they share the server's answers."""
+    """The checks of replayed transcripts: each method is a check, and they share the server's answers."""
 
     def __init__(self, target: ServerTarget) -> None:
         self._target = target
@@ -52,7 +52,7 @@ class ReplayChecks:
     def cases(self) -> Mapping[str, Callable[[], Result]]:
         """Return the checks by name."""
         return {
-            # ML801 and ML802: the transcripts can be read, and their prompts have the ids of the tokenizer
+            # ML801 and ML802: the transcripts are readable, and their prompts have the tokenizer's ids
             "transcripts": lambda: Result(tuple(self._target.transcripts[1])),
             "by-ids": partial(self.answers, "ML908", lambda replayed: replayed.by_ids),
             "by-messages": partial(self.answers, "ML909", lambda replayed: replayed.by_messages),
@@ -63,7 +63,7 @@ class ReplayChecks:
 
     @cached_property
     def _precision(self) -> tuple[str, str]:
-        """The precision of the served weights, and the source of it."""
+        """The precision of the served weights, and its source."""
         target = self._target
         if target.precision:
             return target.precision, "as stated"
@@ -76,7 +76,7 @@ class ReplayChecks:
         return widest, "as recorded, since the server reports none"
 
     def answers(self, rule: str, of: Callable[[Replayed], Outcome]) -> Result:
-        """ML908 and ML909: the recorded ids of a prompt, and the messages, are answered as recorded."""
+        """ML908 and ML909: the server answers the recorded ids of a prompt, and the messages, as recorded."""
         if rule == "ML908" and all(replayed.by_ids is None for replayed in self._target.replayed):
             return Result(not_checked=f"{self._target.server.title} is not asked by ids")
         precision, source = self._precision
@@ -109,12 +109,12 @@ class ReplayChecks:
         )
 
     def _differs_by_ids(self, replayed: Replayed) -> bool:
-        """Whether the recorded ids are answered otherwise, too, so that the prompt has no part in it."""
+        """Whether the answer to the recorded ids also differs, so that the prompt is not the cause."""
         by_ids = self._judged(replayed.transcript, replayed.by_ids, by_messages=False)
         return isinstance(by_ids, AnswerJudgement) and not by_ids.passed
 
     def _judged(self, golden: Transcript, outcome: Outcome, *, by_messages: bool) -> AnswerJudgement | str:
-        """Return the judgement of an answer, or the reason why there is none."""
+        """Return the judgement of an answer, or the reason why it cannot be judged."""
         if isinstance(outcome, InputError):
             expected = f"; expected {outcome.expected}" if outcome.expected else ""
             return f"{outcome.found}{expected} ({outcome.place})"
@@ -150,9 +150,9 @@ class ReplayChecks:
         return replace(self._finding(rule, replayed.transcript, f"answered {judged.text!r}", "\n".join(lines)), fix=fix)
 
     def _model_causes(self, golden: Transcript) -> list[tuple[str, str]]:
-        """Return what is known of the served model that can change its answers, each with its fix, the likeliest first.
+        """Return the known properties of the served model that can change answers, with their fixes, likeliest first.
 
-        The ids of the prompt were sent, so that no template has a part in them.
+        The ids of the prompt were sent, so a template cannot be the cause.
         """
         target, found = self._target, []
         facts, model = target.answers.facts, target.answers.model
@@ -173,11 +173,11 @@ class ReplayChecks:
         return found
 
     def _prompt_causes(self, replayed: Replayed) -> tuple[list[str], str]:
-        """Return what is known of messages that are answered otherwise, and the fix if it is none of the prompt's."""
+        """Return the known causes of a different answer to messages, and the fix if the prompt is not the cause."""
         by_ids = self._judged(replayed.transcript, replayed.by_ids, by_messages=False)
         if isinstance(by_ids, str):
             return [], ""
-        # the ids of the prompt are answered as recorded: it is the prompt, or the server
+        # the answer to the prompt's ids is as recorded: the cause is the prompt or the server
         prompt, recorded = replayed.prompt, replayed.transcript.prompt_ids
         ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
         if ids == recorded:
@@ -204,7 +204,7 @@ class ReplayChecks:
         for replayed in self._target.replayed:
             answer, golden = _answered(replayed.by_messages), replayed.transcript
             first = self._text(golden.completion_ids[0])
-            # a control token has no text, and a server may name it in its own way
+            # a control token has no text, and servers name it differently
             if not (answer and answer.first and first):
                 continue
             seen += 1
@@ -223,12 +223,12 @@ class ReplayChecks:
         return Result(tuple(findings), facts=(("first log-probabilities of", text),))
 
     def _text(self, token: int) -> str:
-        """Return the text of a token without white space around it; empty of a control token."""
+        """Return the text of a token without white space around it; empty for a control token."""
         oracle = self._target.oracle
         return "" if token in oracle.control_tokens else oracle.decode([token]).strip()
 
     def applied(self) -> Result:
-        """ML910: the answers are those of the adapter, not of the base alone."""
+        """ML910: the answers come from the adapter, not just from the base."""
         scales = self._target.answers.facts.scales
         wrong = [(name, scale) for name, scale in scales or () if scale != 1]
         findings = [
@@ -253,7 +253,7 @@ class ReplayChecks:
         return Result(tuple(findings), facts=facts)
 
     def greedy(self) -> Result:
-        """ML911: a greedy answer is the same twice, and no default of the server changes it."""
+        """ML911: a greedy answer repeats, and the server's defaults do not change it."""
         answers = [(replayed, _answered(replayed.by_messages)) for replayed in self._target.replayed if replayed.again]
         repeated = [(replayed, answer) for replayed, answer in answers if answer]
         if not repeated:
@@ -278,7 +278,7 @@ class ReplayChecks:
 
 
 def _answered(outcome: Outcome) -> ServedAnswer | None:
-    """Return the answer of a request; None if it has none, was refused or failed."""
+    """Return the answer of a request; None if it has no answer, was refused or failed."""
     if outcome is None or isinstance(outcome, InputError) or outcome.refused or outcome.failed:
         return None
     return outcome

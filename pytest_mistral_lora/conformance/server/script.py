@@ -1,4 +1,4 @@
-"""Run a script of the user's own that asks a server: as for runners, in a process of its own, with a time limit."""
+"""Run a user's script that asks a server: as for runners, in another process, with a time limit."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pytest_mistral_lora.errors import InputError, RowError, RunnerError
 from pytest_mistral_lora.records.files import write_text
 
 SECONDS = 900.0
-"""How long a script may take for all rows."""
+"""Time limit of a script for all rows."""
 
 _FORM = '{"row": 0, "input_ids": [1, 3, …]}, or "prompt_tokens": 7, or "refused": "…"'
 
 
 def ask_script(script: Path, url: str, model: str, rows: Sequence[Row]) -> tuple[str, list[Any]]:
-    """Return the versions that a script reports, and the server's prompt of each row, or the error of the row.
+    """Return the versions that a script reports, and for each row the server's prompt or the error.
 
     Args:
-        script: The script; it is run by this Python.
+        script: The script, run with this Python.
         url: The address of the server.
         model: The model to ask; empty for the script's own choice.
         rows: The rows.
 
     Raises:
-        RunnerError: If the script hangs, fails, or writes something that is not its contract.
+        RunnerError: If the script hangs, fails, or breaks the contract of its output.
     """
     from pytest_mistral_lora.records.secrets import redacted
     from pytest_mistral_lora.runners.process import run_limited

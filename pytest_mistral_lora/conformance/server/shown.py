@@ -1,4 +1,4 @@
-"""Results as they are shown: what a server says in them is bounded, has no control characters, and not the key."""
+"""Results for display: a server's words are bounded, without control characters, and without the key."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.secrets import redacted, spells_secret
 
 _LONGEST, _LONGEST_TABLE = 2_000, 20_000
-"""Characters of a line, and of the lines below a finding."""
+"""Most characters of a line, and of the lines below a finding."""
 _NOT_SHOWN = "The tokens are not shown: they spell a secret."
 
 
 def judged_publicly(judge: Callable[[], Result]) -> Result:
-    """Run a check of a server, and return its result without what a hostile server could put into it."""
+    """Run a check of a server, and remove from its result what a hostile server could put there."""
     result = judge()
     facts = tuple((name, _line(text) if isinstance(text, str) else text) for name, text in result.facts)
     return Result(tuple(map(_shown, result.findings)), _line(result.not_checked), facts)
@@ -36,7 +36,7 @@ def _shown(finding: Finding) -> Finding:
 
 
 def _line(text: str) -> str:
-    # the key is looked for before the text is cut: a part of it would not be found
+    # search for the key before cutting the text: a part of the key would not be found
     return _cut(printable(redacted(text)).replace("\n", "\\n").replace("\t", "\\t"), _LONGEST)
 
 

@@ -46,7 +46,7 @@ _NEEDS = {
     "nothing-cut-or-padded": (TOKENIZER_JSON,),
     "model-config": (MODEL_CONFIG, GENERATION_CONFIG),
 }
-"""Files of which a check needs at least one; without it the check would pass on nothing."""
+"""Files of which a check needs at least one; otherwise it would pass on nothing."""
 
 IDS: dict[str, Judge] = {
     "control-tokens": tokenizer_ids.control_tokens,
@@ -73,7 +73,7 @@ TRAITS: dict[str, Callable[[TemplateTraits], Iterator[Finding]]] = {
 
 
 def oracle(target: Target) -> Result:
-    """Judge by which Mistral tokenizer a target can be judged: its own file, or one that is recognised or declared."""
+    """Judge which Mistral tokenizer is a target's oracle: its own file, or a recognised or declared tokenizer."""
     tokenizer = target.tokenizer
     tokenizer.files.refuse_hazards()
     declared = oracle_file(tokenizer.path)
@@ -99,15 +99,15 @@ _CHANGES = (
 
 
 def loaded(target: Target) -> Result:
-    """Name the backend of a folder with tekken.json in the facts, with all that it changes."""
+    """Name the backend of a folder with tekken.json, and its effects, in the facts."""
     files = target.tokenizer.files
     if TEKKEN not in files.names or not target.tokenizer.loads_as_it_is or files.json(TOKENIZER_CONFIG).get("auto_map"):
         return Result()
     files.refuse_hazards()
     import transformers
 
-    # asked, and not derived from the files: the choice has a dozen conditions, which change between versions; a folder
-    # that does not load is reported by other checks
+    # ask transformers instead of reading the files: the choice has a dozen conditions, which change between versions;
+    # other checks report a folder that does not load
     name = ""
     with suppress(Exception):
         load = transformers.AutoTokenizer.from_pretrained
@@ -128,7 +128,7 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
         yield Check(target, "tokenizer", "backend", partial(loaded, target))
     for case, judge in {**(FILES if folder else {}), **IDS}.items():
         yield Check(target, "tokenizer", case, partial(_judge_files, target, case, judge))
-    template = cache(partial(_traits_and_bounds, target))  # once for all checks
+    template = cache(partial(_traits_and_bounds, target))  # computed once for all checks
     for case, trait in TRAITS.items():
         yield Check(target, "tokenizer", case, partial(_judge_trait, template, trait))
 
@@ -143,10 +143,10 @@ def _judge_files(target: Target, case: str, judge: Judge) -> Result:
 
 
 def _traits_and_bounds(target: Target) -> tuple[TemplateTraits, tuple[Finding, ...]] | Result:
-    """Return the traits of a target's template, and the findings for which it must not, or cannot, be used.
+    """Return the traits of a target's template, and the findings that rule out its use.
 
     Returns:
-        A result with the reason if there is no template.
+        Without a template, a result with the reason.
     """
     _ = target.tokenizer.fast  # a tokenizer that does not load is an error of the check, not a missing template
     try:

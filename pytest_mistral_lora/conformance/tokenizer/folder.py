@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder: which of them load, and whether any two of them declare different things."""
+"""The files of a checkpoint folder: whether they load, and whether any two of them contradict each other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError, PinError, TokenizerError
 
 MISTRAL_COMMON = ("MistralCommonBackend", "MistralCommonTokenizer")
-"""The classes of transformers that hand a conversation to mistral-common, and do not read the chat template."""
+"""The classes of transformers that pass a conversation to mistral-common and do not read the chat template."""
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
@@ -61,7 +61,7 @@ def _named_tokens(files: TokenizerFiles) -> Iterator[Disagreement]:
 
 
 def _added_tokens(files: TokenizerFiles) -> Iterator[Disagreement]:
-    """Compare the tables of added tokens with `tokenizer.json`, which is the one that loads."""
+    """Compare the tables of added tokens with `tokenizer.json`, which transformers loads."""
     if TOKENIZER_JSON not in files.names or not files.json(TOKENIZER_JSON):
         return
     added = {token["content"]: token for token in _added(files)}
@@ -109,7 +109,7 @@ _FAULT_RULES = {"outside": "ML210", "hazard": "ML209", "form": "ML209"}
 
 
 def file(target: Target) -> Result:
-    """Judge the files one by one; the facts name those that load."""
+    """Judge the files one by one; the facts name the files that load."""
     files = target.tokenizer.files
     findings = [
         Finding(_FAULT_RULES[fault.kind], fault.found, str(files.file(name)), "a file of the folder")
@@ -175,7 +175,7 @@ def nothing_cut_or_padded(target: Target) -> Iterator[Finding]:
 
 
 def has_template(target: Target) -> Result:
-    """Judge whether a folder that transformers loads has no chat template (ML233), or an empty one (ML222)."""
+    """Judge whether a folder that transformers loads lacks a chat template (ML233), or has an empty one (ML222)."""
     files = target.tokenizer.files
     if not target.tokenizer.loads_as_it_is or files.faults:
         return Result(not_checked="transformers does not load the folder as it is")
@@ -207,7 +207,7 @@ def other_pieces(file: Path, known: Recognition) -> Iterator[Finding]:
 
 
 def one_tokenizer(target: Target) -> Iterator[Finding]:
-    """Yield ML211 if a folder holds Mistral tokenizer files of several versions, or two of other bytes."""
+    """Yield ML211 if a folder holds Mistral tokenizer files of several versions, or two that differ."""
     files = target.tokenizer.files
     chosen = oracle_file(files.path)
     for name in files.mistral_files:
@@ -249,14 +249,14 @@ def one_revision(target: Target) -> Result:
 
 
 def files_agree(target: Target) -> Iterator[Finding]:
-    """Yield ML213 for each declaration that differs from that of `tokenizer.json` or `tokenizer_config.json`."""
+    """Yield ML213 for each declaration that contradicts `tokenizer.json` or `tokenizer_config.json`."""
     files = target.tokenizer.files
     for name, found, expected in (*_within_tokenizer_json(files), *_named_tokens(files), *_added_tokens(files)):
         yield Finding("ML213", found, str(files.file(name)), expected)
 
 
 def tokenizer_class(target: Target) -> Iterator[Finding]:
-    """Yield ML218 for a class that transformers does not have or that changes ids, ML228 for one that only encodes."""
+    """Yield ML218 for a class that transformers lacks or that changes ids, ML228 for a class that only encodes."""
     import transformers
     from tokenizers import Tokenizer
 
@@ -273,7 +273,7 @@ def tokenizer_class(target: Target) -> Iterator[Finding]:
         yield Finding("ML218", found, place, "LlamaTokenizer, PreTrainedTokenizerFast or TokenizersBackend")
     elif TOKENIZER_JSON in files.names:
         fast, stored = target.tokenizer.fast, Tokenizer.from_file(str(files.file(TOKENIZER_JSON)))
-        # the check `nothing-cut-or-padded` reports these, and they are no matter of the class
+        # the check `nothing-cut-or-padded` reports these; the class does not matter
         stored.no_truncation()
         stored.no_padding()
         for text in PROBES:
@@ -286,7 +286,7 @@ def tokenizer_class(target: Target) -> Iterator[Finding]:
 
 
 def one_template(target: Target) -> Result:
-    """Judge whether the places that can hold the chat template hold different ones, or none is the default: ML220."""
+    """Judge whether the places of the chat template hold different templates, or no default: ML220."""
     files, findings = target.tokenizer.files, list[Finding]()
     places, home, loads = template_places(files), str(files.path), loaded_place(files)
     if not places:

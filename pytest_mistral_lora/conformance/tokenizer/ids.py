@@ -1,4 +1,4 @@
-"""The tokenizer that transformers loads, token by token, against mistral-common's."""
+"""The tokenizer that transformers loads, compared with mistral-common's token by token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _CHUNK = 64
 _SHOWN = 5
 _SAMPLE = 16_000
-"""Tokens that are checked if the tokenizer was converted here: enough to show whether the conversion is right."""
+"""Tokens to check if the tokenizer was converted here: enough to show whether the conversion is right."""
 
 _ROUND = 64
 """Rows of embeddings are padded to a multiple of 64, or of a multiple of 64, for the GPU's matrix units."""
@@ -31,7 +31,7 @@ _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 
 def oracle_of(target: Target) -> Oracle | None:
-    """Return the oracle, or None if the target has none that loads, which the check `control-tokens` reports."""
+    """Return the oracle, or None if no oracle loads, which the check `control-tokens` reports."""
     try:
         return target.oracle
     except TokenizerError:
@@ -48,10 +48,10 @@ def end_ids(target: Target) -> set[int]:
 
 
 def control_tokens(target: Target) -> Iterator[Finding]:
-    """Yield ML202 for the control tokens that are not mistral-common's, or not special, or take spaces with them."""
+    """Yield ML202 for control tokens that differ from mistral-common's, are not special, or swallow spaces."""
     oracle, fast = target.oracle, target.tokenizer.fast
     place = str(target.tokenizer.path)
-    # transformers counts its tokens anew for each of these two
+    # transformers recounts its tokens for each of these two
     added, size = fast.added_tokens_decoder, len(fast)
     findings: list[Finding] = []
     for token, literal in oracle.control_tokens.items():
@@ -90,7 +90,7 @@ def eos_ids(target: Target) -> set[int]:
 
 
 def pad(target: Target) -> Iterator[Finding]:
-    """Yield ML204 if the tokenizer pads with an EOS, ML203 for a pad that is text."""
+    """Yield ML204 if the tokenizer pads with an EOS, ML203 if the pad is text."""
     fast, oracle = target.tokenizer.fast, oracle_of(target)
     place, token = str(target.tokenizer.path), fast.pad_token_id
     if token is not None and token in eos_ids(target):
@@ -101,7 +101,7 @@ def pad(target: Target) -> Iterator[Finding]:
 
 
 def vocabulary(target: Target) -> Iterator[Finding]:
-    """Yield ML214 if an id stands for another text than in mistral-common's vocabulary."""
+    """Yield ML214 if an id has another text than in mistral-common's vocabulary."""
     oracle, fast = target.oracle, target.tokenizer.fast
     place = str(target.tokenizer.path)
     if len(fast) != oracle.vocab_size:
@@ -110,7 +110,7 @@ def vocabulary(target: Target) -> Iterator[Finding]:
     text_ids = [token for token in known if token not in oracle.control_tokens and token != oracle.unk_id]
     if TOKENIZER_JSON not in target.tokenizer.files.names:
         text_ids = text_ids[:_SAMPLE]
-    # bytes, not text: of two tokens with a part of a character, both read as U+FFFD
+    # bytes, not text: every token with a part of a character reads as U+FFFD
     have = dict(zip(text_ids, fast.convert_ids_to_tokens(text_ids), strict=True))
     other = [token for token in text_ids if as_bytes(have[token], oracle.kind) != oracle.vocabulary[token]]
     if other:
@@ -132,7 +132,7 @@ def text_ids(target: Target) -> Iterator[Finding]:
     place = str(target.tokenizer.path)
     for text, want, have in probe_differences(oracle, fast):
         yield Finding("ML205", f"{text!r} gets other ids", place, detail=_difference(want, have, oracle))
-    # each control token between two texts: the space before it and the text after it must stay as they are
+    # each control token between two texts: the space before it and the text after it must not change
     space = " " if oracle.kind == "spm" else ""
     before, after = oracle.encode_text("a "), oracle.encode_text(" b")
     texts = [f"</s>{space}a {literal}{space} b" for literal in oracle.control_tokens.values()]
@@ -147,7 +147,7 @@ def text_ids(target: Target) -> Iterator[Finding]:
 
 
 def _vocabulary_texts(target: Target, place: str, space: str) -> Iterator[Finding]:
-    """Join the vocabulary's own texts in a shuffled order, so that every token and merge is met."""
+    """Join the vocabulary's own texts in a shuffled order, so that every token and merge occurs."""
     oracle, fast = target.oracle, target.tokenizer.fast
     tokens = list(range(oracle.vocab_size))
     random.Random(0).shuffle(tokens)
@@ -159,7 +159,7 @@ def _vocabulary_texts(target: Target, place: str, space: str) -> Iterator[Findin
         piece = oracle.piece(token)
         if oracle.kind == "spm":
             piece = "" if piece.startswith("<0x") else piece.replace("▁", " ")
-        # A token with a part of a character has no text of its own, and decodes to U+FFFD.
+        # A token with a part of a character has no text, and decodes to U+FFFD.
         if "\ufffd" not in piece and token not in oracle.control_tokens and token != oracle.unk_id:
             texts.append(piece)
     chunks = ["".join(texts[start : start + _CHUNK]) for start in range(0, len(texts), _CHUNK)]

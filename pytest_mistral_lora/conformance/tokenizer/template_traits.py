@@ -57,12 +57,12 @@ WHOLE = {
         _QUESTION, f"<think>\nHeat moves air.\n</think>\n\n{_ANSWER}", _USER_2, _ANSWER_2
     ),
 }
-"""Conversations that a template of one of Mistral's tokenizers must not shorten: others drop thoughts on purpose."""
+"""Conversations that a template of a Mistral tokenizer must not shorten: others drop thoughts on purpose."""
 
 
 @dataclass(frozen=True)
 class RenderedConversations:
-    """The conversations as the template renders them.
+    """The conversations, rendered by the template.
 
     Attributes:
         texts: The text by conversation.
@@ -74,7 +74,7 @@ class RenderedConversations:
 
     @property
     def overrun(self) -> str:
-        """The bound that a rendering passed, or the access that the sandbox refused; empty if there is none."""
+        """The bound that a rendering exceeded, or the access that the sandbox refused; may be empty."""
         stops = ("forbidden", "overrun", "recursion")
         return next((error.found for error in self.errors.values() if error.kind in stops), "")
 
@@ -122,10 +122,10 @@ _CLOCK = ("strftime_now", "now", "datetime", "date_today")
 
 
 def forbidden_access(source: str) -> list[str]:
-    """Return the private attributes and other templates that a template asks for; no chat template needs them.
+    """Return the private attributes and other templates that a template uses; chat templates never need them.
 
     Raises:
-        jinja2.TemplateError: If it is not a template.
+        jinja2.TemplateError: If the text is not a template.
     """
     from jinja2 import nodes
 
@@ -147,7 +147,7 @@ def forbidden_access(source: str) -> list[str]:
 
 
 def bounds(traits: TemplateTraits) -> Iterator[Finding]:
-    """Yield ML221 if the template passes a bound or asks for forbidden attributes, ML222 if it cannot render."""
+    """Yield ML221 if the template exceeds a bound or uses forbidden attributes, ML222 if it cannot render."""
     errors = traits.rendered.errors.values()
     unsteady = next((error for error in errors if error.kind in UNSTEADY), None)
     if unsteady is not None:
@@ -160,7 +160,7 @@ def bounds(traits: TemplateTraits) -> Iterator[Finding]:
     try:
         reached = forbidden_access(traits.template.source)
     except Exception as error:
-        # not Jinja's own alone: a number of 5,000 digits is a ValueError
+        # not only Jinja's errors: a number of 5,000 digits is a ValueError
         yield traits.finding("ML222", f"is not a template: {error}", "a Jinja template")
         return
     if reached or traits.rendered.overrun:
@@ -184,7 +184,7 @@ def bounds(traits: TemplateTraits) -> Iterator[Finding]:
 
 
 def clock_and_defaults(traits: TemplateTraits) -> Iterator[Finding]:
-    """Yield ML223 for a template that reads the clock, and ML224 for one with a system prompt of its own."""
+    """Yield ML223 for a template that reads the clock, and ML224 for a template with its own system prompt."""
     from jinja2 import nodes
 
     calls = (call.node for call in environment().parse(traits.template.source).find_all(nodes.Call))
@@ -199,7 +199,7 @@ def clock_and_defaults(traits: TemplateTraits) -> Iterator[Finding]:
     with_system, without = texts.get("a system prompt and a question"), texts.get("a question")
     if with_system is None or without is None:
         return
-    # a text that stands in a conversation without a system prompt, in another place than a prompt, and gives way to one
+    # a text of a conversation without a system prompt, in another place than a prompt, and replaced by a prompt
     added, other = _added_text(traits, without), _added_text(traits, with_system)
     if added not in other and len(added) > len(other):
         yield traits.finding(
@@ -229,7 +229,7 @@ def dropped_texts(traits: TemplateTraits) -> Iterator[Finding]:
 
 _THOUGHT = "Heat moves air."
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning")
-"""The fields of a message in which servers and trainers keep a thought."""
+"""The fields of a message where servers and trainers keep a thought."""
 
 
 def dropped_thoughts(traits: TemplateTraits) -> Iterator[Finding]:
@@ -258,9 +258,9 @@ def dropped_thoughts(traits: TemplateTraits) -> Iterator[Finding]:
 
 
 def rendered_ends(traits: TemplateTraits) -> Iterator[Finding]:
-    """Yield ML226 if a rendered conversation does not begin with the only BOS, or an answer does not end with EOS.
+    """Yield ML226 if a rendered conversation does not begin with its only BOS, or an answer does not end with EOS.
 
-    Without an oracle, the tokenizer's own EOS counts, or those of the generation.
+    Without an oracle, the EOS of the tokenizer or of the generation settings count.
     """
     fast, oracle = traits.fast, traits.oracle
     unset = [name for name in ("bos_token", "eos_token") if getattr(fast, name) is None]
@@ -312,7 +312,7 @@ def encoded_again(traits: TemplateTraits) -> Iterator[Finding]:
 
 
 def unread_template(traits: TemplateTraits) -> Iterator[Finding]:
-    """Yield ML235 for a template of another layout beside tekken.json, ML236 for one whose blocks nobody reads."""
+    """Yield ML235 for a template of another layout beside tekken.json, ML236 for one whose blocks nothing reads."""
     files = traits.tokenizer.files
     if TEKKEN not in files.names or not traits.tokenizer.loads_as_it_is:
         return
@@ -331,7 +331,7 @@ def unread_template(traits: TemplateTraits) -> Iterator[Finding]:
 
 
 def guessed_thinking(traits: TemplateTraits) -> Iterator[Finding]:
-    """Yield ML237 for a template of v11 that writes thinking as text in <think>: no such file shows whether it may."""
+    """Yield ML237 for a template of v11 that writes thinking as text in <think>: no file shows whether it may."""
     oracle = traits.oracle
     if oracle is not None and oracle.facts.plain_thinking and "<think>" in traits.template.source:
         found = (

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 _Judge: TypeAlias = "Callable[[TinyRun], Iterator[Finding]]"
 
 _LOGIT_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
-"""Largest difference of a logit between the trained model and the reloaded one: none on a CPU."""
+"""Largest difference of a logit between the trained model and the reloaded model; 0 on a CPU."""
 
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield a check for each property of the tiny train's own adapter, and one for each law."""
-    # late: the module is also run as a script, which must not be imported before
+    # a late import: the module also runs as a script, and must not be imported before that
     from pytest_mistral_lora.conformance.train.tiny_run import LAWS
 
     table: tuple[tuple[str, _Judge], ...] = (
@@ -110,7 +110,7 @@ def _judge_reloaded(run: TinyRun) -> Iterator[Finding]:
     farthest = max(abs(a - b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True))
     if farthest > _LOGIT_TOLERANCE[run.device]:
         yield Finding("ML305", f"logits are up to {farthest:.3g} apart", str(run.adapter), "those of the trained model")
-    # equal logits are no evidence if the adapter was not applied at either time
+    # equal logits prove nothing if the adapter was not applied either time
     if not run.smoke["adapter_effect"] > 0:
         yield Finding("ML305", "the adapter changes no logit", str(run.adapter), "logits other than the base's")
 
@@ -131,5 +131,5 @@ def _judge_adapter(run: TinyRun) -> Iterator[Finding]:
         from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 
         found = list(adapter_findings(run.adapter, run.base))
-    # a note on where an adapter of the class can be served is not about this one, which nobody serves
+    # a note about servers for adapters of this class does not apply: nobody serves this adapter
     yield from (finding for finding in found if finding.severity == "error")

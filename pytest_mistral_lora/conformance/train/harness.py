@@ -55,7 +55,7 @@ def record_decoder_calls(on_call: Callable[[list[DecoderCall], Any], Any] | None
     Args:
         on_call: Called with the passes so far and the output of the last one, which it may change; it may raise.
     """
-    # a hook for all modules: the laws must see passes whoever makes the model and whatever wraps it
+    # a hook for all modules: the laws must see every pass, whatever makes or wraps the model
     from torch.nn import Embedding
     from torch.nn.modules.module import register_module_forward_hook
 
@@ -67,7 +67,7 @@ def record_decoder_calls(on_call: Callable[[list[DecoderCall], Any], Any] | None
             embedded[:] = args
         if type(module).__name__ not in _DECODERS:
             return
-        # a model of images gives its text decoder embeddings in place of ids
+        # a model with images passes embeddings instead of ids to its text decoder
         (ids,) = embedded
         has_cache = not _CACHE_KEYS.isdisjoint(output)
         calls.append(DecoderCall(module.training, tuple(ids.flatten().tolist()), has_cache))
@@ -87,7 +87,7 @@ class StepRecord:
 
     Attributes:
         loss: The logged loss, in nats per supervised token.
-        gradients: Gradient of each trainable tensor that has one, by the adapter's names; CPU float32.
+        gradients: Gradients of the trainable tensors, by the adapter's names; CPU float32.
         calls: The forward passes, in order.
         predicting: Ids of the tokens whose last hidden state has a gradient: the loss uses their predictions.
     """
@@ -164,7 +164,7 @@ class TrainerHarness(TinyFolder):
             "batch_size": ROWS_OF_STEP,
             "learning_rate": 0.01,
             "schedule": "constant",
-            # the dry run's passes would be recorded among those of the step
+            # the passes of the dry run would be recorded with those of the step
             "dry_run": False,
             # `auto` would be bfloat16 on a GPU, whose rounding hides what the laws look for
             "precision": "fp32",
@@ -193,7 +193,7 @@ class TrainerHarness(TinyFolder):
         return attach_adapter(model, recipe.lora, layers, seed=training.seed)
 
     def perturbed_model(self) -> Any:
-        """Return the base with an adapter of fixed random values, the same whatever the trainer's seed."""
+        """Return the base with an adapter of fixed random values, the same for any seed of the trainer."""
         import torch
 
         model = self.new_model(self.recipe())
@@ -201,7 +201,7 @@ class TrainerHarness(TinyFolder):
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if ".lora_" in name:
-                    # a new adapter has B = 0, and dL/dA = scale * B^T dL/dW x^T would be zero whatever the trainer does
+                    # a new adapter has B = 0, and dL/dA = scale * B^T dL/dW x^T would always be zero
                     scale = 0.02 if ".lora_B." in name else 0.05
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
         return model
@@ -265,12 +265,12 @@ class TrainerHarness(TinyFolder):
 
     @cached_property
     def whole_step(self) -> StepRecord:
-        """The step with all its rows in one micro-batch, which other ways to split it are compared with."""
+        """The step with all its rows in one micro-batch, as the reference for other splits."""
         return self.step()
 
 
 Figures: TypeAlias = Mapping[str, Any]
-"""Measured values of a law, as plain JSON data; of a law that does not apply, the reason as `not measured`."""
+"""Measured values of a law, as plain JSON data; for a law that does not apply, the reason as `not measured`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +280,7 @@ class TrainingLaw:
     Attributes:
         rule: Id of its rule.
         measure: Takes the figures; laws with the same function share one measurement.
-        judge: Yields findings about the figures, given the device that they were taken on (`cpu` or `cuda`).
+        judge: Yields findings about the figures, given the device of the measurement (`cpu` or `cuda`).
         needs_adapter: Whether the measurement reads the adapter of the tiny run.
     """
 
@@ -295,7 +295,7 @@ class TrainingLaw:
         return RULES[self.rule].case
 
     def result(self, figures: Figures, device: str) -> Result:
-        """Return what the law finds in figures; a failed measurement is a finding of its own."""
+        """Return the law's findings about figures; a failed measurement is also a finding."""
         if "not measured" in figures:
             return Result(not_checked=figures["not measured"])
         if "failed" in figures:

@@ -1,4 +1,4 @@
-"""Laws of the model: its layers, precision and window; rows packed or alone."""
+"""Laws of the model: its layers, precision and window; packed and single rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _changed_base(harness: TrainerHarness, name: str, *, text: Mapping[str, Any]
         harness: The harness.
         name: Name of the folder.
         text: Changes to the part that describes the text model.
-        config: Changes at the top.
+        config: Changes at the top level.
     """
     folder = harness.scratch / name
     folder.mkdir(exist_ok=True)
@@ -45,9 +45,9 @@ def _changed_base(harness: TrainerHarness, name: str, *, text: Mapping[str, Any]
 
 
 def measure_targets(harness: TrainerHarness) -> Figures:
-    """Ask for adapters on some layers, and on a layer whose name is misspelt."""
+    """Request adapters on some layers, and on a layer with a misspelt name."""
     adapted, text = [], BaseFolder(harness.base).architecture.text
-    # PEFT's default for Mistral, q_proj and v_proj, is neither of them
+    # PEFT's default for Mistral, q_proj and v_proj, equals neither list
     for target_modules in ((text.attention[1], text.attention[-1]), (text.attention[0], *text.mlp[1:])):
         model = harness.new_model(harness.recipe(lora={"target_modules": list(target_modules)}))
         found = [name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "lora_A")]
@@ -128,7 +128,7 @@ def row_logits(model: Any, ids: Sequence[int]) -> torch.Tensor:
 
 
 def measure_packing(harness: TrainerHarness) -> Figures:
-    """Compare logits and losses of packed rows with those of each row alone, as transformers and the trainer pack."""
+    """Compare logits and losses of packed rows with those of single rows, packed by transformers and by the trainer."""
     import torch
 
     from pytest_mistral_lora.training.step import Segment
@@ -172,7 +172,7 @@ def _judge_packing(figures: Figures, device: str) -> Iterator[Finding]:
 
 
 def measure_window(harness: TrainerHarness) -> Figures:
-    """Load the base as it is, with a window of four tokens and with none; compare logits within it and beyond."""
+    """Load the base unchanged, with a window of four tokens, and without one; compare logits within and beyond it."""
     import torch
 
     from pytest_mistral_lora.checkpoint.base_model import load_base
@@ -181,7 +181,7 @@ def measure_window(harness: TrainerHarness) -> Figures:
     if not base.architecture.text.has_window:
         return {"not measured": f"{base.architecture.title} has no sliding window"}
     folders = {"as it is": base}
-    # layers with windows of their own have one: a window that no row fills is none
+    # layers that require a window have one: a window that no row fills has no effect
     wide = _WIDE if text_part(base.config).get("layer_types") else None
     for name, tokens in ((str(_WINDOW), _WINDOW), ("none", wide)):
         folder = _changed_base(harness, f"window-{tokens}", text={"sliding_window": tokens})
@@ -191,7 +191,7 @@ def measure_window(harness: TrainerHarness) -> Figures:
     ids = torch.tensor([max(harness.encoded, key=lambda row: len(row.input_ids)).input_ids])
     with torch.inference_mode():
         narrow, wide = (models[name](input_ids=ids).logits[0] for name in (str(_WINDOW), "none"))
-    # position i sees positions i - 3 to i: the first four logits cannot tell the windows apart, the later ones must
+    # position i sees positions i - 3 to i: the first four logits do not depend on the window, the later ones must
     apart = (narrow - wide).abs().amax(dim=-1)
     configured = {name: text_part(folder.config).get("sliding_window") for name, folder in folders.items()}
     return {

@@ -1,4 +1,4 @@
-"""Laws of a whole run: its rows, its seeds, a resumed run, numbers that are not finite, an adapter loaded frozen."""
+"""Laws of a whole run: its rows, its seeds, a resumed run, numbers that are not finite, a frozen adapter."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _STOPPED_AT = 8
 
 
 def refusal_text(act: Callable[[], Any]) -> str:
-    """Return the message of the package's error that an act raises, or an empty string if it raises none."""
+    """Return the message of the package's error that an act raises; empty without an error."""
     from pytest_mistral_lora.errors import MistralLoraError
 
     try:
@@ -57,7 +57,7 @@ def measure_lengths(harness: TrainerHarness) -> Figures:
     longest = max(len(row.input_ids) for row in harness.encoded)
     wanted = [[row.input_ids, row.labels] for row in harness.encoded]
     changed = []
-    # the limit itself is allowed: an error by one shows here
+    # the limit itself is allowed: an off-by-one error shows here
     for limit in (longest, 10 * longest):
         loaded = load_data(harness.recipe(max_length=limit), harness.encoder).train.encoded
         changed += [limit] if [[row.input_ids, row.labels] for row in loaded] != wanted else []
@@ -147,12 +147,12 @@ def _train_and_interrupt(harness: TrainerHarness, name: str) -> list[DecoderCall
 
 
 def measure_seeds(harness: TrainerHarness) -> Figures:
-    """Make a short run twice with the same seed, with another, with another for the order only, and resumed.
+    """Make a short run twice with one seed, with another seed, with another order seed only, and resumed.
 
     Returns:
-        By run: SHA-256 of the adapter's first values (`initial`), of the input ids in the order in which the model saw
-        them (`order`), of the adapter file (`adapter`); and the largest absolute difference from the first run's
-        adapter (`farthest`). For `resumed`, also the numbers of its forward passes before and after.
+        By run: SHA-256 of the adapter's first values (`initial`), of the input ids in the order of the model's passes
+        (`order`), of the adapter file (`adapter`); and the largest absolute difference from the first run's adapter
+        (`farthest`). For `resumed`, also the numbers of its forward passes before and after.
     """
     import torch
 
@@ -176,7 +176,7 @@ def measure_seeds(harness: TrainerHarness) -> Figures:
     runs: dict[str, Any] = {}
     settings: dict[str, Any] = {"first": {}, "again": {}, "other": {"seed": 1}, "reordered": {"order_seed": 1}}
     for name, training in settings.items():
-        torch.rand(17)  # the random state that a process comes with must not matter
+        torch.rand(17)  # the initial random state of a process must not matter
         runs[name] = described(*_train_short(harness, f"seed-{name}", **training))
     before = _train_and_interrupt(harness, "seed-resumed")
     result, after = _train_short(harness, "seed-resumed", resume=True)
@@ -226,7 +226,7 @@ def _judge_resumed(figures: Figures, device: str) -> Iterator[Finding]:
 
 
 def measure_finite(harness: TrainerHarness) -> Figures:
-    """Train with an infinity in the first pass, forward or backward; then in bfloat16 without one.
+    """Train with an infinity in the first pass, forward or backward, then in bfloat16 without an infinity.
 
     Returns:
         `stops`: by the kind of infinity, the error that stopped the run, and whether it saved anything;
@@ -245,7 +245,7 @@ def measure_finite(harness: TrainerHarness) -> Figures:
             if len(passes) == 1 and name == "activation":
                 output.last_hidden_state = output.last_hidden_state * float("inf")
             elif len(passes) == 1:
-                # the loss stays finite: only a check of the gradients can see this one
+                # the loss stays finite: only a check of the gradients detects this infinity
                 output.last_hidden_state.register_hook(lambda gradient: gradient * float("inf"))
 
         with record_decoder_calls(inject_once):

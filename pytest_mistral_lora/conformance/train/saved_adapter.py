@@ -1,4 +1,4 @@
-"""The saved adapter, loaded again: in a process that has not trained it; its answers; and merged into its base."""
+"""The saved adapter, loaded in a process that has not trained it; its answers; and its merge into the base."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def in_a_new_process(folder: Path, device: str) -> dict[str, Any]:
 
 
 class ForkedProcess:
-    """A process that is forked before anything is trained, and waits for the folder of a trained adapter.
+    """A process, forked before any training, that waits for the folder of a trained adapter.
 
-    It has imported the libraries and nothing else, so it knows as little of the adapter as a new interpreter does. The
-    imports are most of the time of a smoke run, and are paid once in place of twice.
+    It has only imported the libraries, so it knows no more about the adapter than a new interpreter. The imports take
+    most of the time of a smoke run, and run once instead of twice.
     """
 
     def __init__(self) -> None:
-        # fork, because the other start methods import everything again; on Linux alone, because Apple's frameworks
-        # do not survive it
+        # fork, because the other start methods import everything again; on Linux only, because Apple's frameworks do
+        # not survive a fork
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._connection), daemon=True)
@@ -83,7 +83,7 @@ class ForkedProcess:
 
 
 def _serve(connection: Connection, other_end: Connection) -> None:
-    other_end.close()  # as long as it is open here, too, the end of the first process would go unnoticed
+    other_end.close()  # while it is open here, the end of the first process would go unnoticed
     try:
         folder, device = connection.recv()
     except EOFError:
@@ -116,7 +116,7 @@ _NEW_TOKENS = 16
 
 
 def measure_generation(harness: TrainerHarness) -> Figures:
-    """Generate an answer to each row; with a greedy search by hand; and in batches padded on either side."""
+    """Generate an answer to each row, also by a hand-written greedy search, and in batches padded on either side."""
     import torch
     from transformers import GenerationConfig
 
@@ -160,7 +160,7 @@ def _judge_generation(figures: Figures, device: str) -> Iterator[Finding]:
         for index, (answer, other) in enumerate(zip(figures["generated"], figures[name], strict=True)):
             if answer != other:
                 yield Finding("ML324", f"generated {answer}", f"row {index + 1}", f"{other}, as {expected} does")
-    # padding on the right must do harm here, or these rows would not show it in a trainer
+    # padding on the right must do harm here, or these rows could not reveal it in a trainer
     if figures["right"] == figures["left"]:
         yield Finding("ML324", "padding on the right goes unseen", "", "completions that show it")
 

@@ -1,4 +1,4 @@
-"""Laws of one optimizer step: its loss and gradients against plain transformers in float64, row by row."""
+"""Laws of one optimizer step: its loss and gradients, compared with plain transformers in float64, row by row."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LOG_DIGITS = 1e-4
 
 @dataclass(frozen=True)
 class ReferenceStep:
-    """The loss of some rows and its gradient with regard to an adapter, computed without the trainer.
+    """The loss of some rows and its gradient by an adapter, computed without the trainer.
 
     Attributes:
         loss: Mean over the supervised tokens of all rows, in nats.
@@ -48,7 +48,7 @@ class ReferenceStep:
 
 
 def plain_model(base: Path, dtype: torch.dtype) -> Any:
-    """Return a checkpoint as plain transformers loads it, on the CPU, in eval mode."""
+    """Return a checkpoint loaded by plain transformers, on the CPU, in eval mode."""
     from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 
     model_class = BaseFolder(base).architecture.model_class()
@@ -85,8 +85,8 @@ def reference_step(
 ) -> ReferenceStep:
     """Return the loss of rows under base and adapter, and its gradient, by plain transformers and autograd.
 
-    With N supervised tokens t over all rows, `loss = -1/N * sum(log p(t | tokens before t))`. Each row is a forward
-    pass of its own, unpadded, in float64, with eager attention and without PEFT: nothing is shared with the trainer.
+    With N supervised tokens t over all rows, `loss = -1/N * sum(log p(t | tokens before t))`. Each row has its own
+    forward pass, unpadded, in float64, with eager attention and without PEFT: nothing is shared with the trainer.
 
     Args:
         base: A checkpoint folder.
@@ -99,7 +99,7 @@ def reference_step(
     model = plain_model(base, torch.float64)
     model.set_attn_implementation("eager")
     if hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("eager")  # torch has no grouped product in float64
+        model.set_experts_implementation("eager")  # torch lacks a grouped product in float64
     model.requires_grad_(False)
     leaves = {name: tensor.double().requires_grad_() for name, tensor in adapter.items()}
     weights = merge_by_hand(model.state_dict(), leaves, scale)
@@ -107,7 +107,7 @@ def reference_step(
     for row in rows:
         call = {"input_ids": torch.tensor([row.input_ids]), "use_cache": False}
         log_probs = torch.func.functional_call(model, weights, kwargs=call).logits[0].log_softmax(dim=-1)
-        # the logits after the token before it predict a token
+        # the logits at one token predict the next
         losses += [-log_probs[place - 1, token] for place, token in supervised_positions(row)]
     loss = torch.stack(losses).sum() / len(losses)
     gradients = torch.autograd.grad(loss, list(leaves.values()))
@@ -119,9 +119,9 @@ def step_difference(step: StepRecord, loss: float, gradients: Mapping[str, torch
 
     Returns:
         `loss`, `expected_loss`; `gradient`: the largest absolute error of a tensor, divided by its largest expected
-        entry; `missing`: names that only one of the two has.
+        entry; `missing`: names that only one side has.
     """
-    # relative to the largest entry: a single tiny one has no meaningful relative error of its own
+    # relative to the largest entry: the relative error of a tiny entry means nothing
     both = step.gradients.keys() & gradients.keys()
     errors = [float((step.gradients[n].double() - gradients[n]).abs().max() / gradients[n].abs().max()) for n in both]
     return {
@@ -158,13 +158,13 @@ def measure_accumulation(harness: TrainerHarness) -> Figures:
 
 
 def measure_neighbours(harness: TrainerHarness) -> Figures:
-    """Compare a step whose rows have padding behind them with the step as it is, and rows together with each alone."""
+    """Compare a step whose rows have padding after them with the plain step, and rows together with single rows."""
     import torch
 
     from pytest_mistral_lora.training.rows import RowDataset
     from pytest_mistral_lora.training.step import forward
 
-    # EOS as padding is the common mistake: a mask by id, not by place, then drops the last EOS from the loss as well
+    # EOS as padding is the common mistake: a mask by id, not by place, then also drops the last EOS from the loss
     pads = {"padded with EOS": harness.encoder.eos_id, "padded with the last id": harness.encoder.vocab_size - 1}
     figures = {
         name: _difference_from_whole(harness, harness.step(change_batch=partial(_pad_batch, pad)))
@@ -186,7 +186,7 @@ def measure_neighbours(harness: TrainerHarness) -> Figures:
 
 
 def _pad_batch(pad: int, batch: dict[str, Any]) -> dict[str, Any]:
-    """Return a collated batch with padding, without a label, behind every row but the longest."""
+    """Return a collated batch with unlabelled padding after every row but the longest."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -253,7 +253,7 @@ def _judge_predicting(figures: Figures, device: str) -> Iterator[Finding]:
 
 def _judge_cache(figures: Figures, device: str) -> Iterator[Finding]:
     for name, counts in figures.items():
-        # no pass at all means that the recording missed them, and nothing would be checked
+        # without any pass, the recording missed them, and nothing would be checked
         if counts["with_cache"] or not counts["passes"]:
             found = f"{counts['with_cache']} of {counts['passes']} passes make a key-value cache"
             yield Finding("ML312", found, name, "none, in at least one pass")

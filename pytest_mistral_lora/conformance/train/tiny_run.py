@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.training.run import RunResult
 
 LAWS: tuple[TrainingLaw, ...] = (*STEP_LAWS, *RUN_LAWS, *MODEL_LAWS, *ADAPTER_LAWS)
-"""Every law of training; their figures are taken in the folder of the tiny run."""
+"""Every law of training; measured in the folder of the tiny run."""
 
 STEPS = 40
 EVIDENCE = "evidence.json"
@@ -55,7 +55,7 @@ _IMPORTED_FIRST = (
     "pytest_mistral_lora.training.generate.judge",
     "pytest_mistral_lora.training.run",
 )
-"""The libraries and the trainer: their objects are no garbage of a tiny run."""
+"""The libraries and the trainer, whose objects are not garbage of a tiny run."""
 
 Asker: TypeAlias = Callable[[Path, str], dict[str, Any]]
 """Loads the saved adapter of a folder on a device, in another process, and returns its answers."""
@@ -67,9 +67,9 @@ class TinyRun(TinyFolder):
 
     Attributes:
         folder: The folder of the run.
-        evidence: Observations of the trained model while it was in memory, and the figures of the laws; plain data.
+        evidence: Observations of the trained model in memory, and the figures of the laws; plain data.
         smoke: Answers and logits of the saved adapter in a new process; empty if the run failed.
-        failed: The reason if there is no trained adapter, else empty. The laws are measured in either case.
+        failed: Why there is no trained adapter, else empty. The laws are measured in either case.
     """
 
     evidence: dict[str, Any] = field(default_factory=dict)
@@ -83,21 +83,21 @@ class TinyRun(TinyFolder):
 
 
 def start(target: Target, work_folder: Path, *, device: str) -> subprocess.Popen[bytes] | None:
-    """Start the tiny run of a target in a new process, for `attempt` to wait for; None if there can be none.
+    """Start the tiny run of a target in a new process, for `attempt` to wait for; None if it cannot start.
 
     If the process ends early, `attempt` makes the run itself.
     """
     try:
         require_extra("train")
         file, label = target.oracle.path, TinyKind.of(target.checkpoint).label
-    except Exception:  # no torch, or a tokenizer, base or recipe that does not load: a check reports it
+    except Exception:  # missing torch, or a tokenizer, base or recipe that does not load: a check reports it
         return None
     command = [sys.executable, "-m", __name__, str(file), str(work_folder), device, label]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def tiny_run(oracle: Oracle, work_folder: Path, *, device: str, kind: TinyKind = _MISTRAL) -> TinyRun:
-    """Return the tiny run of a tokenizer, made now or by another worker of this session.
+    """Return the tiny run of a tokenizer, from now or from another worker of this session.
 
     Args:
         oracle: The tokenizer.
@@ -117,14 +117,14 @@ def tiny_run(oracle: Oracle, work_folder: Path, *, device: str, kind: TinyKind =
 def attempt(
     oracle: Oracle, work_folder: Path, *, device: str, kind: TinyKind = _MISTRAL, is_new: bool = False
 ) -> TinyRun:
-    """Return the tiny run of a tokenizer like `tiny_run`, but a failed run as well, with its cause.
+    """Return the tiny run of a tokenizer like `tiny_run`, but also a failed run, with its cause.
 
     Args:
         oracle: The tokenizer.
         work_folder: Folder of the session.
         device: `auto`, `cpu` or `cuda`.
         kind: The kind of model.
-        is_new: Whether this process was started for the run alone: then a copy of it can ask the saved adapter.
+        is_new: Whether this process was started only for the run: then its copy can ask the saved adapter.
 
     Raises:
         MistralLoraError: If no tiny model can be made for this tokenizer.
@@ -134,7 +134,7 @@ def attempt(
     with FileLock(f"{folder}.lock"):
         if not (folder / EVIDENCE).is_file():
             with quiet_single_thread():
-                # forked before anything is trained
+                # forked before any training
                 ask = ForkedProcess().ask if is_new and ForkedProcess.is_possible() else in_a_new_process
                 harness = make_inputs(oracle, folder, device, kind)
                 evidence = {"device": choose_device(device), **train_and_observe(harness, ask)}
@@ -143,7 +143,7 @@ def attempt(
                 if "failed" not in evidence:
                     evidence |= judge_files(harness)
                 shutil.rmtree(harness.scratch)
-            # last: a run that was killed has no evidence, and is made again
+            # last: a killed run has no evidence, and is made again
             write_json(folder / EVIDENCE, evidence)
     evidence = read_json(folder / EVIDENCE)
     return TinyRun(folder, evidence, evidence.pop("smoke", {}), evidence.pop("failed", ""))
@@ -164,12 +164,12 @@ def quiet_single_thread() -> Iterator[None]:
     for name in _IMPORTED_FIRST:
         import_module(name)
     threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
-    # the operations are too small to share between threads: waiting for a busy core costs more than it gains
+    # the operations are too small for several threads: waiting for a busy core costs more than it gains
     torch.set_num_threads(1)
-    # Each Trainer collects garbage when it is made and when it ends. With the objects of the libraries, which are all
-    # imported above and never become garbage, this takes a tenth of the whole run.
+    # Each Trainer collects garbage at its start and its end. With the objects of the libraries, all imported above and
+    # never garbage, this takes a tenth of the run.
     gc.freeze()
-    # the laws do on purpose what transformers warns of, such as padding on the right
+    # the laws do things on purpose that transformers warns about, such as padding on the right
     logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
@@ -182,10 +182,10 @@ def quiet_single_thread() -> Iterator[None]:
 
 
 def make_inputs(oracle: Oracle, folder: Path, device: str, kind: TinyKind = _MISTRAL) -> TrainerHarness:
-    """Make a folder with rows, a tiny base and an empty `laws`, in place of a folder that is there."""
+    """Make a folder with rows, a tiny base and an empty `laws`, and replace an existing folder."""
     from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 
-    shutil.rmtree(folder, ignore_errors=True)  # a process that was killed leaves a part of a run
+    shutil.rmtree(folder, ignore_errors=True)  # a killed process leaves a partial run
     harness = TrainerHarness(folder, folder / "laws", device)
     harness.scratch.mkdir(parents=True)
     shutil.copy(goldens_folder() / "training" / "conversations.jsonl", harness.rows)
@@ -194,7 +194,7 @@ def make_inputs(oracle: Oracle, folder: Path, device: str, kind: TinyKind = _MIS
 
 
 def train_and_observe(harness: TrainerHarness, ask: Asker) -> dict[str, Any]:
-    """Train the adapter of a folder that has base and rows, and ask it; return the evidence, or `failed` alone."""
+    """Train the adapter of a folder with base and rows, and ask it; return the evidence, or only `failed`."""
     try:
         return {**observe_run(train_adapter(harness)), "smoke": ask(harness.folder, harness.device)}
     except MistralLoraError as error:
@@ -204,10 +204,10 @@ def train_and_observe(harness: TrainerHarness, ask: Asker) -> dict[str, Any]:
 
 
 def judge_files(harness: TrainerHarness) -> dict[str, Any]:
-    """Judge the saved adapter here, where PEFT is imported: elsewhere its import takes longer than the whole check.
+    """Judge the saved adapter here, where PEFT is imported: importing it elsewhere takes longer than the check.
 
     Returns:
-        `adapter_findings`, as plain data; nothing if the check raises: it is then made again, and raises in its place.
+        `adapter_findings`, as plain data; empty if this raises: the check then runs again and raises itself.
     """
     from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 
@@ -218,7 +218,7 @@ def judge_files(harness: TrainerHarness) -> dict[str, Any]:
 
 
 def take_figures(measure: Callable[[TrainerHarness], Figures], harness: TrainerHarness) -> Figures:
-    """Return the figures of a measurement; if it raises or gives NaN or infinity, only `failed`, with the reason."""
+    """Return the figures of a measurement; if it raises or returns NaN or infinity, only `failed`, with the reason."""
     try:
         figures = measure(harness)
     except Exception as error:  # a broken trainer can raise anything, and the other laws must still be measured
@@ -237,7 +237,7 @@ def _named_numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 def train_adapter(harness: TrainerHarness) -> RunResult:
-    """Make the tiny run: enough steps for the model to learn its rows by heart."""
+    """Make the tiny run, with enough steps for the model to learn its rows by heart."""
     from pytest_mistral_lora.training.run import train
 
     return train(harness.recipe(harness.adapter.absolute(), steps=STEPS, batch_size=5, dry_run=True))
@@ -257,7 +257,7 @@ def observe_run(result: RunResult) -> dict[str, Any]:
 
 
 def changed_base_tensors(base: Path, after: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return the names of a base's tensors that differ from its checkpoint, or are in only one of the two."""
+    """Return the names of a base's tensors that differ from its checkpoint, or that only one of the two has."""
     import torch
 
     before = plain_model(base, torch.float32).state_dict()
