@@ -13,7 +13,7 @@ from pytest_mistral_lora.formats.tool_calls import from_json
 
 
 def _recognise(record: Mapping[str, Any], present: Collection[str]) -> Evidence | None:
-    # `query` as ms-swift has it, `context` as Dolly
+    # `query` in ms-swift, `context` in Dolly
     instruction, given, output = (
         next((key for key in keys if key in present), "")
         for keys in (("instruction", "query"), ("input", "context"), ("output", "response"))

@@ -52,7 +52,7 @@ class Record(NamedTuple):
     """One record of a source.
 
     Attributes:
-        place: `file:line`, or `file:row` with rows from 1 if the file has no lines of its own.
+        place: `file:line`, or `file:row` with rows from 1 if the file has no lines.
         value: The record as plain data, or the error that makes it unreadable.
     """
 
@@ -62,13 +62,14 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ContainerReader:
-    """The reader of one way to hold records in a file.
+    """The reader of one kind of container.
 
     Attributes:
         name: Its name: a name of `chat.container`.
         records: Yields the records of a file, given its path, the layers around the records, and the function that
             takes the number of bytes read since its last call.
-        is_table: Whether it is a table of Arrow: absent keys come as null, and nothing may be around it.
+        is_table: Whether it is a table of Arrow: absent keys are read as null, and the file may not be
+            compressed or in another encoding.
     """
 
     name: str
@@ -82,7 +83,7 @@ class SourceFile:
 
     Attributes:
         title: The container in words: `JSON Lines`, `gzip of a JSON array`.
-        padded: Whether absent keys come as null, as in the tables of Arrow.
+        padded: Whether absent keys are read as null, as in the tables of Arrow.
         records: Yields the records, and calls the function with the number of bytes read since the last call.
     """
 
@@ -95,7 +96,7 @@ def open_source(path: Path) -> SourceFile:
     """Recognise the container of a file.
 
     Raises:
-        InputError: If it cannot be read, or is a format that is never read.
+        InputError: If the file cannot be read, or its format is never read.
     """
     with _readable(path), opened(path) as file:
         outer = container_of(file.peek(_CHUNK), path)
@@ -133,7 +134,7 @@ def _decoded(path: Path, container: Container) -> Iterator[tuple[io.BufferedRead
         if container.compression == "zstd":
             import pyarrow as pa
 
-            # it refuses a window of more than 128 MiB
+            # the library refuses a window of more than 128 MiB
             file = stack.enter_context(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))
         elif container.compression == "xz":
             file = _Xz(raw)
@@ -165,7 +166,7 @@ class _Counted(io.RawIOBase):
 
 
 class _Xz(io.RawIOBase):
-    """A file of xz streams, decompressed; `lzma.open` takes as much memory as the file asks for."""
+    """A file of xz streams, decompressed; `lzma.open` would take as much memory as the file demands."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -189,7 +190,7 @@ class _Xz(io.RawIOBase):
         return found
 
     def _starts_stream(self) -> bool:
-        """Return whether another stream follows, perhaps behind zeros; the first one follows nothing."""
+        """Start the next stream if the file has one, perhaps behind zeros; return whether it has."""
         self._rest = self._rest.lstrip(b"\0")
         while not self._rest and (more := self._file.read(_CHUNK)):
             self._rest = more.lstrip(b"\0")
@@ -199,7 +200,7 @@ class _Xz(io.RawIOBase):
 
 
 class _AsUtf8(io.RawIOBase):
-    """A file in another encoding, as a file in UTF-8."""
+    """A file in another encoding, read as a file in UTF-8."""
 
     def __init__(self, file: BinaryIO, encoding: str) -> None:
         self._file = file
@@ -247,7 +248,7 @@ def _value_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
     """Yield the values of a JSON array, or of JSON objects that follow each other, without reading the whole file.
 
     Raises:
-        InputError: If the text is not JSON: there is no line end to go on from.
+        InputError: If the text is not JSON: without line ends, reading cannot go on behind the fault.
     """
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as wrapped:
         text = _JsonText(wrapped)
@@ -282,7 +283,7 @@ class _JsonText:
         self.at: int = 0
 
     def next(self) -> str:
-        """Return the next character that is no white space; empty at the end of the file."""
+        """Return the next character that is not white space; empty at the end of the file."""
         while True:
             self.at = cast("re.Match[str]", _SPACE.match(self.kept, self.at)).end()
             if self.at < len(self.kept) or not self.read(_CHUNK):
@@ -295,9 +296,9 @@ class _JsonText:
         return found
 
     def read(self, size: int) -> bool:
-        """Read more of the file, and return whether there was more; the text before the next value is let go."""
+        """Read more of the file, and return whether it had more; the text before the next value is dropped."""
         more = self._file.read(size)
-        # here alone, and not behind each value: a long text is not copied for each of the short ones behind it
+        # only here, and not behind each value: else a long text would be copied for each short value in it
         self.kept, self.at = self.kept[self.at :] + more, 0
         return bool(more)
 
@@ -313,16 +314,16 @@ def _next_value(place: str, text: _JsonText) -> Any:
             except json.JSONDecodeError:
                 raise
             except ValueError as error:
-                # JSON, but not of one meaning: the next row can be found
+                # JSON without a single meaning: the next row can still be found
                 value = RowError(str(error), place=place, next_step=json_step(str(error)))
                 end = json.JSONDecoder().raw_decode(text.kept, start)[1]
             long = end - start
-            # a number may go on behind the cut: of `1e+5` the reader takes `1` alone
+            # a number may go on behind the cut: of a cut `1e+5`, the reader takes only `1`
             is_open = end + 2 >= len(text.kept) and text.kept[end - 1] not in '}]"'
             if is_open and long <= most and text.read(size):
                 size *= 2
                 continue
-            # where nothing more was read, the text before the value is let go all the same
+            # even if nothing more was read, the text before the value was dropped
             text.at += long
             return limits.row_too_large(long, place) if long > most else value
         except RecursionError as error:
@@ -330,12 +331,12 @@ def _next_value(place: str, text: _JsonText) -> Any:
         except json.JSONDecodeError as error:
             # only a fault at the end of the text can come from the cut
             cut = error.msg.startswith("Unterminated string") or error.pos >= len(text.kept) - 16
-            there = len(text.kept) - start
-            if cut and there > most:
-                found = f"the row has {there:,} bytes and more"
+            length = len(text.kept) - start
+            if cut and length > most:
+                found = f"the row has {length:,} bytes and more"
                 raise InputError(found, place=place, expected=limits.at_most(most)) from error
             # twice as much each time: a long value is parsed a few times, not once a chunk
-            if cut and text.read(min(size, most + 1 - there)):
+            if cut and text.read(min(size, most + 1 - length)):
                 size *= 2
                 continue
             near = error.doc[max(start, error.pos - 20) : error.pos + 20]
@@ -347,11 +348,11 @@ def _next_value(place: str, text: _JsonText) -> Any:
 
 def _csv_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        # it holds for the whole process, so that it is never made smaller: `_CsvLines` bounds the rows
+        # the limit holds for the whole process, so never lower it: `_CsvLines` bounds the rows
         csv.field_size_limit(max(csv.field_size_limit(), limits.MAX_ROW_BYTES))
         lines = _CsvLines(path, text)
         first = next((line for line in lines if line.strip()), "")
-        # a spreadsheet writes semicolons where the comma is the decimal mark
+        # a spreadsheet writes semicolons if the comma is the decimal mark
         delimiter = max("\t,;", key=first.count)
         header: list[str] = []
         try:
@@ -378,8 +379,8 @@ class _CsvLines:
     """The lines of a CSV file, as the reader of CSV takes them: one or more for each row.
 
     Attributes:
-        rows: Number of rows that are complete.
-        size: Characters of the row that is read now.
+        rows: Number of complete rows.
+        size: Characters of the current row.
     """
 
     def __init__(self, path: Path, text: io.TextIOWrapper) -> None:
@@ -390,14 +391,14 @@ class _CsvLines:
 
     @property
     def place(self) -> str:
-        """The place of the row that is read now."""
+        """The place of the current row."""
         return f"{self._path}:{self.rows + 1}"
 
     def __iter__(self) -> Iterator[str]:
         """Yield the lines.
 
         Raises:
-            InputError: If a row is too large: a quote that is missing may make one of the rest of the file.
+            InputError: If a row is too large: a missing quote can turn the rest of the file into one row.
         """
         most = limits.MAX_ROW_BYTES
         while line := self._text.readline(most + 1 - self.size):
@@ -438,4 +439,4 @@ _READERS = {
         _table_reader(ARROW_STREAM),
     )
 }
-"""Every container whose records are read, by name."""
+"""Every supported container, by name."""

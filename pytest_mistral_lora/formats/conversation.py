@@ -1,4 +1,4 @@
-"""Tell a list of messages of any layout, and convert it to the messages of a row: roles, content, thinking, weights."""
+"""Recognise a list of messages of any layout, and convert roles, content, thinking and weights to a row's."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class FoundConversation(NamedTuple):
 
     Attributes:
         key: Its key.
-        words: The key and those of its messages, in words.
-        is_sharegpt: Whether it is named or written as in ShareGPT.
+        words: The key and the keys of its messages, in words.
+        is_sharegpt: Whether its name or its form is that of ShareGPT.
     """
 
     key: str
@@ -131,7 +131,7 @@ def _role_of(item: Any, place: Place, layout: Layout) -> tuple[str, list[Change]
 def _convert_message(
     item: Mapping[str, Any], role: str, place: Place, layout: Layout, calls: ToolCalls, *, padded: bool
 ) -> tuple[dict[str, Any], dict[str, Any], list[Change]]:
-    """Return a message with its content, thinking and tool calls, the keys that are left, and the changes."""
+    """Return a message with its content, thinking and tool calls, the remaining keys, and the changes."""
     message: dict[str, Any] = {"role": "assistant" if role == CALL else role}
     rest, changes = _own_keys(item, layout)
     content, called, rest, more = _content(rest, message["role"], place, layout)
@@ -163,9 +163,9 @@ def _convert_message(
 
 
 def _own_keys(item: Mapping[str, Any], layout: Layout) -> tuple[dict[str, Any], list[Change]]:
-    """Return a message with our names of the declared keys, without its role, and without keys of no value.
+    """Return a message with our names of the declared keys, without its role and without keys that have no value.
 
-    Tables and servers pad messages with such keys. A content that is null may be that of a call.
+    Tables and servers pad messages with such keys. The content of a message with calls may be null.
     """
     renamed = dict(item)
     for ours, theirs in layout.message_keys.items():
@@ -193,7 +193,7 @@ def _content(
 ) -> tuple[Any, Any, dict[str, Any], list[Change]]:
     """Return the content, the tool calls among its chunks or None, the other keys of the message, and the changes.
 
-    The key `content` stays among the keys if the message has it.
+    The key `content` stays in the keys if the message has it.
     """
     rest, changes = dict(item), []
     declared = layout.message_keys.get("content")
@@ -234,7 +234,7 @@ def _chunks(chunks: Sequence[Any], place: Place, layout: Layout) -> tuple[Any, A
             changes.append(lost("media", str(kind)))
             continue
         if ours not in ("text", "thinking", "tool_call"):
-            found.append(chunk)  # the check of the row names it
+            found.append(chunk)  # the check of the row reports it
             continue
         key = ours if ours in chunk else next((key for key in CONTENT if key in chunk), "")
         value, read = chunk.get(key), {"type", key}
@@ -249,7 +249,7 @@ def _chunks(chunks: Sequence[Any], place: Place, layout: Layout) -> tuple[Any, A
             found.append({"type": ours, ours: value})
         changes += [lost("message-keys", other) for other in chunk if other not in read]
     if joined and all(chunk["type"] == "text" and isinstance(chunk.get("text"), str) for chunk in found):
-        # the trainers that have such chunks put one behind the other, without a blank line
+        # trainers with such chunks join them without a blank line
         text = "".join(chunk["text"] for chunk in found)
         return text if text or not calls else None, calls or None, [*changes, changed("chunks")]
     if found != list(chunks):
@@ -258,7 +258,7 @@ def _chunks(chunks: Sequence[Any], place: Place, layout: Layout) -> tuple[Any, A
 
 
 def _joined_text(thinking: Any) -> Any:
-    """Return thinking as one text, which Mistral's API has as a list of text chunks; any other value unchanged."""
+    """Return thinking as one text if it is a list of text chunks, as in Mistral's API; any other value unchanged."""
     chunks = thinking if isinstance(thinking, list | tuple) else ()
     texts = [chunk["text"] for chunk in chunks if isinstance(chunk, Mapping) and chunk.keys() == {"type", "text"}]
     is_text = len(texts) == len(chunks) and all(isinstance(text, str) for text in texts)
@@ -273,7 +273,7 @@ def _thoughts(item: Mapping[str, Any], layout: Layout) -> dict[str, str]:
 
 
 def _with_thoughts(content: Any, thoughts: Mapping[str, str]) -> Any:
-    """Return a content behind its thinking; the check of the row names a content that can have none."""
+    """Return a content behind its thinking; the check of the row reports a content that cannot have thinking."""
     if not isinstance(content, str | list | None):
         return content
     texts = [{"type": "text", "text": content}] if isinstance(content, str) and content else content or []
@@ -320,17 +320,17 @@ def _weigh(
 def _results(
     message: Mapping[str, Any], item: Mapping[str, Any], place: Place, calls: ToolCalls, *, is_last: bool
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[Change]]:
-    """Return the results of a message of a tool with the ids of their calls, the keys that are left, and the changes.
+    """Return the results of a tool message with the ids of their calls, the remaining keys, and the changes.
 
     Args:
         message: The message.
         item: Its other keys.
         place: Its place.
         calls: The tool calls of the row so far.
-        is_last: Whether no other result follows: a result without an id then answers all calls that are open.
+        is_last: Whether no other result follows: a result without an id then answers all open calls.
 
     Raises:
-        RowError: If the result answers no call, or not each of the open ones.
+        RowError: If the result answers no call, or not all open calls.
     """
     rest = {key: value for key, value in item.items() if key != "tool_call_id"}
     call_id = item.get("tool_call_id")
@@ -351,7 +351,7 @@ def _results(
 
 
 def _listed_results(content: Any, place: Place, count: int) -> list[str]:
-    """Return the texts of a result that lists one for each of several calls."""
+    """Return the texts of a result that lists a text for each of several calls."""
     try:
         results = loads_strict(content) if isinstance(content, str) else None
     except ValueError:

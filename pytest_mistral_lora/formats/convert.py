@@ -32,7 +32,7 @@ class Source(NamedTuple):
 
     Attributes:
         path: The file.
-        layout: Its layout, as far as it is declared.
+        layout: The declared part of its layout.
     """
 
     path: Path
@@ -53,7 +53,7 @@ def import_rows(
         sources: The files, in order.
         to: The file to write.
         lossy: Kinds of `LOSSES` that are allowed.
-        remarks: Sentences for the report, of settings that are no part of rows.
+        remarks: Sentences for the report, about settings that are not part of rows.
         progress: A terminal for a progress bar; None for none.
 
     Raises:
@@ -101,12 +101,12 @@ def convert(
 
     Args:
         sources: The files, in order.
-        report: Is filled while the rows are read.
+        report: The report to fill while the rows are read.
         lossy: Kinds of `LOSSES` that are allowed.
         progress: Called with the number of bytes read since the last call.
 
     Raises:
-        InputError: If a file cannot be read, has no records, or is in no known format.
+        InputError: If a file cannot be read, has no records, or its format is not known.
     """
     for source in sources:
         for item in conversions(source, report, lossy=lossy, progress=progress):
@@ -115,7 +115,7 @@ def convert(
 
 
 class Conversion(NamedTuple):
-    """A record that is converted.
+    """A converted record.
 
     Attributes:
         record: The record, with its place in the source.
@@ -135,18 +135,18 @@ def conversions(
     lossy: Collection[str] = (),
     progress: Callable[[int], None] = lambda read: None,
 ) -> Iterator[Conversion | RowError]:
-    """Yield the row of each record of a file, or the error of one that cannot be converted.
+    """Yield the row of each record of a file, or the error of a record that cannot be converted.
 
-    A record that is left out by an allowed loss gives neither: it is counted in the report.
+    A record that an allowed loss leaves out yields neither: the report counts it.
 
     Args:
         source: The file.
-        report: Is filled while the records are read.
+        report: The report to fill while the records are read.
         lossy: Kinds of `LOSSES` that are allowed.
         progress: Called with the number of bytes read since the last call.
 
     Raises:
-        InputError: If the file cannot be read, has no records, or is in no known format.
+        InputError: If the file cannot be read, has no records, or its format is not known.
     """
     file = open_source(source.path)
     records = file.records(progress)
@@ -156,7 +156,7 @@ def conversions(
     layout, evidence = layout_of(source, first)
     report.sources.append({"file": str(source.path), "container": file.title, "format": evidence})
     report.layouts.append(layout)
-    # declared keys under a name of their own, until a record has them
+    # declared keys under their own names, until a record has them
     unseen = {key for name, key in source.layout.keys.items() if key and key != name}
     for record in chain(first, records):
         if unseen and isinstance(record.value, Mapping):
@@ -181,7 +181,7 @@ def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
             raise first[0].value
         record = readable[0] if isinstance(readable[0], Mapping) else {}
         lists = [key for key, value in record.items() if isinstance(value, list)]
-        # a known key, whose value is the fault
+        # a known key with a faulty value
         known = next((key for key in MESSAGE_LISTS if record.get(key) is not None), "")
         if known:
             return Layout("messages", {"messages": known}), f"{FORMATS['messages'].title} (`{known}`)"
@@ -201,10 +201,10 @@ def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
 
 
 def _refuse_unwritable_columns(data: Mapping[str, Any], place: str) -> None:
-    """Refuse a column beside the fields of a row that no file can hold: `parse_row` does not read it.
+    """Refuse an extra column that cannot be written to a file: `parse_row` does not read it.
 
     Raises:
-        RowError: If its name or its value has half of a surrogate pair.
+        RowError: If its name or its value has half a surrogate pair.
     """
     for key, value in data.items():
         if key not in ROW_KEYS:
@@ -222,7 +222,7 @@ def _converted(
             raise record.value
         data, changes = convert_record(record, layout, padded=file.padded)
         losses = sorted({change.kind for change in changes if change.is_loss} - set(lossy))
-        # a row that lost too much is refused for that, not for the fields that are left
+        # a row that lost too much is refused for the loss, not for its remaining fields
         if data is not None and not losses:
             row = parse_row(data, place=record.place)
             _refuse_unwritable_columns(data, record.place)
@@ -236,8 +236,9 @@ def _converted(
         lost = "; ".join(LOSSES[kind] for kind in losses)
         step = f"Allow the loss: `lossy: [{', '.join(losses)}]` of the source in the recipe, or --lossy of the import."
         return RowError(f"a row cannot keep {lost}", place=record.place, next_step=step)
-    if own := dict.fromkeys(key for key in data or () if key not in ROW_KEYS):
-        report.own.add(record.place, own)
+    user_keys = dict.fromkeys(key for key in data or () if key not in ROW_KEYS)
+    if user_keys:
+        report.own.add(record.place, user_keys)
         report.unread.update(filter(None, [unread_columns(data)]))
     report.rows += data is not None
     report.dropped += data is None

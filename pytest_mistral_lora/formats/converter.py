@@ -38,7 +38,7 @@ def convert_record(record: Record, layout: Layout, *, padded: bool) -> tuple[dic
     fields = {key: item for key, item in value.items() if item is not None}
     changes = [changed("null-keys")] if len(fields) < len(value) else []
     messages = fields.get(keys["messages"]) if "messages" in keys else None
-    # a table pads its own columns, but not the JSON that one holds as text
+    # a table pads its columns, but not the JSON text in them
     padded = (padded and not isinstance(messages, str)) or has_padding(messages)
     reading = RecordReading(record.place, layout, keys, padded)
     draft, more = FORMATS[layout.format].convert(Draft([], fields, ToolCalls(padded=padded)), reading)
@@ -60,8 +60,8 @@ def convert_record(record: Record, layout: Layout, *, padded: bool) -> tuple[dic
     changes += more
     tools, more = convert_tools(tools, Place(record.place, "tools"), padded=padded)
     changes += more
-    own, more = _own_keys(fields)
-    return {"messages": messages, **({"tools": tools} if tools else {}), **own}, changes + more
+    user_fields, more = _own_keys(fields)
+    return {"messages": messages, **({"tools": tools} if tools else {}), **user_fields}, changes + more
 
 
 def _fields(record: Record, layout: Layout) -> tuple[Mapping[str, Any], dict[str, str]]:
@@ -75,7 +75,7 @@ def _fields(record: Record, layout: Layout) -> tuple[Mapping[str, Any], dict[str
     if not isinstance(value, Mapping):
         if recognised is None:
             raise RowError(f"a record is {kind_of(value)}", place=record.place, expected="an object")
-        # a list of messages alone
+        # a bare list of messages
         value = {"messages": value}
         recognised = Recognised("messages", f"{FORMATS['messages'].title} ()", "", {"messages": "messages"})
     if recognised is not None and recognised.name != layout.format and not layout.keys:
@@ -87,12 +87,12 @@ def _fields(record: Record, layout: Layout) -> tuple[Mapping[str, Any], dict[str
     keys = expected.keys
     if recognised is not None and recognised.name == layout.format:
         keys = recognised.keys
-    # a declaration without a field names an empty key; the column of pandas' index has one, too
+    # a declaration without a field has an empty key, and so has the column of pandas' index
     return value, {name: key for name, key in {**keys, **layout.keys}.items() if key}
 
 
 def _bad_mark(fields: Mapping[str, Any], reading: RecordReading) -> str:
-    """Return the key that marks the answer of a record as bad; empty if the record has no such mark."""
+    """Return the key that marks the answer of a record as bad; empty if no key does."""
     declared = reading.keys.get("mark", "")
     for key in fields:
         if not key or key not in (declared, *_MARKS):
@@ -100,7 +100,7 @@ def _bad_mark(fields: Mapping[str, Any], reading: RecordReading) -> str:
         flag = _flag(fields[key])
         if flag is None and key == declared:
             raise Place(reading.place, key).error(repr(fields[key]), "true or false")
-        # 0 may be a class of the user's own, but beside a prompt and its completion it is KTO's mark
+        # 0 may be a user's class, but beside a prompt and its completion it is KTO's mark
         is_word = str(fields[key]).lower() == "false"
         if flag is False and (is_word or key == declared or reading.layout.format == "prompt-completion"):
             return key
@@ -121,7 +121,7 @@ def _without_media(fields: Mapping[str, Any], keys: Mapping[str, str]) -> tuple[
 def _with_system(
     messages: list[dict[str, Any]], fields: Mapping[str, Any], reading: RecordReading
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[Change]]:
-    """Return the messages behind the system prompt that the record has in a column, or that the layout declares."""
+    """Return the messages behind the system prompt in a column of the record, or declared by the layout."""
     layout = reading.layout
     text, rest, changes = _column(fields, "system", "system", layout)
     text = text or layout.system
@@ -144,7 +144,7 @@ def _column(
     Args:
         fields: The fields of the record.
         name: A key of `_COLUMNS`.
-        kind: The kind of loss of another column of the same meaning.
+        kind: The kind of loss for another column of the same meaning.
         layout: The layout of the record.
     """
     keys = (layout.keys[name],) if name in layout.keys else _COLUMNS[name]
@@ -157,7 +157,7 @@ def _column(
 def _with_only_last(
     messages: list[dict[str, Any]], fields: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[Change]]:
-    """Return the messages with weight 0 for all answers but the last, if `only_last` asks for that."""
+    """Return the messages with weight 0 for all answers but the last, if `only_last` is set."""
     only_last = _flag(fields.get("only_last"))
     rest = dict(fields)
     if only_last is not None:
@@ -192,7 +192,7 @@ def _up_to_last_answer(messages: list[dict[str, Any]], place: str) -> tuple[list
 
 
 def _own_keys(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Change]]:
-    """Return the user's own keys, which change no token, as far as a row can have them."""
+    """Return the user's own keys, which change no token, except those that a row cannot have."""
     kept, changes = {}, []
     for key, value in fields.items():
         try:
@@ -209,7 +209,7 @@ def _own_keys(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Change]]:
 
 
 def _flag(value: Any) -> bool | None:
-    """Return the truth of a field, which a column of CSV holds as text; None if it has none."""
+    """Return the truth of a field, which a column of CSV holds as text; None if it is not a truth value."""
     if isinstance(value, str):
         value = {"true": True, "false": False, "1": True, "0": False}.get(value.lower())
     return bool(value) if value in (True, False) else None

@@ -1,4 +1,4 @@
-"""The files that a path stands for: a file, a folder, or a configuration of TRL, Axolotl or LLaMA-Factory."""
+"""The data files of a path: a file, a folder, or a configuration of TRL, Axolotl or LLaMA-Factory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,20 @@ from pytest_mistral_lora.formats.layouts import Layout, axolotl_layout, llamafac
 from pytest_mistral_lora.records.schema import error_in_words
 
 _ON_A_HUB = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
-# settings of a data set in Axolotl that change which rows there are, or their text, in a way that is not done here
+# Axolotl's settings of a data set that choose rows or change their text; they are not supported here
 _AXOLOTL_REFUSED = (
-    *("message_field_training_detail", "split_thinking", "shards", "shards_idx", "preprocess_shards"),
-    *("input_transform", "columns", "data_dir"),
-    *("input_format", "field_human", "field_model", "conversation"),
+    "message_field_training_detail",
+    "split_thinking",
+    "shards",
+    "shards_idx",
+    "preprocess_shards",
+    "input_transform",
+    "columns",
+    "data_dir",
+    "input_format",
+    "field_human",
+    "field_model",
+    "conversation",
 )
 _HELD_OUT = ("test_datasets", "eval_dataset", "dataset_test_split")
 _LLAMAFACTORY_TRAINING = ("mask_history", "train_on_prompt", "max_samples", "mix_strategy", "cutoff_len")
@@ -43,7 +52,7 @@ class _OwnFields(BaseModel, extra="forbid", strict=True):
 
 
 class _AxolotlEntry(BaseModel, extra="allow", strict=True):
-    """The keys of Axolotl's `SFTDataset` and `DPODataset` that are followed here."""
+    """The supported keys of Axolotl's `SFTDataset` and `DPODataset`."""
 
     path: str | None = None
     data_files: str | list[str] | None = None
@@ -65,7 +74,7 @@ class _AxolotlEntry(BaseModel, extra="allow", strict=True):
 
 
 class _LlamaFactoryEntry(BaseModel, extra="allow", strict=True):
-    """The keys of LLaMA-Factory's `DatasetAttr` that are followed here."""
+    """The supported keys of LLaMA-Factory's `DatasetAttr`."""
 
     file_name: str | None = None
     formatting: Literal["alpaca", "sharegpt", "openai"] = "alpaca"
@@ -75,7 +84,7 @@ class _LlamaFactoryEntry(BaseModel, extra="allow", strict=True):
 
 
 def _check(model: type[BaseModel], entry: Any, place: str) -> None:
-    """Refuse an entry with a value of another type.
+    """Refuse an entry with a value of the wrong type.
 
     Raises:
         InputError: With the key and the value.
@@ -89,20 +98,20 @@ def _check(model: type[BaseModel], entry: Any, place: str) -> None:
 
 
 def declared_sources(path: Path, names: Collection[str] = ()) -> tuple[list[Source], list[str]]:
-    """Return the sources that a path stands for, and remarks on the settings of a configuration that are not taken.
+    """Return the sources of a path, and remarks on the settings of a configuration that are ignored.
 
     Args:
         path: A data file, a folder, `dataset_info.json`, or a YAML file of TRL, Axolotl or LLaMA-Factory.
         names: Data sets to take from a `dataset_info.json`; all if it has one.
 
     Raises:
-        InputError: If there is no such file, or a declaration cannot be followed.
+        InputError: If a file is missing, or a declaration is not supported.
     """
     if path.suffix.lower() in (".yaml", ".yml"):
         return _of_yaml(path, names)
     if path.is_file() and path.suffix == ".json" and "dataset_info" in path.name:
         info = read_json(path)
-        if isinstance(info, Mapping) and all(isinstance(one, Mapping) for one in info.values()):
+        if isinstance(info, Mapping) and all(isinstance(entry, Mapping) for entry in info.values()):
             return _of_dataset_info(path, info, names)
     if names:
         raise InputError(f"declares no data set {', '.join(names)}", place=str(path), expected="a dataset_info.json")
@@ -132,9 +141,9 @@ def _of_yaml(path: Path, names: Collection[str]) -> tuple[list[Source], list[str
     if isinstance(named, str | list):
         wanted = names or (named.split(",") if isinstance(named, str) else named)
         info = _found(path, str(config.get("dataset_dir") or "data")) / "dataset_info.json"
-        sources, others = _of_dataset_info(info, read_json(info), [str(one).strip() for one in wanted])
+        sources, others = _of_dataset_info(info, read_json(info), [str(name).strip() for name in wanted])
         training = [f"{key}: {config[key]}" for key in _LLAMAFACTORY_TRAINING if config.get(key)]
-        others += [f"{one} of {path} is a setting of training, not of rows" for one in training]
+        others += [f"{setting} of {path} is a setting of training, not of rows" for setting in training]
         return sources, [*others, *remarks]
     if "base" in config and "data" in config:
         raise InputError("this is a recipe of mistral-lora", place=str(path), next_step="Name its data.train instead.")
@@ -144,7 +153,7 @@ def _of_yaml(path: Path, names: Collection[str]) -> tuple[list[Source], list[str
 
 
 def _found(config: Path, name: str) -> Path:
-    """Return a path of a configuration: trainers read it from the working directory; here also beside the file."""
+    """Return a path of a configuration: relative to the working directory, as for trainers, or to the file."""
     path = Path(name)
     return path if path.exists() or path.is_absolute() else config.parent / name
 
@@ -162,7 +171,7 @@ def _split(declared: Mapping[str, Any], key: str, place: object) -> str:
 
 
 def _of_dataset_info(path: Path, info: Any, names: Collection[str]) -> tuple[list[Source], list[str]]:
-    if not isinstance(info, Mapping) or not all(isinstance(one, Mapping) for one in info.values()):
+    if not isinstance(info, Mapping) or not all(isinstance(entry, Mapping) for entry in info.values()):
         raise InputError("is no declaration of data sets", place=str(path), expected='{"NAME": {"file_name": …}}')
     local = [name for name, entry in info.items() if "file_name" in entry]
     wanted = list(names) or (local if len(local) == 1 else [])

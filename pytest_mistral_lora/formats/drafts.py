@@ -34,11 +34,11 @@ class RecordReading:
 
 
 class Draft(NamedTuple):
-    """A row in the making.
+    """A row during its conversion.
 
     Attributes:
         messages: The messages so far.
-        fields: The fields of the record that are not converted yet, none of them null.
+        fields: The fields of the record that are not converted yet, without null.
         calls: The tool calls of the row so far.
     """
 
@@ -66,7 +66,7 @@ def take_joined(draft: Draft, first: str, reading: RecordReading) -> tuple[str, 
         reading: How the record is read.
 
     Raises:
-        RowError: If one of the two is not a text, or the record has neither.
+        RowError: If one of the two is not a text, or both are missing.
     """
     layout = reading.layout
     is_present = reading.keys.get(first) in draft.fields
@@ -78,10 +78,10 @@ def take_joined(draft: Draft, first: str, reading: RecordReading) -> tuple[str, 
             raise Place(reading.place, reading.keys[name]).error(f"is {kind_of(text)}", "a string")
     instruction, given = texts[first] or "", texts["input"] or ""
     if not (instruction or given or is_present):
-        # a declared key that the record does not have: an empty question would be trained on
+        # the record lacks the declared key: training would use an empty question
         raise Place(reading.place, reading.keys.get(first, first)).error("is missing", "a text")
     if layout.templates is not None and (instruction + given).strip():
-        # not str.format: a declaration must not reach the attributes of an object
+        # not str.format: a declaration must not access the attributes of an object
         template = layout.templates[0 if given else 1]
         text = template.replace("{instruction}", instruction).replace("{input}", given)
         return text, draft, [changed("input", "the declared format")]
@@ -90,7 +90,7 @@ def take_joined(draft: Draft, first: str, reading: RecordReading) -> tuple[str, 
 
 
 def add_conversation(draft: Draft, reading: RecordReading) -> tuple[Draft, list[Change]]:
-    """Return the draft with the messages that a record has under its own key, and the changes.
+    """Return the draft with the messages under the record's key, and the changes.
 
     Raises:
         RowError: If the key is missing, or a message cannot be converted.
@@ -116,7 +116,7 @@ def add_side(
         weight: The weight of answers without a flag.
 
     Raises:
-        RowError: If it is missing or empty, or a message cannot be converted.
+        RowError: If the value is missing or empty, or a message cannot be converted.
     """
     changes: list[Change] = []
     if isinstance(value, str) and value.lstrip().startswith("[{") and find_conversation({"messages": value}):
@@ -130,7 +130,7 @@ def add_side(
         ]
         draft = draft._replace(fields={**settings, **draft.fields})
         value = value["messages"]
-    # trainers encode an empty question without a word, and train on an answer to nothing
+    # trainers accept an empty question silently, and train on an answer to nothing
     is_empty = value == [] or (role == "user" and isinstance(value, str) and not value.strip())
     if value is None or is_empty:
         raise Place(reading.place, key).error("is missing" if value is None else "is empty", "a text or messages")
@@ -143,7 +143,7 @@ def add_side(
 
 
 def add_answer(draft: Draft, key: str, value: Any, reading: RecordReading) -> tuple[Draft, list[Change]]:
-    """Return the draft with the answer to its prompt: a text, or a conversation that may have the prompt in it.
+    """Return the draft with the answer to its prompt: a text, or a conversation that may include the prompt.
 
     Raises:
         RowError: If the conversation begins with another question than the prompt.
@@ -156,7 +156,7 @@ def add_answer(draft: Draft, key: str, value: Any, reading: RecordReading) -> tu
         expected = "`prompt`, or a chosen conversation"
         raise Place(reading.place, key).error("a chosen answer without its prompt", expected)
     answer_texts, prompt_texts = _texts(answer), _texts(prompt)
-    # a prompt that is a text is the first question, behind the conversation's own system prompt or greeting
+    # a text prompt is the first question, behind the conversation's own system prompt or greeting
     question = next((index for index, (role, _) in enumerate(answer_texts) if role == "user"), 0)
     for start in (0, question):
         if prompt and answer_texts[start : start + len(prompt)] == prompt_texts:

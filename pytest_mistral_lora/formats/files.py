@@ -1,4 +1,4 @@
-"""Find the data files of a path: itself, or those of a folder, of a saved dataset, or of its splits."""
+"""Find the data files of a path: the file itself, or the files of a folder, a saved dataset, or its splits."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})\..+")
 
 
 def source_files(path: Path, split: str = "") -> list[Path]:
-    """Return the data files of a path: itself, or those of a folder in order.
+    """Return the data files of a path: the file itself, or the files of a folder in order.
 
     Args:
         path: The file or folder.
-        split: Of a folder with several splits, the one to take, by the names of its files; empty for none.
+        split: The split to take from a folder with several, by the names of its files; empty for no choice.
 
     Raises:
-        InputError: If there are none, a folder has several splits or kinds of files, or the split is not there.
+        InputError: If a folder has no data files, several splits or kinds of files, or not the named split.
     """
     if not path.exists():
         # `owner/name` may be a data set of the Hub
@@ -40,9 +40,9 @@ def source_files(path: Path, split: str = "") -> list[Path]:
         return _saved_files(path)
     kind, found = ("splits", splits) if (splits := saved_splits(path)) else ("data files", _loose_files(path))
     if split:
-        named = [one for one in found if re.match(rf"{re.escape(split)}([-_.]|$)", one.name)]
+        named = [file for file in found if re.match(rf"{re.escape(split)}([-_.]|$)", file.name)]
         if not named and split != "train":  # files without the name of a split are the split `train`
-            expected = ", ".join(one.name for one in found[:8])
+            expected = ", ".join(file.name for file in found[:8])
             raise InputError(f"no file of the split {split!r}", place=str(path), expected=expected)
         found = named or found
     if not found:
@@ -50,7 +50,7 @@ def source_files(path: Path, split: str = "") -> list[Path]:
     if _are_shards(found):
         return found
     if len(found) > 1:
-        names = ", ".join(one.relative_to(path).as_posix() for one in found[:8])
+        names = ", ".join(file.relative_to(path).as_posix() for file in found[:8])
         raise InputError(
             f"has {len(found)} {kind}: {names}", place=str(path), next_step="Name those to import, in their order."
         )
@@ -58,7 +58,7 @@ def source_files(path: Path, split: str = "") -> list[Path]:
 
 
 def every_file(path: Path) -> list[Path]:
-    """Return all data files of a path, in order: itself, or those of a folder, of every split and kind.
+    """Return all data files of a path, in order: the file itself, or the files of a folder, of every split and kind.
 
     Raises:
         InputError: If a folder of `save_to_disk` is damaged.
@@ -72,10 +72,10 @@ def every_file(path: Path) -> list[Path]:
 
 
 def saved_splits(path: Path) -> list[Path]:
-    """Return the folders of the splits in a folder of `DatasetDict.save_to_disk`; none of another folder.
+    """Return the folders of the splits in a folder of `DatasetDict.save_to_disk`; empty for another folder.
 
     Raises:
-        InputError: If it is damaged.
+        InputError: If the folder is damaged.
     """
     file = path / "dataset_dict.json"
     if not file.is_file():
@@ -89,20 +89,20 @@ def saved_splits(path: Path) -> list[Path]:
 def _saved_files(path: Path) -> list[Path]:
     """Return the data files of a folder of `Dataset.save_to_disk`."""
     listed = _listed(path / _STATE, "_data_files")
-    # `inside` refuses a name that leads out of the folder
-    return [inside(path, str(one.get("filename") if isinstance(one, Mapping) else one)) for one in listed]
+    # `inside` refuses a name that leaves the folder
+    return [inside(path, str(entry.get("filename") if isinstance(entry, Mapping) else entry)) for entry in listed]
 
 
 def _loose_files(path: Path) -> list[Path]:
     """Return the data files below a folder."""
-    found = sorted(one for one in path.rglob("*") if one.is_file() and one.name.lower().endswith(DATA_SUFFIXES))
-    # hidden ones are caches, of the Hub's client and of file managers
-    found = [one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts)]
-    return [one for one in found if one.name not in ("dataset_info.json", "dataset_infos.json", _STATE)]
+    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.lower().endswith(DATA_SUFFIXES))
+    # hidden files are caches of the Hub's client and of file managers
+    found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    return [file for file in found if file.name not in ("dataset_info.json", "dataset_infos.json", _STATE)]
 
 
 def _are_shards(found: Sequence[Path]) -> bool:
-    """Return whether sorted files are the shards of one table, `train-00000-of-00002.parquet`, and all are there."""
+    """Return whether sorted files are the shards of one table, `train-00000-of-00002.parquet`, and complete."""
     matches = [_SHARD.fullmatch(path.name) for path in found]
     names = {(path.parent, match and match["name"]) for path, match in zip(found, matches, strict=True)}
     numbers = [(int(match["number"]), int(match["of"])) for match in matches if match]

@@ -1,4 +1,4 @@
-"""The layout of records: which of their keys hold the fields of a row, as it is recognised, declared or recorded."""
+"""The layout of records: the keys that hold the fields of a row, recognised, declared or recorded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RECORD_FIELDS = (
 MESSAGE_FIELDS = ("role", "content", "thinking", "weight", "tool_calls", "tool_call_id", "name")
 """Fields of a message that a layout can name the key of."""
 KNOWN_ROLES = {**{role: role for role in ROLES}, **OTHER_ROLES}
-"""Names of roles, each with ours."""
+"""Names of roles, each with our name."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Layout:
     """The places of a row's fields in the records of a source.
 
     Attributes:
-        format: A key of `formats.recognition.FORMATS`; empty if it is to be recognised.
+        format: A key of `formats.recognition.FORMATS`; empty to recognise it.
         keys: Keys of a record, by the field of `RECORD_FIELDS`.
         message_keys: Keys of a message, by the field of `MESSAGE_FIELDS`.
         roles: Our names of declared roles, by their names in the source.
@@ -46,7 +46,7 @@ class Layout:
         drop_system: Whether system messages are left out.
         joined: Whether chunks of text are one text, without a blank line between them.
         templates: The user's message with an input and without one, `{instruction} {input}`.
-        system: The system prompt of records that have none.
+        system: The system prompt of records without one.
     """
 
     format: str = ""
@@ -68,7 +68,7 @@ class Layout:
         return {**KNOWN_ROLES, **self.roles}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the parts that are declared and read, but for the format, as plain JSON data."""
+        """Return the declared parts that are read, except the format, as plain JSON data."""
         # a declaration may name fields that no row has
         keys = {name: key for name, key in self.keys.items() if name in RECORD_FIELDS}
         message_keys = {name: key for name, key in self.message_keys.items() if name in MESSAGE_FIELDS}
@@ -109,13 +109,13 @@ def llamafactory_layout(entry: Mapping[str, Any], place: str) -> Layout:
     """Return the layout of an entry of `dataset_info.json` as `DatasetAttr.join` of LLaMA-Factory reads it.
 
     Raises:
-        InputError: If it declares no response.
+        InputError: If the entry declares no response.
     """
     family = "alpaca" if entry.get("formatting", "alpaca") == "alpaca" else "sharegpt"
     columns = entry.get("columns")
     keys = dict(_LLAMAFACTORY_COLUMNS[family])
     if columns is not None:
-        # a column that is not declared beside others is none, not the default
+        # beside declared columns, an undeclared one is missing, and not the default
         keys = {**dict.fromkeys(("instruction", "input", "output", "history", "messages", "system", "tools"), "")}
         keys |= {_COLUMN_NAMES.get(name, name): column for name, column in columns.items() if column}
     else:
@@ -181,7 +181,7 @@ def axolotl_layout(entry: Mapping[str, Any], place: str, *, is_preference: bool)
 
 
 def _axolotl_messages(entry: Mapping[str, Any], family: str, *, is_preference: bool) -> Layout:
-    """Return the layout of an entry whose rows have lists of messages, with the names that it gives to their fields."""
+    """Return the layout of an entry with lists of messages, and its names of their fields."""
     mapped = dict(entry.get("message_property_mappings") or {})
     role = mapped.pop("role", None) or entry.get("message_field_role")
     content = mapped.pop("content", None) or entry.get("message_field_content")

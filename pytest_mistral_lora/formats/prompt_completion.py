@@ -32,7 +32,7 @@ def _convert(draft: Draft, reading: RecordReading) -> tuple[Draft, list[Change]]
     changes = [changed("turns", f"{prompt}/{completion}")]
     answer, draft = take(draft, "completion", reading)
     if isinstance(answer, str) and answer[:1] == " " and answer[1:2] not in ("", " "):
-        # OpenAI's advice for a text that is put behind the prompt; a turn has markers between them
+        # OpenAI's advice if the text directly follows the prompt; turns have markers between them
         answer = answer[1:]
         changes.append(changed("completion-space"))
     question, draft = take(draft, "prompt", reading)

@@ -18,7 +18,7 @@ FORMATS: Mapping[str, RowFormat] = {
 }
 """The formats that are converted to rows, by name. A new one is a module beside these, and an entry here."""
 
-# sorted() keeps the order of the table among equals
+# sorted() is stable: equals keep the order of the table
 _IN_ORDER = sorted(FORMATS.values(), key=lambda row_format: not row_format.is_tried_first)
 
 _NO_TURNS = {
@@ -31,7 +31,7 @@ _NO_TURNS = {
     "prompt": ("a prompt alone (prompt)", "Put its answer beside it, under `completion`."),
     "question": ("a question alone (question)", "Put its answer beside it, under `answer`."),
 }
-"""Formats without turns by the key that shows them, each with its title and the next step."""
+"""Formats without turns, by the key that shows each, with its title and the next step."""
 
 
 def recognise(record: Any) -> Recognised | None:
@@ -41,7 +41,7 @@ def recognise(record: Any) -> Recognised | None:
         return _recognised(MESSAGES, f"a list of messages with {keys}", {"messages": ""}) if keys else None
     if not isinstance(record, Mapping):
         return None
-    # a table of many sources pads the keys of the others with null; if no format is left, a null is a fault of its own
+    # a table of many sources pads the keys of other sources with null; if no format matches, the null is the fault
     present = {key for key, value in record.items() if value is not None}
     for named in (present, record.keys()):
         for row_format in _IN_ORDER:
@@ -59,18 +59,18 @@ def _recognised(row_format: RowFormat, evidence: str, keys: Mapping[str, str]) -
 
 
 def ids_key(record: Any) -> str:
-    """Return the key under which a record has a trainer's ids or labels; empty if it has none."""
+    """Return the key of a trainer's ids or labels in a record; empty if it has none."""
     if not isinstance(record, Mapping):
         return ""
     if record.get("input_ids") is not None:
         return "input_ids"
     labels = record.get("labels")
-    # classes may be called labels, too: those of tokens have the number of a token without loss
+    # classes may be called labels, too; labels of tokens include the label of a token without loss
     return "labels" if isinstance(labels, Sequence) and not isinstance(labels, str) and -100 in labels else ""
 
 
 def unread_columns(record: Any) -> tuple[str, ...]:
-    """Return the keys of a row that another trainer may train on in place of its messages."""
+    """Return the keys of a row that another trainer may train on instead of its messages."""
     if not isinstance(record, Mapping):
         return ()
     if key := ids_key(record):

@@ -1,4 +1,4 @@
-"""Read the records of a path as they are, with nothing converted: of a file in any container, or of a folder."""
+"""Read the records of a path without converting them: from a file in any container, or from a folder."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def first_records(path: Path) -> tuple[str, list[Record]]:
     """Return the container of a file in words, and its first records.
 
     Raises:
-        InputError: If it cannot be read, or is a format that is never read.
+        InputError: If the file cannot be read, or its format is never read.
     """
     file = open_source(path)
     return file.title, list(islice(file.records(lambda read: None), _LOOKED_AT))
 
 
 def records_of(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[SourceFile, Record]]:
-    """Yield each record of a path with its file: those of a folder in the order of its files and splits.
+    """Yield each record of a path with its file; for a folder, in the order of its files and splits.
 
     Args:
         path: A data file, or a folder of them.
@@ -48,7 +48,7 @@ def records_of(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[So
 
 
 def plain_row(record: Mapping[str, Any], place: str, *, padded: bool) -> dict[str, Any]:
-    """Return a record with the JSON of its messages and tools parsed, and without the nulls that stand for no key.
+    """Return a record with the JSON of its messages and tools parsed, and without the nulls that stand for absent keys.
 
     A null in the arguments of a call is kept, since it may be a part of the row: `unpadded_calls` leaves it out.
 
@@ -79,11 +79,11 @@ def unpadded_calls(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_padding(value: Any) -> Any:
-    """Return a value without the keys that are null, at any depth; arguments stay as they are."""
+    """Return a value without null keys, at any depth; arguments are not changed."""
     if isinstance(value, Mapping):
         return {
-            key: one if key == _ARGUMENTS else _without_padding(one)
-            for key, one in value.items()
-            if one is not None or key == _ARGUMENTS
+            key: item if key == _ARGUMENTS else _without_padding(item)
+            for key, item in value.items()
+            if item is not None or key == _ARGUMENTS
         }
-    return [_without_padding(one) for one in value] if isinstance(value, list) else value
+    return [_without_padding(item) for item in value] if isinstance(value, list) else value

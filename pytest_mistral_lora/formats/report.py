@@ -58,7 +58,7 @@ LOSSES = {
     "last-prompt": "messages after the last answer",
     "bad-records": "records that cannot be converted",
 }
-"""The kinds of losses, each an error unless it is allowed by name."""
+"""The kinds of losses; each is an error unless it is allowed by name."""
 
 SHOWN = 3
 MOST_FAULTS = 20
@@ -70,7 +70,7 @@ class Tally:
 
     Attributes:
         count: Number of rows that have it.
-        first: Places of the first of them.
+        first: Places of the first such rows.
         details: How often each detail was seen.
     """
 
@@ -83,11 +83,11 @@ class Tally:
         self.count += 1
         if len(self.first) < SHOWN:
             self.first.append(place)
-        # names of keys are details, and a hostile file has as many as it likes
+        # names of keys are details, and a hostile file may have any number of them
         self.details.update(detail for detail in details if detail in self.details or len(self.details) < 100)
 
     def text(self, template: str) -> str:
-        """Return the effect, the number of rows and the first of them, as one line."""
+        """Return the effect, the number of rows and the places of the first, as one line."""
         most = ", ".join(detail for detail, _ in self.details.most_common(6))
         places = ", ".join(self.first) + (", …" if self.count > len(self.first) else "")
         return printable(f"{template.format(detail=most)}: {counted(self.count, 'row')} ({places})", lines=False)
@@ -98,7 +98,7 @@ class Change(NamedTuple):
 
     Attributes:
         kind: A key of `CHANGES`, or of `LOSSES` if it is a loss.
-        detail: The key or the name that it is about; empty if the kind says all.
+        detail: The key or the name concerned; empty if the kind says everything.
         is_loss: Whether the row cannot keep something of its record.
     """
 
@@ -122,18 +122,18 @@ class Report:
     """The report of a conversion.
 
     Attributes:
-        sources: The files, each with its container and the format that was recognised in it.
+        sources: The files, each with its container and the recognised format.
         rows: Number of rows written.
-        dropped: Number of records that gave no row, by a loss that was allowed.
-        bad: Number of records that cannot be converted, for an error or a loss that is not allowed.
-        refused: Number of those that have an error.
+        dropped: Number of records without a row, because of an allowed loss.
+        bad: Number of records that cannot be converted, because of an error or a loss that is not allowed.
+        refused: Number of these that have an error.
         changes: By kind.
         losses: By kind, whether allowed or not.
         own: The user's own keys, which rows keep and no token shows.
-        unread: Numbers of rows that keep columns which another trainer may train on, by these columns.
+        unread: Numbers of rows with columns that another trainer may train on, by these columns.
         layouts: The layout of each source.
-        remarks: Settings of a declaration that have no place in rows, as sentences.
-        faults: The errors by their text, each with the fields that have it; a hostile file has no more than 20.
+        remarks: Sentences about settings of a declaration that do not apply to rows.
+        faults: The errors by their text, each with its fields; at most 20, even for a hostile file.
     """
 
     sources: list[dict[str, str]] = field(default_factory=list)
@@ -220,10 +220,10 @@ class Report:
 
 
 def refuse_unknown_losses(lossy: Collection[str]) -> None:
-    """Refuse a kind of loss that there is not.
+    """Refuse an unknown kind of loss.
 
     Raises:
-        InputError: With the kinds.
+        InputError: With the known kinds.
     """
     unknown = set(lossy) - LOSSES.keys()
     if unknown:

@@ -1,4 +1,4 @@
-"""What a row format is: how its records are recognised, and how one of them becomes the messages of a row."""
+"""A row format: how to recognise its records, and how to convert a record to the messages of a row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_mistral_lora.formats.report import Change
 
 
 class Evidence(NamedTuple):
-    """The keys by which a record shows its format.
+    """The keys of a record that show its format.
 
     Attributes:
         words: The keys in words, for people.
@@ -26,16 +26,16 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RowFormat:
-    """A format of records that are converted to rows.
+    """A format of records to convert to rows.
 
     Attributes:
         name: Its name in options, recipes and manifests.
         title: Its name in sentences.
-        keys: The keys of a record that is declared to have the format, by the name of the field that they hold.
+        keys: The keys of a record with this declared format, by the name of the field that they hold.
         recognise: Returns the evidence in a record, or None if it has another format. The second argument is the keys
             that count as present: those with a value, or all of them.
         convert: Moves the messages of a record from its fields to the draft of its row, and returns the changes.
-        is_tried_first: Whether its records may have the keys of other formats beside its own.
+        is_tried_first: Whether its records may also have the keys of other formats.
     """
 
     name: str
@@ -51,11 +51,11 @@ class Recognised:
     """The format of a record.
 
     Attributes:
-        name: The name of a row format; empty for a format that has no turns.
+        name: The name of a row format; empty for a format without turns.
         title: The format and its evidence, `ShareGPT (conversations with from/value)`.
         evidence: The keys that show it, in words.
         keys: Keys of the record, by the name of the field that they hold.
-        advice: The next step for a format that has no turns; else empty.
+        advice: The next step for a format without turns; else empty.
     """
 
     name: str
@@ -70,5 +70,5 @@ class Recognised:
         return self.name == "messages" and self.keys["messages"] == "messages"
 
     def next_step(self, path: str) -> str:
-        """Return the sentence with the command for a file of this format; `path` is empty if it has no file."""
+        """Return the sentence with the command for a file of this format; `path` is empty if the file is not known."""
         return self.advice.replace("FILE", shlex.quote(path) if path else "FILE") or import_step(path)

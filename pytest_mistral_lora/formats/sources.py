@@ -27,7 +27,7 @@ def open_rows(
     lossy: Collection[str] = (),
     is_held_out: bool = False,
 ) -> list[DataFile]:
-    """Return the data files that a path stands for, each of which is converted to rows while it is read.
+    """Return the data files of a path; each is converted to rows while it is read.
 
     `chat.rows.scan_rows` yields the rows of each, and `chat.reading.chunks.chunks` their lines: a record at a time,
     with its place in the source.
@@ -40,15 +40,15 @@ def open_rows(
         is_held_out: Whether all rows are held out.
 
     Raises:
-        InputError: If there is no such file, a declaration cannot be followed, or a name is unknown.
+        InputError: If a file is missing, a declaration is not supported, or a name is unknown.
     """
     refuse_unknown_losses(lossy)
     sources, _ = sources_of(path, layout or Layout(), names)
-    return [DataFile(one.path, is_held_out, ConvertedSource(one, lossy)) for one in sources]
+    return [DataFile(source.path, is_held_out, ConvertedSource(source, lossy)) for source in sources]
 
 
 def rows_of(path: Path, **options: Any) -> Iterator[Row | RowError]:
-    """Yield each row of the data files that a path stands for, or the error of its record, one at a time.
+    """Yield each row of the data files of a path, or the error of its record, one at a time.
 
     Args:
         path: As for `open_rows`.
@@ -62,17 +62,17 @@ def rows_of(path: Path, **options: Any) -> Iterator[Row | RowError]:
 
 
 def sources_of(path: Path, layout: Layout, names: Collection[str] = ()) -> tuple[list[Source], list[str]]:
-    """Return the files that a path stands for, with their layouts, and remarks on settings that are not taken.
+    """Return the files of a path, with their layouts, and remarks on ignored settings.
 
     Raises:
-        InputError: If there is no such file, a declaration cannot be followed, or it and `layout` both name a format.
+        InputError: If a file is missing, a declaration is not supported, or it and `layout` both name a format.
     """
     found, remarks = declared_sources(path, names)
     if not layout.format:
         return found, remarks
-    if any(one.layout.format for one in found):
+    if any(source.layout.format for source in found):
         raise InputError(f"{path} declares its format", place="format", expected="none beside it")
-    return [Source(one.path, layout) for one in found], remarks
+    return [Source(source.path, layout) for source in found], remarks
 
 
 class ConvertedSource:
@@ -81,9 +81,9 @@ class ConvertedSource:
     Attributes:
         source: The file and its layout.
         lossy: Kinds of losses that are allowed.
-        report: The report of the last pass; of no record before the first.
-        bytes_read: Bytes of the file that it has read so far.
-        rows_sha256: Hash of all rows, as `records.files.sha256_rows` makes it; of the last pass that came to the end.
+        report: The report of the last pass; empty before the first.
+        bytes_read: Bytes of the file that the last pass has read so far.
+        rows_sha256: Hash of all rows, as in `records.files.sha256_rows`, from the last complete pass.
     """
 
     def __init__(self, source: Source, lossy: Collection[str] = ()) -> None:
@@ -97,22 +97,22 @@ class ConvertedSource:
         """Yield the number of each record, and its row as a line or its error; see `LineSource`.
 
         Raises:
-            InputError: If the file cannot be read, has no records, or gives no row, or if its format is unknown.
+            InputError: If the file cannot be read, has no records or yields no row, or its format is unknown.
         """
         self.report, self.bytes_read = Report(), 0
         name = self.source.layout.format
         if name and name not in FORMATS:
-            # a manifest of a later version may name it
+            # a manifest of a later version may name another format
             raise InputError(f"format {name!r}", place=str(self.source.path), expected=f"one of {', '.join(FORMATS)}")
         digest = hashlib.sha256()
-        for one in conversions(self.source, self.report, lossy=self.lossy, progress=self._count):
-            place = one.record.place if isinstance(one, Conversion) else one.place.partition(", ")[0]
+        for result in conversions(self.source, self.report, lossy=self.lossy, progress=self._count):
+            place = result.record.place if isinstance(result, Conversion) else result.place.partition(", ")[0]
             number = int(place.rpartition(":")[2])
-            if isinstance(one, RowError):
-                yield number, one
+            if isinstance(result, RowError):
+                yield number, result
             else:
-                digest.update(framed_row(one.row))
-                yield number, one.row.to_jsonl().encode()
+                digest.update(framed_row(result.row))
+                yield number, result.row.to_jsonl().encode()
         self.rows_sha256 = digest.hexdigest()
         if not (self.report.rows or self.report.bad):
             raise InputError(f"each of {self.report.dropped} records is left out", place=str(self.source.path))
@@ -127,7 +127,7 @@ class ConvertedSource:
         return {"format": layout.format, "layout": layout.to_json(), "lossy": sorted(self.lossy)}
 
     def facts(self) -> dict[str, Any]:
-        """Return the format, the layout, the losses and the hash of the rows of a pass: `source` in a manifest."""
+        """Return the facts of a pass for `source` in a manifest: format, layout, losses and hash of the rows."""
         [layout] = self.report.layouts
         losses = {kind: tally.count for kind, tally in sorted(self.report.losses.items())}
         return {
@@ -142,7 +142,7 @@ class ConvertedSource:
 
 
 def recorded_file(path: Path, entry: Mapping[str, Any]) -> DataFile:
-    """Return a data file that is read as it was read for a run.
+    """Return a data file, to read as for the recorded run.
 
     Args:
         path: The file.
@@ -156,17 +156,17 @@ def recorded_file(path: Path, entry: Mapping[str, Any]) -> DataFile:
 
 
 def row_files(path: Path) -> list[DataFile]:
-    """Return the files that a path of rows stands for; those of another format with their conversion.
+    """Return the files of a path of rows; files of another format with their conversion.
 
     Raises:
-        InputError: If they cannot be told: there is none, or a folder has several of different kinds.
+        InputError: If no file is found, or a folder has files of different kinds.
     """
     if path.is_dir() or path.suffix.lower() in (".yaml", ".yml") or "dataset_info" in path.name:
         return open_rows(path)
     try:
         found = next(filter(None, map(recognise, first_values(path))), None)
     except InputError as error:
-        # not JSON Lines, and converted; or not there, which the pass reports
+        # not JSON Lines, so it is converted; or missing, which the pass reports
         return open_rows(path) if error.next_step else [DataFile(path)]
-    # a file of which no line can be read is judged as it is: each line is a finding
+    # a file without a readable line is judged unconverted: each line is a finding
     return [DataFile(path)] if found is None or found.is_row or not found.name else open_rows(path)

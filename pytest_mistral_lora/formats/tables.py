@@ -1,7 +1,7 @@
 """Read Parquet and Arrow in a process of their own, under limits of the operating system.
 
 A damaged or a hostile table makes pyarrow read beyond its memory, or take all of it, and no argument of pyarrow bounds
-either. The process checks each batch, measures its rows, and hands them over as plain objects, a piece at a time.
+either. The process checks each batch, measures its rows, and passes them on as plain objects, a piece at a time.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Piece(NamedTuple):
 
     Attributes:
         first: Number of the first, from 1.
-        values: The rows as plain data; the size of one that is larger than `limits.MAX_ROW_BYTES`.
-        read: Bytes of the file that they stand for.
+        values: The rows as plain data; its size in place of a row larger than `limits.MAX_ROW_BYTES`.
+        read: The share of the file's bytes for these rows.
     """
 
     first: int
@@ -51,7 +51,7 @@ class Piece(NamedTuple):
 
 
 class _ShortOfMemoryError(Exception):
-    """The process needs more memory than it may have."""
+    """The process needs more memory than its limit."""
 
 
 def pieces(path: Path, name: str) -> Iterator[Piece]:
@@ -62,7 +62,7 @@ def pieces(path: Path, name: str) -> Iterator[Piece]:
         name: Its container: `PARQUET`, `ARROW_FILE` or `ARROW_STREAM`.
 
     Raises:
-        InputError: If it is no such table, is damaged, or is more than may be read.
+        InputError: If the file is not such a table, is damaged, or is too large.
     """
     expansion = limits.Expansion(path)
     done = 0
@@ -73,7 +73,7 @@ def pieces(path: Path, name: str) -> Iterator[Piece]:
                 yield piece
             return
         except _ShortOfMemoryError:
-            # the reader of Parquet has the texts of all rows of a batch in its memory: read one at a time
+            # the reader of Parquet holds the texts of all rows of a batch in memory: read one row at a time
             if rows == 1 or name != PARQUET:
                 found = f"the rows after row {done} take more memory to read than {limits.READ_MEMORY:,} bytes"
                 expected = "smaller pages and batches of rows"
@@ -97,17 +97,17 @@ def _pieces(path: Path, name: str, rows: int, skipped: int, expansion: limits.Ex
                 break
             values = _Plain(io.BytesIO(data)).load()
             yield Piece(done + 1, values, found["read"])
-            # of a row that is too large, nothing came out
+            # a row that is too large yields no bytes
             expansion.count(min(found["bytes"], limits.MAX_ROW_BYTES))
             done += len(values)
             question = {}
     except GeneratorExit:
-        # nobody asks for the rest, as where a format is recognised by its first rows
+        # the caller needs no more rows, for example to recognise a format by the first
         if process.answer({"stop": True}, _SECONDS) is None:
             process.end()
             raise
     except BaseException:
-        # an answer that is not taken would be taken for that to the next question
+        # an unread answer would be read as the answer to the next question
         process.end()
         raise
     _idle.setdefault(os.getpid(), []).append(process)
@@ -136,7 +136,7 @@ def _answer(
 
 
 class _Plain(pickle.Unpickler):
-    """Makes objects of the standard library's types for values, and no others."""
+    """Unpickles only objects of the standard library's types for values."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _PLAIN:
@@ -148,10 +148,10 @@ _idle: dict[int, list[LimitedProcess]] = {}
 
 
 def _taken() -> LimitedProcess:
-    """Return a process that reads nothing; its starter keeps it for the next table once it has come to the end."""
+    """Return an idle process; the caller keeps it for the next table after reading to the end."""
     waiting = _idle.get(os.getpid(), [])
     while waiting:
-        with suppress(IndexError):  # another thread may have taken it
+        with suppress(IndexError):  # another thread may have taken the process
             process = waiting.pop()
             if process.is_running:
                 return process
@@ -173,12 +173,12 @@ def _end_idle() -> None:
 
 
 class _ToPlain(pickle.Pickler):
-    """Keeps values to the types that `_Plain` makes."""
+    """Restricts values to the types that `_Plain` makes."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, type):
             return NotImplemented
-        # pyarrow makes pandas' own objects of nanoseconds
+        # pyarrow turns nanoseconds into objects of pandas
         for name in ("to_pydatetime", "to_pytimedelta"):
             value = getattr(value, name)() if hasattr(value, name) else value
         if isinstance(value, datetime.datetime) and value.tzinfo is not None:
@@ -196,7 +196,7 @@ def _pickled(values: Sequence[Any], **said: int) -> tuple[dict[str, Any], bytes]
 
 
 def refuse_two_columns(names: Sequence[str], place: str) -> None:
-    """Refuse a table of which two columns have one name: one of them would be lost."""
+    """Refuse a table with two columns of one name: one of them would be lost."""
     if len(set(names)) == len(names):
         return
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -205,7 +205,7 @@ def refuse_two_columns(names: Sequence[str], place: str) -> None:
 
 
 def serve(cpu_seconds: float, memory: int) -> None:
-    """Hand over the rows of tables, in the process that may be lost.
+    """Serve the rows of tables, in a process that may fail.
 
     Args:
         cpu_seconds: CPU time of one piece.
@@ -221,14 +221,14 @@ def serve(cpu_seconds: float, memory: int) -> None:
             if question:
                 reading[0] = none if "stop" in question else _read(memory=memory, **question)
             return next(reading[0], ({"end": True}, b""))
-        except MemoryError:  # also an error of Arrow
+        except MemoryError:  # Arrow's errors, too
             raise
         except InputError as error:
             return {"kind": "columns", "found": error.found}, b""
         except (pa.ArrowException, OSError) as error:
             return {"kind": "table", "found": one_line(error)}, b""
         except (ValueError, OverflowError, NotImplementedError, RecursionError) as error:
-            # values that Python does not have: a year beyond 9999, an object with two fields of one name
+            # values without an equivalent in Python: a year beyond 9999, an object with two fields of one name
             return {"kind": "row", "found": one_line(error)}, b""
 
     limited.serve(_prepare, answer, cpu_seconds=cpu_seconds, memory=memory)
@@ -238,7 +238,7 @@ def _prepare() -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
-    # a thread takes address space, and more of them nothing off the time of one batch
+    # threads take address space, and do not make a single batch faster
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
 
@@ -246,7 +246,7 @@ def _prepare() -> None:
 def _read(
     path: str, name: str, rows: int, skipped: int, row_bytes: int, memory: int
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Yield the rows of a table: what is said of some, and their pickle."""
+    """Yield pieces of a table: the facts of some rows, and their pickle."""
     number = 0
     for batch, read in _batches(path, name, rows, memory):
         refuse_two_columns(batch.schema.names, path)
@@ -283,12 +283,12 @@ def _name_bytes(field: Any) -> int:
 
 
 def _batches(path: str, name: str, rows: int, memory: int) -> Iterator[tuple[Any, int]]:
-    """Yield the batches of a table, with the bytes of the file that they stand for."""
+    """Yield the batches of a table, each with its share of the file's bytes."""
     import pyarrow as pa
     from pyarrow import parquet
 
     size = Path(path).stat().st_size
-    # a mapped file counts as memory, and is none; the table before this one may have had another limit
+    # a mapped file counts as memory, but takes none; the table before may have had another limit
     limited.limit_memory(memory if name == PARQUET else memory + size)
     if name == PARQUET:
         with parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as table:
@@ -307,14 +307,14 @@ def _batches(path: str, name: str, rows: int, memory: int) -> Iterator[tuple[Any
 
 
 def _cuts(window: Any, rows: int, row_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the start, the number of rows and the bytes of pieces of at most `row_bytes`; a larger row is alone."""
+    """Yield start, number of rows and bytes of pieces of at most `row_bytes`; a larger row is its own piece."""
     import numpy as np
 
     weights = np.broadcast_to(_row_weights(window), window.num_rows)
     totals = np.concatenate(([0], np.cumsum(weights, dtype=np.float64)))
     at = 0
     while at < window.num_rows:
-        # the first end behind which the bytes are too many
+        # the first end with too many bytes
         end = int(np.searchsorted(totals, totals[at] + row_bytes, side="right")) - 1
         size = min(max(end - at, 1), rows)
         yield at, size, int(totals[at + size] - totals[at])
@@ -327,9 +327,9 @@ def _row_weights(window: Any) -> Any:
 
 
 def _weights(array: Any) -> Any:
-    """Return the bytes of each value of an array, or of every one if they are the same: nulls may be without number.
+    """Return the bytes of each value of an array, or one number if all are the same.
 
-    They are floats, which have no largest product of sizes.
+    One number, because an array may have any number of nulls; floats, because a product of sizes cannot overflow them.
     """
     import numpy as np
     import pyarrow as pa
@@ -362,12 +362,12 @@ def _weights(array: Any) -> Any:
         return _list_weights(array, offsets, offsets + array.sizes.to_numpy())
     if types.is_nested(kind) or types.is_run_end_encoded(kind):
         raise InputError(f"a column holds {one_line(kind, 80)}, which is not read")
-    # null, which takes no memory at all, and the types of one width
+    # null, which takes no memory, and the types of fixed width
     return least if types.is_null(kind) else max(least, kind.bit_width // 8)
 
 
 def _taken_weights(weights: Any, indices: Any) -> Any:
-    """Return the weights that values have which are indices of others; null ones have the least."""
+    """Return the weights of values that are indices of others; nulls have the least weight."""
     import numpy as np
 
     if not isinstance(weights, np.ndarray):

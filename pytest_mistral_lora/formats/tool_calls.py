@@ -14,7 +14,7 @@ from pytest_mistral_lora.chat.fields import Place, kind_of
 from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.formats.report import Change, changed, lost
 
-# null is a value of these keys of a JSON Schema
+# for these keys of a JSON Schema, null is a value
 _NULL_VALUES = ("default", "const")
 _CALL_ID = re.compile(r"[A-Za-z0-9]{9}")
 _FUNCTION_KEYS = {"name", "description", "parameters", "strict"}
@@ -25,11 +25,11 @@ def from_json(value: Any, changes: list[Change], place: Place) -> Any:
 
     Args:
         value: The value.
-        changes: The changes of the row, to which this one is added.
+        changes: The changes of the row; this one is added.
         place: The place of the field.
 
     Raises:
-        RowError: If it is a text that is not JSON.
+        RowError: If the value is a text that is not JSON.
     """
     if not isinstance(value, str):
         return value
@@ -44,11 +44,11 @@ def from_json(value: Any, changes: list[Change], place: Place) -> Any:
 
 
 def without_nulls(value: Any, changes: list[Change], *, keep: Sequence[str] = ()) -> Any:
-    """Return a value without the keys that are null, at any depth.
+    """Return a value without null keys, at any depth.
 
     Args:
         value: The value.
-        changes: The changes of the row, to which this one is added.
+        changes: The changes of the row; this one is added.
         keep: Keys that may be null.
     """
     if isinstance(value, Mapping):
@@ -62,23 +62,23 @@ def without_nulls(value: Any, changes: list[Change], *, keep: Sequence[str] = ()
 
 
 def has_padding(items: Any) -> bool:
-    """Return whether a list of objects has keys that are null, as an export of a table has; `content` may be."""
+    """Return whether a list of objects has null keys other than `content`, like an export of a table."""
     return isinstance(items, Sequence) and any(
         value is None and key != "content" for item in items if isinstance(item, Mapping) for key, value in item.items()
     )
 
 
 def has_foreign_ids(messages: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether a tool call of checked messages has an id that an import replaces, such as `call_…`, or none."""
+    """Return whether a tool call of checked messages has no id, or an id that an import replaces, such as `call_…`."""
     given = [call.get("id") for message in messages for call in message.get("tool_calls") or ()]
     return not all(isinstance(call_id, str) and _CALL_ID.fullmatch(call_id) for call_id in given)
 
 
 class ToolCalls:
-    """The tool calls of one row: one short id for each, and the calls that wait for a result.
+    """The tool calls of one row: a short id for each, and the calls that wait for a result.
 
     Attributes:
-        open: Id and name of each call of the last message that has no result yet.
+        open: Id and name of each call of the last message without a result yet.
     """
 
     def __init__(self, *, padded: bool) -> None:
@@ -88,7 +88,7 @@ class ToolCalls:
         self._taken: set[str] = set()
 
     def reserve_ids(self, items: Sequence[Any]) -> None:
-        """Take the ids that stay as they are, so that no other id becomes one of them."""
+        """Reserve the ids that stay unchanged, so that no other id is converted to one of them."""
         for item in items:
             calls = item.get("tool_calls") if isinstance(item, Mapping) else None
             for call in calls if isinstance(calls, Sequence) else ():
@@ -97,10 +97,10 @@ class ToolCalls:
                     self._taken.add(given)
 
     def read(self, calls: Any, changes: list[Change], place: Place) -> list[dict[str, Any]]:
-        """Return the calls of one message in our form; from then on they wait for results.
+        """Return the calls of one message in our form; they then wait for results.
 
         Raises:
-            RowError: If one is not an object.
+            RowError: If a call is not an object.
         """
         made = []
         if not isinstance(calls, Mapping | list | tuple):
@@ -115,15 +115,15 @@ class ToolCalls:
             if len(call) < len(given):
                 changes.append(changed("null-keys"))
             if "function" not in call and "name" in call:
-                own = {key: call.pop(key) for key in ("id", "type") if key in call}
-                call = {**own, "type": "function", "function": call}
+                outer = {key: call.pop(key) for key in ("id", "type") if key in call}
+                call = {**outer, "type": "function", "function": call}
                 changes.append(changed("call-form"))
             for key in [key for key in call if key not in ("id", "type", "function")]:
                 changes.append(lost("tool-keys", key))
                 del call[key]
             if isinstance(call.get("function"), Mapping):
                 call["function"] = self._function(call["function"], changes)
-            # an id that is made looks like Mistral's own, and is the same whenever the row is imported
+            # a generated id looks like Mistral's, and is the same for each import of the row
             seed = json.dumps([len(self._taken), call.get("function")], sort_keys=True, default=str)
             call = {"id": self._short_id(call.pop("id", None), changes, seed=seed), **call}
             name = call["function"].get("name") if isinstance(call.get("function"), Mapping) else ""
@@ -141,12 +141,12 @@ class ToolCalls:
         return function
 
     def _short_id(self, given: Any, changes: list[Change], *, seed: str = "") -> str:
-        """Return the 9 letters and digits for an id: always the same for the same id, never for another of the row.
+        """Return the 9 letters and digits for an id: always the same for one id, and unique in the row.
 
         Args:
             given: The id in the source; None or empty if the call has none.
-            changes: The changes of the row, to which this one is added.
-            seed: The call, from which an id is made if there is none.
+            changes: The changes of the row; this one is added.
+            seed: The call: the source of a generated id if `given` is missing.
         """
         known = given is not None and given != ""
         text = str(given) if known else seed
@@ -169,7 +169,7 @@ class ToolCalls:
         """Return the id of the call that a result answers: by its own id, by the function's name, or the next.
 
         Raises:
-            RowError: If no call waits for a result that has no id.
+            RowError: If a result without an id finds no waiting call.
         """
         if given is not None and given != "":
             call_id = self._short_id(given, changes)
@@ -190,7 +190,7 @@ def convert_tools(tools: Any, place: Place, *, padded: bool) -> tuple[list[Any] 
         padded: Whether absent keys are null.
 
     Raises:
-        RowError: If they are not a list of objects.
+        RowError: If the tools are not a list of objects.
     """
     changes: list[Change] = []
     padded = padded and not isinstance(tools, str)
@@ -224,14 +224,14 @@ def _tool(tool: Any, changes: list[Change], place: Place, padded: bool) -> dict[
     others = [key for key in tool["function"] if key not in _FUNCTION_KEYS]
     required = tool["function"].get("required")
     if isinstance(parameters, Mapping) and isinstance(required, list) and "required" not in parameters:
-        # beside the schema, where it has no effect: https://json-schema.org/understanding-json-schema/reference/object
+        # beside the schema, it has no effect: https://json-schema.org/understanding-json-schema/reference/object
         parameters = {**parameters, "required": required}
         others.remove("required")
         changes.append(changed("tool-form"))
     for key in others:
         changes.append(lost("tool-keys", key))
     if parameters is None:
-        # OpenAI: a function without parameters has an empty list of them
+        # OpenAI: a function without parameters has an empty list
         parameters = {"type": "object", "properties": {}}
         changes.append(changed("tool-form"))
     return {**tool, "type": tool.get("type") or "function", "function": {**function, "parameters": parameters}}
