@@ -151,9 +151,9 @@ def measure_packing(harness: TrainerHarness) -> Figures:
         losses = []
         for logits in (packed.split(lengths), alone):
             tokens = []
-            for row_logits, row in zip(logits, rows, strict=True):
+            for of_row, row in zip(logits, rows, strict=True):
                 tokens += [
-                    -row_logits[place - 1].log_softmax(-1)[token].item() for place, token in supervised_positions(row)
+                    -of_row[place - 1].log_softmax(-1)[token].item() for place, token in supervised_positions(row)
                 ]
             losses.append(sum(tokens) / len(tokens))
         apart = float((packed - torch.cat(alone)).abs().max() / packed.abs().max())
