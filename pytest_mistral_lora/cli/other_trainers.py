@@ -66,7 +66,7 @@ def run_export(args: argparse.Namespace) -> int:
     for option, value in given.items():
         if value is not None:
             kind = "trainers" if args.to in SERVERS else "servers"
-            raise InputError(f"{option} is for {kind}, and {args.to} is none", next_step=f"Leave {option} out.")
+            raise InputError(f"{option} only applies to {kind}, not to {args.to}", next_step=f"Leave {option} out.")
     return _export_for_server(args) if args.to in SERVERS else _export_for_trainer(args)
 
 

@@ -22,7 +22,7 @@ class Option:
     Attributes:
         flag: The option.
         help: Its help text.
-        ini: Name of the twin, or empty if there is none.
+        ini: Name of the twin; empty without one.
         ini_type: The twin's type.
         metavar: Name of the value; empty for a switch.
         repeatable: Whether it may appear several times.

@@ -248,7 +248,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def unread_configuration(config: pytest.Config, flags: tuple[str, ...]) -> str:
-    """Return a sentence that names the configuration file that pytest did not read; empty if there is none.
+    """Return a sentence that names the configuration file that pytest did not read; else empty.
 
     pytest looks for its configuration before it knows the options of a plugin, and takes each path among the words for
     a folder of tests: with `--mistral-tokenizer /models/x` it searches `/models/x` and above instead of the current

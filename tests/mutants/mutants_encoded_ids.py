@@ -111,7 +111,7 @@ def stale_template(artifact: Artifact) -> None:
     artifact["lines"][0].update(encode_with("spm-v7", artifact["lines"][0]))
 
 
-@mutant("ML532", says="its ids are others")
+@mutant("ML532", says="same text, different ids")
 def other_merges(artifact: Artifact) -> None:
     """The tokenizer cuts a word in another way."""
     line = artifact["lines"][0]

@@ -189,8 +189,8 @@ def test_an_adapter_that_a_server_would_load_wrongly_is_refused(
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        (["recipe.yaml", "--to", "trl", "--base", "b"], "--base is for servers, and trl is none"),
-        (["lora", "--to", "vllm", "--rows", "auto"], "--rows is for trainers, and vllm is none"),
+        (["recipe.yaml", "--to", "trl", "--base", "b"], "--base only applies to servers, not to trl"),
+        (["lora", "--to", "vllm", "--rows", "auto"], "--rows only applies to trainers, not to vllm"),
         (["lora", "--to", "vllm"], "lora: no such folder"),
     ],
 )

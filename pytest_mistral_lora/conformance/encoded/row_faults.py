@@ -91,7 +91,7 @@ def _content_faults(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> list[E
         excerpt = repr(text[:60] + ("…" if len(text) > 60 else ""))
         return [EncodingFault("ML535", f"it says {excerpt}, and no text of the row")]
     if wanted == found:
-        return [EncodingFault("ML532", "the text is right, and its ids are others")]
+        return [EncodingFault("ML532", "same text, different ids")]
     first: dict[str, EncodingFault] = {}
     for fault in TextComparison(row, wanted, found).faults():
         first.setdefault(fault.rule, fault)

@@ -166,7 +166,7 @@ class TextComparison:
         padded_texts = [text.strip() for text in self._texts() if text != text.strip() and text.strip()]
         has_own_whitespace = any(text in want for text in padded_texts)
         if want == have:
-            yield EncodingFault("ML532", f"{after}: the text is right, and its ids are others")
+            yield EncodingFault("ML532", f"{after}: same text, different ids")
         elif reason := text_reason(want, have, after):
             yield reason
         elif want.strip() == have.strip():
