@@ -50,7 +50,9 @@ def rules_file(rules: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _toml(text: str) -> str:
+def _toml(text: str | list[str]) -> str:
+    if isinstance(text, list):
+        return f"[{', '.join(map(_toml, text))}]"
     # Rows and tables stay readable in literal strings; JSON's escapes are TOML's.
     if "\n" in text and "'''" not in text:
         return f"'''\n{text}'''"

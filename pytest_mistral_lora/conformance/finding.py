@@ -72,8 +72,8 @@ class Rule:
         id: `ML` and three digits; the first digit stands for the subject.
         title: The requirement, in one sentence.
         subject: The subject of the suite that checks it.
-        case: The check of this subject that reports it; `*` if every check of the subject can, because each row or file
-            has its own check.
+        cases: The checks of this subject that report it, the main one first; `*` if each check of the subject can, for
+            example because each row has its own check. `case` in the file is a name or a list of names.
         why: The consequence of breaking it.
         fix: The way to mend the artifact.
         source: The thread, specification or reference code that the rule comes from.
@@ -85,13 +85,22 @@ class Rule:
     id: str
     title: str
     subject: str
-    case: str
+    cases: tuple[str, ...]
     why: str
     fix: str
     source: str
     example: RuleExample
     severity: Severity = "error"
     fault_class: str = ""
+
+    @property
+    def case(self) -> str:
+        """The main check of its subject that reports it."""
+        return self.cases[0]
+
+    def is_reported_by(self, case: str) -> bool:
+        """Return whether a check of its subject reports it."""
+        return case in self.cases or "*" in self.cases
 
     def text(self) -> str:
         """Return the rule, its reason and its example for a terminal."""
@@ -128,7 +137,7 @@ class RuleTable(Mapping[str, Rule]):
     def of(self, subject: str, case: str = "") -> list[Rule]:
         """Return the rules of a subject in the order of their ids; with a case, only those that this check reports."""
         rules = sorted(_read_rules(subject).values(), key=lambda rule: rule.id)
-        return [rule for rule in rules if not case or rule.case == case]
+        return [rule for rule in rules if not case or case in rule.cases]
 
     def __len__(self) -> int:
         return sum(len(_read_rules(subject)) for subject in (*_SUBJECTS, *_WITHIN))
@@ -144,8 +153,11 @@ def _read_rules(subject: str) -> dict[str, Rule]:
         tables = tomllib.load(file)
     rules = {}
     for rule_id, table in tables.items():
-        example, fault_class = RuleExample(**table.pop("example")), table.pop("class", "")
-        rules[rule_id] = Rule(id=rule_id, subject=subject, example=example, fault_class=fault_class, **table)
+        example, fault_class, case = RuleExample(**table.pop("example")), table.pop("class", ""), table.pop("case")
+        cases = (case,) if isinstance(case, str) else tuple(case)
+        rules[rule_id] = Rule(
+            id=rule_id, subject=subject, cases=cases, example=example, fault_class=fault_class, **table
+        )
     return rules
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import opened
-from pytest_mistral_lora.conformance.finding import RULES, Finding
+from pytest_mistral_lora.conformance.finding import RULES, Finding, Rule
 from pytest_mistral_lora.errors import did_you_mean
 from pytest_mistral_lora.escaping import printable
 
@@ -71,17 +71,17 @@ class Finders:
     Attributes:
         homes: The subjects of the deviation. If none of their checks could judge, no check could find it.
         others: Other subjects that report it beside their own rules.
-        case: The check of the homes that reports it; `*` for every check.
+        rule: The rule that it is listed by; None for a cause.
     """
 
     homes: frozenset[str]
     others: frozenset[str] = frozenset()
-    case: str = "*"
+    rule: Rule | None = None
 
     def are_at_home_in(self, subject: str, case: str) -> bool:
         """Return whether a check belongs to the deviation's own subjects."""
         # the checks of a runner have the names of rows
-        return subject in self.homes and (self.case in ("*", case) or subject == "runner")
+        return subject in self.homes and (self.rule is None or subject == "runner" or self.rule.is_reported_by(case))
 
     def have(self, subject: str, case: str) -> bool:
         """Return whether a check can find the deviation."""
@@ -105,10 +105,11 @@ def finders_of(xfail: Xfail) -> Finders:
     """Return the checks that can find a deviation listed by a rule or a cause."""
     if xfail.id not in RULES:
         return _OF_CAUSES
-    subject = RULES[xfail.id].subject
+    rule = RULES[xfail.id]
+    subject = rule.subject
     # the rows of a runner are encoded rows, judged by the same rules
     homes = frozenset({subject, "runner"} if subject == "encoded" else {subject})
-    return Finders(homes, frozenset(_ALSO_FOUND_BY.get(subject, ())), RULES[xfail.id].case)
+    return Finders(homes, frozenset(_ALSO_FOUND_BY.get(subject, ())), rule)
 
 
 def read_xfails(path: Path) -> tuple[Xfail, ...]:

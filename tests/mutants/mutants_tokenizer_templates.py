@@ -48,7 +48,7 @@ def endless_loop(artifact: Artifact) -> None:
     artifact["template"] = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
-@mutant("ML221", says="text")
+@mutant("ML221", says="MiB")
 def enormous_text(artifact: Artifact) -> None:
     """The template makes a text of many gigabytes."""
     artifact["template"] = "{{ 'x' * 10 ** 11 }}" + artifact["template"]
