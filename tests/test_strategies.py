@@ -15,7 +15,6 @@ from hypothesis.errors import NoSuchExample
 from mistral_common.tokens.tokenizers.base import SpecialTokens
 
 from pytest_mistral_lora import strategies
-from pytest_mistral_lora import strategies as chats
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row, text_of
 from pytest_mistral_lora.strategies import (
@@ -28,6 +27,7 @@ from pytest_mistral_lora.strategies import (
     texts,
     tool_rows,
 )
+from pytest_mistral_lora.strategies import row_strategies as chats
 
 each_by_several = settings(max_examples=30)
 ONE_OF_EACH = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "tekken-240911")

@@ -74,7 +74,7 @@ def test_targets_that_the_command_line_replaces_may_have_the_deviation() -> None
 @pytest.mark.parametrize(("skip", "out_of_date"), [(True, False), (False, True)])
 def test_the_tiny_train_judges_its_own_adapter_too(skip: bool, out_of_date: bool) -> None:
     session = session_of(entry("ML424"), skip_training=skip, targets=[Target("b", Path("b"), trains=True)])
-    judge(session, "adapter", "every-layer-moved", Result())
+    judge(session, "adapter", "layers-trained", Result())
     assert bool(session.unmatched) == out_of_date
 
 

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from trained_run import SOUND
 from transformers import MistralForCausalLM, set_seed
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.training.callbacks import StopAtNonFinite
 
@@ -114,9 +115,9 @@ def adapter_in_half_precision(artifact: Artifact) -> None:
 def loads(artifact: Artifact, **settings: Any) -> None:
     """Load the base with other settings."""
 
-    def load_base(folder: Path, precision: str, device: str) -> Any:
+    def load_base(base: BaseFolder, precision: str, device: str) -> Any:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        model = MistralForCausalLM.from_pretrained(folder, **{"dtype": dtype, **settings})
+        model = MistralForCausalLM.from_pretrained(base.path, **{"dtype": dtype, **settings})
         model.config.use_cache = False
         return model
 

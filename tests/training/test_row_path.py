@@ -61,5 +61,5 @@ def test_a_row_reaches_its_loss_through_few_files(
     monkeypatch.setattr(LoraTrainer, "compute_loss", noted_to_its_end)
     loading.load_data(recipe, encoder)
     trainer.train()
-    assert {"chat/reading/files.py", "training/rows/__init__.py", "training/step/forward.py"} <= files
+    assert {"chat/reading/files.py", "training/rows/dataset.py", "training/step/forward.py"} <= files
     assert len(files) <= MOST_FILES, "\n".join(sorted(files))
