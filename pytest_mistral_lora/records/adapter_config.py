@@ -26,6 +26,28 @@ _LARGEST_FILE = 1 << 20  # bytes; a rank for each layer of the largest models ta
 _LEVELS = 32  # a real configuration has four levels; Python's own limit depends on the caller's stack
 
 
+def require_plain_sum(bias: Any, start: Any, place: str) -> None:
+    """Refuse an adapter whose merge is more than the sum of its base and its products.
+
+    Args:
+        bias: Its `bias`.
+        start: Its `init_lora_weights`: PiSSA, OLoRA and others subtract B A from W before training.
+        place: Its configuration file.
+
+    Raises:
+        InputError: If it has biases, or its initialisation changed the base.
+    """
+    if bias != "none":
+        raise InputError(f"bias is {bias!r}", place=place, expected="none: Mistral's layers have no bias")
+    if start not in PLAIN_STARTS:
+        raise InputError(
+            f"init_lora_weights is {start!r}, which changed the base's own weights before training",
+            place=place,
+            expected="an adapter of the base as it is",
+            next_step="Convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…).",
+        )
+
+
 def _limited(pairs: list[list[int]]) -> list[list[int]]:
     if sum(max(0, end - start) for start, end in pairs) > _MOST_LAYERS:
         raise ValueError(f"more than {_MOST_LAYERS} layers")

@@ -21,7 +21,7 @@ from pytest_mistral_lora.conformance.adapter.layout import AdapterLayout, adapte
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.conformance.merged.weights import rounding_bound
 from pytest_mistral_lora.errors import InputError, MistralLoraError, and_more
-from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
+from pytest_mistral_lora.records.adapter_config import CONFIG, require_plain_sum
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.lora_delta import LoraDelta, deltas_of
 
@@ -67,13 +67,18 @@ class AdapterAtHand:
                 layout = adapter_layout(self.folder, self.base)
                 if layout.refusal:
                     return {}, f"PEFT refuses the configuration of {self.folder.path}: {layout.refusal}"
-                _require_sum(self.folder)
+                self._require_sum()
                 _require_tensors(self.folder, layout)
             else:
-                _require_sum(self.folder)
+                self._require_sum()
             return self._fitting_deltas(), ""
         except MistralLoraError as error:
             return {}, f"{self.folder.path} has no sum with this base: {error}"
+
+    def _require_sum(self) -> None:
+        config = self.folder.config
+        bias = "none" if config.get("bias") is None else config["bias"]
+        require_plain_sum(bias, config.get("init_lora_weights"), str(self.folder.config_file))
 
     def _fitting_deltas(self) -> dict[str, LoraDelta]:
         """Return the delta of each tensor that changes, by its name in the base.
@@ -161,24 +166,6 @@ class AdapterAtHand:
             if other != name and another.is_low_rank and _fit(difference, another)[1] > _ALIKE:
                 return f"has the change of {other}"
         return f"the change is another than the adapter's (cosine {cosine:.2f})"
-
-
-def _require_sum(folder: AdapterFolder) -> None:
-    """Refuse an adapter whose merge is not just a sum with its base.
-
-    Raises:
-        InputError: If it has biases, or its initialisation changed the base.
-    """
-    place, bias, start = str(folder.config_file), folder.config.get("bias"), folder.config.get("init_lora_weights")
-    if bias not in (None, "none"):
-        raise InputError(f"bias is {bias!r}", place=place, expected="none: Mistral's layers have no bias")
-    if start not in PLAIN_STARTS:
-        raise InputError(
-            f"init_lora_weights is {start!r}, which changed the base's own weights before training",
-            place=place,
-            expected="an adapter of the base as it is",
-            next_step="Convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…).",
-        )
 
 
 def _require_tensors(folder: AdapterFolder, layout: AdapterLayout) -> None:

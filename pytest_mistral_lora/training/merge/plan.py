@@ -20,7 +20,7 @@ from pytest_mistral_lora.checkpoint.architectures import EMBEDDINGS, spelled_nam
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import INDEX, Weights, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError, and_more, one_line
-from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
+from pytest_mistral_lora.records.adapter_config import CONFIG, require_plain_sum
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.training.adapter import PREFIX, peft_quiet
@@ -134,18 +134,8 @@ def _model_without_weights(adapter: AdapterFolder, base: BaseFolder) -> Any:
         InputError: If the configuration is not that of a plain LoRA adapter, or PEFT refuses it on this base.
     """
     place, model = str(adapter.config_file), base.empty_model()
-    start = adapter.config.get("init_lora_weights")
     config = adapter.lora_config([name for name, _ in model.named_modules()])
-    if config.bias != "none":
-        raise InputError(f"bias is {config.bias!r}", place=place, expected="none: Mistral's layers have no bias")
-    # PiSSA, OLoRA and others subtract B A from W before training
-    if start not in PLAIN_STARTS:
-        raise InputError(
-            f"init_lora_weights is {start!r}, which changed the base's own weights before training",
-            place=place,
-            expected="an adapter of the base as it is",
-            next_step="Convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…).",
-        )
+    require_plain_sum(config.bias, adapter.config.get("init_lora_weights"), place)
     try:
         with torch.device("meta"), peft_quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # each warning is an error of this module, or irrelevant without weights
