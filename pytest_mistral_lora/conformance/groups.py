@@ -140,7 +140,7 @@ def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
     """Return the findings of checks by cause.
 
     Args:
-        records: The record of each check, as `Check.record` gives it.
+        records: The record of each check, as `CheckOutcome.record` gives it.
     """
     causes = FindingGroups()
     for record in records:

@@ -126,6 +126,7 @@ class Session:
         self.deselected = 0
         self.records: list[dict[str, Any]] = []
         self._make_targets = targets
+        self._causes: FindingGroups | None = None
         self._started, self._start = datetime.now(UTC), time.perf_counter()
 
     @cached_property
@@ -198,6 +199,7 @@ class Session:
     def take(self, record: dict[str, Any]) -> None:
         """Keep the record of a check from this or another process."""
         self.records.append(record)
+        self._causes = None
 
     @property
     def not_run(self) -> int:
@@ -250,8 +252,10 @@ class Session:
         return EXIT_FINDING if failed or self.unmatched or self.nothing_judged else EXIT_OK
 
     def causes(self) -> FindingGroups:
-        """Return the findings by cause."""
-        return group_findings(self.records)
+        """Return the findings by cause; they are grouped once for all outputs."""
+        if self._causes is None:
+            self._causes = group_findings(self.records)
+        return self._causes
 
     def known_faults(self) -> list[str]:
         """Return a line for each known fault of the installed libraries that can cause a finding."""
