@@ -47,7 +47,7 @@ def test_a_pipe_and_a_device_are_not_opened(folder: Path) -> None:
     Path("link").symlink_to("pipe")
     with in_seconds(5):
         for name in ("pipe", "link", "/dev/zero", "/dev/null"):
-            with pytest.raises(InputError, match=f"{name}: is no regular file; expected a file"):
+            with pytest.raises(InputError, match=f"{name}: is not a regular file; expected a file"):
                 opened(Path(name))
         # nobody read from it: a reader would have let the writer in
         with pytest.raises(OSError, match="No such device"):
@@ -111,4 +111,4 @@ def test_init_waits_for_no_file_of_its_own(name: str, folder: Path, capsys: pyte
     with in_seconds(60):
         code = main(["init", "rows.jsonl", "--base", "base", "--ci", "both", "--dry-run"])
     # a pipe in the place of Git's configuration leaves the services unknown; no other is passed over
-    assert (code, "is no regular file" in capsys.readouterr().err) == ((0, False) if "git/" in name else (2, True))
+    assert (code, "is not a regular file" in capsys.readouterr().err) == ((0, False) if "git/" in name else (2, True))

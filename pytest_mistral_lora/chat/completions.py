@@ -113,7 +113,7 @@ def _load_json(text: str) -> Any:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 Kind = Literal["json", "json_schema", "tool_call", "regex", "eos", "max_tokens"]
@@ -228,7 +228,7 @@ def schema_violation(schema: Any) -> str:
     if isinstance(schema, bool):
         return ""
     if not isinstance(schema, dict):
-        return "it is no object"
+        return "it is not an object"
     try:
         validator_for(schema, default=Draft202012Validator).check_schema(schema)
     except SchemaError as error:

@@ -192,7 +192,7 @@ def run_pin(args: argparse.Namespace) -> int:
     repo, _, branch = args.base.partition("@")
     if repo.count("/") != 1 or (branch and args.branch) or path.exists():
         raise InputError(
-            "--branch and a branch behind the @" if branch and args.branch else f"{args.base!r} is no repository",
+            "--branch and a branch behind the @" if branch and args.branch else f"{args.base!r} is not a repository",
             expected="OWNER/NAME, OWNER/NAME@BRANCH, or a recipe (*.yaml), whose base may be a local folder",
         )
     name = args.branch or branch or "main"

@@ -172,7 +172,7 @@ def _split(declared: Mapping[str, Any], key: str, place: object) -> str:
 
 def _of_dataset_info(path: Path, info: Any, names: Collection[str]) -> tuple[list[Source], list[str]]:
     if not isinstance(info, Mapping) or not all(isinstance(entry, Mapping) for entry in info.values()):
-        raise InputError("is no declaration of data sets", place=str(path), expected='{"NAME": {"file_name": …}}')
+        raise InputError("does not declare data sets", place=str(path), expected='{"NAME": {"file_name": …}}')
     local = [name for name, entry in info.items() if "file_name" in entry]
     wanted = list(names) or (local if len(local) == 1 else [])
     if not wanted:

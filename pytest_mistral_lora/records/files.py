@@ -138,7 +138,7 @@ def require_writable(path: Path, is_ours: Callable[[Path], bool] | None = None) 
             raise InputError("this is a folder", place=str(path), expected="a file")
         # a rename would put a file in the place of a device such as /dev/null
         if path.exists() and not path.is_file():
-            raise InputError("this is no regular file", place=str(path), expected="a file that can be replaced")
+            raise InputError("this is not a regular file", place=str(path), expected="a file that can be replaced")
         if not path.parent.is_dir():
             raise InputError("no such folder", place=str(path.parent), next_step="Make it, or name another file.")
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
@@ -285,7 +285,7 @@ def inside(folder: Path, name: str) -> Path:
     if not any(target.is_relative_to(home) for home in link_homes(folder)):
         raise InputError(f"leads out of the folder, to {target}", place=str(file), expected="a file of the folder")
     if not target.is_file():
-        found = "is a directory" if target.is_dir() else "is no regular file"
+        found = "is a directory" if target.is_dir() else "is not a regular file"
         raise InputError(found, place=str(file), expected="a file")
     return file
 

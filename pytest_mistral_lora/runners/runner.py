@@ -95,7 +95,7 @@ def find_runner(name: str) -> Runner:
     if script.suffix == ".py" and script.is_file():
         return Runner(script.stem, script.name, "", "", script, NOTHING, str(script), NOTHING)
     raise RunnerError(
-        f"{name!r} is no runner{did_you_mean(name, RUNNERS)}",
+        f"{name!r} is not a runner{did_you_mean(name, RUNNERS)}",
         expected=f"one of {', '.join(RUNNERS)}, or the path of a script (*.py) that maps rows to encoded rows",
     )
 

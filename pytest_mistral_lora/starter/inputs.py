@@ -78,7 +78,7 @@ def choose_base(text: str, folder: Path) -> ChosenBase:
         return ChosenBase(name, title, lines, backend, path, local=True)
     repo, _, branch = text.partition("@")
     if repo.count("/") != 1 or repo.startswith((".", "/")) or path.exists():
-        found = "is a file" if path.exists() else "is no folder, and no id of a Hub repository"
+        found = "is a file" if path.exists() else "is neither a folder nor the id of a Hub repository"
         raise InputError(found, place=f"--base {text}", expected="a checkpoint folder, or OWNER/NAME[@BRANCH]")
     return _of_hub(repo, branch or "main")
 

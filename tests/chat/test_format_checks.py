@@ -33,7 +33,7 @@ def said(text: str, *, stop: str = "eos", tokens: int = 3) -> AnswerToCheck:
     ("kind", "value", "good", "bad", "reason"),
     [
         ("json", None, said('{"a": 1}'), said('{"a": 1'), "not valid JSON"),
-        ("json", None, said(" [1] "), said("[NaN]"), "NaN is no JSON"),
+        ("json", None, said(" [1] "), said("[NaN]"), "NaN is not valid JSON"),
         ("json", None, said("null"), said(""), "not valid JSON"),
         ("json", None, said("1"), said("[" * 100_000), "not valid JSON"),
         ("json_schema", SCHEMA, said('{"city": "Rome"}'), said('{"city": 1}'), "$.city: 1 is not of type 'string'"),

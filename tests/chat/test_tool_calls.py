@@ -86,7 +86,7 @@ def test_an_answer_in_words_is_no_call(oracle_with_tools: Oracle) -> None:
         ("[]", "not a list of calls"),
         ('[{"name": "weather"}]', "not a call"),
         ('[{"name": 3, "arguments": {}}]', "not a call"),
-        ('[{"name": "weather", "arguments": {"x": NaN}}]', "NaN is no JSON"),
+        ('[{"name": "weather", "arguments": {"x": NaN}}]', "NaN is not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
     ],
 )

@@ -128,8 +128,8 @@ def test_no_code_of_the_hub_is_fetched_for_the_attention(key: str, base: Path) -
 def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(name: str, base: Path) -> None:
     (base / name).unlink()
     os.mkfifo(base / name)
-    with pytest.raises(InputError, match=f"{name}: is no regular file"):
+    with pytest.raises(InputError, match=f"{name}: is not a regular file"):
         load_base(BaseFolder(base), "fp32", "cpu")
     if name == SHARDS[0]:
-        with pytest.raises(InputError, match="is no regular file"):
+        with pytest.raises(InputError, match="is not a regular file"):
             _ = BaseFolder(base).weights_sha256

@@ -408,7 +408,7 @@ def test_a_pipe_and_a_device_are_refused_unread(tmp_path: Path, kind: str) -> No
         path.symlink_to("/dev/zero")
     found = run_verb(["import", "a.jsonl", "--to", "rows.jsonl"], tmp_path, seconds=30)
     assert (found.code, found.hung) == (2, False)
-    assert "a.jsonl: is no regular file" in found.output
+    assert "a.jsonl: is not a regular file" in found.output
 
 
 @linux

@@ -225,8 +225,8 @@ FOLLOWED: list[tuple[dict[str, Any], str]] = [
     ({"base_model": "x", "datasets": []}, "datasets: is empty"),
     ({"model_name_or_path": "x", "dataset_name": "data", "dataset_train_split": "train[:5]"}, "dataset_train_split"),
     ({"model_name_or_path": "x", "datasets": [{"path": "rows.jsonl", "columns": ["prompt"]}]}, "columns: ['prompt']"),
-    ({"model_name_or_path": "x", "dataset": "mine", "dataset_dir": "lists"}, "is no declaration of data sets"),
-    ({"model_name_or_path": "x", "dataset": "mine", "dataset_dir": "numbers"}, "is no declaration of data sets"),
+    ({"model_name_or_path": "x", "dataset": "mine", "dataset_dir": "lists"}, "does not declare data sets"),
+    ({"model_name_or_path": "x", "dataset": "mine", "dataset_dir": "numbers"}, "does not declare data sets"),
     ({"model_name_or_path": "x", "dataset": "mine"}, "data/dataset_info.json: cannot be read: No such file"),
 ]
 

@@ -90,7 +90,7 @@ NO_ORACLE = (
     "none, or the path of a tekken.json or tokenizer.model.vN"
 )
 NO_RUNNER = (
-    "is no runner; expected one of trl, axolotl, llamafactory, ms-swift, "
+    "is not a runner; expected one of trl, axolotl, llamafactory, ms-swift, "
     "or the path of a script (*.py) that maps rows to encoded rows"
 )
 NO_TOKENIZER = (

@@ -90,7 +90,7 @@ def test_the_remains_of_a_killed_process_go_and_files_of_the_user_stay(tmp_path:
         ("loop", "a link that leads nowhere"),
         ("out", "leads out of the folder"),
         ("../secret", "leads out of the folder"),
-        ("pipe", "is no regular file"),
+        ("pipe", "is not a regular file"),
         (".", "is a directory"),
     ],
 )
@@ -123,5 +123,5 @@ def test_a_file_of_a_snapshot_leads_to_its_blobs_and_to_no_folder_of_that_name_e
 @pytest.mark.parametrize("read", [read_json, sha256_file])
 def test_a_pipe_keeps_no_reader_waiting(read: Callable[[Path], object], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="is no regular file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         read(tmp_path / "pipe")

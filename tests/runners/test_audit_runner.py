@@ -95,7 +95,7 @@ def test_without_a_dataset_the_packaged_rows_are_encoded(tmp_path: Path, capsys:
     [
         ([], "expected ROWS or --runner"),
         (["rows.jsonl", "--runner", "trl"], "both ROWS and --runner are given"),
-        (["--runner", "nope"], "'nope' is no runner; expected one of trl, axolotl, llamafactory"),
+        (["--runner", "nope"], "'nope' is not a runner; expected one of trl, axolotl, llamafactory"),
     ],
 )
 def test_one_thing_is_judged(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

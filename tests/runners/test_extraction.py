@@ -130,7 +130,7 @@ def test_a_configuration_that_is_not_there_is_named(tmp_path: Path, checkpoint: 
 
 @pytest.mark.parametrize("name", ["nope", "nope.py", "TRL"])
 def test_a_runner_that_is_not_there_is_named(name: str) -> None:
-    with pytest.raises(RunnerError, match=rf"'{name}' is no runner.*; expected one of trl, axolotl, llamafactory"):
+    with pytest.raises(RunnerError, match=rf"'{name}' is not a runner.*; expected one of trl, axolotl, llamafactory"):
         find_runner(name)
 
 

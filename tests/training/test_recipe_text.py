@@ -81,7 +81,7 @@ def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "zero.yaml").symlink_to("/dev/zero")
     for name in ("pipe.yaml", "zero.yaml", "."):
-        with pytest.raises(RecipeError, match="is no file"):
+        with pytest.raises(RecipeError, match="is not a file"):
             load_recipe(tmp_path / name)
 
 

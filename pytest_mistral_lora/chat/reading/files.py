@@ -175,7 +175,7 @@ def _open_without_waiting(path: str, flags: int) -> int:
 def _require_regular(status: os.stat_result, path: Path) -> None:
     # a folder is refused by `open`, as "Is a directory"
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-        raise InputError("is no regular file", place=str(path), expected="a file")
+        raise InputError("is not a regular file", place=str(path), expected="a file")
 
 
 @contextmanager

@@ -161,7 +161,7 @@ def _faults(served: ServedModel, to: str) -> Iterator[str]:
         yield "rank_pattern with use_rslora gives layers a scale of their own: a GGUF adapter has one alpha"
     others = [name for name in served.folder.tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
     if others:
-        yield f"{others[0]} is no pair of matrices, which is all that llama.cpp's converter takes"
+        yield f"{others[0]} is not a pair of matrices, the only form that llama.cpp's converter takes"
 
 
 def _largest_rank(served: ServedModel) -> int:

@@ -42,7 +42,7 @@ def read_yaml(path: Path) -> tuple[Any, dict[Field, int]]:
         if not path.is_file():
             # a pipe or a device may have no end
             hint = did_you_mean(path.name, [file.name for file in path.parent.glob("*.y*ml")])
-            found = "is no file" if path.exists() else f"No such file{hint}"
+            found = "is not a file" if path.exists() else f"No such file{hint}"
             raise RecipeError(found, place=str(path), expected="a recipe")
         with opened(path) as file:
             data = file.read(_MOST_BYTES + 1)
