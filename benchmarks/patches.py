@@ -7,12 +7,15 @@ two sides take turns, each in a process of its own. Run it from a checkout: pyth
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import rows
 from rich import box
@@ -22,6 +25,9 @@ from rich.table import Table
 from pytest_mistral_lora.chat.oracle import Oracle, encoder_trace, oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.chat.templates import renderer
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.collection import collect, targets_of
+from pytest_mistral_lora.conformance.train.tiny_run import tiny_run
 
 TOKENIZER = "spm-v3"
 TEKKEN = "tekken-240911"
@@ -57,6 +63,23 @@ def with_loaded_file() -> None:
     oracle.Oracle._generated_template = lambda self, thinking, prompt: str(  # type: ignore[method-assign]
         generate(self.path, prompt, True, thinking)
     )
+
+
+def with_frequent_collections() -> None:
+    """Let Python's collector run as often in a check as elsewhere."""
+    gc.set_threshold = lambda *thresholds: None
+
+
+def with_all_objects_collected() -> None:
+    """Let each collection of the tiny train walk the objects of the libraries, too."""
+    gc.freeze = lambda: None
+
+
+def with_library_layers() -> None:
+    """Let PEFT and transformers compute the frozen layers of the model."""
+    from pytest_mistral_lora.training.step import kernels_cpu
+
+    kernels_cpu.use_frozen_layers = lambda model: None
 
 
 def encode(count: int) -> Callable[[], object]:
@@ -98,6 +121,47 @@ def generate_template(count: int) -> Callable[[], object]:
     return judge.chat_template
 
 
+def judge_tokenizers(count: int) -> Callable[[], object]:
+    """Return what judges the shipped tokenizers: each check but the tiny train."""
+
+    def judge() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            settings = Settings(5, None, "cpu", True, golden_folders=(), update=False, work_folder=Path(folder))
+            for check in collect(targets_of([]), settings):
+                check.run()
+
+    return judge
+
+
+def train_tiny(count: int) -> Callable[[], object]:
+    """Return the tiny train of the suite."""
+    judge = Oracle(shipped_tokenizer(TOKENIZER))
+
+    def train() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            tiny_run(judge, Path(folder), device="cpu")
+
+    return train
+
+
+def train_layers(count: int) -> Callable[[], object]:
+    """Return forward and backward passes of a LoRA model with the proportions of a real one."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from pytest_mistral_lora.training.step import kernels_cpu
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 768, "intermediate_size": 2688, "num_hidden_layers": 4, "vocab_size": 1024}
+    config = MistralConfig(**size, num_attention_heads=12, num_key_value_heads=4)
+    adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(MistralForCausalLM(config), adapter)
+    kernels_cpu.use_frozen_layers(model)
+    ids = torch.randint(0, 1024, (1, 512))
+    return lambda: [model(input_ids=ids, labels=ids).loss.backward() for _ in range(-(-count // 100))]
+
+
 def generated(count: int) -> list[Row]:
     """Return generated rows, each checked."""
     return [parse_row(row) for row in rows.generated(count)]
@@ -108,6 +172,9 @@ PATCHES: dict[str, tuple[Callable[[], None], Callable[[int], Callable[[], object
     "decode": (with_decoding, encode),
     "sandbox": (with_plain_sandbox, render),
     "template": (with_loaded_file, generate_template),
+    "threshold": (with_frequent_collections, judge_tokenizers),
+    "freeze": (with_all_objects_collected, train_tiny),
+    "layers": (with_library_layers, train_layers),
 }
 """What switches a patch off, and the work that it speeds up."""
 

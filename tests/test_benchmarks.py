@@ -56,7 +56,7 @@ def test_encoding_is_measured_beside_mistral_common(tmp_path: Path) -> None:
     assert {"mistral-common alone: ids", "ours, one process: ids and labels"} <= figures.keys()
 
 
-@pytest.mark.parametrize("patch", ["tools", "decode", "sandbox", "template"])
+@pytest.mark.parametrize("patch", ["tools", "decode", "sandbox", "template", "layers"])
 @pytest.mark.parametrize("side", ["with", "without"])
 def test_a_side_of_a_speed_patch_is_measured(patch: str, side: str) -> None:
     done = run("patches.py", "--side", side, "--patch", patch, "--rows", 2)
