@@ -19,7 +19,7 @@ from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architectu
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.collection import collect, named_targets
+from pytest_mistral_lora.conformance.collection import NamedPaths, collect
 from pytest_mistral_lora.training.memory import recipe_memory
 from pytest_mistral_lora.training.recipe import load_recipe
 
@@ -67,7 +67,7 @@ def test_a_recipe_is_accepted_for_its_class(name: str, tmp_path: Path) -> None:
     rows += [{"messages": [{**ROW["messages"][0], "content": f"{n} + 2?"}, ROW["messages"][1]]} for n in range(3, 200)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings = Settings(1, None, "cpu", True, (), False, tmp_path)
-    checks = list(collect(named_targets(recipes=[tmp_path / "recipe.yaml"]), settings))
+    checks = list(collect(NamedPaths(recipes=[tmp_path / "recipe.yaml"]).targets(), settings))
     found = [one.run() for one in checks if one.subject == "dataset"]
     assert len(found) > 5
     errors = [finding for result in found for finding in result.findings if finding.severity == "error"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -58,97 +58,116 @@ def targets_of(
             expected="the tokenizer that encodes it: a folder, a file, or the name of a shipped one such as spm-v3",
             next_step=f"Name it: {words} spm-v3",
         )
-    return named_targets(
+    return NamedPaths(
         tokenizers=by_kind["tokenizer"],
+        judges=() if tokenizer is None else (tokenizer,),
         recipes=by_kind["recipe"],
         datasets=by_kind["rows"],
-        adapters=by_kind["adapter"],
         encoded=by_kind["encoded"],
+        adapters=by_kind["adapter"],
         ggufs=by_kind["gguf"],
-        judges=() if tokenizer is None else (tokenizer,),
         base=base,
         oracle=oracle,
-    )
+    ).targets()
 
 
-def named_targets(
-    *,
-    tokenizers: Sequence[Path] = (),
-    recipes: Sequence[Path] = (),
-    datasets: Sequence[Path] = (),
-    adapters: Sequence[Path] = (),
-    encoded: Sequence[Path] = (),
-    runners: Sequence[RunnerChoice] = (),
-    ggufs: Sequence[Path] = (),
-    servers: Sequence[ServerChoice] = (),
-    server_rows: Sequence[Path] = (),
-    judges: Sequence[Path] = (),
-    base: Path | None = None,
-    oracle: str | None = None,
-) -> list[Target]:
-    """Return a target for each path, named after it; equal names get a number.
+@dataclass(frozen=True, kw_only=True)
+class NamedPaths:
+    """The paths that a run names, by what they hold; `targets()` makes a target of each.
 
-    Args:
+    Attributes:
         tokenizers: Tokenizer files, checkpoint folders, or names of shipped tokenizers.
+        judges: Tokenizers that encode the rows of the other targets, and are not targets themselves.
         recipes: Recipe files.
         datasets: Files of chat rows; each is judged with every tokenizer, or else with every recipe's.
-        adapters: Adapter folders.
         encoded: Encoded-rows files; they are compared with the first tokenizer or recipe.
         runners: Runners; each is judged with every tokenizer and recipe, or else with an embedded tokenizer.
+        adapters: Adapter folders.
         ggufs: GGUF files; each is compared with the first tokenizer or recipe, or else with the recognised tokenizer.
         servers: Running servers; each is compared with the first tokenizer or recipe, and each adapter's transcripts.
         server_rows: Files of rows to ask each server in place of the packaged ones.
-        judges: Tokenizers that encode the rows of the other targets, and are not targets themselves.
         base: The base checkpoint's folder of the adapters.
         oracle: The declared oracle of tokenizers and recipes without a Mistral tokenizer file, or None.
     """
-    names: list[str] = []  # parts of node ids: two targets must not share a name
 
-    def name(path: Path) -> str:
-        names.append(free_name(name_of(path), names))
-        return names[-1]
+    tokenizers: Sequence[Path] = ()
+    judges: Sequence[Path] = ()
+    recipes: Sequence[Path] = ()
+    datasets: Sequence[Path] = ()
+    encoded: Sequence[Path] = ()
+    runners: Sequence[RunnerChoice] = ()
+    adapters: Sequence[Path] = ()
+    ggufs: Sequence[Path] = ()
+    servers: Sequence[ServerChoice] = ()
+    server_rows: Sequence[Path] = ()
+    base: Path | None = None
+    oracle: str | None = None
 
-    def tokenizer(path: Path, *, trains: bool) -> Target:
+    def targets(self) -> list[Target]:
+        """Return a target for each path, named after it; equal names get a number."""
+        name = _Names()
+        tokenizers = [self._tokenizer(path, name, trains=True) for path in self.tokenizers]
+        encoders = [*(self._tokenizer(path, name, trains=False) for path in self.judges), *tokenizers]
+        recipes = [RecipeTarget(name(path), path, trains=True, oracle_name=self.oracle) for path in self.recipes]
+        datasets = self._datasets(encoders or recipes, name)
+        judges = [*encoders, *recipes]
+        # rows without a judge are compared with the embedded tokenizer
+        of_rows = judges or [Target(EMBEDDED_TRAINING)]
+        return [
+            *tokenizers,
+            *recipes,
+            *datasets,
+            *(EncodedTarget(name(path), path, judge=of_rows[0]) for path in self.encoded),
+            *self._runners(of_rows, name),
+            *(AdapterTarget(name(path), path, base=self.base, beside=tuple(self.adapters)) for path in self.adapters),
+            # a GGUF file without a judge is compared with the tokenizer that its vocabulary is recognised as
+            *(self._gguf(path, judges[0] if judges else None, name) for path in self.ggufs),
+            *self._servers(of_rows[0], name),
+        ]
+
+    def _tokenizer(self, path: Path, name: _Names, *, trains: bool) -> Target:
         if not is_shipped(path):
-            return Target(name(path), path, trains=trains, oracle_name=oracle)
+            return Target(name(path), path, trains=trains, oracle_name=self.oracle)
         from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 
         return Target(name(path), shipped_tokenizer(str(path)), trains=trains)
 
-    targets = [tokenizer(path, trains=True) for path in tokenizers]
-    named_encoders = [*(tokenizer(path, trains=False) for path in judges), *targets]
-    of_recipes = [RecipeTarget(name(path), path, trains=True, oracle_name=oracle) for path in recipes]
-    targets += of_recipes
-    judges_of_rows = named_encoders or of_recipes
-    for judge in judges_of_rows:
-        many = f"-{judge.name}" if len(judges_of_rows) > 1 else ""
-        targets += [DatasetTarget(name(Path(f"{name_of(path)}{many}")), path, judge=judge) for path in datasets]
-    given = [*named_encoders, *of_recipes]
-    every = given or [Target(EMBEDDED_TRAINING)]
-    targets += [EncodedTarget(name(path), path, judge=every[0]) for path in encoded]
-    for runner in runners:
-        title = name_of(Path(runner.runner)).removesuffix(".py")
-        for judge in every:
-            of_judge = name(Path(f"{title}-{judge.name}"))
-            targets.append(RunnerTarget(of_judge, runner.config, runner=runner.runner, judge=judge))
-    folders = tuple(adapters)
-    targets += [AdapterTarget(name(path), path, base=base, beside=folders) for path in adapters]
-    # without a judge, a GGUF file is compared with the tokenizer that its vocabulary is recognised as
-    of_gguf = given[0] if given else None
-    targets += [
-        GgufTarget(name(path), path, oracle_name=oracle, judge=of_gguf, base=base, folders=folders) for path in ggufs
-    ]
-    targets += [
-        server.target(
-            name(Path(f"{server.name}-{name_of(adapter)}") if adapter and len(adapters) > 1 else server.name),
-            every[0],
-            adapter,
-            rows=tuple(server_rows),
-        )
-        for server in servers
-        for adapter in adapters or (None,)
-    ]
-    return targets
+    def _datasets(self, judges: Sequence[Target], name: _Names) -> Iterator[Target]:
+        for judge in judges:
+            suffix = f"-{judge.name}" if len(judges) > 1 else ""
+            for path in self.datasets:
+                yield DatasetTarget(name(Path(f"{name_of(path)}{suffix}")), path, judge=judge)
+
+    def _runners(self, judges: Sequence[Target], name: _Names) -> Iterator[Target]:
+        for runner in self.runners:
+            title = name_of(Path(runner.runner)).removesuffix(".py")
+            for judge in judges:
+                of_judge = name(Path(f"{title}-{judge.name}"))
+                yield RunnerTarget(of_judge, runner.config, runner=runner.runner, judge=judge)
+
+    def _gguf(self, path: Path, judge: Target | None, name: _Names) -> Target:
+        folders = tuple(self.adapters)
+        return GgufTarget(name(path), path, oracle_name=self.oracle, judge=judge, base=self.base, folders=folders)
+
+    def _servers(self, judge: Target, name: _Names) -> Iterator[Target]:
+        for server in self.servers:
+            for adapter in self.adapters or (None,):
+                title = server.name
+                if adapter is not None and len(self.adapters) > 1:
+                    title = Path(f"{server.name}-{name_of(adapter)}")
+                yield server.target(name(title), judge, adapter, rows=tuple(self.server_rows))
+
+
+class _Names:
+    """The names of the targets of a run, which are parts of node ids: two targets must not share one."""
+
+    def __init__(self) -> None:
+        self._taken: list[str] = []
+
+    def __call__(self, path: Path) -> str:
+        """Return the name of a path's target; a taken name gets a number."""
+        self._taken.append(free_name(name_of(path), self._taken))
+        return self._taken[-1]
 
 
 _ROOM = "pytest_mistral_lora.conformance"

@@ -131,7 +131,7 @@ class Suite:
         items += report.result
 
     def _targets(self) -> list[Target]:
-        from pytest_mistral_lora.conformance.collection import named_targets
+        from pytest_mistral_lora.conformance.collection import NamedPaths
         from pytest_mistral_lora.conformance.targets import embedded_targets
 
         given = self.settings
@@ -140,7 +140,7 @@ class Suite:
         # the first process of pytest-xdist needs them only at the end, when a test may have changed the working
         # directory
         with chdir(self._home):
-            return named_targets(
+            return NamedPaths(
                 # beside rows, a tokenizer only judges the rows: its own checks, and its model, are another run
                 **({"judges": given.tokenizers} if given.datasets else {"tokenizers": given.tokenizers}),
                 recipes=given.recipes,
@@ -153,7 +153,7 @@ class Suite:
                 runners=given.runners,
                 base=given.base,
                 oracle=given.oracle,
-            )
+            ).targets()
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
         """Count the checks that the user deselected."""

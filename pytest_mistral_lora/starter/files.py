@@ -123,13 +123,13 @@ def record_missing(folder: Path, recipe: str) -> tuple[list[str], list[str]]:
         The names of the files that were written, and a sentence for each row that could not be recorded.
     """
     from pytest_mistral_lora.conformance.checks import Settings
-    from pytest_mistral_lora.conformance.collection import named_targets
+    from pytest_mistral_lora.conformance.collection import NamedPaths
     from pytest_mistral_lora.conformance.user_goldens import rendering_checks, user_cases
 
     if os.environ.get("CI"):
         return [], ["Record the goldens outside of CI (CI is set here): a golden that CI writes guards nothing."]
     goldens = folder / GOLDENS
-    [target] = named_targets(recipes=[folder / recipe])
+    [target] = NamedPaths(recipes=[folder / recipe]).targets()
     missing = {case.check: case for case in user_cases([goldens], "templates", target) if not case.path.exists()}
     written, faults = [], []
     with tempfile.TemporaryDirectory() as work:

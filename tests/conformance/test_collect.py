@@ -12,7 +12,7 @@ from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.collection import collect, named_targets
+from pytest_mistral_lora.conformance.collection import NamedPaths, collect
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import Terminated
@@ -28,7 +28,7 @@ def test_a_tokenizer_that_two_targets_have_is_judged_once(tmp_path: Path, settin
     folder.mkdir()
     shutil.copy(shipped_tokenizer("spm-v3"), folder / "tokenizer.model.v3")
     copied = shutil.copytree(folder, tmp_path / "copy")
-    named = named_targets(tokenizers=[folder, copied / ".." / "base", copied])
+    named = NamedPaths(tokenizers=[folder, copied / ".." / "base", copied]).targets()
     checks = {check.name: check for check in collect(named, settings)}
     for case in ("tokenizer::file", "tokenizer::bos-eos-unk", "mask::bos-once"):
         results = [checks[f"{name}::{case}"].run() for name in ("base", "base-2", "copy")]
@@ -53,7 +53,7 @@ def test_one_check_reports_a_tokenizer_that_does_not_load_for_all_checks_and_wor
         (folder / "tokenizer.model.v3").write_bytes(b"no tokenizer")
     # the second list stands for another worker of the session, which meets the errors later
     for reports in (True, False):
-        named = named_targets(tokenizers=[folders[0], folders[1], folders[0]])
+        named = NamedPaths(tokenizers=[folders[0], folders[1], folders[0]]).targets()
         checks: list[Check] = [one for one in collect(named, settings) if one.case in ("bos-eos-unk", "vocabulary")]
         results = {check.name: check.run() for check in reversed(checks) if reports or check.case == "bos-eos-unk"}
         rules = {name: [finding.rule for finding in result.findings] for name, result in results.items()}

@@ -19,7 +19,7 @@ from trained import WEIGHTS, copied
 from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.collection import collect, named_targets
+from pytest_mistral_lora.conformance.collection import NamedPaths, collect
 from pytest_mistral_lora.conformance.finding import Finding
 
 RANK, LAYERS = 4, 3
@@ -95,7 +95,7 @@ class MergedBench:
             (folder / WEIGHTS).unlink(missing_ok=True)
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
         adapters = [folder, *([artifact["adapter"]] if artifact["adapter_at_hand"] else [])]
-        targets = named_targets(adapters=adapters, base=artifact["base"])[:1]
+        targets = NamedPaths(adapters=adapters, base=artifact["base"]).targets()[:1]
         settings = Settings(20, None, "cpu", True, (), False, folder)
         checks = [check for check in collect(targets, settings) if check.subject in (self.subject, "adapter")]
         return [finding for check in checks for finding in check.run().findings]

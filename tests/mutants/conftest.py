@@ -9,7 +9,7 @@ import pytest
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Settings, Subject
-from pytest_mistral_lora.conformance.collection import collect, named_targets
+from pytest_mistral_lora.conformance.collection import NamedPaths, collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
 
@@ -46,7 +46,7 @@ def findings_of(tmp_path_factory: pytest.TempPathFactory) -> FindingsOf:
             update=False,
             work_folder=tmp_path_factory.getbasetemp(),
         )
-        [target] = named_targets(tokenizers=[folder])
+        [target] = NamedPaths(tokenizers=[folder]).targets()
         chosen = [c for c in collect([target], settings) if c.subject == subject and case in c.case]
         assert chosen
         return [finding for check in chosen for finding in check.run().findings]

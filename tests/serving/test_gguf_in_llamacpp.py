@@ -18,7 +18,7 @@ from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.collection import collect, named_targets
+from pytest_mistral_lora.conformance.collection import NamedPaths, collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
@@ -62,7 +62,7 @@ def findings(file: Path, oracle: Oracle) -> list[Finding]:
     settings = Settings(20, None, "cpu", True, (), False, file.parent)
     found = [
         finding
-        for check in collect(named_targets(ggufs=[file], oracle=named), settings)
+        for check in collect(NamedPaths(ggufs=[file], oracle=named).targets(), settings)
         for finding in check.run().findings
     ]
     return [finding for finding in found if finding.severity == "error"]
