@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import opened
+from pytest_mistral_lora.conformance.checks import ROOT, SUBJECTS
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Rule
 from pytest_mistral_lora.errors import did_you_mean
 from pytest_mistral_lora.escaping import printable
@@ -121,8 +122,8 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
     Raises:
         InputError: If the path is a pipe or a device.
         OSError: If the file cannot be read.
-        ValueError: If it is not UTF-8, or a line has no reason, an unknown rule, an id that an earlier line has, or an
-            invalid date; with file and line.
+        ValueError: If it is not UTF-8, or a line has no reason, an unknown rule or subject, an id that an earlier line
+            has, or an invalid date; with file and line.
     """
     xfails: dict[str, Xfail] = {}
     try:
@@ -142,6 +143,12 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
         reason, until = _reason_and_date(reason, place)
         if not reason:
             raise ValueError(f"{place}: {name!r} has no reason; expected: {name}  # why it is accepted")
+        if "::" in name and not _is_node_id(name):
+            subject = name.split("::")[2] if name.count("::") > 1 else ""
+            expected = f"{ROOT}::TARGET::SUBJECT::CHECK, as the summary prints it"
+            raise ValueError(
+                f"{place}: {name!r} is not the node id of a check{did_you_mean(subject, SUBJECTS)}; expected {expected}"
+            )
         if "::" not in name and name not in RULES and name not in _cause_names():
             hint = did_you_mean(name, _cause_names())
             expected = "a rule id such as ML204, a node id, or the name of a cause such as default-system-prompt"
@@ -150,6 +157,11 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
             raise ValueError(f"{place}: {name} is listed twice; it is already in {xfails[name].place}")
         xfails[name] = Xfail(name, reason, place, until)
     return tuple(xfails.values())
+
+
+def _is_node_id(text: str) -> bool:
+    parts = text.split("::", 3)
+    return len(parts) == 4 and parts[0] == ROOT and parts[2] in SUBJECTS
 
 
 def _reason_and_date(text: str, place: str) -> tuple[str, date | None]:

@@ -51,6 +51,21 @@ def test_an_entry_of_checks_that_are_not_in_the_run_is_not_met(name: str) -> Non
     assert (session.unmatched, session.not_met, session.exit_code) == ([], [entry(name)], 0)
 
 
+def test_an_entry_of_a_check_that_its_subject_does_not_have_is_out_of_date() -> None:
+    misspelled = entry("mistral-golden::a::dataset::no-duplicate")
+    session = session_of(misspelled)
+    judge(session, "dataset", "no-duplicates", Result())
+    assert (session.unmatched, session.not_met, session.exit_code) == ([misspelled], [], 1)
+
+
+def test_an_entry_of_a_check_that_was_deselected_is_not_met() -> None:
+    nodeid = "mistral-golden::a::dataset::no-leakage"
+    session = session_of(entry(nodeid))
+    judge(session, "dataset", "no-duplicates", Result())
+    session.collected.append(nodeid)
+    assert (session.unmatched, session.not_met) == ([], [entry(nodeid)])
+
+
 def test_an_entry_is_not_met_if_one_finder_did_not_run() -> None:
     session = session_of(entry("ML608"))
     judge(session, "dataset", "no-duplicates", Result())

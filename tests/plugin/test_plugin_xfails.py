@@ -191,6 +191,11 @@ def test_one_that_matches_nothing_is_fine_where_only_some_checks_ran(known: Call
             "known.txt:2: there is no rule or cause 'ML999'; expected a rule id such as ML204, a node id, or the name "
             "of a cause such as default-system-prompt",
         ),
+        (
+            "mistral-golden::spm-v3::tokeniser::file # x\n",
+            "known.txt:1: 'mistral-golden::spm-v3::tokeniser::file' is not the node id of a check (did you mean "
+            "'tokenizer'?); expected mistral-golden::TARGET::SUBJECT::CHECK, as the summary prints it",
+        ),
         ("ML204 # x\nML204 # y\n", "known.txt:2: ML204 is listed twice; it is already in known.txt:1"),
         (
             "ML204 # x # until June\n",
