@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle import ImageSizes, Oracle
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN
@@ -115,7 +115,7 @@ def write_tiny_base(
             save_file(model.state_dict(), building / "model.safetensors", metadata={"format": "pt"})
         else:
             model.save_pretrained(building)  # the names on disk differ from those in memory
-        for name, content in (_PROCESSOR if architecture.is_wrapped else {}).items():
+        for name, content in (_processor(oracle) if architecture.is_wrapped else {}).items():
             (building / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         # transformers and mistral-common find the file and its version by these names
         suffixes = "".join(oracle.path.suffixes[-2:])
@@ -160,9 +160,11 @@ def tiny_config(oracle: Oracle, architecture: Architecture = _MISTRAL, *, tied: 
     )
     if not architecture.is_wrapped:
         return config
+    sizes = oracle.image_sizes or _SMALL_IMAGES
     return model_class.config_class(
         text_config=config.to_dict(),
-        vision_config=_VISION,
+        vision_config=_VISION | {"image_size": sizes.longest, "patch_size": sizes.patch},
+        spatial_merge_size=sizes.merge,
         tie_word_embeddings=tied,
         architectures=[architecture.name],
         # the weights of the tower and the projector are drawn with the wrapper's own range
@@ -212,25 +214,32 @@ _VISION = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "head_dim": 16,
-    "image_size": 28,
-    "patch_size": 14,
 }
-_PROCESSOR = {
-    "preprocessor_config.json": {
-        "image_processor_type": "PixtralImageProcessor",
-        "do_resize": True,
-        "do_rescale": True,
-        "resample": 3,
-        "patch_size": 14,
-        "size": {"longest_edge": 28},
-        "rescale_factor": 0.00392156862745098,
-    },
-    "processor_config.json": {
-        "processor_class": "PixtralProcessor",
-        "image_token": "[IMG]",
-        "image_break_token": "[IMG_BREAK]",
-        "image_end_token": "[IMG_END]",
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-    },
-}
+
+
+_SMALL_IMAGES = ImageSizes(patch=14, longest=28, merge=2)
+"""The sizes for a tokenizer that takes no images."""
+
+
+def _processor(oracle: Oracle) -> dict[str, dict[str, Any]]:
+    """Return the files that tell transformers how images become tokens, by name."""
+    sizes = oracle.image_sizes or _SMALL_IMAGES
+    return {
+        "preprocessor_config.json": {
+            "image_processor_type": "PixtralImageProcessor",
+            "do_resize": True,
+            "do_rescale": True,
+            "resample": 3,
+            "patch_size": sizes.patch,
+            "size": {"longest_edge": sizes.longest},
+            "rescale_factor": 0.00392156862745098,
+        },
+        "processor_config.json": {
+            "processor_class": "PixtralProcessor",
+            "image_token": "[IMG]",
+            "image_break_token": "[IMG_BREAK]",
+            "image_end_token": "[IMG_END]",
+            "patch_size": sizes.patch,
+            "spatial_merge_size": sizes.merge,
+        },
+    }

@@ -33,6 +33,7 @@ GENERATION_CONFIG = "generation_config.json"
 TEMPLATE = "chat_template.jinja"
 OLD_TEMPLATE = "chat_template.json"
 PROCESSOR_CONFIG = "processor_config.json"
+PREPROCESSOR_CONFIG = "preprocessor_config.json"
 MORE_TEMPLATES = "additional_chat_templates"
 
 NO_ORACLE = "none"
@@ -51,6 +52,7 @@ LIMITS = {
     GENERATION_CONFIG: 16 * _MIB,
     OLD_TEMPLATE: 16 * _MIB,
     PROCESSOR_CONFIG: 16 * _MIB,
+    PREPROCESSOR_CONFIG: 16 * _MIB,
     TEMPLATE: _MIB,
     f"{MORE_TEMPLATES}/*.jinja": _MIB,
 }

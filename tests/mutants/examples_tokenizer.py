@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mutants_tokenizer_derivatives as derivatives
 import mutants_tokenizer_files as files
+import mutants_tokenizer_settings as settings
 import mutants_tokenizer_templates as templates
 import mutants_tokenizer_tokens as tokens
 from gallery import Artifact, Example
@@ -305,3 +306,41 @@ class ML237(Example):
         thinking_folder(artifact["folder"])
         tokenizer = CheckpointTokenizer(artifact["folder"])
         (artifact["folder"] / "chat_template.jinja").write_text(official_template(tokenizer, thinking=False))
+
+
+class ML238(Example):
+    mutant = settings.promised_eos
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tokenizer_config"] |= {"add_bos_token": False, "add_eos_token": False}
+
+
+class ML239(Example):
+    mutant = settings.decoder_that_cleans_spaces
+
+    def sound(self, artifact: Artifact) -> None:
+        settings.decoders(artifact, {"type": "Fuse"})
+        artifact["tokenizer_config"]["clean_up_tokenization_spaces"] = False
+
+
+class ML240(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["generation_config"]["suppress_tokens"] = [2]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["generation_config"] |= {"suppress_tokens": [3, 4], "bad_words_ids": [[2, 1010]], "max_length": 4096}
+
+
+class ML241(Example):
+    mutant = settings.repetitions_are_punished
+
+    def sound(self, artifact: Artifact) -> None:
+        neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "temperature": 0.15, "do_sample": True}
+        artifact["generation_config"] |= neutral
+
+
+class ML242(Example):
+    mutant = settings.patches_of_another_model
+
+    def sound(self, artifact: Artifact) -> None:
+        settings.with_images(artifact, preprocessor__patch_size={"height": 28, "width": 28})

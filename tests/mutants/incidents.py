@@ -316,5 +316,23 @@ INCIDENTS = (
         "A GGUF file has the name of a template in place of its text, and the user's text is lost",
         "ggml-org/llama.cpp#12524",
     ),
+    Incident(
+        "N93",
+        "A flag promises an EOS that tokenizer.json does not write, and an upgrade of transformers believes the other",
+        "embeddings-benchmark/mteb#5237",
+    ),
+    Incident(
+        "N94",
+        "Decoding removes the spaces before punctuation",
+        "huggingface/transformers#44915, ml-explore/mlx-lm#1347",
+    ),
+    Incident(
+        "N95", "generation_config.json has no EOS, or forbids it: generation does not stop", "huggingface/open-r1#663"
+    ),
+    Incident(
+        "N96",
+        "A penalty in generation_config.json changes every answer unasked",
+        "NVIDIA-NeMo/RL#3497, EleutherAI/lm-evaluation-harness#3154",
+    ),
 )
 """Every incident, by id."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__all__ = ["SHIPPED", "VERSION", "Oracle", "shipped_tokenizer"]
+__all__ = ["SHIPPED", "VERSION", "ImageSizes", "Oracle", "shipped_tokenizer"]
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle.oracle import SHIPPED, VERSION, Oracle, shipped_tokenizer
+    from pytest_mistral_lora.chat.oracle.oracle import SHIPPED, VERSION, ImageSizes, Oracle, shipped_tokenizer
 else:
 
     def __getattr__(name: str) -> object:

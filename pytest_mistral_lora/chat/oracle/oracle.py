@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, groupby, starmap
 from pathlib import Path
@@ -72,6 +72,21 @@ def shipped_tokenizer(name: str) -> Path:
     if not path.is_file():
         raise TokenizerError(f"mistral-common {VERSION} does not ship {SHIPPED[name]}", place=str(path))
     return path
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSizes:
+    """How an image becomes tokens: one for each square of `merge` by `merge` patches.
+
+    Attributes:
+        patch: The side of a patch, in pixels.
+        longest: The longest side of an image, in pixels: larger ones are scaled down.
+        merge: The patches of a token, along each side.
+    """
+
+    patch: int
+    longest: int
+    merge: int
 
 
 class Oracle:
@@ -153,6 +168,15 @@ class Oracle:
     def tool_calls_id(self) -> int | None:
         """Id of `[TOOL_CALLS]`, or None if the version has no tools."""
         return next((token for token, literal in self.control_tokens.items() if literal == "[TOOL_CALLS]"), None)
+
+    @property
+    def image_sizes(self) -> ImageSizes | None:
+        """The sizes by which images become tokens, as the tokenizer file has them; None if it takes no images."""
+        encoder = self._instruct.image_encoder
+        if encoder is None:
+            return None
+        config = encoder.image_config
+        return ImageSizes(config.image_patch_size, config.max_image_size, config.spatial_merge_size)
 
     @cached_property
     def features(self) -> RowFeatures:

@@ -23,6 +23,7 @@ from pytest_mistral_lora.conformance.tokenizer import folder as tokenizer_folder
 from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
 from pytest_mistral_lora.conformance.tokenizer import template_traits
 from pytest_mistral_lora.conformance.tokenizer.folder import MISTRAL_COMMON
+from pytest_mistral_lora.conformance.tokenizer.images import image_settings
 from pytest_mistral_lora.conformance.tokenizer.template_traits import PLAIN, TemplateTraits
 from pytest_mistral_lora.errors import TokenizerError
 
@@ -34,7 +35,9 @@ FILES: dict[str, Judge] = {
     "declarations-agree": tokenizer_folder.files_agree,
     "class": tokenizer_folder.tokenizer_class,
     "nothing-cut-or-padded": tokenizer_folder.nothing_cut_or_padded,
+    "decoding": tokenizer_ids.decoding,
     "model-config": tokenizer_ids.model_config,
+    "image-settings": image_settings,
     "template-places": tokenizer_folder.one_template,
     "has-template": tokenizer_folder.has_template,
 }
@@ -44,6 +47,7 @@ _NEEDS = {
     "declarations-agree": (TOKENIZER_JSON, TOKENIZER_CONFIG, SPECIAL_TOKENS),
     "class": (TOKENIZER_JSON, TOKENIZER_CONFIG),
     "nothing-cut-or-padded": (TOKENIZER_JSON,),
+    "decoding": (TOKENIZER_JSON,),
     "model-config": (MODEL_CONFIG, GENERATION_CONFIG),
 }
 """Files of which a check needs at least one; otherwise it would pass on nothing."""

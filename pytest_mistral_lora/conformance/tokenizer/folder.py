@@ -82,6 +82,51 @@ def _added_tokens(files: TokenizerFiles) -> Iterator[Disagreement]:
                 yield file, f"{literal!r} has {flag} {flags[flag]}", f"{have[flag]}, as in {TOKENIZER_JSON}"
 
 
+def _ends_of_a_text(files: TokenizerFiles) -> Iterator[Disagreement]:
+    """Compare `add_bos_token` and `add_eos_token` with the tokens that the post-processor writes around a text.
+
+    transformers 5 removes both keys if there is a `tokenizer.json` (`PreTrainedTokenizerBase._from_pretrained`);
+    transformers 4 wrote the post-processor again to do what they say.
+    """
+    config = files.json(TOKENIZER_CONFIG)
+    if not files.json(TOKENIZER_JSON):
+        return
+    before, after = _written_around(files.json(TOKENIZER_JSON).get("post_processor"))
+    for name, written, usual in (("bos", before, "<s>"), ("eos", after, "</s>")):
+        key = f"add_{name}_token"
+        literal = _content(config.get(f"{name}_token")) or usual
+        is_written = literal in written
+        if isinstance(config.get(key), bool) and config[key] != is_written:
+            flags = {flag: str(flag).lower() for flag in (False, True)}
+            state = "writes" if is_written else "does not write"
+            found = f"{key} is {flags[not is_written]}, and the post-processor of {TOKENIZER_JSON} {state} {literal!r}"
+            expected = f'"{key}": {flags[is_written]}, which transformers 5 does whatever it says'
+            yield TOKENIZER_CONFIG, found, expected
+
+
+def _written_around(processor: Any) -> tuple[list[str], list[str]]:
+    """Return the tokens that a post-processor writes before and after a single text."""
+    before: list[str] = []
+    after: list[str] = []
+    if not isinstance(processor, dict):
+        return before, after
+    match processor.get("type"):
+        case "Sequence":
+            for part in processor.get("processors") or ():
+                outer_before, outer_after = _written_around(part)
+                before, after = [*outer_before, *before], [*after, *outer_after]
+        case "TemplateProcessing":
+            side = before
+            for item in processor.get("single") or ():
+                if "Sequence" in item:
+                    side = after
+                elif "SpecialToken" in item:
+                    side.append(str(item["SpecialToken"].get("id")))
+        case "BertProcessing" | "RobertaProcessing":
+            before, after = [str(processor["cls"][0])], [str(processor["sep"][0])]
+    return before, after
+
+
 def _vocabulary(files: TokenizerFiles) -> dict[str, int]:
     model = files.json(TOKENIZER_JSON).get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
@@ -249,10 +294,12 @@ def one_revision(target: Target) -> Result:
 
 
 def files_agree(target: Target) -> Iterator[Finding]:
-    """Yield ML213 for each declaration that contradicts `tokenizer.json` or `tokenizer_config.json`."""
+    """Yield ML213 for each declaration that contradicts `tokenizer.json` or `tokenizer_config.json`, and ML238."""
     files = target.tokenizer.files
     for name, found, expected in (*_within_tokenizer_json(files), *_named_tokens(files), *_added_tokens(files)):
         yield Finding("ML213", found, str(files.file(name)), expected)
+    for name, found, expected in _ends_of_a_text(files):
+        yield Finding("ML238", found, str(files.file(name)), expected)
 
 
 def tokenizer_class(target: Target) -> Iterator[Finding]:

@@ -8,12 +8,18 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.diff import TokenDiff
+from pytest_mistral_lora.chat.diff import TokenDiff, equal_beginning
 from pytest_mistral_lora.checkpoint.recognition import PROBES, as_bytes, probe_differences
-from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER_JSON
+from pytest_mistral_lora.checkpoint.tokenizer_folder import (
+    GENERATION_CONFIG,
+    MODEL_CONFIG,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+)
 from pytest_mistral_lora.checkpoint.weights import embedding_rows
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.tokenizer.generation import generation_findings
 from pytest_mistral_lora.errors import InputError, TokenizerError
 
 if TYPE_CHECKING:
@@ -147,6 +153,19 @@ def text_ids(target: Target) -> Iterator[Finding]:
 
 
 def _vocabulary_texts(target: Target, place: str, space: str) -> Iterator[Finding]:
+    """Yield ML205 for the first text of the vocabulary's own texts that gets other ids."""
+    oracle, fast = target.oracle, target.tokenizer.fast
+    chunks = _texts_of_all_tokens(target)
+    encoded = fast([f"</s>{space}{chunk}" for chunk in chunks], add_special_tokens=False)["input_ids"]
+    for chunk, ids in zip(chunks, encoded, strict=True):
+        want = (oracle.eos_id, *oracle.encode_text(chunk))
+        if tuple(ids) != want:
+            detail = _difference(want, tuple(ids), oracle)
+            yield Finding("ML205", "texts of the vocabulary get other ids", place, detail=detail)
+            return
+
+
+def _texts_of_all_tokens(target: Target) -> list[str]:
     """Join the vocabulary's own texts in a shuffled order, so that every token and merge occurs."""
     oracle, fast = target.oracle, target.tokenizer.fast
     tokens = list(range(oracle.vocab_size))
@@ -163,14 +182,40 @@ def _vocabulary_texts(target: Target, place: str, space: str) -> Iterator[Findin
         if "\ufffd" not in piece and token not in oracle.control_tokens and token != oracle.unk_id:
             texts.append(piece)
     chunks = ["".join(texts[start : start + _CHUNK]) for start in range(0, len(texts), _CHUNK)]
-    chunks = [literals.sub("", chunk) for chunk in chunks]
-    encoded = fast([f"</s>{space}{chunk}" for chunk in chunks], add_special_tokens=False)["input_ids"]
-    for chunk, ids in zip(chunks, encoded, strict=True):
-        want = (oracle.eos_id, *oracle.encode_text(chunk))
-        if tuple(ids) != want:
-            detail = _difference(want, tuple(ids), oracle)
-            yield Finding("ML205", "texts of the vocabulary get other ids", place, detail=detail)
+    return [literals.sub("", chunk) for chunk in chunks]
+
+
+_SPACED = ("He said , no ! Is it ? I do n't , it 's .", " begins with a space", "ends with one ", "two  spaces")
+"""Texts that a cleaning of spaces changes: `clean_up_tokenization` of transformers."""
+
+
+def decoding(target: Target) -> Iterator[Finding]:
+    """Yield ML239 if decoding the ids of a text changes it, here or in older versions of transformers.
+
+    From 5.7 on, transformers ignores `clean_up_tokenization_spaces` for the tokenizers that Mistral has.
+    """
+    files, fast = target.tokenizer.files, target.tokenizer.fast
+    place = str(files.file(TOKENIZER_JSON))
+    texts = [*PROBES, *_SPACED]
+    oracle = oracle_of(target)
+    if oracle is None:
+        # a leading space may be part of the layout: only the texts that begin with a letter are compared
+        texts = [text for text in texts if not text.startswith(" ")]
+        ids = fast(texts, add_special_tokens=False)["input_ids"]
+    else:
+        texts += _texts_of_all_tokens(target)
+        ids = [list(oracle.encode_text(text)) for text in texts]
+    for text, decoded in zip(texts, fast.batch_decode(ids), strict=True):
+        if decoded != text:
+            at = equal_beginning(text, decoded)
+            found, expected = (repr(side[max(0, at - 20) : at + 20]) for side in (decoded, text))
+            yield Finding("ML239", f"the ids of a text are decoded to {found}", place, expected, is_error=True)
             return
+    if files.json(TOKENIZER_CONFIG).get("clean_up_tokenization_spaces"):
+        found = (
+            "clean_up_tokenization_spaces is true: transformers before 5.7 decodes 'No , it is n't' to 'No, it isn't'"
+        )
+        yield Finding("ML239", found, str(files.file(TOKENIZER_CONFIG)), '"clean_up_tokenization_spaces": false')
 
 
 def save_and_load(target: Target) -> Iterator[Finding]:
@@ -204,13 +249,16 @@ def save_and_load(target: Target) -> Iterator[Finding]:
 
 
 def model_config(target: Target) -> Iterator[Finding]:
-    """Yield ML204, ML215, ML216 and ML217 if the model's configuration does not fit the tokenizer."""
+    """Yield ML204, ML215, ML216, ML217, ML240 and ML241 if the model's configuration does not fit the tokenizer."""
     files = target.tokenizer.files
     for name in (MODEL_CONFIG, GENERATION_CONFIG):
         config = files.json(name)
         for part in (config, config.get("text_config")):
             if isinstance(part, dict):
                 yield from _named_ids(target, part, str(files.file(name)))
+    if GENERATION_CONFIG in files.names and GENERATION_CONFIG not in files.faults:
+        place = str(files.file(GENERATION_CONFIG))
+        yield from generation_findings(files.json(GENERATION_CONFIG), end_ids(target), place)
     yield from _embedding_findings(target)
 
 
