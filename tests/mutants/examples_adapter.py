@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import mutants_adapter_classes as classes
 import mutants_adapter_configuration as configuration
+import mutants_adapter_origins as origins
 from bench_adapter import NAMES, TEXT_PATTERN, of_class
 from gallery import Artifact, Example
 from of_classes import made_adapter
@@ -269,3 +271,25 @@ class ML454(Example):
 
     def sound(self, artifact: Artifact) -> None:
         of_class(artifact, made_adapter("mistral", ("q_proj", "gate_proj", "up_proj", "down_proj")))
+
+
+class ML428(Example):
+    mutant = origins.alpha_multiplied_once_more
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["config"]["lora_alpha"] = 256
+
+
+class ML429(Example):
+    mutant = origins.base_of_another_version
+
+    def sound(self, artifact: Artifact) -> None:
+        origins.without_manifest(artifact, "mistralai/Mistral-7B-v0.3")
+
+
+class ML455(Example):
+    mutant = origins.run_that_went_on
+
+    def sound(self, artifact: Artifact) -> None:
+        last = origins.checkpoint(artifact, 1000, top=500)
+        shutil.copy(artifact["folder"] / "adapter_model.safetensors", last / "adapter_model.safetensors")

@@ -12,6 +12,8 @@ from pytest_mistral_lora.conformance.adapter import configuration as config_chec
 from pytest_mistral_lora.conformance.adapter import effect as effect_checks
 from pytest_mistral_lora.conformance.adapter import layout as layout_checks
 from pytest_mistral_lora.conformance.adapter import weights as weight_checks
+from pytest_mistral_lora.conformance.adapter.checkpoints import checkpoint_findings
+from pytest_mistral_lora.conformance.adapter.named_base import named_base_findings
 from pytest_mistral_lora.conformance.base_tokenizer import base_result, template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, findings_of, first_findings
@@ -199,6 +201,7 @@ class AdapterChecks:
             rule = "ML406" if error.found.startswith("a pickle") else "ML405"
             expected = error.expected or f"an adapter: {CONFIG} and {ADAPTER_TENSORS}{hint}"
             findings.append(Finding(rule, error.found, error.place, expected))
+        findings += checkpoint_findings(self.folder)
         return Result(tuple(findings))
 
     def tensors_complete(self) -> Result:
@@ -260,15 +263,17 @@ class AdapterChecks:
         findings += layout_checks.rank_findings(self.folder, layout)
         if not findings:
             findings += config_checks.refusal_findings(self.folder, layout)
+            findings += config_checks.scale_findings(self.folder, layout)
         return Result(tuple(findings))
 
     def base_recorded(self) -> Result:
-        """Check that the configuration names the base, and one commit of it."""
+        """Check that the configuration names the base, one commit of it, and no other base than the one at hand."""
         if self.folder.config_file in self._unreadable:
             return Result(not_checked=_UNREADABLE)
         manifest = self.folder.valid_manifest.data if self.folder.valid_manifest else {}
         pinned = bool(manifest.get("revision") or manifest.get("base_weights_sha256"))
-        return Result(tuple(config_checks.base_findings(self.folder, pinned)))
+        findings = [*config_checks.base_findings(self.folder, pinned), *named_base_findings(self.folder)]
+        return Result(tuple(findings))
 
     def fits_base(self) -> Result:
         """Check shapes, vocabulary, tied embeddings, and that the base does not already contain the adapter."""

@@ -90,6 +90,20 @@ def base_findings(folder: AdapterFolder, pinned: bool) -> Iterator[Finding]:
         yield Finding("ML411", f"the revision of {short_json(name)} is not recorded", place, expected)
 
 
+LARGEST_SCALE = 32
+"""The largest scale with which adapters are trained: `lora_alpha` 32 at rank 1."""
+
+
+def scale_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
+    """Yield a finding if the change of a layer is multiplied by more than anybody trains with."""
+    high = {layer: scale for layer, scale in layout.scalings.items() if scale > LARGEST_SCALE}
+    if not high:
+        return
+    layer, scale = max(high.items(), key=lambda item: item[1])
+    found = f"the change of {layer}{and_more(1, len(high))} is multiplied by {scale:g}"
+    yield Finding("ML428", found, str(folder.config_file), f"{LARGEST_SCALE} at most: lora_alpha / r as in training")
+
+
 _ROUTER = re.compile(r"\.(?:mlp|block_sparse_moe)\.(?:gate|router)(?=\.)")
 _EXPERTS = re.compile(r"\.(?:mlp|block_sparse_moe)\.(?:shared_)?experts?(?=\.)")
 _LAYER = re.compile(r"\.layers\.\d+\.(?P<block>self_attn|mlp)\.(?P<kind>\w+)\.(?:lora_|base_layer\.)")

@@ -1,0 +1,85 @@
+"""The base that an adapter's configuration names, compared with the base that it is judged on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pytest_mistral_lora.checkpoint.architectures import text_part
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.errors import MistralLoraError, short_json
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.base_location import RecordedBase, locate_base
+
+_FAMILIES = (
+    ("mixtral", {"mixtral"}),
+    ("mistral|ministral|devstral|magistral|codestral|pixtral|leanstral", {"mistral", "ministral", "mistral4"}),
+    ("llama", {"llama"}),
+    ("qwen-?2", {"qwen2"}),
+    ("qwen-?3", {"qwen3"}),
+    ("gemma|phi-?[34]|falcon|gpt-|granite|olmo|deepseek", set[str]()),
+)
+"""Words of a repository's name, each with the beginnings of the model types that such models have."""
+
+_VOCABULARIES = (
+    (r"mistral-7b(-instruct)?-v0\.[12]\b", 32000),
+    (r"mixtral-8x7b", 32000),
+    (r"mistral-7b(-instruct)?-v0\.3\b", 32768),
+    (r"codestral-22b|mistral-large(-instruct)?-24", 32768),
+    (r"nemo|ministral|mistral-small|devstral|magistral|pixtral", 131072),
+)
+"""Names of published models, each with its number of ids."""
+
+_ADDED = 512
+"""The most tokens by which a fine-tune enlarges a vocabulary."""
+
+_GIVE = "the base that the adapter was trained on: name it with --base"
+
+
+def named_base_findings(folder: AdapterFolder) -> Iterator[Finding]:
+    """Yield ML429 if the base at hand is not the one that the configuration names.
+
+    The named base proves it if it is on this machine: its configuration computes something else. A name alone may be
+    that of a mirror or of an old folder, so that it is no proof. With a manifest, its subject compares the two.
+    """
+    name, base = folder.config.get("base_model_name_or_path"), folder.given_base
+    if base is None or not isinstance(name, str) or len(name) > 4096 or folder.valid_manifest is not None:
+        return
+    place = str(folder.config_file)
+    try:
+        named = locate_base(RecordedBase(name, folder.recorded_base.revision), folder.path).folder
+        if named is not None:
+            yield from _compared(named, base, place)
+            return
+    except (MistralLoraError, OSError):
+        pass  # what cannot be read proves nothing: its name is left
+    yield from _by_name(name, base, place)
+
+
+def _compared(named: BaseFolder, base: BaseFolder, place: str) -> Iterator[Finding]:
+    if named.path.resolve() == base.path.resolve():
+        return
+    recorded, now = named.canonical_config, base.canonical_config
+    differs = [key for key, value in recorded.items() if now.get(key) != value]
+    if differs:
+        key = differs[0]
+        found = f"names {named}, whose {key} is {short_json(recorded[key])}, and that of {base} is "
+        yield Finding("ML429", found + short_json(now.get(key)), place, _GIVE, is_error=True)
+
+
+def _by_name(name: str, base: BaseFolder, place: str) -> Iterator[Finding]:
+    last = re.split(r"[/\\]", name.lower().rstrip("/\\"))[-1]
+    try:
+        text = text_part(base.config)
+        kind, size = str(text.get("model_type")), base.vocab_size
+    except MistralLoraError:
+        return  # other checks report a base that cannot be read
+    types = next((types for words, types in _FAMILIES if re.search(words, last)), None)
+    if types is not None and not any(kind.startswith(start) for start in types):
+        yield Finding("ML429", f"names {name!r}, and {base} is a model of type {kind}", place, _GIVE)
+        return
+    expected = next((count for pattern, count in _VOCABULARIES if re.search(pattern, last)), None)
+    if expected is not None and not expected <= size <= expected + _ADDED:
+        found = f"names {name!r}, which has {expected:,} ids, and {base} has {size:,}"
+        yield Finding("ML429", found, place, _GIVE)
