@@ -60,3 +60,11 @@ class ML918(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["bytes"] = lambda data: data
+
+
+class ML920(Example):
+    mutant = tokenizer.turn_ends_at_a_tool_call
+
+    def sound(self, artifact: Artifact) -> None:
+        setting(artifact, "eot_token_id", 2)
+        setting(artifact, "fim_sep_token_id", 1 << 20)

@@ -187,3 +187,27 @@ def merge_lost(artifact: Artifact) -> None:
     take_tekken(artifact)
     artifact["compared"] = False
     setting(artifact, "merges", artifact["fields"][FIELD + "merges"][:-1])
+
+
+@mutant("ML920", says="eot_token_id is 5: answers end at '[TOOL_CALLS]'")
+def turn_ends_at_a_tool_call(artifact: Artifact) -> None:
+    """The end of a turn is [TOOL_CALLS]."""
+    setting(artifact, "eot_token_id", 5)
+
+
+@mutant("ML920", says="eom_token_id is 4")
+def message_ends_at_the_next_turn(artifact: Artifact) -> None:
+    """The end of a message is [/INST]."""
+    setting(artifact, "eom_token_id", 4)
+
+
+@mutant("ML920", says="fim_pad_token_id is 0")
+def padding_ends_an_answer(artifact: Artifact) -> None:
+    """The padding of fill-in-the-middle is <unk>."""
+    setting(artifact, "fim_pad_token_id", 0)
+
+
+@mutant("ML912 ML920", says="answers end at '<|im_end|>'")
+def word_that_llama_cpp_knows(artifact: Artifact) -> None:
+    """A word of the vocabulary is spelled as another family's end of a turn."""
+    changed(artifact, "tokens", 1500, "<|im_end|>")

@@ -7,7 +7,7 @@ from functools import partial
 
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.gguf.tokenizer import MODELS, template_findings, tokenizer_findings
+from pytest_mistral_lora.conformance.gguf.tokenizer import MODELS, stop_findings, template_findings, tokenizer_findings
 from pytest_mistral_lora.conformance.model_targets import GgufTarget
 from pytest_mistral_lora.errors import InputError, MistralLoraError, NoOracleError
 from pytest_mistral_lora.extras import require_extra
@@ -54,14 +54,15 @@ class GgufChecks:
         return Result(facts=(("gguf", f"{kind}, {self._gguf.architecture}, {len(self._gguf.tensors)} tensors"),))
 
     def tokenizer(self) -> Result:
-        """ML912: the tokenizer makes mistral-common's ids."""
+        """ML912: the tokenizer makes mistral-common's ids; ML920: answers end at EOS alone."""
         try:
             judge = self._target.tokenizer
         except NoOracleError as error:
             # every other check that needs it reports this reason
             return Result((Finding("ML912", error.found, error.place, error.expected, fix=error.next_step),))
         facts = (("oracle of", f"{judge.path.name} ({judge.oracle.version})"),)
-        return Result(tuple(tokenizer_findings(self._gguf, judge.oracle)), facts=facts)
+        found = (*tokenizer_findings(self._gguf, judge.oracle), *stop_findings(self._gguf, judge.oracle))
+        return Result(found, facts=facts)
 
     def template(self) -> Result:
         """ML913: the chat template renders the user's text as mistral-common does."""

@@ -39,6 +39,23 @@ _DEFAULT_IDS: Mapping[str, Mapping[str, int | None]] = {
     "tekken": {"bos": 11, "eos": 11, "unk": None},
 }
 """llama.cpp's default ids."""
+_STOPS = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+_STOP_TEXTS = (
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "<\uff5cend▁of▁sentence\uff5c>",
+)
+"""Texts of tokens at which llama.cpp ends an answer without being told: `llama_vocab::impl::load`."""
+
 _SHOWN_ROWS = 5
 
 _CONVERT = 'a conversion of a folder with tokenizer.model and "add_prefix_space": false in tokenizer_config.json'
@@ -147,6 +164,26 @@ def _id_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     if file.setting("add_eos_token"):
         found = "tokenizer.ggml.add_eos_token is true: a prompt ends with </s>, and the model has nothing to answer"
         yield Finding("ML912", found, place, "false")
+
+
+def stop_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
+    """Yield ML920 for each token besides EOS at which llama.cpp ends an answer."""
+    place, tokens = str(file.path), file.setting("tokens")
+    if not _is_list_of(tokens, str):
+        return  # another finding says so
+    stops: dict[int, str] = {}
+    for name in _STOPS:
+        key = f"{name}_token_id"
+        number = file.setting(key)
+        # llama.cpp ignores an id that no token has
+        if type(number) is int and 0 <= number < len(tokens):
+            stops.setdefault(number, f"tokenizer.ggml.{key} is {number}")
+    for number, text in enumerate(tokens):
+        if text in _STOP_TEXTS:
+            stops.setdefault(number, f"id {number} is spelled as another family's end")
+    for number, reason in sorted(stops.items()):
+        if number != oracle.eos_id:
+            yield Finding("ML920", f"{reason}: answers end at {tokens[number]!r}", place, str(oracle.eos_id))
 
 
 def _score_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
