@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.tokenizer_folder import loaded_place, own_template
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, shown_difference
 from pytest_mistral_lora.conformance.mask.row_laws import assistant_text_violation
-from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
+from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
+from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection, RowError
 from pytest_mistral_lora.records.contributed import ContributedSet, find_set
 from pytest_mistral_lora.records.goldens import (
     Case,
@@ -29,6 +31,7 @@ from pytest_mistral_lora.records.goldens import (
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.templates import ChatTemplate
+    from pytest_mistral_lora.chat.templates.published import TemplateMatch
 
 UNSTEADY = {"unsteady": "ML021", "surrogate": "ML022"}
 """The rule of each kind of error that is a fault of the template for any row."""
@@ -47,6 +50,8 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
         for case in packaged_cases():
             yield Check(target, "template", case.name, partial(_check_packaged, target, case, settings.golden_folders))
         yield Check(target, "template", "recorded-set", partial(_check_set, target, settings.golden_folders))
+        if isinstance(target, RecipeTarget) or target.path.is_dir():
+            yield Check(target, "template", "published", partial(_check_published, target))
     yield Check(target, "template", "apply-chat-template", partial(_check_applied, target))
 
 
@@ -99,6 +104,59 @@ def _check_set(target: Target, folders: tuple[Path, ...]) -> Result:
     if found is None:
         return Result(not_checked=f"no ids are recorded for the tokenizer file {sha256[:16]} (--mistral-golden-update)")
     return Result(facts=(("goldens of", found.text),))
+
+
+def _check_published(target: Target) -> Result:
+    """Name the published template that a folder has, and judge whether other engines render it: ML023."""
+    from pytest_mistral_lora.chat.oracle import VERSION
+    from pytest_mistral_lora.chat.templates.published import published_templates
+
+    files = target.tokenizer.files
+    files.refuse_hazards()
+    source = own_template(files)
+    if source is None:
+        return Result(not_checked="there is no chat template")
+    match = published_templates().find(source)
+    if match is not None and match.is_unchanged:
+        place = f"{files.path}/{loaded_place(files)}"
+        return Result(tuple(_engine_findings(match, place)), facts=(("template of", match.text),))
+    if _is_generated(target, source):
+        return Result(facts=(("template of", f"mistral-common {VERSION} generates it"),))
+    return Result(facts=(("template of", match.text),) if match is not None else ())
+
+
+def _is_generated(target: Target, source: str) -> bool:
+    """Return whether a template is the one that mistral-common generates, with or without generation blocks."""
+    from pytest_mistral_lora.chat.templates.published import template_text
+    from pytest_mistral_lora.chat.templates.renderer import training_source
+
+    # a folder without an oracle, or without a tokenizer: other checks report it
+    with suppress(MistralLoraError):
+        oracle = target.oracle
+        generated = [oracle.chat_template()]
+        if oracle.facts.plain_thinking:
+            generated.append(oracle.chat_template(plain_thinking=False))
+        generated += [training_source(text) or text for text in generated]
+        return template_text(source) in map(template_text, generated)
+    return False
+
+
+def _engine_findings(match: TemplateMatch, place: str) -> Iterator[Finding]:
+    """Yield ML023 for each error that llama.cpp's engine ended in on the packaged rows."""
+    template, build = match.templates[0], match.register.llamacpp
+    for error, cases in template.llamacpp.failed.items():
+        found = (
+            f"llama.cpp {build} fails at {len(cases)} of {template.llamacpp.rows} packaged prompts, "
+            f"the first of them {cases[0]}: {error}"
+        )
+        yield Finding("ML023", found, place, "a prompt, as jinja2 renders it", fix=_engine_fix(template.own_prompt))
+
+
+def _engine_fix(own_prompt: str) -> str:
+    """Return the fix of ML023, which keeps the template's own system prompt, if it writes one."""
+    prompt = {"none": "", "note": "CHECKPOINT/chat_template.jinja", "error": "prompt.txt"}[own_prompt]
+    write = _write_template(prompt)
+    return f"Serve the template that mistral-common generates: {write}, and `llama-server --chat-template-file`."
 
 
 def judge(target: Target, case: Golden | Case) -> Result:
@@ -232,8 +290,9 @@ def _fix(template: ChatTemplate) -> str:
 
 
 def _write_template(prompt: str) -> str:
-    command = "mistral-lora template --tokenizer CHECKPOINT --system-prompt"
-    return f"`{command} {prompt} --output served/chat_template.jinja`"
+    """Return the command that writes mistral-common's template with a system prompt, if one is given."""
+    system_prompt = f" --system-prompt {prompt}" if prompt else ""
+    return f"`mistral-lora template --tokenizer CHECKPOINT{system_prompt} --output served/chat_template.jinja`"
 
 
 def own_prompt_finding(template: ChatTemplate, place: str, *, has_oracle: bool = True) -> Finding | None:

