@@ -1,7 +1,8 @@
 """Hooks of MkDocs: the site has pages made from the code, and the files outside docs/ that its pages link to.
 
 In the repository, a page that is made for the site is linked by what it is made from: a rule by its line in rules.md,
-the incidents by their table in the code. In the site, such a link leads to the page.
+the incidents by their table in the code, the published templates by their register. In the site, such a link leads to
+the page.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-_MADE_FROM = {"tests/mutants/incidents.py": "incidents.md"}
+_MADE_FROM = {
+    "tests/mutants/incidents.py": "incidents.md",
+    "pytest_mistral_lora/chat/templates/published.toml": "published.md",
+}
 """A page of the site, by the file in the repository that it is made from."""
 _RULE_LINE = re.compile(r'^\| <a id="ml\d+"></a>(ML\d+) \|', flags=re.MULTILINE)
 _LINK = re.compile(r"(\]\()(?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?")

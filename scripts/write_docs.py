@@ -1,7 +1,8 @@
 """Write the pages and templates of docs/ that are made from the code: `python scripts/write_docs.py [--check]`.
 
-The pages of the rules, of the incidents and of the command line, and the tables of the scoreboard, are made when the
-site is built, and are not in the repository. To read them in a clone: `python scripts/write_docs.py --site FOLDER`.
+The pages of the rules, of the incidents, of the published templates and of the command line, and the tables of the
+scoreboard, are made when the site is built, and are not in the repository. To read them in a clone:
+`python scripts/write_docs.py --site FOLDER`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import yaml  # noqa: E402
 from command_line_page import command_line_page  # noqa: E402
 from gallery import Mutant, benches, mutants  # noqa: E402
 from incidents import INCIDENTS  # noqa: E402
+from published_page import published_page  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer  # noqa: E402
@@ -251,7 +253,8 @@ def site_pages() -> dict[str, str]:
     """Return the pages that only the site has, by their paths in docs/."""
     modules: dict[str, ModuleType] = benches()
     gallery = [(subject, mutant) for subject, module in modules.items() for mutant in mutants(module)]
-    made = {"incidents.md": incidents_page(gallery), "cli.md": command_line_page(), **scoreboard_pages.pages()}
+    made = {"incidents.md": incidents_page(gallery), "cli.md": command_line_page(), "published.md": published_page()}
+    made |= scoreboard_pages.pages()
     return made | {f"rules/{rule.id}.md": rule_page(rule, gallery) for rule in RULES.values()}
 
 
