@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pytest_mistral_lora.conformance.checks import Causes, Check, Settings
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.conformance.model_targets import AdapterTarget, GgufTarget
+from pytest_mistral_lora.conformance.model_targets import AdapterFamily, AdapterTarget, GgufTarget
 from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath
 from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import (
@@ -28,6 +28,7 @@ from pytest_mistral_lora.conformance.targets import (
     name_of,
 )
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.adapter_config import CONFIG
 
 
 def targets_of(
@@ -119,7 +120,7 @@ class NamedPaths:
             *datasets,
             *(EncodedTarget(name(path), path, judge=of_rows[0]) for path in self.encoded),
             *self._runners(of_rows, name),
-            *(AdapterTarget(name(path), path, base=self.base, beside=tuple(self.adapters)) for path in self.adapters),
+            *self._adapters(name),
             # a GGUF file without a judge is compared with the tokenizer that its vocabulary is recognised as
             *(self._gguf(path, judges[0] if judges else None, name) for path in self.ggufs),
             *self._servers(of_rows[0], name),
@@ -144,6 +145,14 @@ class NamedPaths:
             for judge in judges:
                 of_judge = name(Path(f"{title}-{judge.name}"))
                 yield RunnerTarget(of_judge, runner.config, runner=runner.runner, judge=judge)
+
+    def _adapters(self, name: _Names) -> Iterator[Target]:
+        folders = tuple(self.adapters)
+        family = AdapterFamily(tuple(path for path in dict.fromkeys(folders) if (path / CONFIG).exists()))
+        for path in folders:
+            is_related = path in family.folders and len(family.folders) > 1
+            related = family if is_related else None
+            yield AdapterTarget(name(path), path, base=self.base, beside=folders, family=related)
 
     def _gguf(self, path: Path, judge: Target | None, name: _Names) -> Target:
         folders = tuple(self.adapters)

@@ -15,8 +15,27 @@ from pytest_mistral_lora.errors import NoOracleError, PinError, RecipeError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.conformance.adapter.related import RelatedAdapters
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
     from pytest_mistral_lora.serving.gguf_file import GgufFile
+
+
+@dataclass(frozen=True)
+class AdapterFamily:
+    """The adapters of a run, which are compared with each other.
+
+    Attributes:
+        folders: Their folders.
+    """
+
+    folders: tuple[Path, ...]
+
+    @cached_property
+    def related(self) -> RelatedAdapters:
+        """The comparison, which every check of the family shares."""
+        from pytest_mistral_lora.conformance.adapter.related import RelatedAdapters
+
+        return RelatedAdapters(self.folders)
 
 
 @dataclass(frozen=True)
@@ -27,12 +46,14 @@ class AdapterTarget(Target):
         base: The base checkpoint's folder, or None to look for it.
         dataset: The files that it was trained on, in the order of its recipe; may be empty.
         beside: The folders of the run; one of them may be the adapter of a merged model.
+        family: The adapters of the run, this one among them; None if it is the only one.
         maker: The recipe that made it; None if it was named without one.
     """
 
     base: Path | None = None
     dataset: tuple[Path, ...] = ()
     beside: tuple[Path, ...] = ()
+    family: AdapterFamily | None = None
     maker: RecipeTarget | None = None
 
     @classmethod

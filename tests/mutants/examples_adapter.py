@@ -8,7 +8,9 @@ from typing import Any
 import mutants_adapter_classes as classes
 import mutants_adapter_configuration as configuration
 import mutants_adapter_origins as origins
-from bench_adapter import NAMES, TEXT_PATTERN, of_class
+import mutants_adapter_sums as sums
+from bench_adapter import NAMES, TEXT_PATTERN, of_class, of_sources
+from combined_adapters import RANK, combined_adapters
 from gallery import Artifact, Example
 from of_classes import made_adapter
 
@@ -293,3 +295,26 @@ class ML455(Example):
     def sound(self, artifact: Artifact) -> None:
         last = origins.checkpoint(artifact, 1000, top=500)
         shutil.copy(artifact["folder"] / "adapter_model.safetensors", last / "adapter_model.safetensors")
+
+
+class ML460(Example):
+    mutant = sums.rslora_inherited_by_a_concatenation
+
+    def sound(self, artifact: Artifact) -> None:
+        of_sources(artifact, combined_adapters("cat", use_rslora=True))
+        artifact["config"]["use_rslora"] = False
+
+
+class ML461(Example):
+    mutant = sums.factors_summed_before_they_are_multiplied
+
+    def sound(self, artifact: Artifact) -> None:
+        of_sources(artifact, combined_adapters("cat"))
+
+
+class ML462(Example):
+    mutant = sums.alpha_changed_in_a_copy
+
+    def sound(self, artifact: Artifact) -> None:
+        sums.alpha_changed_in_a_copy.change(artifact)
+        artifact["config"]["lora_alpha"] = 2 * RANK

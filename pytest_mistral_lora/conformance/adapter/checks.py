@@ -42,6 +42,8 @@ def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
     found = {**cases(target.adapter), **base_cases(target.adapter, judges_base=not target.dataset)}
     for case, judge in found.items():
         yield Check(target, "adapter", case, judge)
+    if (family := target.family) is not None:
+        yield Check(target, "adapter", "related-adapters", lambda: family.related.result(target.folder))
 
 
 def cases(folder: AdapterFolder) -> Mapping[str, Callable[[], Result]]:
