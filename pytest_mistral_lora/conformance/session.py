@@ -231,8 +231,8 @@ class Session:
             if xfail.id in self.collected:
                 return outcomes.get(xfail.id, "skipped") != "skipped"
             # the other checks of this target and subject are in the run: the name of the check is wrong
-            subject = xfail.id.split("::", 3)[:3]
-            return any(nodeid.split("::", 3)[:3] == subject for nodeid in self.collected)
+            of_subject = xfail.id.split("::", 3)[:3]
+            return any(nodeid.split("::", 3)[:3] == of_subject for nodeid in self.collected)
         finders = finders_of(xfail)
         if self.leaves_out_targets or (self._leaves_out_training and "train" in finders.homes | finders.others):
             return False

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pytest_mistral_lora import judge
 from pytest_mistral_lora.conformance.adapter.related import MOST_ADAPTERS, RelatedAdapters
-from pytest_mistral_lora.conformance.collection import named_targets
+from pytest_mistral_lora.conformance.collection import NamedPaths
 from pytest_mistral_lora.conformance.finding import Result
 
 TENSORS = "adapter_model.safetensors"
@@ -151,5 +151,5 @@ def test_every_front_compares_the_adapters_of_one_command_line() -> None:
     assert {finding.rule for finding in verdict.findings} == {"ML460"}
     assert "relation of combined: 1.98 · first + 0.8485 · second" in str(verdict)
     # one adapter has nothing to be compared with
-    targets = named_targets(adapters=[made.combined], base=made.base)
+    targets = NamedPaths(adapters=[made.combined], base=made.base).targets()
     assert [target.family for target in targets] == [None]
