@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,20 @@ def test_another_token_at_a_near_tie_is_equivalent_and_elsewhere_different(
     # a wider tolerance, of the precision that is served
     assert NEAR < TOLERANCES["fp32"].margin < 0.2 < TOLERANCES["bf16"].margin
     assert check(f"{kind}:bf16", **given)[0] == 0
+
+
+def test_answers_that_change_in_an_unknown_precision_are_not_checked(check: Check, oracle: Oracle) -> None:
+    """Which of two answers is a near tie cannot be said without a tolerance."""
+    props = json.dumps({"build_info": "b11549-8b3f1c2", "model_ftype": "IQ2_XXS - 2.0625 bpw"}).encode()
+    change, asked = other_at(1, oracle), count()
+
+    def changing(ids: Ids, data: dict[str, Any]) -> Ids:
+        return change(ids, data) if next(asked) % 2 else ids
+
+    code, out, _ = check(answer=lambda path: (200, props) if path == "/props" else None, completion=changing)
+    assert "no tolerance is known for weights in iq2_xxs" in out.lower(), out
+    assert "Traceback" not in out
+    assert code == 0
 
 
 def test_a_near_tie_of_an_answer_that_is_less_likely_is_different(check: Check, oracle: Oracle) -> None:

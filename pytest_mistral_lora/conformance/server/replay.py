@@ -75,14 +75,22 @@ class ReplayChecks:
         )
         return widest, "as recorded, since the server reports none"
 
+    @property
+    def _lacks_tolerance(self) -> str:
+        """Why answers that differ cannot be judged; empty if the tolerance of the served weights is known."""
+        precision, _ = self._precision
+        if precision in TOLERANCES:
+            return ""
+        stated = f"{self._target.server.name}:q4={self._target.url}"
+        return f"no tolerance is known for weights in {precision}; to use another's: {stated}"
+
     def answers(self, rule: str, of: Callable[[Replayed], Outcome]) -> Result:
         """ML908 and ML909: the server answers the recorded ids of a prompt, and the messages, as recorded."""
         if rule == "ML908" and all(replayed.by_ids is None for replayed in self._target.replayed):
             return Result(not_checked=f"{self._target.server.title} is not asked by ids")
+        if self._lacks_tolerance:
+            return Result(not_checked=self._lacks_tolerance)
         precision, source = self._precision
-        if precision not in TOLERANCES:
-            stated = f"{self._target.server.name}:q4={self._target.url}"
-            return Result(not_checked=f"no tolerance is known for weights in {precision}; to use another's: {stated}")
         findings, tiers, moved, repeated = [], [], 0.0, 0
         for replayed in self._target.replayed:
             judged = self._judged(replayed.transcript, of(replayed), by_messages=rule == "ML909")
@@ -258,6 +266,8 @@ class ReplayChecks:
         repeated = [(replayed, answer) for replayed, answer in answers if answer]
         if not repeated:
             return Result(not_checked="no messages were answered: see the check `by-messages`")
+        if self._lacks_tolerance:
+            return Result(not_checked=self._lacks_tolerance)
         findings: list[Finding] = []
         for replayed, answer in repeated:
             for other, how in ((replayed.again, "asked twice"), (replayed.plain, "asked with the temperature 0 alone")):
