@@ -173,7 +173,7 @@ def judge(
     if type(examples) is not int or examples < 1:
         raise InputError(repr(examples), place="examples=", expected="a whole number, 1 or more")
     with opened_session(plan.targets, examples=examples, train=plan.train, xfails=plan.xfails) as session:
-        verdict = _verdict_of(session, f"judge({', '.join(map(repr, map(str, paths)))})")
+        verdict = verdict_of(session, f"judge({', '.join(map(repr, map(str, paths)))})")
         if baseline is not None:
             session.write_baseline(Path(baseline))
         return verdict
@@ -214,21 +214,36 @@ def audit(
         >>> audit([encoded], tokenizer="spm-v3").ok
         True
     """
-    path, declared = _named(str(tokenizer), _oracle_name(oracle))
     given = [dataset] if isinstance(dataset, str | Path) else dataset
     sources = tuple(_existing(Path(source)) for source in given)
-    encoder = Target(name_of(path), path, oracle_name=declared)
-    _ = encoder.oracle  # a tokenizer that does not load is bad input, not a finding about the rows
+    encoder = encoder_of(tokenizer, oracle)
     if isinstance(rows, str | Path):
         file = _existing(Path(rows))
         target = EncodedTarget(name_of(file), file, judge=encoder, dataset=sources)
         with opened_session([target]) as session:
-            return _verdict_of(session, f"audit({str(file)!r})")
+            return verdict_of(session, f"audit({str(file)!r})")
     with tempfile.TemporaryDirectory(prefix="mistral-audit-") as folder:
         written = _written_rows(rows, Path(folder))
         target = EncodedTarget("rows", Path(folder), judge=encoder, dataset=sources)
         with opened_session([target]) as session:
-            return _verdict_of(session, "audit(rows)", _RowPlaces(Path(folder), written))
+            return verdict_of(session, "audit(rows)", _RowPlaces(Path(folder), written).rename)
+
+
+def encoder_of(tokenizer: AnyPath, oracle: AnyPath | None = None) -> Target:
+    """Return the target whose Mistral tokenizer judges rows, loaded.
+
+    Args:
+        tokenizer: As for `audit`.
+        oracle: As for `judge`.
+
+    Raises:
+        InputError: If the file or folder is missing.
+        TokenizerError: If the tokenizer cannot be loaded, or no Mistral tokenizer applies.
+    """
+    path, declared = _named(str(tokenizer), _oracle_name(oracle))
+    encoder = Target(name_of(path), path, oracle_name=declared)
+    _ = encoder.oracle  # a tokenizer that does not load is bad input, not a finding about the rows
+    return encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +378,11 @@ class _RowPlaces:
     folder: Path
     names: Mapping[str, str]
 
+    def rename(self, record: dict[str, Any]) -> None:
+        """Replace the places in the findings of a check's record."""
+        for finding in record["findings"]:
+            finding.update({key: self.shown(finding[key]) for key in ("place", "found", "detail")})
+
     def shown(self, text: str) -> str:
         """Return a text with each file and line replaced by its expression, such as `rows[2]`."""
         for file, name in self.names.items():
@@ -446,18 +466,22 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _verdict_of(session: Session, command: str, places: _RowPlaces | None = None) -> Verdict:
+def verdict_of(
+    session: Session,
+    command: str,
+    amend: Callable[[dict[str, Any]], None] = lambda record: None,
+    notes: Callable[[Session], Sequence[str]] = lambda session: (),
+) -> Verdict:
     """Run a session and return its verdict.
 
     Args:
         session: The session, which has not run.
         command: The call, for the report.
-        places: The places of rows that were written into temporary files; None if you named the files.
+        amend: Changes the record of each check, for example the places of rows in temporary files.
+        notes: Returns lines to print above the last line, once the session has run.
     """
     for record in session.run():
-        if places is not None:
-            for finding in record["findings"]:
-                finding.update({key: places.shown(finding[key]) for key in ("place", "found", "detail")})
+        amend(record)
     records = session.records
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     return Verdict(
@@ -465,7 +489,7 @@ def _verdict_of(session: Session, command: str, places: _RowPlaces | None = None
         findings=tuple(Finding.from_json(data) for record in records for data in record["findings"]),
         not_checked={_name(record): record["not_checked"] for record in records if record["not_checked"]},
         facts={_name(record): record["facts"] for record in records if record["facts"]},
-        _text="\n".join([*session.cause_texts(width), *session.summary_lines(width)]),
+        _text="\n".join([*session.cause_texts(width), *session.summary_lines(width, notes(session))]),
         _report=session.report(command, Path.cwd()),
         _rows=tuple(session.failed_rows()),
     )

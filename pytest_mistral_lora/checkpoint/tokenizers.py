@@ -71,6 +71,10 @@ class CheckpointTokenizer:
         """Use files of the same path that another object shares, so that each is read once."""
         vars(self)["files"] = files
 
+    def use_recognition(self, found: Recognition) -> None:
+        """Use the Mistral tokenizer that another object has found for a folder without a Mistral tokenizer file."""
+        vars(self)["recognition"] = found
+
     @cached_property
     def oracle(self) -> Oracle:
         """Mistral's own tokenization: by the Mistral tokenizer file, or the recognised tokenizer.

@@ -16,6 +16,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
     loaded_place,
+    own_template,
     template_places,
 )
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -90,8 +91,39 @@ def template_result(folder: AdapterFolder, *, is_model: bool = False) -> Result:
         return Result()
     if not text.strip():
         return Result((Finding("ML442", "the chat template is empty", _template_place(saved), f"that of {base.path}"),))
-    judge = _oracle_findings if generated else _rendered_findings
-    return Result(tuple(judge(saved, base, text, other)))
+    place = _template_place(saved)
+    if generated:
+        expected = f"the ids of mistral-common for {base.path}, which has no template of its own"
+        return Result(tuple(_oracle_findings(place, base, text, expected)))
+    return Result(tuple(_rendered_findings(place, base, text, other)))
+
+
+def loaded_template_result(loaded: CheckpointTokenizer, text: str, base: CheckpointTokenizer | None) -> Result:
+    """Compare the chat template of a loaded tokenizer with its base's and with mistral-common: ML442.
+
+    A program may replace the template of its base by one that has mistral-common's ids: that is no fault.
+
+    Args:
+        loaded: The loaded tokenizer, with its oracle.
+        text: Its template.
+        base: The folder that it was loaded from; None if it is not on this machine.
+
+    Raises:
+        NoOracleError: If no Mistral tokenizer applies, and the template is not the base's.
+    """
+    place = f"{loaded.path}, chat_template"
+    if not text.strip():
+        return Result((Finding("ML442", "the chat template is empty", place, "a template that renders a row"),))
+    known = {"the one that mistral-common generates": loaded.oracle.chat_template()}
+    own = None if base is None else own_template(base.files)
+    if base is not None and own is not None:
+        known[f"that of {base.path}"] = own
+    for title, other in known.items():
+        if GENERATION.sub("", text).strip() == GENERATION.sub("", other).strip():
+            return Result(facts=(("template of", f"the chat template is {title}"),))
+    return Result(
+        tuple(_oracle_findings(place, loaded, text, "the ids of mistral-common, or the template of the base"))
+    )
 
 
 def base_result(folder: AdapterFolder) -> Result:
@@ -202,12 +234,12 @@ def _text_findings(fast: Any, others: Any, place: str) -> Iterator[Finding]:
                 return
 
 
-def _oracle_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer, text: str, other: str) -> Iterator[Finding]:
+def _oracle_findings(place: str, base: CheckpointTokenizer, text: str, expected: str) -> Iterator[Finding]:
     """Yield ML442 for the first packaged row whose rendering differs from mistral-common's encoding."""
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.chat.templates.compare import compare
 
-    place, template = _template_place(saved), ChatTemplate(base.fast, text)
+    template = ChatTemplate(base.fast, text)
     for row in _compared_rows():
         try:
             comparison = compare(row, base.oracle, template)
@@ -216,7 +248,6 @@ def _oracle_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer, text
         if comparison.own_prompt or comparison.differences:
             differs = comparison.unexplained or "it writes a system prompt of its own"
             found = f"the chat template differs from mistral-common: {differs}"
-            expected = f"the ids of mistral-common for {base.path}, which has no template of its own"
             yield Finding("ML442", found, place, expected, row=_shown(row))
             return
 
@@ -238,13 +269,10 @@ def _template_place(saved: CheckpointTokenizer) -> str:
     return f"{saved.path}/{loaded_place(saved.files)}".partition(", ")[0]
 
 
-def _rendered_findings(
-    saved: CheckpointTokenizer, base: CheckpointTokenizer, text: str, other: str
-) -> Iterator[Finding]:
+def _rendered_findings(place: str, base: CheckpointTokenizer, text: str, other: str) -> Iterator[Finding]:
     """Yield ML442 for the first packaged row that the two templates write differently."""
     from pytest_mistral_lora.chat.templates import ChatTemplate
 
-    place = _template_place(saved)
     try:
         # one tokenizer for both: any difference comes from the template
         templates = [ChatTemplate(base.fast, source) for source in (text, other)]

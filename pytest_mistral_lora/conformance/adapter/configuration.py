@@ -121,9 +121,21 @@ def placement_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSumm
         found = f"{len(tower)} of {len(names)} tensors are on the model of images, and {len(still)} of them never moved"
         expected = r"layers of the text alone: model\.language_model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"
         yield Finding("ML450", f"{found}; the first is {still[0]}", place, expected)
-    pattern = folder.config.get("target_modules")
-    # the names of a list are compared with the base, one by one, by the check `configuration`
-    if isinstance(pattern, str) and not folder.config.get("exclude_modules"):
+    config = folder.config
+    pattern = None if config.get("exclude_modules") else config.get("target_modules")
+    yield from layer_findings(names, pattern, place, str(folder.config_file))
+
+
+def layer_findings(names: Sequence[str], pattern: object, place: str, config_place: str) -> Iterator[Finding]:
+    """Yield the kinds of layer that a pattern names and that have no adapter, and adapters on router and experts.
+
+    Args:
+        names: The names of the adapter's tensors, in order.
+        pattern: `target_modules`. A list is not judged: the check `configuration` compares its names with the base.
+        place: The place of the tensors.
+        config_place: The place of the configuration.
+    """
+    if isinstance(pattern, str):
         words = re.findall(r"[A-Za-z]\w*", re.sub(r"\\[A-Za-z]", " ", _NOT_THESE.sub(" ", pattern)))
         stems = words if "_proj" in pattern else []
         targeted = [kind for kind in _KINDS if kind in words or kind.removesuffix("_proj") in stems]
@@ -132,7 +144,7 @@ def placement_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSumm
         adapted = [kind for kind in _KINDS if kind in moved]
         if missing and adapted:
             found = f"target_modules names {', '.join(missing)}, and {', '.join(adapted)} alone is adapted"
-            yield Finding("ML451", found, str(folder.config_file), "a layer of each kind that it names")
+            yield Finding("ML451", found, config_place, "a layer of each kind that it names")
     for rule, sign, part in (("ML452", _ROUTER, "the router"), ("ML453", _EXPERTS, "the experts")):
         found_names = [name for name in names if sign.search(name)]
         if found_names:
