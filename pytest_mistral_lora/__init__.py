@@ -13,12 +13,15 @@ __version__ = "0.1.0"
 __all__ = [
     "EncodedRow",
     "Finding",
+    "GuardError",
+    "MistralGuard",
     "Oracle",
     "Row",
     "Span",
     "Verdict",
     "__version__",
     "audit",
+    "guard",
     "judge",
     "read_rows",
     "training_template",
@@ -30,17 +33,22 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row, read_rows
     from pytest_mistral_lora.checkpoint.tokenizers import training_template
     from pytest_mistral_lora.conformance.finding import Finding
+    from pytest_mistral_lora.errors import GuardError
+    from pytest_mistral_lora.guarding.callback import MistralGuard, guard
     from pytest_mistral_lora.judging import Verdict, audit, judge
 else:
     # hidden from type checkers, which would accept any misspelt name as its result
     _MODULES = {
         "EncodedRow": "chat.encoded",
         "Finding": "conformance.finding",
+        "GuardError": "errors",
+        "MistralGuard": "guarding.callback",
         "Oracle": "chat.oracle",
         "Row": "chat.rows",
         "Span": "chat.encoded",
         "Verdict": "judging",
         "audit": "judging",
+        "guard": "guarding.callback",
         "judge": "judging",
         "read_rows": "chat.rows",
         "training_template": "checkpoint.tokenizers",

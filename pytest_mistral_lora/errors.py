@@ -188,6 +188,10 @@ class FindingsError(MistralLoraError):
         super().__init__(found, **fields)
 
 
+class GuardError(FindingsError):
+    """A run that its guard stopped before a weight moved, because of the batches, the model or the tokenizer."""
+
+
 class NonFiniteError(TrainingError):
     """A loss or a gradient that is NaN, infinite, or larger than the recipe allows.
 

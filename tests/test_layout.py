@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "conformance": RECORDS | {"formats"},
     "assertions": RECORDS | {"conformance"},
     "judging": RECORDS | {"conformance", "report"},
+    "guarding": RECORDS | {"conformance", "judging", "runners"},
     "plugin": RECORDS | {"conformance", "report", "environment"},
     "starter": RECORDS | {"formats", "training", "conformance"},
     "cli": RECORDS | {"conformance", "report", "training", "runners", "formats", "starter", "environment", "judging"},
@@ -48,7 +49,14 @@ MAY_IMPORT_AS_ENTRY = {"training.__main__": {"cli"}}
 MAY_NAME_FORMATS = {"chat.rows": {"formats"}}
 """Formats stand on `chat`. This module alone asks them for the name of a format, for the error of a foreign row."""
 MAY_IMPORT_LATE = {
-    "": {"chat", "checkpoint", "conformance", "judging"},  # the public names: for type checkers, and on first use
+    "": {
+        "chat",
+        "checkpoint",
+        "conformance",
+        "errors",
+        "guarding",
+        "judging",
+    },  # the public names: for type checkers, and on first use
     "conformance": {"training", "runners", "serving", "strategies", "report", "environment"},
 }
 MAY_NOT_IMPORT = {
@@ -72,6 +80,7 @@ NEVER = {
     "conformance": {"pytest", "_pytest"},
     "assertions": {"pytest", "_pytest"},
     "judging": {"pytest", "_pytest"},
+    "guarding": {"pytest", "_pytest", "hypothesis"},
     "plugin": {"_pytest"},
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "safetensors", "hypothesis", "mistral_common"}

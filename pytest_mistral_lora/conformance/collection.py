@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pytest_mistral_lora.conformance.checks import Causes, Check, Settings
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.conformance.model_targets import AdapterFamily, AdapterTarget, GgufTarget
+from pytest_mistral_lora.conformance.model_targets import AdapterFamily, AdapterTarget, GgufTarget, TrainerTarget
 from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath
 from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import (
@@ -197,6 +197,7 @@ SUBJECT_CHECKS = {
     "runner": ("runner", "checks"),
     "gguf": ("gguf.checks", "checks"),
     "server": ("server.checks", "checks"),
+    "trainer": ("trainer", "checks"),
 }
 """The module and function of the checks of each subject, which is imported when one of its targets is collected."""
 
@@ -211,6 +212,7 @@ _OF_TARGET: dict[type[Target], tuple[str, ...]] = {
     AdapterTarget: ("adapter", "manifest", "transcript", "user transcripts"),
     GgufTarget: ("gguf",),
     ServerTarget: ("server",),
+    TrainerTarget: ("trainer",),
 }
 """The subjects of each kind of target, in order; a merged model has `merged` in place of `adapter`."""
 

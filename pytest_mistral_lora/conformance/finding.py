@@ -210,7 +210,8 @@ class Finding:
             return f"{self.rule} {self.shape}"
         # each file must be mended separately; a line, a layer or an index is only a place
         path, _, field = re.sub(r":\d+(?=,|$)", ":#", self.place).partition(", ")
-        path = re.sub(r"^(rows(\['.+'\])?)\[\d+\]$", r"\1:#", path)  # a row from Python, passed to `audit`
+        # a row from Python, passed to `audit`, or of a trainer
+        path = re.sub(r"^(rows(\['.+'\])?|train_dataset|batches\[\d+\])\[\d+\]$", r"\1:#", path)
         name = "" if self.row else f"{path} {re.sub(r'[0-9]+', '#', field)}"
         # in rows, quotes are texts of this row; elsewhere, such as in a configuration, they may name the fault
         quoted = r"'[^']*'|\"[^\"]*\"" if self.row or ":#" in path else r"'[^']*\s[^']*'|\"[^\"]*\s[^\"]*\""

@@ -1,15 +1,20 @@
-"""The targets of trained models: folders of adapters and merged models, and GGUF files."""
+"""The targets of models: folders of adapters and merged models, GGUF files, and the model of a trainer."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
+from pytest_mistral_lora.checkpoint.recognition import Recognition
+from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target, given_path
 from pytest_mistral_lora.errors import NoOracleError, PinError, RecipeError
 
@@ -184,3 +189,83 @@ class GgufTarget(Target):
             reason = kind if found is None else found.reason
             raise NoOracleError(reason, place=str(self.file), expected="a Mistral tokenizer", next_step=NAME_IT)
         return CheckpointTokenizer(found.oracle.path)
+
+
+MODEL_PLACE, TOKENIZER_PLACE = "model", "processing_class"
+"""The names of the two in a trainer, as places of findings."""
+
+_LORA = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\.(?P<adapter>[^.]+)")
+# DDP, FSDP and torch.compile put these before or between the names of a model
+_WRAPPERS = re.compile(r"(?:^module\.|_fsdp_wrapped_module\.|_orig_mod\.)")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainerTarget(Target):
+    """The model and the tokenizer of a trainer; `path` is a folder for copies of the model's configurations.
+
+    Attributes:
+        model: The model, with its adapter.
+        processing_class: The tokenizer or processor of the trainer.
+        known: The Mistral tokenizer that applies.
+        base: The folder that the tokenizer was loaded from; None if it is not on this machine.
+        optimizer: The optimizer, wrapped or not; None if it is not made yet.
+        has_images: Whether the batches have images.
+        trains_eos: Whether a label of the batches is EOS.
+    """
+
+    model: Any = None
+    processing_class: Any = None
+    known: Recognition = field(default_factory=lambda: Recognition(None, ""))
+    base: CheckpointTokenizer | None = None
+    optimizer: Any = None
+    has_images: bool = False
+    trains_eos: bool = False
+
+    def __post_init__(self) -> None:
+        folder = given_path(self.path)
+        for name, config in (
+            (MODEL_CONFIG, self.model.config),
+            (GENERATION_CONFIG, getattr(self.model, "generation_config", None)),
+        ):
+            if config is not None:
+                (folder / name).write_text(config.to_json_string(use_diff=False), encoding="utf-8")
+
+    @cached_property
+    def tokenizer(self) -> CheckpointTokenizer:
+        """The trainer's tokenizer, beside the model's configurations and with the Mistral tokenizer that applies."""
+        from pytest_mistral_lora.checkpoint.loaded_tokenizer import text_tokenizer
+        from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+        tokenizer = CheckpointTokenizer(given_path(self.path))
+        tokenizer.use_fast(text_tokenizer(self.processing_class))
+        tokenizer.use_recognition(self.known)
+        return tokenizer
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Any]:
+        """The model's parameters by name, without the names of wrappers."""
+        return {_WRAPPERS.sub("", name): parameter for name, parameter in self.model.named_parameters()}
+
+    @cached_property
+    def adapter_tensors(self) -> Mapping[str, Any]:
+        """The LoRA tensors of the active adapters, by name."""
+        found = {name: match["adapter"] for name in self.parameters if (match := _LORA.search(name))}
+        # a method in a model of transformers, which asks for the newest PEFT
+        active = getattr(self.model, "active_adapters", ())
+        if callable(active) or not active:
+            active = set(found.values())
+        return {name: self.parameters[name] for name, adapter in found.items() if adapter in active}
+
+    def with_places(self, findings: Iterable[Finding]) -> Iterator[Finding]:
+        """Yield findings about the copies, with the names of the things in the trainer as places."""
+        folder = str(given_path(self.path))
+        names = {
+            f"{folder}/{MODEL_CONFIG}": f"{MODEL_PLACE}.config",
+            f"{folder}/{GENERATION_CONFIG}": f"{MODEL_PLACE}.generation_config",
+            folder: TOKENIZER_PLACE,
+        }
+        for finding in findings:
+            place = finding.place
+            for path, name in names.items():
+                place = place.replace(path, name)
+            yield replace(finding, place=place)

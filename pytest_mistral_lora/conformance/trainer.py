@@ -1,0 +1,156 @@
+"""The checks of a trainer in this process before its first step: its model, its tokenizer and its template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from pytest_mistral_lora.conformance.adapter.configuration import layer_findings
+from pytest_mistral_lora.conformance.adapter.weights import TOWER
+from pytest_mistral_lora.conformance.base_tokenizer import loaded_template_result
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TOKENIZER_PLACE, TrainerTarget
+from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
+from pytest_mistral_lora.errors import and_more
+
+_OF_ADAPTER = re.compile(r"\.(?:lora_\w+|modules_to_save|trainable_tokens_delta|token_adapter)\.")
+_FREEZES_A = ("LoraFAOptimizer",)
+"""Optimizers that are made for a frozen lora_A."""
+_NO_ADAPTER = "the model has no LoRA adapter"
+
+
+def checks(target: TrainerTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of a trainer's tokenizer, of its template, and of the layers that it trains."""
+    yield Check(target, "tokenizer", "oracle", partial(_oracle, target))
+    yield Check(target, "tokenizer", "bos-eos-unk", partial(_named_tokens, target))
+    yield Check(target, "tokenizer", "model-config", partial(_model_config, target))
+    yield Check(target, "adapter", "template-of-base", partial(_template, target))
+    yield Check(target, "adapter", "placement", partial(_placement, target))
+    yield Check(target, "train", "frozen-adapter-is-refused", partial(_frozen, target))
+    yield Check(target, "train", "every-layer-moved", partial(_every_layer, target))
+    yield Check(target, "train", "only-lora-changed", partial(_only_lora, target))
+
+
+def _oracle(target: TrainerTarget) -> Result:
+    if target.known.oracle is not None:
+        return Result(facts=(("oracle of", target.known.text),))
+    step = 'Name it: guard(trainer, tokenizer="CHECKPOINT"), with a folder, a tokenizer file or a name such as spm-v3.'
+    expected = "the vocabulary of a known tokenizer"
+    return Result((Finding("ML229", target.known.reason, TOKENIZER_PLACE, expected, fix=step),))
+
+
+def _named_tokens(target: TrainerTarget) -> Result:
+    return Result(tuple(target.with_places(tokenizer_ids.named_tokens(target))))
+
+
+def _model_config(target: TrainerTarget) -> Result:
+    """Judge the ids in the model's configurations, and the rows of its embeddings.
+
+    A pad token that is an EOS is a fault if the collator masks the labels by the id of the padding. If the batches have
+    labels at EOS, it does not.
+    """
+    found = list(target.with_places(tokenizer_ids.model_config(target)))
+    if target.trains_eos:
+        found = [finding for finding in found if finding.rule != "ML204"]
+    return Result((*found, *_embeddings(target)))
+
+
+def _embeddings(target: TrainerTarget) -> Iterator[Finding]:
+    tokens = target.oracle.vocab_size
+    for name, module in (
+        ("input embeddings", target.model.get_input_embeddings()),
+        ("output embeddings", target.model.get_output_embeddings()),
+    ):
+        weight = getattr(module, "weight", None)
+        # a weight that DeepSpeed shards has its whole shape beside it; one of FSDP may be empty here
+        shape: Sequence[int] = getattr(weight, "ds_shape", getattr(weight, "shape", ()))
+        if len(shape) == 2 and 0 < shape[0] < tokens:
+            found = f"the {name} have {shape[0]:,} rows, and the tokenizer has {tokens:,} tokens"
+            yield Finding("ML215", found, MODEL_PLACE, "a row for each token")
+
+
+def _template(target: TrainerTarget) -> Result:
+    templates = getattr(target.processing_class, "chat_template", None)
+    text = templates.get("default") if isinstance(templates, dict) else templates
+    if not isinstance(text, str):
+        return Result(not_checked="the trainer's tokenizer has no chat template")
+    found = loaded_template_result(target.tokenizer, text, target.base)
+    return replace(found, findings=tuple(target.with_places(found.findings)))
+
+
+def _placement(target: TrainerTarget) -> Result:
+    """Judge the layers that have an adapter: of text, and not of the router or the experts."""
+    names = sorted(target.adapter_tensors)
+    if not names:
+        return Result(not_checked=_NO_ADAPTER)
+    found = []
+    tower = [name for name in names if TOWER.search(name)]
+    if tower and not target.has_images:
+        first = f"{tower[0]}{and_more(1, len(tower))}"
+        expected = "layers of the text alone, or batches with images"
+        found.append(
+            Finding(
+                "ML450", f"the model of images is adapted, and no batch has an image: {first}", MODEL_PLACE, expected
+            )
+        )
+    config = _lora_config(target)
+    pattern = config.get("target_modules") if not config.get("exclude_modules") else None
+    found += layer_findings(names, pattern, MODEL_PLACE, MODEL_PLACE)
+    return Result(tuple(found), facts=(("adapter tensors", len(names)),))
+
+
+def _lora_config(target: TrainerTarget) -> Mapping[str, Any]:
+    """Return the configuration of the first active adapter; empty for a model that is not PEFT's."""
+    configs = getattr(target.model, "peft_config", None) or {}
+    config: Any = next(iter(configs.values()), None)
+    return {} if config is None else dict(vars(config))
+
+
+def _frozen(target: TrainerTarget) -> Result:
+    tensors = target.adapter_tensors
+    if not tensors:
+        return Result(not_checked=_NO_ADAPTER)
+    if any(parameter.requires_grad for parameter in tensors.values()):
+        return Result()
+    found = f"none of the {len(tensors)} tensors of the adapter can be trained: it is loaded for inference"
+    return Result((Finding("ML320", found, MODEL_PLACE, "an adapter that can be trained"),))
+
+
+def _every_layer(target: TrainerTarget) -> Result:
+    tensors = target.adapter_tensors
+    frozen = [name for name, parameter in tensors.items() if not parameter.requires_grad]
+    if not tensors:
+        return Result(not_checked=_NO_ADAPTER)
+    if len(frozen) == len(tensors):
+        return Result(not_checked="the whole adapter is frozen: see the check `frozen-adapter-is-refused`")
+    if _optimizer_name(target.optimizer) in _FREEZES_A:
+        frozen = [name for name in frozen if ".lora_A." not in name]
+    if not frozen:
+        return Result()
+    found = f"{len(frozen)} of {len(tensors)} tensors of the adapter are frozen, the first is {frozen[0]}"
+    fix = "Call requires_grad_(True) on them before you make the trainer, or take their layers out of target_modules."
+    return Result((Finding("ML303", found, MODEL_PLACE, "tensors that can be trained", fix=fix),))
+
+
+def _optimizer_name(optimizer: Any) -> str:
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    return type(inner).__name__
+
+
+def _only_lora(target: TrainerTarget) -> Result:
+    if not target.adapter_tensors:
+        return Result(not_checked=_NO_ADAPTER)
+    trains_bias = _lora_config(target).get("bias", "none") != "none"
+    others = [
+        name
+        for name, parameter in target.parameters.items()
+        if parameter.requires_grad and not _OF_ADAPTER.search(name) and not (trains_bias and name.endswith(".bias"))
+    ]
+    if not others:
+        return Result()
+    found = f"{len(others)} tensors of the base can be trained beside the adapter, the first is {others[0]}"
+    return Result((Finding("ML302", found, MODEL_PLACE, "a frozen base: requires_grad is false"),))

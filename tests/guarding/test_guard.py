@@ -1,0 +1,295 @@
+"""What the guard finds in a run that has not begun, and what it does then."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from guarded_runs import chat_rows, encoded, lora_model, losses_of, make_trainer
+from torch.utils.data import IterableDataset
+
+from pytest_mistral_lora import GuardError, MistralGuard, Verdict, guard
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.guarding.batches import ModelBatch
+from pytest_mistral_lora.guarding.callback import REPORTS
+
+# PEFT, Trainer and multiprocessing warn of one another
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture
+def rows(oracle: Oracle) -> Rows:
+    return encoded(oracle, chat_rows(8), messages=True)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base: Path) -> Any:
+    return BaseFolder(base).tokenizer().fast
+
+
+def _begin(trainer: Any, **settings: Any) -> MistralGuard:
+    """Let the guard judge a run, without its steps."""
+    callback = guard(trainer, **settings)
+    callback.on_train_begin(
+        trainer.args,
+        trainer.state,
+        trainer.control,
+        model=trainer.model,
+        processing_class=trainer.processing_class,
+        train_dataloader=trainer.get_train_dataloader(),
+        optimizer=trainer.optimizer,
+    )
+    return callback
+
+
+def _errors(verdict: Verdict | None) -> set[tuple[str, str]]:
+    assert verdict is not None
+    return {(finding.rule, finding.place) for finding in verdict.findings if finding.severity == "error"}
+
+
+def test_a_sound_run_goes_on(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert (callback.verdict.ok, callback.verdict.findings) == (True, ())
+    assert callback.verdict.facts["batches::encoded::labels"]["judged"] == 8
+    assert "trained on" not in str(callback.verdict)
+    assert "guard: 8 rows of" in str(callback.verdict)
+    assert len(losses_of(trainer)) == 1
+    assert not any((tmp_path / name).exists() for name in REPORTS)
+
+
+def test_a_fault_stops_the_run_before_a_weight_moves(base: Path, rows: Rows, tmp_path: Path) -> None:
+    rows[5]["labels"][-1] = -100
+    model = lora_model(base)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = make_trainer(base, rows, tmp_path, model=model)
+    callback = guard(trainer)
+    with pytest.raises(GuardError, match="before a weight moves") as caught:
+        trainer.train()
+    assert caught.value.verdict is callback.verdict
+    assert _errors(callback.verdict) == {("ML546", "train_dataset[5]")}
+    assert (losses_of(trainer), trainer.state.global_step) == ([], 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_warning_lets_the_run_go_on_and_writes_the_verdict(
+    base: Path, rows: Rows, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows[5]["labels"][-1] = -100
+    trainer = make_trainer(base, rows, tmp_path / "out", max_steps=1)
+    callback = guard(trainer, on_finding="warn")
+    trainer.train()
+    assert len(losses_of(trainer)) == 1
+    assert _errors(callback.verdict) == {("ML546", "train_dataset[5]")}
+    assert "ML546 train_dataset[5]" in caplog.text
+    report = json.loads((tmp_path / "out" / REPORTS[0]).read_text())
+    assert [cause["rule"] for cause in report["causes"]] == ["ML546"]
+    assert "ML546" in (tmp_path / "out" / REPORTS[1]).read_text()
+
+
+def _shift(row: dict[str, Any]) -> None:
+    row["labels"] = [*row["labels"][1:], -100]
+
+
+def _train_everything(row: dict[str, Any]) -> None:
+    row["labels"] = list(row["input_ids"])
+
+
+def _space(row: dict[str, Any]) -> None:
+    row["input_ids"].insert(2, 29473)
+    row["labels"].insert(2, -100)
+
+
+def _cut(row: dict[str, Any]) -> None:
+    row["input_ids"], row["labels"] = row["input_ids"][:-3], row["labels"][:-3]
+
+
+@pytest.mark.parametrize(
+    ("damage", "rule"),
+    [(_shift, "ML541"), (_train_everything, "ML543"), (_space, "ML528"), (_cut, "ML531")],
+    ids=["labels shifted", "everything trained", "a space", "cut"],
+)
+def test_a_fault_of_every_row_is_one_cause(
+    damage: Callable[[dict[str, Any]], None], rule: str, base: Path, rows: Rows, tmp_path: Path
+) -> None:
+    for row in rows:
+        damage(row)
+    verdict = _begin(make_trainer(base, rows, tmp_path), on_finding="warn").verdict
+    assert {found for found, _ in _errors(verdict)} - {"ML506"} == {rule}
+
+
+def _frozen(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.requires_grad_(False)
+    model.base_model.model.lm_head.requires_grad_(True)
+
+
+def _frozen_a(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.requires_grad_(False)
+
+
+def _trainable_head(model: Any) -> None:
+    model.base_model.model.lm_head.requires_grad_(True)
+
+
+def _small_embeddings(model: Any) -> None:
+    model.base_model.model.resize_token_embeddings(32000)
+
+
+def _other_eos(model: Any) -> None:
+    model.config.eos_token_id = 5
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (_frozen, {("ML320", "model"), ("ML302", "model")}),
+        (_frozen_a, {("ML303", "model")}),
+        (_trainable_head, {("ML302", "model")}),
+        (_small_embeddings, {("ML215", "model"), ("ML215", "processing_class")}),
+        (_other_eos, {("ML217", "model.config")}),
+    ],
+    ids=["frozen adapter", "frozen lora_A", "trainable head", "embeddings", "eos"],
+)
+def test_a_fault_of_the_model_is_found(
+    damage: Callable[[Any], None],
+    found: set[tuple[str, str]],
+    base: Path,
+    tokenizer: Any,
+    rows: Rows,
+    tmp_path: Path,
+) -> None:
+    model = lora_model(base)
+    damage(model)
+    trainer = make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)
+    assert _errors(_begin(trainer, on_finding="warn").verdict) == found
+
+
+def test_what_belongs_to_an_adapter_is_no_base(base: Path, tokenizer: Any, rows: Rows, tmp_path: Path) -> None:
+    model = lora_model(base, modules_to_save=["lm_head"], bias="none", use_dora=True)
+    verdict = _begin(make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)).verdict
+    assert _errors(verdict) == set()
+
+
+def test_a_run_without_an_adapter_says_so(base: Path, tokenizer: Any, rows: Rows, tmp_path: Path) -> None:
+    model = lora_model(base, adapter=False)
+    verdict = _begin(make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)).verdict
+    assert verdict is not None
+    assert verdict.ok
+    assert verdict.not_checked["trainer::train::only-lora-changed"] == "the model has no LoRA adapter"
+
+
+def test_a_pad_that_is_eos_is_a_fault_only_if_no_label_is_eos(
+    base: Path, rows: Rows, tmp_path: Path, tokenizer: Any
+) -> None:
+    pad = tokenizer.pad_token
+    tokenizer.pad_token = tokenizer.eos_token
+    try:
+        model = lora_model(base)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        sound = make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)
+        assert _errors(_begin(sound).verdict) == set()
+        for row in rows:
+            row["labels"][-1] = -100
+        masked = make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)
+        found = _errors(_begin(masked, on_finding="warn").verdict)
+        assert {rule for rule, _ in found} == {"ML204", "ML546"}
+    finally:
+        tokenizer.pad_token = pad
+
+
+def test_another_chat_template_is_found(base: Path, rows: Rows, tmp_path: Path, tokenizer: Any) -> None:
+    template = tokenizer.chat_template
+    tokenizer.chat_template = template.replace("[INST] ", "[INST]")
+    assert tokenizer.chat_template != template
+    try:
+        trainer = make_trainer(base, rows, tmp_path, tokenizer=tokenizer)
+        found = _errors(_begin(trainer, on_finding="warn").verdict)
+    finally:
+        tokenizer.chat_template = template
+    assert found == {("ML442", "processing_class, chat_template")}
+
+
+def test_an_unknown_tokenizer_is_never_a_pass(base: Path, rows: Rows, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    tiny = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
+    unknown = PreTrainedTokenizerFast(tokenizer_object=tiny, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    trainer = make_trainer(base, rows, tmp_path, tokenizer=unknown)
+    with pytest.raises(GuardError, match=r"guard\(trainer, tokenizer="):
+        _begin(trainer)
+    verdict = _begin(trainer, on_finding="warn").verdict
+    assert verdict is not None
+    assert not verdict.ok
+    assert _errors(verdict) == {("ML229", "processing_class")}
+    assert "batches::encoded::ids" in verdict.not_checked
+    named = _begin(trainer, tokenizer="spm-v3", on_finding="warn").verdict
+    assert named is not None
+    assert named.facts["batches::encoded::labels"]["judged"] == 8
+
+
+class Stream(IterableDataset[Any]):
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize("on_finding", ["stop", "warn"])
+def test_a_stream_is_judged_as_it_comes(on_finding: Any, base: Path, oracle: Oracle, tmp_path: Path) -> None:
+    rows = encoded(oracle, chat_rows(12))
+    rows[9]["labels"] = list(rows[9]["input_ids"])
+    trainer = make_trainer(base, Stream(rows), tmp_path, max_steps=3)
+    callback = guard(trainer, on_finding=on_finding, batches=6)
+    if on_finding == "stop":
+        with pytest.raises(GuardError, match=r"batches\[4\]\[1\]"):
+            trainer.train()
+        assert trainer.state.global_step == 2
+    else:
+        trainer.train()
+        assert trainer.state.global_step == 3
+    assert _errors(callback.verdict) == {("ML543", "batches[4][1]")}
+
+
+def test_an_error_of_the_guard_stops_and_is_logged_by_a_warning(
+    base: Path, rows: Rows, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(base, rows, tmp_path, tokenizer=tokenizer)
+    with pytest.raises(GuardError, match="nowhere"):
+        _begin(trainer, tokenizer="nowhere")
+    assert _begin(trainer, tokenizer="nowhere", on_finding="warn").verdict is None
+    assert "the guard could not judge the run" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"batches": 0}, "batches=: 0"), ({"on_finding": "ask"}, "on_finding=: 'ask'")],
+)
+def test_a_wrong_argument_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MistralGuard(**settings)
+
+
+def test_a_block_mask_numbers_the_conversations_of_a_row() -> None:
+    blocks = torch.block_diag(*(torch.ones(size, size).tril() for size in (2, 3)), torch.zeros(1, 1)).bool()
+    ids = torch.arange(6)[None]
+    batch = ModelBatch({"input_ids": ids, "labels": ids, "attention_mask": blocks[None, None]})
+    assert batch.records()[0]["attention_mask"] == [1, 1, 2, 2, 2, 0]
+    additive = torch.where(blocks, 0.0, torch.finfo(torch.float32).min)[None, None]
+    batch = ModelBatch({"input_ids": ids, "labels": ids, "attention_mask": additive})
+    assert batch.records()[0]["attention_mask"] == [1, 1, 2, 2, 2, 0]

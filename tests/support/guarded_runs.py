@@ -1,0 +1,104 @@
+"""Runs of real trainers for the tests of the guard: a tiny model, its tokenizer, encoded rows and a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import DataCollatorForSeq2Seq, MistralForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+QUESTIONS = ("the sky", "an ant", "Rome", "a prime number", "two and two", "German", "the sea", "a spider")
+
+
+def chat_rows(count: int) -> list[Row]:
+    """Return different sound rows of several lengths."""
+    rows = []
+    for number in range(count):
+        name = QUESTIONS[number % len(QUESTIONS)]
+        messages = [
+            {"role": "user", "content": f"Tell me of {name}, {number} times."},
+            {"role": "assistant", "content": f"{name.capitalize()} it is. " * (1 + number % 3) + "Yes."},
+        ]
+        rows.append(parse_row({"messages": messages}))
+    return rows
+
+
+def encoded(oracle: Oracle, rows: Sequence[Row], *, messages: bool = False) -> list[dict[str, Any]]:
+    """Return rows as a trainer has them: ids and labels, and their messages if asked for."""
+    made = []
+    for row in rows:
+        one = oracle.encode(row)
+        record: dict[str, Any] = {"input_ids": list(one.input_ids), "labels": list(one.labels or ())}
+        made.append({**record, "messages": list(row.messages)} if messages else record)
+    return made
+
+
+class Losses(TrainerCallback):  # type: ignore[misc]
+    """Keeps the logged losses, which are those of each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.seen.append(logs["loss"])
+
+
+def lora_model(base: Path, *, adapter: bool = True, seed: int = 0, **settings: Any) -> Any:
+    """Return the tiny model with a LoRA adapter with dropout, in a known random state."""
+    torch.manual_seed(seed)
+    model = MistralForCausalLM.from_pretrained(base)
+    if not adapter:
+        return model
+    config = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj"], **settings}
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config))
+
+
+def make_trainer(
+    base: Path, dataset: Any, output: Path, *, model: Any = None, tokenizer: Any = None, **settings: Any
+) -> Trainer:
+    """Return a Trainer of the tiny model that logs the loss of each step."""
+    if isinstance(dataset, list):
+        dataset = Dataset.from_list(dataset)
+    tokenizer = BaseFolder(base).tokenizer().fast if tokenizer is None else tokenizer
+    arguments = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 5,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 3,
+        **settings,
+    }
+    tokenizer.pad_token = tokenizer.pad_token or "<unk>"
+    return Trainer(
+        model=lora_model(base) if model is None else model,
+        args=TrainingArguments(output_dir=str(output), **arguments),
+        train_dataset=dataset,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        processing_class=tokenizer,
+        callbacks=[Losses()],
+    )
+
+
+def losses_of(trainer: Trainer) -> list[float]:
+    """Return the losses that a trainer has logged."""
+    [kept] = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Losses)]
+    return kept.seen
+
+
+def fast_tokenizer(base: Path) -> Any:
+    """Return the tokenizer of a base folder, loaded anew."""
+    return CheckpointTokenizer(base).fast
