@@ -79,7 +79,9 @@ def _template(target: TrainerTarget) -> Result:
     if not isinstance(text, str):
         return Result(not_checked="the trainer's tokenizer has no chat template")
     found = loaded_template_result(target.tokenizer, text, target.base)
-    return replace(found, findings=tuple(target.with_places(found.findings)))
+    fix = "Set the one that mistral-common generates: tokenizer.chat_template = training_template(CHECKPOINT)."
+    findings = (replace(finding, fix=fix) for finding in target.with_places(found.findings))
+    return replace(found, findings=tuple(findings))
 
 
 def _placement(target: TrainerTarget) -> Result:

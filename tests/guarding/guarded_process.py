@@ -1,0 +1,36 @@
+"""One of two processes of a run, as `torchrun` starts them. Called with: base, output folder, on_finding."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from guarded_runs import chat_rows, encoded, losses_of, make_trainer
+
+from pytest_mistral_lora import GuardError, guard
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.guarding.callback import OnFinding
+
+
+def main(base: Path, output: Path, how: str) -> None:
+    rows = encoded(Oracle(shipped_tokenizer("spm-v3")), chat_rows(16), messages=True)
+    if how in ("stop", "warn"):
+        rows[1]["labels"][-1] = -100  # in the share of the second process
+    settings = {"per_device_train_batch_size": 1, "train_sampling_strategy": "sequential", "max_steps": 3}
+    trainer = make_trainer(base, rows, output, **settings)
+    callback = None if how == "unguarded" else guard(trainer, on_finding=cast(OnFinding, how.partition(" ")[0]))
+    found: dict[str, Any] = {"stopped": ""}
+    try:
+        trainer.train()
+    except GuardError as error:
+        found["stopped"] = str(error)
+    verdict = callback.verdict if callback else None
+    found |= {"losses": losses_of(trainer), "ok": verdict.ok if verdict else None}
+    (output / f"process-{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

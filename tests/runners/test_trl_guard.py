@@ -1,0 +1,157 @@
+"""The guard in TRL's own SFTTrainer. Left out, with the reason, where TRL is not installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from guarded_runs import Losses, chat_rows, losses_of
+
+from pytest_mistral_lora import GuardError, guard, training_template
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+
+trl = pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
+
+# TRL, PEFT and Trainer warn of one another
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "padded": {},
+    "padding-free": {"padding_free": True},
+    "packed": {"packing": True, "max_length": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("trl") / "base", shipped_tokenizer("spm-v3"))
+
+
+@pytest.fixture(scope="module")
+def template(base: Path) -> str:
+    return training_template(base)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base: Path) -> Any:
+    return BaseFolder(base).tokenizer().fast
+
+
+def _trainer(base: Path, tokenizer: Any, template: str, output: Path, **settings: Any) -> Any:
+    from peft import LoraConfig
+    from transformers import MistralForCausalLM, set_seed
+
+    set_seed(0)
+    tokenizer.chat_template, tokenizer.pad_token = template, "<unk>"
+    arguments = {
+        "assistant_only_loss": True,
+        "max_length": None,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        **settings,
+    }
+    return trl.SFTTrainer(
+        model=MistralForCausalLM.from_pretrained(base),
+        args=trl.SFTConfig(output_dir=str(output), **arguments),
+        train_dataset=Dataset.from_list([{"messages": list(row.messages)} for row in chat_rows(16)]),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.1),
+        callbacks=[Losses()],
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_healthy_run_is_untouched(shape: str, base: Path, tokenizer: Any, template: str, tmp_path: Path) -> None:
+    found = []
+    for guarded in (False, True):
+        trainer = _trainer(base, tokenizer, template, tmp_path, **SHAPES[shape])
+        callback = guard(trainer) if guarded else None
+        trainer.train()
+        found.append(losses_of(trainer))
+    assert callback is not None
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    assert callback.verdict.facts["batches::encoded::labels"]["judged"] > 0
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_healthy_run_whose_pad_is_eos_goes_on(
+    shape: str, base: Path, tokenizer: Any, template: str, tmp_path: Path
+) -> None:
+    trainer = _trainer(base, tokenizer, template, tmp_path, pad_token="</s>", **SHAPES[shape])
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+
+
+def _without_space(template: str) -> str:
+    return template.replace("[INST] ", "[INST]")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("settings", "change", "rule", "words"),
+    [
+        ({"assistant_only_loss": False}, str, "ML543", "assistant_only_loss: true"),
+        ({}, _without_space, "ML528", "chat_template_path"),
+    ],
+    ids=["everything trained", "no space"],
+)
+def test_a_fault_is_stopped_before_the_first_step(
+    settings: dict[str, Any],
+    change: Any,
+    rule: str,
+    words: str,
+    shape: str,
+    base: Path,
+    tokenizer: Any,
+    template: str,
+    tmp_path: Path,
+) -> None:
+    trainer = _trainer(base, tokenizer, change(template), tmp_path, **SHAPES[shape], **settings)
+    guard(trainer)
+    with pytest.raises(GuardError) as caught:
+        trainer.train()
+    assert (losses_of(trainer), trainer.state.global_step) == ([], 0)
+    found = [finding for finding in caught.value.verdict.findings if finding.rule == rule]
+    assert found
+    assert words in found[0].next_step
+    if shape == "padded":
+        assert {finding.place for finding in found} == {f"train_dataset[{number}]" for number in range(16)}
+        assert "Tell me of" in found[0].row
+
+
+def test_a_masked_eos_is_stopped(base: Path, tokenizer: Any, template: str, tmp_path: Path) -> None:
+    trainer = _trainer(base, tokenizer, template, tmp_path)
+
+    def mask(row: dict[str, Any]) -> dict[str, Any]:
+        return {"labels": [-100 if label == tokenizer.eos_token_id else label for label in row["labels"]]}
+
+    trainer.train_dataset = trainer.train_dataset.map(mask)
+    guard(trainer)
+    with pytest.raises(GuardError, match=r"ML546 train_dataset\[\d+\]") as caught:
+        trainer.train()
+    assert losses_of(trainer) == []
+    assert "pad_token" in caught.value.verdict.findings[0].next_step
+
+
+def test_packing_that_leaks_is_stopped(base: Path, tokenizer: Any, template: str, tmp_path: Path) -> None:
+    trainer = _trainer(base, tokenizer, template, tmp_path, packing=True, packing_strategy="wrapped", max_length=64)
+    guard(trainer)
+    with pytest.raises(GuardError) as caught:
+        trainer.train()
+    assert losses_of(trainer) == []
+    assert "ML513" in {finding.rule for finding in caught.value.verdict.findings}
