@@ -170,7 +170,13 @@ def test_rows_without_messages_are_judged_by_the_dataset(here: Path) -> None:
     bare = {name: EOS_MASKED[name] for name in ("input_ids", "labels")}
     [finding] = audit([bare], tokenizer="spm-v3", dataset="rows.jsonl").findings
     assert finding.rule == "ML546"
-    assert [finding.rule for finding in audit([bare], tokenizer="spm-v3").findings] == ["ML501"]
+
+
+def test_rows_without_messages_are_read_back(here: Path) -> None:
+    bare = [{name: row[name] for name in ("input_ids", "labels")} for row in (SOUND, EOS_MASKED)]
+    [finding] = audit(bare, tokenizer="spm-v3").findings
+    assert (finding.rule, finding.place) == ("ML546", "rows[1]")
+    assert json.loads(finding.row)["messages"] == ROW["messages"]
 
 
 def test_a_verdict_raises_with_itself(faulty: Verdict) -> None:

@@ -37,14 +37,16 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.report.judged import JudgedCase, Outcome
 
 _DESCRIPTION = """\
-Check each encoded row of a trainer, token by token, against mistral-common's encoding of the same messages. Every
-finding has a rule and a class. The rows are a file (ROWS), or the output of another trainer (--runner).
+Check each encoded row of a trainer, token by token, against mistral-common's encoding of the same messages. A row
+without messages is read back from its ids. Every finding has a rule and a class. The rows are a file (ROWS), or the
+output of another trainer (--runner).
 
 With --json, each finding is one JSON object on a line of its own: rule, class, severity, index (the row's number, null
 for the whole file), state, place, found, expected, detail and row (the chat row as one line of JSON). The last line is
 {"summary": {...}} with rows, sound, wrong, not_judged, not_checked, packed, labels_of_masks (rows whose labels are made
-of a mask, as TRL's collator makes them), tokens, supervised_tokens, findings and classes (rule, class and count of
-each)."""
+of a mask, as TRL's collator makes them), read_back (rows without messages, which are read back from their ids),
+answers_without_labels (answers of such rows that are read with weight 0), tokens, supervised_tokens, findings and
+classes (rule, class and count of each)."""
 
 
 def _is_earlier(file: Path) -> bool:
@@ -59,8 +61,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "rows",
         type=INPUT,
         nargs="?",
-        help="encoded rows, each with messages or conversations, input_ids, and labels or a mask: JSON Lines, Parquet, "
-        "Arrow, a JSON array, or a folder of Dataset.save_to_disk",
+        help="encoded rows, each with input_ids, labels or a mask, and messages or conversations, or without these: "
+        "then the ids are read back. JSON Lines, Parquet, Arrow, a JSON array, or a folder of Dataset.save_to_disk",
     )
     add_tokenizer_option(parser)
     add_oracle_option(parser)
@@ -189,10 +191,16 @@ def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> No
         _rows_line(audit),
         f"{data['supervised_tokens']:,} of {data['tokens']:,} tokens are trained on",
         *([f"labels made of a mask: {counted(masked, 'row')}"] if (masked := data["labels_of_masks"]) else ()),
+        *([f"read back from ids: {counted(read, 'row')} without messages"] if (read := data["read_back"]) else ()),
+        *([_weights_line(weightless)] if (weightless := data["answers_without_labels"]) else ()),
         *(f"not checked: {case}: {reason}" for case, reason in audit.not_checked.items()),
         found_words(data["findings"], kinds.total()),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _weights_line(weightless: int) -> str:
+    return f"answers without a label in them, read as answers of weight 0: {weightless:,}"
 
 
 def _rows_line(audit: Audit) -> str:

@@ -43,7 +43,6 @@ BAD_LINES: dict[str, tuple[Any, str]] = {
     "duplicate keys": ('{"row": 0, "row": 0}', "appears twice"),
     "not a number": ('{"labels": NaN}', "NaN"),
     "deep": ("[" * 100_000, "nested too deeply"),
-    "no messages": ({"input_ids": [1], "labels": [1]}, 'no "messages"'),
     "no ids": ({"labels": []}, "input_ids: is missing"),
     "null labels": ({"labels": None}, "labels: is missing"),
     "text": ({"input_ids": "1 2"}, "input_ids: is a string"),
@@ -66,8 +65,6 @@ def test_a_line_that_cannot_be_read_is_named_and_the_others_are_judged(
 ) -> None:
     bad, words = BAD_LINES[name]
     whole = {**lines[1], **bad} if isinstance(bad, dict) else bad
-    if name in ("no messages", "no ids"):
-        whole = bad
     if name == "no ids":
         whole = {**number_row(1), **bad}
     lines[2]["labels"] = list(lines[2]["input_ids"])

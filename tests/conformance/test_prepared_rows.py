@@ -203,8 +203,8 @@ def test_ids_without_messages_are_judged_by_their_dataset(
     path = tmp_path / "rows"
     saved(without(lines, "messages"), path)
     code, out = check(path, capsys)
-    assert code == 1
-    assert f"mistral-lora audit {path} --tokenizer PATH --dataset rows.jsonl" in out
+    assert code == 0, out
+    assert "5 rows, 5 judged; 5 without messages, read back from their ids" in out
     dataset = write_lines(tmp_path, [number_row(number) for number in range(5)], "dataset.jsonl")
     assert audit_rules(path, oracle, dataset) == []
     assert main(["audit", str(path), "--tokenizer", "spm-v3", "--dataset", str(dataset)]) == 0
@@ -229,26 +229,38 @@ def test_ids_without_messages_that_come_again_or_too_late_are_named(
     ]
 
 
-@pytest.mark.parametrize(
-    ("columns", "steps"),
-    [
-        ({"prompt": "Number 0?", "completion": "It is 0."}, ["mistral-lora import {path} --to rows.jsonl && "]),
-        (
-            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
-            ["mistral-lora import {path} --to rows.jsonl && ", "audit {path} --tokenizer PATH --dataset rows.jsonl"],
-        ),
-        ({"text": "<s>[INST]"}, ["mistral-lora audit {path} --tokenizer PATH --dataset rows.jsonl"]),
-        ({"seq_lengths": [6, 9]}, ["TRL: packing=False"]),
-    ],
-)
-def test_rows_without_messages_say_what_can_be_done(
-    columns: Data, steps: list[str], lines: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_packed_ids_without_messages_are_read_back_without_a_dataset_alone(
+    lines: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "rows"
-    saved([{**line, **columns} for line in without(lines, "messages")], path)
+    packed = {key: [value for line in lines for value in line[key]] for key in ("input_ids", "labels")} | {
+        "seq_lengths": [len(line["input_ids"]) for line in lines]
+    }
+    packed["position_ids"] = [n for length in packed["seq_lengths"] for n in range(length)]
+    saved([packed, packed], path)
     code, out = check(path, capsys)
-    assert code == 1
-    assert all(step.format(path=path) in out for step in steps), out
+    assert code == 0, out
+    dataset = write_lines(tmp_path, [number_row(number) for number in range(5)], "dataset.jsonl")
+    assert main(["audit", str(path), "--tokenizer", "spm-v3", "--dataset", str(dataset)]) == 2
+    printed = capsys.readouterr()
+    assert "TRL: packing=False" in printed.out + printed.err
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"prompt": "Number 0?", "completion": "It is 0."},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {"text": "<s>[INST]"},
+    ],
+)
+def test_rows_with_other_columns_than_messages_are_read_back(
+    columns: Data, lines: list[Data], tmp_path: Path, oracle: Oracle
+) -> None:
+    saved([{**line, **columns} for line in without(lines, "messages")], tmp_path / "rows")
+    assert audit_rules(tmp_path / "rows", oracle) == []
+    saved([{**line, **columns} for line in without(all_trained(lines), "messages")], tmp_path / "bad")
+    assert audit_rules(tmp_path / "bad", oracle) == ["ML543"] * 5
 
 
 def pair(number: int) -> Data:

@@ -116,12 +116,7 @@ class _Bench:
         }
 
     def judge(self, artifact: Artifact) -> list[Finding]:
-        folder = artifact["folder"]
-        dataset = _write(folder / "dataset.jsonl", artifact["dataset"])
-        [path] = (_save if artifact["saved"] else _write)(folder / "lines.jsonl", artifact["lines"])
-        plain = EncodedTarget("lines", path, judge=_target(), dataset=dataset)
-        packed = EncodedTarget("packed", _write(folder / "packed.jsonl", artifact["packed"])[0], judge=_target())
-        return [finding for target in (plain, packed) for finding in _findings(target)]
+        return judge_files(artifact, dataset=_write(artifact["folder"] / "dataset.jsonl", artifact["dataset"]))
 
     def table(self, artifact: Artifact) -> str:
         """Return the tokens around the first difference to the sound lines; empty if there is none."""
@@ -134,6 +129,15 @@ class _Bench:
                 if all(len(ids) == len(labels) for ids, labels in sides) and sides[0] != sides[1]:
                     return TokenDiff.of(*sides, shared_oracle().piece).table()
         return ""
+
+
+def judge_files(artifact: Artifact, *, dataset: tuple[Path, ...]) -> list[Finding]:
+    """Judge the two files of an artifact, the first by its source."""
+    folder = artifact["folder"]
+    [path] = (_save if artifact["saved"] else _write)(folder / "lines.jsonl", artifact["lines"])
+    plain = EncodedTarget("lines", path, judge=_target(), dataset=dataset)
+    packed = EncodedTarget("packed", _write(folder / "packed.jsonl", artifact["packed"])[0], judge=_target())
+    return [finding for target in (plain, packed) for finding in _findings(target)]
 
 
 def _write(path: Path, lines: list[Any]) -> tuple[Path, ...]:

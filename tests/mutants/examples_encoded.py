@@ -408,3 +408,10 @@ class ML559(EncodedExample):
         line["assistant_masks"] = [int(label != -100) for label in line["labels"]]
         # of a pair: the whole conversation after the first prompt
         line["completion_mask"] = [int(n >= line["assistant_masks"].index(1)) for n in range(len(line["labels"]))]
+
+
+class ML560(EncodedExample):
+    mutant = ids.cut_before_the_answer_without_messages
+
+    def sound(self, artifact: Artifact) -> None:
+        ids.without_messages(artifact, artifact["dataset"][0])

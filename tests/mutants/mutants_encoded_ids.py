@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from bench_encoded import encode, encode_text, encode_with, render
+from bench_encoded import encode, encode_text, encode_with, render, shared_oracle
 from gallery import Artifact, mutant
 
 
@@ -162,3 +163,36 @@ def each_answer_closed_twice(artifact: Artifact) -> None:
     for at in [n + 1 for n, token in enumerate(line["input_ids"]) if token == 2][::-1]:
         line["input_ids"].insert(at, 2)
         line["labels"].insert(at, -100)
+
+
+def without_messages(artifact: Artifact, row: dict[str, Any]) -> None:
+    """Make the second file a single line of a row that has ids alone."""
+    artifact["packed"] = [{"row": 0, **encode(row)}]
+
+
+@mutant("ML560", "I06", says="token 8: the ids end within the part after the [INST] at token 1")
+def cut_before_the_answer_without_messages(artifact: Artifact) -> None:
+    """The maximal length ends within the question, and the row has no messages."""
+    without_messages(artifact, artifact["dataset"][0])
+    for key in ("input_ids", "labels"):
+        artifact["packed"][0][key] = artifact["packed"][0][key][:8]
+
+
+@mutant("ML560", says="token 1: the text")
+def raw_text_without_messages(artifact: Artifact) -> None:
+    """A text without a template is trained on."""
+    ids = [1, *encode_text("The sky is blue, and the grass is green."), 2]
+    artifact["packed"] = [{"row": 0, "input_ids": ids, "labels": ids}]
+
+
+@mutant("ML507", says="tool-call id 'call_1'")
+def call_id_of_another_vendor_without_messages(artifact: Artifact) -> None:
+    """The ids spell a call id that Mistral's own validation refuses."""
+    without_messages(artifact, artifact["dataset"][1])
+    line = artifact["packed"][0]
+    for before, after in ((6, 7), (5, 2), (8, 9)):
+        start = line["input_ids"].index(before) + 1
+        end = line["input_ids"].index(after, start)
+        text = encode_text(shared_oracle().decode(line["input_ids"][start:end]).replace("abcdefghi", "call_1"))
+        line["labels"][start:end] = text if before == 5 else [-100] * len(text)
+        line["input_ids"][start:end] = text

@@ -19,6 +19,7 @@ from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineCompar
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance, SourceTracker
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_lines
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
+from pytest_mistral_lora.conformance.encoded.read_lines import read_line
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, rest_of_findings
 from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError, counted
@@ -67,6 +68,8 @@ class Audit:
         supervised: Supervised tokens of the judged rows.
         packed: Lines that hold several conversations.
         masked: Lines whose labels come from a mask beside the ids.
+        read_back: Lines without messages, whose conversations are read back from their ids.
+        without_labels: Answers of these lines without a label, which are read as answers of weight 0.
         errors: Lines that cannot be read, the first thousand.
         scaling: The model's use of positions.
         source: The rows of the source that the file has had so far.
@@ -97,6 +100,8 @@ class Audit:
         self.supervised: int = 0
         self.packed: int = 0
         self.masked: int = 0
+        self.read_back: int = 0
+        self.without_labels: int = 0
         self.errors: list[RowError] = []
         self._oracle = oracle
         self.source: SourceTracker = SourceTracker(dataset)
@@ -138,8 +143,17 @@ class Audit:
         line = self.source.numbered(self._as_encoded(self.source.with_messages(line)))
         new = self.source.is_new(line)
         findings = self.source.take(line)
-        self.packed += line.packed
         self.masked += line.masked
+        if not (line.rows or line.error or self.source.paths):
+            read = read_line(line, self._oracle, self.path)
+            self.read_back += 1
+            self.without_labels += read.without_labels
+            findings += read.findings
+            if not read.expected:
+                return LineVerdict(line.index, line.place, "not judged", tuple(findings))
+            self.packed += read.line.packed
+            return self._compare(read.line, read.expected, findings, new=new)
+        self.packed += line.packed
         if line.error or not line.rows:
             # A source knows its answers better than a row that the trainer wrote beside its error.
             for row in () if self.source.paths else line.rows:
@@ -150,6 +164,19 @@ class Audit:
         except OracleRejection as error:
             findings.append(Finding("ML507", error.found, error.place, error.expected, row=line.rows[0].to_jsonl()))
             return LineVerdict(line.index, line.place, "not judged", tuple(findings))
+        return self._compare(line, expected, findings, new=new)
+
+    def _compare(
+        self, line: EncodedLine, expected: Sequence[EncodedRow], findings: list[Finding], *, new: bool
+    ) -> LineVerdict:
+        """Return the verdict on a line with conversations.
+
+        Args:
+            line: The line.
+            expected: mistral-common's encoding of each conversation.
+            findings: The findings about the line so far.
+            new: Whether no line before it has its number.
+        """
         comparison = EncodedLineComparison(line, expected, self._oracle, self.scaling)
         of_tokens = list(comparison.findings())
         for row in line.rows:
@@ -214,7 +241,9 @@ class Audit:
     def rows_line(self) -> str:
         """The number of rows and of judged rows, in words for a summary."""
         masks = f"; the labels of {self.masked:,} are made of a mask, as TRL makes them" if self.masked else ""
-        return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{masks}"
+        read = f"; {self.read_back:,} without messages, read back from their ids" if self.read_back else ""
+        weights = f"; {counted(self.without_labels, 'answer')} in them without a label" if self.without_labels else ""
+        return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{masks}{read}{weights}"
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of a finished audit, as plain JSON data."""
@@ -228,6 +257,8 @@ class Audit:
             "not_checked": self.not_checked,
             "packed": self.packed,
             "labels_of_masks": self.masked,
+            "read_back": self.read_back,
+            "answers_without_labels": self.without_labels,
             "tokens": self.tokens,
             "supervised_tokens": self.supervised,
             "findings": self.counts.total(),

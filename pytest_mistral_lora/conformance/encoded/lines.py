@@ -14,7 +14,6 @@ from typing import Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.remedies import import_step
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.errors import RowError
@@ -34,7 +33,7 @@ class EncodedLine:
     Attributes:
         place: File and line, or file and row.
         index: The row's number in the source, from 0; the line's own number if it names none.
-        rows: Its conversation; several if the sequence is packed; empty if only the source has it.
+        rows: Its conversation; several if the sequence is packed; empty if the line has ids alone.
         as_stored: The same with a table's nulls in the arguments of calls, if it has any.
         packed: Whether it has `conversations` in place of `messages`.
         input_ids: Token ids, padding included.
@@ -173,12 +172,18 @@ class _RecordReader:
             )
 
     def _rows(self, data: Mapping[str, Any]) -> tuple[Row, ...]:
-        """Return the conversations of a record; empty if only the source has them."""
+        """Return the conversations of a record; empty if it has ids alone."""
         if not _has_conversations(data):
             if data.get("messages") is not None:
                 return (parse_row(data, place=self.place),)
-            if not self.has_source or _packs(data):
-                raise self._without_messages(data)
+            if self.has_source and _packs(data):
+                raise RowError(
+                    'no "messages", and the sequence is packed: it does not tell which rows of the dataset it holds',
+                    place=self.place,
+                    expected='its rows beside its ids: a list of lists of messages under "conversations"',
+                    next_step="Prepare the dataset without packing (TRL: packing=False), or leave the dataset out, and "
+                    "the ids are read back.",
+                )
             return ()
         if "messages" in data:
             raise RowError("has messages and conversations", place=self.place, expected="one of them")
@@ -190,30 +195,6 @@ class _RecordReader:
         shared = {key: data[key] for key in ROW_KEYS if key in data}
         rows = [record if isinstance(record, Mapping) else shared | {"messages": record} for record in given]
         return tuple(parse_row(row, place=f"{place}[{n}]") for n, row in enumerate(rows))
-
-    def _without_messages(self, data: Mapping[str, Any]) -> RowError:
-        """Return the error of ids without messages, with every remedy."""
-        # not the error of `parse_row`, which would mistake the record for another format, and name another reader
-        path = shlex.quote(str(self.path))
-        audit = f"mistral-lora audit {path} --tokenizer PATH --dataset"
-        if _packs(data):
-            return RowError(
-                'no "messages", and the sequence is packed: it does not tell which rows it holds',
-                place=self.place,
-                expected='its rows beside its ids: a list of lists of messages under "conversations"',
-                next_step="Prepare the dataset without packing (TRL: packing=False), and audit it with its messages.",
-            )
-        step = f"Name the rows that the ids were made of, in their order: {audit} rows.jsonl"
-        found = recognise({key: value for key, value in data.items() if key != "input_ids"})
-        if found is not None and found.name:
-            convert = import_step(str(self.path)).removeprefix("Convert it: ")
-            step = f"Convert the rows, and judge the ids by them: {convert} && {audit} {convert.rpartition(' ')[2]}"
-        return RowError(
-            'no "messages"',
-            place=self.place,
-            expected='the row beside its ids: a list under "messages"',
-            next_step=step,
-        )
 
     def _integers(self, data: Mapping[str, Any], key: str) -> Ids:
         values, place = data.get(key), f"{self.place}, {key}"
@@ -323,6 +304,29 @@ def find_padding(line: EncodedLine, expected: Ids, oracle: Oracle) -> LinePaddin
         padded = exact if exact is not None else _padding_of_other_row(line, pads, oracle)
     real = set(range(len(ids))).difference(padded)
     return LinePadding(tuple(sorted(real)), tuple(padded), tuple(hidden))
+
+
+def likely_tokens(line: EncodedLine, oracle: Oracle) -> Ids:
+    """Return the indices of the tokens of a line that are probably not padding, if its row is not known.
+
+    Args:
+        line: The line.
+        oracle: Mistral's own tokenization.
+    """
+    ids, mask = line.input_ids, line.attention_mask or ()
+    pads = {token for token, literal in oracle.control_tokens.items() if literal in _PADS}
+    padded = {*_padding_of_other_row(line, pads | {oracle.unk_id}, oracle)}
+    hidden = [n for n, value in enumerate(mask) if value == 0]
+    first = next((n for n, value in enumerate(mask) if value), len(ids))
+    last = next((n for n in reversed(range(len(mask))) if mask[n]), -1)
+    for run in ([n for n in hidden if n < first], [n for n in hidden if n > last]):
+        # a mask may also hide tokens of the row, which ML552 reports
+        tokens = {ids[n] for n in run}
+        if len(tokens) == 1 and oracle.bos_id not in tokens:
+            padded.update(run)
+    # padding between the turns, which ML511 reports
+    padded.update(n for n in hidden if ids[n] == oracle.unk_id)
+    return tuple(n for n, token in enumerate(ids) if n not in padded and token not in pads)
 
 
 def _padding_of_sound_row(line: EncodedLine, expected: Ids, pads: set[int], oracle: Oracle) -> list[int] | None:

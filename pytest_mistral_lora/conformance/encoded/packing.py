@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle.read_back import OPENING
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.lines import Ids
@@ -54,6 +55,31 @@ def split_conversations(ids: Ids, expected: Sequence[Ids], positions: Ids | None
     bos = [n for n, token in enumerate(ids) if token == oracle.bos_id and (n == 0 or ids[n - 1] != oracle.bos_id)]
     resets = [n for n, value in enumerate(positions or ()) if value == 0]
     starts = resets if len(bos) != len(expected) == len(resets) else bos
+    return list(pairwise(sorted({0, *starts, len(ids)})))
+
+
+def cut_at_starts(ids: Ids, positions: Ids | None, oracle: Oracle) -> list[Stretch]:
+    """Return the stretches of the conversations of a sequence whose conversations are not known.
+
+    A BOS opens a conversation if a turn ends before it or begins behind it. Any other BOS is a fault within a
+    conversation: text became a control token. Without any BOS, each position 0 opens a conversation.
+
+    Args:
+        ids: The ids, without padding.
+        positions: Position ids, or None.
+        oracle: Mistral's own tokenization.
+    """
+    bos = oracle.bos_id
+    opening = {token for token, literal in oracle.control_tokens.items() if literal in OPENING}
+    starts = [
+        n
+        for n, token in enumerate(ids)
+        if token == bos
+        and (n == 0 or ids[n - 1] != bos)
+        and (n == 0 or ids[n - 1] == oracle.eos_id or (n + 1 < len(ids) and ids[n + 1] in opening))
+    ]
+    if bos not in ids:
+        starts = [n for n, position in enumerate(positions or ()) if position == 0]
     return list(pairwise(sorted({0, *starts, len(ids)})))
 
 
