@@ -23,6 +23,7 @@ DOCS = ROOT / "docs"
 _MADE_FROM = {
     "tests/mutants/incidents.py": "incidents.md",
     "pytest_mistral_lora/chat/templates/published.toml": "published.md",
+    "tests/chat/recordings.toml": "recordings.md",
 }
 """A page of the site, by the file in the repository that it is made from."""
 _RULE_LINE = re.compile(r'^\| <a id="ml\d+"></a>(ML\d+) \|', flags=re.MULTILINE)

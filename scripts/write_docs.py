@@ -27,6 +27,7 @@ from gallery import Mutant, benches, mutants  # noqa: E402
 from incidents import INCIDENTS  # noqa: E402
 from published_page import published_page  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
+from recordings_page import recordings_page  # noqa: E402
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer  # noqa: E402
 from pytest_mistral_lora.chat.oracle.versions import VERSIONS  # noqa: E402
@@ -254,7 +255,7 @@ def site_pages() -> dict[str, str]:
     modules: dict[str, ModuleType] = benches()
     gallery = [(subject, mutant) for subject, module in modules.items() for mutant in mutants(module)]
     made = {"incidents.md": incidents_page(gallery), "cli.md": command_line_page(), "published.md": published_page()}
-    made |= scoreboard_pages.pages()
+    made |= {"recordings.md": recordings_page(), **scoreboard_pages.pages()}
     return made | {f"rules/{rule.id}.md": rule_page(rule, gallery) for rule in RULES.values()}
 
 
