@@ -97,6 +97,49 @@ def test_a_list_that_is_none_of_calls(oracle_of: Callable[[str], Oracle], text: 
         read_calls(ids, oracle)
 
 
+SUM, NOW = GeneratedCall("add", {"a": 3.5, "b": 4}, None), GeneratedCall("now", {}, None)
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "calls"),
+    [
+        ("", ' [{"name": "add", "arguments": {"a": 3.5, "b": 4}}]', [SUM]),
+        ("", '  [ {"name":"add" , "arguments" : {"a": 3.5, "b": 4} } ]', [SUM]),
+        ("", '[{"arguments": {"a": 3.5, "b": 4}, "name": "add"}]', [SUM]),
+        ("", '[{"arguments": {"name": "Ada"}, "name": "age"}]', [GeneratedCall("age", {"name": "Ada"}, None)]),
+        ("", '[{"name": "add", "arguments": {"a": 3.5, "b": 4}}, {"name": "now", "arguments": {}}]', [SUM, NOW]),
+        ("Hello", '[{"name": "add", "arguments": {"a": 3.5, "b": 4}}]', [SUM]),
+    ],
+    ids=["a-space", "spaces", "arguments-first", "name-in-arguments", "several", "text-before"],
+)
+def test_the_forms_that_parsers_of_servers_read_are_read(
+    oracle_of: Callable[[str], Oracle], before: str, text: str, calls: list[GeneratedCall]
+) -> None:
+    """The forms are those of vLLM's own tests of its parser, tests/tool_parsers/test_mistral_tool_parser.py."""
+    oracle = oracle_of("spm-v3")
+    ids = [*oracle.encode_text(before), oracle.tool_calls_id or 0, *oracle.encode_text(text), oracle.eos_id]
+    assert read_calls(ids, oracle) == calls
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['[{"name": "add", "arguments": {}}]\nmore text', 'junk [{"name": "add", "arguments": {}}]', "not JSON"],
+    ids=["text-after", "text-before-the-list", "text-alone"],
+)
+def test_a_list_that_parsers_of_servers_repair_is_malformed(oracle_of: Callable[[str], Oracle], text: str) -> None:
+    """vLLM's parser drops the text around the list: a model that was trained on calls must not write it."""
+    oracle = oracle_of("spm-v3")
+    with pytest.raises(MalformedCallError, match="not valid JSON"):
+        read_calls([oracle.tool_calls_id or 0, *oracle.encode_text(text), oracle.eos_id], oracle)
+
+
+def test_two_lists_of_calls_are_malformed(oracle_of: Callable[[str], Oracle]) -> None:
+    oracle = oracle_of("spm-v3")
+    one_list = [oracle.tool_calls_id or 0, *oracle.encode_text('[{"name": "add", "arguments": {}}]')]
+    with pytest.raises(MalformedCallError, match="twice in one turn"):
+        read_calls([*one_list, *one_list, oracle.eos_id], oracle)
+
+
 def test_a_call_that_lacks_a_marker(newer_oracle: Oracle) -> None:
     ids = completion(newer_oracle, ("weather", {"city": "Rome"}, "abcdefghi"))
     arguments = next(token for token, literal in newer_oracle.control_tokens.items() if literal == "[ARGS]")
