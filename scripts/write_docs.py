@@ -1,7 +1,7 @@
 """Write the pages and templates of docs/ that are made from the code: `python scripts/write_docs.py [--check]`.
 
-The pages of the rules, of the incidents, of the published templates and of the command line, and the tables of the
-scoreboard, are made when the site is built, and are not in the repository. To read them in a clone:
+The pages of the rules, of the incidents, of the published templates, of the recordings and of the command line, and the
+tables of the scoreboard, are made when the site is built, and are not in the repository. To read them in a clone:
 `python scripts/write_docs.py --site FOLDER`.
 """
 

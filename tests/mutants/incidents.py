@@ -343,5 +343,10 @@ INCIDENTS = (
         "A penalty in generation_config.json changes every answer unasked",
         "NVIDIA-NeMo/RL#3497, EleutherAI/lm-evaluation-harness#3154",
     ),
+    Incident(
+        "N99",
+        "A published template calls a macro without all of its arguments, and llama.cpp fails at each tool result",
+        "mistralai/mistral-common#274",
+    ),
 )
 """Every incident, by id."""

@@ -227,7 +227,7 @@ def _the_tokenizer_adds_a_second_bos(artifact: Artifact) -> None:
     artifact["applied"] = lambda row: (fast.bos_token_id, *ChatTemplate(fast).ids(parse_row(row.to_json())))
 
 
-@mutant("ML023", says="Not enough arguments provided to 'render_content'")
+@mutant("ML023", "N99", says="Not enough arguments provided to 'render_content'")
 def _a_published_template_that_llamacpp_cannot_render(artifact: Artifact) -> None:
     """The published template of Small 4 calls a macro without all of its arguments: llama.cpp fails at tool results."""
     artifact["published"] = published_source("mistralai-Mistral-Small-4-119B-2603")
