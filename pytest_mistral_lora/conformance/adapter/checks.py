@@ -17,6 +17,7 @@ from pytest_mistral_lora.conformance.adapter.named_base import named_base_findin
 from pytest_mistral_lora.conformance.base_tokenizer import base_result, template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, findings_of, first_findings
+from pytest_mistral_lora.conformance.folder_contents import TRAINER_STATE, other_files
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
@@ -24,10 +25,6 @@ from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-# files of transformers' Trainer, and of accelerate's save_state
-_TRAINER_STATE = re.compile(
-    r"(optimizer|scheduler|scaler|sampler|training_args|dl_state_dict|rng_state|random_states)(_\d+)?\.\w+"
-)
 _SHARD = re.compile(r"adapter_model-\d+-of-\d+\.safetensors|adapter_model\.safetensors\.index\.json")
 _ANOTHER_CLASS = "the base is of another class: see the check `placement`"
 _UNREADABLE = "the files cannot be read: see the check `files`"
@@ -51,6 +48,7 @@ def cases(folder: AdapterFolder) -> Mapping[str, Callable[[], Result]]:
     adapter = AdapterChecks(folder)
     return {
         "files": adapter.files,
+        "other-files": adapter.other_files,
         "tensors-complete": adapter.tensors_complete,
         "tensors-finite": adapter.tensors_finite,
         "layers-trained": adapter.layers_trained,
@@ -186,7 +184,7 @@ class AdapterChecks:
         """Check that the files exist and match their names' formats, and that there are no other weights."""
         path, entries, findings = self.folder.path, sorted(self.folder.path.iterdir()), []
         for file in entries:
-            if file.suffix in _PICKLES and not _TRAINER_STATE.fullmatch(file.name):
+            if file.suffix in _PICKLES and not TRAINER_STATE.fullmatch(file.name):
                 found = "weights in a pickle file: not loaded"
                 findings.append(Finding("ML406", found, str(file), f"safetensors only: {ADAPTER_TENSORS}"))
             if _SHARD.fullmatch(file.name):
@@ -205,6 +203,11 @@ class AdapterChecks:
             findings.append(Finding(rule, error.found, error.place, expected))
         findings += checkpoint_findings(self.folder)
         return Result(tuple(findings))
+
+    def other_files(self) -> Result:
+        """Name the files that no check reads."""
+        manifest = self.folder.valid_manifest
+        return other_files(self.folder.path, None if manifest is None else manifest.data)
 
     def tensors_complete(self) -> Result:
         """Check the names of the tensors against those that PEFT saves for this configuration."""

@@ -14,6 +14,7 @@ from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.conformance.base_tokenizer import template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
+from pytest_mistral_lora.conformance.folder_contents import other_files
 from pytest_mistral_lora.conformance.merged import structure
 from pytest_mistral_lora.conformance.merged import weights as tensors
 from pytest_mistral_lora.conformance.merged.product import AdapterAtHand
@@ -46,6 +47,7 @@ def cases(folder: AdapterFolder, beside: Sequence[Path] = ()) -> Mapping[str, Ca
     merged = MergedChecks(folder, [AdapterFolder(path, folder.given_base) for path in beside])
     found = {
         "files": merged.files,
+        "other-files": merged.other_files,
         "tensors-finite": merged.tensors_finite,
         "tie": merged.tie,
         "configuration": merged.configuration,
@@ -83,6 +85,11 @@ class MergedChecks:
             return self._given
         bases = (adapter.located_base.folder for adapter in self.adapters)
         return AdapterFolder(self._given.path, next((base for base in bases if base), None))
+
+    def other_files(self) -> Result:
+        """Name the files that no check reads."""
+        manifest = self._given.valid_manifest
+        return other_files(self._given.path, None if manifest is None else manifest.data)
 
     @cached_property
     def _config(self) -> dict[str, Any]:

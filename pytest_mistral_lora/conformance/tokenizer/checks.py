@@ -18,6 +18,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
 )
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.folder_contents import other_files
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
 from pytest_mistral_lora.conformance.tokenizer import folder as tokenizer_folder
 from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
@@ -130,11 +131,17 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
         yield Check(target, "tokenizer", "oracle", partial(oracle, target))
     if folder:
         yield Check(target, "tokenizer", "backend", partial(loaded, target))
+        yield Check(target, "tokenizer", "other-files", partial(_other_files, target))
     for case, judge in {**(FILES if folder else {}), **IDS}.items():
         yield Check(target, "tokenizer", case, partial(_judge_files, target, case, judge))
     template = cache(partial(_traits_and_bounds, target))  # computed once for all checks
     for case, trait in TRAITS.items():
         yield Check(target, "tokenizer", case, partial(_judge_trait, template, trait))
+
+
+def _other_files(target: Target) -> Result:
+    """Name the files of a checkpoint that no check reads."""
+    return other_files(target.tokenizer.path)
 
 
 def _judge_files(target: Target, case: str, judge: Judge) -> Result:
