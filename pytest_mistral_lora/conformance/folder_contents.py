@@ -15,10 +15,16 @@ from typing import Any
 from pytest_mistral_lora.checkpoint.tokenizer_folder import LIMITS, MORE_TEMPLATES
 from pytest_mistral_lora.checkpoint.weights import INDEX
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.records.adapter_config import CONFIG
-from pytest_mistral_lora.records.manifest import MANIFEST
 
-READ = (*LIMITS, CONFIG, MANIFEST, INDEX, "*.safetensors", "trainer_state.json", "adapter_model.safetensors.index.json")
+READ = (
+    *LIMITS,
+    INDEX,
+    "*.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors.index.json",
+    "manifest.json",
+    "trainer_state.json",
+)
 """Names, or patterns of names, of the files that some check reads, of a checkpoint, an adapter or a merged model."""
 
 TRAINER_STATE = re.compile(

@@ -93,8 +93,9 @@ def adapter_findings(folder: Path, base: Path | None = None, left: dict[str, str
     adapter = (target := AdapterTarget(folder.name, folder, base=base)).adapter
     found = merged_cases(adapter) if target.is_merged else {**cases(adapter), **base_cases(adapter)}
     yield from findings_of(found, left)
-    for name in base_cases(adapter):
-        (left or {}).pop(name, None)  # a folder without a tokenizer is not a gap: the base's is used
+    # a folder without a tokenizer is not a gap, since the base's is used; nor is a file that no check reads
+    for name in (*base_cases(adapter), "other-files"):
+        (left or {}).pop(name, None)
 
 
 class AdapterChecks:

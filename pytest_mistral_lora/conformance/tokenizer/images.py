@@ -7,13 +7,15 @@ image.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.oracle import ImageSizes
 from pytest_mistral_lora.checkpoint.tokenizer_folder import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, oracle_file
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import short_json
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import ImageSizes
 
 _TOKENS = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
 _DEFAULTS = {"patch_size": 16, "spatial_merge_size": 1}
