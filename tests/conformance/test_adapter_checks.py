@@ -163,7 +163,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(save: Save, base: Path) -> 
         os.mkfifo(folder / name)
     results = judged(folder, base)
     assert rules(results) == {"ML405"}
-    assert all("no regular file" in finding.text() for finding in results["files"].findings)
+    assert all("not a regular file" in finding.text() for finding in results["files"].findings)
 
 
 def test_a_configuration_of_gigabytes_is_not_read(save: Save, base: Path) -> None:

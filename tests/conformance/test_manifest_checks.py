@@ -127,7 +127,7 @@ def test_a_pipe_or_gigabytes_in_place_of_a_manifest_are_not_read(folder: Path) -
     assert "too large" in judged(folder)["schema"].findings[0].found
     (folder / "manifest.json").unlink()
     os.mkfifo(folder / "manifest.json")
-    assert "no regular file" in judged(folder)["schema"].findings[0].found
+    assert "not a regular file" in judged(folder)["schema"].findings[0].found
 
 
 def test_a_damaged_configuration_beside_a_manifest_is_a_finding_and_no_hang(
