@@ -11,20 +11,20 @@ from gallery import Artifact, mutant
 DECODER_THAT_CLEANS = {"type": "WordPiece", "prefix": "##", "cleanup": True}
 
 
-@mutant("ML238" if VERSION_5 else "ML227 ML238", "N93", says="add_eos_token is true")
+@mutant("ML238", "N93", says="add_eos_token is true")
 def promised_eos(artifact: Artifact) -> None:
     """`tokenizer_config.json` promises an EOS after every text, and the post-processor writes none."""
     artifact["tokenizer_config"]["add_eos_token"] = True
 
 
-@mutant("ML227 ML238" if VERSION_5 else "ML238", "N93", says="add_bos_token is false")
+@mutant("ML227 ML238", "N93", says="add_bos_token is false")
 def unannounced_bos(artifact: Artifact) -> None:
     """The post-processor writes a BOS before every text, and `tokenizer_config.json` denies it."""
     artifact["tokenizer_json"]["post_processor"] = artifact["bos_post_processor"]
     artifact["tokenizer_config"]["add_bos_token"] = False
 
 
-@mutant("ML227 ML238" if VERSION_5 else "ML238", "N93", says="add_bos_token is false")
+@mutant("ML227 ML238", "N93", says="add_bos_token is false")
 def unannounced_bos_within_a_sequence(artifact: Artifact) -> None:
     """The same, by the second of two post-processors."""
     processors = [artifact["tokenizer_json"]["post_processor"], artifact["bos_post_processor"]]

@@ -85,8 +85,9 @@ def _added_tokens(files: TokenizerFiles) -> Iterator[Disagreement]:
 def _ends_of_a_text(files: TokenizerFiles) -> Iterator[Disagreement]:
     """Compare `add_bos_token` and `add_eos_token` with the tokens that the post-processor writes around a text.
 
-    transformers 5 removes both keys if there is a `tokenizer.json` (`PreTrainedTokenizerBase._from_pretrained`);
-    transformers 4 wrote the post-processor again to do what they say.
+    transformers 5 removes both keys if there is a `tokenizer.json` (`PreTrainedTokenizerBase._from_pretrained`).
+    `LlamaTokenizerFast` of transformers 4 wrote the post-processor again to obey them; its other fast classes ignored
+    them, too.
     """
     config = files.json(TOKENIZER_CONFIG)
     if not files.json(TOKENIZER_JSON):
@@ -100,7 +101,7 @@ def _ends_of_a_text(files: TokenizerFiles) -> Iterator[Disagreement]:
             flags = {flag: str(flag).lower() for flag in (False, True)}
             state = "writes" if is_written else "does not write"
             found = f"{key} is {flags[not is_written]}, and the post-processor of {TOKENIZER_JSON} {state} {literal!r}"
-            expected = f'"{key}": {flags[is_written]}, which transformers 5 does whatever it says'
+            expected = f'"{key}": {flags[is_written]}, as transformers 5 does'
             yield TOKENIZER_CONFIG, found, expected
 
 
@@ -108,23 +109,30 @@ def _written_around(processor: Any) -> tuple[list[str], list[str]]:
     """Return the tokens that a post-processor writes before and after a single text."""
     before: list[str] = []
     after: list[str] = []
-    if not isinstance(processor, dict):
-        return before, after
-    match processor.get("type"):
-        case "Sequence":
-            for part in processor.get("processors") or ():
-                outer_before, outer_after = _written_around(part)
-                before, after = [*outer_before, *before], [*after, *outer_after]
-        case "TemplateProcessing":
-            side = before
-            for item in processor.get("single") or ():
-                if "Sequence" in item:
-                    side = after
-                elif "SpecialToken" in item:
-                    side.append(str(item["SpecialToken"].get("id")))
-        case "BertProcessing" | "RobertaProcessing":
-            before, after = [str(processor["cls"][0])], [str(processor["sep"][0])]
+    kind = processor.get("type") if isinstance(processor, dict) else None
+    if kind == "Sequence":
+        for part in _entries(processor.get("processors")):
+            outer_before, outer_after = _written_around(part)
+            before, after = [*outer_before, *before], [*after, *outer_after]
+    elif kind == "TemplateProcessing":
+        side = before
+        for item in _entries(processor.get("single")):
+            if "Sequence" in item:
+                side = after
+            elif isinstance(item.get("SpecialToken"), dict):
+                side.append(str(item["SpecialToken"].get("id")))
+    elif kind in ("BertProcessing", "RobertaProcessing"):
+        # each is a pair of a token and its id
+        before, after = (_first_text(processor.get(key)) for key in ("cls", "sep"))
     return before, after
+
+
+def _first_text(pair: Any) -> list[str]:
+    return [text for text in (pair[:1] if isinstance(pair, list) else ()) if isinstance(text, str)]
+
+
+def _entries(value: Any) -> list[dict[str, Any]]:
+    return [entry for entry in (value if isinstance(value, list) else ()) if isinstance(entry, dict)]
 
 
 def _vocabulary(files: TokenizerFiles) -> dict[str, int]:
