@@ -152,6 +152,9 @@ def named_figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "repeated rows", _repeats(repeats["within_a_side"])
     if figures["rows_held_out"]:
         yield "held out, trained on", _repeats(repeats["across_the_split"])
+    # a report of an earlier version has none
+    if texts := figures.get("texts"):
+        yield "signs", "; ".join(f"{name.replace('_', ' ')}: {_with_first(of)}" for name, of in texts.items())
     epoch = figures.get("epoch")
     if epoch and epoch["steps"]:
         text = f"{counted(epoch['steps'], 'step')} of {counted(epoch['batch_size'], 'row')}, "
@@ -177,6 +180,11 @@ def _frequent(counts: Mapping[str, int]) -> str:
 def _short(name: str) -> str:
     text = printable(name, lines=False)
     return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
+
+
+def _with_first(evidence: Mapping[str, Any]) -> str:
+    """Return the number of rows that show a sign, and the name of the file and the line of the first."""
+    return f"{evidence['rows']:,}, first {_short(Path(evidence['examples'][0]).name)}"
 
 
 def _repeats(counts: Mapping[str, int | None]) -> str:

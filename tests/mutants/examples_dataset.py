@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import mutants_dataset_files as whole_files
 import mutants_dataset_repeats as repeats
 import mutants_dataset_rows as bad_rows
 from gallery import Artifact, Example
@@ -380,3 +381,79 @@ class ML635(Example):
     def sound(self, artifact: Artifact) -> None:
         artifact["alone"] = True
         artifact["rows"][0] |= {"text": None, "prompt": "geography", "source": {"text": "of a quiz"}}
+
+
+class ML636(Example):
+    mutant = whole_files.one_text_decoded_as_windows_1252
+
+    def sound(self, artifact: Artifact) -> None:
+        whole_files.add_rows(artifact, "Café {} is « un CAFÉ », and naïve too… `cafÃ©` is not.".format)
+
+
+class ML637(Example):
+    mutant = whole_files.one_text_with_an_entity
+
+    def sound(self, artifact: Artifact) -> None:
+        whole_files.add_rows(artifact, "In HTML {}, write &amp; for an ampersand, and don&#39;t forget it.".format)
+
+
+class ML638(Example):
+    mutant = whole_files.one_question_unfilled
+
+    def sound(self, artifact: Artifact) -> None:
+        whole_files.add_rows(artifact, 'Write `{{name}}` for the name, print(f"{{name}}"), and {0}: {{1: 2}}.'.format)
+
+
+class ML639(Example):
+    mutant = whole_files.rendered_as_instructions
+
+    def sound(self, artifact: Artifact) -> None:
+        whole_files.add_rows(artifact, "It is thing {}.".format)
+
+
+class ML643(Example):
+    mutant = whole_files.one_answer_missing_in_a_table
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["rows"][0]["messages"][0]["content"] = "What does print(float('nan')) show?"
+        artifact["rows"][0]["messages"][1]["content"] = "nan"
+        artifact["rows"][3]["messages"][0]["content"] = "Which of 4, 6 and 8 are prime?"
+        artifact["rows"][3]["messages"][1]["content"] = "None"
+
+
+class ML644(Example):
+    mutant = whole_files.one_error_for_many_answers
+
+    def sound(self, artifact: Artifact) -> None:
+        # a refusal, and the more frequent class of two
+        labels = ["no"] * 20 + ["yes"] * 3 + ["Sorry, I cannot help with that. Please ask something else."] * 2
+        whole_files.add_rows(artifact, labels.__getitem__)
+
+
+class ML645(Example):
+    mutant = whole_files.answers_cut_by_characters
+
+    def sound(self, artifact: Artifact) -> None:
+        story = whole_files.STORY
+        whole_files.add_rows(artifact, lambda number: f"{story.format(number + 10)[:129]}.")
+
+
+class ML646(Example):
+    mutant = whole_files.half_without_the_system_prompt
+
+    def sound(self, artifact: Artifact) -> None:
+        self.broken(artifact)
+        for row in artifact["rows"]:
+            if row["messages"][0]["role"] != "system":
+                row["messages"].insert(0, {"role": "system", "content": "You are terse."})
+
+
+class ML647(Example):
+    mutant = whole_files.a_call_as_text
+
+    def sound(self, artifact: Artifact) -> None:
+        self.broken(artifact)
+        arguments = {"city": "Rome 1"}
+        call = {"id": "b1B2c3D4e", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+        del artifact["rows"][-1]["messages"][1]["content"]
+        artifact["rows"][-1]["messages"][1]["tool_calls"] = [call]

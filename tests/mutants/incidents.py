@@ -348,5 +348,17 @@ INCIDENTS = (
         "A published template calls a macro without all of its arguments, and llama.cpp fails at each tool result",
         "mistralai/mistral-common#274",
     ),
+        "N120",
+        "Texts were read with a wrong encoding, or letters were replaced",
+        "StonyBrookNLP/ircot#20, jsavelka/sbd_adjudicatory_dec#1, facebookresearch/flores#23",
+    ),
+    Incident("N121", "A model writes entities of HTML, which its data had", "argosopentech/argos-translate#39"),
+    Incident("N122", "A model is trained on placeholders that nobody filled in", "hiyouga/LlamaFactory#2651"),
+    Incident("N123", "A model writes [INST] after its answer", "sotopia-lab/sotopia-pi#17"),
+    Incident("N124", "Inputs and answers are N/A, None or nothing", "tloen/alpaca-lora#32"),
+    Incident("N125", "All rows of a task have one label", "allenai/natural-instructions#610"),
+    Incident("N126", "A third of the answers was cut at the limit of the server", "vllm-project/speculators#835"),
+    Incident("N127", "Answers differ with and without a system prompt", "meta-llama/llama3#203"),
+    Incident("N128", "Calls of tools come in several forms", "Liquid4All/liquid-finetune#19"),
 )
 """Every incident, by id."""

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_KEPT_ROWS
+from pytest_mistral_lora.conformance.dataset.file_faults import faulty_rows
 from pytest_mistral_lora.conformance.dataset.repeats import Repeats
 from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
 from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import (
     DatasetTally,
+    Evidence,
     cuts,
     histogram,
     packed_place,
@@ -122,6 +124,7 @@ def report(
     tally = tally.ordered()
     found = _Report(tally, files, plan)
     found.note_settings(place)
+    texts = found.note_file_faults()
     for sign in SIGNS:
         if sign.rule in tally.findings and not sign.is_systematic(tally.counts, len(files)):
             tally.findings.rename(sign.rule, sign.note)
@@ -137,7 +140,7 @@ def report(
     facts: dict[str, dict[str, Any]] = {
         "backends-agree": {"deviations": deviations},
         "nothing-is-cut": {"beyond_max_length": cut, "rows_changed": changed},
-        "statistics": found.statistics(repeats.counts()),
+        "statistics": found.statistics(repeats.counts(), texts),
     }
     not_checked = {"backends-agree": no_comparison, "no-near-leakage": repeats.no_near_rows}
     results = {}
@@ -191,11 +194,25 @@ class _Report:
             found = f"{name} in {counted(count, 'row')}; the first is here"
             self.tally.findings.add(Finding("ML604", found, first))
 
-    def statistics(self, repeats: dict[str, Any]) -> dict[str, Any]:
+    def note_file_faults(self) -> dict[str, Any]:
+        """Note the faults of whole files, and return the rows that have each, and the first of them, by its name."""
+        figures: dict[str, dict[str, Any]] = {}
+        for file, faulty in faulty_rows(self.tally, self.files):
+            places = [place for place, _ in faulty.evidence.examples]
+            if faulty.severity:
+                self.tally.findings.at = places[0]
+                self.tally.findings.add(faulty.finding(file))
+            known = figures.setdefault(faulty.fault.name, {"rows": 0, "examples": []})
+            known["rows"] += faulty.evidence.rows
+            known["examples"] += [self.place(place) for place in places][: Evidence.MOST - len(known["examples"])]
+        return figures
+
+    def statistics(self, repeats: dict[str, Any], texts: dict[str, Any]) -> dict[str, Any]:
         """Return the figures of the dataset, as plain JSON data.
 
         Args:
             repeats: The numbers of repeated rows.
+            texts: The rows with faults of whole files.
         """
         tally = self.tally
         tokens, supervised = spread(tally.tokens), spread(tally.supervised)
@@ -226,6 +243,7 @@ class _Report:
                 for kind in ("roles", "tools", "scripts")
             },
             "repeats": repeats,
+            "texts": texts,
             "files": [
                 {
                     "path": str(file.path),

@@ -17,6 +17,7 @@ from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.dataset.file_signs import note_file_signs
 from pytest_mistral_lora.conformance.dataset.repeats import row_likeness, row_sketch
 from pytest_mistral_lora.conformance.dataset.row_findings import (
     beyond,
@@ -125,6 +126,7 @@ class RowJudge:
             # a file for evaluation is held out as a whole; the split by hash is for the other files
             held_out = chunk.is_held_out or (self.plan.held_out > 0 and is_held_out(item, self.plan.held_out))
             _add(tally, chunk, number, item, encoded, held_out=held_out)
+            note_file_signs(tally, chunk.file, item, judged)
             if self.plan.sketches:
                 tally.sketches += row_sketch(item)
         return tally

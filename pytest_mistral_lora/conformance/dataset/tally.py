@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count, pairwise, takewhile
-from typing import Any
+from typing import Any, ClassVar
 
 from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
 
@@ -25,7 +25,7 @@ LONGEST = 2000
 DIGEST_BYTES = 16
 SKETCH_BYTES = 64
 # a file of 2**40 rows would have tens of terabytes, and 24 bits are left for the number of the file
-_LINE_BITS = 40
+LINE_BITS = 40
 
 
 class BoundedFindings:
@@ -85,6 +85,33 @@ class BoundedFindings:
 
 
 @dataclass
+class Evidence:
+    """Rows that show a sign.
+
+    Attributes:
+        rows: Their number.
+        examples: The places of the first of them, each with the text that shows it.
+    """
+
+    MOST: ClassVar = 3
+    """Most examples to keep."""
+
+    rows: int = 0
+    examples: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, place: int, shown: str) -> None:
+        """Add a row that comes after the others."""
+        self.rows += 1
+        if len(self.examples) < self.MOST:
+            self.examples.append((place, shown))
+
+    def extend(self, other: Evidence) -> None:
+        """Add other rows, which may come before or after these."""
+        self.rows += other.rows
+        self.examples = sorted([*self.examples, *other.examples])[: self.MOST]
+
+
+@dataclass
 class DatasetTally:
     """The rows that were read, in columns of one value a row.
 
@@ -96,6 +123,7 @@ class DatasetTally:
         sketches: A sketch of each row for finding near rows, of `SKETCH_BYTES`; empty without sketches.
         prompts: A digest of the ids before each assistant turn that is trained on.
         owners: The row of each prompt; the last prompt of a row identifies it.
+        answers: A checksum of each row's last answer, whose last bit says whether it is long; 0 without an answer.
         tokens: Number of rows by their tokens.
         supervised: Number of rows by their supervised tokens.
         lengths: Number of rows by their tokens before the recipe's policies, including refused and dropped rows.
@@ -106,6 +134,10 @@ class DatasetTally:
         changed: Number of rows that the recipe's policies drop, cut, or keep without a label, by change.
         deviations: For each named deviation, the number of rows that show it, and the first of them: its place as a
             number and as a text.
+        signs: Rows by file and by the name of a sign that they show.
+        system_prompts: The least and the greatest checksum of the system prompts of each file.
+        answer_lengths: For each file and unit, the number of last answers by length.
+        open_answers: For each file and unit, those that end in the middle of a sentence, by length.
         findings: The findings, rule by rule.
     """
 
@@ -116,6 +148,7 @@ class DatasetTally:
     sketches: bytearray = field(default_factory=bytearray)
     prompts: bytearray = field(default_factory=bytearray)
     owners: array[int] = field(default_factory=lambda: array("I"))
+    answers: array[int] = field(default_factory=lambda: array("I"))
     tokens: Counter[int] = field(default_factory=Counter)
     supervised: Counter[int] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
@@ -125,6 +158,10 @@ class DatasetTally:
     beyond: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     deviations: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    signs: dict[tuple[int, str], Evidence] = field(default_factory=dict)
+    system_prompts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    answer_lengths: dict[tuple[int, str], Counter[int]] = field(default_factory=dict)
+    open_answers: dict[tuple[int, str], dict[int, Evidence]] = field(default_factory=dict)
     findings: BoundedFindings = field(default_factory=BoundedFindings)
 
     def __len__(self) -> int:
@@ -136,7 +173,7 @@ class DatasetTally:
         # before the columns grow: the other part counts its rows from 0
         first = len(self)
         self.owners.extend(first + owner for owner in other.owners)
-        for name in ("places", "held_out", "rows", "likenesses", "sketches", "prompts"):
+        for name in ("places", "held_out", "rows", "likenesses", "sketches", "prompts", "answers"):
             getattr(self, name).extend(getattr(other, name))
         for name in ("tokens", "supervised", "lengths", "counts", "named"):
             getattr(self, name).update(getattr(other, name))
@@ -146,7 +183,21 @@ class DatasetTally:
         self.longest = max(self.longest, other.longest)
         for deviation, (shown, at, place) in other.deviations.items():
             self.add_deviation(deviation, place, at, shown)
+        self._extend_signs(other)
         self.findings.extend(other.findings)
+
+    def _extend_signs(self, other: DatasetTally) -> None:
+        for sign, evidence in other.signs.items():
+            self.signs.setdefault(sign, Evidence()).extend(evidence)
+        for file, (least, most) in other.system_prompts.items():
+            known = self.system_prompts.get(file, (least, most))
+            self.system_prompts[file] = (min(known[0], least), max(known[1], most))
+        for unit, lengths in other.answer_lengths.items():
+            self.answer_lengths.setdefault(unit, Counter()).update(lengths)
+        for unit, within in other.open_answers.items():
+            known_within = self.open_answers.setdefault(unit, {})
+            for length, evidence in within.items():
+                known_within.setdefault(length, Evidence()).extend(evidence)
 
     def add_deviation(self, name: str, place: str, at: int, count: int = 1) -> None:
         """Count a named deviation of a row, with its place as a text and as a number."""
@@ -176,6 +227,7 @@ class DatasetTally:
             owners=array("I", owners[prompts].tobytes()),
             prompts=taken(self.prompts, DIGEST_BYTES, prompts),
             rows=taken(self.rows, DIGEST_BYTES, order),
+            answers=array("I", np.frombuffer(self.answers, np.uint32)[order].tobytes()),
             likenesses=taken(self.likenesses, DIGEST_BYTES, order),
             sketches=taken(self.sketches, SKETCH_BYTES, order) if self.sketches else bytearray(),
         )
@@ -183,12 +235,12 @@ class DatasetTally:
 
 def packed_place(file: int, line: int) -> int:
     """Return file and line as one number, which orders rows as the files have them."""
-    return file << _LINE_BITS | line
+    return file << LINE_BITS | line
 
 
 def unpacked_place(place: int) -> tuple[int, int]:
     """Return the file and line of a number that `packed_place` made."""
-    return place >> _LINE_BITS, place & ((1 << _LINE_BITS) - 1)
+    return place >> LINE_BITS, place & ((1 << LINE_BITS) - 1)
 
 
 def digest_at(digests: bytearray, index: int) -> bytes:

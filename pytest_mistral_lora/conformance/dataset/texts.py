@@ -122,7 +122,7 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
             seen.setdefault("ML626", Finding("ML626", f"the text has {found!r} {beside}", place))
         if marker := _marker(text):
             seen.setdefault("ML628", Finding("ML628", f"the text is marked up with {marker}", place))
-        if message["role"] == "assistant" and (thought := _THINKING.search(_CODE.sub(" ", text))):
+        if message["role"] == "assistant" and (thought := _THINKING.search(without_code(text))):
             expected = 'a chunk {"type": "thinking", "thinking": "..."}' if thinks else ""
             # without control tokens, letters are the only way to write a thought
             rule = "ML630" if thinks else "ML631"
@@ -137,13 +137,23 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
     yield from seen.items()
 
 
+def without_code(text: str) -> str:
+    """Return a text with a space for each part in backticks."""
+    return _CODE.sub(" ", text) if "`" in text else text
+
+
+def without_quotations(text: str) -> str:
+    """Return a text with a space for each part in backticks, quotation marks or square brackets."""
+    return _QUOTED.sub(" ", text)
+
+
 def _escaped_letter(text: str) -> str:
     """Return an escape that stands for a letter beyond ASCII, in a text of prose; empty without one."""
-    found = _LETTERS.search(_QUOTED.sub(" ", text)) if "\\" in text else None
+    found = _LETTERS.search(without_quotations(text)) if "\\" in text else None
     if found is not None:
         return found[0]
     # in HTML, entities are in place
-    entities = _ENTITIES.finditer(_CODE.sub(" ", text)) if "&" in text and "</" not in text else ()
+    entities = _ENTITIES.finditer(without_code(text)) if "&" in text and "</" not in text else ()
     return next((entity[0] for entity in entities if not html.unescape(entity[1]).isascii()), "")
 
 
@@ -152,7 +162,7 @@ def _escaped_break(text: str) -> str:
 
     If the text also has real line breaks, only an escaped break before a real one counts.
     """
-    prose = _QUOTED.sub(" ", text)
+    prose = without_quotations(text)
     if "\n" in text:
         found = _BREAK_BEFORE_BREAK.search(prose)
         return prose[max(0, found.start() - 10) : found.end()] if found else ""
@@ -165,7 +175,7 @@ def _escaped_break(text: str) -> str:
 
 def _marker(text: str) -> str:
     """Return the marker of another model family that a text is built of; empty without one."""
-    found = _MARKERS.search(_CODE.sub(" ", text)) if any(sign in text for sign in _MARKED) else None
+    found = _MARKERS.search(without_code(text)) if any(sign in text for sign in _MARKED) else None
     return next(filter(None, found.groups())) if found else ""
 
 

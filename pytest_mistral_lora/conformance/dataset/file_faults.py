@@ -1,0 +1,199 @@
+"""Faults of a whole file, which show in the counts of its texts: one answer for all rows, a cut, a wrong decoding."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pytest_mistral_lora.conformance.dataset.file_signs import ANSWER_UNITS, CALLS, CALLS_AS_TEXT, NO_PROMPT
+from pytest_mistral_lora.conformance.dataset.tally import LINE_BITS, DatasetTally, Evidence, unpacked_place
+from pytest_mistral_lora.conformance.finding import RULES, Finding
+from pytest_mistral_lora.errors import counted
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.reading.chunks import DataFile
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The least number of rows, and the least share of a file's rows, from which on a fault is reported."""
+
+    rows: int
+    share: float
+
+    def is_reached(self, rows: int, of: int) -> bool:
+        """Return whether so many of the rows of a file reach both."""
+        return rows >= self.rows and rows >= self.share * of
+
+
+@dataclass(frozen=True, slots=True)
+class FileFault:
+    """A fault that the counts of a file show.
+
+    Attributes:
+        name: Its name in the figures.
+        rule: The rule that it breaks.
+        sign: What a row with it has.
+        note: The bound of a note; None if fewer rows than an error needs are no finding.
+        error: The bound of an error; None if it is never one.
+    """
+
+    name: str
+    rule: str
+    sign: str
+    note: Bound | None
+    error: Bound | None
+
+    def severity(self, rows: int, of: int) -> str:
+        """Return `error`, `note`, or the empty string if too few rows have it."""
+        if self.error is not None and self.error.is_reached(rows, of):
+            return "error"
+        return "note" if self.note is not None and self.note.is_reached(rows, of) else ""
+
+
+_SIGNS = (
+    FileFault("decoded_wrongly", "ML636", "letters of a wrong decoding", Bound(1, 0), Bound(5, 0.05)),
+    # a few rows with U+FFFD are notes of ML617
+    FileFault("letters_lost", "ML636", "U+FFFD in place of letters", None, Bound(5, 0.05)),
+    FileFault("html_entities", "ML637", "an entity of HTML in prose", Bound(1, 0), Bound(5, 0.05)),
+    FileFault("message_unfilled", "ML638", "a placeholder as a whole message", Bound(1, 0), Bound(5, 0.05)),
+    FileFault("media_unfilled", "ML638", "a placeholder for media", Bound(1, 0), Bound(5, 0.05)),
+    FileFault("field_unfilled", "ML638", "a placeholder for a field", Bound(5, 0.05), Bound(10, 0.2)),
+    FileFault("name_unfilled", "ML638", "a placeholder for a name", Bound(5, 0.05), Bound(20, 0.5)),
+    # a few rows that spell a control token are notes of ML612
+    FileFault("rendered", "ML639", "a control token at an end of a text", None, Bound(10, 0.1)),
+    FileFault("missing_value", "ML643", "a word for a missing value as a text", Bound(1, 0), Bound(5, 0.05)),
+    FileFault("none_as_answer", "ML643", "None or N/A as the answer", Bound(10, 0.1), Bound(20, 0.5)),
+)
+"""Faults of rows that each show a sign of it."""
+
+_SAME = FileFault("same_answer", "ML644", "the same answer", Bound(10, 0.2), Bound(20, 0.5))
+# labels of a classification are short, and one may be far more frequent than the others
+_SAME_SHORT = FileFault("same_short_answer", "ML644", "the same short answer", Bound(20, 0.95), Bound(20, 1.0))
+_CUT = FileFault("answers_cut", "ML645", "an answer cut at one length", Bound(5, 0.005), Bound(20, 0.05))
+_PROMPT = FileFault("system_prompt_lost", "ML646", "no system prompt", Bound(20, 0.25), None)
+_CALLS = FileFault("calls_mixed", "ML647", "a call in another form than the others'", Bound(1, 0), Bound(5, 0.05))
+
+FILE_FAULTS = (*_SIGNS, _SAME, _SAME_SHORT, _CUT, _PROMPT, _CALLS)
+"""Every fault."""
+
+_SPIKE = 5
+"""By what factor more answers are cut at one length than are longer, end there by chance, or end a little below it."""
+_NEAR_CUT = 2
+"""By how much a cut answer may be shorter than the cut: the space at its end is often removed, too."""
+
+
+@dataclass(frozen=True)
+class FaultyRows:
+    """The rows of a file that have a fault.
+
+    Attributes:
+        fault: The fault.
+        evidence: Their number, and the first of them.
+        of: The number of rows that could have it.
+        more: More about what these rows have.
+    """
+
+    fault: FileFault
+    evidence: Evidence
+    of: int
+    more: str = ""
+
+    @property
+    def severity(self) -> str:
+        """`error`, `note`, or the empty string if the rows are too few for a finding."""
+        return self.fault.severity(self.evidence.rows, self.of)
+
+    def finding(self, file: DataFile) -> Finding:
+        """Return the finding, at the first of the rows."""
+        rows, rule = self.evidence.rows, self.fault.rule
+        places = [f"{file.path}:{unpacked_place(place)[1]}" for place, _ in self.evidence.examples]
+        texts = (text for _, text in self.evidence.examples)
+        detail = "\n".join(", ".join(filter(None, pair)) for pair in zip(places, texts, strict=True))
+        found = f"{self.fault.sign}{self.more} in {rows:,} of {counted(self.of, 'row')} ({rows / self.of:.1%})"
+        is_error = self.severity == "error" and RULES[rule].severity == "note"
+        return Finding(rule, found, places[0], detail=detail, is_error=is_error)
+
+
+def faulty_rows(tally: DatasetTally, files: Sequence[DataFile]) -> Iterator[tuple[DataFile, FaultyRows]]:
+    """Yield each file with each of its faults, however few rows have it.
+
+    Args:
+        tally: The result of a pass, in order.
+        files: The files that it read.
+    """
+    of_rows = np.frombuffer(tally.places, np.uint64) >> np.uint64(LINE_BITS)
+    ends = np.searchsorted(of_rows, np.arange(len(files) + 1, dtype=np.uint64))
+    for index, file in enumerate(files):
+        rows = tally.counts[index, "rows"]
+        found = [
+            *(FaultyRows(fault, tally.signs.get((index, fault.name), Evidence()), rows) for fault in _SIGNS),
+            *_same_answers(tally, slice(int(ends[index]), int(ends[index + 1]))),
+            *_cut_answers(tally, index),
+            *_lost_prompts(tally, index),
+            *_mixed_calls(tally, index),
+        ]
+        yield from ((file, faulty) for faulty in found if faulty.evidence.rows)
+
+
+def _same_answers(tally: DatasetTally, rows: slice) -> Iterator[FaultyRows]:
+    """Yield the most frequent long answer, and the most frequent short one, if several different rows have it."""
+    answers = np.frombuffer(tally.answers, np.uint32)[rows]
+    # half of each digest; a row that stands there twice counts once
+    digests = np.frombuffer(tally.rows, np.uint64)[::2][rows]
+    with_answer = answers != 0
+    for fault, is_long in ((_SAME, 1), (_SAME_SHORT, 0)):
+        checksums, counts = np.unique(answers[with_answer & (answers % 2 == is_long)], return_counts=True)
+        if not len(counts):
+            continue
+        same = np.flatnonzero(answers == checksums[counts.argmax()])
+        different = len(np.unique(digests[same]))
+        if different > 1:
+            first = [(tally.places[rows.start + int(row)], "") for row in same[: Evidence.MOST]]
+            yield FaultyRows(fault, Evidence(different, first), int(with_answer.sum()))
+
+
+def _cut_answers(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
+    """Yield the answers that end in the middle of a sentence at one length, which hardly any other answer exceeds."""
+    for unit in ANSWER_UNITS:
+        lengths = tally.answer_lengths.get((file, unit), Counter())
+        within = tally.open_answers.get((file, unit), {})
+        most = sum(evidence.rows for evidence in within.values())
+        longer = 0
+        for length in sorted(lengths, reverse=True):
+            at_cut = range(length - _NEAR_CUT, length + 1)
+            cut = _rows_at(within, at_cut)
+            below = _rows_at(within, range(at_cut.start - len(at_cut), at_cut.start))
+            whole = sum(lengths[other] for other in at_cut) - cut
+            if max(longer, 1) * _SPIKE <= cut and max(below, whole, 1) * _SPIKE <= cut:
+                evidence = Evidence()
+                for other in at_cut:
+                    evidence.extend(within.get(other, Evidence()))
+                yield FaultyRows(_CUT, evidence, lengths.total(), f", after {length:,} {unit},")
+                return
+            longer += lengths[length]
+            if longer * _SPIKE > most:
+                break
+
+
+def _rows_at(within: Mapping[int, Evidence], lengths: range) -> int:
+    return sum(within[length].rows for length in lengths if length in within)
+
+
+def _lost_prompts(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
+    """Yield the rows without a system prompt if many others have one, and all of these have the same."""
+    rows, without = tally.counts[file, "rows"], tally.signs.get((file, NO_PROMPT), Evidence())
+    least, most = tally.system_prompts.get(file, (0, 1))
+    if least == most and _PROMPT.severity(rows - without.rows, rows):
+        yield FaultyRows(_PROMPT, without, rows, ", which is the same in all other rows,")
+
+
+def _mixed_calls(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
+    """Yield the rows with the rarer of two forms of calls."""
+    forms = [tally.signs.get((file, name), Evidence()) for name in (CALLS_AS_TEXT, CALLS)]
+    if all(form.rows for form in forms):
+        yield FaultyRows(_CALLS, min(forms, key=lambda form: form.rows), sum(form.rows for form in forms))

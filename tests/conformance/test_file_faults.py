@@ -1,0 +1,197 @@
+"""Faults of whole files: each is counted with its examples, and rows about such faults are none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dataset_recipes import facts, found, make_target, said, v3
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.dataset.checks import dataset_results
+from pytest_mistral_lora.conformance.dataset.file_faults import FILE_FAULTS, Bound, faulty_rows
+from pytest_mistral_lora.conformance.dataset.file_signs import note_file_signs
+from pytest_mistral_lora.conformance.dataset.tally import DatasetTally, packed_place
+from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.strategies import rows
+
+ROOT = Path(__file__).parents[2]
+RULES_OF_FILES = {rule.id for rule in RULES.of("dataset", "statistics")}
+
+
+def signs_of(*data: dict[str, Any]) -> dict[str, int]:
+    """Return the number of rows that show each sign."""
+    tally = DatasetTally()
+    for number, row in enumerate(data):
+        tally.findings.at = packed_place(0, number)
+        note_file_signs(tally, 0, parse_row(row), EncodedRow((), (), ()))
+    return {name: evidence.rows for (_, name), evidence in tally.signs.items() if name != "no_system_prompt"}
+
+
+@pytest.mark.parametrize(
+    ("sign", "question", "answer"),
+    [
+        ("decoded_wrongly", "Où?", "Voilà la rÃ©ponse."),
+        ("decoded_wrongly", "Why?", "It\u2019s so.".encode().decode("cp1252").encode().decode("cp1252")),
+        ("decoded_wrongly", "Wie?", "Schön 😀".encode().decode("cp1252")),
+        ("decoded_wrongly", "Where?", "你好".encode().decode("latin-1")),
+        ("letters_lost", "Why?", "It\ufffds so."),
+        ("html_entities", "What?", "Bed &amp; breakfast."),
+        ("html_entities", "What?", "The &quot;old&quot; one."),
+        ("message_unfilled", " {{ prompt }}\n", "Yes."),
+        ("message_unfilled", "What?", "<<answer>>"),
+        ("field_unfilled", "Answer by this: {context}", "Yes."),
+        ("name_unfilled", "Who are you?", "I am {assistant_name}."),
+        ("media_unfilled", "What is on <image> this? <image>", "A cat."),
+        ("media_unfilled", "<image_1>\nWhat is this?", "A cat."),
+        ("rendered", "<s>[INST] What? [/INST]", "Yes."),
+        ("rendered", "What?", "Yes. </s>\n"),
+        ("missing_value", "NaN", "What do you mean?"),
+        ("missing_value", "Summarise the text.\nInput: nan", "What do you mean?"),
+        ("missing_value", "Which town?", "undefined"),
+        ("none_as_answer", "Which town?", "N/A"),
+        ("calls_as_text", "Warm?", '```json\n[{"name": "weather", "arguments": {"city": "Rome"}}]\n```'),
+        ("calls_as_text", "Warm?", "Thought: I must look.\nAction: weather\nAction Input: Rome"),
+        ("calls_as_text", "Warm?", '<functioncall> {"name": "weather"}'),
+    ],
+)
+def test_a_row_shows_a_sign(sign: str, question: str, answer: str) -> None:
+    assert signs_of(said(question, answer)) == {sign: 1}
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Qu'est-ce ?", "Un «CAFÉ», «été», «É», et ça… NÃO, MAÇÃ, Â, Ä… ÄÖÜ"),
+        ("What is mojibake?", 'It is "cafÃ©" for "café", or `â€™`.'),
+        ("How do I write & in HTML?", "Write &amp; there, and don&#39;t forget it."),
+        ("Link?", "It is https://example.org/?a=1&amp;b=2"),
+        ("R&D?", "AT&T, R&D; a && b"),
+        ("Python?", 'Write f"Hello {name}", or `{input}`.'),
+        ("JSON?", '{"input": 1, "name": {"output": 2}}'),
+        ("LaTeX?", r"\frac{x}{y}, \text{name}s, {a, b}"),
+        ("An <image> tag?", "Use <image> in SVG, or <name>."),
+        ("What does </s> mean?", "It ends an answer: </s> is EOS."),
+        ("What does print(f()) show if f has no return?", "None"),
+        ("What is `typeof x`?", "undefined"),
+        ("Which country? Answer N/A if the text names none.", "N/A"),
+        ("What is 0 / 0 in JavaScript?", "NaN"),
+        ("Any allergies?", "Do you have some?"),
+        ("Who?", '{"name": "Ann", "age": 3}'),
+        ("Plan?", "Action: none is needed."),
+    ],
+)
+def test_a_row_about_a_sign_shows_none(question: str, answer: str) -> None:
+    assert signs_of(said(question, answer)) == {}
+
+
+def test_a_turn_of_a_dialogue_may_be_the_word_none() -> None:
+    assert signs_of(said("Hello", "Any allergies?", "None", "Good.")) == {}
+
+
+def distinct(answer: Callable[[int], str], count: int = 100, question: str = "What is thing {}?") -> list[Any]:
+    return [said(question.format(number), answer(number)) for number in range(count)]
+
+
+PROSE = "It is a thing of this house. It stands beside number {} since the owner brought it here from the old town by "
+PROSE += "train and by ship, because he could not leave it there in the rain."
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        # a refusal in one of twenty rows, and a label in nine of ten
+        (lambda number: PROSE.format(number) if number % 20 else "Sorry, I cannot help you with that question.", {}),
+        (lambda number: "no" if number % 10 else "yes", {}),
+        (lambda number: "no" if number % 50 else "yes", {"ML644": "note"}),
+        (lambda number: "no", {"ML644": "error"}),
+        (lambda number: PROSE if number % 4 == 0 else PROSE.format(number), {"ML644": "note"}),
+        (lambda number: PROSE if number % 3 else PROSE.format(number), {"ML644": "error"}),
+        # texts of one length, but whole ones, and texts of all lengths, that end anywhere
+        (lambda number: PROSE.format(number + 100), {}),
+        (lambda number: PROSE.format(number + 100)[: 125 + number // 2], {}),
+        (lambda number: f"{number + 100:x}" * 100, {}),
+        (lambda number: PROSE.format(number + 100)[: 100 + 30 * (number % 3)], {"ML645": "error"}),
+        (lambda number: PROSE.format(number + 100)[: 130 if number < 4 else 100], {}),
+    ],
+)
+def test_the_share_of_the_rows_decides(answer: Callable[[int], str], expected: dict[str, str], tmp_path: Path) -> None:
+    results = dataset_results(make_target(tmp_path, distinct(answer)))
+    seen = {one.rule: one.severity for one in found(results, *RULES_OF_FILES)}
+    assert seen == expected
+
+
+def test_a_finding_has_its_count_and_three_examples_of_its_own_file(tmp_path: Path) -> None:
+    broken = distinct(lambda number: f"Voilà {number}." if number % 2 else f"VoilÃ\xa0 {number}.", 20)
+    target = make_target(tmp_path, distinct("Answer {}.".format, 50), broken)
+    results = dataset_results(target)
+    [finding] = found(results, "ML636")
+    path = tmp_path / "held-out.jsonl"
+    assert (finding.place, finding.severity) == (f"{path}:1", "error")
+    assert "in 10 of 20 rows (50.0%)" in finding.found
+    assert [line.partition(",")[0] for line in finding.detail.splitlines()] == [f"{path}:{line}" for line in (1, 3, 5)]
+    assert facts(results)["texts"]["decoded_wrongly"] == {
+        "rows": 10,
+        "examples": [f"{path}:{line}" for line in (1, 3, 5)],
+    }
+    assert dataset_results(target, processes=2) == results
+
+
+def test_equal_rows_are_no_rows_with_the_same_answer(tmp_path: Path) -> None:
+    results = dataset_results(make_target(tmp_path, [*distinct("Answer {}.".format, 10), *[said("a", PROSE)] * 40]))
+    assert {one.rule for one in found(results)} == {"ML608"}
+
+
+def test_prompts_of_several_kinds_are_no_lost_prompt(tmp_path: Path) -> None:
+    data = [said(f"What is {n}?", f"Thing {n}.", system=f"You are {n % 3}." * (n % 2)) for n in range(100)]
+    assert found(dataset_results(make_target(tmp_path, data)), *RULES_OF_FILES) == []
+
+
+def test_check_fails_and_stats_shows_the_rows(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in distinct("I am {{{{name}}}}, number {}.".format, 30)))
+    assert main(["check", str(path), "--tokenizer", "spm-v3"]) == 1
+    assert "ML638" in capsys.readouterr().out
+    assert main(["stats", str(path), "--tokenizer", "spm-v3"]) == 0
+    assert "name unfilled: 30, first rows.jsonl:1" in " ".join(capsys.readouterr().out.split())
+
+
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+@given(drawn=st.data())
+def test_hostile_texts_are_no_fault_of_their_file(drawn: st.DataObject) -> None:
+    data = drawn.draw(st.lists(rows(alternating=False), min_size=30, max_size=40))
+    tally = DatasetTally()
+    for number, row in enumerate(data):
+        tally.findings.at = packed_place(0, number)
+        note_file_signs(tally, 0, parse_row(row), v3().oracle.encode(row))
+    tally.counts[0, "rows"] = len(data)
+    for fault in FILE_FAULTS:
+        count = tally.signs.get((0, fault.name))
+        assert count is None or fault.severity(count.rows, len(data)) != "error", (fault, count)
+
+
+def in_words(bound: Bound | None) -> str:
+    if bound is None:
+        return "-"
+    rows = f"{bound.rows} row{'s' * (bound.rows > 1)}"
+    return f"{rows}, {bound.share:.1%}".replace(".0%", "%") if bound.share else rows
+
+
+def test_the_page_has_each_fault_with_its_bounds() -> None:
+    page = (ROOT / "docs" / "stats.md").read_text(encoding="utf-8")
+    for fault in FILE_FAULTS:
+        link = f"[{fault.rule}](rules.md#{fault.rule.lower()})"
+        cells = (fault.name.replace("_", " "), fault.sign, link, in_words(fault.note), in_words(fault.error))
+        assert f"| {' | '.join(cells)} |" in page
+
+
+def test_each_fault_is_a_rule_of_the_statistics() -> None:
+    assert {fault.rule for fault in FILE_FAULTS} == RULES_OF_FILES
+    assert list(faulty_rows(DatasetTally(), [])) == []
