@@ -348,6 +348,7 @@ INCIDENTS = (
         "A published template calls a macro without all of its arguments, and llama.cpp fails at each tool result",
         "mistralai/mistral-common#274",
     ),
+    Incident(
         "N120",
         "Texts were read with a wrong encoding, or letters were replaced",
         "StonyBrookNLP/ircot#20, jsavelka/sbd_adjudicatory_dec#1, facebookresearch/flores#23",
