@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
-from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target, given_path
 from pytest_mistral_lora.errors import NoOracleError, PinError, RecipeError
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.checkpoint.recognition import Recognition
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.adapter.related import RelatedAdapters
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -199,7 +199,7 @@ _LORA = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\.(?
 _WRAPPERS = re.compile(r"(?:^module\.|_fsdp_wrapped_module\.|_orig_mod\.)")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TrainerTarget(Target):
     """The model and the tokenizer of a trainer; `path` is a folder for copies of the model's configurations.
 
@@ -213,9 +213,9 @@ class TrainerTarget(Target):
         trains_eos: Whether a label of the batches is EOS.
     """
 
-    model: Any = None
-    processing_class: Any = None
-    known: Recognition = field(default_factory=lambda: Recognition(None, ""))
+    model: Any
+    processing_class: Any
+    known: Recognition
     base: CheckpointTokenizer | None = None
     optimizer: Any = None
     has_images: bool = False
