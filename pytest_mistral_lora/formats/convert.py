@@ -25,6 +25,8 @@ from pytest_mistral_lora.formats.report import LOSSES, Report, refuse_unknown_lo
 from pytest_mistral_lora.records.files import finished_file, remove_temporaries
 
 _LOOKED_AT = 20
+_MOST_BAD = 100_000
+"""A file whose first records, so many, are all bad is refused: a packed file of 50 kB can have millions of them."""
 
 
 class Source(NamedTuple):
@@ -146,7 +148,8 @@ def conversions(
         progress: Called with the number of bytes read since the last call.
 
     Raises:
-        InputError: If the file cannot be read, has no records, or its format is not known.
+        InputError: If the file cannot be read, has no records, its format is not known, or its first `_MOST_BAD`
+            records are all bad.
     """
     file = open_source(source.path)
     records = file.records(progress)
@@ -158,12 +161,19 @@ def conversions(
     report.layouts.append(layout)
     # declared keys under their own names, until a record has them
     unseen = {key for name, key in source.layout.keys.items() if key and key != name}
-    for record in chain(first, records):
+    refused = report.refused
+    for number, record in enumerate(chain(first, records), start=1):
         if unseen and isinstance(record.value, Mapping):
             unseen -= record.value.keys()
         found = _converted(record, layout, file, report, lossy)
         if found is not None:
             yield found
+        if number == _MOST_BAD and report.refused - refused == number:
+            raise InputError(
+                "\n  ".join([f"none of its first {number:,} records can be converted", *report.fault_lines()]),
+                place=str(source.path),
+                next_step="If they have another format, name it with --format, or declare their keys.",
+            )
     report.remarks += [f"no record of {source.path} has the declared key {key!r}" for key in sorted(unseen)]
 
 

@@ -11,6 +11,7 @@ from imported import BARE, CALL_TEXT, GOOD, answer, call, calls, chat, converted
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.formats import convert
 from pytest_mistral_lora.formats.convert import Source, import_rows
 
 BROKEN: list[tuple[str, Any, str]] = [
@@ -188,6 +189,24 @@ def test_bad_records_are_left_out_only_by_name(tmp_path: Path, capsys: pytest.Ca
     data = json.loads(capsys.readouterr().out)
     assert (data["rows"], data["dropped"]) == (2, 1)
     assert data["left_out"][0].startswith(f"{path}:2, messages[0].role: 'bot'")
+
+
+@pytest.mark.parametrize("lossy", [(), ("--lossy", "bad-records")])
+def test_a_file_of_nothing_but_bad_records_is_not_read_to_its_end(
+    lossy: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "_MOST_BAD", 50)
+    source, made = tmp_path / "rows.jsonl", tmp_path / "made.jsonl"
+    bad = '{"messages": []}\n'
+    source.write_text(bad * 49 + json.dumps(GOOD) + "\n" + bad * 100)
+    assert main(["import", str(source), "--to", str(made), "--lossy", "bad-records"]) == 0
+    made.unlink()
+    source.write_text(bad * 60 + json.dumps(GOOD) + "\n")
+    assert main(["import", str(source), "--to", str(made), *lossy]) == 2
+    error = capsys.readouterr().err
+    assert "rows.jsonl: none of its first 50 records can be converted" in error
+    assert "rows.jsonl:1" in error
+    assert not made.exists()
 
 
 def test_several_sources_become_one_file_and_the_report_has_each(
