@@ -199,9 +199,14 @@ def decoding(target: Target) -> Iterator[Finding]:
     oracle = oracle_of(target)
     texts = [*PROBES, *_SPACED, *(_texts_of_all_tokens(target) if oracle else ())]
     if oracle is None:
-        # the layout of another family may take a leading space, and its normaliser other characters
+        # the layout of another family may take a leading space
         texts = [text for text in texts if text.isascii() and not text.startswith(" ")]
         pairs = list(zip(texts, _ids(fast, texts), strict=True))
+        normalizer = fast.backend_tokenizer.normalizer
+        if normalizer is not None:
+            # what the normaliser changed before there were ids is not the decoder's; SentencePiece's marks the spaces
+            normalised = [normalizer.normalize_str(text).replace("▁", " ").removeprefix(" ") for text in texts]
+            pairs = [pair for pair, text in zip(pairs, normalised, strict=True) if pair[0] == text]
     else:
         # after EOS, a text keeps its leading space; other ids than the oracle's are for ML205, not for the decoder
         after_eos = _ids(fast, [f"</s>{' ' if oracle.kind == 'spm' else ''}{text}" for text in texts])
