@@ -186,6 +186,9 @@ class _Amendments:
             if finding["tokens"] is not None:
                 finding["tokens"]["title"] = self._shown(finding["tokens"]["title"])
             finding["fix"] = self.fixes.get(finding["rule"], finding["fix"])
+            # the file is gone with the guard: no command of this package can be run on it
+            lines = finding["detail"].splitlines()
+            finding["detail"] = "\n".join(line for line in lines if "mistral-lora audit" not in line)
         facts = record["facts"]
         facts.update({name: self._shown(fact) for name, fact in facts.items() if isinstance(fact, str)})
 
