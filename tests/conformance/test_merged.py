@@ -114,7 +114,7 @@ def test_another_adapter_of_the_same_shape_is_no_explanation(merge: Merge) -> No
 def test_without_a_base_numbers_ties_and_sizes_are_checked(merge: Merge) -> None:
     results = judged(merge(), base=False)
     checked = {name for name, result in results.items() if not result.not_checked}
-    assert checked == {"files", "tensors-finite", "tie"}
+    assert checked == {"files", "other-files", "tensors-finite", "tie"}
     assert "--mistral-base" in results["low-rank"].not_checked
 
 
