@@ -40,6 +40,9 @@ ROWS: list[Any] = [
     said("Сколько будет два плюс два?", "Четыре."),
     {"messages": [{"role": "user", "content": "Rome?"}, {"role": "assistant", "tool_calls": [CALL]}]},
     said("x", "y", "z"),
+    said("Where?", "Voilà.".encode().decode("latin-1")),
+    said("And where?", "Lå.".encode().decode("latin-1"), system="Be brief."),
+    said("Go on.", f"It is so. {'And it goes on ' * 3}"),
     *(said(one, LONG[0]) for one in LONG),
 ]
 
@@ -90,9 +93,11 @@ def test_any_parts_in_any_order_are_one_pass(
 
 def test_the_parts_show_every_kind_of_finding_that_a_merge_could_spoil(expected: dict[str, Result]) -> None:
     rules = {finding.rule for result in expected.values() for finding in result.findings}
-    assert rules >= {"ML601", "ML608", "ML609", "ML610", "ML611", "ML612", "ML618", "ML620", "ML632", "ML633"}
+    assert rules >= {"ML601", "ML608", "ML609", "ML610", "ML611", "ML612", "ML618", "ML620", "ML632", "ML633", "ML636"}
     facts = dict(expected["statistics"].facts)
     assert dict(expected["backends-agree"].facts)["deviations"]
+    assert facts["texts"]["decoded_wrongly"]["rows"] == 2
+    assert facts["texts"]["same_short_answer"]["rows"] > 1
     assert (facts["rows_refused"], facts["tokens"]["max"], facts["longest_row"][-10:]) == (3, 60, "b.jsonl:29")
 
 

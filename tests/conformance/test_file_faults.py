@@ -42,6 +42,7 @@ def signs_of(*data: dict[str, Any]) -> dict[str, int]:
         ("decoded_wrongly", "Why?", "It\u2019s so.".encode().decode("cp1252").encode().decode("cp1252")),
         ("decoded_wrongly", "Wie?", "Schön 😀".encode().decode("cp1252")),
         ("decoded_wrongly", "Where?", "你好".encode().decode("latin-1")),
+        ("decoded_wrongly", "Wo?", "MÃ¼nchen, SÃ£o Paulo"),
         ("letters_lost", "Why?", "It\ufffds so."),
         ("html_entities", "What?", "Bed &amp; breakfast."),
         ("html_entities", "What?", "The &quot;old&quot; one."),
@@ -69,7 +70,7 @@ def test_a_row_shows_a_sign(sign: str, question: str, answer: str) -> None:
 @pytest.mark.parametrize(
     ("question", "answer"),
     [
-        ("Qu'est-ce ?", "Un «CAFÉ», «été», «É», et ça… NÃO, MAÇÃ, Â, Ä… ÄÖÜ"),
+        ("Qu'est-ce ?", "Un «CAFÉ», «été», «É», et ça… NÃO, «MAÇÃ», MAÇÃ…, Â, Ä… ÄÖÜ"),
         ("What is mojibake?", 'It is "cafÃ©" for "café", or `â€™`.'),
         ("How do I write & in HTML?", "Write &amp; there, and don&#39;t forget it."),
         ("Link?", "It is https://example.org/?a=1&amp;b=2"),

@@ -18,9 +18,13 @@ from pytest_mistral_lora.conformance.dataset.texts import without_code, without_
 # the bytes 80 to BF, which follow the first byte of a letter in UTF-8, read as Latin-1 or as Windows-1252
 _TAIL = f"[\u0080-\u00bf{bytes(range(0x80, 0xA0)).decode('cp1252', errors='ignore')}]"
 _SEQUENCE = f"(?:[Â-ß]{_TAIL}|[à-ï]{_TAIL}{_TAIL}|[ð-ô]{_TAIL}{_TAIL}{_TAIL})"
+# a space or a quotation mark may also follow a capital letter: NÃO MAÇÃ»
+_ENDS = r"[\u00a0\u00bb\u203a\u2018-\u201d\u2026\u2013\u2014\u2022]"
 # é reads as Ã©, and a closing quotation mark begins with â€; of other letters two must follow each other, because a
 # single one may be the end of a quotation, such as É»
-_MOJIBAKE = re.compile(f"(?:(?<![A-ZÀ-ÖØ-Þ])[ÂÃ]{_TAIL}|â[\u0080€]{_TAIL}|ð[\u009fŸ]{_TAIL}{_TAIL}|{_SEQUENCE}{{2}})")
+_MOJIBAKE = re.compile(
+    f"(?:[ÂÃ](?!(?<=[A-ZÀ-ÖØ-Þ][ÂÃ]){_ENDS}){_TAIL}|â[\u0080€]{_TAIL}|ð[\u009fŸ]{_TAIL}{_TAIL}|{_SEQUENCE}{{2}})"
+)
 _RUN = re.compile(f"{_SEQUENCE}+")
 # in UTF-8, each match of _MOJIBAKE has these bytes, and most texts have none: this search takes a tenth of the time
 _PAIR = re.compile(rb"\xc3[\x82-\xb4][\xc2\xc5\xc6\xcb\xe2]")
