@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_mistral_lora.conformance.dataset.file_signs import ANSWER_UNITS, CALLS, CALLS_AS_TEXT, NO_PROMPT
-from pytest_mistral_lora.conformance.dataset.tally import LINE_BITS, DatasetTally, Evidence, unpacked_place
+from pytest_mistral_lora.conformance.dataset.tally import LINE_BITS, DatasetTally, SignCount, unpacked_place
 from pytest_mistral_lora.conformance.finding import RULES, Finding
 from pytest_mistral_lora.errors import counted
 
@@ -93,26 +93,26 @@ class FaultyRows:
 
     Attributes:
         fault: The fault.
-        evidence: Their number, and the first of them.
+        count: Their number, and the first of them.
         of: The number of rows that could have it.
         more: More about what these rows have.
     """
 
     fault: FileFault
-    evidence: Evidence
+    count: SignCount
     of: int
     more: str = ""
 
     @property
     def severity(self) -> str:
         """`error`, `note`, or the empty string if the rows are too few for a finding."""
-        return self.fault.severity(self.evidence.rows, self.of)
+        return self.fault.severity(self.count.rows, self.of)
 
     def finding(self, file: DataFile) -> Finding:
         """Return the finding, at the first of the rows."""
-        rows, rule = self.evidence.rows, self.fault.rule
-        places = [f"{file.path}:{unpacked_place(place)[1]}" for place, _ in self.evidence.examples]
-        texts = (text for _, text in self.evidence.examples)
+        rows, rule = self.count.rows, self.fault.rule
+        places = [f"{file.path}:{unpacked_place(place)[1]}" for place, _ in self.count.examples]
+        texts = (text for _, text in self.count.examples)
         detail = "\n".join(", ".join(filter(None, pair)) for pair in zip(places, texts, strict=True))
         found = f"{self.fault.sign}{self.more} in {rows:,} of {counted(self.of, 'row')} ({rows / self.of:.1%})"
         is_error = self.severity == "error" and RULES[rule].severity == "note"
@@ -131,13 +131,13 @@ def faulty_rows(tally: DatasetTally, files: Sequence[DataFile]) -> Iterator[tupl
     for index, file in enumerate(files):
         rows = tally.counts[index, "rows"]
         found = [
-            *(FaultyRows(fault, tally.signs.get((index, fault.name), Evidence()), rows) for fault in _SIGNS),
+            *(FaultyRows(fault, tally.signs.get((index, fault.name), SignCount()), rows) for fault in _SIGNS),
             *_same_answers(tally, slice(int(ends[index]), int(ends[index + 1]))),
             *_cut_answers(tally, index),
             *_lost_prompts(tally, index),
             *_mixed_calls(tally, index),
         ]
-        yield from ((file, faulty) for faulty in found if faulty.evidence.rows)
+        yield from ((file, faulty) for faulty in found if faulty.count.rows)
 
 
 def _same_answers(tally: DatasetTally, rows: slice) -> Iterator[FaultyRows]:
@@ -153,8 +153,8 @@ def _same_answers(tally: DatasetTally, rows: slice) -> Iterator[FaultyRows]:
         same = np.flatnonzero(answers == checksums[counts.argmax()])
         different = len(np.unique(digests[same]))
         if different > 1:
-            first = [(tally.places[rows.start + int(row)], "") for row in same[: Evidence.MOST]]
-            yield FaultyRows(fault, Evidence(different, first), int(with_answer.sum()))
+            first = [(tally.places[rows.start + int(row)], "") for row in same[: SignCount.MOST]]
+            yield FaultyRows(fault, SignCount(different, first), int(with_answer.sum()))
 
 
 def _cut_answers(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
@@ -162,7 +162,7 @@ def _cut_answers(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
     for unit in ANSWER_UNITS:
         lengths = tally.answer_lengths.get((file, unit), Counter())
         within = tally.open_answers.get((file, unit), {})
-        most = sum(evidence.rows for evidence in within.values())
+        most = sum(count.rows for count in within.values())
         longer = 0
         for length in sorted(lengths, reverse=True):
             at_cut = range(length - _NEAR_CUT, length + 1)
@@ -170,23 +170,23 @@ def _cut_answers(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
             below = _rows_at(within, range(at_cut.start - len(at_cut), at_cut.start))
             whole = sum(lengths[other] for other in at_cut) - cut
             if max(longer, 1) * _SPIKE <= cut and max(below, whole, 1) * _SPIKE <= cut:
-                evidence = Evidence()
+                count = SignCount()
                 for other in at_cut:
-                    evidence.extend(within.get(other, Evidence()))
-                yield FaultyRows(_CUT, evidence, lengths.total(), f", after {length:,} {unit},")
+                    count.extend(within.get(other, SignCount()))
+                yield FaultyRows(_CUT, count, lengths.total(), f", after {length:,} {unit},")
                 return
             longer += lengths[length]
             if longer * _SPIKE > most:
                 break
 
 
-def _rows_at(within: Mapping[int, Evidence], lengths: range) -> int:
+def _rows_at(within: Mapping[int, SignCount], lengths: range) -> int:
     return sum(within[length].rows for length in lengths if length in within)
 
 
 def _lost_prompts(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
     """Yield the rows without a system prompt if many others have one, and all of these have the same."""
-    rows, without = tally.counts[file, "rows"], tally.signs.get((file, NO_PROMPT), Evidence())
+    rows, without = tally.counts[file, "rows"], tally.signs.get((file, NO_PROMPT), SignCount())
     least, most = tally.system_prompts.get(file, (0, 1))
     if least == most and _PROMPT.severity(rows - without.rows, rows):
         yield FaultyRows(_PROMPT, without, rows, ", which is the same in all other rows,")
@@ -194,6 +194,6 @@ def _lost_prompts(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
 
 def _mixed_calls(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
     """Yield the rows with the rarer of two forms of calls."""
-    forms = [tally.signs.get((file, name), Evidence()) for name in (CALLS_AS_TEXT, CALLS)]
+    forms = [tally.signs.get((file, name), SignCount()) for name in (CALLS_AS_TEXT, CALLS)]
     if all(form.rows for form in forms):
         yield FaultyRows(_CALLS, min(forms, key=lambda form: form.rows), sum(form.rows for form in forms))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
-from pytest_mistral_lora.conformance.dataset.tally import DatasetTally, Evidence
+from pytest_mistral_lora.conformance.dataset.tally import DatasetTally, SignCount
 from pytest_mistral_lora.conformance.dataset.texts import without_code, without_quotations
 
 # the bytes 80 to BF, which follow the first byte of a letter in UTF-8, read as Latin-1 or as Windows-1252
@@ -85,6 +85,7 @@ _CALL = re.compile(
 
 _SENTENCES = re.compile(r"[.!?](?:\s|\Z)|[。！？]")  # noqa: RUF001
 _OPEN_ENDS = frozenset(",;:-–—(")  # noqa: RUF001
+
 CALLS, CALLS_AS_TEXT, NO_PROMPT = "calls", "calls_as_text", "no_system_prompt"
 """Signs that are no fault by themselves: rows may differ in them."""
 
@@ -105,7 +106,7 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
         encoded: Its whole encoding.
     """
     for name, shown in _signs(row):
-        tally.signs.setdefault((file, name), Evidence()).add(tally.findings.at, shown)
+        tally.signs.setdefault((file, name), SignCount()).add(tally.findings.at, shown)
     if row.messages[0]["role"] == "system":
         prompt = zlib.crc32(_octets(text_of(row.messages[0].get("content"))))
         least, most = tally.system_prompts.get(file, (prompt, prompt))
@@ -119,7 +120,7 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
         for unit, length in lengths.items():
             tally.answer_lengths.setdefault((file, unit), Counter())[length] += 1
             if length >= ANSWER_UNITS[unit] and _is_open(answer):
-                at_length = tally.open_answers.setdefault((file, unit), {}).setdefault(length, Evidence())
+                at_length = tally.open_answers.setdefault((file, unit), {}).setdefault(length, SignCount())
                 at_length.add(tally.findings.at, f"messages[{index}].content: ends with {answer[-20:]!r}")
 
 

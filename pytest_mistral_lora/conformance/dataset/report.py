@@ -21,7 +21,7 @@ from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
 from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import (
     DatasetTally,
-    Evidence,
+    SignCount,
     cuts,
     histogram,
     packed_place,
@@ -198,13 +198,13 @@ class _Report:
         """Note the faults of whole files, and return the rows that have each, and the first of them, by its name."""
         figures: dict[str, dict[str, Any]] = {}
         for file, faulty in faulty_rows(self.tally, self.files):
-            places = [place for place, _ in faulty.evidence.examples]
+            places = [place for place, _ in faulty.count.examples]
             if faulty.severity:
                 self.tally.findings.at = places[0]
                 self.tally.findings.add(faulty.finding(file))
             known = figures.setdefault(faulty.fault.name, {"rows": 0, "examples": []})
-            known["rows"] += faulty.evidence.rows
-            known["examples"] += [self.place(place) for place in places][: Evidence.MOST - len(known["examples"])]
+            known["rows"] += faulty.count.rows
+            known["examples"] += [self.place(place) for place in places][: SignCount.MOST - len(known["examples"])]
         return figures
 
     def statistics(self, repeats: dict[str, Any], texts: dict[str, Any]) -> dict[str, Any]:

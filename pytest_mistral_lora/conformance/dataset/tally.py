@@ -85,7 +85,7 @@ class BoundedFindings:
 
 
 @dataclass
-class Evidence:
+class SignCount:
     """Rows that show a sign.
 
     Attributes:
@@ -105,7 +105,7 @@ class Evidence:
         if len(self.examples) < self.MOST:
             self.examples.append((place, shown))
 
-    def extend(self, other: Evidence) -> None:
+    def extend(self, other: SignCount) -> None:
         """Add other rows, which may come before or after these."""
         self.rows += other.rows
         self.examples = sorted([*self.examples, *other.examples])[: self.MOST]
@@ -158,10 +158,10 @@ class DatasetTally:
     beyond: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     deviations: dict[str, tuple[int, int, str]] = field(default_factory=dict)
-    signs: dict[tuple[int, str], Evidence] = field(default_factory=dict)
+    signs: dict[tuple[int, str], SignCount] = field(default_factory=dict)
     system_prompts: dict[int, tuple[int, int]] = field(default_factory=dict)
     answer_lengths: dict[tuple[int, str], Counter[int]] = field(default_factory=dict)
-    open_answers: dict[tuple[int, str], dict[int, Evidence]] = field(default_factory=dict)
+    open_answers: dict[tuple[int, str], dict[int, SignCount]] = field(default_factory=dict)
     findings: BoundedFindings = field(default_factory=BoundedFindings)
 
     def __len__(self) -> int:
@@ -188,7 +188,7 @@ class DatasetTally:
 
     def _extend_signs(self, other: DatasetTally) -> None:
         for sign, evidence in other.signs.items():
-            self.signs.setdefault(sign, Evidence()).extend(evidence)
+            self.signs.setdefault(sign, SignCount()).extend(evidence)
         for file, (least, most) in other.system_prompts.items():
             known = self.system_prompts.get(file, (least, most))
             self.system_prompts[file] = (min(known[0], least), max(known[1], most))
@@ -197,7 +197,7 @@ class DatasetTally:
         for unit, within in other.open_answers.items():
             known_within = self.open_answers.setdefault(unit, {})
             for length, evidence in within.items():
-                known_within.setdefault(length, Evidence()).extend(evidence)
+                known_within.setdefault(length, SignCount()).extend(evidence)
 
     def add_deviation(self, name: str, place: str, at: int, count: int = 1) -> None:
         """Count a named deviation of a row, with its place as a text and as a number."""
