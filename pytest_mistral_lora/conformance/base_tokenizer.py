@@ -87,7 +87,7 @@ def template_result(folder: AdapterFolder, *, is_model: bool = False) -> Result:
     # a base without a template is used with the template that mistral-common generates
     generated = other is None
     other = base.oracle.chat_template() if other is None else other
-    if GENERATION.sub("", text).strip() == GENERATION.sub("", other).strip():
+    if _is_same_text(text, other):
         return Result()
     if not text.strip():
         return Result((Finding("ML442", "the chat template is empty", _template_place(saved), f"that of {base.path}"),))
@@ -96,6 +96,11 @@ def template_result(folder: AdapterFolder, *, is_model: bool = False) -> Result:
         expected = f"the ids of mistral-common for {base.path}, which has no template of its own"
         return Result(tuple(_oracle_findings(place, base, text, expected)))
     return Result(tuple(_rendered_findings(place, base, text, other)))
+
+
+def _is_same_text(text: str, other: str) -> bool:
+    """Return whether two templates differ in nothing but the marks of generation blocks."""
+    return GENERATION.sub("", text).strip() == GENERATION.sub("", other).strip()
 
 
 def loaded_template_result(loaded: CheckpointTokenizer, text: str, base: CheckpointTokenizer | None) -> Result:
@@ -114,16 +119,12 @@ def loaded_template_result(loaded: CheckpointTokenizer, text: str, base: Checkpo
     place = f"{loaded.path}, chat_template"
     if not text.strip():
         return Result((Finding("ML442", "the chat template is empty", place, "a template that renders a row"),))
-    known = {"the one that mistral-common generates": loaded.oracle.chat_template()}
-    own = None if base is None else own_template(base.files)
-    if base is not None and own is not None:
-        known[f"that of {base.path}"] = own
-    for title, other in known.items():
-        if GENERATION.sub("", text).strip() == GENERATION.sub("", other).strip():
-            return Result(facts=(("template of", f"the chat template is {title}"),))
-    return Result(
-        tuple(_oracle_findings(place, loaded, text, "the ids of mistral-common, or the template of the base"))
-    )
+    if _is_same_text(text, loaded.oracle.chat_template()):
+        return Result(facts=(("template of", "the chat template is the one that mistral-common generates"),))
+    if base is not None and _is_same_text(text, own_template(base.files) or ""):
+        return Result(facts=(("template of", f"the chat template is that of {base.path}"),))
+    expected = "the ids of mistral-common, or the template of the base"
+    return Result(tuple(_oracle_findings(place, loaded, text, expected)))
 
 
 def base_result(folder: AdapterFolder) -> Result:

@@ -55,8 +55,9 @@ def _errors(verdict: Verdict | None) -> set[tuple[str, str]]:
     return {(finding.rule, finding.place) for finding in verdict.findings if finding.severity == "error"}
 
 
-def test_a_sound_run_goes_on(base: Path, rows: Rows, tmp_path: Path) -> None:
-    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+@pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])
+def test_a_sound_run_goes_on(messages: bool, base: Path, oracle: Oracle, tmp_path: Path) -> None:
+    trainer = make_trainer(base, encoded(oracle, chat_rows(8), messages=messages), tmp_path, max_steps=1)
     callback = guard(trainer)
     trainer.train()
     assert callback.verdict is not None
@@ -115,17 +116,33 @@ def _cut(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "rule"),
-    [(_shift, "ML541"), (_train_everything, "ML543"), (_space, "ML528"), (_cut, "ML531")],
-    ids=["labels shifted", "everything trained", "a space", "cut"],
+    ("damage", "rule", "messages"),
+    [
+        (_shift, "ML541", True),
+        (_shift, "ML541", False),
+        (_train_everything, "ML543", True),
+        (_train_everything, "ML543", False),
+        (_space, "ML528", True),
+        (_cut, "ML531", True),
+        (_cut, "ML522", False),
+    ],
 )
-def test_a_fault_of_every_row_is_one_cause(
-    damage: Callable[[dict[str, Any]], None], rule: str, base: Path, rows: Rows, tmp_path: Path
+def test_a_fault_of_every_row_is_found(
+    damage: Callable[[dict[str, Any]], None],
+    rule: str,
+    messages: bool,
+    base: Path,
+    oracle: Oracle,
+    tokenizer: Any,
+    tmp_path: Path,
 ) -> None:
+    rows = encoded(oracle, chat_rows(8), messages=messages)
     for row in rows:
         damage(row)
-    verdict = _begin(make_trainer(base, rows, tmp_path), on_finding="warn").verdict
-    assert {found for found, _ in _errors(verdict)} - {"ML506"} == {rule}
+    verdict = _begin(make_trainer(base, rows, tmp_path, tokenizer=tokenizer), on_finding="warn").verdict
+    found = _errors(verdict)
+    assert {number for number, _ in found} - {"ML506"} == {rule}
+    assert {f"train_dataset[{number}]" for number in range(8)} <= {place for _, place in found}
 
 
 def _frozen(model: Any) -> None:

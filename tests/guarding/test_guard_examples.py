@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +18,10 @@ from guarded_runs import chat_rows, encoded, make_trainer
 from pytest_mistral_lora import GuardError
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.guarding.callback import REPORTS
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "guard"
+PAGE = (Path(__file__).parents[2] / "docs" / "guard.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +58,21 @@ def test_axolotl_loads_the_plugin_of_its_configuration(base: Path, oracle: Oracl
     plugin.post_trainer_create({}, trainer)
     with pytest.raises(GuardError, match=r"ML546 train_dataset\[3\]"):
         trainer.train()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_code_of_the_page_runs(
+    base: Path, oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(base, tmp_path / "checkpoints" / "my-mistral")
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
+    rows = encoded(oracle, chat_rows(4))
+    for code in blocks:
+        names["trainer"] = make_trainer(base, rows, tmp_path / "out", max_steps=1)
+        exec(code, names)
+    assert names["callback"].verdict.ok
+    assert "guard: 4 rows of" in capsys.readouterr().out
+    assert all((tmp_path / "out" / name).is_file() and name in PAGE for name in REPORTS)
