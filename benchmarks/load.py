@@ -22,6 +22,7 @@ from rich.table import Table
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 
+BARE = "audit without messages"
 WORDS = ("river", "train", "answers", "seven", "letters", "green", "house", "near", "old", "town", "people", "books")
 
 
@@ -61,6 +62,12 @@ def encoded(oracle: Oracle, question: str, answer: str) -> dict[str, Any]:
     return {**row(question, answer), "input_ids": [*found.input_ids], "labels": [*(found.labels or ())]}
 
 
+def bare(oracle: Oracle, question: str, answer: str) -> dict[str, Any]:
+    """Return an encoded row without its messages: `audit` reads the ids back."""
+    made = encoded(oracle, question, answer)
+    return {key: made[key] for key in ("input_ids", "labels")}
+
+
 def measure(verb: str, words: Sequence[object], folder: Path) -> dict[str, float]:
     """Return what a verb takes, as the operating system counts it: its own processes are in the CPU time.
 
@@ -80,26 +87,31 @@ def measure(verb: str, words: Sequence[object], folder: Path) -> dict[str, float
 
 def run(verb: str, count: int, tokenizer: str) -> dict[str, float]:
     """Make the rows of a verb, and return what it takes to read them."""
+    oracle = Oracle(shipped_tokenizer(tokenizer))
     make: dict[str, Callable[[str, str], dict[str, Any]]] = {
         "check": row,
         "stats": row,
         "import": sharegpt,
-        "audit": partial(encoded, Oracle(shipped_tokenizer(tokenizer))),
+        "audit": partial(encoded, oracle),
+        BARE: partial(bare, oracle),
     }
     words = ["--to", "converted.jsonl"] if verb == "import" else ["--tokenizer", tokenizer]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
         with file.open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(make[verb](*pair)) + "\n" for pair in conversations(count))
-        return {"file_mib": round(file.stat().st_size / 2**20), **measure(verb, [file.name, *words], Path(folder))}
+        took = measure(verb.partition(" ")[0], [file.name, *words], Path(folder))
+        return {"file_mib": round(file.stat().st_size / 2**20), **took}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table, and write JSON where it is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    verbs = ["check", "import", "audit", "stats"]
+    verbs = ["check", "import", "audit", BARE, "stats"]
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="numbers of rows")
-    parser.add_argument("--verbs", nargs="+", choices=verbs, default=verbs, help="verbs to measure; default: all four")
+    parser.add_argument(
+        "--verbs", nargs="+", choices=verbs, default=verbs, help="verbs to measure; default: all of them"
+    )
     parser.add_argument("--tokenizer", default="spm-v3", help="a shipped tokenizer; default: spm-v3")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
     given = parser.parse_args(arguments)

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -44,9 +44,9 @@ output of another trainer (--runner).
 With --json, each finding is one JSON object on a line of its own: rule, class, severity, index (the row's number, null
 for the whole file), state, place, found, expected, detail and row (the chat row as one line of JSON). The last line is
 {"summary": {...}} with rows, sound, wrong, not_judged, not_checked, packed, labels_of_masks (rows whose labels are made
-of a mask, as TRL's collator makes them), read_back (rows without messages, which are read back from their ids),
-answers_without_labels (answers of such rows that are read with weight 0), tokens, supervised_tokens, findings and
-classes (rule, class and count of each)."""
+of a mask, as TRL's collator makes them), columns (rows by each column that says what is trained on), read_back (rows
+without messages, which are read back from their ids), answers_without_labels (answers of such rows that are read with
+weight 0), tokens, supervised_tokens, findings and classes (rule, class and count of each)."""
 
 
 def _is_earlier(file: Path) -> bool:
@@ -191,12 +191,18 @@ def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> No
         _rows_line(audit),
         f"{data['supervised_tokens']:,} of {data['tokens']:,} tokens are trained on",
         *([f"labels made of a mask: {counted(masked, 'row')}"] if (masked := data["labels_of_masks"]) else ()),
+        *([_columns_line(columns)] if (columns := data["columns"]).keys() - {"labels"} else ()),
         *([f"read back from ids: {counted(read, 'row')} without messages"] if (read := data["read_back"]) else ()),
         *([_weights_line(weightless)] if (weightless := data["answers_without_labels"]) else ()),
         *(f"not checked: {case}: {reason}" for case, reason in audit.not_checked.items()),
         found_words(data["findings"], kinds.total()),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _columns_line(columns: Mapping[str, int]) -> str:
+    shown = (f"{column} in {counted(count, 'row')}" for column, count in columns.items())
+    return f"what is trained on: {', '.join(shown)}"
 
 
 def _weights_line(weightless: int) -> str:

@@ -41,8 +41,16 @@ def parts_users_without_a_prompt(row: dict[str, Any]) -> bool:
     return bool(prompts) and not any(text_of(prompt) for prompt in (*prompts, row["messages"][0]["content"]))
 
 
+def ends_like_a_space(row: dict[str, Any]) -> bool:
+    """Return whether an answer ends in the sign that SentencePiece writes for a space."""
+    answers = (message for message in row["messages"] if message["role"] == "assistant")
+    return any(text_of(answer.get("content")).rstrip(" ").endswith("\u2581") for answer in answers)
+
+
 def holds(oracle: Oracle, row: dict[str, Any]) -> None:
     if oracle.facts.system_in != "own-turn" and parts_users_without_a_prompt(row):
+        return
+    if oracle.kind == "spm" and oracle.facts.strips_answers and ends_like_a_space(row):
         return
     encoded = oracle.encode(row)
     again = oracle.encode(read_back(encoded.input_ids, oracle, encoded.labels))
@@ -131,15 +139,14 @@ def test_the_answers_are_those_that_mistral_commons_own_decoder_reads(oracle: Or
     for answer, ids in zip(answers, turns.values(), strict=True):
         content, calls = _split_content_and_tool_calls(ids, oracle.tool_calls_id)
         assert (answer.get("content") or "") == oracle.decode(content)
-        try:
-            decoded = _decode_tool_calls(calls, oracle._text)
-        except ValueError:
-            continue  # its decoder of calls takes arguments that are an object alone
         read = [
             (call["function"]["name"], json.loads(call["function"]["arguments"]))
             for call in answer.get("tool_calls", ())
         ]
-        assert read == [(call.function.name, json.loads(call.function.arguments)) for call in decoded]
+        # its decoder of calls takes arguments that are an object alone
+        if all(isinstance(arguments, dict) for _, arguments in read):
+            decoded = _decode_tool_calls(calls, oracle._text)
+            assert read == [(call.function.name, json.loads(call.function.arguments)) for call in decoded]
 
 
 def test_thinking_is_that_which_mistral_commons_own_decoder_reads() -> None:
@@ -224,7 +231,7 @@ def test_calls_in_turns_of_their_own_are_read_as_calls_of_one_turn() -> None:
     one = oracle.encode({"messages": [question, {"role": "assistant", "tool_calls": calls[:1]}]}).input_ids
     two = oracle.encode({"messages": [question, {"role": "assistant", "tool_calls": calls[1:]}]}).input_ids
     split = (*one, *two[two.index(4) + 1 :], *ids[at + 1 :])
-    back = read_back(split, oracle)
+    back = read_back(split, oracle, split)
     assert oracle.encode(back).input_ids == tuple(ids) != split
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,6 @@ def test_packed_ids_without_messages_are_read_back_without_a_dataset_alone(
     packed = {key: [value for line in lines for value in line[key]] for key in ("input_ids", "labels")} | {
         "seq_lengths": [len(line["input_ids"]) for line in lines]
     }
-    packed["position_ids"] = [n for length in packed["seq_lengths"] for n in range(length)]
     saved([packed, packed], path)
     code, out = check(path, capsys)
     assert code == 0, out
@@ -244,6 +244,39 @@ def test_packed_ids_without_messages_are_read_back_without_a_dataset_alone(
     assert main(["audit", str(path), "--tokenizer", "spm-v3", "--dataset", str(dataset)]) == 2
     printed = capsys.readouterr()
     assert "TRL: packing=False" in printed.out + printed.err
+
+
+def test_lengths_stand_for_the_positions_that_trl_makes_of_them(
+    lines: list[Data], tmp_path: Path, oracle: Oracle
+) -> None:
+    lengths = [len(line["input_ids"]) for line in lines]
+    packed = {key: [value for line in lines for value in line[key]] for key in ("input_ids", "labels")}
+    for name, columns in {"seq_lengths": lengths, "cu_seqlens": [0, *accumulate(lengths)]}.items():
+        saved([packed | {name: columns}, packed | {name: columns}], tmp_path / name)
+        assert audit_rules(tmp_path / name, oracle) == []
+    # one for all of them: the conversations see each other
+    saved([packed | {"seq_lengths": [sum(lengths)]}] * 2, tmp_path / "one")
+    assert audit_rules(tmp_path / "one", oracle) == ["ML512", "ML512"]
+    for bad in ([1, 2], [0, 3, 2]):
+        path = write_lines(tmp_path, [packed | {"cu_seqlens": bad}], "bad.jsonl")
+        assert audit_rules(path, oracle) == ["ML501"]
+
+
+def test_the_summary_names_the_columns_that_say_what_is_trained_on(
+    lines: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weighted = [{**line, "loss_weights": [0.5 * (label != -100) for label in line["labels"]]} for line in lines[:2]]
+    path = write_lines(tmp_path, [*weighted, *as_mask(lines[2:], "loss_mask")])
+    code, out = check(path, capsys)
+    assert code == 0, out
+    assert "what is trained on: labels (2), loss_mask (3), loss_weights (2)" in out
+    assert main(["audit", str(path), "--tokenizer", "spm-v3"]) == 0
+    assert (
+        "what is trained on: labels in 2 rows, loss_mask in 3 rows, loss_weights in 2 rows" in capsys.readouterr().out
+    )
+    assert main(["audit", str(path), "--tokenizer", "spm-v3", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    assert summary["columns"] == {"labels": 2, "loss_mask": 3, "loss_weights": 2}
 
 
 @pytest.mark.parametrize(

@@ -415,3 +415,11 @@ class ML560(EncodedExample):
 
     def sound(self, artifact: Artifact) -> None:
         ids.without_messages(artifact, artifact["dataset"][0])
+
+
+class ML561(EncodedExample):
+    mutant = packing.lengths_without_bos
+
+    def sound(self, artifact: Artifact) -> None:
+        lengths = packing.give_lengths(artifact)
+        artifact["packed"][0]["cu_seqlens"] = [sum(lengths[:n]) for n in range(len(lengths) + 1)]

@@ -163,3 +163,27 @@ def saved_dataset_without_labels(artifact: Artifact) -> None:
     artifact["saved"] = True
     for line in artifact["lines"]:
         del line["labels"]
+
+
+@mutant("ML559", says="loss_mask is 0 at")
+def loss_mask_leaves_out_eos(artifact: Artifact) -> None:
+    """The labels are right, and the mask by which the loss is multiplied leaves out each EOS."""
+    line = artifact["lines"][0]
+    line["loss_mask"] = [int(label not in (-100, 2)) for label in line["labels"]]
+
+
+@mutant("ML559", says="loss_weights is 0 at")
+def loss_weights_of_zero(artifact: Artifact) -> None:
+    """The labels are right, and the weights of the loss are 0 for the last answer."""
+    line = artifact["lines"][0]
+    last = max(n for n, label in enumerate(line["labels"]) if label == -100)
+    line["loss_weights"] = [0.5 if label != -100 and n < last else 0.0 for n, label in enumerate(line["labels"])]
+
+
+@mutant("ML543")
+def weights_of_one_in_a_saved_dataset(artifact: Artifact) -> None:
+    """The dataset has weights alone, and they are 1 at each token."""
+    artifact["saved"] = True
+    for number, line in enumerate(artifact["lines"]):
+        labels = line.pop("labels")
+        line["loss_weights"] = [1.0 if number == 0 or label != -100 else 0.0 for label in labels]

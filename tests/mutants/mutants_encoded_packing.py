@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 from bench_encoded import ROWS, change_labels, pack, pad
 from gallery import Artifact, mutant
@@ -195,3 +196,34 @@ def mask_hides_bos(artifact: Artifact) -> None:
 def conversations_not_packed(artifact: Artifact) -> None:
     """The lines are packed, and the last conversations of the dataset are in none of them."""
     artifact["lines"] = [{"row": 0, **pack(copy.deepcopy(ROWS[:2]))}]
+
+
+def give_lengths(artifact: Artifact) -> list[int]:
+    """Give the first packed sequence the lengths of its conversations, and return them."""
+    line = artifact["packed"][0]
+    starts = [n for n, position in enumerate(line["position_ids"]) if position == 0]
+    line["seq_lengths"] = [end - start for start, end in itertools.pairwise([*starts, len(line["input_ids"])])]
+    lengths: list[int] = line["seq_lengths"]
+    return lengths
+
+
+@mutant("ML561", says="seq_lengths ends at token")
+def lengths_without_bos(artifact: Artifact) -> None:
+    """The lengths of the conversations were counted before BOS was added."""
+    lengths = give_lengths(artifact)
+    lengths[:] = [length - 1 for length in lengths]
+
+
+@mutant("ML561", says="conversation 1 begins at token 27 by cu_seqlens, and at 28 by position_ids")
+def sums_of_lengths_moved(artifact: Artifact) -> None:
+    """The sums of the lengths, by which kernels cut, are one too small between the conversations."""
+    lengths = give_lengths(artifact)
+    ends = [*itertools.accumulate(lengths, initial=0)]
+    artifact["packed"][0]["cu_seqlens"] = [0, *(end - 1 for end in ends[1:-1]), ends[-1]]
+
+
+@mutant("ML561", says="seq_lengths names 2 conversations, and position_ids 3")
+def two_lengths_are_one(artifact: Artifact) -> None:
+    """Two conversations count as one."""
+    lengths = give_lengths(artifact)
+    lengths[1:] = [sum(lengths[1:])]

@@ -10,6 +10,8 @@ Some facts of a row leave no trace in its ids:
 - weights: labels give them. A turn without a label is read as an answer of weight 0;
 - the system prompt, in versions that write it into a turn of the user: it is read as text of that turn, unless two
   turns of the user follow each other, which only a system message between them makes;
+- U+2581, which SentencePiece writes for a space: it is read as one. At the end of an answer, where most versions write
+  no space, it looks like the space of a wrong template;
 - ids of calls, if the version does not write them;
 - in versions that spell their markers: which of the markers in a run of text are text. Labels decide if several
   conversations have the same ids;
@@ -287,7 +289,10 @@ class _Reader:
         self._add_answer(content, calls, start)
 
     def _add_answer(self, content: Any, calls: list[dict[str, Any]], start: int) -> None:
-        if not calls and (not content or (isinstance(content, str) and not content.strip(" "))):
+        spoken = content
+        if self._facts.strips_answers and isinstance(content, str):
+            spoken = content.strip(" ")
+        if not calls and not spoken:
             # nobody writes an empty answer: the row is read without it
             self._empty_answer = start
             return

@@ -19,7 +19,7 @@ from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineCompar
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance, SourceTracker
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_lines
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
-from pytest_mistral_lora.conformance.encoded.read_lines import read_line
+from pytest_mistral_lora.conformance.encoded.read_lines import LineReader
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, rest_of_findings
 from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError, counted
@@ -68,6 +68,7 @@ class Audit:
         supervised: Supervised tokens of the judged rows.
         packed: Lines that hold several conversations.
         masked: Lines whose labels come from a mask beside the ids.
+        columns: Number of lines by each column that says what is trained on.
         read_back: Lines without messages, whose conversations are read back from their ids.
         without_labels: Answers of these lines without a label, which are read as answers of weight 0.
         errors: Lines that cannot be read, the first thousand.
@@ -100,10 +101,12 @@ class Audit:
         self.supervised: int = 0
         self.packed: int = 0
         self.masked: int = 0
+        self.columns: Counter[str] = Counter()
         self.read_back: int = 0
         self.without_labels: int = 0
         self.errors: list[RowError] = []
         self._oracle = oracle
+        self._reader = LineReader(oracle, path)
         self.source: SourceTracker = SourceTracker(dataset)
         self._balance = AnswerBalance()
 
@@ -144,8 +147,9 @@ class Audit:
         new = self.source.is_new(line)
         findings = self.source.take(line)
         self.masked += line.masked
+        self.columns.update(() if line.error else line.columns)
         if not (line.rows or line.error or self.source.paths):
-            read = read_line(line, self._oracle, self.path)
+            read = self._reader.read(line)
             self.read_back += 1
             self.without_labels += read.without_labels
             findings += read.findings
@@ -241,6 +245,8 @@ class Audit:
     def rows_line(self) -> str:
         """The number of rows and of judged rows, in words for a summary."""
         masks = f"; the labels of {self.masked:,} are made of a mask, as TRL makes them" if self.masked else ""
+        if self.columns.keys() - {"labels"}:
+            masks += f"; what is trained on: {', '.join(f'{key} ({n:,})' for key, n in sorted(self.columns.items()))}"
         read = f"; {self.read_back:,} without messages, read back from their ids" if self.read_back else ""
         weights = f"; {counted(self.without_labels, 'answer')} in them without a label" if self.without_labels else ""
         return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{masks}{read}{weights}"
@@ -257,6 +263,7 @@ class Audit:
             "not_checked": self.not_checked,
             "packed": self.packed,
             "labels_of_masks": self.masked,
+            "columns": dict(sorted(self.columns.items())),
             "read_back": self.read_back,
             "answers_without_labels": self.without_labels,
             "tokens": self.tokens,

@@ -117,6 +117,7 @@ class EncodedLineComparison:
             for given in (self.line.position_ids, self.line.attention_mask)
         )
         yield from self._place_faults(self._mask_faults())
+        yield from self._place_faults(self._length_faults())
         if not self.comparable:
             found = f"{len(self.line.labels)} labels for {len(self.line.input_ids)} tokens"
             yield from self._place_faults([EncodingFault("ML540", found, "one label for each token")])
@@ -145,6 +146,23 @@ class EncodedLineComparison:
             if left:
                 found = f"{key} is 0 at {counted(len(left), 'token')} with a label, the first at token {left[0]}"
                 yield EncodingFault("ML559", found, "1 at each token with a label, or no mask beside the labels")
+
+    def _length_faults(self) -> Iterator[EncodingFault]:
+        """Yield a fault for each column of lengths that names other conversations than the position ids."""
+        positions, count = self.line.position_ids or (), len(self.line.input_ids)
+        real = set(self.padding.real)
+        starts = [n for n in self.padding.real if n == 0 or positions[n] != positions[n - 1] + 1] if positions else []
+        for key, ends in self.line.lengths.items():
+            own = [start for start, end in pairwise(ends) if start < end and start in real]
+            if ends[-1] not in (count, len(real)):
+                yield EncodingFault("ML561", f"{key} ends at token {ends[-1]} of {count}", str(count))
+            elif own != starts:
+                other = next((n for n, pair in enumerate(zip(own, starts, strict=False)) if pair[0] != pair[1]), -1)
+                sides = [shown[other] if -1 < other < len(shown) else len(shown) for shown in (own, starts)]
+                found = f"conversation {other} begins at token {sides[0]} by {key}, and at {sides[1]} by position_ids"
+                if other < 0:
+                    found = f"{key} names {sides[0]} conversations, and position_ids {sides[1]}"
+                yield EncodingFault("ML561", found, "the same conversations")
 
     def _packed_findings(self, positions: Ids | None, mask: Ids | None) -> Iterator[Finding]:
         wanted = [encoded.input_ids for encoded in self.expected]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,12 @@ from pytest_mistral_lora.formats.recognition import recognise
 Ids = tuple[int, ...]
 
 
-MASKS = ("assistant_masks", "assistant_tokens_mask", "completion_mask")
-"""Keys of the masks from which TRL's collator makes the labels: a token has a loss if each mask is 1."""
+MASKS = ("assistant_masks", "assistant_tokens_mask", "completion_mask", "loss_mask", "loss_weights")
+"""Keys of the masks that decide what is trained on: TRL's collator makes the labels from the first of them, and a token
+has a loss if each mask is 1. A weight is a mask of 1 if it is not 0."""
+
+LENGTHS = ("seq_lengths", "cu_seqlens")
+"""Keys that tell the conversations of a packed sequence: their lengths, and the sums of these from 0 on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,8 @@ class EncodedLine:
         input_ids: Token ids, padding included.
         labels: Labels; not necessarily as many as ids.
         masks: Its masks among `MASKS`, by key; as many values as ids.
-        position_ids: As many as ids, or None.
+        lengths: The ends of its conversations by each key of `LENGTHS` that it has, from 0 on.
+        position_ids: As many as ids, or None. If only lengths are given, those that TRL's collator makes of them.
         attention_mask: As many as ids, 0 at padding, or None.
         error: The trainer's reason for encoding nothing; empty if it encoded the row.
         numbered: Whether it names its number.
@@ -54,11 +60,17 @@ class EncodedLine:
     input_ids: Ids = ()
     labels: Ids = ()
     masks: Mapping[str, Ids] = field(default_factory=dict)
+    lengths: Mapping[str, Ids] = field(default_factory=dict)
     position_ids: Ids | None = None
     attention_mask: Ids | None = None
     error: str = ""
     numbered: bool = False
     masked: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that say what is trained on."""
+        return (*(() if self.masked else ("labels",)), *self.masks)
 
 
 def scan_lines(
@@ -127,6 +139,10 @@ class _RecordReader:
         unpadded = unpadded_calls(data) if self.padded else data
         rows = self._rows(unpadded)
         masks = self._beside(data, MASKS, ids)
+        lengths = {key: self._ends(data, key) for key in LENGTHS if data.get(key) is not None}
+        beside = self._beside(data, ("position_ids", "attention_mask"), ids)
+        if lengths and "position_ids" not in beside:
+            beside["position_ids"] = _positions(next(iter(lengths.values())), len(ids))
         # labels and ids of different numbers are a finding (ML540), not an unreadable line
         labels = self._integers(data, "labels") if data.get("labels") is not None or not masks else _masked(ids, masks)
         return EncodedLine(
@@ -138,9 +154,10 @@ class _RecordReader:
             input_ids=ids,
             labels=labels,
             masks=masks,
+            lengths=lengths,
             numbered="row" in data,
             masked=data.get("labels") is None,
-            **self._beside(data, ("position_ids", "attention_mask"), ids),
+            **beside,
         )
 
     def _beside(self, data: Mapping[str, Any], keys: Sequence[str], ids: Ids) -> dict[str, Any]:
@@ -148,7 +165,7 @@ class _RecordReader:
         beside: dict[str, Ids] = {}
         for key in keys:
             if data.get(key) is not None:
-                values = beside[key] = self._integers(data, key)
+                values = beside[key] = self._integers(data, key, weights=key == "loss_weights")
                 if len(values) != len(ids):
                     found = f"{len(values)} values for {len(ids)} ids"
                     raise RowError(found, place=f"{self.place}, {key}", expected="one for each id")
@@ -196,7 +213,17 @@ class _RecordReader:
         rows = [record if isinstance(record, Mapping) else shared | {"messages": record} for record in given]
         return tuple(parse_row(row, place=f"{place}[{n}]") for n, row in enumerate(rows))
 
-    def _integers(self, data: Mapping[str, Any], key: str) -> Ids:
+    def _ends(self, data: Mapping[str, Any], key: str) -> Ids:
+        """Return the ends of the conversations of a packed sequence, from 0 on."""
+        values = self._integers(data, key)
+        ends = values if key == "cu_seqlens" else tuple(accumulate(values, initial=0))
+        if not ends or ends[0] or any(before > after for before, after in pairwise(ends)):
+            expected = "numbers that go up from 0" if key == "cu_seqlens" else "the length of each conversation"
+            raise RowError(f"{list(values)!r:.80}", place=f"{self.place}, {key}", expected=expected)
+        return ends
+
+    def _integers(self, data: Mapping[str, Any], key: str, *, weights: bool = False) -> Ids:
+        """Return the integers of a key; of weights, 1 for each that is not 0."""
         values, place = data.get(key), f"{self.place}, {key}"
         if values is None and key == "labels":
             found = "is missing, and so is a mask that they could be made of: TRL trains on each token of such a row"
@@ -205,11 +232,12 @@ class _RecordReader:
         if not isinstance(values, list):
             found = "is missing" if values is None else f"is {kind_of(values)}"
             raise RowError(found, place=place, expected="a list of integers")
+        kinds = (int, float) if weights else (int,)
         for index, value in enumerate(values):
             # not isinstance: True is an int in Python, but not an id
-            if type(value) is not int:
+            if type(value) not in kinds:
                 raise RowError(f"{value!r:.80}", place=f"{place}[{index}]", expected="an integer")
-        return tuple(values)
+        return tuple(int(value != 0) for value in values) if weights else tuple(values)
 
 
 def _has_conversations(data: Mapping[str, Any]) -> bool:
@@ -223,6 +251,12 @@ def _packs(data: Mapping[str, Any]) -> bool:
     """Return whether a record is a sequence of several rows, as TRL packs them."""
     lengths = data.get("seq_lengths")
     return isinstance(lengths, Sequence) and len(lengths) > 1
+
+
+def _positions(ends: Ids, count: int) -> Ids:
+    """Return the position ids that TRL's collator makes of the ends of conversations; tokens behind them count on."""
+    inner = [n for start, end in pairwise(ends) for n in range(end - start)]
+    return tuple(inner[:count]) + tuple(range(max(0, count - len(inner))))
 
 
 def _masked(ids: Ids, masks: Mapping[str, Ids]) -> Ids:

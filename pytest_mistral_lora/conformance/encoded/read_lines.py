@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from pytest_mistral_lora.conformance.encoded.packing import cut_at_starts
 from pytest_mistral_lora.conformance.encoded.row_faults import other_oracles
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import OracleRejection
+
+_MOST_TRIES = 20
+"""Conversations in a row that the other shipped tokenizers try to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,38 +57,97 @@ class _Stretch:
     labels: Ids
 
 
-def read_line(line: EncodedLine, oracle: Oracle, path: Path) -> ReadLine:
-    """Read the conversations of a line back from its ids.
+class LineReader:
+    """Reads the lines of one file."""
 
-    Args:
-        line: A line with ids alone.
-        oracle: Mistral's own tokenization.
-        path: The file or folder, for the next step.
-    """
-    rows: list[Row] = []
-    expected: list[EncodedRow] = []
-    findings: list[Finding] = []
-    stretches = list(_stretches_of(line, oracle))
-    for stretch in stretches:
-        try:
-            row = read_back(stretch.ids, oracle, stretch.labels, place=stretch.place)
-            encoded = oracle.encode(row)
-        except UnreadableIdsError as error:
-            findings.append(_unreadable(stretch, error, oracle, path))
-        except OracleRejection as error:
-            findings.append(Finding("ML507", error.found, error.place, error.expected, row=row.to_jsonl()))
-        else:
+    def __init__(self, oracle: Oracle, path: Path) -> None:
+        """Prepare the reader.
+
+        Args:
+            oracle: Mistral's own tokenization.
+            path: The file or folder, for the next step of a finding.
+        """
+        self._oracle = oracle
+        self._path = path
+        self._tries = _MOST_TRIES
+
+    def read(self, line: EncodedLine) -> ReadLine:
+        """Read the conversations of a line that has ids alone."""
+        rows: list[Row] = []
+        expected: list[EncodedRow] = []
+        findings: list[Finding] = []
+        stretches = list(_stretches_of(line, self._oracle))
+        for stretch in stretches:
+            try:
+                row, encoded = self._read_stretch(stretch)
+            except _UnreadStretchError as error:
+                findings.append(error.finding)
+                # it stands for itself, so that the others can be judged
+                row, encoded = Row(()), EncodedRow(stretch.ids, stretch.labels, ())
             rows.append(row)
             expected.append(encoded)
-            continue
-        rows.append(Row(()))
-        expected.append(EncodedRow(stretch.ids, stretch.labels, ()))
-    if len(findings) == len(stretches):
-        return ReadLine(line, (), tuple(findings), 0)
-    answers = [message for row in rows for message in row.messages if message["role"] == "assistant"]
-    weightless = sum(not weight_of(message) for message in answers)
-    line = replace(line, rows=tuple(rows), packed=len(rows) > 1)
-    return ReadLine(line, tuple(expected), tuple(findings), weightless)
+        if len(findings) == len(stretches):
+            return ReadLine(line, (), tuple(findings), 0)
+        answers = [message for row in rows for message in row.messages if message["role"] == "assistant"]
+        weightless = sum(not weight_of(message) for message in answers)
+        line = replace(line, rows=tuple(rows), packed=len(rows) > 1)
+        return ReadLine(line, tuple(expected), tuple(findings), weightless)
+
+    def _read_stretch(self, stretch: _Stretch) -> tuple[Row, EncodedRow]:
+        """Return the row of a conversation, and its encoding.
+
+        Raises:
+            _UnreadStretchError: If it cannot be read.
+        """
+        try:
+            row = read_back(stretch.ids, self._oracle, stretch.labels, place=stretch.place)
+            encoded = self._oracle.encode(row)
+        except UnreadableIdsError as error:
+            finding = self._of_another_tokenizer(stretch) or self._unreadable(stretch, error)
+            raise _UnreadStretchError(finding) from error
+        except OracleRejection as error:
+            refused = Finding("ML507", error.found, error.place, error.expected, row=row.to_jsonl())
+            raise _UnreadStretchError(self._of_another_tokenizer(stretch) or refused) from error
+        return row, encoded
+
+    def _of_another_tokenizer(self, stretch: _Stretch) -> Finding | None:
+        """Return a finding that names the shipped tokenizer whose ids they are, if there is one."""
+        # a file with a fault in each row is not read by each tokenizer to its end
+        for name, other in other_oracles(self._oracle) if self._tries else ():
+            if _reads(stretch.ids, other):
+                self._tries = _MOST_TRIES
+                found = f"these are the ids of {name} ({SHIPPED[name]})"
+                return Finding("ML532", found, stretch.place, f"those of {self._oracle.path.name}")
+        self._tries = max(0, self._tries - 1)
+        return None
+
+    def _unreadable(self, stretch: _Stretch, error: UnreadableIdsError) -> Finding:
+        """Return the finding of ids that are no conversation."""
+        starts_with_text = stretch.ids and stretch.ids[0] not in self._oracle.control_tokens
+        if starts_with_text and decode_text(stretch.ids[:20], self._oracle).lstrip().startswith("<s>"):
+            return Finding("ML524", "<s> is there as text, not as control token", stretch.place)
+        end = stretch.tokens[-1] + 1 if stretch.tokens else 0
+        token = stretch.tokens[error.token] if error.token < len(stretch.tokens) else end
+        step = f"mistral-lora audit {shlex.quote(str(self._path))} --tokenizer PATH --dataset rows.jsonl"
+        return Finding(
+            "ML560",
+            f"token {token}: {error.found}",
+            stretch.place,
+            error.expected,
+            f"If the rows that the ids were made of are at hand, judge the ids by them: {step}",
+        )
+
+
+class _UnreadStretchError(Exception):
+    """A conversation that cannot be judged.
+
+    Attributes:
+        finding: The reason.
+    """
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.found)
+        self.finding = finding
 
 
 def _stretches_of(line: EncodedLine, oracle: Oracle) -> Iterator[_Stretch]:
@@ -99,33 +161,9 @@ def _stretches_of(line: EncodedLine, oracle: Oracle) -> Iterator[_Stretch]:
         yield _Stretch(place, real[start:end], ids[start:end], labels)
 
 
-def _unreadable(stretch: _Stretch, error: UnreadableIdsError, oracle: Oracle, path: Path) -> Finding:
-    """Return the finding of ids that cannot be read: by their tokenizer if another one reads them."""
-    for name, other in other_oracles(oracle):
-        if _reads(stretch.ids, other):
-            found = f"these are the ids of {name} ({SHIPPED[name]})"
-            return Finding("ML532", found, stretch.place, f"those of {oracle.path.name}")
-    starts_with_text = stretch.ids and stretch.ids[0] not in oracle.control_tokens
-    if starts_with_text and decode_text(stretch.ids[:20], oracle).lstrip().startswith("<s>"):
-        return Finding("ML524", "<s> is there as text, not as control token", stretch.place)
-    token = stretch.tokens[error.token] if error.token < len(stretch.tokens) else _end(stretch.tokens)
-    step = f"mistral-lora audit {shlex.quote(str(path))} --tokenizer PATH --dataset rows.jsonl"
-    return Finding(
-        "ML560",
-        f"token {token}: {error.found}",
-        stretch.place,
-        error.expected,
-        f"If the rows that the ids were made of are at hand, judge the ids by them: {step}",
-    )
-
-
 def _reads(ids: Ids, oracle: Oracle) -> bool:
     """Return whether a tokenizer encodes some conversation to these ids."""
     try:
         return oracle.encode(read_back(ids, oracle)).input_ids == ids
     except (UnreadableIdsError, OracleRejection):
         return False
-
-
-def _end(tokens: Sequence[int]) -> int:
-    return tokens[-1] + 1 if tokens else 0

@@ -1,0 +1,118 @@
+"""Lines without messages: padded, packed, cut, of another tokenizer; the ids are read back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from encoded_files import Data, audit_findings, audit_rules, number_line, write_lines
+
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.conformance.encoded.audit import Audit
+from pytest_mistral_lora.conformance.targets import Target
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return Target("spm-v3").oracle
+
+
+@pytest.fixture
+def lines(oracle: Oracle) -> list[Data]:
+    return [bare(number_line(oracle, number)) for number in range(3)]
+
+
+def bare(line: Data) -> Data:
+    return {key: line[key] for key in ("input_ids", "labels")}
+
+
+def packed(lines: Sequence[Data]) -> Data:
+    joined = {key: [value for line in lines for value in line[key]] for key in ("input_ids", "labels")}
+    return joined | {"position_ids": [n for line in lines for n in range(len(line["input_ids"]))]}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pad", [0, 2])
+def test_padding_is_left_out(side: str, pad: int, lines: list[Data], tmp_path: Path, oracle: Oracle) -> None:
+    for count, line in enumerate(lines, start=1):
+        size = len(line["input_ids"])
+        values = {
+            "input_ids": (line["input_ids"], pad),
+            "labels": (line["labels"], -100),
+            "attention_mask": ([1] * size, 0),
+        }
+        for key, (own, padding) in values.items():
+            line[key] = [padding] * count + own if side == "left" else own + [padding] * count
+    assert audit_rules(write_lines(tmp_path, lines), oracle) == []
+
+
+def test_a_packed_sequence_is_read_conversation_by_conversation(
+    lines: list[Data], tmp_path: Path, oracle: Oracle
+) -> None:
+    audit = Audit(write_lines(tmp_path, [packed(lines)]), oracle)
+    assert [verdict.state for verdict in audit.verdicts()] == ["sound", "sound"]
+    assert (audit.packed, audit.read_back) == (1, 1)
+    lines[1]["labels"][-1] = -100
+    [finding] = audit_findings(write_lines(tmp_path, [packed(lines)]), oracle)
+    assert finding.rule == "ML546"
+    assert finding.place.endswith(":1, conversations[1]")
+
+
+def test_a_conversation_that_cannot_be_read_hides_no_other(lines: list[Data], tmp_path: Path, oracle: Oracle) -> None:
+    start = len(lines[0]["input_ids"])
+    lines[1] = {key: values[:3] for key, values in lines[1].items()}
+    lines[2]["labels"][-1] = -100
+    findings = audit_findings(write_lines(tmp_path, [packed(lines)]), oracle)
+    found = {finding.rule: finding for finding in findings}
+    assert found.keys() == {"ML560", "ML546"}
+    assert found["ML560"].place.endswith("conversations[1]")
+    assert found["ML560"].found.startswith(f"token {start + 3}: the ids end within")
+    assert found["ML546"].place.endswith("conversations[2]")
+
+
+def test_rows_without_labels_in_an_answer_are_counted(tmp_path: Path, oracle: Oracle) -> None:
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "weight": 0},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d"},
+    ]
+    encoded = oracle.encode({"messages": messages})
+    line = {"input_ids": [*encoded.input_ids], "labels": [*(encoded.labels or ())]}
+    audit = Audit(write_lines(tmp_path, [line]), oracle)
+    assert [verdict.state for verdict in audit.verdicts()] == ["sound", "sound"]
+    assert audit.summary()["answers_without_labels"] == 1
+    assert "1 answer in them without a label" in audit.rows_line
+
+
+def test_nothing_is_green_if_no_row_can_be_read(tmp_path: Path, oracle: Oracle) -> None:
+    ids = [1, *oracle.encode_text("The sky is blue."), 2]
+    audit = Audit(write_lines(tmp_path, [{"input_ids": ids, "labels": ids}]), oracle)
+    [unread, _] = audit.verdicts()
+    assert (unread.state, [finding.rule for finding in unread.findings]) == ("not judged", ["ML560"])
+    assert "--dataset rows.jsonl" in unread.findings[0].detail
+    assert set(audit.not_checked) == {"labels", "packing", "supervised-text"}
+
+
+@pytest.mark.parametrize("name", ["spm-v1", "spm-v2", "spm-v7"])
+def test_ids_of_another_tokenizer_are_named(name: str, tmp_path: Path, oracle: Oracle) -> None:
+    other = Target(name).oracle
+    system = {"role": "system", "content": "Be brief."}
+    call = {"id": "abcdefgh1", "type": "function", "function": {"name": "f", "arguments": {}}}
+    row = {
+        "messages": [system, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+    }
+    if name == "spm-v2":
+        # v2 and v3 differ in the form of results alone
+        result = {"role": "tool", "tool_call_id": "abcdefgh1", "name": "f", "content": "1"}
+        row["messages"][2:] = [
+            {"role": "assistant", "tool_calls": [call]},
+            result,
+            {"role": "assistant", "content": "b"},
+        ]
+    encoded = other.encode(row)
+    line = {"input_ids": [*encoded.input_ids], "labels": [*(encoded.labels or ())]}
+    [finding] = audit_findings(write_lines(tmp_path, [line]), oracle)
+    assert finding.rule == "ML532"
+    assert f"these are the ids of {name}" in finding.found
