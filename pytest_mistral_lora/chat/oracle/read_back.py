@@ -108,7 +108,7 @@ def read_back(ids: Sequence[int], oracle: Oracle, labels: Sequence[int] | None =
     Raises:
         UnreadableIdsError: If no conversation explains the ids.
     """
-    reader = _Reader(tuple(ids), oracle, labels)
+    reader = _IdsReader(tuple(ids), oracle, labels)
     if oracle.facts.control_tokens:
         reader.read_markers()
     else:
@@ -116,7 +116,7 @@ def read_back(ids: Sequence[int], oracle: Oracle, labels: Sequence[int] | None =
     return reader.row(place)
 
 
-class _Reader:
+class _IdsReader:
     """The reader of the ids of one conversation."""
 
     def __init__(self, ids: tuple[int, ...], oracle: Oracle, labels: Sequence[int] | None) -> None:
