@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from converted import converted_tokenizer
 from gallery import Artifact
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from trained import WEIGHTS, copied
 from transformers import MistralConfig, MistralForCausalLM
@@ -30,8 +31,8 @@ CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}
 
 
 @cache
-def plain_merge() -> Path:
-    """A tiny base in bfloat16 with its tokenizer, an adapter of it, and what `merge_and_unload` makes of the two."""
+def plain_merge(dtype: torch.dtype = torch.bfloat16) -> Path:
+    """A tiny base with its tokenizer, an adapter of it, and what `merge_and_unload` makes of the two."""
     folder = Path(tempfile.mkdtemp(prefix="merged-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     fast = converted_tokenizer("spm-v3").fast
@@ -42,8 +43,8 @@ def plain_merge() -> Path:
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        MistralForCausalLM(config).bfloat16().save_pretrained(folder / "base")
-        model = MistralForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16)
+        MistralForCausalLM(config).to(dtype).save_pretrained(folder / "base")
+        model = MistralForCausalLM.from_pretrained(folder / "base", dtype=dtype)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
         settings = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=8, target_modules=targets)
         adapted = get_peft_model(model, settings)
@@ -108,6 +109,28 @@ def changed(artifact: Artifact, name: str, factor: float) -> torch.Tensor:
     """Return the base's tensor with a multiple of the change that was merged."""
     before, after = artifact["before"][name].float(), artifact["tensors"][name].float()
     return (before + factor * (after - before)).bfloat16()
+
+
+def merge_in(artifact: Artifact, dtype: torch.dtype, factor: float) -> None:
+    """Put base and adapter in a dtype in the place of the bench's, and PEFT's merge with a multiple of the scale.
+
+    Args:
+        artifact: What is changed.
+        dtype: dtype of base and merged model.
+        factor: What the scale is multiplied by.
+    """
+    source = plain_merge(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = MistralForCausalLM.from_pretrained(source / "base", dtype=dtype)
+        adapted = PeftModel.from_pretrained(model, source / "lora")
+        for module in adapted.modules():
+            if isinstance(module, LoraLayer):
+                module.scaling["default"] *= factor
+        artifact["tensors"] = dict(adapted.merge_and_unload().state_dict())
+    artifact["base"], artifact["adapter"] = source / "base", source / "lora"
+    artifact["config"] = json.loads((source / "merged" / "config.json").read_text())
+    artifact["adapter_at_hand"] = True
 
 
 def random_like(tensor: torch.Tensor, seed: int = 1) -> torch.Tensor:

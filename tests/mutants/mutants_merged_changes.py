@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from bench_merged import EMBEDDINGS, HEAD, K1, NORM, Q1, changed, low_rank_head, random_like
+import torch
+from bench_merged import EMBEDDINGS, HEAD, K1, NORM, Q1, changed, low_rank_head, merge_in, random_like
 from gallery import Artifact, mutant
 
 
@@ -120,6 +121,24 @@ def merged_twice(artifact: Artifact) -> None:
     artifact["adapter_at_hand"] = True
     for name in [name for name in artifact["tensors"] if "_proj" in name]:
         artifact["tensors"][name] = changed(artifact, name, 2)
+
+
+@mutant("ML434", "I61", says="the adapter is merged 1.00")
+def a_thousandth_too_much_in_bfloat16(artifact: Artifact) -> None:
+    """The scale was 1.001 times the adapter's, which is less than the rounding of most numbers."""
+    merge_in(artifact, torch.bfloat16, 1.001)
+
+
+@mutant("ML434", "I61", says="the adapter is merged 1.00")
+def a_thousandth_too_much_in_float16(artifact: Artifact) -> None:
+    """The same in float16."""
+    merge_in(artifact, torch.float16, 1.001)
+
+
+@mutant("ML434", "I61", says="the adapter is merged 0.99900 times")
+def a_thousandth_too_little_in_float32(artifact: Artifact) -> None:
+    """The scale was 0.999 times the adapter's, in float32."""
+    merge_in(artifact, torch.float32, 0.999)
 
 
 @mutant("ML430", says="the adapter does not change it")

@@ -282,7 +282,7 @@ Cause = Literal["left out", "of no source", "weights", "another layer", "another
 
 
 @dataclass(frozen=True)
-class Deviation:
+class LayerDeviation:
     """A layer that is not the sum of the others.
 
     Attributes:
@@ -326,7 +326,7 @@ class Combination:
     has_same_tensors: bool
     is_decomposed: bool
     scale_of_sources: float | None
-    deviations: tuple[Deviation, ...]
+    deviations: tuple[LayerDeviation, ...]
 
     @property
     def sources(self) -> list[Member]:
@@ -442,7 +442,7 @@ class Comparison:
     def _described(self, kind: Kind, target: int, weights: Mapping[Term, float]) -> Combination:
         used = sorted({index for term in weights for index in term})
         plain = {term: weight for term, weight in weights.items() if term[0] == term[1]}
-        difference, whole, holding, deviations = 0.0, 0.0, list[str](), list[Deviation]()
+        difference, whole, holding, deviations = 0.0, 0.0, list[str](), list[LayerDeviation]()
         for layer, products in self.layers.items():
             if products.square(target) > 0 and self._holds(kind, target, layer, weights):
                 holding.append(layer)
@@ -472,22 +472,22 @@ class Comparison:
 
     def _deviation(
         self, kind: Kind, target: int, layer: str, weights: Mapping[Term, float], *, seek: bool
-    ) -> Deviation | None:
+    ) -> LayerDeviation | None:
         """Return how a layer differs from the sum of the other layers; None if neither side changes it."""
         products = self.layers[layer]
         system = products.system(kind, target, list(weights))
         if products.square(target) == 0:
-            return Deviation(layer, "left out", {}) if system.terms else None
+            return LayerDeviation(layer, "left out", {}) if system.terms else None
         if not system.terms:
-            return Deviation(layer, "of no source", {})
+            return LayerDeviation(layer, "of no source", {})
         solved = system.solved()
         if self._holds(kind, target, layer, solved):
-            return Deviation(layer, "weights", solved)
+            return LayerDeviation(layer, "weights", solved)
         homes = self._homes(target, sorted({index for term in weights for index in term}), layer) if seek else ("", "")
         if any(homes):
-            return Deviation(layer, "another layer", {}, homes)
+            return LayerDeviation(layer, "another layer", {}, homes)
         cosine = system.cosine(weights)
-        return Deviation(layer, "trained on" if cosine > _TRAINED_ON else "another change", {}, cosine=cosine)
+        return LayerDeviation(layer, "trained on" if cosine > _TRAINED_ON else "another change", {}, cosine=cosine)
 
     def _homes(self, target: int, sources: Sequence[int], layer: str) -> tuple[str, str]:
         """Return the other layers of the sources whose A and whose B a layer has; empty for its own, or for none."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from pytest_mistral_lora.conformance.adapter.combination import Combination, Comparison, Deviation, Member, Term
+from pytest_mistral_lora.conformance.adapter.combination import Combination, Comparison, LayerDeviation, Member, Term
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.errors import InputError, counted, short_json
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -201,7 +201,7 @@ def _layer_findings(combination: Combination) -> Iterator[Finding]:
     yield from first_findings(found, _SHOWN, place)
 
 
-def _deviation_text(combination: Combination, deviation: Deviation) -> str:
+def _deviation_text(combination: Combination, deviation: LayerDeviation) -> str:
     if deviation.cause == "left out":
         return "is left out, and the others change it"
     if deviation.cause == "of no source":

@@ -1,0 +1,164 @@
+"""Merges are replayed in PEFT's order of roundings, and what is left is judged by a layer's numbers together."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from transformers import MistralConfig, MistralForCausalLM
+
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.merged.checks import cases
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights
+
+WEIGHTS = "model.safetensors"
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+Made = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Make a base and an adapter, once for each dtype and configuration."""
+    folders: dict[str, Path] = {}
+
+    def make(dtype: torch.dtype, **settings: Any) -> Path:
+        key = repr((dtype, settings))
+        if key not in folders:
+            folder = folders[key] = tmp_path_factory.mktemp("rounding")
+            sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+            heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+            config = MistralConfig(architectures=["MistralForCausalLM"], **sizes, **heads)
+            with warnings.catch_warnings(), torch.random.fork_rng():
+                warnings.simplefilter("ignore")
+                torch.manual_seed(0)
+                MistralForCausalLM(config).to(dtype).save_pretrained(folder / "base")
+                model = MistralForCausalLM.from_pretrained(folder / "base", dtype=dtype)
+                targets = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
+                values = {"r": 8, "lora_alpha": 12, "target_modules": targets, **settings}
+                adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **values))
+                for name, parameter in adapted.named_parameters():
+                    if ".lora_B" in name:
+                        parameter.data.normal_(std=0.02)
+                adapted.save_pretrained(folder / "lora")
+        return folders[key]
+
+    return make
+
+
+def merged_by_peft(
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    loaded: torch.dtype,
+    autocast: bool = True,
+    safe: bool = False,
+    factor: float = 1.0,
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = MistralForCausalLM.from_pretrained(folder / "base", dtype=loaded)
+        adapted = PeftModel.from_pretrained(model, folder / "lora", autocast_adapter_dtype=autocast)
+        for module in adapted.modules():
+            if isinstance(module, LoraLayer):
+                module.scaling["default"] *= factor
+        shutil.rmtree(folder / "merged", ignore_errors=True)
+        adapted.merge_and_unload(safe_merge=safe).to(dtype).save_pretrained(folder / "merged")
+
+
+def product_of(folder: Path) -> tuple[Result, str]:
+    adapter = AdapterFolder(folder / "merged", BaseFolder(folder / "base"))
+    result = cases(adapter, (folder / "lora",))["adapter-product"]()
+    assert not result.not_checked
+    return result, str(dict(result.facts)["rounding of"])
+
+
+@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("loaded", ["own", "float32"])
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["plain", "rslora", "dora"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_each_merge_of_peft_is_replayed(
+    made: Made, dtype: torch.dtype, settings: dict[str, Any], loaded: str, autocast: bool, safe: bool
+) -> None:
+    folder = made(dtype, **settings)
+    merged_by_peft(folder, dtype, loaded=dtype if loaded == "own" else torch.float32, autocast=autocast, safe=safe)
+    result, rounding = product_of(folder)
+    assert not result.findings
+    assert rounding.startswith("bit for bit PEFT's merge in ")
+    if settings == {} and loaded == "own" and dtype != torch.float32:
+        assert ("with the adapter in" in rounding) == (not autocast)
+        assert ("with safe_merge" in rounding) == (safe and autocast)
+
+
+@pytest.mark.parametrize("factor", [1.001, 0.999])
+@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_factor_that_hides_in_the_rounding_of_a_number_shows_in_a_layer(
+    made: Made, dtype: torch.dtype, safe: bool, factor: float
+) -> None:
+    folder = made(dtype)
+    merged_by_peft(folder, dtype, loaded=dtype, safe=safe, factor=factor)
+    result, rounding = product_of(folder)
+    assert {finding.rule for finding in result.findings} == {"ML434"}
+    found = float(result.findings[0].found.partition("is merged ")[2].partition(" times")[0])
+    assert abs(found - factor) < 3e-4
+    assert rounding.startswith("not PEFT's")
+
+
+def exact(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    return (weight.double() + scale * b.double() @ a.double()).to(weight.dtype)
+
+
+def as_on_a_gpu(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    a, b = a.to(weight.dtype), b.to(weight.dtype)
+    return weight + ((b.float() @ a.float()).to(weight.dtype) * scale).to(weight.dtype)
+
+
+def scale_rounded(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    return as_on_a_gpu(weight, a, b, float(torch.tensor(scale).to(weight.dtype)))
+
+
+def factors_rounded(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    return (weight.float() + scale * (b.bfloat16().float() @ a.bfloat16().float())).to(weight.dtype)
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "lora_alpha": 10}], ids=["plain", "rslora"])
+@pytest.mark.parametrize("add", [exact, as_on_a_gpu, scale_rounded, factors_rounded])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_sound_merge_in_another_order_is_no_finding(
+    made: Made, dtype: torch.dtype, add: Callable[..., torch.Tensor], settings: dict[str, Any]
+) -> None:
+    folder = made(dtype, **settings)
+    merged_by_peft(folder, dtype, loaded=dtype)
+    scale = 10 / 8**0.5 if settings else 12 / 8
+    adapter = load_file(folder / "lora" / "adapter_model.safetensors")
+    tensors = load_file(folder / "base" / WEIGHTS)
+    for name in tensors:
+        key = f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight"
+        if key in adapter:
+            tensors[name] = add(tensors[name], adapter[key], adapter[key.replace("_A", "_B")], scale)
+    save_file(tensors, folder / "merged" / WEIGHTS)
+    assert not product_of(folder)[0].findings
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_our_own_merge_is_the_exact_sum_rounded_once(made: Made, dtype: torch.dtype) -> None:
+    folder = made(dtype, use_rslora=True)
+    merged_by_peft(folder, dtype, loaded=dtype)
+    base, adapter = BaseFolder(folder / "base"), AdapterFolder(folder / "lora")
+    name = str(dtype).removeprefix("torch.")
+    (folder / "merged" / WEIGHTS).unlink()
+    write_weights(folder / "merged", base.weights, adapter.weights, plan_merge(adapter, base), name)
+    result, rounding = product_of(folder)
+    assert not result.findings
+    assert rounding == "not PEFT's: each number is the exact sum, rounded once"
