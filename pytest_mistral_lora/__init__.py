@@ -24,6 +24,7 @@ __all__ = [
     "guard",
     "judge",
     "read_rows",
+    "train",
     "training_template",
 ]
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.errors import GuardError
     from pytest_mistral_lora.guarding.callback import MistralGuard, guard
     from pytest_mistral_lora.judging import Verdict, audit, judge
+    from pytest_mistral_lora.training.run import train
 else:
     # hidden from type checkers, which would accept any misspelt name as its result
     _MODULES = {
@@ -51,6 +53,7 @@ else:
         "guard": "guarding.callback",
         "judge": "judging",
         "read_rows": "chat.rows",
+        "train": "training.run",
         "training_template": "checkpoint.tokenizers",
     }
 
@@ -59,3 +62,7 @@ else:
         if name in _MODULES:
             return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        """List the public names for the completion of a shell or a notebook, loaded or not."""
+        return sorted({*globals(), *__all__})

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
 from pytest_mistral_lora.chat.rows import Row, parse_row
-from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, CheckpointTokenizer
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.encoded.comparison import row_findings
 from pytest_mistral_lora.conformance.finding import Finding

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, assert_type
 
-from pytest_mistral_lora import EncodedRow, Finding, Oracle, Row, Span, Verdict, audit, judge, read_rows
+from pytest_mistral_lora import EncodedRow, Finding, Oracle, Row, Span, Verdict, audit, judge, read_rows, train
 from pytest_mistral_lora import training_template
 
 """
@@ -35,6 +35,9 @@ assert_type(oracle.vocab_size, int)
 assert_type(oracle.control_tokens, Mapping[int, str])
 assert_type(read_rows("rows.jsonl"), Iterator[Row])
 assert_type(training_template("checkpoint"), str)
+assert_type(Oracle.load("spm-v3"), Oracle)
+assert_type(Row.from_dict({"messages": []}), Row)
+assert_type(train("recipe.yaml", resume=True).output, Path)
 verdict = judge("rows.jsonl", Path("lora-out"), tokenizer="spm-v3", base="base", train=False)
 assert_type(verdict, Verdict)
 assert_type(audit([{"input_ids": [1]}], tokenizer=Path("checkpoint"), dataset=["rows.jsonl"]), Verdict)

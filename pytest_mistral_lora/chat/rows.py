@@ -52,6 +52,24 @@ class Row:
     reasoning_effort: str | None = None
     response_format: Mapping[str, Any] | None = None
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Row:
+        """Check a row of plain data: the inverse of `to_json`.
+
+        Args:
+            data: A row as a line of a dataset has it: `{"messages": [...], "tools": [...]}`.
+
+        Raises:
+            RowError: With the field and the value, if the data is not a row.
+
+        Example:
+            >>> from pytest_mistral_lora import Row
+            >>> Row.from_dict({"messages": [{"role": "user", "content": "Hi"}, {"role": "bot", "content": "Yo"}]})
+            Traceback (most recent call last):
+            pytest_mistral_lora.errors.RowError: messages[1].role: 'bot'; expected one of system, user, assistant, tool
+        """
+        return parse_row(data)
+
     def __eq__(self, other: object) -> bool:
         """Return whether two rows are encoded alike: the order of keys matters where mistral-common keeps it."""
         return self.canonical() == other.canonical() if isinstance(other, Row) else NotImplemented

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN, oracle_file
 from pytest_mistral_lora.chat.pieces import spelled_bytes
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizer_folder import SPM_MODEL
-from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON, CheckpointTokenizer, oracle_file
+from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer
 from pytest_mistral_lora.errors import RowError
 
 Backend = Literal["mistral-common", "chat-template"]

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     MODEL_CONFIG,
     NO_ORACLE,
     SPM_MODEL,
     TOKENIZER_JSON,
     TokenizerFiles,
-    oracle_file,
     own_template,
 )
 from pytest_mistral_lora.errors import TokenizerError

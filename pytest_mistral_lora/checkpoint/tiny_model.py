@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.oracle import ImageSizes, Oracle
+from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN
 from pytest_mistral_lora.errors import InputError, PinError
 
 HIDDEN_SIZE = 128

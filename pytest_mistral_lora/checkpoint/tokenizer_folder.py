@@ -18,11 +18,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.oracle.hazards import MAX_CONTAINERS, json_hazard
+from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
 from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.checkpoint.hub_cache import link_homes
 from pytest_mistral_lora.errors import TokenizerError
 
-TEKKEN = "tekken.json"
 TOKENIZER_JSON = "tokenizer.json"
 SPM_MODEL = "tokenizer.model"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -60,26 +60,6 @@ LIMITS = {
 
 _WITH_HAZARDS = (TOKENIZER_CONFIG, TOKENIZER_JSON)
 _POINTER = b"version https://git-lfs.github.com/spec/"
-
-
-def oracle_file(path: Path) -> Path | None:
-    """Return the Mistral tokenizer file at a path: the file itself, or the one in a checkpoint folder.
-
-    A folder holds `tekken.json` or one `tokenizer.model.vN` (the newest version, if there are several). None if
-    both are missing: `tokenizer.model` alone does not give its version.
-    """
-    if path.is_file():
-        return path
-    if (path / TEKKEN).is_file():
-        return path / TEKKEN
-    versioned = [file for file in path.glob("*.model.v*") if file.is_file()]
-    return max(versioned, key=_version, default=None)
-
-
-def _version(file: Path) -> tuple[int, int]:
-    """Order `….model.v7m1` after `….model.v7` after `….model.v3`."""
-    number, _, image = file.suffix.removeprefix(".v").partition("m")
-    return (int(number) if number.isdigit() else -1, int(image) if image.isdigit() else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
+from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.chat.reading import read_bounded
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.isolated import ask
@@ -29,9 +30,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     own_template,
     template_places,
 )
-from pytest_mistral_lora.checkpoint.tokenizer_folder import TEKKEN as TEKKEN
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON as TOKENIZER_JSON
-from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file as oracle_file
 from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateError, TokenizerError, did_you_mean, loading
 
 _LOADABLE = ((TOKENIZER_JSON,), (SPM_MODEL, TOKENIZER_CONFIG))

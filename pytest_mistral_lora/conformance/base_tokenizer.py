@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import TokenDiff, equal_beginning
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
 from pytest_mistral_lora.checkpoint.recognition import PROBES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     SPECIAL_TOKENS,
-    TEKKEN,
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
     loaded_place,

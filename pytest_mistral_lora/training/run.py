@@ -30,7 +30,7 @@ from pytest_mistral_lora.training.loop import apply_kernels, make_trainer
 from pytest_mistral_lora.training.output_folder import explain_disk_errors
 from pytest_mistral_lora.training.prepare import Preparation, logger_callbacks, prepare
 from pytest_mistral_lora.training.progress import ShowProgress, data_facts, header, summary
-from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.recipe import Recipe, load_recipe
 from pytest_mistral_lora.training.rows.loading import RunData
 from pytest_mistral_lora.training.run_folder import RunFolder, opened_run, step_of
 from pytest_mistral_lora.training.run_metadata import dequantization, run_facts
@@ -73,7 +73,11 @@ class RunResult:
 
 
 def train(
-    recipe: Recipe, *, resume: bool = False, display: RunDisplay | None = None, stop: StopRequest | None = None
+    recipe: Recipe | str | Path,
+    *,
+    resume: bool = False,
+    display: RunDisplay | None = None,
+    stop: StopRequest | None = None,
 ) -> RunResult:
     """Train a recipe's adapter and write its folder.
 
@@ -81,12 +85,13 @@ def train(
     finished run removes it. A folder of another run, or one that waits for `resume`, is not changed.
 
     Args:
-        recipe: The recipe.
+        recipe: The recipe, or its YAML file.
         resume: Whether to continue an unfinished run from its last complete checkpoint.
         display: Display of the progress; None to show nothing.
         stop: A request to stop after a step, from signals; by default the run does not stop early.
 
     Raises:
+        RecipeError: If the file of the recipe cannot be read, or a value is wrong.
         InputError: If recipe, rows, base or folders do not allow the run, or another process writes its output; before
             any weight is loaded.
         TrainingError: If the run must stop; no adapter is written.
@@ -94,6 +99,7 @@ def train(
         DiskError: If a checkpoint or the adapter cannot be written; earlier checkpoints stay.
         StoppedError: If a signal stopped the run; it has a checkpoint.
     """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     # before the data is encoded, which can take minutes
     with opened_run(recipe, resume=resume) as folder:
         display = RunDisplay() if display is None else display

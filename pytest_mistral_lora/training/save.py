@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TEMPLATE, TokenizerFiles, own_template
-from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, oracle_file
+from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.records.data_stats import PROBE, probe_sha256
 from pytest_mistral_lora.records.files import finished_folder, listing, write_json, write_text

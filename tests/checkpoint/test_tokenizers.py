@@ -12,7 +12,8 @@ import pytest
 from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
+from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import TokenizerError
 
 PLAIN = [

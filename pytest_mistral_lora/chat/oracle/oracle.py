@@ -22,10 +22,18 @@ from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedTe
 from pytest_mistral_lora.chat.oracle.hazards import PROBE, refuse_damaged
 from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, taken_by, version_violation
 from pytest_mistral_lora.chat.oracle.request import PlainRows, RowFeatures, remember_tools, request_data
+from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.chat.oracle.versions import SUPPORTED, VersionFacts, version_facts
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
 from pytest_mistral_lora.chat.templates.isolated import trust
-from pytest_mistral_lora.errors import LibraryError, MistralLoraError, OracleRejection, TokenizerError, loading
+from pytest_mistral_lora.errors import (
+    LibraryError,
+    MistralLoraError,
+    NoOracleError,
+    OracleRejection,
+    TokenizerError,
+    loading,
+)
 
 VERSION: str = mistral_common.__version__
 
@@ -103,6 +111,40 @@ class Oracle:
         vocab_size: Number of ids; ids are `range(vocab_size)`.
     """
 
+    @classmethod
+    def load(cls, tokenizer: str | Path) -> Oracle:
+        """Load the Mistral tokenizer of a name, a file or a folder.
+
+        Args:
+            tokenizer: The name of a tokenizer that mistral-common ships, such as `spm-v3`; a tokenizer file; or a
+                checkpoint folder with `tekken.json` or `tokenizer.model.vN`. A path that exists comes first.
+
+        Raises:
+            NoOracleError: If a folder has no Mistral tokenizer file. `audit` and `judge` recognise such a folder by its
+                vocabulary.
+            TokenizerError: If there is no such tokenizer, or its file cannot be loaded.
+
+        Example:
+            >>> from pytest_mistral_lora import Oracle, Row
+            >>> oracle = Oracle.load("spm-v3")
+            >>> hello = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+            >>> oracle.encode(Row.from_dict(hello)).input_ids
+            (1, 3, 16127, 4, 23325, 2)
+        """
+        path = Path(tokenizer)
+        if not path.exists():
+            name = str(tokenizer)
+            return cls(shipped_tokenizer(name) if name in SHIPPED else path)
+        file = oracle_file(path)
+        if file is None:
+            raise NoOracleError(
+                "no Mistral tokenizer file",
+                place=str(path),
+                expected="tekken.json or tokenizer.model.vN",
+                next_step="Name the tokenizer that the folder was made from, such as spm-v3.",
+            )
+        return cls(file)
+
     def __init__(self, path: str | Path) -> None:
         """Load a tokenizer file.
 
@@ -115,7 +157,12 @@ class Oracle:
         """
         self.path: Path = Path(path)
         if not self.path.is_file():
-            raise TokenizerError("no such tokenizer file", place=str(self.path))
+            raise TokenizerError(
+                "no such tokenizer file",
+                place=str(self.path),
+                expected=f"a tokenizer file, a folder with one, or one of {', '.join(SHIPPED)}",
+                next_step="Load a name or a folder with Oracle.load.",
+            )
         # mistral-common takes any `*.model` for v1: a v3 file of that name would be encoded wrongly without an error.
         if self.path.suffix == ".model":
             raise TokenizerError(

@@ -169,7 +169,7 @@ def _note_columns(tally: DatasetTally, files: Sequence[DataFile]) -> None:
 
 def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> Iterator[tuple[str, str]]:
     """Yield, for summaries, the tokenizer that judged rows without a recipe, and the formats that rows came from."""
-    from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file
+    from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
     from pytest_mistral_lora.formats.sources import ConvertedSource
 
     # a recipe's base, and a tokenizer that is a target, have their own checks

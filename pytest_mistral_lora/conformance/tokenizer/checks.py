@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, partial
 
+from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN, oracle_file
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     GENERATION_CONFIG,
     MODEL_CONFIG,
     NO_ORACLE,
     SPECIAL_TOKENS,
-    TEKKEN,
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
-    oracle_file,
 )
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result

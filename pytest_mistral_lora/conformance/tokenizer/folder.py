@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.checkpoint.hub_cache import check_file, kept_listing, snapshot_of
 from pytest_mistral_lora.checkpoint.recognition import PROBES, Recognition, spm_pieces
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
@@ -17,7 +18,6 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     loaded_place,
     template_places,
 )
-from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError, PinError, TokenizerError

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.checkpoint.tokenizer_folder import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, oracle_file
+from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
+from pytest_mistral_lora.checkpoint.tokenizer_folder import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import short_json

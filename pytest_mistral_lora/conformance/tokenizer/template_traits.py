@@ -8,11 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import equal_beginning
+from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates.faults import REASONING_DROPPED
 from pytest_mistral_lora.chat.templates.generation_blocks import has_generation
 from pytest_mistral_lora.chat.templates.renderer import environment
-from pytest_mistral_lora.checkpoint.tokenizer_folder import TEKKEN, loaded_place
+from pytest_mistral_lora.checkpoint.tokenizer_folder import loaded_place
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.template import UNSTEADY, own_prompt_finding

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import read_header, weight_files
 from pytest_mistral_lora.environment import SERVED_GRAMMAR, KnownFault
 from pytest_mistral_lora.errors import InputError

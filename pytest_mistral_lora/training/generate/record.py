@@ -14,11 +14,11 @@ import torch
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.chat.completions import AnswerToCheck, FormatCheck, FormatVerdict, pass_rates, verdicts
+from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.devices import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
-from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import NoOracleError, RecipeError
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript

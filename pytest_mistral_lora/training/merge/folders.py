@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN, oracle_file
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.architectures import TIE
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, declared_quantization, is_fp8, without_quantization
 from pytest_mistral_lora.checkpoint.pins import TEXT_FILES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import SPM_MODEL, TOKENIZER_CONFIG
-from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON, convert, oracle_file
+from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, convert
 from pytest_mistral_lora.checkpoint.weights import DTYPES, INDEX, Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import CONFIG

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.checkpoint.devices import PRECISIONS
 from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
-from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON
+from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.records.files import clash, finished_folder, listing, unfinished_path, write_json, write_text
 from pytest_mistral_lora.records.manifest import MANIFEST, build
