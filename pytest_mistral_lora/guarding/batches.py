@@ -75,7 +75,9 @@ def _numbers_of_blocks(mask: torch.Tensor) -> torch.Tensor:
 
 def can_be_read_twice(loader: Any) -> bool:
     """Return whether a loader's dataset has rows by index: a stream would lose the rows that are read ahead."""
-    return not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler is not None
+    dataset = getattr(loader, "dataset", None)
+    has_rows = dataset is not None and not isinstance(dataset, IterableDataset)
+    return has_rows and getattr(loader, "batch_sampler", None) is not None
 
 
 def first_batches(loader: Any, count: int, *, epoch: int = 0, skipped: int = 0) -> list[ModelBatch]:

@@ -204,7 +204,8 @@ def rows_of(batch: ModelBatch, number: int, dataset: Any) -> list[GuardedRow]:
         f"train_dataset[{batch.indices[row]}]" if is_whole else f"batches[{number}][{row}]"
         for row in range(len(records))
     ]
-    return [GuardedRow(place, record) for place, record in zip(places, records, strict=True)]
+    has_images = batch.data.get("pixel_values") is not None
+    return [GuardedRow(place, record, has_images) for place, record in zip(places, records, strict=True)]
 
 
 def _processes() -> int:

@@ -39,10 +39,12 @@ class GuardedRow:
     Attributes:
         place: Its place, for findings.
         record: Its ids and labels, as `audit` takes them.
+        has_images: Whether its batch has images.
     """
 
     place: str
     record: Mapping[str, Any]
+    has_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def judge_run(run: GuardedRun, rows: Sequence[GuardedRow], started: float) -> Ve
             known=run.known,
             base=run.source,
             optimizer=run.optimizer,
+            has_images=any(row.has_images for row in rows),
             trains_eos=eos in labels,
         )
         batches = EncodedTarget("batches", data, judge=trainer)

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 from guarded_runs import chat_rows, encoded, lora_model, losses_of, make_trainer
+from peft import LoraConfig, get_peft_model
 from torch.utils.data import IterableDataset
 
 from pytest_mistral_lora import GuardError, MistralGuard, Verdict, guard
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.guarding.batches import ModelBatch
 from pytest_mistral_lora.guarding.callback import REPORTS
@@ -56,9 +59,12 @@ def _errors(verdict: Verdict | None) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])
-def test_a_sound_run_goes_on(messages: bool, base: Path, oracle: Oracle, tmp_path: Path) -> None:
+def test_a_sound_run_with_the_callback_alone_goes_on(
+    messages: bool, base: Path, oracle: Oracle, tmp_path: Path
+) -> None:
     trainer = make_trainer(base, encoded(oracle, chat_rows(8), messages=messages), tmp_path, max_steps=1)
-    callback = guard(trainer)
+    callback = MistralGuard()
+    trainer.add_callback(callback)
     trainer.train()
     assert callback.verdict is not None
     assert (callback.verdict.ok, callback.verdict.findings) == (True, ())
@@ -193,6 +199,17 @@ def test_a_fault_of_the_model_is_found(
     damage(model)
     trainer = make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)
     assert _errors(_begin(trainer, on_finding="warn").verdict) == found
+
+
+def test_an_adapter_on_the_model_of_images_needs_images(oracle: Oracle, rows: Rows, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    wrapped = Architecture(TEXT_MODELS["mistral"], is_wrapped=True)
+    base = write_tiny_base(tmp_path / "base", oracle.path, architecture=wrapped)
+    config = LoraConfig(target_modules=r".*(vision_tower|language_model).*\.(q_proj|v_proj)", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForImageTextToText.from_pretrained(base), config)
+    verdict = _begin(make_trainer(base, rows, tmp_path, model=model), on_finding="warn").verdict
+    assert ("ML450", "model") in _errors(verdict)
 
 
 def test_what_belongs_to_an_adapter_is_no_base(base: Path, tokenizer: Any, rows: Rows, tmp_path: Path) -> None:
