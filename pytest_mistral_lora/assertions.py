@@ -132,11 +132,12 @@ def assert_encoded_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None
     Args:
         path: A JSONL file, or such rows in another form: Parquet, Arrow, a JSON array, a folder of `save_to_disk`. Each
             row has `messages`, `input_ids` and `labels`, and `tools` if it has tools; a mask may replace the
-            labels. A packed sequence has `conversations` in place of `messages`, and `position_ids`.
+            labels. A packed sequence has `conversations` in place of `messages`, and `position_ids`. Ids without
+            messages are read back into a conversation.
         tokenizer: As for `assert_template_faithful`.
 
     Raises:
-        AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML559).
+        AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML561).
         InputError: If the file is missing; RowsError if lines cannot be read as encoded rows.
     """
     __tracebackhide__ = True

@@ -190,14 +190,14 @@ def audit(
 
     Args:
         rows: A `datasets.Dataset` or `DatasetDict`; a path, as for `mistral-lora audit`; the rows as mappings; or a
-            batch, a mapping of lists, arrays or tensors of shape `(batch, length)`. A row has `messages`, `input_ids`
-            and `labels` (integers, -100 where no loss), or a mask such as `assistant_masks`; it may have
-            `attention_mask` and `position_ids`.
+            batch, a mapping of lists, arrays or tensors of shape `(batch, length)`. A row has `input_ids` and `labels`
+            (integers, -100 where no loss), or a mask such as `assistant_masks`; it may have `messages`,
+            `attention_mask` and `position_ids`. Without `messages`, the ids are read back into a conversation.
         tokenizer: A checkpoint folder, a tokenizer file, the name of a shipped tokenizer such as `spm-v3`,
             `OWNER/NAME@COMMIT` at the Hub, or a recipe.
         oracle: As for `judge`.
         dataset: The chat rows that the ids were made from, one file or several in order. Rows without `messages` are
-            judged by them, and missing rows are reported.
+            judged by them in place of being read back, and missing rows are reported.
 
     Returns:
         The verdict. The place of a finding is `rows[N]`, counted from 0, unless `rows` is a path.

@@ -422,8 +422,7 @@ def split_at_markers(ids: Sequence[int], oracle: Oracle) -> list[MarkedText]:
 
 def _runs(ids: Sequence[int], oracle: Oracle) -> Iterator[tuple[str | None, str, tuple[int, ...]]]:
     """Yield control tokens and decoded texts, as `join_parts` takes them."""
-    # no text encodes to <unk>, so it parts texts like a control token
-    markers = {oracle.unk_id: "<unk>", **oracle.control_tokens}
+    markers = oracle.markers
     for is_marker, group in groupby(ids, markers.__contains__):
         run = tuple(group)
         if is_marker:

@@ -110,9 +110,9 @@ ORACLE = Option(
 )
 ENCODED = Option(
     "--mistral-encoded",
-    "Check rows that a trainer encoded (messages, input_ids, and labels or a mask: JSONL, a table, a folder of "
-    "save_to_disk) against the tokenizer of --mistral-tokenizer or --mistral-recipe. Repeatable. Replaces the default "
-    "targets.",
+    "Check rows that a trainer encoded (input_ids, labels or a mask, with or without messages: JSONL, a table, a "
+    "folder of save_to_disk) against the tokenizer of --mistral-tokenizer or --mistral-recipe. Repeatable. Replaces "
+    "the default targets.",
     "mistral_encoded",
     "paths",
     "PATH",

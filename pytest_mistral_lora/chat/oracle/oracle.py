@@ -212,9 +212,19 @@ class Oracle:
         return {token: self._text.id_to_piece(token) for token in sorted(self._text.special_ids)}
 
     @cached_property
+    def control_ids(self) -> Mapping[str, int]:
+        """The id of each control token by its literal."""
+        return {literal: token for token, literal in self.control_tokens.items()}
+
+    @cached_property
+    def markers(self) -> Mapping[int, str]:
+        """The ids that no text encodes to, with their literals: the control tokens and `<unk>`."""
+        return {self.unk_id: "<unk>", **self.control_tokens}
+
+    @property
     def tool_calls_id(self) -> int | None:
         """Id of `[TOOL_CALLS]`, or None if the version has no tools."""
-        return next((token for token, literal in self.control_tokens.items() if literal == "[TOOL_CALLS]"), None)
+        return self.control_ids.get("[TOOL_CALLS]")
 
     @property
     def image_sizes(self) -> ImageSizes | None:

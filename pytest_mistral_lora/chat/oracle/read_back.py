@@ -551,8 +551,7 @@ def _spelled_cuts(text: str, *, follows: bool) -> Iterator[tuple[str | None, str
 
 def _parts_of(ids: tuple[int, ...], oracle: Oracle) -> Iterator[_Part]:
     """Yield the control tokens of some ids, and the runs of text between them."""
-    # no text encodes to <unk>
-    markers = {oracle.unk_id: "<unk>", **oracle.control_tokens}
+    markers = oracle.markers
     start = 0
     for is_marker, group in groupby(ids, markers.__contains__):
         run = tuple(group)

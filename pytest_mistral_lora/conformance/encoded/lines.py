@@ -325,7 +325,7 @@ def find_padding(line: EncodedLine, expected: Ids, oracle: Oracle) -> LinePaddin
     """
     ids, mask = line.input_ids, line.attention_mask
     # Many collators write a mask of ones, or no mask: a mask without a zero does not prove that nothing is padded.
-    pads = {token for token, literal in oracle.control_tokens.items() if literal in _PADS} | {oracle.unk_id}
+    pads = {oracle.control_ids[literal] for literal in _PADS if literal in oracle.control_ids} | {oracle.unk_id}
     exact = [] if ids == expected else _padding_of_sound_row(line, expected, pads, oracle)
     hidden: list[int] = []
     if mask is not None and 0 in mask:
@@ -348,7 +348,7 @@ def likely_tokens(line: EncodedLine, oracle: Oracle) -> Ids:
         oracle: Mistral's own tokenization.
     """
     ids, mask = line.input_ids, line.attention_mask or ()
-    pads = {token for token, literal in oracle.control_tokens.items() if literal in _PADS}
+    pads = {oracle.control_ids[literal] for literal in _PADS if literal in oracle.control_ids}
     padded = {*_padding_of_other_row(line, pads | {oracle.unk_id}, oracle)}
     hidden = [n for n, value in enumerate(mask) if value == 0]
     first = next((n for n, value in enumerate(mask) if value), len(ids))

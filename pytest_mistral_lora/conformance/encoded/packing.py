@@ -70,7 +70,7 @@ def cut_at_starts(ids: Ids, positions: Ids | None, oracle: Oracle) -> list[Stret
         oracle: Mistral's own tokenization.
     """
     bos = oracle.bos_id
-    opening = {token for token, literal in oracle.control_tokens.items() if literal in OPENING}
+    opening = {oracle.control_ids.get(literal) for literal in OPENING}
     starts = [
         n
         for n, token in enumerate(ids)
