@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_common.experimental.think import _split_content_and_think_chunks
 from mistral_common.experimental.tools import _decode_tool_calls, _split_content_and_tool_calls
+from read_back_limits import looks_like_a_fault
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.read_back import UnreadableIdsError, read_back
-from pytest_mistral_lora.chat.rows import text_of
 from pytest_mistral_lora.errors import OracleRejection
 from pytest_mistral_lora.strategies import plain_text, rows, tool_rows
 
@@ -35,22 +35,8 @@ def renumbered(spans: Iterable[Span]) -> list[Span]:
     ]
 
 
-def parts_users_without_a_prompt(row: dict[str, Any]) -> bool:
-    """Return whether empty system messages alone part turns of the user, which no one writes."""
-    prompts = [message["content"] for message in row["messages"][1:] if message["role"] == "system"]
-    return bool(prompts) and not any(text_of(prompt) for prompt in (*prompts, row["messages"][0]["content"]))
-
-
-def ends_like_a_space(row: dict[str, Any]) -> bool:
-    """Return whether an answer ends in the sign that SentencePiece writes for a space."""
-    answers = (message for message in row["messages"] if message["role"] == "assistant")
-    return any(text_of(answer.get("content")).rstrip(" ").endswith("\u2581") for answer in answers)
-
-
 def holds(oracle: Oracle, row: dict[str, Any]) -> None:
-    if oracle.facts.system_in != "own-turn" and parts_users_without_a_prompt(row):
-        return
-    if oracle.kind == "spm" and oracle.facts.strips_answers and ends_like_a_space(row):
+    if looks_like_a_fault(row, oracle):
         return
     encoded = oracle.encode(row)
     again = oracle.encode(read_back(encoded.input_ids, oracle, encoded.labels))
