@@ -172,10 +172,12 @@ def _sums(merged: Array, weight: Array, delta: LoraDelta, dtype: Any, reference:
     for rows in _row_blocks(weight):
         old, change = _terms(weight[rows], a, b[rows], dtype, reference)
         with np.errstate(all="ignore"):  # numbers that are not finite
-            apart = merged[rows].astype(np.float64) - _rounded(old + change, dtype)
-            products = change * apart
+            expected, found = (old + change).astype(np.float32).astype(dtype), merged[rows].astype(dtype)
+            # most numbers of most merges are equal: only the others are computed with
+            at = np.nonzero(expected != found)
+            products = change[at] * (found[at].astype(np.float64) - expected[at].astype(np.float64))
             trend, variance = float(products.sum()), float(np.sum(products * products))
-            sums += FactorSums(apart.size, int(np.count_nonzero(apart)), trend, variance)
+            sums += FactorSums(found.size, len(products), trend, variance)
     if not sums.is_aside and sums.numbers > _CHUNK:
         return sums
     slope = 0.0
