@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_recipes import facts, found, make_target, said, v3
+from dataset_recipes import facts, found, make_target, said, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.dataset.checks import dataset_results
+from pytest_mistral_lora.conformance.dataset.checks import dataset_results, file_results
 from pytest_mistral_lora.conformance.dataset.file_faults import FILE_FAULTS, Bound, faulty_rows
 from pytest_mistral_lora.conformance.dataset.file_signs import note_file_signs
 from pytest_mistral_lora.conformance.dataset.tally import DatasetTally, packed_place
 from pytest_mistral_lora.conformance.finding import RULES
-from pytest_mistral_lora.strategies import rows
+from pytest_mistral_lora.strategies import hostile_text
 
 ROOT = Path(__file__).parents[2]
 RULES_OF_FILES = {rule.id for rule in RULES.of("dataset", "statistics")}
@@ -124,7 +126,9 @@ PROSE += "train and by ship, because he could not leave it there in the rain."
     ],
 )
 def test_the_share_of_the_rows_decides(answer: Callable[[int], str], expected: dict[str, str], tmp_path: Path) -> None:
-    results = dataset_results(make_target(tmp_path, distinct(answer)))
+    # a tokenizer without a chat template: nothing is compared
+    tokenizer = CheckpointTokenizer(shipped_tokenizer("spm-v3"))
+    results = file_results(write_rows(tmp_path / "rows.jsonl", distinct(answer)), tokenizer)
     seen = {one.rule: one.severity for one in found(results, *RULES_OF_FILES)}
     assert seen == expected
 
@@ -164,18 +168,12 @@ def test_check_fails_and_stats_shows_the_rows(tmp_path: Path, capsys: Any) -> No
     assert "name unfilled: 30, first rows.jsonl:1" in " ".join(capsys.readouterr().out.split())
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
-@given(drawn=st.data())
-def test_hostile_texts_are_no_fault_of_their_file(drawn: st.DataObject) -> None:
-    data = drawn.draw(st.lists(rows(alternating=False), min_size=30, max_size=40))
-    tally = DatasetTally()
-    for number, row in enumerate(data):
-        tally.findings.at = packed_place(0, number)
-        note_file_signs(tally, 0, parse_row(row), v3().oracle.encode(row))
-    tally.counts[0, "rows"] = len(data)
-    for fault in FILE_FAULTS:
-        count = tally.signs.get((0, fault.name))
-        assert count is None or fault.severity(count.rows, len(data)) != "error", (fault, count)
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@given(texts=st.lists(hostile_text(), min_size=40, max_size=50))
+def test_hostile_texts_are_no_fault_of_their_file(texts: list[str]) -> None:
+    counts = signs_of(*(said(f"{number}: {text}", text or "-") for number, text in enumerate(texts)))
+    errors = [fault.name for fault in FILE_FAULTS if fault.severity(counts.get(fault.name, 0), len(texts)) == "error"]
+    assert errors == []
 
 
 def in_words(bound: Bound | None) -> str:
