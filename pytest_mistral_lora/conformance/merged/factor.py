@@ -40,6 +40,9 @@ _ROUNDED = 2.0**-8 / math.sqrt(3)
 """Standard error of a number that is rounded to bfloat16, as a share of it: A and B may have been, in any merge."""
 
 _NARROW = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
+_SMALL = 1 << 16
+"""Most numbers of a layer that may be too small to show a factor by itself."""
+
 _CHUNK = 1 << 21
 """Numbers to compare at a time: 16 MiB in float64."""
 
@@ -178,7 +181,7 @@ def _sums(merged: Array, weight: Array, delta: LoraDelta, dtype: Any, reference:
             products = change[at] * (found[at].astype(np.float64) - expected[at].astype(np.float64))
             trend, variance = float(products.sum()), float(np.sum(products * products))
             sums += FactorSums(found.size, len(products), trend, variance)
-    if not sums.is_aside and sums.numbers > _CHUNK:
+    if not sums.is_aside and sums.numbers > _SMALL:
         return sums
     slope = 0.0
     for rows in _row_blocks(weight):
