@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 GITHUB = ROOT / ".github"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+GPU_WORKFLOW = ROOT / "examples" / "gpu" / "gpu.yml"
+WORKFLOWS = [*sorted((GITHUB / "workflows").glob("*.yml")), GPU_WORKFLOW]
 FORMS = sorted(path for path in (GITHUB / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml")
 
 
@@ -49,11 +51,29 @@ def test_a_workflow_has_pinned_actions_few_permissions_and_a_limit_of_time(path:
     actions = re.findall(r"uses: (.*)", text)
     assert actions
     assert [action for action in actions if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", action)] == []
-    loaded = workflow(path.stem)
+    loaded = yaml.safe_load(text)
     assert loaded["permissions"] == {"contents": "read"}
     assert all("timeout-minutes" in job for job in loaded["jobs"].values())
     # a value of somebody else is never a part of a script
     assert not re.search(r"run:.*\$\{\{", text)
+
+
+def test_the_workflow_for_gpus_never_runs_code_of_pull_requests_and_trains_on_the_gpu() -> None:
+    loaded = yaml.safe_load(GPU_WORKFLOW.read_text(encoding="utf-8"))
+    assert set(loaded[True]) == {"push", "schedule", "workflow_dispatch"}
+    [job] = loaded["jobs"].values()
+    assert job["runs-on"] == ["self-hosted", "gpu"]
+    [command] = [step["run"] for step in job["steps"] if step.get("run", "").startswith("pytest")]
+    words = shlex.split(command.replace('--mistral-recipe "$RECIPE"', ""))
+    assert "cuda" in words
+    # as there, but on the device that every machine has
+    chosen = [word.replace("cuda", "cpu") for word in words[1:]]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *chosen, "--collect-only", "-q"], capture_output=True, text=True, check=False
+    )
+    items = [line for line in done.stdout.splitlines() if line.startswith("mistral-golden::")]
+    assert items
+    assert all("::train::" in item for item in items)
 
 
 def test_a_release_is_published_without_a_password_and_by_one_job_alone() -> None:
