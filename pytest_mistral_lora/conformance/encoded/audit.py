@@ -150,11 +150,11 @@ class Audit:
         self.columns.update(() if line.error else line.columns)
         if not (line.rows or line.error or self.source.paths):
             read = self._reader.read(line)
-            self.read_back += 1
-            self.without_labels += read.without_labels
             findings += read.findings
             if not read.expected:
                 return LineVerdict(line.index, line.place, "not judged", tuple(findings))
+            self.read_back += 1
+            self.without_labels += read.without_labels
             self.packed += read.line.packed
             return self._compare(read.line, read.expected, findings, new=new)
         self.packed += line.packed
