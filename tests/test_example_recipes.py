@@ -64,7 +64,10 @@ def test_a_recipe_is_accepted_for_its_class(name: str, tmp_path: Path) -> None:
     answer = [THINKING, {"type": "text", "text": "4"}] if "thinking" in tokenizer else "4"
     rows = [ROW, {"messages": [{"role": "user", "content": "And 3 + 3?"}, {"role": "assistant", "content": answer}]}]
     # enough rows that the share of held-out ones has some
-    rows += [{"messages": [{**ROW["messages"][0], "content": f"{n} + 2?"}, ROW["messages"][1]]} for n in range(3, 200)]
+    rows += [
+        {"messages": [{**ROW["messages"][0], "content": f"{n} + 2?"}, {"role": "assistant", "content": f"{n + 2}"}]}
+        for n in range(3, 200)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings = Settings(1, None, "cpu", True, (), False, tmp_path)
     checks = list(collect(NamedPaths(recipes=[tmp_path / "recipe.yaml"]).targets(), settings))

@@ -65,11 +65,11 @@ def test_a_list_of_an_editor_on_windows_is_read(tmp_path: Path) -> None:
 
 
 def test_a_hostile_text_is_no_entry(tmp_path: Path) -> None:
-    text = baseline_text([record("x", Finding("ML601", "a\nML004  # fine\u2028ML005 # fine\x1e" + 200 * "b"))])
-    assert entries(text) == ["mistral-golden::a::x  # "]
+    text = baseline_text([record("dataset::x", Finding("ML601", "a\nML004  # fine\u2028ML005 # fine\x1e" + 200 * "b"))])
+    assert entries(text) == ["mistral-golden::a::dataset::x  # "]
     file = tmp_path / "known.txt"
     file.write_text(text)
-    with pytest.raises(ValueError, match=r"known\.txt:5: 'mistral-golden::a::x' has no reason"):
+    with pytest.raises(ValueError, match=r"known\.txt:5: 'mistral-golden::a::dataset::x' has no reason"):
         read_xfails(file)
     file.write_text(text.replace("  # \n", "  # looked at\n"))
-    assert [(one.id, one.reason) for one in read_xfails(file)] == [("mistral-golden::a::x", "looked at")]
+    assert [(one.id, one.reason) for one in read_xfails(file)] == [("mistral-golden::a::dataset::x", "looked at")]

@@ -317,7 +317,7 @@ BROKEN: dict[str, tuple[str, str, list[str | bytes | Write]]] = {
             "",
             _lines(ROW),
             _lines(SHARED),
-            _lines({"input_ids": [1], "labels": [1]}),
+            _lines({"input_ids": [1], "labels": "1"}),
             _lines({**IDS, "input_ids": "1"}),
             _lines({**ROW, "input_ids": [1]}),
             _lines({**IDS, "row": -1}),
