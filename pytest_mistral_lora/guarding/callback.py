@@ -116,8 +116,8 @@ class MistralGuard(TrainerCallback):
         found = first_batches(loader, self._batches, epoch=epoch, skipped=skipped)
         return [row for number, batch in enumerate(found) for row in rows_of(batch, number, self._dataset)]
 
-    def _judge(self, run: GuardedRun, read: Any, started: float) -> None:
-        """Judge rows, exchange the outcome with the other processes, and stop or warn."""
+    def _judge(self, run: GuardedRun, read: Any, started: float, moment: str = "before a weight moves") -> None:
+        """Judge rows, exchange the outcome with the other processes, and stop at this moment or warn."""
         failure = ""
         try:
             self.verdict = judge_run(run, read(), started)
@@ -133,7 +133,7 @@ class MistralGuard(TrainerCallback):
         elif failures:
             rank, text = failures[0]
             of_process = f" (process {rank} of {_processes()})" if _processes() > 1 else ""
-            raise GuardError(f"the run is stopped before a weight moves{of_process}\n{text}", verdict=self.verdict)
+            raise GuardError(f"the run is stopped {moment}{of_process}\n{text}", verdict=self.verdict)
         elif self.verdict is not None and run.args.process_index == 0:
             _LOG.info("%r", self.verdict)
 
@@ -186,8 +186,10 @@ class _StreamWatch:
             self._judge(rows)
 
     def _judge(self, rows: list[GuardedRow]) -> None:
+        # earlier batches may have moved weights
+        moment = "before a weight moves" if self._seen == 1 else f"at batch {self._seen} of its stream"
         with undisturbed(None, self._run.args.device):
-            self._guard._judge(self._run, lambda: rows, time.perf_counter())
+            self._guard._judge(self._run, lambda: rows, time.perf_counter(), moment)
 
 
 def rows_of(batch: ModelBatch, number: int, dataset: Any) -> list[GuardedRow]:
