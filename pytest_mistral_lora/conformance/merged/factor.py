@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from pytest_mistral_lora.conformance.merged.weights import row_blocks
 from pytest_mistral_lora.records.lora_delta import LoraDelta
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -172,7 +173,7 @@ def _sums(merged: Array, weight: Array, delta: LoraDelta, dtype: Any, reference:
         a, b = (_rounded(factor, dtype) for factor in (a, b))
     b *= float(np.array(delta.scaling).astype(dtype)) if reference.scale else delta.scaling
     sums = FactorSums()
-    for rows in _row_blocks(weight):
+    for rows in row_blocks(len(weight), weight[0].size, _CHUNK):
         old, change = _terms(weight[rows], a, b[rows], dtype, reference)
         with np.errstate(all="ignore"):  # numbers that are not finite
             expected, found = (old + change).astype(np.float32).astype(dtype), merged[rows].astype(dtype)
@@ -184,7 +185,7 @@ def _sums(merged: Array, weight: Array, delta: LoraDelta, dtype: Any, reference:
     if not sums.is_aside and sums.numbers > _SMALL:
         return sums
     slope = 0.0
-    for rows in _row_blocks(weight):
+    for rows in row_blocks(len(weight), weight[0].size, _CHUNK):
         old, change = _terms(weight[rows], a, b[rows], dtype, reference)
         with np.errstate(all="ignore"):
             above, below = (_rounded(old + (1 + step) * change, dtype) for step in (_STEP, -_STEP))
@@ -224,15 +225,11 @@ def _fits(values: Array, dtype: Any) -> bool:
     if values.dtype == dtype:
         return True
     return all(
-        np.array_equal(values[rows].astype(dtype).astype(values.dtype), values[rows]) for rows in _row_blocks(values)
+        np.array_equal(values[rows].astype(dtype).astype(values.dtype), values[rows])
+        for rows in row_blocks(len(values), values[0].size, _CHUNK)
     )
 
 
 def _rounded(values: Array, dtype: Any) -> Array:
     """Return float64 numbers, rounded to float32 and then to a dtype, as torch rounds a sum in 16 bits."""
     return values.astype(np.float32).astype(dtype).astype(np.float64)
-
-
-def _row_blocks(tensor: Array) -> Iterator[slice]:
-    step = max(1, _CHUNK // max(1, tensor[0].size))
-    return (slice(start, start + step) for start in range(0, len(tensor), step))

@@ -24,7 +24,7 @@ from pytest_mistral_lora.conformance.adapter.layout import AdapterLayout, adapte
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.conformance.merged.factor import FactorSums, MergeFactor
 from pytest_mistral_lora.conformance.merged.replay import MergeReplay, rounding_orders
-from pytest_mistral_lora.conformance.merged.weights import rounding_bound
+from pytest_mistral_lora.conformance.merged.weights import rounding_bound, row_blocks
 from pytest_mistral_lora.errors import InputError, MistralLoraError, and_more
 from pytest_mistral_lora.records.adapter_config import CONFIG, require_plain_sum
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -175,9 +175,8 @@ class AdapterAtHand:
         """Return the largest distance of a number from base plus adapter, in units of the rounding bound."""
         merged, base = (_rows_of(array) for array in (self.own.array(merged_name), self.before.array(name)))
         factors = tuple(np.abs(factor).astype(np.float32) for factor in delta.factors()) if delta.is_low_rank else None
-        step, farthest = max(1, _CHUNK // max(1, base.shape[1])), 0.0
-        for start in range(0, len(base), step):
-            rows = slice(start, start + step)
+        farthest = 0.0
+        for rows in row_blocks(len(base), base.shape[1], _CHUNK):
             old, new = base[rows].astype(np.float32), merged[rows].astype(np.float32)
             with np.errstate(all="ignore"):  # numbers that are not finite, or rows of zeros under DoRA
                 expected = delta.sums(base, rows)[0].astype(np.float32)

@@ -6,10 +6,11 @@ casts A and B to float32 on a CPU, and the product back. Only the order of round
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.conformance.merged.weights import row_blocks
 from pytest_mistral_lora.records.lora_delta import LoraDelta
 
 if TYPE_CHECKING:
@@ -113,13 +114,9 @@ def _is_equal(order: RoundingOrder, merged: torch.Tensor, weight: torch.Tensor, 
     import torch
 
     return all(
-        torch.equal(merged[rows], order.merged(weight, delta, rows).to(merged.dtype)) for rows in _row_blocks(weight)
+        torch.equal(merged[rows], order.merged(weight, delta, rows).to(merged.dtype))
+        for rows in row_blocks(len(weight), weight.shape[-1], _BLOCK)
     )
-
-
-def _row_blocks(weight: torch.Tensor) -> Iterator[slice]:
-    step = max(1, _BLOCK // max(1, weight.shape[-1]))
-    return (slice(start, start + step) for start in range(0, len(weight), step))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -90,6 +90,18 @@ def compare_tensors(merged: Weights, base: Weights, pairs: Mapping[str, str]) ->
     return found
 
 
+def row_blocks(rows: int, width: int, numbers: int) -> Iterator[slice]:
+    """Yield the rows of a matrix in parts, in order: memory is bounded by the numbers of a part.
+
+    Args:
+        rows: The number of rows.
+        width: The numbers in a row.
+        numbers: The most numbers in a part; a part has one row at least.
+    """
+    step = max(1, numbers // max(1, width))
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
 def _is_finite(tensor: Array) -> bool:
     # in parts: the embeddings of a large model in float32 would be gigabytes
     flat = tensor.reshape(-1)
@@ -100,13 +112,12 @@ def _is_finite(tensor: Array) -> bool:
 def _compare(merged: Array, base: Array, dtype: str) -> MergedTensor:
     # of a larger vocabulary, only the base's rows
     base = base[: merged.shape[0]]
-    rows = max(1, _CHUNK // max(1, merged[0].size))
     finite, changed, emptied, sums = _is_finite(merged), 0, 0, [0.0, 0.0]
     columns = np.zeros((2, merged[0].size), dtype=bool)  # not zero, in the merged tensor and in the base
     # a merge may have gone through a narrower dtype than the file's: bf16 weights that were saved as float32
     same = dict.fromkeys((merged.dtype, np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)), True)
-    for start in range(0, base.shape[0], rows):
-        new, old = (array[start : start + rows].reshape(-1, array[0].size) for array in (merged[: base.shape[0]], base))
+    for rows in row_blocks(base.shape[0], merged[0].size, _CHUNK):
+        new, old = (array[rows].reshape(-1, array[0].size) for array in (merged[: base.shape[0]], base))
         for through in same:
             same[through] = same[through] and np.array_equal(old.astype(through).astype(merged.dtype), new)
         if not same[merged.dtype]:
