@@ -178,10 +178,9 @@ def with_messages(records: Sequence[Record], batch: ModelBatch, dataset: Any) ->
     names = getattr(dataset, "column_names", None) or ()
     if "messages" not in names or "input_ids" not in names or len(records) not in (1, len(batch.indices)):
         return list(records)
-    sources = [dataset[index] for index in batch.indices]
     keys = [key for key in ("messages", "tools") if key in names]
-    if len(records) == len(sources):
-        pairs = zip(records, sources, strict=True)
-        return [{**record, **{key: source[key] for key in keys if source[key] is not None}} for record, source in pairs]
+    sources = (dataset[index] for index in batch.indices)
     conversations = [{key: source[key] for key in keys if source[key] is not None} for source in sources]
+    if len(records) == len(conversations):
+        return [record | conversation for record, conversation in zip(records, conversations, strict=True)]
     return [{**records[0], "conversations": conversations}]
