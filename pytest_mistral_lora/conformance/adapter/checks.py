@@ -17,7 +17,7 @@ from pytest_mistral_lora.conformance.adapter.named_base import named_base_findin
 from pytest_mistral_lora.conformance.base_tokenizer import base_result, template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, findings_of, first_findings
-from pytest_mistral_lora.conformance.folder_contents import TRAINER_STATE, other_files
+from pytest_mistral_lora.conformance.folder_contents import TRAINER_PICKLES, other_files
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
@@ -185,7 +185,7 @@ class AdapterChecks:
         """Check that the files exist and match their names' formats, and that there are no other weights."""
         path, entries, findings = self.folder.path, sorted(self.folder.path.iterdir()), []
         for file in entries:
-            if file.suffix in _PICKLES and not TRAINER_STATE.fullmatch(file.name):
+            if file.suffix in _PICKLES and not TRAINER_PICKLES.fullmatch(file.name):
                 found = "weights in a pickle file: not loaded"
                 findings.append(Finding("ML406", found, str(file), f"safetensors only: {ADAPTER_TENSORS}"))
             if _SHARD.fullmatch(file.name):

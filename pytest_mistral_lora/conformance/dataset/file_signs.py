@@ -83,8 +83,9 @@ _CALL = re.compile(
     re.MULTILINE,
 )
 
-_SENTENCES = re.compile(r"[.!?](?:\s|\Z)|[。！？]")  # noqa: RUF001
-_OPEN_ENDS = frozenset(",;:-–—(")  # noqa: RUF001
+# the last three are the full stop and the marks of Chinese and Japanese
+_SENTENCES = re.compile(r"[.!?](?:\s|\Z)|[\u3002\uff01\uff1f]")
+_OPEN_ENDS = frozenset(",;:-\u2013\u2014(")
 
 CALLS, CALLS_AS_TEXT, NO_PROMPT = "calls", "calls_as_text", "no_system_prompt"
 """Signs that are no fault by themselves: rows may differ in them."""
