@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft_bases import write_base_and_lora
 from safetensors.torch import load_file, save_file
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import MistralForCausalLM
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.finding import Result
@@ -35,21 +36,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         key = repr((dtype, settings))
         if key not in folders:
             folder = folders[key] = tmp_path_factory.mktemp("rounding")
-            sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-            heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-            config = MistralConfig(architectures=["MistralForCausalLM"], **sizes, **heads)
-            with warnings.catch_warnings(), torch.random.fork_rng():
-                warnings.simplefilter("ignore")
-                torch.manual_seed(0)
-                MistralForCausalLM(config).to(dtype).save_pretrained(folder / "base")
-                model = MistralForCausalLM.from_pretrained(folder / "base", dtype=dtype)
-                targets = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
-                values = {"r": 8, "lora_alpha": 12, "target_modules": targets, **settings}
-                adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **values))
-                for name, parameter in adapted.named_parameters():
-                    if ".lora_B" in name:
-                        parameter.data.normal_(std=0.02)
-                adapted.save_pretrained(folder / "lora")
+            targets = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
+            values = {"r": 8, "lora_alpha": 12, "target_modules": targets, **settings}
+            write_base_and_lora(folder, dtype, **values)
         return folders[key]
 
     return make

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft_bases import write_base_and_lora
 from safetensors.torch import load_file, save_file
 from suite_records import suite_records
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import MistralConfig
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import Weights
@@ -38,22 +39,10 @@ def merge(tmp_path_factory: pytest.TempPathFactory) -> Merge:
         key = repr((dtype, tied, std, settings))
         if key not in made:
             folder = made[key] = tmp_path_factory.mktemp("merge")
-            sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-            heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": tied}
-            config = MistralConfig(architectures=["MistralForCausalLM"], **sizes, **heads)
-            with warnings.catch_warnings(), torch.random.fork_rng():
+            values = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], **settings}
+            adapted = write_base_and_lora(folder, dtype, tied=tied, std=std, **values)
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                torch.manual_seed(0)
-                MistralForCausalLM(config).to(dtype).save_pretrained(folder / "base")
-                model = MistralForCausalLM.from_pretrained(folder / "base", dtype=dtype)
-                values = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
-                adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **{**values, **settings}))
-                for name, parameter in adapted.named_parameters():
-                    if ".lora_B" in name:
-                        parameter.data.normal_(std=std)
-                    if "modules_to_save" in name:
-                        parameter.data += torch.randn_like(parameter) / 100
-                adapted.save_pretrained(folder / "lora")
                 adapted.merge_and_unload().save_pretrained(folder / "merged")
         return made[key]
 
