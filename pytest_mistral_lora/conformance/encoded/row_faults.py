@@ -53,7 +53,7 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
     # A row with far too many ids has its class within the first of them; decoding and comparing them all is slow.
     rest = _content_faults(row, expected, with_bos[: 4 * len(expected) + 1000], oracle)
     # Ids of another vocabulary look like other texts or turns.
-    looks_like_another = {fault.rule for fault in rest} & {"ML533", "ML534", "ML535"}
+    looks_like_another = {fault.rule for fault in rest} & {"ML533", "ML534", "ML535", "ML555"}
     other = _other_tokenizer(row, ids, oracle) if looks_like_another else None
     return [other] if other else [*bos, *rest]
 
