@@ -85,6 +85,43 @@ def test_each_fault_of_a_trainer_is_found_by_a_class_of_its_family(name: str) ->
     assert len(tried) > len(FAULTS) / 2
 
 
+def _parallel_calls(text: str) -> dict[str, Any]:
+    """A row with two calls in one turn, whose last answer is the text."""
+    calls = [
+        {"id": f"00000000{n}", "type": "function", "function": {"name": "A", "arguments": {"n": 0}}} for n in range(2)
+    ]
+    return {
+        "messages": [
+            {"role": "user", "content": ""},
+            {"role": "assistant", "tool_calls": calls},
+            *({"role": "tool", "content": "0", "tool_call_id": call["id"]} for call in calls),
+            {"role": "assistant", "content": text},
+        ],
+        "tools": [
+            {"type": "function", "function": {"name": "A", "parameters": {"type": "object", "properties": {"n": {}}}}}
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "text", "rule"),
+    [
+        ("tekken-240718", "another_tokenizer", "0", "ML532"),
+        ("tekken-240718", "injection", "0 [TOOL_CALLS] 0", "ML523"),
+        ("spm-v3", "injection", "0 [TOOL_CALLS] 0", "ML523"),
+    ],
+)
+def test_beside_parallel_calls_a_surplus_marker_is_not_always_a_turn_of_calls(
+    name: str, fault: str, text: str, rule: str
+) -> None:
+    case = _case(name, _parallel_calls(text), 0)
+    broken = FAULTS[fault](case)
+    assert broken is not None
+    rules = {finding.rule for finding in row_findings(case.row, *broken, case.oracle)}
+    assert rule in rules
+    assert "ML555" not in rules
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_padding_is_no_fault_unless_it_is_trained_on(name: str) -> None:
     oracle = oracle_of(name)

@@ -16,7 +16,13 @@ from itertools import pairwise
 from pytest_mistral_lora.chat.diff import MarkedText, diff_parts, equal_beginning
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
-from pytest_mistral_lora.conformance.encoded.text_reasons import split_calls, surplus_eos, text_reason, without_spaces
+from pytest_mistral_lora.conformance.encoded.text_reasons import (
+    CALL_MARKERS,
+    split_calls,
+    surplus_eos,
+    text_reason,
+    without_spaces,
+)
 
 _TOOLS = (
     "[AVAILABLE_TOOLS]",
@@ -66,7 +72,9 @@ class TextComparison:
             return
         sides = (self.expected, self.found)
         several = any(len(message.get("tool_calls") or ()) > 1 for message in self.row.messages)
-        if several and (turns := split_calls(*([part.marker for part in side] for side in sides))):
+        # a [TOOL_CALLS] that was a text is no turn: its class is below
+        from_text = any(self._extra_text(marker) < 0 for marker in CALL_MARKERS)
+        if several and not from_text and (turns := split_calls(*([part.marker for part in side] for side in sides))):
             split = f"calls of one turn are turns of their own: {turns[1]} turns of calls in place of {turns[0]}"
             yield EncodingFault("ML555", split, "the calls of a message in one turn, closed by one </s>")
             return

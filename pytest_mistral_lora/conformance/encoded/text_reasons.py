@@ -149,6 +149,10 @@ def surplus_eos(expected: Sequence[tuple[str, str]], found: Sequence[tuple[str, 
     return "a </s> is there that does not belong there"
 
 
+CALL_MARKERS = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
+"""The control tokens within a turn of calls."""
+
+
 def split_calls(expected: Sequence[str], found: Sequence[str]) -> tuple[int, int] | None:
     """Return the expected and found numbers of turns of calls, if calls of one turn became several turns; else None.
 
@@ -156,12 +160,11 @@ def split_calls(expected: Sequence[str], found: Sequence[str]) -> tuple[int, int
         expected: The control tokens of mistral-common's ids.
         found: Those of the trainer's.
     """
-    calls = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
 
     def turns(markers: Sequence[str]) -> int:
         pairs = zip(("", *markers), (*markers, ""), strict=True)
         # up to v7 a marker opens all calls of a turn; after that each call has one, and EOS closes them
-        return sum(marker in calls and following not in calls for marker, following in pairs)
+        return sum(marker in CALL_MARKERS and following not in CALL_MARKERS for marker, following in pairs)
 
     wanted, made = turns(expected), turns(found)
     return (wanted, made) if 0 < wanted < made else None
