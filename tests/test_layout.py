@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "assertions": RECORDS | {"conformance"},
     "judging": RECORDS | {"conformance", "report"},
     "guarding": RECORDS | {"conformance", "judging", "runners"},
-    "plugin": RECORDS | {"conformance", "report", "environment"},
+    "plugin": RECORDS | {"conformance", "report", "environment", "starter"},
     "starter": RECORDS | {"formats", "training", "conformance"},
     "cli": RECORDS | {"conformance", "report", "training", "runners", "formats", "starter", "environment", "judging"},
 }

@@ -17,7 +17,13 @@ from pytest_mistral_lora.conformance.checks import ROOT
 from pytest_mistral_lora.plugin.items import CheckItem, SuiteCollector
 from pytest_mistral_lora.plugin.options import PATH_FLAGS
 from pytest_mistral_lora.plugin.settings import PluginSettings
-from pytest_mistral_lora.plugin.summary import FailedChecks, write_annotations, write_line, write_summary
+from pytest_mistral_lora.plugin.summary import (
+    FailedChecks,
+    write_annotations,
+    write_left_out_tests,
+    write_line,
+    write_summary,
+)
 
 if TYPE_CHECKING:
     import subprocess
@@ -53,6 +59,7 @@ class Suite:
         # paths of the settings are relative to it, and a user's test may change the working directory
         self._home = config.invocation_params.dir
         self._failed = FailedChecks(strict=settings.strict)
+        self._leaves_out_tests = False
         if not self._is_worker:
             config.pluginmanager.register(self._failed, "mistral_lora_failed_checks")
         if worker:
@@ -65,6 +72,8 @@ class Suite:
         # public, but there is no other way to prevent it.
         if config.args_source == pytest.Config.ArgsSource.INVOCATION_DIR:
             config.args = []
+            # `-o testpaths=` asks for the suite alone
+            self._leaves_out_tests = not any(given.startswith("testpaths=") for given in config.option.override_ini or ())
 
     @cached_property
     def session(self) -> Session:
@@ -214,6 +223,8 @@ class Suite:
 
                 unused += unused_folders(self.settings.golden_folders, self.session.targets)
             write_summary(terminalreporter, self.session, self.settings, unused=unused)
+            if self._leaves_out_tests:
+                write_left_out_tests(terminalreporter, self._home)
         if self.settings.output_format == "github":
             with chdir(self._home):
                 write_annotations(terminalreporter, self.session)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -155,6 +156,21 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
             write_line(terminal, f"note {cause.headline()} - {cause.check}", yellow=True)
     for line in _unchecked_lines(session, settings, unused):
         write_line(terminal, line)
+
+
+def write_left_out_tests(terminal: Any, folder: Path) -> None:
+    """Say that the tests of a folder did not run, if there are any: a run of the suite alone is green without them."""
+    from pytest_mistral_lora.starter.own_tests import find_test_files
+
+    config = terminal.config
+    files = find_test_files(folder, config.getini("python_files"), config.getini("norecursedirs"))
+    if not files:
+        return
+    which = files[0].relative_to(folder) if len(files) == 1 else counted(len(files), "file")
+    command = shlex.join(["pytest", *config.invocation_params.args, "."])
+    settings = config.inipath.name if config.inipath else "pytest.ini"
+    remedy = f"to run them, too: {command} (or set testpaths in {settings})"
+    write_line(terminal, f"your tests ({which}) were not collected; {remedy}", yellow=True)
 
 
 def write_annotations(terminal: Any, session: Session) -> None:

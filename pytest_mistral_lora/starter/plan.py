@@ -26,6 +26,7 @@ from pytest_mistral_lora.starter.inputs import (
     seen_rows,
 )
 from pytest_mistral_lora.starter.names import require_plain, yaml_text
+from pytest_mistral_lora.starter.own_tests import folders_with_tests
 from pytest_mistral_lora.starter.settings import ExtendedFile, pre_commit_settings, pytest_settings
 
 Ci = Literal["github", "gitlab"]
@@ -197,7 +198,11 @@ def _add_tests(plan: StartPlan) -> None:
     values = {"mistral_recipes": [RECIPE]}
     if has_goldens(plan):
         values["mistral_golden_dirs"] = [GOLDENS.as_posix()]
-    _add_extended(plan, pytest_settings(plan.folder, values), "what `pytest --mistral-golden` checks")
+    # else the suite would run alone, without the repository's own tests
+    tests = folders_with_tests(plan.folder)
+    defaults = {"testpaths": tests} if tests else {}
+    made = pytest_settings(plan.folder, values, defaults)
+    _add_extended(plan, made, "what `pytest --mistral-golden` checks")
 
 
 def _add_extended(plan: StartPlan, made: ExtendedFile, purpose: str) -> None:

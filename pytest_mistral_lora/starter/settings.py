@@ -46,20 +46,27 @@ _TOML = {
 }
 
 
-def pytest_settings(folder: Path, values: Mapping[str, list[str]]) -> ExtendedFile:
+def pytest_settings(
+    folder: Path, values: Mapping[str, list[str]], defaults: Mapping[str, list[str]] | None = None
+) -> ExtendedFile:
     """Return the file of a folder that pytest reads, with our settings.
 
     Args:
         folder: The repository.
         values: Paths by the name of the setting.
+        defaults: The same, for settings that stay as they are if the file has them.
     """
+    defaults = defaults or {}
     texts = {name: _text(folder / name) for name in _PYTEST_FILES if (folder / name).is_file()}
     for name, text in texts.items():
         sections = _TOML.get(name) or (_SECTIONS[name],)
         for section in sections:
             # pytest reads the files with its own name even if they are empty
             if text is not None and ("pytest." in name or _section(_parsed(name, text), name, section) is not None):
-                return _with_line_ends(folder / name, _extended(name, text, section, values))
+                present = _section(_parsed(name, text), name, section) or {}
+                new = {key: paths for key, paths in defaults.items() if key not in present}
+                return _with_line_ends(folder / name, _extended(name, text, section, {**values, **new}))
+    values = {**values, **defaults}
     name = "pyproject.toml" if "pyproject.toml" in texts else "pytest.ini"
     section = _TOML[name][0] if name in _TOML else "pytest"
     before = texts.get(name)

@@ -90,6 +90,29 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
     assert {check.subject for check in collect([recipe], settings)} == set(SUBJECTS) - others
 
 
+def test_the_summary_names_the_tests_that_were_left_out(golden: Run, pytester: pytest.Pytester) -> None:
+    chosen = ("-k", "spm-v1::tokenizer::file")
+    assert not _left_out(golden(*chosen))
+    pytester.makepyfile(test_mine=MINE)
+    assert _left_out(golden(*chosen)) == [
+        "your tests (test_mine.py) were not collected; to run them, too: "
+        f"pytest --mistral-golden {' '.join(chosen)} . (or set testpaths in pytest.ini)"
+    ]
+    for name in ("below", "venv", "build", "ours"):
+        pytester.mkdir(name).joinpath("test_one.py").write_text(MINE)
+    (pytester.path / "ours" / "pyvenv.cfg").touch()
+    [line] = _left_out(golden(*chosen))
+    assert line.startswith("your tests (2 files) were not collected")
+    # whoever names a path, or asks for the suite alone, knows
+    assert not _left_out(golden(*chosen, "test_mine.py"))
+    assert not _left_out(golden(*chosen, "-o", "testpaths="))
+
+
+def _left_out(result: pytest.RunResult) -> list[str]:
+    assert result.ret == 0
+    return [line for line in result.outlines if line.startswith("your tests")]
+
+
 @pytest.mark.parametrize("argument", ["test_mine.py", ".", "test_mine.py::test_mine"])
 def test_with_a_path_the_suite_is_collected_beside_it(
     argument: str, golden: Run, pytester: pytest.Pytester, every_id: list[str]

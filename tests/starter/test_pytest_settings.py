@@ -48,6 +48,18 @@ def parsed(name: str, text: str) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize("case", FILES)
+def test_a_default_is_added_unless_the_file_has_the_setting(case: str, tmp_path: Path) -> None:
+    files, expected = FILES[case]
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    made = pytest_settings(tmp_path, VALUES, {"testpaths": ["tests"], "addopts": ["-v"]})
+    assert made.text is not None
+    ours, old = parsed(expected, made.text)["ours"], parsed(expected, files.get(expected, ""))["ours"]
+    assert set(ours) == {"testpaths", "addopts", *VALUES, *old}
+    assert {key: ours[key] for key in old} == old
+
+
+@pytest.mark.parametrize("case", FILES)
 def test_keys_are_added_to_the_file_that_pytest_reads(case: str, tmp_path: Path, pytester: pytest.Pytester) -> None:
     files, expected = FILES[case]
     for name, text in files.items():

@@ -100,6 +100,19 @@ def test_a_repository_is_guarded_and_a_second_run_changes_nothing(
     assert run_pytest(*command).ret == 1
 
 
+def test_the_suite_runs_beside_the_tests_of_the_repository(repository: Path, mistral_lora: RunVerb) -> None:
+    write_rows(repository / "rows.jsonl", TALK)
+    for name in ("checks/test_mine.py", "tests/deep/mine_test.py", "docs/conf.py"):
+        (repository / name).parent.mkdir(parents=True)
+        (repository / name).write_text("def test_mine(): pass\n")
+    init(repository, mistral_lora, "rows.jsonl", "--base", "models/base")
+    settings = (repository / "pytest.ini").read_text()
+    assert "testpaths =\n    checks\n    tests\n" in settings
+    (repository / "pytest.ini").write_text(settings.replace("    tests\n", ""))
+    init(repository, mistral_lora)
+    assert "    tests\n" not in (repository / "pytest.ini").read_text()
+
+
 @pytest.mark.parametrize("stated", [False, True], ids=["none", "--dry-run"])
 def test_without_data_there_are_example_rows(stated: bool, repository: Path, mistral_lora: RunVerb) -> None:
     done = init(repository, mistral_lora, "--base", "models/base", *(["--dry-run"] if stated else []))
