@@ -12,6 +12,7 @@ import pytest
 import yaml
 from derived_tekken import write_derived
 from packaging.version import Version
+from sampling import sampled
 from write_recipe_memory import DIMENSIONS, comment, configurations, memory, row, write_base
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -85,13 +86,7 @@ def _needs(name: str) -> None:
         pytest.skip(f"its class needs transformers {since}")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in ("mistral-7b-v0.3", "ministral-3-3b") else pytest.mark.slow)
-        for name in CHECKPOINTS
-    ],
-)
+@pytest.mark.parametrize("name", sampled(CHECKPOINTS, ("mistral-7b-v0.3", "ministral-3-3b")))
 def test_the_memory_on_the_page_is_the_estimate_from_the_dimensions(name: str) -> None:
     _needs(name)
     found = memory(name)

@@ -73,7 +73,9 @@ class Suite:
         if config.args_source == pytest.Config.ArgsSource.INVOCATION_DIR:
             config.args = []
             # `-o testpaths=` asks for the suite alone
-            self._leaves_out_tests = not any(given.startswith("testpaths=") for given in config.option.override_ini or ())
+            self._leaves_out_tests = not any(
+                given.startswith("testpaths=") for given in config.option.override_ini or ()
+            )
 
     @cached_property
     def session(self) -> Session:

@@ -11,6 +11,7 @@ from converted import converted_tokenizer
 from derived_tekken import derived_tokenizer
 from each_oracle import ALL, oracle_named
 from faulty_templates import FAULTY, each_message
+from sampling import sampled
 
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate
@@ -115,7 +116,7 @@ def test_a_lost_token_beside_a_named_fault_is_a_difference_of_its_own() -> None:
     assert [difference.shape for difference in comparison.differences] == ["user-text-stripped", "</s> → nothing"]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in ALL])
+@pytest.mark.parametrize("name", sampled(ALL, SAMPLE))
 def test_a_row_is_compared_behind_the_templates_own_system_prompt(name: str) -> None:
     oracle = oracle_named(name)
     template = ChatTemplate(converted_tokenizer(name).fast, oracle.chat_template(system_prompt=PROMPT))
@@ -134,7 +135,7 @@ def test_a_row_is_compared_behind_the_templates_own_system_prompt(name: str) -> 
 
 
 def test_a_template_without_a_prompt_of_its_own_has_none() -> None:
-    for name in ALL:
+    for name in SAMPLE:
         template = ChatTemplate(converted_tokenizer(name).fast, oracle_named(name).chat_template())
         assert template.own_prompt() is None
         assert template.own_prompt(tools=True) is None

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from converted import converted_tokenizer
 from each_oracle import oracle_named
+from sampling import sampled
 
 from pytest_mistral_lora.chat.reading import limited
 from pytest_mistral_lora.chat.rows import parse_row
@@ -112,7 +113,7 @@ def tokenizer() -> CheckpointTokenizer:
     return converted_tokenizer("spm-v3")
 
 
-@pytest.mark.parametrize("name", OVERRUNS)
+@pytest.mark.parametrize("name", sampled(OVERRUNS, ("a text that doubles", "a joined list", "a wide number", "bytes")))
 def test_a_template_that_overruns_is_refused_in_time(name: str, process: RenderProcess) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     found = process.ask({**question(OVERRUNS[name]), "foreign": True})

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from sampling import sampled
 from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
@@ -140,7 +141,7 @@ def broken(config: Mapping[str, Any], source: random.Random) -> str:
     return text
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", sampled(range(8), ("0", "1")))
 def test_a_broken_configuration_ends_in_an_error_of_this_project(
     seed: int, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -157,7 +158,10 @@ def test_a_broken_configuration_ends_in_an_error_of_this_project(
 @pytest.mark.parametrize(
     "value", [["x"] * 200_000, [["a"]] * 100_000, {f"{key:x}": "a" for key in range(80_000)}], ids=type
 )
-@pytest.mark.parametrize("key", ["layer_replication", "rank_pattern", "trainable_token_indices", "a_key_of_nobody"])
+@pytest.mark.parametrize(
+    "key",
+    sampled(["layer_replication", "rank_pattern", "trainable_token_indices", "a_key_of_nobody"], ["rank_pattern"]),
+)
 def test_a_megabyte_of_faults_is_one_fault_soon(key: str, value: Any, folders: tuple[Path, Path]) -> None:
     config, start = json.loads((folders[0] / CONFIG).read_text()), time.process_time()
     [fault] = key_faults({**config, key: value})

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import transformers
 from of_classes import MadeAdapter, made_adapter, tiny_base
+from sampling import sampled
 
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
@@ -19,6 +20,8 @@ from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 TEXTS = [name for name, one in TEXT_MODELS.items() if hasattr(transformers, one.name)]
 WRAPPED = [f"wrapped-{name}" for name in TEXTS if TEXT_MODELS[name].has_oracle and name != "mixtral"]
+# plain, latent and wrapped attention; an older transformers lacks the newer classes
+SAMPLE = [name for name in ("mistral", "mistral4", "wrapped-ministral3") if name in (*TEXTS, *WRAPPED)]
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -38,7 +41,7 @@ def fired(results: Mapping[str, Result]) -> list[str]:
     return [finding.text() for result in results.values() for finding in result.findings]
 
 
-@pytest.mark.parametrize("name", [*TEXTS, *WRAPPED])
+@pytest.mark.parametrize("name", sampled([*TEXTS, *WRAPPED], SAMPLE))
 def test_an_adapter_of_the_attention_is_sound(name: str) -> None:
     results = judged(made_adapter(name, kinds(name)))
     # kv_b_proj of latent attention is sound, and vLLM applies no adapter of it
@@ -47,7 +50,7 @@ def test_an_adapter_of_the_attention_is_sound(name: str) -> None:
     assert [result.not_checked for result in results.values() if result.not_checked] == []
 
 
-@pytest.mark.parametrize("name", [*TEXTS, *WRAPPED])
+@pytest.mark.parametrize("name", sampled([*TEXTS, *WRAPPED], SAMPLE))
 def test_a_merge_of_it_is_sound(name: str) -> None:
     made = made_adapter(name, kinds(name))
     merged = merged_cases(AdapterFolder(made.merged, BaseFolder(made.base)), [made.adapter])

@@ -30,6 +30,7 @@ import pytest
 from fuzzing import PEAK, run_verb
 from imported import lines
 from pyarrow import parquet
+from sampling import sampled
 
 from pytest_mistral_lora.chat.container import ARROW_STREAM, PARQUET
 from pytest_mistral_lora.chat.fields import Place
@@ -132,15 +133,23 @@ def zstd(data: bytes) -> bytes:
     return bytes(pa.Codec("zstd").compress(data))
 
 
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "bz2": bz2.compress,
+    "lzma": lzma.compress,
+    "zstd": zstd,
+}
+
+
 @linux
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstd], ids=lambda pack: pack.__module__)
+@pytest.mark.parametrize("pack", sampled(PACKED, ("zstd",)))
 @pytest.mark.parametrize(
     "start", ["instruction,output\n", "instruction,", 'instruction,output\na,"'], ids=["line", "header", "quote"]
 )
-def test_a_row_of_csv_without_an_end_is_refused(tmp_path: Path, pack: Callable[[bytes], bytes], start: str) -> None:
+def test_a_row_of_csv_without_an_end_is_refused(tmp_path: Path, pack: str, start: str) -> None:
     path = tmp_path / "a.csv.packed"
     more = "b" * 999 + ("\n" if start.endswith('"') else "b")
-    path.write_bytes(pack(start.encode()) + pack(more.encode() * 1000) * 30)
+    path.write_bytes(PACKED[pack](start.encode()) + PACKED[pack](more.encode() * 1000) * 30)
     assert "a.csv.packed:1: the row has 20,971,521 bytes and more; expected at most 20,971,520 bytes" in refused(path)
 
 

@@ -224,7 +224,7 @@ def case(seed: int) -> tuple[str, bytes]:
 
 
 def test_a_hostile_container_is_rows_or_an_error(campaign: MakeCampaign, tmp_path: Path) -> None:
-    containers = campaign("containers", 36)
+    containers = campaign("containers", 20)
     for seed in containers.seeds():
         name, data = case(seed)
         folder = tmp_path / str(seed)

@@ -15,6 +15,7 @@ from each_oracle import oracle_named
 from faulty_templates import FAULTY, each_message
 from llamacpp_process import BUILD, needs_llamacpp
 from record_published_templates import causes_of, llamacpp_verdict, template_of
+from sampling import sampled
 
 from pytest_mistral_lora.chat.templates.published import PublishedTemplate, published_templates
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
@@ -43,13 +44,7 @@ def test_each_cause_of_a_published_template_is_found(template: PublishedTemplate
 
 
 @needs_llamacpp
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name == FAILS_IN_LLAMACPP else pytest.mark.slow)
-        for name, template in PUBLISHED.items()
-    ],
-)
+@pytest.mark.parametrize("name", sampled(PUBLISHED, (FAILS_IN_LLAMACPP,)))
 def test_llamacpp_renders_a_published_template_as_recorded(name: str) -> None:
     template = PUBLISHED[name]
     if published_templates().llamacpp != f"b{BUILD}":

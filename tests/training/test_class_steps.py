@@ -10,17 +10,15 @@ import transformers
 import yaml
 from class_steps import CASES, HEADER, Case, ClassRun
 from safetensors.torch import load_file
+from sampling import sampled
 
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
-_WRAPPER = next(case for case in CASES if str(case) == "wrapped-ministral3-tied")
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(one, marks=() if one is _WRAPPER else pytest.mark.slow, id=str(one)) for one in CASES]
-)
+@pytest.mark.parametrize("case", sampled(CASES, ("wrapped-ministral3-tied",)))
 def test_every_step_works_and_the_page_has_it(case: Case, tmp_path: Path) -> None:
     if not hasattr(transformers, case.architecture.text.name):
         pytest.skip(f"transformers {case.architecture.text.since} has the class")

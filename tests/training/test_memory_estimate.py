@@ -13,6 +13,7 @@ import torch
 import transformers
 from class_models import Case
 from packaging.version import Version
+from sampling import sampled
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
@@ -35,9 +36,7 @@ CASES = [
     Case("ministral", wrapped=True),
 ]
 SAMPLE = {"mixtral", "wrapped-ministral"}
-each_case = pytest.mark.parametrize(
-    "case", [pytest.param(one, id=str(one), marks=() if str(one) in SAMPLE else pytest.mark.slow) for one in CASES]
-)
+each_case = pytest.mark.parametrize("case", sampled(CASES, SAMPLE))
 
 
 def described(case: Case, folder: Path) -> Path:

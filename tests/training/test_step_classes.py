@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from class_models import WINDOW, Case, distance
+from sampling import sampled
 
 from pytest_mistral_lora.training.step import Segment, forward, kernels_cpu
 from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
@@ -94,9 +95,7 @@ SAMPLE = {"ministral", "mistral4", "wrapped-ministral3-tied"}
 EXACT, FAULT = 1e-12, 0.1
 """Relative to the norm of a gradient: the faults above are from 0.7 on."""
 
-each_case = pytest.mark.parametrize(
-    "case", [pytest.param(one, id=str(one), marks=() if str(one) in SAMPLE else pytest.mark.slow) for one in MUTANTS]
-)
+each_case = pytest.mark.parametrize("case", sampled(MUTANTS, SAMPLE))
 
 
 @each_case
