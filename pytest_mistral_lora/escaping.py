@@ -78,6 +78,11 @@ def safe_json(data: Any, *, indent: int | None = None, allow_nan: bool = True) -
     return _COMMAND.sub(lambda found: found[0][:-1] + f"\\u{ord(found[0][-1]):04x}", escaped)
 
 
+def in_markdown(text: str) -> str:
+    """Return a text as one line in which Markdown and HTML find no mark-up."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+!|~&@:$-])", r"\\\1", printable(" ".join(text.split())))
+
+
 def safe_xml(text: str) -> str:
     """Return a whole XML document, made of printable texts, in which no line is a command for a CI system."""
     return _COMMAND.sub(lambda found: found[0][:-1] + f"&#{ord(found[0][-1])};", text)

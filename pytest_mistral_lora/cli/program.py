@@ -18,6 +18,7 @@ from pytest_mistral_lora.cli import (
     audit,
     chat,
     check,
+    compare,
     doctor,
     manifests,
     merge,
@@ -54,7 +55,7 @@ __all__ = ["EXIT_CODES", "VERBS", "main"]
 # --help`, a misspelt option or a wrong key in a recipe is then answered quickly.
 _GROUPS = {
     "start": (start.INIT, start.PIN, doctor.VERB),
-    "check": (check.VERB, audit.VERB, render.VERB, rules.VERB),
+    "check": (check.VERB, audit.VERB, compare.VERB, render.VERB, rules.VERB),
     "rows": (rows.IMPORT, rows.STATS),
     "train": (train.VERB, chat.VERB, smoke.VERB, merge.VERB, manifests.VERIFY, manifests.DIFF, manifests.NOTE),
     "serve": (serve_check.VERB,),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.escaping import printable
+from pytest_mistral_lora.escaping import in_markdown, printable
 from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.report.judged import Judged, file_place, message_of
 from pytest_mistral_lora.report.secrets import public_text
@@ -56,24 +56,24 @@ def add_job_summary(judged: Judged) -> None:
     file = os.environ.get("GITHUB_STEP_SUMMARY")
     if not file:
         return
-    lines = [f"## {_plain(judged.command)}", ""]
+    lines = [f"## {in_markdown(judged.command)}", ""]
     for line in (judged.verdict, *judged.known):
-        lines += [_plain(line), ""]
+        lines += [in_markdown(line), ""]
     lines += ["| judged | passed | failed | not checked |", "|---|--:|--:|--:|"]
     counts: dict[str, Counter[str]] = {}
     for case in judged.cases:
         counts.setdefault(case.group, Counter())[case.outcome] += 1
     for group, count in counts.items():
         numbers = (str(count[name] or "-") for name in ("passed", "failed", "skipped"))
-        lines.append(f"| {_plain(group)} | {' | '.join(numbers)} |")
+        lines.append(f"| {in_markdown(group)} | {' | '.join(numbers)} |")
     text, hidden = "\n".join([*lines, ""]), 0
     for cause in judged.causes:
         body = printable(public_text(cause["text"], [cause]))
         # a fence longer than any in the text, so that no row can end it
         fence = "`" * (max((len(run) for run in re.findall("`+", body)), default=0) + 3)
         mark = "❌" if cause["severity"] == "error" else "📝"
-        heading = f"{mark} {cause['rule']}: {_plain(cause['title'])}"
-        part = f"\n### {heading}\n\n{_plain(redacted(cause['check']))}\n\n{fence}text\n{body}\n{fence}\n"
+        heading = f"{mark} {cause['rule']}: {in_markdown(cause['title'])}"
+        part = f"\n### {heading}\n\n{in_markdown(redacted(cause['check']))}\n\n{fence}text\n{body}\n{fence}\n"
         hidden += len(text) + len(part) > _LONGEST_SUMMARY
         text += "" if hidden else part
     text += f"\n… and {hidden} more causes, for which there is no room here.\n" if hidden else "\n"
@@ -83,8 +83,3 @@ def add_job_summary(judged: Judged) -> None:
             summary.write(text)
     except OSError as error:  # for example in a container without the folder: the verdict and its exit code count more
         sys.stderr.write(f"note: GITHUB_STEP_SUMMARY cannot be written: {error}\n")
-
-
-def _plain(text: str) -> str:
-    """Return a text in which Markdown and HTML find no mark-up."""
-    return re.sub(r"([\\`*_{}\[\]()<>#+!|~&@:$-])", r"\\\1", printable(" ".join(text.split())))

@@ -19,6 +19,7 @@ import yaml
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import VERBS, main
+from pytest_mistral_lora.report.compare_reports import MARK
 from pytest_mistral_lora.starter import record_missing, write_plan
 from pytest_mistral_lora.starter.plan import GITLAB, PACKAGE, WORKFLOW, installed_requirement, plan_start
 
@@ -149,28 +150,67 @@ def action_steps() -> list[Any]:
 
 def test_the_script_of_the_action_checks_its_targets(guarded: Path, tmp_path: Path) -> None:
     action = yaml.safe_load((ROOT / "action.yml").read_text())
-    assert action["inputs"].keys() == {"targets", "args", "python-version"}
-    *_, install, check = action_steps()
+    *_, install, check, _ = action_steps()
     assert install["run"] == 'python -m pip install "$ACTION_PATH"'
-    assert check["env"] == {"TARGETS": "${{ inputs.targets }}", "ARGS": "${{ inputs.args }}"}
+    # an input of somebody else is never a part of a script
+    assert not re.search(r"run:.*\$\{\{", (ROOT / "action.yml").read_text())
+    assert {"targets", "args", "report", "sarif"} <= action["inputs"].keys()
     # in place of the verb, a program that shows its words
-    (tmp_path / "mistral-lora").write_text("#!/bin/sh\nprintf '[%s]' \"$@\"\nexit 7\n")
-    (tmp_path / "mistral-lora").chmod(0o755)
-    environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "TARGETS": "a.yaml  b.jsonl\n$(x)\n",
-        "ARGS": "--tokenizer *",
-    }
-    done = subprocess.run(
-        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", check["run"]],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "[check][--output-format][github][a.yaml][b.jsonl][$(x)][--tokenizer][*]"
+    program(tmp_path / "mistral-lora", "printf '[%s]' \"$@\"\nexit 7")
+    values = {"TARGETS": "a.yaml  b.jsonl\n$(x)\n", "ARGS": "--tokenizer *", "REPORT": "", "SARIF": ""}
+    done = run_step(check, tmp_path, values)
+    words = f"[--report][{tmp_path}/mistral-lora.json][a.yaml][b.jsonl][$(x)][--tokenizer][*]"
+    assert done.stdout == f"[check][--output-format][github]{words}"
     assert done.returncode == 7
+
+
+def program(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def run_step(step: dict[str, Any], folder: Path, values: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a step of the action as GitHub does, with programs of a folder before all others."""
+    environment = {
+        "PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RUNNER_TEMP": str(folder),
+        "GITHUB_OUTPUT": str(folder / "outputs"),
+        "GITHUB_REPOSITORY": "us/ours",
+        "HF_HUB_OFFLINE": "1",
+    }
+    assert set(step["env"]) == set(values)
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+    return subprocess.run(
+        command, env=environment | values, cwd=folder, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed, which GitHub's runners have")
+def test_the_action_has_outputs_and_writes_one_comment(tmp_path: Path) -> None:
+    *_, check, compare = action_steps()
+    (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    values = {"TARGETS": "rows.jsonl", "ARGS": "--tokenizer spm-v3", "REPORT": "report.html", "SARIF": "log.sarif"}
+    done = run_step(check, tmp_path, values)
+    assert done.returncode == 1, done.stderr
+    assert "::error file=rows.jsonl,line=1" in done.stdout
+    outputs = (tmp_path / "outputs").read_text().splitlines()
+    assert outputs == ["findings=1", f"report={tmp_path}/mistral-lora.json"]
+    assert (tmp_path / "report.html").is_file()
+    assert json.loads((tmp_path / "log.sarif").read_text())["version"] == "2.1.0"
+    # in place of GitHub's program, one that shows its words, and knows an earlier comment or none
+    shutil.copy(tmp_path / "mistral-lora.json", tmp_path / "main.json")
+    given = {"BEFORE": "main.json", "AFTER": "mistral-lora.json", "PULL_REQUEST": "4", "GH_TOKEN": "x"}
+    program(tmp_path / "gh", 'echo "$@" >> calls\ncase "$*" in *--jq*) cat earlier;; esac')
+    for earlier, call in {"": "api repos/us/ours/issues/4/comments", "7\n8\n": "comments/7"}.items():
+        (tmp_path / "earlier").write_text(earlier)
+        (tmp_path / "calls").write_text("")
+        done = run_step(compare, tmp_path, {**given, "COMMENT": "true"})
+        assert (done.returncode, done.stdout.splitlines()[0]) == (0, "0 new, 1 unchanged, 0 fixed"), done.stderr
+        assert call in (tmp_path / "calls").read_text().splitlines()[-1]
+    assert (tmp_path / "mistral-lora.md").read_text().startswith(MARK)
+    (tmp_path / "calls").unlink()
+    assert run_step(compare, tmp_path, {**given, "COMMENT": "false"}).returncode == 0
+    assert not (tmp_path / "calls").exists()
 
 
 def test_the_commands_of_the_page_can_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:

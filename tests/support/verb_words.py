@@ -11,6 +11,7 @@ WORDS = {
     "doctor": [],
     "check": [],
     "audit": ["rows.jsonl", "--tokenizer", "."],
+    "compare": ["main.json", "pr.json"],
     "render": ["rows.jsonl", "--tokenizer", "."],
     "rules": [],
     "import": ["rows.json", "--to", "rows.jsonl"],

@@ -1,0 +1,208 @@
+"""What is new since another report: the causes of two runs, compared by their keys."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.errors import InputError, counted
+from pytest_mistral_lora.escaping import in_markdown, printable
+from pytest_mistral_lora.records.schema import RecordSchema, require_valid
+
+SCHEMA = RecordSchema(Path(__file__).with_name("report.schema.json"))
+
+State = Literal["new", "worse", "unchanged", "known", "not judged", "fixed"]
+STATES: dict[State, str] = {
+    "new": "not in the first report",
+    "worse": "more findings than in the first report",
+    "unchanged": "in both, with no more findings than before",
+    "known": "in the first report, and accepted as a known deviation in the second",
+    "not judged": "in the first report, and its check could not run, or was left out, in the second",
+    "fixed": "in the first report, and its check has found nothing in the second",
+}
+"""The states of a cause, in the order in which they are shown."""
+MARK = "<!-- mistral-lora compare -->"
+"""The first line of the Markdown: by it, a job finds the comment that it wrote before."""
+_LONGEST = 160
+_MOST_SHOWN = 50
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return a report of `check --json`, `check --report FILE.json` or `pytest --mistral-report FILE.json`.
+
+    Raises:
+        InputError: If the file cannot be read, or is not such a report.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict) or "causes" not in data:
+        raise InputError(
+            "not a report",
+            place=str(path),
+            expected="the file of `mistral-lora check --report FILE.json` or `pytest --mistral-report FILE.json`",
+        )
+    require_valid(SCHEMA.violations(data), "report", path)
+    return data
+
+
+@dataclass(frozen=True)
+class ComparedCause:
+    """A cause of two reports.
+
+    Attributes:
+        state: What became of it.
+        cause: Its data: the second report's, or else the first one's.
+        before: Its findings in the first report.
+        after: Its findings in the second.
+        reason: Why it is accepted, or could not be judged; empty for other states.
+    """
+
+    state: State
+    cause: Mapping[str, Any]
+    before: int
+    after: int
+    reason: str = ""
+
+    @property
+    def fails(self) -> bool:
+        """Whether it is an error that the first report does not have to this extent."""
+        return self.state in ("new", "worse") and self.cause["severity"] == "error"
+
+    @property
+    def text(self) -> str:
+        """The rule, what was found, its place, and how the number of findings changed, in one line."""
+        found, place = " ".join(self.cause["found"].split()), self.cause["place"]
+        found = found if len(found) <= _LONGEST else f"{found[:_LONGEST]}…"
+        numbers = counted(self.after or self.before, "finding")
+        if self.before and self.after and self.before != self.after:
+            numbers += f", {self.before} before"
+        reason = f": {self.reason}" if self.reason else ""
+        return f"{self.cause['rule']} {found}{f' - {place}' if place else ''} ({numbers}){reason}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON data."""
+        keys = ("rule", "severity", "title", "found", "place", "cause", "check")
+        numbers = {"before": self.before, "after": self.after}
+        return {"state": self.state, **{key: self.cause[key] for key in keys}, **numbers, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class ReportComparison:
+    """Two reports of the same checks at two commits.
+
+    Attributes:
+        before: The first report, such as that of the main branch.
+        after: The second, such as that of a change.
+    """
+
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+
+    @cached_property
+    def causes(self) -> tuple[ComparedCause, ...]:
+        """Every cause of the two, in the order of `STATES`, errors first."""
+        order = list(STATES)
+        return tuple(
+            sorted(self._compared(), key=lambda found: (order.index(found.state), found.cause["severity"] != "error"))
+        )
+
+    @cached_property
+    def counts(self) -> dict[State, int]:
+        """The number of causes in each state."""
+        found = Counter(compared.state for compared in self.causes)
+        return {state: found[state] for state in STATES}
+
+    @cached_property
+    def unchecked(self) -> dict[str, str]:
+        """The reason of each check that could judge in the first report, and not in the second, by its node id."""
+        judged = {check["nodeid"] for check in self.before["checks"] if check["outcome"] != "skipped"}
+        return {
+            check["nodeid"]: check["not_checked"]
+            for check in self.after["checks"]
+            if check["nodeid"] in judged and check["outcome"] == "skipped"
+        }
+
+    @property
+    def fails(self) -> bool:
+        """Whether an error is new or worse."""
+        return any(compared.fails for compared in self.causes)
+
+    @property
+    def verdict(self) -> str:
+        """The numbers in one line."""
+        numbers = [f"{count} {state}" for state, count in self.counts.items() if count or state in ("new", "fixed")]
+        more = f"; {counted(len(self.unchecked), 'check')} could not run any more" if self.unchecked else ""
+        return f"{', '.join(numbers)}{more}"
+
+    def _compared(self) -> Iterator[ComparedCause]:
+        old = {cause["cause"]: cause for cause in self.before["causes"]}
+        for cause in self.after["causes"]:
+            before = old.pop(cause["cause"], None)
+            state: State = "new"
+            if before is not None:
+                state = "worse" if cause["count"] > before["count"] else "unchanged"
+            yield ComparedCause(state, cause, before["count"] if before else 0, cause["count"])
+        checks = {check["nodeid"].partition("::")[2]: check for check in self.after["checks"]}
+        for cause in old.values():
+            yield self._gone(cause, checks.get(cause["check"]))
+
+    def _gone(self, cause: Mapping[str, Any], check: Mapping[str, Any] | None) -> ComparedCause:
+        """Return what became of a cause that the second report does not have.
+
+        Args:
+            cause: The cause.
+            check: The check that found it, in the second report; None if it is not there.
+        """
+        if check is None:
+            return ComparedCause("not judged", cause, cause["count"], 0, f"{cause['check']} did not run")
+        if check["outcome"] == "skipped":
+            return ComparedCause("not judged", cause, cause["count"], 0, check["not_checked"])
+        names = {cause["rule"], cause["name"], check["nodeid"]}
+        accepted = next((known["reason"] for known in check["known"] if known["id"] in names), None)
+        if accepted is not None:
+            return ComparedCause("known", cause, cause["count"], 0, accepted)
+        return ComparedCause("fixed", cause, cause["count"], 0)
+
+    def _versions(self) -> list[str]:
+        """Return the libraries whose versions differ, as `transformers 5.23.0 → 5.24.0`."""
+        old, new = ({**report["libraries"], "Python": report["python"]} for report in (self.before, self.after))
+        return [
+            f"{name} {old.get(name, 'none')} → {new.get(name, 'none')}"
+            for name in dict.fromkeys([*old, *new])
+            if old.get(name) != new.get(name)
+        ]
+
+    def lines(self) -> list[str]:
+        """Return the comparison for a terminal: the verdict, then a line for each cause."""
+        lines = [self.verdict]
+        lines += [f"other versions: {', '.join(changed)}"] if (changed := self._versions()) else []
+        width = max(map(len, STATES))
+        lines += [f"{found.state:<{width}}  {found.text}" for found in self.causes]
+        lines += [f"{'not checked':<{width}}  {nodeid}: {reason}" for nodeid, reason in self.unchecked.items()]
+        return [printable(line, lines=False) for line in lines]
+
+    def markdown(self) -> str:
+        """Return the comparison as Markdown for a comment, with `MARK` in front."""
+        lines = [MARK, f"**mistral-lora**: {in_markdown(self.verdict)}", ""]
+        lines += [f"Other versions: {in_markdown(', '.join(changed))}", ""] if (changed := self._versions()) else []
+        shown = [found for found in self.causes if found.state != "unchanged"]
+        if shown:
+            lines += ["| | cause |", "|---|---|"]
+            lines += [f"| {found.state} | {in_markdown(found.text)} |" for found in shown[:_MOST_SHOWN]]
+            lines += [f"| | … and {len(shown) - _MOST_SHOWN} more |"] if len(shown) > _MOST_SHOWN else []
+        for nodeid, reason in list(self.unchecked.items())[:_MOST_SHOWN]:
+            lines += ["", f"Not checked any more: {in_markdown(nodeid)}: {in_markdown(reason)}"]
+        return "\n".join(lines) + "\n"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as plain JSON data."""
+        return {
+            "verdict": self.verdict,
+            "counts": self.counts,
+            "causes": [found.to_json() for found in self.causes],
+            "unchecked": self.unchecked,
+        }
