@@ -50,8 +50,13 @@ def test_what_is_no_rule_is_bad_usage(capsys: Any) -> None:
 def test_rules_are_found_by_the_words_of_a_symptom(capsys: Any) -> None:
     assert main(["rules", "--search", "Trailing SPACES", "--json"]) == 0
     assert [rule["id"] for rule in json.loads(capsys.readouterr().out)] == ["ML529"]
+    # in any form, and the rules that have the words in their title come first
+    assert main(["rules", "--search", "masked eos"]) == 0
+    assert "ML546" in capsys.readouterr().out
+    assert main(["rules", "--search", "trained paddings"]) == 0
+    assert capsys.readouterr().out.startswith("ML510")
     # the beginning of a word is enough, its end is not
     assert main(["rules", "--search", "pad"]) == 0
     assert "ML510" in capsys.readouterr().out
-    assert main(["rules", "--search", "adding"]) == 2
-    assert "no rule has all of the words 'adding'" in capsys.readouterr().err
+    assert main(["rules", "--search", "ddings"]) == 2
+    assert "no rule has all of the words 'ddings'" in capsys.readouterr().err

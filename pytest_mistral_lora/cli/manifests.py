@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from pytest_mistral_lora.cli.verb import (
     print_json,
     shown_path,
 )
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, one_line
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, and_more, one_line
 from pytest_mistral_lora.extras import extra
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.report.judged import Outcome
 
 _VERIFY_DESCRIPTION = """\
-Recompute the values that a folder's manifest.json records, and report each as match, mismatch or not available. A value
+Recompute the values that a folder's manifest.json records, and report each mismatch, and what is not available. A value
 is not available if its source is missing: give --base, --dataset and --parent to verify more values.
 
 Without a signature, the record proves that nothing changed since it was written, not who wrote it: whoever changes all
@@ -37,6 +37,7 @@ of its values, hashes and notes consistently makes another valid record. --signa
 detects such a record by training again."""
 
 _LONGEST_LINE = 2000
+_MOST_NAMES = 6
 
 _NOT_SIGNED = """\
 note: this proves that nothing changed since the record was written, not who wrote it; --signature proves that, too
@@ -64,6 +65,12 @@ def _add_verify_options(parser: argparse.ArgumentParser) -> None:
         help="train again from the manifest alone, and compare the tensors of the adapter: bit for bit on a CPU of the "
         "same machine and with the same libraries, otherwise within a tolerance",
     )
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print each value; by default those that match are counted, and those that are not available share lines",
+    )
     parser.add_argument("--parent", type=INPUT, metavar="DIR", help="adapter that a merged model was made from")
     signed = parser.add_argument_group("signature", f"needs model-signing: {extra('signing').command}")
     signed.add_argument(
@@ -78,11 +85,11 @@ def _add_verify_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """Print every recorded value with its state; return 1 if one differs."""
+    """Print what is not a match, and the verdict; return 1 if a value differs."""
     from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
     from pytest_mistral_lora.formats.sources import recorded_file
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-    from pytest_mistral_lora.records.signature import SIGNATURE, Signature
+    from pytest_mistral_lora.records.signature import Signature
     from pytest_mistral_lora.records.verify import verify
 
     # one path may be a folder, whose files are found by name; several paths are files in the recipe's order
@@ -112,19 +119,38 @@ def run_verify(args: argparse.Namespace) -> int:
     elif args.output_format != "text":
         _print_judged(args.output_format, folder, facts)
     else:
-        for fact in facts:
-            reason = ""
-            if fact.state == "mismatch":
-                reason = f": {fact.found}" + ("" if fact.is_unlisted else f"; recorded {fact.recorded}")
-            elif fact.state == "not available" or fact.name in ("rerun", SIGNATURE):
-                reason = f": {fact.found}"
+        for state, text in _fact_lines(facts, verbose=args.verbose):
             # names and values come from a foreign folder: none may look like another line
-            sys.stdout.write(f"{fact.state:<13}  {one_line(f'{fact.name}{reason}', _LONGEST_LINE)}\n")
+            sys.stdout.write(f"{state:<13}  {one_line(text, _LONGEST_LINE)}\n")
         if args.signature is None:
             sys.stdout.flush()
             sys.stderr.write(_NOT_SIGNED)
         sys.stdout.write(f"{_verdict(facts)}\n")
     return EXIT_FINDING if any(fact.state == "mismatch" for fact in facts) else EXIT_OK
+
+
+def _fact_lines(facts: Sequence[FieldCheck], *, verbose: bool) -> Iterator[tuple[str, str]]:
+    """Yield the state and the text of each line: what is not a match, and the proofs that were asked for.
+
+    Args:
+        facts: The recorded values.
+        verbose: Whether each value has a line; else values that are not available for one reason share a line.
+    """
+    from pytest_mistral_lora.records.signature import SIGNATURE
+
+    unavailable: dict[str, list[str]] = {}
+    for fact in facts:
+        if fact.state == "not available" and not verbose:
+            unavailable.setdefault(str(fact.found), []).append(fact.name)
+        elif fact.state == "mismatch":
+            recorded = "" if fact.is_unlisted else f"; recorded {fact.recorded}"
+            yield fact.state, f"{fact.name}: {fact.found}{recorded}"
+        elif fact.state == "not available" or fact.name in ("rerun", SIGNATURE):
+            yield fact.state, f"{fact.name}: {fact.found}"
+        elif verbose:
+            yield fact.state, fact.name
+    for reason, names in unavailable.items():
+        yield "not available", f"{', '.join(names[:_MOST_NAMES])}{and_more(_MOST_NAMES, len(names))}: {reason}"
 
 
 def _print_judged(output_format: str, folder: AdapterFolder, fields: Sequence[FieldCheck]) -> None:

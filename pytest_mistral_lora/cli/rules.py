@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -14,6 +15,10 @@ from pytest_mistral_lora.errors import EXIT_OK, InputError
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.finding import Rule
 
+_WORD = re.compile(r"[\w<>/\[\]]+")
+_ENDINGS = ("ings", "ing", "ies", "ed", "es", "s", "e", "y")
+_SHORTEST_STEM = 3
+
 _DESCRIPTION = """\
 List every rule: its id, its subject, its severity and its title. With ids, explain these rules: the reason for the
 rule, its source, examples, and how to fix a finding. To find the rule for a symptom, search for words."""
@@ -21,7 +26,9 @@ rule, its source, examples, and how to fix a finding. To find the rule for a sym
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help="rule to explain, such as ML204")
-    parser.add_argument("--search", metavar="WORDS", help="list the rules whose text has all of these words")
+    parser.add_argument(
+        "--search", metavar="WORDS", help="list the rules whose text has all of these words, in any form: masked eos"
+    )
     add_json_option(parser)
 
 
@@ -60,13 +67,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _with_words(rules: Iterable[Rule], words: str) -> list[Rule]:
-    """Return the rules whose sentences have all words; a word may be the beginning of a longer one."""
-    found = []
-    for rule in rules:
-        text = f" {' '.join((rule.title, rule.why, rule.fix, rule.example.fault))}".casefold()
-        if all(f" {word}" in text for word in words.casefold().split()):
-            found.append(rule)
-    return found
+    """Return the rules whose sentences have all words in any form, those with more of them in the title first."""
+    wanted = [_stem(word) for word in _WORD.findall(words.casefold())]
+
+    def count_in(*texts: str) -> int:
+        stems = {_stem(word) for word in _WORD.findall(" ".join(texts).casefold())}
+        # a word may be the beginning of a longer one
+        return sum(any(stem.startswith(word) for stem in stems) for word in wanted)
+
+    found = [rule for rule in rules if count_in(rule.title, rule.why, rule.fix, rule.example.fault) == len(wanted)]
+    return sorted(found, key=lambda rule: -count_in(rule.title))
+
+
+def _stem(word: str) -> str:
+    """Return a word without an ending of English: `masked`, `masks` and `masking` are one word."""
+    for ending in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= _SHORTEST_STEM:
+            return word.removesuffix(ending)
+    return word
 
 
 VERB = Verb(

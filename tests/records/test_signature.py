@@ -105,7 +105,8 @@ def test_the_commands_of_the_page_sign_and_verify(
     monkeypatch.setattr("pytest_mistral_lora.records.verify.verify", lambda *given, **named: [])
     words = ["verify", "lora-out", "--signature", "lora-out.sig", "--public-key", "author.pub"]
     assert cli.main(words) == 0
-    assert capsys.readouterr() == ("match          signature: by author.pub\n", "")
+    verdict = "no difference: 1 match, 0 mismatch, 0 not available"
+    assert capsys.readouterr() == (f"match          signature: by author.pub\n{verdict}\n", "")
     (signed / "lora-out" / "manifest.json").write_text("{}")
     assert cli.main(words) == 1
     assert capsys.readouterr().out.startswith("mismatch       signature: not by author.pub, or not of these files: ")

@@ -16,15 +16,31 @@ def test_a_line_a_fact_and_why_one_is_not_available(
     adapter: Path, run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
-    assert main(["verify", str(adapter)]) == 0
+    assert main(["verify", str(adapter), "-v"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "not available  dataset_sha256: no dataset given" in lines
     assert "match          seal" in lines
-    assert main(["verify", str(adapter), "--base", str(run.base_folder), "--dataset", str(rows)]) == 0
+    sources = ("--base", str(run.base_folder), "--dataset", str(rows))
+    assert main(["verify", str(adapter), *sources, "--verbose"]) == 0
     *facts, verdict = capsys.readouterr().out.splitlines()
     assert {line.split("  ")[0] for line in facts} == {"match"}
     assert len({*facts}) == len(facts)
     assert verdict == f"no difference: {len(facts)} match, 0 mismatch, 0 not available"
+
+
+def test_by_default_matches_are_counted_and_values_share_a_line_by_their_reason(
+    adapter: Path, run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(adapter)]) == 0
+    *lines, verdict = capsys.readouterr().out.splitlines()
+    assert {line.split("  ")[0] for line in lines} == {"not available"}
+    reasons = [line.rpartition(": ")[2] for line in lines]
+    assert "no dataset given" in reasons
+    assert len({*reasons}) == len(reasons)
+    assert verdict.startswith("no difference: ")
+    sources = ("--base", str(run.base_folder), "--dataset", str(write_rows(tmp_path / "rows.jsonl")))
+    assert main(["verify", str(adapter), *sources]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("no difference: ")
 
 
 def test_a_mismatch_ends_with_1_and_shows_both(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
