@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from converted import converted_tokenizer
 from each_oracle import ALL, oracle_named
+from sampling import sampled
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row
@@ -97,7 +98,10 @@ def test_a_tokenizer_without_added_tokens_has_no_literals() -> None:
     assert [part.control for part in template.segments(row)] == [False]
 
 
-@pytest.mark.parametrize("name", ["spm-v2", "spm-v3", "spm-v7", "derived-v11", "derived-v13", "derived-v15"])
+@pytest.mark.parametrize(
+    "name",
+    sampled(["spm-v2", "spm-v3", "spm-v7", "derived-v11", "derived-v13", "derived-v15"], ("spm-v3", "derived-v13")),
+)
 def test_arguments_of_null_are_a_named_deviation(name: str) -> None:
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": None}}
     row = {"messages": [USER, {"role": "assistant", "tool_calls": [call]}], "tools": [TOOL]}

@@ -20,6 +20,7 @@ import pytest
 from fuzzing import SECONDS
 from gguf_files import tokenizer_fields
 from raw_gguf import ARRAY, CODES, STRING, RawGguf, RawTensor, array, plain, scalar, text
+from sampling import sampled
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Settings
@@ -179,7 +180,7 @@ def test_a_mutated_file_is_read_or_is_an_input_error(tmp_path: Path) -> None:
     print(f"\nGGUF headers: {dict(ends)}")  # noqa: T201, the counts of a longer run
 
 
-@pytest.mark.parametrize("name", ["spm-v3", "tekken-240911"])
+@pytest.mark.parametrize("name", sampled(["spm-v3", "tekken-240911"], ("spm-v3",)))
 def test_the_checks_of_a_mutated_file_end_in_findings(name: str, tmp_path: Path) -> None:
     file, ends = tmp_path / "x.gguf", Counter[str]()
     target, settings = Target(name, shipped_tokenizer(name)), Settings(1, None, "cpu", True, (), False, tmp_path)
