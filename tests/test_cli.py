@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -22,6 +23,19 @@ def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     with pytest.raises(SystemExit, match="0"):
         main([*words, "--help"])
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--json", "rules", "ML204"),
+        ("rules", "--json", "ML204"),
+        ("--search", "pad", "--json", "rules"),
+    ],
+)
+def test_options_may_stand_before_the_verb(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    assert "ML204" in [rule["id"] for rule in json.loads(capsys.readouterr().out)]
 
 
 def test_help_lists_every_verb_once_in_its_group(

@@ -163,6 +163,7 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
     names = [name for verbs in VERBS.values() for name in verbs]
     if any("\0" in word for word in words):
         parser.error("a word with a null character, which no name of a file has")
+    words = _verb_first(words, names)
     # argparse has suggestions only from Python 3.14 on; before, it prints all choices
     first = next((word for word in words if not word.startswith("-")), None)
     if first is not None and first not in names:
@@ -175,6 +176,14 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
         hint = did_you_mean(name, options) if name.startswith("-") else ""
         args.parser.error(f"unrecognized arguments: {shown_path(' '.join(unknown))}{hint}")
     return args
+
+
+def _verb_first(words: list[str], names: Sequence[str]) -> list[str]:
+    """Return the words with the options before a verb behind it: `--json check rows.jsonl` as `check --json …`."""
+    if not words or not words[0].startswith("-") or words[0] in ("-h", "--help", "--version"):
+        return words
+    at = next((number for number, word in enumerate(words) if word in names), 0)
+    return [words[at], *words[:at], *words[at + 1 :]] if at else words
 
 
 def _parser() -> argparse.ArgumentParser:
