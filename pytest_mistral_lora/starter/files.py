@@ -50,6 +50,7 @@ class StartPlan:
         notes: Sentences about the choices of the plan.
         to_do: Sentences about the user's remaining tasks; until they are done, the suite is red or incomplete.
         by_hand: Lines that could not be added to a file, by the place where they belong.
+        output: The folder of the adapter in the repository.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class StartPlan:
     notes: list[str] = field(default_factory=list)
     to_do: list[str] = field(default_factory=list)
     by_hand: dict[str, str] = field(default_factory=dict)
+    output: str = "lora-out"
 
     def add(self, name: str, text: str, purpose: str, *, extends: bool = False) -> None:
         """Add a file; set `extends` if its text is the existing file's with more lines.

@@ -27,7 +27,7 @@ from pytest_mistral_lora.starter.inputs import (
 )
 from pytest_mistral_lora.starter.names import require_plain, yaml_text
 from pytest_mistral_lora.starter.own_tests import folders_with_tests
-from pytest_mistral_lora.starter.settings import ExtendedFile, pre_commit_settings, pytest_settings
+from pytest_mistral_lora.starter.settings import ExtendedFile, ignore_settings, pre_commit_settings, pytest_settings
 
 Ci = Literal["github", "gitlab"]
 CI: tuple[Ci, ...] = ("github", "gitlab")
@@ -77,6 +77,7 @@ def plan_start(folder: Path, rows: Sequence[Path], base: str | None, ci: Collect
     else:
         plan = _with_new_recipe(folder, rows, base)
     _add_tests(plan)
+    _add_ignored(plan)
     here = folder.resolve()
     # the root of the git repository, or else the folder itself
     root = next((parent for parent in (here, *here.parents) if (parent / ".git").exists()), here)
@@ -104,6 +105,9 @@ def _around_recipe(folder: Path, path: Path) -> StartPlan:
     except InputError as error:
         raise RecipeError(error.found, place=f"{path}, {error.place}", next_step=error.next_step) from error
     plan = StartPlan(folder, base_of_recipe(recipe), seen)
+    output = recipe.output.absolute()
+    if output.is_relative_to(folder.absolute()):
+        plan.output = output.relative_to(folder.absolute()).as_posix()
     plan.notes.append(f"{RECIPE} is there, and stays as it is")
     _add_faults(plan)
     return plan
@@ -203,6 +207,12 @@ def _add_tests(plan: StartPlan) -> None:
     defaults = {"testpaths": tests} if tests else {}
     made = pytest_settings(plan.folder, values, defaults)
     _add_extended(plan, made, "what `pytest --mistral-golden` checks")
+
+
+def _add_ignored(plan: StartPlan) -> None:
+    """Keep what train, merge and export write out of the repository: gigabytes, made again from recipe and rows."""
+    made = ignore_settings(plan.folder, [f"{plan.output}/", "*.work/", "merged/", "served/"])
+    _add_extended(plan, made, "keeps the outputs of train, merge and export out of Git")
 
 
 def _add_extended(plan: StartPlan, made: ExtendedFile, purpose: str) -> None:

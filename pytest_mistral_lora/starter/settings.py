@@ -6,7 +6,7 @@ import configparser
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -174,6 +174,28 @@ def _without_empty(data: Any) -> Any:
         return data
     parts = {key: _without_empty(value) for key, value in data.items()}
     return {key: value for key, value in parts.items() if value != {}}
+
+
+GIT_IGNORE = ".gitignore"
+"""The file of patterns that Git leaves out."""
+
+
+def ignore_settings(folder: Path, patterns: Sequence[str]) -> ExtendedFile:
+    """Return the repository's `.gitignore` with our patterns behind its own; a pattern that it has is not repeated.
+
+    Args:
+        folder: The repository.
+        patterns: Folders, such as `lora-out/`.
+    """
+    path = folder / GIT_IGNORE
+    before = _text(path) if path.exists() else ""
+    if before is None:
+        return ExtendedFile(GIT_IGNORE, None, "".join(f"{pattern}\n" for pattern in patterns), "the file")
+    present = {line.strip().strip("/") for line in before.splitlines()}
+    lines = "".join(f"{pattern}\n" for pattern in patterns if pattern.strip("/") not in present)
+    gap = "\n" if lines and before and not before.endswith("\n") else ""
+    made = ExtendedFile(GIT_IGNORE, f"{before}{gap}{lines}", lines, "the file")
+    return _with_line_ends(path, made) if path.exists() else made
 
 
 PRE_COMMIT = ".pre-commit-config.yaml"

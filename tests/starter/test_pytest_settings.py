@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pytest_mistral_lora.starter.settings import pre_commit_settings, pytest_settings
+from pytest_mistral_lora.starter.settings import ignore_settings, pre_commit_settings, pytest_settings
 
 VALUES = {"mistral_recipes": ["recipe.yaml"], "mistral_golden_dirs": ["tests/goldens"]}
 HOOK = "- repo: local\n  hooks:\n    - id: mine\n      files: ^recipe\n"
@@ -45,6 +45,26 @@ def parsed(name: str, text: str) -> dict[str, dict[str, object]]:
     parser.read_string(text)
     data = {section: dict(parser[section]) for section in parser.sections()}
     return {**data, "ours": data.get("pytest", data.get("tool:pytest", {}))}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "lora-out/\nmerged/\n"),
+        ("", "lora-out/\nmerged/\n"),
+        ("*.pyc\n/merged\n", "*.pyc\n/merged\nlora-out/\n"),
+        ("a", "a\nlora-out/\nmerged/\n"),
+        ("a\r\n", "a\r\nlora-out/\r\nmerged/\r\n"),
+        ("merged/\nlora-out\n", "merged/\nlora-out\n"),
+    ],
+)
+def test_patterns_are_added_to_those_that_git_ignores(before: str | None, after: str, tmp_path: Path) -> None:
+    if before is not None:
+        (tmp_path / ".gitignore").write_bytes(before.encode())
+    made = ignore_settings(tmp_path, ["lora-out/", "merged/"])
+    assert made.text == after
+    (tmp_path / ".gitignore").write_bytes(b"\xff")
+    assert ignore_settings(tmp_path, ["lora-out/"]).text is None
 
 
 @pytest.mark.parametrize("case", FILES)

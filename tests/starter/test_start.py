@@ -36,6 +36,7 @@ WRITTEN = {
     ".github/workflows/mistral-lora.yml",
     ".gitlab-ci.yml",
     ".pre-commit-config.yaml",
+    ".gitignore",
 }
 
 
