@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.errors import and_more, counted
 from pytest_mistral_lora.escaping import own_stream, safe_text
 
 
@@ -26,11 +26,20 @@ def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
 NOTHING_WAS_JUDGED = "No check could judge anything, so this run does not pass."
 """The sentence for people on a run in which no check could judge anything."""
 
+_MOST_TARGETS = 3
+"""Most targets to name beside one reason."""
+
 
 def unchecked_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each reason and target: one missing base stops dozens of checks."""
-    reasons = Counter((record["target"], record["not_checked"]) for record in records if record["not_checked"])
-    lines = [f"  {target}: {reason} ({count})" for (target, reason), count in reasons.items()]
+    """Return a line for each reason, with its targets and its number: one missing base stops dozens of checks."""
+    reasons: dict[str, Counter[str]] = {}
+    for record in records:
+        if record["not_checked"]:
+            reasons.setdefault(record["not_checked"], Counter())[record["target"]] += 1
+    lines = []
+    for reason, targets in reasons.items():
+        names = f"{', '.join([*targets][:_MOST_TARGETS])}{and_more(_MOST_TARGETS, len(targets))}"
+        lines.append(f"  {names}: {reason} ({targets.total()})")
     return ["not checked:", *lines] if lines else []
 
 
