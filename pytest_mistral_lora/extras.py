@@ -40,6 +40,7 @@ EXTRAS: tuple[Extra, ...] = (
     Extra("train", ("torch", "peft", "accelerate"), "train, merge and run models, and compare adapters with a base"),
     Extra("parquet", ("pyarrow",), "read Parquet, Arrow and zstd files of rows"),
     Extra("near", ("rensa",), "find nearly equal rows"),
+    Extra("guidance", ("llguidance",), "judge answers by the grammar that servers decode with"),
     Extra("serving", ("httpx",), "ask a server"),
     Extra("gguf", ("gguf",), "compare the numbers of a GGUF file"),
     Extra("signing", ("model_signing", "OpenSSL"), "verify signatures"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -84,8 +85,11 @@ class AnswerMessage:
 
 def _call(call: Mapping[str, Any], facts: VersionFacts) -> GeneratedCall:
     """Return a call of a checked message with its arguments as a value, and its id if the version writes ids."""
-    arguments = call["function"].get("arguments") or {}
-    value = json.loads(arguments) if isinstance(arguments, str) else arguments
+    value = call["function"].get("arguments") or {}
+    if isinstance(value, str):
+        # arguments that are not JSON stay a text: a rule of rows reports them
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
     return GeneratedCall(call["function"]["name"], value, call.get("id") if facts.writes_call_ids else None)
 
 

@@ -112,10 +112,8 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
 
     fixes = runner_fixes(target.runner)
     shown = partial(with_row_places, file=file, rows=rows, source=target.name, fixes=fixes)
-    verdicts = [
-        replace(verdict, findings=tuple(map(shown, verdict.findings)))
-        for verdict in Audit(file, target.oracle, base=target.tokenizer.path).verdicts()
-    ]
+    audit = Audit(file, target.oracle, base=target.tokenizer.path, judges_answers=bool(given_rows))
+    verdicts = [replace(verdict, findings=tuple(map(shown, verdict.findings))) for verdict in audit.verdicts()]
     whole = verdicts.pop()
     cases = [] if given_rows else [name for name, _ in named]
     return RunnerRows(rows, cases, verdicts, whole.findings, outcome["ran_under"], outcome["refused"], version)

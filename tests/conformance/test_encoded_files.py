@@ -176,6 +176,8 @@ def test_the_checks_of_a_file_share_one_pass_and_part_its_findings(
         "labels": ["ML544"],
         "packing": [],
         "supervised-text": ["ML506"],
+        "answers": [],
+        "decoding": [],
     }
     counts = {"rows": 4, "judged": 4, "wrong": 2, "packed": 0}
     assert dict(results["ids"].facts) == {**counts, "encoded rows of": "4 rows, 4 judged"}

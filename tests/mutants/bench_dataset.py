@@ -67,10 +67,16 @@ def shared_tokenizer() -> CheckpointTokenizer:
 
 
 @cache
-def thinking_tokenizer() -> CheckpointTokenizer:
-    tokenizer = CheckpointTokenizer(derived_tokenizer("derived-v13-thinking", words=0))
+def newer_tokenizer(name: str) -> CheckpointTokenizer:
+    tokenizer = CheckpointTokenizer(derived_tokenizer(name, words=0))
     tokenizer.fast.chat_template = tokenizer.oracle.chat_template()
     return tokenizer
+
+
+def use_tokenizer(artifact: Artifact, name: str) -> None:
+    """Give the recipe a derived tokenizer, with a base of its size."""
+    artifact["tokenizer"] = name
+    artifact["config"]["vocab_size"] = newer_tokenizer(name).oracle.vocab_size
 
 
 @cache
@@ -83,7 +89,7 @@ class _Recipe(RecipeTarget):
 
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:
-        return thinking_tokenizer() if "thinks" in self.name else shared_tokenizer()
+        return newer_tokenizer(self.name) if self.name.startswith("derived-") else shared_tokenizer()
 
     @cached_property
     def base_folder(self) -> BaseFolder:
@@ -123,7 +129,7 @@ class Bench:
             "recipe": recipe,
             "config": dict(CONFIG),
             "template": {"source": sound_template()},
-            "thinks": False,
+            "tokenizer": "spm-v3",
             "alone": False,
             "folder": folder,
         }
@@ -138,7 +144,7 @@ class Bench:
         (folder / "base" / "config.json").write_text(json.dumps(artifact["config"]))
         shared_tokenizer().fast.chat_template = artifact["template"]["source"]
         vars(shared_tokenizer()).pop("template", None)  # it is kept, and would be the template of the mutant before
-        target = _Recipe("thinks" if artifact["thinks"] else "recipe", folder / "recipe.yaml")
+        target = _Recipe(artifact["tokenizer"], folder / "recipe.yaml")
         settings = Settings(1, None, "cpu", True, (), False, Path(mkdtemp(dir=folder)))
         if artifact["alone"]:
             rows = DatasetTarget("rows", folder / "rows.jsonl", judge=Target.of_loaded(shared_tokenizer()))

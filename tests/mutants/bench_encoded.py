@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from derived_tekken import DERIVED, derived_tokenizer
 from gallery import Artifact
 
 from pytest_mistral_lora.chat.diff import TokenDiff
@@ -61,7 +62,7 @@ ROWS: list[Data] = [
 
 @cache
 def _target(name: str = TOKENIZER) -> Target:
-    return Target(name)
+    return Target(name, derived_tokenizer(name)) if name in DERIVED else Target(name)
 
 
 def shared_oracle(name: str = TOKENIZER) -> Oracle:
@@ -74,7 +75,7 @@ def encode(row: Data) -> Data:
 
 
 def encode_with(name: str, row: Data) -> Data:
-    """Ids and labels of a row by a tokenizer that mistral-common ships."""
+    """Ids and labels of a row by a tokenizer that mistral-common ships, or one derived from it."""
     encoded = shared_oracle(name).encode({key: row[key] for key in ("messages", "tools") if key in row})
     return {"input_ids": list(encoded.input_ids), "labels": list(encoded.labels or ())}
 
@@ -111,6 +112,7 @@ class _Bench:
             "lines": [{"row": index, **copy.deepcopy(row), **encode(row)} for index, row in enumerate(dataset)],
             "packed": [{"row": 0, **pack(copy.deepcopy(ROWS[:3]))}, {"row": 1, **pack(copy.deepcopy(ROWS[1:]))}],
             "dataset": dataset,
+            "tokenizer": TOKENIZER,
             "folder": folder,
             "saved": False,
         }
@@ -133,10 +135,10 @@ class _Bench:
 
 def judge_files(artifact: Artifact, *, dataset: tuple[Path, ...]) -> list[Finding]:
     """Judge the two files of an artifact, the first by its source."""
-    folder = artifact["folder"]
+    folder, target = artifact["folder"], _target(artifact["tokenizer"])
     [path] = (_save if artifact["saved"] else _write)(folder / "lines.jsonl", artifact["lines"])
-    plain = EncodedTarget("lines", path, judge=_target(), dataset=dataset)
-    packed = EncodedTarget("packed", _write(folder / "packed.jsonl", artifact["packed"])[0], judge=_target())
+    plain = EncodedTarget("lines", path, judge=target, dataset=dataset)
+    packed = EncodedTarget("packed", _write(folder / "packed.jsonl", artifact["packed"])[0], judge=target)
     return [finding for target in (plain, packed) for finding in _findings(target)]
 
 
@@ -162,6 +164,16 @@ def _findings(target: EncodedTarget) -> list[Finding]:
 
 
 BENCH = _Bench()
+
+
+def hold_row(artifact: Artifact, row: Data, tokenizer: str = TOKENIZER) -> None:
+    """Let both files and the dataset hold one row, encoded by a tokenizer."""
+    artifact["tokenizer"] = tokenizer
+    encoded = encode_with(tokenizer, row)
+    artifact["lines"] = [{"row": 0, **row, **encoded}]
+    packed = {"conversations": [row], **encoded, "position_ids": [*range(len(encoded["input_ids"]))]}
+    artifact["packed"] = [{"row": 0, **packed}]
+    artifact["dataset"] = [row]
 
 
 def change_labels(artifact: Artifact, row: int, change: Callable[[int, int, int], int]) -> None:

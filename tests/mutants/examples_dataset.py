@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import mutants_dataset_answers as answers
 import mutants_dataset_files as whole_files
 import mutants_dataset_repeats as repeats
 import mutants_dataset_rows as bad_rows
+from bench_dataset import use_tokenizer
 from gallery import Artifact, Example
 
 
@@ -303,14 +305,12 @@ class ML629(ML628):
 
 class ML630(_Answers):
     def broken(self, artifact: Artifact) -> None:
-        artifact["thinks"] = True
-        artifact["config"]["vocab_size"] = 131072
+        use_tokenizer(artifact, "derived-v13-thinking")
         for row in artifact["rows"][: self.rows]:
             row["messages"][-1]["content"] = "<think>\nHm.\n</think>\n\n" + row["messages"][-1]["content"]
 
     def sound(self, artifact: Artifact) -> None:
-        artifact["thinks"] = True
-        artifact["config"]["vocab_size"] = 131072
+        use_tokenizer(artifact, "derived-v13-thinking")
         for row in artifact["rows"][: self.rows]:
             text = {"type": "text", "text": row["messages"][-1]["content"] + " Tags such as <think> open a thought."}
             row["messages"][-1]["content"] = [{"type": "thinking", "thinking": "Hm."}, text]
@@ -457,3 +457,72 @@ class ML647(Example):
         call = {"id": "b1B2c3D4e", "type": "function", "function": {"name": "weather", "arguments": arguments}}
         del artifact["rows"][-1]["messages"][1]["content"]
         artifact["rows"][-1]["messages"][1]["tool_calls"] = [call]
+
+
+class ML648(Example):
+    mutant = answers.spaces_at_the_end_of_an_answer
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["rows"][0]["messages"][1]["content"] = "  Paris is the capital of France.\n"
+
+
+class ML649(Example):
+    mutant = answers.space_of_sentencepiece_in_an_argument
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["rows"][4]["messages"][1]["tool_calls"][0]["function"]["arguments"] = '{"city":"\\u0052ome 🦥"}'
+
+
+class ML650(Example):
+    mutant = answers.thought_after_a_text
+
+    def sound(self, artifact: Artifact) -> None:
+        paris = answers.said("Paris is the capital of France.")
+        answers.think_in(artifact, answers.thought("\nHm.\n\n"), paris)
+        # an answer of weight 0 is only read
+        artifact["rows"][2]["messages"][1] = {
+            "role": "assistant",
+            "content": [answers.said("Ten."), answers.thought("Or so.")],
+            "weight": 0,
+        }
+
+
+class ML651(Example):
+    mutant = answers.strict_arguments_in_another_order
+
+    def sound(self, artifact: Artifact) -> None:
+        self.broken(artifact)
+        answers.call_strictly(artifact, {"city": "Rome", "days": 3})
+        # without `strict`, the grammar takes any object
+        artifact["rows"].append(copy.deepcopy(artifact["rows"][4]))
+        artifact["rows"][5]["messages"][0]["content"] = "And in Genoa?"
+        answers.call_strictly(artifact, {"days": 3, "city": "Genoa"}, row=5)
+        artifact["rows"][5]["tools"][0]["function"]["strict"] = False
+
+
+class ML652(Example):
+    mutant = answers.ids_of_calls_that_the_grammar_refuses
+
+    def sound(self, artifact: Artifact) -> None:
+        use_tokenizer(artifact, "derived-v13-thinking")
+
+
+class ML653(Example):
+    mutant = answers.tool_offered_twice
+
+    def sound(self, artifact: Artifact) -> None:
+        self.broken(artifact)
+        artifact["rows"][4]["tools"][1]["function"]["name"] = "forecast"
+
+
+class ML654(Example):
+    mutant = answers.required_argument_without_a_schema
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["rows"][4]["tools"][0]["function"]["parameters"]["required"] = ["city"]
+        # a schema may name it elsewhere
+        artifact["rows"].append(copy.deepcopy(artifact["rows"][4]))
+        artifact["rows"][5]["messages"][0]["content"] = "And in Genoa?"
+        parameters = artifact["rows"][5]["tools"][0]["function"]["parameters"]
+        parameters |= {"required": ["days"], "allOf": [{"properties": {"days": {"type": "integer"}}}]}
+        artifact["rows"][5]["messages"][1]["tool_calls"][0]["function"]["arguments"]["days"] = 3

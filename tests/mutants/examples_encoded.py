@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import bench_encoded as bench
+import mutants_encoded_answers as answers
 import mutants_encoded_ids as ids
 import mutants_encoded_labels as labels
 import mutants_encoded_lines as lines
 import mutants_encoded_packing as packing
 import mutants_encoded_texts as texts
-from bench_encoded import encode, encode_text, encode_with, pack, render
+from bench_encoded import encode, encode_text, encode_with, hold_row, pack, render
 from gallery import Artifact, Example
 
 
@@ -423,3 +424,24 @@ class ML561(EncodedExample):
     def sound(self, artifact: Artifact) -> None:
         lengths = packing.give_lengths(artifact)
         artifact["packed"][0]["cu_seqlens"] = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
+
+
+class ML562(EncodedExample):
+    mutant = answers.encoded_space_of_sentencepiece
+
+    def sound(self, artifact: Artifact) -> None:
+        hold_row(artifact, answers.called_with({"city": "Rome 🦥"}))
+
+
+class ML563(EncodedExample):
+    mutant = answers.encoded_strict_arguments_in_another_order
+
+    def sound(self, artifact: Artifact) -> None:
+        hold_row(artifact, answers.called_with({"city": "Rome", "days": 3}, strict=True), "derived-v13")
+
+
+class ML564(EncodedExample):
+    mutant = answers.encoded_ids_of_calls
+
+    def sound(self, artifact: Artifact) -> None:
+        hold_row(artifact, answers.called_with({"city": "Rome"}), "derived-v13")

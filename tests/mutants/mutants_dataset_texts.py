@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench_dataset import thinking_tokenizer, turn_of
+from bench_dataset import turn_of, use_tokenizer
 from gallery import Artifact, mutant
 
 
@@ -148,8 +148,7 @@ def one_text_rendered_as_chatml(artifact: Artifact) -> None:
 @mutant("ML630", "N54", says="a thought is written as <think>")
 def thinking_as_letters(artifact: Artifact) -> None:
     """Thoughts stand in tags, and the tokenizer has tokens for them."""
-    artifact["thinks"] = True
-    artifact["config"]["vocab_size"] = thinking_tokenizer().oracle.vocab_size
+    use_tokenizer(artifact, "derived-v13-thinking")
     _write_into(artifact, 3, lambda text: f"<think>\nLet me see.\n</think>\n\n{text}")
 
 

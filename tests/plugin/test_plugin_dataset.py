@@ -86,9 +86,12 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def test_healthy_rows_are_green_and_the_tokenizer_is_their_oracle_alone(
     golden: Run, write: Callable[..., Path]
 ) -> None:
-    result = golden(f"--mistral-dataset={write(*HEALTHY)}", "--mistral-tokenizer=spm-v3", "--mistral-strict", "-v")
+    # rows with tools ask for a grammar, which v3 does not have
+    accepted = write("mistral-golden::rows.jsonl::dataset::decoding-allows-answers  # no grammar", name="xfails.txt")
+    options = (f"--mistral-dataset={write(*HEALTHY)}", "--mistral-tokenizer=spm-v3", "--mistral-strict", "-v")
+    result = golden(*options, f"--mistral-xfails={accepted}")
     cases = [line.split()[0].split("::")[-1] for line in result.outlines if line.startswith("mistral-golden::")]
-    result.assert_outcomes(passed=len(cases))
+    result.assert_outcomes(passed=len(cases) - 1, skipped=1)
     # without a recipe there is no split and no length, and a tokenizer file has no template
     left_out = {"split-has-rows", "nothing-is-cut", "no-leakage", "no-near-leakage", "backends-agree"}
     assert set(CASES) - set(cases) == left_out
@@ -126,13 +129,13 @@ def test_a_folder_with_a_template_is_compared_with_it_on_every_row(
     converted_tokenizer("spm-v3").fast.save_pretrained(folder)
     options = (f"--mistral-dataset={path}", f"--mistral-tokenizer={folder}", "--mistral-strict")
     result = golden(*options)
-    result.assert_outcomes(passed=11)
+    result.assert_outcomes(passed=13)
     basis = "my-model (v3), which is not checked itself; recognised as spm-v3: 32,768 of 32,768 ids are the same"
     result.stdout.fnmatch_lines([f"oracle of rows.jsonl: {basis}"])
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("'[INST] '", "'[INST]'"))
     result = golden(*options)
-    assert result.parseoutcomes() == {"failed": 1, "passed": 10}
+    assert result.parseoutcomes() == {"failed": 1, "passed": 12}
     assert any(line.startswith(f"ML603 {path}:") for line in result.outlines)
     # a layout of its own is what the rows are trained with
     result = golden(*options, "--mistral-oracle=none")
@@ -162,12 +165,12 @@ def test_k_and_the_report_work(write: Callable[..., Path], pytester: pytest.Pyte
     result = pytester.runpytest_inprocess("--mistral-golden", f"--mistral-report={report}", "--junitxml=j.xml")
     assert result.ret == 1
     data = json.loads(report.read_text())
-    assert (data["counts"]["passed"], data["counts"]["failed"]) == (9, 1)
+    assert (data["counts"]["passed"], data["counts"]["failed"]) == (10, 1)
     [cause] = data["causes"]
     assert (cause["rule"], cause["place"]) == ("ML601", f"{path}:{len(HEALTHY) + 1}, messages[0].role")
     assert "ML601" in (pytester.path / "j.xml").read_text()
     chosen = pytester.runpytest_inprocess("--mistral-golden", "-k", "statistics")
-    chosen.assert_outcomes(passed=1, deselected=9)
+    chosen.assert_outcomes(passed=1, deselected=11)
 
 
 def test_places_are_those_of_check_wherever_a_test_before_has_gone(
@@ -252,5 +255,5 @@ def test_a_file_that_has_no_rows_fails_one_check(content: bytes, found: str, gol
     path = tmp_path / "rows.csv"
     path.write_bytes(content)
     result = golden(f"--mistral-dataset={path}", "--mistral-tokenizer=spm-v3")
-    assert result.parseoutcomes() == {"failed": 1, "skipped": 9}
+    assert result.parseoutcomes() == {"failed": 1, "skipped": 11}
     assert any(line.startswith(f"ML602 {path}") and found in line for line in result.outlines)

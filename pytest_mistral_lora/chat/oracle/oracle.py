@@ -1,4 +1,4 @@
-"""Mistral's own tokenization, the truth for ids: the only module that imports mistral-common.
+"""Mistral's own tokenization, the truth for ids: the only module that imports mistral-common's encoders.
 
 mistral-common encodes each row. A trace of its public per-message encoders and of its text tokenizer gives the turn
 and the text of every token: nothing is searched for in text or ids, since text may contain marker strings.
@@ -288,11 +288,12 @@ class Oracle:
             Exception: Any error of mistral-common for a conversation that it refuses.
         """
         return tuple(
-            self._plain_tokenizer.encode_chat_completion(_Request.model_validate(request_data(as_row(row)))).tokens
+            self.library_tokenizer.encode_chat_completion(_Request.model_validate(request_data(as_row(row)))).tokens
         )
 
     @cached_property
-    def _plain_tokenizer(self) -> Any:
+    def library_tokenizer(self) -> Any:
+        """mistral-common's `MistralTokenizer` of the file, for its own functions."""
         # A second instruct tokenizer over the same text tokenizer, without the wrapped encoders of this oracle.
         plain = type(self._instruct)(self._text, self._instruct.image_encoder, self._instruct.audio_encoder)
         return MistralTokenizer(plain, get_validator(self._text.version, ValidationMode.finetuning), self._normalizer)
@@ -347,7 +348,7 @@ class Oracle:
         # mistral-common would load the file again, which takes 1.3 CPU seconds for Tekken: give it this tokenizer.
         # See benchmarks/patches.py, template.
         convert = convert_tokenizer_to_chat_template
-        stand_in = SimpleNamespace(from_file=lambda _: self._plain_tokenizer)
+        stand_in = SimpleNamespace(from_file=lambda _: self.library_tokenizer)
         names = {**convert.__globals__, "MistralTokenizer": stand_in}
         generate = FunctionType(convert.__code__, names, None, convert.__defaults__, convert.__closure__)
         return str(generate(self.path, system_prompt, True, plain_thinking))

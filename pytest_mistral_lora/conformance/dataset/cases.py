@@ -17,12 +17,17 @@ CASES = (
     "answers-are-not-empty",
     "texts-are-whole",
     "tool-calls-fit-the-tools",
+    "answers-are-read-back",
+    "decoding-allows-answers",
     "statistics",
 )
 """Every case, in the order of the report."""
 
 OF_A_RECIPE = ("split-has-rows", "nothing-is-cut", "no-leakage", "no-near-leakage")
 """Cases about a split or a length, which need a recipe."""
+
+OF_AN_ORACLE = ("answers-are-read-back", "decoding-allows-answers")
+"""Cases about what mistral-common makes of answers, which need a Mistral tokenizer."""
 
 OF_KEPT_ROWS = ("split-has-rows", "no-duplicates", "no-leakage", "no-near-leakage", "statistics")
 """Cases about rows that are trained on or held out; the other cases also judge dropped rows."""

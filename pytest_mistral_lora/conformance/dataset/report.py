@@ -14,6 +14,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.dataset.answers import (
+    BY_GRAMMAR,
+    CALL_IDS_REFUSED,
+    LOST,
+    NOT_BY_GRAMMAR,
+    NOT_READ_BACK,
+    call_ids_finding,
+    lost_finding,
+)
 from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_KEPT_ROWS
 from pytest_mistral_lora.conformance.dataset.file_faults import faulty_rows
 from pytest_mistral_lora.conformance.dataset.repeats import Repeats
@@ -125,6 +134,7 @@ def report(
     found = _Report(tally, files, plan)
     found.note_settings(place)
     texts = found.note_file_faults()
+    found.note_decoding()
     for sign in SIGNS:
         if sign.rule in tally.findings and not sign.is_systematic(tally.counts, len(files)):
             tally.findings.rename(sign.rule, sign.note)
@@ -142,7 +152,19 @@ def report(
         "nothing-is-cut": {"beyond_max_length": cut, "rows_changed": changed},
         "statistics": found.statistics(repeats.counts(), texts),
     }
-    not_checked = {"backends-agree": no_comparison, "no-near-leakage": repeats.no_near_rows}
+    not_checked = {
+        "backends-agree": no_comparison,
+        "no-near-leakage": repeats.no_near_rows,
+        "answers-are-read-back": next((why for kind, why in tally.named if kind == NOT_READ_BACK), ""),
+        "decoding-allows-answers": next((why for kind, why in tally.named if kind == NOT_BY_GRAMMAR), ""),
+    }
+    if tally.named[BY_GRAMMAR, ""]:
+        # what a grammar could not judge is a figure beside what it has judged
+        facts["decoding-allows-answers"] = {
+            "rows_by_grammar": tally.named[BY_GRAMMAR, ""],
+            "rows_not_by_grammar": sum(rows for (kind, _), rows in tally.named.items() if kind == NOT_BY_GRAMMAR),
+        }
+        not_checked["decoding-allows-answers"] = ""
     results = {}
     for case in CASES:
         # the laws are rules of the subject `mask`, and hold for every row
@@ -206,6 +228,20 @@ class _Report:
             known["rows"] += faulty.count.rows
             known["examples"] += [self.place(place) for place in places][: SignCount.MOST - len(known["examples"])]
         return figures
+
+    def note_decoding(self) -> None:
+        """Note once what many rows can have in common: characters that are not encoded, and ids that are refused."""
+        found: dict[str, SignCount] = {CALL_IDS_REFUSED: SignCount(), LOST: SignCount()}
+        for (_, sign), evidence in self.tally.signs.items():
+            if sign in found:
+                found[sign].extend(evidence)
+        refused, lost = found[CALL_IDS_REFUSED], found[LOST]
+        if refused.rows:
+            self.tally.findings.at = refused.examples[0][0]
+            self.tally.findings.add(call_ids_finding(refused.rows, self.place(refused.examples[0][0])))
+        if lost.rows:
+            self.tally.findings.at = lost.examples[0][0]
+            self.tally.findings.add(lost_finding(lost, self.place))
 
     def statistics(self, repeats: dict[str, Any], texts: dict[str, Any]) -> dict[str, Any]:
         """Return the figures of the dataset, as plain JSON data.

@@ -155,6 +155,7 @@ def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
             f"the row has {', '.join(f'U+{ord(character):04X}' for character in sorted(characters))}",
             row.place,
         )
+    yield from _tool_findings(row)
     yield from call_findings(row)
 
 
@@ -167,6 +168,30 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _strings(item)
+
+
+_COMPOSED = ("$ref", "allOf", "anyOf", "oneOf", "patternProperties", "if")
+"""Keys of a schema that can name properties elsewhere than under `properties`."""
+
+
+def _tool_findings(row: Row) -> Iterator[Finding]:
+    """Yield tools that are offered twice, and required arguments that their schema does not name."""
+    known: dict[str, Any] = {}
+    for index, tool in enumerate(row.tools or ()):
+        function, place = tool["function"], f"{row.place}, tools[{index}].function"
+        name, schema = function["name"], function["parameters"]
+        if name in known:
+            same = "the same tool" if known[name] == function else "another tool of that name"
+            yield Finding("ML653", f"{name!r} is offered twice: {same} is before it", f"{place}.name", "one tool")
+        known.setdefault(name, function)
+        properties, required = schema.get("properties"), schema.get("required")
+        if not isinstance(properties, Mapping) or not isinstance(required, list) or any(map(schema.get, _COMPOSED)):
+            continue
+        unnamed = [key for key in required if isinstance(key, str) and key not in properties]
+        if unnamed:
+            found = f"{', '.join(map(repr, unnamed))}, which properties do not name"
+            expected = f"keys among {', '.join(map(repr, properties)) or 'no properties'}"
+            yield Finding("ML654", found, f"{place}.parameters.required", expected)
 
 
 def call_findings(row: Row) -> Iterator[Finding]:

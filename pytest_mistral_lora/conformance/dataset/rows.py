@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +17,14 @@ from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.dataset.answers import (
+    BY_GRAMMAR,
+    CALL_IDS_REFUSED,
+    LOST,
+    NOT_BY_GRAMMAR,
+    NOT_READ_BACK,
+    DecodingJudge,
+)
 from pytest_mistral_lora.conformance.dataset.file_signs import note_file_signs
 from pytest_mistral_lora.conformance.dataset.repeats import row_likeness, row_sketch
 from pytest_mistral_lora.conformance.dataset.row_findings import (
@@ -27,7 +35,7 @@ from pytest_mistral_lora.conformance.dataset.row_findings import (
     law_findings,
     text_findings,
 )
-from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, packed_place
+from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, SignCount, packed_place
 from pytest_mistral_lora.conformance.dataset.texts import main_script, sign_findings
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.errors import NoOracleError, RowError
@@ -84,6 +92,7 @@ class RowJudge:
         except NoOracleError:
             if plan.backend == "mistral-common":
                 raise
+        self._answers = None if self._oracle is None else DecodingJudge(self._oracle)
         # this process renders mistral-common's own template if it has made it, which is faster
         if plan.official and self._oracle is not None:
             self._oracle.chat_template()
@@ -190,8 +199,10 @@ class RowJudge:
             tally.changed[change] += 1
             tally.findings.add(finding)
         kept = law_findings(row, expected, self._oracle) if expected and self._oracle else ()
-        for finding in (*text_findings(row, layout), *kept):
+        texts = list(text_findings(row, layout))
+        for finding in (*texts, *kept):
             tally.findings.add(finding)
+        self._judge_answers(row, expected, {finding.rule for finding in texts}, tally, file)
         tally.counts[file, "judged"] += 1
         for name, sign in sign_findings(row, thinks=self._thinks):
             tally.counts[file, name] += 1
@@ -202,6 +213,34 @@ class RowJudge:
             if not self._agrees(row, expected, encoded, found, tally):
                 return expected
         return encoded
+
+    def _judge_answers(
+        self, row: Row, expected: EncodedRow | None, broken: Collection[str], tally: DatasetTally, file: int
+    ) -> None:
+        """Add the findings of the answers of a row to a tally.
+
+        Args:
+            row: The row.
+            expected: mistral-common's encoding; None without an oracle.
+            broken: Rules of texts that the row breaks.
+            tally: The tally.
+            file: Index of the file.
+        """
+        if self._answers is None or expected is None:
+            for kind in (NOT_READ_BACK, NOT_BY_GRAMMAR):
+                tally.named[kind, "there is no Mistral tokenizer to decode answers with"] += 1
+            return
+        judged = self._answers.judge(row, expected, broken)
+        for finding in judged.findings:
+            tally.findings.add(finding)
+        if judged.no_decoder:
+            tally.named[NOT_READ_BACK, judged.no_decoder] += 1
+        if judged.has_grammar:
+            tally.named[NOT_BY_GRAMMAR if judged.no_grammar else BY_GRAMMAR, judged.no_grammar] += 1
+        signs = {CALL_IDS_REFUSED: "calls" if judged.refuses_call_ids else "", LOST: judged.lost}
+        for sign, shown in signs.items():
+            if shown:
+                tally.signs.setdefault((file, sign), SignCount()).add(tally.findings.at, shown)
 
     def _agrees(
         self,

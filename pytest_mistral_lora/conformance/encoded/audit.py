@@ -14,6 +14,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.dataset.answers import DecodingJudge, call_ids_finding
 from pytest_mistral_lora.conformance.dataset.row_findings import call_findings
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance, SourceTracker
@@ -33,11 +34,14 @@ MOST_ERRORS = 1000
 KEPT = 20
 """Most findings of a rule to keep; more are counted."""
 
-CASES = ("file", "rows-complete", "ids", "labels", "packing", "supervised-text")
+CASES = ("file", "rows-complete", "ids", "labels", "packing", "supervised-text", "answers", "decoding")
 """Every check of the subject: a rule names its check in `rules/encoded.toml`."""
-OF_ROWS = ("ids", "labels", "packing", "supervised-text")
+OF_ROWS = ("ids", "labels", "packing", "supervised-text", "answers", "decoding")
 """Checks that would pass on nothing if no row can be judged."""
 NOTHING_JUDGED = "no row of the file can be judged"
+
+_OF_ANSWERS = {"ML649": "ML562", "ML650": "ML562", "ML651": "ML563"}
+"""The rules of encoded rows by those of chat rows. A character that is not encoded is a matter of the chat rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class Audit:
         dataset: tuple[Path, ...] = (),
         *,
         base: Path | None = None,
+        judges_answers: bool = True,
     ) -> None:
         """Prepare the audit.
 
@@ -92,6 +97,8 @@ class Audit:
             dataset: The chat JSONL files that the rows come from, in order; empty if they are missing.
             base: The checkpoint folder, whose `config.json` states the use of positions; None for the tokenizer's
                 folder.
+            judges_answers: Whether to judge what decoding makes of the answers: not for packaged rows, which hold
+                odd ones on purpose.
         """
         self.scaling: PositionScaling = PositionScaling.of_folder(base or oracle.path)
         self.path = path
@@ -109,6 +116,11 @@ class Audit:
         self._reader = LineReader(oracle, path)
         self.source: SourceTracker = SourceTracker(dataset)
         self._balance = AnswerBalance()
+        self._answers = DecodingJudge(oracle) if judges_answers else None
+        self._unjudged_answers: dict[str, str] = {}
+        self._by_grammar = False
+        self._refused_call_ids = 0
+        self._first_refused = ""
 
     def verdicts(self, progress: Callable[[int], None] = lambda read: None) -> Iterator[LineVerdict]:
         """Yield a verdict for each line, and a last one for the file.
@@ -139,6 +151,8 @@ class Audit:
             self._add_expected(row, row.place)
         if self.states["not judged"] < self.states.total():  # else no answer was read, and no answer can be lost
             findings += self._balance.findings(self.path, self._oracle)
+        if self._refused_call_ids:
+            findings.append(replace(call_ids_finding(self._refused_call_ids, self._first_refused), rule="ML564"))
         self.counts.update(finding.rule for finding in findings)
         yield LineVerdict(None, str(self.path), "wrong" if findings else "sound", tuple(findings))
 
@@ -183,8 +197,9 @@ class Audit:
         """
         comparison = EncodedLineComparison(line, expected, self._oracle, self.scaling)
         of_tokens = list(comparison.findings())
-        for row in line.rows:
-            padded = (finding for finding in call_findings(row) if finding.rule == "ML623")
+        of_calls = [list(call_findings(row)) for row in line.rows]
+        for row, found in zip(line.rows, of_calls, strict=True):
+            padded = (finding for finding in found if finding.rule == "ML623")
             findings += (replace(finding, rule="ML558", row=row.to_jsonl()) for finding in padded)
         self.tokens += len(comparison.padding.real)
         self.supervised += sum(label != IGNORE_INDEX for label in line.labels)
@@ -194,7 +209,33 @@ class Audit:
                 self._balance.add(encoded.input_ids, encoded.labels or (), self._oracle, line.place, 1)
             self._balance.add(comparison.ids, comparison.labels, self._oracle, line.place, -1)
         findings += of_tokens
+        if not of_tokens:
+            for row, encoded, found in zip(line.rows, expected, of_calls, strict=True):
+                findings += self._answer_findings(line.place, row, encoded, {finding.rule for finding in found})
         return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
+
+    def _answer_findings(self, place: str, row: Row, encoded: EncodedRow, broken: set[str]) -> Iterator[Finding]:
+        """Yield the findings of the answers of a conversation whose ids and labels are mistral-common's.
+
+        Args:
+            place: The place of its line.
+            row: The conversation; without messages if it cannot be read back.
+            encoded: Its encoding.
+            broken: Rules of calls that it breaks.
+        """
+        if self._answers is None or not row.messages:
+            return
+        judged = self._answers.judge(row, encoded, broken)
+        for case, reason in (("answers", judged.no_decoder), ("decoding", judged.no_grammar)):
+            if reason:
+                self._unjudged_answers.setdefault(case, reason)
+        self._by_grammar |= judged.has_grammar and not judged.no_grammar
+        if judged.refuses_call_ids:
+            self._refused_call_ids += 1
+            self._first_refused = self._first_refused or place
+        for finding in judged.findings:
+            if finding.rule in _OF_ANSWERS:
+                yield replace(finding, rule=_OF_ANSWERS[finding.rule], row=row.to_jsonl())
 
     def _as_encoded(self, line: EncodedLine) -> EncodedLine:
         """Return a row of a table with the nulls that the table gave its calls and tools, if its ids have them, too."""
@@ -231,6 +272,10 @@ class Audit:
             reasons = dict.fromkeys(OF_ROWS, NOTHING_JUDGED)
         elif not self.source.is_known:
             reasons = {"rows-complete": 'no line names its row ("row": 0), and no dataset is given'}
+        for case, reason in self._unjudged_answers.items():
+            # a grammar that judges some of the rows has judged something
+            if case != "decoding" or not self._by_grammar:
+                reasons.setdefault(case, reason)
         if self.states.total() == self.counts["ML501"]:
             reasons = dict.fromkeys(CASES, "no line of the file can be read: see the check `file`") | reasons
         found = {RULES[rule].case for rule, count in self.counts.items() if count}
