@@ -20,6 +20,7 @@ from pytest_mistral_lora.cli.doctor import fault_lines
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.environment import (
     KNOWN_FAULTS,
+    SERVER_FAULTS,
     installed_versions,
     known_cause_lines,
     library_states,
@@ -66,7 +67,8 @@ def test_a_good_installation_has_notes_at_most(changes: dict[str, str]) -> None:
 def test_a_note_is_of_its_versions_alone() -> None:
     assert {"tekken-first", "regex-warns-of-sound-files", "legacy-adds-a-space"} <= faults({}).keys()
     # a server's environment is another one, of which nothing is known here
-    assert set(faults({"transformers": "4.57.1"})) == {"regex-without-a-warning", "served-grammar"}
+    notes = {"regex-without-a-warning", "served-grammar", "grammar-refuses-call-ids"}
+    assert set(faults({"transformers": "4.57.1"})) == notes | {fault.id for fault in SERVER_FAULTS}
     assert faults({})["served-grammar"] == "note"
     assert faults({"vllm": "0.32.1"})["served-grammar"] == "note"
 
@@ -236,3 +238,53 @@ def test_a_server_of_another_protocol_is_told() -> None:
 def test_the_page_shows_a_fault_as_it_is_printed() -> None:
     [fault] = [one for one in KNOWN_FAULTS if one.id == "merges-by-id"]
     assert "\n".join(fault_lines(fault)) in (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+
+
+def server_record(target: str, proof: str) -> dict[str, Any]:
+    return {"target": target, "subject": "server", "case": "reachable", "findings": [], "facts": {"server of": proof}}
+
+
+def answer_record(target: str, case: str, found: str, rule: str = "ML919") -> dict[str, Any]:
+    finding = {"rule": rule, "found": found}
+    return {"target": target, "subject": "answer", "case": case, "findings": [finding], "facts": {}}
+
+
+@pytest.mark.parametrize(
+    ("proof", "case", "found", "fault"),
+    [
+        ("llama.cpp b11549, model m", "decoding", "call: calls weather", "served-arguments-replaced"),
+        ("llama.cpp 11549 (as named), model m", "decoding", "calls-of-one-tool: x", "served-arguments-replaced"),
+        # a server that reports no version may be it
+        ("llama.cpp, model m", "decoding", "text-call: x", "served-arguments-replaced"),
+        ("llama.cpp b11549, model m", "decoding", "json-schema: x", "served-json-in-a-fence"),
+        ("llama.cpp b11549, model m", "answered", "call: HTTP 500: peg-native", "served-call-ids-in-another-order"),
+        ("llama.cpp b11549, model m", "answered", "single: 'render_content'", "served-template-without-an-argument"),
+        ("vLLM 0.32.0, model m", "calls", "call: calls weatheranswer001({})", "served-call-ids-in-names"),
+        ("vLLM 0.32.0, model m", "spelled", "spelled-call: x", "served-letters-as-markers"),
+        ("llama.cpp b11550, model m", "decoding", "call: calls weather", None),
+        ("vLLM 0.33.0, model m", "spelled", "spelled-call: x", None),
+        ("llama.cpp b11549, model m", "spelled", "spelled-call: x", None),
+        ("llama.cpp b11549, model m", "calls", "call: calls weather", None),
+    ],
+)
+def test_a_red_server_names_the_faults_of_its_version(proof: str, case: str, found: str, fault: str | None) -> None:
+    records = [server_record("a", proof), answer_record("a", case, found), server_record("b", "llama.cpp b1, model m")]
+    lines = known_cause_lines(records, SOUND)
+    expected = [known.found for known in SERVER_FAULTS if known.id == fault]
+    assert [line.partition("): ")[2].partition(". Change: ")[0] for line in lines] == expected
+
+
+def test_the_fault_of_one_server_is_not_that_of_another() -> None:
+    records = [
+        server_record("a", "llama.cpp b11549, model m"),
+        server_record("b", "vLLM 0.32.0, model m"),
+        answer_record("b", "decoding", "call: calls weather"),
+    ]
+    assert known_cause_lines(records, SOUND) == []
+
+
+def test_doctor_lists_the_faults_of_servers_in_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    for fault in SERVER_FAULTS:
+        assert sum(fault.id in line for line in lines) == 1

@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     lines = [f"pytest-mistral-lora {__version__}, Python {platform.python_version()}, {platform.platform()}"]
     lines += [*_library_lines(libraries), *_extra_lines(), *_torch_lines(torch), *_hub_lines(hub), ""]
     for fault in faults:
-        lines += [*fault_lines(fault), ""]
+        if not fault.server:
+            lines += [*fault_lines(fault), ""]
+    lines += [*_server_lines([fault for fault in faults if fault.server]), ""]
     sys.stdout.write("\n".join([*lines, _verdict(faults)]) + "\n")
     return code
 
@@ -116,6 +118,14 @@ def fault_lines(fault: KnownFault) -> Iterator[str]:
     yield f"  change: {fault.change}"
     if fault.source:
         yield f"  source: {fault.source}"
+
+
+def _server_lines(faults: Sequence[KnownFault]) -> Iterator[str]:
+    """Yield the faults that servers have, wherever they run: a line each, since none may be yours."""
+    yield "known of servers; serve-check finds whether yours has them, and docs/serving.md has the ways out:"
+    for fault in faults:
+        versions = ", ".join(range_.removeprefix("==") for range_ in fault.versions.values())
+        yield f"  {fault.server} {versions}, {fault.id}: {fault.found}"
 
 
 def _verdict(faults: Sequence[Any]) -> str:

@@ -3,6 +3,7 @@
 from pytest_mistral_lora.environment.faults import (
     KNOWN_FAULTS,
     SERVED_GRAMMAR,
+    SERVER_FAULTS,
     KnownFault,
     LibraryState,
     installed_versions,
@@ -14,6 +15,7 @@ from pytest_mistral_lora.environment.faults import (
 __all__ = [
     "KNOWN_FAULTS",
     "SERVED_GRAMMAR",
+    "SERVER_FAULTS",
     "KnownFault",
     "LibraryState",
     "installed_versions",

@@ -58,8 +58,12 @@ class KnownFault:
         source: Its report, or the page that shows it.
         severity: `error`: it changes ids or stops a run; `note`: it only matters in the case that `found` names.
         rules: Ids of the rules that the user's files break for this reason.
-        says: Words of a server's error that only this fault has. The fault then belongs to a server's environment, not
-            to this one: it is known if a server reports these words, and is a note if it is not installed here.
+        says: A pattern of the words of a finding that only this fault has, such as those of a server's error. The fault
+            then belongs to a server's environment, not to this one: it is known if a server reports these words, and is
+            a note if it is not installed here.
+        server: The title of the server that has the fault, such as `llama.cpp`; empty for libraries. Its version is the
+            only one in `versions`.
+        answers: Checks of the subject `answer` whose findings the fault can cause.
         working: The versions, by library, that were seen to work.
     """
 
@@ -71,6 +75,8 @@ class KnownFault:
     severity: str = "error"
     rules: tuple[str, ...] = ()
     says: str = ""
+    server: str = ""
+    answers: tuple[str, ...] = ()
     working: Mapping[str, str] = field(default_factory=dict)
 
     def applies(self, installed: Mapping[str, str]) -> bool:
@@ -79,6 +85,28 @@ class KnownFault:
             name in installed and SpecifierSet(range_).contains(installed[name], prereleases=True)
             for name, range_ in self.versions.items()
         )
+
+    def is_of_server(self, proof: str) -> bool:
+        """Return whether a server can have the fault.
+
+        Args:
+            proof: The server as the summary names it: `llama.cpp b11549, model …`. One that reports no version can.
+        """
+        title, _, rest = proof.partition(",")[0].partition(" ")
+        number = re.search(r"\d+(\.\d+)*", rest)
+        return title == self.server and (
+            number is None or all(SpecifierSet(range_).contains(number[0]) for range_ in self.versions.values())
+        )
+
+    def explains(self, finding: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+        """Return whether a finding of a server is one that the fault can cause.
+
+        Args:
+            finding: The finding.
+            record: The record of the check that has it.
+        """
+        is_of_answers = record.get("subject") == "answer" and record.get("case") in self.answers
+        return (finding["rule"] in self.rules or is_of_answers) and bool(re.search(self.says, finding["found"]))
 
 
 SERVED_GRAMMAR = KnownFault(
@@ -94,6 +122,97 @@ SERVED_GRAMMAR = KnownFault(
     working={"vllm": "0.32.0", "mistral-common": "1.12.0"},
 )
 """The fault of the versions that pip resolves for vLLM 0.32.0."""
+
+_UPSTREAM = "docs/upstream/README.md"
+_DECODE = "take the ids of the answer from the server, and decode them with mistral-common"
+
+SERVER_FAULTS: tuple[KnownFault, ...] = (
+    KnownFault(
+        "served-arguments-replaced",
+        {"llama.cpp": "==11549"},
+        "its grammar fixes the order of a call's keys, refuses keys that the schema does not name, and ends an integer "
+        "after 16 digits: a model that says another call gets other values, with HTTP 200",
+        "train and prompt with arguments in the order of the schema, without further keys",
+        _UPSTREAM,
+        "note",
+        says=r"^(thinking-|text-)?calls?\b",
+        server="llama.cpp",
+        answers=("decoding",),
+    ),
+    KnownFault(
+        "served-call-ids-in-another-order",
+        {"llama.cpp": "==11549"},
+        "for a template of v11 it wants [ARGS] before [CALL_ID], in its grammar and in its parser: a call as "
+        'mistral-common encodes it ends in HTTP 500 ("does not match the expected peg-native format"), or in another '
+        "call",
+        f"serve a base of v13 or later by it; for v11, {_DECODE}",
+        _UPSTREAM,
+        "note",
+        rules=("ML919",),
+        says=r"peg-native|\[TOOL_CALLS\]",
+        server="llama.cpp",
+        answers=("answered", "decoding", "calls"),
+    ),
+    KnownFault(
+        "served-json-in-a-fence",
+        {"llama.cpp": "==11549"},
+        "under a response_format it makes a model of v13 or later write its JSON in a fence: one that was trained on "
+        "bare JSON gets other values",
+        "train the JSON in a fence (```json), or ask without response_format",
+        _UPSTREAM,
+        "note",
+        says=r"^(thinking-)?json-(schema|object)",
+        server="llama.cpp",
+        answers=("decoding",),
+    ),
+    KnownFault(
+        "served-template-without-an-argument",
+        {"llama.cpp": "==11549"},
+        "each round of tools ends in HTTP 500 with the templates that Mistral published for Small 4, Medium 3.5 and "
+        "Leanstral 1.5 until 2026-07-27: they leave an argument of a macro out, which its engine refuses",
+        "--jinja --chat-template-file with the generated template: mistral-lora template",
+        _UPSTREAM,
+        "note",
+        rules=("ML919",),
+        says="render_content",
+        server="llama.cpp",
+        answers=("answered",),
+    ),
+    KnownFault(
+        "served-call-ids-in-names",
+        {"vllm": "==0.32.0"},
+        "it reads the id of a call of v11 as a part of the tool's name, unless its grammar masks the id: "
+        "weatherabcdefgh1; the calls of a stream become one",
+        f"serve a base of v13 or later by it; for v11, {_DECODE}",
+        _UPSTREAM,
+        "note",
+        says=r"calls \w+answer\d{3}",
+        server="vLLM",
+        answers=("calls", "decoding"),
+    ),
+    KnownFault(
+        "served-letters-as-markers",
+        {"vllm": "==0.32.0"},
+        "an answer that is not streamed is parsed by its letters: one that spells [TOOL_CALLS] becomes a call or is "
+        "cut off, and one that spells [THINK] becomes a thought",
+        "stream the answers: a stream is parsed by its ids",
+        _UPSTREAM,
+        "note",
+        server="vLLM",
+        answers=("spelled",),
+    ),
+    KnownFault(
+        "served-format-not-enforced",
+        {"vllm": "==0.32.0"},
+        "with --reasoning-parser mistral it does not enforce structured_outputs unless the model thinks: the answer is "
+        "free text, with HTTP 200",
+        "start it without --reasoning-parser for a model that does not think, or set enable_in_reasoning",
+        _UPSTREAM,
+        "note",
+        server="vLLM",
+    ),
+)
+"""Faults of servers, which were seen with these versions."""
 
 KNOWN_FAULTS: tuple[KnownFault, ...] = (
     SERVED_GRAMMAR,
@@ -168,8 +287,18 @@ KNOWN_FAULTS: tuple[KnownFault, ...] = (
         "https://github.com/huggingface/transformers/pull/42299",
         "note",
     ),
+    KnownFault(
+        "grammar-refuses-call-ids",
+        {"mistral-common": ">=1.13,<1.14"},
+        "its grammar of answers refuses [CALL_ID], which its encoder writes into each call of v11",
+        "nothing in the rows; serve a base of v13 or later under a grammar",
+        _UPSTREAM,
+        "note",
+        rules=("ML652", "ML564"),
+    ),
+    *SERVER_FAULTS,
 )
-"""The known faults of every version that can be installed beside this package, errors first."""
+"""The known faults of every version that can be installed beside this package, errors first, and those of servers."""
 
 
 def installed_versions() -> dict[str, str]:
@@ -211,7 +340,8 @@ def present_faults(
     """
     known = [fault for fault in KNOWN_FAULTS if fault.applies(installed)]
     # a server's environment is not known here
-    known += [replace(fault, severity="note") for fault in KNOWN_FAULTS if fault.says and fault not in known]
+    of_servers = (fault for fault in KNOWN_FAULTS if fault.says or fault.server)
+    known += [replace(fault, severity="note") for fault in of_servers if fault not in known]
     explained = {name for fault in known if fault.severity == "error" for name in fault.versions}
     found = []
     for library in libraries:
@@ -244,19 +374,28 @@ def known_cause_lines(records: Iterable[Mapping[str, Any]], installed: Mapping[s
         records: One record for each check that ran.
         installed: The installed versions by name; they are only looked up if there is a finding.
     """
-    findings = [finding for record in records for finding in record["findings"]]
-    rules = {finding["rule"] for finding in findings}
+    judged = list(records)
+    found = [(record, finding) for record in judged for finding in record["findings"]]
+    rules = {finding["rule"] for _, finding in found}
+    proofs = {record["target"]: proof for record in judged if (proof := record.get("facts", {}).get("server of"))}
     lines = []
     for fault in KNOWN_FAULTS if rules else ():
         installed = installed or installed_versions()
         broken = [rule for rule in fault.rules if rule in rules]
-        if fault.says:
-            # the server's words name the fault, whatever is installed here
-            is_cause = any(fault.says in finding["found"] for finding in findings if finding["rule"] in broken)
-            versions = ", ".join(f"{name} {range_}" for name, range_ in fault.versions.items())
+        versions = ", ".join(f"{name} {range_}" for name, range_ in fault.versions.items())
+        if fault.says or fault.server:
+            # the server's words or its version name the fault, whatever is installed here
+            explained = (
+                finding["rule"]
+                for record, finding in found
+                if fault.explains(finding, record)
+                and (not fault.server or fault.is_of_server(proofs.get(record.get("target"), "")))
+            )
+            broken = list(dict.fromkeys(explained))
+        elif not fault.applies(installed):
+            broken = []
         else:
-            is_cause = bool(broken) and fault.applies(installed)
             versions = ", ".join(f"{name} {installed.get(name, '')}" for name in fault.versions)
-        if is_cause:
+        if broken:
             lines.append(f"known of {versions} ({', '.join(broken)}): {fault.found}. Change: {fault.change}")
     return lines
