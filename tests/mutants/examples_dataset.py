@@ -39,6 +39,8 @@ class ML603(Example):
 
 
 class ML604(Example):
+    also = "ML648"
+
     def broken(self, artifact: Artifact) -> None:
         artifact["recipe"]["backend"] = "chat-template"
         artifact["rows"][0]["messages"][1]["content"] = "Paris.  "

@@ -35,7 +35,7 @@ def training_through_a_template_that_refuses(artifact: Artifact) -> None:
     artifact["template"]["source"] = "{{ raise_exception('no') }}"
 
 
-@mutant("ML604", says="assistant-trailing-spaces in 1 row")
+@mutant("ML604 ML648", says="assistant-trailing-spaces in 1 row")
 def trained_with_trailing_spaces(artifact: Artifact) -> None:
     """An answer ends with spaces, which the template keeps and mistral-common strips."""
     artifact["recipe"]["backend"] = "chat-template"
