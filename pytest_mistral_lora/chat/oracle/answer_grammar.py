@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.oracle.request import request_data
@@ -104,14 +104,14 @@ class AnswerGrammar:
         return RefusedToken(taken, found, self._allowed(matcher, said[:taken]))
 
     def _matcher_of(self, row: Row, settings: Mapping[str, Any]) -> Any:
-        data = request_data(row)
-        asked = {key: data[key] for key in ("tools", "response_format") if data.get(key) is not None}
-        request = {**asked, **settings}
-        key = json.dumps(request)
+        # the order of keys in a schema is that of the grammar
+        key = json.dumps([row.tools, row.response_format, settings], default=dict)
         if key not in self._matchers:
             if len(self._matchers) >= _KEPT:
                 self._matchers.clear()
-            self._matchers[key] = self._new_matcher(request)
+            data = request_data(replace(row, messages=()))
+            asked = {name: data[name] for name in ("tools", "response_format") if data.get(name) is not None}
+            self._matchers[key] = self._new_matcher({**asked, **settings})
         return self._matchers[key]
 
     def _new_matcher(self, request: Mapping[str, Any]) -> Any:
