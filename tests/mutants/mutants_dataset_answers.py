@@ -86,7 +86,7 @@ SHAPE = {
 }
 
 
-@mutant("ML651", says="refuses token 4 of the answer, days")
+@mutant("ML651", "N140", says="refuses token 4 of the answer, days")
 def strict_arguments_in_another_order(artifact: Artifact) -> None:
     """A tool is strict, and a call has its arguments in another order than the tool's schema."""
     use_tokenizer(artifact, "derived-v13-thinking")

@@ -40,7 +40,7 @@ def encoded_thought_after_a_text(artifact: Artifact) -> None:
     hold_row(artifact, spoken(("text", "It is."), ("thinking", "Is it?")), "derived-v13-thinking")
 
 
-@mutant("ML563", says="refuses token 6 of the answer, d")
+@mutant("ML563", "N140", says="refuses token 6 of the answer, d")
 def encoded_strict_arguments_in_another_order(artifact: Artifact) -> None:
     """The ids of a call have the arguments in another order than the schema of a strict tool."""
     hold_row(artifact, called_with({"days": 3, "city": "Rome"}, strict=True), "derived-v13")
