@@ -62,9 +62,9 @@ def axolotl(checkpoint: Path, folder: Path, rows: Path, settings: dict[str, Any]
 
 def llamafactory(checkpoint: Path, folder: Path, rows: Path, settings: dict[str, Any]) -> None:
     """Run `llamafactory-cli train`."""
-    from llamafactory_rows import _stand_in_for_torchaudio
+    from llamafactory_rows import stand_in_for_torchaudio
 
-    _stand_in_for_torchaudio()
+    stand_in_for_torchaudio()
     from llamafactory.train.tuner import run_exp
 
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}

@@ -2,6 +2,7 @@
 
     python scripts/record_scoreboard.py trl                        run TRL on every checkpoint, and record the verdicts
     python scripts/record_scoreboard.py trl --real                 the same on real dialogues
+    python scripts/record_scoreboard.py trl --prepared             how the folders that TRL prepares are judged
     python scripts/record_scoreboard.py --checkpoint spm-v3-hub D  make one of the checkpoints, as the folder D
 
 A runner that is recorded has to be installed here, or in the environment of `mistral-lora runner setup NAME`.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from prepared_records import record_prepared
 from scoreboard_records import COLUMNS, REAL_TOKENIZERS, TOKENIZERS, checkpoint, record, record_real
 
 from pytest_mistral_lora.runners import RUNNERS
@@ -22,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runner", nargs="?", choices=[*RUNNERS], help="run this runner, and record what it makes")
     parser.add_argument("--real", action="store_true", help="on real dialogues")
+    parser.add_argument("--prepared", action="store_true", help="the folders that it prepares, without messages")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these configurations or checkpoints")
     parser.add_argument("--checkpoint", nargs=2, metavar=("NAME", "FOLDER"), help="make a checkpoint of the scoreboard")
     given = parser.parse_args()
@@ -30,12 +33,17 @@ def main() -> None:
         return
     if not given.runner:
         parser.error("name a runner, or --checkpoint")
+    write = record
+    if given.real:
+        write = record_real
+    if given.prepared:
+        write = record_prepared
     for column in COLUMNS:
-        for tokenizer in REAL_TOKENIZERS if given.real else TOKENIZERS:
+        for tokenizer in REAL_TOKENIZERS if given.real or given.prepared else TOKENIZERS:
             is_chosen = not given.only or {column.name, tokenizer} & set(given.only)
             if column.runner.name == given.runner and is_chosen:
                 print(f"{column.name} on {tokenizer}", flush=True)
-                (record_real if given.real else record)(column, tokenizer)
+                write(column, tokenizer)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pytest_mistral_lora.records.files import write_text
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 ROWS = ROOT / "docs" / "rows.md"
+PREPARED = ROOT / "docs" / "prepared.md"
 IMPORT = ROOT / "docs" / "import.md"
 REPORTS = ROOT / "docs" / "reports.md"
 SUITE = ROOT / "docs" / "suite.md"
@@ -85,6 +86,18 @@ def masked_eos(folder: Path) -> str:
     write_rows(folder / "encoded.jsonl", {**row, "labels": [*row["labels"][:-1], -100]})
     audit = _printed_here("audit", "encoded.jsonl", *TOKENIZER, folder=folder, exit_code=1)
     return _part(audit, "ML546 ", "  > ")
+
+
+def prepared_rows(folder: Path) -> str:
+    """Return the audit of a folder as Axolotl prepares it, whose last labels are masked."""
+    import datasets
+
+    write_rows(folder / "rows.jsonl", {"messages": [QUESTION, ANSWER]})
+    row = json.loads(_printed_here("render", "rows.jsonl", *TOKENIZER, "--json", folder=folder))
+    prepared = {"input_ids": row["input_ids"], "labels": [*row["labels"][:-1], -100]}
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_list([prepared] * 3).save_to_disk(folder / "last_run_prepared" / "0a1b2c3d")
+    return _printed_here("audit", "last_run_prepared", *TOKENIZER, folder=folder, exit_code=1)
 
 
 def imported_rows(folder: Path) -> str:
@@ -239,6 +252,7 @@ OUTPUTS = (
     Output("compared", RENDER, compared_row),
     Output("bad rows", ROWS, bad_rows),
     Output("audit", ROWS, masked_eos),
+    Output("prepared rows", PREPARED, prepared_rows),
     Output("import", IMPORT, imported_rows),
     Output("loss", IMPORT, refused_loss),
     Output("stats", STATS, figures_of_rows),

@@ -1,4 +1,4 @@
-"""The mutants of encoded rows, judged by their ids and labels alone: what they become stands in docs/rows.md."""
+"""The mutants of encoded rows, judged by their ids and labels alone: what they become stands in docs/prepared.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import bench_encoded as bench
 import pytest
 from gallery import Artifact, Mutant, mutants
 
-PAGE = Path(__file__).parents[2] / "docs" / "rows.md"
+PAGE = Path(__file__).parents[2] / "docs" / "prepared.md"
 MARKS = "<!-- without messages: {} -->\n"
 
 pytestmark = pytest.mark.gallery

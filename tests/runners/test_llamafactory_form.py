@@ -50,7 +50,7 @@ def written(script: ModuleType, tmp_path: Path) -> Any:
         file.write_text(yaml.safe_dump({"dataset_dir": str(STOCK.parent / "llamafactory"), **config}))
         (tmp_path / "work").mkdir()
         task = script.Task([{**row, script.MARK: n} for n, row in enumerate(rows)], tmp_path, file, tmp_path / "work")
-        made = script._config(task)
+        made = script.configuration(task)
         lines = (Path(made["dataset_dir"]) / "train.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines], made
 
@@ -109,7 +109,7 @@ def test_torchaudio_that_cannot_be_imported_has_a_stand_in_that_is_said(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchaudio", None)  # as a package that is broken or not there
-    assert "stand-in" in script._stand_in_for_torchaudio()["torchaudio"]
+    assert "stand-in" in script.stand_in_for_torchaudio()["torchaudio"]
     import torchaudio
 
     assert "stand-in-" in str(torchaudio.__file__)

@@ -34,7 +34,7 @@ def words(script: ModuleType, config: Path, folder: Path, *, own_data: bool = Fa
     folder.mkdir()
     task = script.Task([{**row, script.MARK: n} for n, row in enumerate(ROWS)], Path("base"), config, folder, own_data)
     found: dict[str, list[str]] = {}
-    for word in script._words(task):
+    for word in script.words(task):
         if word.startswith("--"):
             key = word
             found[key] = []

@@ -51,6 +51,11 @@ _FILE_KEYS = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url
 
 def encode(task: Task) -> list[Encoded]:
     """Return the rows of the dataset that LLaMA-Factory's own command builds."""
+    return [(row[MARK], row["input_ids"], row["labels"]) for row in marked(ready_dataset(configuration(task)))]
+
+
+def ready_dataset(config: dict[str, Any]) -> Any:
+    """Return the dataset that LLaMA-Factory's own command builds by a configuration."""
     from llamafactory.train import tuner
     from llamafactory.train.sft import workflow
 
@@ -63,15 +68,16 @@ def encode(task: Task) -> list[Encoded]:
 
     original, workflow.get_dataset = workflow.get_dataset, stop
     try:
-        tuner.run_exp(_config(task))
+        tuner.run_exp(config)
     except CapturedError:
-        return [(row[MARK], row["input_ids"], row["labels"]) for row in marked(dataset)]
+        return dataset
     finally:
         workflow.get_dataset = original
     raise RuntimeError("LLaMA-Factory ended before it had its rows")
 
 
-def _config(task: Task) -> dict[str, Any]:
+def configuration(task: Task) -> dict[str, Any]:
+    """Return the configuration with its model, its data and its output replaced."""
     config = yaml.safe_load(task.config.read_text(encoding="utf-8")) or {}
     kept = {name: value for name, value in {**config, **_SET}.items() if name not in _DROPPED}
     fixed = {"model_name_or_path": str(task.checkpoint), "output_dir": str(task.folder / "out")}
@@ -137,7 +143,7 @@ def _call(function: dict[str, Any]) -> dict[str, Any]:
     return {"name": function["name"], "arguments": parsed}
 
 
-def _stand_in_for_torchaudio() -> dict[str, str]:
+def stand_in_for_torchaudio() -> dict[str, str]:
     """Provide an empty torchaudio if the real one cannot be imported: LLaMA-Factory only needs it for sound."""
     try:
         importlib.import_module("torchaudio")
@@ -156,4 +162,4 @@ def _stand_in_for_torchaudio() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(encode, _PACKAGES, _stand_in_for_torchaudio())
+    main(encode, _PACKAGES, stand_in_for_torchaudio())

@@ -44,12 +44,9 @@ _DROPPED = (
 
 def encode(task: Task) -> list[Encoded]:
     """Return the model inputs of ms-swift's own command: each row by itself, through its data collator."""
-    from swift.dataset import RowPreprocessor
     from swift.pipelines.train import sft
 
-    if MARK not in RowPreprocessor.standard_keys:
-        # the columns that its preprocessors keep
-        RowPreprocessor.standard_keys = [*RowPreprocessor.standard_keys, MARK]
+    keep_marks()
     trainer: Any = None
 
     def stop(self: Any, given: Any) -> None:
@@ -59,12 +56,20 @@ def encode(task: Task) -> list[Encoded]:
 
     original, sft.SwiftSft.train = sft.SwiftSft.train, stop
     try:
-        sft.SwiftSft(_words(task)).run()
+        sft.SwiftSft(words(task)).run()
     except CapturedError:
         return list(_made(trainer))
     finally:
         sft.SwiftSft.train = original
     raise RuntimeError("ms-swift ended before it trained")
+
+
+def keep_marks() -> None:
+    """Let the preprocessors keep the column with the numbers of the rows."""
+    from swift.dataset import RowPreprocessor
+
+    if MARK not in RowPreprocessor.standard_keys:
+        RowPreprocessor.standard_keys = [*RowPreprocessor.standard_keys, MARK]
 
 
 def _made(trainer: Any) -> Any:
@@ -80,17 +85,17 @@ def _made(trainer: Any) -> Any:
         yield number, batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
 
 
-def _words(task: Task) -> list[str]:
+def words(task: Task) -> list[str]:
     """Return the configuration as words of the command line, as `swift sft FILE` makes them of it."""
     config = yaml.safe_load(task.config.read_text(encoding="utf-8")) or {}
     fixed = {"model": str(task.checkpoint), "output_dir": str(task.folder / "out")}
     if not task.own_data:
         fixed["dataset"] = str(task.rows_file())
     config = {name: value for name, value in {**config, **_SET, **fixed}.items() if name not in _DROPPED}
-    words: list[str] = []
+    spelled: list[str] = []
     for name, value in config.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return words
+        spelled += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return spelled
 
 
 if __name__ == "__main__":

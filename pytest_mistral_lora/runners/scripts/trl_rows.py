@@ -29,6 +29,18 @@ _DROPPED = ("datasets", "dataset_config", "model_revision", "attn_implementation
 
 def encode(task: Task) -> list[Encoded]:
     """Return the model inputs of TRL's own command: each row alone, through its data collator."""
+    trainer = ready_trainer(task)
+    made: list[Encoded] = []
+    for row in marked(trainer.train_dataset):
+        # each row alone, so that it is not padded to the length of another
+        number = row.pop(MARK)
+        batch = trainer.data_collator([row])
+        made.append((number, batch["input_ids"][0].tolist(), batch["labels"][0].tolist()))
+    return made
+
+
+def ready_trainer(task: Task) -> Any:
+    """Return the `SFTTrainer` of TRL's own command, as it is when it is told to train."""
     import trl
     from trl.scripts import sft
 
@@ -43,13 +55,7 @@ def encode(task: Task) -> list[Encoded]:
     try:
         sft.main(*_parse(sft, task))
     except CapturedError:
-        made: list[Encoded] = []
-        for row in marked(trainer.train_dataset):
-            # each row alone, so that it is not padded to the length of another
-            number = row.pop(MARK)
-            batch = trainer.data_collator([row])
-            made.append((number, batch["input_ids"][0].tolist(), batch["labels"][0].tolist()))
-        return made
+        return trainer
     finally:
         trl.SFTTrainer.train = original
     raise RuntimeError("TRL ended before it trained")

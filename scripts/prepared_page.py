@@ -1,0 +1,89 @@
+"""The tables of docs/prepared.md: how the folders that trainers prepare are judged without messages."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from scoreboard_records import COLUMNS, REAL_TOKENIZERS, RECORDED, ROOT
+
+from pytest_mistral_lora.conformance.finding import RULES
+
+PREPARED = RECORDED / "prepared.json"
+"""What is recorded, by configuration and tokenizer."""
+PAGE = ROOT / "docs" / "prepared.md"
+_START, _END = "<!-- prepared: start -->\n", "<!-- prepared: end -->\n"
+_KINDS = ("packaged", "real")
+_MOST_NAMES = 3
+
+
+def read_prepared() -> dict[str, dict[str, Any]]:
+    """Return what is recorded, by configuration and tokenizer."""
+    if not PREPARED.is_file():
+        return {}
+    records: dict[str, dict[str, Any]] = json.loads(PREPARED.read_text(encoding="utf-8"))
+    return records
+
+
+def prepared_page() -> str:
+    """Return the page with its tables."""
+    head, _, rest = PAGE.read_text(encoding="utf-8").partition(_START)
+    _, _, tail = rest.partition(_END)
+    tables = "\n".join([*_verdicts(), "", *_differences()])
+    return f"{head}{_START}{tables}\n{_END}{tail}"
+
+
+def _verdicts() -> Iterator[str]:
+    yield "| trainer | configuration | tokenizer | rows | prepared | same | other | not read back |"
+    yield "|---|---|---|---|---:|---:|---:|---:|"
+    records = read_prepared()
+    for column in COLUMNS:
+        for tokenizer in REAL_TOKENIZERS:
+            data = records.get(column.name, {}).get(tokenizer)
+            if data is None:
+                yield f"| {column.runner.title} | {column.name} | {tokenizer} | not run | | | | |"
+                continue
+            for kind in _KINDS:
+                yield _verdict(f"{column.name} | {tokenizer} | {kind}", column.runner.title, data[kind])
+
+
+def _verdict(run: str, trainer: str, data: dict[str, Any]) -> str:
+    if "refused" in data:
+        return f"| {trainer} | {run} | refused | | | |"
+    cells = " | ".join(str(data[key]) for key in ("same", "other", "not_checked"))
+    return f"| {trainer} {data['version']} | {run} | {data['prepared']} of {data['rows']} | {cells} |"
+
+
+def _differences() -> Iterator[str]:
+    yield "| with messages alone | without messages alone | rows | configurations | packaged rows, for example |"
+    yield "|---|---|---:|---|---|"
+    counts: Counter[tuple[str, str]] = Counter()
+    columns: dict[tuple[str, str], list[str]] = {}
+    names: dict[tuple[str, str], list[str]] = {}
+    for column, tokenizers in read_prepared().items():
+        for kind, data in ((kind, data[kind]) for data in tokenizers.values() for kind in _KINDS):
+            for difference, (count, *examples) in data.get("differences", {}).items():
+                found = _change(difference)
+                counts[found] += count
+                columns.setdefault(found, []).append(column)
+                names.setdefault(found, []).extend(examples if kind == "packaged" else [])
+    for found, count in sorted(counts.items()):
+        lost, new = (_linked(rules) for rules in found)
+        examples = ", ".join(list(dict.fromkeys(names[found]))[:_MOST_NAMES])
+        yield f"| {lost} | {new} | {count} | {', '.join(dict.fromkeys(columns[found]))} | {examples} |"
+
+
+def _change(difference: str) -> tuple[str, str]:
+    """Return the rules that are found with messages alone, and those without messages alone."""
+    whole, alone = (side.split() for side in difference.split(" → "))
+    if "judged" in alone:
+        return "any", f"not read back: {' '.join(rule for rule in alone if rule in RULES)}"
+    lost = " ".join(rule for rule in whole if rule in RULES and rule not in alone)
+    new = " ".join(rule for rule in alone if rule in RULES and rule not in whole)
+    return lost or "none", new or "none"
+
+
+def _linked(rules: str) -> str:
+    return " ".join(f"[{word}](rules.md#{word.lower()})" if word in RULES else word for word in rules.split())
