@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointTokenizer",
     "EncodedRow",
     "Finding",
+    "Golden",
     "GuardError",
     "MistralGuard",
     "Oracle",
     "Row",
+    "RunResult",
     "Span",
+    "TinyRun",
     "Verdict",
     "__version__",
     "audit",
@@ -32,22 +36,28 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.encoded import EncodedRow, Span
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.rows import Row, read_rows
-    from pytest_mistral_lora.checkpoint.tokenizers import training_template
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, training_template
     from pytest_mistral_lora.conformance.finding import Finding
+    from pytest_mistral_lora.conformance.train.tiny_run import TinyRun
     from pytest_mistral_lora.errors import GuardError
     from pytest_mistral_lora.guarding.callback import MistralGuard, guard
     from pytest_mistral_lora.judging import Verdict, audit, judge
-    from pytest_mistral_lora.training.run import train
+    from pytest_mistral_lora.records.goldens import Golden
+    from pytest_mistral_lora.training.run import RunResult, train
 else:
     # hidden from type checkers, which would accept any misspelt name as its result
     _MODULES = {
+        "CheckpointTokenizer": "checkpoint.tokenizers",
         "EncodedRow": "chat.encoded",
         "Finding": "conformance.finding",
+        "Golden": "records.goldens",
         "GuardError": "errors",
         "MistralGuard": "guarding.callback",
         "Oracle": "chat.oracle",
         "Row": "chat.rows",
+        "RunResult": "training.run",
         "Span": "chat.encoded",
+        "TinyRun": "conformance.train.tiny_run",
         "Verdict": "judging",
         "audit": "judging",
         "guard": "guarding.callback",

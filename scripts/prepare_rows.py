@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pytest_mistral_lora" / "runn
 import harness
 
 _PREPARED = "prepared"
+_OF_TRAINING_ALONE = ("--bf16", "--fp16", "--report_to", "--check_model")
+"""Options of `swift sft` that `swift export` refuses, each with one value."""
 
 
 def _trl(task: harness.Task) -> Path:
@@ -55,7 +57,11 @@ def _ms_swift(task: harness.Task) -> Path:
     from swift.pipelines.export import export_main
 
     ms_swift_rows.keep_marks()
-    export_main([*ms_swift_rows.words(task), "--to_cached_dataset", "true"])
+    words = ms_swift_rows.words(task)
+    for option in _OF_TRAINING_ALONE:
+        at = words.index(option)
+        del words[at : at + 2]
+    export_main([*words, "--to_cached_dataset", "true"])
     return task.folder / "out"
 
 

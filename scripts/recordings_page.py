@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 
-from mistral_recordings import REQUESTS, RESULTS, TOKENIZERS
+from mistral_recordings import REQUESTS, RESULTS, ROOT, TOKENIZERS
+
+_PARSER_CASES = ROOT / "tests" / "chat" / "parser_cases.toml"
 
 _CLASSES = {
     "same": "same ids",
@@ -13,6 +16,8 @@ _CLASSES = {
     "media, refused here": "images or audio: refused here",
 }
 """The classes of the results, with their titles."""
+_READ = {"same": "the same", "refused": "refused", "differs": "another message", "read here": "read, refused there"}
+"""The results of parsers' cases, with their titles."""
 
 
 def recordings_page() -> str:
@@ -63,7 +68,29 @@ def recordings_page() -> str:
         "A `derived-…` tokenizer is a file that the tests derive from a shipped vocabulary, with the special tokens of",
         "that version: mistral-common ships none of it.",
         "",
+        *_parsers(),
+        "",
         "This page is made by `scripts/write_docs.py` from `tests/chat/recordings.toml`, which",
-        "`scripts/mistral_recordings.py` writes.",
+        "`scripts/mistral_recordings.py` writes, and from `tests/chat/parser_cases.toml`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _parsers() -> Iterator[str]:
+    data = tomllib.loads(_PARSER_CASES.read_text(encoding="utf-8"))
+    yield from ("## What vLLM and llama.cpp read of an answer", "")
+    for name, source in data["sources"].items():
+        link = f"[{source['repository']}](https://github.com/{source['repository']})"
+        read = f"the commit {source['commit'][:7]}" if "commit" in source else f"{source['read']}"
+        yield f"- {name}: `{source['file']}` of {link}, at {read}"
+    yield from (
+        "",
+        "Their own tests have answers of Mistral's models, and say which message their parsers make of each. Here the",
+        "answer is read back from its ids, whose markers are control tokens. The texts of vLLM for v11 leave out",
+        "`[CALL_ID]` and `[ARGS]`, which the ids have. mistral-common's own decoder reads the same calls, or refuses.",
+    )
+    yield from ("", "| parser | answer | tokenizer | read here | difference |", "|---|---|---|---|---|")
+    for case in data["case"]:
+        refuses = "; mistral-common refuses it" if "mistral_common" in case else ""
+        run = f"{case['source']} | {case['name']} | {case['tokenizer']}"
+        yield f"| {run} | {_READ[case['result']]}{refuses} | {case.get('why', '')} |"

@@ -56,6 +56,7 @@ MAY_IMPORT_LATE = {
         "errors",
         "guarding",
         "judging",
+        "records",
         "training",
     },  # the public names: for type checkers, and on first use
     "conformance": {"training", "runners", "serving", "strategies", "report", "environment"},

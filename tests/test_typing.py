@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,19 +14,25 @@ CONFIGURATION = """\
 [mypy]
 strict = true
 follow_imports = skip
+# a decorator of a package that is left out has no type
+disallow_untyped_decorators = false
 
 [mypy-pytest_mistral_lora.*]
 follow_imports = silent
 """
 """Other packages are left out: following torch takes a minute, and no public name has a type of another package."""
 
+ROOT = Path(__file__).parents[1]
+GIVEN = dict.fromkeys(["README.md", "guard.md"], "from typing import Any\ntrainer: Any = None\n")
+"""What the examples of a page take as given, by its name: the trainer of the reader."""
+
 IMPORTS = """\
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, assert_type
 
-from pytest_mistral_lora import EncodedRow, Finding, Oracle, Row, Span, Verdict, audit, judge, read_rows, train
-from pytest_mistral_lora import training_template
+from pytest_mistral_lora import CheckpointTokenizer, EncodedRow, Finding, Golden, Oracle, Row, RunResult, Span, TinyRun
+from pytest_mistral_lora import Verdict, audit, judge, read_rows, train, training_template
 
 """
 USER = """\
@@ -37,7 +45,9 @@ assert_type(read_rows("rows.jsonl"), Iterator[Row])
 assert_type(training_template("checkpoint"), str)
 assert_type(Oracle.load("spm-v3"), Oracle)
 assert_type(Row.from_dict({"messages": []}), Row)
-assert_type(train("recipe.yaml", resume=True).output, Path)
+assert_type(CheckpointTokenizer(Path("checkpoint")).oracle, Oracle)
+assert_type(train("recipe.yaml", resume=True), RunResult)
+assert_type(train("recipe.yaml").output, Path)
 verdict = judge("rows.jsonl", Path("lora-out"), tokenizer="spm-v3", base="base", train=False)
 assert_type(verdict, Verdict)
 assert_type(audit([{"input_ids": [1]}], tokenizer=Path("checkpoint"), dataset=["rows.jsonl"]), Verdict)
@@ -47,6 +57,9 @@ assert_type(verdict.findings[0].severity, Literal["error", "note"])
 assert_type(verdict.findings[0].next_step, str)
 assert_type(verdict.not_checked, Mapping[str, str])
 assert_type(verdict.write("report.html"), Path)
+def of_fixtures(mistral_golden: Golden, mistral_lora_run: TinyRun) -> None:
+    assert_type(mistral_golden.encoded, EncodedRow)
+    assert_type(mistral_lora_run.adapter, Path)
 for row in read_rows("rows.jsonl"):
     assert_type(row.messages, tuple[Mapping[str, Any], ...])
     encoded = oracle.encode(row)
@@ -60,17 +73,40 @@ for row in read_rows("rows.jsonl"):
 
 
 def errors_of(folder: Path, code: str) -> list[str]:
+    return errors_of_modules(folder, {"user": IMPORTS + code})
+
+
+def errors_of_modules(folder: Path, modules: Mapping[str, str]) -> list[str]:
     api = pytest.importorskip("mypy.api", reason="mypy is not installed")
     (folder / "mypy.ini").write_text(CONFIGURATION)
-    (folder / "user.py").write_text(IMPORTS + code)
+    for name, code in modules.items():
+        (folder / f"{name}.py").write_text(code)
+    files = [str(folder / f"{name}.py") for name in modules]
     words = ["--config-file", str(folder / "mypy.ini"), "--cache-dir", str(folder / "cache"), "--no-error-summary"]
-    report, problem, _ = api.run([*words, str(folder / "user.py")])
+    report, problem, _ = api.run([*words, *files])
     assert not problem
     return str(report).splitlines()
 
 
-def test_every_public_name_has_its_type(tmp_path: Path) -> None:
-    assert errors_of(tmp_path, USER) == []
+def examples_of_pages() -> dict[str, str]:
+    """Return the Python examples of each page, one after the other: a later one uses the names of an earlier one."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+    blocks = {
+        page: re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for page in pages
+    }
+    return {
+        "_".join(page.relative_to(ROOT).with_suffix("").parts): GIVEN.get(page.name, "") + "\n".join(found)
+        for page, found in blocks.items()
+        if found
+    }
+
+
+def test_every_public_name_and_every_example_of_the_pages_has_its_type(tmp_path: Path) -> None:
+    examples = examples_of_pages()
+    assert {"README", "docs_guard", "docs_notebook", "docs_suite"} <= examples.keys()
+    # one call: most of its time is for this package
+    assert errors_of_modules(tmp_path, {"user": IMPORTS + USER, **examples}) == []
 
 
 def test_each_wrong_use_is_an_error(tmp_path: Path) -> None:

@@ -120,8 +120,9 @@ class Oracle:
                 checkpoint folder with `tekken.json` or `tokenizer.model.vN`. A path that exists comes first.
 
         Raises:
-            NoOracleError: If a folder has no Mistral tokenizer file. `audit` and `judge` recognise such a folder by its
-                vocabulary.
+            NoOracleError: If a folder has no Mistral tokenizer file. This method reads Mistral's own files alone.
+                `CheckpointTokenizer(folder).oracle` recognises such a folder by its vocabulary, as `audit` and `judge`
+                do.
             TokenizerError: If there is no such tokenizer, or its file cannot be loaded.
 
         Example:
@@ -141,7 +142,11 @@ class Oracle:
                 "no Mistral tokenizer file",
                 place=str(path),
                 expected="tekken.json or tokenizer.model.vN",
-                next_step="Name the tokenizer that the folder was made from, such as spm-v3.",
+                next_step=(
+                    "Name the tokenizer that the folder was made from, such as spm-v3. To recognise the folder by its "
+                    "vocabulary, import CheckpointTokenizer from pytest_mistral_lora, and take "
+                    f"CheckpointTokenizer(Path({str(path)!r})).oracle."
+                ),
             )
         return cls(file)
 
