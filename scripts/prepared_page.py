@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from scoreboard_records import COLUMNS, REAL_TOKENIZERS, RECORDED, ROOT
+from scoreboard_records import COLUMNS, RECORDED, ROOT
 
 from pytest_mistral_lora.conformance.finding import RULES
 
@@ -37,23 +37,25 @@ def prepared_page() -> str:
 
 def _verdicts() -> Iterator[str]:
     yield "| trainer | configuration | tokenizer | rows | prepared | same | other | not read back |"
-    yield "|---|---|---|---|---:|---:|---:|---:|"
+    yield "|---|---|---|---|---|---:|---:|---:|"
     records = read_prepared()
     for column in COLUMNS:
-        for tokenizer in REAL_TOKENIZERS:
-            data = records.get(column.name, {}).get(tokenizer)
-            if data is None:
-                yield f"| {column.runner.title} | {column.name} | {tokenizer} | not run | | | | |"
-                continue
+        for tokenizer, data in records.get(column.name, {}).items():
             for kind in _KINDS:
-                yield _verdict(f"{column.name} | {tokenizer} | {kind}", column.runner.title, data[kind])
+                yield _verdict(column.runner.title, f"{column.name} | {tokenizer} | {kind}", data[kind])
+    missing = [column.name for column in COLUMNS if column.name not in records]
+    if missing:
+        yield from ("", f"Not run: {', '.join(missing)}.")
 
 
-def _verdict(run: str, trainer: str, data: dict[str, Any]) -> str:
+def _verdict(trainer: str, run: str, data: dict[str, Any]) -> str:
     if "refused" in data:
         return f"| {trainer} | {run} | refused | | | |"
+    trainer = f"{trainer} {data['version']}"
+    if "columns" in data:
+        return f"| {trainer} | {run} | no ids: {', '.join(data['columns'])} | | | |"
     cells = " | ".join(str(data[key]) for key in ("same", "other", "not_checked"))
-    return f"| {trainer} {data['version']} | {run} | {data['prepared']} of {data['rows']} | {cells} |"
+    return f"| {trainer} | {run} | {data['prepared']} of {data['rows']} | {cells} |"
 
 
 def _differences() -> Iterator[str]:

@@ -111,14 +111,17 @@ def compared(kept: Path, rows: Mapping[str, Row], judge: Oracle) -> dict[str, An
         judge: Mistral's own tokenization.
 
     Returns:
-        `rows`, `prepared`, `sound`, `same`, `other` and `not_checked`: numbers of rows. `differences` has the number of
-        the rows and their first names, by the rules with messages and those without.
+        `columns` alone, if a folder has no ids. Else `rows`, `prepared`, `sound`, `same`, `other` and `not_checked`,
+        which are numbers of rows, and `differences`: the number of the rows and their first names, by the rules with
+        messages and those without.
     """
     names = list(rows)
     counts: Counter[str] = Counter()
     differences: dict[str, list[str]] = {}
     for folder in sorted(state.parent for state in kept.rglob("state.json")):
         prepared = datasets.load_from_disk(str(folder))
+        if "input_ids" not in prepared.column_names:
+            return {"columns": sorted({*prepared.column_names} - {_MARK})}
         numbers = prepared[_MARK]
         without = _verdicts_without(prepared, folder, judge)
         for number, alone, whole in zip(numbers, without, _verdicts_with(prepared, rows, judge), strict=True):
@@ -127,7 +130,7 @@ def compared(kept: Path, rows: Mapping[str, Row], judge: Oracle) -> dict[str, An
                 continue
             counts["prepared"] += 1
             counts["sound"] += whole[0] == "sound"
-            if alone == whole:
+            if alone == whole and alone[0] != "not judged":
                 counts["same"] += 1
                 continue
             counts["not_checked" if alone[0] == "not judged" else "other"] += 1

@@ -58,7 +58,7 @@ def recorded() -> list[Any]:
         for name, tokenizers in read_prepared().items()
         for tokenizer, data in tokenizers.items()
         for kind in ("packaged", "real")
-        if "refused" not in data[kind]
+        if "prepared" in data[kind]
     ]
 
 
@@ -71,6 +71,11 @@ def test_every_prepared_row_is_counted_and_no_sound_one_is_accused(data: Data) -
     assert accused in ([], [["sentencepiece-space"]])
 
 
-def test_each_trainer_has_prepared_rows() -> None:
+def test_the_trainers_that_ran_are_recorded() -> None:
     ran = {name.partition("-")[0] for name, tokenizers in read_prepared().items() if tokenizers}
-    assert {"trl", "llamafactory"} <= ran
+    assert {"trl", "llamafactory", "ms"} <= ran
+
+
+def test_a_folder_without_ids_is_recorded_as_one(oracle: Oracle, tmp_path: Path) -> None:
+    datasets.Dataset.from_list([{"messages": [], "lengths": [3], "mistral_lora_row": 0}]).save_to_disk(tmp_path / "0")
+    assert compared(tmp_path, ROWS, oracle) == {"columns": ["lengths", "messages"]}
