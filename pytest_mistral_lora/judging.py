@@ -30,7 +30,7 @@ AnyPath: TypeAlias = "str | Path"
 
 _WIDEST = 120
 _FRAME = '<iframe srcdoc="{page}" sandbox="allow-scripts" title="{title}" style="{style}"></iframe>'
-_FRAME_STYLE = "width: 100%; height: 40em; border: 1px solid #8888"
+_FRAME_STYLE = "box-sizing: border-box; width: 100%; height: 40em; border: 1px solid #8888"
 
 
 @dataclass(frozen=True, repr=False)
