@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from pytest_mistral_lora import cli
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.records.files import write_text
 
@@ -90,14 +90,18 @@ def masked_eos(folder: Path) -> str:
 
 def prepared_rows(folder: Path) -> str:
     """Return the audit of a folder as Axolotl prepares it, whose last labels are masked."""
+    write_prepared(folder / "last_run_prepared" / "0a1b2c3d")
+    return _printed_here("audit", "last_run_prepared", *TOKENIZER, folder=folder, exit_code=1)
+
+
+def write_prepared(folder: Path) -> None:
+    """Write a dataset of three rows without messages, whose last labels are masked."""
     import datasets
 
-    write_rows(folder / "rows.jsonl", {"messages": [QUESTION, ANSWER]})
-    row = json.loads(_printed_here("render", "rows.jsonl", *TOKENIZER, "--json", folder=folder))
-    prepared = {"input_ids": row["input_ids"], "labels": [*row["labels"][:-1], -100]}
+    encoded = Oracle(shipped_tokenizer("spm-v3")).encode({"messages": [QUESTION, ANSWER]})
+    row = {"input_ids": [*encoded.input_ids], "labels": [*(encoded.labels or ())[:-1], -100]}
     datasets.disable_progress_bars()
-    datasets.Dataset.from_list([prepared] * 3).save_to_disk(folder / "last_run_prepared" / "0a1b2c3d")
-    return _printed_here("audit", "last_run_prepared", *TOKENIZER, folder=folder, exit_code=1)
+    datasets.Dataset.from_list([row] * 3).save_to_disk(folder)
 
 
 def imported_rows(folder: Path) -> str:
