@@ -73,7 +73,7 @@ def test_every_prepared_row_is_counted_and_no_sound_one_is_accused(data: Data) -
 
 def test_the_trainers_that_ran_are_recorded() -> None:
     ran = {name.partition("-")[0] for name, tokenizers in read_prepared().items() if tokenizers}
-    assert {"trl", "llamafactory", "ms"} <= ran
+    assert {"trl", "axolotl", "llamafactory", "ms"} <= ran
 
 
 def test_a_folder_without_ids_is_recorded_as_one(oracle: Oracle, tmp_path: Path) -> None:
