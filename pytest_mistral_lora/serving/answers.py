@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.serving.client import Answer
-from pytest_mistral_lora.serving.forms import Chat, ListedToken, read_form
+from pytest_mistral_lora.serving.forms import CallPart, Chat, ChatStream, ListedToken, read_form
 
 _REFUSED = (400, 422)
 """Statuses of a refused request, if the server gives its reason in JSON."""
@@ -47,10 +47,12 @@ class ServedCall:
     Attributes:
         name: The tool's name.
         arguments: Its arguments, as JSON.
+        id: Its id; empty if the server gives none. Many servers make their own, so it is not compared.
     """
 
     name: str
     arguments: str
+    id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,9 @@ class ServedAnswer:
         first: Log-probabilities of the best first tokens, by their text without white space around it.
         calls: The tool calls that the server read from it.
         ended: Whether the model ended it; False if a limit did.
+        count: The number of its tokens, with or without a closing EOS; None if the server does not report it.
+        thinking: Its thinking.
+        finish_reason: The reason why it ended, as the server names it; empty if it names none.
         refused: The server's reason if it refuses the prompt; else empty.
         failed: The HTTP status and the server's words if the request fails; else empty.
     """
@@ -74,6 +79,9 @@ class ServedAnswer:
     first: Mapping[str, float] = field(default_factory=dict)
     calls: tuple[ServedCall, ...] = ()
     ended: bool = True
+    count: int | None = None
+    thinking: str = ""
+    finish_reason: str = ""
     refused: str = ""
     failed: str = ""
 
@@ -141,10 +149,10 @@ def chat_answer(answer: Answer, place: str) -> ServedAnswer:
     choice = chat.choices[0]
     listed = (choice.logprobs.content if choice.logprobs else None) or []
     ids: Sequence[int] | None = choice.token_ids
+    count = chat.usage.completion_tokens if chat.usage else None
     if ids is None:
         known = [token.id for token in listed if token.id is not None]
         # llama.cpp leaves out tokens that end within a character
-        count = chat.usage.completion_tokens if chat.usage else None
         ids = known if known and len(known) == len(listed) == count else None
     calls = choice.message.tool_calls or ()
     return ServedAnswer(
@@ -152,9 +160,55 @@ def chat_answer(answer: Answer, place: str) -> ServedAnswer:
         None if ids is None else tuple(ids),
         logprobs_of(listed) if ids is not None and len(listed) == len(ids) else (),
         _first_tokens(listed),
-        tuple(ServedCall(call.function.name, call.function.arguments) for call in calls),
+        tuple(ServedCall(call.function.name, call.function.arguments, call.id or "") for call in calls),
         ended=choice.finish_reason != "length",
+        count=count,
+        thinking=choice.message.thinking,
+        finish_reason=choice.finish_reason or "",
     )
+
+
+def streamed_answer(answer: Answer, place: str) -> ServedAnswer:
+    """Return the answer whose parts a stream of OpenAI's chat endpoint has: the parts joined, as a client joins them.
+
+    Raises:
+        InputError: If it has another form.
+    """
+    if not answer.is_ok:
+        return ServedAnswer(**unanswered(answer, place))
+    events = answer.data
+    failure = next((event["error"] for event in events if isinstance(event, Mapping) and event.get("error")), None)
+    if failure is not None:
+        words = read_field(failure, "message") or failure
+        return ServedAnswer(failed=f"in the stream: {str(words)[:_READ]}")
+    parts = read_form(ChatStream, answer, place, key="events").events
+    choices = [choice for part in parts for choice in part.choices]
+    texts = [choice.delta.content or "" for choice in choices]
+    thoughts = [choice.delta.thinking for choice in choices]
+    reasons = [choice.finish_reason for choice in choices if choice.finish_reason]
+    ids = [token for choice in choices for token in choice.token_ids or ()]
+    reason = reasons[-1] if reasons else ""
+    return ServedAnswer(
+        "".join(texts),
+        tuple(ids) or None,
+        calls=_joined_calls(part for choice in choices for part in choice.delta.tool_calls or ()),
+        ended=reason != "length",
+        thinking="".join(thoughts),
+        finish_reason=reason,
+    )
+
+
+def _joined_calls(parts: Iterable[CallPart]) -> tuple[ServedCall, ...]:
+    """Return the calls of a stream, each from the parts with its index, in the order of the indices."""
+    calls: dict[int, ServedCall] = {}
+    for part in parts:
+        call = calls.get(part.index, ServedCall("", ""))
+        calls[part.index] = ServedCall(
+            call.name + (part.function.name or ""),
+            call.arguments + (part.function.arguments or ""),
+            call.id or part.id or "",
+        )
+    return tuple(calls[index] for index in sorted(calls))
 
 
 def logprobs_of(listed: Sequence[ListedToken]) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ MOST_LATE = AT_ONCE
 """After so many requests in a row without an answer in time, no more are sent."""
 
 _LARGEST = 8 << 20
+_LAST_EVENT = "[DONE]"
 _TRIES = 3
 _BUSY = (429, 502, 503, 504)
 _SHOWN, _READ, _SPELLED = 300, 20_000, 4_000
@@ -39,7 +40,7 @@ class Answer:
 
     Attributes:
         status: The HTTP status.
-        data: The JSON value; None if the body is not JSON.
+        data: The JSON value; of a stream, the list of the values of its events. None if the body is not JSON.
         text: The beginning of the body on one line, for messages: without the key.
     """
 
@@ -83,6 +84,21 @@ def _shown(text: str) -> str:
     known = redacted(text[:_READ])
     shown = " ".join(known[:-_SPELLED].split() if len(text) > _READ else known.split())
     return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN // 2]} … {shown[-_SHOWN // 2 :]}"
+
+
+def _events(stream: str) -> Iterator[str]:
+    """Yield the data of each event of a stream, up to the event that ends it.
+
+    An event has one line of data in each server that we know; lines of other fields are left out, except an error,
+    which llama.cpp sends in a field of its own.
+    """
+    for line in stream.splitlines():
+        name, _, value = line.partition(":")
+        if name not in ("data", "error"):
+            continue
+        if value.strip() == _LAST_EVENT:
+            return
+        yield value
 
 
 def require_url(url: str) -> str:
@@ -231,6 +247,7 @@ class ServerClient:
         assert self._open is not None
         body = bytearray()
         async with self._open.stream(method, path, json=data) as response:
+            is_stream = response.headers.get("Content-Type", "").startswith("text/event-stream")
             encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
             if encoding not in ("", "identity"):
                 raise ValueError(f"the answer is packed ({_shown(encoding)}), and identity was asked for")
@@ -240,7 +257,7 @@ class ServerClient:
                     raise ValueError(f"the answer is larger than {_LARGEST >> 20} MiB")
         text = bytes(body).decode("utf-8", "replace")
         try:
-            value = json.loads(text)
+            value = [json.loads(event) for event in _events(text)] if is_stream else json.loads(text)
         except (ValueError, RecursionError):  # not JSON, a number with too many digits, or too many levels
             value = None
         return Answer(response.status_code, value, _shown(text))

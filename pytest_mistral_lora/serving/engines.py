@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.serving.answers import ServedAnswer, unanswered
 from pytest_mistral_lora.serving.client import ServerClient
 from pytest_mistral_lora.serving.forms import ModelList, TextCompletions, read_form
-from pytest_mistral_lora.serving.server import ServedPrompt, Server, served_prompt
+from pytest_mistral_lora.serving.server import ServedPrompt, Server, SpokenAnswer, served_prompt
 
 _GREEDY: Mapping[str, Any] = {
     **Server.greedy,
@@ -40,6 +40,21 @@ class Vllm(Server):
         """Return the answer to a row's messages, with its ids; calls are left in the text."""
         shown = {"return_token_ids": True, **({"tool_choice": "none"} if row.tools else {})}
         return await super().answer(client, row, model, limit, {**settings, **shown})
+
+    def shown_ids(self, *, is_stream: bool) -> Mapping[str, Any]:
+        """Return the field that makes the server show the ids of an answer."""
+        return {"return_token_ids": True}
+
+    def forced_request(self, request: Mapping[str, Any], answer: SpokenAnswer) -> Mapping[str, Any] | None:
+        """Return a request whose grammar allows the ids of the answer alone; None if it has a grammar of its own.
+
+        The server shows the ids, so that an answer that was not forced is seen: one with a reasoning parser ignores
+        grammars until the model has thought.
+        """
+        if request.get("response_format") or request.get("tool_choice", "auto") not in ("auto", "none"):
+            return None
+        grammar = " ".join(f"<[{token}]>" for token in answer.ids[:-1])
+        return {**request, "structured_outputs": {"grammar": f"start: {grammar}"}}
 
     async def complete(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int, settings: Mapping[str, Any]

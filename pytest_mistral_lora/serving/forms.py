@@ -122,12 +122,25 @@ class ToolCall(Form):
     """A tool call."""
 
     function: CalledFunction
+    id: str | None = None
 
 
-class ChatMessage(Form):
-    """The message of an answer."""
+class Thinking(Form):
+    """The text of a message and its thinking, which llama.cpp and vLLM name differently."""
 
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def thinking(self) -> str:
+        """The thinking; empty without it."""
+        return self.reasoning_content or self.reasoning or ""
+
+
+class ChatMessage(Thinking):
+    """The message of an answer."""
+
     tool_calls: _List[ToolCall] | None = None
 
 
@@ -160,6 +173,47 @@ class Chat(Form):
     choices: Annotated[list[ChatChoice], Field(fail_fast=True, min_length=1, max_length=_MOST)]
     usage: Usage | None = None
     prompt_token_ids: _Ids | None = None
+
+
+class FunctionPart(Form):
+    """A part of the function of a tool call in a stream."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallPart(Form):
+    """A part of a tool call in a stream; `index` says which call it belongs to."""
+
+    index: _Count = 0
+    id: str | None = None
+    function: FunctionPart = FunctionPart()
+
+
+class MessagePart(Thinking):
+    """A part of the message of an answer in a stream."""
+
+    tool_calls: _List[CallPart] | None = None
+
+
+class ChoicePart(Form):
+    """A part of an answer in a stream."""
+
+    delta: MessagePart = MessagePart()
+    finish_reason: str | None = None
+    token_ids: _Ids | None = None
+
+
+class ChatPart(Form):
+    """An event of a stream of `/v1/chat/completions`; the event with the usage has no choices."""
+
+    choices: _List[ChoicePart]
+
+
+class ChatStream(Form):
+    """The events of a stream of `/v1/chat/completions`."""
+
+    events: _PerToken[ChatPart]
 
 
 class TokenLogprobs(Form):

@@ -9,9 +9,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any, ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.serving.answers import (
     LISTED,
     ServedAnswer,
@@ -36,6 +38,7 @@ from pytest_mistral_lora.serving.server import (
     ServedPrompt,
     Server,
     ServerFacts,
+    SpokenAnswer,
     chat_request,
     parsed,
     served_prompt,
@@ -46,6 +49,10 @@ _PRECISIONS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "Q8_0": "q8_0", "Q6
 """The key of `TOLERANCES` for a file type of llama.cpp, such as `all F32` or `Q4_K - Medium`."""
 
 _DEFAULT_TAG = ":latest"
+_THINK, _END_OF_THOUGHT = "[THINK]", "[/THINK]"
+
+_CERTAIN = 100.0
+"""The bias of a token that a model shall say."""
 
 
 class LlamaCpp(Server):
@@ -53,6 +60,8 @@ class LlamaCpp(Server):
 
     name, title, strength = "llamacpp", "llama.cpp", "preview"
     version_at = ("/props", "build_info")
+    # a stream leaves out what the request gives of the answer
+    streams_forced = False
     greedy: ClassVar[Mapping[str, Any]] = {
         **Server.greedy,
         # this sampler alone: penalties, DRY, XTC, top-k, min-p and future ones are left out
@@ -100,6 +109,48 @@ class LlamaCpp(Server):
         # the list leaves out tokens that end within a character; `tokens` has all
         numbers = logprobs_of(listed) if len(listed) == len(made) else ()
         return ServedAnswer(completion.content, made, numbers, ended=completion.stop_type != "limit")
+
+    def shown_ids(self, *, is_stream: bool) -> Mapping[str, Any]:
+        """Return the fields that make the server list the tokens of an answer: it refuses them in a stream of calls."""
+        return {} if is_stream else {"logprobs": True}
+
+    def forced_request(self, request: Mapping[str, Any], answer: SpokenAnswer) -> Mapping[str, Any] | None:
+        """Return a request that begins with the whole answer, and leaves EOS as the only token to add.
+
+        The server reads answer and token together. It then neither constrains the answer nor streams it in parts, and
+        refuses the request if it would constrain it. It reads the answer as text, so letters that spell a marker would
+        not be letters any more; and calls of versions before the marker `[ARGS]` stay text, unlike generated ones.
+        """
+        oracle, text = answer.oracle, answer.text
+        has_calls = oracle.tool_calls_id in answer.ids
+        if oracle.kind == "spm" or answer.spells_a_marker or (has_calls and oracle.facts.calls_as != "markers"):
+            return None
+        if request.get("response_format") or request.get("tool_choice", "auto") not in ("auto", "none"):
+            return None
+        message = {"role": "assistant", "content": text}
+        if text.startswith(_THINK):
+            thinking, closed, rest = text.removeprefix(_THINK).partition(_END_OF_THOUGHT)
+            if not closed:
+                return None
+            message = {"role": "assistant", "content": rest, "reasoning_content": thinking}
+        eos = [[oracle.eos_id, _CERTAIN]]
+        # the one token is listed, and the rest of the answer is not
+        last = {"max_tokens": 1, "logit_bias": eos, "logprobs": False}
+        return {**request, "messages": [*request["messages"], message], **last}
+
+    async def complete_as(self, client: ServerClient, ids: Sequence[int], name: str, limit: int) -> ServedAnswer | None:
+        """Return the answer with the scale 1 for the adapter whose file has a name, and 0 for the others.
+
+        Raises:
+            InputError: If no such adapter is loaded.
+        """
+        loaded = await _adapters(client) or []
+        if name not in [PurePath(adapter.path).stem for adapter in loaded]:
+            names = ", ".join(PurePath(adapter.path).stem for adapter in loaded)
+            place, expected = f"{client.url}/lora-adapters", f"one of: {names or 'none'}"
+            raise InputError("no adapter is loaded from a file of this name", place=place, expected=expected)
+        scales = [{"id": adapter.id, "scale": int(PurePath(adapter.path).stem == name)} for adapter in loaded]
+        return await self.complete(client, ids, name, limit, {**self.greedy, "lora": scales})
 
     async def base_answer(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int

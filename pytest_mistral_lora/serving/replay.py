@@ -65,14 +65,14 @@ async def replay(
         row, ids, limit, greedy = transcript.row, transcript.prompt_ids, transcript.max_new_tokens, server.greedy
         found = Replayed(
             transcript,
-            await _outcome(server.complete(client, ids, model, limit, greedy)),
-            await _outcome(server.answer(client, row, model, limit, greedy)),
-            await _outcome(server.prompt(client, row, model)),
+            await outcome_of(server.complete(client, ids, model, limit, greedy)),
+            await outcome_of(server.answer(client, row, model, limit, greedy)),
+            await outcome_of(server.prompt(client, row, model)),
         )
         if transcript.case not in repeated:
             return found
-        again = await _outcome(server.answer(client, row, model, limit, greedy))
-        return replace(found, again=again, plain=await _outcome(server.answer(client, row, model, limit, PLAIN)))
+        again = await outcome_of(server.answer(client, row, model, limit, greedy))
+        return replace(found, again=again, plain=await outcome_of(server.answer(client, row, model, limit, PLAIN)))
 
     replayed = list(await asyncio.gather(*(replay_one(transcript) for transcript in transcripts)))
     # last, and one at a time: a server may cache the base's result for a prompt until the cache is reset
@@ -80,11 +80,12 @@ async def replay(
         if result.transcript.case in repeated:
             transcript = result.transcript
             base = server.base_answer(client, transcript.prompt_ids, model, transcript.max_new_tokens)
-            replayed[index] = replace(result, base=await _outcome(base))
+            replayed[index] = replace(result, base=await outcome_of(base))
     return tuple(replayed)
 
 
-async def _outcome(request: Awaitable[_T]) -> _T | InputError:
+async def outcome_of(request: Awaitable[_T]) -> _T | InputError:
+    """Return the answer of a request, or its error."""
     try:
         return await request
     except InputError as error:

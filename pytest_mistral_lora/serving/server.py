@@ -6,13 +6,23 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, shortened
-from pytest_mistral_lora.serving.answers import LISTED, ServedAnswer, chat_answer, read_field, unanswered
+from pytest_mistral_lora.serving.answers import (
+    LISTED,
+    ServedAnswer,
+    chat_answer,
+    read_field,
+    streamed_answer,
+    unanswered,
+)
 from pytest_mistral_lora.serving.client import Answer, ServerClient
 from pytest_mistral_lora.serving.forms import Chat, ModelList, read_form
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
 
 Strength = Literal["ids", "preview", "count"]
 """How much an answer proves: the ids that were fed, the ids or the text of an endpoint that renders, or a number."""
@@ -57,6 +67,40 @@ class ServerFacts:
     precision: str = ""
     scales: tuple[tuple[str, float], ...] | None = None
     parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenAnswer:
+    """The answer that a request should force on a model.
+
+    Attributes:
+        row: The conversation; its last turn is the answer.
+        ids: The ids of the answer, with the closing EOS.
+        oracle: The tokenizer.
+    """
+
+    row: Row
+    ids: tuple[int, ...]
+    oracle: Oracle
+
+    @property
+    def text(self) -> str:
+        """The answer as text, with its control tokens spelled, and without the closing EOS."""
+        parts: list[str] = []
+        text: list[int] = []
+        for token in self.ids[:-1]:
+            if token in self.oracle.control_tokens:
+                parts += [self.oracle.decode(text), self.oracle.control_tokens[token]]
+                text = []
+            else:
+                text.append(token)
+        return "".join([*parts, self.oracle.decode(text)])
+
+    @property
+    def spells_a_marker(self) -> bool:
+        """Whether its letters spell a control token: an engine that reads its text again would read the token."""
+        parts = self.oracle.decode([token for token in self.ids if token not in self.oracle.control_tokens])
+        return any(literal in parts for literal in self.oracle.control_tokens.values())
 
 
 def with_arguments(message: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
@@ -123,6 +167,7 @@ class Server:
             an endpoint.
         gives_answers: Whether it can be asked for answers, and not only for prompts.
         reads_calls: Whether it is asked to read the tool calls of an answer.
+        streams_forced: Whether a stream has all of an answer that a request forces.
         greedy: The settings of a greedy answer. All that could change it is explicit, since servers have defaults.
     """
 
@@ -133,6 +178,7 @@ class Server:
     version_at: ClassVar[tuple[str, str]] = ("", "")
     gives_answers: ClassVar[bool] = True
     reads_calls: ClassVar[bool] = True
+    streams_forced: ClassVar[bool] = True
     greedy: ClassVar[Mapping[str, Any]] = {
         "temperature": 0,
         "top_p": 1,
@@ -208,11 +254,51 @@ class Server:
             found = await client.post("/v1/chat/completions", data)
         return chat_answer(found, f"{client.url}/v1/chat/completions")
 
+    async def say(
+        self, client: ServerClient, request: Mapping[str, Any], model: str, *, is_stream: bool
+    ) -> ServedAnswer:
+        """Return the greedy answer to a chat request, as clients send it: whole, or as a stream.
+
+        Args:
+            client: The connection.
+            request: The messages, the tools and any other field, which takes precedence over those of `greedy`.
+            model: The name of the model.
+            is_stream: Whether the answer comes in parts.
+
+        Raises:
+            InputError: If the server does not answer, or its answer has another form.
+        """
+        place = f"{client.url}/v1/chat/completions"
+        data = {"model": model, **self.greedy, **self.shown_ids(is_stream=is_stream), **request}
+        answer = await client.post("/v1/chat/completions", {**data, "stream": is_stream})
+        if not is_stream or not answer.is_ok:
+            return chat_answer(answer, place)
+        if not isinstance(answer.data, list):
+            raise InputError(f"no stream: {answer.text}", place=place, expected="text/event-stream")
+        return streamed_answer(answer, place)
+
+    def shown_ids(self, *, is_stream: bool) -> Mapping[str, Any]:
+        """Return the fields that make a server show the ids of an answer."""
+        return {}
+
+    def forced_request(self, request: Mapping[str, Any], answer: SpokenAnswer) -> Mapping[str, Any] | None:
+        """Return a request that makes any model say an answer; None if this server cannot be made to.
+
+        Args:
+            request: The request whose answer is known.
+            answer: The answer.
+        """
+        return None
+
     async def complete(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int, settings: Mapping[str, Any]
     ) -> ServedAnswer | None:
         """Return the answer to a prompt given as ids; None if the server does not take ids. See `answer`."""
         return None
+
+    async def complete_as(self, client: ServerClient, ids: Sequence[int], name: str, limit: int) -> ServedAnswer | None:
+        """Return the greedy answer of the adapter with a name; None if the server does not take ids. See `complete`."""
+        return await self.complete(client, ids, name, limit, self.greedy)
 
     async def base_answer(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int
