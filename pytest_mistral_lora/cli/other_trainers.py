@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from pytest_mistral_lora.cli.verb import (
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer
 from pytest_mistral_lora.errors import EXIT_OK, InputError
 from pytest_mistral_lora.escaping import safe_json, safe_text
+from pytest_mistral_lora.extras import require_extra
 from pytest_mistral_lora.runners import RUNNERS
 
 TRAINERS = ("trl", "axolotl", "llamafactory")
@@ -39,7 +42,11 @@ and labels for every row.
 
 For a server (vllm, llamacpp, ollama), give the folder of an adapter or of a merged model: you get a folder with the
 commands that serve it with the prompts of training. An adapter that the server would load wrongly is refused. Hold the
-running server to mistral-common with `mistral-lora serve-check`."""
+running server to mistral-common with `mistral-lora serve-check`.
+
+With --probe, the folder has a tiny model in place of yours, with the same tokenizer, template and flags. It is trained
+until it says known answers, by ids. `mistral-lora serve-check URL --answers` then shows what the server makes of them:
+its grammar, its parsers and its stream."""
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
@@ -57,12 +64,18 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", metavar="NAME", help="for a server: name of the model in requests (default: the folder's)"
     )
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="for vllm and llamacpp: in place of the model, a tiny one that says known answers (CPU, minutes)",
+    )
     add_json_option(parser)
 
 
 def run_export(args: argparse.Namespace) -> int:
     """Write the folder, and print how it differs from the source and the command that starts it."""
-    given = {"--rows": args.rows} if args.to in SERVERS else {"--base": args.base, "--name": args.name}
+    of_servers = {"--base": args.base, "--name": args.name, "--probe": args.probe or None}
+    given = {"--rows": args.rows} if args.to in SERVERS else of_servers
     for option, value in given.items():
         if value is not None:
             kind = "trainers" if args.to in SERVERS else "servers"
@@ -75,7 +88,11 @@ def _export_for_server(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.training.export.servers import export_for_server
 
     require_folder(args.source)
-    exported = export_for_server(args.source, args.to, args.output, base=args.base, name=args.name or "")
+    if args.probe:
+        require_extra("train")
+    names = {"base": args.base, "name": args.name or ""}
+    with _margin_bar(is_shown=args.probe) as progress:
+        exported = export_for_server(args.source, args.to, args.output, **names, is_probe=args.probe, progress=progress)
     if args.json:
         print_json(asdict(exported))
         return EXIT_OK
@@ -85,6 +102,23 @@ def _export_for_server(args: argparse.Namespace) -> int:
     lines.append(f"check:     {shown_path(exported.check)}")
     sys.stdout.write("\n".join(lines) + "\n")
     return EXIT_OK
+
+
+@contextmanager
+def _margin_bar(*, is_shown: bool) -> Iterator[Callable[[int, float], object]]:
+    """Yield the function that shows the steps of a probe's training: a bar if stderr is a terminal."""
+    if not is_shown or not sys.stderr.isatty():
+        yield lambda step, margin: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc="planting known answers", unit="step", leave=False) as bar:
+
+        def show(step: int, margin: float) -> None:
+            bar.update(step - bar.n)
+            bar.set_postfix_str(f"smallest margin {margin:.1f} of 4 logits")
+
+        yield show
 
 
 def _export_for_trainer(args: argparse.Namespace) -> int:
@@ -114,6 +148,7 @@ EXPORT = Verb(
         "mistral-lora export recipe.yaml --to trl --output trl-run",
         "mistral-lora export lora-out --to vllm --output served",
         "mistral-lora export merged --to llamacpp --output served",
+        "mistral-lora export merged --to llamacpp --probe --output probe",
     ),
 )
 

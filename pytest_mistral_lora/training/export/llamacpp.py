@@ -51,9 +51,13 @@ def write_model(folder: Path, base: Path, tokenizer: Path, template: Path | None
         NoOracleError: If the tokenizer is not Mistral's.
     """
     folder.mkdir()
+    home = folder.parent.resolve()
     for file in (*weight_files(base), *base.glob("model*.safetensors.index.json")):
+        target = file.resolve()
+        # weights within the export move with it
+        link = Path("..") / target.relative_to(home) if target.is_relative_to(home) else target
         try:
-            (folder / file.name).symlink_to(file.resolve())
+            (folder / file.name).symlink_to(link)
         except OSError:  # a file system without links
             shutil.copyfile(file, folder / file.name)
     for name in (MODEL_CONFIG, GENERATION_CONFIG):

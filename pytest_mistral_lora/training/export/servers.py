@@ -22,8 +22,14 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import PLAIN_STARTS, require_supported
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import finished_folder, write_text
+from pytest_mistral_lora.records.known_answers import known_answers
+from pytest_mistral_lora.records.probe import ANSWERS, write_record
 from pytest_mistral_lora.training.export.llamacpp import ADAPTER, MODEL, go_template, write_adapter, write_model
 
+PROBE_MODEL = "probe-model"
+"""The folder of a probe's weights within the export."""
+PROBED = ("vllm", "llamacpp")
+"""The servers that a probe can be exported for."""
 _REQUIREMENTS = "requirements.txt"
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of vLLM's --max-lora-rank (vllm/config/lora.py, 0.32)."""
@@ -78,6 +84,39 @@ class ServedModel:
         header = read_header(weight_files(self.base)[0])
         return next((info.dtype for name, info in header.items() if name.endswith("_proj.weight")), "")
 
+    @property
+    def weights(self) -> str:
+        """The folder of the weights as the commands name it, which run in the exported folder."""
+        return str(self.base)
+
+
+@dataclass(frozen=True)
+class ProbeModel(ServedModel):
+    """A planted model in place of another one, with its tokenizer and its flags.
+
+    Attributes:
+        folder: The folder of the model that it stands for.
+        base: The folder of the planted weights, within the export.
+        tokenizer_folder: The folder with the tokenizer of the model that it stands for.
+    """
+
+    tokenizer_folder: Path = Path()
+
+    @property
+    def has_adapter(self) -> bool:
+        """A probe has no adapter."""
+        return False
+
+    @cached_property
+    def tokenizer(self) -> Path:
+        """The folder with the tokenizer of the model that it stands for."""
+        return self.tokenizer_folder
+
+    @property
+    def weights(self) -> str:
+        """The folder of the weights within the export."""
+        return PROBE_MODEL
+
 
 @dataclass(frozen=True)
 class ServerFiles:
@@ -98,7 +137,16 @@ class ServerFiles:
     needs: str = ""
 
 
-def export_for_server(source: Path, to: str, output: Path, *, base: Path | None = None, name: str = "") -> ServerFiles:
+def export_for_server(
+    source: Path,
+    to: str,
+    output: Path,
+    *,
+    base: Path | None = None,
+    name: str = "",
+    is_probe: bool = False,
+    progress: Callable[[int, float], object] = lambda step, margin: None,
+) -> ServerFiles:
     """Write the folder that serves an adapter or a full model as it was trained.
 
     Args:
@@ -107,19 +155,58 @@ def export_for_server(source: Path, to: str, output: Path, *, base: Path | None 
         output: The folder to make.
         base: The base's folder; by default the one that the adapter's folder records.
         name: The name of the model in requests; by default the name of `source`.
+        is_probe: Whether to write a planted model that says the known answers, in place of the model.
+        progress: Called before each step of a probe's training, with its number and the smallest margin in logits.
 
     Raises:
-        InputError: If `output` exists, the base is missing, or the server cannot serve the adapter as it was trained.
+        InputError: If `output` exists, the base is missing, the server cannot serve the adapter as it was trained, or
+            no probe can stand for the model.
     """
     served = _served(source, base, name or source.resolve().name)
-    if served.has_adapter:
+    if is_probe:
+        _require_probe(served, to)
+    elif served.has_adapter:
         _require_servable(served, to)
     with finished_folder(output) as folder:
+        remarks_of_probe: tuple[str, ...] = ()
+        if is_probe:
+            served, remarks_of_probe = _planted(served, folder, progress)
         commands, check, remarks = SERVER_EXPORTS[to](served, folder)
         started = tuple(f"cd {shlex.quote(str(output))} && {command}" for command in commands)
-        done = ServerFiles(output, started, check, remarks, _needs(_known_fault(served, to)))
+        check = f"{check} --answers" if is_probe else check
+        done = ServerFiles(output, started, check, (*remarks_of_probe, *remarks), _needs(_known_fault(served, to)))
         write_text(folder / "README.md", "\n".join(_readme(served, to, commands, done)) + "\n")
     return done
+
+
+def _require_probe(served: ServedModel, to: str) -> None:
+    if to not in PROBED:
+        raise InputError(f"no probe is known for {to}", expected=f"--to {' or '.join(PROBED)}")
+    if served.template is not None:
+        raise InputError(
+            "the rows were rendered by a chat template, and the known answers are those of mistral-common",
+            place=str(served.template),
+            next_step="Leave --probe out.",
+        )
+
+
+def _planted(
+    served: ServedModel, folder: Path, progress: Callable[[int, float], object]
+) -> tuple[ProbeModel, tuple[str, ...]]:
+    """Write a planted model and its record into the export, and return it with the remarks about it."""
+    from pytest_mistral_lora.training.export.probe import plant
+
+    planted = plant(folder / PROBE_MODEL, served.oracle, known_answers(), progress=progress)
+    write_record(folder, served.oracle, planted)
+    said = [answer for answer in planted if answer.is_said]
+    remarks = [
+        f"The weights are those of a tiny model that says {len(said)} known answers ({ANSWERS}), and nothing else: it "
+        "shows what the server makes of answers, and nothing about yours."
+    ]
+    if len(said) < len(planted):
+        names = ", ".join(answer.name for answer in planted if not answer.is_said)
+        remarks.append(f"It does not say {len(planted) - len(said)} of them: {names}.")
+    return ProbeModel(served.folder, folder / PROBE_MODEL, served.name, served.tokenizer), tuple(remarks)
 
 
 def _served(source: Path, base: Path | None, name: str) -> ServedModel:
@@ -196,7 +283,7 @@ def _write_vllm(served: ServedModel, folder: Path) -> _Export:
         write_text(folder / _REQUIREMENTS, "".join(f"{line}\n" for line in (f"# {fault.found}", *versions)))
         note = f"# Install {_REQUIREMENTS} in an environment of the server's own: {fault.found}\n"
         commands = [f"pip install -r {_REQUIREMENTS}", *commands]
-    write_text(folder / "serve.sh", _script(_wrapped(["vllm", "serve", str(served.base), *options]), note))
+    write_text(folder / "serve.sh", _script(_wrapped(["vllm", "serve", served.weights, *options]), note))
     remarks = (
         () if served.template is None else ("Text that spells a control token becomes that control token (ML906).",)
     )
@@ -309,7 +396,12 @@ def _needs(fault: KnownFault | None) -> str:
 
 
 def _readme(served: ServedModel, to: str, commands: tuple[str, ...], done: ServerFiles) -> Iterator[str]:
-    what = f"the adapter `{served.folder.path}` on `{served.base}`" if served.has_adapter else f"`{served.base}`"
+    if isinstance(served, ProbeModel):
+        what = f"a probe of `{served.folder.path}`: a planted model with its tokenizer, template and flags"
+    elif served.has_adapter:
+        what = f"the adapter `{served.folder.path}` on `{served.base}`"
+    else:
+        what = f"`{served.base}`"
     yield from (f"# {served.name}, served by {to}", "", f"Made by `mistral-lora export` for {what}.", "", "```console")
     yield from (f"$ {command}" for command in commands)
     yield from (
