@@ -6,6 +6,7 @@ import argparse
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from pytest_mistral_lora.cli.judging import Judging, add_format_option, add_report_option, command_line
 from pytest_mistral_lora.cli.verb import (
@@ -33,6 +34,10 @@ their messages. The precision of the weights, which decides how near a near tie 
 a version that the server does not report: llamacpp@11549=URL. A named deviation is accepted only of the servers and
 versions that docs/deviations.md has for it.
 
+With --answers, ask for answers whose ids are known, too, whole and as a stream, and compare what a client gets with
+what the model said. Serve a model that says them: `mistral-lora export DIR --to llamacpp --probe` writes one. On any
+other model the request forces the answers, as far as the kind of server allows it; the rest is not checked.
+
 Each row is one short request (one token, greedy). The key of the server is read from MISTRAL_SERVER_KEY. Plain http
 goes to this machine alone."""
 
@@ -55,7 +60,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="rows to ask in place of the packaged ones (JSON Lines; repeatable)",
     )
     parser.add_argument(
-        "--adapter", type=INPUT, metavar="DIR", help="adapter or merged folder that is served: replay its transcripts"
+        "--adapter",
+        type=PathArgument("read", str),
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="adapter or merged folder that is served: replay its transcripts; with NAME (repeatable), check that the "
+        "server answers this name as this adapter, and not as another one or the base",
     )
     parser.add_argument(
         "--golden",
@@ -65,6 +76,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="transcripts to replay in place of those of --adapter (repeatable)",
     )
+    parser.add_argument(
+        "--answers", action="store_true", help="ask for the known answers, too, and check what a client gets of them"
+    )
+    parser.add_argument(
+        "--probe",
+        type=INPUT,
+        metavar="FOLDER",
+        help="folder that `export --probe` wrote, if its model is served and the server cannot be asked by ids",
+    )
     add_report_option(parser)
     add_format_option(parser)
 
@@ -72,7 +92,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check the server; return 1 if a check finds an error."""
     chosen = ServerChoice.parse(args.server)
-    for path in (*args.rows, *args.golden, *([args.adapter] if args.adapter else [])):
+    adapter, named = _adapters(args.adapter)
+    folders = [folder for _, folder in named]
+    for path in (
+        *args.rows,
+        *args.golden,
+        *([adapter] if adapter else []),
+        *folders,
+        *([args.probe] if args.probe else []),
+    ):
         if not path.exists():
             raise InputError("no such file or folder", place=str(path))
     if not chosen.kind.endswith(".py"):  # a script sends its own requests
@@ -81,9 +109,41 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = Target(name_of(path), path, oracle_name=oracle)
     _ = tokenizer.oracle  # a tokenizer that does not load is bad usage, not a fault of the server
     questions = {"model": args.model, "rows": tuple(args.rows), "golden": tuple(args.golden)}
-    target = chosen.target(name_of(chosen.name), tokenizer, args.adapter, **questions)
+    questions["named_adapters"] = tuple(named)
+    if args.answers or args.probe:
+        questions |= {"asks_answers": True, "probe_answers": _said_by(args.probe) if args.probe else None}
+    target = chosen.target(name_of(chosen.name), tokenizer, adapter, **questions)
     judging = Judging(command_line(args), args.output_format, reports=args.report)
     return judging.judge([_asked_with_progress(target)])
+
+
+def _adapters(given: list[str]) -> tuple[Path | None, list[tuple[str, Path]]]:
+    """Return the adapter that is given without a name, and those that are given as NAME=DIR.
+
+    Raises:
+        InputError: If several have no name, or two have the same name.
+    """
+    plain: list[Path] = []
+    named: dict[str, Path] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if Path(text).exists() or not equals or not name:
+            plain.append(Path(text))
+        elif name in named:
+            raise InputError(f"the name {name!r} is given twice", place=text)
+        else:
+            named[name] = Path(folder)
+    if len(plain) > 1:
+        step = "Give each the name under which it is served: --adapter NAME=DIR."
+        raise InputError("several adapters without a name", place=str(plain[1]), next_step=step)
+    return (plain[0] if plain else None), list(named.items())
+
+
+def _said_by(probe: Path) -> frozenset[str]:
+    """Return the names of the answers that the model of an exported probe says."""
+    from pytest_mistral_lora.records.probe import said_answers
+
+    return said_answers(probe)
 
 
 def _asked_with_progress(target: ServerTarget) -> ServerTarget:
@@ -94,14 +154,18 @@ def _asked_with_progress(target: ServerTarget) -> ServerTarget:
 
     with tqdm(desc=f"asking {target.url}", unit="row", leave=False) as bar:
 
-        def step(rows: int) -> None:
-            bar.total = rows
+        def step(count: int) -> None:
+            if bar.total != count:
+                # the rows, then the known answers
+                bar.reset(count)
             bar.update()
 
         shown = replace(target, progress=step)
         # the target keeps its error for check ML901, which reports it
         with suppress(InputError):
             _ = shown.answers
+            if shown.asks_answers:
+                _ = shown.forced_answers
     return shown
 
 
@@ -114,7 +178,9 @@ VERB = Verb(
     examples=(
         "mistral-lora serve-check http://127.0.0.1:8080 --tokenizer models/base",
         "mistral-lora serve-check llamacpp=http://127.0.0.1:8080 --tokenizer models/base --adapter lora-out",
+        "mistral-lora serve-check llamacpp@11549=http://127.0.0.1:8080 --tokenizer models/base --answers",
         "mistral-lora serve-check vllm=https://models.example.org --tokenizer spm-v3 --model tuned",
+        "mistral-lora serve-check vllm=http://127.0.0.1:8000 --tokenizer spm-v3 --adapter a=lora-a --adapter b=lora-b",
         "mistral-lora serve-check ./my_server.py=http://127.0.0.1:9000 --tokenizer models/base",
     ),
     failure="a prompt or an answer is another than expected, or no check could judge anything",

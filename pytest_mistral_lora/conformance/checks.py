@@ -30,7 +30,7 @@ ROOT = "mistral-golden"
 
 Subject = Literal[
     "tokenizer", "template", "mask", "dataset", "encoded", "runner",
-    "adapter", "merged", "manifest", "transcript", "gguf", "server", "train",
+    "adapter", "merged", "manifest", "transcript", "gguf", "server", "answer", "train",
 ]  # fmt: skip
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 """Every subject, in the order in which its checks run."""

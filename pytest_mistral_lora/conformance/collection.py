@@ -87,6 +87,7 @@ class NamedPaths:
         ggufs: GGUF files; each is compared with the first tokenizer or recipe, or else with the recognised tokenizer.
         servers: Running servers; each is compared with the first tokenizer or recipe, and each adapter's transcripts.
         server_rows: Files of rows to ask each server in place of the packaged ones.
+        server_answers: Whether each server is asked for the known answers, too.
         base: The base checkpoint's folder of the adapters.
         oracle: The declared oracle of tokenizers and recipes without a Mistral tokenizer file, or None.
     """
@@ -101,6 +102,7 @@ class NamedPaths:
     ggufs: Sequence[Path] = ()
     servers: Sequence[ServerChoice] = ()
     server_rows: Sequence[Path] = ()
+    server_answers: bool = False
     base: Path | None = None
     oracle: str | None = None
 
@@ -164,7 +166,10 @@ class NamedPaths:
                 title = server.name
                 if adapter is not None and len(self.adapters) > 1:
                     title = Path(f"{server.name}-{name_of(adapter)}")
-                yield server.target(name(title), judge, adapter, rows=tuple(self.server_rows))
+                # the answers depend on the server alone
+                is_first = adapter is None or adapter == self.adapters[0]
+                given = {"rows": tuple(self.server_rows), "asks_answers": self.server_answers and is_first}
+                yield server.target(name(title), judge, adapter, **given)
 
 
 class _Names:
@@ -197,6 +202,7 @@ SUBJECT_CHECKS = {
     "runner": ("runner", "checks"),
     "gguf": ("gguf.checks", "checks"),
     "server": ("server.checks", "checks"),
+    "answer": ("answer.checks", "checks"),
     "trainer": ("trainer", "checks"),
 }
 """The module and function of the checks of each subject, which is imported when one of its targets is collected."""
@@ -211,7 +217,7 @@ _OF_TARGET: dict[type[Target], tuple[str, ...]] = {
     RunnerTarget: ("runner",),
     AdapterTarget: ("adapter", "manifest", "transcript", "user transcripts"),
     GgufTarget: ("gguf",),
-    ServerTarget: ("server",),
+    ServerTarget: ("server", "answer"),
     TrainerTarget: ("trainer",),
 }
 """The subjects of each kind of target, in order; a merged model has `merged` in place of `adapter`."""

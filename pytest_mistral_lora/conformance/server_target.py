@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,9 @@ from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.conformance.finding import Finding
+    from pytest_mistral_lora.records.known_answers import KnownAnswer
     from pytest_mistral_lora.records.transcripts import Transcript
+    from pytest_mistral_lora.serving.forced_answers import ForcedAnswer
     from pytest_mistral_lora.serving.replay import Replayed
     from pytest_mistral_lora.serving.server import ServedPrompt, Server, ServerFacts
 
@@ -80,7 +82,12 @@ class ServerTarget(JudgedTarget):
         precision: The precision of the served weights, a key of `TOLERANCES`; empty for the one that it reports.
         golden: Golden transcripts to replay, files or folders.
         adapter: The folder of the served adapter or merged model, whose transcripts are replayed; or None.
-        progress: Called with the number of rows after the answer to each.
+        named_adapters: The folders of adapters with transcripts, by the names under which the server serves them.
+        asks_answers: Whether the known answers are asked for, too: the subject `answer`.
+        probe_answers: The names of the known answers that its model says, if the user states them; None if it is not
+            stated.
+        given_answers: Known answers to ask for in place of the packaged ones.
+        progress: Called with the number of rows after the answer to each; then with that of the known answers.
     """
 
     kind: str = "openai"
@@ -92,6 +99,10 @@ class ServerTarget(JudgedTarget):
     precision: str = ""
     golden: tuple[Path, ...] = ()
     adapter: Path | None = None
+    named_adapters: tuple[tuple[str, Path], ...] = ()
+    asks_answers: bool = False
+    probe_answers: frozenset[str] | None = None
+    given_answers: tuple[KnownAnswer, ...] = ()
     progress: Callable[[int], object] = field(default=lambda rows: None, compare=False)
 
     @KeptProperty
@@ -178,12 +189,28 @@ class ServerTarget(JudgedTarget):
     @KeptProperty
     def transcripts(self) -> tuple[Sequence[Transcript], Sequence[Finding]]:
         """The golden transcripts whose prompts have the tokenizer's ids, and the findings of the others."""
+        from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
+
+        return self._read(self.golden or (() if self.adapter is None else (self.adapter / TRANSCRIPTS,)))
+
+    @KeptProperty
+    def named_transcripts(self) -> Mapping[str, Sequence[Transcript]]:
+        """The transcripts of each named adapter whose prompts have the tokenizer's ids, by its name."""
+        return {name: self._read((self.places_of(name),))[0] for name, _ in self.named_adapters}
+
+    def places_of(self, name: str) -> Path:
+        """Return the folder with the transcripts of a named adapter: `transcripts` in its folder, or the folder."""
+        from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
+
+        folder = dict(self.named_adapters)[name]
+        return folder / TRANSCRIPTS if (folder / TRANSCRIPTS).is_dir() else folder
+
+    def _read(self, places: Sequence[Path]) -> tuple[Sequence[Transcript], Sequence[Finding]]:
+        """Return the transcripts of folders whose prompts have the tokenizer's ids, and the findings of the others."""
         from pytest_mistral_lora.checkpoint.encoder import make_encoder
         from pytest_mistral_lora.conformance.transcript import prompt_finding, read_transcripts
         from pytest_mistral_lora.records.goldens import golden_paths
-        from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
-        places = self.golden or (() if self.adapter is None else (self.adapter / TRANSCRIPTS,))
         files = [file for place in places for file in (golden_paths(place) if place.is_dir() else [place])]
         found, wrong = read_transcripts(files)
         sound = []
@@ -210,6 +237,33 @@ class ServerTarget(JudgedTarget):
 
         async with ServerClient(require_url(self.url), SECONDS) as client:
             return await replay(self.server, client, transcripts, model)
+
+    @KeptProperty
+    def forced_answers(self) -> tuple[ForcedAnswer, ...]:
+        """The known answers that fit the tokenizer, and what a client gets of each, when the first check needs them.
+
+        Raises:
+            InputError: As for `answers`.
+        """
+        return asyncio.run(self._force(self.answers.model))
+
+    async def _force(self, model: str) -> tuple[ForcedAnswer, ...]:
+        from pytest_mistral_lora.records.known_answers import known_answers
+        from pytest_mistral_lora.serving.client import ServerClient, require_url
+        from pytest_mistral_lora.serving.forced_answers import force_answers
+        from pytest_mistral_lora.serving.replay import SECONDS
+
+        fitting = [answer for answer in self.given_answers or known_answers() if answer.fits(self.oracle)]
+        async with ServerClient(require_url(self.url), SECONDS) as client:
+            return await force_answers(
+                self.server,
+                client,
+                fitting,
+                self.oracle,
+                model,
+                declared=self.probe_answers,
+                done=lambda: self.progress(len(fitting)),
+            )
 
     def asked_rows(self) -> list[AskedRow]:
         """Return the rows that a chat request can hold, each with mistral-common's prompt."""

@@ -123,6 +123,7 @@ class CheckItem(pytest.Item):
             config = f"={choice.config}" if choice.config else ""
             words.append(f"--mistral-runner={choice.runner}{config}")
         words += [f"--mistral-server={server}" for server in self.settings.servers]
+        words += ["--mistral-server-answers"] if self.settings.server_answers else []
         if self.check.subject == "mask":  # only the checks of this subject generate rows
             words += ["--mistral-examples", str(self.settings.examples)]
             words += [] if self.settings.seed is None else ["--mistral-seed", str(self.settings.seed)]

@@ -148,6 +148,13 @@ SERVER_ROWS = Option(
     "FILE",
     repeatable=True,
 )
+SERVER_ANSWERS = Option(
+    "--mistral-server-answers",
+    "Ask each --mistral-server for answers whose ids are known, too, whole and as a stream, and check what a client "
+    "gets of them.",
+    "mistral_server_answers",
+    "bool",
+)
 RUNNER = Option(
     "--mistral-runner",
     "Check the ids and labels of another trainer: trl, axolotl, llamafactory, ms-swift, or a script (*.py). It encodes "
@@ -221,6 +228,7 @@ OPTIONS = (
     GGUF,
     SERVER,
     SERVER_ROWS,
+    SERVER_ANSWERS,
     RUNNER,
     GOLDEN_DIR,
     UPDATE,

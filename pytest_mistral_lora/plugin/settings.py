@@ -25,6 +25,7 @@ from pytest_mistral_lora.plugin.options import (
     RUNNER,
     SEED,
     SERVER,
+    SERVER_ANSWERS,
     SERVER_ROWS,
     SKIP_TRAINING,
     STRICT,
@@ -74,6 +75,7 @@ class PluginSettings:
         ggufs: GGUF files to check.
         servers: Running servers to check, each by its kind, its address, its version and its precision.
         server_rows: Files of rows to ask each server in place of the packaged ones.
+        server_answers: Whether each server is asked for the known answers, too.
         runners: Other trainers to check.
         require_manifest: Whether an adapter folder without a manifest fails.
         golden_folders: Folders with the user's own goldens.
@@ -100,6 +102,7 @@ class PluginSettings:
     ggufs: tuple[Path, ...]
     servers: tuple[ServerChoice, ...]
     server_rows: tuple[Path, ...]
+    server_answers: bool
     runners: tuple[RunnerChoice, ...]
     require_manifest: bool
     golden_folders: tuple[Path, ...]
@@ -154,6 +157,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         ggufs=existing_paths(config, GGUF, file=True),
         servers=server_choices(config),
         server_rows=existing_paths(config, SERVER_ROWS, file=True),
+        server_answers=bool(option_value(config, SERVER_ANSWERS)[0]),
         runners=_runner_choices(config),
         require_manifest=bool(ini_value(config, REQUIRE_MANIFEST)[0]),
         golden_folders=_golden_folders(config),
@@ -184,6 +188,8 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         )
     if settings.server_rows and not settings.servers:
         raise pytest.UsageError(f"{SERVER_ROWS.flag} is for a server, and none is named; add {SERVER.flag} URL")
+    if settings.server_answers and not settings.servers:
+        raise pytest.UsageError(f"{SERVER_ANSWERS.flag} is for a server, and none is named; add {SERVER.flag} URL")
     if settings.base is not None and not settings.adapters and not settings.ggufs:
         raise pytest.UsageError(f"{BASE.flag} is the base of adapters, and there is none; add {ADAPTER.flag} PATH")
     return settings

@@ -161,6 +161,7 @@ class Suite:
                 ggufs=given.ggufs,
                 servers=given.servers,
                 server_rows=given.server_rows,
+                server_answers=given.server_answers,
                 runners=given.runners,
                 base=given.base,
                 oracle=given.oracle,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -36,13 +37,15 @@ class ServerBench:
         """Return a server that feeds its model the prompts of mistral-common."""
         behaviour = Behaviour(oracle())
         given = {"kind": "llamacpp", "precision": "", "model": "", "port": None, "golden": (), "given": ()}
+        given["named_adapters"] = ()
         return {"folder": folder, "behaviour": behaviour, **given}
 
     def judge(self, artifact: Artifact) -> list[Finding]:
         """Run every check of the subject on the server."""
         judge = Target("spm-v3", shipped_tokenizer("spm-v3"))
         with serving(artifact["behaviour"]) as url:
-            given = {name: artifact[name] for name in ("kind", "precision", "model", "golden", "given")}
+            names = ("kind", "precision", "model", "golden", "given", "named_adapters")
+            given = {name: artifact[name] for name in names}
             target = ServerTarget("local", judge=judge, url=artifact["port"] or url, **given)
             settings = Settings(20, None, "cpu", True, (), False, artifact["folder"])
             found = [finding for check in collect([target], settings) for finding in check.run().findings]
@@ -88,6 +91,43 @@ def reworded(ids: tuple[int, ...]) -> tuple[int, ...]:
 def by_ids(data: dict[str, Any]) -> bool:
     """Whether a request has ids as its prompt."""
     return "prompt" in data
+
+
+def two_adapters(artifact: Artifact, completion: Callable[[tuple[int, ...], dict[str, Any]], tuple[int, ...]]) -> None:
+    """Serve two adapters by vLLM, `tuned` and `other`, whose recorded answers differ."""
+    folder = artifact["folder"]
+    recorded = golden_answers(oracle())[:2]
+    (folder / "other").mkdir()
+    for transcript in recorded:
+        ids = reworded(transcript.completion_ids)
+        replace(transcript, completion_ids=ids, text=oracle().decode(ids)).write(folder / "other")
+    (folder / "tuned").mkdir()
+    for transcript in recorded:
+        transcript.write(folder / "tuned")
+    artifact |= {"kind": "vllm", "given": (recorded[0].row,)}
+    artifact["named_adapters"] = tuple((name, folder / name) for name in ("tuned", "other"))
+    models = ({"id": "base"}, {"id": "tuned", "parent": "base"}, {"id": "other", "parent": "base"})
+    given = {"golden": recorded, "models": models, "completion": completion}
+    artifact["behaviour"] = replace(artifact["behaviour"], **given)
+
+
+@mutant("ML932", says="tuned answers as other")
+def swapped_adapters(artifact: Artifact) -> None:
+    """The paths of two adapters are swapped."""
+    two_adapters(artifact, lambda ids, data: reworded(ids) if data.get("model") == "tuned" else ids)
+
+
+@mutant("ML932", says="tuned answers as the base")
+def a_name_of_the_base(artifact: Artifact) -> None:
+    """One of two adapters is not applied."""
+    of_base = (*oracle().encode_text("Something else"), 2)
+
+    def completion(ids: tuple[int, ...], data: dict[str, Any]) -> tuple[int, ...]:
+        if data.get("model") == "tuned":
+            return of_base
+        return reworded(ids) if data.get("model") == "other" else ids
+
+    two_adapters(artifact, completion)
 
 
 @mutant("ML901", says="no server answers there")

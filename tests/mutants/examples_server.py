@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bench_server
-from bench_server import is_refused, oracle, replayed
+from bench_server import is_refused, oracle, replayed, reworded, two_adapters
 from gallery import Artifact, Example
 from golden_answers import golden_answers
 from local_server import CRASH, Behaviour
@@ -94,3 +94,10 @@ class ML919(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["behaviour"] = Behaviour(oracle(), refuses=is_refused, refusal=(500, CRASH))
+
+
+class ML932(Example):
+    mutant = bench_server.swapped_adapters
+
+    def sound(self, artifact: Artifact) -> None:
+        two_adapters(artifact, lambda ids, data: reworded(ids) if data.get("model") == "other" else ids)

@@ -24,6 +24,7 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
         lambda here: (ServerChoice("vllm", "http://127.0.0.1:8000"),),
     ),
     "--mistral-server-rows": ("own/rows.jsonl", "server_rows", lambda here: (here / "own" / "rows.jsonl",)),
+    "--mistral-server-answers": (None, "server_answers", lambda here: True),
     "--mistral-gguf": ("own/rows.jsonl", "ggufs", lambda here: (here / "own" / "rows.jsonl",)),
     "--mistral-runner": (
         "trl=own/rows.jsonl",
@@ -49,6 +50,10 @@ NEEDS = {
         ("--mistral-server", "http://127.0.0.1:8000", "--mistral-tokenizer", "tok.model.v3"),
         "servers tokenizers",
     ),
+    "--mistral-server-answers": (
+        ("--mistral-server", "http://127.0.0.1:8000", "--mistral-tokenizer", "tok.model.v3"),
+        "servers tokenizers",
+    ),
     "--mistral-encoded": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
 }
 """Options that make no sense alone: what goes with them, and which settings that changes."""
@@ -63,6 +68,7 @@ DEFAULTS = {
     "ggufs": (),
     "servers": (),
     "server_rows": (),
+    "server_answers": False,
     "runners": (),
     "require_manifest": False,
     "golden_folders": (),

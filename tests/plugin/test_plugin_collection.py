@@ -67,6 +67,7 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
         runners=[RunnerChoice("trl")],
         ggufs=[paths["ggufs"]],
         servers=[ServerChoice("vllm", "http://127.0.0.1:1")],
+        server_answers=True,
     ).targets()
     subjects = {target.name: {c.subject for c in collect([target], settings)} for target in targets}
     judged = {"tokenizer", "template", "mask", "train"}
@@ -80,13 +81,14 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
         "trl-tokenizers": {"runner"},
         "trl-recipes": {"runner"},
         "ggufs": {"gguf"},
-        "vllm-127.0.0.1-1-adapters": {"server"},
+        # what a server makes of answers depends on no adapter
+        "vllm-127.0.0.1-1-adapters": {"server", "answer"},
         "vllm-127.0.0.1-1-merged": {"server"},
     }
     assert set.union(*subjects.values()) == set(SUBJECTS)
     (tmp_path / "out").mkdir()
     [recipe] = NamedPaths(recipes=[paths["recipes"]]).targets()
-    others = {"encoded", "merged", "runner", "gguf", "server"}
+    others = {"encoded", "merged", "runner", "gguf", "server", "answer"}
     assert {check.subject for check in collect([recipe], settings)} == set(SUBJECTS) - others
 
 

@@ -105,6 +105,11 @@ def test_rows_of_a_server_need_a_server(here: Path, golden: Run) -> None:
     assert _refusal(golden("--mistral-server-rows=own/rows.jsonl")) == expected
 
 
+def test_answers_of_a_server_need_a_server(here: Path, golden: Run) -> None:
+    expected = "ERROR: --mistral-server-answers is for a server, and none is named; add --mistral-server URL"
+    assert _refusal(golden("--mistral-server-answers")) == expected
+
+
 def test_a_base_needs_an_adapter(here: Path, golden: Run) -> None:
     expected = "ERROR: --mistral-base is the base of adapters, and there is none; add --mistral-adapter PATH"
     assert _refusal(golden("--mistral-base=own")) == expected

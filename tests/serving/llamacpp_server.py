@@ -1,7 +1,7 @@
 """llama.cpp's own HTTP server, from the wheel `xllamacpp`, on the loopback until its input ends.
 
-`python FILE GGUF [SETTINGS]`, the settings as JSON: `lora` and its `scale`, and `repeat_penalty`. Or the options of
-`llama-server`, which the wheel has not: those that an exported serve.sh gives.
+`python FILE GGUF [SETTINGS]`, the settings as JSON: `lora` and its `scale`, several `loras`, and `repeat_penalty`. Or
+the options of `llama-server`, which the wheel has not: those that an exported serve.sh gives.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ if "alias" in given:
     params.model_alias = {given["alias"]}
 if "lora" in given:
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(given["lora"], given.get("scale", 1.0))]
+if "loras" in given:
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(file, 1.0) for file in given["loras"]]
 if "repeat_penalty" in given:
     params.sampling.penalty_repeat = given["repeat_penalty"]
 server = xllamacpp.Server(params)

@@ -76,7 +76,7 @@ class Behaviour:
             return self.oracle.encode_prompt(row | ({"tools": data["tools"]} if "tools" in data else {}))
 
     def respond(self, path: str, data: Any) -> tuple[int, Any]:
-        """Return the status and the JSON of an answer."""
+        """Return the status and the JSON of an answer; bytes are the events of a stream."""
         if path == "/v1/models":
             return 200, {"data": list(self.models)}
         if path in ("/props", "/version"):
@@ -203,10 +203,14 @@ def serving(behaviour: Behaviour, secure: ssl.SSLContext | None = None) -> Itera
             data = json.loads(self.rfile.read(length)) if length else None
             behaviour.seen.append((self.path, dict(self.headers), data))
             given = behaviour.answer(self.path)
+            is_stream = False
             if given is None:
                 status, value = behaviour.respond(self.path, data)
-                given = status, json.dumps(value).encode()
+                is_stream = isinstance(value, bytes)
+                given = status, value if is_stream else json.dumps(value).encode()
             self.send_response(given[0])
+            if is_stream:
+                self.send_header("Content-Type", "text/event-stream; charset=utf-8")
             if 300 <= given[0] < 400:
                 self.send_header("Location", given[1].decode())
             for name, text in behaviour.headers.items():

@@ -51,6 +51,10 @@ def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
 
         replayed = ReplayChecks(target).cases()
         cases |= {case: partial(judged.if_replayed, case, judge) for case, judge in replayed.items()}
+    if target.named_adapters:
+        from pytest_mistral_lora.conformance.server.names import NameChecks
+
+        cases |= {"names": partial(judged.if_named, NameChecks(target).names)}
     for case, judge in cases.items():
         yield Check(target, "server", case, partial(judged_publicly, judge))
 
@@ -110,6 +114,10 @@ class ServerChecks:
         if self._failure is None and not self._target.server.gives_answers:
             return Result(not_checked=f"{self._target.server.title} gives prompts, and no answers")
         return judge() if case == "transcripts" else self._if_reached(judge)
+
+    def if_named(self, judge: Callable[[], Result]) -> Result:
+        """Return the result of the check of named adapters, if the server answers."""
+        return self._if_reached(judge)
 
     @property
     def _all_failed(self) -> bool:

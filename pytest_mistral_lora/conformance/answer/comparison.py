@@ -1,0 +1,186 @@
+"""A served message compared with the message of the ids that the model said: the first fault of each part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.chat.answer_message import AnswerMessage, canonical_json
+from pytest_mistral_lora.serving.forced_answers import ForcedAnswer, same_ids
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.serving.answers import ServedAnswer
+
+_SHOWN = 160
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFault:
+    """A part of a served message that differs from what the model said.
+
+    Attributes:
+        rule: Id of the rule.
+        found: The part as the client gets it.
+        expected: The part as the model said it.
+        part: The part: `text`, `thinking`, or another.
+        said: The text or the thinking as said, for a named deviation.
+        served: The same as served.
+    """
+
+    rule: str
+    found: str
+    expected: str
+    part: str = field(default="", compare=False)
+    said: str = field(default="", compare=False)
+    served: str = field(default="", compare=False)
+
+
+def answer_faults(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -> Iterator[AnswerFault]:
+    """Yield what is wrong with a served message: one fault for each cause.
+
+    Args:
+        forced: The known answer.
+        served: What the client gets: an answer, and no refusal or failure.
+        oracle: The tokenizer.
+    """
+    message = forced.known.message(oracle)
+    if was_replaced(forced, served, oracle):
+        yield replaced_fault(forced, served, oracle)
+        return
+    literals = [literal for literal in oracle.control_tokens.values() if not literal.startswith("<SPECIAL")]
+    said, arrived = message.text + message.thinking, served.text + served.thinking
+    if any(arrived.count(literal) > said.count(literal) for literal in literals):
+        # the marker of a thought or a call, which is then missing beside the text
+        yield AnswerFault("ML925", message_text(served), _said_text(message), "text")
+        return
+    if _spelled_is_read(message, served, literals):
+        yield AnswerFault("ML924", message_text(served), _said_text(message), "spelled")
+        return
+    yield from _part_faults(message, served)
+    yield from _call_faults(message, served)
+    if len(served.calls) == len(message.calls):
+        yield from _id_faults(message, served)
+        yield from _finish_faults(forced, message, served)
+
+
+def was_replaced(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -> bool:
+    """Return whether the model was made to say other ids than it does by itself.
+
+    They show it, or their number, or that the model goes on where the answer ends.
+    """
+    if served.ids is not None:
+        return not same_ids(served.ids, forced.row_ids, oracle)
+    length = len(forced.row_ids)
+    # of an answer that the request gives, the model says the end alone
+    is_counted = forced.way != "forced" and served.count is not None
+    return not served.ended or (is_counted and served.count not in (length - 1, length))
+
+
+def replaced_fault(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -> AnswerFault:
+    """Return the fault of an answer whose tokens the server's grammar replaced."""
+    return AnswerFault("ML922", message_text(served), _said_text(forced.known.message(oracle)))
+
+
+def message_text(served: ServedAnswer) -> str:
+    """Return a served message in one line: thinking, text, calls."""
+    calls = ", ".join(f"{call.name}({call.arguments})" for call in served.calls)
+    return _joined(served.thinking, served.text, calls)
+
+
+def is_same_message(first: ServedAnswer, second: ServedAnswer) -> bool:
+    """Return whether two answers are the same to a client; ids of calls are made for each request."""
+    return _parts(first) == _parts(second)
+
+
+def _parts(served: ServedAnswer) -> tuple[Any, ...]:
+    calls = [(call.name, _arguments(call.arguments)) for call in served.calls]
+    return served.text, served.thinking, calls, served.finish_reason
+
+
+def _said_text(message: AnswerMessage) -> str:
+    calls = ", ".join(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in message.calls)
+    return _joined(message.thinking, message.text, calls)
+
+
+def _joined(thinking: str, text: str, calls: str) -> str:
+    parts = [
+        f"thinking {_shown(thinking)}" if thinking else "",
+        f"text {_shown(text)}" if text else "",
+        f"calls {calls[:_SHOWN]}" if calls else "",
+    ]
+    return ", ".join(filter(None, parts)) or "an empty message"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+
+
+def _arguments(text: str) -> str:
+    """Return arguments in a form that is the same for the same value; the text itself if it is not JSON."""
+    try:
+        return canonical_json(json.loads(text))
+    except (ValueError, RecursionError):
+        return f"not JSON: {text}"
+
+
+def _spelled_is_read(message: AnswerMessage, served: ServedAnswer, literals: list[str]) -> bool:
+    """Return whether a part of a message whose letters spell a control token is cut or read as calls."""
+    calls = [(call.name, _arguments(call.arguments)) for call in served.calls]
+    is_other_call = _called(message) != calls and bool(calls)
+    arguments = json.dumps([call.arguments for call in message.calls], ensure_ascii=False)
+    if is_other_call and any(literal in arguments for literal in literals):
+        return True
+    # a part that is lost as a whole has another cause
+    parts = ((message.text, served.text), (message.thinking, served.thinking))
+    return any(
+        said != arrived and (arrived or is_other_call) and any(literal in said for literal in literals)
+        for said, arrived in parts
+    )
+
+
+def _called(message: AnswerMessage) -> list[tuple[str, str]]:
+    return [(call.name, canonical_json(call.arguments)) for call in message.calls]
+
+
+def _part_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[AnswerFault]:
+    parts = {"text": ("ML923", message.text, served.text), "thinking": ("ML929", message.thinking, served.thinking)}
+    for part, (rule, said, arrived) in parts.items():
+        if said != arrived:
+            rule = "ML926" if _UNREADABLE in arrived else rule
+            yield AnswerFault(rule, f"the {part} {_shown(arrived)}", _shown(said), part, said, arrived)
+
+
+def _call_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[AnswerFault]:
+    calls = [(call.name, _arguments(call.arguments)) for call in served.calls]
+    if _called(message) == calls:
+        return
+    is_split = any(_UNREADABLE in call.arguments for call in served.calls)
+    found = ", ".join(f"{call.name}({call.arguments})" for call in served.calls)
+    expected = ", ".join(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in message.calls)
+    rule = "ML926" if is_split else "ML927"
+    yield AnswerFault(rule, f"the calls {found[:_SHOWN] or '(none)'}", expected[:_SHOWN] or "no call", "calls")
+
+
+def _id_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[AnswerFault]:
+    said = [call.id for call in message.calls]
+    ids = [call.id for call in served.calls]
+    if all(isinstance(call_id, str) for call_id in said):
+        if ids != said:
+            yield AnswerFault("ML928", f"the ids of the calls {ids}", str(said), "ids")
+    elif "" in ids or len(set(ids)) < len(ids):
+        # the version says no ids, and the server makes them
+        yield AnswerFault("ML928", f"the ids of the calls {ids}", "an id for each call, each another", "ids")
+
+
+def _finish_faults(forced: ForcedAnswer, message: AnswerMessage, served: ServedAnswer) -> Iterator[AnswerFault]:
+    expected = {"tool_calls"} if message.calls else {"stop"}
+    if isinstance(forced.known.settings.get("tool_choice"), dict):
+        # OpenAI's own API ends a call that the request names with `stop`
+        expected.add("stop")
+    if served.finish_reason not in expected:
+        named = " or ".join(sorted(expected))
+        yield AnswerFault("ML930", f"finish_reason {served.finish_reason or None!r}", named, "finish_reason")
