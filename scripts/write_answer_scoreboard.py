@@ -1,0 +1,155 @@
+"""The answers of real servers: record what clients get, and write it down as docs/serving/answers.md.
+
+python scripts/write_answer_scoreboard.py           the page, from what is recorded
+python scripts/write_answer_scoreboard.py --check   change nothing; exit 1 if the page is not up to date
+python scripts/write_answer_scoreboard.py --record NAME KIND=URL TOKENIZER SETTING [VERSION]
+                                                    ask a running server, and record what it makes of known answers
+
+TOKENIZER is a folder or a file. Serve a probe of it: `mistral-lora export DIR --to llamacpp --probe --output probe`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.conformance.answer.checks import AnswerChecks
+from pytest_mistral_lora.conformance.server_target import ServerTarget
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.records.files import write_json, write_text
+from pytest_mistral_lora.serving.servers import SERVERS
+
+ROOT = Path(__file__).parents[1]
+RECORDED = ROOT / "docs" / "serving" / "answers"
+PAGE = ROOT / "docs" / "serving" / "answers.md"
+ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+"""The one row that is asked for its prompt."""
+
+WAYS = ("whole", "streamed")
+
+_INTRODUCTION = """\
+# Scoreboard: the answers of real servers
+
+What do the clients of a server get of answers whose ids are known? To repeat a line, serve a probe with its setting,
+and run
+
+```console
+$ mistral-lora export DIR --to llamacpp --probe --output probe
+$ mistral-lora serve-check llamacpp@11549=http://127.0.0.1:8080 --tokenizer DIR --answers
+```
+
+Made by `python scripts/write_answer_scoreboard.py` from what the servers themselves made of the known answers
+(`goldens/answers.json`), recorded by `--record NAME KIND=URL TOKENIZER SETTING [VERSION]`. The model of each is a
+probe: asked by ids, it says the answer. An answer that it does not say is not counted.
+
+*Exact*: the message has the text, the thinking, the calls with their arguments by value, and the `finish_reason` of the
+ids, whole and as a stream. `as NAME` is a [named deviation](../serving.md#ask-for-answers-that-are-known). All else is
+a rule of [../rules.md](../rules.md): the table names the rule for each way, and the first message that the client got.
+
+Not run here: vLLM, SGLang and Ollama, of which no build was at hand when this page was recorded; servers on a GPU; and
+`transformers serve`."""
+
+
+def page() -> str:
+    """Return docs/serving/answers.md."""
+    recorded = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RECORDED.glob("*.json"))]
+    lines = [*_INTRODUCTION.splitlines(), "", *_summary(recorded)]
+    for data in recorded:
+        lines += ["", f"## {_title(data)}, {data['tokenizer']}", "", *_differences(data)]
+    return "\n".join(lines) + "\n"
+
+
+def _title(data: Mapping[str, Any]) -> str:
+    return f"{SERVERS[data['kind']].title} {data['version']}"
+
+
+def _summary(recorded: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "| server | setting | tokenizer | exact whole | exact as a stream | named deviations | other rules |"
+    yield "|---|---|---|---|---|---|---|"
+    for data in recorded:
+        answers = data["answers"].values()
+        exact = [f"{sum(not answer[way] for answer in answers)} of {len(answers)}" for way in WAYS]
+        labels = [set(answer["whole"]) | set(answer["streamed"]) for answer in answers]
+        counts = Counter(label for of_answer in labels for label in of_answer)
+        named = {label.removeprefix("as "): count for label, count in counts.items() if label.startswith("as ")}
+        others = {label: count for label, count in counts.items() if label.startswith("ML")}
+        cells = [_title(data), data["setting"], data["tokenizer"], *exact, _counted(named), _counted(others)]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+def _differences(data: Mapping[str, Any]) -> Iterator[str]:
+    yield "| answer | whole | as a stream | the client gets | the model said |"
+    yield "|---|---|---|---|---|"
+    for name, answer in data["answers"].items():
+        if answer["whole"] or answer["streamed"]:
+            ways = [", ".join(answer[way]) or "exact" for way in WAYS]
+            yield f"| {name} | {' | '.join(ways)} | {_code(answer['found'])} | {_code(answer['expected'])} |"
+    if data["not_said"]:
+        yield ""
+        yield f"Not said by the probe: {', '.join(data['not_said'])}."
+
+
+def _code(text: str) -> str:
+    return f"`` {text.replace('|', chr(0x2502))} ``" if text else ""
+
+
+def record(name: str, server: str, tokenizer: Path, setting: str, version: str) -> Path:
+    """Ask a server for the known answers, and return the file that records what clients get."""
+    kind, _, url = server.partition("=")
+    given: dict[str, Any] = {"version": version, "given": (parse_row(ROW),)}
+    target = ServerTarget("served", judge=Target("own", tokenizer), kind=kind, url=url, asks_answers=True, **given)
+    checks = AnswerChecks(target)
+    found: dict[str, tuple[str, str]] = {}
+    for judge in checks.cases().values():
+        for finding in judge().findings:
+            answer, _, words = finding.found.partition(": ")
+            found.setdefault(answer, (words.partition(": ")[2], finding.expected))
+    answers = {}
+    for answer, verdict in checks.verdicts().items():
+        words, expected = found.get(answer, ("", ""))
+        ways = {way: verdict.get(way, []) for way in WAYS}
+        answers[answer] = {**ways, "found": words, "expected": expected}
+    oracle = target.oracle
+    data = {
+        "kind": kind,
+        "version": target.served_version,
+        "setting": setting,
+        "tokenizer": f"{oracle.version} ({oracle.kind}, {oracle.vocab_size:,} tokens)",
+        "answers": answers,
+        "not_said": [forced.known.name for forced in target.forced_answers if forced.way is None],
+    }
+    file = RECORDED / f"{name}.json"
+    write_json(file, data)
+    return file
+
+
+def main() -> int:
+    """Record, write, or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", nargs="+", metavar="WORD", help="NAME KIND=URL TOKENIZER SETTING [VERSION]")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the page is not up to date")
+    args = parser.parse_args()
+    if args.record:
+        name, server, tokenizer, setting, *version = args.record
+        file = record(name, server, Path(tokenizer), setting, "".join(version))
+        sys.stdout.write(f"{file.relative_to(ROOT)}\n")
+        return 0
+    text = page()
+    if args.check:
+        return int(not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text)
+    write_text(PAGE, text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
