@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.checkpoint.tiny_model import tiny_config, write_tiny_base
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.probe import PlantedAnswer
 
@@ -62,11 +63,12 @@ def plant(
     if not planted:
         raise InputError("no known answer fits the tokenizer", place=str(oracle.path))
     write_tiny_base(folder, oracle.path)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        margins = _train(model, planted, steps, progress)
-    model.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    # as write_tiny_base does: transformers' own loading and saving print bars
+    model = AutoModelForCausalLM.from_config(tiny_config(oracle)).float()
+    model.load_state_dict(load_file(file))
+    margins = _train(model, planted, steps, progress)
+    save_file(model.state_dict(), file, metadata={"format": "pt"})
     return [replace(answer, margin=margins[answer.name]) for answer in planted]
 
 
