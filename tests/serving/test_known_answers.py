@@ -21,6 +21,7 @@ from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.answer.checks import AnswerChecks
+from pytest_mistral_lora.conformance.answer.deviations import named_deviation
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
@@ -183,6 +184,26 @@ def test_a_request_forces_the_answers_on_any_model(base: Path, oracle: Oracle, t
     assert "9 of 9 arrive as said whole; 9 forced by the request" in summary
     assert "no request forces this answer: spelled-call-tools" in results["answered"].not_checked
     assert results["same"].not_checked == "no answer came both whole and as a stream"
+
+
+@pytest.mark.parametrize(
+    ("part", "said", "served", "has_calls", "kind", "name"),
+    [
+        ("text", "  a", "a", False, "tekken", "leading-white-space"),
+        ("text", "a", " a", False, "spm", "first-space"),
+        ("text", "a", " a", False, "tekken", None),
+        ("text", "a\n", "a", True, "tekken", "line-breaks-before-call"),
+        ("text", "a\n", "a", False, "tekken", None),
+        ("thinking", "a\n", "a", False, "tekken", "thought-edges"),
+        ("text", "a", "a", False, "tekken", None),
+        ("text", "  a", " a", False, "tekken", None),
+    ],
+)
+def test_a_deviation_is_named_by_the_text_that_it_predicts(
+    part: str, said: str, served: str, has_calls: bool, kind: str, name: str | None
+) -> None:
+    found = named_deviation(part, said, served, has_calls=has_calls, kind=kind)
+    assert (found.id if found else None) == name
 
 
 @pytest.fixture

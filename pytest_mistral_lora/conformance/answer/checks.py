@@ -81,7 +81,7 @@ class AnswerChecks:
         return found
 
     @cached_property
-    def _faults(self) -> list[tuple[ForcedAnswer, str, AnswerFault]]:
+    def faults(self) -> list[tuple[ForcedAnswer, str, AnswerFault]]:
         """Every fault with its answer and the way in which it came: whole, streamed, or both."""
         found = []
         for forced in self._said:
@@ -104,8 +104,9 @@ class AnswerChecks:
 
     def _deviation(self, forced: ForcedAnswer, fault: AnswerFault) -> AnswerDeviation | None:
         """Return the named deviation of a fault."""
-        has_calls = bool(forced.known.message(self._target.oracle).calls)
-        return named_deviation(fault.part, fault.said, fault.served, has_calls=has_calls)
+        oracle = self._target.oracle
+        has_calls = bool(forced.known.message(oracle).calls)
+        return named_deviation(fault.part, fault.said, fault.served, has_calls=has_calls, kind=oracle.kind)
 
     def _known_deviation(self, forced: ForcedAnswer, fault: AnswerFault) -> AnswerDeviation | None:
         """Return the named deviation of a fault, if it is known of the server and its version."""
@@ -129,7 +130,7 @@ class AnswerChecks:
         findings = []
         for forced in self._said:
             for way, outcome in (("whole", forced.whole), ("streamed", forced.stream)):
-                reason = _no_answer(outcome)
+                reason = no_answer(outcome)
                 if reason:
                     expected = _expected(forced, self._target)
                     finding = self._finding("ML921", forced, f"{way}: {reason}", expected)
@@ -139,7 +140,7 @@ class AnswerChecks:
     def broken(self, rule: str) -> Result:
         """ML922 to ML930: the findings of one rule, but for named deviations."""
         findings = []
-        for forced, way, fault in self._faults:
+        for forced, way, fault in self.faults:
             if fault.rule != rule or self._known_deviation(forced, fault):
                 continue
             deviation = self._deviation(forced, fault)
@@ -177,11 +178,9 @@ class AnswerChecks:
         for forced in self._said:
             outcomes = {"whole": forced.whole, "streamed": forced.stream}
             found[forced.known.name] = {
-                way: ["ML921"] if _no_answer(outcome) else []
-                for way, outcome in outcomes.items()
-                if outcome is not None
+                way: ["ML921"] if no_answer(outcome) else [] for way, outcome in outcomes.items() if outcome is not None
             }
-        for forced, ways, fault in self._faults:
+        for forced, ways, fault in self.faults:
             deviation = self._known_deviation(forced, fault)
             for way in ways.split(_AND):
                 label = fault.rule if deviation is None else f"as {deviation.id}"
@@ -231,7 +230,7 @@ def _answered(outcome: Outcome) -> ServedAnswer | None:
     return outcome
 
 
-def _no_answer(outcome: Outcome) -> str:
+def no_answer(outcome: Outcome) -> str:
     """Return why a request has no answer; empty if it has one, or was not sent."""
     if isinstance(outcome, InputError):
         return f"{outcome.found}{f'; expected {outcome.expected}' if outcome.expected else ''} ({outcome.place})"

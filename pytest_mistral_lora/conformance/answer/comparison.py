@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.answer_message import AnswerMessage, canonical_json
-from pytest_mistral_lora.serving.forced_answers import ForcedAnswer, same_ids
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.serving.answers import ServedAnswer
+    from pytest_mistral_lora.serving.forced_answers import ForcedAnswer
 
 _SHOWN = 160
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"
@@ -60,6 +60,10 @@ def answer_faults(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) ->
     if _spelled_is_read(message, served, literals):
         yield AnswerFault("ML924", message_text(served), _said_text(message), "spelled")
         return
+    if message.calls and not served.calls:
+        # the text that arrives may be the call
+        yield AnswerFault("ML927", message_text(served), _said_text(message), "calls")
+        return
     yield from _part_faults(message, served)
     yield from _call_faults(message, served)
     if len(served.calls) == len(message.calls):
@@ -72,6 +76,8 @@ def was_replaced(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -> 
 
     They show it, or their number, or that the model goes on where the answer ends.
     """
+    from pytest_mistral_lora.serving.forced_answers import same_ids
+
     if served.ids is not None:
         return not same_ids(served.ids, forced.row_ids, oracle)
     length = len(forced.row_ids)

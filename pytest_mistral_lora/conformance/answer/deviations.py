@@ -22,6 +22,7 @@ class AnswerDeviation:
         title: The change, in one sentence.
         part: The part of the message that it changes: `text` or `thinking`.
         only_before_calls: Whether only messages with calls have it.
+        kinds: Tokenizer kinds that have it: `spm`, `tekken`.
         servers: The servers that it was seen of, by the name of their kind, and their versions.
         predict: Returns the changed part for a part.
     """
@@ -32,6 +33,7 @@ class AnswerDeviation:
     servers: Mapping[str, SpecifierSet]
     predict: Callable[[str], str]
     only_before_calls: bool = False
+    kinds: frozenset[str] = frozenset({"spm", "tekken"})
 
     def known_of(self, server: str, version: str) -> bool:
         """Return whether a server of a kind and version was seen to have it: `llamacpp`, `b11549-8b3f1c2`."""
@@ -46,6 +48,14 @@ ANSWER_DEVIATIONS = (
         part="text",
         servers={"llamacpp": SpecifierSet(">=11549")},
         predict=str.lstrip,
+    ),
+    AnswerDeviation(
+        id="first-space",
+        title="A text begins with the space of its first SentencePiece token, which mistral-common leaves out.",
+        part="text",
+        kinds=frozenset({"spm"}),
+        servers={"llamacpp": SpecifierSet(">=11549")},
+        predict=lambda text: f" {text}",
     ),
     AnswerDeviation(
         id="line-breaks-before-call",
@@ -66,7 +76,7 @@ ANSWER_DEVIATIONS = (
 """The closed table: answers that were forced on these servers were changed so."""
 
 
-def named_deviation(part: str, said: str, served: str, *, has_calls: bool) -> AnswerDeviation | None:
+def named_deviation(part: str, said: str, served: str, *, has_calls: bool, kind: str) -> AnswerDeviation | None:
     """Return the deviation that predicts a served part of an answer; None if no deviation does.
 
     Args:
@@ -74,12 +84,15 @@ def named_deviation(part: str, said: str, served: str, *, has_calls: bool) -> An
         said: The part as the model said it.
         served: The part as the client gets it, which differs.
         has_calls: Whether the model said calls, too.
+        kind: The kind of the tokenizer: `spm` or `tekken`.
     """
     if said == served:
         # the fault is one of several parts
         return None
     for deviation in ANSWER_DEVIATIONS:
-        applies = deviation.part == part and (has_calls or not deviation.only_before_calls)
+        applies = deviation.part == part and kind in deviation.kinds
+        if deviation.only_before_calls and not has_calls:
+            continue
         if applies and deviation.predict(said) == served:
             return deviation
     return None
