@@ -92,13 +92,14 @@ def _events(stream: str) -> Iterator[str]:
     An event has one line of data in each server that we know; lines of other fields are left out, except an error,
     which llama.cpp sends in a field of its own.
     """
-    for line in stream.splitlines():
+    # not splitlines(), which also splits at line separators within a text
+    for line in stream.replace("\r\n", "\n").split("\n"):
         name, _, value = line.partition(":")
         if name not in ("data", "error"):
             continue
         if value.strip() == _LAST_EVENT:
             return
-        yield value
+        yield value if name == "data" else f'{{"error": {value}}}'
 
 
 def require_url(url: str) -> str:

@@ -463,3 +463,16 @@ def test_a_kind_that_is_unknown_is_bad_usage(capsys: pytest.CaptureFixture[str])
     code, out = run_check("http://127.0.0.1:1", capsys, kind="lmstudio")
     assert code == 2
     assert "expected one of llamacpp, vllm, sglang, ollama, openai" in out
+
+
+def test_the_events_of_a_stream_end_with_a_line_and_no_other_separator() -> None:
+    lines = [
+        'data: {"text": "a\u2028b\x85c"}',
+        ": a comment",
+        "id: 7",
+        'error: {"message": "no"}',
+        "data: [DONE]",
+        "data: 1",
+    ]
+    found = ['{"text": "a\u2028b\x85c"}', '{"error":  {"message": "no"}}']
+    assert [event.strip() for event in clients._events("\r\n\r\n".join(lines))] == found

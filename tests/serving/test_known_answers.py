@@ -242,6 +242,29 @@ def test_a_server_that_cannot_be_asked_by_ids_is_judged_by_the_record_of_its_pro
     assert (code, "ML930 " in out) == (1, True), out
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        # as llama.cpp ends a stream whose grammar refuses a token
+        (200, b'data: {"error": {"message": "got exception", "code": 500}}\n\n', "in the stream: got exception"),
+        (200, b'error: {"message": "got exception"}\n\n', "in the stream: got exception"),
+        (200, b'data: {"text": "Paris."}\n\n', "choices is missing"),
+        (200, b"data: {oops\n\n", "no JSON"),
+        (200, {"choices": [{"message": {"content": "Paris."}}]}, "no stream"),
+        (500, {"error": {"message": "got exception"}}, "the request fails: HTTP 500: got exception"),
+    ],
+)
+def test_a_stream_without_an_answer_is_a_finding(status: int, body: Any, says: str, oracle: Oracle) -> None:
+    class Streaming(AnswerServer):
+        def respond(self, path: str, data: Any) -> tuple[int, Any]:
+            return (status, body) if data and data.get("stream") else super().respond(path, data)
+
+    with serving(Streaming(Oracle(oracle.path))) as url:
+        results = judged(url, oracle, kind="vllm", given_answers=FEW[:1])
+    [finding] = [finding for result in results.values() for finding in result.findings]
+    assert (finding.rule, says in finding.found) == ("ML921", True), finding.found
+
+
 def test_a_grammar_of_ids_that_vllm_does_not_enforce_is_not_checked(oracle: Oracle) -> None:
     """With a parser of thinking, vLLM 0.32 ignores a grammar until the model has thought."""
 
