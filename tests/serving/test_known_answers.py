@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +240,22 @@ def test_a_server_that_cannot_be_asked_by_ids_is_judged_by_the_record_of_its_pro
     server.change = answer_server.always_stop
     code, out = check(server, "openai", "--probe", str(probe.folder))
     assert (code, "ML930 " in out) == (1, True), out
+
+
+def test_pytest_asks_for_the_answers_with_the_option_alone(
+    base: Path, oracle: Oracle, run_pytest: Callable[..., pytest.RunResult], tmp_path: Path
+) -> None:
+    (tmp_path / "one.jsonl").write_text(json.dumps(ROW) + "\n")
+    server = AnswerServer(Oracle(oracle.path), change=answer_server.always_stop)
+    with serving(server) as url:
+        named = (f"--mistral-server=vllm={url}", f"--mistral-tokenizer={base}", "--mistral-server-rows=one.jsonl")
+        words = ("--mistral-golden", *named, "-k", "::answer::finish or ::answer::answered")
+        run_pytest(*words).assert_outcomes()
+        found = run_pytest(*words, "--mistral-server-answers")
+        found.assert_outcomes(passed=1, failed=1)
+        found.stdout.fnmatch_lines(["*ML930*whole and streamed: finish_reason 'stop'*"])
+        rerun = next(line for line in found.outlines if line.startswith("rerun:"))
+    assert "--mistral-server-answers" in rerun
 
 
 @pytest.mark.parametrize(
