@@ -8,15 +8,21 @@ from typing import Any
 
 import pytest
 from derived_tekken import derived_tokenizer
-from each_oracle import ALL, oracle_named
+from each_oracle import ALL, of_each, oracle_named
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.answers import DecodingJudge
 from pytest_mistral_lora.conformance.dataset.checks import file_results
+from pytest_mistral_lora.conformance.dataset.row_findings import call_findings
 from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.errors import OracleRejection
 from pytest_mistral_lora.records.goldens import packaged_cases
 from pytest_mistral_lora.records.known_answers import known_answers
+from pytest_mistral_lora.strategies import rows, tool_rows
 
 ANSWERS = {answer.name: answer for answer in known_answers()}
 PLAIN, CALL = ANSWERS["plain"].row.to_json(), ANSWERS["call"].row.to_json()
@@ -116,3 +122,17 @@ def test_characters_that_are_not_encoded_are_noted_once(tmp_path: Path) -> None:
     assert [line.rpartition(", ")[2] for line in finding.detail.splitlines()] == [
         "messages[1]: 1 space at the end left out"
     ] * 3
+
+
+@settings(max_examples=40)
+@given(data=st.one_of(rows(), tool_rows()))
+@of_each("tekken-240911", "derived-v11", "derived-v13", "derived-v15")
+def test_no_answer_of_a_row_is_decoded_as_another_message(oracle: Oracle, data: dict[str, Any]) -> None:
+    row = Row.from_dict(data)
+    try:
+        encoded = oracle.encode(row)
+    except OracleRejection:
+        return
+    broken = {finding.rule for finding in call_findings(row)}
+    verdict = DecodingJudge(oracle).judge(row, encoded, broken)
+    assert [finding for finding in verdict.findings if finding.rule != "ML651"] == []
