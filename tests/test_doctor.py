@@ -116,6 +116,11 @@ def test_rules_of_known_faults_are_rules() -> None:
     assert {rule for one in KNOWN_FAULTS for rule in one.rules} <= RULES.keys()
 
 
+def test_checks_of_known_faults_are_checks_of_answers() -> None:
+    cases = {case for rule in RULES.of("answer") for case in rule.cases}
+    assert {case for fault in KNOWN_FAULTS for case in fault.answers} <= cases
+
+
 def test_the_exit_code_is_that_of_the_installed_versions(capsys: pytest.CaptureFixture[str]) -> None:
     bad = SpecifierSet(">=5.0,<5.24").contains(installed_versions()["transformers"], prereleases=True)
     assert main(["doctor", "--json"]) == int(bad)
