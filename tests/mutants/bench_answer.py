@@ -60,7 +60,7 @@ def a_required_call_is_refused(artifact: Artifact) -> None:
     artifact["behaviour"].refusal = (400, "Failed to initialize samplers: std::exception")
 
 
-@mutant("ML922", says='call: whole and streamed: calls weather({"city": "Graz"})')
+@mutant("ML922", "N140", says='call: whole and streamed: calls weather({"city": "Graz"})')
 def another_city(artifact: Artifact) -> None:
     """A grammar has the model call a tool with another city; the stream hides its ids."""
     artifact["kind"] = "llamacpp"
@@ -85,25 +85,25 @@ def letters_become_a_call(artifact: Artifact) -> None:
     artifact["behaviour"].change = answers.letters_as_call
 
 
-@mutant("ML925", says="call: whole and streamed: text '[TOOL_CALLS]weather[ARGS]{}'")
+@mutant("ML925", "N141", says="call: whole and streamed: text '[TOOL_CALLS]weather[ARGS]{}'")
 def calls_are_not_read(artifact: Artifact) -> None:
     """The server has no parser of tool calls."""
     artifact["behaviour"].change = answers.calls_as_text
 
 
-@mutant("ML926", says="emoji: whole and streamed: the text 'Here: ��")
+@mutant("ML926", "N143", says="emoji: whole and streamed: the text 'Here: ��")
 def characters_are_split(artifact: Artifact) -> None:
     """The server decodes each token by itself."""
     artifact["behaviour"].change = answers.split_characters
 
 
-@mutant("ML926 ML931", says="emoji: streamed: the text 'Here: ��")
+@mutant("ML926 ML931", "N143", says="emoji: streamed: the text 'Here: ��")
 def characters_of_a_stream_are_split(artifact: Artifact) -> None:
     """The server decodes each token of a stream by itself."""
     artifact["behaviour"].change = in_streams(answers.split_characters)
 
 
-@mutant("ML927", says='call-float: whole and streamed: the calls store({"value": "1.0"})')
+@mutant("ML927", "N142", says='call-float: whole and streamed: the calls store({"value": "1.0"})')
 def numbers_become_text(artifact: Artifact) -> None:
     """The server turns numbers into texts."""
     artifact["behaviour"].change = answers.numbers_as_text
@@ -115,7 +115,7 @@ def calls_share_an_id(artifact: Artifact) -> None:
     artifact["behaviour"].change = answers.one_id
 
 
-@mutant("ML929", says="thinking: whole and streamed: the thinking ''")
+@mutant("ML929", "N144", says="thinking: whole and streamed: the thinking ''")
 def thoughts_are_lost(artifact: Artifact) -> None:
     """The server drops each thought."""
     artifact["behaviour"].change = answers.no_thinking

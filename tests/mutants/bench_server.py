@@ -111,13 +111,13 @@ def two_adapters(artifact: Artifact, completion: Callable[[tuple[int, ...], dict
     artifact["behaviour"] = replace(artifact["behaviour"], **given)
 
 
-@mutant("ML932", says="tuned answers as other")
+@mutant("ML932", "N145", says="tuned answers as other")
 def swapped_adapters(artifact: Artifact) -> None:
     """The paths of two adapters are swapped."""
     two_adapters(artifact, lambda ids, data: reworded(ids) if data.get("model") == "tuned" else ids)
 
 
-@mutant("ML932", says="tuned answers as the base")
+@mutant("ML932", "N145", says="tuned answers as the base")
 def a_name_of_the_base(artifact: Artifact) -> None:
     """One of two adapters is not applied."""
     of_base = (*oracle().encode_text("Something else"), 2)

@@ -366,5 +366,26 @@ INCIDENTS = (
         "A server wants the arguments of a call in the order of the schema, and the model has learned another",
         "ggml-org/llama.cpp#24351, ggml-org/llama.cpp#24516",
     ),
+    Incident(
+        "N141",
+        "In a stream, [ARGS] is a part of a call, and its name and arguments are cut in the wrong places",
+        "raullenchai/Rapid-MLX#579, vllm-project/vllm#17585, vllm-project/vllm#20028",
+    ),
+    Incident("N142", "A number in the arguments of a call arrives otherwise", "vllm-project/vllm#13622"),
+    Incident(
+        "N143",
+        "Characters of several tokens arrive as U+FFFD",
+        "vllm-project/vllm#8627, waybarrios/vllm-mlx#109",
+    ),
+    Incident(
+        "N144",
+        "The thinking of a model is lost, or its answer is taken for thinking",
+        "sgl-project/sglang#26716, waybarrios/vllm-mlx#599, vllm-project/vllm#30391",
+    ),
+    Incident(
+        "N145",
+        "A server answers as the base under the name of an adapter, or as an adapter where none is asked for",
+        "vllm-project/vllm#55193, ggml-org/llama.cpp#28674",
+    ),
 )
 """Every incident, by id."""
