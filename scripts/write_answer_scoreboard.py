@@ -59,6 +59,9 @@ a rule of [../rules.md](../rules.md): the table names the rule for each way, and
 failed in the tokenizer (`'MistralTokenizer' object has no attribute '_tokenizer'`). The probe for v3 was trained on ten
 answers.
 
+mistral-common's own decoder, which is no server, reads each of the known answers exactly, by every tokenizer that it
+fits; a test holds it to that (`tests/chat/test_answer_decoding.py`).
+
 Not run here: vLLM, SGLang and Ollama, of which no build was at hand when this page was recorded, and servers on a
 GPU."""
 
