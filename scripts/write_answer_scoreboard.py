@@ -38,13 +38,11 @@ WAYS = ("whole", "streamed")
 _INTRODUCTION = """\
 # Scoreboard: the answers of real servers
 
-What do the clients of a server get of answers whose ids are known? To repeat a line, serve a probe with its setting,
-and run
+What do the clients of a server get of answers whose ids are known? To repeat a line, export a probe of a checkpoint,
+serve it with the setting of the line, and run the command of its section:
 
 ```console
 $ mistral-lora export DIR --to llamacpp --probe --output probe
-$ mistral-lora serve-check llamacpp@11549=http://127.0.0.1:8080 --tokenizer DIR --answers
-$ mistral-lora serve-check openai=http://127.0.0.1:8000 --tokenizer DIR --probe probe      # transformers serve
 ```
 
 Made by `python scripts/write_answer_scoreboard.py` from what the servers themselves made of the known answers
@@ -71,8 +69,15 @@ def page() -> str:
     recorded = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RECORDED.glob("*.json"))]
     lines = [*_INTRODUCTION.splitlines(), "", *_summary(recorded)]
     for data in recorded:
-        lines += ["", f"## {_title(data)}, {data['tokenizer']}", "", *_differences(data)]
+        lines += ["", f"## {_title(data)}, {data['tokenizer']}", "", f"`{_command(data)}`", "", *_differences(data)]
     return "\n".join(lines) + "\n"
+
+
+def _command(data: Mapping[str, Any]) -> str:
+    """Return the command that repeats the answers of a server."""
+    if data["kind"] == "openai":
+        return "mistral-lora serve-check openai=http://127.0.0.1:8000 --tokenizer DIR --probe probe"
+    return f"mistral-lora serve-check {data['kind']}@{data['version']}=http://127.0.0.1:8080 --tokenizer DIR --answers"
 
 
 def _title(data: Mapping[str, Any]) -> str:
