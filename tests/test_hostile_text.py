@@ -171,6 +171,7 @@ COMMANDS: dict[str, list[list[str]]] = {
         ["plain.jsonl", "--tokenizer", f"{NAME}.checkpoint", "--backend", "chat-template"],
         [RAW, *SPM],
     ],
+    "compare": [[f"{NAME}.jsonl", f"{NAME}.jsonl"], [HOSTILE, HOSTILE, "--markdown"]],
     "rules": [[HOSTILE], ["--search", HOSTILE]],
     "import": [
         [f"{NAME}.jsonl", "--to", f"{NAME}.to"],

@@ -58,7 +58,8 @@ def rows(
             conversations without a leading user message, and contents given as text chunks.
         parallel: Whether an assistant turn may make several tool calls (from v3 on), answered in any order.
         thinking: Whether answers, and turns that call tools, may think (from v13 on, if the tokenizer has the
-            tokens for it), also in thinking that is not closed.
+            tokens for it), in any shape that mistral-common encodes: also in several thoughts, in an empty one or in
+            one that is not closed, which servers read otherwise (ML650).
         efforts: Values of a row's `reasoning_effort` (from v15 on); empty for none.
         formats: Whether rows may have a `response_format`, of each type (shown to the model from v15 on).
         result_chunks: Whether tool results may be lists of text chunks.

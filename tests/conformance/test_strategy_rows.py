@@ -66,4 +66,6 @@ def test_rows_of_a_strategy_break_no_rule(name: str, tokenizer: str, drawn: st.D
     found = [one for one in findings_of(data, tokenizer_of(tokenizer), folder) if one.severity == "error"]
     # a row without a supervised token is what the plan of weights may make
     allowed = {"ML605"} if "weights" in name else set()
+    # thoughts in any shape that mistral-common encodes, also where servers would read another message
+    allowed |= {"ML562", "ML650"} if "newest" in name else set()
     assert [one.text() for one in found if one.rule not in allowed] == []
