@@ -94,7 +94,8 @@ def tool_rows(
 
     At least one assistant message calls a tool; a call at the end of a row may have no result. Arguments are an object,
     its JSON, JSON in JSON, or not JSON; results are JSON, numbers or text. Ids are 9 letters or digits. An object keeps
-    the schema of its tool, and has a null only where the tool takes one.
+    the schema of its tool, and has a null only where the tool takes one; it may have further keys, also if the tool is
+    `strict`, which a grammar refuses (ML651).
 
     Example:
         >>> from hypothesis import given
