@@ -231,7 +231,8 @@ def other_segmentation(case: Case) -> Encoding | None:
     return case.from_ids(_joined([tuple(letters) if n == at else p.ids for n, p in enumerate(case.pieces)]))
 
 
-@fault("533 530")
+# in v1, a row that has lost its first exchange looks as if it were cut behind BOS
+@fault("533 530 531")
 def an_exchange_lost(case: Case) -> Encoding | None:
     messages = case.data["messages"]
     if case.data.get("tools") or not _has_distinct_texts(case):
@@ -252,7 +253,8 @@ def _has_distinct_texts(case: Case) -> bool:
 def another_answer(case: Case) -> Encoding | None:
     at = max(n for n, message in enumerate(case.data["messages"]) if message["role"] == "assistant")
     answer = {"role": "assistant", "content": "Something else altogether."}
-    if case.data["messages"][at].get("tool_calls"):
+    # a row whose answer is another text of it, too, looks as if it had lost that one
+    if case.data["messages"][at].get("tool_calls") or not _has_distinct_texts(case):
         return None
     messages = [answer if n == at else message for n, message in enumerate(case.data["messages"])]
     return case.of({**case.data, "messages": messages})
