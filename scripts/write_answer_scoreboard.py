@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.conformance.answer.checks import AnswerChecks, no_answer
+from pytest_mistral_lora.conformance.answer.checks import AnswerChecks
+from pytest_mistral_lora.conformance.server.failures import no_answer
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.records.files import write_json, write_text

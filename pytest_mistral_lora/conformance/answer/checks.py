@@ -18,7 +18,7 @@ from pytest_mistral_lora.conformance.answer.comparison import (
 from pytest_mistral_lora.conformance.answer.deviations import AnswerDeviation, named_deviation
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, first_of_each_cause
-from pytest_mistral_lora.conformance.server.failures import cause_of
+from pytest_mistral_lora.conformance.server.failures import answered, cause_of, no_answer
 from pytest_mistral_lora.conformance.server.shown import judged_publicly
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError, and_more, counted
@@ -26,7 +26,6 @@ from pytest_mistral_lora.errors import InputError, and_more, counted
 if TYPE_CHECKING:
     from pytest_mistral_lora.serving.answers import ServedAnswer
     from pytest_mistral_lora.serving.forced_answers import ForcedAnswer
-    from pytest_mistral_lora.serving.replay import Outcome
 
 _SHOWN = 8
 _NAMED = 6
@@ -75,7 +74,7 @@ class AnswerChecks:
         """The answers that came in both ways."""
         found = []
         for forced in self._said:
-            whole, stream = _answered(forced.whole), _answered(forced.stream)
+            whole, stream = answered(forced.whole), answered(forced.stream)
             if whole is not None and stream is not None:
                 found.append((forced, whole, stream))
         return found
@@ -93,7 +92,7 @@ class AnswerChecks:
 
     def _faults_by_way(self, forced: ForcedAnswer) -> dict[str, list[AnswerFault]]:
         oracle = self._target.oracle
-        ways = {"whole": _answered(forced.whole), "streamed": _answered(forced.stream)}
+        ways = {"whole": answered(forced.whole), "streamed": answered(forced.stream)}
         by_way = {way: list(answer_faults(forced, served, oracle)) if served else [] for way, served in ways.items()}
         if any(fault.rule == "ML922" for faults in by_way.values() for fault in faults):
             # a stream may hide its ids: the grammar that replaces the whole answer replaces the streamed one
@@ -119,7 +118,7 @@ class AnswerChecks:
             return Result(not_checked=_NOT_THERE)
         if not self._said:
             return Result(not_checked="no answer could be forced: see the check `answered`")
-        if not any(_answered(forced.whole) or _answered(forced.stream) for forced in self._said):
+        if not any(answered(forced.whole) or answered(forced.stream) for forced in self._said):
             return Result(not_checked="no answer came: see the check `answered`")
         return judge()
 
@@ -221,24 +220,6 @@ class AnswerChecks:
             f"{counted(len(names), 'answer')}, {reason}: {', '.join(names[:_NAMED])}{and_more(_NAMED, len(names))}"
             for reason, names in reasons.items()
         )
-
-
-def _answered(outcome: Outcome) -> ServedAnswer | None:
-    """Return the answer of a request; None if it was not sent, has no answer, was refused or failed."""
-    if outcome is None or isinstance(outcome, InputError) or outcome.refused or outcome.failed:
-        return None
-    return outcome
-
-
-def no_answer(outcome: Outcome) -> str:
-    """Return why a request has no answer; empty if it has one, or was not sent."""
-    if isinstance(outcome, InputError):
-        return f"{outcome.found}{f'; expected {outcome.expected}' if outcome.expected else ''} ({outcome.place})"
-    if outcome is None:
-        return ""
-    if outcome.failed:
-        return f"the request fails: {outcome.failed}"
-    return f"the server refuses it: {outcome.refused}" if outcome.refused else ""
 
 
 def _expected(forced: ForcedAnswer, target: ServerTarget) -> str:

@@ -1,10 +1,16 @@
-"""The finding of a failed request, and the cause in the server's words."""
+"""The answer of a request, or why there is none; and the finding of one that failed, in the server's words."""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.errors import InputError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.serving.answers import ServedAnswer
+    from pytest_mistral_lora.serving.replay import Outcome
 
 _WORDS = 400
 """Most characters of a cause: a server may quote its template."""
@@ -34,3 +40,22 @@ def failure_finding(name: str, words: str, place: str, row: str) -> Finding:
     fix = "" if _TEMPLATE_FAILED.search(words) or "without a reason" in words else _READ_LOG
     found = f"{name}: the request fails: {words}"
     return Finding("ML919", found, place, "an answer", row=row, shape=cause_of(words), fix=fix)
+
+
+def answered(outcome: Outcome) -> ServedAnswer | None:
+    """Return the answer of a request; None if it was not sent, has no answer, was refused or failed."""
+    if outcome is None or isinstance(outcome, InputError) or outcome.refused or outcome.failed:
+        return None
+    return outcome
+
+
+def no_answer(outcome: Outcome) -> str:
+    """Return why a request has no answer; empty if it has one, or was not sent."""
+    if isinstance(outcome, InputError):
+        expected = f"; expected {outcome.expected}" if outcome.expected else ""
+        return f"{outcome.found}{expected} ({outcome.place})"
+    if outcome is None:
+        return ""
+    if outcome.failed:
+        return f"the request fails: {outcome.failed}"
+    return f"the server refuses it: {outcome.refused}" if outcome.refused else ""

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.server.answer import AnswerJudge
+from pytest_mistral_lora.conformance.server.failures import answered
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.judgement import TOLERANCES
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.serving.answers import ServedAnswer
     from pytest_mistral_lora.serving.named_adapters import NamedAnswer
 
 _BASE = ""
@@ -89,7 +89,7 @@ class NameChecks:
         return bool(answers) and all(self._passes(answer) for answer in answers)
 
     def _passes(self, named: NamedAnswer) -> bool:
-        answer = _answered(named)
+        answer = answered(named.outcome)
         if answer is None:
             return False
         judge = AnswerJudge(self._target.oracle, self._precision, self._target.server.reads_calls)
@@ -125,13 +125,6 @@ class NameChecks:
         return self._target.precision or self._target.answers.facts.precision or widest
 
 
-def _answered(named: NamedAnswer) -> ServedAnswer | None:
-    outcome = named.outcome
-    if outcome is None or isinstance(outcome, InputError) or outcome.refused or outcome.failed:
-        return None
-    return outcome
-
-
 def _ids(named: NamedAnswer) -> tuple[int, ...] | None:
-    answer = _answered(named)
+    answer = answered(named.outcome)
     return None if answer is None else answer.ids

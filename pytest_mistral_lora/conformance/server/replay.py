@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause
 from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text, moved_logprobs
-from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding
+from pytest_mistral_lora.conformance.server.failures import answered, cause_of, failure_finding, no_answer
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.judgement import TOLERANCES, AnswerJudgement, difference_text
 from pytest_mistral_lora.records.transcripts import Transcript
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.serving.answers import ServedAnswer
     from pytest_mistral_lora.serving.replay import Outcome, Replayed
 
 RIGHT_MODEL = "By ids exact, by chat different: the model and adapter are right, the prompt is not."
@@ -98,7 +97,7 @@ class ReplayChecks:
                 findings.append(self._unjudged(rule, replayed.transcript, of(replayed), judged))
                 continue
             tiers.append(judged.tier)
-            answer = _answered(of(replayed))
+            answer = answered(of(replayed))
             moved = max([moved, *(moved_logprobs(replayed.transcript, answer) if answer else [])])
             if judged.passed:
                 continue
@@ -123,18 +122,12 @@ class ReplayChecks:
 
     def _judged(self, golden: Transcript, outcome: Outcome, *, by_messages: bool) -> AnswerJudgement | str:
         """Return the judgement of an answer, or the reason why it cannot be judged."""
-        if isinstance(outcome, InputError):
-            expected = f"; expected {outcome.expected}" if outcome.expected else ""
-            return f"{outcome.found}{expected} ({outcome.place})"
-        if outcome is None:
-            return "it was not answered"
-        if outcome.failed:
-            return f"the request fails: {outcome.failed}"
-        if outcome.refused:
-            return f"the server refuses it: {outcome.refused}"
+        answer = answered(outcome)
+        if answer is None:
+            return no_answer(outcome) or "it was not answered"
         try:
             judge = AnswerJudge(self._target.oracle, self._precision[0], self._target.server.reads_calls)
-            return judge.judge(golden, outcome, by_messages=by_messages)
+            return judge.judge(golden, answer, by_messages=by_messages)
         except InputError as error:
             return error.found
 
@@ -210,7 +203,7 @@ class ReplayChecks:
         findings: list[Finding] = []
         seen = 0
         for replayed in self._target.replayed:
-            answer, golden = _answered(replayed.by_messages), replayed.transcript
+            answer, golden = answered(replayed.by_messages), replayed.transcript
             first = self._text(golden.completion_ids[0])
             # a control token has no text, and servers name it differently
             if not (answer and answer.first and first):
@@ -242,7 +235,7 @@ class ReplayChecks:
         findings = [
             Finding("ML910", f"the adapter {name} has the scale {scale:g}", self._place, "1") for name, scale in wrong
         ]
-        pairs = [(_answered(replayed.by_ids), _answered(replayed.base)) for replayed in self._target.replayed]
+        pairs = [(answered(replayed.by_ids), answered(replayed.base)) for replayed in self._target.replayed]
         both_answered = [(adapted, base) for adapted, base in pairs if adapted and base]
         if not both_answered:
             reason = "the server has no adapter to leave out, as if it served a merged model: see the check `by-ids`"
@@ -262,7 +255,7 @@ class ReplayChecks:
 
     def greedy(self) -> Result:
         """ML911: a greedy answer repeats, and the server's defaults do not change it."""
-        answers = [(replayed, _answered(replayed.by_messages)) for replayed in self._target.replayed if replayed.again]
+        answers = [(replayed, answered(replayed.by_messages)) for replayed in self._target.replayed if replayed.again]
         repeated = [(replayed, answer) for replayed, answer in answers if answer]
         if not repeated:
             return Result(not_checked="no messages were answered: see the check `by-messages`")
@@ -271,7 +264,7 @@ class ReplayChecks:
         findings: list[Finding] = []
         for replayed, answer in repeated:
             for other, how in ((replayed.again, "asked twice"), (replayed.plain, "asked with the temperature 0 alone")):
-                judged, given = self._judged(replayed.transcript, other, by_messages=True), _answered(other)
+                judged, given = self._judged(replayed.transcript, other, by_messages=True), answered(other)
                 if given is None:
                     if isinstance(judged, str) and other is not None:
                         findings.append(self._unjudged("ML911", replayed.transcript, other, f"{how}: {judged}"))
@@ -285,10 +278,3 @@ class ReplayChecks:
                 row = replayed.transcript.row.to_jsonl()
                 findings.append(Finding("ML911", found, self._place, expected, row=row))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
-
-
-def _answered(outcome: Outcome) -> ServedAnswer | None:
-    """Return the answer of a request; None if it has no answer, was refused or failed."""
-    if outcome is None or isinstance(outcome, InputError) or outcome.refused or outcome.failed:
-        return None
-    return outcome
