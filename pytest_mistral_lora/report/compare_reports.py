@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError, counted
@@ -17,15 +17,11 @@ from pytest_mistral_lora.records.schema import RecordSchema, require_valid
 SCHEMA = RecordSchema(Path(__file__).with_name("report.schema.json"))
 
 State = Literal["new", "worse", "unchanged", "known", "not judged", "fixed"]
-STATES: dict[State, str] = {
-    "new": "not in the first report",
-    "worse": "more findings than in the first report",
-    "unchanged": "in both, with no more findings than before",
-    "known": "in the first report, and accepted as a known deviation in the second",
-    "not judged": "in the first report, and its check could not run, or was left out, in the second",
-    "fixed": "in the first report, and its check has found nothing in the second",
-}
-"""The states of a cause, in the order in which they are shown."""
+STATES: tuple[State, ...] = get_args(State)
+"""What became of a cause of the first report in the second, in the order in which it is shown.
+
+`not judged`: its check could not run, or was left out. `fixed`: its check ran, and found nothing.
+"""
 MARK = "<!-- mistral-lora compare -->"
 """The first line of the Markdown: by it, a job finds the comment that it wrote before."""
 _LONGEST = 160
@@ -105,9 +101,8 @@ class ReportComparison:
     @cached_property
     def causes(self) -> tuple[ComparedCause, ...]:
         """Every cause of the two, in the order of `STATES`, errors first."""
-        order = list(STATES)
         return tuple(
-            sorted(self._compared(), key=lambda found: (order.index(found.state), found.cause["severity"] != "error"))
+            sorted(self._compared(), key=lambda found: (STATES.index(found.state), found.cause["severity"] != "error"))
         )
 
     @cached_property

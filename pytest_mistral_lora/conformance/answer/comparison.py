@@ -93,8 +93,7 @@ def replaced_fault(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -
 
 def message_text(served: ServedAnswer) -> str:
     """Return a served message in one line: thinking, text, calls."""
-    calls = ", ".join(f"{call.name}({call.arguments})" for call in served.calls)
-    return _joined(served.thinking, served.text, calls)
+    return _joined(served.thinking, served.text, _served_calls_text(served))
 
 
 def is_same_message(first: ServedAnswer, second: ServedAnswer) -> bool:
@@ -103,13 +102,19 @@ def is_same_message(first: ServedAnswer, second: ServedAnswer) -> bool:
 
 
 def _parts(served: ServedAnswer) -> tuple[Any, ...]:
-    calls = [(call.name, _arguments(call.arguments)) for call in served.calls]
-    return served.text, served.thinking, calls, served.finish_reason
+    return served.text, served.thinking, _served_calls(served), served.finish_reason
 
 
 def _said_text(message: AnswerMessage) -> str:
-    calls = ", ".join(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in message.calls)
-    return _joined(message.thinking, message.text, calls)
+    return _joined(message.thinking, message.text, _said_calls_text(message))
+
+
+def _served_calls_text(served: ServedAnswer) -> str:
+    return ", ".join(f"{call.name}({call.arguments})" for call in served.calls)
+
+
+def _said_calls_text(message: AnswerMessage) -> str:
+    return ", ".join(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in message.calls)
 
 
 def _joined(thinking: str, text: str, calls: str) -> str:
@@ -135,8 +140,7 @@ def _arguments(text: str) -> str:
 
 def _spelled_is_read(message: AnswerMessage, served: ServedAnswer, literals: list[str]) -> bool:
     """Return whether a part of a message whose letters spell a control token is cut or read as calls."""
-    calls = [(call.name, _arguments(call.arguments)) for call in served.calls]
-    is_other_call = _called(message) != calls and bool(calls)
+    is_other_call = bool(served.calls) and _said_calls(message) != _served_calls(served)
     arguments = json.dumps([call.arguments for call in message.calls], ensure_ascii=False)
     if is_other_call and any(literal in arguments for literal in literals):
         return True
@@ -148,8 +152,12 @@ def _spelled_is_read(message: AnswerMessage, served: ServedAnswer, literals: lis
     )
 
 
-def _called(message: AnswerMessage) -> list[tuple[str, str]]:
+def _said_calls(message: AnswerMessage) -> list[tuple[str, str]]:
     return [(call.name, canonical_json(call.arguments)) for call in message.calls]
+
+
+def _served_calls(served: ServedAnswer) -> list[tuple[str, str]]:
+    return [(call.name, _arguments(call.arguments)) for call in served.calls]
 
 
 def _part_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[AnswerFault]:
@@ -161,12 +169,10 @@ def _part_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[Answe
 
 
 def _call_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[AnswerFault]:
-    calls = [(call.name, _arguments(call.arguments)) for call in served.calls]
-    if _called(message) == calls:
+    if _said_calls(message) == _served_calls(served):
         return
     is_split = any(_UNREADABLE in call.arguments for call in served.calls)
-    found = ", ".join(f"{call.name}({call.arguments})" for call in served.calls)
-    expected = ", ".join(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in message.calls)
+    found, expected = _served_calls_text(served), _said_calls_text(message)
     rule = "ML926" if is_split else "ML927"
     yield AnswerFault(rule, f"the calls {found[:_SHOWN] or '(none)'}", expected[:_SHOWN] or "no call", "calls")
 

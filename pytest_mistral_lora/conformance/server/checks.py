@@ -54,7 +54,7 @@ def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
     if target.named_adapters:
         from pytest_mistral_lora.conformance.server.names import NameChecks
 
-        cases |= {"names": partial(judged.if_named, NameChecks(target).names)}
+        cases |= {"names": partial(judged.if_reached, NameChecks(target).names)}
     for case, judge in cases.items():
         yield Check(target, "server", case, partial(judged_publicly, judge))
 
@@ -75,7 +75,7 @@ class ServerChecks:
             name: partial(self._if_answered, judge, by_ids=name in by_ids)
             for name, judge in (by_ids | without_ids).items()
         }
-        return {"there": self.there, "failures": partial(self._if_reached, self.failures), **judged}
+        return {"there": self.there, "failures": partial(self.if_reached, self.failures), **judged}
 
     @cached_property
     def _failure(self) -> InputError | None:
@@ -85,7 +85,8 @@ class ServerChecks:
             return error
         return None
 
-    def _if_reached(self, judge: Callable[[], Result]) -> Result:
+    def if_reached(self, judge: Callable[[], Result]) -> Result:
+        """Return the result of a check, if the server answers."""
         if self._failure is not None:
             return Result(not_checked="the server does not answer: see the check `there`")
         if all(isinstance(asked_row.served, InputError) for asked_row in self._target.answers.rows):
@@ -93,7 +94,7 @@ class ServerChecks:
         return judge()
 
     def _if_answered(self, judge: Callable[[], Result], *, by_ids: bool = False) -> Result:
-        return self._if_reached(partial(self._if_prompts, judge, by_ids=by_ids))
+        return self.if_reached(partial(self._if_prompts, judge, by_ids=by_ids))
 
     def _if_prompts(self, judge: Callable[[], Result], *, by_ids: bool) -> Result:
         if self._all_failed:
@@ -113,11 +114,7 @@ class ServerChecks:
         # an unreachable server is not recognised, either
         if self._failure is None and not self._target.server.gives_answers:
             return Result(not_checked=f"{self._target.server.title} gives prompts, and no answers")
-        return judge() if case == "transcripts" else self._if_reached(judge)
-
-    def if_named(self, judge: Callable[[], Result]) -> Result:
-        """Return the result of the check of named adapters, if the server answers."""
-        return self._if_reached(judge)
+        return judge() if case == "transcripts" else self.if_reached(judge)
 
     @property
     def _all_failed(self) -> bool:
