@@ -201,6 +201,9 @@ def decoding(target: Target) -> Iterator[Finding]:
     if oracle is None:
         # the layout of another family may take a leading space
         texts = [text for text in texts if text.isascii() and not text.startswith(" ")]
+        # a byte that the vocabulary lacks is lost before there are ids
+        lost = _characters_without_ids(fast, texts)
+        texts = [text for text in texts if lost.isdisjoint(text)]
         pairs = list(zip(texts, _ids(fast, texts), strict=True))
         normalizer = fast.backend_tokenizer.normalizer
         if normalizer is not None:
@@ -226,6 +229,13 @@ def decoding(target: Target) -> Iterator[Finding]:
             "clean_up_tokenization_spaces is true: transformers before 5.7 decodes 'No , it is n't' to 'No, it isn't'"
         )
         yield Finding("ML239", found, str(files.file(TOKENIZER_CONFIG)), '"clean_up_tokenization_spaces": false')
+
+
+def _characters_without_ids(fast: Any, texts: list[str]) -> set[str]:
+    """Return the characters of the texts that get no id, or the id of an unknown token."""
+    characters = sorted({character for text in texts for character in text})
+    ids = _ids(fast, characters)
+    return {character for character, own in zip(characters, ids, strict=True) if not own or fast.unk_token_id in own}
 
 
 def _ids(fast: Any, texts: list[str]) -> list[list[int]]:
