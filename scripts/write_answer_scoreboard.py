@@ -1,7 +1,6 @@
 """The answers of real servers: record what clients get, and write it down as docs/serving/answers.md.
 
 python scripts/write_answer_scoreboard.py           the page, from what is recorded
-python scripts/write_answer_scoreboard.py --check   change nothing; exit 1 if the page is not up to date
 python scripts/write_answer_scoreboard.py --record NAME KIND=URL TOKENIZER SETTING [VERSION]
                                                     ask a running server, and record what it makes of known answers
 
@@ -154,24 +153,19 @@ def record(name: str, server: str, tokenizer: Path, setting: str, version: str, 
     return file
 
 
-def main() -> int:
-    """Record, write, or check."""
+def main() -> None:
+    """Record answers, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", nargs="+", metavar="WORD", help="NAME KIND=URL TOKENIZER SETTING [VERSION]")
     parser.add_argument("--probe", type=Path, metavar="FOLDER", help="the exported probe that is served")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the page is not up to date")
     args = parser.parse_args()
     if args.record:
         name, server, tokenizer, setting, *version = args.record
         file = record(name, server, Path(tokenizer), setting, "".join(version), args.probe)
         sys.stdout.write(f"{file.relative_to(ROOT)}\n")
-        return 0
-    text = page()
-    if args.check:
-        return int(not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text)
-    write_text(PAGE, text)
-    return 0
+        return
+    write_text(PAGE, page())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,7 +1,6 @@
 """The prompts of real servers: record them, and write them down as docs/serving/README.md.
 
 python scripts/write_server_scoreboard.py           the page, from what is recorded
-python scripts/write_server_scoreboard.py --check   change nothing; exit 1 if the page is not up to date
 python scripts/write_server_scoreboard.py --record NAME KIND=URL TOKENIZER SETTING [VERSION]
                                                     ask a running server, and record its prompts
 """
@@ -117,24 +116,19 @@ def _setting(one: Judged) -> str:
     return f"{_title(one.recorded)}<br>{_cell(one.recorded.setting)}"
 
 
-def main() -> int:
-    """Record, write, or check."""
+def main() -> None:
+    """Record prompts, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", nargs="+", metavar="WORD", help="NAME KIND=URL TOKENIZER SETTING [VERSION]")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the page is not up to date")
     args = parser.parse_args()
     if args.record:
         name, server, tokenizer, setting, *version = args.record
         kind, _, url = server.partition("=")
         target = server_target(kind, url, tokenizer)
         sys.stdout.write(f"{record(target, ''.join(version), setting, name).relative_to(ROOT)}\n")
-        return 0
-    text = page()
-    if args.check:
-        return int(not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text)
-    write_text(PAGE, text)
-    return 0
+        return
+    write_text(PAGE, page())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -248,7 +248,7 @@ def _converted(
         return RowError(f"a row cannot keep {lost}", place=record.place, next_step=step)
     user_keys = dict.fromkeys(key for key in data or () if key not in ROW_KEYS)
     if user_keys:
-        report.own.add(record.place, user_keys)
+        report.own_keys.add(record.place, user_keys)
         report.unread.update(filter(None, [unread_columns(data)]))
     report.rows += data is not None
     report.dropped += data is None

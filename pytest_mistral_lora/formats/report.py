@@ -129,7 +129,7 @@ class Report:
         refused: Number of these that have an error.
         changes: By kind.
         losses: By kind, whether allowed or not.
-        own: The user's own keys, which rows keep and no token shows.
+        own_keys: The user's own keys, which rows keep and no token shows.
         unread: Numbers of rows with columns that another trainer may train on, by these columns.
         layouts: The layout of each source.
         remarks: Sentences about settings of a declaration that do not apply to rows.
@@ -143,7 +143,7 @@ class Report:
     refused: int = 0
     changes: dict[str, Tally] = field(default_factory=dict)
     losses: dict[str, Tally] = field(default_factory=dict)
-    own: Tally = field(default_factory=Tally)
+    own_keys: Tally = field(default_factory=Tally)
     unread: Counter[tuple[str, ...]] = field(default_factory=Counter)
     layouts: list[Layout] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -192,8 +192,8 @@ class Report:
         for kind, tally in sorted(self.losses.items()):
             lost = LOSSES[kind] + (" ({detail})" if tally.details else "")
             lines.append(f"lost     {kind:<16} {tally.text(lost)}")
-        if self.own.count:
-            lines.append(f"kept     {'own-keys':<16} {self.own.text('keys of your own, in no token: {detail}')}")
+        if self.own_keys.count:
+            lines.append(f"kept     {'own-keys':<16} {self.own_keys.text('keys of your own, in no token: {detail}')}")
         lines += [printable(f"remark   {remark}", lines=False) for remark in self.remarks]
         dropped = f", {self.dropped:,} left out" if self.dropped else ""
         lines += [f"left out {line}" for line in self.fault_lines()]
@@ -213,7 +213,7 @@ class Report:
                 }
                 for name, tallies in kinds.items()
             },
-            "own_keys": dict(self.own.details),
+            "own_keys": dict(self.own_keys.details),
             "remarks": self.remarks,
             "left_out": self.fault_lines(),
         }

@@ -33,16 +33,6 @@ if TYPE_CHECKING:
 
 _WORK = "mistral_lora_work"
 _COLLECTED = "mistral_lora_collected"
-# the files in which pytest itself looks for its configuration, in its order
-_CONFIGURATION_FILES = (
-    "pytest.toml",
-    ".pytest.toml",
-    "pytest.ini",
-    ".pytest.ini",
-    "pyproject.toml",
-    "tox.ini",
-    "setup.cfg",
-)
 
 
 class Suite:
@@ -272,6 +262,8 @@ def unread_configuration(config: pytest.Config, flags: tuple[str, ...]) -> str:
         config: The configuration of a session.
         flags: The options that take a path.
     """
+    from pytest_mistral_lora.starter.settings import PYTEST_FILES
+
     params = config.invocation_params
     flag = next((word for word in params.args if word in flags), None)
     if flag is None or config.getoption("rootdir") or config.getoption("inifilename"):
@@ -279,6 +271,6 @@ def unread_configuration(config: pytest.Config, flags: tuple[str, ...]) -> str:
     folders = (params.dir, *params.dir.parents)
     if config.inipath is not None and config.inipath.parent in folders:
         return ""
-    files = (Path(folder, name) for folder in folders for name in _CONFIGURATION_FILES)
+    files = (Path(folder, name) for folder in folders for name in PYTEST_FILES)
     missed = next((file for file in files if file.is_file()), None)
     return f"pytest has not read {missed}: write {flag}=PATH, with an equals sign" if missed else ""

@@ -36,7 +36,7 @@ class ExtendedFile:
     section: str
 
 
-_PYTEST_FILES = ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
+PYTEST_FILES = ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
 """The files in which pytest looks for its configuration, in its order."""
 _SECTIONS = {"tox.ini": "pytest", "setup.cfg": "tool:pytest", "pytest.ini": "pytest", ".pytest.ini": "pytest"}
 _TOML = {
@@ -57,7 +57,7 @@ def pytest_settings(
         defaults: The same, for settings that stay as they are if the file has them.
     """
     defaults = defaults or {}
-    texts = {name: _text(folder / name) for name in _PYTEST_FILES if (folder / name).is_file()}
+    texts = {name: _text(folder / name) for name in PYTEST_FILES if (folder / name).is_file()}
     for name, text in texts.items():
         sections = _TOML.get(name) or (_SECTIONS[name],)
         for section in sections:
