@@ -1,4 +1,4 @@
-"""CPU seconds with and without each speed patch: code of this package in place of code of a library.
+"""CPU seconds and memory with and without each speed patch: code of this package in place of code of a library.
 
 Each patch is switched off here, not by an option of the package: the benchmark puts the library's own code back. The
 two sides take turns, each in a process of its own. Run it from a checkout: python benchmarks/patches.py --help
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import rows
 from rich import box
@@ -25,8 +27,6 @@ from rich.table import Table
 from pytest_mistral_lora.chat.oracle import Oracle, encoder_trace, oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.chat.templates import renderer
-from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.collection import collect, targets_of
 from pytest_mistral_lora.conformance.train.tiny_run import tiny_run
 
 TOKENIZER = "spm-v3"
@@ -63,11 +63,6 @@ def with_loaded_file() -> None:
     oracle.Oracle._generated_template = lambda self, thinking, prompt: str(  # type: ignore[method-assign]
         generate(self.path, prompt, True, thinking)
     )
-
-
-def with_frequent_collections() -> None:
-    """Let Python's collector run as often in a check as elsewhere."""
-    gc.set_threshold = lambda *thresholds: None
 
 
 def with_all_objects_collected() -> None:
@@ -121,18 +116,6 @@ def generate_template(count: int) -> Callable[[], object]:
     return judge.chat_template
 
 
-def judge_tokenizers(count: int) -> Callable[[], object]:
-    """Return what judges the shipped tokenizers: each check but the tiny train."""
-
-    def judge() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            settings = Settings(5, None, "cpu", True, golden_folders=(), update=False, work_folder=Path(folder))
-            for check in collect(targets_of([]), settings):
-                check.run()
-
-    return judge
-
-
 def train_tiny(count: int) -> Callable[[], object]:
     """Return the tiny train of the suite."""
     judge = Oracle(shipped_tokenizer(TOKENIZER))
@@ -155,11 +138,12 @@ def train_layers(count: int) -> Callable[[], object]:
     torch.manual_seed(0)
     size = {"hidden_size": 768, "intermediate_size": 2688, "num_hidden_layers": 4, "vocab_size": 1024}
     config = MistralConfig(**size, num_attention_heads=12, num_key_value_heads=4)
-    adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    adapter = LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
     model = get_peft_model(MistralForCausalLM(config), adapter)
     kernels_cpu.use_frozen_layers(model)
-    ids = torch.randint(0, 1024, (1, 512))
-    return lambda: [model(input_ids=ids, labels=ids).loss.backward() for _ in range(-(-count // 100))]
+    ids = torch.randint(0, 1024, (1, 2048))
+    return lambda: [model(input_ids=ids, labels=ids).loss.backward() for _ in range(-(-count // 400))]
 
 
 def generated(count: int) -> list[Row]:
@@ -172,42 +156,62 @@ PATCHES: dict[str, tuple[Callable[[], None], Callable[[int], Callable[[], object
     "decode": (with_decoding, encode),
     "sandbox": (with_plain_sandbox, render),
     "template": (with_loaded_file, generate_template),
-    "threshold": (with_frequent_collections, judge_tokenizers),
     "freeze": (with_all_objects_collected, train_tiny),
     "layers": (with_library_layers, train_layers),
 }
 """What switches a patch off, and the work that it speeds up."""
 
 
+class Cost(NamedTuple):
+    """What a work costs.
+
+    Attributes:
+        seconds: CPU seconds.
+        memory: MiB of resident memory at its most, above the memory before the work.
+    """
+
+    seconds: float
+    memory: float
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the patches in alternating pairs, or one side of a pair, and print the CPU seconds."""
+    """Measure the patches in alternating pairs, or one side of a pair, and print the costs."""
     given = _options(arguments)
     if given.side:
-        sys.stdout.write(f"{_measured(given.side, given.patch[0], given.rows)}\n")
+        sys.stdout.write(f"{json.dumps(_measured(given.side, given.patch[0], given.rows))}\n")
         return
-    table = Table("patch", "with", "without", "gain", box=box.MARKDOWN)
+    table = Table("patch", "with", "without", "gain", "MiB with", "without", "gain", box=box.MARKDOWN)
     for name in given.patch:
-        seconds: dict[str, list[float]] = {"with": [], "without": []}
-        for _ in range(given.pairs):
-            for side, found in seconds.items():
+        costs: dict[str, list[Cost]] = {"with": [], "without": []}
+        for pair in range(given.pairs):
+            sys.stderr.write(f"{name}: pair {pair + 1} of {given.pairs}\n")
+            for side, found in costs.items():
                 command = [sys.executable, __file__, "--side", side, "--patch", name, "--rows", str(given.rows)]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                found.append(float(json.loads(done.stdout)))
-        pairs = zip(seconds["with"], seconds["without"], strict=True)
-        gain = statistics.median(1 - patched / plain for patched, plain in pairs)
-        medians = [f"{statistics.median(found):.2f}" for found in seconds.values()]
-        table.add_row(name, *medians, f"{gain:.0%}")
+                found.append(Cost(*json.loads(done.stdout)))
+        cells = _cells([cost.seconds for cost in costs["with"]], [cost.seconds for cost in costs["without"]], "{:.2f}")
+        cells += _cells([cost.memory for cost in costs["with"]], [cost.memory for cost in costs["without"]], "{:.0f}")
+        table.add_row(name, *cells)
     Console(width=120).print(table)
 
 
-def _measured(side: str, name: str, count: int) -> float:
+def _cells(patched: Sequence[float], plain: Sequence[float], form: str) -> list[str]:
+    """Return the medians with and without a patch, and the median gain over the pairs."""
+    gains = [1 - ours / theirs for ours, theirs in zip(patched, plain, strict=True) if theirs]
+    gain = f"{statistics.median(gains):.0%}" if gains else ""
+    return [form.format(statistics.median(patched)), form.format(statistics.median(plain)), gain]
+
+
+def _measured(side: str, name: str, count: int) -> Cost:
     switch_off, prepare = PATCHES[name]
     if side == "without":
         switch_off()
     work = prepare(count)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     work()
-    return time.process_time() - start
+    seconds = time.process_time() - start
+    return Cost(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -62,7 +62,9 @@ def test_encoding_is_measured_beside_mistral_common(tmp_path: Path) -> None:
 def test_a_side_of_a_speed_patch_is_measured(patch: str, side: str) -> None:
     done = run("patches.py", "--side", side, "--patch", patch, "--rows", 2)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) > 0
+    seconds, memory = json.loads(done.stdout)
+    assert seconds > 0
+    assert memory >= 0
 
 
 def a_run(losses: tuple[float, ...], held_out: float = 3.0, wall: float = 1.0) -> dict[str, Any]:
