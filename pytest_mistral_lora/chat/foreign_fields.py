@@ -25,7 +25,7 @@ FLAGS = {"weight": 1, "train": 1, "training": 1, "trainable": 1, "loss": 1, "los
 """Fields of messages that decide about training: 1 if true means that the message is trained on, else 0."""
 THINKING = ("reasoning_content", "reasoning", "thinking")
 """Fields of messages that hold the thinking."""
-CONTENT = ("content", "value", "text")
+CONTENT = ("content", "value", "text", "parts")
 """Fields of messages that hold the content."""
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")

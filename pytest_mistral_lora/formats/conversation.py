@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,11 +14,23 @@ from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.report import Change, changed, lost
 from pytest_mistral_lora.formats.tool_calls import ToolCalls, from_json
 
-MESSAGE_LISTS = ("messages", "conversations", "conversation", "interactions")
+MESSAGE_LISTS = ("messages", "conversations", "conversation", "interactions", "contents")
 """Keys under which records have a list of messages."""
 
-_TURN_KEYS = (("from", "value"), ("role", "content"), ("role", "text"), ("role", "value"), ("role", "tool_calls"))
+_TURN_KEYS = (
+    ("from", "value"),
+    ("role", "content"),
+    ("role", "text"),
+    ("role", "value"),
+    ("role", "parts"),
+    ("role", "tool_calls"),
+)
 _CHUNKS = {"input_text": "text", "output_text": "text", "reasoning": "thinking", None: "text"}
+_TOOL_USE = {"id": "id", "name": "name", "input": "arguments"}
+"""Keys of a call in Anthropic's chunk `tool_use`, each with our name."""
+# a call in the letters of Hermes and Qwen, and the same of a result
+_CALL_IN_TEXT = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_RESULT_IN_TEXT = re.compile(r"\s*<tool_response>(.*)</tool_response>\s*", re.DOTALL)
 _CALL_KEYS = ("tool_calls", "tool_call_id", "name")
 _ORDER = ("role", "content", *_CALL_KEYS, "weight")
 
@@ -85,13 +98,15 @@ def convert_messages(
     if not isinstance(items, Sequence) or isinstance(items, str):
         raise place.error(f"is {kind_of(items)}", "a list of messages")
     calls.reserve_ids(items)
+    numbered, more = _with_results_apart(items)
+    changes += more
     roles = []
-    for index, item in enumerate(items):
+    for index, item in numbered:
         role, more = _role_of(item, place / index, layout)
         roles.append(role)
         changes += more
     messages: list[dict[str, Any]] = []
-    for index, (item, role) in enumerate(zip(items, roles, strict=True)):
+    for position, ((index, item), role) in enumerate(zip(numbered, roles, strict=True)):
         here = place / index
         if role == "system" and layout.drop_system:
             changes.append(changed("system-dropped"))
@@ -102,13 +117,37 @@ def convert_messages(
         changes += more
         answers = [message]
         if role == "tool":
-            is_last_result = roles[index + 1 : index + 2] != ["tool"]
+            is_last_result = roles[position + 1 : position + 2] != ["tool"]
             answers, rest, more = _results(message, rest, here, calls, is_last=is_last_result)
             changes += more
         if rest:
             changes += _left_out(rest)
         messages += [{key: made[key] for key in _ORDER if key in made} for made in answers]
     return messages, changes
+
+
+def _with_results_apart(items: Sequence[Any]) -> tuple[list[tuple[int, Any]], list[Change]]:
+    """Return the messages, each with its index, and the change: a user's chunks of tool results become messages.
+
+    Anthropic's API has the results of tools in the user's message, before its text.
+    """
+    numbered: list[tuple[int, Any]] = []
+    changes = []
+    for index, item in enumerate(items):
+        content = item.get("content") if isinstance(item, Mapping) else None
+        chunks = content if isinstance(content, list | tuple) else ()
+        results = [chunk for chunk in chunks if isinstance(chunk, Mapping) and chunk.get("type") == "tool_result"]
+        for chunk in results:
+            result = {key: value for key, value in chunk.items() if key not in ("type", "tool_use_id")}
+            result = {"role": "tool", "content": "", **result, "tool_call_id": chunk.get("tool_use_id")}
+            numbered.append((index, result))
+        rest = [chunk for chunk in chunks if chunk not in results]
+        if results:
+            changes.append(changed("result-chunks"))
+            item = {**item, "content": rest}
+        if rest or not results:
+            numbered.append((index, item))
+    return numbered, changes
 
 
 def _role_of(item: Any, place: Place, layout: Layout) -> tuple[str, list[Change]]:
@@ -140,6 +179,13 @@ def _convert_message(
         content, called = None, from_json(content, changes, place)
         if not called:
             raise place.error("has no tool call", 'JSON of {"name": …, "arguments": …}')
+    if role == "assistant" and called is None and isinstance(content, str):
+        content, called = _calls_in_text(content)
+        if called is not None:
+            changes.append(changed("call-text"))
+    if role == "tool" and isinstance(content, str) and (tagged := _RESULT_IN_TEXT.fullmatch(content)):
+        content = tagged[1].strip()
+        changes.append(changed("call-text"))
     if "function_call" in rest:
         called = from_json(rest.pop("function_call"), changes, place / "function_call")
         changes.append(changed("function-call"))
@@ -160,6 +206,23 @@ def _convert_message(
         message["content"] = content
     rest.pop("content", None)
     return message, rest, changes
+
+
+def _calls_in_text(text: str) -> tuple[str | None, list[Any] | None]:
+    """Return an answer without the calls that it has as letters, and the calls; None if there are none, or one is odd.
+
+    The letters are those of Hermes and Qwen: JSON with a name and arguments between `<tool_call>` and `</tool_call>`.
+    """
+    calls = []
+    for written in _CALL_IN_TEXT.findall(text):
+        try:
+            call = loads_strict(written)
+        except ValueError:
+            return text, None
+        if not isinstance(call, Mapping) or not isinstance(call.get("name"), str) or "arguments" not in call:
+            return text, None
+        calls.append(call)
+    return (_CALL_IN_TEXT.sub("", text).strip() or None, calls) if calls else (text, None)
 
 
 def _own_keys(item: Mapping[str, Any], layout: Layout) -> tuple[dict[str, Any], list[Change]]:
@@ -209,7 +272,7 @@ def _content(
     if isinstance(value, Sequence) and not isinstance(value, str):
         objects = [chunk for chunk in value if not isinstance(chunk, str)]
         if all(isinstance(chunk, Mapping) and ("type" in chunk or "text" in chunk) for chunk in objects):
-            content, called, more = _chunks(value, place / key, layout)
+            content, called, more = _chunks(value, role, place / key, layout)
             return content, called, rest, changes + more
     if role == "tool" and isinstance(value, Mapping | Sequence) and not isinstance(value, str):
         changes.append(changed("result-text"))
@@ -217,7 +280,7 @@ def _content(
     return value, None, rest, changes
 
 
-def _chunks(chunks: Sequence[Any], place: Place, layout: Layout) -> tuple[Any, Any, list[Change]]:
+def _chunks(chunks: Sequence[Any], role: str, place: Place, layout: Layout) -> tuple[Any, Any, list[Change]]:
     """Return the chunks of a content under our names, or as one text, the tool calls among them, and the changes."""
     changes: list[Change] = []
     found: list[dict[str, Any]] = []
@@ -232,6 +295,10 @@ def _chunks(chunks: Sequence[Any], place: Place, layout: Layout) -> tuple[Any, A
         ours = _CHUNKS.get(kind, kind) if isinstance(kind, str | None) else None
         if ours in MEDIA_PARTS:
             changes.append(lost("media", str(kind)))
+            continue
+        if ours == "tool_use" and role == "assistant":
+            calls.append({_TOOL_USE[key]: value for key, value in chunk.items() if key in _TOOL_USE})
+            changes += [lost("message-keys", other) for other in chunk if other not in {"type", *_TOOL_USE}]
             continue
         if ours not in ("text", "thinking", "tool_call"):
             found.append(chunk)  # the check of the row reports it

@@ -25,6 +25,7 @@ from pytest_mistral_lora.formats.report import LOSSES, Report, refuse_unknown_lo
 from pytest_mistral_lora.records.files import finished_file, remove_temporaries
 
 _LOOKED_AT = 20
+_SHOWN_KEYS = 8
 _MOST_BAD = 100_000
 """A file whose first records, so many, are all bad is refused: a packed file of 50 kB can have millions of them."""
 
@@ -196,11 +197,11 @@ def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
         if known:
             return Layout("messages", {"messages": known}), f"{FORMATS['messages'].title} (`{known}`)"
         kind = "an empty object" if readable[0] == {} else kind_of(readable[0])
-        named = ", ".join(one_line(key, 60) for key in islice(record, 20)) + and_more(20, len(record))
+        named = ", ".join(one_line(key, 60) for key in islice(record, _SHOWN_KEYS)) + and_more(_SHOWN_KEYS, len(record))
         shown = f"keys {named}" if record else f"the first record is {kind}"
         found = f"no known format: {shown}"
         step = "Name it with --format, or declare its keys as Axolotl or LLaMA-Factory do."
-        if len(lists) == len(record) == 1:
+        if len(lists) == len(record) == 1 and all(isinstance(item, Mapping) for item in record[lists[0]]):
             key, file = shlex.quote(f".{json.dumps(lists[0])}"), shlex.quote(str(source.path))
             step = f"If its rows are the list under {lists[0]!r}, import that list: jq {key} {file} > list.json"
         raise InputError(found, place=first[0].place, expected=f"one of {', '.join(FORMATS)}", next_step=step)

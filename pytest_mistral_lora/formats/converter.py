@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import Place, kind_of, refuse_near_misses
@@ -17,8 +17,19 @@ from pytest_mistral_lora.formats.report import Change, changed, lost
 from pytest_mistral_lora.formats.row_format import Recognised
 from pytest_mistral_lora.formats.tool_calls import ToolCalls, convert_tools, has_padding
 
-_COLUMNS = {"system": ("system", "system_prompt"), "tools": ("tools", "functions", "available_tools")}
+_COLUMNS = {
+    # the last two: Gemini's API, as its SDKs and its REST interface spell it
+    "system": ("system", "system_prompt", "system_instruction", "systemInstruction"),
+    "tools": ("tools", "functions", "available_tools"),
+}
 _MARKS = ("label", "kto_tag")
+_BAD_ANSWERS: Mapping[str, Callable[[Any], bool]] = {
+    "reward": lambda value: _is_number(value) and value <= 0,
+    "advantage": lambda value: _is_number(value) and value < 0,
+    "is_correct": lambda value: _flag(value) is False,
+    "rating": lambda value: value in ("bad", "thumbs_down", "negative"),
+}
+"""Keys of rollouts and ratings beside an answer, each with what shows that the answer was a bad one."""
 _REJECTED = frozenset(("rejected_response", "rejected_messages"))
 """Keys of ms-swift for the worse answer, beside messages that end with the better one."""
 
@@ -104,7 +115,7 @@ def _bad_mark(fields: Mapping[str, Any], reading: RecordReading) -> str:
         is_word = str(fields[key]).lower() == "false"
         if flag is False and (is_word or key == declared or reading.layout.format == "prompt-completion"):
             return key
-    return ""
+    return next((key for key, is_bad in _BAD_ANSWERS.items() if key in fields and is_bad(fields[key])), "")
 
 
 def _without_media(fields: Mapping[str, Any], keys: Mapping[str, str]) -> tuple[dict[str, Any], list[Change]]:
@@ -125,6 +136,10 @@ def _with_system(
     layout = reading.layout
     text, rest, changes = _column(fields, "system", "system", layout)
     text = text or layout.system
+    if isinstance(text, Mapping) and isinstance(parts := text.get("parts"), list):
+        # a content of Gemini's API
+        texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+        text = "".join(map(str, texts)) if all(isinstance(part, str) for part in texts) else text
     if not isinstance(text, str):
         raise Place(reading.place, "system").error(f"is {kind_of(text)}", "a string")
     if not text or layout.drop_system:
@@ -206,6 +221,10 @@ def _own_keys(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Change]]:
         else:
             kept[key] = value
     return kept, changes
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _flag(value: Any) -> bool | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,13 +10,7 @@ from pytest_mistral_lora.formats.drafts import Draft, RecordReading, add_answer,
 from pytest_mistral_lora.formats.report import Change, changed
 from pytest_mistral_lora.formats.row_format import Evidence, RowFormat
 
-_PAIRS = (
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("question", "answer"),
-    ("question", "response"),
-    ("input", "output"),
-)
+_PAIRS = (*itertools.product(("prompt", "question"), ("completion", "response", "answer")), ("input", "output"))
 
 
 def _recognise(record: Mapping[str, Any], present: Collection[str]) -> Evidence | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pytest_mistral_lora.formats.alpaca import ALPACA
@@ -26,6 +26,18 @@ _NO_TURNS = {
     "segments": ("Axolotl's input_output (segments)", "Segments have no turns: write messages with roles."),
     "role": ("a message alone (role)", "Put all messages of a conversation in a list under `messages`."),
     "text": ("plain text (text)", "A text has no turns: write messages with roles, and no markers of a template."),
+    "message_tree_id": (
+        "a tree of messages, as in OASST (message_tree_id)",
+        "Write each path from the first question to an answer as a conversation of its own, under `messages`.",
+    ),
+    **{
+        key: (
+            f"several answers to one prompt ({key})",
+            "Choose one of them, and write it beside its prompt, under `completion`; or two, under `chosen` and "
+            "`rejected`.",
+        )
+        for key in ("responses", "completions", "answers", "candidates")
+    },
     "instruction": ("an instruction alone (instruction)", "Put its answer beside it, under `output`."),
     "chosen": ("a chosen answer alone (chosen)", "Put `prompt` and `rejected` beside it, or name it `completion`."),
     "prompt": ("a prompt alone (prompt)", "Put its answer beside it, under `completion`."),
@@ -43,6 +55,8 @@ def recognise(record: Any) -> Recognised | None:
         return None
     # a table of many sources pads the keys of other sources with null; if no format matches, the null is the fault
     present = {key for key, value in record.items() if value is not None}
+    if "suffix" in present:
+        return _with_a_suffix(present)
     for named in (present, record.keys()):
         for row_format in _IN_ORDER:
             evidence = row_format.recognise(record, named)
@@ -52,6 +66,17 @@ def recognise(record: Any) -> Recognised | None:
         if key in present and present.isdisjoint(MESSAGE_LISTS):
             return Recognised("", title, title, {}, advice)
     return None
+
+
+def _with_a_suffix(present: Collection[str]) -> Recognised:
+    """Return what a record with a suffix is: no format of turns has one, and without it other rows are trained on."""
+    if "prompt" in present:
+        title = "fill-in-the-middle (prompt, suffix)"
+        advice = "Only turns are trained here: as a chat, the completion would be learned without its suffix."
+    else:
+        title = "a row with a suffix (suffix)"
+        advice = "A row of turns has none: write it into a message, or rename the key if it is no text to train on."
+    return Recognised("", title, title, {}, advice)
 
 
 def _recognised(row_format: RowFormat, evidence: str, keys: Mapping[str, str]) -> Recognised:

@@ -23,6 +23,8 @@ CHANGES = {
     "function-call": "`function_call` and `functions` are tool calls and tools",
     "tool-form": "tools are written as {{type, function}}, with parameters",
     "result-text": "results of tools that were JSON are its text",
+    "call-text": "calls and results in the letters of `<tool_call>` and `<tool_response>` are calls and results",
+    "result-chunks": "chunks of tool results are messages of the tool",
     "results-split": "one result for several calls is a list: each call has its element",
     "thinking": "reasoning is a thinking chunk",
     "chunks": "chunks of content have our names",

@@ -219,10 +219,15 @@ def _tool(tool: Any, changes: list[Change], place: Place, padded: bool) -> dict[
         changes.append(changed("tool-form"))
     if not isinstance(tool.get("function"), Mapping):
         return dict(tool)
-    function = {key: value for key, value in tool["function"].items() if key in _FUNCTION_KEYS}
+    given = dict(tool["function"])
+    if "input_schema" in given and "parameters" not in given:
+        # Anthropic's name for the same schema
+        given["parameters"] = given.pop("input_schema")
+        changes.append(changed("tool-form"))
+    function = {key: value for key, value in given.items() if key in _FUNCTION_KEYS}
     parameters = from_json(function.get("parameters"), changes, place / "function" / "parameters")
-    others = [key for key in tool["function"] if key not in _FUNCTION_KEYS]
-    required = tool["function"].get("required")
+    others = [key for key in given if key not in _FUNCTION_KEYS]
+    required = given.get("required")
     if isinstance(parameters, Mapping) and isinstance(required, list) and "required" not in parameters:
         # beside the schema, it has no effect: https://json-schema.org/understanding-json-schema/reference/object
         parameters = {**parameters, "required": required}

@@ -1,0 +1,190 @@
+"""Rows of other makers: Anthropic's tools, Gemini's parts, calls in letters, bad answers, and what has no turns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from imported import USER, answer, call, calls, chat, result, sharegpt, user
+
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.formats.convert import Source, convert
+from pytest_mistral_lora.formats.report import Report
+
+SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}}
+
+
+def converted(folder: Path, *records: dict[str, Any], lossy: tuple[str, ...] = ()) -> tuple[list[Any], Report]:
+    """Return what becomes of records: rows, or their errors, and the report."""
+    path = folder / "records.jsonl"
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records), "utf-8")
+    report = Report()
+    return list(convert([Source(path)], report, lossy=lossy)), report
+
+
+def test_the_schema_of_anthropic_s_tool_is_its_parameters(tmp_path: Path) -> None:
+    tool = {"name": "f", "description": "d", "input_schema": SCHEMA}
+    [row], report = converted(tmp_path, chat(USER, answer("a"), tools=[tool]))
+    assert row["tools"] == [TOOL]
+    assert not report.losses
+
+
+def test_a_schema_beside_parameters_is_a_loss(tmp_path: Path) -> None:
+    tool = {"name": "f", "description": "d", "parameters": SCHEMA, "input_schema": {"type": "object"}}
+    rows, report = converted(tmp_path, chat(USER, answer("a"), tools=[tool]))
+    assert not rows
+    assert report.losses["tool-keys"].details == {"input_schema": 1}
+
+
+def test_anthropic_s_calls_and_results_are_messages(tmp_path: Path) -> None:
+    uses = [{"type": "tool_use", "id": f"toolu_{number}", "name": "f", "input": {"x": number}} for number in (1, 2)]
+    results = [
+        {"type": "tool_result", "tool_use_id": "toolu_2", "content": "two"},
+        {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "one"}]},
+        {"type": "text", "text": "And now?"},
+    ]
+    record = chat(USER, answer([{"type": "text", "text": "So:"}, *uses]), user(results), answer("Done."))
+    [row], report = converted(tmp_path, record)
+    asked = row["messages"][1]["tool_calls"]
+    assert row["messages"] == [
+        USER,
+        answer(
+            [{"type": "text", "text": "So:"}],
+            tool_calls=[call(asked[0]["id"], {"x": 1}), call(asked[1]["id"], {"x": 2})],
+        ),
+        result(asked[1]["id"], "two"),
+        result(asked[0]["id"], [{"type": "text", "text": "one"}]),
+        user([{"type": "text", "text": "And now?"}]),
+        answer("Done."),
+    ]
+    assert not report.losses
+    assert "result-chunks" in report.changes
+
+
+def test_the_failure_of_a_tool_is_no_part_of_its_result(tmp_path: Path) -> None:
+    use = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}
+    failed = {"type": "tool_result", "tool_use_id": "toolu_1", "is_error": True, "content": "no"}
+    rows, report = converted(tmp_path, chat(USER, answer([use]), user([failed]), answer("Sorry.")))
+    assert not rows
+    assert report.losses["message-keys"].details == {"is_error": 1}
+
+
+HERMES = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+
+
+def test_calls_in_letters_are_calls(tmp_path: Path) -> None:
+    turns = [
+        ("human", "u"),
+        ("gpt", f"So:\n{HERMES}"),
+        ("tool", "<tool_response>\n1\n</tool_response>"),
+        ("gpt", "One."),
+    ]
+    [row], report = converted(tmp_path, sharegpt(*turns))
+    [asked] = row["messages"][1]["tool_calls"]
+    assert row["messages"] == [
+        USER,
+        calls(call(asked["id"], {"x": 1}), content="So:"),
+        result(asked["id"], "1"),
+        answer("One."),
+    ]
+    assert "call-text" in report.changes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Qwen writes <tool_call> and </tool_call>.",
+        "<tool_call>{broken</tool_call>",
+        '<tool_call>{"name": "f"}</tool_call>',
+        f'{HERMES}<tool_call>{{"name": 1, "arguments": {{}}}}</tool_call>',
+    ],
+)
+def test_letters_that_are_no_call_stay(text: str, tmp_path: Path) -> None:
+    [row], report = converted(tmp_path, chat(USER, answer(text)))
+    assert row["messages"][1] == answer(text)
+    assert not report.changes
+
+
+def test_gemini_s_contents_are_messages(tmp_path: Path) -> None:
+    contents = [{"role": "user", "parts": [{"text": "u"}]}, {"role": "model", "parts": [{"text": "a"}]}]
+    record = {"systemInstruction": {"parts": [{"text": "s"}]}, "contents": contents}
+    [row], _ = converted(tmp_path, record)
+    texts = [[{"type": "text", "text": "u"}], [{"type": "text", "text": "a"}]]
+    assert row["messages"] == [{"role": "system", "content": "s"}, user(texts[0]), answer(texts[1])]
+    _, report = converted(tmp_path, {**record, "systemInstruction": {"parts": [{"inlineData": {}}]}})
+    [line] = report.fault_lines()
+    assert "system: is an object; expected a string" in line
+
+
+@pytest.mark.parametrize("prompt", ["prompt", "question"])
+@pytest.mark.parametrize("completion", ["completion", "response", "answer"])
+def test_every_pair_of_names_is_a_prompt_and_its_answer(prompt: str, completion: str, tmp_path: Path) -> None:
+    [row], _ = converted(tmp_path, {prompt: "u", completion: "a"})
+    assert row == chat(USER, answer("a"))
+
+
+BAD = [
+    ("reward", 0.0),
+    ("reward", -1),
+    ("advantage", -0.1),
+    ("is_correct", False),
+    ("is_correct", "false"),
+    ("rating", "bad"),
+]
+GOOD = [("reward", 0.5), ("advantage", 0.0), ("is_correct", True), ("rating", "good"), ("rating", 1), ("reward", "0")]
+
+
+@pytest.mark.parametrize(("key", "value"), BAD)
+@pytest.mark.parametrize("record", [chat(USER, answer("a")), {"prompt": "u", "completion": "a"}], ids=["chat", "pair"])
+def test_an_answer_that_is_marked_as_bad_is_no_row(
+    record: dict[str, Any], key: str, value: Any, tmp_path: Path
+) -> None:
+    _, report = converted(tmp_path, {**record, key: value})
+    assert report.losses["unwanted"].details == {key: 1}
+    rows, report = converted(tmp_path, {**record, key: value}, record, lossy=("unwanted",))
+    assert (len(rows), report.dropped) == (1, 1)
+
+
+@pytest.mark.parametrize(("key", "value"), GOOD)
+def test_an_answer_that_is_not_marked_as_bad_is_kept_with_its_mark(key: str, value: Any, tmp_path: Path) -> None:
+    [row], _ = converted(tmp_path, chat(USER, answer("a"), **{key: value}))
+    assert row[key] == value
+
+
+@pytest.mark.parametrize(
+    ("record", "title", "step"),
+    [
+        ({"prompt": "a", "suffix": "c", "completion": "b"}, "fill-in-the-middle", "learned without its suffix"),
+        (chat(USER, answer("a"), suffix="c"), "a row with a suffix", "write it into a message"),
+        (
+            {"prompt": "a", "responses": ["b", "c"], "scores": [1, 0]},
+            "several answers",
+            "under `chosen` and `rejected`",
+        ),
+        ({"prompt": "a", "completions": ["b", "c"], "labels": [1, 0]}, "several answers", "Choose one of them"),
+        ({"message_tree_id": "1", "prompt": {"text": "a", "replies": []}}, "a tree of messages", "Write each path"),
+    ],
+    ids=["fill in the middle", "suffix", "scores", "steps", "tree"],
+)
+def test_what_has_no_turns_is_named_with_the_way_out(
+    record: dict[str, Any], title: str, step: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=title) as caught:
+        converted(tmp_path, record)
+    assert step in str(caught.value)
+
+
+def test_an_error_names_eight_keys(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="keys 0, 1, 2, 3, 4, 5, 6, 7, and 7160 more"):
+        converted(tmp_path, {str(number): 1 for number in range(7168)})
+
+
+def test_a_list_of_texts_is_no_list_of_rows(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="keys data") as caught:
+        converted(tmp_path, {"data": ["a", "b"]})
+    assert "jq" not in str(caught.value)
+    with pytest.raises(InputError, match="jq"):
+        converted(tmp_path, {"data": [{"a": "b"}]})
