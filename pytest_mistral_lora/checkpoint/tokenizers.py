@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
@@ -20,6 +21,7 @@ from pytest_mistral_lora.chat.reading import read_bounded
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.isolated import ask
 from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.checkpoint.recognition import NAME_IT, Recognition, accept_oracle, recognise
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
@@ -35,6 +37,8 @@ from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateErro
 
 _LOADABLE = ((TOKENIZER_JSON,), (SPM_MODEL, TOKENIZER_CONFIG))
 """Groups of files; transformers needs one complete group."""
+_IN_USE: WeakValueDictionary[tuple[Path, str], Oracle] = WeakValueDictionary()
+"""The oracles that something holds, by file and its SHA-256: a Tekken file takes a second to load."""
 _PROBE = "A text, with 12 numbers and an é."
 _SPECIALS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 
@@ -85,7 +89,7 @@ class CheckpointTokenizer:
         self.files.refuse_hazards()
         file = oracle_file(self.path)
         if file is not None:
-            return Oracle(file)
+            return _oracle_of(file)
         found = self.recognition
         if found.oracle is None:
             raise NoOracleError(
@@ -196,6 +200,17 @@ class CheckpointTokenizer:
     def loads_as_it_is(self) -> bool:
         """Whether transformers loads the folder: from `tokenizer.json`, or `tokenizer.model` and its configuration."""
         return any(all((self.path / name).is_file() for name in names) for names in _LOADABLE)
+
+
+def _oracle_of(file: Path) -> Oracle:
+    """Return the oracle of a tokenizer file: the one that is in use, if the file is the same."""
+    if not file.is_file():
+        return Oracle(file)
+    key = (file.absolute(), sha256_file(file))
+    oracle = _IN_USE.get(key)
+    if oracle is None:
+        oracle = _IN_USE[key] = Oracle(file)
+    return oracle
 
 
 def convert(oracle: Oracle) -> Any:

@@ -48,12 +48,14 @@ class Mutant:
         fires: Exactly the rules that fire.
         incidents: Ids of the incidents that it stands for.
         says: Words that one of the findings must have.
+        slow: Whether the sweeps alone judge it: each of its rules fires on a quicker mutant, too.
     """
 
     change: Callable[[Artifact], None]
     fires: frozenset[str]
     incidents: tuple[str, ...] = ()
     says: str = ""
+    slow: bool = False
 
     @property
     def name(self) -> str:
@@ -61,15 +63,18 @@ class Mutant:
         return self.change.__name__.strip("_").replace("_", "-")
 
 
-def mutant(fires: str, *incidents: str, says: str = "") -> Callable[[Callable[[Artifact], None]], Mutant]:
+def mutant(
+    fires: str, *incidents: str, says: str = "", slow: bool = False
+) -> Callable[[Callable[[Artifact], None]], Mutant]:
     """Make a mutant of a function.
 
     Args:
         fires: The rules that fire, with spaces between them.
         incidents: Ids of the incidents that it stands for.
         says: Words that one of the findings must have.
+        slow: Whether the sweeps alone judge it.
     """
-    return lambda change: Mutant(change, frozenset(fires.split()), incidents, says)
+    return lambda change: Mutant(change, frozenset(fires.split()), incidents, says, slow)
 
 
 def benches() -> dict[str, ModuleType]:

@@ -130,7 +130,7 @@ def precision_of_the_checkpoint(artifact: Artifact) -> None:
     loads(artifact, dtype="auto")
 
 
-@mutant("ML323", "I57", says="the loaded model's window is 4096")
+@mutant("ML323", "I57", says="the loaded model's window is 4096", slow=True)
 def window_of_the_first_mistral(artifact: Artifact) -> None:
     """The window is the default of transformers, not the checkpoint's."""
     loads(artifact, sliding_window=4096)

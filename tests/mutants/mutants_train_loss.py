@@ -23,7 +23,7 @@ def mean_of_means(artifact: Artifact) -> None:
     artifact["compute_loss"] = compute_loss
 
 
-@mutant("ML309", "I07")
+@mutant("ML309", "I07", slow=True)
 def divided_twice(artifact: Artifact) -> None:
     """The mean over the step's tokens is divided by the micro-batches once more."""
 
@@ -33,7 +33,7 @@ def divided_twice(artifact: Artifact) -> None:
     artifact["compute_loss"] = compute_loss
 
 
-@mutant("ML309", "I07")
+@mutant("ML309", "I07", slow=True)
 def never_divided(artifact: Artifact) -> None:
     """Each micro-batch has its own mean, and the step has the sum of these."""
 
@@ -75,7 +75,7 @@ def loss_with(artifact: Artifact, labels: Callable[[StepRow], torch.Tensor]) -> 
     artifact["supervised_losses"] = supervised_losses
 
 
-@mutant("ML306 ML310 ML311", "I33", says="a gradient after")
+@mutant("ML306 ML310 ML311", "I33", says="a gradient after", slow=True)
 def loss_of_every_token(artifact: Artifact) -> None:
     """A fused loss gets the ids for labels, not the masked labels."""
     loss_with(artifact, lambda row: row.input_ids)

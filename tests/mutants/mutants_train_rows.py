@@ -29,7 +29,7 @@ def padding_id_is_masked(artifact: Artifact) -> None:
     collated(artifact, lambda batch: {"labels": batch["labels"].masked_fill(batch["input_ids"] == 2, IGNORE_INDEX)})
 
 
-@mutant("ML306 ML311", says="a gradient after")
+@mutant("ML306 ML311", says="a gradient after", slow=True)
 def padding_is_trained_on(artifact: Artifact) -> None:
     """Padding has its own id for a label."""
 
@@ -45,7 +45,7 @@ def padding_is_trained_on(artifact: Artifact) -> None:
     artifact["collate"] = collate
 
 
-@mutant("ML301 ML306 ML311", "I34", says="no gradient after")
+@mutant("ML301 ML306 ML311", "I34", says="no gradient after", slow=True)
 def batch_that_is_cut(artifact: Artifact) -> None:
     """The collator cuts each row to a length: the last EOS of a long one is gone."""
 
@@ -64,7 +64,7 @@ def loaded(recipe: Any, encoder: Any, change: Callable[[list[Any]], list[Any]]) 
     return replace(whole, train=train)
 
 
-@mutant("ML314", "I34", says="a row of 24 tokens is not refused")
+@mutant("ML314", "I34", says="a row of 24 tokens is not refused", slow=True)
 def rows_that_are_cut(artifact: Artifact) -> None:
     """A row that does not fit is cut at its end."""
 
@@ -81,7 +81,7 @@ def rows_that_are_cut(artifact: Artifact) -> None:
     artifact["load_data"] = load_data
 
 
-@mutant("ML314", "I06", says="it is taken")
+@mutant("ML314", "I06", says="it is taken", slow=True)
 def rows_that_are_dropped(artifact: Artifact) -> None:
     """A row that does not fit is left out without a report."""
 

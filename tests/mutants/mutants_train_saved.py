@@ -98,7 +98,7 @@ def _completion(found: Any, encoder: Any, row: Any, index: int) -> Any:
     return Completion(index, 0, ids, encoder.decode(ids), stop, expected, ids == expected)
 
 
-@mutant("ML301 ML324", "I42", says="as a greedy search by hand does")
+@mutant("ML301 ML324", "I42", says="as a greedy search by hand does", slow=True)
 def padded_on_the_right(artifact: Artifact) -> None:
     """Prompts of a batch are padded on the right."""
     generates_in_a_batch(artifact, left=False, masked=True)

@@ -25,7 +25,7 @@ def seed_after_the_adapter(artifact: Artifact) -> None:
     artifact["attach_adapter"] = attach_adapter
 
 
-@mutant("ML316", "I35", says="another seed gives the same first values")
+@mutant("ML316", "I35", says="another seed gives the same first values", slow=True)
 def first_values_without_a_seed(artifact: Artifact) -> None:
     """The adapter's first values are always those of one seed."""
 
@@ -50,19 +50,19 @@ def remade(
     artifact["make_trainer"] = make_trainer
 
 
-@mutant("ML317", "I35", says="another seed gives the same order")
+@mutant("ML317", "I35", says="another seed gives the same order", slow=True)
 def order_without_a_seed(artifact: Artifact) -> None:
     """The rows always come in the order of one seed."""
     remade(artifact, lambda training: {"order_seed": 0})
 
 
-@mutant("ML317", says="training.order_seed")
+@mutant("ML317", says="training.order_seed", slow=True)
 def order_of_the_other_seed(artifact: Artifact) -> None:
     """The order's own seed is not looked at."""
     remade(artifact, lambda training: {"order_seed": training.seed})
 
 
-@mutant("ML307 ML317 ML318", says="the same seed gives another order")
+@mutant("ML307 ML317 ML318", says="the same seed gives another order", slow=True)
 def order_by_chance(artifact: Artifact) -> None:
     """The rows come in another order in every run."""
     remade(artifact, lambda training: {"order_seed": int.from_bytes(os.urandom(4))})
@@ -75,7 +75,7 @@ def seed_that_decides_nothing(artifact: Artifact) -> None:
     remade(artifact, lambda training: {"seed": 0, "order_seed": 0})
 
 
-@mutant("ML318", says="broken off and resumed")
+@mutant("ML318", says="broken off and resumed", slow=True)
 def resumed_from_the_first_row(artifact: Artifact) -> None:
     """A resumed run begins its epoch again."""
     remade(artifact, lambda training: {}, lambda trainer: setattr(trainer.args, "ignore_data_skip", True))
@@ -87,7 +87,7 @@ def resumed_without_the_optimizer(artifact: Artifact) -> None:
     remade(artifact, lambda training: {}, lambda trainer: _without_method(trainer, "_load_optimizer_and_scheduler"))
 
 
-@mutant("ML318")
+@mutant("ML318", slow=True)
 def resumed_with_other_dropout(artifact: Artifact) -> None:
     """A resumed run does not restore the random state."""
     remade(artifact, lambda training: {}, lambda trainer: _without_method(trainer, "_load_rng_state"))

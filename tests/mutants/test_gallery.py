@@ -8,9 +8,10 @@ from types import ModuleType
 import pytest
 from gallery import Mutant, benches, examples, mutants
 from incidents import INCIDENTS
+from sampling import sampled
 
 from pytest_mistral_lora.conformance.checks import Check
-from pytest_mistral_lora.conformance.finding import RULES, Result, Rule
+from pytest_mistral_lora.conformance.finding import RULES, Result
 
 pytestmark = pytest.mark.gallery
 
@@ -34,7 +35,7 @@ def each_finding_is_of_the_check_that_its_rule_names(monkeypatch: pytest.MonkeyP
 
 
 GALLERY = [
-    pytest.param(module, mutant, id=f"{subject}-{mutant.name}")
+    pytest.param(module, mutant, id=f"{subject}-{mutant.name}", marks=[pytest.mark.slow] if mutant.slow else [])
     for subject, module in BENCHES.items()
     for mutant in mutants(module)
 ]
@@ -55,9 +56,15 @@ def test_a_mutant_fires_its_rules_and_no_other(module: ModuleType, mutant: Mutan
     assert not mutant.says or any(mutant.says in finding.text() for finding in findings)
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_the_sound_twin_of_an_example_breaks_no_rule(rule: Rule, tmp_path: Path) -> None:
+# each replaces a function of the trainer by one that is as sound, so that all is trained again; a twin with the same
+# function is judged in every run
+TRAINED_AGAIN = ("ML311", "ML312", "ML316", "ML317", "ML320", "ML322", "ML323")
+
+
+@pytest.mark.parametrize("rule_id", sampled(RULES, [rule for rule in RULES if rule not in TRAINED_AGAIN]))
+def test_the_sound_twin_of_an_example_breaks_no_rule(rule_id: str, tmp_path: Path) -> None:
     # test_rule_examples.py breaks the other twin
+    rule = RULES[rule_id]
     bench = BENCHES[rule.subject].BENCH
     artifact = bench.make(tmp_path)
     EXAMPLES[rule.id].sound(artifact)
@@ -68,9 +75,9 @@ def test_every_rule_has_an_example() -> None:
     assert EXAMPLES.keys() == RULES.keys()
 
 
-def test_every_rule_has_a_mutant() -> None:
-    fired = {rule for module in BENCHES.values() for mutant in mutants(module) for rule in mutant.fires}
-    assert fired == set(RULES)
+def test_every_rule_has_a_mutant_that_is_judged_in_every_run() -> None:
+    judged = [mutant for module in BENCHES.values() for mutant in mutants(module) if not mutant.slow]
+    assert {rule for mutant in judged for rule in mutant.fires} == set(RULES)
 
 
 def test_every_mutant_says_what_is_broken() -> None:

@@ -148,6 +148,13 @@ class TrainerHarness(TinyFolder):
 
         return [self.encoder.encode(row) for row in read_rows(self.rows)]
 
+    @cached_property
+    def base_sha256(self) -> str:
+        """SHA-256 of the base's weights: no law changes them."""
+        from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+
+        return BaseFolder(self.base).weights_sha256
+
     def recipe(self, output: Path | str = "out", *, lora: Mapping[str, Any] | None = None, **training: Any) -> Recipe:
         """Return the one recipe of the tiny runs and the laws, with changes.
 
@@ -156,7 +163,6 @@ class TrainerHarness(TinyFolder):
             lora: Changes to the section `lora`.
             training: Changes to the section `training`, which by default makes one step of `ROWS_OF_STEP` rows.
         """
-        from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
         from pytest_mistral_lora.training.recipe import parse_recipe
 
         settings = {
@@ -172,7 +178,7 @@ class TrainerHarness(TinyFolder):
             "device": self.device,
         }
         data = {
-            "base": {"path": "base", "weights_sha256": BaseFolder(self.base).weights_sha256},
+            "base": {"path": "base", "weights_sha256": self.base_sha256},
             "data": {"train": [self.rows.name]},
             "lora": {"r": _RANK, "alpha": _ALPHA, **(lora or {})},
             "training": settings | training,
