@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,16 @@ def product_of(folder: Path) -> tuple[Result, str]:
     return result, str(dict(result.facts)["rounding of"])
 
 
-@pytest.mark.parametrize("safe", [False, True])
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("loaded", ["own", "float32"])
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["plain", "rslora", "dora"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def merges() -> Iterator[Any]:
+    """Yield dtype, settings, loaded, autocast and safe of each merge; the sweeps take the other kinds in each way."""
+    kinds = {"plain": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
+    for dtype, kind, *way in itertools.product(DTYPES, kinds, ("own", "float32"), (False, True), (False, True)):
+        quick = kind == "plain" or way == ["own", False, False]
+        name = "-".join(map(str, (dtype, kind, *way)))
+        yield pytest.param(dtype, kinds[kind], *way, id=name, marks=[] if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("dtype", "settings", "loaded", "autocast", "safe"), [*merges()])
 def test_each_merge_of_peft_is_replayed(
     made: Made, dtype: torch.dtype, settings: dict[str, Any], loaded: str, autocast: bool, safe: bool
 ) -> None:
