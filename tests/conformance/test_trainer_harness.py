@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Iterator
@@ -47,6 +48,19 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainerHarness
     (folder / "scratch").mkdir()
     with module.quiet_single_thread():
         yield TrainerHarness(folder, folder / "scratch", "cpu")
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_objects_that_the_process_keeps_from_the_collector_stay_kept(is_frozen: bool) -> None:
+    gc.freeze()
+    try:
+        if not is_frozen:
+            gc.unfreeze()
+        with module.quiet_single_thread():
+            assert gc.get_freeze_count() > 0
+        assert (gc.get_freeze_count() > 0) is is_frozen
+    finally:
+        gc.freeze()
 
 
 def test_every_law_has_a_rule_of_its_own_and_a_name_of_its_own() -> None:

@@ -167,7 +167,8 @@ def quiet_single_thread() -> Iterator[None]:
     # the operations are too small for several threads: waiting for a busy core costs more than it gains
     torch.set_num_threads(1)
     # Each Trainer collects garbage at its start and its end. With the objects of the libraries, all imported above and
-    # never garbage, this takes a tenth of the run.
+    # never garbage, this takes a tenth of the run. What the process has frozen itself stays frozen afterwards.
+    is_frozen = gc.get_freeze_count() > 0
     gc.freeze()
     # the laws do things on purpose that transformers warns about, such as padding on the right
     logging.set_verbosity_error()
@@ -177,7 +178,8 @@ def quiet_single_thread() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
-        gc.unfreeze()
+        if not is_frozen:
+            gc.unfreeze()
         torch.set_num_threads(threads)
 
 
