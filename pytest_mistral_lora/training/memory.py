@@ -191,8 +191,13 @@ class RunMemory:
         need, settings = self.need, self._settings
         base = need.total(0, **settings) - need.adapter
         moments = _EIGHT_BITS if self.recipe.training.optimizer != "adamw" else 1
+        name = f"base in {self.precision}"
+        if self.recipe.base.quantization:
+            # embeddings, head and the experts of a mixture, which are no linear layers: most of such a base
+            unquantised = 1 - need.quantisable / need.base
+            name = f"base in {self.recipe.base.quantization}, {unquantised:.0%} of its weights in {self.precision}"
         return {
-            f"base in {self.recipe.base.quantization or self.precision}": base,
+            name: base,
             "adapter, its gradients and the optimizer": int(need.adapter * moments),
             f"{self.tokens} tokens at once": need.total(self.tokens, **settings) - base - need.adapter,
         }
