@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.judging import add_format_option, print_judged
+from pytest_mistral_lora.cli.judging import add_format_option, judged_by, print_verdict
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             causes = _group(verdicts)
             verdict = f"{_rows_line(audit)}; {found_words(audit.summary()['findings'], len(list(causes)))}"
-            print_judged(args.output_format, "audit", causes, [*_cases(audit, causes)], verdict, file)
+            print_verdict(args.output_format, judged_by("audit", causes, [*_cases(audit, causes)], verdict, file))
         target = EncodedTarget(name_of(file), file, judge=Target.of_loaded(tokenizer), dataset=tuple(args.dataset))
         with opened_session([target]) as session:
             for check in checks_of(target, lambda: report):

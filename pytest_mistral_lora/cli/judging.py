@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.conformance.session import Session
     from pytest_mistral_lora.conformance.targets import Target
-    from pytest_mistral_lora.report.judged import JudgedCase
+    from pytest_mistral_lora.report.judged import Judged, JudgedCase
 
 
 def add_report_option(parser: argparse.ArgumentParser) -> None:
@@ -38,18 +38,21 @@ def add_report_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="write every check and finding to this file (*.json or *.html), and beside it the tokens of failed rows "
-        "(repeatable)",
+        help="write every check and finding to this file (*.json or *.html), and beside it the tokens of failed rows; "
+        "or the verdict for another program: *.sarif, *.xml (JUnit), *.codequality.json (GitLab) (repeatable)",
     )
 
 
 def _report_file(text: str) -> Path:
-    if Path(text).suffix not in (".json", ".html"):
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a name that ends in .json or .html")
     from pytest_mistral_lora.report import require_report_file
+    from pytest_mistral_lora.report.judged import VERDICT_FORMATS, require_verdict_file, verdict_format
 
+    made_as = verdict_format(Path(text))
+    if made_as is None and Path(text).suffix not in (".json", ".html"):
+        ends = ", ".join([".json", ".html", *VERDICT_FORMATS])
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a name that ends in one of {ends}")
     try:
-        return require_report_file(Path(text))
+        return require_report_file(Path(text)) if made_as is None else require_verdict_file(Path(text), made_as)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -125,35 +128,54 @@ class Judging:
             sys.stderr.write("".join(f"{xfail.unmatched}\n" for xfail in session.unmatched))
             fits = all(recipe.get("fits", True) for recipe in self.memory)
             code = session.exit_code if fits else EXIT_FINDING
+            pages = self._write_verdicts(session)
             # this asks Git for the commit, which an output for people does not show
-            if self.reports or self.output_format == "json":
+            if pages or self.output_format == "json":
                 data = session.report(self.command, Path.cwd(), code)
-                session.write_reports(self.reports, data)
+                session.write_reports(pages, data)
             if self.output_format == "json":
                 print_json({**data, "paths": list(self.paths), "memory": list(self.memory)})
             else:
                 self._print(session)
         return code
 
-    def _print(self, session: Session) -> None:
+    def _write_verdicts(self, session: Session) -> list[Path]:
+        """Write the files for other programs, and return those that are reports."""
+        from pytest_mistral_lora.report.judged import verdict_format, write_verdict
+
+        pages = []
+        for path in self.reports:
+            made_as = verdict_format(path)
+            if made_as is None:
+                pages.append(path)
+            else:
+                write_verdict(path, made_as, self._judged(session))
+        return pages
+
+    def _judged(self, session: Session) -> Judged:
         from pytest_mistral_lora.conformance.finding import Finding
         from pytest_mistral_lora.conformance.groups import cause_texts
-        from pytest_mistral_lora.report import verdict_line, write_styled
+        from pytest_mistral_lora.report import verdict_line
         from pytest_mistral_lora.report.judged import cases_of
 
-        if self.output_format == "text":
-            width = shutil.get_terminal_size().columns
-            for text in session.cause_texts(width):
-                write_styled(text)
-            memory = [f"{shown_path(recipe['path'])}: {recipe['text']}" for recipe in self.memory]
-            sys.stdout.write("\n".join(session.summary_lines(width, memory)) + "\n")
-            return
         causes = session.causes()
         verdict = verdict_line(session.records, [cause.count for cause in causes])
         texts = ["\n\n".join(cause_texts(map(Finding.from_json, record["findings"]))) for record in session.records]
         subject = self.paths[0]["path"] if self.paths else ""
         verb, known = shlex.split(self.command)[1], session.known_faults()
-        print_judged(self.output_format, verb, causes, [*cases_of(session.records, texts)], verdict, subject, known)
+        return judged_by(verb, causes, [*cases_of(session.records, texts)], verdict, subject, known)
+
+    def _print(self, session: Session) -> None:
+        from pytest_mistral_lora.report import write_styled
+
+        if self.output_format != "text":
+            print_verdict(self.output_format, self._judged(session))
+            return
+        width = shutil.get_terminal_size().columns
+        for text in session.cause_texts(width):
+            write_styled(text)
+        memory = [f"{shown_path(recipe['path'])}: {recipe['text']}" for recipe in self.memory]
+        sys.stdout.write("\n".join(session.summary_lines(width, memory)) + "\n")
 
 
 @contextmanager
@@ -171,19 +193,17 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield lambda text: shown.update(task, description=printable(text, lines=False))
 
 
-def print_judged(
-    output_format: str,
+def judged_by(
     command: str,
     causes: FindingGroups,
     cases: Sequence[JudgedCase],
     verdict: str,
     subject: Path | str = "",
     known: Sequence[str] = (),
-) -> None:
-    """Print a verdict for another machine: `github`, `junit` or `sarif`.
+) -> Judged:
+    """Return the verdict of a verb for other programs.
 
     Args:
-        output_format: The format.
         command: The verb.
         causes: The findings by cause.
         cases: All judged cases.
@@ -192,10 +212,16 @@ def print_judged(
         known: A line for each known fault of the installed libraries that can cause a finding.
     """
     from pytest_mistral_lora.conformance.groups import FILE_WIDTH
-    from pytest_mistral_lora.report.judged import Judged, junit_text, sarif_data
+    from pytest_mistral_lora.report.judged import Judged
 
     found = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in causes]
-    judged = Judged(f"{PROGRAM} {command}", found, cases, verdict, str(subject), known)
+    return Judged(f"{PROGRAM} {command}", found, cases, verdict, str(subject), known)
+
+
+def print_verdict(output_format: str, judged: Judged) -> None:
+    """Print a verdict for another program: `github`, `junit` or `sarif`."""
+    from pytest_mistral_lora.report.judged import junit_text, sarif_data
+
     if output_format == "sarif":
         print_json(sarif_data(judged))
     elif output_format == "junit":
@@ -203,6 +229,6 @@ def print_judged(
     else:
         from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
 
-        own_stream(sys.stdout).write("".join(f"{line}\n" for line in annotation_lines(found)))
-        sys.stdout.write("".join(f"{line}\n" for line in (*known, verdict)))
+        own_stream(sys.stdout).write("".join(f"{line}\n" for line in annotation_lines(judged.causes)))
+        sys.stdout.write("".join(f"{line}\n" for line in (*judged.known, judged.verdict)))
         add_job_summary(judged)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.judging import add_format_option, print_judged
+from pytest_mistral_lora.cli.judging import add_format_option, judged_by, print_verdict
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -172,7 +172,7 @@ def _print_judged(output_format: str, folder: AdapterFolder, fields: Sequence[Fi
             outcome = "skipped"
         text = "\n\n".join(cause_texts(findings)) or (str(field.found) if outcome == "skipped" else "")
         cases.append(JudgedCase(group, field.name, outcome, text, [finding.to_json() for finding in findings]))
-    print_judged(output_format, "verify", causes, cases, _verdict(fields), folder.manifest_file)
+    print_verdict(output_format, judged_by("verify", causes, cases, _verdict(fields), folder.manifest_file))
 
 
 def _verdict(facts: Sequence[FieldCheck]) -> str:

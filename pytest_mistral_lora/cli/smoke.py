@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.cli.judging import add_format_option, print_judged
+from pytest_mistral_lora.cli.judging import add_format_option, judged_by, print_verdict
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -160,7 +160,7 @@ def _print_judged(output_format: str, comparison: TranscriptComparison) -> None:
         outcome: Outcome = "passed" if judgement.passed else "failed"
         text, data = "\n\n".join(cause_texts(findings)), [finding.to_json() for finding in findings]
         cases.append(JudgedCase(f"smoke.{comparison.golden.name}", judgement.case, outcome, text, data))
-    print_judged(output_format, "smoke", causes, cases, _tier_line(comparison), comparison.golden)
+    print_verdict(output_format, judged_by("smoke", causes, cases, _tier_line(comparison), comparison.golden))
 
 
 def _record(args: argparse.Namespace) -> int:

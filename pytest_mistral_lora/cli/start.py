@@ -1,4 +1,4 @@
-"""`mistral-lora init` and `pin`: the files that guard a repository, and the commit of its base."""
+"""`mistral-lora init` and `pin`: the files that guard a repository, the commit of its base, and library versions."""
 
 from __future__ import annotations
 
@@ -155,31 +155,46 @@ A branch can move to other weights, so a recipe names a commit. Print the commit
 repository has now (`main`, unless you name another one), or write it into a recipe, in which nothing else changes. Of a
 recipe with a local base, write the hash of its weights.
 
-Offline, the commit that was last fetched into the cache is taken, and a note on stderr tells you so."""
+Offline, the commit that was last fetched into the cache is taken, and a note on stderr tells you so.
+
+With --upgrade, pin libraries: move the constraints file, with which the jobs of `init` install, to the versions that
+are installed here, and print what changed. Upgrade first, and run `pytest --mistral-golden`."""
 
 
 def _add_pin_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "base",
         type=PathArgument("changed", str),
+        nargs="?",
         metavar="BASE",
-        help="Hub repository, OWNER/NAME or OWNER/NAME@BRANCH, or a recipe",
+        help="Hub repository, OWNER/NAME or OWNER/NAME@BRANCH, or a recipe; with --upgrade, a constraints file "
+        "(default: .mistral-lora/constraints.txt)",
     )
     parser.add_argument(
         "--branch",
         metavar="NAME",
         help="branch or tag (default: the one that the recipe names, or main); moves the pin of a pinned recipe",
     )
+    parser.add_argument(
+        "--upgrade",
+        action="store_true",
+        help="move the constraints file to the installed versions of the libraries that decide ids, and print the "
+        "difference",
+    )
 
 
 def run_pin(args: argparse.Namespace) -> int:
-    """Print the commit, or write it into the recipe and print its change.
+    """Print the commit, or write it into the recipe and print its change; or move the constraints file.
 
     Raises:
         InputError: If BASE is neither a recipe nor the id of a repository.
     """
     from pytest_mistral_lora.checkpoint.pins import find_commit
 
+    if args.upgrade:
+        return _upgrade(args)
+    if args.base is None:
+        raise InputError("no BASE is named", expected="OWNER/NAME, a recipe (*.yaml), or --upgrade")
     path = Path(args.base)
     if path.suffix.lower() in (".yaml", ".yml"):
         from pytest_mistral_lora.training.recipe import pin_recipe
@@ -202,6 +217,24 @@ def run_pin(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _upgrade(args: argparse.Namespace) -> int:
+    """Move the constraints file, and print the difference."""
+    from pytest_mistral_lora.starter.constraints import CONSTRAINTS, move_constraints
+
+    path = Path(args.base or CONSTRAINTS)
+    if args.branch or path.suffix != ".txt":
+        found = "--branch is for a base" if args.branch else f"{str(path)!r} is not a constraints file"
+        raise InputError(found, place="--upgrade", expected="a file of versions (*.txt), as `pip install -c` reads it")
+    before, after = move_constraints(path)
+    name = shown_path(path)
+    if before == after:
+        sys.stdout.write(f"{name} has the installed versions already\n")
+    else:
+        lines = unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), name, name)
+        sys.stdout.writelines(line if line.endswith("\n") else f"{line}\n" for line in lines)
+    return EXIT_OK
+
+
 def _change(pinned: PinnedBase, path: Path) -> str:
     if pinned.before == pinned.value:
         move = f". To move the pin: mistral-lora pin {shlex.quote(str(path))} --branch main"
@@ -220,7 +253,7 @@ def _note_source(source: str, name: str) -> None:
 
 PIN = Verb(
     "pin",
-    "print the commit of a branch, or write it into a recipe",
+    "print the commit of a branch, or write it into a recipe; pin libraries",
     _add_pin_options,
     run_pin,
     description=_PIN_DESCRIPTION,
@@ -229,5 +262,6 @@ PIN = Verb(
         "mistral-lora pin mistralai/Mistral-7B-Instruct-v0.3@main",
         "mistral-lora pin recipe.yaml",
         "mistral-lora pin recipe.yaml --branch main",
+        "mistral-lora pin --upgrade",
     ),
 )

@@ -252,9 +252,13 @@ def _encoded(data: Mapping[str, Any]) -> EncodedRow:
     return EncodedRow(ids, labels, tuple(Span(**span) for span in spans))
 
 
+ID_LIBRARIES = ("mistral-common", "transformers", "tokenizers")
+"""The libraries that decide ids."""
+
+
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that decide ids."""
-    return {name: version(name) for name in ("mistral-common", "transformers", "tokenizers")}
+    return {name: version(name) for name in ID_LIBRARIES}
 
 
 def check_case_name(name: str, *, place: str = "") -> str:

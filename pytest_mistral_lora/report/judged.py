@@ -1,4 +1,7 @@
-"""Verdicts for other programs: judged cases and their places in files, as JUnit and as SARIF 2.1.0."""
+"""Verdicts for other programs: judged cases and their places in files, as JUnit, SARIF 2.1.0 and GitLab's code quality.
+
+A file of a verdict is named by its format: `.sarif`, `.xml` for JUnit, `.codequality.json`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +17,8 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.escaping import printable, safe_xml
+from pytest_mistral_lora.escaping import printable, safe_json, safe_xml
+from pytest_mistral_lora.records.files import beginning, put_text, require_writable
 from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.report.secrets import public_text
 
@@ -232,9 +236,91 @@ def sarif_data(judged: Judged) -> dict[str, Any]:
                 "level": cause["severity"],
                 "message": {"text": message_of(cause)},
                 "locations": [{"physicalLocation": location}],
-                # the same for a cause in each run, even if its first row has moved
-                "partialFingerprints": {"cause/v1": hashlib.sha256(redacted(cause["cause"]).encode()).hexdigest()},
+                "partialFingerprints": {"cause/v1": _fingerprint(cause)},
             }
         )
     driver = {"name": "pytest-mistral-lora", "version": __version__, "rules": list(rules.values())}
     return {"$schema": _SARIF, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}
+
+
+def _fingerprint(cause: Mapping[str, Any]) -> str:
+    """Return a hash that is the same for a cause in each run, even if its first row has moved."""
+    return hashlib.sha256(redacted(cause["cause"]).encode()).hexdigest()
+
+
+def code_quality_data(judged: Judged) -> list[dict[str, Any]]:
+    """Return a report of GitLab's code quality, with an entry for each cause, as plain JSON data.
+
+    Its format: https://docs.gitlab.com/ci/testing/code_quality/#code-quality-report-format
+    """
+    severities = {"error": "major", "note": "info"}
+    subject = file_place(judged.subject) or FilePlace(_in_workspace("."))
+    entries = []
+    for cause in judged.causes:
+        place = file_place(cause["place"]) or subject
+        entries.append(
+            {
+                "check_name": cause["rule"],
+                "description": message_of(cause),
+                "fingerprint": _fingerprint(cause),
+                "severity": severities[cause["severity"]],
+                # GitLab drops an entry without a line
+                "location": {"path": redacted(place.file.as_posix()), "lines": {"begin": place.line or 1}},
+            }
+        )
+    return entries
+
+
+def sarif_text(judged: Judged) -> str:
+    """Return the text of `sarif_data`."""
+    return f"{safe_json(sarif_data(judged), indent=2)}\n"
+
+
+def code_quality_text(judged: Judged) -> str:
+    """Return the text of `code_quality_data`."""
+    return f"{safe_json(code_quality_data(judged), indent=2)}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictFormat:
+    """A format of files for other programs.
+
+    Attributes:
+        text: Writes a verdict.
+        beginning: A pattern of the first characters of a file that we wrote.
+    """
+
+    text: Callable[[Judged], str]
+    beginning: str
+
+
+VERDICT_FORMATS: Mapping[str, VerdictFormat] = {
+    ".sarif": VerdictFormat(sarif_text, r'\{\s*"\$schema": [^{]*"runs": .*"name": "pytest-mistral-lora"'),
+    ".xml": VerdictFormat(junit_text, r'<\?xml [^>]*>\s*<testsuites>\s*<testsuite name="mistral-lora '),
+    ".codequality.json": VerdictFormat(code_quality_text, r'\[\]\s*\Z|\[\s*\{\s*"check_name": "ML\d{3}"'),
+}
+"""The formats of files for other programs, by the end of the file's name."""
+
+
+def verdict_format(path: Path) -> VerdictFormat | None:
+    """Return the format that the name of a file asks for; None if it is not one for another program."""
+    return next((found for end, found in VERDICT_FORMATS.items() if path.name.endswith(end)), None)
+
+
+def require_verdict_file(path: Path, made_as: VerdictFormat) -> Path:
+    """Return the path of a verdict, if it can be written and overwrites nothing else.
+
+    Raises:
+        InputError: As for `require_writable`; of existing files, only an earlier verdict may be replaced.
+    """
+    return require_writable(path, lambda file: re.match(made_as.beginning, beginning(file), re.DOTALL) is not None)
+
+
+def write_verdict(path: Path, made_as: VerdictFormat, judged: Judged) -> None:
+    """Write a verdict atomically.
+
+    Raises:
+        InputError: If the file cannot be written, or it exists and is not an earlier verdict.
+    """
+    require_verdict_file(path, made_as)
+    put_text(path, made_as.text(judged))

@@ -15,6 +15,7 @@ from pytest_mistral_lora.chat.reading import open_regular, opened
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.extras import PACKAGE
 from pytest_mistral_lora.records.files import json_text
+from pytest_mistral_lora.starter.constraints import CONSTRAINTS, constraints_text
 from pytest_mistral_lora.starter.files import GOLDENS, StartPlan
 from pytest_mistral_lora.starter.inputs import (
     ROWS,
@@ -42,6 +43,9 @@ _ENOUGH_TO_HOLD_OUT = 100
 _NOTHING = "\0"
 _CONVERTED = "  # another format: converted while it is read"
 _FETCH = f"# TO DO: fetch the base model, whose folder {RECIPE} names, unless it is in the repository"
+# without a golden, -k would select nothing, which is an error in pytest
+_GOLDENS_COMMAND = "pytest --mistral-golden -o testpaths= -k own-"
+_GOLDENS_JUNIT = "mistral-lora-goldens.xml"
 _INSTALLABLE = re.compile(r" @ [a-z]+\+[A-Za-z0-9._~:/@+%-]+")
 """A place to install from, without a variable that GitHub, GitLab or a shell would expand."""
 _DATA_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".jsonl.zst")
@@ -78,6 +82,7 @@ def plan_start(folder: Path, rows: Sequence[Path], base: str | None, ci: Collect
         plan = _with_new_recipe(folder, rows, base)
     _add_tests(plan)
     _add_ignored(plan)
+    _add_constraints(plan)
     here = folder.resolve()
     # the root of the git repository, or else the folder itself
     root = next((parent for parent in (here, *here.parents) if (parent / ".git").exists()), here)
@@ -215,6 +220,14 @@ def _add_ignored(plan: StartPlan) -> None:
     _add_extended(plan, made, "keeps the outputs of train, merge and export out of Git")
 
 
+def _add_constraints(plan: StartPlan) -> None:
+    """Add the versions that the jobs install; an existing file stays, because `pin --upgrade` moves it."""
+    if (plan.folder / CONSTRAINTS).is_file():
+        plan.notes.append(f"{CONSTRAINTS.as_posix()} stays as it is: mistral-lora pin --upgrade moves its versions")
+    else:
+        plan.add(CONSTRAINTS.as_posix(), constraints_text(), "versions of the libraries that decide ids, for the jobs")
+
+
 def _add_extended(plan: StartPlan, made: ExtendedFile, purpose: str) -> None:
     if made.text is None:
         plan.by_hand[f"{made.name}, {made.section}"] = made.lines
@@ -243,19 +256,22 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
         plan.notes.append(f"your jobs need {base.name}, which is large: fetch it where the files have the words TO DO")
     # a job's steps are indented by two more columns on GitHub
     step = f"    {_FETCH}" if base.local else _NOTHING
+    has_own = has_goldens(plan)
     if "github" in services:
         values["fetch_base"] = f"  {step}" if base.local else _NOTHING
         steps = [
             "      - name: Compare with the goldens",
             "        if: success() || failure()",
-            "        run: pytest --mistral-golden -o testpaths= -k own-",
+            f"        run: {_GOLDENS_COMMAND}",
         ]
-        # without a golden, -k would select nothing, which is an error in pytest
-        values["golden_step"] = "\n".join(steps) if has_goldens(plan) else _NOTHING
+        values["golden_step"] = "\n".join(steps) if has_own else _NOTHING
         text = _text("github.yml.txt", values)
         plan.add(WORKFLOW, text, "jobs for GitHub: a check on each change, a train on a GPU")
     if "gitlab" in services:
-        text = _text("gitlab.yml.txt", {**values, "fetch_base": step})
+        values["fetch_base"] = step
+        values["golden_step"] = f"    - {_GOLDENS_COMMAND} --junitxml={_GOLDENS_JUNIT}" if has_own else _NOTHING
+        values["junit"] = f"[mistral-lora.xml, {_GOLDENS_JUNIT}]" if has_own else "mistral-lora.xml"
+        text = _text("gitlab.yml.txt", values)
         name = GITLAB
         existing = (plan.folder / GITLAB).read_bytes() if (plan.folder / GITLAB).is_file() else b""
         if existing not in (b"", text.encode()) and not existing.startswith(text.encode().partition(b"\n")[0]):

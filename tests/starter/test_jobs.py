@@ -21,6 +21,7 @@ from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import VERBS, main
 from pytest_mistral_lora.report.compare_reports import MARK
 from pytest_mistral_lora.starter import record_missing, write_plan
+from pytest_mistral_lora.starter.constraints import CONSTRAINTS
 from pytest_mistral_lora.starter.plan import GITLAB, PACKAGE, WORKFLOW, installed_requirement, plan_start
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,16 @@ def commands(steps: list[Any]) -> Iterator[list[str]]:
         script = step.get("run", "") if isinstance(step, dict) else step
         for line in script.splitlines():
             yield shlex.split(line)
+
+
+def without_outputs(words: list[str]) -> list[str]:
+    """Return a command without the options that name its outputs: each service shows other files."""
+    kept = [word for word in words if not word.startswith("--junitxml=")]
+    for option in ("--report", "--output-format"):
+        while option in kept:
+            at = kept.index(option)
+            del kept[at : at + 2]
+    return kept
 
 
 def run_command(words: list[str], folder: Path, run_verb: RunVerb, run_pytest: RunPytest) -> None:
@@ -92,23 +103,87 @@ def test_the_commands_of_a_job_are_green_as_they_stand(
     shutil.copytree(guarded, tmp_path, dirs_exist_ok=True)
     install, *words = commands(job(guarded, name))
     light, train, _ = installed_requirement()
-    assert install == ["pip", "install", "$TRAIN_PACKAGE" if name.endswith("train") else "$PACKAGE"]
+    assert install == ["pip", "install", "$CONSTRAINTS", "$TRAIN_PACKAGE" if name.endswith("train") else "$PACKAGE"]
     assert packages(guarded, name) == [light, train]
     assert words
-    for one in words:
+    for command in words:
         # no GPU is here; else the command is as it stands
-        run_command([word if word != "cuda" else "cpu" for word in one], tmp_path, mistral_lora, run_pytest)
+        run_command([word if word != "cuda" else "cpu" for word in command], tmp_path, mistral_lora, run_pytest)
+    assert [path for path in outputs(guarded, name) if not (tmp_path / path).is_file()] == []
 
 
-@pytest.mark.slow
-def test_a_job_is_red_if_a_row_breaks(guarded: Path, tmp_path: Path, mistral_lora: RunVerb) -> None:
+def outputs(folder: Path, name: str) -> list[str]:
+    """Return the files that a green job hands to its service."""
+    if name == "github check":
+        [uploaded] = [step["with"]["path"] for step in job(folder, name) if "upload-artifact" in step.get("uses", "")]
+        files = [*uploaded.split(), "mistral-lora.sarif"]
+    elif name == "gitlab mistral-lora":
+        artifacts = yaml.safe_load((folder / GITLAB).read_text())["mistral-lora"]["artifacts"]
+        files = [*artifacts["paths"], artifacts["reports"]["codequality"], *artifacts["reports"]["junit"]]
+    else:
+        files = []
+    return [file for file in files if file != "mistral-lora.rows.html"]  # for failed rows
+
+
+COMMANDS = {
+    ("github check", "gitlab mistral-lora"): [
+        "pip install $CONSTRAINTS $PACKAGE",
+        "mistral-lora check recipe.yaml",
+        "pytest --mistral-golden -o testpaths= -k own-",
+    ],
+    ("github train", "gitlab mistral-lora-train"): [
+        "pip install $CONSTRAINTS $TRAIN_PACKAGE",
+        "pytest --mistral-golden --mistral-device cuda -o testpaths= -m mistral_training",
+    ],
+}
+"""The commands of the jobs with the same task, without the options that name outputs."""
+
+
+@pytest.mark.parametrize(("names", "expected"), COMMANDS.items(), ids=" and ".join)
+def test_both_services_run_the_same_commands(names: tuple[str, ...], expected: list[str], guarded: Path) -> None:
+    for name in names:
+        assert [" ".join(without_outputs(words)) for words in commands(job(guarded, name))] == expected
+
+
+def test_the_pinned_versions_are_installed_on_each_day_but_monday(guarded: Path) -> None:
+    assert (guarded / CONSTRAINTS).is_file()
+    pinned = f"-c {CONSTRAINTS.as_posix()}"
+    variable = yaml.safe_load((guarded / WORKFLOW).read_text())["env"]["CONSTRAINTS"]
+    # GitHub's expression for "if … then … else": `condition && value || other`
+    assert variable == f"${{{{ github.event_name != 'schedule' && '{pinned}' || '' }}}}"
+    jobs = yaml.safe_load((guarded / GITLAB).read_text())
+    assert jobs[".mistral-lora"]["variables"]["CONSTRAINTS"] == pinned
+    for name in ("mistral-lora", "mistral-lora-train"):
+        [scheduled] = [rule for rule in jobs[name]["rules"] if "variables" in rule]
+        assert scheduled == {"if": '$CI_PIPELINE_SOURCE == "schedule"', "variables": {"CONSTRAINTS": ""}}
+    # nobody finds the schedule of GitLab in the file, where GitHub has it
+    assert "Pipeline schedules" in (guarded / GITLAB).read_text()
+
+
+@pytest.mark.parametrize("path", [WORKFLOW, "action.yml"])
+def test_each_action_is_named_by_its_commit(path: str, guarded: Path) -> None:
+    text = ((guarded if path == WORKFLOW else ROOT) / path).read_text()
+    actions = re.findall(r"uses: (.*)", text)
+    assert actions
+    assert [action for action in actions if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", action)] == []
+
+
+def test_both_services_are_red_at_the_same_row(guarded: Path, tmp_path: Path, mistral_lora: RunVerb) -> None:
     shutil.copytree(guarded, tmp_path, dirs_exist_ok=True)
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"messages": [{"role": "bot", "content": "x"}]}\n')
-    _, check, *_ = commands(job(guarded, "github check"))
-    done = mistral_lora(*check[1:], folder=tmp_path)
-    assert done.returncode == 1
-    assert re.search(r"^::error .*file=rows\.jsonl,line=6", done.stdout, flags=re.MULTILINE), done.stdout
+    for name in ("github check", "gitlab mistral-lora"):
+        _, check, *_ = commands(job(guarded, name))
+        done = mistral_lora(*check[1:], folder=tmp_path)
+        assert done.returncode == 1
+        if name == "github check":
+            assert re.search(r"^::error .*file=rows\.jsonl,line=6", done.stdout, flags=re.MULTILINE), done.stdout
+    [result] = json.loads((tmp_path / "mistral-lora.sarif").read_text())["runs"][0]["results"]
+    place = result["locations"][0]["physicalLocation"]
+    assert (place["artifactLocation"]["uri"], place["region"]["startLine"]) == ("rows.jsonl", 6)
+    [entry] = json.loads((tmp_path / "mistral-lora.codequality.json").read_text())
+    assert entry["location"] == {"path": "rows.jsonl", "lines": {"begin": 6}}
+    assert 'line="6"' in (tmp_path / "mistral-lora.xml").read_text()
 
 
 def test_no_secret_reaches_a_runner_of_your_own_with_code_of_others(guarded: Path) -> None:
@@ -120,6 +195,9 @@ def test_no_secret_reaches_a_runner_of_your_own_with_code_of_others(guarded: Pat
     jobs = workflow["jobs"]
     assert jobs["check"]["runs-on"] == "ubuntu-latest"
     assert jobs["train"]["runs-on"] == ["self-hosted", "gpu"]
+    # alerts are written by the job that never runs there
+    assert jobs["check"]["permissions"] == {"contents": "read", "security-events": "write"}
+    assert "permissions" not in jobs["train"]
     assert "github.event_name != 'pull_request'" in jobs["train"]["if"]
     assert "pull_request_target" not in text
     # an input of somebody else is never a part of a script

@@ -37,6 +37,7 @@ WRITTEN = {
     ".gitlab-ci.yml",
     ".pre-commit-config.yaml",
     ".gitignore",
+    ".mistral-lora/constraints.txt",
 }
 
 
