@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.conformance.targets import JudgedTarget, Target
@@ -21,9 +20,17 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.serving.replay import Replayed
     from pytest_mistral_lora.serving.server import ServedPrompt, Server, ServerFacts
 
+T = TypeVar("T")
 
 NOT_ASKED = "unreadable, without an answer, or with settings that each server names otherwise"
 """The reasons why a row is not sent."""
+
+
+def _awaited(answer: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine."""
+    import asyncio  # each command line imports this module, and few ask a server
+
+    return asyncio.run(answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,7 @@ class ServerTarget(JudgedTarget):
 
         if self.kind != RECOGNISED:
             return find_server(self.kind), ""
-        return asyncio.run(recognise_server(require_url(self.url)))
+        return _awaited(recognise_server(require_url(self.url)))
 
     @property
     def server(self) -> Server:
@@ -137,7 +144,7 @@ class ServerTarget(JudgedTarget):
             InputError: If the server is unreachable, is of another kind, or does not serve the model.
             TokenizerError: If the tokenizer does not load.
         """
-        return asyncio.run(self._ask(self.server))
+        return _awaited(self._ask(self.server))
 
     async def _ask(self, server: Server) -> ServerAnswers:
         from pytest_mistral_lora.chat.rows import scan_rows
@@ -229,7 +236,7 @@ class ServerTarget(JudgedTarget):
         Raises:
             InputError: As for `answers`.
         """
-        return asyncio.run(self._replay(self.transcripts[0], self.answers.model))
+        return _awaited(self._replay(self.transcripts[0], self.answers.model))
 
     async def _replay(self, transcripts: Sequence[Transcript], model: str) -> tuple[Replayed, ...]:
         from pytest_mistral_lora.serving.client import ServerClient, require_url
@@ -245,7 +252,7 @@ class ServerTarget(JudgedTarget):
         Raises:
             InputError: As for `answers`.
         """
-        return asyncio.run(self._force(self.answers.model))
+        return _awaited(self._force(self.answers.model))
 
     async def _force(self, model: str) -> tuple[ForcedAnswer, ...]:
         from pytest_mistral_lora.records.known_answers import known_answers

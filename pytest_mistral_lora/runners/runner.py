@@ -15,8 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import InputError, RunnerError, did_you_mean
@@ -153,6 +151,8 @@ class Environment:
         Raises:
             RunnerError: If the environment cannot be made.
         """
+        from filelock import FileLock
+
         base = self._base_python(python)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.with_suffix(".lock")):
