@@ -88,6 +88,16 @@ def converted_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_kept_results() -> Iterator[None]:
+    """Have `check` run every check, unless a test names a cache: a test may change what a result does not depend on."""
+    from pytest_mistral_lora.conformance import kept_results
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept_results, "default_folder", lambda: None)
+        yield
+
+
 RunPytest = Callable[..., pytest.RunResult]
 RunVerb = Callable[..., subprocess.CompletedProcess[str]]
 

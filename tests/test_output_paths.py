@@ -60,7 +60,8 @@ def test_every_argument_is_declared() -> None:
     assert undeclared == NO_PATHS
     written = {(verb, name) for verb, name, one in of_verbs() if getattr(one.type, "role", "") == "written"}
     assert written == {
-        ("check", "--baseline"), ("check", "--report"), ("audit", "--output"), ("render", "--html"), ("import", "--to"),
+        ("check", "--baseline"), ("check", "--cache"), ("check", "--report"), ("audit", "--output"),
+        ("render", "--html"), ("import", "--to"),
         ("smoke", "--record"), ("merge", "output"), ("serve-check", "--report"), ("export", "--output"),
         ("template", "--output"),
     }  # fmt: skip

@@ -50,13 +50,18 @@ def link_homes(folder: Path) -> tuple[Path, ...]:
     return folder.resolve(), *(blob_folders(folder) if snapshot_of(folder) else ())
 
 
+def listing_note(folder: Path) -> Path:
+    """Return the file in which huggingface_hub 2 notes the files of a snapshot's commit; it may be missing."""
+    return folder.parents[1] / "trees" / f"{folder.name}.json"
+
+
 def kept_listing(folder: Path) -> Listing | None:
     """Return the commit's files as noted by huggingface_hub 2 during the download; None without a note.
 
     Earlier versions keep no such note, and then only the names of the blobs can be checked offline.
     """
     try:
-        note = read_json(folder.parents[1] / "trees" / f"{folder.name}.json")
+        note = read_json(listing_note(folder))
         if note["format_version"] != _KEPT_FORMAT:
             return None
         listing = {name: entry.get("lfs_sha256") or entry["blob_id"] for name, entry in note["files"].items()}

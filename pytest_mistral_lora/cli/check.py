@@ -79,12 +79,22 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write what is found to this new file, with empty reasons to fill in, as --xfails reads it",
     )
+    cache = parser.add_mutually_exclusive_group()
+    cache.add_argument(
+        "--cache",
+        type=PathArgument("written"),
+        metavar="DIR",
+        help="folder of the results of earlier runs: checks that passed are not run again if nothing that they read "
+        "has changed (default: in the cache of this package; none if CI is set)",
+    )
+    cache.add_argument("--no-cache", action="store_true", help="run every check, and keep no result")
     add_report_option(parser)
     add_format_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check the paths, or the embedded default; return 1 if a check finds an error."""
+    from pytest_mistral_lora.conformance.kept_results import default_folder
     from pytest_mistral_lora.judging import plan_check
     from pytest_mistral_lora.records.files import path_from
 
@@ -114,7 +124,8 @@ def run(args: argparse.Namespace) -> int:
         baseline=args.baseline,
         reports=args.report,
     )
-    return judging.judge(plan.targets, examples=args.examples, train=plan.train)
+    kept = None if args.no_cache else args.cache or default_folder()
+    return judging.judge(plan.targets, examples=args.examples, train=plan.train, kept=kept)
 
 
 def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:

@@ -141,6 +141,8 @@ class Judging:
 
     def _write_verdicts(self, session: Session) -> list[Path]:
         """Write the files for other programs, and return those that are reports."""
+        if not self.reports:
+            return []
         from pytest_mistral_lora.report.judged import verdict_format, write_verdict
 
         pages = []

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from filelock import FileLock
-
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import (
@@ -51,6 +49,8 @@ class Causes:
 
     def reporter(self, error: Exception, name: str) -> str:
         """Return the name of the check that reports an error: the first check that met it, in any process."""
+        from filelock import FileLock
+
         digest = hashlib.sha256(f"{type(error).__name__}: {error}".encode("utf-8", "surrogatepass")).hexdigest()
         file = self.folder / f"cause-{digest[:16]}.txt"
         with FileLock(f"{file}.lock"):
@@ -122,6 +122,7 @@ class Check:
         judge: Runs it; a `RecipeError` that it raises is the finding ML640, a `TokenizerError` ML201, a `PinError`
             ML208.
         causes: The errors of the run that one check reports for all; None if this check reports its own.
+        is_kept: Whether `judge` returns the result of an earlier run.
     """
 
     target: Target
@@ -129,6 +130,7 @@ class Check:
     case: str
     judge: Callable[[], Result]
     causes: Causes | None = None
+    is_kept: bool = False
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.checks import Causes, Check, Settings
 from pytest_mistral_lora.conformance.finding import Result
@@ -28,7 +29,9 @@ from pytest_mistral_lora.conformance.targets import (
     name_of,
 )
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.adapter_config import CONFIG
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.kept_results import KeptResults
 
 
 def targets_of(
@@ -149,6 +152,11 @@ class NamedPaths:
                 yield RunnerTarget(of_judge, runner.config, runner=runner.runner, judge=judge)
 
     def _adapters(self, name: _Names) -> Iterator[Target]:
+        if not self.adapters:
+            return
+        # here: a run without adapters needs no pydantic
+        from pytest_mistral_lora.records.adapter_config import CONFIG
+
         folders = tuple(self.adapters)
         family = AdapterFamily(tuple(path for path in dict.fromkeys(folders) if (path / CONFIG).exists()))
         for path in folders:
@@ -208,6 +216,7 @@ SUBJECT_CHECKS = {
 """The module and function of the checks of each subject, which is imported when one of its targets is collected."""
 
 _OF_TOKENIZER = ("tokenizer", "template", "user goldens", "mask")
+_OF_USER_GOLDENS = ("user goldens", "user transcripts")
 _OF_TARGET: dict[type[Target], tuple[str, ...]] = {
     Target: _OF_TOKENIZER,
     # first: an unusable recipe, base or tokenizer is then this subject's finding
@@ -226,30 +235,45 @@ _Results = dict[tuple[Path, str | None, str, str], Result]
 """Results by the place of the tokenizer, its declared oracle, the subject and the case."""
 
 
-def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
+def collect(targets: Sequence[Target], settings: Settings, kept: KeptResults | None = None) -> Iterator[Check]:
     """Yield every check of the targets; no tokenizer or model is loaded before a check runs.
 
     The checks of the tiny train come last, so that it can run beside the others.
+
+    Args:
+        targets: The targets.
+        settings: The settings of the run.
+        kept: The results of earlier runs; None to run every check. With them, a recipe's base is opened here.
     """
     results: _Results = {}
     causes = Causes(settings.work_folder)
     for target in targets:
-        yield from (replace(check, causes=causes) for check in _checks(target, settings, results))
+        yield from (replace(check, causes=causes) for check in _checks(target, settings, results, kept))
     for target in targets:
         if target.trains and not settings.skip_training:
             yield from (replace(check, causes=causes) for check in _subject_checks("train", target, settings))
 
 
-def _checks(target: Target, settings: Settings, results: _Results) -> Iterator[Check]:
+def _checks(target: Target, settings: Settings, results: _Results, kept: KeptResults | None = None) -> Iterator[Check]:
     for named in next(_OF_TARGET[kind] for kind in type(target).mro() if kind in _OF_TARGET):
         is_merged = named == "adapter" and isinstance(target, AdapterTarget) and target.is_merged
         subject = "merged" if is_merged else named
-        # which of the user's goldens apply depends on the target's name
-        is_shared = subject in _OF_TOKENIZER and subject != "user goldens"
-        for check in _subject_checks(subject, target, settings):
-            yield replace(check, judge=partial(_judge_once, check, results)) if is_shared else check
-    if isinstance(target, RecipeTarget) and (made := AdapterTarget.made_by(target)) is not None:
-        yield from _checks(made, settings, results)
+        if subject in _OF_USER_GOLDENS and not settings.golden_folders:
+            continue
+        make = partial(_made_checks, subject, target, settings, results)
+        yield from make() if kept is None else kept.checks_of(subject, target, settings, make)
+    if isinstance(target, RecipeTarget):
+        output = None if kept is None else kept.output_of(target)
+        # an unchanged recipe is not parsed again to find that it has made nothing
+        if (output is None or output.is_dir()) and (made := AdapterTarget.made_by(target)) is not None:
+            yield from _checks(made, settings, results)
+
+
+def _made_checks(subject: str, target: Target, settings: Settings, results: _Results) -> Iterator[Check]:
+    # which of the user's goldens apply depends on the target's name
+    is_shared = subject in _OF_TOKENIZER and subject != "user goldens"
+    for check in _subject_checks(subject, target, settings):
+        yield replace(check, judge=partial(_judge_once, check, results)) if is_shared else check
 
 
 def _subject_checks(subject: str, target: Target, settings: Settings) -> Iterator[Check]:

@@ -18,11 +18,12 @@ from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.groups import FindingGroups, failed_rows, group_findings
 from pytest_mistral_lora.conformance.known import Xfail, baseline_text, finders_of, known_among, unknown_among
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted
 from pytest_mistral_lora.escaping import printable
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.token_rows import TokenRow
+    from pytest_mistral_lora.conformance.kept_results import KeptResults
     from pytest_mistral_lora.conformance.targets import Target
 
 State = Literal["passed", "failed", "known", "skipped"]
@@ -94,6 +95,7 @@ class Session:
         xfails: The known deviations.
         strict: Whether notes, and checks that could not judge, fail.
         leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
+        kept: The results of earlier runs, or None.
         collected: The node id of each check, deselected ones included.
         deselected: The number of deselected checks.
         records: A record for each check that ran, as `CheckOutcome.record` gives it.
@@ -107,6 +109,7 @@ class Session:
         xfails: Sequence[Xfail] = (),
         strict: bool = False,
         leaves_out_targets: bool = False,
+        kept: KeptResults | None = None,
     ) -> None:
         """Begin a run.
 
@@ -117,11 +120,13 @@ class Session:
             xfails: The known deviations.
             strict: Whether notes, and checks that could not judge, fail.
             leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
+            kept: The results of earlier runs, for a run by `run`; None to run every check.
         """
         self.settings = settings
         self.xfails: tuple[Xfail, ...] = tuple(xfails)
         self.strict = strict
         self.leaves_out_targets = leaves_out_targets
+        self.kept = kept
         self.collected: list[str] = []
         self.deselected = 0
         self.records: list[dict[str, Any]] = []
@@ -145,7 +150,7 @@ class Session:
             MistralLoraError: If a target cannot be used.
         """
         self.collected = []
-        for check in collect(self.targets, self.settings):
+        for check in collect(self.targets, self.settings, self.kept):
             self.collected.append(f"{ROOT}::{check.name}")
             yield check
 
@@ -168,7 +173,10 @@ class Session:
         start = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
-            outcome = self.outcome_of(check, check.run())
+            result = check.run()
+        if self.kept is not None and not check.is_kept:
+            self.kept.take(check, result, self.settings)
+        outcome = self.outcome_of(check, result)
         commands = {"rerun": command} if command else {}
         record = outcome.record(seconds=time.perf_counter() - start, commands=commands)
         self.take(record)
@@ -293,6 +301,11 @@ class Session:
         ]
         facts = [*basis_lines(self.records), *self.known_faults(), *figures, *unchecked_lines(self.records)]
         facts += [xfail.not_met for xfail in self.not_met]
+        if self.kept is not None and self.kept.found:
+            facts.append(
+                f"{counted(self.kept.found, 'check')} from the cache: nothing that they read has changed since they "
+                "passed (--no-cache judges them again)"
+            )
         return [
             *outcome_table(self.records, width),
             # one line each, for any name or reason
@@ -365,6 +378,7 @@ def opened_session(
     device: str = "auto",
     train: bool = False,
     xfails: Sequence[Xfail] = (),
+    kept: Path | None = None,
 ) -> Iterator[Session]:
     """Yield a session in this process only; its folder is removed at the end.
 
@@ -374,6 +388,7 @@ def opened_session(
         device: Device of the models: `auto`, `cpu` or `cuda`.
         train: Whether to run the tiny train with the tokenizers.
         xfails: The known deviations.
+        kept: The folder of the results of earlier runs; None to run every check.
     """
     with tempfile.TemporaryDirectory(prefix="mistral-check-") as folder:
         settings = Settings(
@@ -385,4 +400,9 @@ def opened_session(
             update=False,
             work_folder=Path(folder),
         )
-        yield Session(lambda: targets, settings, xfails=xfails)
+        results = None
+        if kept is not None:
+            from pytest_mistral_lora.conformance.kept_results import KeptResults
+
+            results = KeptResults(kept)
+        yield Session(lambda: targets, settings, xfails=xfails, kept=results)
