@@ -106,7 +106,7 @@ def _hub_lines(hub: HubState) -> Iterator[str]:
     yield f"  token: {token}"
     written = "" if hub.writable else ", and cannot be written: set HF_HUB_CACHE to another folder"
     yield f"  cache: {hub.cache} ({hub.free / 2**30:.1f} GiB free{written})"
-    yield f"  encoded rows and runners: {hub.own_cache}"
+    yield f"  encoded rows, results and runners: {hub.own_cache}"
 
 
 def fault_lines(fault: KnownFault) -> Iterator[str]:

@@ -153,8 +153,9 @@ class KeptResults:
         Raises:
             InputError: If a file has its name.
         """
-        if folder.exists() and not folder.is_dir():
-            raise InputError("is not a folder", place=str(folder), expected="a folder for results, new or old")
+        with suppress(OSError):  # it may not be looked into, and then nothing is found or kept
+            if folder.exists() and not folder.is_dir():
+                raise InputError("is not a folder", place=str(folder), expected="a folder for results, new or old")
         self.folder: Path = folder
         self.found: int = 0
         self._entries: dict[str, _Entry] = {}

@@ -67,7 +67,7 @@ class HubState:
         endpoint: The address of the Hub.
         offline: Whether `HF_HUB_OFFLINE` is set.
         cache: The folder of downloaded checkpoints.
-        own_cache: The folder of this package's encoded rows and runners.
+        own_cache: The folder of this package's encoded rows, results and runners.
         free: Free bytes on the cache's disk.
         writable: Whether files can be written there.
         token: The place of a token, `HF_TOKEN` or a file; empty without a token. The token itself is never read.

@@ -199,6 +199,13 @@ def test_ci_and_no_cache_keep_nothing(
     assert from_cache(mistral_lora(*command, "--no-cache", folder=rows.parent).stdout) == 0
 
 
+def test_a_file_in_place_of_the_folder_is_refused(rows: Path, mistral_lora: RunVerb) -> None:
+    (rows.parent / "kept").write_text("mine")
+    done = mistral_lora("check", "rows.jsonl", "--tokenizer", "base", "--cache", "kept", folder=rows.parent)
+    assert (done.returncode, "kept: is not a folder" in done.stderr) == (2, True)
+    assert (rows.parent / "kept").read_text() == "mine"
+
+
 @pytest.fixture
 def recipe(rows: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(rows.parent)
