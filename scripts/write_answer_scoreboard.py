@@ -23,6 +23,7 @@ from pytest_mistral_lora.conformance.answer.checks import AnswerChecks
 from pytest_mistral_lora.conformance.server.failures import no_answer
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.files import write_json, write_text
 from pytest_mistral_lora.records.probe import said_answers
 from pytest_mistral_lora.serving.servers import SERVERS
@@ -62,7 +63,8 @@ fits; a test holds it to that (`tests/chat/test_answer_decoding.py`).
 
 vLLM was run on a CPU, in an environment of its own beside mistral-common 1.12.0, without which it answers no request of
 these tokenizers; its probe is that of `--to vllm`. It masks a thought that is empty, comes after a text or has no text
-behind it, and one before JSON by a schema: the model then says something else, with HTTP 200.
+behind it, one before JSON by a schema, and the id of each call of v11: the model then says something else, with HTTP
+200. The grammar of answers is that of mistral-common, which `mistral-lora check` reads, too.
 
 Not run here: SGLang and Ollama, of which no build was at hand when this page was recorded, and servers on a GPU."""
 
@@ -122,6 +124,8 @@ def _differences(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _code(text: str) -> str:
+    # a masked model says anything: line breaks would end the row of the table
+    text = printable(text).replace("\n", "\\n").replace("\t", "\\t")
     return f"`` {text.replace('|', chr(0x2502))} ``" if text else ""
 
 
