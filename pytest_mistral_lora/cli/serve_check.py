@@ -16,7 +16,7 @@ from pytest_mistral_lora.cli.verb import (
     add_tokenizer_option,
 )
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer
-from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.server_target import PARSERS, ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.extras import require_extra
@@ -38,6 +38,9 @@ With --answers, ask for answers whose ids are known, too, whole and as a stream,
 what the model said. Serve a model that says them: `mistral-lora export DIR --to llamacpp --probe` writes one. On any
 other model the request forces the answers, as far as the kind of server allows it; the rest is not checked.
 
+Without a server, vllm-parsers=PYTHON gives the ids of the known answers to the parsers of the vLLM that this Python
+has: whole, token by token, and cut in two at each place.
+
 Each row is one short request (one token, greedy). The key of the server is read from MISTRAL_SERVER_KEY. Plain http
 goes to this machine alone."""
 
@@ -47,7 +50,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "server",
         type=PathArgument("read", str),
         metavar="[NAME=]URL",
-        help="address of the server, and its kind if you name it",
+        help="address of the server, and its kind if you name it; or vllm-parsers=PYTHON",
     )
     add_tokenizer_option(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="model to ask (default: the first that it lists)")
@@ -103,7 +106,9 @@ def run(args: argparse.Namespace) -> int:
     ):
         if not path.exists():
             raise InputError("no such file or folder", place=str(path))
-    if not chosen.kind.endswith(".py"):  # a script sends its own requests
+    if chosen.kind == PARSERS:
+        _refuse_questions(args)
+    elif not chosen.kind.endswith(".py"):  # a script sends its own requests
         require_extra("serving")
     path, oracle, _ = named_tokenizer(args.tokenizer)
     tokenizer = Target(name_of(path), path, oracle_name=oracle)
@@ -114,7 +119,18 @@ def run(args: argparse.Namespace) -> int:
         questions |= {"asks_answers": True, "probe_answers": _said_by(args.probe) if args.probe else None}
     target = chosen.target(name_of(chosen.name), tokenizer, adapter, **questions)
     judging = Judging(command_line(args), args.output_format, reports=args.report)
-    return judging.judge([_asked_with_progress(target)])
+    return judging.judge([_asked_with_progress(target) if isinstance(target, ServerTarget) else target])
+
+
+def _refuse_questions(args: argparse.Namespace) -> None:
+    """Refuse the options of a running server for parsers.
+
+    Raises:
+        InputError: If one is given.
+    """
+    for option in ("model", "rows", "adapter", "golden", "probe"):
+        if getattr(args, option):
+            raise InputError(f"--{option} only applies to a running server, not to parsers", place=args.server)
 
 
 def _adapters(given: list[str]) -> tuple[Path | None, list[tuple[str, Path]]]:
@@ -181,6 +197,7 @@ VERB = Verb(
         "mistral-lora serve-check llamacpp@11549=http://127.0.0.1:8080 --tokenizer models/base --answers",
         "mistral-lora serve-check vllm=https://models.example.org --tokenizer spm-v3 --model tuned",
         "mistral-lora serve-check vllm=http://127.0.0.1:8000 --tokenizer spm-v3 --adapter a=lora-a --adapter b=lora-b",
+        "mistral-lora serve-check vllm-parsers=/opt/vllm/bin/python --tokenizer models/base",
         "mistral-lora serve-check ./my_server.py=http://127.0.0.1:9000 --tokenizer models/base",
     ),
     failure="a prompt or an answer is another than expected, or no check could judge anything",

@@ -14,7 +14,7 @@ from pytest_mistral_lora.conformance.checks import Causes, Check, Settings
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.model_targets import AdapterFamily, AdapterTarget, GgufTarget, TrainerTarget
 from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath
-from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.server_target import PARSERS, ParsersTarget, ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import (
     EMBEDDED_TRAINING,
     DatasetTarget,
@@ -170,6 +170,10 @@ class NamedPaths:
 
     def _servers(self, judge: Target, name: _Names) -> Iterator[Target]:
         for server in self.servers:
+            if server.kind == PARSERS:
+                # they read answers, whatever adapter has said them
+                yield server.target(name(server.name), judge)
+                continue
             for adapter in self.adapters or (None,):
                 title = server.name
                 if adapter is not None and len(self.adapters) > 1:
@@ -227,6 +231,7 @@ _OF_TARGET: dict[type[Target], tuple[str, ...]] = {
     AdapterTarget: ("adapter", "manifest", "transcript", "user transcripts"),
     GgufTarget: ("gguf",),
     ServerTarget: ("server", "answer"),
+    ParsersTarget: ("answer",),
     TrainerTarget: ("trainer",),
 }
 """The subjects of each kind of target, in order; a merged model has `merged` in place of `adapter`."""

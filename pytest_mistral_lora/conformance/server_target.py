@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.conformance.targets import JudgedTarget, Target
@@ -13,6 +14,7 @@ from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
+    from pytest_mistral_lora.conformance.answer.parsers import ParsedAnswers
     from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.records.known_answers import KnownAnswer
     from pytest_mistral_lora.records.transcripts import Transcript
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.serving.server import ServedPrompt, Server, ServerFacts
 
 T = TypeVar("T")
+
+PARSERS = "vllm-parsers"
+"""The name of an installed vLLM's parsers among the kinds of servers; in place of an address they have a Python."""
 
 NOT_ASKED = "unreadable, without an answer, or with settings that each server names otherwise"
 """The reasons why a row is not sent."""
@@ -301,13 +306,68 @@ class ServerTarget(JudgedTarget):
         return found
 
 
+@dataclass(frozen=True)
+class ParsersTarget(JudgedTarget):
+    """The parsers of an installed vLLM, which are given the ids of known answers, without a server and a model.
+
+    Attributes:
+        judge: The target whose tokenizer reads and writes the ids.
+        python: The Python of the environment that vLLM is installed in.
+        given_answers: Known answers in place of the packaged ones.
+    """
+
+    python: Path = Path()
+    given_answers: tuple[KnownAnswer, ...] = ()
+    asks_answers: ClassVar[bool] = True
+
+    @property
+    def url(self) -> str:
+        """The Python, which stands where a server has its address."""
+        return str(self.python)
+
+    @property
+    def server(self) -> Server:
+        """The kind of server that the parsers are of."""
+        from pytest_mistral_lora.serving.servers import SERVERS
+
+        return SERVERS["vllm"]
+
+    @KeptProperty
+    def parsed(self) -> ParsedAnswers:
+        """What the parsers make of each answer, when the first check needs it.
+
+        Raises:
+            RunnerError: If vLLM is not installed there, or its parsers cannot be run.
+            TokenizerError: If the tokenizer does not load.
+        """
+        from pytest_mistral_lora.conformance.answer.parsers import parse_answers
+        from pytest_mistral_lora.records.known_answers import known_answers
+
+        answers = [answer for answer in self.given_answers or known_answers() if answer.fits(self.oracle)]
+        return parse_answers(self.python, self.oracle, answers)
+
+    @property
+    def served_version(self) -> str:
+        """The version of vLLM."""
+        return self.parsed.version
+
+    @property
+    def forced_answers(self) -> tuple[ForcedAnswer, ...]:
+        """The known answers that fit the tokenizer, and what the parsers make of each.
+
+        Raises:
+            InputError: As for `parsed`.
+        """
+        return self.parsed.answers
+
+
 @dataclass(frozen=True, slots=True)
 class ServerChoice:
     """A server as the user names it: `URL`, or `NAME=URL`; `@VERSION` and `:PRECISION` may follow NAME.
 
     Attributes:
-        kind: The kind of server: a key of `SERVERS`, a script, or `auto`.
-        url: Its address.
+        kind: The kind of server: a key of `SERVERS`, a script, `auto`, or `PARSERS`.
+        url: Its address; of parsers, the Python of their environment.
         version: Its version, if it does not report one; else empty.
         precision: The precision of its weights; empty for the reported one.
     """
@@ -322,7 +382,7 @@ class ServerChoice:
         """Return the server that a text names.
 
         Raises:
-            InputError: If the kind or the precision is unknown, or the address is invalid.
+            InputError: If the kind or the precision is unknown, the address is invalid, or there is no such Python.
         """
         from pytest_mistral_lora.records.judgement import TOLERANCES
         from pytest_mistral_lora.serving.client import require_url
@@ -335,6 +395,11 @@ class ServerChoice:
         kind, _, version = (kind or RECOGNISED, "", "") if kind.endswith(".py") or not kind else kind.partition("@")
         if precision and precision not in TOLERANCES:
             raise InputError(f"unknown precision {precision!r}", expected=f"one of {', '.join(TOLERANCES)}")
+        if kind == PARSERS:
+            if not os.access(url, os.X_OK) or Path(url).is_dir():
+                expected = "the Python of an environment with vLLM, such as /opt/vllm/bin/python"
+                raise InputError("no program", place=url, expected=expected)
+            return cls(kind, url)
         if kind != RECOGNISED:
             find_server(kind)
         url = require_url(url)
@@ -351,10 +416,16 @@ class ServerChoice:
     @property
     def name(self) -> Path:
         """A name for the server: its kind and address, without the scheme."""
+        if self.kind == PARSERS:
+            return Path(PARSERS)
         return Path(f"{Path(self.kind).stem}-{self.url.partition('://')[2].replace('/', '-')}")
 
-    def target(self, name: str, judge: Target, adapter: Path | None = None, **more: Any) -> ServerTarget:
-        """Return the target of the server; `more` are further attributes."""
+    def target(
+        self, name: str, judge: Target, adapter: Path | None = None, **more: Any
+    ) -> ServerTarget | ParsersTarget:
+        """Return the target of the server; `more` are further attributes, which parsers do not have."""
+        if self.kind == PARSERS:
+            return ParsersTarget(name, judge=judge, python=Path(self.url))
         server_facts: dict[str, Any] = {
             "kind": self.kind,
             "url": self.url,

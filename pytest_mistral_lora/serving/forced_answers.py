@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_mistral_lora.errors import InputError
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.records.known_answers import KnownAnswer
     from pytest_mistral_lora.serving.client import ServerClient
 
-Way = Literal["planted", "declared", "forced"]
+Way = Literal["planted", "declared", "forced", "parsed"]
 """How a server was made to say an answer.
 
 `planted`: its model says it to the ids of the prompt, so it is a probe. `declared`: the user states that it is a probe,
-and it cannot be asked by ids. `forced`: the request forces the ids on any model.
+and it cannot be asked by ids. `forced`: the request forces the ids on any model. `parsed`: there is no server, and its
+parsers were given the ids.
 """
 
 _MORE = 16
@@ -47,6 +48,8 @@ class ForcedAnswer:
         reason: Why it was not; empty if it was.
         whole: The answer to the request; None if it was not sent.
         stream: The answer to the same request as a stream; None if it was not sent.
+        cuts: Streams of the same ids in other parts whose message differs from that of `stream`, by the way of cutting;
+            only parsers can be given each.
     """
 
     known: KnownAnswer
@@ -55,6 +58,12 @@ class ForcedAnswer:
     reason: str = ""
     whole: Outcome = None
     stream: Outcome = None
+    cuts: Mapping[str, ServedAnswer] = field(default_factory=dict)
+
+    @property
+    def outcomes(self) -> dict[str, Outcome]:
+        """What a client gets, by the way in which the answer comes; None for a way that was not asked."""
+        return {"whole": self.whole, "streamed": self.stream, **self.cuts}
 
 
 def request_of(known: KnownAnswer) -> dict[str, Any]:

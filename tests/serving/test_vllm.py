@@ -7,7 +7,6 @@ docs/serving/recorded/, and replayed by every run (test_server_scoreboard.py).
 from __future__ import annotations
 
 import shlex
-import sys
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +19,11 @@ from named_deviations import SEEN, seen_deviations
 from packaging.specifiers import SpecifierSet
 from server_process import started
 from test_server_export import export, write_adapter, write_base
+from vllm_python import VLLM_PYTHON, needs_vllm
 
 from pytest_mistral_lora.cli import main
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, needs_vllm]
 SECONDS = 900
 
 
@@ -33,7 +33,7 @@ def serve(script: Path, *more: str) -> AbstractContextManager[str]:
     port = str(free_port())
     words[words.index("--port") + 1] = port
     # the wheel for CPUs has no working `vllm`
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", *words, *more]
+    command = [str(VLLM_PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", *words, *more]
     command += ["--max-model-len", "2048", "--enforce-eager"]
     return started(command, f"http://127.0.0.1:{port}", "/version", SECONDS)
 

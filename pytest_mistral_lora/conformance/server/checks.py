@@ -19,7 +19,7 @@ from pytest_mistral_lora.conformance.server.deviations import (
 )
 from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding
 from pytest_mistral_lora.conformance.server.shown import judged_publicly
-from pytest_mistral_lora.conformance.server_target import NOT_ASKED, ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.server_target import NOT_ASKED, ParsersTarget, ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError, RunnerError, TokenizerError, counted
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
@@ -354,6 +354,8 @@ def _target_of_rows(
     choice: ServerChoice, rows: Sequence[Row], tokenizer: CheckpointTokenizer, model: str = ""
 ) -> ServerTarget:
     target = choice.target("server", Target.of_loaded(tokenizer), given=tuple(rows), model=model)
+    if isinstance(target, ParsersTarget):
+        raise InputError("parsers read answers, and make no prompts", place=target.url, expected="a running server")
     if not rows or len(target.asked_rows()) < len(rows):
         found = "a row without an answer, or with settings that a chat request names otherwise" if rows else "no row"
         raise InputError(found, expected="rows that end with the answer to a prompt")

@@ -1,0 +1,168 @@
+"""The parsers of an installed vLLM, in a process of their own: by what version 0.32.0 made of known answers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from derived_tekken import derived_oracle
+
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.answer.checks import AnswerChecks
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.server.checks import served_prompt
+from pytest_mistral_lora.conformance.server_target import PARSERS, ParsersTarget, ServerChoice
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.known_answers import KnownAnswer, known_answers
+
+RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "vllm_parsers.json").read_text(encoding="utf-8"))
+"""The messages of version 0.32.0 for a tokenizer of v13 with thinking, by the name of the answer."""
+
+ANSWERS = {answer.name: answer for answer in known_answers()}
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return derived_oracle("derived-v13-thinking", words=2000)
+
+
+def replaying(folder: Path, *messages: Any) -> Path:
+    """Return a program in place of a Python with vLLM: it writes messages, and reads nothing."""
+    made = folder / "made.json"
+    made.write_text(json.dumps({"vllm": RECORDED["vllm"], "answers": messages}))
+    return program(folder, f'cp {shlex.quote(str(made))} "$3"')
+
+
+def program(folder: Path, line: str) -> Path:
+    file = folder / "python"
+    file.write_text(f"#!/bin/sh\n{line}\n")
+    file.chmod(0o755)
+    return file
+
+
+def judged(python: Path, oracle: Oracle, *answers: KnownAnswer) -> dict[str, Result]:
+    judge = Target("own", oracle.path)
+    target = ParsersTarget(PARSERS, judge=judge, python=python, given_answers=answers)
+    return {case: run() for case, run in AnswerChecks(target).cases().items()}
+
+
+def findings(results: dict[str, Result]) -> dict[str, str]:
+    return {finding.rule: finding.found for result in results.values() for finding in result.findings}
+
+
+def test_the_parsers_of_vllm_make_what_was_recorded(
+    oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = replaying(tmp_path, *all_messages(oracle))
+    code = main(["serve-check", f"{PARSERS}={python}", "--tokenizer", str(oracle.path)])
+    out = capsys.readouterr().out
+    assert code == 1, out
+    assert "55 of 65 arrive whole as generated, 65 of 65 as a stream; 65 given to the parsers by ids" in out
+    assert "line-breaks-before-call (1), thought-edges (1)" in out
+    results = judged(python, oracle, *(answer for answer in ANSWERS.values() if answer.fits(oracle)))
+    broken: dict[str, set[str]] = {}
+    for finding in (finding for result in results.values() for finding in result.findings):
+        if finding.rule != "ML931" and not finding.found.startswith("…"):
+            name, _, way = finding.found.partition(": ")
+            broken.setdefault(f"{finding.rule} {way.partition(':')[0]}", set()).add(name)
+    assert broken == {
+        # the letters of a marker
+        "ML924 whole": {
+            "spelled-call",
+            "spelled-call-tools",
+            "spelled-thinking",
+            "spelled-end",
+            "call-spelled",
+            "thinking-spelled-call",
+        },
+        # a part of the stream with several tokens is read by its letters, too
+        "ML924 streamed with a cut before token 1": {"spelled-end", "call-spelled"},
+        **{f"ML925 streamed with a cut before token {cut}": {"thinking-twice"} for cut in (6, 7, 8, 9)},
+        # values of a property without a type
+        "ML927 whole": {"call-null", "call-boolean", "call-float", "call-big-integer"},
+    }
+
+
+def test_a_plain_answer_is_read_as_it_was_said(oracle: Oracle, tmp_path: Path) -> None:
+    python = replaying(tmp_path, RECORDED["answers"]["plain"])
+    results = judged(python, oracle, ANSWERS["plain"])
+    assert findings(results) == {}
+    assert dict(results["answered"].facts)["server of"] == "vLLM 0.32.0, its parsers: no server, and no model"
+
+
+def test_a_stream_that_depends_on_the_cut_is_found(oracle: Oracle, tmp_path: Path) -> None:
+    plain = RECORDED["answers"]["plain"]
+    [stream] = plain["streams"]
+    cut = {**stream, "cut": 1, "content": "Par"}
+    python = replaying(tmp_path, {**plain, "streams": [stream, cut]})
+    results = judged(python, oracle, ANSWERS["plain"])
+    way = "plain: streamed with a cut before token 1"
+    assert findings(results) == {"ML923": f"{way}: the text 'Par'", "ML931": f"{way}: text 'Par'"}
+    assert "; 1 stream with another message if cut elsewhere" in dict(results["answered"].facts)["answers of"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("echo \"ModuleNotFoundError: No module named 'vllm'\"; exit 1", "No module named 'vllm'"),
+        ("exit 0", "it wrote no file"),
+    ],
+)
+def test_a_python_whose_parsers_do_not_run_is_a_finding(line: str, says: str, oracle: Oracle, tmp_path: Path) -> None:
+    results = judged(program(tmp_path, line), oracle, ANSWERS["plain"])
+    assert says in findings(results)["ML921"]
+    assert results["text"].not_checked == "the parsers do not run: see the check `answered`"
+
+
+def test_a_request_that_the_parsers_cannot_prepare_fails(oracle: Oracle, tmp_path: Path) -> None:
+    words = "TypeError: get_lark_from_jinja() missing 1 required positional argument: 'force_tool_names'"
+    failed = {"error": words}
+    python = replaying(tmp_path, {"whole": failed, "streams": [{"cut": None, **failed}]})
+    results = judged(python, oracle, ANSWERS["plain"])
+    assert words in findings(results)["ML921"]
+    assert results["text"].not_checked == "no answer came: see the check `answered`"
+
+
+@pytest.mark.parametrize("option", ["--model", "--rows", "--adapter", "--golden", "--probe"])
+def test_parsers_take_no_option_of_a_running_server(
+    option: str, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = program(tmp_path, "exit 0")
+    words = [f"{PARSERS}={python}", "--tokenizer", str(oracle.path), option, str(tmp_path)]
+    assert main(["serve-check", *words]) == 2
+    assert f"{option} only applies to a running server" in capsys.readouterr().err
+
+
+def test_parsers_are_named_by_a_python_that_is_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no program"):
+        ServerChoice.parse(f"{PARSERS}={tmp_path / 'python'}")
+    python = program(tmp_path, "exit 0")
+    chosen = ServerChoice.parse(f"{PARSERS}={python}")
+    assert ServerChoice.parse(str(chosen)) == chosen
+
+
+def test_pytest_gives_answers_to_parsers(
+    oracle: Oracle, run_pytest: Callable[..., pytest.RunResult], tmp_path: Path
+) -> None:
+    python = replaying(tmp_path, *all_messages(oracle))
+    named = (f"--mistral-server={PARSERS}={python}", f"--mistral-tokenizer={oracle.path}")
+    found = run_pytest("--mistral-golden", *named, "-k", "vllm-parsers")
+    found.assert_outcomes(passed=4, failed=4, skipped=3)
+    found.stdout.fnmatch_lines(["ML924 spelled-end: whole: *"])
+
+
+def test_the_fixture_of_prompts_refuses_parsers(oracle: Oracle, tmp_path: Path) -> None:
+    choice = ServerChoice.parse(f"{PARSERS}={program(tmp_path, 'exit 0')}")
+    with pytest.raises(InputError, match="make no prompts"):
+        served_prompt(choice, ANSWERS["plain"].row, CheckpointTokenizer(oracle.path))
+
+
+def all_messages(oracle: Oracle) -> list[Any]:
+    return [RECORDED["answers"][name] for name, answer in ANSWERS.items() if answer.fits(oracle)]
