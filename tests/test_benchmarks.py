@@ -20,7 +20,7 @@ from pytest_mistral_lora.training.adapter import peft_quiet
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 README = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-SCRIPTS = ("train.py", "encode.py", "dataset_rows.py", "load.py", "patches.py")
+SCRIPTS = ("train.py", "encode.py", "dataset_rows.py", "load.py", "patches.py", "answers.py")
 
 
 @pytest.fixture
