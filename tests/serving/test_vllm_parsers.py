@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from derived_tekken import derived_oracle
+from vllm_python import VLLM_PYTHON, needs_vllm
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -21,6 +22,7 @@ from pytest_mistral_lora.conformance.server_target import PARSERS, ParsersTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.known_answers import KnownAnswer, known_answers
+from pytest_mistral_lora.serving.answers import ServedAnswer
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "vllm_parsers.json").read_text(encoding="utf-8"))
 """The messages of version 0.32.0 for a tokenizer of v13 with thinking, by the name of the answer."""
@@ -162,6 +164,20 @@ def test_the_fixture_of_prompts_refuses_parsers(oracle: Oracle, tmp_path: Path) 
     choice = ServerChoice.parse(f"{PARSERS}={program(tmp_path, 'exit 0')}")
     with pytest.raises(InputError, match="make no prompts"):
         served_prompt(choice, ANSWERS["plain"].row, CheckpointTokenizer(oracle.path))
+
+
+@pytest.mark.vllm
+@needs_vllm
+def test_the_installed_parsers_make_what_was_recorded(oracle: Oracle) -> None:
+    judge = Target("own", oracle.path)
+    target = ParsersTarget(PARSERS, judge=judge, python=VLLM_PYTHON)
+    assert target.served_version == RECORDED["vllm"]
+    for forced, recorded in zip(target.forced_answers, all_messages(oracle), strict=True):
+        assert isinstance(forced.whole, ServedAnswer)
+        assert isinstance(forced.stream, ServedAnswer)
+        assert forced.whole.text == (recorded["whole"]["content"] or ""), forced.known.name
+        assert forced.stream.text == recorded["streams"][0]["content"], forced.known.name
+        assert len(forced.cuts) == len(recorded["streams"]) - 1, forced.known.name
 
 
 def all_messages(oracle: Oracle) -> list[Any]:
