@@ -29,7 +29,7 @@ from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
 Message = dict[str, Any]
 
-# each new parser compiles a pattern for each of Tekken's 1,000 special tokens, and `regex` keeps 500: half a second
+# each new parser compiles a pattern for each of Tekken's 1,000 special tokens, and `regex` keeps 500 of them
 regex.compile = cache(regex.compile)
 
 
