@@ -254,15 +254,17 @@ def _run_as_json(audit: Audit, verdicts: Iterator[LineVerdict]) -> None:
 def _verdicts(report: AuditReport, args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[LineVerdict]:
     """Yield the verdicts of an audit; those of a runner name its rows, and the keys of its configuration."""
     from pytest_mistral_lora.conformance.runner import with_row_places
+    from pytest_mistral_lora.conformance.targets import checkpoint_paths
 
-    if args.runner is None:
-        yield from _verdicts_with_progress(report)
-        return
+    paths = checkpoint_paths(args.tokenizer)
     source = ", ".join(map(str, args.dataset)) or "the packaged rows"
-    fixes = runner_fixes(args.runner)
-    placed = partial(with_row_places, file=report.audit.path, rows=rows, source=source, fixes=fixes)
     for verdict in _verdicts_with_progress(report):
-        yield replace(verdict, findings=tuple(map(placed, verdict.findings)))
+        findings = verdict.findings
+        if args.runner is not None:
+            fixes = runner_fixes(args.runner)
+            placed = partial(with_row_places, file=report.audit.path, rows=rows, source=source, fixes=fixes)
+            findings = tuple(map(placed, findings))
+        yield replace(verdict, findings=tuple(finding.with_paths(paths) for finding in findings))
 
 
 def _verdicts_with_progress(report: AuditReport) -> Iterator[LineVerdict]:

@@ -162,7 +162,7 @@ mistral-common's template writes thinking as text in <think> for every one: for 
 (Mistral-Small-3.2), add --no-thinking.
 
 Some checkpoints are published with a template that writes a system prompt of its own, which mistral-common's template
-does not have. To keep it, name that template: --system-prompt CHECKPOINT/chat_template.jinja"""
+does not have. To keep it, name that template: --system-prompt checkpoints/my-mistral/chat_template.jinja"""
 
 
 def _is_template(file: Path) -> bool:

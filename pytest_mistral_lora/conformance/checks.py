@@ -7,7 +7,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -138,7 +138,17 @@ class Check:
         return f"{self.target.name}::{self.subject}::{self.case}"
 
     def run(self) -> Result:
-        """Run the check; a recipe, base or tokenizer that does not load is the finding of one check in all subjects."""
+        """Run the check; the fixes of its findings name the paths of the target.
+
+        A recipe, base or tokenizer that does not load is the finding of one check in all subjects.
+        """
+        result = self._result()
+        if not any(finding.names_paths for finding in result.findings):
+            return result
+        paths = self.target.fix_paths
+        return replace(result, findings=tuple(finding.with_paths(paths) for finding in result.findings))
+
+    def _result(self) -> Result:
         with interruptions_kept():
             try:
                 return self.judge()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,42 @@ _WITHIN = {
     "answer": ("server", set(range(921, 932))),
 }
 """Subjects whose rules have ids in the range of another subject: that subject, and the numbers."""
+
+
+EXAMPLE_PATHS = {
+    "checkpoint": "checkpoints/my-mistral",
+    "folder": "checkpoints/my-mistral",
+    "template": "checkpoints/my-mistral/chat_template.jinja",
+    "own_template": "checkpoints/my-mistral/chat_template.jinja",
+    "adapter": "lora-out",
+}
+"""The paths that a fix can name by a placeholder, such as `{checkpoint}`, and the paths of the documentation.
+
+checkpoint: a tokenizer, as `--tokenizer` takes it.
+folder: the checkpoint's folder, in which a fix may write.
+template: the file for a template that a fix writes.
+own_template: the file of the checkpoint's own template.
+adapter: the folder of an adapter or of a merged model.
+"""
+
+_PLACEHOLDER = re.compile(rf"\{{({'|'.join(EXAMPLE_PATHS)})(!r)?\}}")
+
+
+def with_paths(fix: str, paths: Mapping[str, str] = EXAMPLE_PATHS) -> str:
+    """Return a fix with paths in place of its placeholders.
+
+    A path is quoted for a shell, or for Python if the placeholder is `{checkpoint!r}`.
+
+    Args:
+        fix: The fix.
+        paths: A path for each placeholder; the paths of the documentation stand for those that are missing.
+    """
+
+    def path(found: re.Match[str]) -> str:
+        text = paths.get(found[1], EXAMPLE_PATHS[found[1]])
+        return repr(text) if found[2] else shlex.quote(text)
+
+    return _PLACEHOLDER.sub(path, fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +116,7 @@ class Rule:
         cases: The checks of this subject that report it, the main one first; `*` if each check of the subject can, for
             example because each row has its own check. `case` in the file is a name or a list of names.
         why: The consequence of breaking it.
-        fix: The way to mend the artifact.
+        fix_text: The way to mend the artifact, with placeholders for its paths; `fix` in the file.
         source: The thread, specification or reference code that the rule comes from.
         severity: `error` fails a check; `note` is shown, and fails only with `--mistral-strict`.
         example: A broken artifact with its finding.
@@ -91,11 +128,16 @@ class Rule:
     subject: str
     cases: tuple[str, ...]
     why: str
-    fix: str
+    fix_text: str
     source: str
     example: RuleExample
     severity: Severity = "error"
     fault_class: str = ""
+
+    @property
+    def fix(self) -> str:
+        """The way to mend the artifact, with the paths of the documentation."""
+        return with_paths(self.fix_text)
 
     @property
     def case(self) -> str:
@@ -160,7 +202,13 @@ def _read_rules(subject: str) -> dict[str, Rule]:
         example, fault_class, case = RuleExample(**table.pop("example")), table.pop("class", ""), table.pop("case")
         cases = (case,) if isinstance(case, str) else tuple(case)
         rules[rule_id] = Rule(
-            id=rule_id, subject=subject, cases=cases, example=example, fault_class=fault_class, **table
+            id=rule_id,
+            subject=subject,
+            cases=cases,
+            fix_text=table.pop("fix"),
+            example=example,
+            fault_class=fault_class,
+            **table,
         )
     return rules
 
@@ -178,7 +226,8 @@ class Finding:
         row: The chat row as one line of JSON that you can paste into a dataset, or empty.
         shape: The shape of the first difference, such as `after [INST]: ␣ → nothing`; empty if no tokens are compared.
         more: The number of findings of the rule that this one counts, for too long a list; else 0.
-        fix: The way to mend it in the tool that made it; empty for the rule's own fix.
+        fix: The way to mend it in the tool that made it, perhaps with placeholders for paths; empty for the rule's own
+            fix.
         tokens: The tokens around the first difference, or None.
         name: The name of its cause, by which a list of known deviations accepts only this cause; may be empty.
         is_error: Whether it is an error although its rule is a note, because the fault breaks every row.
@@ -205,7 +254,24 @@ class Finding:
     @property
     def next_step(self) -> str:
         """The way to mend the artifact: in the tool that made it, or else the rule's."""
-        return self.fix or RULES[self.rule].fix
+        return with_paths(self._fix_text)
+
+    @property
+    def _fix_text(self) -> str:
+        return self.fix or RULES[self.rule].fix_text
+
+    @property
+    def names_paths(self) -> bool:
+        """Whether its fix has placeholders for the paths of the judged artifact."""
+        return bool(_PLACEHOLDER.search(self._fix_text))
+
+    def with_paths(self, paths: Mapping[str, str]) -> Finding:
+        """Return the finding with real paths in its fix.
+
+        Args:
+            paths: A path for each placeholder, with the keys of `EXAMPLE_PATHS`.
+        """
+        return replace(self, fix=with_paths(self._fix_text, paths)) if self.names_paths else self
 
     @property
     def cause(self) -> str:

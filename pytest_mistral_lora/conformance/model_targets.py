@@ -14,7 +14,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.targets import RecipeTarget, Target, given_path
+from pytest_mistral_lora.conformance.targets import RecipeTarget, Target, checkpoint_paths, given_path
 from pytest_mistral_lora.errors import NoOracleError, PinError, RecipeError
 
 if TYPE_CHECKING:
@@ -88,6 +88,11 @@ class AdapterTarget(Target):
                 # another check reports the base of the recipe; never search for another base
                 vars(folder)["located_base"] = LocatedBase(None, "the base of its recipe cannot be used (ML208)")
         return folder
+
+    @property
+    def fix_paths(self) -> dict[str, str]:
+        """The paths of the folder, which has a tokenizer of its own."""
+        return {**checkpoint_paths(self.folder), "adapter": str(self.folder)}
 
     @property
     def _given_base(self) -> BaseFolder | None:
@@ -229,6 +234,14 @@ class TrainerTarget(Target):
         ):
             if config is not None:
                 (folder / name).write_text(config.to_json_string(use_diff=False), encoding="utf-8")
+
+    @property
+    def fix_paths(self) -> dict[str, str]:
+        """The paths of the folder or the repository that the tokenizer was loaded from, if it is known."""
+        if self.base is not None:
+            return checkpoint_paths(self.base.path)
+        name = getattr(self.processing_class, "name_or_path", "")
+        return checkpoint_paths(name) if name else {}
 
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:

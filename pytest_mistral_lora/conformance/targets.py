@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
-from pytest_mistral_lora.errors import NoTemplateError, RunnerError
+from pytest_mistral_lora.errors import MistralLoraError, NoTemplateError, RunnerError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -98,6 +98,11 @@ class Target:
         """Mistral's own tokenization of this target."""
         return self.tokenizer.oracle
 
+    @property
+    def fix_paths(self) -> dict[str, str]:
+        """The paths that the fix of a finding about this target names, with the keys of `finding.EXAMPLE_PATHS`."""
+        return checkpoint_paths(self.path or self.name)
+
     @cached_property
     def template(self) -> ChatTemplate:
         """The chat template of this target; for a single tokenizer file, the one that mistral-common generates.
@@ -156,6 +161,17 @@ class RecipeTarget(Target):
         """The base checkpoint."""
         return self.base_folder
 
+    @property
+    def fix_paths(self) -> dict[str, str]:
+        """The paths of a local base; of a base at the Hub, the recipe, which names its tokenizer."""
+        of_recipe = checkpoint_paths(given_path(self.path))
+        with suppress(MistralLoraError):
+            base = self.recipe.base
+            if base.path is not None:
+                return checkpoint_paths(base.path)
+            of_recipe["own_template"] = checkpoint_paths(self.base_folder.path)["own_template"]
+        return of_recipe
+
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
         """The tokenizer of the base checkpoint."""
@@ -196,6 +212,11 @@ class JudgedTarget(Target):
     def checkpoint(self) -> BaseFolder | None:
         """The folder of the target that judges."""
         return self.judge.checkpoint
+
+    @property
+    def fix_paths(self) -> dict[str, str]:
+        """The paths of the target that judges."""
+        return self.judge.fix_paths
 
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
@@ -264,6 +285,25 @@ class RunnerTarget(JudgedTarget):
     """
 
     runner: str = ""
+
+
+def checkpoint_paths(path: Path | str) -> dict[str, str]:
+    """Return the paths that a fix names for a tokenizer, by the keys of `finding.EXAMPLE_PATHS`.
+
+    Args:
+        path: A checkpoint folder, a tokenizer file, a recipe, or the name of a shipped tokenizer.
+    """
+    from pytest_mistral_lora.checkpoint.hub_cache import snapshot_of
+    from pytest_mistral_lora.checkpoint.tokenizer_folder import TEMPLATE
+
+    folder = Path(path)
+    paths = {"checkpoint": str(path), "template": TEMPLATE, "own_template": TEMPLATE}
+    if folder.is_dir():
+        paths["own_template"] = str(folder / TEMPLATE)
+        # a snapshot in the Hub's cache is not changed: the template goes into the current folder
+        if snapshot_of(folder) is None:
+            paths |= {"folder": str(folder), "template": str(folder / TEMPLATE)}
+    return paths
 
 
 def given_path(path: Path | None) -> Path:

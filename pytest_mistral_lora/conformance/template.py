@@ -154,7 +154,7 @@ def _engine_findings(match: TemplateMatch, place: str) -> Iterator[Finding]:
 
 def _engine_fix(own_prompt: str) -> str:
     """Return the fix of ML023, which keeps the template's own system prompt, if it writes one."""
-    prompt = {"none": "", "note": "CHECKPOINT/chat_template.jinja", "error": "prompt.txt"}[own_prompt]
+    prompt = {"none": "", "note": "{own_template}", "error": "prompt.txt"}[own_prompt]
     write = _write_template(prompt)
     return f"Serve the template that mistral-common generates: {write}, and `llama-server --chat-template-file`."
 
@@ -284,7 +284,7 @@ def _fix(template: ChatTemplate) -> str:
         return ""
     return (
         "If Mistral published this template, keep it and train with `backend: mistral-common`, or serve with "
-        f"mistral-common's template and the same system prompt: {_write_template('CHECKPOINT/chat_template.jinja')}. "
+        f"mistral-common's template and the same system prompt: {_write_template('{own_template}')}. "
         "If you accept this difference, list its name or its check as a known deviation."
     )
 
@@ -292,7 +292,7 @@ def _fix(template: ChatTemplate) -> str:
 def _write_template(prompt: str) -> str:
     """Return the command that writes mistral-common's template with a system prompt, if one is given."""
     system_prompt = f" --system-prompt {prompt}" if prompt else ""
-    return f"`mistral-lora template --tokenizer CHECKPOINT{system_prompt} --output served/chat_template.jinja`"
+    return f"`mistral-lora template --tokenizer {{checkpoint}}{system_prompt} --output served/chat_template.jinja`"
 
 
 def own_prompt_finding(template: ChatTemplate, place: str, *, has_oracle: bool = True) -> Finding | None:
@@ -316,7 +316,7 @@ def own_prompt_finding(template: ChatTemplate, place: str, *, has_oracle: bool =
     choice = (
         "keep the template, write the system prompt that you serve into each row, and train with "
         "`backend: mistral-common`; or serve with mistral-common's template and a prompt of your choice: "
-        f"{_write_template('prompt.txt' if faults else 'CHECKPOINT/chat_template.jinja')}; or accept it by name in the "
+        f"{_write_template('prompt.txt' if faults else '{own_template}')}; or accept it by name in the "
         f"list of known deviations: `{OWN_PROMPT}  # reason`."
     )
     return Finding(

@@ -38,7 +38,7 @@ def checks(target: TrainerTarget, settings: Settings) -> Iterator[Check]:
 def _oracle(target: TrainerTarget) -> Result:
     if target.known.oracle is not None:
         return Result(facts=(("oracle of", target.known.text),))
-    step = 'Name it: guard(trainer, tokenizer="CHECKPOINT"), with a folder, a tokenizer file or a name such as spm-v3.'
+    step = 'Name it: guard(trainer, tokenizer="spm-v3"), or give a checkpoint folder or a tokenizer file.'
     expected = "the vocabulary of a known tokenizer"
     return Result((Finding("ML229", target.known.reason, TOKENIZER_PLACE, expected, fix=step),))
 
@@ -79,7 +79,7 @@ def _template(target: TrainerTarget) -> Result:
     if not isinstance(text, str):
         return Result(not_checked="the trainer's tokenizer has no chat template")
     found = loaded_template_result(target.tokenizer, text, target.base)
-    fix = "Set the one that mistral-common generates: tokenizer.chat_template = training_template(CHECKPOINT)."
+    fix = "Set the one that mistral-common generates: tokenizer.chat_template = training_template({checkpoint!r})."
     findings = (replace(finding, fix=fix) for finding in target.with_places(found.findings))
     return replace(found, findings=tuple(findings))
 
