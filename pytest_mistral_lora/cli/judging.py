@@ -168,6 +168,7 @@ class Judging:
         return judged_by(verb, causes, [*cases_of(session.records, texts)], verdict, subject, known)
 
     def _print(self, session: Session) -> None:
+        from pytest_mistral_lora.conformance.next_command import next_lines
         from pytest_mistral_lora.report import write_styled
 
         if self.output_format != "text":
@@ -177,7 +178,7 @@ class Judging:
         for text in session.cause_texts(width):
             write_styled(text)
         memory = [f"{shown_path(recipe['path'])}: {recipe['text']}" for recipe in self.memory]
-        sys.stdout.write("\n".join(session.summary_lines(width, memory)) + "\n")
+        sys.stdout.write("\n".join([*session.summary_lines(width, memory), *next_lines(session)]) + "\n")
 
 
 @contextmanager

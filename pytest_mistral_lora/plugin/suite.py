@@ -22,6 +22,7 @@ from pytest_mistral_lora.plugin.summary import (
     write_annotations,
     write_left_out_tests,
     write_line,
+    write_next,
     write_summary,
 )
 
@@ -218,6 +219,7 @@ class Suite:
             write_summary(terminalreporter, self.session, self.settings, unused=unused)
             if self._leaves_out_tests:
                 write_left_out_tests(terminalreporter, self._home)
+            write_next(terminalreporter, self.session)
         if self.settings.output_format == "github":
             with chdir(self._home):
                 write_annotations(terminalreporter, self.session)

@@ -158,6 +158,14 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
         write_line(terminal, line)
 
 
+def write_next(terminal: Any, session: Session) -> None:
+    """Write the command to run next, if there is an obvious one."""
+    from pytest_mistral_lora.conformance.next_command import next_lines
+
+    for line in next_lines(session):
+        write_line(terminal, line, bold=True)
+
+
 def write_left_out_tests(terminal: Any, folder: Path) -> None:
     """Say that the tests of a folder did not run, if there are any: a run of the suite alone is green without them."""
     from pytest_mistral_lora.starter.own_tests import find_test_files

@@ -3,6 +3,7 @@
 from pytest_mistral_lora.report.lines import (
     NOTHING_WAS_JUDGED,
     basis_lines,
+    commands_in,
     found_words,
     line_style,
     unchecked_lines,
@@ -15,6 +16,7 @@ __all__ = [
     "NOTHING_WAS_JUDGED",
     "RunFacts",
     "basis_lines",
+    "commands_in",
     "found_words",
     "line_style",
     "report_data",

@@ -60,6 +60,11 @@ def found_words(findings: int, causes: int) -> str:
     return counted(findings, "finding") + (f" of {counted(causes, 'cause')}" if causes else "")
 
 
+def commands_in(fix: str) -> list[str]:
+    """Return the commands that a fix quotes with backticks."""
+    return [text for text in re.findall(r"`([^`]+)`", fix) if re.match(r"(mistral-lora|pytest|pip) ", text)]
+
+
 def line_style(line: str) -> str:
     """Return the colours of one line of a finding's text, by name; empty for plain text."""
     if re.match(r"ML\d{3} ", line):

@@ -16,7 +16,7 @@ from pytest_mistral_lora.escaping import safe_json
 from pytest_mistral_lora.records.files import beginning, put_text, require_writable
 from pytest_mistral_lora.records.goldens import library_versions
 from pytest_mistral_lora.records.secrets import redacted, spells_secret
-from pytest_mistral_lora.report.lines import verdict_line
+from pytest_mistral_lora.report.lines import commands_in, verdict_line
 from pytest_mistral_lora.report.secrets import public_finding
 
 if TYPE_CHECKING:
@@ -103,9 +103,8 @@ def report_data(
 
 def _with_commands(cause: Mapping[str, Any], of_check: Mapping[str, str]) -> dict[str, Any]:
     """Return a cause with its commands: to repeat its check, to fix it by its rule's advice, to explain the rule."""
-    named = re.findall(r"`([^`]+)`", cause["fix"])
-    mending = [text for text in named if re.match(r"(mistral-lora|pytest|pip) ", text)]
-    return {**cause, "commands": {**of_check, "fix": mending, "explain": f"mistral-lora rules {cause['rule']}"}}
+    explain = f"mistral-lora rules {cause['rule']}"
+    return {**cause, "commands": {**of_check, "fix": commands_in(cause["fix"]), "explain": explain}}
 
 
 def rows_page(report: Path) -> Path:
