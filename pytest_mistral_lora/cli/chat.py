@@ -15,7 +15,7 @@ from pytest_mistral_lora.cli.verb import (
     print_json,
     whole_number,
 )
-from pytest_mistral_lora.errors import EXIT_OK, InputError, RowError, RowsError
+from pytest_mistral_lora.errors import EXIT_OK, InputError, RowError, RowsError, counted
 from pytest_mistral_lora.extras import require_extra
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def _answer(talk: ChatSession, text: str, place: str, args: argparse.Namespace) 
         sys.stdout.flush()
 
     if args.json:
-        answer = talk.ask(text, place=place)
+        # the object comes when the answer is whole
+        answer = talk.ask(text, _Progress(place), place=place)
         ids = {"prompt_ids": list(answer.prompt_ids), "ids": list(answer.ids)}
         data = {"prompt": text, **ids, "text": answer.text, "stop": answer.stop}
         print_json(data, indented=False)
@@ -118,6 +119,19 @@ def _answer(talk: ChatSession, text: str, place: str, args: argparse.Namespace) 
         write(_ids_text(talk, answer))
     if answer.stop == "length":
         sys.stderr.write(f"(cut off after {args.max_new_tokens} tokens: --max-new-tokens)\n")
+
+
+class _Progress:
+    """Shows on standard error, every few seconds, how long the answer is so far."""
+
+    def __init__(self, place: str) -> None:
+        from pytest_mistral_lora.training.display import RunDisplay
+
+        self._place, self._display, self._length = place, RunDisplay(sys.stderr), 0
+
+    def __call__(self, part: str) -> None:
+        self._length += len(part)
+        self._display.meanwhile(f"{self._place}: {counted(self._length, 'character')} so far")
 
 
 def _ids_text(talk: ChatSession, answer: ChatAnswer) -> str:

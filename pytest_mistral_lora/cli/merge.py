@@ -64,10 +64,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Merge, and print the folder and how the merged model compares with base and adapter."""
     from pytest_mistral_lora.training.callbacks import stop_on_signals
+    from pytest_mistral_lora.training.display import RunDisplay
     from pytest_mistral_lora.training.merge import merge
 
     # a signal removes the unfinished folder and ends the merge: unlike a training run, it has no step to finish
-    with stop_on_signals():
+    with stop_on_signals(), RunDisplay.on_stderr() as display:
+        display.start_bar()
         merged = merge(
             args.adapter,
             args.output,
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             golden=args.golden,
             dequantize=args.dequantize,
             device=args.device,
-            progress=sys.stderr.isatty(),
+            display=display,
         )
     if args.json:
         print_json(merged.to_json())

@@ -23,6 +23,7 @@ from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.completions import FormatCheck
     from pytest_mistral_lora.report.judged import Outcome
+    from pytest_mistral_lora.training.display import RunDisplay
     from pytest_mistral_lora.training.generate.judge import TranscriptComparison
 
 _DESCRIPTION = """\
@@ -103,17 +104,22 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             "without transcripts, no answer is judged", place="--output-format", expected=f"{' or '.join(_PRINTED)}"
         )
-    if args.update:
-        return _update(args)
-    if args.record:
-        return _record(args)
-    return _answer(args) if args.rows else _compare(args)
+    from pytest_mistral_lora.training.display import RunDisplay
+
+    with RunDisplay.on_stderr() as display:
+        display.start_bar()
+        if args.update:
+            return _update(args, display)
+        if args.record:
+            return _record(args, display)
+        return _answer(args, display) if args.rows else _compare(args, display)
 
 
-def _compare(args: argparse.Namespace) -> int:
+def _compare(args: argparse.Namespace, display: RunDisplay) -> int:
     from pytest_mistral_lora.training.generate.judge import compare
 
-    comparison = compare(args.adapter, args.golden, args.base, device=args.device)
+    comparison = compare(args.adapter, args.golden, args.base, device=args.device, display=display)
+    display.close()
     if args.output_format not in _PRINTED:
         _print_judged(args.output_format, comparison)
         return EXIT_OK if comparison.passed else EXIT_FINDING
@@ -163,7 +169,7 @@ def _print_judged(output_format: str, comparison: TranscriptComparison) -> None:
     print_verdict(output_format, judged_by("smoke", causes, cases, _tier_line(comparison), comparison.golden))
 
 
-def _record(args: argparse.Namespace) -> int:
+def _record(args: argparse.Namespace, display: RunDisplay) -> int:
     from pytest_mistral_lora.chat.rows import read_rows
     from pytest_mistral_lora.training.generate.model_spec import record_rows
 
@@ -175,7 +181,9 @@ def _record(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         checks=_format_checks(args.check),
         device=args.device,
+        display=display,
     )
+    display.close()
     lines = [f"recorded {shown_path(file)}" for file in files]
     _print(args, {"recorded": [str(file) for file in files]}, "\n".join(lines))
     return EXIT_OK
@@ -200,23 +208,31 @@ def _format_checks(words: Sequence[str]) -> tuple[FormatCheck, ...]:
         raise InputError(found, place="--check " + " ".join(words)) from error
 
 
-def _update(args: argparse.Namespace) -> int:
+def _update(args: argparse.Namespace, display: RunDisplay) -> int:
     from pytest_mistral_lora.training.generate.model_spec import record_again
 
-    written = record_again(args.adapter, args.record, args.base, device=args.device)
+    written = record_again(args.adapter, args.record, args.base, device=args.device, display=display)
+    display.close()
     data = {str(file): state for file, state in written.items()}
     _print(args, {"written": data}, "\n".join(f"{state} {shown_path(file)}" for file, state in data.items()))
     return EXIT_OK
 
 
-def _answer(args: argparse.Namespace) -> int:
+def _answer(args: argparse.Namespace, display: RunDisplay) -> int:
     from pytest_mistral_lora.training.generate.chat_session import read_prompt_rows
     from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 
     prompts = read_prompt_rows(args.rows)
     spec = model_spec(args.adapter, args.base, device=args.device)
     unanswered = {index for index, prompt in enumerate(prompts) if not prompt.has_answer}
-    result = smoke(spec, [prompt.row for prompt in prompts], unanswered=unanswered, max_new_tokens=args.max_new_tokens)
+    result = smoke(
+        spec,
+        [prompt.row for prompt in prompts],
+        unanswered=unanswered,
+        max_new_tokens=args.max_new_tokens,
+        display=display,
+    )
+    display.close()
     verdicts = {True: "as in the row", False: "not as in the row", None: "not checked"}
     lines, counts = [], Counter[str]()
     for completion in result["completions"]:

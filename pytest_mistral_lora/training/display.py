@@ -1,4 +1,4 @@
-"""The display of a run on standard error: colours and a bar on a terminal, plain lines in a pipe; imports no torch."""
+"""The display of a long command on standard error: a bar on a terminal, plain lines in a pipe; imports no torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Self, TextIO
 
+from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.escaping import UNMIXED, own_stream, printable
 from pytest_mistral_lora.training.devices import is_main
 
 _FRAMES_PER_SECOND = 2
 """Frames of the bar: each takes Python time from a step on a CPU."""
+_SECONDS_BETWEEN_LINES = 5.0
+"""Least seconds between two lines about the same work, without a bar."""
 
 
 def clock_text(seconds: float) -> str:
@@ -35,7 +38,7 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
             clock: Returns seconds.
         """
         self._stream, self._clock = stream, clock
-        self._begin = clock()
+        self._begin = self._last_line = clock()
         self._console: Any = None
         self._bar: Any = None
         if stream is not None and stream.isatty():
@@ -63,7 +66,7 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
 
     def line(self, text: str, style: str = "") -> None:
         """Print a line; the style, one of rich's, is for terminals."""
-        text = printable(text)
+        text, self._last_line = printable(text), self._clock()
         if self._console is not None:
             from rich.text import Text
 
@@ -121,6 +124,27 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
             # draw the last step immediately: a run of a few quick steps may show no other frame
             last = step == steps
             self._bar.update(self._bar.task_ids[0], total=steps, completed=step, description=description, refresh=last)
+
+    def count(self, done: int, total: int, noun: str) -> None:
+        """Show how much of the current phase is done: on the bar; without a bar, in a line every few seconds.
+
+        Args:
+            done: The number of finished things.
+            total: The number of all of them.
+            noun: The name of one of them.
+        """
+        text = f"{done:,} of {counted(total, noun)}"
+        if self._bar is not None:
+            self._bar.update(
+                self._bar.task_ids[0], total=total, completed=done, description=text, refresh=done == total
+            )
+        else:
+            self.meanwhile(text)
+
+    def meanwhile(self, text: str) -> None:
+        """Print a line about work that goes on, if the last line is some seconds old."""
+        if self._clock() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self.phase(text)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from io import StringIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
+from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.generate import load_adapted
 from pytest_mistral_lora.training.merge.folders import merge_dtype, require_full_weights
 from pytest_mistral_lora.training.merge.plan import write_weights
@@ -96,16 +100,17 @@ def test_the_shards_of_the_base_are_those_of_the_merged_model(tmp_path: Path) ->
     assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in found.items())
 
 
-def test_a_bar_counts_the_tensors(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_counts_the_tensors_every_few_seconds(small: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", small)
     weights, tensors = Weights(weight_files(small)), Weights([adapter / ADAPTER_TENSORS])
-    for progress in (True, False):
-        folder = tmp_path / f"out-{progress}"
-        folder.mkdir()
-        write_weights(folder, weights, tensors, planned(adapter, small), "float32", progress=progress)
-        shown = capsys.readouterr().err
-        assert (f"{len(weights)}/{len(weights)}" in shown) is progress
-        assert ("model.safetensors" in shown) is progress
+    pipe, seconds = StringIO(), count()
+    (tmp_path / "out").mkdir()
+    # each look at the clock takes a second
+    display = RunDisplay(pipe, clock=lambda: float(next(seconds)))
+    write_weights(tmp_path / "out", weights, tensors, planned(adapter, small), "float32", display)
+    lines = pipe.getvalue().splitlines()
+    assert 1 < len(lines) < len(weights) / 2
+    assert all(re.fullmatch(rf"\d:\d\d:\d\d \d+ of {len(weights)} tensors", line) for line in lines)
 
 
 def rewrite(adapter: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
+from pytest_mistral_lora.training.display import RunDisplay
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,14 @@ def adapter_effect(model: Any, encoded: Sequence[EncodedRow]) -> float:
     return largest
 
 
-def generate(model: Any, encoder: Encoder, rows: Iterable[Row], *, max_new_tokens: int = 256) -> list[Completion]:
+def generate(
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    *,
+    max_new_tokens: int = 256,
+    display: RunDisplay | None = None,
+) -> list[Completion]:
     """Generate the last assistant turn of each row greedily, one row at a time.
 
     Args:
@@ -102,10 +110,12 @@ def generate(model: Any, encoder: Encoder, rows: Iterable[Row], *, max_new_token
         encoder: The backend that makes prompts.
         rows: Conversations that end with the turn to generate.
         max_new_tokens: Longest completion, in tokens.
+        display: Display of the progress; None to show nothing.
 
     Raises:
         RowError: If a row cannot be encoded.
     """
+    shown = display or RunDisplay()
     completions = []
     for index, row in enumerate(rows):
         # one prompt at a time: without padding, an answer cannot depend on its neighbours in a batch
@@ -115,6 +125,7 @@ def generate(model: Any, encoder: Encoder, rows: Iterable[Row], *, max_new_token
         stop: Literal["eos", "length"] = "eos" if ids and ids[-1] == encoder.eos_id else "length"
         found = Completion(index, len(prompt), ids, encoder.decode(ids), stop, expected, ids == expected)
         completions.append(found)
+        shown.count(len(completions), len(rows), "answer")
     return completions
 
 

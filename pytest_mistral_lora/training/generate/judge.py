@@ -12,7 +12,7 @@ import torch
 
 from pytest_mistral_lora.checkpoint.devices import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.records.judgement import (
     AnswerJudgement,
     answer_tier,
@@ -22,6 +22,7 @@ from pytest_mistral_lora.records.judgement import (
     widest_tolerance,
 )
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder
+from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.generate.answers import generate
 from pytest_mistral_lora.training.generate.model_spec import model_spec
 from pytest_mistral_lora.training.generate.record import answer_of, next_token_logprobs
@@ -127,7 +128,12 @@ class TranscriptComparison:
 
 
 def compare(
-    adapter: Path, golden: Path | None = None, base: Path | None = None, *, device: str = "auto"
+    adapter: Path,
+    golden: Path | None = None,
+    base: Path | None = None,
+    *,
+    device: str = "auto",
+    display: RunDisplay | None = None,
 ) -> TranscriptComparison:
     """Compare an adapter or a merged model with golden transcripts.
 
@@ -136,6 +142,7 @@ def compare(
         golden: Folder of transcripts, or one transcript; by default `transcripts` in the adapter's folder.
         base: The base's folder; by default, the one that the adapter's folder records.
         device: `auto`, `cpu` or `cuda`.
+        display: Display of the progress; None to show nothing.
 
     Raises:
         InputError: If there are no transcripts, or they belong to another base, prompt or vocabulary.
@@ -146,7 +153,14 @@ def compare(
     check_base(transcripts, spec.identity["base_weights_sha256"], spec.base.path)
     for transcript in transcripts:
         check_prompt(spec.encoder, transcript)
+    display = display or RunDisplay()
+    display.phase("loading the model")
     model = spec.load()
+    display.phase(f"answering {counted(len(transcripts), 'prompt')} again")
+    judgements = []
+    for transcript in transcripts:
+        judgements.append(judge(model, spec.encoder, transcript, precision=spec.precision))
+        display.count(len(judgements), len(transcripts), "answer")
     return TranscriptComparison(
         golden=golden,
         base=spec.base.path,
@@ -156,5 +170,5 @@ def compare(
         recorded_adapter=all(
             transcript.model["tensors_sha256"] == spec.identity["tensors_sha256"] for transcript in transcripts
         ),
-        judgements=[judge(model, spec.encoder, transcript, precision=spec.precision) for transcript in transcripts],
+        judgements=judgements,
     )

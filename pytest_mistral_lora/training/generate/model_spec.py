@@ -16,12 +16,13 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.devices import Precision, choose_device
 from pytest_mistral_lora.checkpoint.encoder import Encoder
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import Written
 from pytest_mistral_lora.records.goldens import golden_paths
 from pytest_mistral_lora.records.schema import error_in_words
 from pytest_mistral_lora.records.transcripts import Transcript, load_folder
+from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.generate.answers import adapter_effect, generate, load_adapted, probe
 from pytest_mistral_lora.training.generate.record import record, tokenizer_identity
 from pytest_mistral_lora.training.recipe import Evaluation
@@ -82,14 +83,20 @@ class ModelSpec:
         return load_adapted(self.folder, self.base, self.precision, self.device, self.quantization)
 
     def answer(
-        self, model: Any, rows: Sequence[Row], *, max_new_tokens: int, checks: Sequence[FormatCheck] = ()
+        self,
+        model: Any,
+        rows: Sequence[Row],
+        *,
+        max_new_tokens: int,
+        checks: Sequence[FormatCheck] = (),
+        display: RunDisplay | None = None,
     ) -> list[Transcript]:
         """Return the transcript of each row's last turn, answered greedily by the result of `load`; write nothing."""
         return record(
             model,
             self.encoder,
             rows,
-            generate(model, self.encoder, rows, max_new_tokens=max_new_tokens),
+            generate(model, self.encoder, rows, max_new_tokens=max_new_tokens, display=display),
             identity=self.identity,
             precision=self.precision,
             max_new_tokens=max_new_tokens,
@@ -119,7 +126,12 @@ def model_spec(adapter: Path, base: Path | None = None, *, device: str = "auto")
 
 
 def smoke(
-    spec: ModelSpec, rows: Sequence[Row], *, unanswered: Collection[int] = (), max_new_tokens: int = 256
+    spec: ModelSpec,
+    rows: Sequence[Row],
+    *,
+    unanswered: Collection[int] = (),
+    max_new_tokens: int = 256,
+    display: RunDisplay | None = None,
 ) -> dict[str, Any]:
     """Load a model and use it; return `completions`, `probe` and `adapter_effect` as plain data.
 
@@ -131,10 +143,15 @@ def smoke(
         rows: Conversations that end with the turn to generate.
         unanswered: Indices of those whose last turn is only a placeholder.
         max_new_tokens: Longest completion, in tokens.
+        display: Display of the progress; None to show nothing.
     """
+    display = display or RunDisplay()
+    display.phase("loading the model")
     model = spec.load()
+    display.phase(f"answering {counted(len(rows), 'row')}")
     encoded = [spec.encoder.encode(row) for index, row in enumerate(rows) if index not in unanswered]
-    completions = list(map(asdict, generate(model, spec.encoder, rows, max_new_tokens=max_new_tokens)))
+    answers = generate(model, spec.encoder, rows, max_new_tokens=max_new_tokens, display=display)
+    completions = list(map(asdict, answers))
     for index in unanswered:
         completions[index] |= {"expected_ids": None, "equal": None}
     found: dict[str, Any] = {"completions": completions, "probe": asdict(probe(model, encoded)) if encoded else None}
@@ -153,6 +170,7 @@ def record_rows(
     max_new_tokens: int = 256,
     checks: Sequence[FormatCheck] = (),
     device: str = "auto",
+    display: RunDisplay | None = None,
 ) -> list[Path]:
     """Record the answers of an adapter as golden transcripts, and return their files.
 
@@ -164,6 +182,7 @@ def record_rows(
         max_new_tokens: Longest completion, in tokens.
         checks: Format checks for each completion.
         device: `auto`, `cpu` or `cuda`.
+        display: Display of the progress; None to show nothing.
 
     Raises:
         InputError: If adapter, base and rows do not go together, or the folder has transcripts.
@@ -174,7 +193,11 @@ def record_rows(
     for row in rows:
         # a row that cannot be encoded fails here, before the weights are loaded
         spec.encoder.prompt(row)
-    transcripts = spec.answer(spec.load(), rows, max_new_tokens=max_new_tokens, checks=checks)
+    display = display or RunDisplay()
+    display.phase("loading the model")
+    model = spec.load()
+    display.phase(f"answering {counted(len(rows), 'row')}")
+    transcripts = spec.answer(model, rows, max_new_tokens=max_new_tokens, checks=checks, display=display)
     folder.mkdir(parents=True, exist_ok=True)
     return [transcript.write(folder) for transcript in transcripts]
 
@@ -267,7 +290,14 @@ def check_same_kind(before: Transcript, spec: ModelSpec, file: Path) -> None:
         )
 
 
-def record_again(adapter: Path, folder: Path, base: Path | None = None, *, device: str = "auto") -> dict[Path, Written]:
+def record_again(
+    adapter: Path,
+    folder: Path,
+    base: Path | None = None,
+    *,
+    device: str = "auto",
+    display: RunDisplay | None = None,
+) -> dict[Path, Written]:
     """Ask the questions of recorded transcripts again, and write each answer over its transcript.
 
     Args:
@@ -275,6 +305,7 @@ def record_again(adapter: Path, folder: Path, base: Path | None = None, *, devic
         folder: Folder of transcripts, or one transcript; not those of a finished run.
         base: The base's folder; by default, the one that the adapter's folder records.
         device: `auto`, `cpu` or `cuda`.
+        display: Display of the progress; None to show nothing.
 
     Returns:
         The change of each file.
@@ -296,5 +327,11 @@ def record_again(adapter: Path, folder: Path, base: Path | None = None, *, devic
     for file, before in recorded.items():
         check_same_kind(before, spec, file)
         spec.encoder.prompt(before.row)
+    display, written = display or RunDisplay(), dict[Path, Written]()
+    display.phase("loading the model")
     model = spec.load()
-    return {file: ask(model, spec, Question.again(before)).put(file, before) for file, before in recorded.items()}
+    display.phase(f"answering {counted(len(recorded), 'prompt')} again")
+    for file, before in recorded.items():
+        written[file] = ask(model, spec, Question.again(before)).put(file, before)
+        display.count(len(written), len(recorded), "answer")
+    return written

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,7 +14,6 @@ import torch
 from peft import get_peft_model, get_peft_model_state_dict
 from peft.tuners import lora
 from peft.utils import ModulesToSaveWrapper
-from tqdm import tqdm
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.architectures import EMBEDDINGS, spelled_name
@@ -24,6 +24,7 @@ from pytest_mistral_lora.records.adapter_config import CONFIG, require_plain_sum
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.training.adapter import PREFIX, peft_quiet
+from pytest_mistral_lora.training.display import RunDisplay
 
 _NAME = "default"
 
@@ -217,8 +218,7 @@ def write_weights(
     adapter: Weights,
     changes: Mapping[str, TensorChange],
     dtype: str,
-    *,
-    progress: bool = False,
+    display: RunDisplay | None = None,
 ) -> None:
     """Write the base's files again with the changes, and its index.
 
@@ -231,32 +231,31 @@ def write_weights(
         adapter: The adapter's tensors.
         changes: The result of `plan_merge`.
         dtype: dtype of all tensors in the files.
-        progress: Whether to show a bar on stderr.
+        display: Display of the progress; None to show nothing.
 
     Raises:
         MergeError: If a tensor is not finite in `dtype`.
     """
-    with tqdm(total=len(base), unit="tensor", desc="merging", disable=not progress) as bar:
+    shown, numbers = display or RunDisplay(), count(1)
 
-        def merged(name: str) -> torch.Tensor:
-            bar.update()
-            change, weight = changes.get(name), base[name]
-            written = _rounded(weight, change, adapter, getattr(torch, dtype))
-            # float16 ends at 65504: a larger weight becomes infinite without an error
-            if not torch.isfinite(written).all():
-                exact = weight if change is None else change.apply(weight, adapter, slice(None))
-                raise MergeError(
-                    f"{name} is not finite in {written.dtype}: its largest number is {exact.abs().max().item():g}",
-                    expected="finite numbers",
-                    next_step="Nothing is written. Check the adapter, or merge with --dtype bfloat16 or float32.",
-                )
-            return written
+    def merged(name: str) -> torch.Tensor:
+        change, weight = changes.get(name), base[name]
+        written = _rounded(weight, change, adapter, getattr(torch, dtype))
+        # float16 ends at 65504: a larger weight becomes infinite without an error
+        if not torch.isfinite(written).all():
+            exact = weight if change is None else change.apply(weight, adapter, slice(None))
+            raise MergeError(
+                f"{name} is not finite in {written.dtype}: its largest number is {exact.abs().max().item():g}",
+                expected="finite numbers",
+                next_step="Nothing is written. Check the adapter, or merge with --dtype bfloat16 or float32.",
+            )
+        shown.count(next(numbers), len(base), "tensor")
+        return written
 
-        for file in base.files:
-            shapes = {name: info.shape for name, info in base.infos.items() if info.file == file}
-            bar.set_postfix_str(file.name)
-            if shapes:  # a file may have held nothing but scales of FP8 weights
-                write_safetensors(folder / file.name, shapes, dtype, merged)
+    for file in base.files:
+        shapes = {name: info.shape for name, info in base.infos.items() if info.file == file}
+        if shapes:  # a file may have held nothing but scales of FP8 weights
+            write_safetensors(folder / file.name, shapes, dtype, merged)
     index = base.files[0].with_name(INDEX)
     if index.is_file():
         data = read_json(index)

@@ -18,12 +18,13 @@ from pytest_mistral_lora.checkpoint.devices import PRECISIONS
 from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON
-from pytest_mistral_lora.errors import InputError, one_line
+from pytest_mistral_lora.errors import InputError, counted, one_line
 from pytest_mistral_lora.records.files import clash, finished_folder, listing, unfinished_path, write_json, write_text
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts
 from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
+from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
 from pytest_mistral_lora.training.merge.folders import (
     BASE_DTYPE,
@@ -87,7 +88,7 @@ def merge(
     golden: Path | None = None,
     dequantize: bool = False,
     device: str = "auto",
-    progress: bool = False,
+    display: RunDisplay | None = None,
 ) -> MergedModel:
     """Add an adapter to its base's weights, prove the sum, and write the folder of a model that needs neither.
 
@@ -104,14 +105,16 @@ def merge(
         dequantize: Whether to add the adapter to dequantised weights: of a quantised base, or of a full base that was
             quantised in training.
         device: Device of the models: `auto`, `cpu` or `cuda`.
-        progress: Whether to show a bar on stderr.
+        display: Display of the progress; None to show nothing.
 
     Raises:
         InputError: If the folders do not go together, or the output exists; then nothing is written.
         MergeError: If the merged model differs from base and adapter; then nothing is left.
         DiskError: If the output cannot be written; then nothing is left.
     """
+    display = display or RunDisplay()
     _check_output(output, adapter, base)
+    display.phase("reading base and adapter")
     named = BaseFolder(base) if base is not None else None
     if named is not None and not dequantize:
         refuse_quantized(named)  # before its weights are hashed, which takes time
@@ -135,12 +138,15 @@ def merge(
             shortage = OSError(errno.ENOSPC, f"the merged weights have {needed / 1e6:,.1f} MB")
             raise disk_error(output, shortage, _MAKE_ROOM)
         with finished_folder(output) as folder:
-            write_weights(folder, weights, tensors, changes, written, progress=progress)
+            display.phase(f"writing the merged weights in {written}")
+            write_weights(folder, weights, tensors, changes, written, display)
             merged = BaseFolder(folder)
+            display.phase("comparing each weight with its exact sum")
             check_sums(merged.file_weights, weights, spec.folder)
             write_companions(folder, merged.file_weights, spec, written)
             tensors_sha256 = sha256_tensors(merged.file_weights)
             identity = {**spec.identity, "kind": "merged", "tensors_sha256": tensors_sha256}
+            display.phase(f"comparing answers to {counted(len(questions), 'prompt')} with those of base and adapter")
             in_full = replace(spec, base=full, precision=PRECISIONS[written], quantization=None)
             proof = prove(in_full, merged, questions, dtype=written, identity=identity, scratch=folder / _SCRATCH)
             shutil.rmtree(folder / _SCRATCH)
