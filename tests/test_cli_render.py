@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -244,3 +245,48 @@ def test_parts_of_a_character_are_spelled_alike_by_both_backends() -> None:
     assert [make_encoder(name, tokenizer).shown(control) for name in ("mistral-common", "chat-template")] == [
         "</s>"
     ] * 2
+
+
+def test_rows_are_read_as_check_reads_them(render: Render, tmp_path: Path) -> None:
+    talk = {"conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]}
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "talks.json").write_text(json.dumps([talk, talk]))
+    with gzip.open(tmp_path / "talks.jsonl.gz", "wt") as file:
+        file.write(json.dumps(talk) + "\n")
+    (tmp_path / "qa.csv").write_text(f'prompt,completion\n"{QUESTION}","{ANSWER}"\n')
+    wanted = render("--tokenizer", "spm-v3", "--row", "1")[1].splitlines()[1:]
+    for name in ("folder", "talks.jsonl.gz", "qa.csv"):
+        code, out, err = render("--tokenizer", "spm-v3", "--row", "1", rows=name)
+        assert (code, err, out.splitlines()[1:]) == (0, "", wanted)
+    code, _, err = render("--tokenizer", "spm-v3", rows="rows.json")
+    assert (code, "rows.json: no such file or folder (did you mean 'rows.jsonl'?)" in err) == (2, True)
+    code, _, err = render("--tokenizer", "spm-v3", rows="spm-v3")
+    assert (code, "this is a tokenizer that mistral-common ships; expected rows" in err) == (2, True)
+
+
+def test_encoded_rows_are_shown_as_stored_and_beside_the_ids_of_their_messages(render: Render, tmp_path: Path) -> None:
+    row = json.loads(render("--tokenizer", "spm-v3", "--row", "1", "--json")[1])
+    masked = {**row, "labels": [*row["labels"][:-1], IGNORE_INDEX]}
+    bare = {key: row[key] for key in ("input_ids", "labels")}
+    packed = {**bare, "conversations": [row["messages"], row["messages"]]}
+    wrong = {**bare, "input_ids": [99_999, *row["input_ids"][1:]]}
+    lines = (masked, bare, packed, wrong, {"row": 5, "error": "too long"})
+    (tmp_path / "prepared.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ("--tokenizer", "spm-v3")
+    code, out, err = render(*words, rows="prepared.jsonl")
+    count = len(row["input_ids"])
+    trained = sum(label != IGNORE_INDEX for label in row["labels"])
+    assert f"stored: {count} tokens, {trained - 1} trained on" in out
+    assert out.count(f"stored: {count} tokens, {trained} trained on") == 2
+    assert "turn 1: assistant, trained on" in out
+    assert (code, "prepared.jsonl:4: the id 99999; expected 0 to 32,767" in err) == (2, True)
+    assert "prepared.jsonl:5: the trainer encoded nothing: too long" in err
+    code, out, err = render(*words, "--row", "1", "--compare", "mistral-common", rows="prepared.jsonl")
+    assert (code, err) == (1, "")
+    assert [line for line in out.splitlines() if line.startswith("  > ")]
+    code, _, err = render(*words, "--row", "2", "--compare", "mistral-common", rows="prepared.jsonl")
+    assert (code, "prepared.jsonl:2: no messages, and --compare encodes one" in err) == (2, True)
+    err = render(*words, "--row", "3", "--compare", "mistral-common", rows="prepared.jsonl")[2]
+    assert "prepared.jsonl:3: 2 conversations" in err
+    shown = json.loads(render(*words, "--row", "3", "--json", rows="prepared.jsonl")[1])
+    assert shown == {"conversations": packed["conversations"], **bare}

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from pytest_mistral_lora.cli.verb import (
     whole_number,
 )
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer, recipe_at
+from pytest_mistral_lora.conformance.path_kinds import RecognisedPath, recognised
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, RowError, RowsError, counted
 
 if TYPE_CHECKING:
@@ -33,15 +33,21 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.chat.token_rows import TokenRow
     from pytest_mistral_lora.checkpoint.encoder import Encoder
+    from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
     from pytest_mistral_lora.training.recipe import Recipe
 
 _DESCRIPTION = """\
-Encode each row of a chat JSONL file, or of a recipe's data. Print its tokens with their ids, turn by turn, and whether
+Encode each row of a file, of a folder or of a recipe's data. Print its tokens with their ids, turn by turn, and whether
 each part is trained on: in colour on a terminal, or as a page for the browser with --html. A row that cannot be encoded
 is reported at the end, with its line and field.
 
+ROWS is what `mistral-lora check` takes for rows: chat JSONL, any format that `mistral-lora import` reads, a compressed
+file, a table, a folder, a recipe. Encoded rows, such as those that a trainer prepared, are shown with their own ids and
+labels.
+
 With --compare, print two encodings side by side, with their differences marked: of the two backends, or of two
-tokenizers. Tokens of two backends are equal if their ids are; those of two tokenizers, if their texts are."""
+tokenizers; of encoded rows, their own and the named one. Tokens of two backends are equal if their ids are; those of
+two tokenizers, if their texts are."""
 
 _BACKENDS = ("mistral-common", "chat-template")
 _PAGE_ROWS = 100
@@ -55,7 +61,7 @@ def _is_page(file: Path) -> bool:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("rows", type=INPUT, help="chat JSONL file, or a recipe")
+    parser.add_argument("rows", type=INPUT, metavar="ROWS", help="rows, encoded rows, or a recipe")
     add_tokenizer_option(parser, required=False)
     add_oracle_option(parser)
     parser.add_argument(
@@ -98,11 +104,14 @@ def run(args: argparse.Namespace) -> int:
     """
     from pytest_mistral_lora.report.tokens import print_tokens
 
+    found = recognised(args.rows)
+    if found.kind not in ("rows", "encoded", "recipe"):
+        raise InputError(f"this is {found.title}", place=str(args.rows), expected="rows, encoded rows, or a recipe")
     view = _view_of(args)
     errors: list[RowError] = []
     page: list[TokenRow] = []
     different = False
-    for item in _chosen_rows(args, view.recipe):
+    for item in _chosen_rows(args, _items(found, view.recipe)):
         # one bad row must not hide the others: show or report each row
         try:
             if isinstance(item, RowError):
@@ -140,11 +149,20 @@ class _View:
     encoders: tuple[tuple[str, Encoder], ...]
     same_vocabulary: bool
 
-    def sides(self, row: Row) -> list[TokenSide]:
-        """Encode a row; in a comparison, text that the template takes for control tokens is allowed."""
+    def sides(self, row: Row | EncodedLine) -> list[TokenSide]:
+        """Return the encodings of a row to show; in a comparison, the expected one first.
+
+        In a comparison, text that the template takes for control tokens is allowed.
+
+        Raises:
+            RowError: If the row cannot be encoded.
+        """
         from pytest_mistral_lora.chat.diff import TokenSide
+        from pytest_mistral_lora.chat.rows import Row
         from pytest_mistral_lora.checkpoint.encoder import TemplateEncoder
 
+        if not isinstance(row, Row):
+            return self._stored_sides(row)
         found = []
         for name, encoder in self.encoders:
             encode: Callable[[Row], EncodedRow] = encoder.encode
@@ -153,7 +171,30 @@ class _View:
             found.append(TokenSide.of(name, encode(row), encoder.shown))
         return found
 
-    def shown(self, row: Row, sides: list[TokenSide]) -> TokenRow:
+    def _stored_sides(self, line: EncodedLine) -> list[TokenSide]:
+        """Return the ids and labels of a record of encoded rows; in a comparison, behind those of its conversation."""
+        from pytest_mistral_lora.chat.diff import TokenSide
+
+        if line.error:
+            raise RowError(f"the trainer encoded nothing: {line.error}", place=line.place)
+        name, encoder = self.encoders[-1]
+        unknown = [token for token in line.input_ids if not 0 <= token < encoder.vocab_size]
+        if unknown:
+            raise RowError(f"the id {unknown[0]}", place=line.place, expected=f"0 to {encoder.vocab_size - 1:,}")
+        conversation = line.rows[0] if len(line.rows) == 1 else None
+        if conversation is None:
+            if len(self.encoders) > 1:
+                found = f"{len(line.rows)} conversations" if line.rows else "no messages"
+                step = "Judge it: mistral-lora audit reads conversations back from the ids."
+                raise RowError(f"{found}, and --compare encodes one", place=line.place, next_step=step)
+            return [TokenSide("stored", line.input_ids, line.labels, encoder.shown)]
+        expected = encoder.encode(conversation)
+        # turns are known only where the ids are those of the conversation; padding may follow them
+        is_same = line.input_ids[: len(expected.input_ids)] == expected.input_ids
+        stored = TokenSide("stored", line.input_ids, line.labels, encoder.shown, expected.spans if is_same else ())
+        return [stored] if len(self.encoders) == 1 else [TokenSide.of(name, expected, encoder.shown), stored]
+
+    def shown(self, row: Row | EncodedLine, sides: list[TokenSide]) -> TokenRow:
         """Return a row to show, with its file and line."""
         from pytest_mistral_lora.chat.diff import TokenDiff
         from pytest_mistral_lora.chat.token_rows import TokenRow
@@ -194,19 +235,31 @@ def _view_of(args: argparse.Namespace) -> _View:
     return _View(recipe, ((name_of(path), first), (name_of(args.compare), second)), False)
 
 
-def _chosen_rows(args: argparse.Namespace, recipe: Recipe | None) -> Iterator[Row | RowError]:
+def _items(found: RecognisedPath, recipe: Recipe | None) -> Iterator[Row | EncodedLine | RowError]:
+    """Yield each row of a path, or its error, by the readers of `check`."""
+    from pytest_mistral_lora.chat.rows import scan_rows
+    from pytest_mistral_lora.conformance.encoded.lines import scan_lines
+    from pytest_mistral_lora.formats.sources import row_files
+
+    if found.kind == "encoded":
+        yield from scan_lines(found.path)
+        return
+    for file in row_files(found.path) if recipe is None else recipe.data.files():
+        yield from scan_rows(file)
+
+
+def _chosen_rows(
+    args: argparse.Namespace, items: Iterator[Row | EncodedLine | RowError]
+) -> Iterator[Row | EncodedLine | RowError]:
     """Yield the rows that the options choose, or the errors in their place.
 
     Raises:
         InputError: If there is no row of a given number.
     """
-    from pytest_mistral_lora.chat.rows import scan_rows
-
-    files = [args.rows] if recipe is None else recipe.data.files()
     wanted = set(args.row or ())
     limit = args.limit or (_PAGE_ROWS if args.html and not wanted else None)
     number = shown = 0
-    for number, item in enumerate(chain.from_iterable(map(scan_rows, files)), 1):
+    for number, item in enumerate(items, 1):
         if args.row and number not in wanted:
             continue
         wanted.discard(number)
@@ -219,13 +272,13 @@ def _chosen_rows(args: argparse.Namespace, recipe: Recipe | None) -> Iterator[Ro
         raise InputError(found, place=str(args.rows), expected=f"a number from 1 to {number}")
 
 
-def _json_data(row: Row, sides: list[TokenSide], shown: TokenRow) -> dict[str, Any]:
+def _json_data(row: Row | EncodedLine, sides: list[TokenSide], shown: TokenRow) -> dict[str, Any]:
     """Return a row with its encoding, or with both encodings and their differences, as plain data."""
     encodings = [
         {"name": side.name, "input_ids": list(side.ids), "labels": None if side.labels is None else list(side.labels)}
         for side in sides
     ]
-    data: dict[str, Any] = row.to_json()
+    data = _messages_of(row)
     if len(sides) == 1:
         data |= {name: encodings[0][name] for name in ("input_ids", "labels")}
     else:
@@ -239,6 +292,17 @@ def _json_data(row: Row, sides: list[TokenSide], shown: TokenRow) -> dict[str, A
         ]
         data |= {"place": row.place, "encodings": encodings, "differences": differences}
     return data
+
+
+def _messages_of(row: Row | EncodedLine) -> dict[str, Any]:
+    """Return the conversations of a row as encoded rows hold them; empty for a row of ids alone."""
+    from pytest_mistral_lora.chat.rows import Row
+
+    if isinstance(row, Row):
+        return row.to_json()
+    if row.packed:
+        return {"conversations": [conversation.to_json()["messages"] for conversation in row.rows]}
+    return row.rows[0].to_json() if row.rows else {}
 
 
 def _write_page(args: argparse.Namespace, rows: list[TokenRow], errors: list[RowError]) -> None:
@@ -268,6 +332,7 @@ VERB = Verb(
     examples=(
         "mistral-lora render rows.jsonl --tokenizer checkpoints/my-mistral",
         "mistral-lora render recipe.yaml --limit 5 --html tokens.html",
+        "mistral-lora render last_run_prepared/ --tokenizer checkpoints/my-mistral --limit 5",
         "mistral-lora render rows.jsonl --tokenizer checkpoints/my-mistral --row 3 --compare chat-template",
         "mistral-lora render rows.jsonl --tokenizer spm-v3 --compare tekken-240911",
         "mistral-lora render rows.jsonl --tokenizer spm-v3 --json > encoded.jsonl",

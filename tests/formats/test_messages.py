@@ -48,13 +48,14 @@ def _message_for(verb: str, path: Path) -> str:
     Path("out.jsonl").unlink(missing_ok=True)
     # the words of pyarrow and zlib are their own, and change with their versions
     text = re.sub(r"(cannot be read as [^:]+|data is damaged): .*?\. Fetch", r"\1: ... Fetch", err.getvalue().strip())
-    return f"{code} {text}"
+    # `render` converts a sound row of another format, as `check` does
+    return f"{code} {text}" if code else "0"
 
 
 def test_the_message_for_each_broken_file_is_the_one_that_was_read(tmp_path: Path) -> None:
     found = list(_messages(tmp_path))
     assert all(len(contents) == 10 for _, _, contents in BROKEN.values())
-    assert not [line for line in found if not line.startswith(("## ", "2 error: "))]
+    assert not [line for line in found if line != "0" and not line.startswith(("## ", "2 error: "))]
     assert "\n".join(found).splitlines() == RECORD.read_text(encoding="utf-8").splitlines()
 
 
