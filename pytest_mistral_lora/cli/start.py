@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Collection
 from difflib import unified_diff
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,11 @@ from pytest_mistral_lora.cli.verb import (
     shown_path,
 )
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, counted
+from pytest_mistral_lora.extras import require_extra
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.starter import StartPlan
+    from pytest_mistral_lora.starter.plan import Ci
     from pytest_mistral_lora.training.recipe import PinnedBase
 
 _INIT_DESCRIPTION = """\
@@ -27,7 +30,10 @@ recipe.yaml with its schema for your editor; pytest's configuration; a few of yo
 jobs for GitHub and GitLab; a hook for pre-commit.
 
 If you have a recipe.yaml, leave ROWS and --base out: it stays, and the rest is written around it. A file with other
-content is never replaced without --force; to pyproject.toml and the like, only lines are added."""
+content is never replaced without --force; to pyproject.toml and the like, only lines are added.
+
+To try everything without data, without a model and without a network, run `mistral-lora init --demo` in an empty
+folder: it makes a tiny base, example rows and a recipe, which trains in seconds."""
 
 _LONG = 10_000
 _DONE = {"new": "created", "same": "unchanged", "extended": "extended"}
@@ -54,6 +60,9 @@ def _add_init_options(parser: argparse.ArgumentParser) -> None:
         choices=("github", "gitlab", "both", "none"),
         help="jobs to write (default: those of the remote of the git repository, or else both)",
     )
+    parser.add_argument(
+        "--demo", action="store_true", help="make a tiny base and example rows, and a recipe that trains in seconds"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the files, and write nothing")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--keep", action="store_true", help="keep files that are there, and write what is missing")
@@ -67,7 +76,7 @@ def run_init(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.starter.plan import CI, plan_start
 
     services = {None: None, "both": CI, "none": ()}.get(args.ci, (args.ci,))
-    plan = plan_start(Path(), args.rows, args.base, services)
+    plan = _plan_demo(args, services) if args.demo else plan_start(Path(), args.rows, args.base, services)
     # --force replaces files, which may include the data
     replaced = [plan.folder / file.name for file in plan.files if file.state == "different"]
     refuse_input_as_output({"init": replaced}, args.rows)
@@ -79,8 +88,25 @@ def run_init(args: argparse.Namespace) -> int:
     else:
         _print_states(plan, "replaced" if args.force else "kept")
         _record(plan)
-    _print_rest(plan, args.dry_run)
+    _print_rest(plan, dry_run=args.dry_run, demo=args.demo)
     return EXIT_FINDING if plan.to_do or plan.by_hand else EXIT_OK
+
+
+def _plan_demo(args: argparse.Namespace, services: Collection[Ci] | None) -> StartPlan:
+    """Write the base of the demo, and return the plan of a repository with it.
+
+    Raises:
+        InputError: If an option names other data or another base, or asks to write nothing.
+    """
+    from pytest_mistral_lora.starter.demo import TRAINING, write_demo_base
+    from pytest_mistral_lora.starter.plan import RECIPE, plan_start
+
+    if args.rows or args.base or args.dry_run:
+        expected = "neither ROWS, --base nor --dry-run beside it"
+        raise InputError("makes a base and rows, and writes them", place="--demo", expected=expected)
+    require_extra("train")
+    base = None if Path(RECIPE).exists() else str(write_demo_base(Path()))
+    return plan_start(Path(), [], base, () if services is None else services, training=TRAINING)
 
 
 def _record(plan: StartPlan) -> None:
@@ -124,13 +150,15 @@ def _print_states(plan: StartPlan, different: str) -> None:
         sys.stdout.write(f"{_DONE.get(file.state, different):<9}  {file.name:<{width}}  {file.purpose}\n")
 
 
-def _print_rest(plan: StartPlan, dry_run: bool) -> None:
+def _print_rest(plan: StartPlan, *, dry_run: bool, demo: bool) -> None:
     lines = [f"note: {note}" for note in plan.notes]
     for place, text in plan.by_hand.items():
         lines += [f"to do: add to {place}:", *(f"    {line}" for line in text.splitlines())]
     lines += [f"to do: {task}" for task in plan.to_do]
     first = "do what `to do` lists, then " if plan.to_do or plan.by_hand else ""
     after = f"{first}pytest --mistral-golden, then commit these files, then mistral-lora train recipe.yaml"
+    if demo:
+        after = "mistral-lora check recipe.yaml"
     lines.append("next: the same command without --dry-run" if dry_run else f"next: {after}")
     sys.stdout.write("\n".join(["", *lines]) + "\n")
 
@@ -145,6 +173,7 @@ INIT = Verb(
         "mistral-lora init rows.jsonl --base mistralai/Mistral-7B-Instruct-v0.3",
         "mistral-lora init sharegpt.json --base models/base --dry-run",
         "mistral-lora init",
+        "mistral-lora init --demo",
     ),
     failure="something is left to do: a pin, a bad row, lines to add by hand",
 )

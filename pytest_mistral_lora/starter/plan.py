@@ -56,7 +56,17 @@ class _Text(Template):
     delimiter = "§"
 
 
-def plan_start(folder: Path, rows: Sequence[Path], base: str | None, ci: Collection[Ci] | None = None) -> StartPlan:
+_TRAINING = {"epochs": "2", "learning_rate": "2e-4"}
+
+
+def plan_start(
+    folder: Path,
+    rows: Sequence[Path],
+    base: str | None,
+    ci: Collection[Ci] | None = None,
+    *,
+    training: Mapping[str, str] = _TRAINING,
+) -> StartPlan:
     """Plan the files that guard a repository; nothing is written.
 
     Args:
@@ -64,6 +74,7 @@ def plan_start(folder: Path, rows: Sequence[Path], base: str | None, ci: Collect
         rows: Data files, folders or configurations that declare data; empty for `rows.jsonl`, or else example rows.
         base: A checkpoint folder, or `OWNER/NAME[@BRANCH]`. None for the existing recipe.
         ci: The services that get jobs; None for the service of the repository's remote, or else all.
+        training: The values of `epochs` and `learning_rate` in a new recipe.
 
     Raises:
         InputError: If there is neither a base nor a recipe, a path is not data, or the base cannot be used.
@@ -79,7 +90,7 @@ def plan_start(folder: Path, rows: Sequence[Path], base: str | None, ci: Collect
             next_step="For example: mistral-lora init rows.jsonl --base mistralai/Mistral-7B-Instruct-v0.3",
         )
     else:
-        plan = _with_new_recipe(folder, rows, base)
+        plan = _with_new_recipe(folder, rows, base, training)
     _add_tests(plan)
     _add_ignored(plan)
     _add_constraints(plan)
@@ -118,7 +129,7 @@ def _around_recipe(folder: Path, path: Path) -> StartPlan:
     return plan
 
 
-def _with_new_recipe(folder: Path, rows: Sequence[Path], base: str) -> StartPlan:
+def _with_new_recipe(folder: Path, rows: Sequence[Path], base: str, training: Mapping[str, str]) -> StartPlan:
     from pytest_mistral_lora.training.recipe import Recipe
 
     rows = rows or _own_rows(folder)
@@ -135,6 +146,7 @@ def _with_new_recipe(folder: Path, rows: Sequence[Path], base: str) -> StartPlan
         "base": "\n".join(plan.base.lines),
         "backend": backend if plan.base.backend == "chat-template" else "",
         "train": "\n".join(f"    - {yaml_text(data.entry)}{_CONVERTED * data.converted}" for data in seen),
+        **training,
         "held_out": enough if sum(data.count for data in seen) >= _ENOUGH_TO_HOLD_OUT else few,
     }
     plan.add(RECIPE, _text("recipe.yaml.txt", values), "base, rows, adapter and training")
