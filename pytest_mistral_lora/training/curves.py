@@ -28,6 +28,7 @@ _MOST_DOTS = 40
 _MOST_ROWS = 500
 _KEYS = ("loss", "eval_loss", "grad_norm", "learning_rate")
 _RATES = "Format of the answers"
+_TRAINING_LOSS = "training loss"
 _SECONDS = 10.0
 """Seconds from one page to the next."""
 
@@ -175,6 +176,10 @@ def training_page(log: Sequence[Mapping[str, Any]], steps: int, facts: Mapping[s
     """
     made = max((line["step"] for line in log), default=0)
     state = {"steps": f"{made:,}" if made == steps else f"{made:,} of {steps:,}: the run is not finished"}
+    losses = _first_and_last(log)
+    title = f"Adapter on {facts['base'].partition(',')[0]}"
+    if _TRAINING_LOSS in losses:
+        title += f": loss {losses[_TRAINING_LOSS]}"
     skipped = len(skipped_steps(log))
     state |= {"skipped because fp16 overflowed": f"{skipped:,}"} if skipped else {}
     keys = {key for line in log for key in line} - {"step", "epoch"}
@@ -184,7 +189,8 @@ def training_page(log: Sequence[Mapping[str, Any]], steps: int, facts: Mapping[s
     return str(
         _template().render(
             charts=charts(log, steps),
-            facts={**facts, **state},
+            title=title,
+            facts={**facts, **losses, **state},
             names=names,
             rows=log[::every] if every else [],
             every=every,
@@ -192,6 +198,16 @@ def training_page(log: Sequence[Mapping[str, Any]], steps: int, facts: Mapping[s
             height=_HEIGHT,
         )
     )
+
+
+def _first_and_last(log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the first and the last training loss and held-out loss, `4 → 1`; a loss without a value is left out."""
+    found = {}
+    for key, name in (("loss", _TRAINING_LOSS), ("eval_loss", "held-out loss")):
+        values = [line[key] for line in log if key in line]
+        if values:
+            found[name] = " → ".join(short(value) for value in (values[0], *values[1:][-1:]))
+    return found
 
 
 def short(value: float) -> str:

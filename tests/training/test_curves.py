@@ -59,6 +59,8 @@ def test_the_page_loads_nothing_escapes_names_and_is_well_formed() -> None:
     assert not re.search(r"<script|<link|<img|url\(|https?:|@import", page)
     assert "&lt;b&gt;tiny&lt;/b&gt; &amp; more" in page
     assert "<dt>skipped because fp16 overflowed</dt><dd>1</dd>" in page
+    assert "<h1>Adapter on &lt;b&gt;tiny&lt;/b&gt; &amp; more: loss 4 → 1</h1>" in page
+    assert "<dt>held-out loss</dt><dd>4 → 2</dd>" in page
     assert "prefers-color-scheme: dark" in page
     assert len(paths(page, "curve")) == 5
     header, *rows = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page))
@@ -68,7 +70,9 @@ def test_the_page_loads_nothing_escapes_names_and_is_well_formed() -> None:
 
 
 def test_a_run_that_has_only_begun_has_a_page() -> None:
-    assert "<p>No step is logged yet.</p>" in training_page([], 4, FACTS)
+    begun = training_page([], 4, FACTS)
+    assert "<p>No step is logged yet.</p>" in begun
+    assert "<title>Adapter on &lt;b&gt;tiny&lt;/b&gt; &amp; more</title>" in begun
     page = training_page(LOG[:2], 4, FACTS)
     assert "<dd>1 of 4: the run is not finished</dd>" in page
     assert all("nan" not in path for path in paths(page, "curve"))
