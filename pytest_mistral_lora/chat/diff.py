@@ -112,6 +112,16 @@ class TokenSide(NamedTuple):
         return owners
 
 
+def with_shape(found: str, shape: str) -> str:
+    """Return a fault in words, with the shape of its difference: `other ids than recorded: after [INST]: ␣ → nothing`.
+
+    Args:
+        found: The fault.
+        shape: The result of `TokenDiff.shape`, or another key of the cause, which is left out.
+    """
+    return f"{found}: {shape}" if " → " in shape else found
+
+
 @dataclass(frozen=True)
 class TokenDiff:
     """Two encodings of one row, aligned.

@@ -12,6 +12,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.container import ARRAY, PARQUET, VALUES, Container
 from pytest_mistral_lora.chat.foreign_fields import CALL, CONTENT, FLAGS, MEDIA_PARTS, OTHER_ROLES, THINKING
+from pytest_mistral_lora.chat.places import file_of
 from pytest_mistral_lora.errors import InputError, counted
 
 _ENCODED = "encoded.jsonl"
@@ -29,10 +30,10 @@ def import_command(origin: str, *options: str) -> str:
     """Return the command that converts the file of a row.
 
     Args:
-        origin: The place of the row, `file:line`; empty for a row made in code.
+        origin: The place of the row; empty for a row made in code.
         options: Options of the command.
     """
-    path = origin.rpartition(":")[0]
+    path = file_of(origin)
     return " ".join([import_step(path).removeprefix("Convert it: "), *options])
 
 

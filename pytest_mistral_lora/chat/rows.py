@@ -24,6 +24,7 @@ from pytest_mistral_lora.chat.fields import (
     refuse_keys,
     refuse_near_misses,
 )
+from pytest_mistral_lora.chat.places import file_of
 from pytest_mistral_lora.chat.reading import read_line, scan_lines
 from pytest_mistral_lora.errors import RowError, RowsError
 
@@ -197,8 +198,9 @@ def scan_rows(source: str | Path | DataFile) -> Iterator[Row | RowError]:
     """
     path = Path(source) if isinstance(source, str | Path) else source.path
     found = False
+    reader = None if isinstance(source, str | Path) else source.source
     for number, line in scan_lines(path) if isinstance(source, str | Path) else source.lines():
-        item = read_row(path, number, line)
+        item = read_row(path, number, line, place="" if reader is None else reader.place)
         if item is not None:
             found = True
             yield item
@@ -206,13 +208,20 @@ def scan_rows(source: str | Path | DataFile) -> Iterator[Row | RowError]:
         yield RowError("the file has no rows", place=str(path))
 
 
-def read_row(path: Path, number: int, line: bytes | int | RowError) -> Row | RowError | None:
-    """Return the row of a line of `scan_lines`, the error that makes it unusable, or None if the line is blank."""
+def read_row(path: Path, number: int, line: bytes | int | RowError, *, place: str = "") -> Row | RowError | None:
+    """Return the row of a line of `scan_lines`, the error that makes it unusable, or None if the line is blank.
+
+    Args:
+        path: The file.
+        number: The number of the line, or of the record that the line was made of.
+        line: The line.
+        place: The place of the row; empty for `path:number`.
+    """
     item = read_line(path, number, line)
     if item is None or isinstance(item, RowError):
         return item
     try:
-        return parse_row(item[1], place=f"{path}:{number}")
+        return parse_row(item[1], place=place or f"{path}:{number}")
     except RowError as error:
         return error
 
@@ -297,5 +306,5 @@ def _refuse_another_format(data: Any, place: str) -> None:
             f"this is {recognised.title}",
             place=place,
             expected='an object with "messages" of role/content',
-            next_step=recognised.next_step(place.rpartition(":")[0]),
+            next_step=recognised.next_step(file_of(place)),
         )

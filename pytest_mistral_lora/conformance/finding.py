@@ -279,7 +279,7 @@ class Finding:
         if self.shape:
             return f"{self.rule} {self.shape}"
         # each file must be mended separately; a line, a layer or an index is only a place
-        path, _, field = re.sub(r":\d+(?=,|$)", ":#", self.place).partition(", ")
+        path, _, field = re.sub(r"(:\d+| record \d+, line \d+)(?=,|$)", ":#", self.place).partition(", ")
         # a row from Python, passed to `audit`, or of a trainer
         path = re.sub(r"^(rows(\['.+'\])?|train_dataset|batches(?=\[\d+\]\[))(\[\d+\])+$", r"\1:#", path)
         name = "" if self.row else f"{path} {re.sub(r'[0-9]+', '#', field)}"

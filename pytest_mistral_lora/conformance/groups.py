@@ -27,6 +27,8 @@ MOST_CAUSES = 50
 """Most causes of one rule to keep apart; findings of more causes are counted."""
 FILE_WIDTH = 120
 """Longest line of a list of names in a file, which is independent of a terminal."""
+_NAMES_ROW = re.compile(r":\d| record \d|^rows\[")
+"""Finds the row in a place."""
 _MOST_CHARACTERS = 1000
 _MOST_ROWS = 50
 """Most rows of a page; a report with more causes shows the first ones."""
@@ -147,10 +149,11 @@ def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
         name = record["nodeid"].partition("::")[2]
         for data in record["findings"]:
             finding, label = Finding.from_json(data), name
-            if len(record["findings"]) > 1:
+            # a check of the template judges one row, whose name says more than the template's file
+            if len(record["findings"]) > 1 and record["subject"] != "template":
                 # its name among the findings of its check: its line, or else its tensor
                 first = finding.found.partition(" ")[0]
-                label = first if "." in first and not re.search(r":\d|^rows\[", finding.place) else finding.place
+                label = first if "." in first and not _NAMES_ROW.search(finding.place) else finding.place
             causes.add(finding, name, label)
     return causes
 
@@ -167,7 +170,7 @@ def listed_names(names: Iterable[str]) -> list[str]:
     """Return a short list of names: grouped by subject or file, line numbers as ranges, and not all."""
     homes: dict[str, set[str]] = {}
     for name in names:
-        line = re.fullmatch(r"(.+?:)(\d+)(?:, .*)?", name)
+        line = re.fullmatch(r"(.+?(?::| record ))(\d+)(?:, .*)?", name)
         subject, _, case = name.rpartition("::")
         home, last = (line[1], line[2]) if line else (f"{subject}: " if subject else "", case)
         homes.setdefault(home, set()).add(last)

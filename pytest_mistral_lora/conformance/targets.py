@@ -101,7 +101,8 @@ class Target:
     @property
     def fix_paths(self) -> dict[str, str]:
         """The paths that the fix of a finding about this target names, with the keys of `finding.EXAMPLE_PATHS`."""
-        return checkpoint_paths(self.path or self.name)
+        is_named = self.path is None or (self.path.is_file() and is_shipped(Path(self.name)))
+        return checkpoint_paths(self.name if is_named else given_path(self.path))
 
     @cached_property
     def template(self) -> ChatTemplate:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.diff import TokenDiff
+from pytest_mistral_lora.chat.diff import TokenDiff, with_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizer_folder import loaded_place, own_template
@@ -31,6 +31,7 @@ from pytest_mistral_lora.records.goldens import (
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.templates import ChatTemplate
+    from pytest_mistral_lora.chat.templates.compare import Difference
     from pytest_mistral_lora.chat.templates.published import TemplateMatch
 
 UNSTEADY = {"unsteady": "ML021", "surrogate": "ML022"}
@@ -174,15 +175,31 @@ def judge(target: Target, case: Golden | Case) -> Result:
         return Result(not_checked=f"{target.oracle.version} cannot encode this case: {error.found}")
     findings = list(_against_record(target, golden, encoded)) if golden else []
     if not findings and target.has_template:
+        file = template_file(target)
         findings += template_findings(
             target.oracle,
             target.template,
             case.row,
             recorded=golden.deviations if golden else None,
-            place=_place(case) if isinstance(case, Golden) else case.name,
+            place=_place_of_case(case, file),
+            file=file,
             versions=_versions(golden) if golden else running_versions(),
         )
     return Result(tuple(findings))
+
+
+def template_file(target: Target) -> str:
+    """Return the file of a folder's own template; empty for the template that mistral-common generates for a file."""
+    files = target.tokenizer.files
+    return f"{files.path}/{loaded_place(files)}" if files.path.is_dir() else ""
+
+
+def _place_of_case(case: Golden | Case, template: str) -> str:
+    """Return the place of a difference on a packaged row, the template's file; on a user's golden, the golden."""
+    if not isinstance(case, Golden):
+        return template or case.name
+    is_packaged = case.path.is_relative_to(goldens_folder())
+    return template if template and is_packaged else _place(case)
 
 
 def _place(golden: Golden) -> str:
@@ -208,6 +225,7 @@ def _against_record(target: Target, golden: Golden, now: EncodedRow) -> Iterator
     if rule:
         parts = shown_difference(difference, _place(golden))
         detail = "\n".join(filter(None, (parts["detail"], _versions(golden))))
+        found = with_shape(found, parts["shape"])
         yield Finding(rule, found, _place(golden), row=row, **{**parts, "detail": detail})
 
 
@@ -218,6 +236,7 @@ def template_findings(
     *,
     recorded: Collection[str] | None = None,
     place: str = "",
+    file: str = "",
     versions: str = "",
 ) -> Iterator[Finding]:
     """Yield each difference that a chat template makes to a row, if no named deviation explains it.
@@ -230,7 +249,8 @@ def template_findings(
         template: The template with its tokenizer.
         row: The row.
         recorded: Named deviations recorded for this row; None to accept every named deviation.
-        place: The file and line of the row.
+        place: The file and line of the row, or the template's file.
+        file: The template's file; may be empty.
         versions: Lines with the library versions of recording and of this run; by default only of this run.
     """
     from pytest_mistral_lora.chat.templates.compare import compare
@@ -242,13 +262,13 @@ def template_findings(
         return
     fix = _fix(template) if comparison.differences else ""
     for difference in comparison.differences:
-        found = f"the chat template differs from mistral-common: {difference.found}"
+        found, ids = difference_words(difference, "" if file == place else file)
         sides = comparison.sides_of(difference)
         spans = comparison.oracle.spans if sides and sides[0][1] is not None else ()
         parts: dict[str, Any] = {"detail": ""}
         if sides:
             parts = shown_difference(TokenDiff.of(*sides, oracle.piece, _SIDES, spans), place)
-        detail = "\n".join(filter(None, (parts["detail"], versions)))
+        detail = "\n".join(filter(None, (ids, parts["detail"], versions)))
         parts |= {"detail": detail, "shape": difference.shape, "name": difference.fault}
         yield Finding("ML004", found, place, row=data, fix=fix, **parts)
     if comparison.differences:
@@ -267,11 +287,28 @@ def template_findings(
     if actual:
         whole = ((expected.input_ids, expected.labels), (actual.input_ids, actual.labels))
         parts = shown_difference(TokenDiff.of(*whole, oracle.piece, _SIDES, expected.spans), place)
+        if rule == "ML006":
+            found = with_shape(found, parts["shape"])
     detail = "\n".join(filter(None, (parts["detail"], versions)))
     yield Finding(rule, found, place, row=data, **{**parts, "detail": detail})
 
 
 _SIDES = ("mistral-common", "chat template")
+
+
+def difference_words(difference: Difference, file: str = "") -> tuple[str, str]:
+    """Return a difference between a template and mistral-common in words, and a line with its texts and ids.
+
+    The line is empty if the words have no shape, which says all that is known.
+
+    Args:
+        difference: The difference.
+        file: The template's file, to name it; may be empty.
+    """
+    named = f"the chat template{f' {file}' if file else ''} differs from mistral-common"
+    if " → " not in difference.shape:
+        return f"{named}: {difference.found}", ""
+    return with_shape(named, difference.shape), difference.found
 
 
 def _fix(template: ChatTemplate) -> str:

@@ -34,6 +34,7 @@ from pytest_mistral_lora.chat.container import (
     Container,
     container_of,
 )
+from pytest_mistral_lora.chat.places import record_place
 from pytest_mistral_lora.chat.reading import STRICT, fault_of, limits, lines_of, opened, read_line
 from pytest_mistral_lora.chat.remedies import AGAIN, json_step, unpack_step, unreadable
 from pytest_mistral_lora.errors import InputError, RowError
@@ -52,7 +53,7 @@ class Record(NamedTuple):
     """One record of a source.
 
     Attributes:
-        place: `file:line`, or `file:row` with rows from 1 if the file has no lines.
+        place: `file:line`; `file record N, line N` if a record is not a line; of a table `file:row`, with rows from 1.
         value: The record as plain data, or the error that makes it unreadable.
     """
 
@@ -256,7 +257,7 @@ def _value_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
         number = 0
         while text.next() not in ("", "]" if in_array else ""):
             number += 1
-            place = f"{path}:{number}"
+            place = record_place(path, number, text.line)
             yield Record(place, _next_value(place, text))
             if in_array and text.skip(","):
                 if text.next() == "]":
@@ -266,7 +267,7 @@ def _value_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
         if in_array and not text.skip("]"):
             raise InputError("the array is cut off: its closing bracket is missing", place=str(path), next_step=AGAIN)
         if in_array and text.next():
-            raise InputError("text follows the array", place=f"{path}:{number}")
+            raise InputError("text follows the array", place=record_place(path, number, text.line))
 
 
 class _JsonText:
@@ -281,6 +282,14 @@ class _JsonText:
         self._file = file
         self.kept: str = ""
         self.at: int = 0
+        self._line, self._counted = 1, 0
+
+    @property
+    def line(self) -> int:
+        """The line of the place where the next value begins, from 1."""
+        self._line += self.kept.count("\n", self._counted, self.at)
+        self._counted = self.at
+        return self._line
 
     def next(self) -> str:
         """Return the next character that is not white space; empty at the end of the file."""
@@ -298,8 +307,9 @@ class _JsonText:
     def read(self, size: int) -> bool:
         """Read more of the file, and return whether it had more; the text before the next value is dropped."""
         more = self._file.read(size)
+        _ = self.line  # counts the lines of the text that is dropped
         # only here, and not behind each value: else a long text would be copied for each short value in it
-        self.kept, self.at = self.kept[self.at :] + more, 0
+        self.kept, self.at, self._counted = self.kept[self.at :] + more, 0, 0
         return bool(more)
 
 
@@ -357,10 +367,11 @@ def _csv_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
         header: list[str] = []
         try:
             for cells in csv.reader(chain([first], lines), delimiter=delimiter, strict=True):
-                lines.size, place = 0, lines.place
+                place = lines.place
+                lines.start_row()
                 if not header:
                     header = cells
-                    refuse_two_columns(header, place)
+                    refuse_two_columns(header, f"{path}:{lines.line}")
                     continue
                 if not cells:
                     continue
@@ -381,6 +392,7 @@ class _CsvLines:
     Attributes:
         rows: Number of complete rows.
         size: Characters of the current row.
+        line: The number of the last line that was read.
     """
 
     def __init__(self, path: Path, text: io.TextIOWrapper) -> None:
@@ -388,11 +400,17 @@ class _CsvLines:
         self._text = text
         self.rows: int = 0
         self.size: int = 0
+        self.line: int = 0
+        self._first = 1
 
     @property
     def place(self) -> str:
         """The place of the current row."""
-        return f"{self._path}:{self.rows + 1}"
+        return record_place(self._path, self.rows + 1, self._first)
+
+    def start_row(self) -> None:
+        """Take the next line for the first of the next row."""
+        self.size, self._first = 0, self.line + 1
 
     def __iter__(self) -> Iterator[str]:
         """Yield the lines.
@@ -406,6 +424,7 @@ class _CsvLines:
             if self.size > most:
                 found, step = f"the row has {self.size:,} bytes and more", "Look for a quote that is not closed."
                 raise InputError(found, place=self.place, expected=limits.at_most(most), next_step=step)
+            self.line += 1
             yield line
 
 

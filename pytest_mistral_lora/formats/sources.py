@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.places import RecordPlace
 from pytest_mistral_lora.chat.reading import first_values
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.rows import Row, scan_rows
@@ -83,6 +84,7 @@ class ConvertedSource:
         lossy: Kinds of losses that are allowed.
         report: The report of the last pass; empty before the first.
         bytes_read: Bytes of the file that the last pass has read so far.
+        place: The place of the record that was yielded last; empty before the first.
         rows_sha256: Hash of all rows, as in `records.files.sha256_rows`, from the last complete pass.
     """
 
@@ -91,6 +93,7 @@ class ConvertedSource:
         self.lossy: tuple[str, ...] = tuple(lossy)
         self.report: Report = Report()
         self.bytes_read: int = 0
+        self.place: str = ""
         self.rows_sha256: str = ""
 
     def lines(self) -> Iterator[tuple[int, bytes | RowError]]:
@@ -106,8 +109,7 @@ class ConvertedSource:
             raise InputError(f"format {name!r}", place=str(self.source.path), expected=f"one of {', '.join(FORMATS)}")
         digest = hashlib.sha256()
         for result in conversions(self.source, self.report, lossy=self.lossy, progress=self._count):
-            place = result.record.place if isinstance(result, Conversion) else result.place.partition(", ")[0]
-            number = int(place.rpartition(":")[2])
+            self.place, number = _record_of(result.record.place if isinstance(result, Conversion) else result.place)
             if isinstance(result, RowError):
                 yield number, result
             else:
@@ -139,6 +141,14 @@ class ConvertedSource:
             "left_out": self.report.dropped,
             "layout": layout.to_json(),
         }
+
+
+def _record_of(place: str) -> tuple[str, int]:
+    """Return the place of a record without its field, and its number."""
+    found = RecordPlace.parse(place)
+    if found is None:
+        raise ValueError(f"{place!r} is not the place of a record")
+    return place.removesuffix(found.field), found.record
 
 
 def recorded_file(path: Path, entry: Mapping[str, Any]) -> DataFile:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from pytest_mistral_lora import __version__
+from pytest_mistral_lora.chat.places import RecordPlace
 from pytest_mistral_lora.escaping import printable, safe_json, safe_xml
 from pytest_mistral_lora.records.files import beginning, put_text, require_writable
 from pytest_mistral_lora.records.secrets import redacted
@@ -95,6 +96,9 @@ def file_place(place: str) -> FilePlace | None:
     Args:
         place: Such as `rows.jsonl:3, messages[1].role`, or the address of a server.
     """
+    found = RecordPlace.parse(place)
+    if found is not None and found.is_record and os.path.lexists(found.file):
+        return FilePlace(_in_workspace(found.file), found.line)
     # a name may contain a comma: take the longest part that is a file
     parts = place.split(", ")
     for end in range(len(parts), 0, -1):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from imported import lines
 from pyarrow import parquet
 
+from pytest_mistral_lora.chat.places import RecordPlace
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.formats import containers
 from pytest_mistral_lora.formats.containers import open_source
@@ -95,7 +96,8 @@ def test_every_container_gives_the_same_records(tmp_path: Path, name: str, conte
     found = list(file.records(lambda read: None))
     assert [record.value for record in found] == RECORDS
     if title == "JSON objects over several lines" or not title.endswith("Lines") or b"\r\n\r\n" not in content:
-        assert [record.place for record in found] == [f"{path}:{number}" for number in (1, 2, 3)]
+        places = [RecordPlace.parse(record.place) for record in found]
+        assert [place and (place.file, place.record) for place in places] == [(str(path), n) for n in (1, 2, 3)]
 
 
 VALUES = st.dictionaries(
@@ -195,8 +197,8 @@ def test_a_bad_line_or_element_is_an_error_among_the_others(tmp_path: Path) -> N
     rows.write_bytes(b"a,b\n1,2\n\n1\n1,2,3\n3,4\n")
     assert [str(one) if isinstance(one, RowError) else one["a"] for one in read(rows)] == [
         "1",
-        f"{rows}:2: 1 fields; the header has 2; expected as many fields as the header has",
-        f"{rows}:3: 3 fields; the header has 2; expected as many fields as the header has",
+        f"{rows} record 2, line 4: 1 fields; the header has 2; expected as many fields as the header has",
+        f"{rows} record 3, line 5: 3 fields; the header has 2; expected as many fields as the header has",
         "3",
     ]
 

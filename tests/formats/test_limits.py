@@ -12,6 +12,7 @@ import json
 import lzma
 import os
 import pickle
+import re
 import signal
 import struct
 import subprocess
@@ -150,13 +151,14 @@ def test_a_row_of_csv_without_an_end_is_refused(tmp_path: Path, pack: str, start
     path = tmp_path / "a.csv.packed"
     more = "b" * 999 + ("\n" if start.endswith('"') else "b")
     path.write_bytes(PACKED[pack](start.encode()) + PACKED[pack](more.encode() * 1000) * 30)
-    assert "a.csv.packed:1: the row has 20,971,521 bytes and more; expected at most 20,971,520 bytes" in refused(path)
+    found = r"a\.csv\.packed record 1, line [12]: the row has 20,971,521 bytes and more; expected at most 20,971,520"
+    assert re.search(found, refused(path))
 
 
 def test_a_row_of_csv_in_utf_16_without_an_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(("instruction,output\n" + "a" * 21_000_000).encode("utf-16"))
-    with pytest.raises(InputError, match=r"a.csv:1: the row has 20,971,521 bytes and more"):
+    with pytest.raises(InputError, match=r"a.csv record 1, line 2: the row has 20,971,521 bytes and more"):
         read(path)
 
 
@@ -188,9 +190,11 @@ def test_the_row_of_an_array_that_is_too_large_is_an_error_of_its_own(
     path.write_text(json.dumps([{"a": 1}, {"a": "x" * 100}, {"a": 2}]))
     first, error, last = read(path)
     assert (first, last) == ({"a": 1}, {"a": 2})
-    assert str(error) == f"{path}:2: the row has 109 bytes; expected at most 100 bytes (0 MiB)"
+    assert str(error) == f"{path} record 2, line 1: the row has 109 bytes; expected at most 100 bytes (0 MiB)"
     path.write_text('[{"a": "' + "x" * 200_000)
-    with pytest.raises(InputError, match=r"a.json:1: the row has 65,5\d\d bytes and more; expected at most 100 bytes"):
+    with pytest.raises(
+        InputError, match=r"a.json record 1, line 1: the row has 65,5\d\d bytes and more; expected at most 100 bytes"
+    ):
         read(path)
 
 

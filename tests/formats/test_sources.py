@@ -48,10 +48,10 @@ def test_rows_have_the_places_of_the_source(tmp_path: Path) -> None:
     assert isinstance(first, Row)
     assert isinstance(last, Row)
     assert isinstance(error, RowError)
-    assert (first.place, last.place) == (f"{path}:1", f"{path}:3")
-    assert error.place == f"{path}:2, messages"
+    assert (first.place, last.place) == (f"{path} record 1, line 2", f"{path} record 3, line 22")
+    assert error.place == f"{path} record 2, line 14, messages"
     assert "no assistant message" in error.found
-    with pytest.raises(RowsError, match=r"talks\.json:2"):
+    with pytest.raises(RowsError, match=r"talks\.json record 2, line 14"):
         list(read_rows(open_rows(path)[0]))
 
 

@@ -20,6 +20,7 @@ from pytest_mistral_lora.plugin.summary import FailedChecks
 Run = Callable[..., pytest.RunResult]
 CASES = ("astral", "cjk", "hostile-user", "multi-turn", "repeated-text", "single")
 SIMPLEST = "single"
+IN_WORDS = "the chat template differs from mistral-common: after [INST]: ␣ → nothing"
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +60,15 @@ def test_one_cause_is_one_finding_by_its_simplest_row(run: Run, workers: tuple[s
     assert result.parseoutcomes()["failed"] == len(CASES)
     findings = _section(result, "Mistral findings")
     assert findings[0].strip("_ ") == f"model::template::{SIMPLEST}"
-    assert findings[1].startswith("ML004 spm-v3/single.json: the chat template differs from mistral-common: ")
+    assert findings[1].startswith("ML004 /")
+    assert findings[1].endswith(f"/chat_template.jinja: {IN_WORDS}")
     assert sum(line.startswith("ML004 ") for line in findings) == 1
     others = ", ".join(case for case in CASES if case != SIMPLEST)
     assert f"and {len(CASES) - 1} more like it: model::template: {others}" in findings
     assert findings[-1].endswith(f"-k model::template::{SIMPLEST}")
     [line] = _section(result, "short test summary info")
     assert line.startswith("ML004 the chat template differs from mistral-common: ")
-    assert line.endswith(f" ({len(CASES)} findings)")
+    assert f"{IN_WORDS} ({len(CASES)} findings)" in line
     assert len(line) <= 120
     assert "FAILURES" not in result.stdout.str()
 
@@ -88,12 +90,8 @@ def test_a_log_of_ci_has_each_finding_once_and_no_line_is_cut(run: Run, monkeypa
     result = run()
     assert len(result.outlines) == plain
     [line] = _section(result, "short test summary info")
-    assert line == (
-        "ML004 the chat template differs from mistral-common: after [INST]: "
-        "'What is the capital of France?' [3963, 1117, 1040, 6333, 1070, 5611, 29572]; expected "
-        "' What is the capital of France?' [2592, 1117, 1040, 6333, 1070, 5611, 29572]"
-        f" ({len(CASES)} findings) - spm-v3/single.json"
-    )
+    assert line.startswith(f"ML004 {IN_WORDS} ({len(CASES)} findings) - /")
+    assert line.endswith("/chat_template.jinja")
 
 
 def test_a_stopped_run_shows_its_one_finding_whole(run: Run) -> None:

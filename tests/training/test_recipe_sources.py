@@ -114,7 +114,7 @@ def test_bad_records_are_reported_with_those_of_other_files(
         loaded(make_recipe(data={"train": ["rows.jsonl", {"path": "talks.json"}]}))
     assert [error.place for error in caught.value.errors] == [
         f"{tmp_path}/rows.jsonl:1",
-        f"{tmp_path}/talks.json:6, conversations[0].from",
+        f"{tmp_path}/talks.json record 6, line 1, conversations[0].from",
     ]
 
 
@@ -182,10 +182,10 @@ def test_check_judges_the_rows_of_a_source_at_their_places(tmp_path: Path, base:
     assert dict(whole["statistics"].facts)["rows"] == 2 * len(CONVERSATIONS)
     leaked = whole["no-leakage"].findings
     assert leaked[0].place == f"{tmp_path / 'shards' / 'train-00000-of-00002.parquet'}:1"
-    assert f"{tmp_path / 'talks.json'}:1" in leaked[0].found
+    assert f"{tmp_path / 'talks.json'} record 1, line 2" in leaked[0].found
     (tmp_path / "talks.json").write_text(json.dumps([*sharegpt(), {"conversations": []}]))
     bad = results_of(tmp_path, base, {"train": [{"path": "talks.json"}]})["rows-are-valid"].findings
-    assert [(one.rule, one.place) for one in bad] == [("ML601", f"{tmp_path / 'talks.json'}:6")]
+    assert [(one.rule, one.place) for one in bad] == [("ML601", f"{tmp_path / 'talks.json'} record 6, line 1")]
 
 
 def test_the_manifest_has_bytes_and_rows_and_verify_and_rerun_compare_both(
@@ -273,4 +273,6 @@ def test_render_shows_the_rows_of_a_recipe(tmp_path: Path, base: Path, capsys: p
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe_data(base, data={"train": [entries["array"]]})))
     assert main(["render", str(tmp_path / "recipe.yaml"), "--tokenizer", "spm-v3"]) == 0
     shown = capsys.readouterr().out
-    assert [f"{tmp_path / 'talks.json'}:{number}" in shown for number in range(1, 7)] == [True] * 5 + [False]
+    assert [f"{tmp_path / 'talks.json'} record {number}, line " in shown for number in range(1, 7)] == [True] * 5 + [
+        False
+    ]

@@ -33,6 +33,10 @@ class LineSource(Protocol):
         """Number of bytes of the file that the last pass has read so far."""
 
     @property
+    def place(self) -> str:
+        """The place of the record whose line was yielded last; empty before the first."""
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """The settings that, with the bytes of the file, decide the rows, as plain JSON data."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -154,7 +154,22 @@ def _judged(
     if isinstance(target, RecipeTarget):
         facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
     results["statistics"] = replace(results["statistics"], facts=(*facts, *_basis(target, files)))
-    return results
+    return _with_lines(results, files)
+
+
+def _with_lines(results: Mapping[str, Result], files: Sequence[DataFile]) -> dict[str, Result]:
+    """Return results whose findings name the line of each record of a converted file."""
+    from pytest_mistral_lora.formats.record_places import record_places
+
+    findings = [finding for result in results.values() for finding in result.findings]
+    shown = record_places(files, (text for found in findings for text in (found.place, found.found, found.detail)))
+
+    def renamed(finding: Finding) -> Finding:
+        tokens = finding.tokens and replace(finding.tokens, title=shown(finding.tokens.title))
+        place, found, detail = shown(finding.place), shown(finding.found), shown(finding.detail)
+        return replace(finding, place=place, found=found, detail=detail, tokens=tokens)
+
+    return {case: replace(result, findings=tuple(map(renamed, result.findings))) for case, result in results.items()}
 
 
 def _note_columns(tally: DatasetTally, files: Sequence[DataFile]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pytest_mistral_lora.chat.diff import TokenDiff
+from pytest_mistral_lora.chat.diff import TokenDiff, with_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
 from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.rows import Row, read_row
@@ -38,6 +38,7 @@ from pytest_mistral_lora.conformance.dataset.row_findings import (
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, SignCount, packed_place
 from pytest_mistral_lora.conformance.dataset.texts import main_script, sign_findings
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
+from pytest_mistral_lora.conformance.template import difference_words
 from pytest_mistral_lora.errors import NoOracleError, RowError
 from pytest_mistral_lora.records.files import is_held_out
 
@@ -260,10 +261,9 @@ class RowJudge:
         oracle: Any = self._oracle
         sides = (expected.input_ids, expected.labels), (encoded.input_ids, encoded.labels)
         difference = TokenDiff.of(*sides, oracle.piece, _NAMES, expected.spans)
-        found = "the generation blocks mark other tokens than the assistant's"
-        tally.findings.add(
-            Finding("ML606", found, row.place, row=_printed_row(row), **shown_difference(difference, row.place))
-        )
+        parts = shown_difference(difference, row.place)
+        found = with_shape("the generation blocks mark other tokens than the assistant's", parts["shape"])
+        tally.findings.add(Finding("ML606", found, row.place, row=_printed_row(row), **parts))
         return False
 
     def _explain(
@@ -290,12 +290,13 @@ class RowJudge:
         for difference in comparison.differences:
             sides = comparison.sides_of(difference)
             # the labels are compared once the ids are equal
-            parts = {}
+            parts: dict[str, Any] = {"detail": ""}
             if sides is not None:
                 diff = TokenDiff.of((sides[0][0], None), (sides[1][0], None), oracle.piece, _NAMES)
                 parts = shown_difference(diff, row.place)
-            text = f"the chat template differs from mistral-common: {difference.found}"
-            parts |= {"shape": difference.shape, "name": difference.fault}
+            text, ids = difference_words(difference)
+            detail = "\n".join(filter(None, (ids, parts["detail"])))
+            parts |= {"detail": detail, "shape": difference.shape, "name": difference.fault}
             tally.findings.add(Finding("ML603", text, row.place, row=_printed_row(row), **parts))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.places import file_of
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.errors import RowError
@@ -179,7 +180,7 @@ class _RecordReader:
         """
         found = recognise(data)
         if found is not None:
-            path = self.place.rpartition(":")[0]
+            path = file_of(self.place)
             step = f"Judge the rows themselves: mistral-lora check {shlex.quote(path)} --tokenizer PATH"
             raise RowError(
                 f"is missing: this is {found.title}",

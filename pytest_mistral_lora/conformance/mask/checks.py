@@ -170,12 +170,12 @@ def _own_law(
 
 
 def _template_agrees(target: Target, settings: Settings) -> Result:
-    from pytest_mistral_lora.conformance.template import template_findings
+    from pytest_mistral_lora.conformance.template import template_file, template_findings
 
     # refuse a target without a template before making any row
     template, oracle = target.template, target.oracle
-    source = RowSource.of("template", oracle)
-    return Result(tuple(search_all(lambda row: template_findings(oracle, template, row), source, settings)))
+    source, find = RowSource.of("template", oracle), partial(template_findings, oracle, template)
+    return Result(tuple(search_all(partial(find, place=template_file(target)), source, settings)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from pytest_mistral_lora.chat.completions import FormatCheck
+from pytest_mistral_lora.chat.places import file_of
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
@@ -242,7 +243,7 @@ class Question:
             settings = {"checks": before.format_checks, "max_new_tokens": before.max_new_tokens}
         given = {key: line[key] for key in settings if key in line}
         # the recipe's own model reads the keys, so that they mean the same in a line and in a recipe
-        folder = Path(row.place.rpartition(":")[0]).parent
+        folder = Path(file_of(row.place)).parent
         try:
             read = Evaluation.model_validate({"generations": 1, **given}, context={"folder": folder})
         except ValidationError as error:

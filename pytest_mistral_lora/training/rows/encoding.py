@@ -14,6 +14,7 @@ from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError, and_more
+from pytest_mistral_lora.formats.record_places import record_places
 from pytest_mistral_lora.records.data_stats import HASHED, RowCounts, SplitStats, StatsBuilder, hashed_parts
 from pytest_mistral_lora.records.files import is_held_out
 from pytest_mistral_lora.training.rows.dataset import ColumnBuilder
@@ -176,10 +177,15 @@ def encode_files(
             advance(bytes_read)
     errors += [RowError(error.found, place=error.place, expected=error.expected) for error in refused]
     if errors:
-        raise RowsError(errors, place=", ".join(str(file.path) for file in files))
+        shown = record_places(files, (error.place for error in errors))
+        raise RowsError([_placed(error, shown) for error in errors], place=", ".join(str(file.path) for file in files))
     return SplitFigures(
         train.build(), held_out.build(), rows, [file.source.facts() if file.source else None for file in files]
     )
+
+
+def _placed(error: RowError, shown: Callable[[str], str]) -> RowError:
+    return type(error)(error.found, place=shown(error.place), expected=error.expected, next_step=error.next_step)
 
 
 @dataclass(frozen=True)

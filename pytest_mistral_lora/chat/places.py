@@ -1,0 +1,55 @@
+"""The place of a record in its file: `rows.jsonl:3`, or `qa.csv record 3, line 4` where a record is not a line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+_AT = r"(?::(?P<line>[0-9]{1,15})| record (?P<record>[0-9]{1,15}), line (?P<first_line>[0-9]{1,15}))"
+# behind it, a place may name a field
+_PLACE = re.compile(rf"(?P<file>.+?){_AT}(?=, |$)(?P<field>.*)", flags=re.DOTALL)
+
+
+class RecordPlace(NamedTuple):
+    """The parts of a place.
+
+    Attributes:
+        file: The file, as the place names it.
+        record: The number of the record, from 1; of a file of lines, the line.
+        line: The line where the record begins, from 1.
+        field: The rest of the place, such as `, messages[1].role`; may be empty.
+        is_record: Whether it names a record and its line, and not a line alone.
+    """
+
+    file: str
+    record: int
+    line: int
+    field: str
+    is_record: bool
+
+    @classmethod
+    def parse(cls, place: str) -> RecordPlace | None:
+        """Return the parts of a place; None for a place that names no record."""
+        found = _PLACE.fullmatch(place)
+        if found is None:
+            return None
+        line = int(found["line"] or found["first_line"])
+        return cls(found["file"], int(found["record"] or line), line, found["field"], found["record"] is not None)
+
+
+def record_place(file: Path | str, record: int, line: int) -> str:
+    """Return the place of a record that is not a line of its own.
+
+    Args:
+        file: The file.
+        record: The number of the record, from 1.
+        line: The line where it begins, from 1.
+    """
+    return f"{file} record {record}, line {line}"
+
+
+def file_of(place: str) -> str:
+    """Return the file that a place names; empty for a place that names no record."""
+    found = RecordPlace.parse(place)
+    return "" if found is None else found.file
