@@ -33,6 +33,7 @@ def pages() -> dict[str, str]:
     """Return the pages of docs/scoreboard/ with their tables, by their paths in docs/."""
     parts = {
         "configurations": _configurations,
+        "heat": _heat,
         "summary": _summary,
         "layers": scoreboard_layers.table,
         "real": _real,
@@ -68,6 +69,28 @@ def _grouped(by_tokenizer: dict[str, str]) -> str:
 
 def _versions(environment: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in environment.items() if version != "not installed")
+
+
+def _heat() -> Iterator[str]:
+    """Yield the share of sound rows of each configuration and tokenizer; each cell leads to its causes."""
+    yield f"| configuration | {' | '.join(TOKENIZERS)} |"
+    yield "|---|" + "---|" * len(TOKENIZERS)
+    for column in COLUMNS:
+        cells = [_heat_cell(column, name) for name in TOKENIZERS]
+        yield f"| {column.name} | {' | '.join(cells)} |"
+
+
+def _heat_cell(column: Column, tokenizer: str) -> str:
+    run = column.recorded.get(tokenizer)
+    if run is None:
+        return "not run"
+    if run.refused or not run.verdicts:
+        return "refused"
+    share = sum(not rules for rules in run.verdicts.values()) / len(run.verdicts)
+    # only a configuration with a difference has a part among the reproductions
+    anchor = f"#{column.name}" if any(each.examples for each in column.recorded.values()) else ""
+    # cut and not rounded: 100 % is said of sound columns alone
+    return f'[{int(100 * share)} %](reproductions.md{anchor}){{ .heat style="--share: {share:.2f}" }}'
 
 
 def _summary() -> Iterator[str]:

@@ -8,6 +8,7 @@ tables of the scoreboard, are made when the site is built, and are not in the re
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import re
 import sys
@@ -34,8 +35,9 @@ from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer  # noqa: 
 from pytest_mistral_lora.chat.oracle.versions import VERSIONS  # noqa: E402
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation  # noqa: E402
 from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa: E402
-from pytest_mistral_lora.conformance.finding import RULES, Rule  # noqa: E402
+from pytest_mistral_lora.conformance.finding import RULES, Rule, with_paths  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
+from pytest_mistral_lora.runners import RUNNERS, runner_fixes  # noqa: E402
 from pytest_mistral_lora.serving.servers import SERVERS  # noqa: E402
 from pytest_mistral_lora.training.recipe import Recipe  # noqa: E402
 from pytest_mistral_lora.training.recipe.data import DataSource, SourceLayout  # noqa: E402
@@ -81,8 +83,12 @@ def _deviation(deviation: Deviation) -> Iterator[str]:
     yield from ("", "```json", json.dumps(deviation.example, ensure_ascii=False), "```")
 
 
-def rules_page() -> str:
-    """Return the index of the rules."""
+def rules_page(*, words: bool = False) -> str:
+    """Return the index of the rules.
+
+    Args:
+        words: Whether each rule has its reason and its fix, too, as words for the filter of the site.
+    """
     lines = [
         "# Rules",
         "",
@@ -94,15 +100,47 @@ def rules_page() -> str:
         "is shown, and fails only if you add `--mistral-strict`.",
         "",
         f"{_MADE} from the tables in `pytest_mistral_lora/conformance/rules/`.",
+        "",
+        '<div class="filter" data-of="rules"></div>',
     ]
     for subject in dict.fromkeys(rule.subject for rule in RULES.values()):
         lines += ["", f"## {subject}", "", "| rule | severity | requirement |", "|---|---|---|"]
         lines += [
-            f'| <a id="{rule.id.lower()}"></a>{rule.id} | {rule.severity} | {_cell(rule.title)} |'
+            f'| <a id="{rule.id.lower()}"></a>{rule.id} | {rule.severity} | {_cell(rule.title)}{_words(rule) * words} |'
             for rule in RULES.values()
             if rule.subject == subject
         ]
     return _page(lines)
+
+
+def _words(rule: Rule) -> str:
+    """Return the words by which a rule is found, which the page does not show."""
+    text = f"{rule.why} {rule.fix} {rule.fault_class}".replace("`", "")
+    return f" <span hidden>{_cell(html.escape(text))}</span>"
+
+
+def symptoms_page() -> str:
+    """Return the page of symptoms, with the settings of each trainer between its marks."""
+    text = (DOCS / "symptoms.md").read_text(encoding="utf-8")
+    made = "\n".join(line for name, runner in RUNNERS.items() for line in _of_trainer(name, runner.title))
+    return re.sub(
+        r"(<!-- trainers: start -->\n).*?(<!-- trainers: end -->)",
+        lambda found: f"{found[1]}{made}\n{found[2]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def _of_trainer(name: str, title: str) -> Iterator[str]:
+    yield from ("", f"### {title}", "", "| rule | what is wrong | what to set |", "|---|---|---|")
+    rules: dict[str, list[str]] = {}
+    for rule, fix in runner_fixes(name).items():
+        rules.setdefault(fix, []).append(rule)
+    for fix, ids in rules.items():
+        links = ", ".join(f"[{rule}](rules.md#{rule.lower()})" for rule in ids)
+        classes = ", ".join(RULES[rule].fault_class for rule in ids)
+        yield f"| {links} | {classes} | {_cell(with_paths(fix))} |"
+    yield ""
 
 
 def rule_page(rule: Rule, gallery: Gallery) -> str:
@@ -248,7 +286,7 @@ def _page(lines: list[str]) -> str:
 def committed_pages() -> dict[str, str]:
     """Return the pages and templates that are in the repository, by their paths in docs/."""
     made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "recipe.md": recipe_page()}
-    made["prepared.md"] = prepared_page()
+    made |= {"prepared.md": prepared_page(), "symptoms.md": symptoms_page()}
     return made | {f"templates/{name}.jinja": training_template(shipped_tokenizer(name)) for name in SHIPPED}
 
 
@@ -257,7 +295,7 @@ def site_pages() -> dict[str, str]:
     modules: dict[str, ModuleType] = benches()
     gallery = [(subject, mutant) for subject, module in modules.items() for mutant in mutants(module)]
     made = {"incidents.md": incidents_page(gallery), "cli.md": command_line_page(), "published.md": published_page()}
-    made |= {"recordings.md": recordings_page(), **scoreboard_pages.pages()}
+    made |= {"recordings.md": recordings_page(), "rules.md": rules_page(words=True), **scoreboard_pages.pages()}
     return made | {f"rules/{rule.id}.md": rule_page(rule, gallery) for rule in RULES.values()}
 
 

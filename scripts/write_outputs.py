@@ -1,4 +1,4 @@
-"""Write the outputs that README.md and docs/ show, as commands print them: `python scripts/write_outputs.py`."""
+"""Write the outputs that docs/ shows, as commands print them: `python scripts/write_outputs.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.records.files import write_text
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 ROWS = ROOT / "docs" / "rows.md"
 PREPARED = ROOT / "docs" / "prepared.md"
 IMPORT = ROOT / "docs" / "import.md"
@@ -34,6 +33,7 @@ RED = ROOT / "docs" / "red.md"
 MASKS = ROOT / "docs" / "masks.md"
 START = ROOT / "docs" / "init.md"
 RENDER = ROOT / "docs" / "render.md"
+TOUR = ROOT / "docs" / "tour.md"
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 INIT = ("init", "sharegpt.json", "--base", "models/base")
 TOKENIZER = ("--tokenizer", "checkpoints/my-mistral")
@@ -190,6 +190,17 @@ def broken_row(folder: Path) -> str:
     return _part(checked, "ML", "  fix: ")
 
 
+def broken_demo(folder: Path) -> str:
+    """Return the end of a check of the demo whose template lacks the space after `[INST]`."""
+    with contextlib.chdir(folder):
+        _printed_here("init", "--demo", folder=folder)
+    template = folder / "models" / "demo" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("'[INST] '", "'[INST]'"))
+    checked = _printed_here("check", "recipe.yaml", folder=folder, exit_code=1)
+    *_, verdict, following = checked.splitlines()
+    return "\n".join([_part(checked, "recipe.yaml::mask::", "  fix: ").rstrip(), "…", verdict, following, ""])
+
+
 def _started(folder: Path) -> str:
     """Return the report of `init` in a repository with a local base and two conversations of ShareGPT."""
     from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
@@ -250,7 +261,6 @@ class Output:
 
 
 OUTPUTS = (
-    Output("failure", README, failing_template),
     Output("render", ROWS, rendered_row),
     Output("tokens", RENDER, rendered_row),
     Output("compared", RENDER, compared_row),
@@ -262,6 +272,7 @@ OUTPUTS = (
     Output("stats", STATS, figures_of_rows),
     Output("init", START, guarded_repository),
     Output("broken row", START, broken_row),
+    Output("tour", TOUR, broken_demo),
     Output("annotation", REPORTS, annotation),
     Output("baseline", SUITE, baseline),
     Output("red", RED, masked_eos),

@@ -55,8 +55,9 @@ def test_every_link_of_a_page_of_the_site_leads_to_a_page_and_a_heading(site: Pa
     for page in sorted(site.rglob("*.md")):
         for target, anchor in LINK.findall(prose(page)):
             file = (ROOT / "docs" / page.parent.relative_to(site) / target).resolve()
-            if not file.is_file():
-                file = site / file.relative_to(ROOT / "docs")
+            # the site has its own copy of a page whose tables are made
+            if file.is_relative_to(ROOT / "docs") and (made := site / file.relative_to(ROOT / "docs")).is_file():
+                file = made
             assert file.is_file(), (page.name, target)
             assert not anchor or anchor in anchors(file), (page.name, f"{target}#{anchor}")
 

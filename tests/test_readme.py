@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import write_outputs
+import write_picture
 import yaml
 
 from pytest_mistral_lora import assertions, plugin, strategies
@@ -59,6 +60,12 @@ def test_an_output_is_shown_as_it_is_printed(name: str, checkpoint: Path, tmp_pa
     made = output.make(tmp_path)
     assert made.count("\n") > 1
     assert versions.sub("", output.shown()) == versions.sub("", made), "Run: python scripts/write_outputs.py"
+
+
+def test_the_picture_of_a_red_finding_is_what_pytest_prints() -> None:
+    assert write_picture.PICTURE.read_text(encoding="utf-8") == write_picture.picture()
+    for page in (ROOT / "README.md", ROOT / "docs" / "index.md"):
+        assert write_picture.PICTURE.name in page.read_text(encoding="utf-8")
 
 
 def test_the_figures_are_right() -> None:
