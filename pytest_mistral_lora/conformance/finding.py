@@ -71,7 +71,8 @@ def with_paths(fix: str, paths: Mapping[str, str] = EXAMPLE_PATHS) -> str:
     """
 
     def path(found: re.Match[str]) -> str:
-        text = paths.get(found[1], EXAMPLE_PATHS[found[1]])
+        # a name of several lines would begin a line of its own in the output
+        text = printable(paths.get(found[1], EXAMPLE_PATHS[found[1]]), lines=False)
         return repr(text) if found[2] else shlex.quote(text)
 
     return _PLACEHOLDER.sub(path, fix)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +40,7 @@ def next_command(session: Session) -> str:
     if session.exit_code or not session.records or session.deselected or session.not_run:
         return ""
     with suppress(MistralLoraError, OSError):  # a target that cannot be read has a finding, and a known one may pass
-        return _next_work(session.targets)
+        return _next_work(session)
     return ""
 
 
@@ -59,11 +58,14 @@ def _is_ready(command: str) -> bool:
     return words[0] == "pip" or any(is_shipped(Path(word)) or Path(word).exists() for word in words[2:])
 
 
-def _next_work(targets: Sequence[Target]) -> str:
+def _next_work(session: Session) -> str:
     """Return the next step with sound targets: train a recipe, verify an adapter, write a recipe for rows."""
+    targets = session.targets
     for target in targets:
         if isinstance(target, RecipeTarget):
-            output = target.recipe.output
+            # if nothing has changed, a hook does not load what reads a recipe
+            kept = None if session.kept is None else session.kept.output_of(target)
+            output = kept or target.recipe.output
             return _of_adapter(output) if output.is_dir() else _command("train", target.path)
     for target in targets:
         if isinstance(target, AdapterTarget):

@@ -98,15 +98,15 @@ def convert_messages(
     if not isinstance(items, Sequence) or isinstance(items, str):
         raise place.error(f"is {kind_of(items)}", "a list of messages")
     calls.reserve_ids(items)
-    numbered, more = _with_results_apart(items)
+    items, numbers, more = _with_results_apart(items)
     changes += more
     roles = []
-    for index, item in numbered:
+    for index, item in zip(numbers, items, strict=True):
         role, more = _role_of(item, place / index, layout)
         roles.append(role)
         changes += more
     messages: list[dict[str, Any]] = []
-    for position, ((index, item), role) in enumerate(zip(numbered, roles, strict=True)):
+    for position, (index, item, role) in enumerate(zip(numbers, items, roles, strict=True)):
         here = place / index
         if role == "system" and layout.drop_system:
             changes.append(changed("system-dropped"))
@@ -126,28 +126,37 @@ def convert_messages(
     return messages, changes
 
 
-def _with_results_apart(items: Sequence[Any]) -> tuple[list[tuple[int, Any]], list[Change]]:
-    """Return the messages, each with its index, and the change: a user's chunks of tool results become messages.
+def _with_results_apart(items: Sequence[Any]) -> tuple[Sequence[Any], Sequence[int], list[Change]]:
+    """Return the messages, the index of each, and the change: a user's chunks of tool results become messages.
 
     Anthropic's API has the results of tools in the user's message, before its text.
     """
-    numbered: list[tuple[int, Any]] = []
-    changes = []
+    if not any(_result_chunks(item) for item in items):
+        return items, range(len(items)), []
+    apart: list[Any] = []
+    numbers = []
     for index, item in enumerate(items):
-        content = item.get("content") if isinstance(item, Mapping) else None
-        chunks = content if isinstance(content, list | tuple) else ()
-        results = [chunk for chunk in chunks if isinstance(chunk, Mapping) and chunk.get("type") == "tool_result"]
-        for chunk in results:
-            result = {key: value for key, value in chunk.items() if key not in ("type", "tool_use_id")}
-            result = {"role": "tool", "content": "", **result, "tool_call_id": chunk.get("tool_use_id")}
-            numbered.append((index, result))
-        rest = [chunk for chunk in chunks if chunk not in results]
-        if results:
-            changes.append(changed("result-chunks"))
-            item = {**item, "content": rest}
+        results = _result_chunks(item)
+        messages: list[Any] = [_result_message(chunk) for chunk in results]
+        rest = [chunk for chunk in item["content"] if chunk not in results] if results else []
         if rest or not results:
-            numbered.append((index, item))
-    return numbered, changes
+            messages.append({**item, "content": rest} if results else item)
+        apart += messages
+        numbers += [index] * len(messages)
+    return apart, numbers, [changed("result-chunks")]
+
+
+def _result_message(chunk: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the message of a result; keys of the chunk that a message does not have are a loss there."""
+    rest = {key: value for key, value in chunk.items() if key not in ("type", "tool_use_id")}
+    return {"role": "tool", "content": "", **rest, "tool_call_id": chunk.get("tool_use_id")}
+
+
+def _result_chunks(item: Any) -> list[Mapping[str, Any]]:
+    """Return the chunks of a message that are results of tools."""
+    content = item.get("content") if isinstance(item, Mapping) else None
+    chunks = content if isinstance(content, list | tuple) else ()
+    return [chunk for chunk in chunks if isinstance(chunk, Mapping) and chunk.get("type") == "tool_result"]
 
 
 def _role_of(item: Any, place: Place, layout: Layout) -> tuple[str, list[Change]]:

@@ -67,8 +67,8 @@ def test_names_are_listed_in_short() -> None:
 def test_one_fault_in_each_tensor_is_one_cause() -> None:
     names = [f"model.layers.{n}.self_attn.{kind}_proj.lora_B.weight" for n in range(32) for kind in "qkvo"]
     found = [Finding("ML403", f"{name} is zero: this layer learned nothing", "lora-out/x") for name in names]
-    record = {"nodeid": "mistral-golden::lora-out::adapter::x", "findings": [one.to_json() for one in found]}
-    [cause] = group_findings([record])
+    record = {"nodeid": "mistral-golden::lora-out::adapter::x", "subject": "adapter"}
+    [cause] = group_findings([{**record, "findings": [finding.to_json() for finding in found]}])
     assert cause.count == 128
     assert "model.layers.0.self_attn.o_proj.lora_B.weight" in cause.text(120)
     assert "… and 1" in cause.text(120)

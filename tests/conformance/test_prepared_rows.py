@@ -78,12 +78,12 @@ Save = Callable[[Sequence[Data], Path], None]
 FORMS: dict[str, tuple[Save, str, str]] = {
     "saved": (saved, "prepared", "data-00000-of-00002.arrow:1"),
     "splits": (splits, "prepared", "train/data-00000-of-00001.arrow:1"),
-    "parquet": (parquet, "rows.parquet", ""),
+    "parquet": (parquet, "rows.parquet", ":1"),
     "parquet splits": (parquet_splits, "prepared", "test-00000-of-00001.parquet:1"),
-    "a JSON array": (array, "rows.json", ""),
-    "objects over several lines": (pretty, "rows.json", ""),
-    "gzip": (compressed, "rows.jsonl.gz", ""),
-    "UTF-16": (utf16, "rows.jsonl", ""),
+    "a JSON array": (array, "rows.json", " record 1, line 1"),
+    "objects over several lines": (pretty, "rows.json", " record 1, line 1"),
+    "gzip": (compressed, "rows.jsonl.gz", ":1"),
+    "UTF-16": (utf16, "rows.jsonl", ":1"),
 }
 
 
@@ -124,7 +124,7 @@ def test_labels_are_judged_in_each_form_and_sound_rows_are_counted(
     save(all_trained(lines), path)
     code, out = check(path, capsys)
     assert code == 1
-    assert f"ML543 {path / first if path.is_dir() else f'{path}:1'}" in out
+    assert f"ML543 {path / first if path.is_dir() else f'{path}{first}'}" in out
     assert main(["audit", str(path), "--tokenizer", "spm-v3"]) == 1
     assert "5 rows: 0 sound, 5 wrong, 0 not judged" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ import scoreboard_pages
 from scoreboard_records import COLUMNS, REAL_TOKENIZERS, TOKENIZERS, Recorded, cases, judged, loaded, tokenizer_file
 
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
-from pytest_mistral_lora.conformance.finding import RULES, Finding
+from pytest_mistral_lora.conformance.finding import RULES, Finding, with_paths
 from pytest_mistral_lora.runners import RUNNERS, runner_fixes
 
 KNOWN = [
@@ -162,8 +162,8 @@ def test_a_fix_is_a_key_or_a_command_and_belongs_to_a_rule_of_rows(name: str) ->
     for rule, fix in runner_fixes(name).items():
         assert RULES[rule].subject == "encoded"
         assert re.search(r"`(mistral-lora .+|\w+: .+|\"\w+\": .+|content\.rstrip.*|messages)`", fix), rule
-        assert Finding(rule, "found", fix=fix).text().splitlines()[-1] == f"  fix:      {fix}"
-        assert Finding(rule, "found", fix=fix).to_json()["fix"] == fix
+        assert Finding(rule, "found", fix=fix).text().splitlines()[-1] == f"  fix:      {with_paths(fix)}"
+        assert Finding(rule, "found", fix=fix).to_json()["fix"] == with_paths(fix)
 
 
 def test_a_script_of_one_s_own_has_the_fixes_of_the_rules() -> None:
