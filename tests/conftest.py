@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import atexit
 import copy
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +34,12 @@ for _name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("repeatable")
+
+
+if "MISTRAL_LORA_CACHE" not in os.environ:
+    # what `check` and `train` keep for their next run is not the user's, and no earlier run of the tests has written it
+    os.environ["MISTRAL_LORA_CACHE"] = _cache = tempfile.mkdtemp(prefix="mistral-lora-cache-")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 
 
 _NEW = 200_000
