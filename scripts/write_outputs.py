@@ -167,6 +167,7 @@ def _printed_here(*words: str, folder: Path, exit_code: int = 0) -> str:
         contextlib.redirect_stderr(output),
         patch.dict(os.environ, COLUMNS="80"),  # the width of a file, also if a terminal is there
     ):
+        os.environ.pop("CI", None)  # in CI, `init` records no golden
         code = cli.main(words)
     if code != exit_code:
         raise RuntimeError(f"exit code {code}; expected {exit_code}:\n{output.getvalue()}")
@@ -192,8 +193,7 @@ def broken_row(folder: Path) -> str:
 
 def broken_demo(folder: Path) -> str:
     """Return the end of a check of the demo whose template lacks the space after `[INST]`."""
-    with contextlib.chdir(folder):
-        _printed_here("init", "--demo", folder=folder)
+    _printed_here("init", "--demo", folder=folder)
     template = folder / "models" / "demo" / "chat_template.jinja"
     template.write_text(template.read_text().replace("'[INST] '", "'[INST]'"))
     checked = _printed_here("check", "recipe.yaml", folder=folder, exit_code=1)
@@ -209,11 +209,7 @@ def _started(folder: Path) -> str:
     talks = [("How do I reset my password?", "Open Settings and choose Security."), ("Thanks!", "You are welcome.")]
     turns = [[{"from": "human", "value": asked}, {"from": "gpt", "value": answer}] for asked, answer in talks]
     (folder / "sharegpt.json").write_text(json.dumps([{"conversations": one} for one in turns]))
-    before = os.environ.pop("CI", None)  # in CI, no golden is recorded
-    try:
-        printed = _printed_here(*INIT, folder=folder)
-    finally:
-        os.environ.update({} if before is None else {"CI": before})
+    printed = _printed_here(*INIT, folder=folder)
     # a copy of the package that is no release, as here, has a note of its own
     return re.sub(r"^note: pytest-mistral-lora .* is installed from .*\n", "", printed, flags=re.MULTILINE)
 
