@@ -67,7 +67,7 @@ def another_alpha(artifact: Artifact) -> None:
 def generates_in_a_batch(artifact: Artifact, *, left: bool, masked: bool) -> None:
     """Generate all rows at once."""
 
-    def generate(model: Any, encoder: Any, rows: Any, *, max_new_tokens: int = 256) -> Any:
+    def generate(model: Any, encoder: Any, rows: Any, *, max_new_tokens: int = 256, **_: Any) -> Any:
         if not rows:
             return []
         prompts = [list(encoder.prompt(row)) for row in rows]
