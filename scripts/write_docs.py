@@ -227,7 +227,7 @@ def recipe_page() -> str:
         "",
         "Paths are relative to your `recipe.yaml`. An unknown key, or a value that cannot be used, is an error before",
         "anything is loaded. For your editor, [init](init.md) writes the JSON Schema, which is `Recipe.json_schema`.",
-        "[training.md](training.md) explains the settings in context.",
+        "[The page on training](training.md) explains the settings in context.",
         "",
         f"{_MADE} from the models in `pytest_mistral_lora/training/recipe/`.",
     ]
