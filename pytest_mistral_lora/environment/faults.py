@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -301,6 +302,7 @@ KNOWN_FAULTS: tuple[KnownFault, ...] = (
 """The known faults of every version that can be installed beside this package, errors first, and those of servers."""
 
 
+@cache
 def installed_versions() -> dict[str, str]:
     """Return the version of each installed distribution by its name: lower case, words joined by hyphens."""
     return {

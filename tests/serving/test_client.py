@@ -157,7 +157,7 @@ def test_a_server_that_never_ends_its_answers_is_asked_four_requests_at_most(
     start = time.monotonic()
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Trickling) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         code, out = run_check(f"http://127.0.0.1:{server.server_address[1]}", capsys, kind="vllm")
         server.shutdown()
     assert (code, "no answer in 0.5 s" in out) == (1, True), out

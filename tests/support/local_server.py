@@ -232,7 +232,7 @@ def serving(behaviour: Behaviour, secure: ssl.SSLContext | None = None) -> Itera
     server.daemon_threads = True
     if secure is not None:
         server.socket = secure.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
