@@ -105,12 +105,13 @@ def rules_page(*, words: bool = False) -> str:
     ]
     for subject in dict.fromkeys(rule.subject for rule in RULES.values()):
         lines += ["", f"## {subject}", "", "| rule | severity | requirement |", "|---|---|---|"]
-        lines += [
-            f'| <a id="{rule.id.lower()}"></a>{rule.id} | {rule.severity} | {_cell(rule.title)}{_words(rule) * words} |'
-            for rule in RULES.values()
-            if rule.subject == subject
-        ]
+        lines += [_rule_row(rule, words=words) for rule in RULES.values() if rule.subject == subject]
     return _page(lines)
+
+
+def _rule_row(rule: Rule, *, words: bool) -> str:
+    more = _words(rule) if words else ""
+    return f'| <a id="{rule.id.lower()}"></a>{rule.id} | {rule.severity} | {_cell(rule.title)}{more} |'
 
 
 def _words(rule: Rule) -> str:

@@ -5,7 +5,6 @@ The text is the output that README.md would quote: the finding in a checkpoint w
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import textwrap
 from pathlib import Path
@@ -73,18 +72,5 @@ def _line(number: int, line: str, style: str) -> str:
     return f'<text x="{_MARGIN}" y="{y}"{kind} xml:space="preserve">{escape(line)}</text>'
 
 
-def main() -> int:
-    """Write the picture; with --check, return 1 if it is not up to date."""
-    made = picture()
-    if PICTURE.is_file() and PICTURE.read_text(encoding="utf-8") == made:
-        return 0
-    if "--check" in sys.argv[1:]:
-        print(f"{PICTURE.relative_to(ROOT)} is not up to date")
-        return 1
-    write_text(PICTURE, made)
-    print(f"{PICTURE.relative_to(ROOT)} written")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    write_text(PICTURE, picture())

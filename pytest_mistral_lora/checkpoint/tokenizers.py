@@ -204,8 +204,6 @@ class CheckpointTokenizer:
 
 def _oracle_of(file: Path) -> Oracle:
     """Return the oracle of a tokenizer file: the one that is in use, if the file is the same."""
-    if not file.is_file():
-        return Oracle(file)
     key = (file.absolute(), sha256_file(file))
     oracle = _IN_USE.get(key)
     if oracle is None:

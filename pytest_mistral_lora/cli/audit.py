@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -33,6 +33,7 @@ from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport, LineVerdict
+    from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.report.judged import JudgedCase, Outcome
 
@@ -257,13 +258,13 @@ def _verdicts(report: AuditReport, args: argparse.Namespace, rows: Sequence[Row]
     from pytest_mistral_lora.conformance.targets import checkpoint_paths
 
     paths = checkpoint_paths(args.tokenizer)
-    source = ", ".join(map(str, args.dataset)) or "the packaged rows"
+    placed: Callable[[Finding], Finding] | None = None
+    if args.runner is not None:
+        source = ", ".join(map(str, args.dataset)) or "the packaged rows"
+        fixes = runner_fixes(args.runner)
+        placed = partial(with_row_places, file=report.audit.path, rows=rows, source=source, fixes=fixes)
     for verdict in _verdicts_with_progress(report):
-        findings = verdict.findings
-        if args.runner is not None:
-            fixes = runner_fixes(args.runner)
-            placed = partial(with_row_places, file=report.audit.path, rows=rows, source=source, fixes=fixes)
-            findings = tuple(map(placed, findings))
+        findings = map(placed, verdict.findings) if placed else verdict.findings
         yield replace(verdict, findings=tuple(finding.with_paths(paths) for finding in findings))
 
 

@@ -145,14 +145,12 @@ class Judging:
             return []
         from pytest_mistral_lora.report.judged import verdict_format, write_verdict
 
-        pages = []
-        for path in self.reports:
-            made_as = verdict_format(path)
-            if made_as is None:
-                pages.append(path)
-            else:
-                write_verdict(path, made_as, self._judged(session))
-        return pages
+        formats = {path: made_as for path in self.reports if (made_as := verdict_format(path)) is not None}
+        if formats:
+            judged = self._judged(session)
+            for path, made_as in formats.items():
+                write_verdict(path, made_as, judged)
+        return [path for path in self.reports if path not in formats]
 
     def _judged(self, session: Session) -> Judged:
         from pytest_mistral_lora.conformance.finding import Finding

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.diff import TokenDiff
+from pytest_mistral_lora.chat.places import RecordPlace
 from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.escaping import in_block, printable
 
@@ -280,7 +281,8 @@ class Finding:
         if self.shape:
             return f"{self.rule} {self.shape}"
         # each file must be mended separately; a line, a layer or an index is only a place
-        path, _, field = re.sub(r"(:\d+| record \d+, line \d+)(?=,|$)", ":#", self.place).partition(", ")
+        record = RecordPlace.parse(self.place)
+        path, _, field = (f"{record.file}:#{record.field}" if record else self.place).partition(", ")
         # a row from Python, passed to `audit`, or of a trainer
         path = re.sub(r"^(rows(\['.+'\])?|train_dataset|batches(?=\[\d+\]\[))(\[\d+\])+$", r"\1:#", path)
         name = "" if self.row else f"{path} {re.sub(r'[0-9]+', '#', field)}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import ShownToken, TokenSide
 from pytest_mistral_lora.chat.pieces import plain_text, visible
+from pytest_mistral_lora.chat.places import RecordPlace
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.token_rows import TokenRow, Wrong
 from pytest_mistral_lora.conformance.finding import Finding
@@ -170,9 +171,11 @@ def listed_names(names: Iterable[str]) -> list[str]:
     """Return a short list of names: grouped by subject or file, line numbers as ranges, and not all."""
     homes: dict[str, set[str]] = {}
     for name in names:
-        line = re.fullmatch(r"(.+?(?::| record ))(\d+)(?:, .*)?", name)
-        subject, _, case = name.rpartition("::")
-        home, last = (line[1], line[2]) if line else (f"{subject}: " if subject else "", case)
+        place = RecordPlace.parse(name)
+        subject, _, last = name.rpartition("::")
+        home = f"{subject}: " if subject else ""
+        if place is not None:
+            home, last = f"{place.file}{' record ' if place.is_record else ':'}", str(place.record)
         homes.setdefault(home, set()).add(last)
     lists, room, hidden = [], _MOST_CHARACTERS, 0
     for home, cases in homes.items():

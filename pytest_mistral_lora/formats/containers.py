@@ -287,9 +287,12 @@ class _JsonText:
     @property
     def line(self) -> int:
         """The line of the place where the next value begins, from 1."""
+        self._count_lines()
+        return self._line
+
+    def _count_lines(self) -> None:
         self._line += self.kept.count("\n", self._counted, self.at)
         self._counted = self.at
-        return self._line
 
     def next(self) -> str:
         """Return the next character that is not white space; empty at the end of the file."""
@@ -307,7 +310,7 @@ class _JsonText:
     def read(self, size: int) -> bool:
         """Read more of the file, and return whether it had more; the text before the next value is dropped."""
         more = self._file.read(size)
-        _ = self.line  # counts the lines of the text that is dropped
+        self._count_lines()
         # only here, and not behind each value: else a long text would be copied for each short value in it
         self.kept, self.at, self._counted = self.kept[self.at :] + more, 0, 0
         return bool(more)

@@ -136,10 +136,7 @@ def _with_system(
     layout = reading.layout
     text, rest, changes = _column(fields, "system", "system", layout)
     text = text or layout.system
-    if isinstance(text, Mapping) and isinstance(parts := text.get("parts"), list):
-        # a content of Gemini's API
-        texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
-        text = "".join(map(str, texts)) if all(isinstance(part, str) for part in texts) else text
+    text = _text_of_parts(text)
     if not isinstance(text, str):
         raise Place(reading.place, "system").error(f"is {kind_of(text)}", "a string")
     if not text or layout.drop_system:
@@ -221,6 +218,13 @@ def _own_keys(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Change]]:
         else:
             kept[key] = value
     return kept, changes
+
+
+def _text_of_parts(value: Any) -> Any:
+    """Return the text of a content as Gemini's API has it, if its parts are texts alone; any other value unchanged."""
+    parts = value.get("parts") if isinstance(value, Mapping) else None
+    texts = [part["text"] for part in parts or () if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+    return "".join(texts) if isinstance(parts, list) and len(texts) == len(parts) else value
 
 
 def _is_number(value: Any) -> bool:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
@@ -26,8 +27,6 @@ def write_demo_base(folder: Path) -> Path:
     Args:
         folder: The repository.
     """
-    from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-
     base = folder / BASE
     if base.exists():
         return base

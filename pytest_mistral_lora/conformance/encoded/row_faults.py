@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import groupby
 
 from pytest_mistral_lora.chat.diff import common_ends, decode_text, split_at_markers
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
-from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.recognition import shipped_oracle
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.lines import Ids
 from pytest_mistral_lora.conformance.encoded.text_faults import TextComparison
@@ -122,16 +123,15 @@ def _other_tokenizer(row: Row, ids: Ids, oracle: Oracle) -> EncodingFault | None
 def other_oracles(oracle: Oracle) -> Iterator[tuple[str, Oracle]]:
     """Yield every shipped tokenizer but the given one, with its name."""
     for name in SHIPPED:
-        other = _shipped_oracle(name)
+        other = _shipped(name)
         if other is not None and other.sha256 != oracle.sha256:
             yield name, other
 
 
-@cache
-def _shipped_oracle(name: str) -> Oracle | None:
+def _shipped(name: str) -> Oracle | None:
     # an older mistral-common ships fewer tokenizers
     try:
-        return Oracle(shipped_tokenizer(name))
+        return shipped_oracle(name)
     except MistralLoraError:
         return None
 
