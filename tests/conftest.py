@@ -97,6 +97,15 @@ def converted_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base with the tokenizer `spm-v3`, in a folder `base`, which no test changes."""
+    from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+    from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+
+    return write_tiny_base(tmp_path_factory.mktemp("models") / "base", shipped_tokenizer("spm-v3"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_kept_results() -> Iterator[None]:
     """Have `check` run every check, unless a test names a cache: a test may change what a result does not depend on."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis.internal.conjecture import junkdrawer
+from sampling import sampled_case
 from verb_words import VERB_OF, WORDS
 
 from pytest_mistral_lora.cli import main
@@ -89,7 +90,7 @@ ENDS: dict[str, tuple[Callable[[object], int], int, str]] = {
     ("verb", "end"),
     [
         # one function ends all verbs: one verb has every end, and every verb has two of them
-        pytest.param(verb, end, marks=[] if verb == "check" or end in ("failed", "SIGTERM") else pytest.mark.slow)
+        sampled_case(verb, end, name=f"{verb}-{end}", is_kept=verb == "check" or end in ("failed", "SIGTERM"))
         for verb in VERB_OF
         for end in ENDS
     ],

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance import kept_results
 from pytest_mistral_lora.conformance.collection import SUBJECT_CHECKS
 from pytest_mistral_lora.conformance.kept_results import INPUTS
@@ -32,19 +30,12 @@ SOUND = json.dumps({"messages": TALK}) + "\n"
 BROKEN = '{"messages": [{"role": "bot", "content": "Hi"}]}\n'
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "base"
-    write_tiny_base(folder, shipped_tokenizer("spm-v3"))
-    return folder
-
-
 @pytest.fixture
-def rows(tmp_path: Path, base: Path) -> Path:
+def rows(tmp_path: Path, tiny_base: Path) -> Path:
     """A file of rows beside a copy of a base, whose files a test may change."""
     folder = tmp_path / "base"
     folder.mkdir()
-    for file in base.iterdir():
+    for file in tiny_base.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     file = tmp_path / "rows.jsonl"
     file.write_text(SOUND)

@@ -15,6 +15,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft_bases import write_base_and_lora
 from safetensors.torch import load_file, save_file
+from sampling import sampled_case
 from transformers import MistralForCausalLM
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
@@ -78,7 +79,7 @@ def merges() -> Iterator[Any]:
     for dtype, kind, *way in itertools.product(DTYPES, kinds, ("own", "float32"), (False, True), (False, True)):
         quick = kind == "plain" or way == ["own", False, False]
         name = "-".join(map(str, (dtype, kind, *way)))
-        yield pytest.param(dtype, kinds[kind], *way, id=name, marks=[] if quick else pytest.mark.slow)
+        yield sampled_case(dtype, kinds[kind], *way, name=name, is_kept=quick)
 
 
 @pytest.mark.parametrize(("dtype", "settings", "loaded", "autocast", "safe"), [*merges()])

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from gallery import Mutant, benches, examples, mutants
 from incidents import INCIDENTS
-from sampling import sampled
+from sampling import sampled, sampled_case
 
 from pytest_mistral_lora.conformance.checks import Check
 from pytest_mistral_lora.conformance.finding import RULES, Result
@@ -35,7 +35,7 @@ def each_finding_is_of_the_check_that_its_rule_names(monkeypatch: pytest.MonkeyP
 
 
 GALLERY = [
-    pytest.param(module, mutant, id=f"{subject}-{mutant.name}", marks=[pytest.mark.slow] if mutant.slow else [])
+    sampled_case(module, mutant, name=f"{subject}-{mutant.name}", is_kept=not mutant.slow)
     for subject, module in BENCHES.items()
     for mutant in mutants(module)
 ]

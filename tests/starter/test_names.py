@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from sampling import sampled_case
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.starter import StartPlan
@@ -51,13 +50,6 @@ REFUSED = [
 
 def shown(name: str) -> str:
     return ascii(name)[:40]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "base"
-    write_tiny_base(folder, shipped_tokenizer("spm-v3"))
-    return folder
 
 
 @pytest.fixture
@@ -105,7 +97,7 @@ FOOLING = ("x: y", '"d', "$(touch PWNED)", "--force", "${{ secrets.HF_TOKEN }}",
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        pytest.param(kind, name, id=f"{kind}-{shown(name)}", marks=[] if name in names else pytest.mark.slow)
+        sampled_case(kind, name, name=f"{kind}-{shown(name)}", is_kept=name in names)
         for kind, names in {"rows": NAMES, "a folder": FOOLING, "another format": FOOLING}.items()
         for name in NAMES
     ],

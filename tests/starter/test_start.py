@@ -13,9 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.starter.plan import WORKFLOW, plan_start
@@ -39,13 +37,6 @@ WRITTEN = {
     ".gitignore",
     ".mistral-lora/constraints.txt",
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "base"
-    write_tiny_base(folder, shipped_tokenizer("spm-v3"))
-    return folder
 
 
 @pytest.fixture

@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 
 
+def sampled_case(*values: Any, name: str, is_kept: bool) -> Any:
+    """Return the parameters of one case of a table; a case that is not kept is marked slow."""
+    return pytest.param(*values, id=name, marks=() if is_kept else pytest.mark.slow)
+
+
 def sampled(values: Iterable[Any], kept: Collection[str]) -> list[Any]:
     """Return parameters, named by their text; each that is not kept is marked slow.
 
@@ -18,6 +23,4 @@ def sampled(values: Iterable[Any], kept: Collection[str]) -> list[Any]:
     texts = {str(value): value for value in values}
     missing = set(kept) - texts.keys()
     assert not missing, f"no parameters any more: {missing}"
-    return [
-        pytest.param(value, id=text, marks=() if text in kept else pytest.mark.slow) for text, value in texts.items()
-    ]
+    return [sampled_case(value, name=text, is_kept=text in kept) for text, value in texts.items()]
