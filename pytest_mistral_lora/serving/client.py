@@ -25,6 +25,9 @@ SECONDS = 60.0
 MOST_LATE = AT_ONCE
 """After so many requests in a row without an answer in time, no more are sent."""
 
+_KEPT_OPEN = 1.0
+"""The most seconds that an idle connection is used again: llama.cpp and uvicorn close one after five."""
+
 _LARGEST = 8 << 20
 _LAST_EVENT = "[DONE]"
 _TRIES = 3
@@ -172,6 +175,8 @@ class ServerClient:
             headers=headers,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # no cookie is kept
             timeout=self.seconds,
+            # a request that meets the server's closing of an idle connection has no answer
+            limits=httpx.Limits(keepalive_expiry=_KEPT_OPEN),
             follow_redirects=False,
             trust_env=False,
             verify=httpx.create_ssl_context(),

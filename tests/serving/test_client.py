@@ -16,6 +16,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,39 @@ def test_late_answers_in_a_row_end_the_run_and_one_that_comes_begins_the_count_a
         assert len(behaviour.seen) == clients.MOST_LATE
         mixed = asyncio.run(many(url, ["/late", "/late", "/late", "/now"] * 2))
     assert mixed == ["InputError", "InputError", "InputError", "Answer"] * 2
+
+
+def test_an_idle_connection_that_the_server_closes_is_not_used_again() -> None:
+    class Closing(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        answered = 0.0
+
+        def do_GET(self) -> None:
+            # as a server that closes an idle connection while the request is on its way
+            self.close_connection = bool(self.answered) and time.monotonic() - self.answered > 1.4
+            if not self.close_connection:
+                self.send_response(200)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+                self.answered = time.monotonic()
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    async def ask_after_a_rest(url: str) -> bool:
+        async with ServerClient(url, 10) as client:
+            await client.get("/v1/models")
+            await asyncio.sleep(1.5)
+            return (await client.get("/v1/models")).is_ok
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Closing) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        try:
+            assert asyncio.run(ask_after_a_rest(f"http://127.0.0.1:{server.server_port}"))
+        finally:
+            server.shutdown()
 
 
 def test_a_redirect_is_not_followed(oracle: Oracle) -> None:
