@@ -35,7 +35,8 @@ __all__ = [
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.encoded import EncodedRow, Span
     from pytest_mistral_lora.chat.oracle import Oracle
-    from pytest_mistral_lora.chat.rows import Row, read_rows
+    from pytest_mistral_lora.chat.row_files import read_rows
+    from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, training_template
     from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.conformance.train.tiny_run import TinyRun
@@ -62,7 +63,7 @@ else:
         "audit": "judging",
         "guard": "guarding.callback",
         "judge": "judging",
-        "read_rows": "chat.rows",
+        "read_rows": "chat.row_files",
         "train": "training.run",
         "training_template": "checkpoint.tokenizers",
     }

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file

@@ -8,9 +8,8 @@ misspelt `weight` or `tool_calls` would train on something else.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.fields import (
@@ -25,12 +24,10 @@ from pytest_mistral_lora.chat.fields import (
     refuse_near_misses,
 )
 from pytest_mistral_lora.chat.places import file_of
-from pytest_mistral_lora.chat.reading import read_line, scan_lines
-from pytest_mistral_lora.errors import RowError, RowsError
+from pytest_mistral_lora.errors import RowError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle.versions import VersionFacts
-    from pytest_mistral_lora.chat.reading.chunks import DataFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,64 +180,6 @@ def assistant_text(contents: Iterable[Any], facts: VersionFacts) -> str:
     chunks = merged_chunks(contents, facts)
     text = "".join(chunk[chunk["type"]] for chunk in chunks)
     return text.rstrip(" ") if facts.strips_answers and not has_thinking(chunks) else text
-
-
-def scan_rows(source: str | Path | DataFile) -> Iterator[Row | RowError]:
-    """Yield each row of a JSONL file, or the error that makes it unusable, in file order and one at a time.
-
-    A file without rows yields one error.
-
-    Args:
-        source: The file, or one that is converted to rows while it is read, as `formats.sources` opens it.
-
-    Raises:
-        InputError: If the file cannot be opened, or is not JSON Lines in UTF-8.
-    """
-    path = Path(source) if isinstance(source, str | Path) else source.path
-    found = False
-    reader = None if isinstance(source, str | Path) else source.source
-    for number, line in scan_lines(path) if isinstance(source, str | Path) else source.lines():
-        item = read_row(path, number, line, place="" if reader is None else reader.place)
-        if item is not None:
-            found = True
-            yield item
-    if not found:
-        yield RowError("the file has no rows", place=str(path))
-
-
-def read_row(path: Path, number: int, line: bytes | int | RowError, *, place: str = "") -> Row | RowError | None:
-    """Return the row of a line of `scan_lines`, the error that makes it unusable, or None if the line is blank.
-
-    Args:
-        path: The file.
-        number: The number of the line, or of the record that the line was made of.
-        line: The line.
-        place: The place of the row; empty for `path:number`.
-    """
-    item = read_line(path, number, line)
-    if item is None or isinstance(item, RowError):
-        return item
-    try:
-        return parse_row(item[1], place=place or f"{path}:{number}")
-    except RowError as error:
-        return error
-
-
-def read_rows(source: str | Path | DataFile) -> Iterator[Row]:
-    """Yield the rows of a JSONL file, or of one that `formats.sources` opens.
-
-    Raises:
-        InputError: If the file cannot be opened.
-        RowsError: After the last row, if any row was bad: it lists every bad row. Nothing is dropped silently.
-    """
-    errors: list[RowError] = []
-    for item in scan_rows(source):
-        if isinstance(item, RowError):
-            errors.append(item)
-        else:
-            yield item
-    if errors:
-        raise RowsError(errors, place=str(source if isinstance(source, str | Path) else source.path))
 
 
 def as_row(row: Row | Mapping[str, Any]) -> Row:

@@ -306,7 +306,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[tuple[Path, Sequence[Row
                 raise InputError(found, expected="one of them")
         yield args.rows, ()
         return
-    from pytest_mistral_lora.chat.rows import read_rows
+    from pytest_mistral_lora.chat.row_files import read_rows
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.runners.extract import extract, packaged_rows
 

@@ -237,7 +237,7 @@ def _view_of(args: argparse.Namespace) -> _View:
 
 def _items(found: RecognisedPath, recipe: Recipe | None) -> Iterator[Row | EncodedLine | RowError]:
     """Yield each row of a path, or its error, by the readers of `check`."""
-    from pytest_mistral_lora.chat.rows import scan_rows
+    from pytest_mistral_lora.chat.row_files import scan_records
     from pytest_mistral_lora.conformance.encoded.lines import scan_lines
     from pytest_mistral_lora.formats.sources import row_files
 
@@ -245,7 +245,8 @@ def _items(found: RecognisedPath, recipe: Recipe | None) -> Iterator[Row | Encod
         yield from scan_lines(found.path)
         return
     for file in row_files(found.path) if recipe is None else recipe.data.files():
-        yield from scan_rows(file)
+        for rows in scan_records(file):
+            yield from (rows,) if isinstance(rows, RowError) else rows
 
 
 def _chosen_rows(

@@ -170,7 +170,7 @@ def _print_judged(output_format: str, comparison: TranscriptComparison) -> None:
 
 
 def _record(args: argparse.Namespace, display: RunDisplay) -> int:
-    from pytest_mistral_lora.chat.rows import read_rows
+    from pytest_mistral_lora.chat.row_files import read_rows
     from pytest_mistral_lora.training.generate.model_spec import record_rows
 
     files = record_rows(

@@ -12,7 +12,8 @@ from typing import Any
 from filelock import FileLock
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.chat.rows import Row, read_rows
+from pytest_mistral_lora.chat.row_files import read_rows
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, NOTHING_JUDGED, OF_ROWS, Audit, LineVerdict
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, first_findings

@@ -152,7 +152,7 @@ class ServerTarget(JudgedTarget):
         return _awaited(self._ask(self.server))
 
     async def _ask(self, server: Server) -> ServerAnswers:
-        from pytest_mistral_lora.chat.rows import scan_rows
+        from pytest_mistral_lora.chat.row_files import scan_rows
         from pytest_mistral_lora.conformance.server.script import ask_script
         from pytest_mistral_lora.serving.client import SECONDS, ServerClient, require_url
         from pytest_mistral_lora.serving.server import ServerFacts
@@ -279,7 +279,8 @@ class ServerTarget(JudgedTarget):
 
     def asked_rows(self) -> list[AskedRow]:
         """Return the rows that a chat request can hold, each with mistral-common's prompt."""
-        from pytest_mistral_lora.chat.rows import Row, scan_rows
+        from pytest_mistral_lora.chat.row_files import scan_rows
+        from pytest_mistral_lora.chat.rows import Row
         from pytest_mistral_lora.records.goldens import packaged_cases
         from pytest_mistral_lora.serving.server import ServedPrompt
 

@@ -10,7 +10,8 @@ from typing import Any
 from pytest_mistral_lora.chat.places import RecordPlace
 from pytest_mistral_lora.chat.reading import first_values
 from pytest_mistral_lora.chat.reading.chunks import DataFile
-from pytest_mistral_lora.chat.rows import Row, scan_rows
+from pytest_mistral_lora.chat.row_files import scan_rows
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.formats.convert import Conversion, Source, conversions
 from pytest_mistral_lora.formats.declarations import declared_sources
@@ -30,8 +31,8 @@ def open_rows(
 ) -> list[DataFile]:
     """Return the data files of a path; each is converted to rows while it is read.
 
-    `chat.rows.scan_rows` yields the rows of each, and `chat.reading.chunks.chunks` their lines: a record at a time,
-    with its place in the source.
+    `chat.row_files.scan_rows` yields the rows of each, and `chat.reading.chunks.chunks` their lines: a record at a
+    time, with its place in the source.
 
     Args:
         path: A data file, a folder, or a configuration of TRL, Axolotl or LLaMA-Factory.

@@ -10,7 +10,8 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import DROPPED, EncodedRow, Policy, PolicyResult
 from pytest_mistral_lora.chat.reading.chunks import DataFile
-from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
+from pytest_mistral_lora.chat.row_files import read_rows
+from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import framed_ids, framed_row, is_held_out, sha256_parts

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.chat.reading.chunks import DataFile
-from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file, sha256_files
 from pytest_mistral_lora.errors import MistralLoraError

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hashes import sha256_files
 from pytest_mistral_lora.errors import InputError

@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.chat.rows import (
-    Row,
-    read_rows,
-    scan_rows,
-)
+from pytest_mistral_lora.chat.row_files import read_rows, scan_rows
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
 
 USER = {"role": "user", "content": "u"}

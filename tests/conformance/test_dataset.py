@@ -10,7 +10,7 @@ import pytest
 import yaml
 from dataset_recipes import SOUND, Target, facts, found, make_target, said, v3, write_rows
 
-from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_mistral_lora.chat.places import RecordPlace, file_of, record_place
-from pytest_mistral_lora.chat.rows import scan_rows
+from pytest_mistral_lora.chat.row_files import scan_rows
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RowError

@@ -20,7 +20,8 @@ from imported import imported, written
 from pyarrow import parquet
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.rows import parse_row, read_rows
+from pytest_mistral_lora.chat.row_files import read_rows
+from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.formats.convert import Source, convert
 from pytest_mistral_lora.formats.report import LOSSES, Report

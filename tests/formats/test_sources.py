@@ -16,7 +16,8 @@ from imported import lines
 from pyarrow import parquet
 
 from pytest_mistral_lora.chat.reading.chunks import DataFile, chunks
-from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows, scan_rows
+from pytest_mistral_lora.chat.row_files import read_rows, scan_rows
+from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.sources import (

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from trained import WEIGHTS, copied, replace_weights, trained
 
 from pytest_mistral_lora.chat.completions import FormatCheck
-from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget

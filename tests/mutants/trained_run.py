@@ -21,7 +21,7 @@ from trained import copied
 
 from pytest_mistral_lora import training
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.conformance.checks import Settings

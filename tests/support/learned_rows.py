@@ -9,7 +9,7 @@ from typing import Any
 
 from golden_answers import TOOL
 
-from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.conformance.train.harness import TrainerHarness
 from pytest_mistral_lora.training.generate.model_spec import record_rows
 from pytest_mistral_lora.training.run import train

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_runs import recipe_data, write_rows
 
-from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.conformance.adapter.checks import adapter_findings

@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
-from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file, sha256_files
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer

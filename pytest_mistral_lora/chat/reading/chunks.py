@@ -66,7 +66,7 @@ class DataFile:
     source: LineSource | None = None
 
     def lines(self) -> Iterator[tuple[int, bytes | int | RowError]]:
-        """Yield numbers and lines for `chat.rows.read_row`; of a converted file, records as lines of rows.
+        """Yield numbers and lines for `chat.row_files.read_row`; of a converted file, records as lines of rows.
 
         Raises:
             InputError: If the file cannot be read, or its format is not the declared one.

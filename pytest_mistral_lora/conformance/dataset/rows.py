@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 from pytest_mistral_lora.chat.diff import TokenDiff, with_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
 from pytest_mistral_lora.chat.reading.chunks import Chunk
-from pytest_mistral_lora.chat.rows import Row, read_row
+from pytest_mistral_lora.chat.row_files import read_record
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.answers import (
@@ -105,8 +106,7 @@ class RowJudge:
     def judge_chunk(self, chunk: Chunk) -> DatasetTally:
         """Judge the lines of a chunk, and return their rows, counts and findings."""
         tally = DatasetTally()
-        read = ((number, read_row(chunk.path, number, line)) for number, line in chunk.lines)
-        items = [(number, item, self._expected(item)) for number, item in read if item is not None]
+        items = [(number, item, self._expected(item)) for number, item in _rows_of(chunk)]
         # a fast tokenizer takes half of the time for many texts in one call
         by_template = self._by_template(
             [item for _, item, expected in items if isinstance(item, Row) and not isinstance(expected, RowError)]
@@ -298,6 +298,16 @@ class RowJudge:
             detail = "\n".join(filter(None, (ids, parts["detail"])))
             parts |= {"detail": detail, "shape": difference.shape, "name": difference.fault}
             tally.findings.add(Finding("ML603", text, row.place, row=_printed_row(row), **parts))
+
+
+def _rows_of(chunk: Chunk) -> Iterator[tuple[int, Row | RowError]]:
+    """Yield the rows of each record of a chunk, or its error, with the number of its line."""
+    for number, line in chunk.lines:
+        rows = read_record(chunk.path, number, line)
+        if isinstance(rows, RowError):
+            yield number, rows
+        else:
+            yield from ((number, row) for row in rows or ())
 
 
 class _LiteralError(RowError):

@@ -16,7 +16,8 @@ from typing import Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import IN_ORDER
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.rows import Row, compact_json, scan_rows, sorted_keys, weight_of
+from pytest_mistral_lora.chat.row_files import scan_rows
+from pytest_mistral_lora.chat.rows import Row, compact_json, sorted_keys, weight_of
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RowError, RowsError

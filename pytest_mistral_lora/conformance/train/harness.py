@@ -144,7 +144,7 @@ class TrainerHarness(TinyFolder):
     @cached_property
     def encoded(self) -> list[EncodedRow]:
         """Every training row as ids and labels."""
-        from pytest_mistral_lora.chat.rows import read_rows
+        from pytest_mistral_lora.chat.row_files import read_rows
 
         return [self.encoder.encode(row) for row in read_rows(self.rows)]
 

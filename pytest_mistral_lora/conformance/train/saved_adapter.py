@@ -95,7 +95,7 @@ def _serve(connection: Connection, other_end: Connection) -> None:
 
 
 def _smoked(folder: Path, device: str) -> str:
-    from pytest_mistral_lora.chat.rows import read_rows
+    from pytest_mistral_lora.chat.row_files import read_rows
     from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 
     spec = model_spec(folder / "adapter", folder / "base", device=device)
@@ -120,7 +120,7 @@ def measure_generation(harness: TrainerHarness) -> Figures:
     import torch
     from transformers import GenerationConfig
 
-    from pytest_mistral_lora.chat.rows import read_rows
+    from pytest_mistral_lora.chat.row_files import read_rows
     from pytest_mistral_lora.training.generate import generate
 
     model = load_run(harness.adapter, harness.base)

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
-from pytest_mistral_lora.chat.rows import Row, read_row
+from pytest_mistral_lora.chat.row_files import read_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.records.data_stats import SplitStats
 
 Ints = npt.NDArray[np.integer[Any]]

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TextIO
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy, PolicyResult
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
-from pytest_mistral_lora.chat.rows import Row, read_row
+from pytest_mistral_lora.chat.row_files import read_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError, and_more

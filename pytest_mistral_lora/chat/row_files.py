@@ -1,0 +1,101 @@
+"""Read the rows of files, a record at a time.
+
+`scan_records` and `read_record` give the rows of each record, of any kind. `scan_rows`, `read_rows` and `read_row` give
+the row that is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_mistral_lora.chat.reading import read_line, scan_lines
+from pytest_mistral_lora.chat.row_kinds import parse_rows
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.errors import RowError, RowsError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.reading.chunks import DataFile
+
+
+def scan_records(source: str | Path | DataFile) -> Iterator[tuple[Row, ...] | RowError]:
+    """Yield the rows of each record of a JSONL file, or the error that makes it unusable, in file order.
+
+    A file without records yields one error.
+
+    Args:
+        source: The file, or one that is converted to rows while it is read, as `formats.sources` opens it.
+
+    Raises:
+        InputError: If the file cannot be opened, or is not JSON Lines in UTF-8.
+    """
+    path = Path(source) if isinstance(source, str | Path) else source.path
+    found = False
+    reader = None if isinstance(source, str | Path) else source.source
+    for number, line in scan_lines(path) if isinstance(source, str | Path) else source.lines():
+        rows = read_record(path, number, line, place="" if reader is None else reader.place)
+        if rows is not None:
+            found = True
+            yield rows
+    if not found:
+        yield RowError("the file has no rows", place=str(path))
+
+
+def read_record(
+    path: Path, number: int, line: bytes | int | RowError, *, place: str = ""
+) -> tuple[Row, ...] | RowError | None:
+    """Return the rows of a line of `scan_lines`, the error that makes it unusable, or None if the line is blank.
+
+    Args:
+        path: The file.
+        number: The number of the line, or of the record that the line was made of.
+        line: The line.
+        place: The place of the record; empty for `path:number`.
+    """
+    item = read_line(path, number, line)
+    if item is None or isinstance(item, RowError):
+        return item
+    try:
+        return parse_rows(item[1], place=place or f"{path}:{number}")
+    except RowError as error:
+        return error
+
+
+def scan_rows(source: str | Path | DataFile) -> Iterator[Row | RowError]:
+    """Yield the row of each record that is trained on, or the error that makes it unusable; see `scan_records`.
+
+    Raises:
+        InputError: As for `scan_records`.
+    """
+    return map(_trained_row, scan_records(source))
+
+
+def read_row(path: Path, number: int, line: bytes | int | RowError, *, place: str = "") -> Row | RowError | None:
+    """Return the row of a line that is trained on, the error that makes it unusable, or None; see `read_record`."""
+    rows = read_record(path, number, line, place=place)
+    return None if rows is None else _trained_row(rows)
+
+
+def read_rows(source: str | Path | DataFile) -> Iterator[Row]:
+    """Yield the rows of a JSONL file, or of one that `formats.sources` opens.
+
+    Raises:
+        InputError: If the file cannot be opened.
+        RowsError: After the last row, if any row was bad: it lists every bad row. Nothing is dropped silently.
+    """
+    errors: list[RowError] = []
+    for item in scan_rows(source):
+        if isinstance(item, RowError):
+            errors.append(item)
+        else:
+            yield item
+    if errors:
+        raise RowsError(errors, place=str(source if isinstance(source, str | Path) else source.path))
+
+
+def _trained_row(rows: tuple[Row, ...] | RowError) -> Row | RowError:
+    if isinstance(rows, RowError):
+        return rows
+    [row] = rows
+    return row
