@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,9 +139,11 @@ def run(args: argparse.Namespace) -> int:
 
     args.tokenizer, args.oracle, _ = named_tokenizer(args.tokenizer, args.oracle)
     tokenizer = CheckpointTokenizer(args.tokenizer, args.oracle)
-    with _encoded_rows(args) as (file, rows):
-        report = AuditReport(Audit(file, tokenizer.oracle, tuple(args.dataset), base=args.tokenizer))
-        audit, verdicts = report.audit, _verdicts(report, args, rows)
+    with _encoded_rows(args) as given:
+        file = given.file
+        audit = Audit(file, tokenizer.oracle, given.dataset, base=args.tokenizer, trained=given.trained)
+        report = AuditReport(audit)
+        verdicts = _verdicts(report, args, given.rows)
         if args.output_format == "json":
             _run_as_json(audit, verdicts)
         elif args.output_format == "text":
@@ -150,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
             causes = _group(verdicts)
             verdict = f"{_rows_line(audit)}; {found_words(audit.summary()['findings'], len(list(causes)))}"
             print_verdict(args.output_format, judged_by("audit", causes, [*_cases(audit, causes)], verdict, file))
-        target = EncodedTarget(name_of(file), file, judge=Target.of_loaded(tokenizer), dataset=tuple(args.dataset))
+        target = EncodedTarget(name_of(file), file, judge=Target.of_loaded(tokenizer), dataset=given.dataset)
         with opened_session([target]) as session:
             for check in checks_of(target, lambda: report):
                 session.judge(check)
@@ -261,6 +263,8 @@ def _verdicts(report: AuditReport, args: argparse.Namespace, rows: Sequence[Row]
     placed: Callable[[Finding], Finding] | None = None
     if args.runner is not None:
         source = ", ".join(map(str, args.dataset)) or "the packaged rows"
+        if find_runner(args.runner).is_evaluation:
+            source = str(args.config)
         fixes = runner_fixes(args.runner)
         placed = partial(with_row_places, file=report.audit.path, rows=rows, source=source, fixes=fixes)
     for verdict in _verdicts_with_progress(report):
@@ -287,9 +291,26 @@ def _verdicts_with_progress(report: AuditReport) -> Iterator[LineVerdict]:
         yield from report.verdicts(lambda read: progress.advance(task, read))
 
 
+@dataclass(frozen=True)
+class _RowsToAudit:
+    """Encoded rows to check.
+
+    Attributes:
+        file: Their file.
+        rows: The rows that a runner made them of, in order; empty for a file of the user.
+        dataset: The files of the rows that they come from, in order.
+        trained: The rows that the model of an evaluation was trained on.
+    """
+
+    file: Path
+    rows: Sequence[Row] = ()
+    dataset: tuple[Path, ...] = ()
+    trained: Sequence[Row] = ()
+
+
 @contextmanager
-def _encoded_rows(args: argparse.Namespace) -> Iterator[tuple[Path, Sequence[Row]]]:
-    """Yield the encoded rows to check: the given file, or the file of a runner for the given rows.
+def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
+    """Yield the encoded rows to check: the given file, or the file of a runner.
 
     Raises:
         InputError: If neither or both are given, or a row of the dataset cannot be read.
@@ -304,32 +325,34 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[tuple[Path, Sequence[Row
             if getattr(args, option):
                 found = f"--{option.replace('_', '-')} is for the rows of --runner, and ROWS are given"
                 raise InputError(found, expected="one of them")
-        yield args.rows, ()
+        yield _RowsToAudit(args.rows, dataset=tuple(args.dataset))
         return
     from pytest_mistral_lora.chat.row_files import read_rows
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.runners.extract import extract, packaged_rows
+    from pytest_mistral_lora.runners.extract import extract, extract_prompts, packaged_rows
+    from pytest_mistral_lora.runners.prompts import prompt_rows
 
+    runner = find_runner(args.runner)
     rows = [row for path in args.dataset for row in read_rows(path)]
+    if args.own_data and runner.is_evaluation:
+        raise InputError("--own-data is for the rows of a trainer", place=runner.name, expected="no --own-data")
     if args.own_data and not rows:
         raise InputError("--own-data without --dataset", expected="the chat rows that the trainer's own data come from")
     # the audit reads the file line by line, so the folder must outlive the audit
     with tempfile.TemporaryDirectory(prefix="mistral-audit-") as folder:
-        rows = rows or packaged_rows(CheckpointTokenizer(args.tokenizer, args.oracle).oracle)
-        extraction = extract(
-            find_runner(args.runner),
-            rows,
-            args.tokenizer,
-            args.output or Path(folder, f"{Path(args.runner).stem}.jsonl"),
-            config=args.config,
-            python=args.python,
-            time_limit=args.time_limit or TIME_LIMIT,
-            own_data=args.own_data,
-            oracle=args.oracle,
-        )
+        output = args.output or Path(folder, f"{Path(args.runner).stem}.jsonl")
+        options = {"config": args.config, "python": args.python, "oracle": args.oracle}
+        options["time_limit"] = args.time_limit or TIME_LIMIT
+        if runner.is_evaluation:
+            extraction = extract_prompts(runner, args.tokenizer, output, **options)
+            given = _RowsToAudit(output, prompt_rows(output), trained=rows)
+        else:
+            rows = rows or packaged_rows(CheckpointTokenizer(args.tokenizer, args.oracle).oracle)
+            extraction = extract(runner, rows, args.tokenizer, output, own_data=args.own_data, **options)
+            given = _RowsToAudit(output, rows, dataset=tuple(args.dataset))
         # versions are a part of the verdict, but standard output may be JSON
         sys.stderr.write(f"{extraction.ran_under}\n")
-        yield extraction.file, rows
+        yield given
 
 
 VERB = Verb(

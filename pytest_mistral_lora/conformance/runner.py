@@ -15,7 +15,7 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, NOTHING_JUDGED, OF_ROWS, Audit, LineVerdict
+from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, NOTHING_JUDGED, Audit, LineVerdict
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, first_findings
 from pytest_mistral_lora.conformance.targets import RecipeTarget, RunnerTarget
 from pytest_mistral_lora.errors import RunnerError
@@ -39,6 +39,7 @@ class RunnerRows:
         ran_under: Versions and configuration of the run.
         refused: The number of rows that the runner did not encode.
         version: The tokenizer's version.
+        not_checked: Why a check had nothing to judge, by its name; see `Audit.not_checked`.
     """
 
     rows: Sequence[Row]
@@ -48,6 +49,7 @@ class RunnerRows:
     ran_under: object
     refused: object
     version: str
+    not_checked: Mapping[str, str]
 
     @property
     def nothing_judged(self) -> str:
@@ -87,7 +89,9 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
 
     A failure is returned and kept like a success, because a runner that cannot start may take minutes to fail.
     """
-    version = target.oracle.version
+    from pytest_mistral_lora.runners import find_runner, runner_fixes
+
+    version, runner = target.oracle.version, find_runner(target.runner)
     named = [(case.name, case.row) for case in packaged_cases() if case.fits(target.oracle)]
     files = target.judge.recipe.data.train_files() if isinstance(target.judge, RecipeTarget) else ()
     given_rows = [row for file in files for row in read_rows(file)]
@@ -96,12 +100,12 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
     note = file.with_suffix(".json")
     with FileLock(file.with_suffix(".lock")):
         if not note.exists():
-            from pytest_mistral_lora.runners import find_runner
-            from pytest_mistral_lora.runners.extract import extract
+            from pytest_mistral_lora.runners.extract import extract, extract_prompts
 
+            given = target.tokenizer
+            encode = partial(extract_prompts, runner) if runner.is_evaluation else partial(extract, runner, rows)
             try:
-                runner, given = find_runner(target.runner), target.tokenizer
-                made = extract(runner, rows, given.path, file, config=target.path, oracle=given.declared)
+                made = encode(given.path, file, config=target.path, oracle=given.declared)
             except RunnerError as error:
                 write_json(note, {"error": str(error)})
             else:
@@ -109,15 +113,19 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
         outcome = read_json(note)
     if "error" in outcome:
         return RunnerError(str(outcome["error"]))
-    from pytest_mistral_lora.runners import runner_fixes
+    trained: Sequence[Row] = ()
+    if runner.is_evaluation:
+        from pytest_mistral_lora.runners.prompts import prompt_rows
 
+        rows, trained = prompt_rows(file), given_rows
     fixes = runner_fixes(target.runner)
     shown = partial(with_row_places, file=file, rows=rows, source=target.name, fixes=fixes)
-    audit = Audit(file, target.oracle, base=target.tokenizer.path, judges_answers=bool(given_rows))
+    audit = Audit(file, target.oracle, base=target.tokenizer.path, judges_answers=bool(given_rows), trained=trained)
     verdicts = [replace(verdict, findings=tuple(map(shown, verdict.findings))) for verdict in audit.verdicts()]
     whole = verdicts.pop()
-    cases = [] if given_rows else [name for name, _ in named]
-    return RunnerRows(rows, cases, verdicts, whole.findings, outcome["ran_under"], outcome["refused"], version)
+    cases = [] if given_rows or runner.is_evaluation else [name for name, _ in named]
+    outcomes = (outcome["ran_under"], outcome["refused"])
+    return RunnerRows(rows, cases, verdicts, whole.findings, *outcomes, version, audit.not_checked)
 
 
 def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
@@ -127,7 +135,7 @@ def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
     """
     encoded = cache(partial(encode_once, target, settings.work_folder))
     yield Check(target, "runner", "extraction", partial(_check_run, encoded))
-    if not isinstance(target.judge, RecipeTarget):
+    if not target.has_own_rows:
         for case in (*(packaged.name for packaged in packaged_cases()), _ALL_ROWS):
             yield Check(target, "runner", case, partial(_check_packaged, encoded, case))
     else:
@@ -168,6 +176,6 @@ def _check_classes(encoded: _Encoded, name: str, group: str) -> Result:
             if finding.rule in rules:
                 by_rule.setdefault(finding.rule, []).append(finding)
     shown = (first_findings(of_rule, KEPT, name) for of_rule in by_rule.values())
-    if not by_rule and group in OF_ROWS and made.nothing_judged:
-        return Result(not_checked=made.nothing_judged)
+    if not by_rule and group in made.not_checked:
+        return Result(not_checked=made.not_checked[group])
     return Result(tuple(finding for of_rule in shown for finding in of_rule))

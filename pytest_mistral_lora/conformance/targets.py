@@ -278,7 +278,9 @@ class EncodedTarget(JudgedTarget):
 
 @dataclass(frozen=True)
 class RunnerTarget(JudgedTarget):
-    """The rows of a recipe, or the packaged ones, as another trainer encodes them; `path` is its configuration.
+    """The rows of a recipe, or the packaged ones, as another trainer encodes them, or the prompts of an evaluation.
+
+    `path` is the configuration of the trainer or harness.
 
     Attributes:
         runner: The runner's name, or the path of a script.
@@ -286,6 +288,13 @@ class RunnerTarget(JudgedTarget):
     """
 
     runner: str = ""
+
+    @property
+    def has_own_rows(self) -> bool:
+        """Whether the rows are a recipe's or an evaluation's, and not the packaged ones, which have names."""
+        from pytest_mistral_lora.runners import find_runner
+
+        return isinstance(self.judge, RecipeTarget) or find_runner(self.runner).is_evaluation
 
 
 def checkpoint_paths(path: Path | str) -> dict[str, str]:

@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.goldens import packaged_cases
-from pytest_mistral_lora.runners.process import Ended, read_output, run_limited, shown
+from pytest_mistral_lora.runners.process import Ended, read_output, reader_of, run_limited, shown
+from pytest_mistral_lora.runners.prompts import prompt_lines, read_prompt
 from pytest_mistral_lora.runners.runner import NOTHING, TIME_LIMIT, Runner, interpreter
 
 _HIDDEN_SIZE = 8
@@ -157,6 +159,79 @@ def extract(
             contract of its output.
         TokenizerError: If the tokenizer cannot be loaded.
     """
+    # in ASCII: a script that splits the text into lines must not split at a line separator within a row
+    given = "".join(f"{json.dumps(row.to_json())}\n" for row in rows)
+    source = CheckpointTokenizer(tokenizer, oracle)
+    with _ended(runner, source, given, config, python, time_limit, own_data) as (file, chosen):
+        made = read_output(file, reader_of(len(rows)))
+    write_text(output, "".join(f"{line}\n" for line in made.lines(rows)))
+    refused = sum("input_ids" not in made.records.get(number, {}) for number in range(len(rows)))
+    return Extraction(output, chosen, made.environment, made.notes, refused)
+
+
+def extract_prompts(
+    runner: Runner,
+    tokenizer: Path,
+    output: Path,
+    *,
+    config: Path | None,
+    python: Path | None = None,
+    time_limit: float = TIME_LIMIT,
+    oracle: str | None = None,
+) -> Extraction:
+    """Let an evaluation's harness make the prompts of its tasks, and write them as encoded rows; see `prompts`.
+
+    Args:
+        runner: The harness.
+        tokenizer: As for `extract`.
+        output: The encoded-rows file to write.
+        config: The harness's own configuration file, which names the tasks.
+        python: As for `extract`.
+        time_limit: As for `extract`.
+        oracle: As for `extract`.
+
+    Raises:
+        RunnerError: As for `extract`, and if there is no configuration or no prompt.
+        TokenizerError: If the tokenizer cannot be loaded.
+    """
+    if config is None:
+        found, expected = f"{runner.title} has no tasks of its own", "a configuration with tasks: --config FILE"
+        raise RunnerError(found, place=runner.name, expected=expected)
+    source = CheckpointTokenizer(tokenizer, oracle)
+    with _ended(runner, source, "", config, python, time_limit) as (file, chosen):
+        made = read_output(file, read_prompt)
+    if not made.records:
+        notes = "; ".join(made.notes)
+        raise RunnerError(f"it made no prompt{notes and f' ({notes})'}", place=str(chosen), expected="tasks of prompts")
+    write_text(output, "".join(f"{line}\n" for line in prompt_lines(made, source.oracle)))
+    return Extraction(output, chosen, made.environment, made.notes)
+
+
+@contextmanager
+def _ended(
+    runner: Runner,
+    tokenizer: CheckpointTokenizer,
+    rows: str,
+    config: Path | None,
+    python: Path | None,
+    time_limit: float,
+    own_data: bool = False,
+) -> Iterator[tuple[Path, Path]]:
+    """Run a runner's script, and yield the file that it wrote, which is removed after the block, and its configuration.
+
+    Args:
+        runner: The runner.
+        tokenizer: The tokenizer to give it.
+        rows: The rows to give it, as JSON Lines.
+        config: As for `extract`.
+        python: As for `extract`.
+        time_limit: As for `extract`.
+        own_data: As for `extract`.
+
+    Raises:
+        RunnerError: As for `extract`.
+        TokenizerError: If the tokenizer cannot be loaded.
+    """
     chosen = config or runner.config
     if chosen.is_dir() or not chosen.exists():
         found = "a folder" if chosen.is_dir() else "no such file"
@@ -167,17 +242,13 @@ def extract(
         work = Path(temporary)
         for name in (_CHECKPOINT, _HOME, _TEMPORARY):
             (work / name).mkdir()
-        stage_checkpoint(CheckpointTokenizer(tokenizer, oracle), work / _CHECKPOINT)
-        # in ASCII: a script that splits the text into lines must not split at a line separator within a row
-        write_text(work / _ROWS, "".join(f"{json.dumps(row.to_json())}\n" for row in rows))
+        stage_checkpoint(tokenizer, work / _CHECKPOINT)
+        write_text(work / _ROWS, rows)
         ended = _run(runner, work, chosen, found_python, time_limit, own_data)
         if not (work / _ENCODED).is_file():
             found = f"{runner.title} ends without an error, and wrote no file{shown(ended.tail)}"
             raise RunnerError(found, expected="encoded rows, one JSON object a line, in the file that --output names")
-        made = read_output(work / _ENCODED, len(rows))
-    write_text(output, "".join(f"{line}\n" for line in made.lines(rows)))
-    refused = sum("input_ids" not in made.records.get(number, {}) for number in range(len(rows)))
-    return Extraction(output, chosen, made.environment, made.notes, refused)
+        yield work / _ENCODED, chosen
 
 
 def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: float, own_data: bool) -> Ended:

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,8 +135,16 @@ class RunnerOutput:
             yield json.dumps({"row": number, **row.to_json(), **record}, ensure_ascii=False)
 
 
-def read_output(path: Path, rows: int) -> RunnerOutput:
-    """Read the output of a script for a number of rows.
+ReadRecord = Callable[[Any, str], tuple[int, Mapping[str, Any]]]
+"""Returns the number and the content of a script's record, by its value and its place; refuses a broken one."""
+
+
+def read_output(path: Path, read: ReadRecord) -> RunnerOutput:
+    """Read the output of a script.
+
+    Args:
+        path: The file that it wrote.
+        read: Reads a record.
 
     Raises:
         RunnerError: If it breaks the contract of a script's output.
@@ -159,7 +167,7 @@ def read_output(path: Path, rows: int) -> RunnerOutput:
         if isinstance(data, Mapping) and isinstance(data.get("note"), str):
             notes.append(data["note"])
             continue
-        number, record = _record(data, place, rows)
+        number, record = read(data, place)
         if number in records:
             record = {"error": "the runner wrote it twice"}
         records[number] = record
@@ -170,15 +178,44 @@ def _broken_contract(error: InputError) -> RunnerError:
     return RunnerError(error.found, place=error.place, expected="encoded rows, one JSON object a line")
 
 
-def _record(data: Any, place: str, rows: int) -> tuple[int, Mapping[str, Any]]:
+def reader_of(rows: int) -> ReadRecord:
+    """Return the reader of the records of a trainer that got a number of rows."""
+
+    def read(data: Any, place: str) -> tuple[int, Mapping[str, Any]]:
+        number = row_number(data, place, rows)
+        if isinstance(data.get("error"), str):
+            return number, {"error": data["error"]}
+        return number, {key: integers(data, key, place) for key in ("input_ids", "labels")}
+
+    return read
+
+
+def row_number(data: Any, place: str, rows: int | None = None) -> int:
+    """Return the number of a script's record.
+
+    Args:
+        data: The value of the record.
+        place: Its place.
+        rows: The number of rows that the script got; None if it got none.
+
+    Raises:
+        RunnerError: If it is no object, or has no number of a row.
+    """
     number = data.get("row") if isinstance(data, Mapping) else None
     # `isinstance` would accept true as row 1
-    if type(number) is not int or not 0 <= number < rows:
-        raise RunnerError(f"{data!r:.200}", place=place, expected=f'an object with "row" from 0 to {rows - 1}')
-    if isinstance(data.get("error"), str):
-        return number, {"error": data["error"]}
-    for key in ("input_ids", "labels"):
-        values = data.get(key)
-        if not isinstance(values, list) or not all(type(value) is int for value in values):
-            raise RunnerError(f"{key} is {values!r:.80}", place=place, expected="a list of integers")
-    return number, {"input_ids": data["input_ids"], "labels": data["labels"]}
+    if type(number) is not int or number < 0 or (rows is not None and number >= rows):
+        end = "on" if rows is None else f"to {rows - 1}"
+        raise RunnerError(f"{data!r:.200}", place=place, expected=f'an object with "row" from 0 {end}')
+    return number
+
+
+def integers(data: Mapping[str, Any], key: str, place: str) -> list[int]:
+    """Return the integers of a key of a script's record.
+
+    Raises:
+        RunnerError: If it has no such list.
+    """
+    values = data.get(key)
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise RunnerError(f"{key} is {values!r:.80}", place=place, expected="a list of integers")
+    return values

@@ -1,4 +1,4 @@
-"""The ids and labels that other trainers would feed a model, made by their own code in their own environments."""
+"""The ids and labels that other trainers and harnesses feed a model, made by their own code and environments."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """Another trainer, and the script that takes ids and labels out of it.
+    """Another trainer or a harness, and the script that takes what it feeds a model out of it.
 
     Attributes:
         name: Its name on the command line; for a user's script, the file's name.
@@ -43,6 +43,7 @@ class Runner:
         command: The command line whose code the script runs.
         lock: The versions of its environment, one a line.
         least_python: The oldest Python that these versions support.
+        is_evaluation: Whether it trains nothing: it feeds a model the prompts of its own tasks, and takes no rows.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Runner:
     command: str
     lock: Path
     least_python: tuple[int, int] = (3, 11)
+    is_evaluation: bool = False
 
 
 def _packaged(name: str, title: str, module: str, command: str, **options: Any) -> Runner:
@@ -69,6 +71,7 @@ RUNNERS: Mapping[str, Runner] = {
         _packaged("axolotl", "Axolotl", "axolotl", "axolotl preprocess", least_python=(3, 12)),
         _packaged("llamafactory", "LLaMA-Factory", "llamafactory", "llamafactory-cli train"),
         _packaged("ms-swift", "ms-swift", "swift", "swift sft"),
+        _packaged("lm-eval", "lm-evaluation-harness", "lm_eval", "lm_eval run --config", is_evaluation=True),
     )
 }
 """Every packaged runner, by name."""

@@ -1,4 +1,4 @@
-"""The bench of the subject `encoded`: two files of encoded rows, one of them packed, with their source."""
+"""The bench of the subject `encoded`: two files of rows, one of them packed, with their source, and an evaluation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from gallery import Artifact
 
 from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.encoded.audit import checks
+from pytest_mistral_lora.conformance.encoded.audit import Audit, checks
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
+from pytest_mistral_lora.runners.process import RunnerOutput
+from pytest_mistral_lora.runners.prompts import prompt_lines, read_prompt
 
 Data = dict[str, Any]
 
@@ -103,6 +106,25 @@ def pack(rows: list[Any]) -> Data:
     }
 
 
+def scored_prompt(row: Data, tokenizer: str = TOKENIZER) -> Data:
+    """The record of a prompt whose answer is scored, as a harness should feed it; the answers before are examples."""
+    before = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in row["messages"]]
+    encoded = shared_oracle(tokenizer).encode({"messages": [*before[:-1], row["messages"][-1]]})
+    start = next(span.start for span in encoded.spans if span.supervised)
+    ids = list(encoded.input_ids)
+    answer = {"answer": row["messages"][-1]["content"], "answer_ids": ids[start:-1]}
+    examples = sum(message["role"] == "assistant" for message in row["messages"][:-1])
+    place = {"place": "colours, document 0", "few_shot": examples}
+    return {**place, "messages": row["messages"][:-1], "prompt_ids": ids[:start], **answer}
+
+
+def generated_prompt(question: str) -> Data:
+    """The record of a prompt whose answer is generated."""
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
+    record = scored_prompt({"messages": [*messages, {"role": "assistant", "content": "Yes."}]})
+    return {key: value for key, value in record.items() if not key.startswith("answer")}
+
+
 class _Bench:
     subject = "encoded"
 
@@ -111,6 +133,9 @@ class _Bench:
         return {
             "lines": [{"row": index, **copy.deepcopy(row), **encode(row)} for index, row in enumerate(dataset)],
             "packed": [{"row": 0, **pack(copy.deepcopy(ROWS[:3]))}, {"row": 1, **pack(copy.deepcopy(ROWS[1:]))}],
+            "prompts": [scored_prompt(copy.deepcopy(ROWS[0])), generated_prompt("Which colour is snow?")],
+            "asked": TOKENIZER,
+            "trained": copy.deepcopy(ROWS[:1]),
             "dataset": dataset,
             "tokenizer": TOKENIZER,
             "folder": folder,
@@ -118,7 +143,8 @@ class _Bench:
         }
 
     def judge(self, artifact: Artifact) -> list[Finding]:
-        return judge_files(artifact, dataset=_write(artifact["folder"] / "dataset.jsonl", artifact["dataset"]))
+        dataset = _write(artifact["folder"] / "dataset.jsonl", artifact["dataset"])
+        return [*judge_files(artifact, dataset=dataset), *_judge_prompts(artifact)]
 
     def table(self, artifact: Artifact) -> str:
         """Return the tokens around the first difference to the sound lines; empty if there is none."""
@@ -140,6 +166,18 @@ def judge_files(artifact: Artifact, *, dataset: tuple[Path, ...]) -> list[Findin
     plain = EncodedTarget("lines", path, judge=target, dataset=dataset)
     packed = EncodedTarget("packed", _write(folder / "packed.jsonl", artifact["packed"])[0], judge=target)
     return [finding for target in (plain, packed) for finding in _findings(target)]
+
+
+def _judge_prompts(artifact: Artifact) -> list[Finding]:
+    """Judge the prompts of an evaluation as those of a harness's script."""
+    records = dict(enumerate(artifact["prompts"]))
+    for number, record in records.items():
+        read_prompt({"row": number, **record}, "prompts")
+    oracle = shared_oracle(artifact["asked"])
+    lines = [json.loads(line) for line in prompt_lines(RunnerOutput(records=records), oracle)]
+    [path] = _write(artifact["folder"] / "prompts.jsonl", lines)
+    audit = Audit(path, oracle, trained=[parse_row(row) for row in artifact["trained"]])
+    return [finding for verdict in audit.verdicts() for finding in verdict.findings]
 
 
 def _write(path: Path, lines: list[Any]) -> tuple[Path, ...]:

@@ -8,8 +8,9 @@ import mutants_encoded_ids as ids
 import mutants_encoded_labels as labels
 import mutants_encoded_lines as lines
 import mutants_encoded_packing as packing
+import mutants_encoded_prompts as prompts
 import mutants_encoded_texts as texts
-from bench_encoded import encode, encode_text, encode_with, hold_row, pack, render
+from bench_encoded import encode, encode_text, encode_with, hold_row, pack, render, scored_prompt
 from gallery import Artifact, Example
 
 
@@ -445,3 +446,24 @@ class ML564(EncodedExample):
 
     def sound(self, artifact: Artifact) -> None:
         hold_row(artifact, answers.called_with({"city": "Rome"}), "derived-v13")
+
+
+class PromptExample(Example):
+    def sound(self, artifact: Artifact) -> None:
+        artifact["prompts"] = [scored_prompt(artifact["dataset"][0], artifact["asked"])]
+
+
+class ML580(PromptExample):
+    mutant = prompts.prompts_without_the_chat_template
+
+
+class ML581(PromptExample):
+    mutant = prompts.examples_in_the_turn_of_the_question
+
+
+class ML582(PromptExample):
+    mutant = prompts.scored_answer_behind_a_space
+
+
+class ML583(PromptExample):
+    mutant = prompts.prompts_without_the_system_prompt_of_training

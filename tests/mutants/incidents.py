@@ -387,5 +387,10 @@ INCIDENTS = (
         "A server answers as the base under the name of an adapter, or as an adapter where none is asked for",
         "vllm-project/vllm#55193, ggml-org/llama.cpp#28674",
     ),
+    Incident(
+        "N146",
+        "An evaluation feeds two BOS, and points of MMLU are lost",
+        "princeton-pli/retaining-by-doing#5, EleutherAI/lm-evaluation-harness#2797",
+    ),
 )
 """Every incident, by id."""

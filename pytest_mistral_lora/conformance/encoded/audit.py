@@ -17,6 +17,7 @@ from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.dataset.answers import DecodingJudge, call_ids_finding
 from pytest_mistral_lora.conformance.dataset.row_findings import call_findings
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison
+from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance, SourceTracker
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_lines
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
@@ -88,6 +89,7 @@ class Audit:
         *,
         base: Path | None = None,
         judges_answers: bool = True,
+        trained: Sequence[Row] = (),
     ) -> None:
         """Prepare the audit.
 
@@ -99,6 +101,7 @@ class Audit:
                 folder.
             judges_answers: Whether to judge what decoding makes of the answers: not for packaged rows, which hold
                 odd ones on purpose.
+            trained: The rows that the model of an evaluation was trained on; empty if they are not known.
         """
         self.scaling: PositionScaling = PositionScaling.of_folder(base or oracle.path)
         self.path = path
@@ -116,6 +119,7 @@ class Audit:
         self._reader = LineReader(oracle, path)
         self.source: SourceTracker = SourceTracker(dataset)
         self._balance = AnswerBalance()
+        self._evaluation = EvaluationJudge(trained)
         self._answers = DecodingJudge(oracle) if judges_answers else None
         self._unjudged_answers: dict[str, str] = {}
         self._by_grammar = False
@@ -151,6 +155,7 @@ class Audit:
             self._add_expected(row, row.place)
         if self.states["not judged"] < self.states.total():  # else no answer was read, and no answer can be lost
             findings += self._balance.findings(self.path, self._oracle)
+        findings += self._evaluation.file_findings(self.path)
         if self._refused_call_ids:
             findings.append(replace(call_ids_finding(self._refused_call_ids, self._first_refused), rule="ML564"))
         self.counts.update(finding.rule for finding in findings)
@@ -160,6 +165,10 @@ class Audit:
         line = self.source.numbered(self._as_encoded(self.source.with_messages(line)))
         new = self.source.is_new(line)
         findings = self.source.take(line)
+        asked = tuple(self._evaluation.findings(line))
+        if asked and not line.rows:
+            return LineVerdict(line.index, line.place, "wrong", asked)
+        findings += asked
         self.masked += line.masked
         self.columns.update(() if line.error else line.columns)
         if not (line.rows or line.error or self.source.paths):
@@ -204,12 +213,21 @@ class Audit:
         self.tokens += len(comparison.padding.real)
         self.supervised += sum(label != IGNORE_INDEX for label in line.labels)
         # The answers of a sound row are on both sides, and a row with another fault is reported for that fault.
-        if comparison.comparable and (not new or LOSES.intersection(finding.rule for finding in of_tokens)):
+        is_trained = line.few_shot is None
+        if (
+            is_trained
+            and comparison.comparable
+            and (not new or LOSES.intersection(finding.rule for finding in of_tokens))
+        ):
             for encoded in expected if new else ():
                 self._balance.add(encoded.input_ids, encoded.labels or (), self._oracle, line.place, 1)
             self._balance.add(comparison.ids, comparison.labels, self._oracle, line.place, -1)
         findings += of_tokens
-        if not of_tokens:
+        if not is_trained:
+            self._unjudged_answers |= dict.fromkeys(
+                ("answers", "decoding"), "the answers of an evaluation are not trained on"
+            )
+        elif not of_tokens:
             for row, encoded, found in zip(line.rows, expected, of_calls, strict=True):
                 findings += self._answer_findings(line.place, row, encoded, {finding.rule for finding in found})
         return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))

@@ -51,6 +51,7 @@ class EncodedLine:
         error: The trainer's reason for encoding nothing; empty if it encoded the row.
         numbered: Whether it names its number.
         masked: Whether its labels come from the masks.
+        few_shot: The number of examples in a prompt of an evaluation; None for a row of a trainer.
     """
 
     place: str
@@ -67,6 +68,7 @@ class EncodedLine:
     error: str = ""
     numbered: bool = False
     masked: bool = False
+    few_shot: int | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -133,7 +135,7 @@ class _RecordReader:
             except RowError:
                 rows = ()  # a trainer may have refused the row because of this field
             reason = str(data["error"])[:300] or "no reason is given"
-            return EncodedLine(place, index, rows, error=reason, numbered="row" in data)
+            return EncodedLine(place, index, rows, error=reason, numbered="row" in data, few_shot=_few_shot(data))
         if "input_ids" not in data:
             self._refuse_rows(data)
         ids = self._integers(data, "input_ids")
@@ -158,6 +160,7 @@ class _RecordReader:
             lengths=lengths,
             numbered="row" in data,
             masked=data.get("labels") is None,
+            few_shot=_few_shot(data),
             **beside,
         )
 
@@ -246,6 +249,13 @@ def _has_conversations(data: Mapping[str, Any]) -> bool:
     given = data.get("conversations")
     found = recognise({"conversations": given}) if given and "messages" not in data else None
     return "conversations" in data and found is None
+
+
+def _few_shot(data: Mapping[str, Any]) -> int | None:
+    """Return the number of examples in a prompt of an evaluation, as `runners.prompts` writes it."""
+    facts = data.get("evaluation")
+    found = facts.get("few_shot") if isinstance(facts, Mapping) else None
+    return found if type(found) is int else None
 
 
 def _packs(data: Mapping[str, Any]) -> bool:

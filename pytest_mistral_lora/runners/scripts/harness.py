@@ -9,7 +9,8 @@ behind them, in order.
 
 `OUT.jsonl` gets a line for the environment, `{"environment": {"trl": "1.16.0", ...}}`, and then one line for each
 row, in any order: `{"row": 0, "input_ids": [...], "labels": [...]}`, or `{"row": 0, "error": "..."}`. A line
-`{"note": "..."}` is for the reader. A configuration that the runner cannot use ends in an exit code other than 0, with
+`{"note": "..."}` is for the reader. The script of an evaluation gets no rows, and writes its prompts: see
+`runners.prompts`. A configuration that the runner cannot use ends in an exit code other than 0, with
 the reason as the last line of stderr.
 """
 
@@ -87,22 +88,27 @@ def main(encode: Encode, packages: tuple[str, ...], notes: dict[str, str] | None
         packages: Distributions whose versions are recorded.
         notes: Further facts about the environment.
     """
-    parser = argparse.ArgumentParser()
-    for name in ("rows", "checkpoint", "config", "output"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--own-data", action="store_true")
-    given = parser.parse_args()
-    # the runners read it, and refuse options that are not theirs
-    sys.argv = sys.argv[:1]
+    given = arguments()
     # not `splitlines`, which also splits at a line separator within a row
     lines = given.rows.read_text(encoding="utf-8").split("\n")
     rows = [{**json.loads(line), MARK: number} for number, line in enumerate(filter(None, lines))]
     _keep_marks()
     with given.output.open("w", encoding="utf-8") as output:
-        output.write(json.dumps({"environment": {**_versions(packages), **(notes or {})}}) + "\n")
+        output.write(json.dumps({"environment": {**versions(packages), **(notes or {})}}) + "\n")
         bisection = _Bisection(encode, given.checkpoint, given.config)
         for record in bisection.own_records(rows) if given.own_data else bisection.records(rows):
             output.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    """Return the options of a script, and leave none for the runner, which would refuse them."""
+    parser = argparse.ArgumentParser()
+    for name in ("rows", "checkpoint", "config", "output"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--own-data", action="store_true")
+    given = parser.parse_args()
+    sys.argv = sys.argv[:1]
+    return given
 
 
 def marked(dataset: Any) -> Any:
@@ -116,7 +122,8 @@ def marked(dataset: Any) -> Any:
     return dataset
 
 
-def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of some distributions, and of Python."""
     found = {"python": sys.version.split()[0]}
     for name in packages:
         try:

@@ -1,0 +1,71 @@
+"""What an evaluation asks beside the ids of its prompts: a chat, its examples as turns, and the system prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pytest_mistral_lora.chat.rows import Row, text_of
+from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.errors import counted
+
+_SHOWN = 80
+
+
+class EvaluationJudge:
+    """Judges the prompts of an evaluation, a line at a time."""
+
+    def __init__(self, trained: Sequence[Row] = ()) -> None:
+        """Note the system prompts of training.
+
+        Args:
+            trained: The rows that the model was trained on; empty if they are not known.
+        """
+        systems = [_system_prompt(row) for row in trained]
+        self._trained = dict.fromkeys(systems) if None not in systems else {}
+        self._trained_rows = len(systems)
+        self._prompts = 0
+        self._other: list[tuple[str | None, str]] = []
+
+    def findings(self, line: EncodedLine) -> Iterator[Finding]:
+        """Yield the findings of a line; none if it is no prompt of an evaluation."""
+        if line.few_shot is None:
+            return
+        if not line.rows:
+            expected = "messages, which the chat template of the model renders"
+            yield Finding("ML580", line.error or "the prompt has no messages", line.place, expected)
+            return
+        [row] = line.rows
+        users = sum(message["role"] == "user" for message in row.messages)
+        if line.few_shot and users == 1:
+            found = f"{counted(line.few_shot, 'example')} in the turn of the question"
+            yield Finding("ML581", found, line.place, "a user turn and an answer for each", row=row.to_jsonl())
+        answer = text_of(row.messages[-1]["content"])
+        if answer[:1].isspace():
+            found = f"the scored answer begins with white space: {answer[:_SHOWN]!r}"
+            yield Finding("ML582", found, line.place, repr(answer.strip()[:_SHOWN]), row=row.to_jsonl())
+        self._prompts += 1
+        system = _system_prompt(row)
+        if self._trained and system not in self._trained:
+            self._other.append((system, line.place))
+
+    def file_findings(self, path: Path) -> Iterator[Finding]:
+        """Yield the findings of all prompts together."""
+        if not self._other:
+            return
+        system, place = self._other[0]
+        shown = "no system prompt" if system is None else f"the system prompt {system[:_SHOWN]!r}"
+        found = (
+            f"{len(self._other):,} of {self._prompts:,} prompts have a system prompt that no row is trained with, or "
+        )
+        found += f"none; the first ({place}) has {shown}"
+        expected = f"one of the {counted(self._trained_rows, 'row')} that are trained on"
+        first = next(iter(self._trained))
+        yield Finding("ML583", found, str(path), f"{expected}, such as {str(first)[:_SHOWN]!r}")
+
+
+def _system_prompt(row: Row) -> str | None:
+    """Return the text of the system messages of a row; None if it has none."""
+    systems = [text_of(message["content"]) for message in row.messages if message["role"] == "system"]
+    return "\n\n".join(systems) if systems else None
