@@ -22,7 +22,8 @@ from pytest_mistral_lora.runners import RUNNERS
 def main() -> None:
     """Record a runner, or make a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runner", nargs="?", choices=[*RUNNERS], help="run this runner, and record what it makes")
+    trainers = [name for name, runner in RUNNERS.items() if not runner.is_evaluation]
+    parser.add_argument("runner", nargs="?", choices=trainers, help="run this runner, and record what it makes")
     parser.add_argument("--real", action="store_true", help="on real dialogues")
     parser.add_argument("--prepared", action="store_true", help="the folders that it prepares, without messages")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these configurations or checkpoints")

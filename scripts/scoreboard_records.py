@@ -104,6 +104,7 @@ class Column:
 COLUMNS = tuple(
     Column(runner, config)
     for runner in RUNNERS.values()
+    if not runner.is_evaluation
     for config in (runner.config, *sorted(runner.config.parent.glob(f"{runner.name}-*.yaml")))
 )
 
