@@ -54,13 +54,16 @@ class GenerateTogether(TrainerCallback):
 class DryRun(TrainerCallback):
     """Tries the largest possible micro-batch before the first step, so that a run fails early and not after hours.
 
-    The same pass shows whether each adapted layer gets a gradient.
+    The gradient of this pass shows whether each adapted layer is trained; in a short run, that of the first step does.
 
     Attributes:
         trainer: The trainer.
+        training: The recipe's section.
     """
 
     trainer: Any
+    training: Training
+    _looks_at_step: bool = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Run the pass; weights, gradients and random state are as before.
@@ -70,10 +73,26 @@ class DryRun(TrainerCallback):
             TrainingError: If an adapted layer gets no gradient.
         """
         # DeepSpeed's engine would mistake the gradient for a step's
-        if engine() != "deepspeed":
-            if self.trainer.try_largest() >= ATTENDED:
-                refuse_layers_without_gradient(self.trainer.model)
-            self.trainer.model.zero_grad(set_to_none=True)
+        if engine() == "deepspeed":
+            return
+        if not self.training.tries_largest(state.max_steps - state.global_step):
+            self._looks_at_step = True
+            return
+        if self.trainer.try_largest() >= ATTENDED:
+            refuse_layers_without_gradient(self.trainer.model)
+        self.trainer.model.zero_grad(set_to_none=True)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the gradient of the first step, if there was no pass before it.
+
+        Raises:
+            TrainingError: If an adapted layer gets no gradient.
+        """
+        if not self._looks_at_step:
+            return
+        self._looks_at_step = False
+        if self.trainer.reduce_over_processes(self.trainer.step_longest, "max") >= ATTENDED:
+            refuse_layers_without_gradient(self.trainer.model)
 
 
 def make_trainer(
@@ -124,8 +143,8 @@ def make_trainer(
         stop_at_grad_norm=training.stop_at_grad_norm,
         callbacks=[StopAtNonFinite(), OverflowWatch(training.max_skipped_steps), GenerateTogether()],
     )
-    if training.dry_run:
-        trainer.add_callback(DryRun(trainer))
+    if training.dry_run is not False:
+        trainer.add_callback(DryRun(trainer, training))
     # without a progress bar, Trainer prints dicts to standard output, which is for the folder's path
     trainer.remove_callback(PrinterCallback)
     return trainer

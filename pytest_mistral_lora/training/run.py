@@ -138,7 +138,7 @@ def _train(
     display.start_bar()
     if checkpoint is not None:
         display.phase(f"going on from step {step_of(checkpoint)}, with {checkpoint}")
-    if training.dry_run:
+    if training.tries_largest(training.planned_steps(len(data.train.rows))):
         display.phase("trying the largest micro-batch")
     try:
         with stop.after_the_step(), folder.wrap_disk_errors():

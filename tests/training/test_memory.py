@@ -119,15 +119,15 @@ def test_stopping_says_what_would_fit(make_recipe: MakeRecipe, base: Path, tmp_p
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("dry_run", [None, True, False])
 def test_a_layer_without_a_gradient_is_refused_before_the_first_step(
-    make_recipe: MakeRecipe, base: Path, tmp_path: Path, dry_run: bool
+    make_recipe: MakeRecipe, base: Path, tmp_path: Path, dry_run: bool | None
 ) -> None:
     trainer = trainer_of(make_recipe(training={"steps": 1, "dry_run": dry_run}), base, tmp_path)
     # nothing that the layer computes reaches the loss: as an adapter on a vision tower, or behind a zero matrix
     layer = trainer.model.get_submodule("base_model.model.model.layers.1.self_attn.v_proj")
     layer.register_forward_hook(lambda module, given, output: output.detach())
-    if not dry_run:
+    if dry_run is False:
         trainer.train()  # as before: a step, and no word of it
         return
     with pytest.raises(
@@ -135,6 +135,19 @@ def test_a_layer_without_a_gradient_is_refused_before_the_first_step(
     ):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize(("steps", "tries"), [(20, 0), (21, 1)])
+def test_a_short_run_spends_nothing_on_a_dry_run(
+    make_recipe: MakeRecipe, base: Path, tmp_path: Path, steps: int, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(make_recipe(training={"steps": steps, "batch_size": 1}), base, tmp_path)
+    tried: list[str] = []
+    own = trainer._attempt
+    monkeypatch.setattr(trainer, "_attempt", lambda action, *given: tried.append(action) or own(action, *given))
+    trainer.train()
+    assert len(tried) == steps + tries
+    assert sum(action.startswith("a dry run") for action in tried) == tries
 
 
 def test_a_dry_run_changes_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.training.recipe.sections import NonNegative, Number, Positive, RecipePath, Section, Seed
 
+SHORT_RUN = 20
+"""The most steps of a run that learns early enough from its own steps that memory is short."""
+
 
 class MaxTokensCheck(Section):
     """The completion has no more tokens than this, EOS included."""
@@ -200,10 +203,10 @@ class Training(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Device of the model; auto: a GPU if you have one."
     )
-    dry_run: StrictBool = Field(
-        default=True,
+    dry_run: StrictBool | None = Field(
+        default=None,
         description="Whether to try the largest micro-batch before the first step, so that you learn early if memory "
-        "is short.",
+        f"is short; default: in a run of more than {SHORT_RUN} steps.",
     )
     on_oom: Literal["stop", "shrink"] = Field(
         default="stop",
@@ -221,7 +224,8 @@ class Training(Section):
         description="Optimizer steps between two lines of the log; the first and the last step have one, too.",
     )
     eval_steps: Positive | None = Field(
-        default=None, description="Steps between two held-out losses; default: only the end."
+        default=None,
+        description="Steps between two held-out losses; default: only before the first step and at the end.",
     )
     checkpoint_steps: Positive | None = Field(
         default=100, description="Steps between two checkpoints that a killed run resumes from; null: minutes alone."
@@ -241,6 +245,10 @@ class Training(Section):
         description="Loggers of transformers that get the log, such as tensorboard (files in OUTPUT.logs), wandb or "
         "mlflow; default: none, and nothing is sent anywhere unless you name one.",
     )
+
+    def tries_largest(self, steps: int) -> bool:
+        """Return whether a run that is `steps` optimizer steps from its end tries the largest micro-batch first."""
+        return steps > SHORT_RUN if self.dry_run is None else self.dry_run
 
     @property
     def seed_of_order(self) -> int:

@@ -37,6 +37,7 @@ class LoraTrainer(Trainer):
 
     Attributes:
         step_rows: This process's rows of the current step: their places in the dataset.
+        step_longest: The input tokens of the longest of these rows that is computed.
         step_tokens: Supervised tokens of the current step, over all processes.
         memory_changes: The settings that were changed because memory ran out, in words; for the log and the manifest.
     """
@@ -44,6 +45,7 @@ class LoraTrainer(Trainer):
     control: Any
     is_fsdp_enabled: bool
     step_rows: Sequence[int] = ()
+    step_longest: int = 0
 
     def __init__(
         self,
@@ -129,6 +131,7 @@ class LoraTrainer(Trainer):
         model.train()
         rows = step_rows(inputs)
         self.step_rows = [row.index for row in rows]
+        self.step_longest = max((row.num_input_tokens for row in rows), default=0)
         action = f"step {self.state.global_step + 1}"
         total: torch.Tensor = self._attempt(action, rows, lambda: self._accumulate_gradient(model, rows))
         self._refuse_bad_step(model, total)
