@@ -33,7 +33,9 @@ def test_a_sound_artifact_breaks_no_rule_without_messages(tmp_path: Path) -> Non
 
 def test_each_mutant_is_found_without_messages_or_listed(tmp_path: Path) -> None:
     lines = ["| the fault | with messages | without |", "|---|---|---|"]
-    for number, mutant in enumerate(mutants(bench)):
+    # a harness always has the messages of a prompt
+    of_rows = [mutant for mutant in mutants(bench) if mutant.change.__module__ != "mutants_encoded_prompts"]
+    for number, mutant in enumerate(of_rows):
         found = found_without(mutant, tmp_path / str(number))
         if found != sorted(mutant.fires):
             text = " ".join((mutant.change.__doc__ or "").split())
