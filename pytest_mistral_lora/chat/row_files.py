@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.reading import read_line, scan_lines
-from pytest_mistral_lora.chat.row_kinds import parse_rows
+from pytest_mistral_lora.chat.row_kinds import parse_rows, trained_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError, RowsError
 
@@ -97,5 +97,7 @@ def read_rows(source: str | Path | DataFile) -> Iterator[Row]:
 def _trained_row(rows: tuple[Row, ...] | RowError) -> Row | RowError:
     if isinstance(rows, RowError):
         return rows
-    [row] = rows
-    return row
+    try:
+        return trained_row(rows)
+    except RowError as error:
+        return error

@@ -9,7 +9,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_mistral_lora.chat.fields import ROW_KEYS
+from pytest_mistral_lora.chat.pairs import (
+    CHOSEN,
+    REJECTED,
+    UNWANTED,
+    WANTED,
+    is_pair,
+    is_rated,
+    parse_pair,
+    parse_rated,
+)
+from pytest_mistral_lora.chat.remedies import import_command
 from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.errors import RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +35,53 @@ class RowKind:
         is_shown_by: Returns whether a record without `messages` is of this kind, by its keys and their types.
         parse: Checks a record of this kind with its place, and returns the rows that it stands for, at least one.
             Raises RowError with the field and the value if the record is faulty.
+        keys: The keys of a record that decide ids, in order; its other keys are the user's own.
+        sides: The sides that its rows can have; empty if its rows are trained on.
+        loss: The kind of loss by which `import` makes conversations of its records, if its rows are not trained on.
+        trainers: TRL's trainers of such records, if its rows are not trained on.
     """
 
     name: str
     title: str
     is_shown_by: Callable[[Mapping[str, Any]], bool]
     parse: Callable[[Any, str], tuple[Row, ...]]
+    keys: tuple[str, ...]
+    sides: tuple[str, ...] = ()
+    loss: str = ""
+    trainers: str = ""
 
 
 def _parse_conversation(data: Any, place: str) -> tuple[Row, ...]:
     return (parse_row(data, place=place),)
 
 
-CONVERSATION = RowKind("conversation", "a conversation", lambda record: "messages" in record, _parse_conversation)
+_SETTINGS = tuple(key for key in ROW_KEYS if key != "messages")
 
-ROW_KINDS: Mapping[str, RowKind] = {kind.name: kind for kind in (CONVERSATION,)}
+CONVERSATION = RowKind(
+    "conversation", "a conversation", lambda record: "messages" in record, _parse_conversation, ROW_KEYS
+)
+PAIR = RowKind(
+    "pair",
+    "a preference pair",
+    is_pair,
+    parse_pair,
+    ("prompt", "chosen", "rejected", *_SETTINGS),
+    (CHOSEN, REJECTED),
+    loss="rejected",
+    trainers="DPOTrainer",
+)
+UNPAIRED = RowKind(
+    "unpaired",
+    "a rated answer",
+    is_rated,
+    parse_rated,
+    ("prompt", "completion", "label", *_SETTINGS),
+    (WANTED, UNWANTED),
+    loss="unwanted",
+    trainers="KTOTrainer",
+)
+
+ROW_KINDS: Mapping[str, RowKind] = {kind.name: kind for kind in (CONVERSATION, PAIR, UNPAIRED)}
 """The kinds of rows, by name."""
 
 
@@ -55,3 +100,26 @@ def parse_rows(data: Any, *, place: str = "") -> tuple[Row, ...]:
         RowError: With the field and the value, if the record is no row of any kind.
     """
     return record_kind(data).parse(data, place)
+
+
+def trained_row(rows: tuple[Row, ...]) -> Row:
+    """Return the row of a record that is trained on.
+
+    Raises:
+        RowError: With the way out, if the record has a kind that is not trained on here.
+    """
+    row = rows[0]
+    kind = next((kind for kind in ROW_KINDS.values() if row.side in kind.sides), None)
+    if kind is None:
+        return row
+    place = row.place.removesuffix(f", {row.side}")
+    raise RowError(
+        f"this is {kind.title}",
+        place=place,
+        expected="a row with one answer to train on",
+        next_step=(
+            f"To train on the answers that are wanted: {import_command(place, '--lossy', kind.loss)}, or `lossy: "
+            f"[{kind.loss}]` of the source in the recipe. To train on both: TRL's {kind.trainers}, with "
+            "pytest_mistral_lora.guard(trainer)."
+        ),
+    )

@@ -42,6 +42,7 @@ class Row:
             much the answer is thought about, such as `none` or `high`. None for the tokenizer's own default.
         response_format: As in mistral-common's request; its schema is encoded by tokenizers whose
             `model_settings_builder` has a `json_schema`. None for plain text.
+        side: The row's part in its record: a name of `chat.pairs.SIDES`, or empty for a conversation.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -49,6 +50,7 @@ class Row:
     place: str = field(default="", compare=False)
     reasoning_effort: str | None = None
     response_format: Mapping[str, Any] | None = None
+    side: str = field(default="", compare=False)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Row:
@@ -218,16 +220,27 @@ def parse_row(data: Any, *, place: str = "") -> Row:
         raise RowError(
             "no assistant message", place=Place(place, "messages").text, expected="a turn that can be trained on"
         )
-    tools = data.get("tools")
+    return Row(tuple(messages), place=place, **row_settings(data, place))
+
+
+def row_settings(data: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Check the settings of a record, and return them as arguments of `Row`.
+
+    Raises:
+        RowError: With the field and the value, if one cannot be used.
+    """
+    tools, effort, response_format = (data.get(key) for key in ("tools", "reasoning_effort", "response_format"))
     if tools is not None:
         check_tools(tools, Place(place, "tools"))
-    effort = data.get("reasoning_effort")
     if effort is not None:
         check_text(effort, Place(place, "reasoning_effort"))
-    response_format = data.get("response_format")
     if response_format is not None:
         check_response_format(response_format, Place(place, "response_format"))
-    return Row(tuple(messages), tuple(tools) if tools else None, place, effort, response_format)
+    return {
+        "tools": tuple(tools) if tools else None,
+        "reasoning_effort": effort,
+        "response_format": response_format,
+    }
 
 
 def _refuse_another_format(data: Any, place: str) -> None:

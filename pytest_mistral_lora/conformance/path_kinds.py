@@ -22,6 +22,7 @@ from pytest_mistral_lora.chat.remedies import (
 from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
 from pytest_mistral_lora.errors import InputError, MistralLoraError, did_you_mean
 from pytest_mistral_lora.formats.recognition import ids_key, recognise
+from pytest_mistral_lora.formats.sources import is_row
 from pytest_mistral_lora.records.manifest import MANIFEST
 
 KINDS = {
@@ -175,10 +176,11 @@ def _file(path: Path) -> RecognisedPath:
 def _lines(path: Path) -> RecognisedPath:
     """Recognise the lines of a file; a name such as `rows.jsonl` is enough if no line can be read."""
     records = [record for record in first_values(path) if isinstance(record, Mapping | list)]
-    found = next(filter(None, map(recognise, records)), None)
+    known = next((record for record in records if recognise(record) is not None), None)
+    found = recognise(known)
     if key := next(filter(None, map(ids_key, records)), ""):
         return RecognisedPath(path, "encoded", f"encoded rows (JSON Lines with {key})")
-    if found is not None and found.is_row:
+    if found is not None and is_row(known):
         return RecognisedPath(path, "rows", f"rows (JSON Lines, {found.evidence})")
     if found is not None:
         return _converted(path)

@@ -100,6 +100,9 @@ def unread_columns(record: Any) -> tuple[str, ...]:
         return ()
     if key := ids_key(record):
         return (key,)
+    if record.get("messages") is None:
+        # a row of another kind has no other columns to train on
+        return ()
     if isinstance(record.get("prompt"), str | list) and isinstance(record.get("completion"), str | list):
         return ("prompt", "completion")
     return ("text",) if isinstance(record.get("text"), str) else ()

@@ -11,6 +11,7 @@ from pytest_mistral_lora.chat.places import RecordPlace
 from pytest_mistral_lora.chat.reading import first_values
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import scan_rows
+from pytest_mistral_lora.chat.row_kinds import CONVERSATION, record_kind
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.formats.convert import Conversion, Source, conversions
@@ -175,9 +176,19 @@ def row_files(path: Path) -> list[DataFile]:
     if path.is_dir() or path.suffix.lower() in (".yaml", ".yml") or "dataset_info" in path.name:
         return open_rows(path)
     try:
-        found = next(filter(None, map(recognise, first_values(path))), None)
+        records = first_values(path)
     except InputError as error:
         # not JSON Lines, so it is converted; or missing, which the pass reports
         return open_rows(path) if error.next_step else [DataFile(path)]
+    for record in records:
+        found = recognise(record)
+        if found is not None:
+            return open_rows(path) if found.name and not is_row(record) else [DataFile(path)]
     # a file without a readable line is judged unconverted: each line is a finding
-    return [DataFile(path)] if found is None or found.is_row or not found.name else open_rows(path)
+    return [DataFile(path)]
+
+
+def is_row(record: Any) -> bool:
+    """Return whether a record is a row of some kind already, with nothing to convert."""
+    found = recognise(record)
+    return record_kind(record) is not CONVERSATION or (found is not None and found.is_row)

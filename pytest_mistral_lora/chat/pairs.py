@@ -1,0 +1,103 @@
+"""Preference pairs and rated answers, in TRL's form: an answer that is wanted, and one that is not, to one prompt.
+
+A pair is `{"prompt": [messages], "chosen": [messages], "rejected": [messages]}`, and a rated answer is
+`{"prompt": [messages], "completion": [messages], "label": true|false}`, each with the settings of a row. Each answer
+becomes a row: the messages of the prompt, whose answers have weight 0, and those of the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_mistral_lora.chat.fields import Place, check_message, refuse_keys, refuse_near_misses
+from pytest_mistral_lora.chat.rows import Row, row_settings, weight_of
+
+CHOSEN, REJECTED, WANTED, UNWANTED = "chosen", "rejected", "wanted", "unwanted"
+SIDES = (CHOSEN, REJECTED, WANTED, UNWANTED)
+"""The sides of a record: both answers of a pair, then a rated answer by its label."""
+
+
+def is_pair(record: Mapping[str, Any]) -> bool:
+    """Return whether a record has the keys and the lists of a pair."""
+    return all(_is_list(record.get(key)) for key in ("prompt", CHOSEN, REJECTED))
+
+
+def is_rated(record: Mapping[str, Any]) -> bool:
+    """Return whether a record has the keys, the lists and the label of a rated answer."""
+    return all(_is_list(record.get(key)) for key in ("prompt", "completion")) and isinstance(record.get("label"), bool)
+
+
+def is_wanted(row: Row) -> bool:
+    """Return whether the answer of a row is one that the model should give: every answer but a worse or a bad one."""
+    return row.side not in (REJECTED, UNWANTED)
+
+
+def answer_start(row: Row) -> int:
+    """Return the index of the first message of the answer of a side."""
+    return next(
+        index for index, message in enumerate(row.messages) if message["role"] == "assistant" and weight_of(message)
+    )
+
+
+def parse_pair(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
+    """Check a pair, and return the rows of both sides; their places end with the side.
+
+    Raises:
+        RowError: With the field and the value, if it is faulty.
+    """
+    return tuple(_row(data, key, key, place, Place(place, key).text) for key in (CHOSEN, REJECTED))
+
+
+def parse_rated(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
+    """Check a rated answer, and return its row.
+
+    Raises:
+        RowError: With the field and the value, if it is faulty.
+    """
+    return (_row(data, "completion", WANTED if data["label"] else UNWANTED, place, place),)
+
+
+def _row(data: Mapping[str, Any], key: str, side: str, place: str, row_place: str) -> Row:
+    """Return the row of the answer under a key.
+
+    Args:
+        data: The record.
+        key: The key of the answer.
+        side: The side.
+        place: The place of the record.
+        row_place: The place of the row.
+    """
+    refuse_near_misses(data, place)
+    refuse_keys(data, place)
+    prompt, answer = (_checked_messages(data[name], Place(place, name)) for name in ("prompt", key))
+    if prompt[-1]["role"] == "assistant":
+        expected = "a message of the user or of a tool: an answer begins with its own turn"
+        raise Place(place, f"prompt[{len(prompt) - 1}].role").error("'assistant'", expected)
+    if answer[0]["role"] != "assistant":
+        expected = "assistant: the prompt is in `prompt`, once for both sides"
+        raise Place(place, f"{key}[0].role").error(repr(answer[0]["role"]), expected)
+    for name, messages, weight, scored in (("prompt", prompt, 0, "not scored"), (key, answer, 1, "scored whole")):
+        for index, message in enumerate(messages):
+            if message.get("weight") not in (None, weight):
+                expected = f"no weight: the answers of `{name}` are {scored}"
+                raise Place(place, f"{name}[{index}].weight").error(repr(message["weight"]), expected)
+    unscored = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in prompt]
+    return Row((*unscored, *answer), place=row_place, side=side, **row_settings(data, place))
+
+
+def _checked_messages(messages: Any, place: Place) -> Sequence[Mapping[str, Any]]:
+    """Return the messages under a key of a record.
+
+    Raises:
+        RowError: If the list is empty, or a message is faulty.
+    """
+    if not messages:
+        raise place.error("is empty", "at least one message")
+    for index, message in enumerate(messages):
+        check_message(message, place / index)
+    return list(messages)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

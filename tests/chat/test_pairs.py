@@ -1,0 +1,106 @@
+"""A preference pair is two rows with one prompt, and a rated answer is one; each is checked field by field."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from each_oracle import oracle_named
+
+from pytest_mistral_lora.chat.pairs import answer_start, is_wanted
+from pytest_mistral_lora.chat.row_files import read_rows, scan_records, scan_rows
+from pytest_mistral_lora.chat.row_kinds import PAIR, UNPAIRED, parse_rows, record_kind
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.errors import RowError, RowsError
+
+PROMPT = [{"role": "user", "content": "A colour?"}]
+RED, BLUE = ([{"role": "assistant", "content": text}] for text in ("Red.", "Blue is one, and so is green."))
+A_PAIR = {"prompt": PROMPT, "chosen": RED, "rejected": BLUE}
+RATED = {"prompt": PROMPT, "completion": RED, "label": True}
+TALK = [*PROMPT, *BLUE, {"role": "user", "content": "A shorter one?"}]
+
+
+def test_a_pair_is_two_rows_with_one_prompt():
+    assert record_kind(A_PAIR) is PAIR
+    chosen, rejected = parse_rows({**A_PAIR, "prompt": TALK, "score": 4}, place="rows.jsonl:3")
+    earlier = {**BLUE[0], "weight": 0}
+    assert [row.side for row in (chosen, rejected)] == ["chosen", "rejected"]
+    assert [row.place for row in (chosen, rejected)] == ["rows.jsonl:3, chosen", "rows.jsonl:3, rejected"]
+    for row, answer in ((chosen, RED), (rejected, BLUE)):
+        assert row == Row.from_dict({"messages": [PROMPT[0], earlier, TALK[2], *answer]})
+        assert answer_start(row) == 3
+    assert [is_wanted(row) for row in (chosen, rejected)] == [True, False]
+
+
+@pytest.mark.parametrize(("label", "side"), [(True, "wanted"), (False, "unwanted")])
+def test_a_rated_answer_is_one_row(label, side):
+    assert record_kind({**RATED, "label": label}) is UNPAIRED
+    [row] = parse_rows({**RATED, "label": label}, place="rows.jsonl:3")
+    assert (row.side, row.place, is_wanted(row)) == (side, "rows.jsonl:3", label)
+    assert row.to_json() == {"messages": [*PROMPT, *RED]}
+
+
+TOOL = {"type": "function", "function": {"name": "paint", "parameters": {"type": "object"}}}
+
+
+def test_both_sides_have_the_settings_of_the_record():
+    settings = {"tools": [TOOL], "reasoning_effort": "high", "response_format": {"type": "json_object"}}
+    for row in parse_rows({**A_PAIR, **settings}):
+        assert {key: row.to_json()[key] for key in settings} == settings
+
+
+@pytest.mark.parametrize("oracle_name", ["spm-v1", "spm-v3", "tekken-240911"])
+def test_only_the_answer_is_scored(oracle_name):
+    oracle = oracle_named(oracle_name)
+    for row in parse_rows({**A_PAIR, "prompt": TALK}):
+        encoded = oracle.encode(row)
+        assert encoded.input_ids == oracle.reference({"messages": [*TALK, *row.messages[3:]]})
+        start = next(at for at, label in enumerate(encoded.labels) if label != -100)
+        assert encoded.input_ids[:start] == oracle.encode_prompt(row)
+        assert encoded.labels[start:] == encoded.input_ids[start:]
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "found"),
+    [
+        ({"prompt": []}, "prompt", "is empty"),
+        ({"chosen": []}, "chosen", "is empty"),
+        ({"rejected": []}, "rejected", "is empty"),
+        ({"rejected": [{"role": "bot", "content": "x"}]}, "rejected[0].role", "'bot'"),
+        ({"rejected": PROMPT + RED}, "rejected[0].role", "'user'"),
+        ({"prompt": PROMPT + RED}, "prompt[1].role", "'assistant'"),
+        ({"prompt": [*PROMPT, {**RED[0], "weight": 1}, *PROMPT]}, "prompt[1].weight", "1"),
+        ({"chosen": [{**RED[0], "weight": 0}]}, "chosen[0].weight", "0"),
+        ({"tool": []}, "", "unknown key 'tool'"),
+        ({"tools": {}}, "tools", "is an object"),
+        ({"images": ["a.png"]}, "images", "a row with images"),
+    ],
+)
+def test_a_faulty_pair_is_refused_with_its_field(change, place, found):
+    with pytest.raises(RowError) as error:
+        parse_rows({**A_PAIR, **change}, place="rows.jsonl:3")
+    assert error.value.place == ", ".join(filter(None, ("rows.jsonl:3", place)))
+    assert error.value.found.startswith(found)
+
+
+@pytest.mark.parametrize(
+    "record", [{**A_PAIR, "chosen": "Red."}, {**A_PAIR, "prompt": "A colour?"}, {**RATED, "label": 1}]
+)
+def test_another_form_is_refused_with_the_command_that_converts_it(record):
+    with pytest.raises(RowError) as error:
+        parse_rows(record, place="pairs.jsonl:3")
+    assert error.value.next_step == "Convert it: mistral-lora import pairs.jsonl --to rows.jsonl"
+
+
+def test_what_trains_refuses_both_kinds_with_the_way_out(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in (A_PAIR, RATED)), encoding="utf-8")
+    assert [len(rows) for rows in scan_records(path)] == [2, 1]
+    pair, rated = scan_rows(path)
+    assert (pair.place, rated.place) == (f"{path}:1", f"{path}:2")
+    assert "--lossy rejected" in pair.next_step
+    assert "DPOTrainer" in pair.next_step
+    assert "--lossy unwanted" in rated.next_step
+    assert "KTOTrainer" in rated.next_step
+    with pytest.raises(RowsError, match="this is a preference pair"):
+        list(read_rows(path))
