@@ -118,10 +118,10 @@ def imported_rows(folder: Path) -> str:
 
 
 def refused_loss(folder: Path) -> str:
-    """Return the error of an import that would lose the rejected answers."""
-    pair = {"prompt": QUESTION["content"], "chosen": "Paris.", "rejected": "London."}
-    write_rows(folder / "pairs.jsonl", pair, pair)
-    return _printed_here("import", "pairs.jsonl", "--to", "rows.jsonl", folder=folder, exit_code=2)
+    """Return the error of an import that would lose pictures."""
+    row = {"messages": [QUESTION, ANSWER], "images": ["paris.png"]}
+    write_rows(folder / "pictures.jsonl", row, row)
+    return _printed_here("import", "pictures.jsonl", "--to", "rows.jsonl", folder=folder, exit_code=2)
 
 
 def figures_of_rows(folder: Path) -> str:

@@ -74,9 +74,11 @@ def _row(data: Mapping[str, Any], key: str, side: str, place: str, row_place: st
     if prompt[-1]["role"] == "assistant":
         expected = "a message of the user or of a tool: an answer begins with its own turn"
         raise Place(place, f"prompt[{len(prompt) - 1}].role").error("'assistant'", expected)
-    if answer[0]["role"] != "assistant":
-        expected = "assistant: the prompt is in `prompt`, once for both sides"
-        raise Place(place, f"{key}[0].role").error(repr(answer[0]["role"]), expected)
+    for index, message in enumerate(answer):
+        roles = ("assistant", "tool") if index else ("assistant",)
+        if message["role"] not in roles:
+            expected = f"{' or '.join(roles)}: the requests are in `prompt`, once for both sides"
+            raise Place(place, f"{key}[{index}].role").error(repr(message["role"]), expected)
     for name, messages, weight, scored in (("prompt", prompt, 0, "not scored"), (key, answer, 1, "scored whole")):
         for index, message in enumerate(messages):
             if message.get("weight") not in (None, weight):

@@ -39,7 +39,8 @@ bytes: JSON Lines, a JSON array, CSV, TSV, Parquet, Arrow, a folder of `save_to_
 TRL, Axolotl or LLaMA-Factory, or a dataset_info.json.
 
 The report lists each kind of change with its number of rows and the first of them. Parts of a record that a row cannot
-keep are an error, and nothing is written, unless you allow the loss by its name with --lossy."""
+keep are an error, and nothing is written, unless you allow the loss by its name with --lossy. A preference pair keeps
+both answers, in TRL's form; with --lossy rejected it becomes a row with the chosen one."""
 _KINDS = f"The names of losses: {', '.join(LOSSES)}."
 
 

@@ -1,6 +1,6 @@
 """Convert files of other formats to rows: each record becomes a row, or an error with its place.
 
-The judge of every converted row is `chat.rows.parse_row`.
+The judge of every converted row is `chat.row_kinds.parse_rows`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from pytest_mistral_lora.chat.fields import ROW_KEYS, Place, check_text, kind_of
+from pytest_mistral_lora.chat.fields import Place, check_text, kind_of
 from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.row_kinds import parse_rows, record_kind
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError, and_more, one_line
 from pytest_mistral_lora.formats.containers import Record, SourceFile, open_source
 from pytest_mistral_lora.formats.conversation import MESSAGE_LISTS
@@ -122,13 +123,18 @@ class Conversion(NamedTuple):
 
     Attributes:
         record: The record, with its place in the source.
-        data: The row as plain data, with the user's own keys.
-        row: The row.
+        data: The record of a row as plain data, with the user's own keys.
+        rows: The rows that it stands for.
     """
 
     record: Record
     data: dict[str, Any]
-    row: Row
+    rows: tuple[Row, ...]
+
+    def line(self) -> bytes:
+        """Return the record of the row as a line, without the user's own keys."""
+        keys = record_kind(self.data).keys
+        return json.dumps({key: self.data[key] for key in keys if key in self.data}, ensure_ascii=False).encode()
 
 
 def conversions(
@@ -212,13 +218,13 @@ def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
 
 
 def _refuse_unwritable_columns(data: Mapping[str, Any], place: str) -> None:
-    """Refuse an extra column that cannot be written to a file: `parse_row` does not read it.
+    """Refuse an extra column that cannot be written to a file: `parse_rows` does not read it.
 
     Raises:
         RowError: If its name or its value has half a surrogate pair.
     """
     for key, value in data.items():
-        if key not in ROW_KEYS:
+        if key not in record_kind(data).keys:
             check_text(key, Place(place, "column " + json.dumps(key)))
             check_text(json.dumps(value, ensure_ascii=False), Place(place, key))
 
@@ -227,15 +233,15 @@ def _converted(
     record: Record, layout: Layout, file: SourceFile, report: Report, lossy: Collection[str]
 ) -> Conversion | RowError | None:
     """Return the conversion of a record or its error, or None if it is left out; the report counts each."""
-    row = None
+    rows: tuple[Row, ...] | None = None
     try:
         if isinstance(record.value, RowError):
             raise record.value
-        data, changes = convert_record(record, layout, padded=file.padded)
+        data, changes = convert_record(record, layout, padded=file.padded, lossy=lossy)
         losses = sorted({change.kind for change in changes if change.is_loss} - set(lossy))
         # a row that lost too much is refused for the loss, not for its remaining fields
         if data is not None and not losses:
-            row = parse_row(data, place=record.place)
+            rows = parse_rows(data, place=record.place)
             _refuse_unwritable_columns(data, record.place)
     except RowError as error:
         allowed = "bad-records" in lossy
@@ -247,10 +253,10 @@ def _converted(
         lost = "; ".join(LOSSES[kind] for kind in losses)
         step = f"Allow the loss: `lossy: [{', '.join(losses)}]` of the source in the recipe, or --lossy of the import."
         return RowError(f"a row cannot keep {lost}", place=record.place, next_step=step)
-    user_keys = dict.fromkeys(key for key in data or () if key not in ROW_KEYS)
+    user_keys = dict.fromkeys(key for key in data or () if key not in record_kind(data).keys)
     if user_keys:
         report.own_keys.add(record.place, user_keys)
         report.unread.update(filter(None, [unread_columns(data)]))
     report.rows += data is not None
     report.dropped += data is None
-    return None if data is None or row is None else Conversion(record, data, row)
+    return None if data is None or rows is None else Conversion(record, data, rows)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.fields import Place, kind_of, refuse_near_misses
 from pytest_mistral_lora.chat.foreign_fields import MEDIA
+from pytest_mistral_lora.chat.row_kinds import CONVERSATION, record_kind
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.formats.answers_apart import after_prompt, pair_of, rated_of
 from pytest_mistral_lora.formats.containers import Record
-from pytest_mistral_lora.formats.drafts import Draft, RecordReading
+from pytest_mistral_lora.formats.drafts import Draft, RecordReading, add_side, is_number
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.recognition import FORMATS, recognise
 from pytest_mistral_lora.formats.report import Change, changed, lost
@@ -24,23 +27,29 @@ _COLUMNS = {
 }
 _MARKS = ("label", "kto_tag")
 _BAD_ANSWERS: Mapping[str, Callable[[Any], bool]] = {
-    "reward": lambda value: _is_number(value) and value <= 0,
-    "advantage": lambda value: _is_number(value) and value < 0,
+    "reward": lambda value: is_number(value) and value <= 0,
+    "advantage": lambda value: is_number(value) and value < 0,
     "is_correct": lambda value: _flag(value) is False,
     "rating": lambda value: value in ("bad", "thumbs_down", "negative"),
 }
 """Keys of rollouts and ratings beside an answer, each with what shows that the answer was a bad one."""
-_REJECTED = frozenset(("rejected_response", "rejected_messages"))
+_REJECTED = ("rejected_response", "rejected_messages")
 """Keys of ms-swift for the worse answer, beside messages that end with the better one."""
 
 
-def convert_record(record: Record, layout: Layout, *, padded: bool) -> tuple[dict[str, Any] | None, list[Change]]:
+def convert_record(
+    record: Record, layout: Layout, *, padded: bool, lossy: Collection[str] = ()
+) -> tuple[dict[str, Any] | None, list[Change]]:
     """Return the row of a record as plain data, or None for a record whose answer is marked as bad, and the changes.
+
+    A record with a better and a worse answer is a pair, and one whose answer is marked as good or bad is a rated
+    answer, unless the loss of the worse or the bad one is allowed.
 
     Args:
         record: The record.
         layout: Its layout; `format` is known.
         padded: Whether absent keys are null, as in a table of Arrow.
+        lossy: Kinds of `LOSSES` that are allowed.
 
     Raises:
         RowError: With the field and the value, if the record has another format or cannot be converted.
@@ -51,28 +60,88 @@ def convert_record(record: Record, layout: Layout, *, padded: bool) -> tuple[dic
     messages = fields.get(keys["messages"]) if "messages" in keys else None
     # a table pads its columns, but not the JSON text in them
     padded = (padded and not isinstance(messages, str)) or has_padding(messages)
-    reading = RecordReading(record.place, layout, keys, padded)
+    reading = RecordReading(record.place, layout, keys, padded, lossy)
     draft, more = FORMATS[layout.format].convert(Draft([], fields, ToolCalls(padded=padded)), reading)
     changes += more
-    mark = _bad_mark(draft.fields, reading)
-    if mark:
-        return None, [*changes, lost("unwanted", mark)]
+    draft, more = _with_rejected(draft, reading)
+    changes += more
+    # the mark of a record with both answers says nothing about one of them
+    mark = None if draft.rejected is not None else _mark(draft.fields, reading)
+    bad = mark.key if mark is not None and not mark.is_good and "unwanted" in lossy else _bad_answer(draft.fields)
+    if bad:
+        return None, [*changes, lost("unwanted", bad)]
+    if mark is not None and "unwanted" not in lossy:
+        draft = draft._replace(fields={key: item for key, item in draft.fields.items() if key != mark.key})
+    else:
+        mark = None
     fields, more = _without_media(draft.fields, keys)
     changes += more
-    messages, fields, more = _with_system(draft.messages, fields, reading)
+    answer_at = draft.answer_at
+    messages, rest, more = _finished(draft.messages, fields, reading)
     changes += more
-    messages, fields, more = _with_only_last(messages, fields)
+    if answer_at is not None and len(messages) > len(draft.messages):
+        # behind the system prompt of the record
+        answer_at += 1
+    turns: dict[str, Any] = {"messages": messages}
+    if draft.rejected is not None:
+        rejected, _, _ = _finished(draft.rejected, fields, reading)
+        turns, more = pair_of(messages, rejected, answer_at, record.place)
+    elif mark is not None:
+        turns, more = rated_of(messages, answer_at, mark.is_good, record.place)
+        # those of a conversation, which it does not become
+        changes = [change for change in changes if change.kind not in ("turns", "prompt-weights")]
+    else:
+        more = []
     changes += more
-    messages, more = _up_to_last_answer(messages, record.place)
-    changes += more
-    if "functions" in fields:
+    # a record that is such a row already is not changed
+    if "messages" not in turns and record_kind(value) is CONVERSATION:
+        changes.append(changed("pair") if mark is None else changed("rated", mark.key))
+    if "functions" in rest:
         changes.append(changed("function-call"))
-    tools, fields, more = _column(fields, "tools", "keys", layout)
+    tools, rest, more = _column(rest, "tools", "keys", layout)
     changes += more
     tools, more = convert_tools(tools, Place(record.place, "tools"), padded=padded)
     changes += more
-    user_fields, more = _own_keys(fields)
-    return {"messages": messages, **({"tools": tools} if tools else {}), **user_fields}, changes + more
+    user_fields, more = _own_keys(rest, turns)
+    return {**turns, **({"tools": tools} if tools else {}), **user_fields}, changes + more
+
+
+def _finished(
+    messages: list[dict[str, Any]], fields: Mapping[str, Any], reading: RecordReading
+) -> tuple[list[dict[str, Any]], dict[str, Any], list[Change]]:
+    """Return the messages of a row with its system prompt, up to its last answer; the other fields; the changes.
+
+    Raises:
+        RowError: If no question comes before the answers, or an answer is empty.
+    """
+    messages, rest, changes = _with_system(messages, fields, reading)
+    messages, rest, more = _with_only_last(messages, rest)
+    changes += more
+    messages, more = _up_to_last_answer(messages, reading.place)
+    return messages, rest, changes + more
+
+
+def _with_rejected(draft: Draft, reading: RecordReading) -> tuple[Draft, list[Change]]:
+    """Return the draft with the worse answer that ms-swift has beside the messages, unless its loss is allowed."""
+    key = next((key for key in _REJECTED if draft.fields.get(key) not in (None, "", [])), "")
+    if not key or "rejected" in reading.lossy or draft.rejected is not None:
+        return draft, []
+    fields = {name: item for name, item in draft.fields.items() if name not in _REJECTED}
+    # a conversation has its prompt in it, and an answer follows the one of the messages
+    is_whole = key == "rejected_messages" and _begins_with_a_prompt(draft.fields[key], reading)
+    answer_at = after_prompt(draft.messages)
+    prompt = Draft([], fields, ToolCalls(padded=reading.padded))
+    if not is_whole:
+        prompt = Draft(draft.messages[:answer_at], fields, copy.deepcopy(draft.calls))
+    other, changes = add_side(prompt, key, draft.fields[key], "assistant", reading)
+    answer = None if is_whole else answer_at
+    return draft._replace(fields=fields, answer_at=answer, rejected=other.messages), changes
+
+
+def _begins_with_a_prompt(messages: Any, reading: RecordReading) -> bool:
+    first = messages[0] if isinstance(messages, list) else None
+    role = first.get("role") or first.get("from") if isinstance(first, Mapping) else None
+    return role is not None and reading.layout.role(role) != "assistant"
 
 
 def _fields(record: Record, layout: Layout) -> tuple[Mapping[str, Any], dict[str, str]]:
@@ -102,8 +171,15 @@ def _fields(record: Record, layout: Layout) -> tuple[Mapping[str, Any], dict[str
     return value, {name: key for name, key in {**keys, **layout.keys}.items() if key}
 
 
-def _bad_mark(fields: Mapping[str, Any], reading: RecordReading) -> str:
-    """Return the key that marks the answer of a record as bad; empty if no key does."""
+class _Mark(NamedTuple):
+    """The mark of an answer as a good or a bad one, and its key."""
+
+    key: str
+    is_good: bool
+
+
+def _mark(fields: Mapping[str, Any], reading: RecordReading) -> _Mark | None:
+    """Return the mark of the answer of a record; None if no key marks it."""
     declared = reading.keys.get("mark", "")
     for key in fields:
         if not key or key not in (declared, *_MARKS):
@@ -112,9 +188,14 @@ def _bad_mark(fields: Mapping[str, Any], reading: RecordReading) -> str:
         if flag is None and key == declared:
             raise Place(reading.place, key).error(repr(fields[key]), "true or false")
         # 0 may be a user's class, but beside a prompt and its completion it is KTO's mark
-        is_word = str(fields[key]).lower() == "false"
-        if flag is False and (is_word or key == declared or reading.layout.format == "prompt-completion"):
-            return key
+        is_word = str(fields[key]).lower() in ("true", "false")
+        if flag is not None and (is_word or key == declared or reading.layout.format == "prompt-completion"):
+            return _Mark(key, flag)
+    return None
+
+
+def _bad_answer(fields: Mapping[str, Any]) -> str:
+    """Return the key of a rollout or a rating that shows that the answer was a bad one; empty if no key does."""
     return next((key for key, is_bad in _BAD_ANSWERS.items() if key in fields and is_bad(fields[key])), "")
 
 
@@ -203,8 +284,8 @@ def _up_to_last_answer(messages: list[dict[str, Any]], place: str) -> tuple[list
     return messages, []
 
 
-def _own_keys(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Change]]:
-    """Return the user's own keys, which change no token, except those that a row cannot have."""
+def _own_keys(fields: Mapping[str, Any], turns: Mapping[str, Any]) -> tuple[dict[str, Any], list[Change]]:
+    """Return the user's own keys, which change no token, except those that a row with these turns cannot have."""
     kept, changes = {}, []
     for key, value in fields.items():
         try:
@@ -213,7 +294,7 @@ def _own_keys(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Change]]:
         except (RowError, TypeError, ValueError):
             changes.append(lost("keys", str(key)))
             continue
-        if key in ("messages", "tools"):
+        if key in ("messages", "tools", *turns):
             changes.append(lost("keys", key))
         else:
             kept[key] = value
@@ -225,10 +306,6 @@ def _text_of_parts(value: Any) -> Any:
     parts = value.get("parts") if isinstance(value, Mapping) else None
     texts = [part["text"] for part in parts or () if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
     return "".join(texts) if isinstance(parts, list) and len(texts) == len(parts) else value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _flag(value: Any) -> bool | None:

@@ -5,7 +5,8 @@ A part is taken from the fields of the draft, converted, and put behind the mess
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,12 +26,14 @@ class RecordReading:
         layout: Its layout, with a format.
         keys: Its keys, by the field of `RECORD_FIELDS`.
         padded: Whether its absent keys are null, as in a table of Arrow.
+        lossy: Kinds of `LOSSES` that are allowed.
     """
 
     place: str
     layout: Layout
     keys: Mapping[str, str]
     padded: bool
+    lossy: Collection[str] = ()
 
 
 class Draft(NamedTuple):
@@ -40,11 +43,15 @@ class Draft(NamedTuple):
         messages: The messages so far.
         fields: The fields of the record that are not converted yet, without null.
         calls: The tool calls of the row so far.
+        answer_at: Index of the first message of the answer; None if its record does not tell.
+        rejected: Of a pair, the messages with the worse answer; None for a record with one answer.
     """
 
     messages: list[dict[str, Any]]
     fields: Mapping[str, Any]
     calls: ToolCalls
+    answer_at: int | None = None
+    rejected: list[dict[str, Any]] | None = None
 
 
 def take(draft: Draft, name: str, reading: RecordReading) -> tuple[Any, Draft]:
@@ -145,6 +152,8 @@ def add_side(
 def add_answer(draft: Draft, key: str, value: Any, reading: RecordReading) -> tuple[Draft, list[Change]]:
     """Return the draft with the answer to its prompt: a text, or a conversation that may include the prompt.
 
+    In a conversation, the record does not tell where the answer begins.
+
     Raises:
         RowError: If the conversation begins with another question than the prompt.
     """
@@ -164,7 +173,29 @@ def add_answer(draft: Draft, key: str, value: Any, reading: RecordReading) -> tu
     if prompt and prompt[-1]["role"] == "user" and roles[:1] == ["user"]:
         expected = "the answer alone, or the prompt and its answer"
         raise Place(reading.place, key).error("begins with another question than the prompt", expected)
-    return draft, changes
+    return draft._replace(answer_at=len(prompt) or None), changes
+
+
+def add_pair(
+    draft: Draft, chosen: tuple[str, Any], rejected: tuple[str, Any], reading: RecordReading
+) -> tuple[Draft, list[Change]]:
+    """Return the draft with both answers to its prompt.
+
+    Args:
+        draft: The draft with the prompt.
+        chosen: The key and the value of the better answer.
+        rejected: Those of the worse answer.
+        reading: How the record is read.
+
+    Raises:
+        RowError: As for `add_answer`.
+    """
+    # the calls of one answer are not those of the other
+    other = draft._replace(calls=copy.deepcopy(draft.calls))
+    draft, changes = add_answer(draft, *chosen, reading)
+    other, more = add_answer(other, *rejected, reading)
+    answer_at = draft.answer_at if other.answer_at is None else other.answer_at
+    return draft._replace(answer_at=answer_at, rejected=other.messages), changes + more
 
 
 def _texts(messages: list[dict[str, Any]]) -> list[tuple[str, Any]]:
@@ -179,3 +210,8 @@ def _with_messages(
         items, place, reading.layout, draft.calls, padded=reading.padded, weight=weight
     )
     return draft._replace(messages=[*draft.messages, *messages]), changes
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of JSON is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -40,6 +40,9 @@ CHANGES = {
     "history": "rounds of `history` are messages",
     "turns": "`{detail}` are a user and an assistant message",
     "chosen": "the chosen answer is the answer",
+    "pair": "a pair is `prompt`, `chosen` and `rejected`",
+    "best-worst": "the best and the worst of `{detail}` are the chosen and the rejected answer",
+    "rated": "an answer that is marked as good or bad is `prompt`, `completion` and `label`, by `{detail}`",
     "completion-space": "one space at the start of a completion is left out",
 }
 """The kinds of changes, each with its effect."""

@@ -115,8 +115,9 @@ class ConvertedSource:
             if isinstance(result, RowError):
                 yield number, result
             else:
-                digest.update(framed_row(result.row))
-                yield number, result.row.to_jsonl().encode()
+                for row in result.rows:
+                    digest.update(framed_row(row))
+                yield number, result.line()
         self.rows_sha256 = digest.hexdigest()
         if not (self.report.rows or self.report.bad):
             raise InputError(f"each of {self.report.dropped} records is left out", place=str(self.source.path))

@@ -193,7 +193,7 @@ BROKEN: dict[str, tuple[str, str, list[str | bytes | Write]]] = {
             _lines({"prompt": [], "completion": TURNS[1:]}),
             _lines({"prompt": TURNS[:1], "completion": [{"role": "bot"}]}),
             _lines({"prompt": "a"}),
-            _lines({"prompt": "a", "completion": "b", "label": False}),
+            _lines({"prompt": "a", "completion": "b", "reward": -1}),
             _lines({"question": "a", "answers": ["b"]}),
             _lines({"prompt": None, "completion": None}),
         ],
@@ -202,7 +202,7 @@ BROKEN: dict[str, tuple[str, str, list[str | bytes | Write]]] = {
         "import",
         "jsonl",
         [
-            _lines(PAIR),
+            _lines({**PAIR, "rejected": {"role": "bot", "content": "c"}}),
             _lines({**PAIR, "chosen": ""}),
             _lines({"chosen": "b", "rejected": "c"}),
             _lines({**PAIR, "chosen": TURNS[:1]}),

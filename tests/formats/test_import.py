@@ -149,8 +149,7 @@ def test_records_of_two_formats_are_an_error_of_the_second(tmp_path: Path) -> No
 
 
 def test_a_loss_is_an_error_until_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pair = {"prompt": "u", "chosen": "a", "rejected": "b"}
-    path = written(tmp_path / "pairs.jsonl", *[pair] * 5)
+    path = written(tmp_path / "pictures.jsonl", *[GOOD | {"images": ["a.png"]}] * 5)
     to = tmp_path / "rows.jsonl"
     words = ["import", str(path), "--to", str(to)]
     assert main(words) == 2
@@ -158,12 +157,12 @@ def test_a_loss_is_an_error_until_it_is_named(tmp_path: Path, capsys: pytest.Cap
     assert out == ""
     assert "error: 5 of 5 records cannot be converted" in err
     places = ", ".join(f"{path}:{number}" for number in (1, 2, 3))
-    assert f"the rejected answer of a pair: 5 rows ({places}, …). To leave that out, add --lossy rejected" in err
+    assert f"images, audio and video (images): 5 rows ({places}, …). To leave that out, add --lossy media" in err
     assert not to.exists()
-    assert main([*words, "--lossy", "rejected"]) == 0
+    assert main([*words, "--lossy", "media"]) == 0
     assert to.read_text("utf-8") == 5 * (json.dumps(GOOD) + "\n")
-    assert "lost     rejected" in capsys.readouterr().out
-    assert main([*words, "--lossy", "rejected"]) == 2
+    assert "lost     media" in capsys.readouterr().out
+    assert main([*words, "--lossy", "media"]) == 2
     assert "exists already" in capsys.readouterr().err
     assert main(["import", str(path), "--to", str(tmp_path / "b"), "--lossy", "all"]) == 2
     assert "--lossy: unknown kind 'all'; expected one of rejected" in capsys.readouterr().err

@@ -300,7 +300,8 @@ def test_a_record_becomes_this_row(tmp_path: Path, name: str, record: Any, row: 
 
 def test_each_kind_is_seen_in_a_case() -> None:
     seen = {kind for case in CASES for kind in case[3]}
-    # these are seen in test_declared_layouts.py, test_no_silent_loss.py and test_kinds_of_rows.py
+    # these are seen in test_declared_layouts.py, test_no_silent_loss.py, test_kinds_of_rows.py and
+    # test_imported_pairs.py
     elsewhere = {"system-dropped", "untrained-roles", "bad-records", "part-weights", "tool-keys", "refusals"}
-    elsewhere |= {"call-text", "result-chunks"}
+    elsewhere |= {"call-text", "result-chunks", "pair", "rated", "best-worst"}
     assert CHANGES.keys() | LOSSES.keys() == seen | elsewhere

@@ -160,14 +160,14 @@ def test_an_answer_that_is_not_marked_as_bad_is_kept_with_its_mark(key: str, val
         ({"prompt": "a", "suffix": "c", "completion": "b"}, "fill-in-the-middle", "learned without its suffix"),
         (chat(USER, answer("a"), suffix="c"), "a row with a suffix", "write it into a message"),
         (
-            {"prompt": "a", "responses": ["b", "c"], "scores": [1, 0]},
+            {"prompt": "a", "responses": ["b", "c"], "votes": [1, 0]},
             "several answers",
             "under `chosen` and `rejected`",
         ),
         ({"prompt": "a", "completions": ["b", "c"], "labels": [1, 0]}, "several answers", "Choose one of them"),
         ({"message_tree_id": "1", "prompt": {"text": "a", "replies": []}}, "a tree of messages", "Write each path"),
     ],
-    ids=["fill in the middle", "suffix", "scores", "steps", "tree"],
+    ids=["fill in the middle", "suffix", "votes", "steps", "tree"],
 )
 def test_what_has_no_turns_is_named_with_the_way_out(
     record: dict[str, Any], title: str, step: str, tmp_path: Path

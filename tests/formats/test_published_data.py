@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import tarfile
+from collections import Counter
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +21,7 @@ from imported import imported, written
 from pyarrow import parquet
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.row_files import read_rows
+from pytest_mistral_lora.chat.row_files import read_rows, scan_records
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.formats.convert import Source, convert
@@ -196,6 +197,28 @@ def test_the_other_demos_of_llamafactory_are_converted(
 ) -> None:
     file = sdist("llamafactory", tmp_path) / "data" / name
     assert sound(file, encodes="reason" not in name) == (rows, lost)
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "sides"),
+    [
+        ("dpo_en_demo", 300, {"chosen": 300, "rejected": 300}),
+        ("dpo_zh_demo", 300, {"chosen": 300, "rejected": 300}),
+        ("kto_en_demo", 300, {"wanted": 150, "unwanted": 150}),
+    ],
+)
+def test_the_pairs_of_llamafactory_keep_both_answers(
+    tmp_path: Path, name: str, records: int, sides: dict[str, int]
+) -> None:
+    info = sdist("llamafactory", tmp_path) / "data" / "dataset_info.json"
+    oracle = Oracle(shipped_tokenizer("tekken-240911"))
+    [file] = open_rows(info, names=[name])
+    read = [rows for rows in scan_records(file) if not isinstance(rows, RowError)]
+    assert len(read) == records
+    assert Counter(row.side for rows in read for row in rows) == sides
+    for rows in read:
+        prompts = {oracle.encode(row).input_ids[: len(oracle.encode_prompt(row))] for row in rows}
+        assert prompts == {oracle.encode_prompt(rows[0])}
 
 
 def test_a_record_that_is_no_row_is_named_in_the_demos(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_loss_is_the_error_of_its_row_until_it_is_allowed(tmp_path: Path) -> N
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(lines([PAIR, PAIR]))
     errors = list(rows_of(path))
-    assert all(isinstance(one, RowError) and "the rejected answer of a pair" in one.found for one in errors)
+    assert all(isinstance(error, RowError) and error.found == "this is a preference pair" for error in errors)
     assert "lossy: [rejected]" in str(errors[0])
     assert list(rows_of(path, lossy=["rejected"])) == [row("a", "b")] * 2
     with pytest.raises(InputError, match="unknown kind 'reject'"):
