@@ -8,6 +8,7 @@ becomes a row: the messages of the prompt, whose answers have weight 0, and thos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import Place, check_message, refuse_keys, refuse_near_misses
@@ -34,10 +35,35 @@ def is_wanted(row: Row) -> bool:
 
 
 def answer_start(row: Row) -> int:
-    """Return the index of the first message of the answer of a side."""
+    """Return the index of the first message of the answer of a side: the first answer that is scored."""
     return next(
         index for index, message in enumerate(row.messages) if message["role"] == "assistant" and weight_of(message)
     )
+
+
+def prompt_of(row: Row) -> Row:
+    """Return a side without its answer."""
+    return replace(row, messages=row.messages[: answer_start(row)])
+
+
+def answer_of(row: Row) -> Row:
+    """Return a side without its prompt."""
+    return replace(row, messages=row.messages[answer_start(row) :])
+
+
+def record_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the record of both sides of a pair, or of a rated answer: what `parse_pair` and `parse_rated` read."""
+    first = rows[0].to_json()
+    prompt = prompt_of(rows[0]).messages
+    record: dict[str, Any] = {
+        "prompt": [{key: value for key, value in message.items() if key != "weight"} for message in prompt]
+    }
+    for row in rows:
+        key = row.side if row.side in (CHOSEN, REJECTED) else "completion"
+        record[key] = [dict(message) for message in answer_of(row).messages]
+        if key == "completion":
+            record["label"] = row.side == WANTED
+    return record | {key: value for key, value in first.items() if key != "messages"}
 
 
 def parse_pair(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:

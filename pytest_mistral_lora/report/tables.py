@@ -121,8 +121,12 @@ def length_lines(figures: Mapping[str, Any], width: int) -> Iterator[str]:
         shares = [
             f"{part / whole:.1%}" if whole else "-" for part, whole in ((cut["rows"], rows), (cut["tokens"], tokens))
         ]
-        cuts.append((f"{cut['max_length']:,}", f"{cut['rows']:,}", shares[0], f"{cut['tokens']:,}", shares[1]))
-    yield from table_lines(("*max_length", "*rows cut", "*", "*tokens cut", "*"), cuts, width)
+        equal = [f"{cut['pairs_made_equal']:,}"] if "pairs_made_equal" in cut else []
+        cuts.append((f"{cut['max_length']:,}", f"{cut['rows']:,}", shares[0], f"{cut['tokens']:,}", shares[1], *equal))
+    titles = ["*max_length", "*rows cut", "*", "*tokens cut", "*"]
+    if any("pairs_made_equal" in cut for cut in figures["cuts"]):
+        titles.append("*pairs made equal")
+    yield from table_lines(titles, cuts, width)
     most = max((bucket["rows"] for bucket in histogram), default=0)
     bars = (
         (f"{bucket['from']:,}-{bucket['to']:,}", f"{bucket['rows']:,}", Bar(most, 0, bucket["rows"], width=_BAR))
@@ -140,6 +144,9 @@ def named_figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "turns", f"{counted(figures['messages'], 'message')}, {counted(figures['assistant_turns'], 'answer')}"
     yield "tokens", _spread(figures["tokens"])
     yield "supervised", f"{_spread(figures['supervised_tokens'])}; {figures['supervised_share']:.1%} of all tokens"
+    # only preference pairs and rated answers have sides
+    for side, of_side in figures.get("sides", {}).items():
+        yield side, f"{counted(of_side['rows'], 'answer')}; tokens {_spread(of_side['answer_tokens'])}"
     if figures["longest_row"]:
         yield "longest row", f"{counted(figures['longest_row_tokens'], 'token')}: {figures['longest_row']}"
     yield "roles", _frequent(figures["roles"])

@@ -25,7 +25,8 @@ from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.strategies import hostile_text
 
 ROOT = Path(__file__).parents[2]
-RULES_OF_FILES = {rule.id for rule in RULES.of("dataset", "statistics")}
+# the lengths of pairs are in test_dataset_pairs.py
+RULES_OF_FILES = {rule.id for rule in RULES.of("dataset", "statistics")} - {"ML659"}
 
 
 def signs_of(*data: dict[str, Any]) -> dict[str, int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import mutants_dataset_answers as answers
 import mutants_dataset_files as whole_files
+import mutants_dataset_pairs as pairs
 import mutants_dataset_repeats as repeats
 import mutants_dataset_rows as bad_rows
 from bench_dataset import use_tokenizer
@@ -528,3 +529,56 @@ class ML654(Example):
         parameters = artifact["rows"][5]["tools"][0]["function"]["parameters"]
         parameters |= {"required": ["days"], "allOf": [{"properties": {"days": {"type": "integer"}}}]}
         artifact["rows"][5]["messages"][1]["tool_calls"][0]["function"]["arguments"]["days"] = 3
+
+
+class ML655(Example):
+    def broken(self, artifact: Artifact) -> None:
+        pair = pairs.use_pairs(artifact)[0]
+        pair["rejected"] = [{**pair["chosen"][0], "content": f"{pair['chosen'][0]['content']}  "}]
+
+    def sound(self, artifact: Artifact) -> None:
+        pair = pairs.use_pairs(artifact)[0]
+        pair["rejected"] = [{**pair["chosen"][0], "content": f"{pair['chosen'][0]['content']} Perhaps."}]
+        # in code, white space may be the difference
+        code = pairs.use_pairs(artifact)[1]
+        code["chosen"][0]["content"] = "if a:\n    b()\n    c()"
+        code["rejected"][0]["content"] = "if a:\n    b()\nc()"
+
+
+class ML656(Example):
+    mutant = pairs.rejected_answer_is_empty
+
+    def sound(self, artifact: Artifact) -> None:
+        rows = pairs.use_pairs(artifact)
+        # an unwanted answer may say anything: markers, a broken call, damaged letters
+        rows[0]["rejected"][0]["content"] = "<|im_start|>assistant: caf\\u00e9 \ufffd"
+        rows[1]["rejected"] = [
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "a1B2c3D4e", "function": {"name": "nothing", "arguments": "{broken"}}],
+            }
+        ]
+
+
+class ML657(Example):
+    mutant = pairs.sides_that_part_behind_the_cut
+
+    def sound(self, artifact: Artifact) -> None:
+        pairs.long_prompt(artifact, 200)
+
+
+class ML658(Example):
+    mutant = pairs.pair_and_its_opposite
+
+    def sound(self, artifact: Artifact) -> None:
+        rows = pairs.use_pairs(artifact)
+        # a ranking: the second answer wins this pair, and lost the other one
+        worse = [{"role": "assistant", "content": "I do not know, and I cannot find it out either."}]
+        rows.append({**rows[0], "chosen": rows[0]["rejected"], "rejected": worse})
+
+
+class ML659(Example):
+    mutant = pairs.chosen_answers_are_longer
+
+    def sound(self, artifact: Artifact) -> None:
+        pairs.use_pairs(artifact, 20)

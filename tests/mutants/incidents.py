@@ -392,5 +392,16 @@ INCIDENTS = (
         "An evaluation feeds two BOS, and points of MMLU are lost",
         "princeton-pli/retaining-by-doing#5, EleutherAI/lm-evaluation-harness#2797",
     ),
+    Incident(
+        "N160",
+        "Both sides of a preference pair are equal, from the beginning or after a cut: the loss has no gradient",
+        "OpenRLHF/OpenRLHF#1311, natolambert/rlhf-book#503, natolambert/rlhf-book#504",
+    ),
+    Incident("N161", "Preference data has empty answers", "hiyouga/LlamaFactory#3364"),
+    Incident(
+        "N162",
+        "Chosen answers are longer, and the model learns to write at length",
+        "eric-mitchell/direct-preference-optimization#35, princeton-nlp/SimPO#20",
+    ),
 )
 """Every incident, by id."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from gallery import benches, examples
 
+from pytest_mistral_lora.chat.row_kinds import record_kind
 from pytest_mistral_lora.conformance.finding import Finding
 
 SHOWN_AS = {
@@ -23,6 +24,9 @@ SHOWN_AS = {
     "lines.jsonl": "encoded.jsonl",
 }
 """The names that files and folders of a bench have in the documentation."""
+
+LONGEST_ROW = 4000
+"""Most characters of a row that a page shows."""
 
 TABLE_BEGINS = re.compile(r"\d+ tokens expected, \d+ found; the first difference is at token \d+")
 
@@ -71,8 +75,10 @@ def _row(finding: Finding, home: Path) -> str:
     if finding.row or not place:
         return finding.row
     line = (home / place[1]).read_text(encoding="utf-8").splitlines()[int(place[2]) - 1]
-    row = {key: value for key, value in json.loads(line).items() if key in ("messages", "tools")}
-    return json.dumps(row, ensure_ascii=False)
+    row = json.loads(line)
+    keys = ("messages", "tools") if "messages" in row else record_kind(row).keys
+    text = json.dumps({key: value for key, value in row.items() if key in keys}, ensure_ascii=False)
+    return text if len(text) <= LONGEST_ROW else ""
 
 
 def _with_documented_names(text: str, folder: Path) -> str:

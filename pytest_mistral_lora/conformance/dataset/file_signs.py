@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.pairs import is_wanted, prompt_of
 from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
 from pytest_mistral_lora.conformance.dataset.tally import DatasetTally, SignCount
 from pytest_mistral_lora.conformance.dataset.texts import without_code, without_quotations
@@ -103,15 +104,18 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
     Args:
         tally: The tally.
         file: Index of the file.
-        row: The row.
+        row: The row; of an answer that is not wanted, its prompt alone counts.
         encoded: Its whole encoding.
     """
-    for name, shown in _signs(row):
+    for name, shown in _signs(row if is_wanted(row) else prompt_of(row)):
         tally.signs.setdefault((file, name), SignCount()).add(tally.findings.at, shown)
     if row.messages[0]["role"] == "system":
         prompt = zlib.crc32(_octets(text_of(row.messages[0].get("content"))))
         least, most = tally.system_prompts.get(file, (prompt, prompt))
         tally.system_prompts[file] = (min(least, prompt), max(most, prompt))
+    if not is_wanted(row):
+        tally.answers.append(0)
+        return
     index = max(index for index, message in enumerate(row.messages) if message["role"] == "assistant")
     answer = text_of(row.messages[index].get("content")).rstrip() if weight_of(row.messages[index]) else ""
     tally.answers.append(_checksum(answer) if answer else 0)

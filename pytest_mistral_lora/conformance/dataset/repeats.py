@@ -251,6 +251,15 @@ class Repeats:
                     count = counted(len(side), "row")
                     self._add("ML609", other, f"the prompt of {{}} with another answer ({count})", side[0])
 
+    def note_opposites(self) -> None:
+        """Note records that say the opposite of an earlier one: the same answers to one prompt, on the other side."""
+        first: dict[bytes, int] = {}
+        for at, row in enumerate(self._tally.sided):
+            other = first.get(digest_at(self._tally.opposites, at))
+            if other is not None:
+                self._add("ML658", row, "the same answers on the other side: {}", other)
+            first.setdefault(digest_at(self._tally.rows, row), row)
+
     def _sides(self, rows: list[int]) -> tuple[list[int], list[int]]:
         """Split rows into trained and held-out rows."""
         held_out = self._tally.held_out

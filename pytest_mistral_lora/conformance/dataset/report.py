@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pytest_mistral_lora.chat.pairs import CHOSEN, REJECTED
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.answers import (
@@ -25,6 +26,12 @@ from pytest_mistral_lora.conformance.dataset.answers import (
 )
 from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_KEPT_ROWS
 from pytest_mistral_lora.conformance.dataset.file_faults import faulty_rows
+from pytest_mistral_lora.conformance.dataset.pairs import (
+    CHOSEN_LONGER,
+    REJECTED_LONGER,
+    length_finding,
+    side_figures,
+)
 from pytest_mistral_lora.conformance.dataset.repeats import Repeats
 from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
 from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
@@ -143,6 +150,8 @@ def report(
     repeats.note_equal_rows()
     repeats.note_near_rows()
     repeats.note_repeated_prompts()
+    repeats.note_opposites()
+    found.note_lengths()
     deviations = {name: count for name, (count, *_) in sorted(tally.deviations.items())}
     cut, changed = (
         {name.replace(" ", "_"): number for name, number in counts.items()} for counts in (tally.beyond, tally.changed)
@@ -243,6 +252,17 @@ class _Report:
             self.tally.findings.at = lost.examples[0][0]
             self.tally.findings.add(lost_finding(lost, self.place))
 
+    def note_lengths(self) -> None:
+        """Note once for each file of pairs that the lengths of their answers tell the sides apart."""
+        for index, file in enumerate(self.files):
+            lengths = {side: tokens for (at, side), tokens in self.tally.answer_tokens.items() if at == index}
+            counts = self.tally.counts
+            longer = {CHOSEN: counts[index, CHOSEN_LONGER], REJECTED: counts[index, REJECTED_LONGER]}
+            finding = length_finding(lengths, longer, str(file.path))
+            if finding is not None:
+                self.tally.findings.at = packed_place(index, 0)
+                self.tally.findings.add(finding)
+
     def statistics(self, repeats: dict[str, Any], texts: dict[str, Any]) -> dict[str, Any]:
         """Return the figures of the dataset, as plain JSON data.
 
@@ -262,6 +282,10 @@ class _Report:
             "histogram": histogram(tally.lengths),
             "cuts": cuts(tally.lengths, self.plan.policy.max_length),
         }
+        if tally.alike:
+            # of the pairs that differ, those that a cut makes equal
+            for cut in lengths["cuts"]:
+                cut["pairs_made_equal"] = sum(n for tokens, n in tally.alike.items() if tokens >= cut["max_length"])
         return {
             "rows": len(tally),
             "rows_refused": sum(tally.counts[file, "refused"] for file in range(len(self.files))),
@@ -278,6 +302,7 @@ class _Report:
                 kind: {name: n for (category, name), n in ranked if category == kind}
                 for kind in ("roles", "tools", "scripts")
             },
+            **({"sides": side_figures(tally)} if tally.sided else {}),
             "repeats": repeats,
             "texts": texts,
             "files": [

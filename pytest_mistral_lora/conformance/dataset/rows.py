@@ -7,14 +7,16 @@ import itertools
 import re
 from array import array
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pytest_mistral_lora.chat.diff import TokenDiff, with_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
+from pytest_mistral_lora.chat.pairs import REJECTED, SIDES, answer_of, is_wanted, prompt_of
 from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.row_files import read_record
+from pytest_mistral_lora.chat.row_kinds import trained_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -27,6 +29,13 @@ from pytest_mistral_lora.conformance.dataset.answers import (
     DecodingJudge,
 )
 from pytest_mistral_lora.conformance.dataset.file_signs import note_file_signs
+from pytest_mistral_lora.conformance.dataset.pairs import (
+    LEGITIMATE_IF_UNWANTED,
+    add_sides,
+    empty_side,
+    pair_findings,
+    record_digests,
+)
 from pytest_mistral_lora.conformance.dataset.repeats import row_likeness, row_sketch
 from pytest_mistral_lora.conformance.dataset.row_findings import (
     beyond,
@@ -81,6 +90,22 @@ class ScanPlan:
 _ByTemplate = EncodedRow | RowError | tuple[int, ...] | None
 
 
+class _Record(NamedTuple):
+    """The rows of a record, and mistral-common's encoding of each or its reason to refuse it.
+
+    Attributes:
+        number: The number of its line.
+        rows: The rows; empty if it cannot be read.
+        expected: The encoding of each row, or the error; None without a Mistral tokenizer.
+        error: Why it cannot be read.
+    """
+
+    number: int
+    rows: tuple[Row, ...]
+    expected: tuple[EncodedRow | RowError | None, ...]
+    error: RowError | None = None
+
+
 class RowJudge:
     """Judges rows with the tokenizer and the settings of a plan."""
 
@@ -102,51 +127,106 @@ class RowJudge:
         self._thinks = "[THINK]" in literals
         self._literals = re.compile("|".join(map(re.escape, literals)) or r"(?!)")
         self._begin = {literal[:1] for literal in literals} <= {"[", "<"}
+        # rule, text and place, without the side, of the findings of the record that is judged
+        self._noted: set[tuple[str, str, str]] = set()
 
     def judge_chunk(self, chunk: Chunk) -> DatasetTally:
         """Judge the lines of a chunk, and return their rows, counts and findings."""
         tally = DatasetTally()
-        items = [(number, item, self._expected(item)) for number, item in _rows_of(chunk)]
+        records = list(self._records(chunk))
         # a fast tokenizer takes half of the time for many texts in one call
         by_template = self._by_template(
-            [item for _, item, expected in items if isinstance(item, Row) and not isinstance(expected, RowError)]
+            [
+                row
+                for record in records
+                for row, expected in zip(record.rows, record.expected, strict=True)
+                if not isinstance(expected, RowError)
+            ]
         )
         for number, line in chunk.lines if self.plan.alone else ():
             tally.findings.at = packed_place(chunk.file, number)
             for finding in column_findings(chunk.path, number, line):
                 tally.findings.add(finding)
-        for number, item, expected in items:
-            tally.findings.at = packed_place(chunk.file, number)
-            try:
-                if isinstance(item, RowError):
-                    raise item
-                if isinstance(expected, RowError):
-                    raise expected
-                judged = self._judge(item, expected, next(by_template), tally, chunk.file)
-                encoded = self.plan.policy.apply(judged).encoded
-            except RowError as error:
-                tally.counts[chunk.file, "refused"] += 1
-                # the row is valid, but not for this backend: mistral-common could train on it
-                rule = "ML613" if isinstance(error, _LiteralError) else "ML601"
-                tally.findings.add(Finding(rule, error.found, error.place, error.expected, error.next_step))
-                continue
-            if encoded is None:
-                tally.counts[chunk.file, "dropped"] += 1
-                continue
-            # a file for evaluation is held out as a whole; the split by hash is for the other files
-            held_out = chunk.is_held_out or (self.plan.held_out > 0 and is_held_out(item, self.plan.held_out))
-            _add(tally, chunk, number, item, encoded, held_out=held_out)
-            note_file_signs(tally, chunk.file, item, judged)
-            if self.plan.sketches:
-                tally.sketches += row_sketch(item)
+        for record in records:
+            tally.findings.at = packed_place(chunk.file, record.number)
+            self._judge_record(record, by_template, tally, chunk)
         return tally
 
-    def _expected(self, item: Row | RowError) -> EncodedRow | RowError | None:
+    def _records(self, chunk: Chunk) -> Iterator[_Record]:
+        """Yield the records of a chunk; a recipe trains on the rows of conversations alone."""
+        for number, line in chunk.lines:
+            rows = read_record(chunk.path, number, line)
+            if isinstance(rows, tuple) and not self.plan.alone:
+                try:
+                    rows = (trained_row(rows),)
+                except RowError as refusal:
+                    rows = refusal
+            if isinstance(rows, RowError):
+                yield _Record(number, (), (), rows)
+            elif rows is not None:
+                yield _Record(number, rows, tuple(map(self._expected, rows)))
+
+    def _judge_record(
+        self, record: _Record, by_template: Iterator[_ByTemplate], tally: DatasetTally, chunk: Chunk
+    ) -> None:
+        """Add the rows, counts and findings of a record to a tally."""
+        self._noted.clear()
+        errors = [] if record.error is None else [record.error]
+        empty = [finding for row in record.rows if (finding := empty_side(row)) is not None]
+        judged: list[EncodedRow] = []
+        kept: list[EncodedRow] = []
+        for row, expected in zip(record.rows, record.expected, strict=True):
+            try:
+                if isinstance(expected, RowError):
+                    raise expected
+                found = next(by_template)
+                if empty:
+                    continue
+                judged.append(self._judge(row, expected, found, tally, chunk.file))
+                if (encoded := self.plan.policy.apply(judged[-1]).encoded) is not None:
+                    kept.append(encoded)
+            except RowError as refusal:
+                errors.append(refusal)
+        for finding in empty:
+            tally.findings.add(finding)
+        # no tokenizer encodes an empty answer: the finding of the side says more
+        for error in () if empty else errors:
+            # the row is valid, but not for this backend: mistral-common could train on it
+            rule = "ML613" if isinstance(error, _LiteralError) else "ML601"
+            finding = Finding(rule, error.found, error.place, error.expected, error.next_step)
+            self._note(tally, finding, record.rows[0] if record.rows else None)
+        if errors or empty:
+            tally.counts[chunk.file, "refused"] += 1
+            return
+        tally.counts[chunk.file, "judged"] += 1
+        if len(kept) < len(record.rows):
+            tally.counts[chunk.file, "dropped"] += 1
+            return
+        first = record.rows[0]
+        # a file for evaluation is held out as a whole; the split by hash is for the other files
+        held_out = chunk.is_held_out or (self.plan.held_out > 0 and is_held_out(first, self.plan.held_out))
+        _add(tally, chunk, record, kept, held_out=held_out, sketches=self.plan.sketches)
+        note_file_signs(tally, chunk.file, first, judged[0])
+        for finding in pair_findings(record.rows, judged):
+            tally.findings.add(finding)
+
+    def _note(self, tally: DatasetTally, finding: Finding, row: Row | None) -> None:
+        """Add a finding of a row to a tally; of both sides of a pair, a fault of their prompt once."""
+        if row is not None and row.side:
+            place = finding.place
+            for side in SIDES:
+                place = place.replace(f", {side}", "", 1)
+            if (finding.rule, finding.found, place) in self._noted:
+                return
+            self._noted.add((finding.rule, finding.found, place))
+        tally.findings.add(finding)
+
+    def _expected(self, row: Row) -> EncodedRow | RowError | None:
         """Return mistral-common's encoding of a row, or its reason to refuse it; None without a Mistral tokenizer."""
-        if isinstance(item, RowError) or self._oracle is None:
+        if self._oracle is None:
             return None
         try:
-            return self._oracle.encode(item)
+            return self._oracle.encode(row)
         except RowError as error:
             return error
 
@@ -185,7 +265,8 @@ class RowJudge:
         # the backend mistral-common has an oracle, and has not refused the row
         encoded = by_template if isinstance(by_template, EncodedRow) else cast("EncodedRow", expected)
         if encoded is expected and (literals := self._spelled(row.to_jsonl())):
-            tally.findings.add(Finding("ML612", f"the text spells {', '.join(sorted(set(literals)))}", row.place))
+            found = f"the text spells {', '.join(sorted(set(literals)))}"
+            self._note(tally, Finding("ML612", found, row.place), row)
         layout, length = expected or encoded, self.plan.policy.max_length
         tally.lengths[len(encoded.input_ids)] += 1
         tally.longest = max(tally.longest, (len(encoded.input_ids), -tally.findings.at))
@@ -195,25 +276,35 @@ class RowJudge:
             tally.beyond.update(cut)
         faults = list(self.plan.policy.faults(encoded, row))
         for fault, error in faults:
-            tally.findings.add(fault_finding(fault, error, encoded, cut))
+            self._note(tally, fault_finding(fault, error, encoded, cut), row)
         for change, finding in () if faults else changes(row, encoded, self.plan.policy, cut):
             tally.changed[change] += 1
             tally.findings.add(finding)
         kept = law_findings(row, expected, self._oracle) if expected and self._oracle else ()
         texts = list(text_findings(row, layout))
+        if not is_wanted(row):
+            texts = [finding for finding in texts if finding.rule not in LEGITIMATE_IF_UNWANTED]
+            of_prompt = text_findings(prompt_of(row), layout)
+            texts += [finding for finding in of_prompt if finding.rule in LEGITIMATE_IF_UNWANTED]
         for finding in (*texts, *kept):
-            tally.findings.add(finding)
-        self._judge_answers(row, expected, {finding.rule for finding in texts}, tally, file)
-        tally.counts[file, "judged"] += 1
-        for name, sign in sign_findings(row, thinks=self._thinks):
+            self._note(tally, finding, row)
+        if is_wanted(row):
+            self._judge_answers(row, expected, {finding.rule for finding in texts}, tally, file)
+        self._note_signs(row, tally, file)
+        if expected is not None and self.plan.compares:
+            ids = by_template.input_ids if isinstance(by_template, EncodedRow) else by_template
+            if not self._agrees(row, expected, encoded, ids, tally):
+                return expected
+        return encoded
+
+    def _note_signs(self, row: Row, tally: DatasetTally, file: int) -> None:
+        """Add the signs of the texts of a row to a tally: an answer that is not wanted may show any of them."""
+        if row.side == REJECTED:
+            return  # the prompt is judged with the chosen answer
+        for name, sign in sign_findings(row if is_wanted(row) else prompt_of(row), thinks=self._thinks):
             tally.counts[file, name] += 1
             if sign is not None:
                 tally.findings.add(sign)
-        if expected is not None and self.plan.compares:
-            found = by_template.input_ids if isinstance(by_template, EncodedRow) else by_template
-            if not self._agrees(row, expected, encoded, found, tally):
-                return expected
-        return encoded
 
     def _judge_answers(
         self, row: Row, expected: EncodedRow | None, broken: Collection[str], tally: DatasetTally, file: int
@@ -263,7 +354,7 @@ class RowJudge:
         difference = TokenDiff.of(*sides, oracle.piece, _NAMES, expected.spans)
         parts = shown_difference(difference, row.place)
         found = with_shape("the generation blocks mark other tokens than the assistant's", parts["shape"])
-        tally.findings.add(Finding("ML606", found, row.place, row=_printed_row(row), **parts))
+        self._note(tally, Finding("ML606", found, row.place, row=_printed_row(row), **parts), row)
         return False
 
     def _explain(
@@ -283,7 +374,7 @@ class RowJudge:
             comparison = compare(row, oracle, template)
         except RowError as error:
             text = f"the chat template differs from mistral-common, and the two cannot be compared: {error.found}"
-            tally.findings.add(Finding("ML603", text, row.place, row=_printed_row(row)))
+            self._note(tally, Finding("ML603", text, row.place, row=_printed_row(row)), row)
             return
         for name in (*comparison.deviations, *([OWN_PROMPT] if comparison.own_prompt else [])):
             tally.add_deviation(name, row.place, tally.findings.at)
@@ -297,17 +388,7 @@ class RowJudge:
             text, ids = difference_words(difference)
             detail = "\n".join(filter(None, (ids, parts["detail"])))
             parts |= {"detail": detail, "shape": difference.shape, "name": difference.fault}
-            tally.findings.add(Finding("ML603", text, row.place, row=_printed_row(row), **parts))
-
-
-def _rows_of(chunk: Chunk) -> Iterator[tuple[int, Row | RowError]]:
-    """Yield the rows of each record of a chunk, or its error, with the number of its line."""
-    for number, line in chunk.lines:
-        rows = read_record(chunk.path, number, line)
-        if isinstance(rows, RowError):
-            yield number, rows
-        else:
-            yield from ((number, row) for row in rows or ())
+            self._note(tally, Finding("ML603", text, row.place, row=_printed_row(row), **parts), row)
 
 
 class _LiteralError(RowError):
@@ -319,30 +400,61 @@ def _printed_row(row: Row) -> str:
     return text if len(text) <= _ROW_CHARACTERS else ""
 
 
-def _add(tally: DatasetTally, chunk: Chunk, number: int, row: Row, encoded: EncodedRow, *, held_out: bool) -> None:
-    """Add a row to the columns of a tally, and to the counts of its file."""
-    index = len(tally)
-    tally.places.append(packed_place(chunk.file, number))
+def _add(
+    tally: DatasetTally,
+    chunk: Chunk,
+    record: _Record,
+    encoded: Sequence[EncodedRow],
+    *,
+    held_out: bool,
+    sketches: bool,
+) -> None:
+    """Add a record to the columns of a tally, and to the counts of its file.
+
+    Args:
+        tally: The tally.
+        chunk: The chunk of the record.
+        record: The record.
+        encoded: The encodings of its rows that are trained on.
+        held_out: Whether the record is held out.
+        sketches: Whether to make its sketch.
+    """
+    index, first = len(tally), record.rows[0]
+    tally.places.append(packed_place(chunk.file, record.number))
     tally.held_out.append(held_out)
-    tally.tokens[len(encoded.input_ids)] += 1
-    tally.supervised[encoded.supervised_tokens] += 1
-    prompts, whole = _digests(encoded)
+    for side in encoded:
+        tally.tokens[len(side.input_ids)] += 1
+        tally.supervised[side.supervised_tokens] += 1
+    digests = [_digests(side) for side in encoded]
+    if first.side:
+        # answers to one prompt are the point of such records: their prompts are not compared
+        whole, opposite = record_digests(record.rows, [digest for _, digest in digests])
+        tally.sided.append(index)
+        tally.opposites += opposite
+        add_sides(tally, chunk.file, record.rows, encoded)
+    else:
+        [(prompts, whole)] = digests
+        for prompt in prompts:
+            tally.prompts += prompt
+            tally.owners.append(index)
     tally.rows += whole
+    parts = (first, *map(answer_of, record.rows[1:]))
+    row = replace(first, messages=tuple(message for part in parts for message in part.messages))
     tally.likenesses += row_likeness(row)
-    for prompt in prompts:
-        tally.prompts += prompt
-        tally.owners.append(index)
+    if sketches:
+        tally.sketches += row_sketch(row)
     roles = [message["role"] for message in row.messages]
     calls = [call["function"]["name"] for message in row.messages for call in message.get("tool_calls") or ()]
     tally.named.update([*(("roles", role) for role in roles), *(("tools", name) for name in calls)])
     tally.named["scripts", main_script(row)] += 1
+    tokens = sum(len(side.input_ids) for side in encoded)
     figures = {
         "rows": 1,
-        "tokens": len(encoded.input_ids),
-        "supervised_tokens": encoded.supervised_tokens,
-        "tokens_trained_on": 0 if held_out else len(encoded.input_ids),
+        "tokens": tokens,
+        "supervised_tokens": sum(side.supervised_tokens for side in encoded),
+        "tokens_trained_on": 0 if held_out else tokens,
         "messages": len(roles),
-        "assistant_turns": len(row.assistant_groups()),
+        "assistant_turns": sum(len(part.assistant_groups()) for part in parts),
         "rows_with_system_prompt": int("system" in roles),
         "rows_with_tools": int(bool(row.tools) or any("tool_calls" in message for message in row.messages)),
     }

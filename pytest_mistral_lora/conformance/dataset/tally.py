@@ -137,6 +137,10 @@ class DatasetTally:
         signs: Rows by file and by the name of a sign that they show.
         system_prompts: The least and the greatest checksum of the system prompts of each file.
         answer_lengths: For each file and unit, the number of last answers by length.
+        sided: The row of each record with sides.
+        opposites: A digest of the record that says the opposite of each of these.
+        answer_tokens: For each file and side, the number of answers by their tokens.
+        alike: Number of pairs by the tokens that both sides begin with.
         open_answers: For each file and unit, those that end in the middle of a sentence, by length.
         findings: The findings, rule by rule.
     """
@@ -162,6 +166,10 @@ class DatasetTally:
     system_prompts: dict[int, tuple[int, int]] = field(default_factory=dict)
     answer_lengths: dict[tuple[int, str], Counter[int]] = field(default_factory=dict)
     open_answers: dict[tuple[int, str], dict[int, SignCount]] = field(default_factory=dict)
+    sided: array[int] = field(default_factory=lambda: array("I"))
+    opposites: bytearray = field(default_factory=bytearray)
+    answer_tokens: dict[tuple[int, str], Counter[int]] = field(default_factory=dict)
+    alike: Counter[int] = field(default_factory=Counter)
     findings: BoundedFindings = field(default_factory=BoundedFindings)
 
     def __len__(self) -> int:
@@ -173,9 +181,10 @@ class DatasetTally:
         # before the columns grow: the other part counts its rows from 0
         first = len(self)
         self.owners.extend(first + owner for owner in other.owners)
-        for name in ("places", "held_out", "rows", "likenesses", "sketches", "prompts", "answers"):
+        self.sided.extend(first + row for row in other.sided)
+        for name in ("places", "held_out", "rows", "likenesses", "sketches", "prompts", "answers", "opposites"):
             getattr(self, name).extend(getattr(other, name))
-        for name in ("tokens", "supervised", "lengths", "counts", "named"):
+        for name in ("tokens", "supervised", "lengths", "counts", "named", "alike"):
             getattr(self, name).update(getattr(other, name))
         # drop names with a count of 0, which a report would show
         self.beyond += other.beyond
@@ -194,6 +203,8 @@ class DatasetTally:
             self.system_prompts[file] = (min(known[0], least), max(known[1], most))
         for unit, lengths in other.answer_lengths.items():
             self.answer_lengths.setdefault(unit, Counter()).update(lengths)
+        for side, tokens in other.answer_tokens.items():
+            self.answer_tokens.setdefault(side, Counter()).update(tokens)
         for unit, within in other.open_answers.items():
             known_within = self.open_answers.setdefault(unit, {})
             for length, evidence in within.items():
@@ -216,6 +227,8 @@ class DatasetTally:
         owners = rank[np.frombuffer(self.owners, np.uint32)].astype(np.uint32)
         # stable: the prompts of a row stay in its order
         prompts = np.argsort(owners, kind="stable")
+        sided = rank[np.frombuffer(self.sided, np.uint32)].astype(np.uint32) if self.sided else np.zeros(0, np.uint32)
+        records = np.argsort(sided)
 
         def taken(column: bytearray, size: int, places: Any) -> bytearray:
             return bytearray(np.frombuffer(column, np.uint8).reshape(-1, size)[places].data)
@@ -226,6 +239,8 @@ class DatasetTally:
             held_out=taken(self.held_out, 1, order),
             owners=array("I", owners[prompts].tobytes()),
             prompts=taken(self.prompts, DIGEST_BYTES, prompts),
+            sided=array("I", sided[records].tobytes()),
+            opposites=taken(self.opposites, DIGEST_BYTES, records) if self.opposites else bytearray(),
             rows=taken(self.rows, DIGEST_BYTES, order),
             answers=array("I", np.frombuffer(self.answers, np.uint32)[order].tobytes()),
             likenesses=taken(self.likenesses, DIGEST_BYTES, order),

@@ -1,0 +1,166 @@
+"""The laws of preference pairs and rated answers, and the lengths of their sides."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.pairs import CHOSEN, REJECTED, SIDES, UNWANTED, WANTED, answer_of
+from pytest_mistral_lora.chat.rows import Row, has_thinking, text_of
+from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, spread
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.errors import counted
+
+KEPT_TOKENS = 1024
+"""Tokens of a side that TRL's `DPOConfig` (1.16) keeps by default, from its start."""
+
+CHOSEN_LONGER, REJECTED_LONGER = "chosen_longer", "rejected_longer"
+"""Counts of the pairs of a file whose one answer has more tokens than the other."""
+
+_FEWEST_ANSWERS = 10
+"""Fewest answers of each side whose lengths are compared."""
+_LONGER = 1.25
+"""A side is longer if its mean and its median are these times the other side's."""
+
+LEGITIMATE_IF_UNWANTED = frozenset({"ML617", "ML618", "ML619", "ML622", "ML623"})
+"""Rules of texts that an unwanted answer may break: it may be damaged, or call a tool wrongly."""
+
+
+def empty_side(row: Row) -> Finding | None:
+    """Return the finding of a side whose answer has no text and no call; None for any other row."""
+    if not row.side:
+        return None
+    for message in answer_of(row).messages:
+        content = message.get("content")
+        if message["role"] == "tool" or message.get("tool_calls") or has_thinking(content):
+            return None
+        if text_of(content).strip():
+            return None
+    return Finding("ML656", f"the {row.side} answer is empty", row.place, "a text or a call")
+
+
+def pair_findings(rows: Sequence[Row], encoded: Sequence[EncodedRow]) -> Iterator[Finding]:
+    """Yield the laws that both sides of a pair break together; nothing for a record of one row.
+
+    Args:
+        rows: The rows of a record.
+        encoded: Their encodings.
+    """
+    if len(rows) == 1:
+        return
+    place = rows[0].place.removesuffix(f", {rows[0].side}")
+    alike = same_tokens(encoded)
+    words = ""
+    if rows[0] == rows[1]:
+        words = "the same messages"
+    elif alike == max(len(side.input_ids) for side in encoded):
+        words = "other messages with the same tokens"
+    elif _without_white_space(rows[0]) == _without_white_space(rows[1]):
+        words = "other white space alone"
+    if words:
+        yield Finding("ML655", f"the rejected answer is the chosen one: {words}", place, "two answers that differ")
+    elif alike >= KEPT_TOKENS:
+        found = f"both sides begin with the same {alike:,} tokens: the first {KEPT_TOKENS:,} do not tell them apart"
+        yield Finding("ML657", found, place, f"answers that differ earlier, or a max_length above {alike:,}")
+
+
+# between words of a line: indentation may be what a pair of code is about
+_GAP = re.compile(r"(?<=\S)\s+")
+
+
+def _without_white_space(row: Row) -> list[tuple[list[str], Any, Any]]:
+    """Return the lines of each message of a side, without white space that means nothing; its thinking; its calls."""
+    found = []
+    for message in answer_of(row).messages:
+        content = message.get("content")
+        lines = [_GAP.sub(" ", line.rstrip()) for line in text_of(content).strip().splitlines() if line.strip()]
+        thoughts = [] if isinstance(content, str | None) else [chunk.get("thinking") for chunk in content]
+        found.append((lines, thoughts, message.get("tool_calls")))
+    return found
+
+
+def same_tokens(encoded: Sequence[EncodedRow]) -> int:
+    """Return the number of tokens that both sides of a pair begin with."""
+    first, second = (side.input_ids for side in encoded)
+    shorter = min(len(first), len(second))
+    return next((index for index in range(shorter) if first[index] != second[index]), shorter)
+
+
+def add_sides(tally: DatasetTally, file: int, rows: Sequence[Row], encoded: Sequence[EncodedRow]) -> None:
+    """Add the lengths of the answers of a record to a tally.
+
+    Args:
+        tally: The tally.
+        file: Index of the file.
+        rows: The rows of the record, each with a side.
+        encoded: Their encodings.
+    """
+    for row, side in zip(rows, encoded, strict=True):
+        tally.answer_tokens.setdefault((file, row.side), Counter())[side.supervised_tokens] += 1
+    if len(rows) > 1:
+        alike = same_tokens(encoded)
+        # equal sides are equal after any cut
+        if alike < max(len(side.input_ids) for side in encoded):
+            tally.alike[alike] += 1
+        chosen, rejected = (side.supervised_tokens for side in encoded)
+        tally.counts[file, CHOSEN_LONGER] += chosen > rejected
+        tally.counts[file, REJECTED_LONGER] += rejected > chosen
+
+
+def record_digests(rows: Sequence[Row], digests: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Return a digest of a record, and that of the record which says the opposite.
+
+    Args:
+        rows: The rows of the record, each with a side.
+        digests: A digest of each.
+    """
+    sides = [row.side.encode() for row in rows]
+    other = {CHOSEN: REJECTED, REJECTED: CHOSEN, WANTED: UNWANTED, UNWANTED: WANTED}
+    opposite = [other[row.side].encode() for row in rows]
+    return _joined(sides, digests), _joined(opposite, digests)
+
+
+def _joined(sides: Sequence[bytes], digests: Sequence[bytes]) -> bytes:
+    parts = sorted(zip(sides, digests, strict=True))
+    return hashlib.blake2b(b"".join(part for pair in parts for part in pair), digest_size=DIGEST_BYTES).digest()
+
+
+def length_finding(lengths: Mapping[str, Counter[int]], longer: Mapping[str, int], place: str) -> Finding | None:
+    """Return the finding of sides whose lengths tell them apart; None if they do not, or of few answers.
+
+    Args:
+        lengths: The answers of a file by their tokens, of each side.
+        longer: The number of pairs with a longer answer of each side.
+        place: The file.
+    """
+    for sides in ((CHOSEN, REJECTED), (WANTED, UNWANTED)):
+        counts = [lengths.get(side, Counter[int]()) for side in sides]
+        if min(count.total() for count in counts) < _FEWEST_ANSWERS:
+            continue
+        spreads = [spread(count) for count in counts]
+        for one, other in ((0, 1), (1, 0)):
+            if all(spreads[one][figure] >= _LONGER * spreads[other][figure] for figure in ("mean", "p50")):
+                shown = [f"{of_side['mean']:,.1f} and {of_side['p50']:,}" for of_side in spreads]
+                found = f"mean and median are {shown[0]} tokens for {sides[0]} answers, {shown[1]} for {sides[1]} ones"
+                if sides[one] in longer:
+                    found += f"; the {sides[one]} one is longer in {longer[sides[one]]:,} of "
+                    found += counted(counts[0].total(), "pair")
+                return Finding("ML659", found, place, "answers of about the same length on both sides")
+    return None
+
+
+def side_figures(tally: DatasetTally) -> dict[str, dict[str, object]]:
+    """Return the number of answers of each side and the spread of their tokens; empty without such records."""
+    found: dict[str, dict[str, object]] = {}
+    for side in SIDES:
+        counts: Counter[int] = Counter()
+        for (_, name), tokens in tally.answer_tokens.items():
+            if name == side:
+                counts.update(tokens)
+        if counts:
+            found[side] = {"rows": counts.total(), "answer_tokens": spread(counts)}
+    return found
