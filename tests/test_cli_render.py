@@ -20,6 +20,7 @@ from test_token_page import HOSTILE, hostile_row
 from pytest_mistral_lora.chat.diff import TokenDiff, TokenSide
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.row_kinds import parse_rows
 from pytest_mistral_lora.chat.token_rows import TokenRow, Wrong
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.cli import main
@@ -290,3 +291,71 @@ def test_encoded_rows_are_shown_as_stored_and_beside_the_ids_of_their_messages(r
     assert "prepared.jsonl:3: 2 conversations" in err
     shown = json.loads(render(*words, "--row", "3", "--json", rows="prepared.jsonl")[1])
     assert shown == {"conversations": packed["conversations"], **bare}
+
+
+EARLIER = [*messages("Italy?", "Rome.")["messages"], {"role": "user", "content": "And France?"}]
+A_PAIR = {
+    "prompt": EARLIER,
+    "chosen": [{"role": "assistant", "content": "Paris."}],
+    "rejected": [{"role": "assistant", "content": "Lyon, I think."}],
+    "score": 1,
+}
+RATED = {"prompt": EARLIER, "completion": A_PAIR["chosen"], "label": False}
+
+
+def test_a_pair_is_shown_with_its_prompt_once(render: Render) -> None:
+    Path("pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (RATED, A_PAIR)))
+    code, out, _ = render("--tokenizer", "spm-v3", "--row", "2", rows="pairs.jsonl")
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    chosen, rejected = (oracle.encode(row) for row in parse_rows(A_PAIR))
+    start = next(index for index, label in enumerate(chosen.labels or ()) if label != IGNORE_INDEX)
+    assert code == 0
+    above, below = out.split("pairs.jsonl:2, rejected, ")
+    assert above.startswith("pairs.jsonl:2, chosen\n")
+    assert below.startswith(f"behind the same {start} tokens\n")
+    assert "␣France" in above
+    assert "␣France" not in below
+    shown = [
+        int(word)
+        for text in (above, below)
+        for line in text.splitlines()
+        if re.fullmatch(r" {7}[\d ]+", line)
+        for word in line.split()
+    ]
+    assert shown == [*chosen.input_ids, *rejected.input_ids[start:]]
+    assert re.search(rf"^ +{start}  turn 3: assistant, trained on$", below, flags=re.MULTILINE)
+
+
+def test_the_json_of_a_pair_is_that_of_trainers_of_pairs(render: Render) -> None:
+    Path("pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (A_PAIR, RATED)))
+    code, out, _ = render("--tokenizer", "tekken-240911", "--json", rows="pairs.jsonl")
+    oracle = Oracle(shipped_tokenizer("tekken-240911"))
+    pair, rated = map(json.loads, out.splitlines())
+    assert code == 0
+    for record, data, names in ((A_PAIR, pair, ("chosen", "rejected")), (RATED, rated, ("completion",))):
+        for name, row in zip(names, parse_rows(record), strict=True):
+            assert data[name] == record[name]
+            assert tuple(data["prompt_ids"] + data[f"{name}_ids"]) == oracle.encode(row).input_ids
+            assert tuple(data["prompt_ids"]) == oracle.encode_prompt(row)
+        assert parse_rows(data) == parse_rows(record)
+
+
+def test_both_sides_of_a_pair_are_compared_whole(render: Render) -> None:
+    Path("pairs.jsonl").write_text(json.dumps({**A_PAIR, "prompt": [{"role": "user", "content": FORGED}]}) + "\n")
+    code, out, _ = render("--tokenizer", "spm-v3", "--compare", "chat-template", rows="pairs.jsonl")
+    assert code == 1
+    assert [line for line in out.splitlines() if line.startswith("pairs.jsonl")] == [
+        "pairs.jsonl:1, chosen",
+        "pairs.jsonl:1, rejected",
+    ]
+    assert out.count("← first difference") == 2
+
+
+def test_a_pair_whose_answer_cannot_be_encoded_is_reported(render: Render) -> None:
+    bad = {**A_PAIR, "rejected": [{"role": "assistant", "content": ""}]}
+    Path("pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (bad, A_PAIR)))
+    code, out, err = render("--tokenizer", "spm-v3", "--html", "tokens.html", rows="pairs.jsonl")
+    assert code == 2
+    assert "pairs.jsonl:1, rejected" in err
+    # both sides of the other pair
+    assert "2 rows of pairs.jsonl" in out

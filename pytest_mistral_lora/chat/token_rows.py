@@ -57,11 +57,13 @@ class TokenRow:
         title: The place of the row, such as `rows.jsonl:3`.
         sides: The name of each encoding: one, or two that are compared, the expected one first.
         columns: The tokens in order.
+        first: The number of tokens of the row before them, which are shown with another row.
     """
 
     title: str
     sides: tuple[str, ...]
     columns: tuple[Column, ...]
+    first: int = 0
 
     @classmethod
     def single(cls, title: str, side: TokenSide, wrong: Sequence[Wrong] = ()) -> TokenRow:
@@ -133,7 +135,7 @@ class TokenRow:
         return found
 
     def parts(self) -> Iterator[tuple[int, list[Column]]]:
-        """Yield runs of columns of one turn, all trained or all not, each with the index of its first column."""
+        """Yield runs of columns of one turn, all trained or all not, each with the index of its first token."""
         start, trained = 0, False
         keys = []
         for column in self.columns:
@@ -142,13 +144,18 @@ class TokenRow:
             keys.append((column.turn, column.role, trained))
         for _, group in groupby(keys):
             end = start + len(list(group))
-            yield start, list(self.columns[start:end])
+            yield self.first + start, list(self.columns[start:end])
             start = end
+
+    def behind(self, tokens: int) -> TokenRow:
+        """Return the row without its first tokens, which are shown with another row."""
+        title = f"{self.title}, behind the same {tokens:,} tokens"
+        return TokenRow(title, self.sides, self.columns[tokens:], self.first + tokens)
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain JSON data, which `from_json` reads."""
         columns = [[[token and list(token) for token in tokens], *rest] for tokens, *rest in self.columns]
-        return {"title": self.title, "sides": list(self.sides), "columns": columns}
+        return {"title": self.title, "sides": list(self.sides), "columns": columns, "first": self.first}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TokenRow:
@@ -156,7 +163,7 @@ class TokenRow:
         columns = (
             Column(tuple(token and ShownToken(*token) for token in tokens), *rest) for tokens, *rest in data["columns"]
         )
-        return cls(data["title"], tuple(data["sides"]), tuple(columns))
+        return cls(data["title"], tuple(data["sides"]), tuple(columns), data["first"])
 
 
 def _compared_columns(diff: TokenDiff, pairs: Iterable[Pair], owner: tuple[int | None, str | None]) -> Iterator[Column]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -30,7 +32,6 @@ from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, RowErr
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.diff import TokenSide
     from pytest_mistral_lora.chat.encoded import EncodedRow
-    from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.chat.token_rows import TokenRow
     from pytest_mistral_lora.checkpoint.encoder import Encoder
     from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
@@ -46,7 +47,8 @@ file, a table, a folder, a recipe. Encoded rows, such as those that a trainer pr
 labels.
 
 With --compare, print two encodings side by side, with their differences marked: of the two backends, or of two
-tokenizers; of encoded rows, their own and the named one. Tokens of two backends are equal if their ids are; those of
+tokenizers; of encoded rows, their own and the named one. Of a preference pair, the prompt is shown once, and the
+rejected answer below the chosen one. Tokens of two backends are equal if their ids are; those of
 two tokenizers, if their texts are."""
 
 _BACKENDS = ("mistral-common", "chat-template")
@@ -116,18 +118,21 @@ def run(args: argparse.Namespace) -> int:
         try:
             if isinstance(item, RowError):
                 raise item
-            sides = view.sides(item)
+            rows = item if isinstance(item, tuple) else (item,)
+            sides = [view.sides(row) for row in rows]
         except RowError as error:
             errors.append(error)
             continue
-        shown = view.shown(item, sides)
-        different = different or (len(sides) > 1 and shown.wrong > 0)
+        shown = view.shown(rows, sides)
+        different = different or (len(sides[0]) > 1 and any(row.wrong for row in shown))
         if args.html:
-            page.append(shown)
+            page += shown
         elif args.json:
-            print_json(_json_data(item, sides, shown), indented=False)
+            for data in _json_data(rows, sides, shown):
+                print_json(data, indented=False)
         else:
-            print_tokens(shown, ids=not args.no_ids)
+            for row in shown:
+                print_tokens(row, ids=not args.no_ids)
     if args.html:
         _write_page(args, page, errors)
     if errors:
@@ -158,7 +163,6 @@ class _View:
             RowError: If the row cannot be encoded.
         """
         from pytest_mistral_lora.chat.diff import TokenSide
-        from pytest_mistral_lora.chat.rows import Row
         from pytest_mistral_lora.checkpoint.encoder import TemplateEncoder
 
         if not isinstance(row, Row):
@@ -194,15 +198,32 @@ class _View:
         stored = TokenSide("stored", line.input_ids, line.labels, encoder.shown, expected.spans if is_same else ())
         return [stored] if len(self.encoders) == 1 else [TokenSide.of(name, expected, encoder.shown), stored]
 
-    def shown(self, row: Row | EncodedLine, sides: list[TokenSide]) -> TokenRow:
-        """Return a row to show, with its file and line."""
+    def shown(self, rows: Sequence[Row | EncodedLine], sides: Sequence[list[TokenSide]]) -> list[TokenRow]:
+        """Return the rows of a record to show, with their file and line; the prompt of a pair is shown once.
+
+        Args:
+            rows: The rows of the record.
+            sides: The encodings of each.
+        """
         from pytest_mistral_lora.chat.diff import TokenDiff
         from pytest_mistral_lora.chat.token_rows import TokenRow
 
-        if len(sides) == 1:
-            return TokenRow.single(row.place, sides[0])
-        expected, found = sides
-        return TokenRow.compared(row.place, TokenDiff(expected, found, self.same_vocabulary))
+        if len(sides[0]) > 1:
+            return [
+                TokenRow.compared(row.place, TokenDiff(expected, found, self.same_vocabulary))
+                for row, (expected, found) in zip(rows, sides, strict=True)
+            ]
+        shown = [TokenRow.single(row.place, side) for row, [side] in zip(rows, sides, strict=True)]
+        prompts = [side.ids[: _answer_start(side)] for [side] in sides]
+        # a template may write the two prompts differently
+        is_shared = prompts[0] and all(prompt == prompts[0] for prompt in prompts)
+        return [shown[0], *(row.behind(len(prompts[0])) if is_shared else row for row in shown[1:])]
+
+
+def _answer_start(side: TokenSide) -> int:
+    """Return the index of the first token of a side that is trained on; 0 if none is."""
+    labels = side.labels or ()
+    return next((index for index, label in enumerate(labels) if label != IGNORE_INDEX), 0)
 
 
 def _view_of(args: argparse.Namespace) -> _View:
@@ -235,8 +256,8 @@ def _view_of(args: argparse.Namespace) -> _View:
     return _View(recipe, ((name_of(path), first), (name_of(args.compare), second)), False)
 
 
-def _items(found: RecognisedPath, recipe: Recipe | None) -> Iterator[Row | EncodedLine | RowError]:
-    """Yield each row of a path, or its error, by the readers of `check`."""
+def _items(found: RecognisedPath, recipe: Recipe | None) -> Iterator[tuple[Row, ...] | EncodedLine | RowError]:
+    """Yield the rows of each record of a path, or its error, by the readers of `check`."""
     from pytest_mistral_lora.chat.row_files import scan_records
     from pytest_mistral_lora.conformance.encoded.lines import scan_lines
     from pytest_mistral_lora.formats.sources import row_files
@@ -245,13 +266,12 @@ def _items(found: RecognisedPath, recipe: Recipe | None) -> Iterator[Row | Encod
         yield from scan_lines(found.path)
         return
     for file in row_files(found.path) if recipe is None else recipe.data.files():
-        for rows in scan_records(file):
-            yield from (rows,) if isinstance(rows, RowError) else rows
+        yield from scan_records(file)
 
 
 def _chosen_rows(
-    args: argparse.Namespace, items: Iterator[Row | EncodedLine | RowError]
-) -> Iterator[Row | EncodedLine | RowError]:
+    args: argparse.Namespace, items: Iterator[tuple[Row, ...] | EncodedLine | RowError]
+) -> Iterator[tuple[Row, ...] | EncodedLine | RowError]:
     """Yield the rows that the options choose, or the errors in their place.
 
     Raises:
@@ -273,32 +293,59 @@ def _chosen_rows(
         raise InputError(found, place=str(args.rows), expected=f"a number from 1 to {number}")
 
 
-def _json_data(row: Row | EncodedLine, sides: list[TokenSide], shown: TokenRow) -> dict[str, Any]:
-    """Return a row with its encoding, or with both encodings and their differences, as plain data."""
-    encodings = [
-        {"name": side.name, "input_ids": list(side.ids), "labels": None if side.labels is None else list(side.labels)}
-        for side in sides
-    ]
-    data = _messages_of(row)
-    if len(sides) == 1:
-        data |= {name: encodings[0][name] for name in ("input_ids", "labels")}
-    else:
-        differences = [
+def _json_data(
+    rows: Sequence[Row | EncodedLine], sides: Sequence[list[TokenSide]], shown: Sequence[TokenRow]
+) -> Iterator[dict[str, Any]]:
+    """Yield a record with its encoding, or each of its rows with both encodings and their differences, as plain data.
+
+    Args:
+        rows: The rows of the record.
+        sides: The encodings of each.
+        shown: The rows to show.
+    """
+    if len(sides[0]) == 1 and isinstance(rows[0], Row) and rows[0].side:
+        yield _encoded_pair([row for row in rows if isinstance(row, Row)], [side for [side] in sides])
+        return
+    for row, encodings, tokens in zip(rows, sides, shown, strict=True):
+        plain = [
             {
-                "mark": column.mark,
-                "tokens": [token and {"position": token.position, "id": token.id} for token in column.tokens],
+                "name": side.name,
+                "input_ids": list(side.ids),
+                "labels": None if side.labels is None else list(side.labels),
             }
-            for column in shown.columns
-            if column.mark
+            for side in encodings
         ]
-        data |= {"place": row.place, "encodings": encodings, "differences": differences}
+        data = _messages_of(row)
+        if len(encodings) == 1:
+            data |= {name: plain[0][name] for name in ("input_ids", "labels")}
+        else:
+            differences = [
+                {
+                    "mark": column.mark,
+                    "tokens": [token and {"position": token.position, "id": token.id} for token in column.tokens],
+                }
+                for column in tokens.columns
+                if column.mark
+            ]
+            data |= {"place": row.place, "encodings": plain, "differences": differences}
+        yield data
+
+
+def _encoded_pair(rows: Sequence[Row], sides: Sequence[TokenSide]) -> dict[str, Any]:
+    """Return a pair or a rated answer with its ids, in the form of TRL's trainers."""
+    from pytest_mistral_lora.chat.pairs import record_of
+
+    data = record_of(rows)
+    starts = [_answer_start(side) for side in sides]
+    data["prompt_ids"] = list(sides[0].ids[: starts[0]])
+    for row, side, start in zip(rows, sides, starts, strict=True):
+        name = row.side if len(rows) > 1 else "completion"
+        data[f"{name}_ids"] = list(side.ids[start:])
     return data
 
 
 def _messages_of(row: Row | EncodedLine) -> dict[str, Any]:
     """Return the conversations of a row as encoded rows hold them; empty for a row of ids alone."""
-    from pytest_mistral_lora.chat.rows import Row
-
     if isinstance(row, Row):
         return row.to_json()
     if row.packed:
