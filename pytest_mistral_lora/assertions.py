@@ -137,7 +137,7 @@ def assert_encoded_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None
         tokenizer: As for `assert_template_faithful`.
 
     Raises:
-        AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML561).
+        AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML569).
         InputError: If the file is missing; RowsError if lines cannot be read as encoded rows.
     """
     __tracebackhide__ = True

@@ -192,7 +192,9 @@ def audit(
         rows: A `datasets.Dataset` or `DatasetDict`; a path, as for `mistral-lora audit`; the rows as mappings; or a
             batch, a mapping of lists, arrays or tensors of shape `(batch, length)`. A row has `input_ids` and `labels`
             (integers, -100 where no loss), or a mask such as `assistant_masks`; it may have `messages`,
-            `attention_mask` and `position_ids`. Without `messages`, the ids are read back into a conversation.
+            `attention_mask` and `position_ids`. A preference pair has `prompt_ids`, `chosen_ids` and `rejected_ids`,
+            and may have its messages under `prompt`, `chosen` and `rejected`. Without messages, the ids are read back
+            into a conversation.
         tokenizer: A checkpoint folder, a tokenizer file, the name of a shipped tokenizer such as `spm-v3`,
             `OWNER/NAME@COMMIT` at the Hub, or a recipe.
         oracle: As for `judge`.

@@ -47,7 +47,8 @@ for the whole file), state, place, found, expected, detail and row (the chat row
 {"summary": {...}} with rows, sound, wrong, not_judged, not_checked, packed, labels_of_masks (rows whose labels are made
 of a mask, as TRL's collator makes them), columns (rows by each column that says what is trained on), read_back (rows
 without messages, which are read back from their ids), answers_without_labels (answers of such rows that are read with
-weight 0), tokens, supervised_tokens, findings and classes (rule, class and count of each)."""
+weight 0), pairs (chosen and rejected answers in one record; each of the two counts as a row), tokens,
+supervised_tokens, findings and classes (rule, class and count of each)."""
 
 
 def _is_earlier(file: Path) -> bool:
@@ -63,7 +64,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=INPUT,
         nargs="?",
         help="encoded rows, each with input_ids, labels or a mask, and messages or conversations, or without these: "
-        "then the ids are read back. JSON Lines, Parquet, Arrow, a JSON array, or a folder of Dataset.save_to_disk",
+        "then the ids are read back; or preference pairs with prompt_ids, chosen_ids and rejected_ids. JSON Lines, "
+        "Parquet, Arrow, a JSON array, or a folder of Dataset.save_to_disk",
     )
     add_tokenizer_option(parser)
     add_oracle_option(parser)
@@ -197,6 +199,7 @@ def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> No
         *([_columns_line(columns)] if (columns := data["columns"]).keys() - {"labels"} else ()),
         *([f"read back from ids: {counted(read, 'row')} without messages"] if (read := data["read_back"]) else ()),
         *([_weights_line(weightless)] if (weightless := data["answers_without_labels"]) else ()),
+        *([f"preferences: {words}"] if (words := audit.sides.words) else ()),
         *(f"not checked: {case}: {reason}" for case, reason in audit.not_checked.items()),
         found_words(data["findings"], kinds.total()),
     ]

@@ -21,6 +21,9 @@ FORMATS: Mapping[str, RowFormat] = {
 # sorted() is stable: equals keep the order of the table
 _IN_ORDER = sorted(FORMATS.values(), key=lambda row_format: not row_format.is_tried_first)
 
+IDS = ("input_ids", "chosen_ids", "chosen_input_ids", "completion_ids", "completion_input_ids")
+"""The columns of a trainer's ids, by which encoded rows are recognised: of rows, of pairs, and of answers alone."""
+
 _NO_TURNS = {
     "input_ids": ("encoded rows (input_ids)", "Judge them: mistral-lora audit FILE --tokenizer PATH"),
     "segments": ("Axolotl's input_output (segments)", "Segments have no turns: write messages with roles."),
@@ -87,8 +90,9 @@ def ids_key(record: Any) -> str:
     """Return the key of a trainer's ids or labels in a record; empty if it has none."""
     if not isinstance(record, Mapping):
         return ""
-    if record.get("input_ids") is not None:
-        return "input_ids"
+    for key in IDS:
+        if record.get(key) is not None:
+            return key
     labels = record.get("labels")
     # classes may be called labels, too; labels of tokens include the label of a token without loss
     return "labels" if isinstance(labels, Sequence) and not isinstance(labels, str) and -100 in labels else ""

@@ -11,6 +11,7 @@ from typing import Any
 
 from derived_tekken import DERIVED, derived_tokenizer
 from gallery import Artifact
+from preference_records import with_ids
 
 from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.oracle import Oracle
@@ -143,7 +144,8 @@ class _Bench:
         }
 
     def judge(self, artifact: Artifact) -> list[Finding]:
-        dataset = _write(artifact["folder"] / "dataset.jsonl", artifact["dataset"])
+        path, rows = artifact["folder"] / "dataset.jsonl", artifact["dataset"]
+        dataset = () if rows is None else _write(path, rows)
         return [*judge_files(artifact, dataset=dataset), *_judge_prompts(artifact)]
 
     def table(self, artifact: Artifact) -> str:
@@ -152,6 +154,8 @@ class _Bench:
         for key in ("lines", "packed"):
             by_row = {line["row"]: line for line in sound[key]}
             for line in artifact[key]:
+                if "input_ids" not in line:
+                    continue  # a pair has no sound twin in the bench
                 before = by_row.get(line["row"], line)
                 sides = [(one["input_ids"], one["labels"]) for one in (before, line)]
                 if all(len(ids) == len(labels) for ids, labels in sides) and sides[0] != sides[1]:
@@ -212,6 +216,13 @@ def hold_row(artifact: Artifact, row: Data, tokenizer: str = TOKENIZER) -> None:
     packed = {"conversations": [row], **encoded, "position_ids": [*range(len(encoded["input_ids"]))]}
     artifact["packed"] = [{"row": 0, **packed}]
     artifact["dataset"] = [row]
+
+
+def hold_pairs(artifact: Artifact, *pairs: Data) -> None:
+    """Let the first file hold pairs with their ids, and no dataset beside them."""
+    oracle = shared_oracle()
+    artifact["lines"] = [{"row": index, **with_ids(oracle, copy.deepcopy(row))} for index, row in enumerate(pairs)]
+    artifact["dataset"] = None
 
 
 def change_labels(artifact: Artifact, row: int, change: Callable[[int, int, int], int]) -> None:

@@ -8,10 +8,12 @@ import mutants_encoded_ids as ids
 import mutants_encoded_labels as labels
 import mutants_encoded_lines as lines
 import mutants_encoded_packing as packing
+import mutants_encoded_pairs as pairs
 import mutants_encoded_prompts as prompts
 import mutants_encoded_texts as texts
-from bench_encoded import encode, encode_text, encode_with, hold_row, pack, render, scored_prompt
+from bench_encoded import encode, encode_text, encode_with, hold_pairs, hold_row, pack, render, scored_prompt
 from gallery import Artifact, Example
+from preference_records import texts_pair
 
 
 class EncodedExample(Example):
@@ -446,6 +448,42 @@ class ML564(EncodedExample):
 
     def sound(self, artifact: Artifact) -> None:
         hold_row(artifact, answers.called_with({"city": "Rome"}), "derived-v13")
+
+
+class ML565(EncodedExample):
+    mutant = pairs.another_question_before_the_rejected_answer
+
+    def sound(self, artifact: Artifact) -> None:
+        pairs.hold_two_prompts(artifact, list)
+
+
+class ML566(EncodedExample):
+    mutant = pairs.pair_that_differs_in_a_space
+
+    def sound(self, artifact: Artifact) -> None:
+        hold_pairs(artifact, pairs.asked("Blue, mostly.", "Blue, mainly."))
+
+
+class ML567(EncodedExample):
+    mutant = pairs.pair_whose_rejected_answer_is_empty
+
+    def sound(self, artifact: Artifact) -> None:
+        hold_pairs(artifact, pairs.asked(rejected="."))
+
+
+class ML568(EncodedExample):
+    mutant = pairs.pair_cut_before_it_differs
+
+    def sound(self, artifact: Artifact) -> None:
+        pairs.hold_cut(artifact, 100)
+
+
+class ML569(EncodedExample):
+    mutant = pairs.wanted_answers_are_longer
+
+    def sound(self, artifact: Artifact) -> None:
+        questions = [f"Is {n} more than 3?" for n in range(pairs.COUNT)]
+        hold_pairs(artifact, *(texts_pair(text, f"{pairs.LONG} Yes.", f"{pairs.LONG} No.") for text in questions))
 
 
 class PromptExample(Example):

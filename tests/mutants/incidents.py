@@ -393,6 +393,16 @@ INCIDENTS = (
         "princeton-pli/retaining-by-doing#5, EleutherAI/lm-evaluation-harness#2797",
     ),
     Incident(
+        "N147",
+        "A prompt of a pair is cut by characters, and its answers are cut apart",
+        "unslothai/unsloth-zoo#1110",
+    ),
+    Incident(
+        "N148",
+        "A trainer of pairs appends EOS to answers that the template has closed",
+        "huggingface/trl#4481, huggingface/trl#4908",
+    ),
+    Incident(
         "N160",
         "Both sides of a preference pair are equal, from the beginning or after a cut: the loss has no gradient",
         "OpenRLHF/OpenRLHF#1311, natolambert/rlhf-book#503, natolambert/rlhf-book#504",

@@ -16,7 +16,7 @@ from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_ob
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.errors import RowError
-from pytest_mistral_lora.formats.recognition import unread_columns
+from pytest_mistral_lora.formats.recognition import IDS, unread_columns
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -123,7 +123,7 @@ def column_finding(keys: Sequence[str], place: str, path: Path, rows: str = "the
     """
     names = " and ".join(f"`{key}`" for key in keys)
     found = f"{rows} has {names} beside its messages, which alone are judged here"
-    if keys[0] not in ("input_ids", "labels"):
+    if keys[0] not in (*IDS, "labels"):
         return Finding("ML635", found, place, "messages alone, or the column alone")
     step = f"Judge the ids and labels: mistral-lora check {shlex.quote(str(path))} --tokenizer PATH"
     return Finding("ML634", found, place, "rows without ids, or their judgement as encoded rows", step)

@@ -22,6 +22,7 @@ from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance, S
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_lines
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
 from pytest_mistral_lora.conformance.encoded.read_lines import LineReader
+from pytest_mistral_lora.conformance.encoded.side_faults import SideJudge
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, rest_of_findings
 from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError, counted
@@ -79,6 +80,7 @@ class Audit:
         errors: Lines that cannot be read, the first thousand.
         scaling: The model's use of positions.
         source: The rows of the source that the file has had so far.
+        sides: The answers of preference records, such as pairs, that the file has had so far.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class Audit:
         self._oracle = oracle
         self._reader = LineReader(oracle, path)
         self.source: SourceTracker = SourceTracker(dataset)
+        self.sides: SideJudge = SideJudge(oracle)
         self._balance = AnswerBalance()
         self._evaluation = EvaluationJudge(trained)
         self._answers = DecodingJudge(oracle) if judges_answers else None
@@ -156,6 +159,7 @@ class Audit:
         if self.states["not judged"] < self.states.total():  # else no answer was read, and no answer can be lost
             findings += self._balance.findings(self.path, self._oracle)
         findings += self._evaluation.file_findings(self.path)
+        findings += self.sides.file_findings(self.path)
         if self._refused_call_ids:
             findings.append(replace(call_ids_finding(self._refused_call_ids, self._first_refused), rule="ML564"))
         self.counts.update(finding.rule for finding in findings)
@@ -171,6 +175,10 @@ class Audit:
         findings += asked
         self.masked += line.masked
         self.columns.update(() if line.error else line.columns)
+        if line.side is not None:
+            findings += self.sides.take(line, line.side)
+            if self.sides.is_empty(line.side):
+                return LineVerdict(line.index, line.place, "wrong", tuple(findings))
         if not (line.rows or line.error or self.source.paths):
             read = self._reader.read(line)
             findings += read.findings
@@ -211,7 +219,8 @@ class Audit:
             padded = (finding for finding in found if finding.rule == "ML623")
             findings += (replace(finding, rule="ML558", row=row.to_jsonl()) for finding in padded)
         self.tokens += len(comparison.padding.real)
-        self.supervised += sum(label != IGNORE_INDEX for label in line.labels)
+        if line.side is None or line.side.has_labels:
+            self.supervised += sum(label != IGNORE_INDEX for label in line.labels)
         # The answers of a sound row are on both sides, and a row with another fault is reported for that fault.
         is_trained = line.few_shot is None
         if (
@@ -227,7 +236,8 @@ class Audit:
             self._unjudged_answers |= dict.fromkeys(
                 ("answers", "decoding"), "the answers of an evaluation are not trained on"
             )
-        elif not of_tokens:
+        # an answer that is not wanted may be one that cannot be decoded
+        elif not of_tokens and (line.side is None or line.side.is_wanted):
             for row, encoded, found in zip(line.rows, expected, of_calls, strict=True):
                 findings += self._answer_findings(line.place, row, encoded, {finding.rule for finding in found})
         return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
@@ -312,7 +322,8 @@ class Audit:
             masks += f"; what is trained on: {', '.join(f'{key} ({n:,})' for key, n in sorted(self.columns.items()))}"
         read = f"; {self.read_back:,} without messages, read back from their ids" if self.read_back else ""
         weights = f"; {counted(self.without_labels, 'answer')} in them without a label" if self.without_labels else ""
-        return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{masks}{read}{weights}"
+        sides = f"; {self.sides.words}" if self.sides.words else ""
+        return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{masks}{read}{weights}{sides}"
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of a finished audit, as plain JSON data."""
@@ -329,6 +340,7 @@ class Audit:
             "columns": dict(sorted(self.columns.items())),
             "read_back": self.read_back,
             "answers_without_labels": self.without_labels,
+            "pairs": self.sides.pairs,
             "tokens": self.tokens,
             "supervised_tokens": self.supervised,
             "findings": self.counts.total(),

@@ -13,7 +13,8 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
-from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, Ids, LinePadding, find_padding
+from pytest_mistral_lora.conformance.encoded.integers import Ids
+from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, LinePadding, find_padding
 from pytest_mistral_lora.conformance.encoded.packing import (
     PLAIN_ROPE,
     PositionScaling,
@@ -97,7 +98,11 @@ class EncodedLineComparison:
     @property
     def comparable(self) -> bool:
         """Whether there is one label for each id."""
-        return len(self.line.labels) == len(self.line.input_ids)
+        return self._has_labels and len(self.line.labels) == len(self.line.input_ids)
+
+    @property
+    def _has_labels(self) -> bool:
+        return self.line.side is None or self.line.side.has_labels
 
     @cached_property
     def ids(self) -> Ids:
@@ -118,7 +123,9 @@ class EncodedLineComparison:
         )
         yield from self._place_faults(self._mask_faults())
         yield from self._place_faults(self._length_faults())
-        if not self.comparable:
+        if not self._has_labels:
+            yield from self._compare(0, (0, len(self.ids)), ()).id_findings()
+        elif not self.comparable:
             found = f"{len(self.line.labels)} labels for {len(self.line.input_ids)} tokens"
             yield from self._place_faults([EncodingFault("ML540", found, "one label for each token")])
             if not self.line.packed:

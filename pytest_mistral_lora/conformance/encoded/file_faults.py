@@ -165,6 +165,7 @@ class SourceTracker:
     unreadable: int = 0
     is_known: bool = False
     _seen: set[int] = field(default_factory=set)
+    _seen_rejected: set[int] = field(default_factory=set)
     _refused: set[int] = field(default_factory=set)
     _last: int = -1
     _read: int = -1
@@ -207,11 +208,15 @@ class SourceTracker:
         return dataclasses.replace(line, index=free[-1]) if free else line
 
     def is_new(self, line: EncodedLine) -> bool:
-        """Whether no line has had this row's number."""
-        return line.index not in self._seen
+        """Whether no line has had this row's number; the two lines of a pair have one number."""
+        return line.index not in (self._seen if line.chosen is None else self._seen_rejected)
 
     def take(self, line: EncodedLine) -> list[Finding]:
         """Note a line, and return the findings about its place in the source."""
+        if line.chosen is not None:
+            # the line of the chosen answer stands for the record
+            self._seen_rejected.add(line.index)
+            return []
         findings = []
         self.is_known = self.is_known or line.numbered or bool(self.paths)
         shown = line.rows[0].to_jsonl() if line.rows else ""

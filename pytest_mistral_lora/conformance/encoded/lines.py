@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.places import file_of
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
+from pytest_mistral_lora.conformance.encoded.integers import Ids, read_integers
+from pytest_mistral_lora.conformance.encoded.sides import Side, has_sides, split_sides
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.recognition import recognise
-
-Ids = tuple[int, ...]
-
 
 MASKS = ("assistant_masks", "assistant_tokens_mask", "completion_mask", "loss_mask", "loss_weights")
 """Keys of the masks that decide what is trained on: TRL's collator makes the labels from the first of them, and a token
@@ -52,6 +51,8 @@ class EncodedLine:
         numbered: Whether it names its number.
         masked: Whether its labels come from the masks.
         few_shot: The number of examples in a prompt of an evaluation; None for a row of a trainer.
+        side: The answer of a preference record that it is; None for a row of its own.
+        chosen: The line of the chosen answer, if it is the rejected one of the same record.
     """
 
     place: str
@@ -69,17 +70,21 @@ class EncodedLine:
     numbered: bool = False
     masked: bool = False
     few_shot: int | None = None
+    side: Side | None = None
+    chosen: EncodedLine | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that say what is trained on."""
+        if self.side is not None:
+            return (self.side.column,)
         return (*(() if self.masked else ("labels",)), *self.masks)
 
 
 def scan_lines(
     path: Path, progress: Callable[[int], None] = lambda read: None, *, has_source: bool = False
 ) -> Iterator[EncodedLine | RowError]:
-    """Yield each record of encoded rows, or the error of an unreadable one.
+    """Yield each record of encoded rows, or the error of an unreadable one; a preference record is a line a side.
 
     Args:
         path: A file, or a folder such as one of `Dataset.save_to_disk`.
@@ -96,7 +101,7 @@ def scan_lines(
         try:
             if isinstance(record.value, RowError):
                 raise record.value
-            yield _RecordReader(path, record.place, file.padded, has_source).line(record.value, count)
+            yield from _RecordReader(path, record.place, file.padded, has_source).lines(record.value, count)
         except RowError as error:
             yield error
     if count < 0:
@@ -119,12 +124,25 @@ class _RecordReader:
     padded: bool
     has_source: bool
 
-    def line(self, record: Any, position: int) -> EncodedLine:
+    def lines(self, record: Any, position: int) -> Sequence[EncodedLine]:
+        """Return the lines of a record: two if it is a pair, or else one."""
+        if not isinstance(record, Mapping):
+            expected = "an object with input_ids and labels"
+            raise RowError(f"a row is {kind_of(record)}", place=self.place, expected=expected)
+        if not has_sides(record):
+            return (self.line(record, position),)
+        lines: list[EncodedLine] = []
+        sides = split_sides(record, self.place)
+        for given in sides:
+            place = f"{self.place}, {given.side.name}" if len(sides) > 1 else self.place
+            line = replace(self, place=place).line(given.record, position)
+            lines.append(replace(line, side=given.side, chosen=lines[0] if lines else None))
+        return lines
+
+    def line(self, record: Mapping[str, Any], position: int) -> EncodedLine:
         from pytest_mistral_lora.formats.records import plain_row, unpadded_calls
 
         place = self.place
-        if not isinstance(record, Mapping):
-            raise RowError(f"a row is {kind_of(record)}", place=place, expected="an object with input_ids and labels")
         data = plain_row(record, place, padded=self.padded)
         index = data.get("row", position)
         if type(index) is not int or index < 0:
@@ -233,15 +251,7 @@ class _RecordReader:
             found = "is missing, and so is a mask that they could be made of: TRL trains on each token of such a row"
             step = "Save the labels that your collator makes, or prepare the dataset with assistant_only_loss=True."
             raise RowError(found, place=place, expected=f"a list of integers, or {MASKS[0]}", next_step=step)
-        if not isinstance(values, list):
-            found = "is missing" if values is None else f"is {kind_of(values)}"
-            raise RowError(found, place=place, expected="a list of integers")
-        kinds = (int, float) if weights else (int,)
-        for index, value in enumerate(values):
-            # not isinstance: True is an int in Python, but not an id
-            if type(value) not in kinds:
-                raise RowError(f"{value!r:.80}", place=f"{place}[{index}]", expected="an integer")
-        return tuple(int(value != 0) for value in values) if weights else tuple(values)
+        return read_integers(values, place, weights=weights)
 
 
 def _has_conversations(data: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.read_back import OPENING
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
-from pytest_mistral_lora.conformance.encoded.lines import Ids
+from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.errors import InputError
 
 Stretch = tuple[int, int]

@@ -12,7 +12,8 @@ from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.oracle.read_back import UnreadableIdsError, read_back
 from pytest_mistral_lora.chat.rows import Row, weight_of
-from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, Ids, likely_tokens
+from pytest_mistral_lora.conformance.encoded.integers import Ids
+from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, likely_tokens
 from pytest_mistral_lora.conformance.encoded.packing import cut_at_starts
 from pytest_mistral_lora.conformance.encoded.row_faults import other_oracles
 from pytest_mistral_lora.conformance.finding import Finding
@@ -89,7 +90,8 @@ class LineReader:
         if len(findings) == len(stretches):
             return ReadLine(line, (), tuple(findings), 0)
         answers = [message for row in rows for message in row.messages if message["role"] == "assistant"]
-        weightless = sum(not weight_of(message) for message in answers)
+        # the answers in the prompt of a pair have no labels
+        weightless = 0 if line.side else sum(not weight_of(message) for message in answers)
         line = replace(line, rows=tuple(rows), packed=len(rows) > 1)
         return ReadLine(line, tuple(expected), tuple(findings), weightless)
 
@@ -154,7 +156,8 @@ def _stretches_of(line: EncodedLine, oracle: Oracle) -> Iterator[_Stretch]:
     real = likely_tokens(line, oracle)
     ids = tuple(line.input_ids[n] for n in real)
     positions = None if line.position_ids is None else tuple(line.position_ids[n] for n in real)
-    cuts = cut_at_starts(ids, positions, oracle)
+    # a side of a pair is one conversation, however many BOS it has
+    cuts = [(0, len(ids))] if line.side else cut_at_starts(ids, positions, oracle)
     for number, (start, end) in enumerate(cuts or [(0, 0)]):
         place = f"{line.place}, conversations[{number}]" if len(cuts) > 1 else line.place
         labels = tuple(line.labels[n] for n in real[start:end] if n < len(line.labels))

@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.recognition import shipped_oracle
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
-from pytest_mistral_lora.conformance.encoded.lines import Ids
+from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.text_faults import TextComparison
 from pytest_mistral_lora.conformance.encoded.text_reasons import spells_row
 from pytest_mistral_lora.errors import MistralLoraError, and_more

@@ -1,0 +1,32 @@
+"""Lists of integers in a record of encoded rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_mistral_lora.chat.fields import kind_of
+from pytest_mistral_lora.errors import RowError
+
+Ids = tuple[int, ...]
+
+
+def read_integers(values: Any, place: str, *, weights: bool = False) -> Ids:
+    """Return the integers of a list; of weights, 1 for each that is not 0.
+
+    Args:
+        values: The list.
+        place: The place of the list, for errors.
+        weights: Whether the values are weights, which may be floats.
+
+    Raises:
+        RowError: If the values are not a list of integers.
+    """
+    if not isinstance(values, list):
+        found = "is missing" if values is None else f"is {kind_of(values)}"
+        raise RowError(found, place=place, expected="a list of integers")
+    kinds = (int, float) if weights else (int,)
+    for index, value in enumerate(values):
+        # not isinstance: True is an int in Python, but not an id
+        if type(value) not in kinds:
+            raise RowError(f"{value!r:.80}", place=f"{place}[{index}]", expected="an integer")
+    return tuple(int(value != 0) for value in values) if weights else tuple(values)
