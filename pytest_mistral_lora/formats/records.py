@@ -66,8 +66,20 @@ def plain_row(record: Mapping[str, Any], place: str, *, padded: bool) -> dict[st
             # TRL takes tools as JSON: a column has one type, and schemas differ
             row[key] = from_json(row[key], [], Place(place, key))
         elif key in row and padded:
+            row[key] = with_objects(row[key], Place(place, key))
             row[key] = _without_padding(row[key])
     return row
+
+
+def with_objects(value: Any, place: Place) -> Any:
+    """Return a list of a table with its JSON texts parsed: `datasets` writes objects of different types as JSON.
+
+    Raises:
+        RowError: If a text is not JSON.
+    """
+    if not isinstance(value, list):
+        return value
+    return [from_json(item, [], place / n) if isinstance(item, str) else item for n, item in enumerate(value)]
 
 
 def unpadded_calls(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,15 @@ def test_files_of_trainers_are_recognised_by_their_columns(form: str, tmp_path: 
     verdict = audit_rows(table, tokenizer="spm-v3")
     assert verdict.ok
     assert verdict.facts["rows::encoded::labels"]["judged"] == 4
+
+
+def test_messages_of_a_table_may_be_texts_of_json(tmp_path: Path, oracle: Oracle) -> None:
+    record = with_ids(oracle, texts_pair("Which colour?", "Red.", "Blue."))
+    # the messages alone tell that one of the two EOS was a text
+    record |= {"chosen": [said("assistant", "</s>")], "chosen_ids": [oracle.eos_id, oracle.eos_id]}
+    table = record | {key: [json.dumps(message) for message in record[key]] for key in ("prompt", "chosen", "rejected")}
+    datasets.Dataset.from_list([table]).to_parquet(tmp_path / "rows.parquet")
+    assert "ML523" in audit_rules(tmp_path / "rows.parquet", oracle)
 
 
 def test_python_names_the_row_and_its_side(oracle: Oracle) -> None:

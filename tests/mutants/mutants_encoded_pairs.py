@@ -73,7 +73,7 @@ def pair_whose_rejected_answer_is_empty(artifact: Artifact) -> None:
     artifact["lines"][0] |= {"rejected": [said("assistant", "")], "rejected_ids": [2]}
 
 
-@mutant("ML567", "I06", says="the answer has no token")
+@mutant("ML567 ML531 ML544 ML506", "I06", says="the answer has no token")
 def pair_whose_answers_are_cut_away(artifact: Artifact) -> None:
     """The maximal length of a pair ends with its prompt."""
     hold_cut(artifact, 0)

@@ -175,9 +175,11 @@ class Audit:
         findings += asked
         self.masked += line.masked
         self.columns.update(() if line.error else line.columns)
+        is_empty = line.side is not None and self.sides.is_empty(line.side)
         if line.side is not None:
             findings += self.sides.take(line, line.side)
-            if self.sides.is_empty(line.side):
+            if is_empty and not line.rows:
+                # no conversation can be read back from it
                 return LineVerdict(line.index, line.place, "wrong", tuple(findings))
         if not (line.rows or line.error or self.source.paths):
             read = self._reader.read(line)
@@ -197,6 +199,9 @@ class Audit:
         try:
             expected = [self._oracle.encode(row) for row in line.rows]
         except OracleRejection as error:
+            if is_empty:
+                # the message is empty as well
+                return LineVerdict(line.index, line.place, "wrong", tuple(findings))
             findings.append(Finding("ML507", error.found, error.place, error.expected, row=line.rows[0].to_jsonl()))
             return LineVerdict(line.index, line.place, "not judged", tuple(findings))
         return self._compare(line, expected, findings, new=new)

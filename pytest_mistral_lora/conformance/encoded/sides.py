@@ -15,11 +15,12 @@ An answer of the first two forms is scored token by token from its first token o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.chat.fields import ROW_KEYS
+from pytest_mistral_lora.chat.fields import ROW_KEYS, Place
 from pytest_mistral_lora.conformance.encoded.integers import Ids, read_integers
 from pytest_mistral_lora.errors import RowError
 
@@ -173,8 +174,12 @@ def _messages(data: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _message_list(data: Mapping[str, Any], key: str) -> Sequence[Mapping[str, Any]]:
-    """Return the messages under a key; empty if they are none."""
+    """Return the messages under a key; empty if the key has something else, such as a text."""
+    from pytest_mistral_lora.formats.records import with_objects
+
     value = data.get(key)
+    with suppress(RowError):  # a list of texts
+        value = with_objects(value, Place("", key))
     if isinstance(value, list) and all(isinstance(message, Mapping) for message in value):
         return value
     return ()
