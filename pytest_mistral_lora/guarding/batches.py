@@ -14,8 +14,11 @@ import torch
 from torch.utils.data import IterableDataset
 from torch.utils.data.dataloader import _DatasetKind  # the loader's own reader: axolotl replaces it for packed rows
 
+from pytest_mistral_lora.guarding.preferences import COLUMNS, is_preference, preference_records
+
 Record = dict[str, Any]
-"""An encoded row as plain data: `input_ids`, `labels`, and if the batch has them `attention_mask`, `position_ids`."""
+"""An encoded row as plain data: `input_ids`, `labels`, and if the batch has them `attention_mask`, `position_ids`; or a
+preference record, as in `preferences`."""
 
 _COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids")
 _PARTS = ("batch_sampler", "sampler", "data_source", "dataset", "collate_fn", "data_collator", "collator")
@@ -40,6 +43,8 @@ class ModelBatch:
         Returns:
             `input_ids` and `labels` of a row have the same length, with padding.
         """
+        if is_preference(self.data, len(self.indices)):
+            return preference_records(self.data)
         columns = {name: self.data[name] for name in _COLUMNS if self.data.get(name) is not None}
         ids = columns.get("input_ids")
         if ids is None:
@@ -176,9 +181,14 @@ def with_messages(records: Sequence[Record], batch: ModelBatch, dataset: Any) ->
         dataset: The trainer's dataset before unused columns are removed; None if it is unknown.
     """
     names = getattr(dataset, "column_names", None) or ()
-    if "messages" not in names or "input_ids" not in names or len(records) not in (1, len(batch.indices)):
+    if is_preference(batch.data, len(batch.indices)):
+        keys = [key for key in COLUMNS if key in names]
+    elif "messages" in names and "input_ids" in names:
+        keys = [key for key in ("messages", "tools") if key in names]
+    else:
+        keys = []
+    if not keys or len(records) not in (1, len(batch.indices)):
         return list(records)
-    keys = [key for key in ("messages", "tools") if key in names]
     sources = (dataset[index] for index in batch.indices)
     conversations = [{key: source[key] for key in keys if source[key] is not None} for source in sources]
     if len(records) == len(conversations):

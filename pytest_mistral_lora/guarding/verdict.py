@@ -22,6 +22,7 @@ from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TrainerTa
 from pytest_mistral_lora.conformance.session import Session, opened_session
 from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
 from pytest_mistral_lora.judging import AnyPath, Verdict, encoder_of, verdict_of
 from pytest_mistral_lora.runners import runner_fixes
 
@@ -29,7 +30,7 @@ _TRAINERS = {"trl": "trl", "axolotl": "axolotl", "llamafactory": "llamafactory",
 """The runner of each trainer, by the package of its arguments."""
 
 _ROWS = "rows.jsonl"
-_TABLE = "rows.parquet"
+_TABLE = "rows.arrow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,13 @@ class GuardedRow:
     place: str
     record: Mapping[str, Any]
     has_images: bool = False
+
+    def sequences(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+        """Yield ids and labels of each sequence of the row: two for a preference pair."""
+        if "input_ids" in self.record:
+            yield self.record["input_ids"], self.record.get("labels", ())
+        else:
+            yield from sides_of(self.record)
 
 
 @dataclass(frozen=True)
@@ -87,12 +95,11 @@ class GuardedRun:
         with tempfile.TemporaryDirectory(prefix="mistral-guard-") as folder:
             return recognise_copy(text_tokenizer(self.processing_class), Path(folder))
 
-    @property
-    def fixes(self) -> Mapping[str, str]:
-        """The fix of each rule in the words of the trainer."""
+    def fixes(self, *, of_preferences: bool) -> Mapping[str, str]:
+        """Return the fix of each rule in the words of the trainer, or of its trainers of preferences."""
         packages = {cls.__module__.partition(".")[0] for cls in type(self.args).__mro__}
         found = next((runner for package, runner in _TRAINERS.items() if package in packages), "")
-        return runner_fixes(found)
+        return runner_fixes(f"{found}-preferences" if of_preferences else found)
 
 
 def judge_run(run: GuardedRun, rows: Sequence[GuardedRow], started: float) -> Verdict:
@@ -107,7 +114,8 @@ def judge_run(run: GuardedRun, rows: Sequence[GuardedRow], started: float) -> Ve
         InputError: As for `GuardedRun.known`.
         TokenizerError: As for `GuardedRun.known`.
     """
-    labels = [label for row in rows for label in row.record.get("labels", ())]
+    labels = [label for row in rows for _, labels in row.sequences() for label in labels]
+    fixes = run.fixes(of_preferences=any("input_ids" not in row.record for row in rows))
     with _work_folder() as (data, configurations):
         eos = None if run.known.oracle is None else run.known.oracle.eos_id
         trainer = TrainerTarget(
@@ -127,7 +135,7 @@ def judge_run(run: GuardedRun, rows: Sequence[GuardedRow], started: float) -> Ve
             return verdict_of(
                 session,
                 "guard(trainer)",
-                _Amendments(file, [row.place for row in rows], configurations / MODEL_CONFIG, run.fixes).apply,
+                _Amendments(file, [row.place for row in rows], configurations / MODEL_CONFIG, fixes).apply,
                 lambda session: _cost(session, rows, labels, started),
             )
 
@@ -145,11 +153,13 @@ def _work_folder() -> Iterator[tuple[Path, Path]]:
 def _write(rows: Sequence[GuardedRow], folder: Path) -> Path:
     """Write rows as encoded rows: as a table if they have messages of a table, which pads absent keys with nulls."""
     records = [dict(row.record) for row in rows]
-    if any("messages" in record or "conversations" in record for record in records):
-        from pyarrow import Table
-        from pyarrow.parquet import write_table
+    if any(key in record for record in records for key in ("messages", "conversations", *COLUMNS)):
+        from pyarrow import Table, ipc
 
-        write_table(Table.from_pylist(records), folder / _TABLE)
+        table = Table.from_pylist(records)
+        # not Parquet, which has no type for an object without keys, such as the parameters of a tool
+        with ipc.new_stream(folder / _TABLE, table.schema) as writer:
+            writer.write_table(table)
         return folder / _TABLE
     text = "".join(json.dumps(record) + "\n" for record in records)
     (folder / _ROWS).write_text(text, encoding="utf-8")

@@ -79,7 +79,11 @@ RUNNERS: Mapping[str, Runner] = {
 
 @cache
 def runner_fixes(name: str) -> Mapping[str, str]:
-    """Return the fix of each encoded rule in a runner's own configuration; empty for a user's script."""
+    """Return the fix of each encoded rule in a runner's own configuration; empty for a user's script.
+
+    Args:
+        name: The runner's name; with `-preferences` behind it, for its trainers of preferences.
+    """
     fixes: dict[str, dict[str, str]] = tomllib.loads((_FOLDER / "fixes.toml").read_text(encoding="utf-8"))
     return {rule: fix for rules, fix in fixes.get(name, {}).items() for rule in rules.split()}
 

@@ -1,0 +1,174 @@
+"""The guard in TRL's trainers of preferences. Left out, with the reason, where TRL is not installed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from guarded_runs import Losses, losses_of
+from preference_records import Data, pair, said, texts_pair
+
+from pytest_mistral_lora import GuardError, guard, training_template
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+
+pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
+
+# TRL, PEFT and Trainer warn of one another
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+
+MODULES = {"DPO": "trl", "KTO": "trl", "Reward": "trl", "ORPO": "trl.experimental.orpo", "CPO": "trl.experimental.cpo"}
+HISTORY = [said("user", "Which colour is grass?"), said("assistant", "Green.")]
+PAIRS = [
+    pair(
+        [*HISTORY, said("user", f"And thing {n}?")],
+        [said("assistant", f"Thing {n} is red{' indeed' * (n % 3)}.")],
+        [said("assistant", f"I do not know of {n}.")],
+    )
+    for n in range(8)
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("trl") / "base", shipped_tokenizer("spm-v3"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base: Path) -> Any:
+    return BaseFolder(base).tokenizer().fast
+
+
+def make_trainer(
+    kind: str,
+    base: Path,
+    tokenizer: Any,
+    rows: list[Data],
+    output: Path,
+    *,
+    template: Callable[[str], str] = str,
+    stream: bool = False,
+    **settings: Any,
+) -> Any:
+    from peft import LoraConfig
+    from transformers import MistralForCausalLM, MistralForSequenceClassification, set_seed
+
+    set_seed(0)
+    tokenizer.chat_template, tokenizer.pad_token = template(training_template(base)), "<unk>"
+    module = importlib.import_module(MODULES[kind])
+    arguments = {
+        "max_length": 512,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        **settings,
+    }
+    if kind == "Reward":
+        model = MistralForSequenceClassification.from_pretrained(base, num_labels=1)
+        rows = [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in rows]
+    else:
+        model = MistralForCausalLM.from_pretrained(base)
+    dataset = Dataset.from_list(rows)
+    return getattr(module, f"{kind}Trainer")(
+        model=model,
+        args=getattr(module, f"{kind}Config")(output_dir=str(output), **arguments),
+        train_dataset=dataset.to_iterable_dataset() if stream else dataset,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=4, target_modules=["q_proj"], lora_dropout=0.0, task_type="SEQ_CLS" if kind == "Reward" else "CAUSAL_LM"
+        ),
+        callbacks=[Losses()],
+    )
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_a_healthy_run_is_untouched(kind: str, base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    found = []
+    for guarded in (False, True):
+        trainer = make_trainer(kind, base, tokenizer, PAIRS, tmp_path)
+        callback = guard(trainer) if guarded else None
+        trainer.train()
+        found.append(losses_of(trainer))
+    assert callback is not None
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    facts = callback.verdict.facts["batches::encoded::labels"]
+    assert facts["judged"] == 16
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
+
+
+def stopped(trainer: Any) -> list[Any]:
+    """Return the errors for which the guard stops a run before its first step."""
+    guard(trainer)
+    with pytest.raises(GuardError) as caught:
+        trainer.train()
+    assert (losses_of(trainer), trainer.state.global_step) == ([], 0)
+    return [finding for finding in caught.value.verdict.findings if finding.severity == "error"]
+
+
+@pytest.mark.parametrize("kind", ["DPO", "KTO", "Reward"])
+def test_a_template_with_another_space_is_stopped(kind: str, base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(
+        kind, base, tokenizer, PAIRS, tmp_path, template=lambda text: text.replace("[INST] ", "[INST]")
+    )
+    found = stopped(trainer)
+    assert {finding.rule for finding in found} >= {"ML528"}
+    sides = ("",) if kind == "KTO" else (", chosen", ", rejected")
+    rows = 16 if kind == "KTO" else 8
+    places = {finding.place for finding in found if finding.rule == "ML528"}
+    assert places == {f"train_dataset[{number}]{side}" for number in range(rows) for side in sides}
+
+
+@pytest.mark.parametrize(("kind", "length"), [("DPO", 20), ("KTO", 20)])
+def test_answers_that_a_cut_makes_equal_are_stopped(
+    kind: str, length: int, base: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    question = [said("user", "What is it?")]
+    long = "It is the colour of a clear and quiet sea on a warm day in the early summer of the year"
+    rows = [pair(question, [said("assistant", f"{long} {n}.")], [said("assistant", f"{long}.")]) for n in range(4)]
+    found = stopped(make_trainer(kind, base, tokenizer, rows, tmp_path, max_length=length))
+    rules = {finding.rule for finding in found}
+    assert rules == ({"ML531", "ML568", "ML506"} if kind == "DPO" else {"ML531", "ML506"})
+    assert all("max_length: null" in finding.next_step for finding in found)
+
+
+def test_a_result_of_a_tool_that_is_scored_is_stopped(base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    chosen = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "warm", "tool_call_id": "abcdefghi"},
+        said("assistant", "It is warm."),
+    ]
+    tool = {
+        "type": "function",
+        "function": {"name": "weather", "description": "", "parameters": {"type": "object", "properties": {}}},
+    }
+    rows = [pair([said("user", f"Is it warm, {n}?")], chosen, [said("assistant", "No.")], [tool]) for n in range(4)]
+    found = stopped(make_trainer("DPO", base, tokenizer, rows, tmp_path))
+    assert {finding.rule for finding in found} == {"ML547"}
+    assert {finding.place for finding in found} == {f"train_dataset[{n}], chosen" for n in range(4)}
+    assert "into `prompt`" in found[0].next_step
+
+
+def test_a_stream_of_pairs_is_judged_side_by_side(base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    rows = [texts_pair(f"What is {n}?", f"It is {n}.", f"Not {n}.") for n in range(8)]
+    trainer = make_trainer("DPO", base, tokenizer, rows, tmp_path, stream=True)
+    callback = guard(trainer, batches=1)
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    assert callback.verdict.facts["batches::encoded::labels"]["judged"] == 8

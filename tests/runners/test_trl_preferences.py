@@ -1,0 +1,118 @@
+"""What TRL's DPO and KTO make of pairs, judged. Left out, with the reason, where TRL is not installed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from jinja2 import TemplateError
+from preference_records import Data, pair, said, texts_pair
+
+from pytest_mistral_lora import audit
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+
+trl = pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+RESULT = {"role": "tool", "content": "The sky is clear.", "tool_call_id": "abcdefghi"}
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather.", "parameters": CITY}}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+GRASS = [said("user", "Which colour is grass?"), said("assistant", "Green."), said("user", "And the sky?")]
+
+ROWS: dict[str, Data] = {
+    "one turn": texts_pair("Which colour is the sky?", "Blue.", "I do not know."),
+    "two turns": pair(GRASS, [said("assistant", "Blue.")], [said("assistant", "Red.")]),
+    "system": pair([said("system", "Be brief."), *GRASS], [said("assistant", "Blue.")], [said("assistant", "Red.")]),
+    "one begins like the other": texts_pair("What is it?", "It is a bird.", "It is a bee."),
+    "one is the beginning of the other": texts_pair("What is it?", "It is a bird of prey", "It is a bird"),
+    "lines": texts_pair("Write a list.", "- one\n- two\n", "one, two"),
+    "scripts": texts_pair("你好 🦥", "Grüße, 世界.", "Привет."),
+    "call": pair([said("user", "Is it warm in Rome?")], [CALLED], [said("assistant", "I cannot know.")], [TOOL]),
+    "result in the prompt": pair(
+        [said("user", "Is it warm?"), CALLED, RESULT], [said("assistant", "It is.")], [said("assistant", "No.")], [TOOL]
+    ),
+    "control text in the prompt": texts_pair("What is </s> and [/INST]?", "Markers.", "Nothing."),
+    "control text in the answer": texts_pair("What ends an answer?", "</s>", "A full stop."),
+    "spaces behind an answer": texts_pair("Which colour?", "Red.  ", "Blue."),
+    "result in the answer": pair(
+        [said("user", "Is it warm?")], [CALLED, RESULT, said("assistant", "It is.")], [said("assistant", "No.")], [TOOL]
+    ),
+}
+EMPTY = texts_pair("Which colour?", "Red.", "")
+"""The fourteenth row, which TRL refuses."""
+
+SIDES = ("chosen", "rejected")
+
+FAULTS = {
+    ("control text in the prompt", "chosen"): {"ML523"},
+    ("control text in the prompt", "rejected"): {"ML523"},
+    # two EOS are left of it, and no text
+    ("control text in the answer", "chosen"): {"ML523", "ML534", "ML567"},
+    ("spaces behind an answer", "chosen"): {"ML529"},
+    ("result in the answer", "chosen"): {"ML547"},
+}
+
+
+@pytest.fixture(scope="module", params=["spm-v3", "tekken-240911"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    name: str = request.param
+    return name, write_tiny_base(tmp_path_factory.mktemp("trl") / "base", shipped_tokenizer(name))
+
+
+def prepared(kind: str, base: Path, rows: list[Data], folder: Path) -> Any:
+    """Return the dataset that a trainer makes of rows."""
+    from peft import LoraConfig
+    from transformers import MistralForCausalLM
+
+    tokenizer = BaseFolder(base).tokenizer().fast
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = "<unk>"
+    config = {"max_length": None, "per_device_train_batch_size": 2, "use_cpu": True, "bf16": False, "report_to": "none"}
+    trainer = getattr(trl, f"{kind}Trainer")(
+        model=MistralForCausalLM.from_pretrained(base),
+        args=getattr(trl, f"{kind}Config")(output_dir=str(folder), **config),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )
+    return trainer.train_dataset
+
+
+PLACES = {
+    "DPO": [(f"rows[{number}], {side}", title, side) for number, title in enumerate(ROWS) for side in SIDES],
+    # a row a side: all chosen answers come first
+    "KTO": [
+        (f"rows[{number}]", title, side)
+        for number, (side, title) in enumerate((side, title) for side in SIDES for title in ROWS)
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_the_faults_of_trl_are_found_and_its_sound_rows_are_sound(
+    kind: str, base: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, folder = base
+    verdict = audit(prepared(kind, folder, list(ROWS.values()), tmp_path), tokenizer=name)
+    places = {place: (title, side) for place, title, side in PLACES[kind]}
+    of_rows = [finding for finding in verdict.findings if finding.rule != "ML506"]
+    assert {finding.place for finding in of_rows} <= places.keys()
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for finding in of_rows:
+        found[places[finding.place]].add(finding.rule)
+    assert found == FAULTS
+    assert verdict.facts["rows::encoded::labels"]["judged"] == 2 * len(ROWS)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_an_empty_answer_ends_trl(kind: str, base: tuple[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(TemplateError):
+        prepared(kind, base[1], [EMPTY], tmp_path)
