@@ -16,7 +16,7 @@ from typing import Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import IN_ORDER
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.row_files import scan_rows
+from pytest_mistral_lora.chat.row_files import scan_records
 from pytest_mistral_lora.chat.rows import Row, compact_json, sorted_keys, weight_of
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.finding import Finding
@@ -135,15 +135,15 @@ def row_digest(row: Row, *, loose: bool = False) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=12).digest()
 
 
-def source_rows(paths: Sequence[Path]) -> Iterator[Row]:
-    """Yield the rows of the source files, in order.
+def source_records(paths: Sequence[Path]) -> Iterator[tuple[Row, ...]]:
+    """Yield the rows of each record of the source files, in order: both sides of a pair, or one row.
 
     Raises:
         InputError: If a file cannot be opened.
         RowsError: If a row cannot be read: then row numbers cannot be trusted.
     """
     for path in paths:
-        for item in scan_rows(path):
+        for item in scan_records(path):
             if isinstance(item, RowError):
                 raise RowsError([item], place=str(path))
             yield item
@@ -151,7 +151,9 @@ def source_rows(paths: Sequence[Path]) -> Iterator[Row]:
 
 @dataclass
 class SourceTracker:
-    """The rows of a source that have been seen so far; each takes some 200 bytes.
+    """The records of a source that have been seen so far; each takes some 200 bytes.
+
+    A record is a row or a preference pair. A pair has two lines, one after the other, with the number of the record.
 
     Attributes:
         paths: The source's files; without files, only the numbers of the rows show that a row is missing.
@@ -169,43 +171,53 @@ class SourceTracker:
     _refused: set[int] = field(default_factory=set)
     _last: int = -1
     _read: int = -1
+    _read_rows: tuple[Row, ...] = ()
+    _chosen: int = -1
 
     @cached_property
-    def _in_order(self) -> Iterator[tuple[int, Row]]:
-        return enumerate(source_rows(self.paths))
+    def _in_order(self) -> Iterator[tuple[int, tuple[Row, ...]]]:
+        return enumerate(source_records(self.paths))
 
     @cached_property
-    def _digests(self) -> list[bytes]:
-        return [row_digest(row) for row in source_rows(self.paths)]
+    def _digests(self) -> list[tuple[bytes, ...]]:
+        return [tuple(map(row_digest, rows)) for rows in source_records(self.paths)]
 
     @cached_property
-    def _loose_digests(self) -> list[bytes]:
-        return [row_digest(row, loose=True) for row in source_rows(self.paths)]
+    def _loose_digests(self) -> list[tuple[bytes, ...]]:
+        return [tuple(row_digest(row, loose=True) for row in rows) for rows in source_records(self.paths)]
 
     @cached_property
     def _free(self) -> dict[bytes, list[int]]:
-        """Numbers of equal rows that no line has matched yet, the first row last."""
+        """Numbers of the records with an equal first row that no line has matched yet, the first record last."""
         free: dict[bytes, list[int]] = {}
         for index in reversed(range(len(self._digests))):
-            free.setdefault(self._digests[index], []).append(index)
+            free.setdefault(self._digests[index][0], []).append(index)
         return free
 
     def with_messages(self, line: EncodedLine) -> EncodedLine:
         """Add to a line with only ids the row of its number in the source, if that row is still to be read."""
+        if not self.paths or line.rows or line.error:
+            return line
+        if line.chosen is not None:
+            rows = self._read_rows[1:] if line.index == self._read else ()
+            return dataclasses.replace(line, rows=rows[:1], numbered=bool(rows))
         # the source is read once, beside the lines: a number that is repeated or out of order has no row
-        if self.paths and not (line.rows or line.error) and line.index > self._read:
-            for number, row in self._in_order:
-                self._read = number
+        if line.index > self._read:
+            for number, rows in self._in_order:
+                self._read, self._read_rows = number, rows
                 if number == line.index:
-                    return dataclasses.replace(line, rows=(row,), numbered=True)
+                    return dataclasses.replace(line, rows=rows[:1], numbered=True)
         return line
 
     def numbered(self, line: EncodedLine) -> EncodedLine:
         """Return the line with its number in the source, if it names no number and the source has such a row."""
         if line.numbered or line.packed or not self.paths or len(line.rows) != 1:
             return line
+        if line.chosen is not None:
+            return dataclasses.replace(line, index=self._chosen)
         free = self._free.get(row_digest(line.rows[0]))
-        return dataclasses.replace(line, index=free[-1]) if free else line
+        self._chosen = free[-1] if free else line.index
+        return dataclasses.replace(line, index=self._chosen)
 
     def is_new(self, line: EncodedLine) -> bool:
         """Whether no line has had this row's number; the two lines of a pair have one number."""
@@ -216,7 +228,7 @@ class SourceTracker:
         if line.chosen is not None:
             # the line of the chosen answer stands for the record
             self._seen_rejected.add(line.index)
-            return []
+            return [*self._take_from_source(line)] if self.paths else []
         findings = []
         self.is_known = self.is_known or line.numbered or bool(self.paths)
         shown = line.rows[0].to_jsonl() if line.rows else ""
@@ -242,19 +254,20 @@ class SourceTracker:
             if line.index >= len(self._digests):
                 found = f"row {line.index} of a dataset of {len(self._digests)} rows"
             yield Finding("ML505", found, line.place, "ids without messages in the order of the dataset")
+        part = 0 if line.chosen is None else 1
         for number, row in enumerate(line.rows):
             digest = row_digest(row)
-            free = self._free.get(digest, [])
+            free = self._free.get(digest, []) if part == 0 else []
             found = ""
             # the number of a packed sequence is its own: its conversations may come from anywhere in the source
             if line.packed:
                 found = "" if free else f"conversation {number} is not in the dataset, or not so often"
             elif line.index >= len(self._digests):
                 found = f"row {line.index} of a dataset of {len(self._digests)} rows"
-            elif digest != self._digests[line.index]:
+            elif self._digests[line.index][part : part + 1] != (digest,):
                 found = f"the messages are not those of row {line.index}"
                 found += f", but of row {free[-1]}" if free else ""
-                if row_digest(row, loose=True) == self._loose_digests[line.index]:
+                if self._loose_digests[line.index][part : part + 1] == (row_digest(row, loose=True),):
                     found = f"tools or arguments have other nulls or another key order than in row {line.index}"
             if free:
                 free.pop() if line.packed or line.index not in free else free.remove(line.index)
@@ -262,12 +275,12 @@ class SourceTracker:
                 yield Finding("ML505", found, line.place, row=row.to_jsonl())
 
     def missing_rows(self) -> Iterator[Row]:
-        """Yield the rows of the source that the file lacks."""
+        """Yield the rows of the records that the file lacks."""
         came = self._seen - self._refused
         left = {index for free in self._free.values() for index in free}
-        for index, row in enumerate(source_rows(self.paths)):
+        for index, rows in enumerate(source_records(self.paths)):
             if index in left if self.packed else index not in came:
-                yield row
+                yield from rows
 
     def missing_findings(self, path: Path) -> Iterator[Finding]:
         """Yield a finding if the file lacks rows."""
