@@ -341,9 +341,9 @@ def test_every_special_token_of_every_version_is_among_the_literals() -> None:
 def test_the_examples_in_the_docstrings_run() -> None:
     outcomes = [doctest.testmod(module) for module in (chats, texts)]
     assert sum(outcome.failed for outcome in outcomes) == 0
-    assert sum(outcome.attempted for outcome in outcomes) >= 18
+    assert sum(outcome.attempted for outcome in outcomes) >= 21
 
 
 def test_the_package_offers_the_strategies_by_name() -> None:
     public = {name for name in vars(strategies) if name[0] in string.ascii_lowercase}
-    assert {"rows", "conversations", "messages", "tool_rows", "hostile_text", "plain_text"} <= public
+    assert {"rows", "conversations", "messages", "tool_rows", "fim_rows", "hostile_text", "plain_text"} <= public

@@ -12,6 +12,9 @@ from pytest_mistral_lora.errors import RowError
 IGNORE_INDEX = -100
 """The label of a token without loss (PyTorch's `ignore_index`)."""
 
+ANSWERS = ("assistant", "completion")
+"""The roles of the turns that the model writes."""
+
 SpanKind = Literal["control", "text", "tool_call", "eos"]
 
 
@@ -20,7 +23,8 @@ class Span(NamedTuple):
 
     Attributes:
         turn: Index of the turn in the normalised conversation, or None for BOS.
-        role: `system`, `user`, `assistant` or `tool`; None for BOS.
+        role: `system`, `user`, `assistant` or `tool`; of a fill-in-the-middle row, `suffix`, `prompt` or `completion`;
+            None for BOS.
         kind: `control` (structure), `text`, `tool_call` (from the marker to the last argument) or `eos`.
         start: First token, an index into `input_ids`.
         end: One past the last token.
@@ -33,6 +37,11 @@ class Span(NamedTuple):
     start: int
     end: int
     supervised: bool
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the model writes these tokens: an answer, or a completion."""
+        return self.role in ANSWERS
 
     def to_json(self) -> dict[str, Any]:
         """Return the span as plain JSON data, in field order."""

@@ -93,6 +93,10 @@ class Row:
         """Return the row as canonical JSON: keys sorted, except where mistral-common keeps their order."""
         return compact_json(sorted_keys(self.to_json()))
 
+    def content_field(self, index: int) -> str:
+        """Return the field that holds the text of a message, for places: `messages[1].content`."""
+        return f"messages[{index}].content"
+
     def assistant_groups(self) -> list[list[int]]:
         """Group the indices of the assistant messages that become one encoded turn.
 

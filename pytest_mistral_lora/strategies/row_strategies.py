@@ -120,6 +120,24 @@ def tool_rows(
     )
 
 
+def fim_rows(*, text: TextStrategy | None = None) -> SearchStrategy[dict[str, Any]]:
+    """Generate fill-in-the-middle rows, for tokenizers with `[SUFFIX]` and `[PREFIX]`.
+
+    Example:
+        >>> from hypothesis import given
+        >>> @given(fim_rows())
+        ... def law(row):
+        ...     assert row.keys() == {"prompt", "suffix", "completion"}
+        >>> law()
+
+    Args:
+        text: Its texts; plain and hostile text, which may be empty, by default. Prompt and suffix may be empty.
+    """
+    said = _ANY_TEXT if text is None else text
+    around = st.just("") | said
+    return st.fixed_dictionaries({"prompt": around, "suffix": around, "completion": said})
+
+
 def conversations(
     *,
     system: bool | None = None,

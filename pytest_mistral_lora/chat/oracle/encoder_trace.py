@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.encoded import Span, SpanKind
+from pytest_mistral_lora.chat.encoded import ANSWERS, Span, SpanKind
 from pytest_mistral_lora.errors import MistralLoraError
 
 _BARE = {"bos": False, "eos": False}
 _Text = tuple[str, tuple[int, ...]]
-_Part = tuple[str | None, tuple[int, ...]]
+Part = tuple[str | None, tuple[int, ...]]
 """A text with its tokens, or None with one control token. Plain tuples: a dataset has millions of them."""
 
 
@@ -62,7 +62,7 @@ class Turn(NamedTuple):
 
     role: str
     ids: tuple[int, ...]
-    parts: list[_Part]
+    parts: list[Part]
 
 
 class TextCache(dict[str, tuple[int, ...]]):
@@ -145,7 +145,7 @@ def split_turn(traced: TracedTurn, control: Container[int]) -> Turn:
     """
     texts = [text for text in traced.texts if text[1]]
     ids, start = traced.ids, 0
-    parts: list[_Part] = []
+    parts: list[Part] = []
     for text in texts:
         while start < len(ids) and ids[start] in control:
             parts.append((None, ids[start : start + 1]))
@@ -161,11 +161,11 @@ def split_turn(traced: TracedTurn, control: Container[int]) -> Turn:
     return Turn(traced.role, ids, [*parts, *rest])
 
 
-def _split_in_any_order(traced: TracedTurn, texts: list[_Text], control: Container[int]) -> list[_Part]:
+def _split_in_any_order(traced: TracedTurn, texts: list[_Text], control: Container[int]) -> list[Part]:
     """Return the parts of a turn whose texts are not in the order of their encoding."""
     # v11 encodes the id of a tool call first, and puts it after the name.
     waiting = list(texts)
-    parts: list[_Part] = []
+    parts: list[Part] = []
     for is_control, group in itertools.groupby(traced.ids, control.__contains__):
         run = tuple(group)
         if is_control:
@@ -219,7 +219,7 @@ def spans_of(
             # A part is one control token or has none, so the first token of a part decides.
             in_tool_call = tokens[0] == tool_calls_id or (in_tool_call and not is_eos)
             kind: SpanKind = "control" if text is None else "text"
-            if is_eos and role == "assistant":
+            if is_eos and role in ANSWERS:
                 kind = "eos"
             elif in_tool_call:
                 kind = "tool_call"

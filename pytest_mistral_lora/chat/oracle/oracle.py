@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 import mistral_common
 
-from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.encoded import ANSWERS, EncodedRow
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, Turn, spans_of, split_turn
+from pytest_mistral_lora.chat.oracle.fim_encoder import FimEncoder
 from pytest_mistral_lora.chat.oracle.hazards import PROBE, refuse_damaged
 from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, taken_by, version_violation
 from pytest_mistral_lora.chat.oracle.request import PlainRows, RowFeatures, remember_tools, request_data
@@ -39,6 +41,7 @@ VERSION: str = mistral_common.__version__
 
 try:
     from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
+    from mistral_common.protocol.fim.request import FIMRequest
     from mistral_common.protocol.instruct.messages import FinetuningMessage
     from mistral_common.protocol.instruct.normalize import get_normalizer
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
@@ -248,7 +251,8 @@ class Oracle:
     def encode(self, row: Row | Mapping[str, Any]) -> EncodedRow:
         """Encode a row as it is trained on.
 
-        Every token of an assistant turn of weight 1 is supervised, from its first token to the closing EOS.
+        Every token of an assistant turn of weight 1 is supervised, from its first token to the closing EOS; of a
+        fill-in-the-middle row, the completion and its EOS.
 
         Raises:
             RowError: If `row` is plain data and not a row.
@@ -257,7 +261,7 @@ class Oracle:
         row = as_row(row)
         turns = self._run(row, ValidationMode.finetuning)
         weights = [weight_of(row.messages[group[0]]) for group in row.assistant_groups()]
-        assistant = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+        assistant = [index for index, turn in enumerate(turns) if turn.role in ANSWERS]
         if len(assistant) != len(weights):
             raise MistralLoraError(f"mistral-common {VERSION} made {len(assistant)} assistant turns of {len(weights)}")
         supervised = {index for index, weight in zip(assistant, weights, strict=True) if weight}
@@ -274,12 +278,14 @@ class Oracle:
         return [TracedText(None, None, None, (self.bos_id,)), *starmap(TracedText, parts)]
 
     def encode_prompt(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
-        """Encode the messages before the last assistant turn, as at inference.
+        """Encode the messages before the last assistant turn, or the texts before a completion, as at inference.
 
         Raises:
             OracleRejection: If nothing comes before the last assistant turn, or mistral-common refuses it.
         """
         row = as_row(row)
+        if isinstance(row, FimRow):
+            return (self.bos_id, *(token for turn in self.fim.prompt_turns(row) for token in turn.ids))
         groups = row.assistant_groups()
         # a row made in code may have no answer: then all of it is the prompt
         prompt = replace(row, messages=row.messages[: groups[-1][0]]) if groups else row
@@ -302,6 +308,27 @@ class Oracle:
         # A second instruct tokenizer over the same text tokenizer, without the wrapped encoders of this oracle.
         plain = type(self._instruct)(self._text, self._instruct.image_encoder, self._instruct.audio_encoder)
         return MistralTokenizer(plain, get_validator(self._text.version, ValidationMode.finetuning), self._normalizer)
+
+    @cached_property
+    def fim(self) -> FimEncoder:
+        """The encoder of fill-in-the-middle rows; its `unavailable` says why there is none."""
+        return FimEncoder(
+            self._encode_fim,
+            self.encode_text,
+            self.control_ids,
+            eos_id=self.eos_id,
+            version=self.version,
+            spaces=self.kind == "spm",
+        )
+
+    def _encode_fim(self, prompt: str, suffix: str) -> list[int]:
+        def encode() -> list[int]:
+            return [int(token) for token in self._instruct.encode_fim(FIMRequest(prompt=prompt, suffix=suffix)).tokens]
+
+        # in the trace, which then forgets the texts of the row before
+        self._trace.turns.clear()
+        found: list[int] = self._trace.encode_message("prompt", encode)
+        return found
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Encode bare text: no BOS, no EOS, and no control token even if the text spells one."""
@@ -365,6 +392,8 @@ class Oracle:
         return self._normalizer.from_chat_completion_request(request)
 
     def _run(self, row: Row, mode: ValidationMode) -> list[Turn]:
+        if isinstance(row, FimRow):
+            return self.fim.turns(row)
         if self.facts.tools_in is None and row.tools:
             raise OracleRejection(
                 f"tools are given, but tokenizer {self.version} has no tools: mistral-common would leave them out",

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.fields import without_nulls
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 from pytest_mistral_lora.chat.rows import Row, weight_of
+from pytest_mistral_lora.errors import RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,13 @@ class RowFeatures:
 
 
 def request_data(row: Row) -> dict[str, Any]:
-    """Return the request of a row as plain data, without nulls."""
+    """Return the request of a row as plain data, without nulls.
+
+    Raises:
+        RowError: If the row is no conversation.
+    """
+    if isinstance(row, FimRow):
+        raise RowError("a fill-in-the-middle row is no conversation", place=row.place, expected="a row of turns")
     messages = []
     for message in row.messages:
         data = without_nulls(message)

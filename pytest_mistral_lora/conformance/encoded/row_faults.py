@@ -241,7 +241,7 @@ class LabelComparison:
         masked, partial, by_rule = self._masked_answers()
         trained = [(n, owner) for n in sorted(self.trained) if (owner := self.owners[n]) is not None]
         prompt = []
-        outside = [(n, owner.role or "BOS") for n, owner in trained if owner.role != "assistant"]
+        outside = [(n, owner.role or "BOS") for n, owner in trained if not owner.is_answer]
         if outside:
             are = "token is" if len(outside) == 1 else "tokens are"
             roles = ", ".join(sorted({role for _, role in outside}))
@@ -252,7 +252,7 @@ class LabelComparison:
         else:
             yield from (EncodingFault("ML551", found, "every token of it is trained on") for found in masked[:1])
             yield from (EncodingFault("ML547", found, "-100") for found in prompt)
-        weightless = sum(owner.role == "assistant" and not owner.supervised for _, owner in trained)
+        weightless = sum(owner.is_answer and not owner.supervised for _, owner in trained)
         if weightless:
             yield EncodingFault("ML549", f"{weightless} tokens of an answer of weight 0 are trained on", "-100")
         yield from by_rule.values()

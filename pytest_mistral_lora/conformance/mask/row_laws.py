@@ -68,7 +68,7 @@ def assistant_turns(encoded: EncodedRow) -> dict[int, list[Span]]:
     """Return the spans of each assistant turn, by turn."""
     turns: dict[int, list[Span]] = {}
     for span in encoded.spans:
-        if span.role == "assistant" and span.turn is not None:
+        if span.is_answer and span.turn is not None:
             turns.setdefault(span.turn, []).append(span)
     return turns
 
@@ -96,7 +96,7 @@ def partition_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 def owner_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """No token outside an assistant turn is supervised."""
     for span in encoded.spans:
-        if span.supervised and span.role != "assistant":
+        if span.supervised and not span.is_answer:
             return f"tokens {span.start}-{span.end} of the {span.role or 'beginning'} are supervised"
     return ""
 

@@ -169,7 +169,7 @@ def complete(
 
 def last_turn_ids(encoded: EncodedRow) -> tuple[int, ...]:
     """Return the ids of a row's last assistant turn, with EOS; a turn of several messages is one turn."""
-    spans = [span for span in encoded.spans if span.role == "assistant"]
+    spans = [span for span in encoded.spans if span.is_answer]
     return tuple(
         token for span in spans if span.turn == spans[-1].turn for token in encoded.input_ids[span.start : span.end]
     )

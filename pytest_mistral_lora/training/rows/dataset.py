@@ -21,13 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
+from pytest_mistral_lora.chat.fim import FIM_ROLES
 from pytest_mistral_lora.chat.row_files import read_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.records.data_stats import SplitStats
 
 Ints = npt.NDArray[np.integer[Any]]
 
-_ROLES = (None, "system", "user", "assistant", "tool")
+# the cache holds indices: new roles go to the end
+_ROLES = (None, "system", "user", "assistant", "tool", *FIM_ROLES)
 _KINDS: tuple[Any, ...] = ("control", "text", "tool_call", "eos")
 _LISTS = ("input_ids", "labels", "spans")
 _SPAN_FIELDS = 6
