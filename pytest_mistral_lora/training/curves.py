@@ -1,4 +1,4 @@
-"""The curves of a run as a page that loads nothing else: `training.html`, made from the training log alone."""
+"""The curves and answers of a run as a page that loads nothing else: `training.html`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.training.callbacks import FORMAT, skipped_steps
+from pytest_mistral_lora.training.generate.record import AnsweredRow
 
 PAGE = "training.html"
 """File of the page: in the adapter's folder, and in the work folder while the run goes on."""
@@ -166,13 +168,16 @@ def charts(log: Sequence[Mapping[str, Any]], steps: int) -> list[Chart]:
     ]
 
 
-def training_page(log: Sequence[Mapping[str, Any]], steps: int, facts: Mapping[str, str]) -> str:
+def training_page(
+    log: Sequence[Mapping[str, Any]], steps: int, facts: Mapping[str, str], answered: Sequence[AnsweredRow] = ()
+) -> str:
     """Return the page of a run: equal runs have equal pages, since the log has no times.
 
     Args:
         log: The lines of the training log.
         steps: Steps of the whole run.
         facts: The facts at its head, by name.
+        answered: The rows that the model answered during the run.
     """
     made = max((line["step"] for line in log), default=0)
     state = {"steps": f"{made:,}" if made == steps else f"{made:,} of {steps:,}: the run is not finished"}
@@ -196,8 +201,14 @@ def training_page(log: Sequence[Mapping[str, Any]], steps: int, facts: Mapping[s
             every=every,
             width=_WIDTH,
             height=_HEIGHT,
+            answered=answered,
         )
     )
+
+
+def failed_checks(answer: Mapping[str, Any]) -> str:
+    """Return the format checks that an answer fails, each with its reason; empty if it passes all."""
+    return "; ".join(f"{name}: {reason}" for name, reason in answer["checks"].items() if reason != "passed")
 
 
 def _first_and_last(log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -225,7 +236,7 @@ def _template() -> Any:
     source = files("pytest_mistral_lora.training").joinpath("training.html.jinja").read_text(encoding="utf-8")
     # the name of a base is data
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["short"] = short
+    environment.filters |= {"short": short, "printable": printable, "failed_checks": failed_checks}
     return environment.from_string(source)
 
 
@@ -235,15 +246,23 @@ class WriteCurves(TrainerCallback):
     The log is the Trainer's: a resumed run continues the log of its checkpoint, so no step appears twice.
     """
 
-    def __init__(self, file: Path, facts: Mapping[str, str], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        file: Path,
+        facts: Mapping[str, str],
+        answered: Callable[[], Sequence[AnsweredRow]] = tuple,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Make the callback.
 
         Args:
             file: The page.
             facts: As for `training_page`.
+            answered: Returns the rows that are answered so far.
             clock: Returns seconds.
         """
-        self._file, self._facts, self._clock = file, facts, clock
+        self._file, self._facts, self._answered, self._clock = file, facts, answered, clock
         self._due = clock() + _SECONDS
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -260,4 +279,4 @@ class WriteCurves(TrainerCallback):
             self._write(state)
 
     def _write(self, state: Any) -> None:
-        write_text(self._file, training_page(state.log_history, state.max_steps, self._facts))
+        write_text(self._file, training_page(state.log_history, state.max_steps, self._facts, self._answered()))

@@ -198,7 +198,7 @@ def _add_callbacks(
     if training.checkpoint_minutes:
         trainer.add_callback(SaveByTime(training.checkpoint_minutes, trainer.reduce_over_processes))
     trainer.add_callback(SealCheckpoint())
-    trainer.add_callback(WriteCurves(folder.work / PAGE, data_facts(prepared)))
+    trainer.add_callback(WriteCurves(folder.work / PAGE, data_facts(prepared), generations.answered_rows))
     return generations
 
 
@@ -267,7 +267,7 @@ def save_run(
         fact: facts.get(fact) for fact in BASE_FACTS
     }
     texts = generations.files(identity, precision_of(prepared.recipe.training))
-    texts[PAGE] = training_page(log, trainer.state.max_steps, data_facts(prepared))
+    texts[PAGE] = training_page(log, trainer.state.max_steps, data_facts(prepared), generations.answered_rows())
     manifest: Mapping[str, Any] = {}
     output, encoder, data, base = prepared.recipe.output, prepared.encoder, prepared.data, prepared.base.path
     if main:

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from tiny_runs import MakeRecipe, write_rows
 
+from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.training import curves
 from pytest_mistral_lora.training.curves import PAGE, charts, round_ticks, short, thinned, training_page
 from pytest_mistral_lora.training.display import RunDisplay
+from pytest_mistral_lora.training.generate.record import GENERATIONS, AnsweredRow
 from pytest_mistral_lora.training.run import RunResult, train
 from pytest_mistral_lora.training.run_folder import work_folder
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
@@ -69,6 +71,18 @@ def test_the_page_loads_nothing_escapes_names_and_is_well_formed() -> None:
     assert len(rows) == len(LOG)
 
 
+def test_the_page_has_the_first_and_the_last_answers() -> None:
+    first = {"step": 2, "row": 0, "text": "No\u202e <i>", "stop": "length", "equal": False, "checks": {"eos": "no EOS"}}
+    last = {"step": 4, "row": 0, "text": "Yes.", "stop": "eos", "equal": True, "checks": {"eos": "passed"}}
+    page = training_page(LOG, 4, FACTS, [AnsweredRow("Is it <b>?", "Yes.", [first, last])])
+    ElementTree.fromstring(re.sub(r"<!doctype html>|<meta[^>]*>", "", page))
+    texts = re.findall(r"<pre[^>]*>(.*?)</pre>", page)
+    assert texts == ["Is it &lt;b&gt;?", "Yes.", "No\\u202e &lt;i&gt;", "Yes."]
+    assert re.findall(r"<dt>(step .*?)</dt>", page) == ["step 2", "step 4, equal"]
+    assert re.findall(r"<small>(cut .*?|fails .*?)</small>", page) == ["cut at max_new_tokens", "fails eos: no EOS"]
+    assert "<pre" not in training_page(LOG, 4, FACTS)
+
+
 def test_a_run_that_has_only_begun_has_a_page() -> None:
     begun = training_page([], 4, FACTS)
     assert "<p>No step is logged yet.</p>" in begun
@@ -114,6 +128,11 @@ def test_the_folder_of_a_run_has_the_page_of_its_log(run: RunResult) -> None:
     assert len(re.findall(r"[ML]", paths(page, "curve")[0])) == len(losses)
     assert f"tiny, weights {run.manifest['base_weights_sha256'][:12]}, MistralForCausalLM" in unescape(page)
     assert str(run.output.parent) not in page
+    lines = [json.loads(line) for line in (run.output / GENERATIONS).read_text(encoding="utf-8").splitlines()]
+    steps = sorted({line["step"] for line in lines})
+    assert f"<dt>step {steps[-1]}" in page
+    shown = [unescape(text) for text in re.findall(r"<pre[^>]*>(.*?)</pre>", page, flags=re.DOTALL)]
+    assert {printable(line["text"]) for line in lines if line["step"] in (steps[0], steps[-1])} <= set(shown)
 
 
 def test_a_run_that_stops_has_its_page_and_resumes_without_a_point_twice(

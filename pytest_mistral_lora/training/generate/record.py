@@ -23,7 +23,7 @@ from pytest_mistral_lora.errors import NoOracleError, RecipeError
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript
 from pytest_mistral_lora.training.callbacks import FORMAT
-from pytest_mistral_lora.training.generate.answers import Completion, generate
+from pytest_mistral_lora.training.generate.answers import Completion, generate, last_turn_ids
 from pytest_mistral_lora.training.recipe import Evaluation
 
 GENERATIONS = "generations.jsonl"
@@ -185,6 +185,21 @@ def preserve_rng_and_modes(model: Any) -> Iterator[None]:
                 module.training = mode
 
 
+@dataclass(frozen=True)
+class AnsweredRow:
+    """A row, and what the model answered during a run.
+
+    Attributes:
+        asked: The text of the prompt, without control tokens.
+        wanted: The text of the row's own answer, without control tokens.
+        answers: The lines of `GenerationCallback.history` of the first and the last step, once if they are one step.
+    """
+
+    asked: str
+    wanted: str
+    answers: Sequence[Mapping[str, Any]]
+
+
 @dataclass(eq=False)
 class GenerationCallback(TrainerCallback):
     """Answers the same rows every few optimizer steps, and after the last one.
@@ -256,6 +271,18 @@ class GenerationCallback(TrainerCallback):
     def answers_of(self, step: int) -> list[dict[str, Any]]:
         """Return the lines of `history` of a step."""
         return [line for line in self._lines if line["step"] == step]
+
+    def answered_rows(self) -> list[AnsweredRow]:
+        """Return the rows with their first and last answers; empty before the first round."""
+        found = []
+        for index, row in enumerate(self.rows):
+            lines = [line for line in self._lines if line["row"] == index]
+            if lines:
+                ends = lines[:1] if len(lines) == 1 else [lines[0], lines[-1]]
+                asked = self.encoder.decode(self.encoder.prompt(row))
+                wanted = self.encoder.decode(last_turn_ids(self.encoder.encode(row)))
+                found.append(AnsweredRow(asked, wanted, ends))
+        return found
 
     @property
     def history(self) -> str:
