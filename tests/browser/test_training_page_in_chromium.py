@@ -8,6 +8,7 @@ import pytest
 from pages import NARROW, WIDE, OpenPage, open_every_part, sideways_scroll
 
 from pytest_mistral_lora.training.curves import training_page
+from pytest_mistral_lora.training.generate.record import AnsweredRow
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -26,7 +27,11 @@ def training_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             log += [{"step": step, **rates}, {"step": step, "eval_loss": 10 / step}]
     file = tmp_path_factory.mktemp("training") / "training.html"
     facts = {"base": "<img src=x onerror=alert(1)>, " + "unbroken" * 40, "rows": "1 to train on"}
-    file.write_text(training_page(log, STEPS, facts), encoding="utf-8")
+    checks = {"regex": "unbroken" * 40}
+    answer = {"step": 1, "row": 0, "text": "the " * 2000, "stop": "length", "equal": False, "checks": checks}
+    last = {**answer, "step": STEPS, "text": "unbroken" * 40, "equal": True}
+    answered = [AnsweredRow("Which one?\n" * 60, "This.", [answer, last]) for _ in range(3)]
+    file.write_text(training_page(log, STEPS, facts, answered), encoding="utf-8")
     return file
 
 
@@ -57,7 +62,7 @@ def test_curves_are_drawn_over_the_whole_width_and_have_words(training_file: Pat
 
 def test_the_table_scrolls_by_the_keyboard(training_file: Path, open_page: OpenPage) -> None:
     page = open_page(training_file, width=NARROW)
-    page.keyboard.press("Tab")
+    page.get_by_text("Numbers", exact=True).focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     table = page.get_by_role("region", name="Numbers")
