@@ -47,3 +47,13 @@ function addFilter(place) {
 }
 
 document.querySelectorAll(".filter").forEach(addFilter);
+
+// A table that is wider than the page is scrolled by the keyboard, too. The theme puts its box around a table late.
+function letScroll() {
+  document.querySelectorAll(".md-typeset__scrollwrap:not([tabindex])").forEach((box) => {
+    box.tabIndex = 0;
+  });
+}
+
+new MutationObserver(letScroll).observe(document.body, { childList: true, subtree: true });
+letScroll();
