@@ -114,7 +114,7 @@ def assert_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
 
     Raises:
         AssertionError: With every fault of a row, by file and line, and every fault of the file as a whole (ML601 to
-            ML647, and the laws ML101 to ML110).
+            ML674, and the laws ML101 to ML110).
         InputError: If a path does not exist.
         TokenizerError: If the tokenizer cannot be used.
     """

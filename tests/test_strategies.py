@@ -16,12 +16,14 @@ from mistral_common.tokens.tokenizers.base import SpecialTokens
 
 from pytest_mistral_lora import strategies
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.row_kinds import parse_rows
 from pytest_mistral_lora.chat.rows import parse_row, text_of
 from pytest_mistral_lora.strategies import (
     CONTROL_LITERALS,
     conversations,
     hostile_text,
     messages,
+    pairs,
     plain_text,
     rows,
     texts,
@@ -141,6 +143,15 @@ def test_messages_say_what_they_are_given(row: dict[str, Any]) -> None:
     assert {tool["function"].get("description", "a") for tool in row.get("tools", ())} <= {"a", "b"}
 
 
+@each_by_several
+@given(data=st.data(), tools=st.booleans())
+def test_every_version_accepts_both_sides_of_pairs_and_tells_them_apart(data: st.DataObject, tools: bool) -> None:
+    sides = parse_rows(data.draw(pairs(tools=tools)))
+    for name in ONE_OF_EACH[1:] if tools else ONE_OF_EACH:
+        chosen, rejected = (oracle_of(name).encode(row) for row in sides)
+        assert chosen.input_ids != rejected.input_ids
+
+
 @given(text=plain_text())
 def test_plain_text_is_plain(text: str) -> None:
     assert text
@@ -197,6 +208,8 @@ RARE: list[tuple[str, st.SearchStrategy[Any], Any]] = [
     ("text chunks", rows(alternating=False), lambda row: isinstance(row["messages"][-1]["content"], list)),
     ("two answers in a row", rows(alternating=False), lambda row: row["messages"][-2]["role"] == "assistant"),
     ("a call without result", tool_rows(), lambda row: "tool_calls" in row["messages"][-1]),
+    ("a rejected call", pairs(tools=True), lambda pair: "tool_calls" in pair["rejected"][-1]),
+    ("a pair whose sides call alike", pairs(tools=True), lambda pair: pair["chosen"][:2] == pair["rejected"][:2]),
     (
         "three calls at once",
         tool_rows(parallel=True),
@@ -346,4 +359,13 @@ def test_the_examples_in_the_docstrings_run() -> None:
 
 def test_the_package_offers_the_strategies_by_name() -> None:
     public = {name for name in vars(strategies) if name[0] in string.ascii_lowercase}
-    assert {"rows", "conversations", "messages", "tool_rows", "fim_rows", "hostile_text", "plain_text"} <= public
+    assert {
+        "rows",
+        "conversations",
+        "messages",
+        "pairs",
+        "tool_rows",
+        "fim_rows",
+        "hostile_text",
+        "plain_text",
+    } <= public

@@ -72,9 +72,14 @@ def _next_work(session: Session) -> str:
             return _of_adapter(target.folder)
     for target in targets:
         if isinstance(target, DatasetTarget):
-            return f"{_command('init', target.path)} --base {_base(target.judge)}"
+            # preference pairs are for another trainer, which the user names
+            return "" if _has_sides(session) else f"{_command('init', target.path)} --base {_base(target.judge)}"
     is_default = all(type(target) is Target and target.path is None for target in targets)
     return f"{_PROGRAM} init --demo" if is_default else ""
+
+
+def _has_sides(session: Session) -> bool:
+    return any(record["case"] == "statistics" and "sides" in record["facts"] for record in session.records)
 
 
 def _of_adapter(folder: Path) -> str:

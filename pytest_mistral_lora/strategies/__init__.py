@@ -1,10 +1,11 @@
 """Hypothesis strategies for chat rows: plain JSON data that Mistral's own validation accepts.
 
 `rows()` is accepted by every tokenizer version, `tool_rows()` by every version from v2 on, `tool_rows(parallel=True)`
-from v3 on, `fim_rows()` by every tokenizer with `[SUFFIX]` and `[PREFIX]`. Every strategy shrinks to short ASCII.
+from v3 on, `fim_rows()` by every tokenizer with `[SUFFIX]` and `[PREFIX]`; both sides of `pairs()` are accepted as rows
+are. Every strategy shrinks to short ASCII.
 """
 
-from pytest_mistral_lora.strategies.row_strategies import conversations, fim_rows, messages, rows, tool_rows
+from pytest_mistral_lora.strategies.row_strategies import conversations, fim_rows, messages, pairs, rows, tool_rows
 from pytest_mistral_lora.strategies.texts import CONTROL_LITERALS, hostile_text, plain_text
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "fim_rows",
     "hostile_text",
     "messages",
+    "pairs",
     "plain_text",
     "rows",
     "tool_rows",

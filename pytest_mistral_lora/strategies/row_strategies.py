@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from pytest_mistral_lora.chat.fields import ROLES
+from pytest_mistral_lora.chat.rows import text_of
 from pytest_mistral_lora.strategies.texts import (
     CALL_IDS,
     NAMES,
@@ -136,6 +137,57 @@ def fim_rows(*, text: TextStrategy | None = None) -> SearchStrategy[dict[str, An
     said = _ANY_TEXT if text is None else text
     around = st.just("") | said
     return st.fixed_dictionaries({"prompt": around, "suffix": around, "completion": said})
+
+
+def pairs(
+    *,
+    tools: bool | None = False,
+    system: bool | None = None,
+    max_turns: int = 4,
+    text: TextStrategy | None = None,
+    parallel: bool = False,
+) -> SearchStrategy[dict[str, Any]]:
+    """Generate preference pairs in TRL's form; the arguments are as for `rows`.
+
+    The answers differ in more than white space. With tools, they may call some, and one may go on where the other does.
+
+    Example:
+        >>> from hypothesis import given
+        >>> @given(pairs(text=plain_text()))
+        ... def law(pair):
+        ...     assert pair["prompt"][-1]["role"] == "user" and pair["chosen"] != pair["rejected"]
+        >>> law()
+    """
+    said = _ANY_TEXT if text is None else text
+    whole = rows(tools=tools, system=system, max_turns=max_turns, text=text, parallel=parallel)
+    return _pairs_of(whole, said.filter(lambda words: bool(words.strip())))
+
+
+@st.composite
+def _pairs_of(draw: st.DrawFn, whole: SearchStrategy[dict[str, Any]], said: TextStrategy) -> dict[str, Any]:
+    row = draw(whole)
+    end = 1 + max(index for index, message in enumerate(row["messages"]) if message["role"] == "user")
+    prompt, answer = row["messages"][:end], row["messages"][end:]
+    other = [message_of("assistant", draw(said))]
+    # the same calls, and another answer with their results
+    calls = [message for message in answer if message["role"] == "tool" or message.get("tool_calls")]
+    if calls and calls[-1]["role"] == "tool" and draw(st.booleans()):
+        other = calls + other
+    last = answer[-1]
+    if not last.get("tool_calls") and not text_of(last["content"]).strip():
+        # white space is an answer of a row, and an empty side of a pair
+        last = message_of("assistant", draw(said))
+        answer = [*answer[:-1], last]
+    if len(other) == len(answer) and not last.get("tool_calls") and _letters(other[-1]) == _letters(last):
+        other[-1] = message_of("assistant", f"{other[-1]['content']} (no)")
+    sides = draw(st.permutations((answer, other)))
+    settings = {key: value for key, value in row.items() if key != "messages"}
+    return {"prompt": prompt, "chosen": sides[0], "rejected": sides[1]} | settings
+
+
+def _letters(message: Message) -> str:
+    """Return a text without white space, and without the letter that SentencePiece reads as a space."""
+    return "".join(text_of(message["content"]).replace("\u2581", " ").split())
 
 
 def conversations(

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from typing import Any
 
 import pytest
-from each_oracle import oracle_named
+from each_oracle import WITH_TOOLS, of_each, oracle_named
+from hypothesis import given, settings
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.protocol.instruct.validator import ValidationMode
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from pytest_mistral_lora.chat.pairs import answer_start, is_wanted
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
+from pytest_mistral_lora.chat.oracle.request import request_data
+from pytest_mistral_lora.chat.pairs import answer_start, is_wanted, record_of
 from pytest_mistral_lora.chat.row_files import read_rows, scan_records, scan_rows
 from pytest_mistral_lora.chat.row_kinds import PAIR, UNPAIRED, parse_rows, record_kind
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError, RowsError
+from pytest_mistral_lora.strategies import pairs
 
 PROMPT = [{"role": "user", "content": "A colour?"}]
 RED, BLUE = ([{"role": "assistant", "content": text}] for text in ("Red.", "Blue is one, and so is green."))
@@ -104,3 +113,46 @@ def test_what_trains_refuses_both_kinds_with_the_way_out(tmp_path):
     assert "KTOTrainer" in rated.next_step
     with pytest.raises(RowsError, match="this is a preference pair"):
         list(read_rows(path))
+
+
+@functools.cache
+def prompts_of(path: str) -> MistralTokenizer:
+    """Return mistral-common's own tokenizer for prompts, which end with a request or with the result of a tool."""
+    return MistralTokenizer.from_file(path, mode=ValidationMode.test)
+
+
+def hold(oracle: Oracle, pair: dict[str, Any]) -> None:
+    """Compare each side with the library alone: the ids of the prompt, then those of the answer, which are scored."""
+    request = request_data(Row(tuple(pair["prompt"]), tuple(pair.get("tools", ())) or None))
+    for message in request["messages"]:
+        # a request has no weights
+        message.pop("weight", None)
+    prompt = tuple(prompts_of(str(oracle.path)).encode_chat_completion(ChatCompletionRequest(**request)).tokens)
+    encoded = []
+    for row in parse_rows(pair):
+        plain = {"messages": [*pair["prompt"], *pair[row.side]], "tools": pair.get("tools")}
+        side = oracle.encode(row)
+        assert side.input_ids == oracle.reference(plain)
+        assert side.input_ids[: len(prompt)] == prompt
+        assert set(side.labels[: len(prompt)]) == {-100}
+        for span in side.spans:
+            # all of an answer but what a tool said
+            assert span.supervised is (span.start >= len(prompt) and span.role == "assistant"), span
+        encoded.append(side)
+    assert encoded[0].input_ids != encoded[1].input_ids
+    assert parse_rows(record_of(parse_rows(pair))) == parse_rows(pair)
+
+
+@given(pair=pairs())
+@of_each(*SHIPPED)
+def test_each_side_has_the_ids_of_mistral_common(oracle: Oracle, pair: dict[str, Any]) -> None:
+    hold(oracle, pair)
+
+
+@settings(max_examples=40)
+@given(single=pairs(tools=True), several=pairs(tools=True, parallel=True))
+@of_each(*WITH_TOOLS)
+def test_each_side_with_calls_has_the_ids_of_mistral_common(
+    oracle: Oracle, single: dict[str, Any], several: dict[str, Any]
+) -> None:
+    hold(oracle, single if oracle.version == "v2" else several)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dataset_recipes import facts, found, make_target, v3, write_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_dataset_shards import CALL
 
 from pytest_mistral_lora.chat.encoded import Policy
-from pytest_mistral_lora.chat.reading.chunks import DataFile
+from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile
 from pytest_mistral_lora.conformance.dataset.checks import dataset_results, dataset_statistics, file_results
 from pytest_mistral_lora.conformance.dataset.report import judge_shard, report, scan
-from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
+from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
+from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.targets import DatasetTarget, Target
+from pytest_mistral_lora.strategies import pairs
+
+
+@functools.cache
+def judge() -> RowJudge:
+    return RowJudge(PLAN, v3())
+
 
 PLAN = ScanPlan(v3().path, "mistral-common", Policy(10**6), 0.0, compares=True, sketches=True, alone=True)
 
@@ -77,6 +88,15 @@ def test_a_fault_of_each_answer_is_reported_with_its_side(tmp_path: Path) -> Non
     assert [finding.place.rpartition(", ")[2] for finding in found(results, "ML612")] == ["chosen", "rejected"]
 
 
+@settings(max_examples=50)
+@given(records=st.lists(pairs(tools=None), min_size=1, max_size=4))
+def test_generated_pairs_break_no_law_of_pairs(records: list[dict[str, Any]]) -> None:
+    lines = [(number, json.dumps(record).encode()) for number, record in enumerate(records, start=1)]
+    tally = judge().judge_chunk(Chunk(Path("pairs.jsonl"), 0, False, lines, 0))
+    assert len(tally) == len(records)
+    assert list(tally.findings.of("ML601", "ML655", "ML656", *ON_EVERY_ROW)) == []
+
+
 LEGITIMATE = [
     ("caf\\u00e9 \\u4f60\\u597d", "ML624"),
     ("one.\\n\\nTwo. three\\nfour", "ML626"),
@@ -95,11 +115,11 @@ def test_an_answer_that_nobody_wants_may_be_bad(tmp_path: Path, text: str, rule:
         # they are of other lengths, and all the same
         return {finding.rule for finding in found(results)} - {"ML644", "ML659"}
 
-    pairs = [a_pair(f"Question {n}?", f"It is answer {n}.", text) for n in range(12)]
-    assert rules(*pairs) == set()
+    records = [a_pair(f"Question {n}?", f"It is answer {n}.", text) for n in range(12)]
+    assert rules(*records) == set()
     assert rules(*(rated(f"Question {n}?", text, label=False) for n in range(12))) == set()
     # the same texts are a fault of the answers that are wanted
-    assert rule in rules(*({**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in pairs))
+    assert rule in rules(*({**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in records))
     assert rule in rules(*(rated(f"Question {n}?", text, label=True) for n in range(12)))
 
 
@@ -124,9 +144,10 @@ def test_ids_and_labels_of_another_trainer_are_no_answers(tmp_path: Path) -> Non
 
 
 def test_pairs_of_one_prompt_are_no_repeated_prompts_but_equal_pairs_are(tmp_path: Path) -> None:
-    pairs = sound(6)
-    assert found(judged(tmp_path, *pairs)) == []
-    assert {finding.rule for finding in found(judged(tmp_path, *pairs, pairs[0] | {"score": 7}))} == {"ML608"}
+    records = sound(6)
+    assert found(judged(tmp_path, *records)) == []
+    again = records[0] | {"score": 7}
+    assert {finding.rule for finding in found(judged(tmp_path, *records, again))} == {"ML608"}
 
 
 def test_statistics_have_the_lengths_of_each_side_and_the_pairs_that_a_cut_makes_equal(tmp_path: Path) -> None:
@@ -149,9 +170,9 @@ def test_a_recipe_refuses_pairs_with_the_way_out(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_file_of_pairs_are_judged_as_the_whole(tmp_path: Path) -> None:
-    pairs = sound(40)
-    opposite = {**pairs[1], "chosen": pairs[1]["rejected"], "rejected": pairs[1]["chosen"]}
-    parts = [[*pairs[:15], "{"], [*pairs[15:], opposite], [pairs[3], a_pair("Equal?", "Yes.", "Yes.")]]
+    records = sound(40)
+    opposite = {**records[1], "chosen": records[1]["rejected"], "rejected": records[1]["chosen"]}
+    parts = [[*records[:15], "{"], [*records[15:], opposite], [records[3], a_pair("Equal?", "Yes.", "Yes.")]]
     files = [DataFile(write_rows(tmp_path / f"{n}.jsonl", part)) for n, part in enumerate(parts)]
 
     def of(tally: DatasetTally) -> dict[str, Result]:

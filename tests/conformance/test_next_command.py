@@ -75,6 +75,16 @@ def test_sound_rows_need_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert next_command(session) == "mistral-lora init rows.jsonl --base OWNER/NAME"
 
 
+def test_pairs_are_for_another_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rated = {"prompt": TALK[:1], "completion": TALK[1:], "label": True}
+    Path("rows.jsonl").write_text(json.dumps(rated) + "\n")
+    with opened_session(NamedPaths(datasets=[Path("rows.jsonl")], judges=[Path("spm-v3")]).targets()) as session:
+        list(session.run())
+        assert {record["outcome"] for record in session.records} <= {"passed", "skipped"}
+        assert next_command(session) == ""
+
+
 def test_check_ends_with_the_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
