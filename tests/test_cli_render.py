@@ -340,6 +340,23 @@ def test_the_json_of_a_pair_is_that_of_trainers_of_pairs(render: Render) -> None
         assert parse_rows(data) == parse_rows(record)
 
 
+def test_the_json_of_a_pair_is_sound_for_the_audit_with_the_results_of_tools(render: Render) -> None:
+    call = {"id": "a1B2c3D4e", "type": "function", "function": {"name": "f", "arguments": {}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    asked = [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": call["id"], "content": "21 degrees"},
+        *A_PAIR["chosen"],
+    ]
+    records = [{**A_PAIR, "chosen": asked, "tools": tools}, RATED]
+    Path("pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    code, out, _ = render("--tokenizer", "spm-v3", "--json", rows="pairs.jsonl")
+    assert code == 0
+    for number, line in enumerate(out.splitlines()):
+        Path(f"{number}.jsonl").write_text(f"{line}\n")
+        assert main(["audit", f"{number}.jsonl", "--tokenizer", "spm-v3"]) == 0
+
+
 def test_both_sides_of_a_pair_are_compared_whole(render: Render) -> None:
     Path("pairs.jsonl").write_text(json.dumps({**A_PAIR, "prompt": [{"role": "user", "content": FORGED}]}) + "\n")
     code, out, _ = render("--tokenizer", "spm-v3", "--compare", "chat-template", rows="pairs.jsonl")

@@ -341,6 +341,10 @@ def _encoded_pair(rows: Sequence[Row], sides: Sequence[TokenSide]) -> dict[str, 
     for row, side, start in zip(rows, sides, starts, strict=True):
         name = row.side if len(rows) > 1 else "completion"
         data[f"{name}_ids"] = list(side.ids[start:])
+        scored = [int(label != IGNORE_INDEX) for label in (side.labels or ())[start:]]
+        if not all(scored):
+            # the result of a tool
+            data[f"{name}_mask"] = scored
     return data
 
 
