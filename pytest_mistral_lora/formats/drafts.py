@@ -6,7 +6,7 @@ A part is taken from the fields of the draft, converted, and put behind the mess
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -94,6 +94,33 @@ def take_joined(draft: Draft, first: str, reading: RecordReading) -> tuple[str, 
         return text, draft, [changed("input", "the declared format")]
     changes = [changed("input", "two lines")] if instruction and given else []
     return "\n".join(filter(None, (instruction, given))), draft, changes
+
+
+def add_history(draft: Draft, reading: RecordReading, *, weight: int | None = None) -> tuple[Draft, list[Change]]:
+    """Return the draft with the rounds of `history`, each a question and its answer, and the changes.
+
+    Args:
+        draft: The draft.
+        reading: How the record is read.
+        weight: The weight of answers without a flag.
+
+    Raises:
+        RowError: If it is no list of pairs.
+    """
+    changes: list[Change] = []
+    history, draft = take(draft, "history", reading)
+    history = from_json(history, changes, Place(reading.place, "history"))
+    if not isinstance(history, Sequence | None) or isinstance(history, str):
+        raise Place(reading.place, "history").error(f"is {kind_of(history)}", "a list of pairs")
+    for index, pair in enumerate(history or ()):
+        key = f"history[{index}]"
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise Place(reading.place, key).error(repr(pair), "a pair: a prompt and its answer")
+        changes.append(changed("history"))
+        for value, role in zip(pair, ("user", "assistant"), strict=True):
+            draft, more = add_side(draft, key, value, role, reading, weight=weight)
+            changes += more
+    return draft, changes
 
 
 def add_conversation(draft: Draft, reading: RecordReading) -> tuple[Draft, list[Change]]:

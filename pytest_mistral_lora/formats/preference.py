@@ -11,6 +11,7 @@ from pytest_mistral_lora.formats.drafts import (
     Draft,
     RecordReading,
     add_answer,
+    add_history,
     add_pair,
     add_side,
     is_number,
@@ -53,7 +54,7 @@ def _recognise(record: Mapping[str, Any], present: Collection[str]) -> Evidence 
 def _prompt_keys(present: Collection[str]) -> dict[str, str]:
     """Return the keys of the prompt of a record, by the name of the field."""
     if "instruction" in present:
-        return {"prompt": "instruction", **({"input": "input"} if "input" in present else {})}
+        return {"prompt": "instruction", **{key: key for key in ("input", "history") if key in present}}
     prompt = next((key for key in _PROMPTS if key in present), "")
     return {"prompt": prompt} if prompt else {}
 
@@ -78,14 +79,16 @@ def _scored(answers: Any, scores: Any) -> list[tuple[float, Any]] | None:
 def _convert(draft: Draft, reading: RecordReading) -> tuple[Draft, list[Change]]:
     chosen, rejected, draft, changes = _sides(draft, reading)
     keeps_both = "rejected" not in reading.lossy
+    # a pair has no weights: its prompt is not scored
+    weight = None if keeps_both else 0
+    draft, more = add_history(draft, reading, weight=weight)
+    changes += more
     if "input" in reading.keys:
         question, draft, more = take_joined(draft, "prompt", reading)
         changes += more
     else:
         question, draft = take(draft, "prompt", reading)
     if question is not None:
-        # a pair has no weights: its prompt is not scored
-        weight = None if keeps_both else 0
         draft, more = add_side(draft, reading.keys.get("prompt", "prompt"), question, "user", reading, weight=weight)
         changes += more
     if keeps_both:
@@ -105,7 +108,8 @@ def _sides(draft: Draft, reading: RecordReading) -> tuple[tuple[str, Any], tuple
     if "answers" not in reading.keys:
         chosen, draft = take(draft, "chosen", reading)
         rejected, draft = take(draft, "rejected", reading)
-        return (reading.keys["chosen"], chosen), (reading.keys["rejected"], rejected), draft, []
+        draft, changes = _without_copy(draft, chosen, reading)
+        return (reading.keys["chosen"], chosen), (reading.keys["rejected"], rejected), draft, changes
     key, scores_key = reading.keys["answers"], reading.keys["scores"]
     answers, draft = take(draft, "answers", reading)
     scores, draft = take(draft, "scores", reading)
@@ -119,6 +123,13 @@ def _sides(draft: Draft, reading: RecordReading) -> tuple[tuple[str, Any], tuple
         expected = "a best and a worst answer"
         raise Place(reading.place, scores_key).error(f"a tie: each answer has the score {best[0]:g}", expected)
     return (key, best[1]), (key, worst[1]), draft, [changed("best-worst", key)]
+
+
+def _without_copy(draft: Draft, chosen: Any, reading: RecordReading) -> tuple[Draft, list[Change]]:
+    """Return the draft without a copy of the chosen conversation, such as UltraFeedback's `messages`."""
+    copies = [key for key in MESSAGE_LISTS if key in draft.fields and key not in reading.keys.values()]
+    rest = {key: value for key, value in draft.fields.items() if key not in copies or value != chosen}
+    return draft._replace(fields=rest), [changed("chosen-copy")] if len(rest) < len(draft.fields) else []
 
 
 PREFERENCE = RowFormat(

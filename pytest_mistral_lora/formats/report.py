@@ -40,6 +40,7 @@ CHANGES = {
     "history": "rounds of `history` are messages",
     "turns": "`{detail}` are a user and an assistant message",
     "chosen": "the chosen answer is the answer",
+    "chosen-copy": "a copy of the chosen conversation is left out",
     "pair": "a pair is `prompt`, `chosen` and `rejected`",
     "best-worst": "the best and the worst of `{detail}` are the chosen and the rejected answer",
     "rated": "an answer that is marked as good or bad is `prompt`, `completion` and `label`, by `{detail}`",

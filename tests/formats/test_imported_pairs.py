@@ -84,6 +84,18 @@ CASES: list[tuple[str, Any, Any, set[str]]] = [
         a_pair(prompt_id="7", score_chosen=8.5, score_rejected=5),
         {"pair"},
     ),
+    (
+        "UltraFeedback with a copy of the chosen conversation",
+        {"prompt": "u", "chosen": GOOD["messages"], "rejected": [USER, *B], "messages": GOOD["messages"]},
+        a_pair(),
+        {"pair", "chosen-copy"},
+    ),
+    (
+        "Alpaca with rounds before",
+        {"instruction": "u", "input": "", "history": [["t", "s"]], "chosen": "a", "rejected": "b"},
+        a_pair(*EARLIER, USER),
+        {"pair", "history"},
+    ),
     ("equal answers", {"prompt": "u", "chosen": "a", "rejected": "a"}, a_pair(rejected=A), {"pair"}),
     (
         "OpenAI",
