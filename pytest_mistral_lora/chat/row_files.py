@@ -1,14 +1,14 @@
 """Read the rows of files, a record at a time.
 
-`scan_records` and `read_record` give the rows of each record, of any kind. `scan_rows`, `read_rows` and `read_row` give
-the row that is trained on.
+`scan_records`, `read_records` and `read_record` give the rows of each record, of any kind. `scan_rows`, `read_rows` and
+`read_row` give the row that is trained on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pytest_mistral_lora.chat.reading import read_line, scan_lines
 from pytest_mistral_lora.chat.row_kinds import parse_rows, trained_row
@@ -17,6 +17,8 @@ from pytest_mistral_lora.errors import RowError, RowsError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
+
+_Item = TypeVar("_Item")
 
 
 def scan_records(source: str | Path | DataFile) -> Iterator[tuple[Row, ...] | RowError]:
@@ -78,14 +80,28 @@ def read_row(path: Path, number: int, line: bytes | int | RowError, *, place: st
 
 
 def read_rows(source: str | Path | DataFile) -> Iterator[Row]:
-    """Yield the rows of a JSONL file, or of one that `formats.sources` opens.
+    """Yield the row of each record of a file that is trained on; see `read_records`.
 
     Raises:
         InputError: If the file cannot be opened.
-        RowsError: After the last row, if any row was bad: it lists every bad row. Nothing is dropped silently.
+        RowsError: As for `read_records`, and for each record of a kind that is not trained on here.
     """
+    return _without_errors(scan_rows(source), source)
+
+
+def read_records(source: str | Path | DataFile) -> Iterator[tuple[Row, ...]]:
+    """Yield the rows of each record of a JSONL file, or of one that `formats.sources` opens.
+
+    Raises:
+        InputError: If the file cannot be opened.
+        RowsError: After the last record, if any was bad: it lists every bad one. Nothing is dropped silently.
+    """
+    return _without_errors(scan_records(source), source)
+
+
+def _without_errors(items: Iterable[_Item | RowError], source: str | Path | DataFile) -> Iterator[_Item]:
     errors: list[RowError] = []
-    for item in scan_rows(source):
+    for item in items:
         if isinstance(item, RowError):
             errors.append(item)
         else:

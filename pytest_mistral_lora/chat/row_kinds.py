@@ -102,6 +102,11 @@ def parse_rows(data: Any, *, place: str = "") -> tuple[Row, ...]:
     return record_kind(data).parse(data, place)
 
 
+def kind_of_row(row: Row) -> RowKind:
+    """Return the kind of the record that a row is read from."""
+    return next((kind for kind in ROW_KINDS.values() if row.side in kind.sides), CONVERSATION)
+
+
 def trained_row(rows: tuple[Row, ...]) -> Row:
     """Return the row of a record that is trained on.
 
@@ -109,8 +114,8 @@ def trained_row(rows: tuple[Row, ...]) -> Row:
         RowError: With the way out, if the record has a kind that is not trained on here.
     """
     row = rows[0]
-    kind = next((kind for kind in ROW_KINDS.values() if row.side in kind.sides), None)
-    if kind is None:
+    kind = kind_of_row(row)
+    if not kind.sides:
         return row
     place = row.place.removesuffix(f", {row.side}")
     raise RowError(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.report.judged import JudgedCase, Outcome
+    from pytest_mistral_lora.runners import Runner
 
 _DESCRIPTION = """\
 Check each encoded row of a trainer, token by token, against mistral-common's encoding of the same messages. A row
@@ -96,6 +97,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(RUNNERS)}, or the path of a script (*.py) that encodes rows",
     )
     group.add_argument(
+        "--task",
+        metavar="NAME",
+        help="command of the trainer for the preference pairs or rated answers of --dataset: TRL's dpo and reward for "
+        "pairs, kto for rated answers (default: dpo for pairs)",
+    )
+    group.add_argument(
         "--config", type=INPUT, metavar="FILE", help="configuration of the trainer (default: its own defaults)"
     )
     group.add_argument(
@@ -145,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
         file = given.file
         audit = Audit(file, tokenizer.oracle, given.dataset, base=args.tokenizer, trained=given.trained)
         report = AuditReport(audit)
-        verdicts = _verdicts(report, args, given.rows)
+        verdicts = _verdicts(report, args, given)
         if args.output_format == "json":
             _run_as_json(audit, verdicts)
         elif args.output_format == "text":
@@ -257,7 +264,7 @@ def _run_as_json(audit: Audit, verdicts: Iterator[LineVerdict]) -> None:
     print_json({"summary": audit.summary()}, indented=False)
 
 
-def _verdicts(report: AuditReport, args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[LineVerdict]:
+def _verdicts(report: AuditReport, args: argparse.Namespace, given: _RowsToAudit) -> Iterator[LineVerdict]:
     """Yield the verdicts of an audit; those of a runner name its rows, and the keys of its configuration."""
     from pytest_mistral_lora.conformance.runner import with_row_places
     from pytest_mistral_lora.conformance.targets import checkpoint_paths
@@ -268,8 +275,8 @@ def _verdicts(report: AuditReport, args: argparse.Namespace, rows: Sequence[Row]
         source = ", ".join(map(str, args.dataset)) or "the packaged rows"
         if find_runner(args.runner).is_evaluation:
             source = str(args.config)
-        fixes = runner_fixes(args.runner)
-        placed = partial(with_row_places, file=report.audit.path, rows=rows, source=source, fixes=fixes)
+        fixes = runner_fixes(f"{args.runner}-preferences" if given.task else args.runner)
+        placed = partial(with_row_places, file=given.file, rows=given.rows, source=source, fixes=fixes)
     for verdict in _verdicts_with_progress(report):
         findings = map(placed, verdict.findings) if placed else verdict.findings
         yield replace(verdict, findings=tuple(finding.with_paths(paths) for finding in findings))
@@ -303,12 +310,57 @@ class _RowsToAudit:
         rows: The rows that a runner made them of, in order; empty for a file of the user.
         dataset: The files of the rows that they come from, in order.
         trained: The rows that the model of an evaluation was trained on.
+        task: The runner's command for preferences; empty for chat rows.
     """
 
     file: Path
     rows: Sequence[Row] = ()
     dataset: tuple[Path, ...] = ()
     trained: Sequence[Row] = ()
+    task: str = ""
+
+
+def _records_of(runner: Runner, files: Sequence[Path]) -> list[tuple[Row, ...]]:
+    """Return the rows of each record of the files; a runner that takes no preferences refuses pairs.
+
+    Raises:
+        InputError: If a file cannot be opened, or a record cannot be read or is refused.
+    """
+    from pytest_mistral_lora.chat.row_files import read_records, read_rows
+
+    if runner.tasks.pairs or runner.tasks.rated:
+        return [record for file in files for record in read_records(file)]
+    return [(row,) for file in files for row in read_rows(file)]
+
+
+def _task_of(runner: Runner, records: Sequence[tuple[Row, ...]], named: str | None) -> str:
+    """Return the runner's command for records; empty if they are chat rows.
+
+    Raises:
+        InputError: If the records are of several kinds, or the named command does not take them.
+    """
+    from pytest_mistral_lora.chat.row_kinds import CONVERSATION, PAIR, UNPAIRED, kind_of_row
+
+    kinds = {kind.name: kind for kind in (kind_of_row(record[0]) for record in records)}
+    if len(kinds) > 1:
+        found = " and ".join(kind.title for kind in kinds.values())
+        raise InputError(f"the dataset has {found}", place="--dataset", expected="rows of one kind")
+    kind = next(iter(kinds.values()), CONVERSATION)
+    tasks = {PAIR.name: runner.tasks.pairs, UNPAIRED.name: runner.tasks.rated}.get(kind.name, ())
+    if named is None:
+        return next(iter(tasks), "")
+    if named not in tasks:
+        found = f"{named!r} does not take {kind.title}"
+        raise InputError(found, place="--task", expected=" or ".join(tasks) or "no --task")
+    return named
+
+
+def _rows_by_line(rows: Sequence[Row]) -> list[Row]:
+    """Return the first row of each record, with the place of the record: its line has the same number."""
+    from pytest_mistral_lora.runners.extract import by_record
+
+    firsts = [record[0] for record in by_record(rows)]
+    return [replace(row, place=row.place.removesuffix(f", {row.side}") if row.side else row.place) for row in firsts]
 
 
 @contextmanager
@@ -324,19 +376,20 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
     if args.rows is not None and args.runner is not None:
         raise InputError("both ROWS and --runner are given", expected="one of them")
     if args.rows is not None:
-        for option in ("config", "python", "own_data", "output", "time_limit"):
+        for option in ("task", "config", "python", "own_data", "output", "time_limit"):
             if getattr(args, option):
                 found = f"--{option.replace('_', '-')} is for the rows of --runner, and ROWS are given"
                 raise InputError(found, expected="one of them")
         yield _RowsToAudit(args.rows, dataset=tuple(args.dataset))
         return
-    from pytest_mistral_lora.chat.row_files import read_rows
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.runners.extract import extract, extract_prompts, packaged_rows
     from pytest_mistral_lora.runners.prompts import prompt_rows
 
     runner = find_runner(args.runner)
-    rows = [row for path in args.dataset for row in read_rows(path)]
+    records = _records_of(runner, args.dataset)
+    rows = [row for record in records for row in record]
+    task = _task_of(runner, records, args.task)
     if args.own_data and runner.is_evaluation:
         raise InputError("--own-data is for the rows of a trainer", place=runner.name, expected="no --own-data")
     if args.own_data and not rows:
@@ -351,8 +404,8 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
             given = _RowsToAudit(output, prompt_rows(output), trained=rows)
         else:
             rows = rows or packaged_rows(CheckpointTokenizer(args.tokenizer, args.oracle).oracle)
-            extraction = extract(runner, rows, args.tokenizer, output, own_data=args.own_data, **options)
-            given = _RowsToAudit(output, rows, dataset=tuple(args.dataset))
+            extraction = extract(runner, rows, args.tokenizer, output, own_data=args.own_data, task=task, **options)
+            given = _RowsToAudit(output, _rows_by_line(rows), dataset=tuple(args.dataset), task=task)
         # versions are a part of the verdict, but standard output may be JSON
         sys.stderr.write(f"{extraction.ran_under}\n")
         yield given

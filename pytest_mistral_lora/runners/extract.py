@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.pairs import REJECTED, record_of
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -133,6 +134,7 @@ def extract(
     python: Path | None = None,
     time_limit: float = TIME_LIMIT,
     own_data: bool = False,
+    task: str = "",
     oracle: str | None = None,
 ) -> Extraction:
     """Let a runner encode rows by its own code, and write the result as encoded rows.
@@ -142,7 +144,7 @@ def extract(
 
     Args:
         runner: The runner.
-        rows: The rows.
+        rows: The rows; both sides of a preference pair follow each other.
         tokenizer: A checkpoint folder or a single tokenizer file.
         output: The encoded-rows file to write: each row once, in order; a row that the runner dropped, refused or
             turned into several sequences has an `error`.
@@ -152,6 +154,7 @@ def extract(
         time_limit: Seconds that the runner may take.
         own_data: Whether to keep the data that the configuration names, such as those of an exported run. `rows` are
             then the chat rows behind that data, in order.
+        task: The runner's command for preferences, one of its `tasks`; empty for chat rows.
         oracle: The declared oracle of a folder without a Mistral tokenizer file, or None.
 
     Raises:
@@ -160,12 +163,14 @@ def extract(
         TokenizerError: If the tokenizer cannot be loaded.
     """
     # in ASCII: a script that splits the text into lines must not split at a line separator within a row
-    given = "".join(f"{json.dumps(row.to_json())}\n" for row in rows)
+    records = [record_of(rows) if rows[0].side else rows[0].to_json() for rows in by_record(rows)]
+    given = "".join(f"{json.dumps(record)}\n" for record in records)
     source = CheckpointTokenizer(tokenizer, oracle)
-    with _ended(runner, source, given, config, python, time_limit, own_data) as (file, chosen):
-        made = read_output(file, reader_of(len(rows)))
-    write_text(output, "".join(f"{line}\n" for line in made.lines(rows)))
-    refused = sum("input_ids" not in made.records.get(number, {}) for number in range(len(rows)))
+    words = [*(["--own-data"] if own_data else []), *(["--task", task] if task else [])]
+    with _ended(runner, source, given, config, python, time_limit, words) as (file, chosen):
+        made = read_output(file, reader_of(len(records)))
+    write_text(output, "".join(f"{line}\n" for line in made.lines(records)))
+    refused = sum("error" in made.records.get(number, {"error": ""}) for number in range(len(records)))
     return Extraction(output, chosen, made.environment, made.notes, refused)
 
 
@@ -215,7 +220,7 @@ def _ended(
     config: Path | None,
     python: Path | None,
     time_limit: float,
-    own_data: bool = False,
+    words: Sequence[str] = (),
 ) -> Iterator[tuple[Path, Path]]:
     """Run a runner's script, and yield the file that it wrote, which is removed after the block, and its configuration.
 
@@ -226,7 +231,7 @@ def _ended(
         config: As for `extract`.
         python: As for `extract`.
         time_limit: As for `extract`.
-        own_data: As for `extract`.
+        words: Further words of its command line.
 
     Raises:
         RunnerError: As for `extract`.
@@ -244,18 +249,18 @@ def _ended(
             (work / name).mkdir()
         stage_checkpoint(tokenizer, work / _CHECKPOINT)
         write_text(work / _ROWS, rows)
-        ended = _run(runner, work, chosen, found_python, time_limit, own_data)
+        ended = _run(runner, work, chosen, found_python, time_limit, words)
         if not (work / _ENCODED).is_file():
             found = f"{runner.title} ends without an error, and wrote no file{shown(ended.tail)}"
             raise RunnerError(found, expected="encoded rows, one JSON object a line, in the file that --output names")
         yield work / _ENCODED, chosen
 
 
-def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: float, own_data: bool) -> Ended:
+def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: float, words: Sequence[str]) -> Ended:
     command: list[str | Path] = [python, runner.script.absolute(), "--config", config.absolute()]
     for option, name in (("--rows", _ROWS), ("--checkpoint", _CHECKPOINT), ("--output", _ENCODED)):
         command += [option, work / name]
-    command += ["--own-data"] if own_data else []
+    command += words
     home = str(work / _HOME)
     # caches and temporary files go into a folder that is removed afterwards
     folders = {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "TMPDIR": str(work / _TEMPORARY)}
@@ -268,6 +273,17 @@ def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: flo
     if ended.code:
         raise RunnerError(f"{runner.title} {ended.reason}", place="" if config == NOTHING else str(config))
     return ended
+
+
+def by_record(rows: Sequence[Row]) -> list[tuple[Row, ...]]:
+    """Return the rows of each record: both sides of a pair, or one row."""
+    records: list[tuple[Row, ...]] = []
+    for row in rows:
+        if row.side == REJECTED:
+            records[-1] += (row,)
+        else:
+            records.append((row,))
+    return records
 
 
 def packaged_rows(oracle: Oracle) -> list[Row]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import scan_jsonl
-from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError, RunnerError
 
 # only the end of a log is read, whatever its length
@@ -128,11 +127,15 @@ class RunnerOutput:
     notes: tuple[str, ...] = ()
     records: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
-    def lines(self, rows: Iterable[Row]) -> Iterator[str]:
-        """Yield a line of an encoded-rows file for each row; a row that the runner did not write is an error."""
-        for number, row in enumerate(rows):
-            record = self.records.get(number, {"error": "the runner made nothing of it"})
-            yield json.dumps({"row": number, **row.to_json(), **record}, ensure_ascii=False)
+    def lines(self, records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+        """Yield a line of an encoded-rows file for each row; a row that the runner did not write is an error.
+
+        Args:
+            records: The rows that the script got, in order.
+        """
+        for number, row in enumerate(records):
+            made = self.records.get(number, {"error": "the runner made nothing of it"})
+            yield json.dumps({"row": number, **row, **made}, ensure_ascii=False)
 
 
 ReadRecord = Callable[[Any, str], tuple[int, Mapping[str, Any]]]
@@ -178,6 +181,9 @@ def _broken_contract(error: InputError) -> RunnerError:
     return RunnerError(error.found, place=error.place, expected="encoded rows, one JSON object a line")
 
 
+_SIDES = ("chosen", "rejected", "completion")
+
+
 def reader_of(rows: int) -> ReadRecord:
     """Return the reader of the records of a trainer that got a number of rows."""
 
@@ -185,6 +191,10 @@ def reader_of(rows: int) -> ReadRecord:
         number = row_number(data, place, rows)
         if isinstance(data.get("error"), str):
             return number, {"error": data["error"]}
+        of_sides = [f"{side}_{column}" for side in _SIDES for column in ("input_ids", "labels")]
+        if keys := [key for key in of_sides if key in data]:
+            label = {"label": data["label"]} if "label" in data else {}
+            return number, label | {key: integers(data, key, place) for key in keys}
         return number, {key: integers(data, key, place) for key in ("input_ids", "labels")}
 
     return read

@@ -30,6 +30,19 @@ _FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
+class PreferenceTasks:
+    """The commands of a trainer that take preferences; the first of each is its default.
+
+    Attributes:
+        pairs: Those that take a chosen and a rejected answer.
+        rated: Those that take an answer with a label.
+    """
+
+    pairs: tuple[str, ...] = ()
+    rated: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Runner:
     """Another trainer or a harness, and the script that takes what it feeds a model out of it.
 
@@ -44,6 +57,7 @@ class Runner:
         lock: The versions of its environment, one a line.
         least_python: The oldest Python that these versions support.
         is_evaluation: Whether it trains nothing: it feeds a model the prompts of its own tasks, and takes no rows.
+        tasks: Its commands that take preference pairs, and those that take rated answers.
     """
 
     name: str
@@ -56,6 +70,7 @@ class Runner:
     lock: Path
     least_python: tuple[int, int] = (3, 11)
     is_evaluation: bool = False
+    tasks: PreferenceTasks = PreferenceTasks()
 
 
 def _packaged(name: str, title: str, module: str, command: str, **options: Any) -> Runner:
@@ -67,7 +82,7 @@ def _packaged(name: str, title: str, module: str, command: str, **options: Any) 
 RUNNERS: Mapping[str, Runner] = {
     runner.name: runner
     for runner in (
-        _packaged("trl", "TRL", "trl", "trl sft --config"),
+        _packaged("trl", "TRL", "trl", "trl sft --config", tasks=PreferenceTasks(("dpo", "reward"), ("kto",))),
         _packaged("axolotl", "Axolotl", "axolotl", "axolotl preprocess", least_python=(3, 12)),
         _packaged("llamafactory", "LLaMA-Factory", "llamafactory", "llamafactory-cli train"),
         _packaged("ms-swift", "ms-swift", "swift", "swift sft"),

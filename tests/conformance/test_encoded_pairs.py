@@ -300,6 +300,33 @@ def test_the_two_lines_of_a_pair_are_one_record_of_the_source(tmp_path: Path, or
     assert "4 pairs" in audit.rows_line
 
 
+def test_pairs_of_a_dataset_judge_ids_without_messages(tmp_path: Path, oracle: Oracle) -> None:
+    rows = [texts_pair(f"Is it {n}?", f"It is {n}.", f"No, {n + 1}.") for n in range(4)]
+    dataset = write_lines(tmp_path, rows, "dataset.jsonl")
+    records = [without_texts(with_ids(oracle, row)) for row in rows]
+    path = write_lines(tmp_path, records)
+    assert audit_rules(path, oracle, dataset) == []
+    records[1]["rejected_ids"], records[2]["rejected_ids"] = records[2]["rejected_ids"], records[1]["rejected_ids"]
+    found = audit_findings(write_lines(tmp_path, records), oracle, dataset)
+    assert [(finding.rule, finding.place.rpartition(":")[2]) for finding in found] == [
+        ("ML534", "2, rejected"),
+        ("ML534", "3, rejected"),
+    ]
+
+
+def test_pairs_that_are_not_those_of_the_dataset_are_found(tmp_path: Path, oracle: Oracle) -> None:
+    rows = [texts_pair(f"Is it {n}?", f"It is {n}.", f"No, {n + 1}.") for n in range(4)]
+    dataset = write_lines(tmp_path, rows, "dataset.jsonl")
+    records = [with_ids(oracle, row) for row in rows]
+    changed = with_ids(oracle, rows[1] | {"rejected": [said("assistant", "Never.")]})
+    found = audit_findings(write_lines(tmp_path, [records[0], changed, records[3]]), oracle, dataset)
+    assert [(finding.rule, finding.found) for finding in found[:2]] == [
+        ("ML505", "the messages are not those of row 1"),
+        ("ML502", "1 of 4 rows are not there: 2"),
+    ]
+    assert found[0].place.endswith(":2, rejected")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_files_of_trainers_are_recognised_by_their_columns(form: str, tmp_path: Path, oracle: Oracle) -> None:
     prompt = [said("user", "Is it warm?")]

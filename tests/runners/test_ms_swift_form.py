@@ -76,7 +76,7 @@ def test_a_row_that_cannot_be_encoded_is_left_out_and_no_other_takes_its_place(s
     trainer = SimpleNamespace(
         train_dataset=SimpleNamespace(dataset=rows, encode_func=encode), data_collator=lambda batch: collate
     )
-    assert list(script._made(trainer)) == [(0, [1, 2], [-100, 2])]
+    assert list(script._made(trainer)) == [(0, {"input_ids": [1, 2], "labels": [-100, 2]})]
 
 
 def test_rows_with_tools_have_a_key_for_their_form() -> None:

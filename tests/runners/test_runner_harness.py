@@ -47,7 +47,9 @@ def run(harness: ModuleType, notes: list[str], tmp_path: Path, monkeypatch: pyte
             data = datasets.Dataset.from_json(str(task.rows_file()), cache_dir=str(tmp_path / "cache"))
             made = step(data.map(lambda row: {"text": row["messages"][-1]["content"]}, remove_columns=["messages"]))
             made = made.map(lambda row: {"input_ids": [len(row["text"])], "labels": [len(row["text"])]})
-            return [(row[harness.MARK], row["input_ids"], row["labels"]) for row in harness.marked(made)]
+            return [
+                (row[harness.MARK], harness.labelled(row["input_ids"], row["labels"])) for row in harness.marked(made)
+            ]
 
         rows = [{"messages": [{"role": "assistant", "content": text}]} for text in texts]
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -190,7 +192,7 @@ def own(harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
                 file = str(tmp_path / "train.jsonl")
                 data = datasets.load_dataset("json", data_files=file, split="train", cache_dir=str(tmp_path / "cache"))
             data = harness.marked(data).select([2, 0])
-            return [(row[harness.MARK], row["input_ids"], row["labels"]) for row in data]
+            return [(row[harness.MARK], harness.labelled(row["input_ids"], row["labels"])) for row in data]
 
         words = [
             w for n in ("rows", "checkpoint", "config", "output") for w in (f"--{n}", str(tmp_path / f"{n}.jsonl"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pytest_mistral_lora import audit
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.cli import main
 
 trl = pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
 
@@ -116,3 +118,45 @@ def test_the_faults_of_trl_are_found_and_its_sound_rows_are_sound(
 def test_an_empty_answer_ends_trl(kind: str, base: tuple[str, Path], tmp_path: Path) -> None:
     with pytest.raises(TemplateError):
         prepared(kind, base[1], [EMPTY], tmp_path)
+
+
+@pytest.mark.parametrize("task", ["dpo", "reward", "kto"])
+def test_the_runner_shows_the_same_faults_by_the_rows_of_the_user(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    titles = ["one turn", "control text in the prompt", "spaces behind an answer", "result in the answer"]
+    rows = [ROWS[title] for title in titles] + [EMPTY]
+    if task == "kto":
+        rows = [
+            {"prompt": row["prompt"], "completion": row["chosen"], "label": True} | _tools(row) for row in rows[:-1]
+        ]
+        rows += [{"prompt": EMPTY["prompt"], "completion": EMPTY["rejected"], "label": False}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--runner", "trl", "--task", task, "--tokenizer", "spm-v3", "--dataset", str(file), "--json"]
+    assert main(["audit", *words]) == 1
+    *findings, last = map(json.loads, capsys.readouterr().out.splitlines())
+    found = {(finding["place"].removeprefix(f"{file}:"), finding["rule"]) for finding in findings}
+    side = "" if task == "kto" else ", chosen"
+    expected = {(f"2{side}", "ML523"), (f"3{side}", "ML529"), ("5", "ML502"), ("4" + side, "ML547")}
+    if task != "kto":
+        expected |= {("2, rejected", "ML523"), (str(file), "ML506")}
+    if task == "reward":
+        # the conversation is scored as a whole
+        expected -= {("4, chosen", "ML547")}
+    assert found == expected
+    assert last["summary"]["pairs"] == (0 if task == "kto" else 4)
+
+
+def _tools(row: Data) -> Data:
+    return {"tools": row["tools"]} if "tools" in row else {}
+
+
+def test_a_cut_of_the_configuration_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS["one begins like the other"]) + "\n")
+    (tmp_path / "dpo.yaml").write_text("max_length: 10\n")
+    words = ["--config", str(tmp_path / "dpo.yaml"), "--tokenizer", "spm-v3", "--dataset", str(tmp_path / "rows.jsonl")]
+    assert main(["audit", "--runner", "trl", *words]) == 1
+    out = capsys.readouterr().out
+    assert "ML568" in out
+    assert "Set `max_length: null`, or leave out pairs" in out

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import yaml
-from harness import MARK, CapturedError, Encoded, Task, main, marked
+from harness import MARK, CapturedError, Encoded, Task, labelled, main, marked
 
 _PACKAGES = ("axolotl", "trl", "transformers", "tokenizers", "datasets", "mistral-common", "torch")
 
@@ -65,7 +65,7 @@ def encode(task: Task) -> list[Encoded]:
     try:
         preprocess.do_cli(str(_config(task)))
     except CapturedError:
-        return [(row[MARK], row["input_ids"], row["labels"]) for row in marked(prepared)]
+        return [(row[MARK], labelled(row["input_ids"], row["labels"])) for row in marked(prepared)]
     finally:
         preprocess.load_datasets = original
     raise RuntimeError("Axolotl ended before it had prepared the rows")

@@ -2,13 +2,16 @@
 
 A script is a command that maps rows to encoded rows:
 
-    SCRIPT --rows ROWS.jsonl --checkpoint FOLDER --config FILE --output OUT.jsonl [--own-data]
+    SCRIPT --rows ROWS.jsonl --checkpoint FOLDER --config FILE --output OUT.jsonl [--own-data] [--task NAME]
 
 With `--own-data` the runner gets the unchanged rows that its configuration names, and `ROWS.jsonl` has the chat rows
-behind them, in order.
+behind them, in order. With `--task`, the rows are preference pairs or rated answers in TRL's form, and the runner's
+command of that name takes them.
 
 `OUT.jsonl` gets a line for the environment, `{"environment": {"trl": "1.16.0", ...}}`, and then one line for each
-row, in any order: `{"row": 0, "input_ids": [...], "labels": [...]}`, or `{"row": 0, "error": "..."}`. A line
+row, in any order: `{"row": 0, "input_ids": [...], "labels": [...]}`, or `{"row": 0, "error": "..."}`. Of a preference
+pair, the columns are `chosen_input_ids`, `chosen_labels` and the same of `rejected`; of a rated answer `completion_...`
+and its `label`. The ids hold the prompt, and labels are left out if tokens have no loss of their own. A line
 `{"note": "..."}` is for the reader. The script of an evaluation gets no rows, and writes its prompts: see
 `runners.prompts`. A configuration that the runner cannot use ends in an exit code other than 0, with
 the reason as the last line of stderr.
@@ -59,6 +62,7 @@ class Task:
         config: The runner's own configuration.
         folder: An empty folder for the files of this call.
         own_data: Whether to keep the data that the configuration names.
+        name: The runner's command, such as `dpo`; empty for the one that trains on chat rows.
     """
 
     rows: list[dict[str, Any]]
@@ -66,6 +70,7 @@ class Task:
     config: Path
     folder: Path
     own_data: bool = False
+    name: str = ""
 
     def rows_file(self, rows: list[dict[str, Any]] | None = None) -> Path:
         """Write rows as a JSONL file, and return the file."""
@@ -76,7 +81,8 @@ class Task:
         return file
 
 
-Encoded = tuple[int, list[int], list[int]]
+Encoded = tuple[int, dict[str, Any]]
+"""The number of a row, and its columns: `input_ids` and `labels`, or those of a preference record."""
 Encode = Callable[[Task], list[Encoded]]
 
 
@@ -95,7 +101,7 @@ def main(encode: Encode, packages: tuple[str, ...], notes: dict[str, str] | None
     _keep_marks()
     with given.output.open("w", encoding="utf-8") as output:
         output.write(json.dumps({"environment": {**versions(packages), **(notes or {})}}) + "\n")
-        bisection = _Bisection(encode, given.checkpoint, given.config)
+        bisection = _Bisection(encode, given.checkpoint, given.config, given.task)
         for record in bisection.own_records(rows) if given.own_data else bisection.records(rows):
             output.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -106,6 +112,7 @@ def arguments() -> argparse.Namespace:
     for name in ("rows", "checkpoint", "config", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--own-data", action="store_true")
+    parser.add_argument("--task", default="")
     given = parser.parse_args()
     sys.argv = sys.argv[:1]
     return given
@@ -140,6 +147,7 @@ class _Bisection:
     encode: Encode
     checkpoint: Path
     config: Path
+    name: str = ""
 
     def records(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         try:
@@ -155,7 +163,7 @@ class _Bisection:
             return
         # otherwise, a configuration that refuses everything would look like a file of bad rows
         try:
-            self._run([{**PLAIN, MARK: 0}])
+            self._run([{**_plain(rows[0]), MARK: 0}])
         except Exception as error:
             sys.exit(f"a plain row is refused, too: {_reason(error)}")
         yield {"note": f"the file of all {len(rows)} rows is refused ({reason}); they were given in smaller ones"}
@@ -169,7 +177,8 @@ class _Bisection:
         for name in ("load_dataset", "load_from_disk"):
             setattr(datasets, name, _numbering(getattr(datasets, name), len(rows)))
         with tempfile.TemporaryDirectory() as folder:
-            made = self.encode(Task([], self.checkpoint, self.config, Path(folder), own_data=True))
+            task = Task([], self.checkpoint, self.config, Path(folder), own_data=True, name=self.name)
+            made = self.encode(task)
         yield from self._made(rows, made)
 
     def _parts(self, rows: list[dict[str, Any]], reason: str) -> Iterator[dict[str, Any]]:
@@ -178,9 +187,7 @@ class _Bisection:
             yield {"row": rows[0][MARK], "error": reason}
             return
         # a column of a file has one type: rows whose contents are lists are refused beside plain texts
-        texts = [
-            row for row in rows if all(not isinstance(message.get("content"), list) for message in row["messages"])
-        ]
+        texts = [row for row in rows if all(not isinstance(message.get("content"), list) for message in _messages(row))]
         lists = [row for row in rows if row not in texts]
         # few rows are passed one by one: each trial loads the tokenizer again
         size = len(rows) // 2 if len(rows) > 8 else 1
@@ -197,7 +204,7 @@ class _Bisection:
         # Axolotl cannot sample from a file of one row: a single row is passed twice
         given = rows if len(rows) > 1 else [*rows, {**rows[0], MARK: _AGAIN}]
         with tempfile.TemporaryDirectory() as folder:
-            made = self.encode(Task(given, self.checkpoint, self.config, Path(folder)))
+            made = self.encode(Task(given, self.checkpoint, self.config, Path(folder), name=self.name))
         return [encoded for encoded in made if encoded[0] != _AGAIN]
 
     def _made(self, rows: list[dict[str, Any]], made: list[Encoded]) -> Iterator[dict[str, Any]]:
@@ -206,11 +213,32 @@ class _Bisection:
             by_number[encoded[0]].append(encoded)
         for number, found in by_number.items():
             if len(found) == 1:
-                yield {"row": number, "input_ids": list(found[0][1]), "labels": list(found[0][2])}
+                yield {"row": number, **found[0][1]}
             elif found:
                 yield {"row": number, "error": f"{len(found)} sequences were made of it"}
             else:
                 yield {"row": number, "error": "it was left out, without an error"}
+
+
+def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages of a row, or of the prompt and the answers of a preference record."""
+    keys = ("messages", "prompt", "chosen", "rejected", "completion")
+    return [message for key in keys for message in row.get(key) or ()]
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the same kind that every sound configuration accepts."""
+    if "messages" in row:
+        return PLAIN
+    prompt, answer = PLAIN["messages"][:1], PLAIN["messages"][1:]
+    if "completion" in row:
+        return {"prompt": prompt, "completion": answer, "label": True}
+    return {"prompt": prompt, "chosen": answer, "rejected": [{"role": "assistant", "content": "No"}]}
+
+
+def labelled(ids: Any, labels: Any) -> dict[str, Any]:
+    """Return the columns of a chat row."""
+    return {"input_ids": list(ids), "labels": list(labels)}
 
 
 def _reason(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from harness import MARK, CapturedError, Encoded, Task, main, marked
+from harness import MARK, CapturedError, Encoded, Task, labelled, main, marked
 
 _PACKAGES = ("llamafactory", "trl", "transformers", "tokenizers", "datasets", "mistral-common", "torch", "torchaudio")
 
@@ -51,7 +51,8 @@ _FILE_KEYS = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url
 
 def encode(task: Task) -> list[Encoded]:
     """Return the rows of the dataset that LLaMA-Factory's own command builds."""
-    return [(row[MARK], row["input_ids"], row["labels"]) for row in marked(ready_dataset(configuration(task)))]
+    rows = marked(ready_dataset(configuration(task)))
+    return [(row[MARK], labelled(row["input_ids"], row["labels"])) for row in rows]
 
 
 def ready_dataset(config: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import yaml
-from harness import MARK, CapturedError, Encoded, Task, main, marked
+from harness import MARK, CapturedError, Encoded, Task, labelled, main, marked
 
 _PACKAGES = ("ms-swift", "trl", "transformers", "tokenizers", "datasets", "peft", "mistral-common", "torch")
 
@@ -82,7 +82,7 @@ def _made(trainer: Any) -> Any:
             # ms-swift logs the error and trains on another row, drawn at random: this row is left out
             continue
         batch = trainer.data_collator([encoded])
-        yield number, batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+        yield number, labelled(batch["input_ids"][0].tolist(), batch["labels"][0].tolist())
 
 
 def words(task: Task) -> list[str]:

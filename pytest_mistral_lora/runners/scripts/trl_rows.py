@@ -1,11 +1,12 @@
-"""The rows that `trl sft --config FILE` would train on."""
+"""The rows that `trl sft --config FILE` would train on, or `trl dpo`, `trl kto` and `trl reward`."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import yaml
-from harness import MARK, CapturedError, Encoded, Task, main, marked
+from harness import MARK, CapturedError, Encoded, Task, labelled, main, marked
 
 _PACKAGES = ("trl", "transformers", "tokenizers", "datasets", "accelerate", "mistral-common", "torch")
 
@@ -27,6 +28,15 @@ _DROPPED = ("datasets", "dataset_config", "model_revision", "attn_implementation
 """What names other data, another model, or a GPU's kernel."""
 
 
+_TRAINERS = {
+    "": ("sft", "SFTTrainer"),
+    "dpo": ("dpo", "DPOTrainer"),
+    "kto": ("kto", "KTOTrainer"),
+    "reward": ("reward", "RewardTrainer"),
+}
+"""The script and the trainer of each command."""
+
+
 def encode(task: Task) -> list[Encoded]:
     """Return the model inputs of TRL's own command: each row alone, through its data collator."""
     trainer = ready_trainer(task)
@@ -34,16 +44,34 @@ def encode(task: Task) -> list[Encoded]:
     for row in marked(trainer.train_dataset):
         # each row alone, so that it is not padded to the length of another
         number = row.pop(MARK)
-        batch = trainer.data_collator([row])
-        made.append((number, batch["input_ids"][0].tolist(), batch["labels"][0].tolist()))
+        made.append((number, _columns(trainer.data_collator([row]), task.name)))
     return made
 
 
-def ready_trainer(task: Task) -> Any:
-    """Return the `SFTTrainer` of TRL's own command, as it is when it is told to train."""
-    import trl
-    from trl.scripts import sft
+def _columns(batch: Any, name: str) -> dict[str, Any]:
+    """Return the columns of a batch of one row; sides of a pair are padded to one length."""
+    if not name:
+        columns: dict[str, Any] = labelled(batch["input_ids"][0].tolist(), batch["labels"][0].tolist())
+        return columns
+    ids, shown = batch["input_ids"], batch["attention_mask"]
+    columns = {"label": bool(batch["label"][0])} if name == "kto" else {}
+    for row, side in enumerate(("completion",) if name == "kto" else ("chosen", "rejected")):
+        tokens = [n for n, is_shown in enumerate(shown[row].tolist()) if is_shown]
+        own = [ids[row][n].item() for n in tokens]
+        columns[f"{side}_input_ids"] = own
+        if name != "reward":
+            scored = batch["completion_mask"][row]
+            columns[f"{side}_labels"] = [token if scored[n] else -100 for n, token in zip(tokens, own, strict=True)]
+    return columns
 
+
+def ready_trainer(task: Task) -> Any:
+    """Return the trainer of TRL's own command, as it is when it is told to train."""
+    import trl
+
+    script, name = _TRAINERS[task.name]
+    command = importlib.import_module(f"trl.scripts.{script}")
+    trainer_class = getattr(trl, name)
     trainer: Any = None
 
     def stop(self: Any, *_: Any, **__: Any) -> None:
@@ -51,17 +79,17 @@ def ready_trainer(task: Task) -> Any:
         trainer = self
         raise CapturedError
 
-    original, trl.SFTTrainer.train = trl.SFTTrainer.train, stop
+    original, trainer_class.train = trainer_class.train, stop
     try:
-        sft.main(*_parse(sft, task))
+        command.main(*_parse(command, task))
     except CapturedError:
         return trainer
     finally:
-        trl.SFTTrainer.train = original
+        trainer_class.train = original
     raise RuntimeError("TRL ended before it trained")
 
 
-def _parse(sft: Any, task: Task) -> Any:
+def _parse(command: Any, task: Task) -> Any:
     config = yaml.safe_load(task.config.read_text(encoding="utf-8")) or {}
     fixed = {"model_name_or_path": str(task.checkpoint), "output_dir": str(task.folder / "out")}
     if not task.own_data:
@@ -69,7 +97,7 @@ def _parse(sft: Any, task: Task) -> Any:
     config = {name: value for name, value in {**config, **_SET, **fixed}.items() if name not in _DROPPED}
     file = task.folder / "config.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return sft.make_parser().parse_args_and_config(["--config", str(file)], fail_with_unknown_args=False)
+    return command.make_parser().parse_args_and_config(["--config", str(file)], fail_with_unknown_args=False)
 
 
 if __name__ == "__main__":
