@@ -22,7 +22,6 @@ from pytest_mistral_lora.chat.remedies import (
 from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
 from pytest_mistral_lora.errors import InputError, MistralLoraError, did_you_mean
 from pytest_mistral_lora.formats.recognition import ids_key, recognise
-from pytest_mistral_lora.formats.sources import is_row
 from pytest_mistral_lora.records.manifest import MANIFEST
 
 KINDS = {
@@ -175,6 +174,8 @@ def _file(path: Path) -> RecognisedPath:
 
 def _lines(path: Path) -> RecognisedPath:
     """Recognise the lines of a file; a name such as `rows.jsonl` is enough if no line can be read."""
+    from pytest_mistral_lora.formats.sources import is_row
+
     records = [record for record in first_values(path) if isinstance(record, Mapping | list)]
     known = next((record for record in records if recognise(record) is not None), None)
     found = recognise(known)
