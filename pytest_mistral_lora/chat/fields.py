@@ -22,6 +22,9 @@ _MESSAGE_KEYS = {
 ROW_KEYS = ("messages", "tools", "reasoning_effort", "response_format")
 """The keys of a row that decide its ids."""
 
+FIM_KEYS = ("prompt", "suffix", "completion")
+"""The keys of a fill-in-the-middle row, in the order of its JSON."""
+
 REFUSED_KEYS = {
     "continue_final_message": "leaves out the EOS of the last answer",
     "truncate_for_context_length": "leaves out the oldest turns of a long row",

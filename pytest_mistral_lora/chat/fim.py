@@ -10,15 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_mistral_lora.chat.fields import ROW_KEYS, Place, check_text, kind_of, refuse_keys
+from pytest_mistral_lora.chat.fields import FIM_KEYS, ROW_KEYS, Place, check_text, kind_of, refuse_keys
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError
 
 FIM_ROLES = ("suffix", "prompt", "completion")
 """The parts of a fill-in-the-middle row, in the order of their ids."""
-
-FIM_KEYS = ("prompt", "suffix", "completion")
-"""The keys of such a row, in the order of its JSON."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +65,11 @@ class FimRow(Row):
     def content_field(self, index: int) -> str:
         """Return the key of a text, for places."""
         return FIM_ROLES[index]
+
+
+def is_fim(record: Mapping[str, Any]) -> bool:
+    """Return whether a record is a fill-in-the-middle row, by its keys: a suffix is in no other row."""
+    return all(record.get(key) is not None for key in FIM_KEYS)
 
 
 def parse_fim_row(data: Any, *, place: str = "") -> FimRow:

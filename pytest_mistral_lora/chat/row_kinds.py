@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_mistral_lora.chat.fields import ROW_KEYS
+from pytest_mistral_lora.chat.fields import FIM_KEYS, ROW_KEYS
+from pytest_mistral_lora.chat.fim import is_fim, parse_fim_row
 from pytest_mistral_lora.chat.pairs import (
     CHOSEN,
     REJECTED,
@@ -80,8 +81,9 @@ UNPAIRED = RowKind(
     loss="unwanted",
     trainers="KTOTrainer",
 )
+FIM = RowKind("fim", "fill-in-the-middle", is_fim, lambda data, place: (parse_fim_row(data, place=place),), FIM_KEYS)
 
-ROW_KINDS: Mapping[str, RowKind] = {kind.name: kind for kind in (CONVERSATION, PAIR, UNPAIRED)}
+ROW_KINDS: Mapping[str, RowKind] = {kind.name: kind for kind in (CONVERSATION, PAIR, UNPAIRED, FIM)}
 """The kinds of rows, by name."""
 
 

@@ -223,8 +223,9 @@ def _refuse_unwritable_columns(data: Mapping[str, Any], place: str) -> None:
     Raises:
         RowError: If its name or its value has half a surrogate pair.
     """
+    keys = record_kind(data).keys
     for key, value in data.items():
-        if key not in record_kind(data).keys:
+        if key not in keys:
             check_text(key, Place(place, "column " + json.dumps(key)))
             check_text(json.dumps(value, ensure_ascii=False), Place(place, key))
 

@@ -63,6 +63,8 @@ def convert_record(
     reading = RecordReading(record.place, layout, keys, padded, lossy)
     draft, more = FORMATS[layout.format].convert(Draft([], fields, ToolCalls(padded=padded)), reading)
     changes += more
+    if draft.texts:
+        return _row_of_texts(draft, reading, changes)
     draft, more = _with_rejected(draft, reading)
     changes += more
     # the mark of a record with both answers says nothing about one of them
@@ -104,6 +106,18 @@ def convert_record(
     changes += more
     user_fields, more = _own_keys(rest, turns)
     return {**turns, **({"tools": tools} if tools else {}), **user_fields}, changes + more
+
+
+def _row_of_texts(
+    draft: Draft, reading: RecordReading, changes: list[Change]
+) -> tuple[dict[str, Any] | None, list[Change]]:
+    """Return a row that is no conversation as plain data, or None if it is marked as bad, and the changes."""
+    mark = _mark(draft.fields, reading)
+    bad = mark.key if mark is not None and not mark.is_good else _bad_answer(draft.fields)
+    if bad:
+        return None, [*changes, lost("unwanted", bad)]
+    own, more = _own_keys(draft.fields, draft.texts)
+    return {**draft.texts, **own}, changes + more
 
 
 def _finished(

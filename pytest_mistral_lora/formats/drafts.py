@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.fields import Place, kind_of
@@ -45,6 +46,7 @@ class Draft(NamedTuple):
         calls: The tool calls of the row so far.
         answer_at: Index of the first message of the answer; None if its record does not tell.
         rejected: Of a pair, the messages with the worse answer; None for a record with one answer.
+        texts: The texts of a row that is no conversation, by their keys.
     """
 
     messages: list[dict[str, Any]]
@@ -52,6 +54,7 @@ class Draft(NamedTuple):
     calls: ToolCalls
     answer_at: int | None = None
     rejected: list[dict[str, Any]] | None = None
+    texts: Mapping[str, str] = MappingProxyType({})
 
 
 def take(draft: Draft, name: str, reading: RecordReading) -> tuple[Any, Draft]:

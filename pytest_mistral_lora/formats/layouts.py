@@ -16,6 +16,7 @@ RECORD_FIELDS = (
     "system",
     "tools",
     "prompt",
+    "suffix",
     "completion",
     "chosen",
     "rejected",

@@ -7,6 +7,7 @@ from typing import Any
 
 from pytest_mistral_lora.formats.alpaca import ALPACA
 from pytest_mistral_lora.formats.conversation import MESSAGE_LISTS, message_keys
+from pytest_mistral_lora.formats.fill_in_the_middle import FILL_IN_THE_MIDDLE
 from pytest_mistral_lora.formats.messages import MESSAGES
 from pytest_mistral_lora.formats.preference import PREFERENCE
 from pytest_mistral_lora.formats.prompt_completion import PROMPT_COMPLETION
@@ -14,7 +15,8 @@ from pytest_mistral_lora.formats.row_format import Recognised, RowFormat
 from pytest_mistral_lora.formats.sharegpt import SHAREGPT
 
 FORMATS: Mapping[str, RowFormat] = {
-    row_format.name: row_format for row_format in (MESSAGES, SHAREGPT, ALPACA, PROMPT_COMPLETION, PREFERENCE)
+    row_format.name: row_format
+    for row_format in (MESSAGES, SHAREGPT, ALPACA, PROMPT_COMPLETION, PREFERENCE, FILL_IN_THE_MIDDLE)
 }
 """The formats that are converted to rows, by name. A new one is a module beside these, and an entry here."""
 
@@ -59,7 +61,7 @@ def recognise(record: Any) -> Recognised | None:
     # a table of many sources pads the keys of other sources with null; if no format matches, the null is the fault
     present = {key for key, value in record.items() if value is not None}
     if "suffix" in present:
-        return _with_a_suffix(present)
+        return _with_a_suffix(record, present)
     for named in (present, record.keys()):
         for row_format in _IN_ORDER:
             evidence = row_format.recognise(record, named)
@@ -71,11 +73,14 @@ def recognise(record: Any) -> Recognised | None:
     return None
 
 
-def _with_a_suffix(present: Collection[str]) -> Recognised:
+def _with_a_suffix(record: Mapping[str, Any], present: Collection[str]) -> Recognised:
     """Return what a record with a suffix is: no format of turns has one, and without it other rows are trained on."""
-    if "prompt" in present:
-        title = "fill-in-the-middle (prompt, suffix)"
-        advice = "Only turns are trained here: as a chat, the completion would be learned without its suffix."
+    evidence = FILL_IN_THE_MIDDLE.recognise(record, present)
+    if evidence is not None:
+        return _recognised(FILL_IN_THE_MIDDLE, evidence.words, evidence.keys)
+    if "prompt" in present and not any(name in present for name in MESSAGE_LISTS):
+        title = "fill-in-the-middle without a completion (prompt, suffix)"
+        advice = "Put the text that fills the gap beside them, under `completion`; all three are texts."
     else:
         title = "a row with a suffix (suffix)"
         advice = "A row of turns has none: write it into a message, or rename the key if it is no text to train on."

@@ -141,7 +141,10 @@ def named_figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     lost = [f"{figures[f'rows_{name}']:,} {name}" for name in ("refused", "dropped") if figures[f"rows_{name}"]]
     parts = [*(sides if figures["rows_held_out"] else ()), *lost]
     yield "rows", f"{figures['rows']:,}" + (f" ({', '.join(parts)})" if parts else "")
-    yield "turns", f"{counted(figures['messages'], 'message')}, {counted(figures['assistant_turns'], 'answer')}"
+    if figures["messages"] or not figures.get("fim_rows"):
+        yield "turns", f"{counted(figures['messages'], 'message')}, {counted(figures['assistant_turns'], 'answer')}"
+    if figures.get("fim_rows"):
+        yield "gaps", f"{counted(figures['fim_rows'], 'row')} of fill-in-the-middle"
     yield "tokens", _spread(figures["tokens"])
     yield "supervised", f"{_spread(figures['supervised_tokens'])}; {figures['supervised_share']:.1%} of all tokens"
     # only preference pairs and rated answers have sides

@@ -154,10 +154,42 @@ def test_an_answer_that_is_not_marked_as_bad_is_kept_with_its_mark(key: str, val
     assert row[key] == value
 
 
+GAP = {"prompt": "def f():", "suffix": "# end", "completion": "return 1"}
+
+
+@pytest.mark.parametrize("completion", ["completion", "middle", "response"])
+def test_fill_in_the_middle_keeps_its_three_texts(completion: str, tmp_path: Path) -> None:
+    record = {"prompt": "def f():", "suffix": "# end", completion: "return 1", "id": 7}
+    rows, report = converted(tmp_path, record)
+    assert rows == [{**GAP, "id": 7}]
+    assert report.changes.keys() == ({"fim-keys"} if completion != "completion" else set())
+    assert list(report.own_keys.details) == ["id"]
+    assert not report.losses
+
+
+def test_prefix_suffix_and_middle_are_fill_in_the_middle(tmp_path: Path) -> None:
+    rows, report = converted(tmp_path, {"prefix": "def f():", "suffix": "", "middle": "return 1"})
+    assert rows == [{**GAP, "suffix": ""}]
+    assert report.changes["fim-keys"].details == {"prefix is prompt": 1, "middle is completion": 1}
+
+
+def test_a_record_without_the_suffix_of_the_others_is_no_conversation(tmp_path: Path) -> None:
+    rows, report = converted(tmp_path, GAP, {**GAP, "suffix": None})
+    assert rows == [GAP]
+    assert "this is prompt and completion" in report.fault_lines()[0]
+
+
+def test_a_completion_that_is_marked_as_bad_is_a_loss(tmp_path: Path) -> None:
+    rows, report = converted(tmp_path, {**GAP, "is_correct": False})
+    assert not rows
+    assert report.losses.keys() == {"unwanted"}
+
+
 @pytest.mark.parametrize(
     ("record", "title", "step"),
     [
-        ({"prompt": "a", "suffix": "c", "completion": "b"}, "fill-in-the-middle", "learned without its suffix"),
+        ({"prompt": "a", "suffix": "c"}, "fill-in-the-middle without a completion", "under `completion`"),
+        ({"prompt": [USER], "suffix": "c", "completion": "b"}, "fill-in-the-middle without", "all three are texts"),
         (chat(USER, answer("a"), suffix="c"), "a row with a suffix", "write it into a message"),
         (
             {"prompt": "a", "responses": ["b", "c"], "votes": [1, 0]},
@@ -167,7 +199,7 @@ def test_an_answer_that_is_not_marked_as_bad_is_kept_with_its_mark(key: str, val
         ({"prompt": "a", "completions": ["b", "c"], "labels": [1, 0]}, "several answers", "Choose one of them"),
         ({"message_tree_id": "1", "prompt": {"text": "a", "replies": []}}, "a tree of messages", "Write each path"),
     ],
-    ids=["fill in the middle", "suffix", "votes", "steps", "tree"],
+    ids=["no completion", "no text", "suffix", "votes", "steps", "tree"],
 )
 def test_what_has_no_turns_is_named_with_the_way_out(
     record: dict[str, Any], title: str, step: str, tmp_path: Path

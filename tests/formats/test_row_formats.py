@@ -15,20 +15,24 @@ from pytest_mistral_lora.formats.report import LOSSES, Report
 
 MESSAGES = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
 
-SAMPLES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
-    "messages": ({"messages": MESSAGES}, MESSAGES),
+CONVERSATION = {"messages": MESSAGES}
+GAP = {"prompt": "def f():", "suffix": "# end", "completion": "return 1"}
+
+SAMPLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "messages": ({"messages": MESSAGES}, CONVERSATION),
     "sharegpt": (
         {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
-        MESSAGES,
+        CONVERSATION,
     ),
     "alpaca": (
         {"instruction": "Why?", "input": "This.", "output": "So."},
-        [{"role": "user", "content": "Why?\nThis."}, {"role": "assistant", "content": "So."}],
+        {"messages": [{"role": "user", "content": "Why?\nThis."}, {"role": "assistant", "content": "So."}]},
     ),
-    "prompt-completion": ({"prompt": "Why?", "completion": "So."}, MESSAGES),
-    "preference": ({"prompt": "Why?", "chosen": "So.", "rejected": "No."}, MESSAGES),
+    "prompt-completion": ({"prompt": "Why?", "completion": "So."}, CONVERSATION),
+    "preference": ({"prompt": "Why?", "chosen": "So.", "rejected": "No."}, CONVERSATION),
+    "fim": (GAP, GAP),
 }
-"""A record of each format, and the messages that it becomes."""
+"""A record of each format, and the row that it becomes."""
 
 
 def test_each_format_has_a_sample() -> None:
@@ -38,12 +42,12 @@ def test_each_format_has_a_sample() -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("is_declared", [False, True], ids=["recognised", "declared"])
 def test_a_sample_is_converted(name: str, is_declared: bool, tmp_path: Path) -> None:
-    record, messages = SAMPLES[name]
+    record, expected = SAMPLES[name]
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps({**record, "id": 7}) + "\n", "utf-8")
     report = Report()
     [row] = convert([Source(path, Layout(name if is_declared else ""))], report, lossy=LOSSES)
-    assert row == {"messages": messages, "id": 7}
+    assert row == {**expected, "id": 7}
     assert [layout.format for layout in report.layouts] == [name]
     assert report.sources[0]["format"].startswith(FORMATS[name].title)
 

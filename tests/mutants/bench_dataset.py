@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import mkdtemp
@@ -73,6 +74,32 @@ def newer_tokenizer(name: str) -> CheckpointTokenizer:
     return tokenizer
 
 
+SPACED = "spm-v3, with a space before each completion"
+
+
+@cache
+def spaced_tokenizer() -> CheckpointTokenizer:
+    """Return a tokenizer that encodes a completion as a text of its own."""
+    # a copy, because a file's oracle is shared
+    copy = Path(mkdtemp()) / "tokenizer.model.v3"
+    shutil.copy(shipped_tokenizer("spm-v3"), copy)
+    tokenizer = CheckpointTokenizer(copy)
+    tokenizer.fast.chat_template = sound_template()
+    oracle = tokenizer.oracle
+    # mypy: the method of one object is replaced
+    oracle.fim._completion_ids = oracle.encode_text  # type: ignore[method-assign]
+    return tokenizer
+
+
+def gap(number: int, *, prompt: str = "", suffix: str | None = None, completion: str = "") -> dict[str, str]:
+    """Return a fill-in-the-middle row, whose texts differ from those of another number."""
+    return {
+        "prompt": prompt or f"def area_{number}(width, height):\n    ",
+        "suffix": f"\n    return area_{number} + border\n" if suffix is None else suffix,
+        "completion": completion or f"area_{number} = width * height * {number}",
+    }
+
+
 def use_tokenizer(artifact: Artifact, name: str) -> None:
     """Give the recipe a derived tokenizer, with a base of its size."""
     artifact["tokenizer"] = name
@@ -89,6 +116,8 @@ class _Recipe(RecipeTarget):
 
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:
+        if self.name == SPACED:
+            return spaced_tokenizer()
         return newer_tokenizer(self.name) if self.name.startswith("derived-") else shared_tokenizer()
 
     @cached_property

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import mutants_dataset_answers as answers
 import mutants_dataset_files as whole_files
+import mutants_dataset_fim as gaps
 import mutants_dataset_pairs as pairs
 import mutants_dataset_repeats as repeats
 import mutants_dataset_rows as bad_rows
-from bench_dataset import use_tokenizer
+from bench_dataset import gap, use_tokenizer
 from gallery import Artifact, Example
 
 
@@ -582,3 +583,41 @@ class ML659(Example):
 
     def sound(self, artifact: Artifact) -> None:
         pairs.use_pairs(artifact, 20)
+
+
+class ML670(Example):
+    mutant = gaps.completions_with_the_space_of_a_text
+
+    def sound(self, artifact: Artifact) -> None:
+        gaps.add_gaps(artifact)
+
+
+class ML671(Example):
+    mutant = gaps.completions_go_on_into_the_suffix
+
+    def sound(self, artifact: Artifact) -> None:
+        # a closing bracket is often there twice
+        gaps.add_gaps(artifact, lambda number: gap(number, suffix="\n)\n", completion=f"f({number},\n)"))
+
+
+class ML672(Example):
+    mutant = gaps.completions_repeat_the_prompt
+
+    def sound(self, artifact: Artifact) -> None:
+        gaps.add_gaps(artifact)
+
+
+class ML673(Example):
+    mutant = gaps.prompts_with_starcoder_s_markers
+
+    def sound(self, artifact: Artifact) -> None:
+        # a tag of HTML is no marker
+        gaps.add_gaps(artifact, lambda number: gap(number, prompt=f"<pre>{number}</pre><section><p>"))
+
+
+class ML674(Example):
+    mutant = gaps.suffixes_lost
+
+    def sound(self, artifact: Artifact) -> None:
+        # the ends of some files
+        gaps.add_gaps(artifact, lambda number: gap(number, suffix="" if number % 2 else None))

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
 from pytest_mistral_lora.chat.templates.generation_blocks import block_spans, ids_of, offsets_of
 from pytest_mistral_lora.chat.templates.isolated import ask
@@ -243,6 +244,13 @@ class ChatTemplate:
         self, row: Row, generation_prompt: bool = False, *, mark: bool = False
     ) -> tuple[str, list[tuple[int, int]] | None]:
         """Return the text of a row, and the spans of its generation blocks; None if they change the text."""
+        if isinstance(row, FimRow):
+            # a template may write any role that it is given
+            raise RowError(
+                "fill-in-the-middle, which no chat template renders",
+                place=row.place,
+                next_step="Train with backend: mistral-common.",
+            )
         source = self.tool_source if row.tools else self.source
         variables = {"add_generation_prompt": generation_prompt, **self.tokenizer.special_tokens_map}
         if row.reasoning_effort is not None:

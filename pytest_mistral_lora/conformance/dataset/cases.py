@@ -29,5 +29,13 @@ OF_A_RECIPE = ("split-has-rows", "nothing-is-cut", "no-leakage", "no-near-leakag
 OF_AN_ORACLE = ("answers-are-read-back", "decoding-allows-answers")
 """Cases about what mistral-common makes of answers, which need a Mistral tokenizer."""
 
+OF_CONVERSATIONS = (
+    "backends-agree",
+    "tool-calls-fit-the-tools",
+    "answers-are-read-back",
+    "decoding-allows-answers",
+)
+"""Cases about turns, which fill-in-the-middle rows do not have."""
+
 OF_KEPT_ROWS = ("split-has-rows", "no-duplicates", "no-leakage", "no-near-leakage", "statistics")
 """Cases about rows that are trained on or held out; the other cases also judge dropped rows."""

@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_mistral_lora.conformance.dataset.file_signs import ANSWER_UNITS, CALLS, CALLS_AS_TEXT, NO_PROMPT
+from pytest_mistral_lora.conformance.dataset.fim import (
+    FIM_MARKERS,
+    FIM_ROWS,
+    NO_SUFFIX,
+    PROMPT_REPEATED,
+    SUFFIX_REPEATED,
+)
 from pytest_mistral_lora.conformance.dataset.tally import LINE_BITS, DatasetTally, SignCount, unpacked_place
 from pytest_mistral_lora.conformance.finding import RULES, Finding
 from pytest_mistral_lora.errors import counted
@@ -68,6 +75,9 @@ _SIGNS = (
     FileFault("rendered", "ML639", "a control token at an end of a text", None, Bound(10, 0.1)),
     FileFault("missing_value", "ML643", "a word for a missing value as a text", Bound(1, 0), Bound(5, 0.05)),
     FileFault("none_as_answer", "ML643", "None or N/A as the answer", Bound(10, 0.1), Bound(20, 0.5)),
+    FileFault(SUFFIX_REPEATED, "ML671", "the beginning of the suffix in the completion", Bound(1, 0), Bound(5, 0.05)),
+    FileFault(PROMPT_REPEATED, "ML672", "the prompt in the completion", Bound(1, 0), Bound(5, 0.05)),
+    FileFault(FIM_MARKERS, "ML673", "a fill-in-the-middle marker of another family", Bound(1, 0), Bound(5, 0.05)),
 )
 """Faults of rows that each show a sign of it."""
 
@@ -78,7 +88,10 @@ _CUT = FileFault("answers_cut", "ML645", "an answer cut at one length", Bound(5,
 _PROMPT = FileFault("system_prompt_lost", "ML646", "no system prompt", Bound(20, 0.25), None)
 _CALLS = FileFault("calls_mixed", "ML647", "a call in another form than the others'", Bound(1, 0), Bound(5, 0.05))
 
-FILE_FAULTS = (*_SIGNS, _SAME, _SAME_SHORT, _CUT, _PROMPT, _CALLS)
+# a file may have gaps at the end of its texts, but not all of them
+_SUFFIX = FileFault(NO_SUFFIX, "ML674", "an empty suffix", Bound(20, 0.95), None)
+
+FILE_FAULTS = (*_SIGNS, _SAME, _SAME_SHORT, _CUT, _PROMPT, _CALLS, _SUFFIX)
 """Every fault."""
 
 _SPIKE = 5
@@ -136,6 +149,7 @@ def faulty_rows(tally: DatasetTally, files: Sequence[DataFile]) -> Iterator[tupl
             *_cut_answers(tally, index),
             *_lost_prompts(tally, index),
             *_mixed_calls(tally, index),
+            *_lost_suffixes(tally, index),
         ]
         yield from ((file, faulty) for faulty in found if faulty.count.rows)
 
@@ -186,10 +200,16 @@ def _rows_at(within: Mapping[int, SignCount], lengths: range) -> int:
 
 def _lost_prompts(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
     """Yield the rows without a system prompt if many others have one, and all of these have the same."""
-    rows, without = tally.counts[file, "rows"], tally.signs.get((file, NO_PROMPT), SignCount())
+    rows = tally.counts[file, "rows"] - tally.counts[file, FIM_ROWS]
+    without = tally.signs.get((file, NO_PROMPT), SignCount())
     least, most = tally.system_prompts.get(file, (0, 1))
     if least == most and _PROMPT.severity(rows - without.rows, rows):
         yield FaultyRows(_PROMPT, without, rows, ", which is the same in all other rows,")
+
+
+def _lost_suffixes(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
+    """Yield the fill-in-the-middle rows without a suffix."""
+    yield FaultyRows(_SUFFIX, tally.signs.get((file, NO_SUFFIX), SignCount()), tally.counts[file, FIM_ROWS])
 
 
 def _mixed_calls(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:

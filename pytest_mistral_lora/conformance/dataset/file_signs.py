@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.pairs import is_wanted, prompt_of
 from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
+from pytest_mistral_lora.conformance.dataset.fim import fim_signs
 from pytest_mistral_lora.conformance.dataset.tally import DatasetTally, SignCount
 from pytest_mistral_lora.conformance.dataset.texts import without_code, without_quotations
 
@@ -107,8 +109,13 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
         row: The row; of an answer that is not wanted, its prompt alone counts.
         encoded: Its whole encoding.
     """
-    for name, shown in _signs(row if is_wanted(row) else prompt_of(row)):
+    signs = _fim_row_signs(row) if isinstance(row, FimRow) else _signs(row if is_wanted(row) else prompt_of(row))
+    for name, shown in signs:
         tally.signs.setdefault((file, name), SignCount()).add(tally.findings.at, shown)
+    if isinstance(row, FimRow):
+        # a completion ends within a sentence: only equal ones tell something
+        tally.answers.append(_checksum(row.completion) if row.completion.strip() else 0)
+        return
     if row.messages[0]["role"] == "system":
         prompt = zlib.crc32(_octets(text_of(row.messages[0].get("content"))))
         least, most = tally.system_prompts.get(file, (prompt, prompt))
@@ -127,6 +134,20 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
             if length >= ANSWER_UNITS[unit] and _is_open(answer):
                 at_length = tally.open_answers.setdefault((file, unit), {}).setdefault(length, SignCount())
                 at_length.add(tally.findings.at, f"messages[{index}].content: ends with {answer[-20:]!r}")
+
+
+_OF_ANY_TEXT = ("decoded_wrongly", "letters_lost", "rendered")
+"""Signs that are faults of code, too."""
+
+
+def _fim_row_signs(row: FimRow) -> Iterator[tuple[str, str]]:
+    """Yield the name of each sign of a fill-in-the-middle row, and the letters that show it."""
+    seen = dict(fim_signs(row))
+    for index, message in enumerate(row.messages):
+        for name, shown in _signs_of_text(message["content"], ""):
+            if name in _OF_ANY_TEXT:
+                seen.setdefault(name, f"{row.content_field(index)}: {shown}")
+    yield from seen.items()
 
 
 def _signs(row: Row) -> Iterator[tuple[str, str]]:

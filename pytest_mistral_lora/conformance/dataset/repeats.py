@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pytest_mistral_lora.chat.encoded import ANSWERS
 from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.chat.rows import Row, compact_json, text_of
 from pytest_mistral_lora.conformance.dataset.tally import (
@@ -85,7 +86,7 @@ def row_sketch(row: Row) -> bytes:
         calls = [call["function"] for call in message.get("tool_calls") or ()]
         text = text_of(message.get("content")) + (compact_json(calls) if calls else "")
         folded = (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
-        (answered if message["role"] == "assistant" else asked_words).extend(_WORD.findall(folded))
+        (answered if message["role"] in ANSWERS else asked_words).extend(_WORD.findall(folded))
         fixed += [message["role"], *_NUMBER.findall(folded)]
     if max(len(asked_words), len(answered)) < _FEW_WORDS:
         fixed.append(row.to_jsonl())  # too short to be near: "Hello" under another system prompt is another row

@@ -24,8 +24,9 @@ from pytest_mistral_lora.conformance.dataset.answers import (
     call_ids_finding,
     lost_finding,
 )
-from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_KEPT_ROWS
+from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_CONVERSATIONS, OF_KEPT_ROWS
 from pytest_mistral_lora.conformance.dataset.file_faults import faulty_rows
+from pytest_mistral_lora.conformance.dataset.fim import FIM_ROWS
 from pytest_mistral_lora.conformance.dataset.pairs import (
     CHOSEN_LONGER,
     REJECTED_LONGER,
@@ -177,7 +178,7 @@ def report(
     results = {}
     for case in CASES:
         # the laws are rules of the subject `mask`, and hold for every row
-        rules = sorted(ON_EVERY_ROW) if case == "laws-hold" else [rule.id for rule in RULES.of("dataset", case)]
+        rules = [*(sorted(ON_EVERY_ROW) if case == "laws-hold" else ()), *(r.id for r in RULES.of("dataset", case))]
         results[case] = Result(
             tuple(tally.findings.of(*rules)),
             not_checked=not_checked.get(case, ""),
@@ -189,6 +190,10 @@ def report(
         if not rows and not result.findings and not result.not_checked:
             reason = "no row can be judged" if case not in OF_KEPT_ROWS else "no row is left"
             results[case] = replace(result, not_checked=f"{reason}: see the check `rows-are-valid`")
+    judged = [sum(tally.counts[n, name] for n in range(len(files))) for name in ("judged", "conversations")]
+    if judged[0] and not judged[1]:
+        reason = "no row is a conversation: all are fill-in-the-middle"
+        results |= {case: Result(not_checked=reason) for case in OF_CONVERSATIONS if not results[case].findings}
     return results
 
 
@@ -274,7 +279,7 @@ class _Report:
         tokens, supervised = spread(tally.tokens), spread(tally.supervised)
         ranked = sorted(tally.named.items(), key=lambda item: (-item[1], item[0]))
         of_file = ("rows", "refused", "dropped", "tokens", "supervised_tokens")
-        names = ("messages", "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
+        names = ("messages", FIM_ROWS, "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
         lengths: dict[str, Any] = {
             "tokens_of_whole_rows": spread(tally.lengths),
             "longest_row": self.place(-tally.longest[1]) if tally.lengths else None,

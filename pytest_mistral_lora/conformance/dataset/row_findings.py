@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.reading import read_line
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object
+from pytest_mistral_lora.conformance.dataset.fim import fim_law_findings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.errors import RowError
@@ -84,16 +86,22 @@ def beyond(
     }
 
 
+ON_FIM_ROWS = frozenset({"ML101", "ML102", "ML103", "ML104", "ML105"})
+"""Rules of the laws that hold for a row of any kind."""
+
 ON_EVERY_ROW = frozenset({"ML101", "ML102", "ML103", "ML104", "ML105", "ML107", "ML109", "ML110"})
 """Rules of the laws that look at one encoding; the other laws encode the row again, and run only with Hypothesis."""
 
 
 def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Finding]:
     """Yield the laws that mistral-common's encoding of a row breaks."""
+    if isinstance(row, FimRow):
+        yield from fim_law_findings(row, encoded, oracle)
+    rules = ON_FIM_ROWS if isinstance(row, FimRow) else ON_EVERY_ROW
     weights = any(message["role"] == "assistant" and not weight_of(message) for message in row.messages)
     for law in LAWS:
         # in the mask from the control tokens, every answer has a loss
-        if law.rule not in ON_EVERY_ROW or law.unfit(oracle) or (weights and law.rule == "ML107"):
+        if law.rule not in rules or law.unfit(oracle) or (weights and law.rule == "ML107"):
             continue
         if violation := law.violation(row, encoded, oracle):
             yield Finding(law.rule, violation, row.place)
@@ -147,7 +155,8 @@ def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
             turns.setdefault(span.turn, set()).add(span.kind)
     for turn, kinds in turns.items():
         if kinds == {"eos"}:
-            yield Finding("ML616", f"turn {turn}, the assistant's, has nothing but </s>", row.place)
+            whose = "the completion" if isinstance(row, FimRow) else f"turn {turn}, the assistant's,"
+            yield Finding("ML616", f"{whose} has nothing but </s>", row.place)
     characters = {character for text in _strings(row.to_json()) for character in _DAMAGED.findall(text)}
     if characters:
         yield Finding(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pytest_mistral_lora.chat.diff import TokenDiff, with_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.pairs import REJECTED, SIDES, answer_of, is_wanted, prompt_of
 from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.row_files import read_record
@@ -29,6 +30,7 @@ from pytest_mistral_lora.conformance.dataset.answers import (
     DecodingJudge,
 )
 from pytest_mistral_lora.conformance.dataset.file_signs import note_file_signs
+from pytest_mistral_lora.conformance.dataset.fim import FIM_ROWS
 from pytest_mistral_lora.conformance.dataset.pairs import (
     LEGITIMATE_IF_UNWANTED,
     add_sides,
@@ -199,6 +201,7 @@ class RowJudge:
             tally.counts[chunk.file, "refused"] += 1
             return
         tally.counts[chunk.file, "judged"] += 1
+        tally.counts[chunk.file, "conversations"] += not isinstance(record.rows[0], FimRow)
         if len(kept) < len(record.rows):
             tally.counts[chunk.file, "dropped"] += 1
             return
@@ -230,10 +233,12 @@ class RowJudge:
         except RowError as error:
             return error
 
-    def _spelled(self, text: str) -> list[str]:
+    def _spelled(self, row: Row) -> list[str]:
         """Return the control tokens that a row spells."""
+        text = row.to_jsonl()
         # most rows have no bracket but that of the messages, and a search for it is faster
-        if self._begin and text.count("[") == 1 and "<" not in text:
+        own = 0 if isinstance(row, FimRow) else 1
+        if self._begin and text.count("[") == own and "<" not in text:
             return []
         return self._literals.findall(text)
 
@@ -243,7 +248,8 @@ class RowJudge:
             compares = self.plan.compares
             return iter(self.encoder.template.ids_of_rows(rows) if compares else [None] * len(rows))
         template = self.encoder.template
-        literals = [template.control_literals(row) for row in rows]
+        # a row that no template renders is refused for that
+        literals = [[] if isinstance(row, FimRow) else template.control_literals(row) for row in rows]
         found = iter(template.encode_rows(row for row, spelled in zip(rows, literals, strict=True) if not spelled))
         return (
             _LiteralError(f"the text spells {', '.join(sorted(set(spelled)))}", place=row.place)
@@ -264,7 +270,7 @@ class RowJudge:
             raise by_template
         # the backend mistral-common has an oracle, and has not refused the row
         encoded = by_template if isinstance(by_template, EncodedRow) else cast("EncodedRow", expected)
-        if encoded is expected and (literals := self._spelled(row.to_jsonl())):
+        if encoded is expected and (literals := self._spelled(row)):
             found = f"the text spells {', '.join(sorted(set(literals)))}"
             self._note(tally, Finding("ML612", found, row.place), row)
         layout, length = expected or encoded, self.plan.policy.max_length
@@ -288,10 +294,10 @@ class RowJudge:
             texts += [finding for finding in of_prompt if finding.rule in LEGITIMATE_IF_UNWANTED]
         for finding in (*texts, *kept):
             self._note(tally, finding, row)
-        if is_wanted(row):
+        if is_wanted(row) and not isinstance(row, FimRow):
             self._judge_answers(row, expected, {finding.rule for finding in texts}, tally, file)
         self._note_signs(row, tally, file)
-        if expected is not None and self.plan.compares:
+        if expected is not None and self.plan.compares and not isinstance(row, FimRow):
             ids = by_template.input_ids if isinstance(by_template, EncodedRow) else by_template
             if not self._agrees(row, expected, encoded, ids, tally):
                 return expected
@@ -453,8 +459,9 @@ def _add(
         "tokens": tokens,
         "supervised_tokens": sum(side.supervised_tokens for side in encoded),
         "tokens_trained_on": 0 if held_out else tokens,
-        "messages": len(roles),
-        "assistant_turns": sum(len(part.assistant_groups()) for part in parts),
+        FIM_ROWS: int(isinstance(row, FimRow)),
+        "messages": 0 if isinstance(row, FimRow) else len(roles),
+        "assistant_turns": 0 if isinstance(row, FimRow) else sum(len(part.assistant_groups()) for part in parts),
         "rows_with_system_prompt": int("system" in roles),
         "rows_with_tools": int(bool(row.tools) or any("tool_calls" in message for message in row.messages)),
     }

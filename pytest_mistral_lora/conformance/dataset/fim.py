@@ -1,0 +1,99 @@
+"""Fill-in-the-middle rows of a dataset: their encoding, and signs that a text was cut or marked up wrongly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.fim import FIM_ROLES, FimRow
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.mask.row_laws import as_decoded
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
+
+FIM_ROWS = "fim_rows"
+"""The count of a file's fill-in-the-middle rows."""
+
+SUFFIX_REPEATED, PROMPT_REPEATED, FIM_MARKERS, NO_SUFFIX = (
+    "suffix_repeated",
+    "prompt_repeated",
+    "fim_markers",
+    "no_suffix",
+)
+"""Signs of rows."""
+
+_LEAST_OVERLAP, _LEAST_WORDS = 40, 4
+"""Characters, and different words among them, that two neighbouring texts do not share by chance."""
+
+_LONGEST_OVERLAP = 20_000
+_WORD = re.compile(r"\w+")
+_MARKER = re.compile(
+    r"<\|?fim[-_](?:prefix|suffix|middle|pad)\|?>|<fim[-_](?:prefix|suffix|middle|pad)>"
+    r"|<\uff5cfim\u2581(?:begin|hole|end)\uff5c>|(?:\A| )<(?:PRE|SUF|MID)> |<(?:EOT|FILL_ME)>"
+)
+"""The markers of StarCoder, Qwen and CodeGemma, of DeepSeek-Coder, and of Code Llama."""
+
+
+def fim_law_findings(row: FimRow, encoded: EncodedRow, oracle: Oracle) -> Iterator[Finding]:
+    """Yield how an encoding differs from mistral-common's `encode_fim`, and from the texts of its row."""
+    if found := fim_violation(row, encoded, oracle):
+        yield Finding("ML670", found, row.place)
+
+
+def fim_violation(row: FimRow, encoded: EncodedRow, oracle: Oracle) -> str:
+    """Return how an encoding differs from mistral-common's and the row's texts; empty if it does not."""
+    texts = {span.role: span for span in encoded.spans if span.kind == "text"}
+    for role in FIM_ROLES:
+        span = texts.get(role)
+        ids = encoded.input_ids[span.start : span.end] if span else ()
+        # SentencePiece writes a space in front of the prompt, and leaves it out when it decodes
+        decoded = oracle.decode(ids) if role == "prompt" else oracle.fim.decode_completion(ids, oracle.decode)
+        text = as_decoded(getattr(row, role), oracle)
+        if decoded != text:
+            return f"the {role} decodes to {decoded!r}; its text is {text!r}"
+    markers = [oracle.control_tokens[token] for token in encoded.input_ids if token in oracle.control_tokens]
+    if markers != ["<s>", "[SUFFIX]", "[PREFIX]", "</s>"]:
+        return f"the control tokens are {' '.join(markers)}"
+    return ""
+
+
+def fim_signs(row: FimRow) -> Iterator[tuple[str, str]]:
+    """Yield the name of each sign of a row, and the letters that show it."""
+    if shared := _overlap(row.completion, row.suffix):
+        yield SUFFIX_REPEATED, f"completion: ends with {shared[:60]!r}"
+    if shared := _whole_prompt(row):
+        yield PROMPT_REPEATED, f"completion: begins with {shared[:60]!r}"
+    for role in FIM_ROLES:
+        if "<" in getattr(row, role) and (found := _MARKER.search(getattr(row, role))):
+            yield FIM_MARKERS, f"{role}: {found[0].strip()!r}"
+            break
+    if not row.suffix:
+        yield NO_SUFFIX, ""
+
+
+def _whole_prompt(row: FimRow) -> str:
+    """Return the prompt if the completion begins with it; empty if it does not, or if the prompt is short."""
+    prompt = row.prompt.strip()
+    return prompt if _is_long(prompt) and row.completion.lstrip().startswith(prompt) else ""
+
+
+def _overlap(before: str, after: str) -> str:
+    """Return the longest end of a text with which the next text begins; empty if they may share it by chance."""
+    before, after = before.rstrip()[-_LONGEST_OVERLAP:], after.lstrip()[:_LONGEST_OVERLAP]
+    first = after[:_LEAST_OVERLAP]
+    if len(first) < _LEAST_OVERLAP:
+        return ""
+    start = before.find(first)
+    while start >= 0:
+        shared = before[start:]
+        if after.startswith(shared) and _is_long(shared):
+            return shared
+        start = before.find(first, start + 1)
+    return ""
+
+
+def _is_long(text: str) -> bool:
+    return len(text) >= _LEAST_OVERLAP and len({*_WORD.findall(text)}) >= _LEAST_WORDS

@@ -1,0 +1,54 @@
+"""Fill-in-the-middle: the texts before and after a gap, and the text that fills it, under the names that makers use."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pytest_mistral_lora.chat.fields import FIM_KEYS, Place, kind_of
+from pytest_mistral_lora.formats.conversation import MESSAGE_LISTS
+from pytest_mistral_lora.formats.drafts import Draft, RecordReading, take
+from pytest_mistral_lora.formats.report import Change, changed
+from pytest_mistral_lora.formats.row_format import Evidence, RowFormat
+
+_NAMES = (
+    # Mistral's API names prompt and suffix, and OpenAI's old API of completions did
+    *itertools.product(("prompt",), ("suffix",), ("completion", "middle", "response")),
+    # the parts as papers name them
+    ("prefix", "suffix", "middle"),
+)
+
+
+def _recognise(record: Mapping[str, Any], present: Collection[str]) -> Evidence | None:
+    if any(name in present for name in MESSAGE_LISTS):
+        return None
+    for names in _NAMES:
+        if all(name in present and isinstance(record[name], str) for name in names):
+            keys = dict(zip(FIM_KEYS, names, strict=True))
+            return Evidence(", ".join(f"`{name}`" for name in names), keys)
+    return None
+
+
+def _convert(draft: Draft, reading: RecordReading) -> tuple[Draft, list[Change]]:
+    changes: list[Change] = []
+    texts: dict[str, str] = {}
+    for name in FIM_KEYS:
+        text, draft = take(draft, name, reading)
+        key = reading.keys.get(name, name)
+        if not isinstance(text, str):
+            found = "is missing" if text is None else f"is {kind_of(text)}"
+            raise Place(reading.place, key).error(found, "a text")
+        texts[name] = text
+        if key != name:
+            changes.append(changed("fim-keys", f"{key} is {name}"))
+    return draft._replace(texts=texts), changes
+
+
+FILL_IN_THE_MIDDLE = RowFormat(
+    "fim",
+    "fill-in-the-middle",
+    dict(zip(FIM_KEYS, FIM_KEYS, strict=True)),
+    _recognise,
+    _convert,
+)
