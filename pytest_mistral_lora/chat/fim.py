@@ -58,6 +58,10 @@ class FimRow(Row):
         """Return the row as plain JSON data, fit for one line of a dataset."""
         return {key: getattr(self, key) for key in FIM_KEYS}
 
+    def prompt_json(self) -> dict[str, Any]:
+        """Return what the completion follows, as plain JSON data."""
+        return {"prompt": self.prompt, "suffix": self.suffix}
+
     def assistant_groups(self) -> list[list[int]]:
         """Return the index of the completion: the one text that the model writes."""
         return [[FIM_ROLES.index("completion")]]

@@ -130,3 +130,12 @@ def trained_row(rows: tuple[Row, ...]) -> Row:
             "pytest_mistral_lora.guard(trainer)."
         ),
     )
+
+
+def parse_trained(data: Any, *, place: str = "") -> Row:
+    """Check a record of any kind, and return its row that is trained on.
+
+    Raises:
+        RowError: As for `parse_rows` and `trained_row`.
+    """
+    return trained_row(parse_rows(data, place=place))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.fields import (
@@ -84,6 +84,10 @@ class Row:
         if self.response_format is not None:
             data["response_format"] = dict(self.response_format)
         return data
+
+    def prompt_json(self) -> dict[str, Any]:
+        """Return what the last answer follows, as plain JSON data."""
+        return replace(self, messages=self.messages[: self.assistant_groups()[-1][0]]).to_json()
 
     def to_jsonl(self) -> str:
         """Return the row as one line that can be pasted into a dataset."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN, oracle_file
 from pytest_mistral_lora.chat.pieces import spelled_bytes
 from pytest_mistral_lora.chat.rows import Row
@@ -52,6 +53,15 @@ class Encoder(ABC):
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """Return ids as text, without control tokens."""
+
+    def answer_text(self, row: Row, ids: Sequence[int]) -> str:
+        """Return the ids of an answer to a row as text, without control tokens.
+
+        Args:
+            row: The row.
+            ids: The ids behind its prompt.
+        """
+        return self.decode(ids)
 
     @abstractmethod
     def piece(self, token: int) -> str:
@@ -109,6 +119,12 @@ class OracleEncoder(Encoder):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of mistral-common's decoder."""
         return self.tokenizer.oracle.decode(list(ids))
+
+    def answer_text(self, row: Row, ids: Sequence[int]) -> str:
+        """Return the text of mistral-common's decoder; a completion keeps the space that it begins with."""
+        if isinstance(row, FimRow):
+            return self.tokenizer.oracle.fim.decode_completion(ids, self.decode)
+        return self.decode(ids)
 
     def piece(self, token: int) -> str:
         """Return the token in the vocabulary of the Mistral tokenizer file."""

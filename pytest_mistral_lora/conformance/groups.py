@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.diff import ShownToken, TokenSide
 from pytest_mistral_lora.chat.pieces import plain_text, visible
 from pytest_mistral_lora.chat.places import RecordPlace
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.row_kinds import parse_trained
 from pytest_mistral_lora.chat.token_rows import TokenRow, Wrong
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError
@@ -222,7 +222,7 @@ def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> li
             continue
         try:
             oracle = target.oracle
-            encoded = oracle.encode(parse_row(json.loads(finding.row)))
+            encoded = oracle.encode(parse_trained(json.loads(finding.row)))
         except (MistralLoraError, ValueError):
             # the finding explains why; there are no tokens to show
             continue

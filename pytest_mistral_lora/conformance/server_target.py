@@ -27,7 +27,7 @@ T = TypeVar("T")
 PARSERS = "vllm-parsers"
 """The name of an installed vLLM's parsers among the kinds of servers; in place of an address they have a Python."""
 
-NOT_ASKED = "unreadable, without an answer, or with settings that each server names otherwise"
+NOT_ASKED = "unreadable, without an answer, fill-in-the-middle, or with settings that each server names otherwise"
 """The reasons why a row is not sent."""
 
 
@@ -200,7 +200,7 @@ class ServerTarget(JudgedTarget):
 
     @KeptProperty
     def transcripts(self) -> tuple[Sequence[Transcript], Sequence[Finding]]:
-        """The golden transcripts whose prompts have the tokenizer's ids, and the findings of the others."""
+        """The golden transcripts of conversations whose prompts have the tokenizer's ids, and the others' findings."""
         from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
         return self._read(self.golden or (() if self.adapter is None else (self.adapter / TRANSCRIPTS,)))
@@ -219,6 +219,7 @@ class ServerTarget(JudgedTarget):
 
     def _read(self, places: Sequence[Path]) -> tuple[Sequence[Transcript], Sequence[Finding]]:
         """Return the transcripts of folders whose prompts have the tokenizer's ids, and the findings of the others."""
+        from pytest_mistral_lora.chat.fim import FimRow
         from pytest_mistral_lora.checkpoint.encoder import make_encoder
         from pytest_mistral_lora.conformance.transcript import prompt_finding, read_transcripts
         from pytest_mistral_lora.records.goldens import golden_paths
@@ -229,7 +230,8 @@ class ServerTarget(JudgedTarget):
         for transcript in found:
             finding = prompt_finding(make_encoder(transcript.tokenizer["backend"], self.tokenizer), transcript)
             if finding is None:
-                sound.append(transcript)
+                # a gap has no messages, by which a server is asked, too
+                sound += [] if isinstance(transcript.row, FimRow) else [transcript]
             else:
                 wrong = [*wrong, finding]
         return sound, wrong
@@ -279,6 +281,7 @@ class ServerTarget(JudgedTarget):
 
     def asked_rows(self) -> list[AskedRow]:
         """Return the rows that a chat request can hold, each with mistral-common's prompt."""
+        from pytest_mistral_lora.chat.fim import FimRow
         from pytest_mistral_lora.chat.row_files import scan_rows
         from pytest_mistral_lora.chat.rows import Row
         from pytest_mistral_lora.records.goldens import packaged_cases
@@ -297,6 +300,8 @@ class ServerTarget(JudgedTarget):
         for name, row in named:
             # each server has its own request keys for settings and thinking
             if row.reasoning_effort is not None or row.response_format is not None or not row.assistant_groups():
+                continue
+            if isinstance(row, FimRow):
                 continue
             expected, refusal = None, ""
             try:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_mistral_lora.chat.reading import scan_jsonl
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.row_kinds import parse_trained
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.hub_cache import snapshot_of
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
@@ -36,8 +37,8 @@ class GoldenRow:
     """A row of a golden folder.
 
     Attributes:
-        row: The conversation.
-        line: Its whole line, with the keys beside the conversation: `name`, `checks`, `max_new_tokens`.
+        row: The row.
+        line: Its whole line, with the keys beside the row: `name`, `checks`, `max_new_tokens`.
     """
 
     row: Row
@@ -117,7 +118,7 @@ def _read_golden_rows(folder: Path) -> dict[str, GoldenRow | RowError]:
                 name = default = f"{stem}-{line}"
                 place = f"{path}:{line}"
                 try:
-                    row = GoldenRow(parse_row(data, place=place), data)
+                    row = GoldenRow(parse_trained(data, place=place), data)
                     given = data.get("name", default)
                     name = check_case_name(given if isinstance(given, str) else repr(given), place=f"{place}, name")
                 except RowError as error:

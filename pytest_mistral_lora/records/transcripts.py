@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.completions import FormatCheck, schema_violation
+from pytest_mistral_lora.chat.fim import parse_fim_row
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row, compact_json, parse_row
 from pytest_mistral_lora.errors import InputError, RowError
@@ -31,7 +32,7 @@ class Transcript:
 
     Attributes:
         case: Name of the case, and of its file.
-        row: The conversation, with the row's own answer.
+        row: The conversation, or the fill-in-the-middle row, with its own answer.
         prompt_ids: Ids that the answer follows, as training would encode them.
         completion_ids: Generated ids, a closing EOS included.
         text: The completion as text, without control tokens.
@@ -75,11 +76,10 @@ class Transcript:
         """Return the transcript as plain JSON data, in the order of its file."""
         # the last turn of the row is the expected answer, not a part of the prompt
         start = self.row.assistant_groups()[-1][0]
-        prompt = replace(self.row, messages=self.row.messages[:start])
         return {
             "schema_version": SCHEMA_VERSION,
             "case": self.case,
-            "row": prompt.to_json(),
+            "row": self.row.prompt_json(),
             "answer": [dict(message) for message in self.row.messages[start:]],
             "prompt_ids": list(self.prompt_ids),
             "completion_ids": list(self.completion_ids),
@@ -205,10 +205,14 @@ def violations(data: Any, case: str) -> list[Violation]:
         row = _whole_row(data)
     except RowError as error:
         return [*found, Violation("$.row", str(error))]
-    if row.assistant_groups()[-1][0] != len(data["row"]["messages"]):
+    if len(row.messages) - row.assistant_groups()[-1][0] != len(data["answer"]):
         found.append(Violation("$.answer", "it is not the last assistant turn of the conversation"))
     return found
 
 
 def _whole_row(data: Mapping[str, Any]) -> Row:
-    return parse_row({**data["row"], "messages": [*data["row"]["messages"], *data["answer"]]})
+    if "suffix" not in data["row"]:
+        return parse_row({**data["row"], "messages": [*data["row"]["messages"], *data["answer"]]})
+    if len(data["answer"]) != 1:
+        raise RowError(f"{len(data['answer'])} answers", expected="the completion alone")
+    return parse_fim_row({**data["row"], "completion": data["answer"][0].get("content")})

@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.errors import InputError, shortened
+from pytest_mistral_lora.errors import InputError, RowError, shortened
 from pytest_mistral_lora.serving.answers import (
     LISTED,
     ServedAnswer,
@@ -120,7 +121,13 @@ def parsed(arguments: Any) -> Any:
 
 
 def chat_request(row: Row) -> dict[str, Any]:
-    """Return the messages of a row before its last answer, and its tools, in the form of OpenAI's chat requests."""
+    """Return the messages of a row before its last answer, and its tools, in the form of OpenAI's chat requests.
+
+    Raises:
+        RowError: If the row is no conversation.
+    """
+    if isinstance(row, FimRow):
+        raise RowError("a fill-in-the-middle row is no conversation", place=row.place, expected="a row of turns")
 
     def as_text(given: Any) -> Any:
         # vLLM refuses a request whose arguments are an object

@@ -15,7 +15,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.devices import torch_dtype
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights
 from pytest_mistral_lora.checkpoint.hashes import joint_sha256
-from pytest_mistral_lora.records.data_stats import removed_counts, token_stats
+from pytest_mistral_lora.records.data_stats import masking_policy, removed_counts, token_stats
 from pytest_mistral_lora.records.git import code_of
 from pytest_mistral_lora.training.adapter import peft_targets
 from pytest_mistral_lora.training.callbacks import skipped_steps
@@ -72,7 +72,7 @@ def run_facts(
         "dataset_sha256": joint_sha256([file.sha256 for file in data.files if not file.is_held_out]),
         "seed": recipe.training.seed,
         "dataset": _dataset(recipe, data),
-        "masking": {"policy": "assistant turns of weight 1, to EOS", **token_stats(data.train.figures)},
+        "masking": {"policy": masking_policy(data.train.figures), **token_stats(data.train.figures)},
         "lora": {
             **recipe.lora.model_dump(),
             "target_modules": sorted(peft_targets(prepared.layers)),

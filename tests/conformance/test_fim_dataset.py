@@ -17,7 +17,8 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.dataset.cases import OF_CONVERSATIONS
 from pytest_mistral_lora.conformance.dataset.checks import file_results
-from pytest_mistral_lora.conformance.dataset.fim import fim_signs, fim_violation
+from pytest_mistral_lora.conformance.dataset.fim import fim_signs
+from pytest_mistral_lora.conformance.mask.fim_law import fim_violation
 from pytest_mistral_lora.strategies import fim_rows
 
 TOKENIZER = CheckpointTokenizer(shipped_tokenizer("spm-v3"))

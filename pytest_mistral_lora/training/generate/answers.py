@@ -123,7 +123,7 @@ def generate(
         ids = complete(model, encoder, prompt, max_new_tokens=max_new_tokens)
         expected = last_turn_ids(encoder.encode(row))
         stop: Literal["eos", "length"] = "eos" if ids and ids[-1] == encoder.eos_id else "length"
-        found = Completion(index, len(prompt), ids, encoder.decode(ids), stop, expected, ids == expected)
+        found = Completion(index, len(prompt), ids, encoder.answer_text(row, ids), stop, expected, ids == expected)
         completions.append(found)
         shown.count(len(completions), len(rows), "answer")
     return completions

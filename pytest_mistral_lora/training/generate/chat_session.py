@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import torch
 
+from pytest_mistral_lora.chat.fim import parse_fim_row
 from pytest_mistral_lora.chat.reading import scan_jsonl
+from pytest_mistral_lora.chat.row_kinds import parse_trained
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, require_trainable
@@ -31,11 +33,11 @@ _PLACEHOLDER = {"role": "assistant", "content": "."}
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """A conversation for a model to continue.
+    """A conversation for a model to continue, or a gap to fill.
 
     Attributes:
-        row: The conversation; the model answers in place of its last assistant turn.
-        has_answer: Whether that turn comes from the file, so that an answer can be compared with it.
+        row: The row; the model answers in place of its last assistant turn, or of its completion.
+        has_answer: Whether the answer comes from the file, so that an answer can be compared with it.
     """
 
     row: Row
@@ -43,7 +45,7 @@ class PromptRow:
 
 
 def prompt_row(data: Any, *, place: str = "") -> PromptRow:
-    """Return plain JSON data as a conversation to continue: one that ends with an answer, or with a question.
+    """Return plain JSON data as a row to answer: a conversation that ends with an answer or a question, or a gap.
 
     Raises:
         RowError: If the data is not a row.
@@ -52,7 +54,9 @@ def prompt_row(data: Any, *, place: str = "") -> PromptRow:
     last = messages[-1] if isinstance(messages, Sequence) and messages else None
     if isinstance(messages, Sequence) and isinstance(last, Mapping) and last.get("role") in ("user", "tool"):
         return PromptRow(parse_row({**data, "messages": [*messages, _PLACEHOLDER]}, place=place), has_answer=False)
-    return PromptRow(parse_row(data, place=place), has_answer=True)
+    if isinstance(data, Mapping) and data.get("suffix") is not None and data.get("completion") is None:
+        return PromptRow(parse_fim_row({**data, "completion": ""}, place=place), has_answer=False)
+    return PromptRow(parse_trained(data, place=place), has_answer=True)
 
 
 def read_prompt_rows(path: Path) -> list[PromptRow]:

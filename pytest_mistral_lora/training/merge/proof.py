@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from pytest_mistral_lora.chat.fields import ROW_KEYS
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.row_kinds import parse_trained, record_kind
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.weights import Weights
@@ -140,8 +139,8 @@ def proof_questions(adapter: AdapterFolder, golden: Path | None) -> list[Questio
             next_step="Give transcripts with --golden.",
         )
     data = read_json(rendered)
-    named = {key: data[key] for key in ROW_KEYS if key in data}
-    return [Question(rendered.stem, parse_row(named, place=str(rendered)), max_new_tokens=_LONGEST_ANSWER)]
+    named = {key: data[key] for key in record_kind(data).keys if key in data}
+    return [Question(rendered.stem, parse_trained(named, place=str(rendered)), max_new_tokens=_LONGEST_ANSWER)]
 
 
 def prove(
