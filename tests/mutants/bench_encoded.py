@@ -14,6 +14,7 @@ from gallery import Artifact
 from preference_records import with_ids
 
 from pytest_mistral_lora.chat.diff import TokenDiff
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.conformance.checks import Settings
@@ -81,6 +82,12 @@ def encode(row: Data) -> Data:
 def encode_with(name: str, row: Data) -> Data:
     """Ids and labels of a row by a tokenizer that mistral-common ships, or one derived from it."""
     encoded = shared_oracle(name).encode({key: row[key] for key in ("messages", "tools") if key in row})
+    return {"input_ids": list(encoded.input_ids), "labels": list(encoded.labels or ())}
+
+
+def encode_gap(row: Data, name: str = TOKENIZER) -> Data:
+    """Ids and labels of a fill-in-the-middle row as they should be."""
+    encoded = shared_oracle(name).encode(FimRow.of(row["prompt"], row["suffix"], row["completion"]))
     return {"input_ids": list(encoded.input_ids), "labels": list(encoded.labels or ())}
 
 
@@ -156,7 +163,8 @@ class _Bench:
             for line in artifact[key]:
                 if "input_ids" not in line:
                     continue  # a pair has no sound twin in the bench
-                before = by_row.get(line["row"], line)
+                # a gap is no row of the sound lines
+                before = by_row.get(line["row"], line | encode_gap(line) if "suffix" in line else line)
                 sides = [(one["input_ids"], one["labels"]) for one in (before, line)]
                 if all(len(ids) == len(labels) for ids, labels in sides) and sides[0] != sides[1]:
                     return TokenDiff.of(*sides, shared_oracle().piece).table()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bench_encoded as bench
 import mutants_encoded_answers as answers
+import mutants_encoded_fim as gaps
 import mutants_encoded_ids as ids
 import mutants_encoded_labels as labels
 import mutants_encoded_lines as lines
@@ -489,6 +490,42 @@ class ML569(EncodedExample):
 class PromptExample(Example):
     def sound(self, artifact: Artifact) -> None:
         artifact["prompts"] = [scored_prompt(artifact["dataset"][0], artifact["asked"])]
+
+
+class ML575(EncodedExample):
+    mutant = gaps.the_prompt_before_the_suffix
+
+    def sound(self, artifact: Artifact) -> None:
+        gaps.add_gap(artifact)
+
+
+class ML576(EncodedExample):
+    mutant = gaps.prompt_and_suffix_swapped
+
+    def sound(self, artifact: Artifact) -> None:
+        gaps.add_gap(artifact, {**gaps.GAP, "prompt": gaps.GAP["suffix"], "suffix": gaps.GAP["prompt"]})
+
+
+class ML577(EncodedExample):
+    mutant = gaps.a_gap_as_a_text
+
+    def sound(self, artifact: Artifact) -> None:
+        gaps.add_gap(artifact, {**gaps.GAP, "suffix": ""})
+
+
+class ML578(EncodedExample):
+    mutant = gaps.suffix_with_a_space
+
+    def sound(self, artifact: Artifact) -> None:
+        # a space of the texts themselves
+        gaps.add_gap(artifact, {**gaps.GAP, "suffix": " return total\n", "completion": " total = a + b"})
+
+
+class ML579(EncodedExample):
+    mutant = gaps.prompt_and_completion_joined
+
+    def sound(self, artifact: Artifact) -> None:
+        gaps.add_gap(artifact, gaps.WORD)
 
 
 class ML580(PromptExample):

@@ -13,6 +13,7 @@ Some facts of a row leave no trace in its ids:
 - U+2581, which SentencePiece writes for a space: it is read as one. At the end of an answer, where most versions write
   no space, it looks like the space of a wrong template;
 - ids of calls, if the version does not write them;
+- where the prompt of a fill-in-the-middle row ends, and its completion begins: the first label gives it;
 - in versions that spell their markers: which of the markers in a run of text are text. Labels decide if several
   conversations have the same ids;
 - calls and results before the last question, if the version leaves them out.
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import Place, check_tools
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import MistralLoraError, RowError, shortened
 
@@ -108,12 +110,35 @@ def read_back(ids: Sequence[int], oracle: Oracle, labels: Sequence[int] | None =
     Raises:
         UnreadableIdsError: If no conversation explains the ids.
     """
+    start = next((n for n, token in enumerate(ids) if token != oracle.bos_id), len(ids))
+    if start < len(ids) and ids[start] == oracle.control_ids.get("[SUFFIX]"):
+        return _read_gap(tuple(ids), oracle, labels, place)
     reader = _IdsReader(tuple(ids), oracle, labels)
     if oracle.facts.control_tokens:
         reader.read_markers()
     else:
         reader.read_spelled_markers()
     return reader.row(place)
+
+
+def _read_gap(ids: tuple[int, ...], oracle: Oracle, labels: Sequence[int] | None, place: str) -> FimRow:
+    """Return the fill-in-the-middle row of some ids; its completion begins with the first label.
+
+    Raises:
+        UnreadableIdsError: If the ids have no `[PREFIX]`, or no label tells where the completion begins.
+    """
+    suffix, prefix = ids.index(oracle.control_ids["[SUFFIX]"]), oracle.control_ids["[PREFIX]"]
+    if prefix not in ids[suffix:]:
+        raise UnreadableIdsError(len(ids), "the ids end", "[PREFIX] behind the suffix")
+    middle = ids.index(prefix, suffix)
+    start = next((n for n, label in enumerate(labels or ()) if label != IGNORE_INDEX), len(ids))
+    if start == len(ids):
+        raise UnreadableIdsError(middle, "no label behind [PREFIX]", "labels, which tell where the completion begins")
+    if start <= middle:
+        raise UnreadableIdsError(start, "a label before [PREFIX]", "labels of the completion alone")
+    end = len(ids) - (ids[-1] == oracle.eos_id)
+    texts = (oracle.fim.decode_completion(run, oracle.decode) for run in (ids[suffix + 1 : middle], ids[start:end]))
+    return FimRow.of(oracle.decode(ids[middle + 1 : start]), next(texts), next(texts), place=place)
 
 
 class _IdsReader:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
@@ -126,6 +127,8 @@ class Audit:
         self._answers = DecodingJudge(oracle) if judges_answers else None
         self._unjudged_answers: dict[str, str] = {}
         self._by_grammar = False
+        self._gaps = 0
+        self._conversations = 0
         self._refused_call_ids = 0
         self._first_refused = ""
 
@@ -258,6 +261,11 @@ class Audit:
         """
         if self._answers is None or not row.messages:
             return
+        if isinstance(row, FimRow):
+            # a completion is no message that a decoder reads
+            self._gaps += 1
+            return
+        self._conversations += 1
         judged = self._answers.judge(row, encoded, broken)
         for case, reason in (("answers", judged.no_decoder), ("decoding", judged.no_grammar)):
             if reason:
@@ -305,6 +313,9 @@ class Audit:
             reasons = dict.fromkeys(OF_ROWS, NOTHING_JUDGED)
         elif not self.source.is_known:
             reasons = {"rows-complete": 'no line names its row ("row": 0), and no dataset is given'}
+        if self._gaps and not self._conversations:
+            reason = "no sound row is a conversation: they are fill-in-the-middle"
+            reasons |= dict.fromkeys(("answers", "decoding"), reason)
         for case, reason in self._unjudged_answers.items():
             # a grammar that judges some of the rows has judged something
             if case != "decoding" or not self._by_grammar:

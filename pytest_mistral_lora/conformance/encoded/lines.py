@@ -14,6 +14,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
+from pytest_mistral_lora.chat.fim import is_fim, parse_fim_row
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.places import file_of
 from pytest_mistral_lora.chat.rows import Row, parse_row
@@ -215,6 +216,8 @@ class _RecordReader:
         if not _has_conversations(data):
             if data.get("messages") is not None:
                 return (parse_row(data, place=self.place),)
+            if is_fim(data):
+                return (parse_fim_row(data, place=self.place),)
             if self.has_source and _packs(data):
                 raise RowError(
                     'no "messages", and the sequence is packed: it does not tell which rows of the dataset it holds',

@@ -8,11 +8,13 @@ from functools import cached_property
 from itertools import groupby
 
 from pytest_mistral_lora.chat.diff import common_ends, decode_text, split_at_markers
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
+from pytest_mistral_lora.chat.encoded import ANSWERS, IGNORE_INDEX, EncodedRow, Span
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.recognition import shipped_oracle
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
+from pytest_mistral_lora.conformance.encoded.fim_faults import fim_cut_fault, fim_layout_fault
 from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.text_faults import TextComparison
 from pytest_mistral_lora.conformance.encoded.text_reasons import spells_row
@@ -36,7 +38,8 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
         found = f"id {str(outside[0])[:24]}{and_more(1, len(outside))}"
         fault = EncodingFault("ML520", found, f"ids from 0 to {oracle.vocab_size - 1}")
         return [_other_tokenizer(row, ids, oracle) or fault]
-    cut = _cut_fault(expected, ids, oracle)
+    is_gap = isinstance(row, FimRow)
+    cut = _cut_fault(expected, ids, oracle, is_gap=is_gap)
     if cut:
         return [cut]
     if ids and ids[0] not in oracle.control_tokens and decode_text(ids[:20], oracle).lstrip().startswith("<s>"):
@@ -48,19 +51,26 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
         found = f"BOS is there {count} times" if count else "BOS is missing"
         bos = [EncodingFault("ML521", found, "BOS once, in front")]
         with_bos = (oracle.bos_id, *ids[count:])
-    cut = _cut_fault(expected, with_bos, oracle)
+    cut = _cut_fault(expected, with_bos, oracle, is_gap=is_gap)
     if cut or with_bos == expected:
         return [*bos, cut] if cut else bos
     # A row with far too many ids has its class within the first of them; decoding and comparing them all is slow.
     rest = _content_faults(row, expected, with_bos[: 4 * len(expected) + 1000], oracle)
     # Ids of another vocabulary look like other texts or turns.
-    looks_like_another = {fault.rule for fault in rest} & {"ML533", "ML534", "ML535", "ML555"}
+    looks_like_another = {fault.rule for fault in rest} & {"ML533", "ML534", "ML535", "ML555", "ML577"}
     other = _other_tokenizer(row, ids, oracle) if looks_like_another else None
     return [other] if other else [*bos, *rest]
 
 
-def _cut_fault(expected: Ids, ids: Ids, oracle: Oracle) -> EncodingFault | None:
-    """Return the fault of ids that are a beginning or an end of the expected ids, else None."""
+def _cut_fault(expected: Ids, ids: Ids, oracle: Oracle, *, is_gap: bool = False) -> EncodingFault | None:
+    """Return the fault of ids that are a beginning or an end of the expected ids, else None.
+
+    Args:
+        expected: mistral-common's ids.
+        ids: The trainer's.
+        oracle: Mistral's own tokenization.
+        is_gap: Whether the row is fill-in-the-middle: behind BOS, its end alone is a text without markers, not a cut.
+    """
     lost = len(expected) - len(ids)
     if lost <= 0:
         return None
@@ -71,6 +81,8 @@ def _cut_fault(expected: Ids, ids: Ids, oracle: Oracle) -> EncodingFault | None:
     if ids == expected[lost:] and lost > 1:
         return EncodingFault("ML531", f"cut at the start: the first {lost} of {len(expected)} tokens are missing")
     in_text = len(ids) > 1 and ids[1] not in oracle.control_tokens
+    if is_gap and oracle.control_ids["[PREFIX]"] not in ids:
+        in_text = False
     if in_text and ids[0] == oracle.bos_id and ids[1:] == expected[lost + 1 :]:
         return EncodingFault("ML531", f"cut after BOS: {lost} of {len(expected)} tokens are missing")
     ends = len(ids) > 1 and ids[-1] == oracle.eos_id and ids[:-1] == expected[: len(ids) - 1]
@@ -83,6 +95,8 @@ def _cut_fault(expected: Ids, ids: Ids, oracle: Oracle) -> EncodingFault | None:
 
 def _content_faults(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> list[EncodingFault]:
     """Return the classes of ids that begin with one BOS and are not a cut row; at least one."""
+    if isinstance(row, FimRow) and (fault := _fim_fault(row, ids, oracle)):
+        return [fault]
     rest = tuple(message for message in row.messages if message["role"] != "system")
     if len(rest) < len(row.messages) and ids_of(replace(row, messages=rest), oracle) == ids:
         return [EncodingFault("ML525", "the system prompt is not there")]
@@ -99,10 +113,14 @@ def _content_faults(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> list[E
     return list(first.values()) or [EncodingFault("ML534", "the row is encoded in another way")]
 
 
+def _fim_fault(row: FimRow, ids: Ids, oracle: Oracle) -> EncodingFault | None:
+    return fim_layout_fault(row, ids, oracle) or fim_cut_fault(row, oracle.encode(row), ids, oracle)
+
+
 def ids_of(row: Row, oracle: Oracle) -> Ids | None:
     """Return the ids of a row, or of a prompt if no answer ends it; None if the tokenizer refuses it."""
     try:
-        if row.messages[-1]["role"] != "assistant":
+        if row.messages[-1]["role"] not in ANSWERS:
             # the prompt of a server, which is not a training row
             answer = {"role": "assistant", "content": "x"}
             return oracle.encode_prompt(replace(row, messages=(*row.messages, answer)))
