@@ -413,5 +413,20 @@ INCIDENTS = (
         "Chosen answers are longer, and the model learns to write at length",
         "eric-mitchell/direct-preference-optimization#35, princeton-nlp/SimPO#20",
     ),
+    Incident(
+        "N180",
+        "The texts of a gap are encoded with the space that SentencePiece puts before a text",
+        "ggml-org/llama.cpp#3503",
+    ),
+    Incident(
+        "N181",
+        "A gap is written in the order prefix, suffix, middle, or with a marker that the model has not learned",
+        "ggml-org/llama.cpp#8016, abetlen/llama-cpp-python#1492",
+    ),
+    Incident(
+        "N182",
+        "A completion is asked for without the suffix that the request has",
+        "vllm-project/vllm#9522",
+    ),
 )
 """Every incident, by id."""

@@ -35,14 +35,14 @@ def completion_ids(row: dict[str, str] = GAP) -> list[int]:
     return [label for label in encode_gap(row)["labels"] if label not in (-100, EOS)]
 
 
-@mutant("ML575", says="[PREFIX] comes before [SUFFIX]")
+@mutant("ML575", "N181", says="[PREFIX] comes before [SUFFIX]")
 def the_prompt_before_the_suffix(artifact: Artifact) -> None:
     """The parts are in the order of StarCoder: prefix, suffix, middle."""
     before = [BOS, marker("PREFIX"), *encode_text(GAP["prompt"]), marker("SUFFIX"), *encode_text(GAP["suffix"])]
     add_gap(artifact, **laid_out(before, completion_ids()))
 
 
-@mutant("ML575", says="[MIDDLE] is there")
+@mutant("ML575", "N181", says="[MIDDLE] is there")
 def a_marker_before_the_completion(artifact: Artifact) -> None:
     """The completion follows [MIDDLE]."""
     line = add_gap(artifact)
@@ -64,7 +64,7 @@ def a_gap_as_a_chat(artifact: Artifact) -> None:
     add_gap(artifact, **encode({"messages": turns}))
 
 
-@mutant("ML577", says="a text without markers")
+@mutant("ML577", "N182", says="a text without markers")
 def a_gap_as_a_text(artifact: Artifact) -> None:
     """Prompt and completion are one text, as in pretraining."""
     add_gap(artifact, **laid_out([BOS, *encode_text(GAP["prompt"])], completion_ids()))
@@ -84,7 +84,7 @@ def completion_with_a_space(artifact: Artifact) -> None:
     add_gap(artifact, **laid_out(before, encode_text(GAP["completion"])))
 
 
-@mutant("ML578", says="suffix has the space")
+@mutant("ML578", "N180", says="suffix has the space")
 def suffix_with_a_space(artifact: Artifact) -> None:
     """The suffix is encoded as a text of its own."""
     before = [BOS, marker("SUFFIX"), *encode_text(GAP["suffix"]), marker("PREFIX"), *encode_text(GAP["prompt"])]
