@@ -139,3 +139,12 @@ def parse_trained(data: Any, *, place: str = "") -> Row:
         RowError: As for `parse_rows` and `trained_row`.
     """
     return trained_row(parse_rows(data, place=place))
+
+
+def as_row(row: Row | Mapping[str, Any]) -> Row:
+    """Return a `Row` for a row given as a `Row`, or as plain JSON data of a kind that is trained on.
+
+    Raises:
+        RowError: If the data is not a row.
+    """
+    return row if isinstance(row, Row) else parse_trained(row)

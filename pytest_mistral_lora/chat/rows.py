@@ -192,15 +192,6 @@ def assistant_text(contents: Iterable[Any], facts: VersionFacts) -> str:
     return text.rstrip(" ") if facts.strips_answers and not has_thinking(chunks) else text
 
 
-def as_row(row: Row | Mapping[str, Any]) -> Row:
-    """Return a `Row` for a row given as a `Row` or as plain JSON data.
-
-    Raises:
-        RowError: If the data is not a row.
-    """
-    return row if isinstance(row, Row) else parse_row(row)
-
-
 def parse_row(data: Any, *, place: str = "") -> Row:
     """Check plain JSON data and return it as a `Row`.
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from mistral_common.protocol.fim.request import FIMRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
+from pytest_mistral_lora.assertions import assert_labels_exact, assert_no_control_token_injection
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.fim import FimRow, parse_fim_row
 from pytest_mistral_lora.chat.oracle import Oracle
@@ -120,6 +121,18 @@ def test_a_vocabulary_with_a_longer_sign_refuses_the_row() -> None:
     ]
     with pytest.raises(OracleRejection, match="3"):
         oracle.encode(FimRow.of("a", "b", "c"))
+
+
+def test_the_public_interface_takes_plain_data() -> None:
+    oracle = oracle_named("spm-v3")
+    data = {"prompt": "a", "suffix": "b", "completion": "c"}
+    encoded = oracle.encode(data)
+    assert encoded == oracle.encode(FimRow.of("a", "b", "c"))
+    assert oracle.encode_prompt(data) == encoded.input_ids[:-2]
+    assert_labels_exact(data, encoded.input_ids, encoded.labels or (), oracle.path)
+    assert_no_control_token_injection(data, encoded.input_ids, oracle.path)
+    with pytest.raises(AssertionError, match="ML546"):
+        assert_labels_exact(data, encoded.input_ids, (*(encoded.labels or ())[:-1], -100), oracle.path)
 
 
 def test_a_row_is_no_conversation() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from pytest_mistral_lora.chat.rows import as_row, parse_row, text_of, weight_of
+from pytest_mistral_lora.chat.row_kinds import as_row
+from pytest_mistral_lora.chat.rows import parse_row, text_of, weight_of
 from pytest_mistral_lora.strategies import rows
 
 MESSAGES = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]

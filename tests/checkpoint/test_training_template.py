@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from pytest_mistral_lora import cli
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
-from pytest_mistral_lora.chat.rows import Row, as_row
+from pytest_mistral_lora.chat.row_kinds import as_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import BackendComparison, compare
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, official_template, training_template

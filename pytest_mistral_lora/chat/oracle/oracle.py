@@ -26,7 +26,8 @@ from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, tak
 from pytest_mistral_lora.chat.oracle.request import PlainRows, RowFeatures, remember_tools, request_data
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.chat.oracle.versions import SUPPORTED, VersionFacts, version_facts
-from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
+from pytest_mistral_lora.chat.row_kinds import as_row
+from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.chat.templates.isolated import trust
 from pytest_mistral_lora.errors import (
     LibraryError,

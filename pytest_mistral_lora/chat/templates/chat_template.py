@@ -12,7 +12,8 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.fim import FimRow
-from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
+from pytest_mistral_lora.chat.row_kinds import as_row
+from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.chat.templates.generation_blocks import block_spans, ids_of, offsets_of
 from pytest_mistral_lora.chat.templates.isolated import ask
 from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt, find_own_prompt
