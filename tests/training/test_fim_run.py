@@ -11,6 +11,8 @@ from tiny_runs import recipe_data, smoke
 
 from pytest_mistral_lora.chat.fim import FimRow, parse_fim_row
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.reading import chunks
+from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RecipeError, RowError, RowsError
@@ -22,6 +24,7 @@ from pytest_mistral_lora.serving.server import chat_request
 from pytest_mistral_lora.training.export.run import _why_not_message
 from pytest_mistral_lora.training.generate.chat_session import prompt_row
 from pytest_mistral_lora.training.recipe import parse_recipe
+from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.run import RunResult, train
 
 ROWS = [
@@ -104,6 +107,22 @@ def test_a_transcript_of_another_form_is_refused(change: dict[str, Any], gap_run
     data = json.loads((gap_run.output / "transcripts" / "row-0001.json").read_text())
     assert not transcript_violations(data, "row-0001")
     assert transcript_violations({**data, **change}, "row-0001")
+
+
+def test_many_rows_come_from_the_cache_as_they_were_encoded(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "MANY_BYTES", 1)
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path / "cache"))
+    write_gaps(tmp_path)
+    encoder = make_encoder("mistral-common", CheckpointTokenizer(base))
+    recipe = parse_recipe(recipe_data(base), folder=tmp_path)
+    for _ in range(2):
+        train = load_data(recipe, encoder, processes=1).train
+        assert [row.to_json() for row in train.rows] == ROWS
+        assert list(train.encoded) == [encoder.encode(parse_fim_row(row)) for row in ROWS]
+        assert train.figures.tally.fim_rows == 5
+    assert any((tmp_path / "cache").rglob("*.arrow"))
 
 
 def test_a_run_through_the_chat_template_refuses_the_rows(tmp_path: Path, full_base: Path) -> None:
