@@ -78,12 +78,22 @@ def sides_that_differ_in_spaces_at_the_end(artifact: Artifact) -> None:
     pair["chosen"][0]["content"] += "  "
 
 
-@mutant("ML655", "N160", says="other white space alone")
+@mutant("ML655", "N160", says="other white space or ids of calls alone")
 def sides_that_differ_in_white_space(artifact: Artifact) -> None:
     """The rejected answer has a line break more, and two spaces between words."""
     pair = use_pairs(artifact)[1]
     pair["rejected"] = copy.deepcopy(pair["chosen"])
     pair["rejected"][0]["content"] = "\n" + pair["chosen"][0]["content"].replace("It is", "It  is")
+
+
+@mutant("ML655", "N160", says="other white space or ids of calls alone")
+def sides_of_one_call(artifact: Artifact) -> None:
+    """Both answers are one call, which has two ids."""
+    pair = use_pairs(artifact)[1]
+    function = {"name": "weather", "arguments": {"city": "Rome"}}
+    for side, call_id in (("chosen", "a1B2c3D4e"), ("rejected", "e4D3c2B1a")):
+        pair[side] = [{"role": "assistant", "tool_calls": [{"id": call_id, "type": "function", "function": function}]}]
+    pair["tools"] = copy.deepcopy(TOOLS)
 
 
 @mutant("ML656", "N161", says="the rejected answer is empty")

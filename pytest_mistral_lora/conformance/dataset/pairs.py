@@ -60,7 +60,7 @@ def pair_findings(rows: Sequence[Row], encoded: Sequence[EncodedRow]) -> Iterato
     elif alike == max(len(side.input_ids) for side in encoded):
         words = "other messages with the same tokens"
     elif _without_white_space(rows[0]) == _without_white_space(rows[1]):
-        words = "other white space alone"
+        words = "other white space or ids of calls alone"
     if words:
         yield Finding("ML655", f"the rejected answer is the chosen one: {words}", place, "two answers that differ")
     elif alike >= KEPT_TOKENS:
@@ -73,13 +73,16 @@ _GAP = re.compile(r"(?<=\S)\s+")
 
 
 def _without_white_space(row: Row) -> list[tuple[list[str], Any, Any]]:
-    """Return the lines of each message of a side, without white space that means nothing; its thinking; its calls."""
+    """Return the lines of each message of a side, without white space that means nothing; its thinking; its calls.
+
+    The id of a call is made up, and tells no answer from another.
+    """
     found = []
     for message in answer_of(row).messages:
         content = message.get("content")
         lines = [_GAP.sub(" ", line.rstrip()) for line in text_of(content).strip().splitlines() if line.strip()]
         thoughts = [] if isinstance(content, str | None) else [chunk.get("thinking") for chunk in content]
-        found.append((lines, thoughts, message.get("tool_calls")))
+        found.append((lines, thoughts, [call["function"] for call in message.get("tool_calls") or ()]))
     return found
 
 
