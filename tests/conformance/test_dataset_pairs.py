@@ -23,6 +23,7 @@ from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.targets import DatasetTarget, Target
+from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.strategies import pairs
 
 
@@ -167,6 +168,11 @@ def test_a_recipe_refuses_pairs_with_the_way_out(tmp_path: Path) -> None:
     [finding] = found(dataset_results(target))
     assert (finding.rule, finding.place) == ("ML601", f"{tmp_path}/rows.jsonl:2")
     assert "--lossy rejected" in finding.detail
+
+
+def test_the_figures_of_a_recipe_of_pairs_name_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"this is a preference pair.*--lossy rejected"):
+        dataset_statistics(make_target(tmp_path, sound(2)))
 
 
 def test_parts_of_a_file_of_pairs_are_judged_as_the_whole(tmp_path: Path) -> None:

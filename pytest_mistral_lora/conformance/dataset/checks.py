@@ -107,7 +107,7 @@ def dataset_statistics(
     for finding in results["rows-are-valid"].findings:
         # without one file, the other files' figures would pass for the dataset's
         if finding.rule == "ML602" or not figures["rows"]:
-            raise InputError(finding.found, place=finding.place, expected=finding.expected)
+            raise InputError(finding.found, place=finding.place, expected=finding.expected, next_step=finding.detail)
     return figures
 
 
