@@ -327,6 +327,18 @@ def test_pairs_that_are_not_those_of_the_dataset_are_found(tmp_path: Path, oracl
     assert found[0].place.endswith(":2, rejected")
 
 
+def test_a_label_that_is_not_that_of_the_dataset_is_found(tmp_path: Path, oracle: Oracle) -> None:
+    records = [line for n in range(3) for line in kto(with_ids(oracle, texts_pair(f"Is it {n}?", "Yes.", "No.")))]
+    rated = [{key: line[key] for key in ("prompt", "completion", "label")} for line in records]
+    dataset = write_lines(tmp_path, rated, "dataset.jsonl")
+    assert audit_rules(write_lines(tmp_path, records), oracle, dataset) == []
+    records[3]["label"] = True
+    numbered = [line | {"row": number} for number, line in enumerate(records)]
+    for made in (numbered, list(map(without_texts, numbered))):
+        [finding] = audit_findings(write_lines(tmp_path, made), oracle, dataset)
+        assert (finding.rule, finding.found) == ("ML505", "the label is not that of row 3")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_files_of_trainers_are_recognised_by_their_columns(form: str, tmp_path: Path, oracle: Oracle) -> None:
     prompt = [said("user", "Is it warm?")]

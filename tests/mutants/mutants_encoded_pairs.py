@@ -147,3 +147,12 @@ def text_of_a_prompt_becomes_a_token(artifact: Artifact) -> None:
     hold_pairs(artifact, texts_pair("What is </s> for?", "It ends an answer.", "Nothing."))
     record = artifact["lines"][0]
     record["prompt_ids"] = [1, 3, *encode_text("What is"), 2, *encode_text(" for?"), 4]
+
+
+@mutant("ML505", says="the label is not that of row 1")
+def label_of_an_answer_is_turned(artifact: Artifact) -> None:
+    """The label of a rated answer is true, and false in the dataset."""
+    hold_pairs(artifact, asked())
+    lines = [record | {"row": number} for number, record in enumerate(kto(artifact["lines"][0]))]
+    artifact["dataset"] = [{key: line[key] for key in ("prompt", "completion", "label")} for line in lines]
+    artifact["lines"] = [line | {"label": True} for line in lines]

@@ -16,6 +16,7 @@ from typing import Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import IN_ORDER
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.pairs import UNWANTED, WANTED, is_wanted
 from pytest_mistral_lora.chat.row_files import scan_records
 from pytest_mistral_lora.chat.rows import Row, compact_json, sorted_keys, weight_of
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
@@ -113,6 +114,8 @@ def _text_lines(texts: list[_OpenText], oracle: Oracle) -> str:
 def row_digest(row: Row, *, loose: bool = False) -> bytes:
     """Return 12 bytes that are equal for rows that differ only in null fields and a spelled-out weight of 1.
 
+    They also tell an answer that is wanted from one that is not.
+
     Args:
         row: The row.
         loose: Whether the bytes also ignore nulls and key order within the JSON of tools and arguments.
@@ -130,7 +133,7 @@ def row_digest(row: Row, *, loose: bool = False) -> bytes:
             return kept
         return [without_defaults(item) for item in value] if isinstance(value, list | tuple) else value
 
-    data = without_defaults(row.to_json())
+    data = without_defaults(row.to_json()) | ({} if is_wanted(row) else {"unwanted": True})
     text = json.dumps(data, sort_keys=True) if loose else compact_json(sorted_keys(data))
     return hashlib.blake2b(text.encode(), digest_size=12).digest()
 
@@ -200,13 +203,13 @@ class SourceTracker:
             return line
         if line.chosen is not None:
             rows = self._read_rows[1:] if line.index == self._read else ()
-            return dataclasses.replace(line, rows=rows[:1], numbered=bool(rows))
+            return _with_row(line, rows[:1])
         # the source is read once, beside the lines: a number that is repeated or out of order has no row
         if line.index > self._read:
             for number, rows in self._in_order:
                 self._read, self._read_rows = number, rows
                 if number == line.index:
-                    return dataclasses.replace(line, rows=rows[:1], numbered=True)
+                    return _with_row(line, rows[:1])
         return line
 
     def numbered(self, line: EncodedLine) -> EncodedLine:
@@ -267,12 +270,19 @@ class SourceTracker:
             elif self._digests[line.index][part : part + 1] != (digest,):
                 found = f"the messages are not those of row {line.index}"
                 found += f", but of row {free[-1]}" if free else ""
+                if line.side is not None and self._has_other_label(line.index, part, row):
+                    found = f"the label is not that of row {line.index}"
                 if self._loose_digests[line.index][part : part + 1] == (row_digest(row, loose=True),):
                     found = f"tools or arguments have other nulls or another key order than in row {line.index}"
             if free:
                 free.pop() if line.packed or line.index not in free else free.remove(line.index)
             if found:
                 yield Finding("ML505", found, line.place, row=row.to_jsonl())
+
+    def _has_other_label(self, index: int, part: int, row: Row) -> bool:
+        """Return whether a record of the source has a row with another label."""
+        other = dataclasses.replace(row, side=UNWANTED if is_wanted(row) else WANTED)
+        return self._digests[index][part : part + 1] == (row_digest(other),)
 
     def missing_rows(self) -> Iterator[Row]:
         """Yield the rows of the records that the file lacks."""
@@ -298,3 +308,10 @@ class SourceTracker:
             named = ", ".join(map(str, missing)) + (", …" if count > SHOWN else "")
             found = f"{count} of {total} rows are not there: {named}"
             yield Finding("ML502", found, str(path), "every row of the source")
+
+
+def _with_row(line: EncodedLine, rows: tuple[Row, ...]) -> EncodedLine:
+    """Return a line with the row of its number, if the source has it; the side of the row is the line's."""
+    if line.side is not None:
+        rows = tuple(dataclasses.replace(row, side=line.side.row_side) for row in rows)
+    return dataclasses.replace(line, rows=rows, numbered=line.numbered or bool(rows))

@@ -137,7 +137,12 @@ class _RecordReader:
         for given in sides:
             place = f"{self.place}, {given.side.name}" if len(sides) > 1 else self.place
             line = replace(self, place=place).line(given.record, position)
-            lines.append(replace(line, side=given.side, chosen=lines[0] if lines else None))
+            rows, as_stored = (
+                tuple(replace(row, side=given.side.row_side) for row in stored)
+                for stored in (line.rows, line.as_stored)
+            )
+            chosen = lines[0] if lines else None
+            lines.append(replace(line, rows=rows, as_stored=as_stored, side=given.side, chosen=chosen))
         return lines
 
     def line(self, record: Mapping[str, Any], position: int) -> EncodedLine:

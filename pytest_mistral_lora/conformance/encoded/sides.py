@@ -21,6 +21,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS, Place
+from pytest_mistral_lora.chat.pairs import UNWANTED, WANTED
 from pytest_mistral_lora.conformance.encoded.integers import Ids, read_integers
 from pytest_mistral_lora.errors import RowError
 
@@ -53,6 +54,13 @@ class Side:
     def is_of_pair(self) -> bool:
         """Whether the record has a chosen and a rejected answer."""
         return self.name in _PAIR
+
+    @property
+    def row_side(self) -> str:
+        """The side of its row, as `chat.pairs` names it."""
+        if self.is_of_pair:
+            return self.name
+        return WANTED if self.is_wanted else UNWANTED
 
 
 @dataclass(frozen=True, slots=True)
