@@ -196,6 +196,14 @@ def test_rejected_answers_may_be_such_that_decoding_forbids_them(tmp_path: Path,
 # A pair has laws of its own.
 
 
+def test_the_labels_of_a_reward_model_are_not_checked(tmp_path: Path, oracle: Oracle) -> None:
+    for form, checked in (("reward", False), ("DPO", True)):
+        audit = Audit(write_lines(tmp_path, FORMS[form](coloured(oracle))), oracle)
+        assert [verdict.state for verdict in audit.verdicts()] == ["sound"] * 3
+        assert ("labels" not in audit.not_checked) is checked
+        assert (audit.supervised > 0) is checked
+
+
 def test_two_prompts_are_found(tmp_path: Path, oracle: Oracle) -> None:
     record, other = (with_ids(oracle, texts_pair(f"Is it {word}?", "Yes.", "No.")) for word in ("warm", "cold"))
     mixed = {key: value for key, value in orpo(record).items() if key not in ("prompt", "chosen", "rejected")}
@@ -358,7 +366,7 @@ def test_files_of_trainers_are_recognised_by_their_columns(form: str, tmp_path: 
         assert audit_rules(path, oracle) == [], path
     verdict = audit_rows(table, tokenizer="spm-v3")
     assert verdict.ok
-    assert verdict.facts["rows::encoded::labels"]["judged"] == 4
+    assert verdict.facts["rows::encoded::ids"]["judged"] == 4
 
 
 def test_messages_of_a_table_may_be_texts_of_json(tmp_path: Path, oracle: Oracle) -> None:

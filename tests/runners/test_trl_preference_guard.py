@@ -105,7 +105,7 @@ def test_a_healthy_run_is_untouched(kind: str, base: Path, tokenizer: Any, tmp_p
     assert callback is not None
     assert callback.verdict is not None
     assert callback.verdict.ok
-    facts = callback.verdict.facts["batches::encoded::labels"]
+    facts = callback.verdict.facts["batches::encoded::ids"]
     assert facts["judged"] == 16
     assert found[0] == found[1]
     assert len(found[0]) == 2

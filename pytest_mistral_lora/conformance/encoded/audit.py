@@ -42,6 +42,7 @@ CASES = ("file", "rows-complete", "ids", "labels", "packing", "supervised-text",
 OF_ROWS = ("ids", "labels", "packing", "supervised-text", "answers", "decoding")
 """Checks that would pass on nothing if no row can be judged."""
 NOTHING_JUDGED = "no row of the file can be judged"
+SCORED_WHOLE = "a reward model scores conversations as a whole: no token has a label"
 
 _OF_ANSWERS = {"ML649": "ML562", "ML650": "ML562", "ML651": "ML563"}
 """The rules of encoded rows by those of chat rows. A character that is not encoded is a matter of the chat rows."""
@@ -129,6 +130,8 @@ class Audit:
         self._by_grammar = False
         self._gaps = 0
         self._conversations = 0
+        self._has_labels = False
+        self._is_scored_whole = False
         self._refused_call_ids = 0
         self._first_refused = ""
 
@@ -228,7 +231,10 @@ class Audit:
             findings += (replace(finding, rule="ML558", row=row.to_jsonl()) for finding in padded)
         self.tokens += len(comparison.padding.real)
         if line.side is None or line.side.has_labels:
+            self._has_labels = True
             self.supervised += sum(label != IGNORE_INDEX for label in line.labels)
+        else:
+            self._is_scored_whole = True
         # The answers of a sound row are on both sides, and a row with another fault is reported for that fault.
         is_trained = line.few_shot is None
         if (
@@ -316,6 +322,8 @@ class Audit:
         if self._gaps and not self._conversations:
             reason = "no sound row is a conversation: they are fill-in-the-middle"
             reasons |= dict.fromkeys(("answers", "decoding"), reason)
+        if self._is_scored_whole and not self._has_labels:
+            reasons.setdefault("labels", SCORED_WHOLE)
         for case, reason in self._unjudged_answers.items():
             # a grammar that judges some of the rows has judged something
             if case != "decoding" or not self._by_grammar:
