@@ -214,6 +214,25 @@ def test_two_prompts_are_found(tmp_path: Path, oracle: Oracle) -> None:
     assert finding.place.endswith("rows.jsonl:1")
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("form", [orpo, reward])
+def test_padding_of_a_batch_is_no_part_of_a_side(
+    form: Callable[[Data], Data], side: str, tmp_path: Path, oracle: Oracle
+) -> None:
+    record = form(coloured(oracle))
+    longest = 3 + max(len(record[key]) for key in record if key.endswith("_ids"))
+    for name in ("chosen", "rejected"):
+        ids = "chosen_ids" if form is reward else "chosen_input_ids"
+        ids = ids.replace("chosen", name)
+        record[f"{name}_attention_mask"] = [1] * len(record[ids])
+        for key, pad in ((ids, 0), (f"{name}_labels", -100), (f"{name}_attention_mask", 0)):
+            if key in record:
+                padding = [pad] * (longest - len(record[key]))
+                record[key] = padding + record[key] if side == "left" else record[key] + padding
+    for made in (record, without_texts(record)):
+        assert audit_rules(write_lines(tmp_path, [made]), oracle) == []
+
+
 @pytest.mark.parametrize(
     ("rejected", "rules"),
     [("Red.", ["ML566"]), ("Red.  ", ["ML566"]), ("\nRed.", ["ML566"]), ("red.", []), ("Red .", [])],

@@ -114,8 +114,8 @@ def _split_side(data: Mapping[str, Any], name: str, place: str, *, is_wanted: bo
         labels = _read(data, f"{name}_labels", place)
         trained = [n for n, label in enumerate(labels[: len(ids)]) if label != IGNORE_INDEX]
         start, end = (trained[0], trained[-1] + 1) if trained else (len(ids), len(ids))
-        side = Side(name, column, is_wanted, ids[:start], ids[start:end])
         record |= _attention(data, name, ids, place)
+        side = Side(name, column, is_wanted, _shown(ids[:start], record), ids[start:end])
     elif prompt_column := _column(data, "prompt"):
         prompt = _read(data, prompt_column, place)
         side = Side(name, column, is_wanted, prompt, ids)
@@ -126,8 +126,7 @@ def _split_side(data: Mapping[str, Any], name: str, place: str, *, is_wanted: bo
         mask = record.get("attention_mask") or [1] * len(ids)
         # a reward model scores all tokens as a whole
         labels = tuple(token if is_shown else IGNORE_INDEX for token, is_shown in zip(ids, mask, strict=True))
-        shown = tuple(token for token, is_shown in zip(ids, mask, strict=True) if is_shown)
-        side = Side(name, column, is_wanted, (), shown, has_labels=False)
+        side = Side(name, column, is_wanted, (), _shown(ids, record), has_labels=False)
     return SideRecord(side, record | {"input_ids": list(ids), "labels": list(labels)})
 
 
@@ -135,6 +134,12 @@ def _attention(data: Mapping[str, Any], name: str, ids: Ids, place: str) -> dict
     """Return the attention mask of a side whose ids are the whole conversation, if it has one."""
     column = f"{name}_attention_mask"
     return {"attention_mask": list(_beside(data, column, ids, place))} if data.get(column) is not None else {}
+
+
+def _shown(ids: Ids, record: Mapping[str, Any]) -> Ids:
+    """Return the ids that the attention mask of a record does not hide, from the first one on; all without a mask."""
+    mask = record.get("attention_mask")
+    return ids if mask is None else tuple(token for token, is_shown in zip(ids, mask, strict=False) if is_shown)
 
 
 def _masked(data: Mapping[str, Any], name: str, ids: Ids, place: str) -> Ids:
