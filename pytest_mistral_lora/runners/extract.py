@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.pairs import REJECTED, record_of
 from pytest_mistral_lora.chat.rows import Row
@@ -159,9 +160,16 @@ def extract(
 
     Raises:
         RunnerError: If the runner is missing, hangs, refuses its configuration or even a plain row, or breaks the
-            contract of its output.
+            contract of its output; or if a row is fill-in-the-middle, and the runner no script of the user's.
         TokenizerError: If the tokenizer cannot be loaded.
     """
+    gap = next((row for row in rows if isinstance(row, FimRow)), None)
+    if gap is not None and runner.module:
+        raise RunnerError(
+            f"{runner.title} is given conversations, and this row is fill-in-the-middle",
+            place=gap.place,
+            next_step="Judge the rows that it has prepared: mistral-lora audit FOLDER --tokenizer PATH",
+        )
     # in ASCII: a script that splits the text into lines must not split at a line separator within a row
     records = [record_of(rows) if rows[0].side else rows[0].to_json() for rows in by_record(rows)]
     given = "".join(f"{json.dumps(record)}\n" for record in records)

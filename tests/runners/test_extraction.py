@@ -9,6 +9,7 @@ from typing import Any
 import hostile_runners as hostile
 import pytest
 
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RunnerError
@@ -54,6 +55,16 @@ def test_each_row_has_a_line_with_its_messages_ids_and_labels(run: Extract, rows
     assert made.environment == {"mine": "1.0"}
     assert made.refused == 0
     assert made.ran_under == f"mine 1.0; configuration {tmp_path / 'config.yaml'}"
+
+
+def test_a_gap_is_given_to_a_script_and_to_no_other_trainer(checkpoint: Path, tmp_path: Path) -> None:
+    gaps = [FimRow.of("a", "b", "c", place="rows.jsonl:1")]
+    script = find_runner(str(hostile.script(tmp_path, hostile.SOUND)))
+    made = extract(script, gaps, checkpoint, tmp_path / "out.jsonl")
+    assert _lines(made) == [{"row": 0, **gaps[0].to_json(), "input_ids": [1, 0], "labels": [-100, 0]}]
+    with pytest.raises(RunnerError, match="this row is fill-in-the-middle") as caught:
+        extract(find_runner("trl"), gaps, checkpoint, tmp_path / "out.jsonl")
+    assert caught.value.place == "rows.jsonl:1"
 
 
 def test_what_a_script_notes_is_said_with_the_versions(run: Extract, tmp_path: Path) -> None:
