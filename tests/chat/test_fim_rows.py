@@ -123,6 +123,15 @@ def test_a_vocabulary_with_a_longer_sign_refuses_the_row() -> None:
         oracle.encode(FimRow.of("a", "b", "c"))
 
 
+def test_the_report_on_the_suffix_is_right() -> None:
+    def ids(name: str, suffix: str) -> list[int]:
+        return oracle_named(name).library_tokenizer.encode_fim(FIMRequest(prompt="a", suffix=suffix)).tokens
+
+    assert ids("tekken-240911", "/p") == [1, 16, 1047, 1112, 14, 1097]
+    assert oracle_named("tekken-240911").encode_text("/p") == (8273,)
+    assert ids("spm-v2", "b") == [1, 0, 29494, 0, 1032]
+
+
 def test_the_public_interface_takes_plain_data() -> None:
     oracle = oracle_named("spm-v3")
     data = {"prompt": "a", "suffix": "b", "completion": "c"}
