@@ -230,7 +230,7 @@ class ServerTarget(JudgedTarget):
         for transcript in found:
             finding = prompt_finding(make_encoder(transcript.tokenizer["backend"], self.tokenizer), transcript)
             if finding is None:
-                # a gap has no messages, by which a server is asked, too
+                # a server is asked by messages, too, and a gap has none
                 sound += [] if isinstance(transcript.row, FimRow) else [transcript]
             else:
                 wrong = [*wrong, finding]

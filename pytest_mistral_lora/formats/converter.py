@@ -111,7 +111,7 @@ def convert_record(
 def _row_of_texts(
     draft: Draft, reading: RecordReading, changes: list[Change]
 ) -> tuple[dict[str, Any] | None, list[Change]]:
-    """Return a row that is no conversation as plain data, or None if it is marked as bad, and the changes."""
+    """Return a row that is not a conversation as plain data, or None if it is marked as bad, and the changes."""
     mark = _mark(draft.fields, reading)
     bad = mark.key if mark is not None and not mark.is_good else _bad_answer(draft.fields)
     if bad:

@@ -160,7 +160,7 @@ def extract(
 
     Raises:
         RunnerError: If the runner is missing, hangs, refuses its configuration or even a plain row, or breaks the
-            contract of its output; or if a row is fill-in-the-middle, and the runner no script of the user's.
+            contract of its output; or if a row is fill-in-the-middle, and the runner is a packaged one.
         TokenizerError: If the tokenizer cannot be loaded.
     """
     gap = next((row for row in rows if isinstance(row, FimRow)), None)

@@ -124,10 +124,10 @@ def chat_request(row: Row) -> dict[str, Any]:
     """Return the messages of a row before its last answer, and its tools, in the form of OpenAI's chat requests.
 
     Raises:
-        RowError: If the row is no conversation.
+        RowError: If the row is not a conversation.
     """
     if isinstance(row, FimRow):
-        raise RowError("a fill-in-the-middle row is no conversation", place=row.place, expected="a row of turns")
+        raise RowError("a fill-in-the-middle row is not a conversation", place=row.place, expected="a row of turns")
 
     def as_text(given: Any) -> Any:
         # vLLM refuses a request whose arguments are an object

@@ -42,7 +42,7 @@ def the_prompt_before_the_suffix(artifact: Artifact) -> None:
     add_gap(artifact, **laid_out(before, completion_ids()))
 
 
-@mutant("ML575", "N181", says="[MIDDLE] is there")
+@mutant("ML575", "N181", says="[MIDDLE] stands before")
 def a_marker_before_the_completion(artifact: Artifact) -> None:
     """The completion follows [MIDDLE]."""
     line = add_gap(artifact)

@@ -2,7 +2,7 @@
 
 mistral-common encodes what a server feeds the model: BOS, `[SUFFIX]`, the suffix, `[PREFIX]`, the prompt
 (`InstructTokenizerV2.encode_fim`). The completion is what the model writes next, so its ids follow those of the prompt
-as they are, and EOS ends it. SentencePiece writes a space in front of each text that it encodes; the completion goes on
+unchanged, and EOS ends it. SentencePiece writes a space in front of each text that it encodes; the completion goes on
 in the middle of a line, so it gets none. mistral-common leaves the space out of the suffix in the same way
 (`_encode_infilling`): it encodes the text behind a character of two tokens, and drops them. So do Code Llama's
 tokenizer, from which that comes, and its paper ("we suppress the implicit leading space that SentencePiece tokenizers

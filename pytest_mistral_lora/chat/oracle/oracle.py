@@ -312,7 +312,7 @@ class Oracle:
 
     @cached_property
     def fim(self) -> FimEncoder:
-        """The encoder of fill-in-the-middle rows; its `unavailable` says why there is none."""
+        """The encoder of fill-in-the-middle rows; `unavailable` gives the reason if it cannot encode them."""
         return FimEncoder(
             self._encode_fim,
             self.encode_text,

@@ -49,10 +49,10 @@ def request_data(row: Row) -> dict[str, Any]:
     """Return the request of a row as plain data, without nulls.
 
     Raises:
-        RowError: If the row is no conversation.
+        RowError: If the row is not a conversation.
     """
     if isinstance(row, FimRow):
-        raise RowError("a fill-in-the-middle row is no conversation", place=row.place, expected="a row of turns")
+        raise RowError("a fill-in-the-middle row is not a conversation", place=row.place, expected="a row of turns")
     messages = []
     for message in row.messages:
         data = without_nulls(message)

@@ -268,7 +268,7 @@ class Audit:
         if self._answers is None or not row.messages:
             return
         if isinstance(row, FimRow):
-            # a completion is no message that a decoder reads
+            # decoders read messages, and a completion is a bare text
             self._gaps += 1
             return
         self._conversations += 1

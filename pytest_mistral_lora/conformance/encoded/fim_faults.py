@@ -30,7 +30,7 @@ def fim_layout_fault(row: FimRow, ids: Sequence[int], oracle: Oracle) -> Encodin
     if not {_SUFFIX, _PREFIX} <= set(markers):
         return _without_markers(row, ids, markers, oracle)
     if _MIDDLE in markers:
-        return EncodingFault("ML575", f"{_MIDDLE} is there, which no server writes", _LAYOUT)
+        return EncodingFault("ML575", f"{_MIDDLE} stands before the completion, and no server writes it", _LAYOUT)
     if markers.index(_PREFIX) < markers.index(_SUFFIX):
         return EncodingFault("ML575", f"{_PREFIX} comes before {_SUFFIX}", _LAYOUT)
     if oracle.encode(FimRow.of(row.suffix, row.prompt, row.completion)).input_ids == tuple(ids):
