@@ -21,6 +21,7 @@ from pytest_mistral_lora.records.files import clash
 NO_PATHS = {
     ("pin", "--branch"),
     ("check", "--device-memory"),
+    ("audit", "--task"),
     ("audit", "--time-limit"),
     ("rules", "ids"),
     ("rules", "--search"),

@@ -25,9 +25,6 @@ SECONDS = 60.0
 MOST_LATE = AT_ONCE
 """After so many requests in a row without an answer in time, no more are sent."""
 
-_KEPT_OPEN = 1.0
-"""The most seconds that an idle connection is used again: llama.cpp and uvicorn close one after five."""
-
 _LARGEST = 8 << 20
 _LAST_EVENT = "[DONE]"
 _TRIES = 3
@@ -135,6 +132,14 @@ def require_url(url: str) -> str:
     return url.rstrip("/")
 
 
+class _DroppedError(Exception):
+    """The server closed the connection before it answered; no request of ours changes anything if it comes again."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 @dataclass
 class ServerClient:
     """Sends the requests of one run to one server.
@@ -175,8 +180,6 @@ class ServerClient:
             headers=headers,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # no cookie is kept
             timeout=self.seconds,
-            # a request that meets the server's closing of an idle connection has no answer
-            limits=httpx.Limits(keepalive_expiry=_KEPT_OPEN),
             follow_redirects=False,
             trust_env=False,
             verify=httpx.create_ssl_context(),
@@ -214,14 +217,17 @@ class ServerClient:
                     # a server that lets each request wait would keep the run for minutes a row
                     self._lost = late if self._late >= MOST_LATE else self._lost
                     raise late from error
+                except _DroppedError as error:
+                    # its connection may have been idle, and closed by the server as the request was on its way
+                    if not self._has_answered or attempt + 1 == _TRIES:
+                        raise self._failed(error.reason, place) from error
                 except httpx.ConnectError as error:
                     if "[SSL" in str(error) or attempt + 1 == _TRIES:
                         # the next row does not need to wait as long
                         self._lost = self._no_connection(str(error))
                         raise self._lost from error
                 except (httpx.HTTPError, OSError, ValueError) as error:
-                    found = f"the connection failed: {type(error).__name__} {_shown(str(error))}"
-                    raise InputError(found, place=place, next_step=self._other_scheme("http")) from error
+                    raise self._failed(error, place) from error
                 else:
                     self._has_answered, self._late = True, 0
                     if answer.status == 401 or answer.status == 403:
@@ -240,6 +246,10 @@ class ServerClient:
             return ""
         return "If the server asks for https, write https://." if scheme == "http" else _WITHOUT_TLS
 
+    def _failed(self, error: Exception, place: str) -> InputError:
+        found = f"the connection failed: {type(error).__name__} {_shown(str(error))}"
+        return InputError(found, place=place, next_step=self._other_scheme("http"))
+
     def _no_connection(self, error: str) -> InputError:
         if "CERTIFICATE_VERIFY_FAILED" in error:
             step = "If it is of an authority of your own, name the file of that: export SSL_CERT_FILE=authority.pem"
@@ -250,9 +260,16 @@ class ServerClient:
         return InputError(found, place=self.url, next_step="Start the server, or look at its address.")
 
     async def _send(self, method: str, path: str, data: Any) -> Answer:
+        import httpx
+
         assert self._open is not None
+        request = self._open.build_request(method, path, json=data)
+        try:
+            response = await self._open.send(request, stream=True)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+            raise _DroppedError(error) from error
         body = bytearray()
-        async with self._open.stream(method, path, json=data) as response:
+        try:
             is_stream = response.headers.get("Content-Type", "").startswith("text/event-stream")
             encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
             if encoding not in ("", "identity"):
@@ -261,6 +278,8 @@ class ServerClient:
                 body += part
                 if len(body) > _LARGEST:
                     raise ValueError(f"the answer is larger than {_LARGEST >> 20} MiB")
+        finally:
+            await response.aclose()
         text = bytes(body).decode("utf-8", "replace")
         try:
             value = [json.loads(event) for event in _events(text)] if is_stream else json.loads(text)

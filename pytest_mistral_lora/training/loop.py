@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import ATTENDED, refuse_layers_without_gradient
-from pytest_mistral_lora.training.callbacks import OverflowWatch, StopAtNonFinite
+from pytest_mistral_lora.training.callbacks import OverflowWatch, StopAtNonFinite, gradient_norm
 from pytest_mistral_lora.training.devices import check_sharded_layers, engine, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows import RowDataset
@@ -83,12 +84,13 @@ class DryRun(TrainerCallback):
         self.trainer.model.zero_grad(set_to_none=True)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at the gradient of the first step, if there was no pass before it.
+        """Look at the gradient of the first step that does not overflow, if there was no pass before it.
 
         Raises:
             TrainingError: If an adapted layer gets no gradient.
         """
-        if not self._looks_at_step:
+        # clipping makes zeros of the finite parts of a gradient that overflows
+        if not self._looks_at_step or not math.isfinite(gradient_norm(self.trainer.model)):
             return
         self._looks_at_step = False
         if self.trainer.reduce_over_processes(self.trainer.step_longest, "max") >= ATTENDED:

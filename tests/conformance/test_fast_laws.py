@@ -99,8 +99,8 @@ def test_characters_are_dropped_alike(text: str) -> None:
 @given(text=st.lists(st.sampled_from(("[INST]", "</s>", "<", "[", "]", "INST", "a", "\u00e9"))).map("".join))
 def test_control_tokens_in_a_text_are_found(text: str) -> None:
     data = {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "b"}]}
-    spelled = parse_row(data).to_jsonl()
-    assert _judge()._spelled(spelled) == _judge()._literals.findall(spelled)
+    row = parse_row(data)
+    assert _judge()._spelled(row) == _judge()._literals.findall(row.to_jsonl())
 
 
 @cache

@@ -96,7 +96,7 @@ NO_ORACLE = (
     "none, or the path of a tekken.json or tokenizer.model.vN"
 )
 NO_RUNNER = (
-    "is not a runner; expected one of trl, axolotl, llamafactory, ms-swift, "
+    "is not a runner; expected one of trl, axolotl, llamafactory, ms-swift, lm-eval, "
     "or the path of a script (*.py) that maps rows to encoded rows"
 )
 NO_TOKENIZER = (

@@ -14,8 +14,8 @@ import threading
 import time
 import tracemalloc
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -181,37 +181,85 @@ def test_late_answers_in_a_row_end_the_run_and_one_that_comes_begins_the_count_a
     assert mixed == ["InputError", "InputError", "InputError", "Answer"] * 2
 
 
-def test_an_idle_connection_that_the_server_closes_is_not_used_again() -> None:
-    class Closing(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        answered = 0.0
+class KeepingHandler(BaseHTTPRequestHandler):
+    """Keeps its connections open, as servers of models do."""
 
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@contextmanager
+def answering(handler: type[KeepingHandler]) -> Iterator[str]:
+    """Answer by a handler until the end of the block, and yield the address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("dropped", "found"),
+    [
+        ((2,), "200"),
+        ((2, 3), "200"),
+        ((2, 3, 4), "the connection failed: RemoteProtocolError Server disconnected without sending a response."),
+        ((1,), "the connection failed: RemoteProtocolError Server disconnected without sending a response."),
+    ],
+)
+def test_a_request_whose_connection_the_server_closes_is_sent_again(dropped: tuple[int, ...], found: str) -> None:
+    seen: list[str] = []
+
+    class Dropping(KeepingHandler):
         def do_GET(self) -> None:
-            # as a server that closes an idle connection while the request is on its way
-            self.close_connection = bool(self.answered) and time.monotonic() - self.answered > 1.4
+            # a server that closes an idle connection does not see the request
+            seen.append(self.path)
+            self.close_connection = len(seen) in dropped
             if not self.close_connection:
                 self.send_response(200)
                 self.send_header("Content-Length", "2")
                 self.end_headers()
                 self.wfile.write(b"{}")
-                self.answered = time.monotonic()
 
-        def log_message(self, *_: object) -> None:
-            """Print nothing."""
+    async def ask_twice(url: str) -> str:
+        async with ServerClient(url, 10) as client:
+            try:
+                await client.get("/v1/models")
+                return str((await client.get("/v1/models")).status)
+            except InputError as error:
+                return error.found
 
-    async def ask_after_a_rest(url: str) -> bool:
+    with answering(Dropping) as url:
+        assert asyncio.run(ask_twice(url)) == found
+    # nothing is sent again to a server that has never answered
+    assert len(seen) == (1 if 1 in dropped else 2 + min(len(dropped), 2))
+
+
+def test_an_answer_that_ends_in_its_middle_is_not_asked_for_again() -> None:
+    seen: list[str] = []
+
+    class Breaking(KeepingHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "9" if len(seen) > 1 else "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+            self.close_connection = len(seen) > 1
+
+    async def ask_twice(url: str) -> None:
         async with ServerClient(url, 10) as client:
             await client.get("/v1/models")
-            await asyncio.sleep(1.5)
-            return (await client.get("/v1/models")).is_ok
+            with pytest.raises(InputError, match="the connection failed: RemoteProtocolError peer closed connection"):
+                await client.get("/v1/models")
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Closing) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        try:
-            assert asyncio.run(ask_after_a_rest(f"http://127.0.0.1:{server.server_port}"))
-        finally:
-            server.shutdown()
+    with answering(Breaking) as url:
+        asyncio.run(ask_twice(url))
+    assert len(seen) == 2
 
 
 def test_a_redirect_is_not_followed(oracle: Oracle) -> None:

@@ -143,7 +143,10 @@ def test_a_golden_of_a_gap_is_its_own_test(tmp_path: Path) -> None:
     assert violations({**data, "row": {"prompt": "a", "completion": "b"}}, "gap")
 
 
-def test_the_suite_judges_a_recorded_gap(tmp_path: Path, pytester: pytest.Pytester) -> None:
+def test_the_suite_judges_a_recorded_gap(
+    tmp_path: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CI", raising=False)  # where goldens are not written
     folder = pytester.mkdir("goldens")
     write_gaps(folder)
     arguments = ("--mistral-golden", "--mistral-golden-dir", "goldens", "--mistral-tokenizer", "spm-v3", "-k", "own-")
