@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -121,6 +122,22 @@ def load_nf4(base: BaseFolder, precision: Precision, device: str) -> Any:
     )
     # placed during loading: some versions of transformers refuse `.to()` for a model in 4 bits
     return _load(base, precision, quantization_config=quantization, device_map={"": device})
+
+
+def unquantized_share(model: Any) -> float | None:
+    """Return the share of a base's values that 4 bits left in full, from 0 to 1; None if none are in 4 bits.
+
+    bitsandbytes packs linear layers: embeddings and the head stay, and so do the experts of a mixture, which are
+    tensors of three dimensions in transformers, and most of such a base.
+
+    Args:
+        model: The base, with or without an adapter, whose tensors are not counted.
+    """
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    packed = [parameter.quant_state for parameter in frozen if getattr(parameter, "quant_state", None) is not None]
+    full = sum(parameter.numel() for parameter in frozen if getattr(parameter, "quant_state", None) is None)
+    in_four_bits = sum(math.prod(state.shape) for state in packed)
+    return full / (full + in_four_bits) if packed else None
 
 
 def _load(base: BaseFolder, precision: Precision, *, packed: bool = False, **options: Any) -> Any:

@@ -128,13 +128,19 @@ def _decision(manifest: Mapping[str, Any]) -> str:
 
 
 def _precision(training: Mapping[str, Any]) -> str:
-    quantized = f" in {training['quantization']}" if training.get("quantization") else ""
+    quantized = f" in {training['quantization']}{_unquantized(training)}" if training.get("quantization") else ""
     quantized += f", dequantised from FP8 ({fp8['scaling']})" if (fp8 := training.get("dequantized")) else ""
     kernels = f", {training['kernels']} kernels" if training.get("kernels") else ""
     checkpointed = ", activations computed twice" if training["activation_checkpointing"] else ""
     window = f", attention over {training['sliding_window']} tokens" if training["sliding_window"] else ""
     weights = f"{training['precision']} base{quantized}, {training['adapter_dtype']} adapter"
     return f"{weights}, on {training['device']}{kernels}{checkpointed}{window}"
+
+
+def _unquantized(training: Mapping[str, Any]) -> str:
+    """Return the part of a base that its quantisation left in full, in words; empty for an older manifest."""
+    share = training.get("unquantized")
+    return "" if share is None else f" ({share:.0%} of its values in {training['precision']})"
 
 
 def _evaluation(manifest: Mapping[str, Any]) -> str:
@@ -229,6 +235,9 @@ def card_text(manifest: Mapping[str, Any]) -> str:
             f'base = AutoModelForCausalLM.from_pretrained("{manifest["base"]}"{pin})\n'
             'model = PeftModel.from_pretrained(base, "this folder")'
         )
+    training = manifest.get("training", {})
+    if training.get("quantization"):
+        facts += f" The base was in {training['quantization']}{_unquantized(training)} while the adapter was trained."
     front = f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---"
     return "\n\n".join([front, title, _EMPTY_SECTION, f"## Use\n\n```python\n{code}\n```", facts]) + "\n"
 

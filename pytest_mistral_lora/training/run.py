@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
+from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4, unquantized_share
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import NonFiniteError, StoppedError, and_more
 from pytest_mistral_lora.records.adapter_folder import BASE_FACTS
@@ -261,7 +261,8 @@ def save_run(
     facts: dict[str, Any] = {}
     if main:
         resumed_from, changes = step_of(checkpoint) if checkpoint else None, trainer.memory_changes
-        facts = run_facts(prepared, trainer.state, log, completions, generations.latest_rates(), resumed_from, changes)
+        rates, unquantized = generations.latest_rates(), unquantized_share(model)
+        facts = run_facts(prepared, trainer.state, log, completions, rates, resumed_from, changes, unquantized)
     # in all processes: each pass of a sharded model needs them all
     identity = {"kind": "adapter", "tensors_sha256": sha256_tensors(tensors)} | {
         fact: facts.get(fact) for fact in BASE_FACTS

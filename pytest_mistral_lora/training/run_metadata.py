@@ -51,6 +51,7 @@ def run_facts(
     rates: Mapping[str, float],
     resumed_from: int | None,
     memory_changes: Sequence[str],
+    unquantized: float | None,
 ) -> dict[str, Any]:
     """Return the parts of the manifest that do not come from the adapter folder.
 
@@ -62,6 +63,7 @@ def run_facts(
         rates: Share of the answers that pass each format check, from 0 to 1.
         resumed_from: Step of the checkpoint that the run resumed from, or None.
         memory_changes: The settings that were changed because memory ran out.
+        unquantized: The result of `unquantized_share` for the model.
     """
     recipe, base, data = prepared.recipe, prepared.base, prepared.data
     return {
@@ -81,7 +83,8 @@ def run_facts(
             "seed": recipe.training.seed,
         },
         "training": training_facts(recipe, base.config, state, resumed_from=resumed_from, memory_changes=memory_changes)
-        | ({"dequantized": dequantized} if (dequantized := dequantization(recipe.training, base)) else {}),
+        | ({"dequantized": dequantized} if (dequantized := dequantization(recipe.training, base)) else {})
+        | ({} if unquantized is None else {"unquantized": round(unquantized, 4)}),
         "recipe": recipe.as_written(),
         "environment": {**environment(), "code": code_of(recipe.folder)},
         "evaluation": _evaluation(log, completions, rates),

@@ -13,7 +13,7 @@ from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
+from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4, unquantized_share
 from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
@@ -56,7 +56,12 @@ def test_a_base_in_four_bits_trains_to_a_sound_adapter(
     losses = [line["loss"] for line in result.log]
     assert losses[-1] < losses[0] / 2
     assert result.manifest["training"]["quantization"] == "nf4"
-    assert "bf16 base in nf4" in (result.output / "DECISION.md").read_text()
+    share = result.manifest["training"]["unquantized"]
+    # two layers behind a vocabulary of 32,768
+    assert 0.9 < share < 1
+    said = f"nf4 ({share:.0%} of its values in bf16)"
+    assert f"bf16 base in {said}" in (result.output / "DECISION.md").read_text()
+    assert f"The base was in {said} while the adapter was trained." in (result.output / "README.md").read_text()
     assert {fact.state for fact in verify(result.output, base=base, dataset=tmp_path)} == {"match"}
     assert {finding.rule for finding in adapter_findings(result.output, base)} == ({"ML426"} if lora else set())
 
@@ -79,6 +84,9 @@ def test_linear_layers_alone_are_in_four_bits_and_nothing_is_upcast(base: Path, 
     model = attach_adapter(model, Lora(), adapted_layers(BaseFolder(base), ("attention",)), seed=0)
     packed = [name for name, one in model.named_modules() if isinstance(one, bitsandbytes.nn.Linear4bit)]
     assert len(packed) == sum(".layers." in name for name in packed) == 2 * 7
+    state = load_base(BaseFolder(base), precision, "cpu").state_dict()
+    in_full = sum(tensor.numel() for name, tensor in state.items() if ".layers." not in name or "norm" in name)
+    assert unquantized_share(model) == in_full / sum(tensor.numel() for tensor in state.values())
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.dtype == torch.float32
