@@ -77,8 +77,8 @@ def test_every_finding_is_counted_and_one_of_each_cause_is_shown(
     assert (code, err) == (1, "")
     path = tmp_path / "rows.jsonl"
     # the first row has more messages than the others
-    assert [line for line in out.splitlines() if line.endswith(": wrong: everything-trained")] == [
-        "row 1: wrong: everything-trained"
+    assert [line for line in out.splitlines() if line.endswith("wrong: everything-trained")] == [
+        "wrong: everything-trained"
     ]
     assert next(line for line in out.splitlines() if line.startswith("ML543 ")).startswith(f"ML543 {path}:2: ")
     assert f"and 7 more like it: {path}:1, 3-8" in " ".join(out.split())

@@ -175,9 +175,10 @@ def _group(verdicts: Iterator[LineVerdict]) -> FindingGroups:
 
     causes = FindingGroups()
     for verdict in verdicts:
-        row = "the file" if verdict.index is None else f"row {verdict.index}"
+        # the place of a finding names the row, from 1; the numbers of rows are from 0
+        heading = f"the file: {verdict.state}" if verdict.index is None else verdict.state
         for finding in verdict.findings:
-            causes.add(finding, f"{row}: {verdict.state}", finding.place)
+            causes.add(finding, heading, finding.place)
     return causes
 
 
