@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     with stop_on_signals() as stop:
         result = train(recipe, resume=args.resume, display=display, stop=stop)
     display.line("next:", "bold")
-    for command in next_commands(result.output, answers=bool(result.completions)):
+    tally = result.data.train.figures.tally
+    chats = tally.fim_rows < tally.used
+    for command in next_commands(result.output, answers=bool(result.completions), chats=chats):
         display.line(f"  {command}")
     # a launcher joins the output of its processes, and a script that reads the path needs a single line
     if is_main():

@@ -208,18 +208,19 @@ def summary(log: Sequence[Mapping[str, Any]], progress: ShowProgress, seconds: f
     return {**found, "time": clock_text(seconds)}
 
 
-def next_commands(output: Path, *, answers: bool) -> list[str]:
+def next_commands(output: Path, *, answers: bool, chats: bool) -> list[str]:
     """Return the commands to run next with a finished adapter.
 
     Args:
         output: The adapter's folder.
         answers: Whether the run recorded answers, which `smoke` compares.
+        chats: Whether it was trained on conversations: one of fill-in-the-middle alone has learned to fill gaps.
     """
     folder = shlex.quote(str(output))
     merged = shlex.quote(str(output.with_name(f"{output.name}-merged")))
     return [
         f"mistral-lora verify {folder}",
         f"mistral-lora smoke {folder}{'' if answers else ' --rows ROWS.jsonl'}",
-        f"mistral-lora chat {folder}",
+        *([f"mistral-lora chat {folder}"] if chats else []),
         f"mistral-lora merge {folder} {merged}",
     ]

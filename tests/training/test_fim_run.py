@@ -54,6 +54,23 @@ def test_the_model_fills_the_gaps_of_its_rows(gap_run: RunResult) -> None:
     assert [completion.equal for completion in gap_run.completions] == [True] * 5
 
 
+def test_a_run_on_gaps_alone_does_not_lead_to_a_chat(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(recipe_data(base, training={"steps": 1})))
+    rows = write_gaps(tmp_path)
+    assert main(["train", str(recipe)]) == 0
+    shown = capsys.readouterr().err
+    assert "mistral-lora smoke " in shown
+    assert "mistral-lora chat " not in shown
+    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+    rows.write_text(rows.read_text() + json.dumps(chat) + "\n")
+    recipe.write_text(json.dumps({**recipe_data(base, training={"steps": 1}), "output": "both"}))
+    assert main(["train", str(recipe)]) == 0
+    assert "mistral-lora chat " in capsys.readouterr().err
+
+
 def test_the_manifest_says_that_completions_carry_loss(gap_run: RunResult) -> None:
     manifest = json.loads((gap_run.output / "manifest.json").read_text())
     assert manifest["masking"]["policy"] == "assistant turns of weight 1 and completions, to EOS"
