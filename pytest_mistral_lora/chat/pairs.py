@@ -18,6 +18,11 @@ CHOSEN, REJECTED, WANTED, UNWANTED = "chosen", "rejected", "wanted", "unwanted"
 SIDES = (CHOSEN, REJECTED, WANTED, UNWANTED)
 """The sides of a record: both answers of a pair, then a rated answer by its label."""
 
+FEWEST_ANSWERS = 10
+"""Fewest answers of each side whose lengths are compared."""
+LONGER = 1.25
+"""A side is longer if its mean and its median are these times the other side's."""
+
 
 def is_pair(record: Mapping[str, Any]) -> bool:
     """Return whether a record has the keys and the lists of a pair."""

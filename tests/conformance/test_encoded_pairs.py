@@ -30,8 +30,8 @@ from read_back_limits import looks_like_a_fault
 
 from pytest_mistral_lora import audit as audit_rows
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.pairs import FEWEST_ANSWERS
 from pytest_mistral_lora.conformance.encoded.audit import Audit
-from pytest_mistral_lora.conformance.encoded.side_faults import LEAST_ANSWERS
 from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.strategies import hostile_text, plain_text, rows, tool_rows
 
@@ -274,10 +274,10 @@ def test_a_cut_that_leaves_no_difference_is_found(tmp_path: Path, oracle: Oracle
 @pytest.mark.parametrize(
     ("count", "chosen", "rejected", "rules"),
     [
-        (LEAST_ANSWERS, "Yes, that is so, as far as I know.", "No.", ["ML569"]),
-        (LEAST_ANSWERS, "No.", "Yes, that is so, as far as I know.", ["ML569"]),
-        (LEAST_ANSWERS, "Yes.", "No.", []),
-        (LEAST_ANSWERS - 1, "Yes, that is so, as far as I know.", "No.", []),
+        (FEWEST_ANSWERS, "Yes, that is so, as far as I know.", "No.", ["ML569"]),
+        (FEWEST_ANSWERS, "No.", "Yes, that is so, as far as I know.", ["ML569"]),
+        (FEWEST_ANSWERS, "Yes.", "No.", []),
+        (FEWEST_ANSWERS - 1, "Yes, that is so, as far as I know.", "No.", []),
     ],
 )
 def test_lengths_that_tell_the_sides_apart_are_noted_once(

@@ -9,7 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.pairs import CHOSEN, REJECTED, SIDES, UNWANTED, WANTED, answer_of
+from pytest_mistral_lora.chat.pairs import (
+    CHOSEN,
+    FEWEST_ANSWERS,
+    LONGER,
+    REJECTED,
+    SIDES,
+    UNWANTED,
+    WANTED,
+    answer_of,
+)
 from pytest_mistral_lora.chat.rows import Row, has_thinking, text_of
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, spread
 from pytest_mistral_lora.conformance.finding import Finding
@@ -20,11 +29,6 @@ KEPT_TOKENS = 1024
 
 CHOSEN_LONGER, REJECTED_LONGER = "chosen_longer", "rejected_longer"
 """Counts of the pairs of a file whose one answer has more tokens than the other."""
-
-_FEWEST_ANSWERS = 10
-"""Fewest answers of each side whose lengths are compared."""
-_LONGER = 1.25
-"""A side is longer if its mean and its median are these times the other side's."""
 
 LEGITIMATE_IF_UNWANTED = frozenset({"ML617", "ML618", "ML619", "ML622", "ML623"})
 """Rules of texts that an unwanted answer may break: it may be damaged, or call a tool wrongly."""
@@ -142,11 +146,11 @@ def length_finding(lengths: Mapping[str, Counter[int]], longer: Mapping[str, int
     """
     for sides in ((CHOSEN, REJECTED), (WANTED, UNWANTED)):
         counts = [lengths.get(side, Counter[int]()) for side in sides]
-        if min(count.total() for count in counts) < _FEWEST_ANSWERS:
+        if min(count.total() for count in counts) < FEWEST_ANSWERS:
             continue
         spreads = [spread(count) for count in counts]
         for one, other in ((0, 1), (1, 0)):
-            if all(spreads[one][figure] >= _LONGER * spreads[other][figure] for figure in ("mean", "p50")):
+            if all(spreads[one][figure] >= LONGER * spreads[other][figure] for figure in ("mean", "p50")):
                 shown = [f"{of_side['mean']:,.1f} and {of_side['p50']:,}" for of_side in spreads]
                 found = f"mean and median are {shown[0]} tokens for {sides[0]} answers, {shown[1]} for {sides[1]} ones"
                 if sides[one] in longer:

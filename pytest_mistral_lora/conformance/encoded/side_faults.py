@@ -10,16 +10,13 @@ from statistics import fmean, median
 
 from pytest_mistral_lora.chat.diff import decode_text, equal_beginning, split_at_markers
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.pairs import FEWEST_ANSWERS, LONGER
 from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.encoded.sides import Side
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import counted
 
-LEAST_ANSWERS = 10
-"""Fewest answers on each side whose lengths are compared."""
-LONGER = 1.25
-"""A side is longer if its mean and its median are these times the other side's."""
 _SHOWN_IDS = 20
 
 
@@ -83,7 +80,7 @@ class SideJudge:
     def file_findings(self, path: Path) -> Iterator[Finding]:
         """Yield a note if the answers of one side are much longer than those of the other."""
         wanted, unwanted = self._lengths[True], self._lengths[False]
-        if min(len(wanted), len(unwanted)) < LEAST_ANSWERS:
+        if min(len(wanted), len(unwanted)) < FEWEST_ANSWERS:
             return
         means, middles = ([figure(lengths) for lengths in (wanted, unwanted)] for figure in (fmean, median))
         for longer, shorter, name in ((0, 1, "wanted"), (1, 0, "unwanted")):
