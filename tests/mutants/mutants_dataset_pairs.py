@@ -41,7 +41,7 @@ def _pair(number: int, longer: str) -> dict[str, Any]:
     thing = f"{_TOPICS[number % len(_TOPICS)]} of the {number // len(_TOPICS) + 1}. kind"
     answers = {
         side: [{"role": "assistant", "content": (_LONG if longer == side else _SHORT).format(named)}]
-        for side, named in (("chosen", thing), ("rejected", "a thing"))
+        for side, named in (("chosen", thing), ("rejected", f"not {thing}"))
     }
     return {"prompt": [{"role": "user", "content": f"What is thing {number}?"}], **answers}
 
