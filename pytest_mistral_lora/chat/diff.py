@@ -262,7 +262,7 @@ def _cells(side: TokenSide, index: int | None) -> tuple[str, str, str]:
     return str(index), f"{side.ids[index]} {piece}", side.label(index)
 
 
-def equal_beginning(want: Sequence[Hashable], have: Sequence[Hashable], start: tuple[int, int] = (0, 0)) -> int:
+def equal_beginning(want: Sequence[object], have: Sequence[object], start: tuple[int, int] = (0, 0)) -> int:
     """Return the number of items that two sequences have in common from `start` on."""
     least = min(len(want) - start[0], len(have) - start[1])
     return next((n for n in range(least) if want[start[0] + n] != have[start[1] + n]), least)

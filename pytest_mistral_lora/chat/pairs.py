@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import Place, check_message, refuse_keys, refuse_near_misses
-from pytest_mistral_lora.chat.rows import Row, row_settings, weight_of
+from pytest_mistral_lora.chat.rows import Row, row_settings, unscored, weight_of
 
 CHOSEN, REJECTED, WANTED, UNWANTED = "chosen", "rejected", "wanted", "unwanted"
 SIDES = (CHOSEN, REJECTED, WANTED, UNWANTED)
@@ -115,8 +115,7 @@ def _row(data: Mapping[str, Any], key: str, side: str, place: str, row_place: st
             if message.get("weight") not in (None, weight):
                 expected = f"no weight: the answers of `{name}` are {scored}"
                 raise Place(place, f"{name}[{index}].weight").error(repr(message["weight"]), expected)
-    unscored = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in prompt]
-    return Row((*unscored, *answer), place=row_place, side=side, **row_settings(data, place))
+    return Row((*unscored(prompt), *answer), place=row_place, side=side, **row_settings(data, place))
 
 
 def _checked_messages(messages: Any, place: Place) -> Sequence[Mapping[str, Any]]:

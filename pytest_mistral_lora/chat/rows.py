@@ -138,6 +138,11 @@ def weight_of(message: Mapping[str, Any]) -> int:
     return 1 if weight is None else int(weight)
 
 
+def unscored(messages: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the messages of a prompt, with the weight 0 on each answer: only the answer behind them is scored."""
+    return [{**message, "weight": 0} if message.get("role") == "assistant" else message for message in messages]
+
+
 def text_of(content: Any) -> str:
     """Return the text of a checked `content`: a string, or text chunks joined as mistral-common joins them up to v13.
 

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.pairs import CHOSEN, REJECTED
 
 Record = dict[str, Any]
 
 COLUMNS = ("prompt", "chosen", "rejected", "completion", "tools")
 """Columns of a dataset with the messages of a preference record."""
 
-_SIDES = ("chosen", "rejected")
+_SIDES = (CHOSEN, REJECTED)
 _ALONE = "completion"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import scan_jsonl
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row, parse_row, unscored
 from pytest_mistral_lora.errors import RowError, RunnerError
 from pytest_mistral_lora.runners.process import RunnerOutput, integers, row_number
 
@@ -59,10 +59,7 @@ def _encoded(record: Mapping[str, Any], oracle: Oracle) -> dict[str, Any]:
     """Return the messages, ids and labels of a prompt with its answer, or an error."""
     if record.get("messages") is None:
         return {"error": NO_CHAT}
-    # only the answer counts
-    messages = [
-        {**message, "weight": 0} if message.get("role") == "assistant" else message for message in record["messages"]
-    ]
+    messages = unscored(record["messages"])
     answer = record.get("answer", _ANSWER)
     answer_ids = record.get("answer_ids")
     if messages and messages[-1]["role"] == "assistant":

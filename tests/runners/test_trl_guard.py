@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from guarded_runs import Losses, chat_rows, losses_of
+from guarded_runs import TRL_SETTINGS, Losses, chat_rows, losses_of
 
 from pytest_mistral_lora import GuardError, guard, training_template
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -50,14 +50,7 @@ def _trainer(base: Path, tokenizer: Any, template: str, output: Path, **settings
     arguments = {
         "assistant_only_loss": True,
         "max_length": None,
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        **TRL_SETTINGS,
         **settings,
     }
     return trl.SFTTrainer(

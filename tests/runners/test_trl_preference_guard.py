@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from guarded_runs import Losses, losses_of
+from guarded_runs import TRL_SETTINGS, Losses, losses_of
 from preference_records import Data, pair, said, texts_pair
 
 from pytest_mistral_lora import GuardError, guard, training_template
@@ -66,14 +66,7 @@ def make_trainer(
     module = importlib.import_module(MODULES[kind])
     arguments = {
         "max_length": 512,
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        **TRL_SETTINGS,
         **settings,
     }
     if kind == "Reward":

@@ -19,6 +19,19 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 QUESTIONS = ("the sky", "an ant", "Rome", "a prime number", "two and two", "German", "the sea", "a spider")
 
 
+TRL_SETTINGS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+"""The settings of a short run of TRL's trainers, whose loss of each step is logged."""
+
+
 def chat_rows(count: int) -> list[Row]:
     """Return different sound rows of several lengths."""
     rows = []

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.pairs import (
     CHOSEN,
@@ -57,11 +58,12 @@ def pair_findings(rows: Sequence[Row], encoded: Sequence[EncodedRow]) -> Iterato
     if len(rows) == 1:
         return
     place = rows[0].place.removesuffix(f", {rows[0].side}")
-    alike = same_tokens(encoded)
+    chosen, rejected = (side.input_ids for side in encoded)
+    alike = equal_beginning(chosen, rejected)
     words = ""
     if rows[0] == rows[1]:
         words = "the same messages"
-    elif alike == max(len(side.input_ids) for side in encoded):
+    elif alike == max(len(chosen), len(rejected)):
         words = "other messages with the same tokens"
     elif _without_white_space(rows[0]) == _without_white_space(rows[1]):
         words = "other white space or ids of calls alone"
@@ -90,13 +92,6 @@ def _without_white_space(row: Row) -> list[tuple[list[str], Any, Any]]:
     return found
 
 
-def same_tokens(encoded: Sequence[EncodedRow]) -> int:
-    """Return the number of tokens that both sides of a pair begin with."""
-    first, second = (side.input_ids for side in encoded)
-    shorter = min(len(first), len(second))
-    return next((index for index in range(shorter) if first[index] != second[index]), shorter)
-
-
 def add_sides(tally: DatasetTally, file: int, rows: Sequence[Row], encoded: Sequence[EncodedRow]) -> None:
     """Add the lengths of the answers of a record to a tally.
 
@@ -109,7 +104,7 @@ def add_sides(tally: DatasetTally, file: int, rows: Sequence[Row], encoded: Sequ
     for row, side in zip(rows, encoded, strict=True):
         tally.answer_tokens.setdefault((file, row.side), Counter())[side.supervised_tokens] += 1
     if len(rows) > 1:
-        alike = same_tokens(encoded)
+        alike = equal_beginning(encoded[0].input_ids, encoded[1].input_ids)
         # equal sides are equal after any cut
         if alike < max(len(side.input_ids) for side in encoded):
             tally.alike[alike] += 1

@@ -19,13 +19,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS, Place
-from pytest_mistral_lora.chat.pairs import UNWANTED, WANTED
+from pytest_mistral_lora.chat.pairs import CHOSEN, REJECTED, UNWANTED, WANTED
+from pytest_mistral_lora.chat.rows import unscored
 from pytest_mistral_lora.conformance.encoded.integers import Ids, read_integers
 from pytest_mistral_lora.errors import RowError
 
-_PAIR = ("chosen", "rejected")
+_PAIR = (CHOSEN, REJECTED)
 _ALONE = "completion"
 _ENDINGS = ("_ids", "_input_ids")
 
@@ -183,7 +185,7 @@ def _messages(data: Mapping[str, Any], name: str) -> list[Any]:
         # the prompt is what both sides begin with
         shared = _shared_beginning(answer, _message_list(data, _PAIR[name == "chosen"]))
         prompt, answer = answer[:shared], answer[shared:]
-    return [*map(_without_weight, prompt), *answer]
+    return [*unscored(prompt), *answer]
 
 
 def _message_list(data: Mapping[str, Any], key: str) -> Sequence[Mapping[str, Any]]:
@@ -200,10 +202,6 @@ def _message_list(data: Mapping[str, Any], key: str) -> Sequence[Mapping[str, An
 
 def _shared_beginning(answer: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> int:
     """Return the number of messages that two conversations begin with, up to the last one that is not an answer."""
-    pairs = zip(answer, other, strict=False)
-    same = next((n for n, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(answer), len(other)))
-    return max((n + 1 for n in range(same) if answer[n].get("role") != "assistant"), default=0)
-
-
-def _without_weight(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {**message, "weight": 0} if message.get("role") == "assistant" else message
+    return max(
+        (n + 1 for n in range(equal_beginning(answer, other)) if answer[n].get("role") != "assistant"), default=0
+    )

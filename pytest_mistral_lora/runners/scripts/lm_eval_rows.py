@@ -157,19 +157,19 @@ def configuration(given: Path, checkpoint: Path, output: Path) -> tuple[dict[str
     model = config.get("model", "hf")
     if model != "hf":
         notes.append(f"model {model} is replaced by hf: these are the prompts of lm-eval's own tokenization")
-    arguments = config.get("model_args") or {}
-    if isinstance(arguments, str):
+    model_args = config.get("model_args") or {}
+    if isinstance(model_args, str):
         from lm_eval.utils import simple_parse_args_string
 
-        arguments = simple_parse_args_string(arguments)
+        model_args = simple_parse_args_string(model_args)
     known = inspect.signature(HFLM.__init__).parameters
-    kept = {name: value for name, value in arguments.items() if name in known and name not in _OF_MODELS}
-    arguments = {**kept, "pretrained": str(checkpoint), "dtype": "float32"}
+    kept = {name: value for name, value in model_args.items() if name in known and name not in _OF_MODELS}
+    model_args = {**kept, "pretrained": str(checkpoint), "dtype": "float32"}
     if config.get("limit") is None and config.get("samples") is None:
         config["limit"] = LIMIT
         notes.append(f"the first {LIMIT} documents of each task: the configuration has no limit")
     config = {name: value for name, value in config.items() if name not in _DROPPED}
-    return {**config, **_SET, "model_args": arguments, "output_path": str(output)}, notes
+    return {**config, **_SET, "model_args": model_args, "output_path": str(output)}, notes
 
 
 def main() -> None:
