@@ -60,9 +60,11 @@ class EvaluationJudge:
             f"{len(self._other):,} of {self._prompts:,} prompts have a system prompt that no row is trained with, or "
         )
         found += f"none; the first ({place}) has {shown}"
-        expected = f"one of the {counted(self._trained_rows, 'row')} that are trained on"
-        first = next(iter(self._trained))
-        yield Finding("ML583", found, str(path), f"{expected}, such as {str(first)[:_SHOWN]!r}")
+        first = str(next(iter(self._trained)))[:_SHOWN]
+        expected = (
+            f"a system prompt of the rows that are trained on ({counted(self._trained_rows, 'row')}), such as {first!r}"
+        )
+        yield Finding("ML583", found, str(path), expected)
 
 
 def _system_prompt(row: Row) -> str | None:
