@@ -21,7 +21,7 @@ from pytest_mistral_lora.chat.diff import TokenDiff, TokenSide
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.row_kinds import parse_rows
-from pytest_mistral_lora.chat.token_rows import TokenRow, Wrong
+from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.report.tokens import Line, token_lines
@@ -105,13 +105,6 @@ def test_a_line_is_no_wider_than_the_terminal(width: int) -> None:
     lines = [plain(line) for line in token_lines(TokenRow.single("r", side), width)]
     assert max(map(cell_len, lines)) <= width
     assert max(map(cell_len, lines)) > width - 20
-
-
-def test_a_wrong_token_is_marked() -> None:
-    side = TokenSide("s", (0, 1), [IGNORE_INDEX, 1], "ab".__getitem__)
-    lines = [plain(one) for one in token_lines(TokenRow.single("r", side, [Wrong(1, "c"), Wrong(2, "d")]), 80)]
-    assert lines[2] == "  2 wrong tokens, the first at token 1"
-    assert [line.strip() for line in lines if "^" in line] == ["^ expected c", "^ expected d"]
 
 
 def test_hostile_text_cannot_steer_a_terminal() -> None:

@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 from pytest_mistral_lora.chat.diff import TokenDiff, TokenSide
-from pytest_mistral_lora.chat.token_rows import TokenRow, Wrong
+from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.report.pages import asset, script_hash, tokens_html, tokens_page
 
 HOSTILE = (
@@ -41,8 +41,7 @@ class Reader(HTMLParser):
 
 def hostile_row() -> TokenRow:
     ids = range(len(HOSTILE))
-    wrong = [Wrong(number, text, text) for number, text in enumerate(HOSTILE)]
-    return TokenRow.single("".join(HOSTILE), TokenSide(HOSTILE[0], ids, None, HOSTILE.__getitem__), wrong)
+    return TokenRow.single("".join(HOSTILE), TokenSide(HOSTILE[0], ids, None, HOSTILE.__getitem__))
 
 
 def test_hostile_text_of_rows_stays_text() -> None:

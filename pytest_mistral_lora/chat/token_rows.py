@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -23,30 +23,12 @@ class Column(NamedTuple):
             one too many in the second encoding.
         turn: Index of the turn; None if no turn owns the tokens.
         role: Role of the turn, or None.
-        expected: What should stand here, in words; empty if the tokens themselves show it.
-        found: What stands here, in words; empty as before.
     """
 
     tokens: tuple[ShownToken | None, ...]
     mark: str = ""
     turn: int | None = None
     role: str | None = None
-    expected: str = ""
-    found: str = ""
-
-
-class Wrong(NamedTuple):
-    """A token of one encoding that is wrong.
-
-    Attributes:
-        position: Its index in `input_ids`.
-        expected: What should stand there, in words, such as `[/INST]` or `-100`.
-        found: What stands there, in words; empty if the token itself shows it.
-    """
-
-    position: int
-    expected: str
-    found: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +48,15 @@ class TokenRow:
     first: int = 0
 
     @classmethod
-    def single(cls, title: str, side: TokenSide, wrong: Sequence[Wrong] = ()) -> TokenRow:
-        """Return the tokens of one encoding, with the wrong ones marked.
+    def single(cls, title: str, side: TokenSide) -> TokenRow:
+        """Return the tokens of one encoding.
 
         Args:
             title: The place of the row.
             side: The encoding.
-            wrong: The tokens to mark. A position behind the last token marks one that is missing at the end.
         """
-        notes = {token.position: token for token in wrong}
-        owners = side.owners()
-        columns = []
-        for index in range(len(side.ids)):
-            note = notes.pop(index, None)
-            words = (note.expected, note.found) if note else ("", "")
-            columns.append(Column((side.token(index),), ">" if note else "", *owners[index], *words))
-        last = owners[-1] if owners else (None, None)
-        missing = (Column((None,), "-", *last, note.expected, note.found) for note in notes.values())
-        return cls(title, (side.name,), (*columns, *missing))
+        columns = (Column((side.token(index),), "", *owner) for index, owner in enumerate(side.owners()))
+        return cls(title, (side.name,), tuple(columns))
 
     @classmethod
     def compared(cls, title: str, diff: TokenDiff) -> TokenRow:
@@ -114,6 +87,36 @@ class TokenRow:
         count = len(diff.expected.ids)
         part = f": tokens {start} to {start + len(columns) - 1} of {count}" if len(columns) < count else ""
         return cls(f"{title}{part}", (diff.expected.name, diff.found.name), columns)
+
+    def with_surroundings(self, title: str, side: TokenSide) -> list[TokenRow]:
+        """Return the whole row of a part that `around_difference` has cut out of it.
+
+        Before the part, both encodings have the same tokens. Behind it, only the expected ones are known: they are a
+        row of their own.
+
+        Args:
+            title: The place of the row.
+            side: The expected encoding, whole and with its labels.
+        """
+        row = TokenRow.single(title, side)
+        shown = [token for column in self.columns if (token := column.tokens[0]) is not None]
+        if any(token.position >= len(side.ids) or token.id != side.ids[token.position] for token in shown):
+            # it was compared with another encoding, such as that behind a template's own system prompt
+            return [TokenRow(title, self.sides, self.columns), row]
+        start, end = (shown[0].position, shown[-1].position + 1) if shown else (0, 0)
+        is_labelled = any(token is not None and token.label for column in self.columns for token in column.tokens)
+        columns = []
+        for column in row.columns[:start]:
+            [expected] = column.tokens
+            found = expected if is_labelled or expected is None else expected._replace(label="")
+            columns.append(column._replace(tokens=(expected, found)))
+        for column in self.columns:
+            expected, found = column.tokens
+            columns.append(column._replace(tokens=(expected and side.token(expected.position), found)))
+        if end == len(row.columns):
+            return [TokenRow(title, self.sides, tuple(columns))]
+        part = TokenRow(f"{title}: tokens 0 to {end - 1} of {len(row.columns)}", self.sides, tuple(columns))
+        return [part, TokenRow(f"{title}, behind token {end - 1}", (side.name,), row.columns[end:], end)]
 
     @property
     def wrong(self) -> int:

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.diff import ShownToken, TokenSide
-from pytest_mistral_lora.chat.pieces import plain_text, visible
+from pytest_mistral_lora.chat.diff import TokenSide
 from pytest_mistral_lora.chat.places import RecordPlace
 from pytest_mistral_lora.chat.row_kinds import parse_trained
-from pytest_mistral_lora.chat.token_rows import TokenRow, Wrong
+from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.escaping import printable
+from pytest_mistral_lora.records.secrets import spells_secret
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.targets import Target
@@ -205,9 +205,9 @@ def _size(finding: Finding) -> tuple[int, int, int]:
 
 
 def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> list[TokenRow]:
-    """Return the row of each cause with a row, as mistral-common encodes it for the check's target.
+    """Return the row of each cause with a row: mistral-common's encoding for the check's target, and the judged one.
 
-    A row that mistral-common refuses has no tokens, and is left out.
+    A row that mistral-common refuses has no tokens, and is left out; so is a row that spells a secret.
 
     Args:
         causes: The findings by cause.
@@ -216,9 +216,10 @@ def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> li
     # findings cross processes, so the name of the check is all that they keep of the target
     homes = {target.name: target for target in targets}
     rows: list[TokenRow] = []
+    shown = 0
     for cause in causes:
         target, finding = homes.get(cause.check.partition("::")[0]), cause.simplest
-        if not finding.row or target is None or len(rows) >= _MOST_ROWS:
+        if not finding.row or target is None or shown == _MOST_ROWS:
             continue
         try:
             oracle = target.oracle
@@ -226,18 +227,12 @@ def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> li
         except (MistralLoraError, ValueError):
             # the finding explains why; there are no tokens to show
             continue
+        title = f"{finding.rule} {finding.place or cause.check}"
         side = TokenSide.of("mistral-common", encoded, oracle.piece)
-        # the tokens that the judged encoding replaces
-        wrong = []
-        for column in finding.tokens.columns if finding.tokens else ():
-            expected, found = column.tokens if len(column.tokens) == 2 else (None, None)
-            if column.mark and expected is not None and expected.position < len(side.ids):
-                wrong.append(Wrong(expected.position, _words(expected), _words(found)))
-        rows.append(TokenRow.single(f"{finding.rule} {finding.place or cause.check}", side, wrong))
+        whole = TokenRow.single(title, side)
+        parts = [whole] if finding.tokens is None else finding.tokens.with_surroundings(title, side)
+        # a secret may lie across two parts
+        if not any(map(spells_secret, (whole, *parts))):
+            rows += parts
+            shown += 1
     return rows
-
-
-def _words(token: ShownToken | None) -> str:
-    if token is None:
-        return "no token"
-    return " ".join(filter(None, (str(token.id), visible(plain_text(token.piece)), token.label)))

@@ -43,8 +43,7 @@ def tokens_html(rows: Sequence[TokenRow], *, prefix: str = "row", level: int = 2
     controls and NUL, are spelled out. All of its classes begin with `tk`.
 
     Args:
-        rows: The rows. A row of one encoding marks the tokens that are wrong, with the expected and the found value;
-            a row of two shows them aligned, the expected one above.
+        rows: The rows. Two encodings of a row are aligned, the expected one above, with their differences marked.
         prefix: Beginning of the ids of its elements, letters, digits and hyphens; a different one for each call in a
             page.
         level: The level of the headings of rows; headings of turns are one level below.
@@ -176,7 +175,6 @@ def _environment() -> Environment:
         "facts": facts,
         "differences": differences,
         "owner": owner,
-        "note": _note,
         "spoken": _spoken,
         "ends_line": ends_line,
         "with_code": _with_code,
@@ -199,22 +197,12 @@ def _with_code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(printable(text)))))
 
 
-def _note(column: Column) -> str:
-    found = f", found {one_line(column.found, MOST)}" if column.found else ""
-    return f"expected {one_line(column.expected, MOST)}{found}"
-
-
 def _spoken(column: Column, sides: Sequence[str]) -> str:
     """Return the words that a screen reader reads for the tokens of a column."""
-    if len(sides) == 1:
-        token = column.tokens[0]
-        words = [_token_words(token)] if token is not None else ["no token"]
-        words += [f"wrong: {_note(column)}"] if column.expected else ["wrong"] * bool(column.mark)
-    else:
-        pairs = zip(sides, column.tokens, strict=True)
-        words = [f"{one_line(name)}: {_token_words(token) if token else 'no token'}" for name, token in pairs]
-        words += ["different"] if column.mark else []
-    return "; ".join(words)
+    words = [_token_words(token) if token else "no token" for token in column.tokens]
+    if len(sides) > 1:
+        words = [f"{one_line(name)}: {token}" for name, token in zip(sides, words, strict=True)]
+    return "; ".join([*words, *(["different"] if column.mark else [])])
 
 
 def _token_words(token: ShownToken) -> str:

@@ -15,7 +15,7 @@ from pytest_mistral_lora import __version__
 from pytest_mistral_lora.escaping import safe_json
 from pytest_mistral_lora.records.files import beginning, put_text, require_writable
 from pytest_mistral_lora.records.goldens import library_versions
-from pytest_mistral_lora.records.secrets import redacted, spells_secret
+from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.report.lines import commands_in, verdict_line
 from pytest_mistral_lora.report.secrets import public_finding
 
@@ -146,9 +146,8 @@ def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] =
     beside = rows_page(path)
     # rows of an earlier report under the same name would look like those of this report
     beside.unlink(missing_ok=True)
-    rows = [row for row in rows if not spells_secret(row)]
     if rows:
-        notes = (f"Each row as mistral-common encodes it, with the tokens marked that {path.name} reports.",)
+        notes = (f"Each row as mistral-common encodes it; below its tokens, those that {path.name} reports.",)
         put_text(beside, tokens_page(rows, heading="Rows of the findings", notes=notes))
     is_page = path.suffix == ".html"
     put_text(

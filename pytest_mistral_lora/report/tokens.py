@@ -55,8 +55,7 @@ def differences(row: TokenRow) -> str:
     if row.first_wrong is None:
         return ""
     first = next((token.position for token in row.columns[row.first_wrong].tokens if token is not None), None)
-    words = counted(row.wrong, "difference" if len(row.sides) > 1 else "wrong token")
-    return f"{words}, the first at {'the end' if first is None else f'token {first}'}"
+    return f"{counted(row.wrong, 'difference')}, the first at {'the end' if first is None else f'token {first}'}"
 
 
 def owner(columns: Sequence[Column]) -> str:
@@ -110,9 +109,8 @@ def token_lines(row: TokenRow, width: int, *, ids: bool = True) -> Iterator[Line
     """
     yield [(one_line(row.title, MOST), "bold")]
     yield from ([(f"  {words}", "dim")] for words in facts(row))
-    if len(row.sides) > 1 or row.wrong:
-        yield [(f"  {differences(row) or 'no difference'}", "bold red" if row.wrong else "green")]
     if len(row.sides) > 1:
+        yield [(f"  {differences(row) or 'no difference'}", "bold red" if row.wrong else "green")]
         yield from _side_by_side(row, width)
         return
     for start, columns in row.parts():
@@ -124,9 +122,6 @@ def token_lines(row: TokenRow, width: int, *, ids: bool = True) -> Iterator[Line
             yield above
             if ids:
                 yield [(_INDENT, ""), (" ".join(number.ljust(wide) for _, (_, number), wide in group), "dim")]
-            for column, _, _ in group:
-                if column.expected:
-                    yield [(f"{_INDENT}^ {one_line(f'expected {column.expected}', MOST)}", "red")]
 
 
 def _wrapped(columns: Iterable[Column], width: int, ids: bool) -> Iterator[list[tuple[Column, tuple[str, str], int]]]:

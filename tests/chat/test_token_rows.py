@@ -7,7 +7,7 @@ import pytest
 from pytest_mistral_lora.chat.diff import TokenDiff, TokenSide
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.token_rows import TokenRow, Wrong
+from pytest_mistral_lora.chat.token_rows import TokenRow
 
 ROW = {
     "messages": [
@@ -39,13 +39,40 @@ def test_every_token_is_shown_once_with_its_owner(oracle: Oracle) -> None:
     assert row.counts() == [("mistral-common", len(tokens), encoded.supervised_tokens)]
 
 
-def test_wrong_tokens_are_marked_and_a_missing_one_stands_at_the_end() -> None:
-    row = TokenRow.single("a:1", side(0, 1, 2, labels=[-100, -100, 2]), [Wrong(1, "b"), Wrong(3, "</s>", "nothing")])
-    assert [column.mark for column in row.columns] == ["", ">", "", "-"]
-    assert (row.columns[1].expected, row.columns[3].found, row.columns[3].tokens) == ("b", "nothing", (None,))
-    assert (row.wrong, row.first_wrong) == (2, 1)
-    # the missing token belongs to the trained part that it should have ended
-    assert [start for start, _ in row.parts()] == [0, 2]
+def ids_of(row: TokenRow, side: int) -> list[int | None]:
+    return [None if (token := column.tokens[side]) is None else token.id for column in row.columns]
+
+
+@pytest.mark.parametrize("is_labelled", [False, True])
+@pytest.mark.parametrize("place", [0, 40, 199])
+def test_the_surroundings_of_a_difference_are_the_whole_row(place: int, is_labelled: bool) -> None:
+    ids = [2 + number % 3 for number in range(200)]
+    whole = side(*ids, labels=[*[IGNORE_INDEX] * 100, *ids[100:]])
+    wrong = [*ids[:place], 0, *ids[place:]]
+    found = side(*wrong, labels=[*[IGNORE_INDEX] * 100, *wrong[100:]] if is_labelled else None)
+    part = TokenRow.around_difference("a:1", TokenDiff(whole if is_labelled else side(*ids), found))
+    assert part is not None
+    first, *rest = part.with_surroundings("a:1", whole)
+    assert first.columns[first.first_wrong or 0].tokens[1] == part.columns[part.first_wrong or 0].tokens[1]
+    assert first.wrong == part.wrong
+    # each expected token once, with the label that it has in the whole row
+    expected = [token for row in (first, *rest) for column in row.columns if (token := column.tokens[0])]
+    assert expected == [whole.token(number) for number in range(200)]
+    judged = [token for column in first.columns if (token := column.tokens[1])]
+    # what is not compared is not reported as trained on
+    assert judged == [found.token(number) for number in range(len(judged))]
+    assert [(row.sides, row.first + len(row.columns)) for row in rest] == [(("side",), 200)] * (place < 199)
+
+
+def test_a_part_of_another_encoding_stands_apart() -> None:
+    part = TokenRow.around_difference("a:1", TokenDiff(side(0, 1, 2, 5), side(0, 1, 3, 5)))
+    assert part is not None
+    # with a system prompt of the template's own, which the row does not have
+    both = part.with_surroundings("rule a:1", side(0, 2, 5, labels=[-100, 2, 5]))
+    assert [(row.title, row.sides, len(row.columns)) for row in both] == [
+        ("rule a:1", ("side", "side"), 4),
+        ("rule a:1", ("side",), 3),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -75,5 +102,5 @@ def test_two_vocabularies_are_compared_by_text() -> None:
 def test_a_row_survives_json(oracle: Oracle) -> None:
     encoded = TokenSide.of("a", oracle.encode(ROW), oracle.piece)
     other = TokenSide.of("b", oracle.encode({"messages": ROW["messages"][:2]}), oracle.piece)
-    for row in (TokenRow.single("r", encoded, [Wrong(2, "x")]), TokenRow.compared("r", TokenDiff(encoded, other))):
+    for row in (TokenRow.single("r", encoded), TokenRow.compared("r", TokenDiff(encoded, other))):
         assert TokenRow.from_json(json.loads(json.dumps(row.to_json()))) == row

@@ -121,6 +121,8 @@ def test_the_failed_rows_are_beside_the_report(written: Path) -> None:
     rows = (written / "out.rows.html").read_text(encoding="utf-8")
     assert "encoded.jsonl:1" in rows
     assert "encoded.jsonl:3" in rows
+    # the judged tokens below mistral-common's
+    assert "tk-pair" in rows
     assert "tk-wrong" in rows
 
 
