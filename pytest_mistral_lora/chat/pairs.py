@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.fields import Place, check_message, refuse_keys, refuse_near_misses
 from pytest_mistral_lora.chat.rows import Row, row_settings, unscored, weight_of
@@ -20,8 +20,32 @@ SIDES = (CHOSEN, REJECTED, WANTED, UNWANTED)
 
 FEWEST_ANSWERS = 10
 """Fewest answers of each side whose lengths are compared."""
-LONGER = 1.25
+_LONGER = 1.25
 """A side is longer if its mean and its median are these times the other side's."""
+
+
+class AnswerLengths(NamedTuple):
+    """The lengths of the answers of one side, in tokens.
+
+    Attributes:
+        answers: Number of answers.
+        mean: Their mean.
+        median: Their median.
+    """
+
+    answers: int
+    mean: float
+    median: float
+
+
+def longer_side(first: AnswerLengths, second: AnswerLengths) -> int | None:
+    """Return the index of the side whose lengths tell it apart; None if they do not, or of few answers."""
+    if min(first.answers, second.answers) < FEWEST_ANSWERS:
+        return None
+    for index, (longer, shorter) in enumerate(((first, second), (second, first))):
+        if longer.mean >= _LONGER * shorter.mean and longer.median >= _LONGER * shorter.median:
+            return index
+    return None
 
 
 def is_pair(record: Mapping[str, Any]) -> bool:

@@ -12,13 +12,13 @@ from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.pairs import (
     CHOSEN,
-    FEWEST_ANSWERS,
-    LONGER,
     REJECTED,
     SIDES,
     UNWANTED,
     WANTED,
+    AnswerLengths,
     answer_of,
+    longer_side,
 )
 from pytest_mistral_lora.chat.rows import Row, has_thinking, text_of
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, spread
@@ -140,19 +140,22 @@ def length_finding(lengths: Mapping[str, Counter[int]], longer: Mapping[str, int
         place: The file.
     """
     for sides in ((CHOSEN, REJECTED), (WANTED, UNWANTED)):
-        counts = [lengths.get(side, Counter[int]()) for side in sides]
-        if min(count.total() for count in counts) < FEWEST_ANSWERS:
+        first, second = (_answer_lengths(lengths.get(side, {})) for side in sides)
+        index = longer_side(first, second)
+        if index is None:
             continue
-        spreads = [spread(count) for count in counts]
-        for one, other in ((0, 1), (1, 0)):
-            if all(spreads[one][figure] >= LONGER * spreads[other][figure] for figure in ("mean", "p50")):
-                shown = [f"{of_side['mean']:,.1f} and {of_side['p50']:,}" for of_side in spreads]
-                found = f"mean and median are {shown[0]} tokens for {sides[0]} answers, {shown[1]} for {sides[1]} ones"
-                if sides[one] in longer:
-                    found += f"; the {sides[one]} one is longer in {longer[sides[one]]:,} of "
-                    found += counted(counts[0].total(), "pair")
-                return Finding("ML659", found, place, "answers of about the same length on both sides")
+        shown = [f"{side.mean:,.1f} and {side.median:,}" for side in (first, second)]
+        found = f"mean and median are {shown[0]} tokens for {sides[0]} answers, {shown[1]} for {sides[1]} ones"
+        if sides[index] in longer:
+            found += f"; the {sides[index]} one is longer in {longer[sides[index]]:,} of "
+            found += counted(first.answers, "pair")
+        return Finding("ML659", found, place, "answers of about the same length on both sides")
     return None
+
+
+def _answer_lengths(lengths: Mapping[int, int]) -> AnswerLengths:
+    figures = spread(lengths)
+    return AnswerLengths(sum(lengths.values()), figures["mean"], figures["p50"])
 
 
 def side_figures(tally: DatasetTally) -> dict[str, dict[str, object]]:

@@ -10,7 +10,7 @@ from statistics import fmean, median
 
 from pytest_mistral_lora.chat.diff import decode_text, equal_beginning, split_at_markers
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.pairs import FEWEST_ANSWERS, LONGER
+from pytest_mistral_lora.chat.pairs import AnswerLengths, longer_side
 from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.encoded.sides import Side
@@ -18,6 +18,8 @@ from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import counted
 
 _SHOWN_IDS = 20
+_ANSWERS = ("wanted answer", "unwanted answer")
+"""The names of the sides, in the order of their lengths."""
 
 
 @dataclass
@@ -79,19 +81,17 @@ class SideJudge:
 
     def file_findings(self, path: Path) -> Iterator[Finding]:
         """Yield a note if the answers of one side are much longer than those of the other."""
-        wanted, unwanted = self._lengths[True], self._lengths[False]
-        if min(len(wanted), len(unwanted)) < FEWEST_ANSWERS:
+        if not all(self._lengths.values()):
             return
-        means, middles = ([figure(lengths) for lengths in (wanted, unwanted)] for figure in (fmean, median))
-        for longer, shorter, name in ((0, 1, "wanted"), (1, 0, "unwanted")):
-            if all(figures[longer] >= LONGER * figures[shorter] for figures in (means, middles)):
-                shown = [f"{mean:.1f} and {middle:g}" for mean, middle in zip(means, middles, strict=True)]
-                found = (
-                    f"the {name} answers are longer: mean and median are {shown[0]} tokens for "
-                    f"{counted(len(wanted), 'wanted answer')}, {shown[1]} for "
-                    f"{counted(len(unwanted), 'unwanted answer')}"
-                )
-                yield Finding("ML569", found, str(path), "answers of about the same length on both sides")
+        sides = [AnswerLengths(len(tokens), fmean(tokens), median(tokens)) for tokens in self._lengths.values()]
+        index = longer_side(*sides)
+        if index is None:
+            return
+        shown = [f"{side.mean:.1f} and {side.median:g}" for side in sides]
+        wanted, unwanted = (counted(side.answers, name) for side, name in zip(sides, _ANSWERS, strict=True))
+        found = f"the {_ANSWERS[index]}s are longer: mean and median are {shown[0]} tokens for {wanted}, "
+        found += f"{shown[1]} for {unwanted}"
+        yield Finding("ML569", found, str(path), "answers of about the same length on both sides")
 
     @property
     def words(self) -> str:
@@ -100,7 +100,7 @@ class SideJudge:
             return ""
         lengths = [
             f"{counted(len(lengths), name)} of {fmean(lengths):.1f} tokens in the mean"
-            for name, lengths in zip(("wanted answer", "unwanted answer"), self._lengths.values(), strict=True)
+            for name, lengths in zip(_ANSWERS, self._lengths.values(), strict=True)
             if lengths
         ]
         return ", ".join([*([counted(self.pairs, "pair")] if self.pairs else ()), *lengths])
