@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import IterableDataset
 from torch.utils.data.dataloader import _DatasetKind  # the loader's own reader: axolotl replaces it for packed rows
 
+from pytest_mistral_lora.chat.fields import FIM_KEYS
 from pytest_mistral_lora.guarding.preferences import COLUMNS, is_preference, preference_records
 
 Record = dict[str, Any]
@@ -173,7 +174,7 @@ def _set_state(generator: Any, state: Any) -> None:
 
 
 def with_messages(records: Sequence[Record], batch: ModelBatch, dataset: Any) -> list[Record]:
-    """Return the rows with the messages that the trainer's dataset has beside its ids, if it has any.
+    """Return the rows with the messages or the gap that the trainer's dataset has beside its ids, if it has any.
 
     Args:
         records: The rows of the batch.
@@ -183,10 +184,14 @@ def with_messages(records: Sequence[Record], batch: ModelBatch, dataset: Any) ->
     names = getattr(dataset, "column_names", None) or ()
     if is_preference(batch.data, len(batch.indices)):
         keys = [key for key in COLUMNS if key in names]
-    elif "messages" in names and "input_ids" in names:
+    elif "input_ids" not in names:
+        keys = []
+    elif "messages" in names:
         keys = [key for key in ("messages", "tools") if key in names]
     else:
-        keys = []
+        # of a packed sequence of gaps, the ids are read back
+        is_fim = set(FIM_KEYS) <= set(names) and len(records) == len(batch.indices)
+        keys = [*FIM_KEYS] if is_fim else []
     if not keys or len(records) not in (1, len(batch.indices)):
         return list(records)
     sources = (dataset[index] for index in batch.indices)

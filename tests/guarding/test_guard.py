@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import IterableDataset
 
 from pytest_mistral_lora import GuardError, MistralGuard, Verdict, guard
+from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
@@ -102,6 +103,21 @@ def test_a_warning_lets_the_run_go_on_and_writes_the_verdict(
     report = json.loads((tmp_path / "out" / REPORTS[0]).read_text())
     assert [cause["rule"] for cause in report["causes"]] == ["ML546"]
     assert "ML546" in (tmp_path / "out" / REPORTS[1]).read_text()
+
+
+@pytest.mark.parametrize("has_texts", [True, False], ids=["with texts", "ids alone"])
+def test_gaps_are_compared_with_the_texts_beside_them(
+    has_texts: bool, base: Path, oracle: Oracle, tmp_path: Path
+) -> None:
+    gaps = [FimRow.of(f"def f{n}(x):\n    return ", "\n\nprint(f())\n", f"x + {n}") for n in range(4)]
+    rows = encoded(oracle, gaps)
+    if has_texts:
+        rows = [row | gap.to_json() for row, gap in zip(rows, gaps, strict=True)]
+    assert _errors(_begin(make_trainer(base, rows, tmp_path)).verdict) == set()
+    # a sound gap, but of another row
+    rows[2] |= {key: rows[1][key] for key in ("input_ids", "labels")}
+    verdict = _begin(make_trainer(base, rows, tmp_path), on_finding="warn").verdict
+    assert _errors(verdict) == ({("ML534", "train_dataset[2]")} if has_texts else set())
 
 
 def _shift(row: dict[str, Any]) -> None:
