@@ -24,7 +24,6 @@ class TextModel:
         mlp: Last names of the linear layers of an MLP; empty if the layer has experts instead, which are not adapted.
         since: The first version of transformers that has the class; empty if every supported version does.
         has_oracle: Whether it is Mistral's own. The others are trained only by their chat template.
-        scales_queries: Whether queries are scaled by their absolute position (`llama_4_scaling_beta`).
         has_window: Whether attention can have a window (`sliding_window`).
         router: Last name of the module that chooses a token's experts; empty without experts.
     """
@@ -35,7 +34,6 @@ class TextModel:
     mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     since: str = ""
     has_oracle: bool = True
-    scales_queries: bool = False
     has_window: bool = True
     router: str = ""
 
@@ -53,7 +51,7 @@ TEXT_MODELS: Mapping[str, TextModel] = {
     for model in (
         TextModel("MistralForCausalLM", "mistral"),
         TextModel("MinistralForCausalLM", "ministral"),
-        TextModel("Ministral3ForCausalLM", "ministral3", since="5.0", scales_queries=True),
+        TextModel("Ministral3ForCausalLM", "ministral3", since="5.0"),
         TextModel("MixtralForCausalLM", "mixtral", mlp=(), router="gate"),
         TextModel(
             "Mistral4ForCausalLM",
@@ -61,7 +59,6 @@ TEXT_MODELS: Mapping[str, TextModel] = {
             attention=_LATENT,
             mlp=(),
             since="5.4",
-            scales_queries=True,
             has_window=False,
             router="gate",
         ),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pytest_mistral_lora.checkpoint.weights import Weights, read_header
+from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import canonical_json, framed, inside
 
@@ -22,18 +22,8 @@ ADAPTER_TENSORS = "adapter_model.safetensors"
 """The file of an adapter's tensors, as PEFT names it."""
 
 
-def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file by name, on the CPU.
-
-    Raises:
-        InputError: As for `read_header` and `load_tensors`.
-    """
-    read_header(file)
-    return load_tensors(file)
-
-
 def load_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """Return the same for a file with a checked header.
+    """Return the tensors of a safetensors file by name, on the CPU; its header has been checked.
 
     Raises:
         InputError: If it is not the file that was checked, or has a dtype that torch cannot load.
