@@ -31,6 +31,7 @@ from pytest_mistral_lora.escaping import UNMIXED, own_stream
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.row_kinds import RowKind
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport, LineVerdict
     from pytest_mistral_lora.conformance.finding import Finding
@@ -99,8 +100,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--task",
         metavar="NAME",
-        help="command of the trainer for the preference pairs or rated answers of --dataset: TRL's dpo and reward for "
-        "pairs, kto for rated answers (default: dpo for pairs)",
+        help="command of the trainer for the preference pairs or rated answers of --dataset, in the trainer's own "
+        f"word: {'; '.join(_tasks_words())} (default: what --config names, else the first)",
     )
     group.add_argument(
         "--config", type=INPUT, metavar="FILE", help="configuration of the trainer (default: its own defaults)"
@@ -126,6 +127,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"longest time that the trainer may take (default: {TIME_LIMIT:g})",
     )
+
+
+def _tasks_words() -> Iterator[str]:
+    """Yield the commands of each trainer that take preferences, for the help."""
+    for name, runner in RUNNERS.items():
+        kinds = {"pairs": runner.tasks.pairs, "rated answers": runner.tasks.rated}
+        words = [f"{', '.join(tasks)} for {title}" for title, tasks in kinds.items() if tasks]
+        if words:
+            yield f"{name} {', '.join(words)}"
 
 
 def _seconds(text: str) -> float:
@@ -334,26 +344,19 @@ def _records_of(runner: Runner, files: Sequence[Path]) -> list[tuple[Row, ...]]:
     return [(row,) for file in files for row in read_rows(file)]
 
 
-def _task_of(runner: Runner, records: Sequence[tuple[Row, ...]], named: str | None) -> str:
-    """Return the runner's command for records; empty if they are chat rows.
+def _kind_of(records: Sequence[tuple[Row, ...]]) -> RowKind:
+    """Return the kind of all records; conversations if there is no record.
 
     Raises:
-        InputError: If the records are of several kinds, or the named command does not take them.
+        InputError: If the records are of several kinds.
     """
-    from pytest_mistral_lora.chat.row_kinds import CONVERSATION, PAIR, UNPAIRED, kind_of_row
+    from pytest_mistral_lora.chat.row_kinds import CONVERSATION, kind_of_row
 
     kinds = {kind.name: kind for kind in (kind_of_row(record[0]) for record in records)}
     if len(kinds) > 1:
         found = " and ".join(kind.title for kind in kinds.values())
         raise InputError(f"the dataset has {found}", place="--dataset", expected="rows of one kind")
-    kind = next(iter(kinds.values()), CONVERSATION)
-    tasks = {PAIR.name: runner.tasks.pairs, UNPAIRED.name: runner.tasks.rated}.get(kind.name, ())
-    if named is None:
-        return next(iter(tasks), "")
-    if named not in tasks:
-        found = f"{named!r} does not take {kind.title}"
-        raise InputError(found, place="--task", expected=" or ".join(tasks) or "no --task")
-    return named
+    return next(iter(kinds.values()), CONVERSATION)
 
 
 def _rows_by_line(rows: Sequence[Row]) -> list[Row]:
@@ -390,7 +393,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
     runner = find_runner(args.runner)
     records = _records_of(runner, args.dataset)
     rows = [row for record in records for row in record]
-    task = _task_of(runner, records, args.task)
+    task = runner.tasks.task_for(_kind_of(records), args.task, args.config)
     if args.own_data and runner.is_evaluation:
         raise InputError("--own-data is for the rows of a trainer", place=runner.name, expected="no --own-data")
     if args.own_data and not rows:

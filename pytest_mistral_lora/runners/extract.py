@@ -175,7 +175,8 @@ def extract(
     given = "".join(f"{json.dumps(record)}\n" for record in records)
     source = CheckpointTokenizer(tokenizer, oracle)
     words = [*(["--own-data"] if own_data else []), *(["--task", task] if task else [])]
-    with _ended(runner, source, given, config, python, time_limit, words) as (file, chosen):
+    chosen = config or runner.default_config(task)
+    with _ended(runner, source, given, chosen, python, time_limit, words) as file:
         made = read_output(file, reader_of(len(records)))
     write_text(output, "".join(f"{line}\n" for line in made.lines(records)))
     refused = sum("error" in made.records.get(number, {"error": ""}) for number in range(len(records)))
@@ -211,13 +212,13 @@ def extract_prompts(
         found, expected = f"{runner.title} has no tasks of its own", "a configuration with tasks: --config FILE"
         raise RunnerError(found, place=runner.name, expected=expected)
     source = CheckpointTokenizer(tokenizer, oracle)
-    with _ended(runner, source, "", config, python, time_limit) as (file, chosen):
+    with _ended(runner, source, "", config, python, time_limit) as file:
         made = read_output(file, read_prompt)
     if not made.records:
         notes = "; ".join(made.notes)
-        raise RunnerError(f"it made no prompt{notes and f' ({notes})'}", place=str(chosen), expected="tasks of prompts")
+        raise RunnerError(f"it made no prompt{notes and f' ({notes})'}", place=str(config), expected="tasks of prompts")
     write_text(output, "".join(f"{line}\n" for line in prompt_lines(made, source.oracle)))
-    return Extraction(output, chosen, made.environment, made.notes)
+    return Extraction(output, config, made.environment, made.notes)
 
 
 @contextmanager
@@ -225,18 +226,18 @@ def _ended(
     runner: Runner,
     tokenizer: CheckpointTokenizer,
     rows: str,
-    config: Path | None,
+    config: Path,
     python: Path | None,
     time_limit: float,
     words: Sequence[str] = (),
-) -> Iterator[tuple[Path, Path]]:
-    """Run a runner's script, and yield the file that it wrote, which is removed after the block, and its configuration.
+) -> Iterator[Path]:
+    """Run a runner's script, and yield the file that it wrote, which is removed after the block.
 
     Args:
         runner: The runner.
         tokenizer: The tokenizer to give it.
         rows: The rows to give it, as JSON Lines.
-        config: As for `extract`.
+        config: The configuration file.
         python: As for `extract`.
         time_limit: As for `extract`.
         words: Further words of its command line.
@@ -245,10 +246,9 @@ def _ended(
         RunnerError: As for `extract`.
         TokenizerError: If the tokenizer cannot be loaded.
     """
-    chosen = config or runner.config
-    if chosen.is_dir() or not chosen.exists():
-        found = "a folder" if chosen.is_dir() else "no such file"
-        raise RunnerError(found, place=str(chosen), expected=f"a configuration of {runner.title}")
+    if config.is_dir() or not config.exists():
+        found = "a folder" if config.is_dir() else "no such file"
+        raise RunnerError(found, place=str(config), expected=f"a configuration of {runner.title}")
     # before the folder is made, which takes seconds
     found_python = interpreter(runner, python)
     with tempfile.TemporaryDirectory(prefix=f"mistral-{runner.name}-") as temporary:
@@ -257,11 +257,11 @@ def _ended(
             (work / name).mkdir()
         stage_checkpoint(tokenizer, work / _CHECKPOINT)
         write_text(work / _ROWS, rows)
-        ended = _run(runner, work, chosen, found_python, time_limit, words)
+        ended = _run(runner, work, config, found_python, time_limit, words)
         if not (work / _ENCODED).is_file():
             found = f"{runner.title} ends without an error, and wrote no file{shown(ended.tail)}"
             raise RunnerError(found, expected="encoded rows, one JSON object a line, in the file that --output names")
-        yield work / _ENCODED, chosen
+        yield work / _ENCODED
 
 
 def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: float, words: Sequence[str]) -> Ended:

@@ -9,7 +9,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +19,7 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import InputError, RunnerError, did_you_mean
 from pytest_mistral_lora.records.files import cache_folder, write_json
+from pytest_mistral_lora.runners.tasks import PreferenceTasks
 
 TIME_LIMIT = 900.0
 """Default of the seconds that a runner may take for all rows."""
@@ -27,19 +28,6 @@ NOTHING = Path(os.devnull)
 """The configuration of a script that gets none from the user."""
 
 _FOLDER = Path(__file__).parent
-
-
-@dataclass(frozen=True, slots=True)
-class PreferenceTasks:
-    """The commands of a trainer that take preferences; the first of each is its default.
-
-    Attributes:
-        pairs: Those that take a chosen and a rejected answer.
-        rated: Those that take an answer with a label.
-    """
-
-    pairs: tuple[str, ...] = ()
-    rated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +58,16 @@ class Runner:
     lock: Path
     least_python: tuple[int, int] = (3, 11)
     is_evaluation: bool = False
-    tasks: PreferenceTasks = PreferenceTasks()
+    tasks: PreferenceTasks = field(default_factory=PreferenceTasks)
+
+    def default_config(self, task: str) -> Path:
+        """Return the configuration of a run for which the user gives none.
+
+        Args:
+            task: One of `tasks`; empty for chat rows.
+        """
+        name = self.tasks.configs.get(task)
+        return self.config.parent / "preferences" / f"{name}.yaml" if name else self.config
 
 
 def _packaged(name: str, title: str, module: str, command: str, **options: Any) -> Runner:
@@ -84,7 +81,18 @@ RUNNERS: Mapping[str, Runner] = {
     for runner in (
         _packaged("trl", "TRL", "trl", "trl sft --config", tasks=PreferenceTasks(("dpo", "reward"), ("kto",))),
         _packaged("axolotl", "Axolotl", "axolotl", "axolotl preprocess", least_python=(3, 12)),
-        _packaged("llamafactory", "LLaMA-Factory", "llamafactory", "llamafactory-cli train"),
+        _packaged(
+            "llamafactory",
+            "LLaMA-Factory",
+            "llamafactory",
+            "llamafactory-cli train",
+            tasks=PreferenceTasks(
+                pairs=("dpo", "rm"),
+                rated=("kto",),
+                key="stage",
+                configs={"dpo": "llamafactory-pairs", "rm": "llamafactory-pairs", "kto": "llamafactory-rated"},
+            ),
+        ),
         _packaged("ms-swift", "ms-swift", "swift", "swift sft"),
         _packaged("lm-eval", "lm-evaluation-harness", "lm_eval", "lm_eval run --config", is_evaluation=True),
     )

@@ -45,11 +45,14 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def written(script: ModuleType, tmp_path: Path) -> Any:
     """Return the rows as they are written, and the configuration that goes with them."""
 
-    def write(config: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def write(
+        config: dict[str, Any], rows: list[dict[str, Any]], name: str = ""
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         file = tmp_path / "config.yaml"
         file.write_text(yaml.safe_dump({"dataset_dir": str(STOCK.parent / "llamafactory"), **config}))
         (tmp_path / "work").mkdir()
-        task = script.Task([{**row, script.MARK: n} for n, row in enumerate(rows)], tmp_path, file, tmp_path / "work")
+        marked = [{**row, script.MARK: n} for n, row in enumerate(rows)]
+        task = script.Task(marked, tmp_path, file, tmp_path / "work", name=name)
         made = script.configuration(task)
         lines = (Path(made["dataset_dir"]) / "train.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines], made
@@ -103,6 +106,78 @@ def test_another_form_than_chat_rows_is_refused(written: Any, tmp_path: Path) ->
     (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "a.json"}}))
     with pytest.raises(ValueError, match="formatting: alpaca; chat rows need sharegpt or openai"):
         written({"dataset": "mine", "dataset_dir": str(tmp_path)}, [ROW])
+
+
+PAIR = {
+    "prompt": ROW["messages"][:4],
+    "chosen": [{"role": "assistant", "content": "Yes."}],
+    "rejected": [{"role": "assistant", "tool_calls": [CALL]}],
+    "tools": [TOOL],
+}
+CALLED = '[{"name": "weather", "arguments": {"city": "Zo\\u00eb"}}]'
+
+
+@pytest.mark.parametrize("stage", ["dpo", "rm"])
+def test_a_pair_has_one_message_in_each_column_of_an_answer(stage: str, written: Any, script: ModuleType) -> None:
+    [row], config = written({"dataset": "pairs", "stage": stage}, [PAIR], stage)
+    assert [message["role"] for message in row["messages"]] == ["system", "user", "function_call", "tool"]
+    assert row["chosen"] == {"role": "assistant", "content": "Yes."}
+    assert row["rejected"] == {"role": "function_call", "content": CALLED}
+    assert json.loads(row["tools"]) == [TOOL["function"]]
+    assert row[script.MARK] == 0
+    described = json.loads((Path(config["dataset_dir"]) / "dataset_info.json").read_text())["pairs"]
+    assert described["ranking"] is True
+    assert config["stage"] == stage
+
+
+def test_a_pair_in_openai_s_form_keeps_calls_where_they_are(written: Any, tmp_path: Path) -> None:
+    info = json.loads((STOCK.parent / "llamafactory" / "dataset_info.json").read_text())
+    info = {"mine": {**info["pairs"], "formatting": "openai"}}
+    info["mine"]["columns"] = {"messages": "asked", "chosen": "good", "rejected": "bad"}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    [row], _ = written({"dataset": "mine", "dataset_dir": str(tmp_path)}, [PAIR], "dpo")
+    assert row["asked"][2] == {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    assert row["good"] == {"role": "assistant", "content": "Yes."}
+    assert row["bad"] == {"role": "assistant", "content": None, "tool_calls": [CALL]}
+
+
+def test_a_rated_answer_is_a_conversation_with_a_tag(written: Any) -> None:
+    rated = {"prompt": ROW["messages"][1:2], "completion": PAIR["chosen"], "label": False}
+    [row], config = written({"dataset": "rated"}, [rated], "kto")
+    assert row["messages"] == [{"role": "user", "content": "Warm?"}, {"role": "assistant", "content": "Yes."}]
+    assert row["label"] is False
+    assert config["stage"] == "kto"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "stage", "words"),
+    [
+        ("rows", "dpo", "no columns: chosen, columns: rejected, ranking: true, which stage: dpo needs"),
+        ("pairs", "kto", "no columns: kto_tag, which stage: kto needs"),
+    ],
+)
+def test_a_description_without_the_columns_of_the_answers_is_refused(
+    dataset: str, stage: str, words: str, written: Any
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        written({"dataset": dataset}, [PAIR], stage)
+
+
+def test_an_answer_of_several_messages_is_refused_by_itself(script: ModuleType, tmp_path: Path) -> None:
+    row = {**PAIR, "chosen": [*ROW["messages"][2:4], *PAIR["chosen"]], script.MARK: 7}
+    [(number, made)] = script.encode(script.Task([row], tmp_path, STOCK, tmp_path, name="dpo"))
+    assert (number, made["error"].partition(",")[0]) == (7, "`chosen` has 3 messages")
+
+
+def test_each_stage_has_the_columns_that_its_trainer_reads(script: ModuleType) -> None:
+    row = {
+        f"{side}_{name}": [1] for side in ("chosen", "rejected") for name in ("input_ids", "labels", "attention_mask")
+    }
+    assert script._columns(row, "rm") == {"chosen_input_ids": [1], "rejected_input_ids": [1]}
+    assert script._columns(row, "dpo").keys() == row.keys() - {"chosen_attention_mask", "rejected_attention_mask"}
+    row = {"input_ids": [1, 2], "labels": [-100, 2], "kl_input_ids": [3], "kl_labels": [3], "kto_tags": True}
+    rated = {"completion_input_ids": [1, 2], "completion_labels": [-100, 2], "label": True}
+    assert script._columns(row, "kto") == rated
 
 
 def test_torchaudio_that_cannot_be_imported_has_a_stand_in_that_is_said(

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from jinja2 import TemplateError
-from preference_records import Data, pair, said, texts_pair
+from preference_records import Data
+from preference_rows import EMPTY, ROWS, SIDES, rated
 
 from pytest_mistral_lora import audit
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -21,37 +22,6 @@ from pytest_mistral_lora.cli import main
 trl = pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
-RESULT = {"role": "tool", "content": "The sky is clear.", "tool_call_id": "abcdefghi"}
-CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
-TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather.", "parameters": CITY}}
-CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-GRASS = [said("user", "Which colour is grass?"), said("assistant", "Green."), said("user", "And the sky?")]
-
-ROWS: dict[str, Data] = {
-    "one turn": texts_pair("Which colour is the sky?", "Blue.", "I do not know."),
-    "two turns": pair(GRASS, [said("assistant", "Blue.")], [said("assistant", "Red.")]),
-    "system": pair([said("system", "Be brief."), *GRASS], [said("assistant", "Blue.")], [said("assistant", "Red.")]),
-    "one begins like the other": texts_pair("What is it?", "It is a bird.", "It is a bee."),
-    "one is the beginning of the other": texts_pair("What is it?", "It is a bird of prey", "It is a bird"),
-    "lines": texts_pair("Write a list.", "- one\n- two\n", "one, two"),
-    "scripts": texts_pair("你好 🦥", "Grüße, 世界.", "Привет."),
-    "call": pair([said("user", "Is it warm in Rome?")], [CALLED], [said("assistant", "I cannot know.")], [TOOL]),
-    "result in the prompt": pair(
-        [said("user", "Is it warm?"), CALLED, RESULT], [said("assistant", "It is.")], [said("assistant", "No.")], [TOOL]
-    ),
-    "control text in the prompt": texts_pair("What is </s> and [/INST]?", "Markers.", "Nothing."),
-    "control text in the answer": texts_pair("What ends an answer?", "</s>", "A full stop."),
-    "spaces behind an answer": texts_pair("Which colour?", "Red.  ", "Blue."),
-    "result in the answer": pair(
-        [said("user", "Is it warm?")], [CALLED, RESULT, said("assistant", "It is.")], [said("assistant", "No.")], [TOOL]
-    ),
-}
-EMPTY = texts_pair("Which colour?", "Red.", "")
-"""The fourteenth row, which TRL refuses."""
-
-SIDES = ("chosen", "rejected")
 
 FAULTS = {
     ("control text in the prompt", "chosen"): {"ML523"},
@@ -127,10 +97,7 @@ def test_the_runner_shows_the_same_faults_by_the_rows_of_the_user(
     titles = ["one turn", "control text in the prompt", "spaces behind an answer", "result in the answer"]
     rows = [ROWS[title] for title in titles] + [EMPTY]
     if task == "kto":
-        rows = [
-            {"prompt": row["prompt"], "completion": row["chosen"], "label": True} | _tools(row) for row in rows[:-1]
-        ]
-        rows += [{"prompt": EMPTY["prompt"], "completion": EMPTY["rejected"], "label": False}]
+        rows = [rated(row)[0] for row in rows[:-1]] + [rated(EMPTY)[1]]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--runner", "trl", "--task", task, "--tokenizer", "spm-v3", "--dataset", str(file), "--json"]
@@ -146,10 +113,6 @@ def test_the_runner_shows_the_same_faults_by_the_rows_of_the_user(
         expected -= {("4, chosen", "ML547")}
     assert found == expected
     assert last["summary"]["pairs"] == (0 if task == "kto" else 4)
-
-
-def _tools(row: Data) -> Data:
-    return {"tools": row["tools"]} if "tools" in row else {}
 
 
 def test_a_cut_of_the_configuration_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ A script is a command that maps rows to encoded rows:
 
 With `--own-data` the runner gets the unchanged rows that its configuration names, and `ROWS.jsonl` has the chat rows
 behind them, in order. With `--task`, the rows are preference pairs or rated answers in TRL's form, and the runner's
-command of that name takes them.
+command of that name takes them: its `trl` command, `stage`, `rlhf_type` or `rl`.
 
 `OUT.jsonl` gets a line for the environment, `{"environment": {"trl": "1.16.0", ...}}`, and then one line for each
 row, in any order: `{"row": 0, "input_ids": [...], "labels": [...]}`, or `{"row": 0, "error": "..."}`. Of a preference

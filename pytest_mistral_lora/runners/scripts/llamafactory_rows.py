@@ -1,4 +1,4 @@
-"""The rows that `llamafactory-cli train FILE` would train on."""
+"""The rows that `llamafactory-cli train FILE` would train on, by its `stage`: chat rows, pairs or rated answers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from harness import MARK, CapturedError, Encoded, Task, labelled, main, marked
 _PACKAGES = ("llamafactory", "trl", "transformers", "tokenizers", "datasets", "mistral-common", "torch", "torchaudio")
 
 _SET = {
-    "stage": "sft",
     "do_train": True,
     "bf16": False,
     "fp16": False,
@@ -51,14 +51,35 @@ _FILE_KEYS = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url
 
 def encode(task: Task) -> list[Encoded]:
     """Return the rows of the dataset that LLaMA-Factory's own command builds."""
+    refused = [(row[MARK], {"error": reason}) for row in task.rows if (reason := _without_form(row))]
+    if refused:
+        numbers = {number for number, _ in refused}
+        task = replace(task, rows=[row for row in task.rows if row[MARK] not in numbers])
+        if not task.rows:
+            return refused
     rows = marked(ready_dataset(configuration(task)))
-    return [(row[MARK], labelled(row["input_ids"], row["labels"])) for row in rows]
+    return [*refused, *((row[MARK], _columns(row, task.name)) for row in rows)]
+
+
+def _columns(row: dict[str, Any], stage: str) -> dict[str, Any]:
+    """Return the columns of a row of LLaMA-Factory's dataset, whose ids hold the prompt."""
+    if not stage:
+        columns: dict[str, Any] = labelled(row["input_ids"], row["labels"])
+        return columns
+    if stage == "kto":
+        # the other columns are the answer of another row, for the KL term
+        ids = {"completion_input_ids": row["input_ids"], "completion_labels": row["labels"]}
+        return {**ids, "label": row["kto_tags"]}
+    # a reward model scores the last token, and reads no labels
+    kinds = ("input_ids",) if stage == "rm" else ("input_ids", "labels")
+    return {name: row[name] for side in ("chosen", "rejected") for name in (f"{side}_{kind}" for kind in kinds)}
 
 
 def ready_dataset(config: dict[str, Any]) -> Any:
     """Return the dataset that LLaMA-Factory's own command builds by a configuration."""
     from llamafactory.train import tuner
-    from llamafactory.train.sft import workflow
+
+    workflow: Any = importlib.import_module(f"llamafactory.train.{config['stage']}.workflow")
 
     dataset: Any = None
 
@@ -81,6 +102,7 @@ def configuration(task: Task) -> dict[str, Any]:
     """Return the configuration with its model, its data and its output replaced."""
     config = yaml.safe_load(task.config.read_text(encoding="utf-8")) or {}
     kept = {name: value for name, value in {**config, **_SET}.items() if name not in _DROPPED}
+    kept["stage"] = task.name or "sft"
     fixed = {"model_name_or_path": str(task.checkpoint), "output_dir": str(task.folder / "out")}
     if not task.own_data:
         return {**kept, "dataset_dir": _dataset_folder(task, config), **fixed}
@@ -103,10 +125,33 @@ def _dataset_folder(task: Task, config: dict[str, Any]) -> str:
     if names[0] not in info:
         raise ValueError(f"{names[0]!r} is not in {folder / 'dataset_info.json'}")
     entry = {name: value for name, value in info[names[0]].items() if name not in _FILE_KEYS}
+    _refuse_columns(entry, task.name)
     file = task.rows_file([_in_form(row, entry) for row in task.rows])
     described = {names[0]: {**entry, "file_name": file.name}}
     (file.parent / "dataset_info.json").write_text(json.dumps(described), encoding="utf-8")
     return str(file.parent)
+
+
+def _without_form(row: dict[str, Any]) -> str:
+    """Return why a pair cannot be written for LLaMA-Factory; empty if it can."""
+    for side in ("chosen", "rejected"):
+        if side in row and len(row[side]) != 1:
+            return f"`{side}` has {len(row[side])} messages, and LLaMA-Factory takes one message as an answer"
+    return ""
+
+
+def _refuse_columns(entry: dict[str, Any], stage: str) -> None:
+    """Refuse a description that LLaMA-Factory would read without the answers of a stage.
+
+    Raises:
+        ValueError: If it lacks the key of the pairs, or the columns of the answers.
+    """
+    columns = {"dpo": ("chosen", "rejected"), "rm": ("chosen", "rejected"), "kto": ("kto_tag",)}.get(stage, ())
+    missing = [f"columns: {name}" for name in columns if name not in entry.get("columns", {})]
+    if "chosen" in columns and not entry.get("ranking"):
+        missing.append("ranking: true")
+    if missing:
+        raise ValueError(f"dataset_info.json has no {', '.join(missing)}, which stage: {stage} needs")
 
 
 def _in_form(row: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
@@ -115,10 +160,17 @@ def _in_form(row: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     if formatting not in ("sharegpt", "openai"):
         raise ValueError(f"formatting: {formatting}; chat rows need sharegpt or openai")
     columns = {"messages": "conversations", **entry.get("columns", {})}
-    messages = [_message(message, formatting, entry.get("tags", {})) for message in row["messages"]]
-    tools = json.dumps([tool["function"] for tool in row["tools"]]) if row.get("tools") else ""
-    described = {columns["tools"]: tools} if "tools" in columns else {}
-    return {columns["messages"]: messages, **described, MARK: row[MARK]}
+    tags = entry.get("tags", {})
+    messages = row["messages"] if "messages" in row else [*row["prompt"], *row.get("completion", ())]
+    made: dict[str, Any] = {columns["messages"]: [_message(message, formatting, tags) for message in messages]}
+    for side in ("chosen", "rejected"):
+        if side in row:
+            made[columns[side]] = _message(row[side][0], formatting, tags)
+    if "label" in row:
+        made[columns["kto_tag"]] = row["label"]
+    if "tools" in columns:
+        made[columns["tools"]] = json.dumps([tool["function"] for tool in row["tools"]]) if row.get("tools") else ""
+    return {**made, MARK: row[MARK]}
 
 
 def _message(message: dict[str, Any], formatting: str, tags: dict[str, str]) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""The commands of a trainer that take preferences, and the one that a run is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.errors import InputError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.row_kinds import RowKind
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceTasks:
+    """The commands of a trainer that take preferences, in the trainer's own words; the first of each is its default.
+
+    Attributes:
+        pairs: Those that take a chosen and a rejected answer.
+        rated: Those that take an answer with a label.
+        key: The key of the trainer's configuration that names one of them; empty if its command line does.
+        configs: The name of the default configuration of a task, if that of chat rows cannot take its rows.
+    """
+
+    pairs: tuple[str, ...] = ()
+    rated: tuple[str, ...] = ()
+    key: str = ""
+    configs: Mapping[str, str] = field(default_factory=dict)
+
+    def of_kind(self, kind: RowKind) -> tuple[str, ...]:
+        """Return the commands that take rows of a kind; empty for chat rows."""
+        from pytest_mistral_lora.chat.row_kinds import PAIR, UNPAIRED
+
+        return {PAIR.name: self.pairs, UNPAIRED.name: self.rated}.get(kind.name, ())
+
+    def task_for(self, kind: RowKind, named: str | None, config: Path | None) -> str:
+        """Return the command for rows of a kind: the named one, that of the configuration, or the default.
+
+        Args:
+            kind: The kind of the rows.
+            named: The command that the user names, or None.
+            config: The user's configuration of the trainer, or None.
+
+        Returns:
+            The command; empty for chat rows.
+
+        Raises:
+            InputError: If the command does not take such rows, or the user and the configuration name two.
+        """
+        taking = self.of_kind(kind)
+        if named is not None and named not in taking:
+            found = f"{named!r} does not take {kind.title}"
+            raise InputError(found, place="--task", expected=" or ".join(taking) or "no --task")
+        configured = self._configured(config)
+        if configured and configured not in taking and (taking or configured in (*self.pairs, *self.rated)):
+            expected = " or ".join(f"{self.key}: {task}" for task in taking) or "rows of its kind in --dataset"
+            raise InputError(
+                f"`{self.key}: {configured}` does not take {kind.title}", place=str(config), expected=expected
+            )
+        if named and configured and named != configured:
+            found = f"--task {named}, and `{self.key}: {configured}` in the configuration"
+            raise InputError(found, place=str(config), expected="one of them, or the same task in both")
+        return named or configured or next(iter(taking), "") if taking else ""
+
+    def _configured(self, config: Path | None) -> str:
+        """Return the value of `key` in a configuration; empty without it, or if the trainer itself must refuse it."""
+        import yaml
+
+        if not self.key or config is None:
+            return ""
+        try:
+            data: Any = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            return ""
+        value = data.get(self.key) if isinstance(data, Mapping) else None
+        return value if isinstance(value, str) else ""

@@ -1,0 +1,105 @@
+"""What other trainers make of pairs and rated answers. Left out, with the reason, where they have no environment."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+from preference_records import Data
+from preference_rows import EMPTY, ROWS, SIDES, rated
+
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.runners import RUNNERS, Environment
+
+Faults = dict[tuple[str, str], set[str]]
+"""The rules that are found, by the title of a pair and the side; a pair that is left out has no side."""
+
+TITLED = {**ROWS, "empty answer": EMPTY}
+
+
+def on_both(rule: str, *titles: str) -> Faults:
+    return {(title, side): {rule} for title in titles for side in SIDES}
+
+
+OF_TEXT: Faults = {
+    **on_both("ML523", "control text in the prompt"),
+    ("control text in the answer", "chosen"): {"ML523", "ML534", "ML567"},
+    ("spaces behind an answer", "chosen"): {"ML529"},
+    ("empty answer", "rejected"): {"ML567"},
+}
+"""What a trainer that encodes rendered text makes of texts."""
+
+LLAMAFACTORY: Faults = {
+    **OF_TEXT,
+    # into the first turn, as its templates put the system prompt
+    **on_both("ML526", "system"),
+    **on_both("ML530", "call", "result in the prompt"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run of a trainer on all rows.
+
+    Attributes:
+        runner: The trainer.
+        task: Its command; rated answers are given to the one of KTO, and pairs to the others.
+        tokenizer: The tokenizer.
+        faults: The faults of the rows.
+        settings: What is set in the default configuration.
+    """
+
+    runner: str
+    task: str
+    tokenizer: str
+    faults: Faults
+    settings: Data = field(default_factory=dict)
+
+
+CASES = [
+    Case("llamafactory", "dpo", "spm-v3", {**LLAMAFACTORY, ("result in the answer", ""): {"ML502"}}),
+    Case("llamafactory", "kto", "spm-v3", {**LLAMAFACTORY, **on_both("ML530", "result in the answer")}),
+    Case(
+        "llamafactory",
+        "dpo",
+        "tekken-240911",
+        {**LLAMAFACTORY, ("result in the answer", ""): {"ML502"}},
+        {"template": "ministral"},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.runner}-{case.task}-{case.tokenizer}")
+def test_the_faults_of_a_trainer_are_found_and_its_sound_rows_are_sound(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner = RUNNERS[case.runner]
+    if Environment(runner).state != "ready":
+        pytest.skip(f"{runner.title} has no environment here; mistral-lora runner setup {runner.name}")
+    rows = {(title, ""): row for title, row in TITLED.items()}
+    if case.task in runner.tasks.rated:
+        rows = {
+            (title, side): row for title, pair in TITLED.items() for side, row in zip(SIDES, rated(pair), strict=True)
+        }
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    default = runner.default_config(case.task)
+    settings = {**yaml.safe_load(default.read_text()), **case.settings}
+    if "dataset_dir" in settings:
+        settings["dataset_dir"] = str(default.parent / settings["dataset_dir"])
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    words = ["--runner", case.runner, "--task", case.task, "--config", str(config), "--tokenizer", case.tokenizer]
+    assert main(["audit", *words, "--dataset", str(file), "--json"]) == 1
+    places = {f"{file}:{number}": key for number, key in enumerate(rows, 1)}
+    found: Faults = defaultdict(set)
+    for finding in map(json.loads, capsys.readouterr().out.splitlines()[:-1]):
+        place, _, side = finding["place"].partition(", ")
+        if place in places:
+            title, side_of_row = places[place]
+            found[title, side_of_row or side].add(finding["rule"])
+    assert found == case.faults
