@@ -194,7 +194,10 @@ def _record_rendering(target: Target, case: UserCase) -> Result:
         return Result(not_checked=f"{case.path} has gone since it was collected")
     row = source.row
     golden_case = Case(
-        case.path.stem, before.description if before else "A row of this golden folder.", row, frozenset()
+        name=case.path.stem,
+        description=before.description if before else "A row of this golden folder.",
+        row=row,
+        versions=frozenset(),
     )
     try:
         golden = record(golden_case, target.tokenizer, case.path.parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts, versions_between
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.chat.row_kinds import parse_trained
+from pytest_mistral_lora.chat.row_kinds import parse_rows, parse_trained
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 from pytest_mistral_lora.records.files import Written, put_text, write_text
@@ -39,27 +39,49 @@ def goldens_folder() -> Path:
 SCHEMA = RecordSchema(goldens_folder() / "golden.schema.json")
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A row to record goldens from.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagedCase:
+    """A record that is packaged, of any kind.
 
     Attributes:
         name: Name of the case.
         description: Its purpose, in one sentence.
-        row: The chat row.
         versions: Tokenizer versions that can encode it.
         needs: Fields of `RowFeatures` that its tokenizer must have.
     """
 
     name: str
     description: str
-    row: Row
     versions: frozenset[VersionFacts]
     needs: tuple[str, ...] = ()
 
     def fits(self, oracle: Oracle) -> bool:
-        """Return whether a tokenizer can encode the row."""
+        """Return whether a tokenizer can encode the record."""
         return oracle.facts in self.versions and all(getattr(oracle.features, name) for name in self.needs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case(PackagedCase):
+    """A row to record goldens from.
+
+    Attributes:
+        row: The chat row.
+    """
+
+    row: Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairCase(PackagedCase):
+    """A preference pair to give to trainers.
+
+    Attributes:
+        rows: The chosen and the rejected side.
+        is_refused: Whether mistral-common encodes one of the answers under no version: a trainer can only refuse it.
+    """
+
+    rows: tuple[Row, ...]
+    is_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +157,43 @@ def packaged_cases() -> list[Case]:
     Raises:
         TokenizerError: If a case names a version that is not supported.
     """
-    path = goldens_folder() / "cases.json"
-    cases = []
+    return [
+        Case(row=parse_row(data["row"], place=place), **_shared_fields(data, place))
+        for place, data in _read_cases("cases.json")
+    ]
+
+
+def packaged_pairs() -> list[PairCase]:
+    """Return the preference pairs that trainers are given: for the scoreboard, the tests, and `audit --task`.
+
+    Raises:
+        TokenizerError: If a case names a version that is not supported.
+    """
+    return [
+        PairCase(
+            rows=parse_rows(data["row"], place=place),
+            is_refused=data.get("refused", False),
+            **_shared_fields(data, place),
+        )
+        for place, data in _read_cases("pairs.json")
+    ]
+
+
+def _read_cases(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the place and the data of each case of a packaged file."""
+    path = goldens_folder() / name
     for data in read_json(path):
-        place = f"{path}, {data['case']}"
-        # a case without versions is for all versions
-        versions = versions_between(data.get("since"), data.get("until"), place=place)
-        row = parse_row(data["row"], place=place)
-        cases.append(Case(data["case"], data["description"], row, versions, tuple(data.get("needs", ()))))
-    return cases
+        yield f"{path}, {data['case']}", data
+
+
+def _shared_fields(data: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the fields of a `PackagedCase`; a case without versions is for all versions."""
+    return {
+        "name": data["case"],
+        "description": data["description"],
+        "versions": versions_between(data.get("since"), data.get("until"), place=place),
+        "needs": tuple(data.get("needs", ())),
+    }
 
 
 def packaged_golden(sha256: str, case: str) -> Golden:

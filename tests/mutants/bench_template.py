@@ -99,7 +99,7 @@ def shared_tokenizer() -> CheckpointTokenizer:
 
 def recorded(row: Any) -> Any:
     """Return the golden of a row as it is written."""
-    case = Case("rows-1", "A row of this golden folder.", parse_row(row), frozenset())
+    case = Case(name="rows-1", description="A row of this golden folder.", row=parse_row(row), versions=frozenset())
     return json.loads(record(case, shared_tokenizer(), Path()).text())
 
 

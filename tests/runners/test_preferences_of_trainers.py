@@ -18,7 +18,7 @@ from pytest_mistral_lora.runners import RUNNERS, Environment
 Faults = dict[tuple[str, str], set[str]]
 """The rules that are found, by the title of a pair and the side; a pair that is left out has no side."""
 
-TITLED = {**ROWS, "empty answer": EMPTY}
+TITLED = {**ROWS, "empty-answer": EMPTY}
 
 
 def on_both(rule: str, *titles: str) -> Faults:
@@ -26,18 +26,18 @@ def on_both(rule: str, *titles: str) -> Faults:
 
 
 OF_TEXT: Faults = {
-    **on_both("ML523", "control text in the prompt"),
-    ("control text in the answer", "chosen"): {"ML523", "ML534", "ML567"},
-    ("spaces behind an answer", "chosen"): {"ML529"},
-    ("empty answer", "rejected"): {"ML567"},
+    **on_both("ML523", "hostile-prompt"),
+    ("hostile-answer", "chosen"): {"ML523", "ML534", "ML567"},
+    ("trailing-spaces", "chosen"): {"ML529"},
+    ("empty-answer", "rejected"): {"ML567"},
 }
 """What a trainer that encodes rendered text makes of texts."""
 
 LLAMAFACTORY: Faults = {
     **OF_TEXT,
     # into the first turn, as its templates put the system prompt
-    **on_both("ML526", "system"),
-    **on_both("ML530", "call", "result in the prompt"),
+    **on_both("ML526", "system-multi-turn"),
+    **on_both("ML530", "tool-call", "tool-arguments", "tool-result-in-prompt"),
 }
 
 
@@ -61,13 +61,13 @@ class Case:
 
 
 CASES = [
-    Case("llamafactory", "dpo", "spm-v3", {**LLAMAFACTORY, ("result in the answer", ""): {"ML502"}}),
-    Case("llamafactory", "kto", "spm-v3", {**LLAMAFACTORY, **on_both("ML530", "result in the answer")}),
+    Case("llamafactory", "dpo", "spm-v3", {**LLAMAFACTORY, ("tool-result-in-answer", ""): {"ML502"}}),
+    Case("llamafactory", "kto", "spm-v3", {**LLAMAFACTORY, **on_both("ML530", "tool-result-in-answer")}),
     Case(
         "llamafactory",
         "dpo",
         "tekken-240911",
-        {**LLAMAFACTORY, ("result in the answer", ""): {"ML502"}},
+        {**LLAMAFACTORY, ("tool-result-in-answer", ""): {"ML502"}},
         {"template": "ministral"},
     ),
 ]

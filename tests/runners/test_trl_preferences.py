@@ -24,12 +24,12 @@ trl = pytest.importorskip("trl", reason="TRL is not installed here; tox run -e r
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 FAULTS = {
-    ("control text in the prompt", "chosen"): {"ML523"},
-    ("control text in the prompt", "rejected"): {"ML523"},
+    ("hostile-prompt", "chosen"): {"ML523"},
+    ("hostile-prompt", "rejected"): {"ML523"},
     # two EOS are left of it, and no text
-    ("control text in the answer", "chosen"): {"ML523", "ML534", "ML567"},
-    ("spaces behind an answer", "chosen"): {"ML529"},
-    ("result in the answer", "chosen"): {"ML547"},
+    ("hostile-answer", "chosen"): {"ML523", "ML534", "ML567"},
+    ("trailing-spaces", "chosen"): {"ML529"},
+    ("tool-result-in-answer", "chosen"): {"ML547"},
 }
 
 
@@ -94,7 +94,7 @@ def test_an_empty_answer_ends_trl(kind: str, base: tuple[str, Path], tmp_path: P
 def test_the_runner_shows_the_same_faults_by_the_rows_of_the_user(
     task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    titles = ["one turn", "control text in the prompt", "spaces behind an answer", "result in the answer"]
+    titles = ["single", "hostile-prompt", "trailing-spaces", "tool-result-in-answer"]
     rows = [ROWS[title] for title in titles] + [EMPTY]
     if task == "kto":
         rows = [rated(row)[0] for row in rows[:-1]] + [rated(EMPTY)[1]]
@@ -116,7 +116,7 @@ def test_the_runner_shows_the_same_faults_by_the_rows_of_the_user(
 
 
 def test_a_cut_of_the_configuration_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS["one begins like the other"]) + "\n")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS["equal-beginnings"]) + "\n")
     (tmp_path / "dpo.yaml").write_text("max_length: 10\n")
     words = ["--config", str(tmp_path / "dpo.yaml"), "--tokenizer", "spm-v3", "--dataset", str(tmp_path / "rows.jsonl")]
     assert main(["audit", "--runner", "trl", *words]) == 1

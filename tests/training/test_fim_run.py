@@ -151,7 +151,8 @@ def test_a_run_through_the_chat_template_refuses_the_rows(tmp_path: Path, full_b
 
 def test_a_golden_of_a_gap_is_its_own_test(tmp_path: Path) -> None:
     tokenizer = CheckpointTokenizer(shipped_tokenizer("spm-v3"))
-    golden = record(Case("gap", "A gap.", parse_fim_row(ROWS[0]), frozenset()), tokenizer, tmp_path)
+    case = Case(name="gap", description="A gap.", row=parse_fim_row(ROWS[0]), versions=frozenset())
+    golden = record(case, tokenizer, tmp_path)
     golden.write()
     assert load_golden(golden.path) == golden
     assert golden.encoded.spans[-1].role == "completion"
