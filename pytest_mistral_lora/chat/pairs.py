@@ -95,6 +95,11 @@ def record_of(rows: Sequence[Row]) -> dict[str, Any]:
     return record | {key: value for key, value in first.items() if key != "messages"}
 
 
+def rated(rows: Sequence[Row]) -> list[Row]:
+    """Return the sides of a pair as rated answers: the chosen one is wanted, and the rejected one is not."""
+    return [replace(row, side=WANTED if row.side == CHOSEN else UNWANTED) for row in rows]
+
+
 def parse_pair(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
     """Check a pair, and return the rows of both sides; their places end with the side.
 

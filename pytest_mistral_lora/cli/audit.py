@@ -31,6 +31,7 @@ from pytest_mistral_lora.escaping import UNMIXED, own_stream
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.row_kinds import RowKind
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport, LineVerdict
@@ -101,7 +102,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--task",
         metavar="NAME",
         help="command of the trainer for the preference pairs or rated answers of --dataset, in the trainer's own "
-        f"word: {'; '.join(_tasks_words())} (default: what --config names, else the first)",
+        f"word: {'; '.join(_tasks_words())} (default: what --config names, else the first); "
+        "without --dataset, for the packaged pairs",
     )
     group.add_argument(
         "--config", type=INPUT, metavar="FILE", help="configuration of the trainer (default: its own defaults)"
@@ -344,14 +346,16 @@ def _records_of(runner: Runner, files: Sequence[Path]) -> list[tuple[Row, ...]]:
     return [(row,) for file in files for row in read_rows(file)]
 
 
-def _kind_of(records: Sequence[tuple[Row, ...]]) -> RowKind:
-    """Return the kind of all records; conversations if there is no record.
+def _kind_of(records: Sequence[tuple[Row, ...]], runner: Runner, task: str | None) -> RowKind:
+    """Return the kind of all records, or without a record of the packaged rows that the named task takes.
 
     Raises:
         InputError: If the records are of several kinds.
     """
-    from pytest_mistral_lora.chat.row_kinds import CONVERSATION, kind_of_row
+    from pytest_mistral_lora.chat.row_kinds import CONVERSATION, PAIR, UNPAIRED, kind_of_row
 
+    if task and not records:
+        return UNPAIRED if task in runner.tasks.rated and task not in runner.tasks.pairs else PAIR
     kinds = {kind.name: kind for kind in (kind_of_row(record[0]) for record in records)}
     if len(kinds) > 1:
         found = " and ".join(kind.title for kind in kinds.values())
@@ -365,6 +369,16 @@ def _rows_by_line(rows: Sequence[Row]) -> list[Row]:
 
     firsts = [record[0] for record in by_record(rows)]
     return [replace(row, place=row.place.removesuffix(f", {row.side}") if row.side else row.place) for row in firsts]
+
+
+def _packaged(runner: Runner, task: str, oracle: Oracle) -> list[Row]:
+    """Return the packaged rows that a tokenizer encodes: chat rows, or pairs for a command for preferences."""
+    from pytest_mistral_lora.records.goldens import packaged_pairs
+    from pytest_mistral_lora.runners.extract import packaged_rows, preference_rows
+
+    if not task:
+        return packaged_rows(oracle)
+    return preference_rows([case.rows for case in packaged_pairs() if case.fits(oracle)], runner, task)
 
 
 @contextmanager
@@ -387,13 +401,13 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
         yield _RowsToAudit(args.rows, dataset=tuple(args.dataset))
         return
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.runners.extract import extract, extract_prompts, packaged_rows
+    from pytest_mistral_lora.runners.extract import extract, extract_prompts
     from pytest_mistral_lora.runners.prompts import prompt_rows
 
     runner = find_runner(args.runner)
     records = _records_of(runner, args.dataset)
     rows = [row for record in records for row in record]
-    task = runner.tasks.task_for(_kind_of(records), args.task, args.config)
+    task = runner.tasks.task_for(_kind_of(records, runner, args.task), args.task, args.config)
     if args.own_data and runner.is_evaluation:
         raise InputError("--own-data is for the rows of a trainer", place=runner.name, expected="no --own-data")
     if args.own_data and not rows:
@@ -407,7 +421,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
             extraction = extract_prompts(runner, args.tokenizer, output, **options)
             given = _RowsToAudit(output, prompt_rows(output), trained=rows)
         else:
-            rows = rows or packaged_rows(CheckpointTokenizer(args.tokenizer, args.oracle).oracle)
+            rows = rows or _packaged(runner, task, CheckpointTokenizer(args.tokenizer, args.oracle).oracle)
             extraction = extract(runner, rows, args.tokenizer, output, own_data=args.own_data, task=task, **options)
             given = _RowsToAudit(output, _rows_by_line(rows), dataset=tuple(args.dataset), task=task)
         # versions are a part of the verdict, but standard output may be JSON

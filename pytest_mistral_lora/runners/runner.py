@@ -79,7 +79,7 @@ def _packaged(name: str, title: str, module: str, command: str, **options: Any) 
 RUNNERS: Mapping[str, Runner] = {
     runner.name: runner
     for runner in (
-        _packaged("trl", "TRL", "trl", "trl sft --config", tasks=PreferenceTasks(("dpo", "reward"), ("kto",))),
+        _packaged("trl", "TRL", "trl", "trl sft --config", tasks=PreferenceTasks(("dpo", "reward", "kto"), ("kto",))),
         _packaged("axolotl", "Axolotl", "axolotl", "axolotl preprocess", least_python=(3, 12)),
         _packaged(
             "llamafactory",

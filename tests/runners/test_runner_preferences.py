@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import hostile_runners as hostile
 import pytest
 from preference_records import Data, said, texts_pair
 
+from pytest_mistral_lora.chat.pairs import record_of
 from pytest_mistral_lora.chat.row_kinds import parse_rows
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError
-from pytest_mistral_lora.runners.extract import by_record
+from pytest_mistral_lora.runners import RUNNERS
+from pytest_mistral_lora.runners.extract import by_record, preference_rows
 from pytest_mistral_lora.runners.process import reader_of
+from pytest_mistral_lora.runners.tasks import PreferenceTasks
 
 PAIR = texts_pair("Which colour?", "Red.", "Blue.")
 RATED: Data = {"prompt": PAIR["prompt"], "completion": PAIR["chosen"], "label": True}
@@ -23,7 +27,7 @@ CHAT: Data = {"messages": [said("user", "Hi"), said("assistant", "Hello")]}
 @pytest.mark.parametrize(
     ("rows", "words", "message"),
     [
-        ([PAIR], ["--runner", "trl", "--task", "kto"], "'kto' does not take a preference pair; expected dpo or reward"),
+        ([RATED], ["--runner", "trl", "--task", "reward"], "'reward' does not take a rated answer; expected kto"),
         ([RATED], ["--runner", "trl", "--task", "dpo"], "'dpo' does not take a rated answer; expected kto"),
         ([CHAT], ["--runner", "trl", "--task", "dpo"], "'dpo' does not take a conversation; expected no --task"),
         ([PAIR, RATED], ["--runner", "trl"], "the dataset has a preference pair and a rated answer"),
@@ -60,3 +64,20 @@ def test_the_columns_of_a_script_are_checked() -> None:
     assert read({"row": 0, **rated}, "x") == (0, rated)
     with pytest.raises(RunnerError, match="rejected_input_ids"):
         read({"row": 0, **columns, "rejected_input_ids": ["2"]}, "x")
+
+
+def test_without_rows_a_task_that_a_runner_lacks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "--runner", "trl", "--task", "orpo", "--tokenizer", "spm-v3"]) == 2
+    assert "'orpo' does not take a preference pair; expected dpo or reward or kto" in capsys.readouterr().err
+
+
+def test_a_task_for_rated_answers_is_given_each_answer_of_a_pair() -> None:
+    runner = replace(RUNNERS["trl"], tasks=PreferenceTasks(("dpo",), ("kto",)))
+    pair = parse_rows(PAIR, place="rows.jsonl:1")
+    assert preference_rows([pair], runner, "dpo") == list(pair)
+    rated = preference_rows([pair], runner, "kto")
+    assert [(row.side, row.place) for row in rated] == [
+        ("wanted", "rows.jsonl:1, chosen"),
+        ("unwanted", "rows.jsonl:1, rejected"),
+    ]
+    assert record_of(rated[:1]) == RATED

@@ -115,6 +115,32 @@ def test_the_runner_shows_the_same_faults_by_the_rows_of_the_user(
     assert last["summary"]["pairs"] == (0 if task == "kto" else 4)
 
 
+def test_kto_takes_pairs_which_it_unpairs_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.jsonl"
+    titles = ["single", "tool-result-in-answer", "hostile-prompt", "trailing-spaces"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*(ROWS[title] for title in titles), EMPTY]))
+    words = ["--task", "kto", "--tokenizer", "spm-v3", "--dataset", str(file), "--json"]
+    assert main(["audit", "--runner", "trl", *words]) == 1
+    *findings, last = map(json.loads, capsys.readouterr().out.splitlines())
+    found = {(finding["place"].removeprefix(f"{file}:"), finding["rule"]) for finding in findings}
+    assert found == {
+        ("2, chosen", "ML547"),
+        ("3, chosen", "ML523"),
+        ("3, rejected", "ML523"),
+        ("4, chosen", "ML529"),
+        ("5", "ML502"),
+        (str(file), "ML506"),
+    }
+    assert last["summary"]["pairs"] == 4
+
+
+def test_without_a_dataset_a_task_is_given_the_packaged_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "--runner", "trl", "--task", "reward", "--tokenizer", "spm-v1", "--json"]) == 1
+    *findings, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert last["summary"]["pairs"] == len([name for name in ROWS if not name.startswith("tool-")])
+    assert {finding["rule"] for finding in findings if "empty-answer" in finding["place"]} == {"ML502"}
+
+
 def test_a_cut_of_the_configuration_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS["equal-beginnings"]) + "\n")
     (tmp_path / "dpo.yaml").write_text("max_length: 10\n")

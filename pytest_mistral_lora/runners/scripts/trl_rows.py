@@ -45,7 +45,23 @@ def encode(task: Task) -> list[Encoded]:
         # each row alone, so that it is not padded to the length of another
         number = row.pop(MARK)
         made.append((number, _columns(trainer.data_collator([row]), task.name)))
-    return made
+    return _paired(made) if task.name == "kto" else made
+
+
+def _paired(made: list[Encoded]) -> list[Encoded]:
+    """Return one record for each pair, of which TRL's KTO has made two rated answers."""
+    by_number: dict[int, list[dict[str, Any]]] = {}
+    for number, columns in made:
+        by_number.setdefault(number, []).append(columns)
+    return [(number, _both_sides(answers) if len(answers) > 1 else answers[0]) for number, answers in by_number.items()]
+
+
+def _both_sides(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for answer in answers:
+        side = "chosen" if answer.pop("label") else "rejected"
+        columns |= {key.replace("completion", side): values for key, values in answer.items()}
+    return columns
 
 
 def _columns(batch: Any, name: str) -> dict[str, Any]:
