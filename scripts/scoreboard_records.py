@@ -1,4 +1,4 @@
-"""The verdict on what other trainers make of each packaged row: recorded with the trainers, and read again.
+"""The verdict on what other trainers make of each packaged row or pair: recorded with the trainers, and read again.
 
 A record has no ids: they would be megabytes that nobody reads, and the trainer makes them again.
 """
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -20,6 +20,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
+from pytest_mistral_lora.chat.pairs import SIDES, record_of
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded.audit import Audit
@@ -27,9 +28,9 @@ from pytest_mistral_lora.conformance.encoded.comparison import row_findings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_text
-from pytest_mistral_lora.records.goldens import Case, packaged_cases
+from pytest_mistral_lora.records.goldens import Case, PairCase, packaged_cases, packaged_pairs
 from pytest_mistral_lora.runners import RUNNERS, Runner, interpreter
-from pytest_mistral_lora.runners.extract import extract
+from pytest_mistral_lora.runners.extract import extract, preference_rows
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "scoreboard"
@@ -43,6 +44,7 @@ TOKENIZERS = (
     *(*DERIVED, f"derived-v13{HUB}"),
 )
 REAL_TOKENIZERS = ("spm-v3", "tekken-240911")
+PAIR_TOKENIZERS = ("spm-v3", "tekken-240911", *DERIVED)
 TIME_LIMIT = 3600.0
 """Seconds for a recording: a runner that refuses a file is given smaller ones, on cores that may be busy."""
 
@@ -54,20 +56,27 @@ class Column:
     Attributes:
         runner: The runner.
         config: The configuration.
+        task: Its command for preferences; empty for chat rows.
     """
 
     runner: Runner
     config: Path
+    task: str = ""
 
     @property
     def name(self) -> str:
         """Its name in the tables, and of its records."""
-        return self.config.stem
+        return f"{self.config.stem}-{self.task}" if self.task else self.config.stem
+
+    @property
+    def kind(self) -> str:
+        """The key of its records of packaged rows."""
+        return "pairs" if self.task else "packaged"
 
     @cached_property
     def recorded(self) -> dict[str, Recorded]:
         """What is recorded, by tokenizer."""
-        return {name: Recorded.read(data) for name, data in self.read()["packaged"].items()}
+        return {name: Recorded.read(data) for name, data in self.read()[self.kind].items()}
 
     @property
     def file(self) -> Path:
@@ -75,9 +84,9 @@ class Column:
         return RECORDED / f"{self.name}.json"
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """Return its records: of the packaged rows and of real ones, each by tokenizer."""
+        """Return its records: of the packaged pairs, or of the packaged rows and of real ones, each by tokenizer."""
         if not self.file.is_file():
-            return {"packaged": {}, "real": {}}
+            return {self.kind: {}} if self.task else {self.kind: {}, "real": {}}
         data: dict[str, dict[str, Any]] = json.loads(self.file.read_text(encoding="utf-8"))
         return data
 
@@ -98,7 +107,8 @@ class Column:
     def command(self, tokenizer: str) -> str:
         """Return the command that makes a column of a table again."""
         config = self.config.relative_to(ROOT)
-        return f"mistral-lora audit --runner {self.runner.name} --config {config} --tokenizer {tokenizer}"
+        task = f" --task {self.task}" if self.task else ""
+        return f"mistral-lora audit --runner {self.runner.name}{task} --config {config} --tokenizer {tokenizer}"
 
 
 COLUMNS = tuple(
@@ -107,6 +117,13 @@ COLUMNS = tuple(
     if not runner.is_evaluation
     for config in (runner.config, *sorted(runner.config.parent.glob(f"{runner.name}-*.yaml")))
 )
+_PREFERENCES = (("trl", "preferences/trl.yaml", ("dpo", "kto", "reward")),)
+"""Each runner that takes pairs, one of its configurations, and the commands that are recorded with it."""
+PAIR_COLUMNS = tuple(
+    Column(RUNNERS[name], RUNNERS[name].config.parent / config, task)
+    for name, config, tasks in _PREFERENCES
+    for task in tasks
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +131,7 @@ class Example:
     """The shortest row that shows a difference.
 
     Attributes:
-        case: The name of the packaged row.
+        case: The name of the packaged row; of a pair, the name of a verdict.
         found: What the trainer made of it.
         expected: What it should have made; may be empty.
     """
@@ -123,16 +140,23 @@ class Example:
     found: str
     expected: str
 
+    @property
+    def record(self) -> str:
+        """The name of the packaged row or pair."""
+        return self.case.partition(", ")[0]
+
 
 @dataclass(frozen=True)
 class Recorded:
-    """The verdict on what a runner made of the packaged rows.
+    """The verdict on what a runner made of the packaged rows or pairs.
 
     Attributes:
         date: The day of the recording, as in 2026-11-27 (UTC).
         environment: Version by distribution.
         refused: Why the runner made nothing of any row; empty where it made something.
-        verdicts: The rules that each case breaks, by its name; none where ids and labels are exactly right.
+        verdicts: The rules that each case breaks, by its name; empty where ids and labels are exactly right. A pair has
+            a verdict on each answer, `NAME, chosen` and `NAME, rejected`, and one on itself, `NAME`, for rules that it
+            breaks as a whole, such as a dropped row.
         examples: The shortest case that breaks a rule, by rule.
     """
 
@@ -148,6 +172,15 @@ class Recorded:
         verdicts = {case: rules.split() for case, rules in data["verdicts"].items()}
         examples = {rule: Example(**example) for rule, example in data["examples"].items()}
         return cls(data["date"], data["environment"], data["refused"], verdicts, examples)
+
+
+def record_verdicts(verdicts: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return the rules that each packaged row or pair breaks, whichever answer of a pair breaks them, by its name."""
+    by_record: dict[str, list[str]] = {}
+    for name, rules in verdicts.items():
+        broken = by_record.setdefault(name.partition(", ")[0], [])
+        broken += [rule for rule in rules if rule not in broken]
+    return by_record
 
 
 def judged(lines: dict[str, dict[str, Any]], tokenizer: str) -> dict[str, Any]:
@@ -177,6 +210,42 @@ def _findings(case: Case, line: dict[str, Any], tokenizer: str) -> Iterator[Find
         yield Finding("ML502", f"the row was dropped: {line['error']}", case.name, row=case.row.to_jsonl())
     else:
         yield from row_findings(case.row, line["input_ids"], line["labels"], oracle(tokenizer))
+
+
+def judged_pairs(encoded: Path, tokenizer: str, *, is_rated: bool = False) -> dict[str, Any]:
+    """Return `verdicts` and `examples` of a record of the packaged pairs.
+
+    Args:
+        encoded: What the trainer made of them, as `extract` writes it.
+        tokenizer: The name of the tokenizer.
+        is_rated: Whether each answer was given to the trainer by itself, with a label.
+    """
+    given = pair_cases(tokenizer)
+    names = [case.name for case in given]
+    if is_rated:
+        names = [f"{case.name}, {row.side}" for case in given for row in case.rows]
+    # a pair that can only be refused shows no fault if another one does
+    costs = {case.name: (case.is_refused, len(json.dumps(record_of(case.rows)))) for case in given}
+    verdicts: dict[str, list[str]] = {}
+    simplest: dict[str, Example] = {}
+    *of_lines, _ = Audit(encoded, oracle(tokenizer), judges_answers=False).verdicts()
+    for verdict in of_lines:
+        if verdict.index is None:
+            raise ValueError(f"{verdict.place}: {verdict.findings}")
+        record, name = names[verdict.index], names[verdict.index]
+        place, _, side = verdict.place.rpartition(", ")
+        if side in SIDES:
+            name = f"{record}, {side}"
+        if verdict.state != "not judged":
+            verdicts.setdefault(name, [])
+        for finding in verdict.findings:
+            broken = record if finding.place == place else name
+            verdicts.setdefault(broken, []).append(finding.rule)
+            example = Example(broken, finding.found, finding.expected)
+            if costs[example.record] < costs[simplest.setdefault(finding.rule, example).record]:
+                simplest[finding.rule] = example
+    examples = {rule: asdict(example) for rule, example in sorted(simplest.items())}
+    return {"verdicts": {name: " ".join(rules) for name, rules in verdicts.items()}, "examples": examples}
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -222,6 +291,12 @@ def cases(tokenizer: str) -> list[Case]:
     return [case for case in packaged_cases() if case.fits(oracle(tokenizer))]
 
 
+@cache
+def pair_cases(tokenizer: str) -> list[PairCase]:
+    """Return the packaged pairs that a tokenizer's version encodes."""
+    return [case for case in packaged_pairs() if case.fits(oracle(tokenizer))]
+
+
 def checkpoint(name: str, folder: Path) -> Path:
     """Return the tokenizer file of a name; for a name that ends in `-hub`, a folder that is made here.
 
@@ -242,19 +317,19 @@ def checkpoint(name: str, folder: Path) -> Path:
 
 
 def record(column: Column, tokenizer: str) -> None:
-    """Run a runner on the packaged rows, and write the verdict on what it makes."""
-    named = cases(tokenizer)
+    """Run a runner on the packaged rows or pairs, and write the verdict on what it makes."""
     data: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "environment": {}, "refused": ""}
-    lines: list[dict[str, Any]] = []
+    verdicts: dict[str, Any] = {"verdicts": {}, "examples": {}}
     with tempfile.TemporaryDirectory() as folder:
         try:
             made = extract(
                 column.runner,
-                [case.row for case in named],
+                _rows_of(column, tokenizer),
                 checkpoint(tokenizer, Path(folder) / tokenizer),
                 Path(folder) / "encoded.jsonl",
                 config=column.config,
                 time_limit=TIME_LIMIT,
+                task=column.task,
             )
         except RunnerError as error:
             # killed, or not done in time: that is no verdict of the trainer on its rows
@@ -264,9 +339,20 @@ def record(column: Column, tokenizer: str) -> None:
             data["environment"] = _environment(column.runner)
         else:
             data["environment"] = dict(made.environment)
-            lines = read_lines(made.file)
-    by_case = {case.name: line for case, line in zip(named, lines, strict=False)}
-    column.write("packaged", tokenizer, data | judged(by_case, tokenizer))
+            if column.task:
+                is_rated = column.task not in column.runner.tasks.pairs
+                verdicts = judged_pairs(made.file, tokenizer, is_rated=is_rated)
+            else:
+                names = [case.name for case in cases(tokenizer)]
+                verdicts = judged(dict(zip(names, read_lines(made.file), strict=True)), tokenizer)
+    column.write(column.kind, tokenizer, data | verdicts)
+
+
+def _rows_of(column: Column, tokenizer: str) -> Sequence[Row]:
+    """Return the packaged rows that a runner is given."""
+    if column.task:
+        return preference_rows([case.rows for case in pair_cases(tokenizer)], column.runner, column.task)
+    return [case.row for case in cases(tokenizer)]
 
 
 def _environment(runner: Runner) -> dict[str, str]:
