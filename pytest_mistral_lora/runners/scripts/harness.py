@@ -319,7 +319,8 @@ def _marking(function: Any) -> Any:
         result = function(rows, *args, **options)
         made = len(numbers) if result is None else _length(result)
         # TRL's unpairing carries every column along, and puts all chosen answers first
-        if made not in (len(numbers), len((result or {}).get(MARK, ()))):
+        is_carried = result is not None and MARK in result and len(result[MARK]) == made
+        if made != len(numbers) and not is_carried:
             # fewer or more results than rows: pass each row again by itself
             found: list[int] = []
             for index, number in enumerate(numbers):
