@@ -30,7 +30,8 @@ from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.goldens import Case, PairCase, packaged_cases, packaged_pairs
 from pytest_mistral_lora.runners import RUNNERS, Runner, interpreter
-from pytest_mistral_lora.runners.extract import extract, preference_rows
+from pytest_mistral_lora.runners.extract import extract
+from pytest_mistral_lora.runners.given_rows import preference_rows
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "scoreboard"

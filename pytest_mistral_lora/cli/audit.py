@@ -31,14 +31,11 @@ from pytest_mistral_lora.escaping import UNMIXED, own_stream
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle import Oracle
-    from pytest_mistral_lora.chat.row_kinds import RowKind
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport, LineVerdict
     from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.report.judged import JudgedCase, Outcome
-    from pytest_mistral_lora.runners import Runner
 
 _DESCRIPTION = """\
 Check each encoded row of a trainer, token by token, against mistral-common's encoding of the same messages. A row
@@ -333,54 +330,6 @@ class _RowsToAudit:
     task: str = ""
 
 
-def _records_of(runner: Runner, files: Sequence[Path]) -> list[tuple[Row, ...]]:
-    """Return the rows of each record of the files; a runner that takes no preferences refuses pairs.
-
-    Raises:
-        InputError: If a file cannot be opened, or a record cannot be read or is refused.
-    """
-    from pytest_mistral_lora.chat.row_files import read_records, read_rows
-
-    if runner.tasks.pairs or runner.tasks.rated:
-        return [record for file in files for record in read_records(file)]
-    return [(row,) for file in files for row in read_rows(file)]
-
-
-def _kind_of(records: Sequence[tuple[Row, ...]], runner: Runner, task: str | None) -> RowKind:
-    """Return the kind of all records, or without a record of the packaged rows that the named task takes.
-
-    Raises:
-        InputError: If the records are of several kinds.
-    """
-    from pytest_mistral_lora.chat.row_kinds import CONVERSATION, PAIR, UNPAIRED, kind_of_row
-
-    if task and not records:
-        return UNPAIRED if task in runner.tasks.rated and task not in runner.tasks.pairs else PAIR
-    kinds = {kind.name: kind for kind in (kind_of_row(record[0]) for record in records)}
-    if len(kinds) > 1:
-        found = " and ".join(kind.title for kind in kinds.values())
-        raise InputError(f"the dataset has {found}", place="--dataset", expected="rows of one kind")
-    return next(iter(kinds.values()), CONVERSATION)
-
-
-def _rows_by_line(rows: Sequence[Row]) -> list[Row]:
-    """Return the first row of each record, with the place of the record: its line has the same number."""
-    from pytest_mistral_lora.runners.extract import by_record
-
-    firsts = [record[0] for record in by_record(rows)]
-    return [replace(row, place=row.place.removesuffix(f", {row.side}") if row.side else row.place) for row in firsts]
-
-
-def _packaged(runner: Runner, task: str, oracle: Oracle) -> list[Row]:
-    """Return the packaged rows that a tokenizer encodes: chat rows, or pairs for a command for preferences."""
-    from pytest_mistral_lora.records.goldens import packaged_pairs
-    from pytest_mistral_lora.runners.extract import packaged_rows, preference_rows
-
-    if not task:
-        return packaged_rows(oracle)
-    return preference_rows([case.rows for case in packaged_pairs() if case.fits(oracle)], runner, task)
-
-
 @contextmanager
 def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
     """Yield the encoded rows to check: the given file, or the file of a runner.
@@ -402,15 +351,14 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
         return
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.runners.extract import extract, extract_prompts
+    from pytest_mistral_lora.runners.given_rows import GivenRows
     from pytest_mistral_lora.runners.prompts import prompt_rows
 
     runner = find_runner(args.runner)
-    records = _records_of(runner, args.dataset)
-    rows = [row for record in records for row in record]
-    task = runner.tasks.task_for(_kind_of(records, runner, args.task), args.task, args.config)
+    given = GivenRows.read(runner, args.dataset, task=args.task, config=args.config)
     if args.own_data and runner.is_evaluation:
         raise InputError("--own-data is for the rows of a trainer", place=runner.name, expected="no --own-data")
-    if args.own_data and not rows:
+    if args.own_data and not given.rows:
         raise InputError("--own-data without --dataset", expected="the chat rows that the trainer's own data come from")
     # the audit reads the file line by line, so the folder must outlive the audit
     with tempfile.TemporaryDirectory(prefix="mistral-audit-") as folder:
@@ -419,14 +367,18 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
         options["time_limit"] = args.time_limit or TIME_LIMIT
         if runner.is_evaluation:
             extraction = extract_prompts(runner, args.tokenizer, output, **options)
-            given = _RowsToAudit(output, prompt_rows(output), trained=rows)
+            to_audit = _RowsToAudit(output, prompt_rows(output), trained=given.rows)
         else:
-            rows = rows or _packaged(runner, task, CheckpointTokenizer(args.tokenizer, args.oracle).oracle)
-            extraction = extract(runner, rows, args.tokenizer, output, own_data=args.own_data, task=task, **options)
-            given = _RowsToAudit(output, _rows_by_line(rows), dataset=tuple(args.dataset), task=task)
+            if not given.rows:
+                oracle = CheckpointTokenizer(args.tokenizer, args.oracle).oracle
+                given = GivenRows.packaged(runner, oracle, given.task)
+            extraction = extract(
+                runner, given.rows, args.tokenizer, output, own_data=args.own_data, task=given.task, **options
+            )
+            to_audit = _RowsToAudit(output, given.by_line, dataset=tuple(args.dataset), task=given.task)
         # versions are a part of the verdict, but standard output may be JSON
         sys.stderr.write(f"{extraction.ran_under}\n")
-        yield given
+        yield to_audit
 
 
 VERB = Verb(

@@ -85,7 +85,7 @@ class NamedPaths:
         recipes: Recipe files.
         datasets: Files of chat rows; each is judged with every tokenizer, or else with every recipe's.
         encoded: Encoded-rows files; they are compared with the first tokenizer or recipe.
-        runners: Runners; each is judged with every tokenizer and recipe, or else with an embedded tokenizer.
+        runners: Runners; each gets the rows of every dataset and recipe, or else the packaged ones with each tokenizer.
         adapters: Adapter folders.
         ggufs: GGUF files; each is compared with the first tokenizer or recipe, or else with the recognised tokenizer.
         servers: Running servers; each is compared with the first tokenizer or recipe, and each adapter's transcripts.
@@ -115,7 +115,7 @@ class NamedPaths:
         tokenizers = [self._tokenizer(path, name, trains=True) for path in self.tokenizers]
         encoders = [*(self._tokenizer(path, name, trains=False) for path in self.judges), *tokenizers]
         recipes = [RecipeTarget(name(path), path, trains=True, oracle_name=self.oracle) for path in self.recipes]
-        datasets = self._datasets(encoders or recipes, name)
+        datasets = [*self._datasets(encoders or recipes, name)]
         judges = [*encoders, *recipes]
         # rows without a judge are compared with the embedded tokenizer
         of_rows = judges or [Target(EMBEDDED_TRAINING)]
@@ -124,7 +124,7 @@ class NamedPaths:
             *recipes,
             *datasets,
             *(EncodedTarget(name(path), path, judge=of_rows[0]) for path in self.encoded),
-            *self._runners(of_rows, name),
+            *self._runners([*datasets, *recipes] if datasets else of_rows, name),
             *self._adapters(name),
             # a GGUF file without a judge is compared with the tokenizer that its vocabulary is recognised as
             *(self._gguf(path, judges[0] if judges else None, name) for path in self.ggufs),

@@ -12,13 +12,12 @@ from typing import Any
 from filelock import FileLock
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, NOTHING_JUDGED, Audit, LineVerdict
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, first_findings
-from pytest_mistral_lora.conformance.targets import RecipeTarget, RunnerTarget
-from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.conformance.targets import RunnerTarget
+from pytest_mistral_lora.errors import InputError, RunnerError
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.goldens import packaged_cases
 
@@ -57,7 +56,7 @@ class RunnerRows:
         return NOTHING_JUDGED if all(verdict.state == "not judged" for verdict in self.verdicts) else ""
 
 
-_Encoded = Callable[[], RunnerRows | RunnerError]
+_Encoded = Callable[[], RunnerRows | InputError]
 
 
 def with_row_places(
@@ -84,28 +83,32 @@ def with_row_places(
     return replace(finding, **texts, fix=fixes.get(finding.rule, ""))
 
 
-def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerError:
+def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputError:
     """Let the runner encode a target's rows, or read a worker's result in this session; judge them.
 
-    A failure is returned and kept like a success, because a runner that cannot start may take minutes to fail.
+    A failure is returned and kept like a success, because a runner that cannot start may take minutes to fail. So is a
+    row that cannot be given to it.
     """
     from pytest_mistral_lora.runners import find_runner, runner_fixes
+    from pytest_mistral_lora.runners.extract import extract, extract_prompts
+    from pytest_mistral_lora.runners.given_rows import GivenRows
+    from pytest_mistral_lora.runners.prompts import prompt_rows
 
     version, runner = target.oracle.version, find_runner(target.runner)
-    named = [(case.name, case.row) for case in packaged_cases() if case.fits(target.oracle)]
-    files = target.judge.recipe.data.train_files() if isinstance(target.judge, RecipeTarget) else ()
-    given_rows = [row for file in files for row in read_rows(file)]
-    rows = given_rows or [row for _, row in named]
+    try:
+        own = GivenRows.read(runner, target.row_files(), config=target.path)
+    except InputError as error:
+        return error
+    given = own if own.rows else GivenRows.packaged(runner, target.oracle)
     file = work_folder / f"{target.name}.jsonl"
     note = file.with_suffix(".json")
     with FileLock(file.with_suffix(".lock")):
         if not note.exists():
-            from pytest_mistral_lora.runners.extract import extract, extract_prompts
-
-            given = target.tokenizer
-            encode = partial(extract_prompts, runner) if runner.is_evaluation else partial(extract, runner, rows)
+            encode = partial(extract, runner, given.rows, task=given.task)
+            if runner.is_evaluation:
+                encode = partial(extract_prompts, runner)
             try:
-                made = encode(given.path, file, config=target.path, oracle=given.declared)
+                made = encode(target.tokenizer.path, file, config=target.path, oracle=target.tokenizer.declared)
             except RunnerError as error:
                 write_json(note, {"error": str(error)})
             else:
@@ -113,17 +116,14 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
         outcome = read_json(note)
     if "error" in outcome:
         return RunnerError(str(outcome["error"]))
-    trained: Sequence[Row] = ()
-    if runner.is_evaluation:
-        from pytest_mistral_lora.runners.prompts import prompt_rows
-
-        rows, trained = prompt_rows(file), given_rows
-    fixes = runner_fixes(target.runner)
+    rows = prompt_rows(file) if runner.is_evaluation else given.by_line
+    trained = own.rows if runner.is_evaluation else ()
+    fixes = runner_fixes(f"{target.runner}-preferences" if given.task else target.runner)
     shown = partial(with_row_places, file=file, rows=rows, source=target.name, fixes=fixes)
-    audit = Audit(file, target.oracle, base=target.tokenizer.path, judges_answers=bool(given_rows), trained=trained)
+    audit = Audit(file, target.oracle, base=target.tokenizer.path, judges_answers=bool(own.rows), trained=trained)
     verdicts = [replace(verdict, findings=tuple(map(shown, verdict.findings))) for verdict in audit.verdicts()]
     whole = verdicts.pop()
-    cases = [] if given_rows or runner.is_evaluation else [name for name, _ in named]
+    cases = [] if target.has_own_rows else [case.name for case in packaged_cases() if case.fits(target.oracle)]
     outcomes = (outcome["ran_under"], outcome["refused"])
     return RunnerRows(rows, cases, verdicts, whole.findings, *outcomes, version, audit.not_checked)
 
@@ -145,14 +145,14 @@ def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
 
 def _check_run(encoded: _Encoded) -> Result:
     made = encoded()
-    if isinstance(made, RunnerError):
+    if isinstance(made, InputError):
         raise made  # this check reports the reason, and the others are `not checked`
     return Result(facts=(("ran under", made.ran_under), ("rows", len(made.rows)), ("refused", made.refused)))
 
 
 def _check_packaged(encoded: _Encoded, case: str) -> Result:
     made = encoded()
-    if isinstance(made, RunnerError):
+    if isinstance(made, InputError):
         return Result(not_checked=_NO_ROWS)
     if case == _ALL_ROWS:
         return Result(made.file_findings, "" if made.file_findings else made.nothing_judged)
@@ -167,7 +167,7 @@ def _check_packaged(encoded: _Encoded, case: str) -> Result:
 
 def _check_classes(encoded: _Encoded, name: str, group: str) -> Result:
     made = encoded()
-    if isinstance(made, RunnerError):
+    if isinstance(made, InputError):
         return Result(not_checked=_NO_ROWS)
     by_rule: dict[str, list[Finding]] = {}
     rules = {rule.id for rule in RULES.of("encoded", group)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -278,7 +278,7 @@ class EncodedTarget(JudgedTarget):
 
 @dataclass(frozen=True)
 class RunnerTarget(JudgedTarget):
-    """The rows of a recipe, or the packaged ones, as another trainer encodes them, or the prompts of an evaluation.
+    """Rows of a recipe or a dataset, or the packaged ones, as another trainer encodes them; or an evaluation's prompts.
 
     `path` is the configuration of the trainer or harness.
 
@@ -291,10 +291,20 @@ class RunnerTarget(JudgedTarget):
 
     @property
     def has_own_rows(self) -> bool:
-        """Whether the rows are a recipe's or an evaluation's, and not the packaged ones, which have names."""
+        """Whether the rows are a user's or an evaluation's, and not the packaged ones, which have names."""
         from pytest_mistral_lora.runners import find_runner
 
-        return isinstance(self.judge, RecipeTarget) or find_runner(self.runner).is_evaluation
+        return isinstance(self.judge, RecipeTarget | DatasetTarget) or find_runner(self.runner).is_evaluation
+
+    def row_files(self) -> Sequence[DataFile]:
+        """Return the files of the recipe's training rows or of the dataset; none for a tokenizer.
+
+        Raises:
+            InputError: If the recipe cannot be read, or the files cannot be determined.
+        """
+        if isinstance(self.judge, RecipeTarget):
+            return self.judge.recipe.data.train_files()
+        return self.judge.files if isinstance(self.judge, DatasetTarget) else ()
 
 
 def checkpoint_paths(path: Path | str) -> dict[str, str]:

@@ -7,20 +7,19 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_mistral_lora.chat.fim import FimRow
-from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.pairs import REJECTED, rated, record_of
+from pytest_mistral_lora.chat.pairs import record_of
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_text
-from pytest_mistral_lora.records.goldens import packaged_cases
+from pytest_mistral_lora.runners.given_rows import by_record
 from pytest_mistral_lora.runners.process import Ended, read_output, reader_of, run_limited, shown
 from pytest_mistral_lora.runners.prompts import prompt_lines, read_prompt
 from pytest_mistral_lora.runners.runner import NOTHING, TIME_LIMIT, Runner, interpreter
@@ -281,32 +280,3 @@ def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: flo
     if ended.code:
         raise RunnerError(f"{runner.title} {ended.reason}", place="" if config == NOTHING else str(config))
     return ended
-
-
-def by_record(rows: Sequence[Row]) -> list[tuple[Row, ...]]:
-    """Return the rows of each record: both sides of a pair, or one row."""
-    records: list[tuple[Row, ...]] = []
-    for row in rows:
-        if row.side == REJECTED:
-            records[-1] += (row,)
-        else:
-            records.append((row,))
-    return records
-
-
-def packaged_rows(oracle: Oracle) -> list[Row]:
-    """Return the packaged rows that a tokenizer's version can encode."""
-    return [case.row for case in packaged_cases() if case.fits(oracle)]
-
-
-def preference_rows(pairs: Iterable[Sequence[Row]], runner: Runner, task: str) -> list[Row]:
-    """Return the rows of preference pairs in the form that a task of a runner takes.
-
-    Args:
-        pairs: The pairs, each as its chosen and its rejected row.
-        runner: The runner.
-        task: One of its tasks: a task for rated answers alone is given each answer of a pair, rated.
-    """
-    if task in runner.tasks.pairs:
-        return [row for pair in pairs for row in pair]
-    return [row for pair in pairs for row in rated(pair)]

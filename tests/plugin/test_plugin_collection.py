@@ -78,7 +78,7 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
         "adapters": {"adapter", "manifest", "transcript"},
         "merged": {"merged", "manifest", "transcript"},
         "encoded": {"encoded"},
-        "trl-tokenizers": {"runner"},
+        "trl-datasets": {"runner"},
         "trl-recipes": {"runner"},
         "ggufs": {"gguf"},
         # what a server makes of answers depends on no adapter

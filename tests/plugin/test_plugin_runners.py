@@ -160,3 +160,27 @@ def test_with_a_recipe_the_runner_gets_the_recipe_s_rows(golden: Run, pytester: 
     # the names break into lines by the length of the temporary folder's path
     result.stdout.fnmatch_lines(["ML546 *rows.jsonl:1: *", "and 29 more like it:*"])
     assert "10 that are only counted" in " ".join(result.stdout.str().split())
+
+
+def test_with_a_dataset_the_runner_gets_its_rows(judged: Run, pytester: pytest.Pytester) -> None:
+    rows = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(5)]
+    (pytester.path / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    result = judged("eos", "--mistral-dataset=rows.jsonl")
+    names = {line.split()[0] for line in result.outlines if " FAILED" in line}
+    assert names == {"mistral-golden::mine-rows.jsonl::runner::labels"}
+    result.stdout.fnmatch_lines(
+        ["ML546 rows.jsonl:1: the EOS of turn 1 is masked", "and 4 more like it: rows.jsonl:2-5"]
+    )
+    assert judged("sound", "--mistral-dataset=rows.jsonl").ret == 0
+
+
+def test_rows_that_a_runner_cannot_be_given_fail_once(judged: Run, pytester: pytest.Pytester) -> None:
+    answers = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    pair = {"prompt": [{"role": "user", "content": "Hi"}], **answers}
+    (pytester.path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    result = judged("sound", "--mistral-dataset=pairs.jsonl")
+    assert _outcomes(result)["failed"] == 1
+    assert not (pytester.path / "calls").exists()
+    text = result.stdout.str()
+    assert "Traceback" not in text
+    assert "the runner gave no rows" in text

@@ -15,7 +15,7 @@ from pytest_mistral_lora.chat.row_kinds import parse_rows
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.runners import RUNNERS
-from pytest_mistral_lora.runners.extract import by_record, preference_rows
+from pytest_mistral_lora.runners.given_rows import by_record, preference_rows
 from pytest_mistral_lora.runners.process import reader_of
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 
@@ -30,7 +30,7 @@ CHAT: Data = {"messages": [said("user", "Hi"), said("assistant", "Hello")]}
         ([RATED], ["--runner", "trl", "--task", "reward"], "'reward' does not take a rated answer; expected kto"),
         ([RATED], ["--runner", "trl", "--task", "dpo"], "'dpo' does not take a rated answer; expected kto"),
         ([CHAT], ["--runner", "trl", "--task", "dpo"], "'dpo' does not take a conversation; expected no --task"),
-        ([PAIR, RATED], ["--runner", "trl"], "the dataset has a preference pair and a rated answer"),
+        ([PAIR, RATED], ["--runner", "trl"], "a preference pair and a rated answer in one dataset"),
         ([PAIR], ["--runner", "axolotl"], "this is a preference pair"),
     ],
 )

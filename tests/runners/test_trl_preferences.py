@@ -18,6 +18,11 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.collection import NamedPaths, collect
+from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.conformance.targets import RunnerChoice, RunnerTarget
+from pytest_mistral_lora.runners import runner_fixes
 
 trl = pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
 
@@ -139,6 +144,21 @@ def test_without_a_dataset_a_task_is_given_the_packaged_pairs(capsys: pytest.Cap
     *findings, last = map(json.loads, capsys.readouterr().out.splitlines())
     assert last["summary"]["pairs"] == len([name for name in ROWS if not name.startswith("tool-")])
     assert {finding["rule"] for finding in findings if "empty-answer" in finding["place"]} == {"ML502"}
+
+
+def test_the_runner_of_pytest_is_given_the_pairs_of_a_dataset(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(ROWS[title]) + "\n" for title in ("single", "trailing-spaces")))
+    paths = NamedPaths(judges=[Path("spm-v3")], datasets=[file], runners=[RunnerChoice("trl")])
+    [target] = [target for target in paths.targets() if isinstance(target, RunnerTarget)]
+    results = {
+        check.case: check.judge() for check in collect([target], Settings(1, None, "cpu", False, (), False, tmp_path))
+    }
+    [finding] = [finding for result in results.values() for finding in result.findings]
+    assert (finding.rule, finding.place) == ("ML529", f"{file}:2, chosen")
+    assert finding.fix == runner_fixes("trl-preferences")["ML529"]
+    assert dict(results["extraction"].facts)["rows"] == 2
+    assert not results[RULES["ML565"].case].not_checked
 
 
 def test_a_cut_of_the_configuration_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
