@@ -45,7 +45,7 @@ TOKENIZERS = (
     *(*DERIVED, f"derived-v13{HUB}"),
 )
 REAL_TOKENIZERS = ("spm-v3", "tekken-240911")
-PAIR_TOKENIZERS = ("spm-v3", "tekken-240911", *DERIVED)
+PAIR_TOKENIZERS = ("spm-v3", "tekken-240911", "derived-v15")
 TIME_LIMIT = 3600.0
 """Seconds for a recording: a runner that refuses a file is given smaller ones, on cores that may be busy."""
 
@@ -67,7 +67,11 @@ class Column:
     @property
     def name(self) -> str:
         """Its name in the tables, and of its records."""
-        return f"{self.config.stem}-{self.task}" if self.task else self.config.stem
+        if not self.task:
+            return self.config.stem
+        is_default = self.config == self.runner.default_config(self.task)
+        variant = "" if is_default else self.config.stem.removeprefix(self.runner.name)
+        return f"{self.runner.name}-{self.task}{variant}"
 
     @property
     def kind(self) -> str:
@@ -118,12 +122,19 @@ COLUMNS = tuple(
     if not runner.is_evaluation
     for config in (runner.config, *sorted(runner.config.parent.glob(f"{runner.name}-*.yaml")))
 )
-_PREFERENCES = (("trl", "preferences/trl.yaml", ("dpo", "kto", "reward")),)
-"""Each runner that takes pairs, one of its configurations, and the commands that are recorded with it."""
+_PREFERENCES = {
+    "trl": ("dpo", "kto", "reward"),
+    "llamafactory": ("dpo", "kto", "rm"),
+}
+"""The commands that are given the packaged pairs, by the name of their runner."""
 PAIR_COLUMNS = tuple(
-    Column(RUNNERS[name], RUNNERS[name].config.parent / config, task)
-    for name, config, tasks in _PREFERENCES
+    Column(runner, config, task)
+    for runner, tasks in ((RUNNERS[name], tasks) for name, tasks in _PREFERENCES.items())
     for task in tasks
+    for config in (
+        runner.default_config(task),
+        *sorted((runner.config.parent / "preferences").glob(f"{runner.name}-own-*.yaml")),
+    )
 )
 
 

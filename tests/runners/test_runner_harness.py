@@ -129,6 +129,23 @@ def test_a_row_that_becomes_several_is_an_error(run: Run) -> None:
     assert _made(lines) == {0: 1, **{n: f"{n + 1} sequences were made of it" for n in (1, 2, 3)}}
 
 
+def test_a_step_that_carries_the_numbers_along_may_change_the_order(run: Run, harness: ModuleType) -> None:
+    def unpaired(batch: Any) -> Any:
+        texts = [*batch["text"], *(text.upper() for text in batch["text"])]
+        return {"text": texts, harness.MARK: batch[harness.MARK] * 2}
+
+    seen: list[tuple[int, str]] = []
+
+    def step(data: Any) -> Any:
+        made = data.map(unpaired, batched=True, remove_columns="text")
+        seen.extend(zip(made[harness.MARK], made["text"], strict=True))
+        return made.select(range(len(data)))
+
+    assert _made(run(step)) == EVERY
+    texts = ("a", "bb", "ccc", "dddd")
+    assert seen == [*enumerate(texts), *enumerate(text.upper() for text in texts)]
+
+
 def test_rows_that_are_packed_cannot_be_told_apart(run: Run) -> None:
     for step in (
         lambda data: data.map(_joined, batched=True, remove_columns=data.column_names),

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import scoreboard_layers
 import scoreboard_pages
-from scoreboard_records import COLUMNS, REAL_TOKENIZERS, TOKENIZERS, Recorded, cases, judged, loaded, tokenizer_file
+from preference_records import Data, with_ids
+from preference_rows import rated
+from scoreboard_records import (
+    COLUMNS,
+    DERIVED,
+    PAIR_COLUMNS,
+    PAIR_TOKENIZERS,
+    REAL_TOKENIZERS,
+    TOKENIZERS,
+    Column,
+    Recorded,
+    cases,
+    judged,
+    judged_pairs,
+    loaded,
+    oracle,
+    pair_cases,
+    record_verdicts,
+    tokenizer_file,
+)
 
+from pytest_mistral_lora.chat.pairs import record_of
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.conformance.finding import RULES, Finding, with_paths
 from pytest_mistral_lora.runners import RUNNERS, runner_fixes
@@ -60,14 +82,35 @@ REFUSED = [
 ]
 
 
+KNOWN_OF_PAIRS = [
+    ("trl-dpo", "spm-v3", "hostile-prompt, chosen", "ML523", "what a user writes becomes control tokens"),
+    ("trl-dpo", "tekken-240911", "trailing-spaces, chosen", "ML529", "spaces after an answer are kept"),
+    ("trl-dpo", "spm-v3", "tool-result-in-answer, chosen", "ML547", "the result of a tool is scored"),
+    ("trl-dpo", "spm-v3", "empty-answer", "ML502", "an empty answer ends the run"),
+    ("trl-dpo-own-length", "spm-v3", "long-prompt", "ML502", "a pair whose prompt is too long is left out in silence"),
+    ("trl-dpo-own-length", "spm-v3", "long-answers", "ML568", "a cut leaves two equal answers"),
+    ("trl-reward-own-length", "spm-v3", "long-answers", "ML502", "a conversation that is too long is left out"),
+]
+
+
 def recorded(column: str, tokenizer: str) -> Recorded:
-    [found] = [known for known in COLUMNS if known.name == column]
+    [found] = [known for known in (*COLUMNS, *PAIR_COLUMNS) if known.name == column]
     return found.recorded[tokenizer]
 
 
 @pytest.fixture(scope="module")
-def board() -> str:
-    return scoreboard_pages.pages()["scoreboard/README.md"]
+def pages() -> dict[str, str]:
+    return scoreboard_pages.pages()
+
+
+@pytest.fixture(scope="module")
+def board(pages: dict[str, str]) -> str:
+    return pages["scoreboard/README.md"]
+
+
+@pytest.fixture(scope="module")
+def reproductions(pages: dict[str, str]) -> str:
+    return pages["scoreboard/reproductions.md"]
 
 
 def test_the_tables_have_every_verdict(board: str) -> None:
@@ -81,11 +124,36 @@ def test_the_tables_have_every_verdict(board: str) -> None:
     assert "<!-- made" not in board
 
 
-def test_each_difference_has_its_smallest_row() -> None:
-    page = scoreboard_pages.pages()["scoreboard/reproductions.md"]
-    for column in COLUMNS:
-        rules = {rule for run in column.recorded.values() for broken in run.verdicts.values() for rule in broken}
-        assert set(re.findall(rf"^### {column.name}: .* \((ML\d+)\)", page, flags=re.MULTILINE)) == rules
+def test_the_tables_of_pairs_have_every_verdict(board: str) -> None:
+    for tokenizer in PAIR_TOKENIZERS:
+        section = board.partition(f"\n### {tokenizer}, pair by pair\n")[2].partition("\n##")[0]
+        head, _, *lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+        assert [line[0] for line in lines] == [case.name for case in pair_cases(tokenizer)]
+        for number, column in enumerate(head[1:], start=1):
+            shown = {line[0]: set(re.findall(r"\[(ML\d+)\]", line[number])) for line in lines}
+            verdicts = record_verdicts(recorded(column, tokenizer).verdicts)
+            assert shown == {name: set(rules) for name, rules in verdicts.items()}, (column, tokenizer)
+
+
+def test_a_pair_that_can_only_be_refused_counts_in_no_share(board: str) -> None:
+    count = len(pair_cases("spm-v3")) - 1
+    [line] = [line for line in board.splitlines() if line.startswith("| trl-dpo | ") and "sound" in line]
+    assert f"| {count - 4} of {count} sound<br>" in line
+    assert "row-dropped" not in line
+
+
+def test_a_side_is_named_if_the_other_one_is_sound(board: str) -> None:
+    section = board.partition("\n### spm-v3, pair by pair\n")[2].partition("\n##")[0]
+    cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1] for line in section.splitlines() if " | " in line}
+    assert cells["single"] == "sound"
+    assert cells["trailing-spaces"] == "chosen: [ML529](../rules.md#ml529)"
+    assert cells["hostile-prompt"] == "[ML523](../rules.md#ml523)"
+
+
+@pytest.mark.parametrize("column", [*COLUMNS, *PAIR_COLUMNS], ids=lambda column: column.name)
+def test_each_difference_has_its_smallest_row(column: Column, reproductions: str) -> None:
+    rules = {rule for run in column.recorded.values() for broken in run.verdicts.values() for rule in broken}
+    assert set(re.findall(rf"^### {column.name}: .* \((ML\d+)\)", reproductions, flags=re.MULTILINE)) == rules
 
 
 @pytest.mark.parametrize(("column", "case", "rules"), EXACT)
@@ -96,6 +164,13 @@ def test_a_fault_has_no_other_class(column: str, case: str, rules: set[str]) -> 
 @pytest.mark.parametrize(("column", "tokenizer", "case", "rule", "what"), KNOWN)
 def test_a_fault_that_we_know_of_has_its_class(column: str, tokenizer: str, case: str, rule: str, what: str) -> None:
     assert rule in recorded(column, tokenizer).verdicts[case], what
+
+
+@pytest.mark.parametrize(("column", "tokenizer", "name", "rule", "what"), KNOWN_OF_PAIRS)
+def test_a_fault_in_pairs_that_we_know_of_has_its_class(
+    column: str, tokenizer: str, name: str, rule: str, what: str
+) -> None:
+    assert rule in recorded(column, tokenizer).verdicts[name], what
 
 
 @pytest.mark.parametrize(("column", "tokenizer", "words"), REFUSED)
@@ -109,7 +184,7 @@ def test_every_configuration_was_run_on_every_tokenizer() -> None:
 
 
 def test_every_record_has_its_day_and_the_version_of_its_trainer() -> None:
-    for column in COLUMNS:
+    for column in (*COLUMNS, *PAIR_COLUMNS):
         for tokenizer, run in column.recorded.items():
             place = f"{column.name} on {tokenizer}"
             assert re.fullmatch(r"2\d{3}-\d\d-\d\d", run.date), place
@@ -146,10 +221,87 @@ def test_a_row_that_a_trainer_changes_or_drops_is_recorded_with_its_smallest_exa
     assert made["examples"]["ML543"]["case"] == "single"
 
 
+def encoded_pairs(tokenizer: str) -> list[Data]:
+    """Return the packaged pairs as a sound trainer writes them, which refuses an empty answer."""
+    made = []
+    for number, case in enumerate(pair_cases(tokenizer)):
+        record = record_of(case.rows)
+        if case.is_refused:
+            made.append({"row": number, **record, "error": "the answer is empty"})
+            continue
+        made.append({"row": number, **with_ids(oracle(tokenizer), record)})
+        for row in case.rows:
+            encoded = oracle(tokenizer).encode(row)
+            start = len(made[-1]["prompt_ids"])
+            made[-1][f"{row.side}_mask"] = [int(label != -100) for label in (encoded.labels or ())[start:]]
+    return made
+
+
+def written(folder: Path, records: list[Data]) -> Path:
+    file = folder / "encoded.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+@pytest.mark.parametrize("tokenizer", ["spm-v3", "derived-v15"])
+def test_pairs_of_a_sound_trainer_are_sound(tokenizer: str, tmp_path: Path) -> None:
+    made = judged_pairs(written(tmp_path, encoded_pairs(tokenizer)), tokenizer)
+    assert {name for name, rules in made["verdicts"].items() if rules} == {"empty-answer"}
+    assert made["verdicts"]["empty-answer"] == "ML502"
+    assert len(made["verdicts"]) == 2 * len(pair_cases(tokenizer)) - 1
+
+
+def test_a_fault_of_a_pair_is_recorded_for_its_side_or_for_the_pair(tmp_path: Path) -> None:
+    records = {case.name: record for case, record in zip(pair_cases("spm-v3"), encoded_pairs("spm-v3"), strict=True)}
+    records["tool-result-in-answer"]["chosen_mask"] = [1] * len(records["tool-result-in-answer"]["chosen_ids"])
+    for column in ("chosen_ids", "rejected_ids", "chosen_mask", "rejected_mask"):
+        records["long-answers"][column] = records["long-answers"][column][:1000]
+    records["long-prompt"] = {**records["long-prompt"], "error": "it was left out"}
+    for column in ("prompt_ids", "chosen_ids", "rejected_ids", "chosen_mask", "rejected_mask"):
+        del records["long-prompt"][column]
+    made = judged_pairs(written(tmp_path, [*records.values()]), "spm-v3")
+    assert {name: rules for name, rules in made["verdicts"].items() if rules} == {
+        "tool-result-in-answer, chosen": "ML547",
+        "long-answers, chosen": "ML531",
+        "long-answers, rejected": "ML531",
+        "long-answers": "ML568",
+        "long-prompt": "ML502",
+        "empty-answer": "ML502",
+    }
+    assert "single, rejected" in made["verdicts"]
+    assert made["examples"]["ML547"]["case"] == "tool-result-in-answer, chosen"
+    # the shorter pair shows no fault of the trainer
+    assert made["examples"]["ML502"]["case"] == "long-prompt"
+
+
+def test_rated_answers_are_recorded_by_the_sides_of_their_pair(tmp_path: Path) -> None:
+    lines: list[Data] = []
+    for record in encoded_pairs("spm-v3"):
+        for side, answer in zip(("chosen", "rejected"), rated(record), strict=True):
+            ids = {"error": "it is empty"}
+            if "error" not in record:
+                ids = {"prompt_ids": record["prompt_ids"], "completion_ids": record[f"{side}_ids"]}
+                ids["completion_mask"] = record[f"{side}_mask"]
+            lines.append({"row": len(lines), **answer, **ids})
+    made = judged_pairs(written(tmp_path, lines), "spm-v3", is_rated=True)
+    assert {name: rules for name, rules in made["verdicts"].items() if rules} == {
+        "empty-answer, chosen": "ML502",
+        "empty-answer, rejected": "ML502",
+    }
+
+
+def test_every_configuration_was_run_on_pairs_of_every_shipped_tokenizer() -> None:
+    shipped = [tokenizer for tokenizer in PAIR_TOKENIZERS if tokenizer not in DERIVED]
+    for column in PAIR_COLUMNS:
+        assert [tokenizer for tokenizer in column.recorded if tokenizer not in DERIVED] == shipped, column.name
+    # a derived file has the only version with thinking
+    assert not recorded("trl-dpo", "derived-v15").refused
+
+
 def test_every_fault_of_a_runner_has_a_fix_in_its_own_configuration() -> None:
     faults = {
-        (column.runner.name, rule)
-        for column in COLUMNS
+        (f"{column.runner.name}-preferences" if column.task else column.runner.name, rule)
+        for column in (*COLUMNS, *PAIR_COLUMNS)
         for run in column.recorded.values()
         for rules in run.verdicts.values()
         for rule in rules

@@ -23,6 +23,8 @@ from pytest_mistral_lora.conformance.collection import NamedPaths, collect
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.targets import RunnerChoice, RunnerTarget
 from pytest_mistral_lora.runners import runner_fixes
+from pytest_mistral_lora.runners.extract import extract
+from pytest_mistral_lora.runners.given_rows import preference_rows
 
 trl = pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
 
@@ -169,3 +171,21 @@ def test_a_cut_of_the_configuration_is_found(tmp_path: Path, capsys: pytest.Capt
     out = capsys.readouterr().out
     assert "ML568" in out
     assert "Set `max_length: null`, or leave out pairs" in out
+
+
+def test_what_is_recorded_of_pairs_on_the_scoreboard_comes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    from scoreboard_records import PAIR_COLUMNS, judged_pairs, pair_cases
+
+    [column] = [column for column in PAIR_COLUMNS if column.name == "trl-dpo-own-length"]
+    recorded = column.recorded["spm-v3"]
+    rows = preference_rows([case.rows for case in pair_cases("spm-v3")], column.runner, column.task)
+    tokenizer = shipped_tokenizer("spm-v3")
+    made = extract(column.runner, rows, tokenizer, tmp_path / "out.jsonl", config=column.config, task=column.task)
+    versions = {name: made.environment[name] for name in ("trl", "transformers", "tokenizers")}
+    if versions != {name: recorded.environment[name] for name in versions}:
+        pytest.skip(f"recorded with other versions than {versions}")
+    verdicts = judged_pairs(made.file, "spm-v3")["verdicts"]
+    assert {name: rules.split() for name, rules in verdicts.items()} == recorded.verdicts
