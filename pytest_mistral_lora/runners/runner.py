@@ -93,7 +93,18 @@ RUNNERS: Mapping[str, Runner] = {
                 configs={"dpo": "llamafactory-pairs", "rm": "llamafactory-pairs", "kto": "llamafactory-rated"},
             ),
         ),
-        _packaged("ms-swift", "ms-swift", "swift", "swift sft"),
+        _packaged(
+            "ms-swift",
+            "ms-swift",
+            "swift",
+            "swift sft",
+            tasks=PreferenceTasks(
+                pairs=("dpo", "rm", "cpo", "simpo", "orpo"),
+                rated=("kto",),
+                key="rlhf_type",
+                configs={"kto": "ms-swift-kto"},
+            ),
+        ),
         _packaged("lm-eval", "lm-evaluation-harness", "lm_eval", "lm_eval run --config", is_evaluation=True),
     )
 }

@@ -30,9 +30,18 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         sys.modules.pop(name, None)
 
 
-def words(script: ModuleType, config: Path, folder: Path, *, own_data: bool = False) -> dict[str, list[str]]:
+def words(
+    script: ModuleType,
+    config: Path,
+    folder: Path,
+    *,
+    rows: list[dict[str, Any]] = ROWS,
+    own_data: bool = False,
+    name: str = "",
+) -> dict[str, list[str]]:
     folder.mkdir()
-    task = script.Task([{**row, script.MARK: n} for n, row in enumerate(ROWS)], Path("base"), config, folder, own_data)
+    marked = [{**row, script.MARK: n} for n, row in enumerate(rows)]
+    task = script.Task(marked, Path("base"), config, folder, own_data, name)
     found: dict[str, list[str]] = {}
     for word in script.words(task):
         if word.startswith("--"):
@@ -76,7 +85,67 @@ def test_a_row_that_cannot_be_encoded_is_left_out_and_no_other_takes_its_place(s
     trainer = SimpleNamespace(
         train_dataset=SimpleNamespace(dataset=rows, encode_func=encode), data_collator=lambda batch: collate
     )
-    assert list(script._made(trainer)) == [(0, {"input_ids": [1, 2], "labels": [-100, 2]})]
+    assert list(script._made(trainer, "")) == [(0, {"input_ids": [1, 2], "labels": [-100, 2]})]
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+PROMPT, GOOD, BAD = ROWS[0]["messages"][:1], ROWS[0]["messages"][1:], [{"role": "assistant", "content": "No"}]
+
+
+def test_a_pair_is_two_conversations(script: ModuleType, tmp_path: Path) -> None:
+    pair = {"prompt": PROMPT, "chosen": GOOD, "rejected": BAD, "tools": [TOOL]}
+    made = words(script, STOCK, tmp_path / "work", rows=[pair], name="cpo")
+    assert (made["--rlhf_type"], made["--padding_free"]) == (["cpo"], ["False"])
+    [row] = map(json.loads, Path(made["--dataset"][0]).read_text().splitlines())
+    assert row == {
+        "messages": [*PROMPT, *GOOD],
+        "rejected_messages": [*PROMPT, *BAD],
+        "tools": [TOOL],
+        "rejected_tools": [TOOL],
+        script.MARK: 0,
+    }
+
+
+def test_a_rated_answer_is_a_conversation_with_a_label(script: ModuleType, tmp_path: Path) -> None:
+    rated = {"prompt": PROMPT, "completion": BAD, "label": False}
+    made = words(script, RUNNERS["ms-swift"].default_config("kto"), tmp_path / "work", rows=[rated], name="kto")
+    assert made["--gradient_accumulation_steps"] == ["8"]
+    [row] = map(json.loads, Path(made["--dataset"][0]).read_text().splitlines())
+    assert row == {"messages": [*PROMPT, *BAD], "label": False, script.MARK: 0}
+
+
+def test_another_reference_model_is_left_out(script: ModuleType, tmp_path: Path) -> None:
+    config = tmp_path / "own.yaml"
+    config.write_text("model_type: mistral\nrlhf_type: dpo\nref_model: other\nref_adapters: [one]\n")
+    made = words(script, config, tmp_path / "work", own_data=True, name="dpo")
+    assert made.keys().isdisjoint({"--ref_model", "--ref_adapters"})
+
+
+def test_the_sides_of_a_batch_are_without_padding(script: ModuleType) -> None:
+    batch = {
+        "input_ids": torch.tensor([[0, 1, 2], [1, 3, 4]]),
+        "labels": torch.tensor([[-100, -100, 2], [-100, 3, 4]]),
+        "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
+    }
+    assert script._columns(batch, "dpo") == {
+        "chosen_input_ids": [1, 2],
+        "chosen_labels": [-100, 2],
+        "rejected_input_ids": [1, 3, 4],
+        "rejected_labels": [-100, 3, 4],
+    }
+    del batch["labels"]
+    assert script._columns(batch, "rm") == {"chosen_input_ids": [1, 2], "rejected_input_ids": [1, 3, 4]}
+
+
+def test_a_rated_answer_is_without_the_answer_of_another_row(script: ModuleType) -> None:
+    ids, shown = torch.tensor([[1, 2]]), torch.tensor([[1, 1]])
+    batch = {"completion_input_ids": ids, "completion_labels": ids, "completion_attention_mask": shown, "label": [True]}
+    batch |= {"KL_completion_input_ids": torch.tensor([[5]]), "KL_completion_attention_mask": torch.tensor([[1]])}
+    assert script._columns(batch, "kto") == {
+        "completion_input_ids": [1, 2],
+        "completion_labels": [1, 2],
+        "label": True,
+    }
 
 
 def test_rows_with_tools_have_a_key_for_their_form() -> None:

@@ -40,6 +40,21 @@ LLAMAFACTORY: Faults = {
     **on_both("ML530", "tool-call", "tool-arguments", "tool-result-in-prompt"),
 }
 
+_TOOLS = ("call", "result in the prompt", "result in the answer")
+_TEXTS = ("one turn", "one begins like the other", "one is the beginning of the other", "lines", "scripts")
+
+MS_SWIFT: Faults = {
+    # its default system prompt, in every first turn
+    **on_both("ML527", *_TEXTS, "spaces behind an answer", "control text in the answer"),
+    **{("two turns", side): {"ML521", "ML527", "ML528"} for side in SIDES},
+    **{("system", side): {"ML521", "ML526", "ML527", "ML528"} for side in SIDES},
+    **{("control text in the prompt", side): {"ML523", "ML534"} for side in SIDES},
+    ("control text in the answer", "chosen"): {"ML527", "ML534", "ML567"},
+    ("spaces behind an answer", "chosen"): {"ML527", "ML529"},
+    ("empty answer", "chosen"): {"ML527"},
+    ("empty answer", "rejected"): {"ML567"},
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -69,6 +84,23 @@ CASES = [
         "tekken-240911",
         {**LLAMAFACTORY, ("tool-result-in-answer", ""): {"ML502"}},
         {"template": "ministral"},
+    ),
+    # without `agent_template`, it takes no tools
+    Case("ms-swift", "dpo", "spm-v3", {**MS_SWIFT, **{(title, ""): {"ML502"} for title in _TOOLS}}),
+    Case("ms-swift", "kto", "spm-v3", {**MS_SWIFT, **on_both("ML502", *_TOOLS)}),
+    # the template of the checkpoint: right ids, and no labels that would be on the prompt, too
+    Case(
+        "ms-swift",
+        "rm",
+        "tekken-240911",
+        {
+            **on_both("ML523", "control text in the prompt"),
+            ("control text in the answer", "chosen"): {"ML523", "ML534"},
+            ("spaces behind an answer", "chosen"): {"ML529"},
+            ("call", "chosen"): {"ML530", "ML553"},
+            **{(title, ""): {"ML502"} for title in ("empty answer", "result in the prompt", "result in the answer")},
+        },
+        {"model_type": "mistral_nemo", "system": "", "agent_template": "mistral", "template_backend": "jinja"},
     ),
 ]
 

@@ -233,3 +233,19 @@ def test_a_runners_own_data_keep_their_numbers(own: Callable[..., list[dict[str,
 def test_own_data_of_another_number_than_the_chat_rows_are_refused(own: Callable[..., list[dict[str, Any]]]) -> None:
     with pytest.raises(ValueError, match="own data have 3 rows, and the chat rows are 4"):
         own("disk", chat_rows=4)
+
+
+@pytest.mark.parametrize(
+    ("content", "other"),
+    [
+        ("Hello", "Hello."),
+        (None, "."),
+        ([{"type": "text", "text": "Hello"}], [{"type": "text", "text": "Hello"}, {"type": "text", "text": "."}]),
+    ],
+)
+def test_a_rated_answer_that_is_passed_twice_has_two_texts(content: Any, other: Any, harness: ModuleType) -> None:
+    """KTO of ms-swift drops a row whose answer is that of the other row of its batch."""
+    row = {"prompt": [], "completion": [{"role": "assistant", "content": content}], "label": True}
+    made = harness._with_other_answer(row)
+    assert made == {**row, "completion": [{"role": "assistant", "content": other}]}
+    assert harness._with_other_answer({"messages": []}) == {"messages": []}

@@ -202,7 +202,7 @@ class _Bisection:
 
     def _run(self, rows: list[dict[str, Any]]) -> list[Encoded]:
         # Axolotl cannot sample from a file of one row: a single row is passed twice
-        given = rows if len(rows) > 1 else [*rows, {**rows[0], MARK: _AGAIN}]
+        given = rows if len(rows) > 1 else [*rows, {**_with_other_answer(rows[0]), MARK: _AGAIN}]
         with tempfile.TemporaryDirectory() as folder:
             made = self.encode(Task(given, self.checkpoint, self.config, Path(folder), name=self.name))
         return [encoded for encoded in made if encoded[0] != _AGAIN]
@@ -226,6 +226,19 @@ def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [message for key in keys for message in row.get(key) or ()]
 
 
+def _with_other_answer(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a rated answer with another text, and other rows as they are.
+
+    KTO compares each answer with that of another row, and ms-swift drops a row for which both are the same.
+    """
+    if "completion" not in row:
+        return row
+    *before, last = row["completion"]
+    content = last.get("content") or ""
+    other = [*content, {"type": "text", "text": "."}] if isinstance(content, list) else f"{content}."
+    return {**row, "completion": [*before, {**last, "content": other}]}
+
+
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row of the same kind that every sound configuration accepts."""
     if "messages" in row:
@@ -239,6 +252,22 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 def labelled(ids: Any, labels: Any) -> dict[str, Any]:
     """Return the columns of a chat row."""
     return {"input_ids": list(ids), "labels": list(labels)}
+
+
+def shown_side(side: str, batch: Any, index: int) -> dict[str, Any]:
+    """Return the columns of a side without its padding.
+
+    Args:
+        side: `chosen`, `rejected` or `completion`.
+        batch: `input_ids` and `attention_mask`, and if tokens have a loss of their own `labels`: `(batch, length)`.
+        index: The row of the side in the batch.
+    """
+    shown = [position for position, is_shown in enumerate(batch["attention_mask"][index].tolist()) if is_shown]
+    return {
+        f"{side}_{column}": [batch[column][index][position].item() for position in shown]
+        for column in ("input_ids", "labels")
+        if column in batch
+    }
 
 
 def _reason(error: BaseException) -> str:

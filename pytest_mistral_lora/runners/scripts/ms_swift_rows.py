@@ -1,12 +1,13 @@
-"""The rows that `swift sft FILE` would train on."""
+"""The rows that `swift sft FILE` would train on, or `swift rlhf FILE` by its `rlhf_type`: pairs or rated answers."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
-from harness import MARK, CapturedError, Encoded, Task, labelled, main, marked
+from harness import MARK, CapturedError, Encoded, Task, labelled, main, marked, shown_side
 
 _PACKAGES = ("ms-swift", "trl", "transformers", "tokenizers", "datasets", "peft", "mistral-common", "torch")
 
@@ -28,6 +29,10 @@ _DROPPED = (
     "cached_dataset",
     "cached_val_dataset",
     "adapters",
+    "ref_model",
+    "ref_model_type",
+    "ref_model_revision",
+    "ref_adapters",
     "resume_from_checkpoint",
     "model_revision",
     "deepspeed",
@@ -44,9 +49,10 @@ _DROPPED = (
 
 def encode(task: Task) -> list[Encoded]:
     """Return the model inputs of ms-swift's own command: each row by itself, through its data collator."""
-    from swift.pipelines.train import sft
+    from swift.pipelines.train import rlhf, sft
 
     keep_marks()
+    pipeline = rlhf.SwiftRLHF if task.name else sft.SwiftSft
     trainer: Any = None
 
     def stop(self: Any, given: Any) -> None:
@@ -56,9 +62,9 @@ def encode(task: Task) -> list[Encoded]:
 
     original, sft.SwiftSft.train = sft.SwiftSft.train, stop
     try:
-        sft.SwiftSft(words(task)).run()
+        pipeline(words(task)).run()
     except CapturedError:
-        return list(_made(trainer))
+        return list(_made(trainer, task.name))
     finally:
         sft.SwiftSft.train = original
     raise RuntimeError("ms-swift ended before it trained")
@@ -72,7 +78,7 @@ def keep_marks() -> None:
         RowPreprocessor.standard_keys = [*RowPreprocessor.standard_keys, MARK]
 
 
-def _made(trainer: Any) -> Any:
+def _made(trainer: Any, name: str) -> Iterator[Encoded]:
     dataset = trainer.train_dataset
     for row in marked(dataset.dataset):
         number = row.pop(MARK)
@@ -81,21 +87,49 @@ def _made(trainer: Any) -> Any:
         except Exception:
             # ms-swift logs the error and trains on another row, drawn at random: this row is left out
             continue
-        batch = trainer.data_collator([encoded])
-        yield number, labelled(batch["input_ids"][0].tolist(), batch["labels"][0].tolist())
+        yield number, _columns(trainer.data_collator([encoded]), name)
+
+
+def _columns(batch: Any, name: str) -> dict[str, Any]:
+    """Return the columns of a batch of one row."""
+    if not name:
+        columns: dict[str, Any] = labelled(batch["input_ids"][0].tolist(), batch["labels"][0].tolist())
+        return columns
+    if name == "kto":
+        # the other half of the batch is the answer of another row, for the KL term
+        of_answer = {column.removeprefix("completion_"): values for column, values in batch.items()}
+        return {**shown_side("completion", of_answer, 0), "label": bool(batch["label"][0])}
+    return {**shown_side("chosen", batch, 0), **shown_side("rejected", batch, 1)}
 
 
 def words(task: Task) -> list[str]:
     """Return the configuration as words of the command line, as `swift sft FILE` makes them of it."""
     config = yaml.safe_load(task.config.read_text(encoding="utf-8")) or {}
-    fixed = {"model": str(task.checkpoint), "output_dir": str(task.folder / "out")}
+    fixed: dict[str, Any] = {"model": str(task.checkpoint), "output_dir": str(task.folder / "out")}
+    if task.name:
+        # without padding, both sides of a pair would be one sequence
+        fixed |= {"rlhf_type": task.name, "padding_free": False}
     if not task.own_data:
-        fixed["dataset"] = str(task.rows_file())
+        fixed["dataset"] = str(task.rows_file([_in_form(row) for row in task.rows]))
     config = {name: value for name, value in {**config, **_SET, **fixed}.items() if name not in _DROPPED}
     spelled: list[str] = []
     for name, value in config.items():
         spelled += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return spelled
+
+
+def _in_form(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row in ms-swift's own form: a pair is two conversations, and a rated answer is one with a label."""
+    if "messages" in row:
+        return row
+    kept = {key: value for key, value in row.items() if key not in ("prompt", "chosen", "rejected", "completion")}
+    made = {**kept, "messages": [*row["prompt"], *row.get("chosen", row.get("completion", ()))]}
+    if "rejected" in row:
+        # its short form, `rejected_response`, would replace the calls and results behind the last turn of the user
+        made["rejected_messages"] = [*row["prompt"], *row["rejected"]]
+        if "tools" in row:
+            made["rejected_tools"] = row["tools"]
+    return made
 
 
 if __name__ == "__main__":
