@@ -95,6 +95,42 @@ def test_nothing_is_green_if_no_row_can_be_read(tmp_path: Path, oracle: Oracle) 
     assert set(audit.not_checked) == {"labels", "packing", "supervised-text", "answers", "decoding"}
 
 
+def marked_lines(oracle: Oracle, *marked: bool) -> list[Data]:
+    """Return lines of questions, some with the system prompt of Llama 2 in front."""
+    prompts = ["<<SYS>>\nBe honest.\n<</SYS>>\n\n" if is_marked else "" for is_marked in marked]
+    rows = [
+        [{"role": "user", "content": f"{prompt}{number}?"}, {"role": "assistant", "content": "Yes."}]
+        for number, prompt in enumerate(prompts)
+    ]
+    encoded = [oracle.encode({"messages": row}) for row in rows]
+    return [{"input_ids": [*row.input_ids], "labels": [*(row.labels or ())]} for row in encoded]
+
+
+@pytest.mark.parametrize(
+    ("marked", "severity"),
+    [
+        ((True,), "note"),
+        ((True, True), "error"),
+        ((True, *[False] * 19, True), "error"),
+        ((True, *[False] * 50, True), "note"),
+    ],
+)
+def test_markers_of_another_family_are_found_and_are_an_error_if_many_rows_have_them(
+    marked: tuple[bool, ...], severity: str, tmp_path: Path, oracle: Oracle
+) -> None:
+    [finding] = audit_findings(write_lines(tmp_path, marked_lines(oracle, *marked)), oracle)
+    assert (finding.rule, finding.severity) == ("ML584", severity)
+    assert f"as {sum(marked)} of {len(marked)} conversation" in finding.found
+    assert finding.place.endswith(":1, messages[0].content")
+
+
+def test_markers_of_rows_with_messages_are_those_of_the_rows(tmp_path: Path, oracle: Oracle) -> None:
+    row = {"messages": [{"role": "user", "content": "<<SYS>>\nHi\n<</SYS>>"}, {"role": "assistant", "content": "Yes."}]}
+    encoded = oracle.encode(row)
+    line = row | {"input_ids": [*encoded.input_ids], "labels": [*(encoded.labels or ())]}
+    assert audit_rules(write_lines(tmp_path, [line]), oracle) == []
+
+
 @pytest.mark.parametrize("name", ["spm-v1", "spm-v2", "spm-v7"])
 def test_ids_of_another_tokenizer_are_named(name: str, tmp_path: Path, oracle: Oracle) -> None:
     other = Target(name).oracle

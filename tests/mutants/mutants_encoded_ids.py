@@ -185,6 +185,15 @@ def raw_text_without_messages(artifact: Artifact) -> None:
     artifact["packed"] = [{"row": 0, "input_ids": ids, "labels": ids}]
 
 
+@mutant("ML584", says="the text is marked up with <<SYS>>, as 2 of 2 conversations are")
+def template_of_llama_2_without_messages(artifact: Artifact) -> None:
+    """The template of Llama 2 writes a default system prompt before the question, and the rows have no messages."""
+    prompt = "<<SYS>>\nBe honest.\n<</SYS>>\n\n"
+    questions = [[{"role": "user", "content": f"{prompt}What is {number} + 1?"}] for number in range(2)]
+    rows = [{"messages": [*question, {"role": "assistant", "content": "More."}]} for question in questions]
+    artifact["packed"] = [{"row": number, **encode(row)} for number, row in enumerate(rows)]
+
+
 @mutant("ML507", says="tool-call id 'call_1'")
 def call_id_of_another_vendor_without_messages(artifact: Artifact) -> None:
     """The ids spell a call id that Mistral's own validation refuses."""

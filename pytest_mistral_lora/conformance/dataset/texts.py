@@ -109,11 +109,7 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
     if isinstance(row, FimRow):
         # escapes, markers and tags are at home in code
         return
-    for index, message in enumerate(row.messages):
-        text = text_of(message.get("content"))
-        # a tool's result is mostly JSON, and so are the answers of many datasets
-        if message["role"] == "tool" or not text or _is_json(text):
-            continue
+    for index, role, text in _prose(row):
         place = f"{row.place}, messages[{index}].content"
         if not text.isascii():
             seen.setdefault("rows_with_letters_beyond_ascii", None)
@@ -126,7 +122,7 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
             seen.setdefault("ML626", Finding("ML626", f"the text has {found!r} {beside}", place))
         if marker := _marker(text):
             seen.setdefault("ML628", Finding("ML628", f"the text is marked up with {marker}", place))
-        if message["role"] == "assistant" and (thought := _THINKING.search(without_code(text))):
+        if role == "assistant" and (thought := _THINKING.search(without_code(text))):
             expected = 'a chunk {"type": "thinking", "thinking": "..."}' if thinks else ""
             # without control tokens, letters are the only way to write a thought
             rule = "ML630" if thinks else "ML631"
@@ -139,6 +135,23 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
         if rule in seen:
             seen.pop(plain, None)
     yield from seen.items()
+
+
+def markup_of(row: Row) -> tuple[int, str] | None:
+    """Return the number of a message that is marked up for a model of another family, and its markers; None without."""
+    for index, _, text in _prose(row):
+        if marker := _marker(text):
+            return index, marker
+    return next(_roles_in_letters(row), None)
+
+
+def _prose(row: Row) -> Iterator[tuple[int, str, str]]:
+    """Yield the number, the role and the text of each message that can have signs."""
+    for index, message in enumerate(row.messages):
+        text = text_of(message.get("content"))
+        # a tool's result is mostly JSON, and so are the answers of many datasets
+        if message["role"] != "tool" and text and not _is_json(text):
+            yield index, message["role"], text
 
 
 def without_code(text: str) -> str:

@@ -17,6 +17,7 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.dataset.answers import DecodingJudge, call_ids_finding
 from pytest_mistral_lora.conformance.dataset.row_findings import call_findings
+from pytest_mistral_lora.conformance.dataset.texts import markup_of
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison
 from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance, SourceTracker
@@ -42,6 +43,8 @@ CASES = ("file", "rows-complete", "ids", "labels", "packing", "supervised-text",
 OF_ROWS = ("ids", "labels", "packing", "supervised-text", "answers", "decoding")
 """Checks that would pass on nothing if no row can be judged."""
 NOTHING_JUDGED = "no row of the file can be judged"
+_MARKED_SHARE = 0.05
+"""The least share of the conversations without messages with which foreign markers are an error, as in chat rows."""
 SCORED_WHOLE = "a reward model scores conversations as a whole: no token has a label"
 
 _OF_ANSWERS = {"ML649": "ML562", "ML650": "ML562", "ML651": "ML563"}
@@ -134,6 +137,9 @@ class Audit:
         self._is_scored_whole = False
         self._refused_call_ids = 0
         self._first_refused = ""
+        self._read_conversations = 0
+        self._marked_conversations = 0
+        self._first_marked: Finding | None = None
 
     def verdicts(self, progress: Callable[[int], None] = lambda read: None) -> Iterator[LineVerdict]:
         """Yield a verdict for each line, and a last one for the file.
@@ -166,6 +172,8 @@ class Audit:
             findings += self._balance.findings(self.path, self._oracle)
         findings += self._evaluation.file_findings(self.path)
         findings += self.sides.file_findings(self.path)
+        if self._first_marked is not None:
+            findings.append(self._marked_finding(self._first_marked))
         if self._refused_call_ids:
             findings.append(replace(call_ids_finding(self._refused_call_ids, self._first_refused), rule="ML564"))
         self.counts.update(finding.rule for finding in findings)
@@ -195,6 +203,7 @@ class Audit:
             self.read_back += 1
             self.without_labels += read.without_labels
             self.packed += read.line.packed
+            self._note_markers(read.line.rows)
             return self._compare(read.line, read.expected, findings, new=new)
         self.packed += line.packed
         if line.error or not line.rows:
@@ -283,6 +292,27 @@ class Audit:
         for finding in judged.findings:
             if finding.rule in _OF_ANSWERS:
                 yield replace(finding, rule=_OF_ANSWERS[finding.rule], row=row.to_jsonl())
+
+    def _note_markers(self, rows: Sequence[Row]) -> None:
+        """Count the conversations that were read back and are marked up for another family.
+
+        With messages, such markers are the row's own, or the comparison shows that a template wrote them.
+        """
+        for row in rows:
+            # markers are at home in code; a row that cannot be read back has no messages, and a finding of its own
+            if isinstance(row, FimRow) or not row.messages:
+                continue
+            self._read_conversations += 1
+            if marked := markup_of(row):
+                self._marked_conversations += 1
+                index, marker = marked
+                place, found = f"{row.place}, messages[{index}].content", f"the text is marked up with {marker}"
+                self._first_marked = self._first_marked or Finding("ML584", found, place, row=row.to_jsonl())
+
+    def _marked_finding(self, first: Finding) -> Finding:
+        count, read = self._marked_conversations, self._read_conversations
+        found = f"{first.found}, as {count:,} of {counted(read, 'conversation')} are"
+        return replace(first, found=found, is_error=count > 1 and count >= _MARKED_SHARE * read)
 
     def _as_encoded(self, line: EncodedLine) -> EncodedLine:
         """Return a row of a table with the nulls that the table gave its calls and tools, if its ids have them, too."""
