@@ -3,6 +3,7 @@ from __future__ import annotations
 import atexit
 import copy
 import gc
+import hashlib
 import json
 import os
 import shutil
@@ -46,6 +47,9 @@ _NEW = 200_000
 """New objects after which the old ones are set apart: a tokenizer has 131,000 tokens."""
 
 _kept = 0
+
+_LARGE = 1 << 20
+"""Bytes of a tokenizer file that takes long to parse."""
 
 
 def _set_apart() -> None:
@@ -94,6 +98,33 @@ def converted_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizers, "convert", convert_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once() -> Iterator[None]:
+    """Have mistral-common parse each large Tekken file once a process: hundreds of tests load one, for a second each.
+
+    A caller gets an object of its own, since an oracle replaces a method; the vocabulary behind it is shared.
+    """
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    kept: dict[tuple[str, str], Tekkenizer] = {}
+    parse = Tekkenizer.from_file
+
+    def parse_once(path: str | Path) -> Tekkenizer:
+        file = Path(path)
+        if not file.is_file() or file.stat().st_size < _LARGE:
+            return parse(path)
+        key = (file.name, hashlib.sha256(file.read_bytes()).hexdigest())
+        if key not in kept:
+            kept[key] = parse(path)
+        parsed = copy.copy(kept[key])
+        parsed._file_path = file
+        return parsed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tekkenizer, "from_file", parse_once)
         yield
 
 
