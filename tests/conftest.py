@@ -33,7 +33,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 for _name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
     os.environ.pop(_name, None)
 
-settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=50)
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=25)
 settings.load_profile("repeatable")
 
 
