@@ -28,7 +28,7 @@ from scoreboard_records import (
 from pytest_mistral_lora.chat.pairs import record_of
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.records.goldens import PairCase, packaged_cases, packaged_pairs
-from pytest_mistral_lora.runners.extract import by_record, preference_rows
+from pytest_mistral_lora.runners.given_rows import by_record, preference_rows
 
 OURS = "pytest-mistral-lora"
 """This package's own trainer: its row and its columns are sound, as the tests judge each of its encodings."""
