@@ -54,7 +54,7 @@ def test_every_rule_and_verb_has_a_page_in_the_site(site: Path) -> None:
 def test_every_link_of_a_page_of_the_site_leads_to_a_page_and_a_heading(site: Path) -> None:
     for page in sorted(site.rglob("*.md")):
         for target, anchor in LINK.findall(prose(page)):
-            file = (ROOT / "docs" / page.parent.relative_to(site) / target).resolve()
+            file = (ROOT / "docs" / page.parent.relative_to(site) / (target or page.name)).resolve()
             # the site has its own copy of a page whose tables are made
             if file.is_relative_to(ROOT / "docs") and (made := site / file.relative_to(ROOT / "docs")).is_file():
                 file = made
