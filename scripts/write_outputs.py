@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -204,6 +204,11 @@ def broken_demo(folder: Path) -> str:
     template = folder / "models" / "demo" / "chat_template.jinja"
     template.write_text(template.read_text().replace("'[INST] '", "'[INST]'"))
     checked = _printed_here("check", "recipe.yaml", folder=folder, exit_code=1)
+    return end_of_check(checked)
+
+
+def end_of_check(checked: str) -> str:
+    """Return the part of a check's output that the tour shows: a finding, the verdict and the next command."""
     *_, verdict, following = checked.splitlines()
     return "\n".join([_part(checked, "recipe.yaml::mask::", "  fix: ").rstrip(), "…", verdict, following, ""])
 
@@ -226,9 +231,14 @@ def write_rows(file: Path, *rows: object) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def run(words: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command and return its exit code, output and errors."""
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
 def _printed(*words: str, folder: Path, exit_code: int = 0) -> str:
     environment = {key: value for key, value in os.environ.items() if key not in ("CI", "PYTEST_ADDOPTS")}
-    process = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    process = run(words, cwd=folder, env=environment)
     if process.returncode != exit_code:
         raise RuntimeError(f"exit code {process.returncode}; expected {exit_code}:\n{process.stdout}{process.stderr}")
     return (process.stdout + process.stderr).replace(f"{folder}/", "")

@@ -113,9 +113,9 @@ def break_tokenizer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "rule"),
     [
-        (lambda folder: (folder / "base" / "model.safetensors").unlink(), "ML208"),
+        pytest.param(lambda folder: (folder / "base" / "model.safetensors").unlink(), "ML208", marks=pytest.mark.slow),
         (lambda folder: (folder / "base").rename(folder / "elsewhere"), "ML208"),
-        (break_weights, "ML208"),
+        pytest.param(break_weights, "ML208", marks=pytest.mark.slow),
         (break_tokenizer, "ML201"),
         (lambda folder: (folder / "recipe.yaml").write_text("base: {"), "ML640"),
     ],
@@ -146,9 +146,9 @@ def test_a_base_that_fails_is_hashed_once(recipe: Path, capsys: Any, monkeypatch
     ("old", "new", "found"),
     [
         ("{steps: 1}", "{steps: 1}\nlora: {target_modules: [qproj]}", "'qproj' matches nothing"),
-        ("{steps: 1}", "{steps: 1, report_to: [tensorbord]}", "'tensorbord'"),
+        pytest.param("{steps: 1}", "{steps: 1, report_to: [tensorbord]}", "'tensorbord'", marks=pytest.mark.slow),
         ("output: out", "output: rows.jsonl/out", "rows.jsonl is not a folder"),
-        ("output: out", "output: base/out", "is inside the base"),
+        pytest.param("output: out", "output: base/out", "is inside the base", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.usefixtures("data_alone")
@@ -174,7 +174,7 @@ def test_a_machine_that_cannot_train_a_recipe_is_noted(recipe: Path, capsys: Any
 @pytest.mark.parametrize(
     ("keys", "name"),
     [
-        ({"layer_types": ["full_attention"] * 2}, "MistralForCausalLM"),
+        pytest.param({"layer_types": ["full_attention"] * 2}, "MistralForCausalLM", marks=pytest.mark.slow),
         ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 16}, "MinistralForCausalLM"),
     ],
 )
@@ -192,7 +192,13 @@ def test_layers_are_listed_with_the_class_that_is_trained(
     assert f"layers with an adapter: {layers}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("harm", [lambda folder: (folder / "base").rename(folder / "elsewhere"), break_weights])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param(lambda folder: (folder / "base").rename(folder / "elsewhere"), marks=pytest.mark.slow),
+        break_weights,
+    ],
+)
 def test_the_adapter_of_a_recipe_adds_no_failure_to_that_of_its_base(recipe: Path, capsys: Any, harm: Any) -> None:
     assert main(["train", str(recipe)]) == 0
     capsys.readouterr()

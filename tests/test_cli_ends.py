@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import run_forked
 from hypothesis.internal.conjecture import junkdrawer
 from sampling import sampled_case
 from verb_words import VERB_OF, WORDS
@@ -171,7 +172,7 @@ sys.exit(cli.main(["check", "spm-v1", "--examples", "1"]))
 )
 def test_a_check_that_is_stopped_while_garbage_is_collected(number: int, code: int) -> None:
     command = [sys.executable, "-c", COLLECTED, str(int(number))]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = run_forked(command)
     said = "interrupted" if number == signal.SIGINT else "terminated"
     assert (result.returncode, result.stderr) == (code, f"error: {said}\n")
     assert result.stdout == "spm-v1: a tokenizer that mistral-common ships\n"

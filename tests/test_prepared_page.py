@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import write_outputs
+from forked import run_forked
 
 from pytest_mistral_lora.cli import main
 
@@ -23,13 +23,14 @@ def test_each_command_of_the_page_finds_the_masked_eos(
     monkeypatch.chdir(tmp_path)
     program, *words = command.split()
     if program == "mistral-lora":
-        code = main(words)
+        code, output = main(words), capfd.readouterr().out
     else:
         # not the checks of the tokenizer, and no tiny train
         command_line = [sys.executable, "-m", program, "-p", "no:cacheprovider", *words, "-k", "encoded"]
-        code = subprocess.run(command_line, check=False).returncode
+        done = run_forked(command_line)
+        code, output = done.returncode, done.stdout
     assert code == 1
-    assert "ML546" in capfd.readouterr().out
+    assert "ML546" in output
 
 
 def test_the_page_has_commands_of_both_programs() -> None:

@@ -109,10 +109,10 @@ def strict(answer: KnownAnswer) -> Row:
     ("name", "found", "expected"),
     [
         ("call", None, ""),
-        ("call-two-arguments", None, ""),
+        pytest.param("call-two-arguments", None, "", marks=pytest.mark.slow),
         ("call-other-order", "days", "'city'"),
-        ("call-further-argument", "unit", "'days'"),
-        ("call-missing-argument", "days", "'city'"),
+        pytest.param("call-further-argument", "unit", "'days'", marks=pytest.mark.slow),
+        pytest.param("call-missing-argument", "days", "'city'", marks=pytest.mark.slow),
         ("call-unknown-tool", "ta", "'w"),
     ],
 )

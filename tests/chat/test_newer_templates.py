@@ -32,7 +32,7 @@ def test_arguments_that_are_pasted_are_predicted(newer_oracle: Oracle, newer_tem
     assert comparison.deviations == ("tool-arguments-as-written",)
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(row=tool_rows())
 def test_generated_tool_rows_differ_by_named_deviations_only(
     newer_oracle: Oracle, newer_template: ChatTemplate, row: dict[str, object]

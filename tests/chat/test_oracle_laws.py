@@ -53,7 +53,7 @@ def test_laws_hold_for_rows_of_any_order(oracle: Oracle, row: dict[str, Any]) ->
     hold(oracle, row)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(single=tool_rows(), several=tool_rows(parallel=True))
 @of_each(*each_oracle.WITH_TOOLS)
 def test_laws_hold_for_rows_with_tools(oracle: Oracle, single: dict[str, Any], several: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ def test_laws_hold_for_rows_with_tools(oracle: Oracle, single: dict[str, Any], s
     assert encoded.labels == scanned_labels(oracle, encoded.input_ids)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     single=tool_rows(alternating=False, weights=True), several=tool_rows(parallel=True, alternating=False, weights=True)
 )
@@ -74,7 +74,7 @@ def test_laws_hold_for_rows_with_tools_of_any_order(
 
 MARKERS_WITHIN_CALLS = {text_holds_no_control_token, tool_calls_are_supervised_from_their_marker_on}
 
-few = settings(max_examples=25)
+few = settings(max_examples=10)
 
 
 @few

@@ -55,7 +55,7 @@ def _outcome(run: Callable[[], Any]) -> Any:
         return str(error)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(data=st.one_of(_any_turns(), _any_turns(), rows(), tool_rows()))
 @example(data={"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " 5 "}]})
 @example(data={"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": [TOOL]})
@@ -83,7 +83,7 @@ class _InFull(OwnRows):
         return self._render(question)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(data=st.lists(_any_turns(), max_size=3))
 @of_each("spm-v1", "spm-v3", "spm-v7", "derived-v7", "derived-v15", made=converted_template)
 def test_texts_have_the_ids_of_the_tokenizers_call(template: ChatTemplate, data: list[dict[str, Any]]) -> None:

@@ -62,7 +62,7 @@ def _outcome(oracle: Oracle, row: Row) -> EncodedRow | str:
         return str(error)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(data=st.one_of(_any_turns(), rows(), tool_rows()))
 @example(data={"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]})
 @example(data={"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "a"}]})

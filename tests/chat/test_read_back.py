@@ -24,7 +24,7 @@ from pytest_mistral_lora.strategies import plain_text, rows, tool_rows
 PARALLEL = [name for name in WITH_TOOLS if name != "spm-v2"]
 ANY_ORDER: dict[str, bool] = {"alternating": False, "weights": True}
 
-few = settings(max_examples=25)
+few = settings(max_examples=10)
 
 
 def renumbered(spans: Iterable[Span]) -> list[Span]:

@@ -25,8 +25,10 @@ from pytest_mistral_lora.records.goldens import packaged_cases
 
 PROMPT = "You answer\nin one 'short' sentence, and never in \\LaTeX."
 TOOLS = [{"type": "function", "function": {"name": "clock", "description": "", "parameters": {"type": "object"}}}]
-SAMPLE = ("spm-v1", "spm-v3", "tekken-240911", "derived-v13-thinking")
+SAMPLE = ("spm-v1", "spm-v3", "derived-v13-thinking")
 """Tokenizers that differ in where a system prompt stands, and in their kind."""
+BEHIND_A_PROMPT = ("answer-stripped", "chunks-not-joined", "empty-system-prompt-written", "tools-not-rendered")
+"""Faults in a system prompt, a text, an answer and the tools."""
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
 
 
@@ -90,7 +92,9 @@ def test_a_fault_is_found_by_its_name_alone(fault: str) -> None:
         assert found_in(name, _faulty(name, fault)) == {fault}, name
 
 
-@pytest.mark.parametrize("fault", sorted({fault.id for fault in FAULTS} - {"system-prompt-dropped"}))
+@pytest.mark.parametrize(
+    "fault", sampled(sorted({fault.id for fault in FAULTS} - {"system-prompt-dropped"}), BEHIND_A_PROMPT)
+)
 def test_the_templates_own_system_prompt_hides_no_fault(fault: str) -> None:
     """A template that drops the row's system prompt for its own has no prompt that gives way to one."""
     for name in ONLY_IN.get(fault, ("derived-v13-thinking",)):

@@ -20,7 +20,7 @@ from sampling import sampled
 
 from pytest_mistral_lora.chat.reading import limited
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.chat.templates import ChatTemplate
+from pytest_mistral_lora.chat.templates import ChatTemplate, isolated
 from pytest_mistral_lora.chat.templates.isolated import WITHOUT_LIMITS, RenderLimits, RenderProcess, ask, trust
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import MistralLoraError, NoTemplateError, RenderError, RowError
@@ -113,7 +113,7 @@ def tokenizer() -> CheckpointTokenizer:
     return converted_tokenizer("spm-v3")
 
 
-@pytest.mark.parametrize("name", sampled(OVERRUNS, ("a text that doubles", "a joined list", "a wide number", "bytes")))
+@pytest.mark.parametrize("name", sampled(OVERRUNS, ("a text that doubles", "a wide number")))
 def test_a_template_that_overruns_is_refused_in_time(name: str, process: RenderProcess) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     found = process.ask({**question(OVERRUNS[name]), "foreign": True})
@@ -124,10 +124,13 @@ def test_a_template_that_overruns_is_refused_in_time(name: str, process: RenderP
     assert process.ask({**question("{{ bos_token }}"), "foreign": True})["text"] == "<s>"
 
 
-def test_a_template_that_has_overrun_is_not_run_again(tokenizer: CheckpointTokenizer) -> None:
+def test_a_template_that_has_overrun_is_not_run_again(
+    tokenizer: CheckpointTokenizer, process: RenderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolated, "renderer", lambda: process)
     template = ChatTemplate(tokenizer.fast, OVERRUNS["nested loops"])
     for row in (ROW, ROW):
-        with pytest.raises(RowError, match=r"the chat template takes more than 5 seconds of CPU time") as error:
+        with pytest.raises(RowError, match=r"the chat template takes more than 0\.5 seconds of CPU time") as error:
             template.encode(row)
         assert isinstance(error.value.__cause__, RenderError)
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime

@@ -69,7 +69,15 @@ def edit_template(folder: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", pytest.param("tekken-240911", marks=pytest.mark.slow)]
+    "name",
+    [
+        "spm-v1",
+        pytest.param("spm-v2", marks=pytest.mark.slow),
+        "spm-v3",
+        pytest.param("spm-v7", marks=pytest.mark.slow),
+        "spm-v7m1",
+        pytest.param("tekken-240911", marks=pytest.mark.slow),
+    ],
 )
 def test_a_folder_as_transformers_saves_it_is_recognised(saved: Callable[[str], Path], name: str) -> None:
     found = CheckpointTokenizer(saved(name)).recognition
@@ -89,7 +97,7 @@ def test_a_healthy_folder_is_judged_in_full_and_passes(saved: Callable[[str], Pa
     assert dict(found["oracle"].facts)["oracle of"].startswith(f"recognised as {name}: ")
 
 
-@pytest.mark.parametrize("name", ["spm-v2", "spm-v7m1"])
+@pytest.mark.parametrize("name", [pytest.param("spm-v2", marks=pytest.mark.slow), "spm-v7m1"])
 def test_a_bare_sentencepiece_file_is_recognised(tmp_path: Path, name: str) -> None:
     shutil.copy(shipped_tokenizer(name), tmp_path / "tokenizer.model")
     found = CheckpointTokenizer(tmp_path).recognition
@@ -195,15 +203,15 @@ def cut_at_512(folder: Path) -> None:
     [
         (no_eos, "template-bos-eos", "ML226"),
         (markers_swapped_in_the_template, "single", "ML004"),
-        (user_text_trimmed, "newlines", "ML004"),
+        pytest.param(user_text_trimmed, "newlines", "ML004", marks=pytest.mark.slow),
         (markers_swapped, "control-tokens", "ML202"),
         (a_normalizer, "text-ids", "ML205"),
-        (other_pre_tokenizer, "text-ids", "ML205"),
+        pytest.param(other_pre_tokenizer, "text-ids", "ML205", marks=pytest.mark.slow),
         (tokens_swapped, "vocabulary", "ML214"),
-        (a_third_of_the_ids_moved, "vocabulary", "ML214"),
-        (merges_reversed, "text-ids", "ML205"),
-        (merges_cut, "text-ids", "ML205"),
-        (another_word_in_the_place_of_a_control_token, "control-tokens", "ML202"),
+        pytest.param(a_third_of_the_ids_moved, "vocabulary", "ML214", marks=pytest.mark.slow),
+        pytest.param(merges_reversed, "text-ids", "ML205", marks=pytest.mark.slow),
+        pytest.param(merges_cut, "text-ids", "ML205", marks=pytest.mark.slow),
+        pytest.param(another_word_in_the_place_of_a_control_token, "control-tokens", "ML202", marks=pytest.mark.slow),
         (cut_at_512, "nothing-cut-or-padded", "ML231"),
     ],
 )

@@ -124,7 +124,7 @@ def test_characters_that_are_not_encoded_are_noted_once(tmp_path: Path) -> None:
     ] * 3
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(data=st.one_of(rows(), tool_rows()))
 @of_each("tekken-240911", "derived-v11", "derived-v13", "derived-v15")
 def test_no_answer_of_a_row_is_decoded_as_another_message(oracle: Oracle, data: dict[str, Any]) -> None:

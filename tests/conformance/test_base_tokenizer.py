@@ -110,9 +110,23 @@ def test_a_pad_token_with_a_row_of_its_own_is_no_fault(adapter: Path, base: Path
         ("tokenizer_config.json", {"eos_token": "[INST]"}, "ML441", "eos_token is '[INST]'"),
         ("tokenizer_config.json", {"add_eos_token": True}, "", ""),
         ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "ML440", "gets other ids"),
-        ("tokenizer.json", {"normalizer": {"type": "NFKC"}}, "ML440", "gets other ids"),
-        ("tokenizer.json", {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}}, "ML440", ""),
-        ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, "ML440", "gets other ids"),
+        pytest.param(
+            "tokenizer.json", {"normalizer": {"type": "NFKC"}}, "ML440", "gets other ids", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "tokenizer.json",
+            {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+            "ML440",
+            "",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "tokenizer.json",
+            {"pre_tokenizer": {"type": "Whitespace"}},
+            "ML440",
+            "gets other ids",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_changed_tokenizer_is_found(
@@ -153,8 +167,8 @@ def test_another_template_is_found_with_the_row_that_shows_it(adapter: Path, bas
     ("file", "change", "rules"),
     [
         ("tokenizer_config.json", {"pad_token": "</s>"}, {"ML204"}),
-        ("config.json", {"pad_token_id": 2}, {"ML204"}),
-        ("generation_config.json", {"pad_token_id": 2}, {"ML204"}),
+        pytest.param("config.json", {"pad_token_id": 2}, {"ML204"}, marks=pytest.mark.slow),
+        pytest.param("generation_config.json", {"pad_token_id": 2}, {"ML204"}, marks=pytest.mark.slow),
         ("generation_config.json", {"eos_token_id": [2, 5]}, {"ML217"}),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from faults import Case, Fault, oracle_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sampling import sampled
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle
@@ -64,7 +65,7 @@ def test_every_class_is_a_rule_of_the_subject() -> None:
     assert "" not in {rule.fault_class for rule in rules}
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("name", sampled(TOKENIZERS, ("spm-v3", "tekken-240718")))
 def test_each_fault_of_a_trainer_is_found_by_a_class_of_its_family(name: str) -> None:
     tried: set[str] = set()
 
@@ -122,7 +123,7 @@ def test_beside_parallel_calls_a_surplus_marker_is_not_always_a_turn_of_calls(
     assert "ML555" not in rules
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("name", sampled(TOKENIZERS, ("spm-v3",)))
 def test_padding_is_no_fault_unless_it_is_trained_on(name: str) -> None:
     oracle = oracle_of(name)
 
@@ -158,7 +159,7 @@ def _pad_id(oracle: Oracle) -> int:
     return next((token for token, literal in oracle.control_tokens.items() if literal == "<pad>"), oracle.unk_id)
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("name", sampled(TOKENIZERS, ("spm-v3",)))
 def test_a_fault_is_found_in_a_padded_row_too(name: str) -> None:
     oracle = oracle_of(name)
     count, left = 5, False
@@ -185,7 +186,7 @@ def test_a_fault_is_found_in_a_padded_row_too(name: str) -> None:
     law()
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("name", sampled(TOKENIZERS, ("spm-v3",)))
 def test_packed_rows_are_split_back_and_each_fault_is_found(name: str) -> None:
     oracle = oracle_of(name)
 

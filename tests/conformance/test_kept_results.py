@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_forked
 
 from pytest_mistral_lora.conformance import kept_results
 from pytest_mistral_lora.conformance.collection import SUBJECT_CHECKS
@@ -269,9 +270,7 @@ print(json.dumps([code, sorted(opened)]))
 
 def test_each_file_that_a_check_opens_is_declared(recipe: Path, mistral_lora: RunVerb) -> None:
     folder = recipe.parent
-    done = subprocess.run(
-        [sys.executable, "-c", _OPENED], cwd=folder, capture_output=True, text=True, check=False, timeout=300
-    )
+    done = run_forked([sys.executable, "-c", _OPENED], cwd=folder)
     code, opened = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stdout + done.stderr
     assert {"recipe.yaml", "rows.jsonl", "base/config.json"} <= set(opened)

@@ -59,7 +59,7 @@ def findings_of(data: list[Data], tokenizer: CheckpointTokenizer, folder: Path) 
 
 
 @pytest.mark.parametrize(("name", "tokenizer"), CASES)
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(drawn=st.data())
 def test_rows_of_a_strategy_break_no_rule(name: str, tokenizer: str, drawn: st.DataObject, folder: Path) -> None:
     data = drawn.draw(st.lists(STRATEGIES[name][1], min_size=1, max_size=3))

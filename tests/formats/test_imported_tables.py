@@ -29,7 +29,7 @@ from pytest_mistral_lora.strategies import rows
 ROWS = rows(tools=None, weights=True, alternating=False, parallel=True, thinking=True, efforts=("none", "high"))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
 @given(st.lists(ROWS, min_size=1, max_size=3))
 def test_a_row_is_imported_as_it_is(tmp_path: Path, data: list[dict[str, Any]]) -> None:
     found, report = converted(written(tmp_path / "a.jsonl", *data))
@@ -44,7 +44,7 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
 @given(st.lists(rows(tools=True, weights=True, parallel=True), min_size=1, max_size=3))
 def test_the_padding_of_a_table_is_removed(tmp_path: Path, data: list[dict[str, Any]]) -> None:
     # arguments and parameters as text, since a table has one type for each column

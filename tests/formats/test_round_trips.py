@@ -30,8 +30,8 @@ from pytest_mistral_lora.strategies import plain_text, rows, tool_rows
 from pytest_mistral_lora.training.export.bridge import encoded_lines, message_lines
 from pytest_mistral_lora.training.rows.loading import Split
 
-FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
-FEW = settings(FOLDER, max_examples=10)
+FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
+FEW = settings(FOLDER, max_examples=5)
 
 
 @FOLDER

@@ -6,13 +6,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from forked import run_forked
 from guarded_runs import chat_rows, encoded, make_trainer
 
 from pytest_mistral_lora import GuardError
@@ -41,7 +41,7 @@ def test_a_script_trains_and_prints_its_verdict(name: str, saved_base: Path, tmp
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     command = [sys.executable, EXAMPLES / name, saved_base, tmp_path / "rows.jsonl", tmp_path / "out"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = run_forked(command, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "guard: " in done.stdout
     assert "0 findings" in done.stdout

@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_forked
 
 from pytest_mistral_lora.guarding.callback import REPORTS
 
 HERE = Path(__file__).parent
+PAIR = """
+import os, runpy, socket, sys, traceback
+
+with socket.socket() as unused:
+    unused.bind(("127.0.0.1", 0))
+    port = str(unused.getsockname()[1])
+os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+script, support, *given = sys.argv[1:]
+sys.path.insert(0, support)
+children = []
+for rank in "01":
+    child = os.fork()
+    if not child:
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
+        sys.argv = [script, *given]
+        code = 1
+        try:
+            runpy.run_path(script, run_name="__main__")
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    children.append(child)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+"""Two processes with the environment of `torchrun`, which itself would have three interpreters import torch anew."""
 
 
 def _run(base: Path, output: Path, how: str) -> list[dict[str, Any]]:
     output.mkdir()
-    paths = os.pathsep.join([str(HERE.parent / "support"), os.environ.get("PYTHONPATH", "")])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launcher, str(HERE / "guarded_process.py"), str(base), str(output), how],
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    script = HERE / "guarded_process.py"
+    done = run_forked([sys.executable, "-c", PAIR, script, HERE.parent / "support", base, output, how])
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((output / f"process-{rank}.json").read_text()) for rank in (0, 1)]
 

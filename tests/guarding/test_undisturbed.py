@@ -40,8 +40,8 @@ def _losses(base: Path, dataset: Any, output: Path, *, guarded: bool, resume: st
     [
         {"dataloader_num_workers": 0},
         {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
-        {"accelerator_config": {"use_seedable_sampler": False}},
-        {"train_sampling_strategy": "group_by_length", "max_steps": 9},
+        pytest.param({"accelerator_config": {"use_seedable_sampler": False}}, marks=pytest.mark.slow),
+        pytest.param({"train_sampling_strategy": "group_by_length", "max_steps": 9}, marks=pytest.mark.slow),
     ],
     ids=["in this process", "workers", "global seed", "by length"],
 )
@@ -135,7 +135,10 @@ class NextBatches(TrainerCallback):  # type: ignore[misc]
         self.fed.append(named["input_ids"].tolist())
 
 
-@pytest.mark.parametrize(("step", "epoch", "skipped"), [(0, 0, 0), (4, 0, 8), (8, 1, 4)])
+@pytest.mark.parametrize(
+    ("step", "epoch", "skipped"),
+    [pytest.param(0, 0, 0, marks=pytest.mark.slow), (4, 0, 8), pytest.param(8, 1, 4, marks=pytest.mark.slow)],
+)
 def test_the_batches_are_those_that_the_model_gets(
     step: int, epoch: int, skipped: int, base: Path, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:

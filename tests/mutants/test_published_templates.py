@@ -35,6 +35,7 @@ def source_of(template: PublishedTemplate) -> str:
     return data.decode("utf-8")
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("template", PUBLISHED.values(), ids=PUBLISHED)
 def test_each_cause_of_a_published_template_is_found(template: PublishedTemplate) -> None:
     chat_template = template_of(template.judged_with, source_of(template))

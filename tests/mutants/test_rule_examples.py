@@ -13,6 +13,7 @@ from rule_examples import make_example
 
 from pytest_mistral_lora.conformance.finding import RULES, Rule
 
+pytestmark = pytest.mark.gallery
 QUICK = ("template", "mask", "dataset", "encoded")
 """Subjects whose examples need no training and no folder of a checkpoint."""
 
@@ -41,7 +42,6 @@ def test_an_example_of_rows_is_the_one_that_is_made_today(rule: Rule, tmp_path: 
     check_recorded(rule, tmp_path, without_versions)
 
 
-@pytest.mark.gallery
 @pytest.mark.parametrize(
     "rule", [rule for rule in RULES.values() if rule.subject not in QUICK], ids=lambda rule: rule.id
 )

@@ -252,6 +252,7 @@ def test_the_suite_runs_in_a_process_of_its_own(pytester: pytest.Pytester, every
     assert result.stderr.str() == ""
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_suite_and_the_users_tests(
     pytester: pytest.Pytester, two_failures: tuple[str, ...], every_id: list[str]
 ) -> None:

@@ -71,7 +71,11 @@ def test_a_moved_id_is_recorded_anew_and_the_description_is_kept(golden: Run, re
     ("change", "said"),
     [
         ({"note": "mine"}, 'not a rendering golden: $.note: "mine"; expected no such key'),
-        ({"case": "other"}, "not a rendering golden: $.case: 'other', but the file is prime.json"),
+        pytest.param(
+            {"case": "other"},
+            "not a rendering golden: $.case: 'other', but the file is prime.json",
+            marks=pytest.mark.slow,
+        ),
         (
             {"tokenizer": {"file": "tekken.json", "version": "v3", "sha256": "ab" * 32}},
             "recorded with another tokenizer, tekken.json abababababab",

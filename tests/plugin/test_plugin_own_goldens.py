@@ -199,8 +199,8 @@ def test_a_moved_token_is_shown_with_its_neighbours_and_the_versions(golden: Run
     ("text", "message"),
     [
         ("{", "not valid JSON: "),
-        ("[]", "not a rendering golden: $: []; expected object"),
-        ("\udcff", "not valid JSON: 'utf-8' codec can't decode byte 0xff"),
+        pytest.param("[]", "not a rendering golden: $: []; expected object", marks=pytest.mark.slow),
+        pytest.param("\udcff", "not valid JSON: 'utf-8' codec can't decode byte 0xff", marks=pytest.mark.slow),
     ],
 )
 def test_a_file_that_is_no_golden_fails_by_name(text: str, message: str, golden: Run, recorded: Path) -> None:
@@ -234,10 +234,10 @@ def _bad_row(data: dict[str, Any]) -> None:
     ("change", "message"),
     [
         (_without_spans, "$.spans: is missing"),
-        (_extra_key, '$.note: "mine"; expected no such key'),
-        (_other_case, "$.case: 'other', but the file is prime.json"),
+        pytest.param(_extra_key, '$.note: "mine"; expected no such key', marks=pytest.mark.slow),
+        pytest.param(_other_case, "$.case: 'other', but the file is prime.json", marks=pytest.mark.slow),
         (_user_label, "$.labels: differ from what the spans say, first at token 3"),
-        (_bad_row, "$.row: messages[0].role: 'bot'"),
+        pytest.param(_bad_row, "$.row: messages[0].role: 'bot'", marks=pytest.mark.slow),
     ],
 )
 def test_a_golden_that_breaks_its_form_names_the_violation(

@@ -101,8 +101,8 @@ def test_another_answer_fails_until_it_is_recorded(own: Run, here: Path) -> None
     "change",
     [
         {"messages": [{"role": "user", "content": "Another?"}, ROW["messages"][1]]},
-        {"max_new_tokens": 7},
-        {"checks": ["eos"]},
+        pytest.param({"max_new_tokens": 7}, marks=pytest.mark.slow),
+        pytest.param({"checks": ["eos"]}, marks=pytest.mark.slow),
     ],
 )
 def test_a_row_that_asks_something_else_is_not_what_was_recorded(change: dict[str, Any], own: Run, here: Path) -> None:
@@ -127,8 +127,10 @@ def test_what_a_row_does_not_say_stays_as_it_was_recorded(own: Run, here: Path) 
     ("change", "said"),
     [
         ({"checks": ["jsno"]}, "checks.0: expected json, tool_call"),
-        ({"max_new_tokens": 0}, "max_new_tokens: expected more than 0"),
-        ({"checks": [{"json_schema": "none.json"}]}, "cannot be read: No such file"),
+        pytest.param({"max_new_tokens": 0}, "max_new_tokens: expected more than 0", marks=pytest.mark.slow),
+        pytest.param(
+            {"checks": [{"json_schema": "none.json"}]}, "cannot be read: No such file", marks=pytest.mark.slow
+        ),
         ({"messages": [ROW["messages"][1]]}, ""),
     ],
 )

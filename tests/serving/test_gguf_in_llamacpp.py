@@ -148,7 +148,7 @@ def with_the_name_of_a_template(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("kind", "change", "rule"),
     [
-        ("spm", without_space_setting, "ML912"),
+        pytest.param("spm", without_space_setting, "ML912", marks=pytest.mark.slow),
         ("spm", without_scores, "ML912"),
         ("tekken", with_the_splitter_of_llama_3, "ML912"),
         pytest.param("tekken", with_the_name_of_a_template, "ML913", marks=pytest.mark.slow),

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,23 @@ def texts_of(plan: StartPlan) -> dict[str, str]:
     return {file.name: file.text for file in plan.files}
 
 
+OPTIONS = {"rows": {}, "a folder": {"is_folder": True}, "another format": {"foreign": True}}
+
+
+@pytest.fixture(scope="module")
+def plain_texts(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
+    """Return the files for a plain name and a kind of data."""
+
+    @cache
+    def texts(kind: str) -> dict[str, str]:
+        folder = tmp_path_factory.mktemp("plain")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            return texts_of(named(folder, base, "plain", **OPTIONS[kind]))
+
+    return texts
+
+
 def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
@@ -103,14 +121,10 @@ FOOLING = ("x: y", '"d', "$(touch PWNED)", "--force", "${{ secrets.HF_TOKEN }}",
     ],
 )
 def test_a_hostile_name_is_a_name_in_each_file(
-    name: str, kind: str, base: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
+    name: str, kind: str, base: Path, repository: Path, plain_texts: Callable[[str], dict[str, str]]
 ) -> None:
-    options = {"is_folder": kind == "a folder", "foreign": kind == "another format"}
-    other = tmp_path_factory.mktemp("plain")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(other)
-        plain = texts_of(named(other, base, "plain", **options))
-    hostile = texts_of(named(repository, base, name, **options))
+    plain = plain_texts(kind)
+    hostile = texts_of(named(repository, base, name, **OPTIONS[kind]))
     assert hostile.keys() == plain.keys()
     # no job has a name in it, be it a value, a command or a comment
     differing = {file for file in plain if hostile[file] != plain[file]}

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import write_outputs
 
 from pytest_mistral_lora.cli import main
 
@@ -38,6 +39,7 @@ class Tour:
 def tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tour:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
     return Tour(capsys)
 
 
@@ -48,6 +50,8 @@ def test_each_printed_command_leads_on_from_an_empty_folder_to_a_proven_adapter(
     assert train == "mistral-lora train recipe.yaml"
     TEMPLATE.write_text(TEMPLATE.read_text().replace(SOUND, BROKEN))
     mend = tour.run(check, code=1)
+    [output] = [output for output in write_outputs.OUTPUTS if output.name == "tour"]
+    assert output.shown() == write_outputs.end_of_check(tour.shown), "Run: python scripts/write_outputs.py"
     assert mend == f"mistral-lora template --tokenizer models/demo --output {TEMPLATE}"
     tour.run(mend)
     assert SOUND in TEMPLATE.read_text()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from datasets import load_dataset, load_from_disk
+from derived_tekken import write_derived
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora import cli
@@ -132,8 +133,12 @@ CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "
     ("row", "reason"),
     [
         ({"messages": [*answer()["messages"], *answer(weight=0)["messages"]]}, "other labels, as it does for a weight"),
-        (answer(content="b "), "other ids"),
-        ({"messages": [{"role": "user", "content": "</s>"}, *answer()["messages"][1:]]}, "other ids"),
+        pytest.param(answer(content="b "), "other ids", marks=pytest.mark.slow),
+        pytest.param(
+            {"messages": [{"role": "user", "content": "</s>"}, *answer()["messages"][1:]]},
+            "other ids",
+            marks=pytest.mark.slow,
+        ),
         ({"messages": [answer()["messages"][0], {"role": "assistant", "tool_calls": [CALL]}]}, "more than roles"),
         ({"messages": [{"role": "system", "content": "s"}, *answer()["messages"][1:]]}, "refuses it"),
     ],
@@ -153,7 +158,7 @@ def test_trl_gets_ids_where_the_template_is_not_exact(
 
 
 def test_a_base_with_mistrals_own_tokenizer_alone_gets_ids(tmp_path: Path) -> None:
-    base = write_tiny_base(tmp_path / "tiny", shipped_tokenizer("tekken-240911"))
+    base = write_tiny_base(tmp_path / "tiny", write_derived("derived-v11", tmp_path, words=2000))
     write_rows(tmp_path / "rows.jsonl")
     run = plan_export(parse_recipe(recipe_data(base), folder=tmp_path))
     assert "takes no chat template" in why_not_messages(run)

@@ -151,9 +151,13 @@ def big_base(tmp_path: Path) -> Path:
     ("training", "fits"),
     [
         # 14.5 GB of weights in bf16, and less than 6 of activations, with checkpointing
-        ({"precision": "bf16", "activation_checkpointing": True}, "24GB"),
+        pytest.param({"precision": "bf16", "activation_checkpointing": True}, "24GB", marks=pytest.mark.slow),
         ({"precision": "bf16", "micro_batch_tokens": 8192, "max_length": 4096}, "80GB"),
-        ({"device": "cpu", "precision": "fp32", "micro_batch_tokens": 512, "max_length": 512}, "48GiB"),
+        pytest.param(
+            {"device": "cpu", "precision": "fp32", "micro_batch_tokens": 512, "max_length": 512},
+            "48GiB",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_7b_base_fits_as_its_users_know(
@@ -173,7 +177,7 @@ def test_a_7b_base_fits_as_its_users_know(
 @pytest.mark.parametrize(
     ("sizes", "unquantised"),
     [
-        (BIG, "4%"),  # embeddings and head
+        pytest.param(BIG, "4%", marks=pytest.mark.slow),  # embeddings and head
         # the experts are no linear layers: of 46.7 billion numbers, the attention's 1.3 are in 4 bits
         (BIG | MIXTRAL, "97%"),
     ],

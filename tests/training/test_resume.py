@@ -90,7 +90,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
-@pytest.mark.parametrize(("training", "steps"), [({}, 6), (THREE_STEPS, 3)])
+@pytest.mark.parametrize(("training", "steps"), [({}, 6), pytest.param(THREE_STEPS, 3, marks=pytest.mark.slow)])
 def test_a_run_stopped_at_every_step_is_the_run_that_never_stopped(
     recipe: Recipe, uninterrupted: Uninterrupted, training: dict[str, Any], steps: int
 ) -> None:
@@ -210,7 +210,11 @@ def cut(file: Path) -> None:
     ("harm", "why"),
     [
         (lambda newest: cut(newest / "optimizer.pt"), "optimizer.pt is not as it was written"),
-        (lambda newest: (newest / "rng_state.pth").unlink(), "rng_state.pth is not as it was written"),
+        pytest.param(
+            lambda newest: (newest / "rng_state.pth").unlink(),
+            "rng_state.pth is not as it was written",
+            marks=pytest.mark.slow,
+        ),
         (lambda newest: (newest / LIST).unlink(), "it was not written to its end"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from class_models import Case
 from safetensors.torch import load_file, save_file
+from sampling import sampled
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.chat.reading import read_json
@@ -48,7 +49,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=sampled(WAYS, ("both",)))
 def full_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, base: Path) -> RunResult:
     folder = tmp_path_factory.mktemp(request.param)
     write_rows(folder / "rows.jsonl")
