@@ -134,8 +134,8 @@ def test_every_kind_has_a_test() -> None:
     ],
 )
 def test_a_pattern_that_backtracks_is_ended(kind: Kind, value: Any, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_mistral_lora.chat.reading.files.PATTERN_SECONDS", 1.5)
-    assert "a pattern takes more than 1.5 s" in FormatCheck(kind, value).verdict(said(text)).reason
+    monkeypatch.setattr("pytest_mistral_lora.chat.reading.files.PATTERN_SECONDS", 0.5)
+    assert "a pattern takes more than 0.5 s" in FormatCheck(kind, value).verdict(said(text)).reason
 
 
 def test_a_pattern_of_a_schema_is_checked_and_a_broken_one_is_named() -> None:

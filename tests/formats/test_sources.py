@@ -153,7 +153,7 @@ def test_shards_are_one_table_in_their_order(tmp_path: Path) -> None:
 def test_the_memory_of_a_source_does_not_grow_with_it(tmp_path: Path) -> None:
     path = tmp_path / "long.json"
     peaks = []
-    for count in (1000, 4000):  # from a thousand on, the buffer of the text is full
+    for count in (1000, 2500):  # from a thousand on, the buffer of the text is full
         path.write_text(json.dumps([sharegpt("question " * 20, "answer " * 20)] * count))
         tracemalloc.start()
         assert sum(isinstance(one, Row) for one in rows_of(path)) == count

@@ -102,7 +102,7 @@ def damaged_copy(healthy: Path, name: str, seed: int, to: Path) -> Path:
 
 def test_damaged_tekken_files(tmp_path: Path) -> None:
     healthy, path = small_tekken(), tmp_path / "tekken.json"
-    for seed in range(250):
+    for seed in range(100):
         path.write_bytes(damaged_json(healthy, seed))
         with only_our_errors(f"seed {seed}"):
             oracle = Oracle(path)
@@ -150,7 +150,7 @@ def test_damaged_files_of_a_checkpoint_are_judged(name: str, checkpoint: Path, t
     ids=("verify", "note", "check", "decision", "card", "transcript"),
 )
 def test_damaged_records(name: str, entry: Callable[[Path], object], finished: Path, tmp_path: Path) -> None:
-    for seed in range(40):
+    for seed in range(20):
         folder = damaged_copy(finished, name, seed, tmp_path / "folder")
         with only_our_errors(f"{name}, seed {seed}"):
             entry(folder)

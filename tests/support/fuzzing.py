@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SECONDS = float(os.environ.get("MISTRAL_LORA_FUZZ_SECONDS", "2"))
+SECONDS = float(os.environ.get("MISTRAL_LORA_FUZZ_SECONDS", "1"))
 """The time of a fuzzer that is bounded by time and not by a number of cases."""
 MIB = 1 << 20
 PEAK = 1024
