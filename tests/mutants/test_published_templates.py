@@ -98,6 +98,7 @@ def test_every_second_fault_of_a_published_template_is_found(name: str) -> None:
     assert missed_faults(PUBLISHED[name], [*_planted("")]) == []
 
 
+@pytest.mark.gallery
 def test_a_template_that_is_right_but_for_its_own_prompt_is_accepted_by_name(tmp_path: Path, capsys: Any) -> None:
     """One cause is accepted and a second fault is not, which the same rule reports."""
     published = PUBLISHED["mistralai-Ministral-3-8B-Instruct-2512"]
