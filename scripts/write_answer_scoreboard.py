@@ -63,8 +63,9 @@ fits; a test holds it to that (`tests/chat/test_answer_decoding.py`).
 
 vLLM was run on a CPU, in an environment of its own beside mistral-common 1.12.0, without which it answers no request of
 these tokenizers; its probe is that of `--to vllm`. It masks a thought that is empty, comes after a text or has no text
-behind it, one before JSON by a schema, and the id of each call of v11: the model then says something else, with HTTP
-200. The grammar of answers is that of mistral-common, which `mistral-lora check` reads, too.
+behind it, one before JSON by a schema up to v13, and the id of each call of v11: the model then says something else,
+with HTTP 200. The grammar of answers is that of mistral-common, which `mistral-lora check` reads, too. Its file of v15
+has the efforts `none` and `high` alone, since mistral-common 1.12.0 knows no others.
 
 Not run here: SGLang and Ollama, of which no build was at hand when this page was recorded, and servers on a GPU."""
 
