@@ -108,6 +108,7 @@ class Extraction:
         environment: Version by distribution, reported by the runner's own Python.
         notes: The script's notes about the rows as a whole.
         refused: Number of rows with an error in place of ids.
+        task: The runner's command for preferences; empty for chat rows.
     """
 
     file: Path
@@ -115,13 +116,15 @@ class Extraction:
     environment: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     refused: int = 0
+    task: str = ""
 
     @property
     def ran_under(self) -> str:
-        """The versions and the configuration of the run, and the script's notes about the rows as a whole."""
+        """The versions, the task and the configuration of the run, and the script's notes about the rows as a whole."""
         versions = ", ".join(f"{name} {version}" for name, version in self.environment.items())
         config = "no configuration" if self.config == NOTHING else f"configuration {self.config}"
-        return "; ".join((versions or "versions not said", config, *self.notes))
+        task = (f"task {self.task}",) if self.task else ()
+        return "; ".join((versions or "versions not said", *task, config, *self.notes))
 
 
 def extract(
@@ -179,7 +182,7 @@ def extract(
         made = read_output(file, reader_of(len(records)))
     write_text(output, "".join(f"{line}\n" for line in made.lines(records)))
     refused = sum("error" in made.records.get(number, {"error": ""}) for number in range(len(records)))
-    return Extraction(output, chosen, made.environment, made.notes, refused)
+    return Extraction(output, chosen, made.environment, made.notes, refused, task)
 
 
 def extract_prompts(

@@ -159,7 +159,9 @@ def test_the_runner_of_pytest_is_given_the_pairs_of_a_dataset(tmp_path: Path) ->
     [finding] = [finding for result in results.values() for finding in result.findings]
     assert (finding.rule, finding.place) == ("ML529", f"{file}:2, chosen")
     assert finding.fix == runner_fixes("trl-preferences")["ML529"]
-    assert dict(results["extraction"].facts)["rows"] == 2
+    facts = dict(results["extraction"].facts)
+    assert facts["rows"] == 2
+    assert "; task dpo; " in facts["ran under"]
     assert not results[RULES["ML565"].case].not_checked
 
 
