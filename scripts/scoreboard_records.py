@@ -6,6 +6,7 @@ A record has no ids: they would be megabytes that nobody reads, and the trainer 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -125,6 +126,7 @@ COLUMNS = tuple(
 _PREFERENCES = {
     "trl": ("dpo", "kto", "reward"),
     "llamafactory": ("dpo", "kto", "rm"),
+    "ms-swift": ("dpo", "kto", "rm", "orpo"),
 }
 """The commands that are given the packaged pairs, by the name of their runner."""
 PAIR_COLUMNS = tuple(
@@ -253,7 +255,8 @@ def judged_pairs(encoded: Path, tokenizer: str, *, is_rated: bool = False) -> di
         for finding in verdict.findings:
             broken = record if finding.place == place else name
             verdicts.setdefault(broken, []).append(finding.rule)
-            example = Example(broken, finding.found, finding.expected)
+            # the number of a pair among the packaged ones says nothing of its reproduction
+            example = Example(broken, re.sub(r"^row \d+ was", "it was", finding.found), finding.expected)
             if costs[example.record] < costs[simplest.setdefault(finding.rule, example).record]:
                 simplest[finding.rule] = example
     examples = {rule: asdict(example) for rule, example in sorted(simplest.items())}

@@ -40,19 +40,32 @@ LLAMAFACTORY: Faults = {
     **on_both("ML530", "tool-call", "tool-arguments", "tool-result-in-prompt"),
 }
 
-_TOOLS = ("call", "result in the prompt", "result in the answer")
-_TEXTS = ("one turn", "one begins like the other", "one is the beginning of the other", "lines", "scripts")
+_TOOLS = ("tool-call", "tool-arguments", "tool-result-in-prompt", "tool-result-in-answer")
+_TEXTS = (
+    "single",
+    "equal-beginnings",
+    "beginning-of-the-other",
+    "digits",
+    "newlines",
+    "scripts",
+    "long-prompt",
+    "long-answers",
+)
 
 MS_SWIFT: Faults = {
     # its default system prompt, in every first turn
-    **on_both("ML527", *_TEXTS, "spaces behind an answer", "control text in the answer"),
-    **{("two turns", side): {"ML521", "ML527", "ML528"} for side in SIDES},
-    **{("system", side): {"ML521", "ML526", "ML527", "ML528"} for side in SIDES},
-    **{("control text in the prompt", side): {"ML523", "ML534"} for side in SIDES},
-    ("control text in the answer", "chosen"): {"ML527", "ML534", "ML567"},
-    ("spaces behind an answer", "chosen"): {"ML527", "ML529"},
-    ("empty answer", "chosen"): {"ML527"},
-    ("empty answer", "rejected"): {"ML567"},
+    **on_both("ML527", *_TEXTS, "trailing-spaces", "hostile-answer"),
+    **on_both("ML534", "system"),
+    **{("multi-turn", side): {"ML521", "ML527", "ML528"} for side in SIDES},
+    **{("system-multi-turn", side): {"ML521", "ML526", "ML527", "ML528"} for side in SIDES},
+    # where all texts are the same, the space that is missing passes for a turn
+    ("repeated-text", "chosen"): {"ML521", "ML527", "ML533"},
+    ("repeated-text", "rejected"): {"ML521", "ML527", "ML528"},
+    **{("hostile-prompt", side): {"ML523", "ML534"} for side in SIDES},
+    ("hostile-answer", "chosen"): {"ML527", "ML534", "ML567"},
+    ("trailing-spaces", "chosen"): {"ML527", "ML529"},
+    ("empty-answer", "chosen"): {"ML527"},
+    ("empty-answer", "rejected"): {"ML567"},
 }
 
 
@@ -94,11 +107,12 @@ CASES = [
         "rm",
         "tekken-240911",
         {
-            **on_both("ML523", "control text in the prompt"),
-            ("control text in the answer", "chosen"): {"ML523", "ML534"},
-            ("spaces behind an answer", "chosen"): {"ML529"},
-            ("call", "chosen"): {"ML530", "ML553"},
-            **{(title, ""): {"ML502"} for title in ("empty answer", "result in the prompt", "result in the answer")},
+            **on_both("ML523", "hostile-prompt"),
+            ("hostile-answer", "chosen"): {"ML523", "ML534"},
+            ("trailing-spaces", "chosen"): {"ML529"},
+            ("tool-call", "chosen"): {"ML530", "ML553"},
+            **{("tool-arguments", side): {"ML530", "ML553"} for side in SIDES},
+            **{(title, ""): {"ML502"} for title in ("empty-answer", "tool-result-in-prompt", "tool-result-in-answer")},
         },
         {"model_type": "mistral_nemo", "system": "", "agent_template": "mistral", "template_backend": "jinja"},
     ),
