@@ -257,7 +257,8 @@ def judged_pairs(encoded: Path, tokenizer: str, *, is_rated: bool = False) -> di
             verdicts.setdefault(broken, []).append(finding.rule)
             # the number of a pair among the packaged ones says nothing of its reproduction
             example = Example(broken, re.sub(r"^row \d+ was", "it was", finding.found), finding.expected)
-            if costs[example.record] < costs[simplest.setdefault(finding.rule, example).record]:
+            known = simplest.get(finding.rule)
+            if known is None or costs[example.record] < costs[known.record]:
                 simplest[finding.rule] = example
     examples = {rule: asdict(example) for rule, example in sorted(simplest.items())}
     return {"verdicts": {name: " ".join(rules) for name, rules in verdicts.items()}, "examples": examples}
