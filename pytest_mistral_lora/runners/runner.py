@@ -80,7 +80,25 @@ RUNNERS: Mapping[str, Runner] = {
     runner.name: runner
     for runner in (
         _packaged("trl", "TRL", "trl", "trl sft --config", tasks=PreferenceTasks(("dpo", "reward", "kto"), ("kto",))),
-        _packaged("axolotl", "Axolotl", "axolotl", "axolotl preprocess", least_python=(3, 12)),
+        _packaged(
+            "axolotl",
+            "Axolotl",
+            "axolotl",
+            "axolotl preprocess",
+            least_python=(3, 12),
+            tasks=PreferenceTasks(
+                pairs=("dpo", "ipo", "simpo", "orpo"),
+                rated=("kto",),
+                key="rl",
+                configs={
+                    "dpo": "axolotl-dpo",
+                    "ipo": "axolotl-dpo",
+                    "simpo": "axolotl-dpo",
+                    "orpo": "axolotl-orpo",
+                    "kto": "axolotl-kto",
+                },
+            ),
+        ),
         _packaged(
             "llamafactory",
             "LLaMA-Factory",

@@ -68,6 +68,12 @@ MS_SWIFT: Faults = {
     ("empty-answer", "rejected"): {"ML567"},
 }
 
+AXOLOTL: Faults = {
+    **OF_TEXT,
+    **{(title, ""): {"ML502"} for title in (*_TOOLS, "empty answer")},
+}
+del AXOLOTL["empty answer", "rejected"]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -115,6 +121,32 @@ CASES = [
             **{(title, ""): {"ML502"} for title in ("empty-answer", "tool-result-in-prompt", "tool-result-in-answer")},
         },
         {"model_type": "mistral_nemo", "system": "", "agent_template": "mistral", "template_backend": "jinja"},
+    ),
+    # its templates get no calls, and an empty answer ends it
+    Case("axolotl", "dpo", "tekken-240911", AXOLOTL),
+    Case("axolotl", "orpo", "spm-v3", AXOLOTL),
+    # by hand, without a template: one question, and a last `</s>` that ends the answer
+    Case(
+        "axolotl",
+        "kto",
+        "spm-v3",
+        {
+            **OF_TEXT,
+            **on_both("ML502", "two turns", "system", *_TOOLS),
+            ("control text in the answer", "chosen"): {"ML534", "ML567"},
+        },
+    ),
+    # without a type, TRL gives rows to the template, and tools, too
+    Case(
+        "axolotl",
+        "kto",
+        "tekken-240911",
+        {**OF_TEXT, ("result in the answer", "chosen"): {"ML547"}, ("empty answer", "rejected"): {"ML502"}},
+        {
+            "datasets": [{"path": "rows.jsonl"}],
+            "chat_template": "tokenizer_default",
+            "skip_prepare_dataset": True,
+        },
     ),
 ]
 

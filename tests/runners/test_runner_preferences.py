@@ -31,7 +31,12 @@ CHAT: Data = {"messages": [said("user", "Hi"), said("assistant", "Hello")]}
         ([RATED], ["--runner", "trl", "--task", "dpo"], "'dpo' does not take a rated answer; expected kto"),
         ([CHAT], ["--runner", "trl", "--task", "dpo"], "'dpo' does not take a conversation; expected no --task"),
         ([PAIR, RATED], ["--runner", "trl"], "a preference pair and a rated answer in one dataset"),
-        ([PAIR], ["--runner", "axolotl"], "this is a preference pair"),
+        (
+            [PAIR],
+            ["--runner", "axolotl", "--task", "kto"],
+            "'kto' does not take a preference pair; expected dpo or ipo",
+        ),
+        ([PAIR], ["--runner", "lm-eval"], "this is a preference pair"),
     ],
 )
 def test_records_that_a_command_does_not_take_are_refused(

@@ -255,19 +255,22 @@ def labelled(ids: Any, labels: Any) -> dict[str, Any]:
 
 
 def shown_side(side: str, batch: Any, index: int) -> dict[str, Any]:
-    """Return the columns of a side without its padding.
+    """Return the columns of a side without its padding: its ids, and if tokens have a loss of their own its labels.
 
     Args:
         side: `chosen`, `rejected` or `completion`.
-        batch: `input_ids` and `attention_mask`, and if tokens have a loss of their own `labels`: `(batch, length)`.
+        batch: `input_ids`, `attention_mask`, and `labels` or a `completion_mask` if it has one: `(batch, length)`.
         index: The row of the side in the batch.
     """
     shown = [position for position, is_shown in enumerate(batch["attention_mask"][index].tolist()) if is_shown]
-    return {
-        f"{side}_{column}": [batch[column][index][position].item() for position in shown]
-        for column in ("input_ids", "labels")
-        if column in batch
-    }
+    ids = [batch["input_ids"][index][position].item() for position in shown]
+    columns = {f"{side}_input_ids": ids}
+    if "labels" in batch:
+        columns[f"{side}_labels"] = [batch["labels"][index][position].item() for position in shown]
+    elif "completion_mask" in batch:
+        mask = [batch["completion_mask"][index][position].item() for position in shown]
+        columns[f"{side}_labels"] = [token if is_scored else -100 for token, is_scored in zip(ids, mask, strict=True)]
+    return columns
 
 
 def _reason(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 import yaml
-from harness import MARK, CapturedError, Encoded, Task, labelled, main, marked
+from harness import MARK, CapturedError, Encoded, Task, labelled, main, marked, shown_side
 
 _PACKAGES = ("trl", "transformers", "tokenizers", "datasets", "accelerate", "mistral-common", "torch")
 
@@ -69,16 +69,9 @@ def _columns(batch: Any, name: str) -> dict[str, Any]:
     if not name:
         columns: dict[str, Any] = labelled(batch["input_ids"][0].tolist(), batch["labels"][0].tolist())
         return columns
-    ids, shown = batch["input_ids"], batch["attention_mask"]
-    columns = {"label": bool(batch["label"][0])} if name == "kto" else {}
-    for row, side in enumerate(("completion",) if name == "kto" else ("chosen", "rejected")):
-        tokens = [n for n, is_shown in enumerate(shown[row].tolist()) if is_shown]
-        own = [ids[row][n].item() for n in tokens]
-        columns[f"{side}_input_ids"] = own
-        if name != "reward":
-            scored = batch["completion_mask"][row]
-            columns[f"{side}_labels"] = [token if scored[n] else -100 for n, token in zip(tokens, own, strict=True)]
-    return columns
+    if name == "kto":
+        return {"label": bool(batch["label"][0]), **shown_side("completion", batch, 0)}
+    return {**shown_side("chosen", batch, 0), **shown_side("rejected", batch, 1)}
 
 
 def ready_trainer(task: Task) -> Any:
