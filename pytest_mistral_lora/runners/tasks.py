@@ -62,7 +62,9 @@ class PreferenceTasks:
         if named and configured and named != configured:
             found = f"--task {named}, and `{self.key}: {configured}` in the configuration"
             raise InputError(found, place=str(config), expected="one of them, or the same task in both")
-        return named or configured or next(iter(taking), "") if taking else ""
+        if not taking:
+            return ""
+        return named or configured or taking[0]
 
     def _configured(self, config: Path | None) -> str:
         """Return the value of `key` in a configuration; empty without it, or if the trainer itself must refuse it."""
