@@ -70,9 +70,9 @@ MS_SWIFT: Faults = {
 
 AXOLOTL: Faults = {
     **OF_TEXT,
-    **{(title, ""): {"ML502"} for title in (*_TOOLS, "empty answer")},
+    **{(title, ""): {"ML502"} for title in (*_TOOLS, "empty-answer")},
 }
-del AXOLOTL["empty answer", "rejected"]
+del AXOLOTL["empty-answer", "rejected"]
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,10 @@ CASES = [
         "spm-v3",
         {
             **OF_TEXT,
-            **on_both("ML502", "two turns", "system", *_TOOLS),
-            ("control text in the answer", "chosen"): {"ML534", "ML567"},
+            **on_both("ML502", "multi-turn", "system-multi-turn", "repeated-text", *_TOOLS),
+            # the format has no place for it
+            **on_both("ML525", "system"),
+            ("hostile-answer", "chosen"): {"ML534", "ML567"},
         },
     ),
     # without a type, TRL gives rows to the template, and tools, too
@@ -141,7 +143,7 @@ CASES = [
         "axolotl",
         "kto",
         "tekken-240911",
-        {**OF_TEXT, ("result in the answer", "chosen"): {"ML547"}, ("empty answer", "rejected"): {"ML502"}},
+        {**OF_TEXT, ("tool-result-in-answer", "chosen"): {"ML547"}, ("empty-answer", "rejected"): {"ML502"}},
         {
             "datasets": [{"path": "rows.jsonl"}],
             "chat_template": "tokenizer_default",
