@@ -15,6 +15,7 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.goldens import packaged_cases, packaged_pairs
 from pytest_mistral_lora.runners.runner import Runner
+from pytest_mistral_lora.runners.tasks import PreferenceTasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class GivenRows:
             records = [record for file in files for record in read_records(file)]
         else:
             records = [(row,) for file in files for row in read_rows(file)]
-        kind = _kind_of_packaged(runner, task) if task and not records else _kind_of(records)
+        kind = _kind_of(records) if records else _kind_of_packaged(runner.tasks, task, config)
         rows = tuple(row for record in records for row in record)
         return cls(rows, runner.tasks.task_for(kind, task, config))
 
@@ -102,15 +103,19 @@ def _record_place(row: Row) -> str:
     return row.place.removesuffix(f", {row.side}") if row.side else row.place
 
 
-def _kind_of_packaged(runner: Runner, task: str) -> RowKind:
-    return UNPAIRED if task in runner.tasks.rated and task not in runner.tasks.pairs else PAIR
+def _kind_of_packaged(tasks: PreferenceTasks, task: str | None, config: Path | None) -> RowKind:
+    """Return the kind of the packaged rows that stand in for a user's: pairs if a task of preferences is named."""
+    named = task or tasks.configured(config)
+    if task is None and named not in (*tasks.pairs, *tasks.rated):
+        return CONVERSATION
+    return UNPAIRED if named in tasks.rated and named not in tasks.pairs else PAIR
 
 
 def _kind_of(records: Sequence[tuple[Row, ...]]) -> RowKind:
-    """Return the kind of all records; conversations if there are none."""
+    """Return the kind of all records."""
     kinds = {kind.name: kind for kind in (kind_of_row(record[0]) for record in records)}
     if len(kinds) > 1:
         found = " and ".join(kind.title for kind in kinds.values())
         place = _record_place(records[0][0])
         raise InputError(f"{found} in one dataset", place=place, expected="rows of one kind")
-    return next(iter(kinds.values()), CONVERSATION)
+    return next(iter(kinds.values()))

@@ -53,9 +53,11 @@ class PreferenceTasks:
         if named is not None and named not in taking:
             found = f"{named!r} does not take {kind.title}"
             raise InputError(found, place="--task", expected=" or ".join(taking) or "no --task")
-        configured = self._configured(config)
+        configured = self.configured(config)
         if configured and configured not in taking and (taking or configured in (*self.pairs, *self.rated)):
-            expected = " or ".join(f"{self.key}: {task}" for task in taking) or "rows of its kind in --dataset"
+            expected = "preference pairs as rows" if configured in self.pairs else "rated answers as rows"
+            if taking:
+                expected = " or ".join(f"{self.key}: {task}" for task in taking)
             raise InputError(
                 f"`{self.key}: {configured}` does not take {kind.title}", place=str(config), expected=expected
             )
@@ -66,7 +68,7 @@ class PreferenceTasks:
             return ""
         return named or configured or taking[0]
 
-    def _configured(self, config: Path | None) -> str:
+    def configured(self, config: Path | None) -> str:
         """Return the value of `key` in a configuration; empty without it, or if the trainer itself must refuse it."""
         import yaml
 

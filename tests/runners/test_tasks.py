@@ -10,6 +10,7 @@ from pytest_mistral_lora.chat.row_kinds import CONVERSATION, PAIR, UNPAIRED, Row
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.runners import RUNNERS, runner_fixes
+from pytest_mistral_lora.runners.given_rows import GivenRows
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 
 TASKS = PreferenceTasks(pairs=("dpo", "rm"), rated=("kto",), key="stage", configs={"rm": "other"})
@@ -49,7 +50,7 @@ def test_the_configuration_decides_where_the_user_does_not(
         (PAIR, None, "stage: kto\n", "`stage: kto` does not take a preference pair", "stage: dpo or stage: rm"),
         (PAIR, None, "stage: sft\n", "`stage: sft` does not take a preference pair", "stage: dpo or stage: rm"),
         (UNPAIRED, None, "stage: dpo\n", "`stage: dpo` does not take a rated answer", "stage: kto"),
-        (CONVERSATION, None, "stage: dpo\n", "`stage: dpo` does not take a conversation", "rows of its kind"),
+        (CONVERSATION, None, "stage: dpo\n", "`stage: dpo` does not take a conversation", "preference pairs"),
         (PAIR, "dpo", "stage: rm\n", "--task dpo, and `stage: rm` in the configuration", "one of them"),
         (PAIR, "kto", "stage: dpo\n", "'kto' does not take a preference pair", "dpo or rm"),
         (CONVERSATION, "dpo", "", "'dpo' does not take a conversation", "no --task"),
@@ -69,6 +70,12 @@ def test_a_trainer_whose_command_line_names_the_task_reads_no_configuration(conf
     config.write_text("stage: kto\n")
     assert RUNNERS["trl"].tasks.task_for(PAIR, None, config) == "dpo"
     assert RUNNERS["trl"].tasks.task_for(PAIR, None, None) == "dpo"
+
+
+@pytest.mark.parametrize(("text", "task"), [("stage: rm\n", "rm"), ("stage: kto\n", "kto"), ("stage: sft\n", "")])
+def test_without_rows_the_configuration_chooses_the_packaged_ones(text: str, task: str, config: Path) -> None:
+    config.write_text(text)
+    assert GivenRows.read(RUNNERS["llamafactory"], [], config=config) == GivenRows((), task)
 
 
 def test_each_task_has_a_default_configuration() -> None:
