@@ -585,6 +585,16 @@ class ML659(Example):
         pairs.use_pairs(artifact, 20)
 
 
+class ML660(Example):
+    mutant = whole_files.answers_as_html
+
+    def sound(self, artifact: Artifact) -> None:
+        whole_files.add_rows(
+            artifact, lambda number: f"<p>It is thing {number}.</p>", lambda number: f"Write thing {number} as HTML."
+        )
+        whole_files.add_rows(artifact, lambda number: f"Thing {number}:\n```\n<p>{number}</p>\n```")
+
+
 class ML670(Example):
     mutant = gaps.completions_with_the_space_of_a_text
 

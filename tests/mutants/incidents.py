@@ -361,6 +361,7 @@ INCIDENTS = (
     Incident("N126", "A third of the answers was cut at the limit of the server", "vllm-project/speculators#835"),
     Incident("N127", "Answers differ with and without a system prompt", "meta-llama/llama3#203"),
     Incident("N128", "Calls of tools come in several forms", "Liquid4All/liquid-finetune#19"),
+    Incident("N129", "A model is trained on the HTML of shared chats", "lm-sys/FastChat#3"),
     Incident(
         "N140",
         "A server wants the arguments of a call in the order of the schema, and the model has learned another",

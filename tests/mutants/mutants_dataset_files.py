@@ -53,6 +53,18 @@ def texts_with_entities(artifact: Artifact) -> None:
     add_rows(artifact, lambda number: f"They said &quot;number {number}&quot;, bed &amp; breakfast.")
 
 
+@mutant("ML660", "N129", says="'<p>It is thing 0.</p>'")
+def answers_as_html(artifact: Artifact) -> None:
+    """All answers are paragraphs of a web page."""
+    add_rows(artifact, lambda number: f"<p>It is thing {number}.</p>")
+
+
+@mutant("ML660", "N129", says="'<br>'")
+def answers_with_line_breaks_of_html(artifact: Artifact) -> None:
+    """The line breaks of the answers are those of HTML."""
+    add_rows(artifact, lambda number: f"It is thing {number}.<br>Of things it is one.")
+
+
 @mutant("ML638", "N122", says="'{instruction}'")
 def one_question_unfilled(artifact: Artifact) -> None:
     """One question is the name of its field."""

@@ -67,6 +67,7 @@ _SIGNS = (
     # a few rows with U+FFFD are notes of ML617
     FileFault("letters_lost", "ML636", "U+FFFD in place of letters", None, Bound(5, 0.05)),
     FileFault("html_entities", "ML637", "an entity of HTML in prose", Bound(1, 0), Bound(5, 0.05)),
+    FileFault("html_tags", "ML660", "tags of HTML in prose", Bound(5, 0.05), Bound(20, 0.5)),
     FileFault("message_unfilled", "ML638", "a placeholder as a whole message", Bound(1, 0), Bound(5, 0.05)),
     FileFault("media_unfilled", "ML638", "a placeholder for media", Bound(1, 0), Bound(5, 0.05)),
     FileFault("field_unfilled", "ML638", "a placeholder for a field", Bound(5, 0.05), Bound(10, 0.2)),

@@ -36,6 +36,15 @@ _PAIR = re.compile(rb"\xc3[\x82-\xb4][\xc2\xc5\xc6\xcb\xe2]")
 _ENTITY = re.compile(r"&(?:(?:#0?39|#x27|apos|rsquo);(?=\w)|(?:quot|#0?34|[lr]dquo|nbsp);|amp;(?=\s?\w))")
 _ABOUT_MARKUP = re.compile(r"</|/>|html|xml|entit|escap|ampersand|encod|http|www\.|quer(?:y|ies)\b", re.IGNORECASE)
 
+_BLOCK = "(?:p|div|span|h[1-6]|ul|ol|li|blockquote|pre|article|section|table|html|body)"
+# a text that is one piece of HTML, or a line break in the middle of prose
+_HTML = re.compile(rf"\A\s*<{_BLOCK}(?:\s[^<>]*)?>.*</{_BLOCK}>\s*\Z|<br\s?/?>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<[^<>]*>")
+_ABOUT_HTML = re.compile(
+    r"html|xml|css|svg|vue|react|markdown|markup|code\b|script|snippet|template|\btags?\b|\bweb|\bpage\b|newsletter|\be-?mail",
+    re.IGNORECASE,
+)
+
 _FIELDS = (
     "instructions?|input|output|prompt|question|query|context|response|answer|completion|text|document|passage|content"
     "|messages?|history|system(?:_prompt)?|user_(?:input|message|query)|chat_history"
@@ -186,6 +195,8 @@ def _signs_of_text(text: str, before: str) -> Iterator[tuple[str, str]]:
             yield "letters_lost", repr(text[max(0, at - 10) : at + 10])
     if "&" in text and (found := _ENTITY.search(without_code(text))) and not _ABOUT_MARKUP.search(before + text):
         yield "html_entities", repr(found.string[max(0, found.start() - 5) : found.end() + 5])
+    if "<" in text and (found := _HTML.search(without_code(text))) and not _is_about_html(before, text):
+        yield "html_tags", repr(found[0].strip()[:40])
     if "{" in text or "<" in text:
         for name, pattern in (("field_unfilled", _FIELD), ("name_unfilled", _NAME)):
             if pattern.search(text) and (found := pattern.search(without_quotations(text))):
@@ -198,6 +209,11 @@ def _signs_of_text(text: str, before: str) -> Iterator[tuple[str, str]]:
         yield "rendered", repr(start[:20])
     elif end.endswith(_CLOSINGS):
         yield "rendered", repr(end[-20:])
+
+
+def _is_about_html(before: str, text: str) -> bool:
+    """Return whether a text, or those before it in its row, speak of HTML: not in the names within their tags."""
+    return _ABOUT_HTML.search(_TAG.sub(" ", before + " " + text)) is not None
 
 
 def _decoded(found: re.Match[str]) -> str:
