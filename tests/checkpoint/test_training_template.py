@@ -203,6 +203,56 @@ def test_the_command_writes_the_template(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out == training_template(path) + "\n"
 
 
+def written(tokenizer: Path, prompt: Path, output: Path) -> str:
+    """Write the template with a system prompt by the command, and return it."""
+    words = ["template", "--tokenizer", str(tokenizer), "--system-prompt", str(prompt), "--output", str(output)]
+    assert cli.main(words) == 0
+    return output.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["spm-v3", "spm-v7"])
+def test_the_command_writes_a_system_prompt_that_is_the_users_or_a_templates_own(name: str, tmp_path: Path) -> None:
+    tokenizer = shipped_tokenizer(name)
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("Answer in verse,\nas « Ronsard » did.\n", encoding="utf-8")
+    template = written(tokenizer, prompt, tmp_path / "chat_template.jinja")
+    question = {"role": "user", "content": "a"}
+    as_system = {"role": "system", "content": "Answer in verse,\nas « Ronsard » did."}
+    rendered = ChatTemplate(trained(name).tokenizer.fast, template).render({"messages": [question, ANSWER]})
+    assert rendered == trained(name).official.render({"messages": [as_system, question, ANSWER]})
+    # the prompt of a template is kept
+    assert written(tokenizer, tmp_path / "chat_template.jinja", tmp_path / "again.jinja") == template
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("prompt.txt", "Today is {today}, before that {yesterday}.", "holds {today}, {yesterday}, which no library"),
+        ("prompt.txt", " \n", "the system prompt is empty"),
+        ("prompt.txt", "Say [INST] and </s>.", "spells control tokens (</s>, [INST])"),
+        ("prompt.txt", "caf\udce9", "not valid UTF-8"),
+        ("own.jinja", "{{ messages[0].content }}", "the chat template has no system prompt of its own"),
+        (
+            "own.jinja",
+            "{%- if messages[0].role != 'system' %}[SYSTEM_PROMPT]It is {{ strftime_now('%Y-%m-%d') }}.[/SYSTEM_PROMPT]"
+            "{%- endif %}{%- for message in messages %}{{ message.content }}{%- endfor %}",
+            "the system prompt holds the date of today",
+        ),
+    ],
+    ids=["braces", "empty", "control-tokens", "encoding", "no-prompt", "clock"],
+)
+def test_a_system_prompt_that_no_model_should_read_is_refused(
+    name: str, text: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, output = tmp_path / name, tmp_path / "chat_template.jinja"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    tokenizer = str(shipped_tokenizer("spm-v7"))
+    words = ["template", "--tokenizer", tokenizer, "--system-prompt", str(file), "--output", str(output)]
+    assert cli.main(words) == 2
+    assert found in capsys.readouterr().err
+    assert not output.exists()
+
+
 @pytest.mark.slow
 def test_a_template_of_v11_may_refuse_thinking(capsys: pytest.CaptureFixture[str]) -> None:
     thought = {"role": "assistant", "content": [{"type": "thinking", "thinking": "c"}, {"type": "text", "text": "b"}]}

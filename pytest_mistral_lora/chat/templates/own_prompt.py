@@ -85,6 +85,9 @@ def find_own_prompt(render: Callable[[Row], str], *, tools: bool = False) -> Own
     if len(parts) != 2 or len(without) <= sum(map(len, parts)):
         return None
     before, after = parts
+    if _QUESTION["content"] not in before + after:
+        # it left the question out, which is then no prompt of its own
+        return None
     if not without.startswith(before):
         # SentencePiece has a space before a text, which mistral-common's template of v7 leaves out before this one
         before = before.rstrip(" ")
