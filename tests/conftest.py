@@ -147,6 +147,16 @@ def no_kept_results() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def data_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the checks of a recipe and its rows alone: those of the base's tokenizer and template take seconds."""
+    from pytest_mistral_lora.conformance.checks import Check
+    from pytest_mistral_lora.conformance.finding import Result
+
+    judged = Check.run
+    monkeypatch.setattr(Check, "run", lambda check: judged(check) if check.subject == "dataset" else Result())
+
+
 RunPytest = Callable[..., pytest.RunResult]
 RunVerb = Callable[..., subprocess.CompletedProcess[str]]
 

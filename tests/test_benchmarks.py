@@ -58,7 +58,7 @@ def test_encoding_is_measured_beside_mistral_common(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("patch", sampled(["tools", "decode", "sandbox", "template", "layers"], ["template"]))
-@pytest.mark.parametrize("side", ["with", "without"])
+@pytest.mark.parametrize("side", [pytest.param("with", marks=pytest.mark.slow), "without"])
 def test_a_side_of_a_speed_patch_is_measured(patch: str, side: str) -> None:
     done = run("patches.py", "--side", side, "--patch", patch, "--rows", 2)
     assert done.returncode == 0, done.stderr

@@ -14,9 +14,7 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.checks import Check
 from pytest_mistral_lora.conformance.collection import targets_of
-from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
@@ -36,13 +34,6 @@ def recipe(tmp_path: Path) -> Path:
     )
     rows(tmp_path, "assistant")
     return path
-
-
-@pytest.fixture
-def data_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks of a recipe and its rows alone are run: the base's tokenizer and template take seconds each time."""
-    judged = Check.run
-    monkeypatch.setattr(Check, "run", lambda one: judged(one) if one.subject == "dataset" else Result())
 
 
 def test_a_sound_recipe_passes_with_a_table(recipe: Path, capsys: Any) -> None:

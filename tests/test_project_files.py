@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from forked import run_forked
 
 ROOT = Path(__file__).parents[1]
 GITHUB = ROOT / ".github"
@@ -58,7 +59,7 @@ def test_a_workflow_has_pinned_actions_few_permissions_and_a_limit_of_time(path:
     assert not re.search(r"run:.*\$\{\{", text)
 
 
-def test_the_workflow_for_gpus_never_runs_code_of_pull_requests_and_trains_on_the_gpu() -> None:
+def test_the_workflow_for_gpus_never_runs_code_of_pull_requests_and_trains_on_the_gpu(tmp_path: Path) -> None:
     loaded = yaml.safe_load(GPU_WORKFLOW.read_text(encoding="utf-8"))
     assert set(loaded[True]) == {"push", "schedule", "workflow_dispatch"}
     [job] = loaded["jobs"].values()
@@ -68,9 +69,7 @@ def test_the_workflow_for_gpus_never_runs_code_of_pull_requests_and_trains_on_th
     assert "cuda" in words
     # as there, but on the device that every machine has
     chosen = [word.replace("cuda", "cpu") for word in words[1:]]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *chosen, "--collect-only", "-q"], capture_output=True, text=True, check=False
-    )
+    done = run_forked([sys.executable, "-m", "pytest", *chosen, "--collect-only", "-q"], cwd=tmp_path)
     items = [line for line in done.stdout.splitlines() if line.startswith("mistral-golden::")]
     assert items
     assert all("::train::" in item for item in items)

@@ -9,6 +9,7 @@ import pytest
 from derived_tekken import derived_oracle
 from each_oracle import ALL, oracle_named
 from mistral_common.guidance.grammar_factory import GrammarFactory
+from sampling import sampled
 
 from pytest_mistral_lora.chat.answer_message import AnswerChunk, AnswerMessage, canonical_json
 from pytest_mistral_lora.chat.oracle.answer_decoder import AnswerDecoder, UndecodableAnswerError
@@ -26,7 +27,7 @@ def shown(message: AnswerMessage) -> list[Any]:
     return [list(message.chunks), calls]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sampled(ALL, [name for name in ALL if not name.startswith("tekken")]))
 def test_each_known_answer_is_read_back(name: str) -> None:
     oracle = oracle_named(name)
     decoder = AnswerDecoder(oracle)

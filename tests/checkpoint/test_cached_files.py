@@ -23,7 +23,7 @@ def relink(link: Path, target: Path) -> None:
     link.symlink_to(target)
 
 
-@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("offline", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_cached_file_that_was_edited_is_refused(place: Place, offline: bool) -> None:
     file = place.fetch(place.old) / "config.json"
     blob = file.resolve()
@@ -35,7 +35,7 @@ def test_a_cached_file_that_was_edited_is_refused(place: Place, offline: bool) -
     assert git_sha1(bytes(data)) in answer["found"]
 
 
-@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("offline", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_tokenizer_of_another_commit_is_refused(place: Place, offline: bool) -> None:
     place.fetch(place.new)
     file = place.fetch(place.old) / TOKENIZER

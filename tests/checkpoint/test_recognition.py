@@ -84,7 +84,10 @@ def test_a_folder_as_transformers_saves_it_is_recognised(saved: Callable[[str], 
     assert (found.name, found.is_exact) == (name, True), found.text
 
 
-@pytest.mark.parametrize("name", ["spm-v1", "spm-v7m1", pytest.param("tekken-240718", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("spm-v1", marks=pytest.mark.slow), "spm-v7m1", pytest.param("tekken-240718", marks=pytest.mark.slow)],
+)
 def test_a_healthy_folder_is_judged_in_full_and_passes(saved: Callable[[str], Path], name: str) -> None:
     found = results(saved(name))
     assert [finding.text() for result in found.values() for finding in result.findings] == []

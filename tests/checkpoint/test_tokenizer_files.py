@@ -184,7 +184,7 @@ def test_templates_are_found_in_every_place(tmp_path: Path) -> None:
     [
         {"vocab_size": "many", "eos_token_id": {"a": 1}, "pad_token_id": [[2]], "text_config": 3},
         {"eos_token_id": [], "pad_token_id": -1},
-        {"eos_token_id": [2, 99999]},
+        pytest.param({"eos_token_id": [2, 99999]}, marks=pytest.mark.slow),
     ],
 )
 def test_a_configuration_of_any_types_gives_findings_and_no_traceback(folder: Path, config: dict[str, Any]) -> None:

@@ -160,7 +160,7 @@ def test_mutant_merges_in_id_order_differ_only_where_spaces_run(v3: CheckpointTo
     assert differing(v3.oracle, CheckpointTokenizer(v3_folder).fast) == [1, 2]
 
 
-@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("legacy", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_folder_that_transformers_itself_converts_is_judged_as_it_converts_it(legacy: bool, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -133,7 +133,7 @@ def test_without_a_base_an_adapter_of_a_model_with_images_is_not_checked(head: s
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
-@pytest.mark.parametrize("scale", [8, 32])
+@pytest.mark.parametrize("scale", [pytest.param(8, marks=pytest.mark.slow), 32])
 def test_a_base_that_an_initialisation_changed_is_told_from_the_plain_one(
     start: str, scale: int, base: Path, tmp_path: Path
 ) -> None:

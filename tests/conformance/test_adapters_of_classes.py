@@ -60,12 +60,12 @@ def test_a_merge_of_it_is_sound(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "targets", "seen_images"),
     [
-        ("mistral", ("o_proj",), False),
-        ("mistral", r".*\.o_proj", False),
+        pytest.param("mistral", ("o_proj",), False, marks=pytest.mark.slow),
+        pytest.param("mistral", r".*\.o_proj", False, marks=pytest.mark.slow),
         ("mistral", r"model\.layers\.1\.self_attn\.(?!k_proj|o_proj)\w_proj", False),
         ("mistral", "all-linear", False),
         ("mixtral", NAMES, False),
-        ("wrapped-mistral", NAMES, True),  # trained on images, too
+        pytest.param("wrapped-mistral", NAMES, True, marks=pytest.mark.slow),  # trained on images, too
         ("wrapped-mistral", r".*\.language_model\..*_proj", False),
     ],
 )

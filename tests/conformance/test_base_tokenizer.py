@@ -108,7 +108,7 @@ def test_a_pad_token_with_a_row_of_its_own_is_no_fault(adapter: Path, base: Path
     ("file", "change", "rule", "named"),
     [
         ("tokenizer_config.json", {"eos_token": "[INST]"}, "ML441", "eos_token is '[INST]'"),
-        ("tokenizer_config.json", {"add_eos_token": True}, "", ""),
+        pytest.param("tokenizer_config.json", {"add_eos_token": True}, "", "", marks=pytest.mark.slow),
         ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "ML440", "gets other ids"),
         pytest.param(
             "tokenizer.json", {"normalizer": {"type": "NFKC"}}, "ML440", "gets other ids", marks=pytest.mark.slow

@@ -35,7 +35,7 @@ def corpus() -> list[dict[str, Any]]:
     return [said(*one[: len(one) // 2 * 2]) for one in spoken if len(one) > 1]
 
 
-@pytest.mark.parametrize("backend", ["mistral-common", "chat-template"])
+@pytest.mark.parametrize("backend", ["mistral-common", pytest.param("chat-template", marks=pytest.mark.slow)])
 def test_two_thousand_real_rows_break_no_rule(backend: str, tmp_path: Path) -> None:
     rows = corpus()[:2000]
     results = dataset_results(make_target(tmp_path, rows, backend=backend))

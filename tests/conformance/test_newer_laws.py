@@ -9,6 +9,7 @@ from tempfile import mkdtemp
 
 import pytest
 from derived_tekken import DERIVED, write_derived
+from sampling import sampled
 
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Result
@@ -31,18 +32,18 @@ def target(name: str) -> Target:
 
 @cache
 def judged(name: str) -> Mapping[str, Result]:
-    settings = Settings(10, None, "cpu", True, (), False, Path())
+    settings = Settings(5, None, "cpu", True, (), False, Path())
     found = checks(target(name), settings)
     # the chat template has tests of its own, and takes the longest
     return {check.case: check.run() for check in found if check.case != "template-agrees"}
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", sampled(KNOWN, ("derived-v11", "derived-v15-schema")))
 def test_the_laws_hold(name: str) -> None:
     assert [finding.text() for result in judged(name).values() for finding in result.findings] == []
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", sampled(KNOWN, ("derived-v11", "derived-v15-schema")))
 def test_a_law_that_is_not_about_a_version_is_not_checked(name: str) -> None:
     unchecked = {case: result.not_checked for case, result in judged(name).items() if result.not_checked}
     assert unchecked.keys() == NEWER - KNOWN[name]

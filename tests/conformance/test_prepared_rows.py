@@ -129,7 +129,9 @@ def test_labels_are_judged_in_each_form_and_sound_rows_are_counted(
     assert "5 rows: 0 sound, 5 wrong, 0 not judged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("form", ["saved", "parquet", "gzip"])
+@pytest.mark.parametrize(
+    "form", ["saved", pytest.param("parquet", marks=pytest.mark.slow), pytest.param("gzip", marks=pytest.mark.slow)]
+)
 def test_pytest_judges_the_labels_or_names_the_option_that_does(
     form: str, lines: list[Data], pytester: pytest.Pytester
 ) -> None:

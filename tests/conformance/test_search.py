@@ -59,7 +59,7 @@ def findings(oracle: Oracle, case: str, template: ChatTemplate | None = None) ->
 @pytest.mark.parametrize(
     ("broken", "case", "rule"),
     [
-        (_Shouting, "supervised-text-is-what-is-said", "ML109"),
+        pytest.param(_Shouting, "supervised-text-is-what-is-said", "ML109", marks=pytest.mark.slow),
         (_Shouting, "ids-are-mistral-commons", "ML119"),
         pytest.param(_OtherPrompt, "prompt-is-the-beginning", "ML112", marks=pytest.mark.slow),
     ],

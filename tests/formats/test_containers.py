@@ -251,7 +251,10 @@ def test_a_folder_is_its_one_data_file(tmp_path: Path) -> None:
         source_files(tmp_path)
 
 
-@pytest.mark.parametrize("form", ["lines", "array", "gzip", "parquet"])
+@pytest.mark.parametrize(
+    "form",
+    ["lines", pytest.param("array", marks=pytest.mark.slow), pytest.param("gzip", marks=pytest.mark.slow), "parquet"],
+)
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, form: str) -> None:
     def peak(count: int) -> int:
         records = ({"instruction": str(number), "output": "x" * 1000} for number in range(count))

@@ -38,7 +38,7 @@ def _losses(base: Path, dataset: Any, output: Path, *, guarded: bool, resume: st
 @pytest.mark.parametrize(
     "settings",
     [
-        {"dataloader_num_workers": 0},
+        pytest.param({"dataloader_num_workers": 0}, marks=pytest.mark.slow),
         {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
         pytest.param({"accelerator_config": {"use_seedable_sampler": False}}, marks=pytest.mark.slow),
         pytest.param({"train_sampling_strategy": "group_by_length", "max_steps": 9}, marks=pytest.mark.slow),
@@ -90,6 +90,7 @@ class RandomRows(Dataset[Any]):
         return {"input_ids": ids, "labels": [-100] * (len(ids) - 2) + ids[-2:]}
 
 
+@pytest.mark.slow
 def test_a_dataset_with_random_states_of_its_own_has_the_same_losses(
     base: Path, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:

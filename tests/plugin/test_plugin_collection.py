@@ -246,6 +246,7 @@ def test_ids_do_not_depend_on_the_current_folder(
     golden("-k", "spm-v1::tokenizer::file").assert_outcomes(passed=1, deselected=len(every_id) - 1)
 
 
+@pytest.mark.slow
 def test_the_suite_runs_in_a_process_of_its_own(pytester: pytest.Pytester, every_id: list[str]) -> None:
     result = pytester.runpytest_subprocess("--mistral-golden", "-k", "spm-v1::tokenizer::file", "-W", "error")
     result.assert_outcomes(passed=1, deselected=len(every_id) - 1)

@@ -116,10 +116,18 @@ def change_the_file(data: dict[str, Any]) -> None:
     [
         ("thinking.json", move_an_id, False, "it is not the file that provenance.json names"),
         ("thinking.json", change_the_file, True, "it is of another tokenizer file than provenance.json"),
-        (PROVENANCE, change_the_file, False, "it is of a tokenizer file 0000"),
+        pytest.param(PROVENANCE, change_the_file, False, "it is of a tokenizer file 0000", marks=pytest.mark.slow),
         (PROVENANCE, lambda data: data.pop("source"), False, "not a provenance of contributed goldens: $.source"),
-        (PROVENANCE, lambda data: data.update(licence="mine"), False, '$.licence: "mine"; expected no such key'),
-        (PROVENANCE, lambda data: data["cases"].update(other="0" * 64), False, "No such file"),
+        pytest.param(
+            PROVENANCE,
+            lambda data: data.update(licence="mine"),
+            False,
+            '$.licence: "mine"; expected no such key',
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            PROVENANCE, lambda data: data["cases"].update(other="0" * 64), False, "No such file", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_set_that_is_not_whole_is_a_finding(

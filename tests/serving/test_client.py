@@ -136,8 +136,8 @@ def test_cookies_of_a_server_are_not_sent_back(oracle: Oracle) -> None:
     ("status", "pause"),
     [
         (b"HTTP/1.1 200 OK\r\n\r\n", b" "),
-        (b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"),
-        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n", marks=pytest.mark.slow),
+        pytest.param(b"", b"HTTP/1.1 100 Continue\r\n\r\n", marks=pytest.mark.slow),
     ],
 )
 def test_a_server_that_never_ends_its_answers_is_asked_four_requests_at_most(
@@ -451,7 +451,7 @@ def test_a_key_that_is_spelled_otherwise_is_in_no_output(
             assert parts_of_the_key("".join([out, *(file.read_text() for file in files)])) == []
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/props"])
+@pytest.mark.parametrize("path", [pytest.param("/v1/models", marks=pytest.mark.slow), "/props"])
 def test_what_a_server_says_of_itself_is_shown_without_control_characters_and_bounded(
     path: str, oracle: Oracle, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,7 @@ def test_a_file_without_a_finding_is_served_with_the_ids_of_mistral_common(conve
         assert served_rules(oracle, address, tmp_path) == {"ML906"}
 
 
+@pytest.mark.slow
 def test_another_tokenizer_than_that_of_the_server_is_the_one_finding(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

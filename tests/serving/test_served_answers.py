@@ -143,7 +143,7 @@ def test_llamacpp_changes_what_it_is_known_to_change_and_nothing_else(llamacpp: 
 @pytest.mark.parametrize(
     ("change", "adds"),
     [
-        (nothing, {}),
+        pytest.param(nothing, {}, marks=pytest.mark.slow),
         (answer_server.stripped, {"trailing-line-break": "ML923"}),
         (answer_server.calls_as_text, dict.fromkeys(("call", "call-float", "calls-of-two-tools"), "ML925")),
         (in_streams(answer_server.split_characters), {"emoji": "ML926 ML931"}),

@@ -110,7 +110,7 @@ def test_an_endpoint_that_hangs_or_is_forbidden_leaves_the_others(
     assert (code, "recognised by /v1/models" in out) == (0, True), out
 
 
-@pytest.mark.parametrize("kind", ["", "llamacpp="])
+@pytest.mark.parametrize("kind", ["", pytest.param("llamacpp=", marks=pytest.mark.slow)])
 def test_a_server_that_loads_its_model_is_one_finding_and_no_server_of_openai_s_kind(
     kind: str, oracle: Oracle, capsys: pytest.CaptureFixture[str]
 ) -> None:

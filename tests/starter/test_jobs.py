@@ -168,6 +168,7 @@ def test_each_action_is_named_by_its_commit(path: str, guarded: Path) -> None:
     assert [action for action in actions if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", action)] == []
 
 
+@pytest.mark.usefixtures("data_alone")
 def test_both_services_are_red_at_the_same_row(guarded: Path, tmp_path: Path, mistral_lora: RunVerb) -> None:
     shutil.copytree(guarded, tmp_path, dirs_exist_ok=True)
     with (tmp_path / "rows.jsonl").open("a") as file:

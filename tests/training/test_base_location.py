@@ -14,6 +14,7 @@ import torch
 import yaml
 from forked import run_forked
 from safetensors.torch import load_file, save_file
+from sampling import sampled
 from suite_records import suite_records
 from tiny_runs import recipe_data, write_rows
 
@@ -50,7 +51,7 @@ def project(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "here" / "project"))
 
 
-@pytest.fixture(params=["project", pytest.param("project/lora-out", marks=pytest.mark.slow), "/"])
+@pytest.fixture(params=sampled(["project", "project/lora-out", "/"], ["/"]))
 def adapter(request: pytest.FixtureRequest, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The path of the adapter, relative to a working directory."""
     monkeypatch.chdir(project.parent / request.param)

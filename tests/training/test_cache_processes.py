@@ -59,7 +59,7 @@ DIE = """
 """
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_process_that_is_killed_half_way_leaves_nothing_that_counts(processes: int, rows_folder: Path) -> None:
     assert child(rows_folder, DIE, processes).returncode == -signal.SIGKILL
     [left] = kept(rows_folder)

@@ -57,9 +57,11 @@ def test_the_same_recipe_gives_the_same_run(
     ("sections", "expected"),
     [
         ({"training": {"learning_rate": 0.02}}, {"$.training.learning_rate"}),
-        ({"training": {"order_seed": 3}}, {"$.training.order_seed"}),
-        ({"training": {"micro_batch_tokens": 64}}, {"$.training.micro_batch_tokens"}),
-        ({"lora": {"alpha": 32}}, {"$.lora.alpha"}),
+        pytest.param({"training": {"order_seed": 3}}, {"$.training.order_seed"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"training": {"micro_batch_tokens": 64}}, {"$.training.micro_batch_tokens"}, marks=pytest.mark.slow
+        ),
+        pytest.param({"lora": {"alpha": 32}}, {"$.lora.alpha"}, marks=pytest.mark.slow),
         ({"lora": {"r": 4}}, {"$.lora.r", "$.lora.parameters"}),
         (
             {"lora": {"target_modules": ["q_proj"]}},

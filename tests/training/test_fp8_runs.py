@@ -93,7 +93,7 @@ def test_a_base_of_another_layout_is_another_base(
         merge(fp8_run.output, tmp_path / "out", folder)
 
 
-@pytest.mark.parametrize("dequantize", [False, True])
+@pytest.mark.parametrize("dequantize", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_merged_weights_are_full_and_need_no_scale(
     fp8_run: RunResult, fp8_bases: dict[int | None, Path], tmp_path: Path, dequantize: bool
 ) -> None:

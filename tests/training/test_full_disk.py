@@ -41,7 +41,14 @@ def stopped(recipe: Recipe) -> Path:
     return checkpoint
 
 
-@pytest.mark.parametrize("refused", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth"])
+@pytest.mark.parametrize(
+    "refused",
+    [
+        pytest.param("adapter_model.safetensors", marks=pytest.mark.slow),
+        "optimizer.pt",
+        pytest.param("rng_state.pth", marks=pytest.mark.slow),
+    ],
+)
 def test_the_checkpoint_before_stays_and_the_run_goes_on(
     make_recipe: MakeRecipe, whole_run: RunResult, refused: str
 ) -> None:

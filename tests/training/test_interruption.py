@@ -78,7 +78,9 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(run, 0)[1]))
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     base: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

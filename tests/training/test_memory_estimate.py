@@ -226,6 +226,7 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
         parse_size(text, place="--device-memory")
 
 
+@pytest.mark.usefixtures("data_alone")
 def test_check_reports_whether_a_recipe_fits(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(tmp_path / "rows.jsonl")
     recipe = tmp_path / "recipe.yaml"

@@ -114,7 +114,9 @@ def test_a_signal_leaves_nothing(run: RunResult, one: Path, tmp_path: Path, monk
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), pytest.param(torch.OutOfMemoryError("CUDA out of memory"), marks=pytest.mark.slow)]
+)
 def test_memory_that_runs_out_is_said(
     run: RunResult,
     one: Path,

@@ -175,7 +175,7 @@ def test_weights_that_are_not_the_configurations_are_found(tmp_path: Path) -> No
         planned(adapter, base)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["norm"]}], ids=str)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_sums_are_in_float32_on_coarse_weights(

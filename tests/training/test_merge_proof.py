@@ -23,7 +23,7 @@ from pytest_mistral_lora.training.run import RunResult, train
 WEIGHTS = "model.safetensors"
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_rounded_weights_are_proven_in_their_own_dtype(
     run: RunResult, one: Path, tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,7 +53,12 @@ def test_rounded_weights_are_proven_in_their_own_dtype(
 
 @pytest.mark.parametrize(
     "lora",
-    [{"rslora": True, "dora": True}, {"modules_to_save": ["lm_head"], "target_modules": ["q_proj", "down_proj"]}],
+    [
+        {"rslora": True, "dora": True},
+        pytest.param(
+            {"modules_to_save": ["lm_head"], "target_modules": ["q_proj", "down_proj"]}, marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_a_run_without_transcripts_is_proven_with_its_rendered_row(
     base: Path, tmp_path: Path, lora: dict[str, Any]

@@ -15,6 +15,7 @@ import torch
 from fp8_bases import fp8_copy
 from merge_plans import OPTIONS, planned, write_adapter, write_base
 from safetensors.torch import load_file, save_file
+from sampling import sampled
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights, weight_files
@@ -51,7 +52,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return written(adapter, base, folder / "merged", request.param), base, adapter
 
 
-@pytest.mark.parametrize("options", [{}, *OPTIONS[1:]], ids=str)
+@pytest.mark.parametrize(
+    "options", sampled([{}, *OPTIONS[1:]], ("{}", "{'use_dora': True}", "{'layers_to_transform': [1]}"))
+)
 def test_a_merge_is_exact_with_every_option(tmp_path: Path, options: dict[str, Any]) -> None:
     base = write_base(tmp_path / "base")
     adapter = write_adapter(tmp_path / "adapter", base, **options)

@@ -87,7 +87,17 @@ def test_a_constant_rate_rises_first_where_the_recipe_says_so(make_recipe: MakeR
 @pytest.mark.parametrize(
     "sections",
     [
-        {"training": {"schedule": "cosine", "min_learning_rate_ratio": 0.1, "warmup_ratio": 0.3, "weight_decay": 0.1}},
+        pytest.param(
+            {
+                "training": {
+                    "schedule": "cosine",
+                    "min_learning_rate_ratio": 0.1,
+                    "warmup_ratio": 0.3,
+                    "weight_decay": 0.1,
+                }
+            },
+            marks=pytest.mark.slow,
+        ),
         {"lora": {"dora": True, "modules_to_save": ["lm_head"], "dropout": 0.1}, "training": {"precision": "bf16"}},
     ],
 )

@@ -71,10 +71,10 @@ def test_base_and_rows_may_have_moved(short: RunResult, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "change"),
     [
-        ("training", {"seed": 1}),
+        pytest.param("training", {"seed": 1}, marks=pytest.mark.slow),
         ("training", {"learning_rate": 0.0101}),
         ("lora", {"dropout": 0.0}),
-        ("lora", {"alpha": 17.0}),
+        pytest.param("lora", {"alpha": 17.0}, marks=pytest.mark.slow),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
 )

@@ -109,7 +109,7 @@ def test_a_run_stopped_at_every_step_is_the_run_that_never_stopped(
 @pytest.mark.parametrize(
     ("owner", "method", "broken", "steps"),
     [
-        (RunningLoss, "on_train_begin", TrainerCallback.on_train_begin, 3),
+        pytest.param(RunningLoss, "on_train_begin", TrainerCallback.on_train_begin, 3, marks=pytest.mark.slow),
         # an epoch has three steps: the fault is a step more within it
         (LoraTrainer, "get_batch_samples", Trainer.get_batch_samples, 2),
     ],

@@ -89,6 +89,7 @@ def test_with_a_second_space_the_ids_are_answered_as_recorded_and_the_messages_a
     assert "5 exact of 5" in out
 
 
+@pytest.mark.slow
 def test_an_adapter_of_scale_0_is_loaded_and_not_applied(files: tuple[Path, Path], check: Check) -> None:
     with served(files[0], lora=str(files[1]), scale=0.0) as (_, address):
         code, out = check(address)

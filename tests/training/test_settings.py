@@ -23,9 +23,9 @@ from pytest_mistral_lora.training.run_folder import describe_failure, work_folde
         {"precision": "bf16"},
         {"activation_checkpointing": True},
         {"steps": None, "epochs": 2, "batch_size": 2, "micro_batch_tokens": 1},
-        {"schedule": "linear", "warmup_steps": 1},
+        pytest.param({"schedule": "linear", "warmup_steps": 1}, marks=pytest.mark.slow),
         {"schedule": "cosine"},
-        {"schedule": "constant", "warmup_steps": 2},
+        pytest.param({"schedule": "constant", "warmup_steps": 2}, marks=pytest.mark.slow),
         {"weight_decay": 0.1, "max_grad_norm": 0.0},
     ],
 )

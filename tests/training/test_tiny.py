@@ -27,7 +27,9 @@ def test_same_seed_same_bytes_whatever_the_random_state(base: Path, tmp_path: Pa
     assert contents(other)["model.safetensors"] != contents(base)["model.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["spm-v1", "spm-v3", "spm-v7m1", "tekken-240911"])
+@pytest.mark.parametrize(
+    "name", ["spm-v1", "spm-v3", "spm-v7m1", pytest.param("tekken-240911", marks=pytest.mark.slow)]
+)
 def test_the_checkpoint_has_the_tokenizers_own_vocabulary_and_ids(tmp_path: Path, name: str) -> None:
     folder = write_tiny_base(tmp_path / "tiny", shipped_tokenizer(name))
     oracle = CheckpointTokenizer(folder).oracle

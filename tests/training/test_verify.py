@@ -77,7 +77,9 @@ def test_every_file_of_the_folder_is_recorded(run: RunResult) -> None:
     assert sorted(there) == sorted([*recorded_files(), "manifest.json"])
 
 
-@pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "where", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", recorded_files())
 def test_one_flipped_bit_in_a_recorded_file_is_a_mismatch(adapter: Path, name: str, where: float) -> None:
     file = adapter / name
