@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 # is imported, and inherited by every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Hundreds of tests import this package anew, in this process or another one, and each would compile it again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # a workflow of GitHub that runs these tests must not change the output that they look at, nor get a summary of it
 for _name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
     os.environ.pop(_name, None)
