@@ -125,6 +125,7 @@ COLUMNS = tuple(
 )
 _PREFERENCES = {
     "trl": ("dpo", "kto", "reward"),
+    "axolotl": ("dpo", "kto"),
     "llamafactory": ("dpo", "kto", "rm"),
     "ms-swift": ("dpo", "kto", "rm", "orpo"),
 }
