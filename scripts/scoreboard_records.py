@@ -125,7 +125,7 @@ COLUMNS = tuple(
 )
 _PREFERENCES = {
     "trl": ("dpo", "kto", "reward"),
-    "axolotl": ("dpo", "kto"),
+    "axolotl": ("dpo", "kto", "orpo"),
     "llamafactory": ("dpo", "kto", "rm"),
     "ms-swift": ("dpo", "kto", "rm", "orpo"),
 }
