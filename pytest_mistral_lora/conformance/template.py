@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -379,6 +379,7 @@ def _versions(golden: Golden) -> str:
     return f"recorded: {recorded}\n{running_versions()}"
 
 
+@cache  # each finding names them, and a version is read from the files of its package
 def running_versions() -> str:
     """Return a line with the versions of the libraries that determine ids."""
     return "running:  " + ", ".join(f"{name} {number}" for name, number in library_versions().items())

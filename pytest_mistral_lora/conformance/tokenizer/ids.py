@@ -175,7 +175,7 @@ def _texts_of_all_tokens(target: Target) -> list[str]:
     literals = re.compile("|".join(re.escape(token.content) for token in fast.added_tokens_decoder.values()))
     texts = []
     for token in tokens:
-        piece = oracle.piece(token)
+        piece = oracle.vocabulary[token].decode(errors="replace")
         if oracle.kind == "spm":
             piece = "" if piece.startswith("<0x") else piece.replace("▁", " ")
         # A token with a part of a character has no text, and decodes to U+FFFD.
