@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -102,7 +102,7 @@ class TokenRow:
         shown = [token for column in self.columns if (token := column.tokens[0]) is not None]
         if any(token.position >= len(side.ids) or token.id != side.ids[token.position] for token in shown):
             # it was compared with another encoding, such as that behind a template's own system prompt
-            return [TokenRow(title, self.sides, self.columns), row]
+            return [TokenRow(title, self.sides, self.columns), replace(row, title=f"{title}, the row itself")]
         start, end = (shown[0].position, shown[-1].position + 1) if shown else (0, 0)
         is_labelled = any(token is not None and token.label for column in self.columns for token in column.tokens)
         columns = []

@@ -71,7 +71,7 @@ def test_a_part_of_another_encoding_stands_apart() -> None:
     both = part.with_surroundings("rule a:1", side(0, 2, 5, labels=[-100, 2, 5]))
     assert [(row.title, row.sides, len(row.columns)) for row in both] == [
         ("rule a:1", ("side", "side"), 4),
-        ("rule a:1", ("side",), 3),
+        ("rule a:1, the row itself", ("side",), 3),
     ]
 
 
