@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from textwrap import shorten
 
@@ -90,10 +90,15 @@ def _versions(environment: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in environment.items() if version != "not installed")
 
 
+def _head(first: str, names: Collection[str]) -> Iterator[str]:
+    """Yield the head of a table: the first column's name, and those of the others."""
+    yield f"| {first} | {' | '.join(names)} |"
+    yield "|---|" + "---|" * len(names)
+
+
 def _heat(columns: Sequence[Column], tokenizers: Sequence[str]) -> Iterator[str]:
     """Yield the share of sound rows or pairs of each configuration and tokenizer; each cell leads to its causes."""
-    yield f"| configuration | {' | '.join(tokenizers)} |"
-    yield "|---|" + "---|" * len(tokenizers)
+    yield from _head("configuration", tokenizers)
     for column in columns:
         cells = [_heat_cell(column, name) for name in tokenizers]
         yield f"| {column.name} | {' | '.join(cells)} |"
@@ -119,8 +124,7 @@ def _counting(run: Recorded) -> dict[str, list[str]]:
 
 
 def _summary(columns: Sequence[Column], tokenizers: Sequence[str]) -> Iterator[str]:
-    yield f"| configuration | {' | '.join(tokenizers)} |"
-    yield "|---|" + "---|" * len(tokenizers)
+    yield from _head("configuration", tokenizers)
     for column in columns:
         runs = column.recorded
         cells = [_short(runs[name]) if name in runs else "not run" for name in tokenizers]
@@ -171,8 +175,7 @@ def _rows_table(tokenizer: str) -> Iterator[str]:
     runs = {column.name: column.recorded[tokenizer] for column in COLUMNS if tokenizer in column.recorded}
     verdicts = {name: run.verdicts for name, run in runs.items() if not run.refused}
     verdicts[OURS] = _sound(tokenizer)
-    yield f"| row | {' | '.join(verdicts)} |"
-    yield "|---|" + "---|" * len(verdicts)
+    yield from _head("row", verdicts)
     for case in verdicts[OURS]:
         yield f"| {case} | {' | '.join(_rules(rules[case]) for rules in verdicts.values())} |"
 
@@ -192,8 +195,7 @@ def _pair_rows() -> Iterator[str]:
 def _pair_rows_table(tokenizer: str) -> Iterator[str]:
     runs = {column.name: column.recorded[tokenizer] for column in PAIR_COLUMNS if tokenizer in column.recorded}
     verdicts = {name: run.verdicts for name, run in runs.items() if not run.refused}
-    yield f"| pair | {' | '.join(verdicts)} |"
-    yield "|---|" + "---|" * len(verdicts)
+    yield from _head("pair", verdicts)
     named = {name for of_run in verdicts.values() for name in record_verdicts(of_run)}
     for case in packaged_pairs():
         if case.name in named:

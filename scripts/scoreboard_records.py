@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -32,7 +32,7 @@ from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.goldens import Case, PairCase, packaged_cases, packaged_pairs
 from pytest_mistral_lora.runners import RUNNERS, Runner, interpreter
 from pytest_mistral_lora.runners.extract import extract
-from pytest_mistral_lora.runners.given_rows import preference_rows
+from pytest_mistral_lora.runners.given_rows import GivenRows
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "scoreboard"
@@ -341,7 +341,7 @@ def record(column: Column, tokenizer: str) -> None:
         try:
             made = extract(
                 column.runner,
-                _rows_of(column, tokenizer),
+                GivenRows.packaged(column.runner, oracle(tokenizer), column.task).rows,
                 checkpoint(tokenizer, Path(folder) / tokenizer),
                 Path(folder) / "encoded.jsonl",
                 config=column.config,
@@ -363,13 +363,6 @@ def record(column: Column, tokenizer: str) -> None:
                 names = [case.name for case in cases(tokenizer)]
                 verdicts = judged(dict(zip(names, read_lines(made.file), strict=True)), tokenizer)
     column.write(column.kind, tokenizer, data | verdicts)
-
-
-def _rows_of(column: Column, tokenizer: str) -> Sequence[Row]:
-    """Return the packaged rows that a runner is given."""
-    if column.task:
-        return preference_rows([case.rows for case in pair_cases(tokenizer)], column.runner, column.task)
-    return [case.row for case in cases(tokenizer)]
 
 
 def _environment(runner: Runner) -> dict[str, str]:

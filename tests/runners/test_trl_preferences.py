@@ -14,7 +14,7 @@ from preference_records import Data
 from preference_rows import EMPTY, ROWS, SIDES, rated
 
 from pytest_mistral_lora import audit
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
@@ -24,7 +24,7 @@ from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.targets import RunnerChoice, RunnerTarget
 from pytest_mistral_lora.runners import runner_fixes
 from pytest_mistral_lora.runners.extract import extract
-from pytest_mistral_lora.runners.given_rows import preference_rows
+from pytest_mistral_lora.runners.given_rows import GivenRows
 
 trl = pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
 
@@ -179,12 +179,12 @@ def test_what_is_recorded_of_pairs_on_the_scoreboard_comes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    from scoreboard_records import PAIR_COLUMNS, judged_pairs, pair_cases
+    from scoreboard_records import PAIR_COLUMNS, judged_pairs
 
     [column] = [column for column in PAIR_COLUMNS if column.name == "trl-dpo-own-length"]
     recorded = column.recorded["spm-v3"]
-    rows = preference_rows([case.rows for case in pair_cases("spm-v3")], column.runner, column.task)
     tokenizer = shipped_tokenizer("spm-v3")
+    rows = GivenRows.packaged(column.runner, Oracle(tokenizer), column.task).rows
     made = extract(column.runner, rows, tokenizer, tmp_path / "out.jsonl", config=column.config, task=column.task)
     versions = {name: made.environment[name] for name in ("trl", "transformers", "tokenizers")}
     if versions != {name: recorded.environment[name] for name in versions}:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from preference_records import Data
 
+from pytest_mistral_lora.chat import pairs
 from pytest_mistral_lora.chat.pairs import record_of
+from pytest_mistral_lora.chat.row_kinds import parse_rows
 from pytest_mistral_lora.records.goldens import packaged_pairs
 
 SIDES = ("chosen", "rejected")
@@ -16,7 +18,6 @@ ROWS: dict[str, Data] = {case.name: record_of(case.rows) for case in _CASES if n
 """The pair whose bad answer has no text."""
 
 
-def rated(row: Data) -> list[Data]:
+def rated(pair: Data) -> list[Data]:
     """Return the two rated answers of a pair."""
-    shared = {key: row[key] for key in ("prompt", "tools") if key in row}
-    return [shared | {"completion": row[side], "label": side == "chosen"} for side in SIDES]
+    return [record_of([row]) for row in pairs.rated(parse_rows(pair))]
