@@ -45,9 +45,16 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def of_main_branch(steps: list[Any]) -> list[Any]:
+    """Return the steps of GitHub that keep the report of the main branch, or compare with it."""
+    return [step for step in steps if isinstance(step, dict) and "mistral-lora.main.json" in json.dumps(step)]
+
+
 def commands(steps: list[Any]) -> Iterator[list[str]]:
-    """Yield the words of each command of a job; of a step of GitHub, of those that are no action."""
+    """Yield the words of each command of a job that judges; of a step of GitHub, of those that are no action."""
     for step in steps:
+        if step in of_main_branch(steps):
+            continue
         script = step.get("run", "") if isinstance(step, dict) else step
         for line in script.splitlines():
             yield shlex.split(line)
@@ -185,6 +192,41 @@ def test_both_services_are_red_at_the_same_row(guarded: Path, tmp_path: Path, mi
     [entry] = json.loads((tmp_path / "mistral-lora.codequality.json").read_text())
     assert entry["location"] == {"path": "rows.jsonl", "lines": {"begin": 6}}
     assert 'line="6"' in (tmp_path / "mistral-lora.xml").read_text()
+
+
+@pytest.mark.usefixtures("data_alone")
+def test_a_pull_request_is_compared_with_the_main_branch(guarded: Path, tmp_path: Path, mistral_lora: RunVerb) -> None:
+    shutil.copytree(guarded, tmp_path, dirs_exist_ok=True)
+    _, check, *_ = commands(job(guarded, "github check"))
+    restore, compare, keep, save = of_main_branch(job(guarded, "github check"))
+    # a run on the main branch keeps its report under a key that a pull request finds
+    assert mistral_lora(*check[1:], folder=tmp_path).returncode == 0
+    run_script(keep["run"], tmp_path)
+    assert restore["with"]["path"] == save["with"]["path"] == "mistral-lora.main.json"
+    assert save["with"]["key"] == "mistral-lora-report-${{ github.sha }}"
+    assert save["with"]["key"].startswith(restore["with"]["restore-keys"])
+    assert "'pull_request'" in restore["if"]
+    assert all("'push'" in step["if"] for step in (keep, save))
+    # the change breaks a row
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"messages": [{"role": "bot", "content": "x"}]}\n')
+    assert mistral_lora(*check[1:], folder=tmp_path).returncode == 1
+    shown = run_script(compare["run"], tmp_path, GITHUB_STEP_SUMMARY="summary.md")
+    assert shown.startswith("1 new, 0 fixed")
+    summary = (tmp_path / "summary.md").read_text()
+    assert summary.startswith(MARK)
+    assert "| new | " in summary
+
+
+def run_script(script: str, folder: Path, **values: str) -> str:
+    """Run a script as GitHub does, and return its output; it must not fail."""
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1", **values}
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_no_secret_reaches_a_runner_of_your_own_with_code_of_others(guarded: Path) -> None:

@@ -195,7 +195,7 @@ def test_the_commands_of_the_jobs_run_nothing_but_their_programs(base: Path, rep
     texts = texts_of(named(repository, base, "$(touch PWNED)"))
     programs = repository / "programs"
     programs.mkdir()
-    for program in ("pip", "pytest", "mistral-lora"):
+    for program in ("pip", "pytest", "mistral-lora", "cp", "cat"):
         (programs / program).write_text(f"#!/bin/sh\nprintf '%s' {program}\nprintf '[%s]' \"$@\"\necho\n")
         (programs / program).chmod(0o755)
     workflow, jobs = yaml.safe_load(texts[WORKFLOW]), yaml.safe_load(texts[GITLAB])
@@ -207,14 +207,20 @@ def test_the_commands_of_the_jobs_run_nothing_but_their_programs(base: Path, rep
         variables = workflow["env"] if service == "github" else jobs[".mistral-lora"]["variables"]
         done = subprocess.run(
             ["/bin/sh", "-e", "-c", "\n".join(script)],
-            env={"PATH": str(programs), "PACKAGE": variables["PACKAGE"], "TRAIN_PACKAGE": "$(touch PWNED) * x"},
+            env={
+                "PATH": str(programs),
+                "PACKAGE": variables["PACKAGE"],
+                "TRAIN_PACKAGE": "$(touch PWNED) * x",
+                "GITHUB_STEP_SUMMARY": "summary.md",
+            },
             cwd=repository,
             capture_output=True,
             text=True,
             check=True,
         )
         lines = done.stdout.splitlines()
-        assert len(lines) == len(script)
+        shown = [line for line in "\n".join(script).splitlines() if line and ">" not in line]
+        assert len(lines) == len(shown)
         assert lines[0] == f"pip[install][{variables['PACKAGE']}]"
         assert "pip[install][$(touch PWNED) * x]" in lines
         assert done.stderr == ""
