@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,12 @@ _kept = 0
 _LARGE = 1 << 20
 """Bytes of a tokenizer file that takes long to parse."""
 
+_SECONDS, _LONG_SECONDS = 300, 1800
+"""Seconds after which a test has hung, and one that is left out of a plain run: each takes a fifth of it at most."""
+
+_LONG = ("real", "gallery", "slow", "vllm", "browser")
+"""The markers of tests that are left out of a plain run."""
+
 
 def _set_apart() -> None:
     """Collect garbage, and have later collections look at new objects only.
@@ -68,6 +75,16 @@ def _set_apart() -> None:
     _kept = sys.getallocatedblocks()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each test a time limit, if pytest-timeout is installed: the environment of a trainer lacks it."""
+    if not config.pluginmanager.hasplugin("timeout"):
+        return
+    of_fuzzer = float(os.environ.get("MISTRAL_LORA_FUZZ_SECONDS", 0))
+    for item in items:
+        is_long = any(item.get_closest_marker(name) for name in _LONG)
+        item.add_marker(pytest.mark.timeout(of_fuzzer + (_LONG_SECONDS if is_long else _SECONDS)))
+
+
 def pytest_collection_finish() -> None:
     _set_apart()
     # Python's own limit of 700 new objects has every test that loads a tokenizer walk its 131,000 tokens many times.
@@ -78,6 +95,16 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_logfinish() -> None:
     if sys.getallocatedblocks() > _kept + _NEW:
         _set_apart()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_are_heard() -> Iterator[None]:
+    """Hear SIGINT: a shell starts a job in the background with SIGINT ignored, and its children inherit that."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

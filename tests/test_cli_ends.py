@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,14 +22,6 @@ from verb_words import VERB_OF, WORDS
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError, MergeError, Terminated
-
-
-@pytest.fixture(autouse=True)
-def heard_interrupt() -> Iterator[None]:
-    # a command that a shell runs in the background ignores SIGINT, and so do its children
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def cli(*words: str) -> list[str]:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,6 @@ from pytest_mistral_lora.training.callbacks import StopAtRequest, StopRequest, s
 from pytest_mistral_lora.training.run_folder import checkpoints, describe_failure, fault_of, step_of
 
 ENDLESS = {"steps": 1_000_000, "batch_size": 2, "logging_steps": 1_000_000, "checkpoint_steps": 1_000_000}
-
-
-@pytest.fixture(autouse=True)
-def signals_are_heard() -> Iterator[None]:
-    """A shell starts jobs in the background with SIGINT ignored, and children inherit that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def start(folder: Path, **environment: str) -> subprocess.Popen[str]:
