@@ -38,6 +38,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_example_of_a_new_rule_has_an_id_that_is_free() -> None:
+    page = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    [example] = set(re.findall(r"\bML\d{3}\b", page))
+    assert example not in RULES
+    assert any(rule_id[:3] == example[:3] for rule_id in RULES)
+
+
 def test_every_rule_and_verb_has_a_page_in_the_site(site: Path) -> None:
     assert {path.stem for path in (site / "rules").iterdir()} == RULES.keys()
     for rule in RULES.values():
