@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target, checkpoint_paths, given_path
 from pytest_mistral_lora.errors import NoOracleError, PinError, RecipeError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.recognition import Recognition
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.adapter.related import RelatedAdapters
+    from pytest_mistral_lora.conformance.checks import Subject
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
     from pytest_mistral_lora.serving.gguf_file import GgufFile
 
@@ -282,3 +283,14 @@ class TrainerTarget(Target):
             for path, name in names.items():
                 place = place.replace(path, name)
             yield replace(finding, place=place)
+
+
+@dataclass(frozen=True)
+class WatchedTarget(Target):
+    """What was watched while a trainer ran: the session has its results, and cannot judge it again.
+
+    Attributes:
+        results: The result of each check, by its subject and its case.
+    """
+
+    results: Mapping[tuple[Subject, str], Result] = field(default_factory=dict)

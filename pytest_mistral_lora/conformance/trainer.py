@@ -13,7 +13,7 @@ from pytest_mistral_lora.conformance.adapter.weights import TOWER
 from pytest_mistral_lora.conformance.base_tokenizer import loaded_template_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TOKENIZER_PLACE, TrainerTarget
+from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TOKENIZER_PLACE, TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
 from pytest_mistral_lora.errors import and_more
 
@@ -33,6 +33,16 @@ def checks(target: TrainerTarget, settings: Settings) -> Iterator[Check]:
     yield Check(target, "train", "frozen-adapter-is-refused", partial(_frozen, target))
     yield Check(target, "train", "every-layer-moved", partial(_every_layer, target))
     yield Check(target, "train", "only-lora-changed", partial(_only_lora, target))
+
+
+def watched_checks(target: WatchedTarget, settings: Settings) -> Iterator[Check]:
+    """Yield a check for each result of what was watched."""
+    for (subject, case), result in target.results.items():
+        yield Check(target, subject, case, partial(_as_watched, result))
+
+
+def _as_watched(result: Result) -> Result:
+    return result
 
 
 def _oracle(target: TrainerTarget) -> Result:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import TrainerCallback
 
+from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import GuardError, InputError, MistralLoraError, one_line
 from pytest_mistral_lora.guarding.batches import (
     ModelBatch,
@@ -19,7 +20,8 @@ from pytest_mistral_lora.guarding.batches import (
     undisturbed,
     with_messages,
 )
-from pytest_mistral_lora.guarding.verdict import GuardedRow, GuardedRun, judge_run
+from pytest_mistral_lora.guarding.first_step import WAITING, FirstStepWatch, calling_trainer
+from pytest_mistral_lora.guarding.verdict import GuardedRow, GuardedRun, judge_run, with_first_step
 from pytest_mistral_lora.judging import Verdict
 
 _LOG = logging.getLogger(__name__)
@@ -72,10 +74,17 @@ class MistralGuard(TrainerCallback):
         self._on_finding = on_finding
         self._dataset: Any = None
         self._stream: _StreamWatch | None = None
+        self._trainer: Any = None
+        self._step: FirstStepWatch | None = None
+        self._first_step: Mapping[str, Result] = WAITING
 
     def use_dataset(self, dataset: Any) -> None:
         """Take the messages of the rows from the trainer's dataset, if it has them beside its ids."""
         self._dataset = dataset
+
+    def use_trainer(self, trainer: Any) -> None:
+        """Watch the loss of this trainer's first step, and judge its datasets."""
+        self._trainer = trainer
 
     def on_train_begin(
         self,
@@ -96,16 +105,53 @@ class MistralGuard(TrainerCallback):
         run = GuardedRun(args, model, processing_class, optimizer, self._tokenizer)
         if not can_be_read_twice(train_dataloader):
             self._stream = _StreamWatch(self, run, model)
+            self._begin_to_watch(run)
             return
         with undisturbed(train_dataloader, args.device):
             started = time.perf_counter()
             self._judge(run, lambda: self._read(args, state, train_dataloader), started)
+        self._begin_to_watch(run)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the first step, if its loss did not.
+
+        Raises:
+            GuardError: As for `on_train_begin`.
+        """
+        if self._step is not None:
+            self._step.end()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge what a stream has given, if it had fewer batches than the guard judges."""
         if self._stream is not None:
             self._stream.end()
             self._stream = None
+        if self._step is not None:
+            self._step.leave()
+
+    def _begin_to_watch(self, run: GuardedRun) -> None:
+        """Watch the first step of the run, in place of that of an earlier one."""
+        if self._step is not None:
+            self._step.leave()
+        trainer = calling_trainer(self) if self._trainer is None else self._trainer
+        self._first_step = WAITING
+        self._step = FirstStepWatch(run.args, run.model, trainer, lambda results: self._judge_first_step(run, results))
+
+    def _judge_first_step(self, run: GuardedRun, results: Mapping[str, Result]) -> None:
+        """Add what the first step has shown to the verdict, and stop or warn: each process for itself."""
+        self._first_step = results
+        if self.verdict is None:  # the rows of a stream are judged later, and these results with them
+            return
+        try:
+            self.verdict = with_first_step(self.verdict, results)
+        except Exception:  # the run must not end by an error of the guard
+            _LOG.exception("the guard ended with an error")
+            return
+        is_error = any(finding.severity == "error" for result in results.values() for finding in result.findings)
+        if self._on_finding == "warn":
+            self._warn(run, [(run.args.process_index, str(self.verdict))] if is_error else [])
+        elif is_error:
+            raise GuardError(f"the run is stopped before a weight moves\n{self.verdict}", verdict=self.verdict)
 
     def _read(self, args: Any, state: Any, loader: Any) -> list[GuardedRow]:
         """Return the rows of the next batches; a resumed run begins within an epoch."""
@@ -120,7 +166,7 @@ class MistralGuard(TrainerCallback):
         """Judge rows, exchange the outcome with the other processes, and stop at this moment or warn."""
         failure = ""
         try:
-            self.verdict = judge_run(run, read(), started)
+            self.verdict = judge_run(run, read(), started, self._first_step)
             failure = "" if self.verdict.ok else str(self.verdict)
         except Exception as error:  # a process that ended alone would leave the others waiting
             if not isinstance(error, MistralLoraError):
@@ -138,11 +184,10 @@ class MistralGuard(TrainerCallback):
             _LOG.info("%r", self.verdict)
 
     def _warn(self, run: GuardedRun, failures: Sequence[tuple[int, str]]) -> None:
-        if run.args.process_index != 0:
-            return
         for rank, text in failures:
-            _LOG.warning("process %d: the guard warns\n%s", rank, text)
-        if self.verdict is None:
+            if run.args.process_index in (0, rank):
+                _LOG.warning("process %d: the guard warns\n%s", rank, text)
+        if run.args.process_index != 0 or self.verdict is None:
             return
         folder = Path(run.args.output_dir)
         try:
@@ -258,5 +303,6 @@ def guard(
         raise InputError(f"a {type(trainer).__name__}", place="trainer", expected="a transformers.Trainer")
     callback = MistralGuard(tokenizer=tokenizer, batches=batches, on_finding=on_finding)
     callback.use_dataset(getattr(trainer, "train_dataset", None))
+    callback.use_trainer(trainer)
     trainer.add_callback(callback)
     return callback

@@ -18,10 +18,12 @@ from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_copy, reco
 from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TrainerTarget
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.session import Session, opened_session
 from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.guarding.first_step import WAITING
 from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
 from pytest_mistral_lora.judging import AnyPath, Verdict, encoder_of, verdict_of
 from pytest_mistral_lora.runners import runner_fixes
@@ -29,6 +31,7 @@ from pytest_mistral_lora.runners import runner_fixes
 _TRAINERS = {"trl": "trl", "axolotl": "axolotl", "llamafactory": "llamafactory", "swift": "ms-swift"}
 """The runner of each trainer, by the package of its arguments."""
 
+_COMMAND = "guard(trainer)"
 _ROWS = "rows.jsonl"
 _TABLE = "rows.arrow"
 
@@ -102,13 +105,19 @@ class GuardedRun:
         return runner_fixes(f"{found}-preferences" if of_preferences else found)
 
 
-def judge_run(run: GuardedRun, rows: Sequence[GuardedRow], started: float) -> Verdict:
+def judge_run(
+    run: GuardedRun,
+    rows: Sequence[GuardedRow],
+    started: float,
+    first_step: Mapping[str, Result] = WAITING,
+) -> Verdict:
     """Judge the rows, the model and the tokenizer of a run.
 
     Args:
         run: The run.
         rows: The rows of its first batches.
         started: The time of `time.perf_counter` at which the guard began.
+        first_step: The results of its first step, by their checks.
 
     Raises:
         InputError: As for `GuardedRun.known`.
@@ -131,13 +140,23 @@ def judge_run(run: GuardedRun, rows: Sequence[GuardedRow], started: float) -> Ve
         )
         batches = EncodedTarget("batches", data, judge=trainer)
         file = _write(rows, data)
-        with opened_session([batches, trainer]) as session:
+        with opened_session([batches, trainer, _watched(first_step)]) as session:
             return verdict_of(
                 session,
-                "guard(trainer)",
+                _COMMAND,
                 _Amendments(file, [row.place for row in rows], configurations / MODEL_CONFIG, fixes).apply,
                 lambda session: _cost(session, rows, labels, started),
             )
+
+
+def with_first_step(verdict: Verdict, first_step: Mapping[str, Result]) -> Verdict:
+    """Return a verdict with the results of the first step, which it could not have before."""
+    with opened_session([_watched(first_step)]) as session:
+        return verdict_of(session, _COMMAND, earlier=verdict)
+
+
+def _watched(first_step: Mapping[str, Result]) -> WatchedTarget:
+    return WatchedTarget("trainer", results={("train", case): result for case, result in first_step.items()})
 
 
 @contextmanager
