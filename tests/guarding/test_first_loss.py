@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from pytest_mistral_lora import GuardError, MistralGuard, Verdict, guard
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.guarding.callback import REPORTS
+from pytest_mistral_lora.guarding.first_step import LOSS, FirstStepWatch
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-CASE = "trainer::train::first-loss"
+CASE = f"trainer::train::{LOSS}"
 
 Rows = list[dict[str, Any]]
 
@@ -28,16 +32,33 @@ def rows(oracle: Oracle) -> Rows:
     return encoded(oracle, chat_rows(8))
 
 
-def _verdict(trainer: Any, **settings: Any) -> Verdict:
+def _verdict(trainer: Any) -> Verdict:
     """Run the first step of a trainer with the guard."""
-    callback = guard(trainer, on_finding="warn", **settings)
+    callback = guard(trainer, on_finding="warn")
     trainer.train()
     assert callback.verdict is not None
     return callback.verdict
 
 
-def _found(verdict: Verdict) -> list[tuple[str, str]]:
-    return [(finding.rule, finding.place) for finding in verdict.findings]
+def _result(trainer: Any) -> Result:
+    """Watch the first call of a trainer's `compute_loss`, without the rest of its training."""
+    results: dict[str, Result] = {}
+    FirstStepWatch(trainer.args, trainer.model, trainer, results.update)
+    trainer.model.train()
+    batches = [next(iter(trainer.get_train_dataloader()))]
+    items = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+    trainer.compute_loss(trainer.model, batches[0], num_items_in_batch=items)
+    assert "compute_loss" not in vars(trainer)
+    return results[LOSS]
+
+
+def _found(judged: Verdict | Result) -> list[tuple[str, str]]:
+    return [(finding.rule, finding.place) for finding in judged.findings]
+
+
+@pytest.fixture(scope="module")
+def model(base: Path) -> Any:
+    return lora_model(base)
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor, *, by: int = 1, **named: Any) -> torch.Tensor:
@@ -56,7 +77,10 @@ def _divided(summed: torch.Tensor, labels: torch.Tensor, items: Any) -> torch.Te
 
 def _shifted_twice(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
     return ForCausalLMLoss(
-        outputs.logits[:, :-1].contiguous(), labels[:, 1:], outputs.logits.shape[-1], num_items_in_batch=num_items_in_batch
+        outputs.logits[:, :-1].contiguous(),
+        labels[:, 1:],
+        outputs.logits.shape[-1],
+        num_items_in_batch=num_items_in_batch,
     )
 
 
@@ -87,27 +111,37 @@ def _sum(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
     ("function", "words"), [(_shifted_twice, "labels that are shifted twice"), (_not_shifted, "not shifted")]
 )
 def test_a_loss_function_with_another_shift_is_an_error(
-    function: Callable[..., Any], words: str, base: Path, rows: Rows, tmp_path: Path
+    function: Callable[..., Any], words: str, base: Path, model: Any, rows: Rows, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    trainer = make_trainer(base, rows, tmp_path, model=model)
     trainer.compute_loss_func = function
-    verdict = _verdict(trainer)
-    assert _found(verdict) == [("ML326", "compute_loss_func")]
-    assert words in verdict.findings[0].found
-    assert not verdict.ok
-    assert "ML326" in (tmp_path / "mistral-guard.json").read_text()
+    result = _result(trainer)
+    assert _found(result) == [("ML326", "compute_loss_func")]
+    assert words in result.findings[0].found
 
 
 @pytest.mark.parametrize("function", [_sound, _sound_mean])
 def test_a_sound_loss_function_is_silent(
-    function: Callable[..., Any], base: Path, rows: Rows, tmp_path: Path
+    function: Callable[..., Any], base: Path, model: Any, rows: Rows, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    trainer = make_trainer(base, rows, tmp_path, model=model)
     trainer.compute_loss_func = function
+    result = _result(trainer)
+    assert (result.findings, result.not_checked) == ((), "")
+    facts = dict(result.facts)
+    assert facts["loss"] == pytest.approx(facts["loss of the labels"], rel=1e-5)
+
+
+def test_a_warning_is_written_with_the_rest_of_the_verdict(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    trainer.compute_loss_func = _shifted_twice
     verdict = _verdict(trainer)
-    assert (verdict.findings, verdict.ok) == ((), True)
-    assert CASE not in verdict.not_checked
-    assert verdict.facts[CASE]["loss"] == pytest.approx(verdict.facts[CASE]["loss of the labels"], rel=1e-5)
+    assert _found(verdict) == [("ML326", "compute_loss_func")]
+    assert not verdict.ok
+    assert verdict.facts["batches::encoded::labels"]["judged"] == 8
+    report = json.loads((tmp_path / REPORTS[0]).read_text())
+    assert [cause["rule"] for cause in report["causes"]] == ["ML326"]
+    assert (report["counts"]["not_run"], report["counts"]["failed"]) == (0, 1)
 
 
 def test_another_loss_is_a_note_with_both_numbers(base: Path, rows: Rows, tmp_path: Path) -> None:
@@ -139,8 +173,8 @@ class Overridden(Trainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
 
-def _overridden(base: Path, rows: Rows, folder: Path, change: Any, **settings: Any) -> Any:
-    trainer = make_trainer(base, rows, folder, max_steps=1, **settings)
+def _overridden(base: Path, model: Any, rows: Rows, folder: Path, change: Any) -> Any:
+    trainer = make_trainer(base, rows, folder, model=model)
     trainer.__class__ = type("Overridden", (Overridden,), {"change": staticmethod(change)})
     return trainer
 
@@ -169,15 +203,18 @@ def _cut_mask(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Ten
             lambda logits, batch: _loss(logits, batch["labels"].masked_fill(batch["attention_mask"] == 0, 0)),
             "the labels and the padding",
         ),
-        (lambda logits, batch: _loss(logits, batch["input_ids"], by=0), "every token, the prompt included, not shifted"),
+        (
+            lambda logits, batch: _loss(logits, batch["input_ids"], by=0),
+            "every token, the prompt included, not shifted",
+        ),
         (lambda logits, batch: _loss(logits, batch["labels"], by=2), "labels that are shifted twice"),
         (_cut_mask, "the mask of the labels, not shifted"),
     ],
 )
-def test_another_mask_is_an_error(change: Any, words: str, base: Path, rows: Rows, tmp_path: Path) -> None:
-    verdict = _verdict(_overridden(base, rows, tmp_path, change))
-    assert _found(verdict) == [("ML326", "Overridden.compute_loss")]
-    assert words in verdict.findings[0].found
+def test_another_mask_is_an_error(change: Any, words: str, base: Path, model: Any, rows: Rows, tmp_path: Path) -> None:
+    result = _result(_overridden(base, model, rows, tmp_path, change))
+    assert _found(result) == [("ML326", "Overridden.compute_loss")]
+    assert words in result.findings[0].found
 
 
 def _with_column(trainer: Any, values: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -188,16 +225,24 @@ def _with_column(trainer: Any, values: Callable[[torch.Tensor], torch.Tensor]) -
     return trainer
 
 
-def test_a_mask_that_only_the_loss_reads_is_an_error(base: Path, rows: Rows, tmp_path: Path) -> None:
-    trainer = _overridden(base, rows, tmp_path / "wide", _masked("loss_mask"))
-    verdict = _verdict(_with_column(trainer, lambda labels: torch.ones_like(labels).index_fill(1, torch.tensor([0, 1]), 0)))
-    assert _found(verdict) == [("ML326", "Overridden.compute_loss")]
-    assert "the tokens that `loss_mask` marks" in verdict.findings[0].found
-    trainer = _overridden(base, rows, tmp_path / "same", _masked("loss_mask"))
-    assert _found(_verdict(_with_column(trainer, lambda labels: (labels != -100).long()))) == []
-    # weights, but no other tokens
-    trainer = _overridden(base, rows, tmp_path / "weights", _masked("loss_mask"))
-    assert _found(_verdict(_with_column(trainer, lambda labels: (labels != -100) * (1 + labels % 3 / 2)))) == []
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (lambda labels: torch.arange(labels.shape[1]).expand_as(labels) > 1, "the tokens that `loss_mask` marks ("),
+        (lambda labels: (labels != -100) & (labels != 2), "the tokens that `loss_mask` marks ("),
+        (lambda labels: (labels != -100).long(), ""),
+        # weights, but no other tokens
+        (lambda labels: (labels != -100) * (1 + labels % 3 / 2), ""),
+    ],
+    ids=["wider", "narrower", "the same", "weights"],
+)
+def test_a_mask_that_only_the_loss_reads_has_the_tokens_of_the_labels(
+    values: Any, words: str, base: Path, model: Any, rows: Rows, tmp_path: Path
+) -> None:
+    result = _result(_with_column(_overridden(base, model, rows, tmp_path, _masked("loss_mask")), values))
+    assert _found(result) == ([("ML326", "Overridden.compute_loss")] if words else [])
+    assert words in "".join(finding.found for finding in result.findings)
+    assert result.not_checked == ""
 
 
 class Relabelled(Trainer):  # type: ignore[misc]
@@ -210,32 +255,41 @@ class Relabelled(Trainer):  # type: ignore[misc]
 
 
 def test_labels_that_are_shifted_before_the_model_shifts_them_are_an_error(
-    base: Path, rows: Rows, tmp_path: Path
+    base: Path, model: Any, rows: Rows, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    trainer = make_trainer(base, rows, tmp_path, model=model)
     trainer.__class__ = Relabelled
-    verdict = _verdict(trainer)
-    assert _found(verdict) == [("ML326", "Relabelled.compute_loss")]
-    assert "shifted twice" in verdict.findings[0].found
+    result = _result(trainer)
+    assert _found(result) == [("ML326", "Relabelled.compute_loss")]
+    assert "shifted twice" in result.findings[0].found
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
         {"label_smoothing_factor": 0.1},
-        {"neftune_noise_alpha": 5.0},
         {"gradient_accumulation_steps": 1},
         {"gradient_checkpointing": True},
         {"average_tokens_across_devices": False},
     ],
     ids=str,
 )
-def test_a_declared_loss_is_silent(settings: dict[str, Any], base: Path, rows: Rows, tmp_path: Path) -> None:
+def test_a_declared_loss_is_silent(
+    settings: dict[str, Any], base: Path, model: Any, rows: Rows, tmp_path: Path
+) -> None:
+    result = _result(make_trainer(base, rows, tmp_path, model=model, **settings))
+    assert (result.findings, result.not_checked) == ((), "")
+    assert "loss of the labels" in dict(result.facts)
+
+
+def test_a_step_of_several_batches_with_noise_in_the_embeddings_is_silent(
+    base: Path, rows: Rows, tmp_path: Path
+) -> None:
+    settings = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 1, "neftune_noise_alpha": 5.0}
     verdict = _verdict(make_trainer(base, rows, tmp_path, max_steps=1, **settings))
     assert (verdict.findings, verdict.ok) == ((), True)
     assert CASE not in verdict.not_checked
-    assert "loss" in verdict.facts[CASE]
+    assert verdict.facts[CASE]["loss"] == pytest.approx(verdict.facts[CASE]["loss of the labels"], rel=1e-5)
 
 
 def test_it_stops_before_a_weight_moves_and_leaves_the_trainer_as_it_was(
