@@ -217,6 +217,7 @@ class TrainerTarget(Target):
         optimizer: The optimizer, wrapped or not; None if it is not made yet.
         has_images: Whether the batches have images.
         trains_eos: Whether a label of the batches is EOS.
+        left_out: Reasons why a part of the run is not judged, by the case of a check.
     """
 
     model: Any
@@ -226,14 +227,16 @@ class TrainerTarget(Target):
     optimizer: Any = None
     has_images: bool = False
     trains_eos: bool = False
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         folder = given_path(self.path)
         for name, config in (
-            (MODEL_CONFIG, self.model.config),
+            (MODEL_CONFIG, getattr(self.model, "config", None)),
             (GENERATION_CONFIG, getattr(self.model, "generation_config", None)),
         ):
-            if config is not None:
+            # a model of a user's own may have another kind of configuration
+            if hasattr(config, "to_json_string"):
                 (folder / name).write_text(config.to_json_string(use_diff=False), encoding="utf-8")
 
     @property
@@ -251,7 +254,8 @@ class TrainerTarget(Target):
         from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
         tokenizer = CheckpointTokenizer(given_path(self.path))
-        tokenizer.use_fast(text_tokenizer(self.processing_class))
+        if (loaded := text_tokenizer(self.processing_class)) is not None:
+            tokenizer.use_fast(loaded)
         tokenizer.use_recognition(self.known)
         return tokenizer
 
