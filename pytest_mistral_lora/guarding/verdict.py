@@ -195,20 +195,21 @@ def judge_run(
             trains_eos=oracle is not None and oracle.eos_id in read.labels,
             left_out=read.left_out,
         )
-        targets: list[Target] = []
+        # first: rows are shown by the last target of a name
+        targets: list[Target] = [_watched(first_step)]
         amendments = []
         for name, part in (("batches", read), (EVALUATION, evaluation)):
             if part is None:
                 continue
+            if name == EVALUATION and part.left_out:
+                targets.append(_not_checked(part.left_out))
             if part.rows:
                 folder = data / name
                 folder.mkdir()
                 targets.append(EncodedTarget(name, folder, judge=trainer))
                 file, places = _write(part.rows, folder), [row.place for row in part.rows]
                 amendments.append(_Amendments(file, places, configurations / MODEL_CONFIG, fixes, name))
-            if name == EVALUATION and part.left_out:
-                targets.append(_not_checked(part.left_out))
-        with opened_session([*targets, trainer, _watched(first_step)], keeps_going=True) as session:
+        with opened_session([*targets, trainer], keeps_going=True) as session:
             return verdict_of(
                 session,
                 _COMMAND,
@@ -236,7 +237,7 @@ def _not_checked(left_out: Mapping[str, str]) -> WatchedTarget:
     results: dict[tuple[Subject, str], Result] = {
         ("encoded", case): Result(not_checked=reason) for case, reason in left_out.items()
     }
-    return WatchedTarget(f"{EVALUATION}-left-out", results=results)
+    return WatchedTarget(EVALUATION, results=results)
 
 
 IMAGES = "images"

@@ -77,7 +77,14 @@ def lora_model(base: Path, *, adapter: bool = True, seed: int = 0, **settings: A
 
 
 def make_trainer(
-    base: Path, dataset: Any, output: Path, *, model: Any = None, tokenizer: Any = None, **settings: Any
+    base: Path,
+    dataset: Any,
+    output: Path,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    evaluation: Any = None,
+    **settings: Any,
 ) -> Trainer:
     """Return a Trainer of the tiny model that logs the loss of each step."""
     if isinstance(dataset, list):
@@ -100,6 +107,7 @@ def make_trainer(
         model=lora_model(base) if model is None else model,
         args=TrainingArguments(output_dir=str(output), **arguments),
         train_dataset=dataset,
+        eval_dataset=evaluation,
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
         processing_class=tokenizer,
         callbacks=[Losses()],
