@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import inspect
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 from guarded_runs import chat_rows, encoded, lora_model, losses_of, make_trainer
-from transformers import Trainer
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from pytest_mistral_lora import GuardError, MistralGuard, Verdict, guard
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.guarding.callback import REPORTS
 from pytest_mistral_lora.guarding.first_step import LOSS, FirstStepWatch
@@ -315,3 +321,160 @@ def test_a_callback_finds_its_trainer(base: Path, rows: Rows, tmp_path: Path) ->
     trainer.add_callback(MistralGuard())
     with pytest.raises(GuardError, match="ML326"):
         trainer.train()
+
+
+def test_the_loss_of_experts_is_silent(oracle: Oracle, rows: Rows, tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "base", oracle.path, architecture=Architecture(TEXT_MODELS["mixtral"]))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.config.output_router_logits, model.router_aux_loss_coef = True, 0.5
+    model.config.router_aux_loss_coef = 0.5
+    trainer = make_trainer(base, rows, tmp_path, model=model)
+    result = _result(trainer)
+    assert (result.findings, result.not_checked) == ((), "")
+    trainer.compute_loss_func = _shifted_twice
+    assert _found(_result(trainer)) == [("ML326", "compute_loss_func")]
+
+
+def test_a_model_in_bfloat16_is_judged(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, model=lora_model(base, adapter=False).to(torch.bfloat16))
+    assert _result(trainer).findings == ()
+    trainer.compute_loss_func = _shifted_twice
+    assert _found(_result(trainer)) == [("ML326", "compute_loss_func")]
+    # the sum of rounded losses is rounded: it is the loss of the labels, or no one can tell
+    for function, found in ((_half, []), (_half_shifted_twice, [("ML326", "compute_loss_func")])):
+        trainer.compute_loss_func = function
+        result = _result(trainer)
+        assert _found(result) == found or "in bfloat16" in result.not_checked
+
+
+def _half(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def _half_shifted_twice(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return torch.nn.functional.cross_entropy(outputs.logits[:, :-2].flatten(0, 1), labels[:, 2:].flatten())
+
+
+def _without_logits(trainer: Any) -> None:
+    """Let the model return its loss alone, as fused losses do."""
+    trainer.model.register_forward_hook(lambda model, given, output: {"loss": output.loss})
+
+
+def _without_labels(trainer: Any) -> None:
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: {name: value for name, value in collate(rows).items() if name != "labels"}
+    trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: outputs.logits.mean()
+
+
+def _with_another_type(trainer: Any) -> None:
+    trainer.args.loss_type = "mine"
+
+
+def _with_several_losses(trainer: Any) -> None:
+    trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: 3
+
+
+def _with_odd_labels(trainer: Any) -> None:
+    """Break what the check reads, and not the run."""
+    trainer.args.gradient_accumulation_steps = "two"
+    trainer.current_gradient_accumulation_steps = "two"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_without_logits, "the model returned no logits"),
+        (_without_labels, "the batch has no `labels`"),
+        (_with_another_type, "declares the loss 'mine'"),
+        (_with_several_losses, "returned a int"),
+        (_with_odd_labels, "ValueError"),
+    ],
+)
+def test_what_cannot_be_compared_is_not_checked(
+    change: Callable[[Any], None], reason: str, base: Path, rows: Rows, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, rows, tmp_path)
+    change(trainer)
+    result = _result(trainer)
+    assert result.findings == ()
+    assert reason in result.not_checked
+
+
+def test_without_a_trainer_the_loss_is_not_checked(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    trainer.compute_loss_func = _shifted_twice
+    callback = MistralGuard()
+
+    class Between(TrainerCallback):  # type: ignore[misc]
+        """Passes the events on: the trainer does not know the guard."""
+
+        def on_train_begin(self, *given: Any, **named: Any) -> None:
+            callback.on_train_begin(*given, **named)
+
+        def on_pre_optimizer_step(self, *given: Any, **named: Any) -> None:
+            callback.on_pre_optimizer_step(*given, **named)
+
+    trainer.add_callback(Between())
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    assert "guard(trainer)" in callback.verdict.not_checked[CASE]
+
+
+def test_a_step_without_compute_loss_is_not_checked(base: Path, rows: Rows, tmp_path: Path) -> None:
+    class Short(Trainer):  # type: ignore[misc]
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            loss = model(**inputs).loss
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    trainer.__class__ = Short
+    verdict = _verdict(trainer)
+    assert verdict.not_checked[CASE] == "the first step did not call the trainer's compute_loss"
+    assert "compute_loss" not in vars(trainer)
+
+
+def test_a_trainer_gets_back_what_it_had_and_can_be_copied_before(
+    base: Path, model: Any, rows: Rows, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, rows, tmp_path, model=model)
+    own = trainer.compute_loss = functools.partial(Trainer.compute_loss, trainer)
+    watch = FirstStepWatch(trainer.args, model, trainer, {}.update)
+    assert trainer.compute_loss is not own
+    assert inspect.signature(trainer.compute_loss) == inspect.signature(own)
+    watch.leave()
+    assert trainer.compute_loss is own
+    del trainer.compute_loss
+    watch = FirstStepWatch(trainer.args, model, trainer, {}.update)
+    del trainer.compute_loss
+    watch.leave()
+    assert "compute_loss" not in vars(trainer)
+
+
+class Small:
+    """What a trainer needs to be watched."""
+
+    def compute_loss(self, model: Any, inputs: Any) -> int:
+        return 1
+
+
+def test_a_copy_of_a_watched_trainer_is_not_watched() -> None:
+    trainer = Small()
+    FirstStepWatch(None, None, trainer, {}.update)
+    for copied in (pickle.loads(pickle.dumps(trainer)), copy.deepcopy(trainer)):
+        assert copied.compute_loss.__self__ is copied
+        assert copied.compute_loss(None, {}) == 1
+
+
+def test_an_exception_of_the_loss_is_the_users(base: Path, rows: Rows, tmp_path: Path) -> None:
+    def fails(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        raise KeyError("mine")
+
+    trainer = make_trainer(base, rows, tmp_path)
+    trainer.compute_loss_func = fails
+    guard(trainer)
+    with pytest.raises(KeyError, match="mine"):
+        trainer.train()
+    assert "compute_loss" not in vars(trainer)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in trainer.model.modules())

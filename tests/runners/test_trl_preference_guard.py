@@ -100,6 +100,8 @@ def test_a_healthy_run_is_untouched(kind: str, base: Path, tokenizer: Any, tmp_p
     assert callback.verdict.ok
     facts = callback.verdict.facts["batches::encoded::ids"]
     assert facts["judged"] == 16
+    reason = callback.verdict.not_checked["trainer::train::first-loss"]
+    assert "loss of its own" in reason
     assert found[0] == found[1]
     assert len(found[0]) == 2
 
