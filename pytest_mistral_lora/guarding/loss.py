@@ -237,7 +237,12 @@ class _Losses:
         if self.call.items:
             divisors += [self.call.items / k for k in dict.fromkeys((1.0, float(self.settings.processes)))]
         means = [total, *(count for count in choice.counts if count)]
-        divisors += [n * k for n in means for k in dict.fromkeys((1.0, float(self.settings.steps)))]
+        scales = [1.0, float(self.settings.steps)]
+        if choice is not self.of_labels:
+            # transformers multiplies by the processes what it takes for a share of the whole step: of the labels' mean,
+            # that is another loss, which is a note
+            scales.append(1 / self.settings.processes)
+        divisors += [n * k for n in means for k in dict.fromkeys(scales)]
         for losses in self._of_tokens(choice, chosen):
             summed = float((losses.double() * factors).sum())
             for divisor, added in product(divisors, self._added):
