@@ -10,6 +10,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from pytest_mistral_lora.conformance.finding import Result
@@ -213,7 +214,7 @@ def calling_trainer(callback: Any) -> Any:
     Args:
         callback: A callback of the trainer.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         trainer = frame.f_locals.get("self")
         if hasattr(type(trainer), "compute_loss"):

@@ -83,7 +83,7 @@ class LossSettings:
         owner = next((base for base in type(trainer).__mro__ if "compute_loss" in vars(base)), type(trainer))
         is_of_trl = owner.__module__.startswith("trl.") and owner.__name__ != "SFTTrainer"
         function = getattr(trainer, "compute_loss_func", None)
-        config = getattr(trainer.model, "config", None)
+        config: Any = getattr(trainer.model, "config", None)
         text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
         tokenizer = getattr(trainer, "processing_class", None)
         return cls(

@@ -209,11 +209,15 @@ def judge_run(
                 targets.append(EncodedTarget(name, folder, judge=trainer))
                 file, places = _write(part.rows, folder), [row.place for row in part.rows]
                 amendments.append(_Amendments(file, places, configurations / MODEL_CONFIG, fixes, name))
+        def amend(record: dict[str, Any]) -> None:
+            for amendment in amendments:
+                amendment.apply(record)
+
         with opened_session([*targets, trainer], keeps_going=True) as session:
             return verdict_of(
                 session,
                 _COMMAND,
-                lambda record: [amendment.apply(record) for amendment in amendments],
+                amend,
                 lambda session: [_cost(read, time.perf_counter() - started)],
             )
 
