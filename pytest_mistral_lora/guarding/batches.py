@@ -1,4 +1,4 @@
-"""The first batches of a training loader, read in a copy of this process so that the run reads what it would have read."""
+"""The first batches of a training loader, read in a copy of this process: the run reads what it would have read."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def _places(loader: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
         for part in _parts(loader):
             if hasattr(part, "set_epoch") and part is not loader.dataset:
                 part.set_epoch(epoch)
-        places = islice(iter(loader.batch_sampler), skipped, skipped + count)
+        places: Iterator[Any] = islice(iter(loader.batch_sampler), skipped, skipped + count)
         # the loader draws it for its workers, whether it has any or not
         seed = int(torch.empty((), dtype=torch.int64).random_(generator=getattr(loader, "generator", None)))
         if getattr(loader, "num_workers", 0):
@@ -332,10 +332,10 @@ def _raise_again(failure: _Failure, loader: Any) -> NoReturn:
         raise NoCopyError(f"{failure.place} raised {failure.kind} in a second process: {one_line(failure.text)}")
     if failure.error is None:
         raise NoCopyError(f"{failure.place} raised {failure.kind}: {one_line(failure.text)}")
-    error = pickle.loads(failure.error)
-    error.add_note(note)
-    error.add_note(failure.trace)
-    raise error
+    crossed: Exception = pickle.loads(failure.error)
+    crossed.add_note(note)
+    crossed.add_note(failure.trace)
+    raise crossed
 
 
 @contextmanager
@@ -346,7 +346,8 @@ def undisturbed(device: Any) -> Iterator[None]:
         device: The device of the run; None if it is unknown.
     """
     python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    module = of_device = None
+    module: Any = None
+    of_device = None
     if getattr(device, "type", "cpu") not in ("cpu", "meta"):
         with suppress(Exception):  # a device without random states
             module = torch.get_device_module(device)

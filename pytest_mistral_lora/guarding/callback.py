@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.errors import GuardError, InputError, MistralLoraError, one_line
+from pytest_mistral_lora.escaping import safe_text
 from pytest_mistral_lora.guarding.batches import ModelBatch, first_rows, rows_of, tokenizer_of, undisturbed, why_watched
 from pytest_mistral_lora.guarding.process_copy import NoCopyError
 from pytest_mistral_lora.guarding.verdict import FirstRows, GuardedRow, GuardedRun, green_line, judge_run, judged_rows
@@ -183,7 +186,7 @@ class MistralGuard(TrainerCallback):
             self._warn(run, failures)
         if self.verdict is not None and not failures:
             judged = sum(count for _, _, count in outcomes)
-            print(green_line(self.verdict, read, judged, time.perf_counter() - started), flush=True)
+            _say(green_line(self.verdict, read, judged, time.perf_counter() - started))
 
     def _warn(self, run: GuardedRun, failures: Sequence[tuple[int, str]]) -> None:
         for rank, text in failures:
@@ -241,6 +244,13 @@ class _BatchWatch:
         read = FirstRows(rows, self._seen, watched=self._reason)
         with undisturbed(getattr(self._run.args, "device", None)):
             self._guard._judge(self._run, read, time.perf_counter(), moment, last=last)
+
+
+def _say(line: str) -> None:
+    """Print a line, if there is somewhere to print it to."""
+    with suppress(AttributeError, OSError, ValueError):
+        sys.stdout.write(f"{safe_text(line)}\n")
+        sys.stdout.flush()
 
 
 def _processes() -> int:
