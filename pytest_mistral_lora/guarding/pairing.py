@@ -203,10 +203,12 @@ def _joined(record: Record, sources: Sequence[SourceRow]) -> Record:
     if len(left) != len(sources):
         return record
     while left:
-        here = next((n for n, row in enumerate(left) if ids[start : start + len(row.sides[0])] == row.sides[0]), None)
-        if here is None:
+        fitting = [row for row in left if ids[start : start + len(row.sides[0])] == row.sides[0]]
+        if not fitting:
             return record
-        row = left.pop(here)
+        # one row may begin as another
+        row = max(fitting, key=lambda fit: len(fit.sides[0]))
+        left.remove(row)
         conversations.append(dict(row.texts))
         start += len(row.sides[0])
     # the rest is padding

@@ -1,4 +1,4 @@
-"""The guard reads in a copy of the process: state stays as it was, and other batches are judged as the model gets them."""
+"""The guard reads in a copy of the process: state stays as it was, and what cannot cross is judged as it comes."""
 
 from __future__ import annotations
 
