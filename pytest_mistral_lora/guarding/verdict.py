@@ -295,8 +295,12 @@ def green_line(verdict: Verdict, read: FirstRows, judged: int, seconds: float) -
         case = name.rpartition("::")[2]
         if case not in _NEVER_CHECKED:
             cases.setdefault(reason, []).append(case)
-    unchecked = [f"{', '.join(names)} ({one_line(reason, 120)})" for reason, names in cases.items()]
-    parts += [f"not checked: {', '.join(unchecked)}"] if unchecked else []
+    if cases:
+        unchecked = (
+            one_line(reason if reason.startswith(names[0]) else f"{', '.join(names)}: {reason}", 160)
+            for reason, names in cases.items()
+        )
+        parts.append(f"not checked: {'; '.join(unchecked)}")
     return f"mistral guard: {'; '.join(parts)}"
 
 
