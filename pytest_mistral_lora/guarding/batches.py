@@ -144,6 +144,18 @@ class _ReadError(Exception):
         self.indices = indices
 
 
+class RaisedError(Exception):
+    """An exception that the run will raise, or that it raises now.
+
+    Attributes:
+        error: The exception of the dataset, the sampler or the collator, with its place as a note.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 @dataclass(frozen=True, slots=True)
 class _Failure:
     """The same in another process.
@@ -177,7 +189,7 @@ def first_rows(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipped
 
     Raises:
         NoCopyError: If the batches cannot be read in a copy.
-        Exception: The exception of the dataset, the sampler or the collator, with its place as a note.
+        RaisedError: If the dataset, the sampler or the collator raises an exception.
     """
     size, *batches = run_in_copy(lambda: _first_items(loader, dataset, count, epoch, skipped))
     if batches and isinstance(batches[-1], _Failure):
@@ -317,7 +329,7 @@ def _raise_again(failure: _Failure, loader: Any) -> NoReturn:
 
     Raises:
         NoCopyError: If it is an exception of the copy alone, or cannot be brought here.
-        Exception: The exception, with its place as a note.
+        RaisedError: With the exception.
     """
     note = f"raised by {failure.place}, which the guard reads before the first step"
     if not getattr(loader, "num_workers", 0) and failure.indices is not None:
@@ -328,14 +340,14 @@ def _raise_again(failure: _Failure, loader: Any) -> NoReturn:
             except Exception as error:
                 if type(error).__qualname__ == failure.kind:
                     error.add_note(note)
-                    raise
+                    raise RaisedError(error) from error
         raise NoCopyError(f"{failure.place} raised {failure.kind} in a second process: {one_line(failure.text)}")
     if failure.error is None:
         raise NoCopyError(f"{failure.place} raised {failure.kind}: {one_line(failure.text)}")
     crossed: Exception = pickle.loads(failure.error)
     crossed.add_note(note)
     crossed.add_note(failure.trace)
-    raise crossed
+    raise RaisedError(crossed)
 
 
 @contextmanager

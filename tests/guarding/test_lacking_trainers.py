@@ -15,6 +15,7 @@ from pytest_mistral_lora import GuardError, MistralGuard, guard
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance import trainer as trainer_checks
+from pytest_mistral_lora.guarding import callback as callback_module
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -164,6 +165,22 @@ def test_an_error_of_the_whole_judgement_is_not_checked(
     assert len(losses_of(trainer)) == 1
     assert callback.verdict is None
     assert "not checked: the guard ended with MemoryError" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["why_watched", "undisturbed", "rows_of"])
+def test_an_error_of_the_reading_ends_no_run(
+    name: str, base: Path, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*given: Any, **named: Any) -> Any:
+        raise KeyError(name)
+
+    monkeypatch.setattr(callback_module, name, breaks)
+    if name == "rows_of":
+        monkeypatch.setattr(callback_module, "why_watched", lambda loader: "it is a stream")
+    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    guard(trainer)
+    trainer.train()
+    assert len(losses_of(trainer)) == 1
 
 
 def test_arguments_that_lack_everything_are_enough(base: Path, rows: Rows, tmp_path: Path) -> None:
