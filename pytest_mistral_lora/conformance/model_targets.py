@@ -236,7 +236,7 @@ class TrainerTarget(Target):
             (GENERATION_CONFIG, getattr(self.model, "generation_config", None)),
         ):
             # a model of a user's own may have another kind of configuration
-            if hasattr(config, "to_json_string"):
+            if config is not None and hasattr(config, "to_json_string"):
                 (folder / name).write_text(config.to_json_string(use_diff=False), encoding="utf-8")
 
     @property

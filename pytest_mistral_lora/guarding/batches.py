@@ -1,4 +1,4 @@
-"""The first batches of a training loader, read in a copy of this process so that the run reads what it would have read."""
+"""The first batches of a training loader, read in a copy of this process: the run reads what it would have read."""
 
 from __future__ import annotations
 
@@ -148,6 +148,18 @@ class _ReadError(Exception):
         self.indices = indices
 
 
+class RaisedError(Exception):
+    """An exception that the run will raise, or that it raises now.
+
+    Attributes:
+        error: The exception of the dataset, the sampler or the collator, with its place as a note.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 @dataclass(frozen=True, slots=True)
 class _Failure:
     """The same in another process.
@@ -181,7 +193,7 @@ def first_rows(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipped
 
     Raises:
         NoCopyError: If the batches cannot be read in a copy.
-        Exception: The exception of the dataset, the sampler or the collator, with its place as a note.
+        RaisedError: If the dataset, the sampler or the collator raises an exception.
     """
     size, *batches = run_in_copy(lambda: _first_items(loader, dataset, count, epoch, skipped))
     if batches and isinstance(batches[-1], _Failure):
@@ -235,7 +247,7 @@ def _places(loader: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
         for part in _parts(loader):
             if hasattr(part, "set_epoch") and part is not loader.dataset:
                 part.set_epoch(epoch)
-        places = islice(iter(loader.batch_sampler), skipped, skipped + count)
+        places: Iterator[Any] = islice(iter(loader.batch_sampler), skipped, skipped + count)
         # the loader draws it for its workers, whether it has any or not
         seed = int(torch.empty((), dtype=torch.int64).random_(generator=getattr(loader, "generator", None)))
         if getattr(loader, "num_workers", 0):
@@ -321,7 +333,7 @@ def _raise_again(failure: _Failure, loader: Any) -> NoReturn:
 
     Raises:
         NoCopyError: If it is an exception of the copy alone, or cannot be brought here.
-        Exception: The exception, with its place as a note.
+        RaisedError: With the exception.
     """
     note = f"raised by {failure.place}, which the guard reads before the first step"
     if not getattr(loader, "num_workers", 0) and failure.indices is not None:
@@ -332,14 +344,14 @@ def _raise_again(failure: _Failure, loader: Any) -> NoReturn:
             except Exception as error:
                 if type(error).__qualname__ == failure.kind:
                     error.add_note(note)
-                    raise
+                    raise RaisedError(error) from error
         raise NoCopyError(f"{failure.place} raised {failure.kind} in a second process: {one_line(failure.text)}")
     if failure.error is None:
         raise NoCopyError(f"{failure.place} raised {failure.kind}: {one_line(failure.text)}")
-    error = pickle.loads(failure.error)
-    error.add_note(note)
-    error.add_note(failure.trace)
-    raise error
+    crossed: Exception = pickle.loads(failure.error)
+    crossed.add_note(note)
+    crossed.add_note(failure.trace)
+    raise RaisedError(crossed)
 
 
 @contextmanager
@@ -350,7 +362,8 @@ def undisturbed(device: Any) -> Iterator[None]:
         device: The device of the run; None if it is unknown.
     """
     python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    module = of_device = None
+    module: Any = None
+    of_device = None
     if getattr(device, "type", "cpu") not in ("cpu", "meta"):
         with suppress(Exception):  # a device without random states
             module = torch.get_device_module(device)

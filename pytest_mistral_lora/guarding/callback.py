@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +16,16 @@ from transformers import TrainerCallback
 
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import GuardError, InputError, MistralLoraError, one_line
-from pytest_mistral_lora.guarding.batches import ModelBatch, first_rows, rows_of, tokenizer_of, undisturbed, why_watched
+from pytest_mistral_lora.escaping import safe_text
+from pytest_mistral_lora.guarding.batches import (
+    ModelBatch,
+    RaisedError,
+    first_rows,
+    rows_of,
+    tokenizer_of,
+    undisturbed,
+    why_watched,
+)
 from pytest_mistral_lora.guarding.evaluation import first_eval_rows
 from pytest_mistral_lora.guarding.first_step import WAITING, FirstStepWatch, calling_trainer
 from pytest_mistral_lora.guarding.process_copy import NoCopyError
@@ -107,30 +119,30 @@ class MistralGuard(TrainerCallback):
         started = time.perf_counter()
         self._end_watch()  # of an earlier training that was stopped
         self.verdict, self._first_step, self._line = None, WAITING, None
-        trainer = calling_trainer(self) if self._trainer is None else self._trainer
-        tokenizer = tokenizer_of(getattr(train_dataloader, "collate_fn", None))
-        run = GuardedRun(args, model, processing_class, optimizer, self._tokenizer, tokenizer)
-        with undisturbed(getattr(args, "device", None)):
-            reason, read, raised = why_watched(train_dataloader), None, None
-            if not reason:
-                try:
-                    read = self._read(args, state, train_dataloader)
-                except NoCopyError as error:
-                    reason = error.reason
-                except Exception as error:  # the dataset's or the collator's
-                    raised = error
-            # no process goes on alone: the others would wait for it
-            reasons, failed = zip(*_from_each_process((reason, raised is not None)), strict=True)
-            if raised is not None:
-                raise raised
-            if any(failed):
-                return
-            self._evaluation = first_eval_rows(trainer, self._batches)
-            if read is None or any(reasons):
-                self._watch = _BatchWatch(self, run, model, next(filter(None, reasons)))
-            else:
-                self._judge(run, read, started)
-        self._step = FirstStepWatch(args, model, trainer, lambda results: self._judge_first_step(run, results))
+        raised = None
+        try:
+            trainer = calling_trainer(self) if self._trainer is None else self._trainer
+            tokenizer = tokenizer_of(getattr(train_dataloader, "collate_fn", None))
+            run = GuardedRun(args, model, processing_class, optimizer, self._tokenizer, tokenizer)
+            with undisturbed(getattr(args, "device", None)):
+                read, reason, raised = self._read_ahead(args, state, train_dataloader)
+                # no process goes on alone: the others would wait for it
+                reasons, failed = zip(*_from_each_process((reason, raised is not None)), strict=True)
+                if any(failed):
+                    _LOG.debug("a process ends with an error of its rows")
+                else:
+                    self._evaluation = first_eval_rows(trainer, self._batches)
+                    if read is None or any(reasons):
+                        self._watch = _BatchWatch(self, run, model, next(filter(None, reasons)))
+                    else:
+                        self._judge(run, read, started)
+                    self._step = FirstStepWatch(args, model, trainer, partial(self._judge_first_step, run))
+        except GuardError:
+            raise
+        except Exception as error:
+            _log_crash(error)
+        if raised is not None:
+            raise raised
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the first step, if its loss did not.
@@ -163,14 +175,14 @@ class MistralGuard(TrainerCallback):
     def _judge_first_step(self, run: GuardedRun, results: Mapping[str, Result]) -> None:
         """Add what the first step has shown to the verdict, and stop or warn: each process for itself."""
         self._first_step = results
-        if self.verdict is None:  # rows that are judged later have these results with them
-            return
+        is_error = any(finding.severity == "error" for result in results.values() for finding in result.findings)
+        if self.verdict is None and (self._watch is not None or not is_error):
+            return  # rows that are judged later have these results with them
         try:
             self.verdict = with_first_step(self.verdict, results)
-        except Exception:  # ours: the run goes on
-            _LOG.debug("the first step is not judged", exc_info=True)
+        except Exception as error:
+            _log_crash(error)
             return
-        is_error = any(finding.severity == "error" for result in results.values() for finding in result.findings)
         if is_error and self._on_finding == "stop":
             raise GuardError(f"the run is stopped before a weight moves\n{self.verdict}", verdict=self.verdict)
         if self._on_finding == "warn":
@@ -183,8 +195,20 @@ class MistralGuard(TrainerCallback):
     def _print_line(self) -> None:
         """Print the line of a run that goes on, once."""
         if self._line is not None and self.verdict is not None:
-            print(self._line(self.verdict), flush=True)  # noqa: T201 - the one line of a sound run
+            _say(self._line(self.verdict))
         self._line = None
+
+    def _read_ahead(self, args: Any, state: Any, loader: Any) -> tuple[FirstRows | None, str, Exception | None]:
+        """Return the rows of the next batches, or why they cannot be read ahead, or what the dataset has raised."""
+        try:
+            reason = why_watched(loader)
+            return (None, reason, None) if reason else (self._read(args, state, loader), "", None)
+        except NoCopyError as error:
+            return None, error.reason, None
+        except RaisedError as found:
+            return None, "", found.error
+        except Exception as error:  # ours
+            return None, f"reading ahead ended with {type(error).__name__}: {one_line(error)}", None
 
     def _read(self, args: Any, state: Any, loader: Any) -> FirstRows:
         """Return the rows of the next batches; a resumed run begins within an epoch."""
@@ -214,33 +238,32 @@ class MistralGuard(TrainerCallback):
             moment: When the run is stopped, in words.
             last: Whether no more rows are judged after them.
         """
-        failure = crash = ""
+        failure = ""
         try:
             read = judged_rows(run, read)
-            evaluation = None if self._evaluation is None else judged_rows(run, self._evaluation)
+            evaluation = None
+            if self._evaluation is not None and (last or self.verdict is None):
+                evaluation = judged_rows(run, self._evaluation)
             self.verdict = judge_run(run, read, started, evaluation=evaluation, first_step=self._first_step)
             if any(finding.severity == "error" for finding in self.verdict.findings):
                 failure = str(self.verdict)
         except InputError as error:  # such as a tokenizer that is named and missing
             self.verdict, failure = None, f"the guard could not judge the run: {one_line(error)}"
-        except Exception as error:  # ours: the run goes on
-            _LOG.debug("the guard ended with an error", exc_info=True)
-            self.verdict, crash = None, f"{type(error).__name__}: {one_line(error)}"
-        outcomes = _from_each_process((failure, crash, read.count))
-        failures = [(rank, text) for rank, (text, _, _) in enumerate(outcomes) if text]
+        except Exception as error:
+            _log_crash(error)
+            self.verdict = None
+        outcomes = _from_each_process((failure, read.count))
+        failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
         if failures and self._on_finding == "stop":
             rank, text = failures[0]
             of_process = f" (process {rank} of {_processes()})" if _processes() > 1 else ""
             raise GuardError(f"the run is stopped {moment}{of_process}\n{text}", verdict=self.verdict)
         if not last or getattr(run.args, "process_index", 0) != 0:
             return
-        for rank, (_, text, _) in enumerate(outcomes):
-            if text:
-                _LOG.warning("process %d: not checked: the guard ended with %s", rank, text)
         if self._on_finding == "warn":
             self._warn(run, failures)
         if self.verdict is not None and not failures:
-            judged, seconds = sum(count for _, _, count in outcomes), time.perf_counter() - started
+            judged, seconds = sum(count for _, count in outcomes), time.perf_counter() - started
             self._line = lambda verdict: green_line(verdict, read, judged, seconds)
             if self._first_step is not WAITING:
                 self._print_line()
@@ -268,7 +291,6 @@ class _BatchWatch:
         self._guard, self._run, self._reason = guard, run, reason
         self._rows: list[GuardedRow] = []
         self._seen = 0
-        self._started = time.perf_counter()
         self._hook = model.register_forward_pre_hook(self._take, with_kwargs=True)
 
     def remove(self) -> None:
@@ -276,7 +298,11 @@ class _BatchWatch:
         self._hook.remove()
 
     def end(self) -> None:
-        """Judge the rows so far, if the guard waits for more."""
+        """Judge the rows so far, if the guard waits for more.
+
+        Raises:
+            GuardError: As for `MistralGuard.on_train_end`.
+        """
         if self._seen < self._guard._batches:
             self._judge(self._rows)
 
@@ -287,8 +313,8 @@ class _BatchWatch:
         rows = []
         try:
             rows = rows_of(ModelBatch(data), self._seen)
-        except Exception:  # ours: the run goes on
-            _LOG.debug("batch %d is not judged", self._seen, exc_info=True)
+        except Exception as error:
+            _log_crash(error)
         self._rows += rows
         self._seen += 1
         if self._seen == self._guard._batches:
@@ -301,8 +327,26 @@ class _BatchWatch:
         # earlier batches may have moved weights
         moment = "before a weight moves" if self._seen == 1 else f"at batch {self._seen} of its stream"
         read = FirstRows(rows, self._seen, watched=self._reason)
-        with undisturbed(getattr(self._run.args, "device", None)):
-            self._guard._judge(self._run, read, time.perf_counter(), moment, last=last)
+        try:
+            with undisturbed(getattr(self._run.args, "device", None)):
+                self._guard._judge(self._run, read, time.perf_counter(), moment, last=last)
+        except GuardError:
+            raise
+        except Exception as error:
+            _log_crash(error)
+
+
+def _log_crash(error: Exception) -> None:
+    """Log an error of the guard itself, with which the run goes on."""
+    _LOG.warning("not checked: the guard ended with %s: %s", type(error).__name__, one_line(error))
+    _LOG.debug("the error of the guard", exc_info=error)
+
+
+def _say(line: str) -> None:
+    """Print a line, if there is somewhere to print it to."""
+    with suppress(AttributeError, OSError, ValueError):
+        sys.stdout.write(f"{safe_text(line)}\n")
+        sys.stdout.flush()
 
 
 def _processes() -> int:

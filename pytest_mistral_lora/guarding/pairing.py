@@ -1,4 +1,4 @@
-"""The rows of the dataset that the rows of a batch were made of, by their ids: a collator may sort, cut and join them."""
+"""The rows of the dataset that the rows of a batch were made of, by their ids: collators sort, cut and join rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Sides = tuple[tuple[int, ...], ...]
 """The ids of a row: of a preference record, of each of its answers with the prompt."""
 
 _LEAST_ALIKE = 0.5
-"""Least share of equal tokens with which a row of a batch is named after a row of the dataset that it is not made of."""
+"""Least share of equal tokens with which a row of a batch is named after a row of the dataset, if its ids differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def paired(records: Sequence[Record], sources: Sequence[SourceRow]) -> list[Pair
     found = []
     for number, (record, place) in enumerate(zip(records, places, strict=True)):
         if place is not None:
-            found.append(PairedRecord(record | sources[place].texts, sources[place].index))
+            found.append(PairedRecord({**record, **sources[place].texts}, sources[place].index))
             continue
         alike = _most_alike(record, sources)
         index = sources[alike].index if alike is not None else sources[number].index if is_in_order else None
@@ -186,7 +186,7 @@ def _equal_beginning(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def _most_alike(record: Record, sources: Sequence[SourceRow]) -> int | None:
-    """Return the position of the source that has most tokens of a record, if it has many of them and is the only one."""
+    """Return the position of the source that has most tokens of a record, if they are many and it is the only one."""
     have = Counter(token for ids, _ in _padded_sides(record) for token in ids)
     shares = []
     for source in sources:
@@ -203,10 +203,12 @@ def _joined(record: Record, sources: Sequence[SourceRow]) -> Record:
     if len(left) != len(sources):
         return record
     while left:
-        here = next((n for n, row in enumerate(left) if ids[start : start + len(row.sides[0])] == row.sides[0]), None)
-        if here is None:
+        fitting = [row for row in left if ids[start : start + len(row.sides[0])] == row.sides[0]]
+        if not fitting:
             return record
-        row = left.pop(here)
+        # one row may begin as another
+        row = max(fitting, key=lambda fit: len(fit.sides[0]))
+        left.remove(row)
         conversations.append(dict(row.texts))
         start += len(row.sides[0])
     # the rest is padding

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from pytest_mistral_lora.errors import one_line
 _PATIENCE = 60.0
 """Seconds to wait for an item of the copy: a lock that another thread held at the fork is never released in it."""
 
-_OPEN_FILES = "/proc/self/fd"
+_OPEN_FILES = Path("/proc/self/fd")
 
 
 class NoCopyError(Exception):
@@ -122,15 +123,15 @@ def _own_offsets() -> None:
         return
     import fcntl  # of POSIX alone
 
-    for name in os.listdir(_OPEN_FILES):
-        number = int(name)
+    for link in list(_OPEN_FILES.iterdir()):
+        number = int(link.name)
         with suppress(OSError):
             flags = fcntl.fcntl(number, fcntl.F_GETFL)
             is_read = flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
             if not (is_read and stat.S_ISREG(os.fstat(number).st_mode)):
                 continue
             offset = os.lseek(number, 0, os.SEEK_CUR)
-            again = os.open(f"{_OPEN_FILES}/{name}", flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC))
+            again = os.open(link, flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC))
             os.lseek(again, offset, os.SEEK_SET)
             os.dup2(again, number, inheritable=os.get_inheritable(number))
             os.close(again)

@@ -77,7 +77,8 @@ def _shared_words(value: Any, kinds: list[tuple[type, str]]) -> str:
     if isinstance(value, torch.Tensor):
         if value.device.type not in ("cpu", "meta"):
             return f"a tensor on the device {value.device}"
-        return "a tensor in shared memory" if value.is_shared() else ""
+        is_shared: Any = value.is_shared  # without types
+        return "a tensor in shared memory" if is_shared() else ""
     mmap, threading = sys.modules.get("mmap"), sys.modules.get("threading")
     if mmap is not None and isinstance(value, mmap.mmap) and not value.closed:
         with memoryview(value) as view:

@@ -209,6 +209,7 @@ def judge_run(
                 targets.append(EncodedTarget(name, folder, judge=trainer))
                 file, places = _write(part.rows, folder), [row.place for row in part.rows]
                 amendments.append(_Amendments(file, places, configurations / MODEL_CONFIG, fixes, name))
+
         def amend(record: dict[str, Any]) -> None:
             for amendment in amendments:
                 amendment.apply(record)
@@ -226,7 +227,7 @@ EVALUATION = "eval_batches"
 """The name of the rows of evaluations in node ids, and in places that the datasets do not tell."""
 
 
-def with_first_step(verdict: Verdict, first_step: Mapping[str, Result]) -> Verdict:
+def with_first_step(verdict: Verdict | None, first_step: Mapping[str, Result]) -> Verdict:
     """Return a verdict with the results of the first step, which it could not have before."""
     with opened_session([_watched(first_step)]) as session:
         return verdict_of(session, _COMMAND, earlier=verdict)
@@ -346,8 +347,12 @@ def green_line(verdict: Verdict, read: FirstRows, judged: int, seconds: float) -
         case = name.rpartition("::")[2]
         if case not in _NEVER_CHECKED:
             cases.setdefault(reason, []).append(case)
-    unchecked = [f"{', '.join(names)} ({one_line(reason, 120)})" for reason, names in cases.items()]
-    parts += [f"not checked: {', '.join(unchecked)}"] if unchecked else []
+    if cases:
+        unchecked = (
+            one_line(reason if reason.startswith(names[0]) else f"{', '.join(names)}: {reason}", 160)
+            for reason, names in cases.items()
+        )
+        parts.append(f"not checked: {'; '.join(unchecked)}")
     return f"mistral guard: {'; '.join(parts)}"
 
 
