@@ -52,7 +52,8 @@ class MistralGuard(TrainerCallback):
     """Judges the first batches of a run, its model and its tokenizer before the first step.
 
     Give it to a trainer by `callbacks=[MistralGuard()]`, or call `guard(trainer)`, which also knows the trainer's
-    dataset with the messages of the rows.
+    dataset with the messages of the rows. The loss of the first step and the call of the model in it are judged in that
+    step, before the optimizer moves a weight.
 
     The batches are taken from the trainer's own loader, after its collator, in a copy of the process: the run draws the
     same batches as without the guard. Batches that cannot be read so, such as those of a stream (an `IterableDataset`),
@@ -264,7 +265,7 @@ class MistralGuard(TrainerCallback):
             self._warn(run, failures)
         if self.verdict is not None and not failures:
             judged, seconds = sum(count for _, count in outcomes), time.perf_counter() - started
-            self._line = lambda verdict: green_line(verdict, read, judged, seconds)
+            self._line = lambda verdict: green_line(verdict, read, judged, seconds, self._evaluation)
             if self._first_step is not WAITING:
                 self._print_line()
 

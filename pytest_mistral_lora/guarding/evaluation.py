@@ -37,13 +37,14 @@ def first_eval_rows(trainer: Any, count: int) -> FirstRows | None:
     except Exception as error:  # ours: the run goes on
         return FirstRows([], 0, left_out={_CASE: f"eval_dataset: {type(error).__name__}: {one_line(error)}"})
     reasons = [item for item in found if isinstance(item, str)]
-    batches = [item for item in found if not isinstance(item, str)]
+    batches = [item for item in found if isinstance(item, list)]
     left_out = {_CASE: "; ".join(reasons)} if reasons else {}
-    return FirstRows([row for rows in batches for row in rows], len(batches), left_out=left_out)
+    of = sum(item for item in found if isinstance(item, int))
+    return FirstRows([row for rows in batches for row in rows], len(batches), of, left_out=left_out)
 
 
-def _first_items(trainer: Any, names: list[str | None], count: int) -> Iterator[list[GuardedRow] | str]:
-    """Yield the rows of each batch, and the reason of each dataset that cannot be read."""
+def _first_items(trainer: Any, names: list[str | None], count: int) -> Iterator[list[GuardedRow] | int | str]:
+    """Yield the size of each dataset and the rows of its batches, or the reason why it cannot be read."""
     for name in names:
         suffix = "" if name is None else f"[{name!r}]"
         place = f"eval_dataset{suffix}"
@@ -52,6 +53,7 @@ def _first_items(trainer: Any, names: list[str | None], count: int) -> Iterator[
             if reason := why_watched(loader):
                 yield f"{place}: {reason}"
                 continue
+            yield len(loader.dataset)
             dataset = trainer.eval_dataset if name is None else trainer.eval_dataset[name]
             for number, batch in enumerate(first_batches(loader, dataset, count)):
                 yield rows_of(batch, number, place, f"{EVALUATION}{suffix}")

@@ -325,7 +325,9 @@ def _tokens(read: FirstRows) -> str:
     return f"{counted(len(read.labels), 'token')} with padding, {share} of them with a loss"
 
 
-def green_line(verdict: Verdict, read: FirstRows, judged: int, seconds: float) -> str:
+def green_line(
+    verdict: Verdict, read: FirstRows, judged: int, seconds: float, evaluation: FirstRows | None = None
+) -> str:
     """Return the line of a run that goes on: what was judged, of how many rows, how long it took, and what was not.
 
     Args:
@@ -333,6 +335,7 @@ def green_line(verdict: Verdict, read: FirstRows, judged: int, seconds: float) -
         read: The rows of this process, as `judged_rows` returns them.
         judged: The number of rows that all processes have judged.
         seconds: The duration.
+        evaluation: The rows of the evaluations of this process; None if it has none.
     """
     of = f"{counted(judged, 'row')} of a stream" if read.of is None else f"{judged:,} of {counted(read.of, 'row')}"
     parts = [f"{of} judged ({counted(read.batches, 'batch', 'es')}, {_tokens(read)}) in {seconds:.2f} s"]
@@ -342,6 +345,8 @@ def green_line(verdict: Verdict, read: FirstRows, judged: int, seconds: float) -
     beyond = 0 if read.of is None else read.of - judged
     if beyond > 0:
         parts.append(f"{counted(beyond, 'row')} not judged")
+    if evaluation is not None and evaluation.rows:
+        parts.append(f"{evaluation.count:,} of {counted(evaluation.of or 0, 'row')} for evaluation judged")
     cases: dict[str, list[str]] = {}
     for name, reason in verdict.not_checked.items():
         case = name.rpartition("::")[2]

@@ -90,7 +90,9 @@ def test_an_evaluation_that_cannot_be_read_is_not_checked(
     assert len(losses_of(trainer)) == 1
 
 
-def test_a_run_that_evaluates_has_the_same_losses(base: Path, rows: Rows, tmp_path: Path) -> None:
+def test_a_run_that_evaluates_has_the_same_losses(
+    base: Path, rows: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True, "max_steps": 1}
     found = []
     for guarded in (False, True):
@@ -104,5 +106,9 @@ def test_a_run_that_evaluates_has_the_same_losses(base: Path, rows: Rows, tmp_pa
     assert found[0] == found[1]
     assert len(found[0][1]) == 2
     assert callback.verdict is not None
+    lines = (capsys.readouterr()).out.splitlines()
+    [line] = [line for line in lines if line.startswith("mistral guard:")]
+    assert "8 of 8 rows for evaluation judged" in line
+    assert "first-loss" not in line
     # the evaluation before the first step is not the first step
     assert "loss" in callback.verdict.facts["trainer::train::first-loss"]
