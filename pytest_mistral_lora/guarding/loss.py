@@ -64,6 +64,7 @@ class LossSettings:
         processes: The processes of the run.
         aux_share: The weight of the experts' auxiliary loss.
         pad_id: The id of the padding; None if it is unknown.
+        eos_id: The id of EOS; None if it is unknown.
         foreign: The class of TRL with a loss of its own, such as `DPOTrainer`; empty for a loss of labels.
     """
 
@@ -74,14 +75,17 @@ class LossSettings:
     processes: int = 1
     aux_share: float = 0.0
     pad_id: int | None = None
+    eos_id: int | None = None
     foreign: str = ""
 
     @classmethod
     def of(cls, trainer: Any) -> LossSettings:
         """Read them from a `transformers.Trainer`."""
         args = trainer.args
-        owner = next((base for base in type(trainer).__mro__ if "compute_loss" in vars(base)), type(trainer))
-        is_of_trl = owner.__module__.startswith("trl.") and owner.__name__ != "SFTTrainer"
+        owners = [base for base in type(trainer).__mro__ if "compute_loss" in vars(base)]
+        owner = owners[0] if owners else type(trainer)
+        # a trainer that is made from one of TRL's calls it, as LLaMA-Factory's and Axolotl's do
+        of_trl = [base.__name__ for base in owners if base.__module__.startswith("trl.")]
         function = getattr(trainer, "compute_loss_func", None)
         config: Any = getattr(trainer.model, "config", None)
         text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -94,7 +98,8 @@ class LossSettings:
             processes=int(getattr(args, "world_size", 1)),
             aux_share=float(getattr(text_config, "router_aux_loss_coef", 0.0) or 0.0),
             pad_id=getattr(getattr(tokenizer, "tokenizer", tokenizer), "pad_token_id", None),
-            foreign=owner.__name__ if is_of_trl else "",
+            eos_id=getattr(getattr(tokenizer, "tokenizer", tokenizer), "eos_token_id", None),
+            foreign=next((name for name in of_trl if name != "SFTTrainer"), ""),
         )
 
 
@@ -192,9 +197,9 @@ class _Choice:
 
 
 def _ahead(values: torch.Tensor, by: int, fill: int = 0) -> torch.Tensor:
-    """Return what stands `by` places further on in each row; `fill` behind its end."""
-    if not by:
-        return values
+    """Return what stands `by` places further on in each row, or before if it is negative; `fill` outside of the row."""
+    if by < 0:
+        return torch.nn.functional.pad(values[:, :by], (-by, 0), value=fill)
     return torch.nn.functional.pad(values[:, by:], (0, by), value=fill)
 
 
@@ -314,6 +319,7 @@ class _Losses:
             return
         yield self._labelled("labels that are shifted twice", self.labels, 2)
         yield self._labelled("labels that are not shifted", self.labels, 0)
+        yield self._labelled("labels that are shifted the wrong way", self.labels, -1)
         yield from self._other_masks()
         if not torch.equal(own, self.labels):
             yield self._labelled(self._name_of(own), own, 1)
@@ -322,23 +328,27 @@ class _Losses:
         ids = self.call.columns["input_ids"].clamp(min=0)
         is_labelled = self.labels != IGNORE_INDEX
         number = self._counts(self.of_labels)
-        for name, mask in self._tokens():
-            for by, how in ((1, ""), (2, ", shifted twice"), (0, ", not shifted")):
-                yield _Choice(f"{name}{how}", _ahead(ids, by), _ahead(mask.double(), by), number[:1])
-        yield _Choice("the mask of the labels, not shifted", _ahead(ids, 1), _cut(is_labelled.double()), number[:1])
         for name, weights in self._masks():
             if not torch.equal(weights != 0, is_labelled):
                 marked = f"the tokens that `{name}` marks"
                 yield _Choice(marked, _ahead(ids, 1), _ahead(weights, 1), number)
                 yield _Choice(marked, _ahead(ids, 1), _ahead(weights * is_labelled, 1), number)
             yield _Choice(f"the tokens that `{name}` marks, not shifted", _ahead(ids, 1), _cut(weights), number)
+        for name, mask in self._tokens():
+            for by, how in ((1, ""), (2, ", shifted twice"), (0, ", not shifted")):
+                yield _Choice(f"{name}{how}", _ahead(ids, by), _ahead(mask.double(), by), number[:1])
+        yield _Choice("the mask of the labels, not shifted", _ahead(ids, 1), _cut(is_labelled.double()), number[:1])
 
     def _tokens(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield sets of tokens that are not those of the labels, `(batch, length)` bool, each with its name."""
         ids, mask = self.call.columns["input_ids"], self.call.columns.get("attention_mask")
+        is_labelled = self.labels != IGNORE_INDEX
+        yield "the prompt alone", ~is_labelled if mask is None else ~is_labelled & (mask != 0)
+        if self.settings.eos_id is not None:
+            yield "the labels without EOS", is_labelled & (ids != self.settings.eos_id)
         if mask is not None and not bool(mask.all()):
             yield "every token but padding, the prompt included", mask != 0
-            yield "the labels and the padding", (self.labels != IGNORE_INDEX) | (mask == 0)
+            yield "the labels and the padding", is_labelled | (mask == 0)
         if self.settings.pad_id is not None and bool((ids == self.settings.pad_id).any()):
             yield "every token but the pad token, the prompt included", ids != self.settings.pad_id
         yield "every token, the prompt included", torch.ones_like(ids, dtype=torch.bool)

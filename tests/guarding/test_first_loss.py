@@ -194,6 +194,10 @@ def _masked(name: str) -> Any:
     return change
 
 
+def _backwards(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits[:, 1:].flatten(0, 1), batch["labels"][:, :-1].flatten())
+
+
 def _cut_mask(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     losses = _loss(logits, batch["input_ids"], reduction="none")
     mask = (batch["labels"] != -100)[:, :-1].reshape(-1)
@@ -215,6 +219,14 @@ def _cut_mask(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Ten
         ),
         (lambda logits, batch: _loss(logits, batch["labels"], by=2), "labels that are shifted twice"),
         (_cut_mask, "the mask of the labels, not shifted"),
+        (_backwards, "labels that are shifted the wrong way"),
+        (lambda logits, batch: _loss(logits, batch["labels"].masked_fill(batch["labels"] == 2, -100)), "without EOS"),
+        (
+            lambda logits, batch: _loss(
+                logits, batch["input_ids"].masked_fill((batch["labels"] != -100) | (batch["attention_mask"] == 0), -100)
+            ),
+            "the prompt alone",
+        ),
     ],
 )
 def test_another_mask_is_an_error(change: Any, words: str, base: Path, model: Any, rows: Rows, tmp_path: Path) -> None:

@@ -106,6 +106,21 @@ def test_a_healthy_run_is_untouched(kind: str, base: Path, tokenizer: Any, tmp_p
     assert len(found[0]) == 2
 
 
+def test_a_trainer_that_is_made_from_one_of_pairs_has_its_loss(base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = make_trainer("DPO", base, tokenizer, PAIRS, tmp_path, max_steps=1)
+
+    class Made(type(trainer)):  # type: ignore[misc]
+        def compute_loss(self, *given: Any, **named: Any) -> Any:
+            return super().compute_loss(*given, **named)
+
+    trainer.__class__ = Made
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.findings == ()
+    assert "DPOTrainer computes a loss of its own" in callback.verdict.not_checked["trainer::train::first-loss"]
+
+
 def stopped(trainer: Any) -> list[Any]:
     """Return the errors for which the guard stops a run before its first step."""
     guard(trainer)
