@@ -177,6 +177,13 @@ class _Failure:
     trace: str
 
 
+def size_of(loader: Any) -> int | None:
+    """Return the number of rows of a loader's dataset; None if it is a stream or unknown."""
+    with suppress(Exception):
+        return len(loader.dataset)
+    return None
+
+
 def first_rows(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipped: int = 0) -> FirstRows:
     """Return the rows of the next batches that a loader will give, read in a copy of this process.
 
@@ -199,10 +206,7 @@ def first_rows(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipped
 
 def _first_items(loader: Any, dataset: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
     """Yield the size of the dataset, then the rows of each batch, and at last an exception that is not ours."""
-    size = None
-    with suppress(Exception):
-        size = len(loader.dataset)
-    yield size
+    yield size_of(loader)
     number = 0
     try:
         for batch in first_batches(loader, dataset, count, epoch=epoch, skipped=skipped):

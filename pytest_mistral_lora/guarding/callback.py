@@ -20,12 +20,21 @@ from pytest_mistral_lora.guarding.batches import (
     RaisedError,
     first_rows,
     rows_of,
+    size_of,
     tokenizer_of,
     undisturbed,
     why_watched,
 )
 from pytest_mistral_lora.guarding.process_copy import NoCopyError
-from pytest_mistral_lora.guarding.verdict import FirstRows, GuardedRow, GuardedRun, green_line, judge_run, judged_rows
+from pytest_mistral_lora.guarding.verdict import (
+    FirstRows,
+    GuardedRow,
+    GuardedRun,
+    RowFigures,
+    green_line,
+    judge_run,
+    judged_rows,
+)
 from pytest_mistral_lora.judging import Verdict
 
 _LOG = logging.getLogger(__name__)
@@ -114,7 +123,7 @@ class MistralGuard(TrainerCallback):
                 if any(failed):
                     _LOG.debug("a process ends with an error of its rows")
                 elif read is None or any(reasons):
-                    self._watch = _BatchWatch(self, run, model, next(filter(None, reasons)))
+                    self._watch = _BatchWatch(self, run, model, next(filter(None, reasons)), size_of(train_dataloader))
                 else:
                     self._judge(run, read, started)
         except GuardError:
@@ -190,7 +199,7 @@ class MistralGuard(TrainerCallback):
         except Exception as error:
             _log_crash(error)
             self.verdict = None
-        outcomes = _from_each_process((failure, read.count))
+        outcomes = _from_each_process((failure, read.figures))
         failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
         if failures and self._on_finding == "stop":
             rank, text = failures[0]
@@ -201,7 +210,7 @@ class MistralGuard(TrainerCallback):
         if self._on_finding == "warn":
             self._warn(run, failures)
         if self.verdict is not None and not failures:
-            judged = sum(count for _, count in outcomes)
+            judged = RowFigures(*map(sum, zip(*(figures for _, figures in outcomes), strict=True)))
             _say(green_line(self.verdict, read, judged, time.perf_counter() - started))
 
     def _warn(self, run: GuardedRun, failures: Sequence[tuple[int, str]]) -> None:
@@ -221,10 +230,11 @@ class MistralGuard(TrainerCallback):
 class _BatchWatch:
     """Judges the batches of a run as the model gets them, in training mode."""
 
-    def __init__(self, guard: MistralGuard, run: GuardedRun, model: Any, reason: str) -> None:
-        self._guard, self._run, self._reason = guard, run, reason
+    def __init__(self, guard: MistralGuard, run: GuardedRun, model: Any, reason: str, size: int | None) -> None:
+        self._guard, self._run, self._reason, self._size = guard, run, reason, size
         self._rows: list[GuardedRow] = []
         self._seen = 0
+        self._seconds = 0.0
         self._hook = model.register_forward_pre_hook(self._take, with_kwargs=True)
 
     def remove(self) -> None:
@@ -260,14 +270,16 @@ class _BatchWatch:
     def _judge(self, rows: list[GuardedRow], *, last: bool = True) -> None:
         # earlier batches may have moved weights
         moment = "before a weight moves" if self._seen == 1 else f"at batch {self._seen} of its stream"
-        read = FirstRows(rows, self._seen, watched=self._reason)
+        read = FirstRows(rows, self._seen, self._size, self._reason)
+        started = time.perf_counter() - self._seconds
         try:
             with undisturbed(getattr(self._run.args, "device", None)):
-                self._guard._judge(self._run, read, time.perf_counter(), moment, last=last)
+                self._guard._judge(self._run, read, started, moment, last=last)
         except GuardError:
             raise
         except Exception as error:
             _log_crash(error)
+        self._seconds = time.perf_counter() - started
 
 
 def _log_crash(error: Exception) -> None:

@@ -259,6 +259,8 @@ def test_rows_that_cannot_be_read_in_a_copy_are_judged_as_they_come(
     assert callback.verdict.ok
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mistral guard: ")]
     assert words in line
+    assert "4 of 8 rows judged" in line
+    assert "4 rows not judged" in line
     rows[2]["labels"] = list(rows[2]["input_ids"])
     faulty = make_trainer(base, NotedRows(rows, note), tmp_path, **settings)
     guard(faulty)
