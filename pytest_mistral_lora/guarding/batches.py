@@ -277,13 +277,15 @@ def _become_worker(loader: Any, seed: int) -> None:
 def _read(loader: Any, dataset: Any, indices: Any) -> ModelBatch:
     """Read the rows of a batch, and collate them."""
     sources: list[SourceRow] = []
+    # a second look at a row may change the next ones
+    texts = None if dataset is loader.dataset else dataset
 
     def collate(items: Any) -> Any:
         # before the collator, which may take columns out of the rows
         with suppress(Exception):
             if all(isinstance(index, Integral) for index in indices) and len(items) == len(indices):
                 rows = zip(indices, items, strict=True)
-                sources.extend(SourceRow.of(int(index), item, dataset) for index, item in rows)
+                sources.extend(SourceRow.of(int(index), item, texts) for index, item in rows)
         return loader.collate_fn(items)
 
     kinds: Any = _DatasetKind  # without types

@@ -35,8 +35,8 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
 _WHOLES = (
     ("torch.nn", "Module"),
     ("torch.optim", "Optimizer"),
-    ("transformers", "Trainer"),
-    ("transformers", "TrainerCallback"),
+    ("transformers.trainer", "Trainer"),
+    ("transformers.trainer_callback", "TrainerCallback"),
     ("accelerate", "Accelerator"),
     ("logging", "Logger"),
 )
