@@ -140,12 +140,14 @@ class _ReadError(Exception):
     Attributes:
         error: The exception.
         indices: The rows that were read; None if it is the sampler's, or that of the set-up of a worker.
+        is_collators: Whether the rows had been read when it was raised.
     """
 
-    def __init__(self, error: Exception, indices: Any = None) -> None:
+    def __init__(self, error: Exception, indices: Any = None, *, is_collators: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
         self.indices = indices
+        self.is_collators = is_collators
 
 
 class RaisedError(Exception):
@@ -181,6 +183,13 @@ class _Failure:
     trace: str
 
 
+def size_of(loader: Any) -> int | None:
+    """Return the number of rows of a loader's dataset; None if it is a stream or unknown."""
+    with suppress(Exception):
+        return len(loader.dataset)
+    return None
+
+
 def first_rows(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipped: int = 0) -> FirstRows:
     """Return the rows of the next batches that a loader will give, read in a copy of this process.
 
@@ -203,10 +212,7 @@ def first_rows(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipped
 
 def _first_items(loader: Any, dataset: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
     """Yield the size of the dataset, then the rows of each batch, and at last an exception that is not ours."""
-    size = None
-    with suppress(Exception):
-        size = len(loader.dataset)
-    yield size
+    yield size_of(loader)
     number = 0
     try:
         for batch in first_batches(loader, dataset, count, epoch=epoch, skipped=skipped):
@@ -214,7 +220,7 @@ def _first_items(loader: Any, dataset: Any, count: int, epoch: int, skipped: int
             number += 1
     except _ReadError as failed:
         error = failed.error
-        place = _place_of(loader.dataset, failed.indices)
+        place = _place_of(loader.dataset, failed)
         trace = "".join(traceback.format_exception(error))
         yield _Failure(_pickled(error), type(error).__qualname__, str(error), place, failed.indices, trace)
 
@@ -233,10 +239,7 @@ def first_batches(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skip
         _ReadError: If the dataset, the sampler or the collator raises an exception.
     """
     for place in _places(loader, count, epoch, skipped):
-        try:
-            yield _read(loader, dataset, place)
-        except Exception as error:
-            raise _ReadError(error, place) from error
+        yield _read(loader, dataset, place)
 
 
 def _places(loader: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
@@ -275,20 +278,32 @@ def _become_worker(loader: Any, seed: int) -> None:
 
 
 def _read(loader: Any, dataset: Any, indices: Any) -> ModelBatch:
-    """Read the rows of a batch, and collate them."""
+    """Read the rows of a batch, and collate them.
+
+    Raises:
+        _ReadError: If the dataset or the collator raises an exception.
+    """
     sources: list[SourceRow] = []
+    is_read = False
+    # a second look at a row may change the next ones
+    texts = None if dataset is loader.dataset else dataset
 
     def collate(items: Any) -> Any:
+        nonlocal is_read
+        is_read = True
         # before the collator, which may take columns out of the rows
         with suppress(Exception):
             if all(isinstance(index, Integral) for index in indices) and len(items) == len(indices):
                 rows = zip(indices, items, strict=True)
-                sources.extend(SourceRow.of(int(index), item, dataset) for index, item in rows)
+                sources.extend(SourceRow.of(int(index), item, texts) for index, item in rows)
         return loader.collate_fn(items)
 
     kinds: Any = _DatasetKind  # without types
     fetcher = kinds.create_fetcher(kinds.Map, loader.dataset, True, collate, False)
-    return ModelBatch(fetcher.fetch(indices), tuple(sources))
+    try:
+        return ModelBatch(fetcher.fetch(indices), tuple(sources))
+    except Exception as error:
+        raise _ReadError(error, indices, is_collators=is_read) from error
 
 
 def _parts(loader: Any) -> list[Any]:
@@ -304,17 +319,21 @@ def _parts(loader: Any) -> list[Any]:
     return list(found.values())
 
 
-def _place_of(dataset: Any, indices: Any) -> str:
-    """Return the row that cannot be read; if each can, the rows of the batch."""
+def _place_of(dataset: Any, failed: _ReadError) -> str:
+    """Return the row that cannot be read; if each can by itself, the rows of the batch."""
+    indices = failed.indices
     if indices is None:
         return "the sampler of the training loader"
+    shown = ", ".join(f"train_dataset[{index}]" for index in indices[:_SHOWN])
+    shown += and_more(_SHOWN, len(indices))
+    if failed.is_collators:
+        return f"the collator, given {shown}"
     for index in indices:
         try:
             dataset[index]
         except Exception:
             return f"train_dataset[{index}]"
-    shown = ", ".join(f"train_dataset[{index}]" for index in indices[:_SHOWN])
-    return f"the collator, given {shown}{and_more(_SHOWN, len(indices))}"
+    return f"the dataset, asked for {shown}"
 
 
 def _pickled(error: Exception) -> bytes | None:
@@ -341,10 +360,10 @@ def _raise_again(failure: _Failure, loader: Any) -> NoReturn:
         if "forked subprocess" not in failure.text:
             try:
                 _read(loader, None, failure.indices)
-            except Exception as error:
-                if type(error).__qualname__ == failure.kind:
-                    error.add_note(note)
-                    raise RaisedError(error) from error
+            except _ReadError as failed:
+                if type(failed.error).__qualname__ == failure.kind:
+                    failed.error.add_note(note)
+                    raise RaisedError(failed.error) from failed.error
         raise NoCopyError(f"{failure.place} raised {failure.kind} in a second process: {one_line(failure.text)}")
     if failure.error is None:
         raise NoCopyError(f"{failure.place} raised {failure.kind}: {one_line(failure.text)}")

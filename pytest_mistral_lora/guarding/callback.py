@@ -22,6 +22,7 @@ from pytest_mistral_lora.guarding.batches import (
     RaisedError,
     first_rows,
     rows_of,
+    size_of,
     tokenizer_of,
     undisturbed,
     why_watched,
@@ -33,6 +34,7 @@ from pytest_mistral_lora.guarding.verdict import (
     FirstRows,
     GuardedRow,
     GuardedRun,
+    RowFigures,
     green_line,
     judge_run,
     judged_rows,
@@ -134,7 +136,8 @@ class MistralGuard(TrainerCallback):
                 else:
                     self._evaluation = first_eval_rows(trainer, self._batches)
                     if read is None or any(reasons):
-                        self._watch = _BatchWatch(self, run, model, next(filter(None, reasons)))
+                        reason = next(filter(None, reasons))
+                        self._watch = _BatchWatch(self, run, model, reason, size_of(train_dataloader))
                     else:
                         self._judge(run, read, started)
                     self._step = FirstStepWatch(args, model, trainer, partial(self._judge_first_step, run))
@@ -195,9 +198,12 @@ class MistralGuard(TrainerCallback):
 
     def _print_line(self) -> None:
         """Print the line of a run that goes on, once."""
-        if self._line is not None and self.verdict is not None:
-            _say(self._line(self.verdict))
-        self._line = None
+        line, self._line = self._line, None
+        try:
+            if line is not None and self.verdict is not None:
+                _say(line(self.verdict))
+        except Exception as error:
+            _log_crash(error)
 
     def _read_ahead(self, args: Any, state: Any, loader: Any) -> tuple[FirstRows | None, str, Exception | None]:
         """Return the rows of the next batches, or why they cannot be read ahead, or what the dataset has raised."""
@@ -253,7 +259,7 @@ class MistralGuard(TrainerCallback):
         except Exception as error:
             _log_crash(error)
             self.verdict = None
-        outcomes = _from_each_process((failure, read.count))
+        outcomes = _from_each_process((failure, read.figures))
         failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
         if failures and self._on_finding == "stop":
             rank, text = failures[0]
@@ -264,7 +270,8 @@ class MistralGuard(TrainerCallback):
         if self._on_finding == "warn":
             self._warn(run, failures)
         if self.verdict is not None and not failures:
-            judged, seconds = sum(count for _, count in outcomes), time.perf_counter() - started
+            judged = RowFigures(*map(sum, zip(*(figures for _, figures in outcomes), strict=True)))
+            seconds = time.perf_counter() - started
             self._line = lambda verdict: green_line(verdict, read, judged, seconds, self._evaluation)
             if self._first_step is not WAITING:
                 self._print_line()
@@ -288,10 +295,11 @@ class MistralGuard(TrainerCallback):
 class _BatchWatch:
     """Judges the batches of a run as the model gets them, in training mode."""
 
-    def __init__(self, guard: MistralGuard, run: GuardedRun, model: Any, reason: str) -> None:
-        self._guard, self._run, self._reason = guard, run, reason
+    def __init__(self, guard: MistralGuard, run: GuardedRun, model: Any, reason: str, size: int | None) -> None:
+        self._guard, self._run, self._reason, self._size = guard, run, reason, size
         self._rows: list[GuardedRow] = []
         self._seen = 0
+        self._seconds = 0.0
         self._hook = model.register_forward_pre_hook(self._take, with_kwargs=True)
 
     def remove(self) -> None:
@@ -327,14 +335,16 @@ class _BatchWatch:
     def _judge(self, rows: list[GuardedRow], *, last: bool = True) -> None:
         # earlier batches may have moved weights
         moment = "before a weight moves" if self._seen == 1 else f"at batch {self._seen} of its stream"
-        read = FirstRows(rows, self._seen, watched=self._reason)
+        read = FirstRows(rows, self._seen, self._size, self._reason)
+        started = time.perf_counter() - self._seconds
         try:
             with undisturbed(getattr(self._run.args, "device", None)):
-                self._guard._judge(self._run, read, time.perf_counter(), moment, last=last)
+                self._guard._judge(self._run, read, started, moment, last=last)
         except GuardError:
             raise
         except Exception as error:
             _log_crash(error)
+        self._seconds = time.perf_counter() - started
 
 
 def _log_crash(error: Exception) -> None:

@@ -10,6 +10,7 @@ from itertools import islice
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 _MOST_OBJECTS = 20_000
@@ -35,8 +36,8 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
 _WHOLES = (
     ("torch.nn", "Module"),
     ("torch.optim", "Optimizer"),
-    ("transformers", "Trainer"),
-    ("transformers", "TrainerCallback"),
+    ("transformers.trainer", "Trainer"),
+    ("transformers.trainer_callback", "TrainerCallback"),
     ("accelerate", "Accelerator"),
     ("logging", "Logger"),
 )
@@ -94,6 +95,8 @@ def _held(value: Any) -> Iterator[Any]:
         return
     if isinstance(value, type):
         return
+    if isinstance(value, np.ndarray):
+        yield value.base  # which the garbage collector does not see
     if isinstance(value, FunctionType):
         yield from _used_by(value)
         return

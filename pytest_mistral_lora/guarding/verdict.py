@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_copy, recognition_of, source_of, text_tokenizer
@@ -70,6 +70,28 @@ class GuardedRow:
         return any(not set(tokens).isdisjoint(ids) for ids, _ in self.sequences())
 
 
+class RowFigures(NamedTuple):
+    """Numbers of what was judged, in one process or in all.
+
+    Attributes:
+        rows: Rows of the dataset.
+        batches: Batches.
+        tokens: Tokens, with padding.
+        trained: Those with a loss.
+    """
+
+    rows: int
+    batches: int
+    tokens: int
+    trained: int
+
+    @property
+    def words(self) -> str:
+        """The numbers of tokens, for a line."""
+        share = f"{100 * self.trained / self.tokens:.0f} %" if self.tokens else "0 %"
+        return f"{counted(self.tokens, 'token')} with padding, {share} of them with a loss"
+
+
 @dataclass(frozen=True)
 class FirstRows:
     """The rows of the first batches of a run.
@@ -89,9 +111,10 @@ class FirstRows:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def count(self) -> int:
-        """The number of rows of the dataset in them."""
-        return sum(row.count for row in self.rows)
+    def figures(self) -> RowFigures:
+        """The numbers of rows, batches and tokens."""
+        trained = sum(label != IGNORE_INDEX for label in self.labels)
+        return RowFigures(sum(row.count for row in self.rows), self.batches, len(self.labels), trained)
 
     @cached_property
     def labels(self) -> list[int]:
@@ -316,37 +339,33 @@ def _write(rows: Sequence[GuardedRow], folder: Path) -> Path:
 
 def _cost(read: FirstRows, seconds: float) -> str:
     watched = f"; judged as the model got them: {read.watched}" if read.watched else ""
-    return f"guard: {counted(len(read.rows), 'row')} of {_tokens(read)}; judged in {seconds:.2f} s{watched}"
-
-
-def _tokens(read: FirstRows) -> str:
-    trained = sum(label != IGNORE_INDEX for label in read.labels)
-    share = f"{100 * trained / len(read.labels):.0f} %" if read.labels else "0 %"
-    return f"{counted(len(read.labels), 'token')} with padding, {share} of them with a loss"
+    return f"guard: {counted(len(read.rows), 'row')} of {read.figures.words}; judged in {seconds:.2f} s{watched}"
 
 
 def green_line(
-    verdict: Verdict, read: FirstRows, judged: int, seconds: float, evaluation: FirstRows | None = None
+    verdict: Verdict, read: FirstRows, judged: RowFigures, seconds: float, evaluation: FirstRows | None = None
 ) -> str:
     """Return the line of a run that goes on: what was judged, of how many rows, how long it took, and what was not.
 
     Args:
         verdict: The verdict.
         read: The rows of this process, as `judged_rows` returns them.
-        judged: The number of rows that all processes have judged.
+        judged: What all processes have judged.
         seconds: The duration.
         evaluation: The rows of the evaluations of this process; None if it has none.
     """
-    of = f"{counted(judged, 'row')} of a stream" if read.of is None else f"{judged:,} of {counted(read.of, 'row')}"
-    parts = [f"{of} judged ({counted(read.batches, 'batch', 'es')}, {_tokens(read)}) in {seconds:.2f} s"]
+    rows = f"{counted(judged.rows, 'row')} of a stream"
+    if read.of is not None:
+        rows = f"{judged.rows:,} of {counted(read.of, 'row')}"
+    parts = [f"{rows} judged ({counted(judged.batches, 'batch', 'es')}, {judged.words}) in {seconds:.2f} s"]
     parts.append(counted(len(verdict.findings), "note") if verdict.findings else "no finding")
     if read.watched:
         parts.append(f"read as the model got them, because {read.watched}")
-    beyond = 0 if read.of is None else read.of - judged
+    beyond = 0 if read.of is None else read.of - judged.rows
     if beyond > 0:
         parts.append(f"{counted(beyond, 'row')} not judged")
     if evaluation is not None and evaluation.rows:
-        parts.append(f"{evaluation.count:,} of {counted(evaluation.of or 0, 'row')} for evaluation judged")
+        parts.append(f"{evaluation.figures.rows:,} of {counted(evaluation.of or 0, 'row')} for evaluation judged")
     cases: dict[str, list[str]] = {}
     for name, reason in verdict.not_checked.items():
         case = name.rpartition("::")[2]

@@ -259,6 +259,8 @@ def test_rows_that_cannot_be_read_in_a_copy_are_judged_as_they_come(
     assert callback.verdict.ok
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mistral guard: ")]
     assert words in line
+    assert "4 of 8 rows judged" in line
+    assert "4 rows not judged" in line
     rows[2]["labels"] = list(rows[2]["input_ids"])
     faulty = make_trainer(base, NotedRows(rows, note), tmp_path, **settings)
     guard(faulty)
@@ -289,7 +291,8 @@ class Held:
         self.held = {"in": [held]}
 
 
-def test_what_a_copy_shares_is_named() -> None:
+def test_what_a_copy_shares_is_named(tmp_path: Path) -> None:
+    mapped = numpy.memmap(tmp_path / "mapped.bin", dtype="int32", mode="w+", shape=(4,))
     opened = socket.socket()
     thread = threading.Thread(target=time.sleep, args=(0.2,))
     thread.start()
@@ -297,17 +300,21 @@ def test_what_a_copy_shares_is_named() -> None:
         "a socket": opened,
         "a tensor in shared memory": torch.zeros(2).share_memory_(),
         "a thread": thread,
+        "a file that is mapped into memory for writing": numpy.asarray(mapped)[1:],
         "a lock between processes": multiprocessing.get_context("fork").Lock(),
     }
     try:
-        assert {shared_with_copy([Held(value)]): value for value in shared.values()} == shared
+        assert [shared_with_copy([Held(value)]) for value in shared.values()] == list(shared)
         assert shared_with_copy([lambda: opened]) == "a socket"
     finally:
         opened.close()
         thread.join()
 
 
-def test_what_a_copy_has_for_itself_is_not_named(rows: Rows) -> None:
+def test_what_a_copy_has_for_itself_is_not_named(rows: Rows, tmp_path: Path) -> None:
+    (tmp_path / "mapped.bin").write_bytes(bytes(16))
+    mapped = numpy.memmap(tmp_path / "mapped.bin", dtype="int32", mode="r")
+    assert shared_with_copy([Held(numpy.asarray(mapped))]) == ""
     own = [torch.zeros(2), numpy.zeros(2), threading.Lock(), torch.Generator(), rows, Counter(), {1}, iter(rows)]
     assert shared_with_copy([Held(value) for value in own]) == ""
     assert shared_with_copy([NotedRows(rows, _raises("own", 1)), OrderedOnce(3)]) == ""

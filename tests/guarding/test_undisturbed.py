@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from pytest_mistral_lora import guard
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.guarding.batches import first_batches
+from pytest_mistral_lora.guarding.batches import first_batches, first_rows
 from pytest_mistral_lora.guarding.process_copy import run_in_copy
 
 # PEFT, Trainer and multiprocessing warn of one another
@@ -100,6 +100,33 @@ def test_a_dataset_with_random_states_of_its_own_has_the_same_losses(
         for guarded in (False, True)
     ]
     assert found[0] == found[1]
+
+
+class NextRows(TrainerCallback):  # type: ignore[misc]
+    """Keeps the ids of the rows that the guard reads ahead, and those that the model gets."""
+
+    def __init__(self) -> None:
+        self.ahead: list[Any] = []
+        self.fed: list[Any] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        loader = kwargs["train_dataloader"]
+        read = first_rows(loader, loader.dataset, 2)
+        self.ahead = [row.record["input_ids"] for row in read.rows]
+        kwargs["model"].register_forward_pre_hook(self._take, with_kwargs=True)
+
+    def _take(self, model: Any, given: Any, named: Any) -> None:
+        self.fed += named["input_ids"].tolist()
+
+
+def test_rows_that_change_with_each_look_are_those_that_the_model_gets(
+    base: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, RandomRows(rows), tmp_path, remove_unused_columns=False, max_steps=1)
+    watch = NextRows()
+    trainer.add_callback(watch)
+    trainer.train()
+    assert watch.ahead == watch.fed[:4]
 
 
 class Stream(IterableDataset[Any]):
