@@ -67,6 +67,8 @@ class Verdict:
     _text: str = field(compare=False)
     _report: Mapping[str, Any] = field(compare=False)
     _rows: tuple[TokenRow, ...] = field(compare=False)
+    _records: Sequence[dict[str, Any]] = field(compare=False)
+    _notes: Sequence[str] = field(compare=False)
 
     def __str__(self) -> str:
         """Return each finding, a table of the checks, and everything that was not checked."""
@@ -473,6 +475,7 @@ def verdict_of(
     command: str,
     amend: Callable[[dict[str, Any]], None] = lambda record: None,
     notes: Callable[[Session], Sequence[str]] = lambda session: (),
+    earlier: Verdict | None = None,
 ) -> Verdict:
     """Run a session and return its verdict.
 
@@ -481,9 +484,16 @@ def verdict_of(
         command: The call, for the report.
         amend: Changes the record of each check, for example the places of rows in temporary files.
         notes: Returns lines to print above the last line, once the session has run.
+        earlier: A verdict that this one goes on: its checks stay, but for those that the session ran again, and so do
+            its notes.
     """
     for record in session.run():
         amend(record)
+    lines = [*(earlier._notes if earlier else ()), *notes(session)]
+    if earlier is not None:
+        kept = [record for record in earlier._records if record["nodeid"] not in session.collected]
+        session.records[:0] = kept
+        session.collected[:0] = [record["nodeid"] for record in kept]
     records = session.records
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     return Verdict(
@@ -491,9 +501,11 @@ def verdict_of(
         findings=tuple(Finding.from_json(data) for record in records for data in record["findings"]),
         not_checked={_name(record): record["not_checked"] for record in records if record["not_checked"]},
         facts={_name(record): record["facts"] for record in records if record["facts"]},
-        _text="\n".join([*session.cause_texts(width), *session.summary_lines(width, notes(session))]),
+        _text="\n".join([*session.cause_texts(width), *session.summary_lines(width, lines)]),
         _report=session.report(command, Path.cwd()),
-        _rows=tuple(session.failed_rows()),
+        _rows=(*(earlier._rows if earlier else ()), *session.failed_rows()),
+        _records=records,
+        _notes=lines,
     )
 
 

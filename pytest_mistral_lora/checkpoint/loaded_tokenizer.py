@@ -14,10 +14,11 @@ from pytest_mistral_lora.errors import TokenizerError
 
 
 def text_tokenizer(loaded: Any) -> Any:
-    """Return the tokenizer of a processor of text and images, or the tokenizer itself."""
+    """Return the tokenizer of a processor of text and images, or the tokenizer itself; None if there is none."""
     # mistral-common's own backend has a tokenizer inside, too, which is not one of transformers
     inner = getattr(loaded, "tokenizer", None)
-    return inner if hasattr(inner, "save_pretrained") else loaded
+    found = inner if hasattr(inner, "save_pretrained") else loaded
+    return found if hasattr(found, "convert_ids_to_tokens") else None
 
 
 def source_of(loaded: Any) -> CheckpointTokenizer | None:

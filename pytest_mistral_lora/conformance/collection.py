@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.checks import Causes, Check, Settings
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.conformance.model_targets import AdapterFamily, AdapterTarget, GgufTarget, TrainerTarget
+from pytest_mistral_lora.conformance.model_targets import (
+    AdapterFamily,
+    AdapterTarget,
+    GgufTarget,
+    TrainerTarget,
+    WatchedTarget,
+)
 from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath
 from pytest_mistral_lora.conformance.server_target import PARSERS, ParsersTarget, ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import (
@@ -216,6 +222,7 @@ SUBJECT_CHECKS = {
     "server": ("server.checks", "checks"),
     "answer": ("answer.checks", "checks"),
     "trainer": ("trainer", "checks"),
+    "watched": ("trainer", "watched_checks"),
 }
 """The module and function of the checks of each subject, which is imported when one of its targets is collected."""
 
@@ -233,6 +240,7 @@ _OF_TARGET: dict[type[Target], tuple[str, ...]] = {
     ServerTarget: ("server", "answer"),
     ParsersTarget: ("answer",),
     TrainerTarget: ("trainer",),
+    WatchedTarget: ("watched",),
 }
 """The subjects of each kind of target, in order; a merged model has `merged` in place of `adapter`."""
 

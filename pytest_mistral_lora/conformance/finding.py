@@ -284,7 +284,11 @@ class Finding:
         record = RecordPlace.parse(self.place)
         path, _, field = (f"{record.file}:#{record.field}" if record else self.place).partition(", ")
         # a row from Python, passed to `audit`, or of a trainer
-        path = re.sub(r"^(rows(\['.+'\])?|train_dataset|batches(?=\[\d+\]\[))(\[\d+\])+$", r"\1:#", path)
+        path = re.sub(
+            r"^((rows|eval_dataset|eval_batches)(\['.+'\])?|train_dataset|batches(?=\[\d+\]\[))(\[\d+\])+$",
+            r"\1:#",
+            path,
+        )
         name = "" if self.row else f"{path} {re.sub(r'[0-9]+', '#', field)}"
         # in rows, quotes are texts of this row; elsewhere, such as in a configuration, they may name the fault
         quoted = r"'[^']*'|\"[^\"]*\"" if self.row or ":#" in path else r"'[^']*\s[^']*'|\"[^\"]*\s[^\"]*\""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target, checkpoint_paths, given_path
 from pytest_mistral_lora.errors import NoOracleError, PinError, RecipeError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.recognition import Recognition
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.adapter.related import RelatedAdapters
+    from pytest_mistral_lora.conformance.checks import Subject
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
     from pytest_mistral_lora.serving.gguf_file import GgufFile
 
@@ -216,6 +217,7 @@ class TrainerTarget(Target):
         optimizer: The optimizer, wrapped or not; None if it is not made yet.
         has_images: Whether the batches have images.
         trains_eos: Whether a label of the batches is EOS.
+        left_out: Reasons why a part of the run is not judged, by the case of a check.
     """
 
     model: Any
@@ -225,14 +227,16 @@ class TrainerTarget(Target):
     optimizer: Any = None
     has_images: bool = False
     trains_eos: bool = False
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         folder = given_path(self.path)
         for name, config in (
-            (MODEL_CONFIG, self.model.config),
+            (MODEL_CONFIG, getattr(self.model, "config", None)),
             (GENERATION_CONFIG, getattr(self.model, "generation_config", None)),
         ):
-            if config is not None:
+            # a model of a user's own may have another kind of configuration
+            if config is not None and hasattr(config, "to_json_string"):
                 (folder / name).write_text(config.to_json_string(use_diff=False), encoding="utf-8")
 
     @property
@@ -250,7 +254,8 @@ class TrainerTarget(Target):
         from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
         tokenizer = CheckpointTokenizer(given_path(self.path))
-        tokenizer.use_fast(text_tokenizer(self.processing_class))
+        if (loaded := text_tokenizer(self.processing_class)) is not None:
+            tokenizer.use_fast(loaded)
         tokenizer.use_recognition(self.known)
         return tokenizer
 
@@ -282,3 +287,14 @@ class TrainerTarget(Target):
             for path, name in names.items():
                 place = place.replace(path, name)
             yield replace(finding, place=place)
+
+
+@dataclass(frozen=True)
+class WatchedTarget(Target):
+    """What was watched while a trainer ran: the session has its results, and cannot judge it again.
+
+    Attributes:
+        results: The result of each check, by its subject and its case.
+    """
+
+    results: Mapping[tuple[Subject, str], Result] = field(default_factory=dict)

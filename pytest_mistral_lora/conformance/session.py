@@ -18,7 +18,7 @@ from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.groups import FindingGroups, failed_rows, group_findings
 from pytest_mistral_lora.conformance.known import Xfail, baseline_text, finders_of, known_among, unknown_among
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted, one_line
 from pytest_mistral_lora.escaping import printable
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class Session:
         strict: Whether notes, and checks that could not judge, fail.
         leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
         kept: The results of earlier runs, or None.
+        keeps_going: Whether a check that stops with an error is not checked, and the run goes on.
         collected: The node id of each check, deselected ones included.
         deselected: The number of deselected checks.
         records: A record for each check that ran, as `CheckOutcome.record` gives it.
@@ -110,6 +111,7 @@ class Session:
         strict: bool = False,
         leaves_out_targets: bool = False,
         kept: KeptResults | None = None,
+        keeps_going: bool = False,
     ) -> None:
         """Begin a run.
 
@@ -121,12 +123,14 @@ class Session:
             strict: Whether notes, and checks that could not judge, fail.
             leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
             kept: The results of earlier runs, for a run by `run`; None to run every check.
+            keeps_going: Whether a check that stops with an error is not checked, and the run goes on.
         """
         self.settings = settings
         self.xfails: tuple[Xfail, ...] = tuple(xfails)
         self.strict = strict
         self.leaves_out_targets = leaves_out_targets
         self.kept = kept
+        self.keeps_going = keeps_going
         self.collected: list[str] = []
         self.deselected = 0
         self.records: list[dict[str, Any]] = []
@@ -173,7 +177,7 @@ class Session:
         start = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
-            result = check.run()
+            result = self._result_of(check)
         if self.kept is not None and not check.is_kept:
             self.kept.take(check, result, self.settings)
         outcome = self.outcome_of(check, result)
@@ -181,6 +185,14 @@ class Session:
         record = outcome.record(seconds=time.perf_counter() - start, commands=commands)
         self.take(record)
         return record
+
+    def _result_of(self, check: Check) -> Result:
+        try:
+            return check.run()
+        except Exception as error:
+            if not self.keeps_going:
+                raise
+            return Result(not_checked=f"the check ended with {type(error).__name__}: {one_line(error)}")
 
     def outcome_of(self, check: Check, result: Result | None) -> CheckOutcome:
         """Return the outcome of a check, without known deviations.
@@ -379,6 +391,7 @@ def opened_session(
     train: bool = False,
     xfails: Sequence[Xfail] = (),
     kept: Path | None = None,
+    keeps_going: bool = False,
 ) -> Iterator[Session]:
     """Yield a session in this process only; its folder is removed at the end.
 
@@ -389,6 +402,7 @@ def opened_session(
         train: Whether to run the tiny train with the tokenizers.
         xfails: The known deviations.
         kept: The folder of the results of earlier runs; None to run every check.
+        keeps_going: As for `Session`.
     """
     with tempfile.TemporaryDirectory(prefix="mistral-check-") as folder:
         settings = Settings(
@@ -405,4 +419,4 @@ def opened_session(
             from pytest_mistral_lora.conformance.kept_results import KeptResults
 
             results = KeptResults(kept)
-        yield Session(lambda: targets, settings, xfails=xfails, kept=results)
+        yield Session(lambda: targets, settings, xfails=xfails, kept=results, keeps_going=keeps_going)

@@ -8,12 +8,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from pytest_mistral_lora.checkpoint.loaded_tokenizer import text_tokenizer
+from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.conformance.adapter.configuration import layer_findings
 from pytest_mistral_lora.conformance.adapter.weights import TOWER
 from pytest_mistral_lora.conformance.base_tokenizer import loaded_template_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TOKENIZER_PLACE, TrainerTarget
+from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TOKENIZER_PLACE, TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
 from pytest_mistral_lora.errors import and_more
 
@@ -33,6 +35,18 @@ def checks(target: TrainerTarget, settings: Settings) -> Iterator[Check]:
     yield Check(target, "train", "frozen-adapter-is-refused", partial(_frozen, target))
     yield Check(target, "train", "every-layer-moved", partial(_every_layer, target))
     yield Check(target, "train", "only-lora-changed", partial(_only_lora, target))
+    for case, reason in target.left_out.items():
+        yield Check(target, "encoded", case, partial(Result, not_checked=reason))
+
+
+def watched_checks(target: WatchedTarget, settings: Settings) -> Iterator[Check]:
+    """Yield a check for each result of what was watched."""
+    for (subject, case), result in target.results.items():
+        yield Check(target, subject, case, partial(_as_watched, result))
+
+
+def _as_watched(result: Result) -> Result:
+    return result
 
 
 def _oracle(target: TrainerTarget) -> Result:
@@ -44,6 +58,8 @@ def _oracle(target: TrainerTarget) -> Result:
 
 
 def _named_tokens(target: TrainerTarget) -> Result:
+    if text_tokenizer(target.processing_class) is None:
+        return Result(not_checked="the trainer has no processing_class with a tokenizer")
     return Result(tuple(target.with_places(tokenizer_ids.named_tokens(target))))
 
 
@@ -53,6 +69,8 @@ def _model_config(target: TrainerTarget) -> Result:
     A pad token that is an EOS is a fault if the collator masks the labels by the id of the padding. If the batches have
     labels at EOS, it does not.
     """
+    if MODEL_CONFIG not in target.tokenizer.files.names:
+        return Result(tuple(_embeddings(target)), not_checked="the model has no configuration of transformers")
     found = list(target.with_places(tokenizer_ids.model_config(target)))
     if target.trains_eos:
         found = [finding for finding in found if finding.rule != "ML204"]

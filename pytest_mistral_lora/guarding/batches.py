@@ -1,29 +1,34 @@
-"""The first batches of a training loader, read so that the run draws what it would have drawn without the reading."""
+"""The first batches of a training loader, read in a copy of this process: the run reads what it would have read."""
 
 from __future__ import annotations
 
+import pickle
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from numbers import Integral
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset
+from torch.utils.data._utils import worker as worker_state
 from torch.utils.data.dataloader import _DatasetKind  # the loader's own reader: axolotl replaces it for packed rows
 
-from pytest_mistral_lora.chat.fields import FIM_KEYS
-from pytest_mistral_lora.guarding.preferences import COLUMNS, is_preference, preference_records
-
-Record = dict[str, Any]
-"""An encoded row as plain data: `input_ids`, `labels`, and if the batch has them `attention_mask`, `position_ids`; or a
-preference record, as in `preferences`."""
+from pytest_mistral_lora.errors import and_more, one_line
+from pytest_mistral_lora.guarding.pairing import Record, SourceRow, paired
+from pytest_mistral_lora.guarding.preferences import is_preference, preference_records
+from pytest_mistral_lora.guarding.process_copy import NoCopyError, run_in_copy
+from pytest_mistral_lora.guarding.shared_state import shared_with_copy
+from pytest_mistral_lora.guarding.verdict import FirstRows, GuardedRow
 
 _COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids")
 _PARTS = ("batch_sampler", "sampler", "data_source", "dataset", "collate_fn", "data_collator", "collator")
-"""Attributes of loaders, samplers, datasets and collators that lead to other objects with a state."""
+"""Attributes of loaders, samplers, datasets and collators that lead to other objects with an epoch."""
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +37,11 @@ class ModelBatch:
 
     Attributes:
         data: The collated batch.
-        indices: The rows of the dataset in it, in order; empty if the dataset is a stream.
+        sources: The rows of the dataset in it, in the order in which the collator got them; empty for a stream.
     """
 
     data: Mapping[str, Any]
-    indices: tuple[int, ...] = ()
+    sources: tuple[SourceRow, ...] = ()
 
     def records(self) -> list[Record]:
         """Return the rows of the batch; a flattened batch is one row.
@@ -44,7 +49,7 @@ class ModelBatch:
         Returns:
             `input_ids` and `labels` of a row have the same length, with padding.
         """
-        if is_preference(self.data, len(self.indices)):
+        if is_preference(self.data, len(self.sources)):
             return preference_records(self.data)
         columns = {name: self.data[name] for name in _COLUMNS if self.data.get(name) is not None}
         ids = columns.get("input_ids")
@@ -79,62 +84,226 @@ def _numbers_of_blocks(mask: torch.Tensor) -> torch.Tensor:
     return is_new.cumsum(-1) * attends.any(-1)
 
 
-def can_be_read_twice(loader: Any) -> bool:
-    """Return whether a loader's dataset has rows by index: a stream would lose the rows that are read ahead."""
-    dataset = getattr(loader, "dataset", None)
-    has_rows = dataset is not None and not isinstance(dataset, IterableDataset)
-    return has_rows and getattr(loader, "batch_sampler", None) is not None
-
-
-def first_batches(loader: Any, count: int, *, epoch: int = 0, skipped: int = 0) -> list[ModelBatch]:
-    """Return the next batches that a loader will give, and leave its samplers as they were.
-
-    The rows are read and collated in this process, whatever the number of worker processes. Call it within
-    `undisturbed`.
+def rows_of(
+    batch: ModelBatch, number: int, dataset: str = "train_dataset", batches: str = "batches"
+) -> list[GuardedRow]:
+    """Return the rows of a batch, each with its place: in the dataset if it is known, else in the batch.
 
     Args:
-        loader: A `DataLoader` over a dataset with rows by index.
-        count: The number of batches.
-        epoch: The epoch of the run, which decides the order of the rows.
-        skipped: The batches of the epoch that a resumed run skips.
+        batch: The batch.
+        number: Its number, from 0.
+        dataset: The name of the dataset, for places.
+        batches: The name of its batches, for places.
     """
-    for part in _parts(loader):
-        if hasattr(part, "set_epoch") and part is not loader.dataset:
-            part.set_epoch(epoch)
-    kinds: Any = _DatasetKind  # without types
-    fetcher = kinds.create_fetcher(kinds.Map, loader.dataset, True, loader.collate_fn, False)
-    places = iter(loader.batch_sampler)
+    rows = paired(batch.records(), batch.sources)
+    has_images = batch.data.get("pixel_values") is not None
     return [
-        ModelBatch(fetcher.fetch(indices), tuple(indices) if all(isinstance(n, int) for n in indices) else ())
-        for indices in islice(places, skipped, skipped + count)
+        GuardedRow(
+            f"{batches}[{number}][{position}]" if row.index is None else f"{dataset}[{row.index}]",
+            row.record,
+            has_images,
+            row.count,
+        )
+        for position, row in enumerate(rows)
     ]
 
 
-@contextmanager
-def undisturbed(loader: Any, device: torch.device) -> Iterator[None]:
-    """Restore every random state at the end: of Python, numpy, torch and the device, and of the loader's own parts.
+def why_watched(loader: Any) -> str:
+    """Return why the batches of a loader cannot be read ahead of the run; empty if they can.
 
     Args:
-        loader: The training loader; None for the random states alone.
-        device: The device of the run.
+        loader: The training loader.
     """
-    python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    module = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
-    of_device = None if module is None else module.get_rng_state()
-    parts = [(part, dict(vars(part)), _generator_states(part)) for part in _parts(loader)]
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None or getattr(loader, "batch_sampler", None) is None:
+        return "the loader has no dataset with rows by index"
+    if isinstance(dataset, IterableDataset):
+        return "the dataset is a stream"
+    # with several processes, accelerate's first one reads for all
+    dispatches = type(loader).__name__ == "DataLoaderDispatcher"
+    if dispatches and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return "the first process reads for all processes"
+    shared = shared_with_copy((dataset, loader.batch_sampler, getattr(loader, "collate_fn", None)))
+    return f"the dataset, the sampler or the collator holds {shared}" if shared else ""
+
+
+def tokenizer_of(collator: Any) -> Any:
+    """Return the tokenizer with which a collator pads; None if it has none."""
+    inner = getattr(collator, "data_collator", collator)  # that of transformers' RemoveColumnsCollator
+    found = (getattr(inner, name, None) for name in ("tokenizer", "processing_class"))
+    return next((tokenizer for tokenizer in found if tokenizer is not None), None)
+
+
+class _ReadError(Exception):
+    """An exception of the dataset, the sampler or the collator.
+
+    Attributes:
+        error: The exception.
+        indices: The rows that were read; None if it is the sampler's, or that of the set-up of a worker.
+        is_collators: Whether the rows had been read when it was raised.
+    """
+
+    def __init__(self, error: Exception, indices: Any = None, *, is_collators: bool = False) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.indices = indices
+        self.is_collators = is_collators
+
+
+class RaisedError(Exception):
+    """An exception that the run will raise, or that it raises now.
+
+    Attributes:
+        error: The exception of the dataset, the sampler or the collator, with its place as a note.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """The same in another process.
+
+    Attributes:
+        error: The pickled exception; None if it does not survive that.
+        kind: Its class.
+        text: Its message.
+        place: The row, or the rows, that were read.
+        indices: As for `_ReadError`.
+        trace: Its traceback.
+    """
+
+    error: bytes | None
+    kind: str
+    text: str
+    place: str
+    indices: Any
+    trace: str
+
+
+def size_of(loader: Any) -> int | None:
+    """Return the number of rows of a loader's dataset; None if it is a stream or unknown."""
+    with suppress(Exception):
+        return len(loader.dataset)
+    return None
+
+
+def first_rows(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipped: int = 0) -> FirstRows:
+    """Return the rows of the next batches that a loader will give, read in a copy of this process.
+
+    Args:
+        loader: A loader over a dataset with rows by index.
+        dataset: The trainer's dataset before unused columns are removed; None if it is unknown.
+        count: The number of batches.
+        epoch: The epoch of the run, which decides the order of the rows.
+        skipped: The batches of the epoch that a resumed run skips.
+
+    Raises:
+        NoCopyError: If the batches cannot be read in a copy.
+        RaisedError: If the dataset, the sampler or the collator raises an exception.
+    """
+    size, *batches = run_in_copy(lambda: _first_items(loader, dataset, count, epoch, skipped))
+    if batches and isinstance(batches[-1], _Failure):
+        _raise_again(batches[-1], loader)
+    return FirstRows([row for batch in batches for row in batch], len(batches), size)
+
+
+def _first_items(loader: Any, dataset: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
+    """Yield the size of the dataset, then the rows of each batch, and at last an exception that is not ours."""
+    yield size_of(loader)
+    number = 0
     try:
-        yield
-    finally:
-        for part, attributes, generators in parts:
-            vars(part).clear()
-            vars(part).update(attributes)
-            for name, state in generators.items():
-                _set_state(attributes[name], state)
-        random.setstate(python)
-        np.random.set_state(of_numpy)
-        torch.set_rng_state(of_torch)
-        if module is not None:
-            module.set_rng_state(of_device)
+        for batch in first_batches(loader, dataset, count, epoch=epoch, skipped=skipped):
+            yield rows_of(batch, number)
+            number += 1
+    except _ReadError as failed:
+        error = failed.error
+        place = _place_of(loader.dataset, failed)
+        trace = "".join(traceback.format_exception(error))
+        yield _Failure(_pickled(error), type(error).__qualname__, str(error), place, failed.indices, trace)
+
+
+def first_batches(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipped: int = 0) -> Iterator[ModelBatch]:
+    """Yield the next batches that a loader will give; its samplers, its dataset and its collator go on.
+
+    Args:
+        loader: As for `first_rows`.
+        dataset: As for `first_rows`.
+        count: As for `first_rows`.
+        epoch: As for `first_rows`.
+        skipped: As for `first_rows`.
+
+    Raises:
+        _ReadError: If the dataset, the sampler or the collator raises an exception.
+    """
+    for place in _places(loader, count, epoch, skipped):
+        yield _read(loader, dataset, place)
+
+
+def _places(loader: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
+    """Yield the indices of the rows of each batch, with the random states with which the run reads the rows."""
+    try:
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
+        for part in _parts(loader):
+            if hasattr(part, "set_epoch") and part is not loader.dataset:
+                part.set_epoch(epoch)
+        places: Iterator[Any] = islice(iter(loader.batch_sampler), skipped, skipped + count)
+        # the loader draws it for its workers, whether it has any or not
+        seed = int(torch.empty((), dtype=torch.int64).random_(generator=getattr(loader, "generator", None)))
+        if getattr(loader, "num_workers", 0):
+            # the run draws the order in its main process
+            places = iter(list(places))
+            _become_worker(loader, seed)
+        while True:
+            place = next(places, None)
+            if place is None:
+                return
+            yield place
+    except Exception as error:
+        raise _ReadError(error) from error
+
+
+def _become_worker(loader: Any, seed: int) -> None:
+    """Set this process up as the first worker of a loader."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    given = {"id": 0, "num_workers": loader.num_workers, "seed": seed, "dataset": loader.dataset}
+    worker_state._worker_info = worker_state.WorkerInfo(**given)
+    if loader.worker_init_fn is not None:
+        loader.worker_init_fn(0)
+
+
+def _read(loader: Any, dataset: Any, indices: Any) -> ModelBatch:
+    """Read the rows of a batch, and collate them.
+
+    Raises:
+        _ReadError: If the dataset or the collator raises an exception.
+    """
+    sources: list[SourceRow] = []
+    is_read = False
+    # a second look at a row may change the next ones
+    texts = None if dataset is loader.dataset else dataset
+
+    def collate(items: Any) -> Any:
+        nonlocal is_read
+        is_read = True
+        # before the collator, which may take columns out of the rows
+        with suppress(Exception):
+            if all(isinstance(index, Integral) for index in indices) and len(items) == len(indices):
+                rows = zip(indices, items, strict=True)
+                sources.extend(SourceRow.of(int(index), item, texts) for index, item in rows)
+        return loader.collate_fn(items)
+
+    kinds: Any = _DatasetKind  # without types
+    fetcher = kinds.create_fetcher(kinds.Map, loader.dataset, True, collate, False)
+    try:
+        return ModelBatch(fetcher.fetch(indices), tuple(sources))
+    except Exception as error:
+        raise _ReadError(error, indices, is_collators=is_read) from error
 
 
 def _parts(loader: Any) -> list[Any]:
@@ -143,7 +312,6 @@ def _parts(loader: Any) -> list[Any]:
     waiting = [getattr(loader, name, None) for name in _PARTS]
     while waiting:
         part = waiting.pop()
-        # a function has no state, and a class is not an object of the run
         if id(part) in found or not isinstance(getattr(part, "__dict__", None), dict) or isinstance(part, type):
             continue
         found[id(part)] = part
@@ -151,51 +319,79 @@ def _parts(loader: Any) -> list[Any]:
     return list(found.values())
 
 
-def _generator_states(part: Any) -> dict[str, Any]:
-    """Return the state of each random generator among the attributes of an object, by name."""
-    states: dict[str, Any] = {}
-    for name, value in vars(part).items():
-        if isinstance(value, torch.Generator | np.random.RandomState):
-            states[name] = value.get_state()
-        elif isinstance(value, np.random.Generator):
-            states[name] = value.bit_generator.state
-        elif isinstance(value, random.Random):
-            states[name] = value.getstate()
-    return states
+def _place_of(dataset: Any, failed: _ReadError) -> str:
+    """Return the row that cannot be read; if each can by itself, the rows of the batch."""
+    indices = failed.indices
+    if indices is None:
+        return "the sampler of the training loader"
+    shown = ", ".join(f"train_dataset[{index}]" for index in indices[:_SHOWN])
+    shown += and_more(_SHOWN, len(indices))
+    if failed.is_collators:
+        return f"the collator, given {shown}"
+    for index in indices:
+        try:
+            dataset[index]
+        except Exception:
+            return f"train_dataset[{index}]"
+    return f"the dataset, asked for {shown}"
 
 
-def _set_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.set_state(state)
+def _pickled(error: Exception) -> bytes | None:
+    with suppress(Exception):
+        data = pickle.dumps(error)
+        if type(pickle.loads(data)) is type(error):
+            return data
+    return None
 
 
-def with_messages(records: Sequence[Record], batch: ModelBatch, dataset: Any) -> list[Record]:
-    """Return the rows with the messages or the gap that the trainer's dataset has beside its ids, if it has any.
+def _raise_again(failure: _Failure, loader: Any) -> NoReturn:
+    """Raise the exception of the reading process in this one.
+
+    Without workers, the run reads in this process, where more may work than in a copy of it: the rows are read here,
+    and if they can be read, the run goes on.
+
+    Raises:
+        NoCopyError: If it is an exception of the copy alone, or cannot be brought here.
+        RaisedError: With the exception.
+    """
+    note = f"raised by {failure.place}, which the guard reads before the first step"
+    if not getattr(loader, "num_workers", 0) and failure.indices is not None:
+        # the state of CUDA says by itself that it is the fork
+        if "forked subprocess" not in failure.text:
+            try:
+                _read(loader, None, failure.indices)
+            except _ReadError as failed:
+                if type(failed.error).__qualname__ == failure.kind:
+                    failed.error.add_note(note)
+                    raise RaisedError(failed.error) from failed.error
+        raise NoCopyError(f"{failure.place} raised {failure.kind} in a second process: {one_line(failure.text)}")
+    if failure.error is None:
+        raise NoCopyError(f"{failure.place} raised {failure.kind}: {one_line(failure.text)}")
+    crossed: Exception = pickle.loads(failure.error)
+    crossed.add_note(note)
+    crossed.add_note(failure.trace)
+    raise RaisedError(crossed)
+
+
+@contextmanager
+def undisturbed(device: Any) -> Iterator[None]:
+    """Restore every random state at the end: of Python, numpy, torch and the device.
 
     Args:
-        records: The rows of the batch.
-        batch: The batch.
-        dataset: The trainer's dataset before unused columns are removed; None if it is unknown.
+        device: The device of the run; None if it is unknown.
     """
-    names = getattr(dataset, "column_names", None) or ()
-    if is_preference(batch.data, len(batch.indices)):
-        keys = [key for key in COLUMNS if key in names]
-    elif "input_ids" not in names:
-        keys = []
-    elif "messages" in names:
-        keys = [key for key in ("messages", "tools") if key in names]
-    else:
-        # of a packed sequence of gaps, the ids are read back
-        is_fim = set(FIM_KEYS) <= set(names) and len(records) == len(batch.indices)
-        keys = [*FIM_KEYS] if is_fim else []
-    if not keys or len(records) not in (1, len(batch.indices)):
-        return list(records)
-    sources = (dataset[index] for index in batch.indices)
-    conversations = [{key: source[key] for key in keys if source[key] is not None} for source in sources]
-    if len(records) == len(conversations):
-        return [record | conversation for record, conversation in zip(records, conversations, strict=True)]
-    return [{**records[0], "conversations": conversations}]
+    python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    module: Any = None
+    of_device = None
+    if getattr(device, "type", "cpu") not in ("cpu", "meta"):
+        with suppress(Exception):  # a device without random states
+            module = torch.get_device_module(device)
+            of_device = module.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
+        if of_device is not None:
+            module.set_rng_state(of_device)

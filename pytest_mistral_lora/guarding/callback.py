@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import TrainerCallback
 
+from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import GuardError, InputError, MistralLoraError, one_line
+from pytest_mistral_lora.escaping import safe_text
 from pytest_mistral_lora.guarding.batches import (
     ModelBatch,
-    can_be_read_twice,
-    first_batches,
+    RaisedError,
+    first_rows,
+    rows_of,
+    size_of,
+    tokenizer_of,
     undisturbed,
-    with_messages,
+    why_watched,
 )
-from pytest_mistral_lora.guarding.verdict import GuardedRow, GuardedRun, judge_run
+from pytest_mistral_lora.guarding.evaluation import first_eval_rows
+from pytest_mistral_lora.guarding.first_step import WAITING, FirstStepWatch, calling_trainer
+from pytest_mistral_lora.guarding.process_copy import NoCopyError
+from pytest_mistral_lora.guarding.verdict import (
+    FirstRows,
+    GuardedRow,
+    GuardedRun,
+    RowFigures,
+    green_line,
+    judge_run,
+    judged_rows,
+    with_first_step,
+)
 from pytest_mistral_lora.judging import Verdict
 
 _LOG = logging.getLogger(__name__)
@@ -34,11 +54,12 @@ class MistralGuard(TrainerCallback):
     """Judges the first batches of a run, its model and its tokenizer before the first step.
 
     Give it to a trainer by `callbacks=[MistralGuard()]`, or call `guard(trainer)`, which also knows the trainer's
-    dataset with the messages of the rows.
+    dataset with the messages of the rows. The loss of the first step and the call of the model in it are judged in that
+    step, before the optimizer moves a weight.
 
-    The batches are taken from the trainer's own loader, after its collator, and the run draws the same batches as
-    without the guard. A stream (an `IterableDataset`) cannot be read twice: its batches are judged one by one as the
-    model gets them, each before its own gradient.
+    The batches are taken from the trainer's own loader, after its collator, in a copy of the process: the run draws the
+    same batches as without the guard. Batches that cannot be read so, such as those of a stream (an `IterableDataset`),
+    are judged one by one as the model gets them, each before its own gradient.
 
     Attributes:
         verdict: The verdict; None before the run has begun.
@@ -70,12 +91,16 @@ class MistralGuard(TrainerCallback):
         self._tokenizer = tokenizer
         self._batches = batches
         self._on_finding = on_finding
-        self._dataset: Any = None
-        self._stream: _StreamWatch | None = None
+        self._trainer: Any = None
+        self._watch: _BatchWatch | None = None
+        self._step: FirstStepWatch | None = None
+        self._first_step: Mapping[str, Result] = WAITING
+        self._evaluation: FirstRows | None = None
+        self._line: Callable[[Verdict], str] | None = None
 
-    def use_dataset(self, dataset: Any) -> None:
-        """Take the messages of the rows from the trainer's dataset, if it has them beside its ids."""
-        self._dataset = dataset
+    def use_trainer(self, trainer: Any) -> None:
+        """Take the messages of the rows from the dataset that a trainer has when its run begins."""
+        self._trainer = trainer
 
     def on_train_begin(
         self,
@@ -88,63 +113,177 @@ class MistralGuard(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Judge the first batches, or begin to watch a stream.
+        """Judge the first batches, or begin to watch those that cannot be read ahead.
 
         Raises:
-            GuardError: If the verdict is not ok, in any process, and the guard is to stop the run.
+            GuardError: If a finding is an error, in any process, and the guard is to stop the run.
+            Exception: What the dataset or the collator raises in one of these batches, with its place as a note.
         """
-        run = GuardedRun(args, model, processing_class, optimizer, self._tokenizer)
-        if not can_be_read_twice(train_dataloader):
-            self._stream = _StreamWatch(self, run, model)
-            return
-        with undisturbed(train_dataloader, args.device):
-            started = time.perf_counter()
-            self._judge(run, lambda: self._read(args, state, train_dataloader), started)
+        started = time.perf_counter()
+        self._end_watch()  # of an earlier training that was stopped
+        self.verdict, self._first_step, self._line = None, WAITING, None
+        raised = None
+        try:
+            trainer = calling_trainer(self) if self._trainer is None else self._trainer
+            tokenizer = tokenizer_of(getattr(train_dataloader, "collate_fn", None))
+            run = GuardedRun(args, model, processing_class, optimizer, self._tokenizer, tokenizer)
+            with undisturbed(getattr(args, "device", None)):
+                read, reason, raised = self._read_ahead(args, state, train_dataloader)
+                # no process goes on alone: the others would wait for it
+                reasons, failed = zip(*_from_each_process((reason, raised is not None)), strict=True)
+                if any(failed):
+                    _LOG.debug("a process ends with an error of its rows")
+                else:
+                    self._evaluation = first_eval_rows(trainer, self._batches)
+                    if read is None or any(reasons):
+                        reason = next(filter(None, reasons))
+                        self._watch = _BatchWatch(self, run, model, reason, size_of(train_dataloader))
+                    else:
+                        self._judge(run, read, started)
+                    self._step = FirstStepWatch(args, model, trainer, partial(self._judge_first_step, run))
+        except GuardError:
+            raise
+        except Exception as error:
+            _log_crash(error)
+        if raised is not None:
+            raise raised
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the first step, if its loss did not.
+
+        Raises:
+            GuardError: As for `on_train_begin`.
+        """
+        if self._step is not None:
+            self._step.end()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Judge what a stream has given, if it had fewer batches than the guard judges."""
-        if self._stream is not None:
-            self._stream.end()
-            self._stream = None
+        """Judge what the run has given, if it had fewer batches than the guard judges.
 
-    def _read(self, args: Any, state: Any, loader: Any) -> list[GuardedRow]:
+        Raises:
+            GuardError: As for `on_train_begin`.
+        """
+        if self._watch is not None:
+            self._watch.end()
+        self._end_watch()
+        self._print_line()
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+        if self._step is not None:
+            self._step.leave()
+            self._step = None
+
+    def _judge_first_step(self, run: GuardedRun, results: Mapping[str, Result]) -> None:
+        """Add what the first step has shown to the verdict, and stop or warn: each process for itself."""
+        self._first_step = results
+        is_error = any(finding.severity == "error" for result in results.values() for finding in result.findings)
+        if self.verdict is None and (self._watch is not None or not is_error):
+            return  # rows that are judged later have these results with them
+        try:
+            self.verdict = with_first_step(self.verdict, results)
+        except Exception as error:
+            _log_crash(error)
+            return
+        if is_error and self._on_finding == "stop":
+            raise GuardError(f"the run is stopped before a weight moves\n{self.verdict}", verdict=self.verdict)
+        if self._on_finding == "warn":
+            rank = getattr(run.args, "process_index", 0)
+            self._warn(run, [(rank, str(self.verdict))] if is_error else [])
+        if is_error:
+            self._line = None
+        self._print_line()
+
+    def _print_line(self) -> None:
+        """Print the line of a run that goes on, once."""
+        line, self._line = self._line, None
+        try:
+            if line is not None and self.verdict is not None:
+                _say(line(self.verdict))
+        except Exception as error:
+            _log_crash(error)
+
+    def _read_ahead(self, args: Any, state: Any, loader: Any) -> tuple[FirstRows | None, str, Exception | None]:
+        """Return the rows of the next batches, or why they cannot be read ahead, or what the dataset has raised."""
+        try:
+            reason = why_watched(loader)
+            return (None, reason, None) if reason else (self._read(args, state, loader), "", None)
+        except NoCopyError as error:
+            return None, error.reason, None
+        except RaisedError as found:
+            return None, "", found.error
+        except Exception as error:  # ours
+            return None, f"reading ahead ended with {type(error).__name__}: {one_line(error)}", None
+
+    def _read(self, args: Any, state: Any, loader: Any) -> FirstRows:
         """Return the rows of the next batches; a resumed run begins within an epoch."""
-        accumulation = args.gradient_accumulation_steps
-        updates = max(-(-len(loader) // accumulation), 1)
-        epoch, done = divmod(state.global_step, updates)
-        skipped = 0 if args.ignore_data_skip else done * accumulation
-        found = first_batches(loader, self._batches, epoch=epoch, skipped=skipped)
-        return [row for number, batch in enumerate(found) for row in rows_of(batch, number, self._dataset)]
+        dataset = loader.dataset if self._trainer is None else getattr(self._trainer, "train_dataset", None)
+        accumulation = getattr(args, "gradient_accumulation_steps", 1)
+        epoch = done = 0
+        if state.global_step:
+            epoch, done = divmod(state.global_step, max(-(-len(loader) // accumulation), 1))
+        skipped = 0 if getattr(args, "ignore_data_skip", False) else done * accumulation
+        return first_rows(loader, dataset, self._batches, epoch=epoch, skipped=skipped)
 
-    def _judge(self, run: GuardedRun, read: Any, started: float, moment: str = "before a weight moves") -> None:
-        """Judge rows, exchange the outcome with the other processes, and stop at this moment or warn."""
+    def _judge(
+        self,
+        run: GuardedRun,
+        read: FirstRows,
+        started: float,
+        moment: str = "before a weight moves",
+        *,
+        last: bool = True,
+    ) -> None:
+        """Judge rows, exchange the outcome with the other processes, and stop at this moment or warn.
+
+        Args:
+            run: The run.
+            read: The rows.
+            started: The time of `time.perf_counter` at which the guard began.
+            moment: When the run is stopped, in words.
+            last: Whether no more rows are judged after them.
+        """
         failure = ""
         try:
-            self.verdict = judge_run(run, read(), started)
-            failure = "" if self.verdict.ok else str(self.verdict)
-        except Exception as error:  # a process that ended alone would leave the others waiting
-            if not isinstance(error, MistralLoraError):
-                _LOG.exception("the guard ended with an error")
+            read = judged_rows(run, read)
+            evaluation = None
+            if self._evaluation is not None and (last or self.verdict is None):
+                evaluation = judged_rows(run, self._evaluation)
+            self.verdict = judge_run(run, read, started, evaluation=evaluation, first_step=self._first_step)
+            if any(finding.severity == "error" for finding in self.verdict.findings):
+                failure = str(self.verdict)
+        except InputError as error:  # such as a tokenizer that is named and missing
+            self.verdict, failure = None, f"the guard could not judge the run: {one_line(error)}"
+        except Exception as error:
+            _log_crash(error)
             self.verdict = None
-            failure = f"the guard could not judge the run: {one_line(error) or type(error).__name__}"
-        failures = [(rank, text) for rank, text in enumerate(_from_each_process(failure)) if text]
-        if self._on_finding == "warn":
-            self._warn(run, failures)
-        elif failures:
+        outcomes = _from_each_process((failure, read.figures))
+        failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
+        if failures and self._on_finding == "stop":
             rank, text = failures[0]
             of_process = f" (process {rank} of {_processes()})" if _processes() > 1 else ""
             raise GuardError(f"the run is stopped {moment}{of_process}\n{text}", verdict=self.verdict)
-        elif self.verdict is not None and run.args.process_index == 0:
-            _LOG.info("%r", self.verdict)
+        if not last or getattr(run.args, "process_index", 0) != 0:
+            return
+        if self._on_finding == "warn":
+            self._warn(run, failures)
+        if self.verdict is not None and not failures:
+            judged = RowFigures(*map(sum, zip(*(figures for _, figures in outcomes), strict=True)))
+            seconds = time.perf_counter() - started
+            self._line = lambda verdict: green_line(verdict, read, judged, seconds, self._evaluation)
+            if self._first_step is not WAITING:
+                self._print_line()
 
     def _warn(self, run: GuardedRun, failures: Sequence[tuple[int, str]]) -> None:
-        if run.args.process_index != 0:
-            return
+        process = getattr(run.args, "process_index", 0)
         for rank, text in failures:
-            _LOG.warning("process %d: the guard warns\n%s", rank, text)
-        if self.verdict is None:
+            if process in (0, rank):
+                _LOG.warning("process %d: the guard warns\n%s", rank, text)
+        if self.verdict is None or process != 0:
             return
-        folder = Path(run.args.output_dir)
+        folder = Path(getattr(run.args, "output_dir", None) or ".")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name in REPORTS:
@@ -153,61 +292,72 @@ class MistralGuard(TrainerCallback):
             _LOG.warning("the guard's verdict cannot be written to %s: %s", folder, one_line(error))
 
 
-class _StreamWatch:
-    """Judges the batches of a stream as the model gets them, in training mode."""
+class _BatchWatch:
+    """Judges the batches of a run as the model gets them, in training mode."""
 
-    def __init__(self, guard: MistralGuard, run: GuardedRun, model: Any) -> None:
-        self._guard, self._run = guard, run
+    def __init__(self, guard: MistralGuard, run: GuardedRun, model: Any, reason: str, size: int | None) -> None:
+        self._guard, self._run, self._reason, self._size = guard, run, reason, size
         self._rows: list[GuardedRow] = []
         self._seen = 0
+        self._seconds = 0.0
         self._hook = model.register_forward_pre_hook(self._take, with_kwargs=True)
+
+    def remove(self) -> None:
+        """Watch no more batches."""
+        self._hook.remove()
+
+    def end(self) -> None:
+        """Judge the rows so far, if the guard waits for more.
+
+        Raises:
+            GuardError: As for `MistralGuard.on_train_end`.
+        """
+        if self._seen < self._guard._batches:
+            self._judge(self._rows)
 
     def _take(self, model: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not model.training:
             return
         data = named if "input_ids" in named or not given else {**named, "input_ids": given[0]}
-        rows = rows_of(ModelBatch(data), self._seen, None)
+        rows = []
+        try:
+            rows = rows_of(ModelBatch(data), self._seen)
+        except Exception as error:
+            _log_crash(error)
+        self._rows += rows
         self._seen += 1
-        is_last = self._seen == self._guard._batches
-        if self._guard._on_finding == "warn":
-            self._rows += rows
-        if is_last:
-            self._hook.remove()
-        if self._guard._on_finding == "stop":
-            self._judge(rows)
-        elif is_last:
-            self.end()
+        if self._seen == self._guard._batches:
+            self.remove()
+            self._judge(self._rows)
+        elif self._guard._on_finding == "stop":
+            self._judge(rows, last=False)
 
-    def end(self) -> None:
-        """Judge the rows that are left."""
-        self._hook.remove()
-        if self._rows:
-            rows, self._rows = self._rows, []
-            self._judge(rows)
-
-    def _judge(self, rows: list[GuardedRow]) -> None:
+    def _judge(self, rows: list[GuardedRow], *, last: bool = True) -> None:
         # earlier batches may have moved weights
         moment = "before a weight moves" if self._seen == 1 else f"at batch {self._seen} of its stream"
-        with undisturbed(None, self._run.args.device):
-            self._guard._judge(self._run, lambda: rows, time.perf_counter(), moment)
+        read = FirstRows(rows, self._seen, self._size, self._reason)
+        started = time.perf_counter() - self._seconds
+        try:
+            with undisturbed(getattr(self._run.args, "device", None)):
+                self._guard._judge(self._run, read, started, moment, last=last)
+        except GuardError:
+            raise
+        except Exception as error:
+            _log_crash(error)
+        self._seconds = time.perf_counter() - started
 
 
-def rows_of(batch: ModelBatch, number: int, dataset: Any) -> list[GuardedRow]:
-    """Return the rows of a batch, each with its place: in the dataset if it is known, else in the batch.
+def _log_crash(error: Exception) -> None:
+    """Log an error of the guard itself, with which the run goes on."""
+    _LOG.warning("not checked: the guard ended with %s: %s", type(error).__name__, one_line(error))
+    _LOG.debug("the error of the guard", exc_info=error)
 
-    Args:
-        batch: The batch.
-        number: Its number, from 0.
-        dataset: As for `with_messages`.
-    """
-    records = with_messages(batch.records(), batch, dataset)
-    is_whole = len(records) == len(batch.indices)
-    places = [
-        f"train_dataset[{batch.indices[row]}]" if is_whole else f"batches[{number}][{row}]"
-        for row in range(len(records))
-    ]
-    has_images = batch.data.get("pixel_values") is not None
-    return [GuardedRow(place, record, has_images) for place, record in zip(places, records, strict=True)]
+
+def _say(line: str) -> None:
+    """Print a line, if there is somewhere to print it to."""
+    with suppress(AttributeError, OSError, ValueError):
+        sys.stdout.write(f"{safe_text(line)}\n")
+        sys.stdout.flush()
 
 
 def _processes() -> int:
@@ -215,13 +365,13 @@ def _processes() -> int:
     return torch.distributed.get_world_size() if distributed else 1
 
 
-def _from_each_process(text: str) -> list[str]:
-    """Return a text of each process, in the order of their ranks; every process must call it."""
+def _from_each_process(value: Any) -> list[Any]:
+    """Return a value of each process, in the order of their ranks; every process must call it."""
     if _processes() == 1:
-        return [text]
-    found: list[Any] = [""] * _processes()
-    torch.distributed.all_gather_object(found, text)
-    return [str(each) for each in found]
+        return [value]
+    found: list[Any] = [None] * _processes()
+    torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def guard(
@@ -257,6 +407,6 @@ def guard(
     if not hasattr(trainer, "add_callback"):
         raise InputError(f"a {type(trainer).__name__}", place="trainer", expected="a transformers.Trainer")
     callback = MistralGuard(tokenizer=tokenizer, batches=batches, on_finding=on_finding)
-    callback.use_dataset(getattr(trainer, "train_dataset", None))
+    callback.use_trainer(trainer)
     trainer.add_callback(callback)
     return callback

@@ -6,22 +6,25 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_copy, recognition_of, source_of, text_tokenizer
 from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TrainerTarget
-from pytest_mistral_lora.conformance.session import Session, opened_session
-from pytest_mistral_lora.conformance.targets import EncodedTarget
-from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.conformance.checks import Subject
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TrainerTarget, WatchedTarget
+from pytest_mistral_lora.conformance.session import opened_session
+from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
+from pytest_mistral_lora.errors import TokenizerError, counted, one_line
+from pytest_mistral_lora.guarding.first_step import WAITING
 from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
 from pytest_mistral_lora.judging import AnyPath, Verdict, encoder_of, verdict_of
 from pytest_mistral_lora.runners import runner_fixes
@@ -29,6 +32,12 @@ from pytest_mistral_lora.runners import runner_fixes
 _TRAINERS = {"trl": "trl", "axolotl": "axolotl", "llamafactory": "llamafactory", "swift": "ms-swift"}
 """The runner of each trainer, by the package of its arguments."""
 
+_IMAGE_KEYS = ("image_token_id", "image_token_index")
+"""Keys of the id that stands for an image, in the configurations of models."""
+_NEVER_CHECKED = ("rows-complete",)
+"""Cases that are of files alone: the first batches of a run are never all of its rows."""
+
+_COMMAND = "guard(trainer)"
 _ROWS = "rows.jsonl"
 _TABLE = "rows.arrow"
 
@@ -41,11 +50,13 @@ class GuardedRow:
         place: Its place, for findings.
         record: Its ids and labels, as `audit` takes them.
         has_images: Whether its batch has images.
+        count: Number of rows of the dataset in it.
     """
 
     place: str
     record: Mapping[str, Any]
     has_images: bool = False
+    count: int = 1
 
     def sequences(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
         """Yield ids and labels of each sequence of the row: two for a preference pair."""
@@ -53,6 +64,62 @@ class GuardedRow:
             yield self.record["input_ids"], self.record.get("labels", ())
         else:
             yield from sides_of(self.record)
+
+    def holds(self, tokens: Collection[int]) -> bool:
+        """Return whether one of some tokens is in a sequence of the row."""
+        return any(not set(tokens).isdisjoint(ids) for ids, _ in self.sequences())
+
+
+class RowFigures(NamedTuple):
+    """Numbers of what was judged, in one process or in all.
+
+    Attributes:
+        rows: Rows of the dataset.
+        batches: Batches.
+        tokens: Tokens, with padding.
+        trained: Those with a loss.
+    """
+
+    rows: int
+    batches: int
+    tokens: int
+    trained: int
+
+    @property
+    def words(self) -> str:
+        """The numbers of tokens, for a line."""
+        share = f"{100 * self.trained / self.tokens:.0f} %" if self.tokens else "0 %"
+        return f"{counted(self.tokens, 'token')} with padding, {share} of them with a loss"
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """The rows of the first batches of a run.
+
+    Attributes:
+        rows: The rows.
+        batches: The number of batches.
+        of: The number of rows of the dataset; None if it is unknown.
+        watched: Why the rows were taken as the model got them; empty if they were read ahead of the run.
+        left_out: Reasons why a part of the run is not judged, by the case of a check.
+    """
+
+    rows: Sequence[GuardedRow]
+    batches: int
+    of: int | None = None
+    watched: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> RowFigures:
+        """The numbers of rows, batches and tokens."""
+        trained = sum(label != IGNORE_INDEX for label in self.labels)
+        return RowFigures(sum(row.count for row in self.rows), self.batches, len(self.labels), trained)
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The labels of all rows, with padding."""
+        return [label for row in self.rows for _, labels in row.sequences() for label in labels]
 
 
 @dataclass(frozen=True)
@@ -65,6 +132,7 @@ class GuardedRun:
         processing_class: The tokenizer or processor.
         optimizer: The optimizer; None if it is not made yet.
         named: The Mistral tokenizer that the user names, or None.
+        padder: The tokenizer of the collator, which tells the Mistral tokenizer if there is no `processing_class`.
     """
 
     args: Any
@@ -72,6 +140,7 @@ class GuardedRun:
     processing_class: Any
     optimizer: Any
     named: AnyPath | None
+    padder: Any = None
 
     @cached_property
     def source(self) -> CheckpointTokenizer | None:
@@ -88,12 +157,23 @@ class GuardedRun:
         """
         if self.named is not None:
             return recognition_of(encoder_of(self.named).tokenizer)
-        if self.processing_class is None:
-            return Recognition(None, "", reason="the trainer has no processing_class")
-        if self.source is not None:
-            return recognition_of(self.source)
-        with tempfile.TemporaryDirectory(prefix="mistral-guard-") as folder:
-            return recognise_copy(text_tokenizer(self.processing_class), Path(folder))
+        loaded = text_tokenizer(self.processing_class)
+        loaded = text_tokenizer(self.padder) if loaded is None else loaded
+        source = self._beside_model if loaded is None else source_of(loaded)
+        try:
+            if source is not None:
+                return recognition_of(source)
+            if loaded is None:
+                return Recognition(None, "", reason="the trainer has no processing_class with a tokenizer")
+            with tempfile.TemporaryDirectory(prefix="mistral-guard-") as folder:
+                return recognise_copy(loaded, Path(folder))
+        except TokenizerError as error:
+            return Recognition(None, "", reason=str(error))
+
+    @property
+    def _beside_model(self) -> CheckpointTokenizer | None:
+        """The tokenizer in the folder that the model was loaded from; None if there is none on this machine."""
+        return source_of(getattr(self.model, "config", None))
 
     def fixes(self, *, of_preferences: bool) -> Mapping[str, str]:
         """Return the fix of each rule in the words of the trainer, or of its trainers of preferences."""
@@ -102,22 +182,30 @@ class GuardedRun:
         return runner_fixes(f"{found}-preferences" if of_preferences else found)
 
 
-def judge_run(run: GuardedRun, rows: Sequence[GuardedRow], started: float) -> Verdict:
+def judge_run(
+    run: GuardedRun,
+    read: FirstRows,
+    started: float,
+    *,
+    evaluation: FirstRows | None = None,
+    first_step: Mapping[str, Result] = WAITING,
+) -> Verdict:
     """Judge the rows, the model and the tokenizer of a run.
 
     Args:
         run: The run.
-        rows: The rows of its first batches.
+        read: The rows of its first batches, as `judged_rows` returns them.
         started: The time of `time.perf_counter` at which the guard began.
+        evaluation: The rows of the first batches of its evaluation, likewise; None if it has none.
+        first_step: The results of its first step, by their checks.
 
     Raises:
         InputError: As for `GuardedRun.known`.
         TokenizerError: As for `GuardedRun.known`.
     """
-    labels = [label for row in rows for _, labels in row.sequences() for label in labels]
+    rows, oracle = read.rows, run.known.oracle
     fixes = run.fixes(of_preferences=any("input_ids" not in row.record for row in rows))
     with _work_folder() as (data, configurations):
-        eos = None if run.known.oracle is None else run.known.oracle.eos_id
         trainer = TrainerTarget(
             "trainer",
             configurations,
@@ -126,18 +214,101 @@ def judge_run(run: GuardedRun, rows: Sequence[GuardedRow], started: float) -> Ve
             known=run.known,
             base=run.source,
             optimizer=run.optimizer,
-            has_images=any(row.has_images for row in rows),
-            trains_eos=eos in labels,
+            has_images=IMAGES in read.left_out or any(row.has_images for row in rows),
+            trains_eos=oracle is not None and oracle.eos_id in read.labels,
+            left_out=read.left_out,
         )
-        batches = EncodedTarget("batches", data, judge=trainer)
-        file = _write(rows, data)
-        with opened_session([batches, trainer]) as session:
+        # first: rows are shown by the last target of a name
+        targets: list[Target] = [_watched(first_step)]
+        amendments = []
+        for name, part in (("batches", read), (EVALUATION, evaluation)):
+            if part is None:
+                continue
+            if name == EVALUATION and part.left_out:
+                targets.append(_not_checked(part.left_out))
+            if part.rows:
+                folder = data / name
+                folder.mkdir()
+                targets.append(EncodedTarget(name, folder, judge=trainer))
+                file, places = _write(part.rows, folder), [row.place for row in part.rows]
+                amendments.append(_Amendments(file, places, configurations / MODEL_CONFIG, fixes, name))
+
+        def amend(record: dict[str, Any]) -> None:
+            for amendment in amendments:
+                amendment.apply(record)
+
+        with opened_session([*targets, trainer], keeps_going=True) as session:
             return verdict_of(
                 session,
-                "guard(trainer)",
-                _Amendments(file, [row.place for row in rows], configurations / MODEL_CONFIG, fixes).apply,
-                lambda session: _cost(session, rows, labels, started),
+                _COMMAND,
+                amend,
+                lambda session: [_cost(read, time.perf_counter() - started)],
             )
+
+
+EVALUATION = "eval_batches"
+"""The name of the rows of evaluations in node ids, and in places that the datasets do not tell."""
+
+
+def with_first_step(verdict: Verdict | None, first_step: Mapping[str, Result]) -> Verdict:
+    """Return a verdict with the results of the first step, which it could not have before."""
+    with opened_session([_watched(first_step)]) as session:
+        return verdict_of(session, _COMMAND, earlier=verdict)
+
+
+def _watched(first_step: Mapping[str, Result]) -> WatchedTarget:
+    return WatchedTarget("trainer", results={("train", case): result for case, result in first_step.items()})
+
+
+def _not_checked(left_out: Mapping[str, str]) -> WatchedTarget:
+    """Return the target of the rows of evaluations that are left out, by their reasons."""
+    results: dict[tuple[Subject, str], Result] = {
+        ("encoded", case): Result(not_checked=reason) for case, reason in left_out.items()
+    }
+    return WatchedTarget(EVALUATION, results=results)
+
+
+IMAGES = "images"
+"""The case, and the beginning of the reason, of rows with images."""
+
+
+def judged_rows(run: GuardedRun, read: FirstRows) -> FirstRows:
+    """Return the rows that can be judged, with the reasons why others are left out.
+
+    Raises:
+        InputError: As for `GuardedRun.known`.
+        TokenizerError: As for `GuardedRun.known`.
+    """
+    if not read.rows:
+        reason = "the batches have no input_ids" if read.batches else "the run had no batch"
+        return replace(read, left_out={"rows": reason, **read.left_out})
+    config = getattr(run.model, "config", None)
+    images = {token for token in (getattr(config, name, None) for name in _IMAGE_KEYS) if token is not None}
+    images |= run.known.oracle.image_ids if run.known.oracle is not None else set()
+    # the ids of a batch with images may not show which of its rows has them
+    are_shown = any(row.has_images and row.holds(images) for row in read.rows)
+    left_out = dict(read.left_out)
+    rows = [row for row in read.rows if not _has_image(row, images, are_shown=are_shown)]
+    if len(rows) < len(read.rows):
+        left_out[IMAGES] = f"images: {len(read.rows) - len(rows)} of {counted(len(read.rows), 'row')} have an image"
+    labelled = [row for row in rows if "input_ids" not in row.record or "labels" in row.record]
+    if len(labelled) < len(rows):
+        left_out["labels"] = f"{len(rows) - len(labelled)} of {counted(len(read.rows), 'row')} have no labels"
+    return replace(read, rows=labelled, left_out=left_out)
+
+
+def _has_image(row: GuardedRow, images: Collection[int], *, are_shown: bool) -> bool:
+    """Return whether a row has an image, which mistral-common encodes from its pixels alone.
+
+    Args:
+        row: The row.
+        images: The ids that stand for images.
+        are_shown: Whether the rows with images have such ids, in batches with pixels.
+    """
+    if row.has_images:
+        return row.holds(images) or not are_shown
+    # without pixels, a text that spells the marker may have become it
+    return row.holds(images) and "[IMG" not in json.dumps(row.record.get("messages"))
 
 
 @contextmanager
@@ -166,14 +337,47 @@ def _write(rows: Sequence[GuardedRow], folder: Path) -> Path:
     return folder / _ROWS
 
 
-def _cost(session: Session, rows: Sequence[GuardedRow], labels: Sequence[int], started: float) -> list[str]:
-    trained = sum(label != IGNORE_INDEX for label in labels)
-    share = f"{100 * trained / len(labels):.0f} %" if labels else "0 %"
-    seconds = time.perf_counter() - started
-    return [
-        f"guard: {counted(len(rows), 'row')} of {counted(len(labels), 'token')} with padding, "
-        f"{share} of them with a loss; judged in {seconds:.2f} s"
-    ]
+def _cost(read: FirstRows, seconds: float) -> str:
+    watched = f"; judged as the model got them: {read.watched}" if read.watched else ""
+    return f"guard: {counted(len(read.rows), 'row')} of {read.figures.words}; judged in {seconds:.2f} s{watched}"
+
+
+def green_line(
+    verdict: Verdict, read: FirstRows, judged: RowFigures, seconds: float, evaluation: FirstRows | None = None
+) -> str:
+    """Return the line of a run that goes on: what was judged, of how many rows, how long it took, and what was not.
+
+    Args:
+        verdict: The verdict.
+        read: The rows of this process, as `judged_rows` returns them.
+        judged: What all processes have judged.
+        seconds: The duration.
+        evaluation: The rows of the evaluations of this process; None if it has none.
+    """
+    rows = f"{counted(judged.rows, 'row')} of a stream"
+    if read.of is not None:
+        rows = f"{judged.rows:,} of {counted(read.of, 'row')}"
+    parts = [f"{rows} judged ({counted(judged.batches, 'batch', 'es')}, {judged.words}) in {seconds:.2f} s"]
+    parts.append(counted(len(verdict.findings), "note") if verdict.findings else "no finding")
+    if read.watched:
+        parts.append(f"read as the model got them, because {read.watched}")
+    beyond = 0 if read.of is None else read.of - judged.rows
+    if beyond > 0:
+        parts.append(f"{counted(beyond, 'row')} not judged")
+    if evaluation is not None and evaluation.rows:
+        parts.append(f"{evaluation.figures.rows:,} of {counted(evaluation.of or 0, 'row')} for evaluation judged")
+    cases: dict[str, list[str]] = {}
+    for name, reason in verdict.not_checked.items():
+        case = name.rpartition("::")[2]
+        if case not in _NEVER_CHECKED:
+            cases.setdefault(reason, []).append(case)
+    if cases:
+        unchecked = (
+            one_line(reason if reason.startswith(names[0]) else f"{', '.join(names)}: {reason}", 160)
+            for reason, names in cases.items()
+        )
+        parts.append(f"not checked: {'; '.join(unchecked)}")
+    return f"mistral guard: {'; '.join(parts)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +389,14 @@ class _Amendments:
         places: The place of each row.
         configuration: The copy of the model's configuration.
         fixes: The fix of each rule.
+        name: The name of the rows as a whole.
     """
 
     file: Path
     places: Sequence[str]
     configuration: Path
     fixes: Mapping[str, str]
+    name: str
 
     def apply(self, record: dict[str, Any]) -> None:
         """Name the rows and the model of the trainer in place of files, and its own fixes."""
@@ -207,5 +413,5 @@ class _Amendments:
 
     def _shown(self, text: str) -> str:
         text = re.sub(rf"{re.escape(str(self.file))}:(\d+)", lambda line: self.places[int(line[1]) - 1], text)
-        text = text.replace(str(self.file), "batches").replace(str(self.file.parent), "batches")
+        text = text.replace(str(self.file), self.name).replace(str(self.file.parent), self.name)
         return text.replace(str(self.configuration), f"{MODEL_PLACE}.config")

@@ -33,7 +33,7 @@ def packed(lines: Sequence[Data]) -> Data:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("pad", [0, 2])
+@pytest.mark.parametrize("pad", [0, 2, 32768], ids=["unk", "eos", "added"])
 def test_padding_is_left_out(side: str, pad: int, lines: list[Data], tmp_path: Path, oracle: Oracle) -> None:
     for count, line in enumerate(lines, start=1):
         size = len(line["input_ids"])

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from guarded_runs import chat_rows, encoded, losses_of, make_trainer
+from torch.nn.functional import cross_entropy
 
 from pytest_mistral_lora import GuardError, guard
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.guarding.callback import OnFinding
+
+
+def _shifted_twice(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return cross_entropy(outputs.logits[:, :-2].flatten(0, 1), labels[:, 2:].flatten())
 
 
 def main(base: Path, output: Path, how: str) -> None:
@@ -21,6 +26,8 @@ def main(base: Path, output: Path, how: str) -> None:
         rows[1]["labels"][-1] = -100  # in the share of the second process
     settings = {"per_device_train_batch_size": 1, "train_sampling_strategy": "sequential", "max_steps": 3}
     trainer = make_trainer(base, rows, output, **settings)
+    if how == "stop at the loss":
+        trainer.compute_loss_func = _shifted_twice
     callback = None if how == "unguarded" else guard(trainer, on_finding=cast(OnFinding, how.partition(" ")[0]))
     found: dict[str, Any] = {"stopped": ""}
     try:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from guarded_runs import chat_rows, encoded, lora_model, losses_of, make_trainer
+from guarded_runs import begin, chat_rows, encoded, errors_of, lora_model, losses_of, make_trainer
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import IterableDataset
 
-from pytest_mistral_lora import GuardError, MistralGuard, Verdict, guard
+from pytest_mistral_lora import GuardError, MistralGuard, guard
 from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
@@ -37,26 +37,6 @@ def rows(oracle: Oracle) -> Rows:
 @pytest.fixture(scope="module")
 def tokenizer(base: Path) -> Any:
     return BaseFolder(base).tokenizer().fast
-
-
-def _begin(trainer: Any, **settings: Any) -> MistralGuard:
-    """Let the guard judge a run, without its steps."""
-    callback = guard(trainer, **settings)
-    callback.on_train_begin(
-        trainer.args,
-        trainer.state,
-        trainer.control,
-        model=trainer.model,
-        processing_class=trainer.processing_class,
-        train_dataloader=trainer.get_train_dataloader(),
-        optimizer=trainer.optimizer,
-    )
-    return callback
-
-
-def _errors(verdict: Verdict | None) -> set[tuple[str, str]]:
-    assert verdict is not None
-    return {(finding.rule, finding.place) for finding in verdict.findings if finding.severity == "error"}
 
 
 @pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])
@@ -85,7 +65,7 @@ def test_a_fault_stops_the_run_before_a_weight_moves(base: Path, rows: Rows, tmp
     with pytest.raises(GuardError, match="before a weight moves") as caught:
         trainer.train()
     assert caught.value.verdict is callback.verdict
-    assert _errors(callback.verdict) == {("ML546", "train_dataset[5]")}
+    assert errors_of(callback.verdict) == {("ML546", "train_dataset[5]")}
     assert (losses_of(trainer), trainer.state.global_step) == ([], 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -98,7 +78,7 @@ def test_a_warning_lets_the_run_go_on_and_writes_the_verdict(
     callback = guard(trainer, on_finding="warn")
     trainer.train()
     assert len(losses_of(trainer)) == 1
-    assert _errors(callback.verdict) == {("ML546", "train_dataset[5]")}
+    assert errors_of(callback.verdict) == {("ML546", "train_dataset[5]")}
     assert "ML546 train_dataset[5]" in caplog.text
     report = json.loads((tmp_path / "out" / REPORTS[0]).read_text())
     assert [cause["rule"] for cause in report["causes"]] == ["ML546"]
@@ -113,11 +93,11 @@ def test_gaps_are_compared_with_the_texts_beside_them(
     rows = encoded(oracle, gaps)
     if has_texts:
         rows = [row | gap.to_json() for row, gap in zip(rows, gaps, strict=True)]
-    assert _errors(_begin(make_trainer(base, rows, tmp_path)).verdict) == set()
+    assert errors_of(begin(make_trainer(base, rows, tmp_path)).verdict) == set()
     # a sound gap, but of another row
     rows[2] |= {key: rows[1][key] for key in ("input_ids", "labels")}
-    verdict = _begin(make_trainer(base, rows, tmp_path), on_finding="warn").verdict
-    assert _errors(verdict) == ({("ML534", "train_dataset[2]")} if has_texts else set())
+    verdict = begin(make_trainer(base, rows, tmp_path), on_finding="warn").verdict
+    assert errors_of(verdict) == ({("ML534", "train_dataset[2]")} if has_texts else set())
 
 
 def _shift(row: dict[str, Any]) -> None:
@@ -161,8 +141,8 @@ def test_a_fault_of_every_row_is_found(
     rows = encoded(oracle, chat_rows(8), messages=messages)
     for row in rows:
         damage(row)
-    verdict = _begin(make_trainer(base, rows, tmp_path, tokenizer=tokenizer), on_finding="warn").verdict
-    found = _errors(verdict)
+    verdict = begin(make_trainer(base, rows, tmp_path, tokenizer=tokenizer), on_finding="warn").verdict
+    found = errors_of(verdict)
     assert {number for number, _ in found} - {"ML506"} == {rule}
     assert {f"train_dataset[{number}]" for number in range(8)} <= {place for _, place in found}
 
@@ -214,7 +194,7 @@ def test_a_fault_of_the_model_is_found(
     model = lora_model(base)
     damage(model)
     trainer = make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)
-    assert _errors(_begin(trainer, on_finding="warn").verdict) == found
+    assert errors_of(begin(trainer, on_finding="warn").verdict) == found
 
 
 def test_an_adapter_on_the_model_of_images_needs_images(oracle: Oracle, rows: Rows, tmp_path: Path) -> None:
@@ -224,19 +204,19 @@ def test_an_adapter_on_the_model_of_images_needs_images(oracle: Oracle, rows: Ro
     base = write_tiny_base(tmp_path / "base", oracle.path, architecture=wrapped)
     config = LoraConfig(target_modules=r".*(vision_tower|language_model).*\.(q_proj|v_proj)", task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForImageTextToText.from_pretrained(base), config)
-    verdict = _begin(make_trainer(base, rows, tmp_path, model=model), on_finding="warn").verdict
-    assert ("ML450", "model") in _errors(verdict)
+    verdict = begin(make_trainer(base, rows, tmp_path, model=model), on_finding="warn").verdict
+    assert ("ML450", "model") in errors_of(verdict)
 
 
 def test_what_belongs_to_an_adapter_is_no_base(base: Path, tokenizer: Any, rows: Rows, tmp_path: Path) -> None:
     model = lora_model(base, modules_to_save=["lm_head"], bias="none", use_dora=True)
-    verdict = _begin(make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)).verdict
-    assert _errors(verdict) == set()
+    verdict = begin(make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)).verdict
+    assert errors_of(verdict) == set()
 
 
 def test_a_run_without_an_adapter_says_so(base: Path, tokenizer: Any, rows: Rows, tmp_path: Path) -> None:
     model = lora_model(base, adapter=False)
-    verdict = _begin(make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)).verdict
+    verdict = begin(make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)).verdict
     assert verdict is not None
     assert verdict.ok
     assert verdict.not_checked["trainer::train::only-lora-changed"] == "the model has no LoRA adapter"
@@ -251,11 +231,11 @@ def test_a_pad_that_is_eos_is_a_fault_only_if_no_label_is_eos(
         model = lora_model(base)
         model.config.pad_token_id = tokenizer.pad_token_id
         sound = make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)
-        assert _errors(_begin(sound).verdict) == set()
+        assert errors_of(begin(sound).verdict) == set()
         for row in rows:
             row["labels"][-1] = -100
         masked = make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)
-        found = _errors(_begin(masked, on_finding="warn").verdict)
+        found = errors_of(begin(masked, on_finding="warn").verdict)
         assert {rule for rule, _ in found} == {"ML204", "ML546"}
     finally:
         tokenizer.pad_token = pad
@@ -267,7 +247,7 @@ def test_another_chat_template_is_found(base: Path, rows: Rows, tmp_path: Path, 
     assert tokenizer.chat_template != template
     try:
         trainer = make_trainer(base, rows, tmp_path, tokenizer=tokenizer)
-        found = _errors(_begin(trainer, on_finding="warn").verdict)
+        found = errors_of(begin(trainer, on_finding="warn").verdict)
     finally:
         tokenizer.chat_template = template
     assert found == {("ML442", "processing_class, chat_template")}
@@ -281,13 +261,13 @@ def test_an_unknown_tokenizer_is_never_a_pass(base: Path, rows: Rows, tmp_path: 
     unknown = PreTrainedTokenizerFast(tokenizer_object=tiny, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     trainer = make_trainer(base, rows, tmp_path, tokenizer=unknown)
     with pytest.raises(GuardError, match=r"guard\(trainer, tokenizer="):
-        _begin(trainer)
-    verdict = _begin(trainer, on_finding="warn").verdict
+        begin(trainer)
+    verdict = begin(trainer, on_finding="warn").verdict
     assert verdict is not None
     assert not verdict.ok
-    assert _errors(verdict) == {("ML229", "processing_class")}
+    assert errors_of(verdict) == {("ML229", "processing_class")}
     assert "batches::encoded::ids" in verdict.not_checked
-    named = _begin(trainer, tokenizer="spm-v3", on_finding="warn").verdict
+    named = begin(trainer, tokenizer="spm-v3", on_finding="warn").verdict
     assert named is not None
     assert named.facts["batches::encoded::labels"]["judged"] == 8
 
@@ -313,7 +293,7 @@ def test_a_stream_is_judged_as_it_comes(on_finding: Any, base: Path, oracle: Ora
     else:
         trainer.train()
         assert trainer.state.global_step == 3
-    assert _errors(callback.verdict) == {("ML543", "batches[4][1]")}
+    assert errors_of(callback.verdict) == {("ML543", "batches[4][1]")}
 
 
 def test_an_error_of_the_guard_stops_and_is_logged_by_a_warning(
@@ -321,8 +301,8 @@ def test_an_error_of_the_guard_stops_and_is_logged_by_a_warning(
 ) -> None:
     trainer = make_trainer(base, rows, tmp_path, tokenizer=tokenizer)
     with pytest.raises(GuardError, match="nowhere"):
-        _begin(trainer, tokenizer="nowhere")
-    assert _begin(trainer, tokenizer="nowhere", on_finding="warn").verdict is None
+        begin(trainer, tokenizer="nowhere")
+    assert begin(trainer, tokenizer="nowhere", on_finding="warn").verdict is None
     assert "the guard could not judge the run" in caplog.text
 
 

@@ -61,6 +61,13 @@ def test_a_fault_in_the_rows_of_one_process_stops_both(base: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_each_process_judges_the_loss_of_its_own_first_step(base: Path, tmp_path: Path) -> None:
+    for found in _run(base, tmp_path / "loss", "stop at the loss"):
+        assert "ML326 compute_loss_func" in found["stopped"]
+        assert found["losses"] == []
+
+
+@pytest.mark.slow
 def test_two_processes_have_the_same_losses(base: Path, tmp_path: Path) -> None:
     unguarded, _ = _run(base, tmp_path / "unguarded", "unguarded")
     warned, _ = _run(base, tmp_path / "warn", "warn")

@@ -16,7 +16,8 @@ from transformers import TrainerCallback
 
 from pytest_mistral_lora import guard
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.guarding.batches import first_batches, undisturbed
+from pytest_mistral_lora.guarding.batches import first_batches, first_rows
+from pytest_mistral_lora.guarding.process_copy import run_in_copy
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -101,6 +102,33 @@ def test_a_dataset_with_random_states_of_its_own_has_the_same_losses(
     assert found[0] == found[1]
 
 
+class NextRows(TrainerCallback):  # type: ignore[misc]
+    """Keeps the ids of the rows that the guard reads ahead, and those that the model gets."""
+
+    def __init__(self) -> None:
+        self.ahead: list[Any] = []
+        self.fed: list[Any] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        loader = kwargs["train_dataloader"]
+        read = first_rows(loader, loader.dataset, 2)
+        self.ahead = [row.record["input_ids"] for row in read.rows]
+        kwargs["model"].register_forward_pre_hook(self._take, with_kwargs=True)
+
+    def _take(self, model: Any, given: Any, named: Any) -> None:
+        self.fed += named["input_ids"].tolist()
+
+
+def test_rows_that_change_with_each_look_are_those_that_the_model_gets(
+    base: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, RandomRows(rows), tmp_path, remove_unused_columns=False, max_steps=1)
+    watch = NextRows()
+    trainer.add_callback(watch)
+    trainer.train()
+    assert watch.ahead == watch.fed[:4]
+
+
 class Stream(IterableDataset[Any]):
     """Rows that come once: a second reader would take them from the first."""
 
@@ -127,9 +155,12 @@ class NextBatches(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         loader = kwargs["train_dataloader"]
-        with undisturbed(loader, args.device):
-            batches = first_batches(loader, 4, epoch=self.epoch, skipped=self.skipped)
-        self.ahead = [batch.data["input_ids"].tolist() for batch in batches]
+
+        def read() -> Iterator[Any]:
+            for batch in first_batches(loader, None, 4, epoch=self.epoch, skipped=self.skipped):
+                yield batch.data["input_ids"].tolist()
+
+        self.ahead = run_in_copy(read)
         kwargs["model"].register_forward_pre_hook(self._take, with_kwargs=True)
 
     def _take(self, model: Any, given: Any, named: Any) -> None:
@@ -137,15 +168,21 @@ class NextBatches(TrainerCallback):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("step", "epoch", "skipped"),
-    [pytest.param(0, 0, 0, marks=pytest.mark.slow), (4, 0, 8), pytest.param(8, 1, 4, marks=pytest.mark.slow)],
+    ("step", "epoch", "skipped", "seeded"),
+    [
+        pytest.param(0, 0, 0, True, marks=pytest.mark.slow),
+        (0, 0, 0, False),
+        (4, 0, 8, True),
+        pytest.param(8, 1, 4, True, marks=pytest.mark.slow),
+    ],
 )
 def test_the_batches_are_those_that_the_model_gets(
-    step: int, epoch: int, skipped: int, base: Path, rows: list[dict[str, Any]], tmp_path: Path
+    step: int, epoch: int, skipped: int, seeded: bool, base: Path, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    settings = {"max_steps": 10, "save_strategy": "steps", "save_steps": 4}
+    settings: dict[str, Any] = {"max_steps": step + 2, "save_strategy": "steps", "save_steps": 4}
+    settings["accelerator_config"] = {"use_seedable_sampler": seeded}
     if step:
-        make_trainer(base, rows, tmp_path, **settings).train()
+        make_trainer(base, rows, tmp_path, **settings | {"max_steps": step}).train()
     trainer = make_trainer(base, rows, tmp_path, **settings)
     watch = NextBatches(epoch, skipped)
     trainer.add_callback(watch)

@@ -1,4 +1,4 @@
-"""The bench of the subject `train`: the functions of the trainer, and a finished run.
+"""The bench of the subject `train`: the functions of the trainer, a finished run, and a loss for another trainer.
 
 A change to a function of the trainer is put where the trainer looks for it; the tiny run and every law that calls the
 function are then made again. What calls it was found out by running them once with the trainer as it is.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gallery import Artifact
+from guarded_step import first_step_findings
 from trained_run import SOUND, judged, pristine, run_folder
 
 from pytest_mistral_lora.conformance.finding import Finding
@@ -29,12 +30,16 @@ class TrainBench:
             "layer": max(clean.tensors),
             "base_tensors": dict(clean.base_tensors),
             "losses": list(clean.evidence["losses"]),
+            "compute_loss_func": None,
             **SOUND,
         }
 
     def judge(self, artifact: Artifact) -> list[Finding]:
         """Run every check of the subject on it."""
-        return judged(artifact)
+        if artifact["compute_loss_func"] is None:
+            return judged(artifact)
+        # the loss of another trainer: the run of this package's trainer does not have it
+        return first_step_findings(artifact["folder"] / "base", artifact["compute_loss_func"])
 
 
 BENCH = TrainBench()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import mutants_train_loss as loss
 import mutants_train_saved as saved
 from gallery import Artifact, Example
+from torch.nn.functional import cross_entropy
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 
 class ML301(Example):
@@ -335,3 +338,24 @@ class ML325(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["merged"] = lambda adapter, base, own=artifact["merged"]: own(adapter, base).float()
+
+
+class ML326(Example):
+    mutant = loss.labels_shifted_twice
+
+    def sound(self, artifact: Artifact) -> None:
+        def compute_loss(outputs, labels, num_items_in_batch=None):
+            logits = outputs.logits
+            return ForCausalLMLoss(logits, labels, logits.shape[-1], num_items_in_batch=num_items_in_batch)
+
+        artifact["compute_loss_func"] = compute_loss
+
+
+class ML327(Example):
+    mutant = loss.sum_of_losses
+
+    def sound(self, artifact: Artifact) -> None:
+        def compute_loss(outputs, labels, num_items_in_batch=None):
+            return cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+        artifact["compute_loss_func"] = compute_loss

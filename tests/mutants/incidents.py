@@ -429,5 +429,10 @@ INCIDENTS = (
         "A completion is asked for without the suffix that the request has",
         "vllm-project/vllm#9522",
     ),
+    Incident(
+        "N190",
+        "Labels that are shifted already are shifted again by the model",
+        "huggingface/transformers#32944, huggingface/transformers#44642",
+    ),
 )
 """Every incident, by id."""

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from gallery import Artifact, mutant
+from torch.nn.functional import cross_entropy
 from trained_run import SOUND
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from pytest_mistral_lora.training.step import StepRow
 
@@ -106,3 +108,24 @@ def cache_in_training(artifact: Artifact) -> None:
 def rows_that_see_one_another(artifact: Artifact) -> None:
     """The rows of a micro-batch are one text to the model."""
     called_with(artifact, segments=None, attention_mask=None, position_ids=None)
+
+
+@mutant("ML326", "N190", says="labels that are shifted twice")
+def labels_shifted_twice(artifact: Artifact) -> None:
+    """A loss function shifts the labels, and calls the loss of transformers, which shifts them again."""
+
+    def compute_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        logits = outputs.logits[:, :-1].contiguous()
+        return ForCausalLMLoss(logits, labels[:, 1:], logits.shape[-1], num_items_in_batch=num_items_in_batch)
+
+    artifact["compute_loss_func"] = compute_loss
+
+
+@mutant("ML327", "I07", says="no known way")
+def sum_of_losses(artifact: Artifact) -> None:
+    """A loss function returns the sum of the losses of all tokens."""
+
+    def compute_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        return cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+
+    artifact["compute_loss_func"] = compute_loss

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from guarded_runs import TRL_SETTINGS, Losses, chat_rows, losses_of
+from torch.nn.functional import cross_entropy
 
 from pytest_mistral_lora import GuardError, guard, training_template
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -148,3 +149,63 @@ def test_packing_that_leaks_is_stopped(base: Path, tokenizer: Any, template: str
         trainer.train()
     assert losses_of(trainer) == []
     assert "ML513" in {finding.rule for finding in caught.value.verdict.findings}
+
+
+LOSS = "trainer::train::first-loss"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"loss_type": "dft"},
+        {"label_smoothing_factor": 0.1},
+        {"gradient_accumulation_steps": 2, "packing": True, "max_length": 64},
+    ],
+    ids=["fused", "dft", "smoothing", "accumulated"],
+)
+def test_a_loss_that_the_configuration_declares_is_silent(
+    settings: dict[str, Any], base: Path, tokenizer: Any, template: str, tmp_path: Path
+) -> None:
+    trainer = _trainer(base, tokenizer, template, tmp_path, **{**settings, "max_steps": 1})
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert (callback.verdict.ok, callback.verdict.findings) == (True, ())
+    facts = callback.verdict.facts[LOSS]
+    assert facts["loss"] == pytest.approx(facts["loss of the labels"], rel=1e-5)
+
+
+def _shifted_twice(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return cross_entropy(outputs.logits[:, :-2].flatten(0, 1), labels[:, 2:].flatten())
+
+
+class Everything(trl.SFTTrainer):  # type: ignore[misc]
+    """A trainer whose loss is over each token, whatever the labels say."""
+
+    def compute_loss(self, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        inputs["labels"] = inputs["input_ids"].clone()
+        return super().compute_loss(model, inputs, *given, **named)
+
+
+@pytest.mark.parametrize(
+    ("cls", "function", "place", "words"),
+    [
+        (trl.SFTTrainer, _shifted_twice, "compute_loss_func", "labels that are shifted twice"),
+        # the fused head returns no logits, but the log-probabilities of these labels
+        (Everything, None, "Everything.compute_loss", "every token, the prompt included"),
+    ],
+    ids=["shifted twice", "everything"],
+)
+def test_a_loss_of_other_tokens_is_stopped_before_a_weight_moves(
+    cls: Any, function: Any, place: str, words: str, base: Path, tokenizer: Any, template: str, tmp_path: Path
+) -> None:
+    trainer = _trainer(base, tokenizer, template, tmp_path)
+    trainer.__class__, trainer.compute_loss_func = cls, function
+    guard(trainer)
+    with pytest.raises(GuardError, match="before a weight moves") as caught:
+        trainer.train()
+    [finding] = caught.value.verdict.findings
+    assert (finding.rule, finding.place) == ("ML326", place)
+    assert words in finding.found
+    assert trainer.state.global_step == 0

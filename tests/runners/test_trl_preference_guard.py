@@ -100,8 +100,25 @@ def test_a_healthy_run_is_untouched(kind: str, base: Path, tokenizer: Any, tmp_p
     assert callback.verdict.ok
     facts = callback.verdict.facts["batches::encoded::ids"]
     assert facts["judged"] == 16
+    reason = callback.verdict.not_checked["trainer::train::first-loss"]
+    assert "loss of its own" in reason
     assert found[0] == found[1]
     assert len(found[0]) == 2
+
+
+def test_a_trainer_that_is_made_from_one_of_pairs_has_its_loss(base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = make_trainer("DPO", base, tokenizer, PAIRS, tmp_path, max_steps=1)
+
+    class Made(type(trainer)):  # type: ignore[misc]
+        def compute_loss(self, *given: Any, **named: Any) -> Any:
+            return super().compute_loss(*given, **named)
+
+    trainer.__class__ = Made
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.findings == ()
+    assert "DPOTrainer computes a loss of its own" in callback.verdict.not_checked["trainer::train::first-loss"]
 
 
 def stopped(trainer: Any) -> list[Any]:

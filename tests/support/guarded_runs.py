@@ -11,6 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, MistralForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from pytest_mistral_lora import MistralGuard, Verdict, guard
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
@@ -77,7 +78,14 @@ def lora_model(base: Path, *, adapter: bool = True, seed: int = 0, **settings: A
 
 
 def make_trainer(
-    base: Path, dataset: Any, output: Path, *, model: Any = None, tokenizer: Any = None, **settings: Any
+    base: Path,
+    dataset: Any,
+    output: Path,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    evaluation: Any = None,
+    **settings: Any,
 ) -> Trainer:
     """Return a Trainer of the tiny model that logs the loss of each step."""
     if isinstance(dataset, list):
@@ -100,6 +108,7 @@ def make_trainer(
         model=lora_model(base) if model is None else model,
         args=TrainingArguments(output_dir=str(output), **arguments),
         train_dataset=dataset,
+        eval_dataset=evaluation,
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
         processing_class=tokenizer,
         callbacks=[Losses()],
@@ -115,3 +124,24 @@ def losses_of(trainer: Trainer) -> list[float]:
 def fast_tokenizer(base: Path) -> Any:
     """Return the tokenizer of a base folder, loaded anew."""
     return CheckpointTokenizer(base).fast
+
+
+def begin(trainer: Any, **settings: Any) -> MistralGuard:
+    """Let the guard judge a run, without its steps."""
+    callback = guard(trainer, **settings)
+    callback.on_train_begin(
+        trainer.args,
+        trainer.state,
+        trainer.control,
+        model=trainer.model,
+        processing_class=trainer.processing_class,
+        train_dataloader=trainer.get_train_dataloader(),
+        optimizer=trainer.optimizer,
+    )
+    return callback
+
+
+def errors_of(verdict: Verdict | None) -> set[tuple[str, str]]:
+    """Return rule and place of each error of a verdict."""
+    assert verdict is not None
+    return {(finding.rule, finding.place) for finding in verdict.findings if finding.severity == "error"}

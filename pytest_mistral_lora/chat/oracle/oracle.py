@@ -68,6 +68,7 @@ SHIPPED = {
 }
 """Our name for each tokenizer file that mistral-common ships, and the file's name."""
 
+_IMAGE_MARKERS = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
 _SPM_NAMES = "SentencePiece file named *.model.v1 … *.model.v7"
 _Request = ChatCompletionRequest[FinetuningMessage]
 
@@ -229,6 +230,11 @@ class Oracle:
     def markers(self) -> Mapping[int, str]:
         """The ids that no text encodes to, with their literals: the control tokens and `<unk>`."""
         return {self.unk_id: "<unk>", **self.control_tokens}
+
+    @cached_property
+    def image_ids(self) -> frozenset[int]:
+        """The control tokens that stand for images; empty if the version takes none."""
+        return frozenset(token for token, literal in self.control_tokens.items() if literal in _IMAGE_MARKERS)
 
     @property
     def tool_calls_id(self) -> int | None:

@@ -43,6 +43,7 @@ CASES = ("file", "rows-complete", "ids", "labels", "packing", "supervised-text",
 OF_ROWS = ("ids", "labels", "packing", "supervised-text", "answers", "decoding")
 """Checks that would pass on nothing if no row can be judged."""
 NOTHING_JUDGED = "no row of the file can be judged"
+_IMAGES_ALONE = "images: each row has ids of images, and no messages"
 _MARKED_SHARE = 0.05
 """The least share of the conversations without messages with which foreign markers are an error, as in chat rows."""
 SCORED_WHOLE = "a reward model scores conversations as a whole: no token has a label"
@@ -82,6 +83,7 @@ class Audit:
         columns: Number of lines by each column that says what is trained on.
         read_back: Lines without messages, whose conversations are read back from their ids.
         without_labels: Answers of these lines without a label, which are read as answers of weight 0.
+        images: Lines without messages whose ids have an image, which mistral-common encodes from its pixels alone.
         errors: Lines that cannot be read, the first thousand.
         scaling: The model's use of positions.
         source: The rows of the source that the file has had so far.
@@ -121,6 +123,7 @@ class Audit:
         self.columns: Counter[str] = Counter()
         self.read_back: int = 0
         self.without_labels: int = 0
+        self.images: int = 0
         self.errors: list[RowError] = []
         self._oracle = oracle
         self._reader = LineReader(oracle, path)
@@ -196,6 +199,9 @@ class Audit:
                 # no conversation can be read back from it
                 return LineVerdict(line.index, line.place, "wrong", tuple(findings))
         if not (line.rows or line.error or self.source.paths):
+            if not self._oracle.image_ids.isdisjoint(line.input_ids):
+                self.images += 1
+                return LineVerdict(line.index, line.place, "not judged", tuple(findings))
             read = self._reader.read(line)
             findings += read.findings
             if not read.expected:
@@ -346,7 +352,8 @@ class Audit:
         """The reason of each check without findings that had nothing to judge, by its name in `CASES`."""
         reasons = {}
         if self.judged == 0:
-            reasons = dict.fromkeys(OF_ROWS, NOTHING_JUDGED)
+            has_images = 0 < self.images == self.states.total()
+            reasons = dict.fromkeys(OF_ROWS, _IMAGES_ALONE if has_images else NOTHING_JUDGED)
         elif not self.source.is_known:
             reasons = {"rows-complete": 'no line names its row ("row": 0), and no dataset is given'}
         if self._gaps and not self._conversations:
@@ -377,6 +384,7 @@ class Audit:
         read = f"; {self.read_back:,} without messages, read back from their ids" if self.read_back else ""
         weights = f"; {counted(self.without_labels, 'answer')} in them without a label" if self.without_labels else ""
         sides = f"; {self.sides.words}" if self.sides.words else ""
+        sides += f"; not checked: images in {counted(self.images, 'row')} without messages" if self.images else ""
         return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{masks}{read}{weights}{sides}"
 
     def summary(self) -> dict[str, Any]:

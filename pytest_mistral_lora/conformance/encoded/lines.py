@@ -354,7 +354,7 @@ def find_padding(line: EncodedLine, expected: Ids, oracle: Oracle) -> LinePaddin
     """
     ids, mask = line.input_ids, line.attention_mask
     # Many collators write a mask of ones, or no mask: a mask without a zero does not prove that nothing is padded.
-    pads = {oracle.control_ids[literal] for literal in _PADS if literal in oracle.control_ids} | {oracle.unk_id}
+    pads = _pads_of(line, oracle)
     exact = [] if ids == expected else _padding_of_sound_row(line, expected, pads, oracle)
     hidden: list[int] = []
     if mask is not None and 0 in mask:
@@ -369,6 +369,16 @@ def find_padding(line: EncodedLine, expected: Ids, oracle: Oracle) -> LinePaddin
     return LinePadding(tuple(sorted(real)), tuple(padded), tuple(hidden))
 
 
+def _pads_of(line: EncodedLine, oracle: Oracle) -> set[int]:
+    """Return the ids that pad a line: those that Mistral's vocabularies have, and a token added for it.
+
+    No text is encoded to an id behind the vocabulary. At an end of the line and without a loss, it is padding.
+    """
+    pads = {oracle.control_ids[literal] for literal in _PADS if literal in oracle.control_ids} | {oracle.unk_id}
+    ends = [(line.input_ids[n], line.labels[n]) for n in (0, -1)] if line.input_ids and line.labels else []
+    return pads | {token for token, label in ends if token >= oracle.vocab_size and label == IGNORE_INDEX}
+
+
 def likely_tokens(line: EncodedLine, oracle: Oracle) -> Ids:
     """Return the indices of the tokens of a line that are probably not padding, if its row is not known.
 
@@ -377,7 +387,7 @@ def likely_tokens(line: EncodedLine, oracle: Oracle) -> Ids:
         oracle: Mistral's own tokenization.
     """
     ids, mask = line.input_ids, line.attention_mask or ()
-    pads = {oracle.control_ids[literal] for literal in _PADS if literal in oracle.control_ids}
+    pads = _pads_of(line, oracle) - {oracle.unk_id}
     padded = {*_padding_of_other_row(line, pads | {oracle.unk_id}, oracle)}
     hidden = [n for n, value in enumerate(mask) if value == 0]
     first = next((n for n, value in enumerate(mask) if value), len(ids))
@@ -405,7 +415,7 @@ def _padding_of_sound_row(line: EncodedLine, expected: Ids, pads: set[int], orac
             continue
         [token] = tokens
         # An extra BOS, or one or two extra supervised EOS, are a fault of the template and not padding.
-        can_pad = token != oracle.bos_id and (token in oracle.control_tokens or token == oracle.unk_id)
+        can_pad = token in pads or (token != oracle.bos_id and token in oracle.control_tokens)
         quiet = all(line.labels[n] == IGNORE_INDEX for n in padded if n < len(line.labels))
         if can_pad and (quiet or token in pads or len(padded) > _MOST_CLOSED):
             return list(padded)

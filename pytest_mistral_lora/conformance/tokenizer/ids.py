@@ -290,7 +290,9 @@ def model_config(target: Target) -> Iterator[Finding]:
 def _named_ids(target: Target, config: dict[str, Any], place: str) -> Iterator[Finding]:
     fast, oracle = target.tokenizer.fast, oracle_of(target)
     eos = eos_ids(target)
-    size = oracle.vocab_size if oracle else len(fast)
+    # the model's embeddings may have rows for tokens that were added, such as a pad
+    rows = _declared_rows(target)
+    size = rows if isinstance(rows, int) else oracle.vocab_size if oracle else len(fast)
     given: dict[str, list[Any]] = {}
     for key in ("bos", "eos", "pad"):
         value = config.get(f"{key}_token_id")
@@ -314,12 +316,16 @@ def _named_ids(target: Target, config: dict[str, Any], place: str) -> Iterator[F
         yield Finding("ML217", f"bos_token_id {given['bos'][0]} is not BOS", place, str(bos))
 
 
+def _declared_rows(target: Target) -> Any:
+    """Return the `vocab_size` of the model's configuration, which may have any type; None if it has none."""
+    config = target.tokenizer.files.json(MODEL_CONFIG)
+    part = config.get("text_config")
+    return (part if isinstance(part, dict) else config).get("vocab_size", config.get("vocab_size"))
+
+
 def _embedding_findings(target: Target) -> Iterator[Finding]:
     """Compare the vocabulary with `vocab_size`, and `vocab_size` with the rows of the embeddings."""
-    files = target.tokenizer.files
-    config = files.json(MODEL_CONFIG)
-    part = config.get("text_config")
-    declared = (part if isinstance(part, dict) else config).get("vocab_size", config.get("vocab_size"))
+    files, declared = target.tokenizer.files, _declared_rows(target)
     rows: dict[str, int] = {}
     for weights in sorted(files.path.glob("model*.safetensors")):
         try:

@@ -1,0 +1,215 @@
+"""The rows of the dataset that the rows of a batch were made of, by their ids: collators sort, cut and join rows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from pytest_mistral_lora.chat.fields import FIM_KEYS
+from pytest_mistral_lora.conformance.encoded.sides import has_sides, split_sides
+from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
+
+Record = dict[str, Any]
+"""An encoded row as plain data: `input_ids`, `labels`, and if the batch has them `attention_mask`, `position_ids`; or a
+preference record, as in `preferences`."""
+
+_Sides = tuple[tuple[int, ...], ...]
+"""The ids of a row: of a preference record, of each of its answers with the prompt."""
+
+_LEAST_ALIKE = 0.5
+"""Least share of equal tokens with which a row of a batch is named after a row of the dataset, if its ids differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """A row of the dataset, as the loader has read it.
+
+    Attributes:
+        index: Its number in the dataset.
+        sides: Its ids; empty if it has none, because the collator makes them.
+        texts: The messages, texts or gap beside them, if there are any.
+    """
+
+    index: int
+    sides: _Sides
+    texts: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, index: int, item: Any, dataset: Any) -> SourceRow:
+        """Return a row of the loader's dataset, with the messages that the trainer's dataset has beside the same ids.
+
+        Args:
+            index: Its number.
+            item: The row as the loader's dataset gives it.
+            dataset: The trainer's dataset before unused columns are removed; None if it is unknown.
+        """
+        sides = _sides_of_item(item)
+        found = item
+        # whatever it raises, the run itself does not read this row of it
+        with suppress(Exception):
+            whole = None if dataset is None else dataset[index]
+            if isinstance(whole, Mapping) and _sides_of_item(whole) == sides:
+                found = whole
+        return cls(index, sides, _texts_of(found) if sides else {})
+
+
+def _sides_of_item(item: Any) -> _Sides:
+    if not isinstance(item, Mapping):
+        return ()
+    if item.get("input_ids") is not None:
+        ids = item["input_ids"]
+        plain = ids.tolist() if hasattr(ids, "tolist") else ids
+        is_flat = isinstance(plain, Sequence) and all(isinstance(token, int) for token in plain)
+        return (tuple(plain),) if is_flat else ()
+    if has_sides(item):
+        with suppress(RowError):
+            return tuple(tuple(side.record["input_ids"]) for side in split_sides(item, ""))
+    return ()
+
+
+def _texts_of(item: Mapping[str, Any]) -> dict[str, Any]:
+    if item.get("input_ids") is None:
+        keys: Sequence[str] = COLUMNS
+    elif item.get("messages") is not None:
+        keys = ("messages", "tools")
+    else:
+        keys = FIM_KEYS if all(item.get(key) is not None for key in FIM_KEYS) else ()
+    texts = {key: item[key] for key in keys if item.get(key) is not None}
+    try:
+        json.dumps(texts)
+    except (TypeError, ValueError):  # such as images
+        return {}
+    return texts
+
+
+@dataclass(frozen=True, slots=True)
+class PairedRecord:
+    """A row of a batch, with the rows of the dataset that it is made of.
+
+    Attributes:
+        record: Its ids and labels, with the messages of these rows.
+        index: The row of the dataset; None if it is not known, or there are several.
+        count: Number of rows of the dataset in it.
+    """
+
+    record: Record
+    index: int | None
+    count: int = 1
+
+
+def paired(records: Sequence[Record], sources: Sequence[SourceRow]) -> list[PairedRecord]:
+    """Return the rows of a batch, each with its row of the dataset if its ids tell it.
+
+    Args:
+        records: The rows of the batch.
+        sources: The rows of the dataset in it, in the order in which the collator got them; empty if they are unknown.
+    """
+    if len(records) == 1 and len(sources) > 1:
+        return [PairedRecord(_joined(records[0], sources), None, len(sources))]
+    if len(records) != len(sources):
+        return [PairedRecord(record, None) for record in records]
+    if not any(source.sides for source in sources):
+        # the collator makes the ids: nothing tells that it changes the order
+        return [PairedRecord(record, source.index) for record, source in zip(records, sources, strict=True)]
+    places = _matched(records, sources)
+    is_in_order = all(place in (None, n) for n, place in enumerate(places))
+    found = []
+    for number, (record, place) in enumerate(zip(records, places, strict=True)):
+        if place is not None:
+            found.append(PairedRecord({**record, **sources[place].texts}, sources[place].index))
+            continue
+        alike = _most_alike(record, sources)
+        index = sources[alike].index if alike is not None else sources[number].index if is_in_order else None
+        found.append(PairedRecord(record, index))
+    return found
+
+
+def _matched(records: Sequence[Record], sources: Sequence[SourceRow]) -> list[int | None]:
+    """Return the position of the source whose ids each record has, or None if none has them, or several have.
+
+    Whole rows come first: the beginning of a row that was cut may be that of several rows.
+    """
+    places: list[int | None] = [None] * len(records)
+    free = set(range(len(sources)))
+    for is_cut in (False, True):
+        for number, record in enumerate(records):
+            if places[number] is not None:
+                continue
+            fitting = [n for n in sorted(free) if _is_made_of(record, sources[n], is_cut=is_cut)]
+            if number in fitting:
+                places[number] = number
+            elif len(fitting) == 1:
+                places[number] = fitting[0]
+            if places[number] is not None:
+                free.discard(places[number] or 0)
+    return places
+
+
+def _is_made_of(record: Record, source: SourceRow, *, is_cut: bool) -> bool:
+    """Return whether each side of a record has the ids of a source, up to padding and perhaps a cut."""
+    sides = list(_padded_sides(record))
+    return len(sides) == len(source.sides) > 0 and all(
+        _fits(ids, mask, own, is_cut=is_cut) for (ids, mask), own in zip(sides, source.sides, strict=True)
+    )
+
+
+def _padded_sides(record: Record) -> list[tuple[list[int], Sequence[int] | None]]:
+    """Return the ids of each side of a record with its attention mask."""
+    if "input_ids" in record:
+        return [(record["input_ids"], record.get("attention_mask"))]
+    names = [key.removesuffix("_input_ids") for key in record if key.endswith("_input_ids")]
+    masks = [record.get(f"{name}_attention_mask") for name in names]
+    return [(ids, mask) for (ids, _), mask in zip(sides_of(record), masks, strict=False)]
+
+
+def _fits(ids: Sequence[int], mask: Sequence[int] | None, own: Sequence[int], *, is_cut: bool) -> bool:
+    shown = [n for n, value in enumerate(mask) if value] if mask is not None else []
+    variants = [ids, ids[shown[0] : shown[-1] + 1]] if shown else [ids]
+    for variant in variants:
+        # padding behind the row, or a cut at its end; then padding before it, or a cut at its start
+        for given, wanted in ((variant, own), (variant[::-1], own[::-1])):
+            same = _equal_beginning(given, wanted)
+            is_padding = len(set(given[same:])) <= 1
+            if is_padding and (same == len(wanted) or (is_cut and same > 0)):
+                return True
+    return False
+
+
+def _equal_beginning(first: Sequence[int], second: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+
+
+def _most_alike(record: Record, sources: Sequence[SourceRow]) -> int | None:
+    """Return the position of the source that has most tokens of a record, if they are many and it is the only one."""
+    have = Counter(token for ids, _ in _padded_sides(record) for token in ids)
+    shares = []
+    for source in sources:
+        wanted = Counter(token for ids in source.sides for token in ids)
+        shares.append(2 * (have & wanted).total() / max(have.total() + wanted.total(), 1))
+    best = max(shares)
+    return shares.index(best) if best >= _LEAST_ALIKE and shares.count(best) == 1 else None
+
+
+def _joined(record: Record, sources: Sequence[SourceRow]) -> Record:
+    """Return a row that holds several rows of the dataset, with their conversations if it has the ids of each."""
+    left = [source for source in sources if len(source.sides) == 1 and "messages" in source.texts]
+    ids, start, conversations = tuple(record.get("input_ids") or ()), 0, []
+    if len(left) != len(sources):
+        return record
+    while left:
+        fitting = [row for row in left if ids[start : start + len(row.sides[0])] == row.sides[0]]
+        if not fitting:
+            return record
+        # one row may begin as another
+        row = max(fitting, key=lambda fit: len(fit.sides[0]))
+        left.remove(row)
+        conversations.append(dict(row.texts))
+        start += len(row.sides[0])
+    # the rest is padding
+    return record if len(set(ids[start:])) > 1 else {**record, "conversations": conversations}

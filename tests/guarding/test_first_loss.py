@@ -1,0 +1,492 @@
+"""The loss of the first step is compared with that of the labels, in the trainer's own call."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from guarded_runs import chat_rows, encoded, lora_model, losses_of, make_trainer
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from pytest_mistral_lora import GuardError, MistralGuard, Verdict, guard
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.guarding.callback import REPORTS
+from pytest_mistral_lora.guarding.first_step import LOSS, FirstStepWatch
+
+# PEFT, Trainer and multiprocessing warn of one another
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CASE = f"trainer::train::{LOSS}"
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def rows(oracle: Oracle) -> Rows:
+    return encoded(oracle, chat_rows(8))
+
+
+def _verdict(trainer: Any) -> Verdict:
+    """Run the first step of a trainer with the guard."""
+    callback = guard(trainer, on_finding="warn")
+    trainer.train()
+    assert callback.verdict is not None
+    return callback.verdict
+
+
+def _result(trainer: Any) -> Result:
+    """Watch the first call of a trainer's `compute_loss`, without the rest of its training."""
+    results: dict[str, Result] = {}
+    FirstStepWatch(trainer.args, trainer.model, trainer, results.update)
+    trainer.model.train()
+    batches = [next(iter(trainer.get_train_dataloader()))]
+    items = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+    trainer.compute_loss(trainer.model, batches[0], num_items_in_batch=items)
+    assert "compute_loss" not in vars(trainer)
+    return results[LOSS]
+
+
+def _found(judged: Verdict | Result) -> list[tuple[str, str]]:
+    return [(finding.rule, finding.place) for finding in judged.findings]
+
+
+@pytest.fixture(scope="module")
+def model(base: Path) -> Any:
+    return lora_model(base)
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor, *, by: int = 1, **named: Any) -> torch.Tensor:
+    """Return the cross entropy of labels that stand `by` places further on."""
+    size = logits.shape[1] - by
+    wanted = labels[:, by:].reshape(-1)
+    return torch.nn.functional.cross_entropy(logits[:, :size].reshape(len(wanted), -1).float(), wanted, **named)
+
+
+def _divided(summed: torch.Tensor, labels: torch.Tensor, items: Any) -> torch.Tensor:
+    return summed / ((labels[:, 1:] != -100).sum() if items is None else items)
+
+
+# functions of a trainer's `compute_loss_func`
+
+
+def _shifted_twice(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return ForCausalLMLoss(
+        outputs.logits[:, :-1].contiguous(),
+        labels[:, 1:],
+        outputs.logits.shape[-1],
+        num_items_in_batch=num_items_in_batch,
+    )
+
+
+def _not_shifted(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return _divided(_loss(outputs.logits, labels, by=0, reduction="sum"), labels, num_items_in_batch)
+
+
+def _mask_not_shifted(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    ids = torch.where(labels == -100, outputs.ids, labels)
+    losses = _loss(outputs.logits, ids, reduction="none")
+    mask = (labels != -100)[:, :-1].reshape(-1)
+    return (losses * mask).sum() / mask.sum()
+
+
+def _sound(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return _divided(_loss(outputs.logits, labels, reduction="sum"), labels, num_items_in_batch)
+
+
+def _sound_mean(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return _loss(outputs.logits, labels)
+
+
+def _sum(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return _loss(outputs.logits, labels, reduction="sum")
+
+
+@pytest.mark.parametrize(
+    ("function", "words"), [(_shifted_twice, "labels that are shifted twice"), (_not_shifted, "not shifted")]
+)
+def test_a_loss_function_with_another_shift_is_an_error(
+    function: Callable[..., Any], words: str, base: Path, model: Any, rows: Rows, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, rows, tmp_path, model=model)
+    trainer.compute_loss_func = function
+    result = _result(trainer)
+    assert _found(result) == [("ML326", "compute_loss_func")]
+    assert words in result.findings[0].found
+
+
+@pytest.mark.parametrize("function", [_sound, _sound_mean])
+def test_a_sound_loss_function_is_silent(
+    function: Callable[..., Any], base: Path, model: Any, rows: Rows, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, rows, tmp_path, model=model)
+    trainer.compute_loss_func = function
+    result = _result(trainer)
+    assert (result.findings, result.not_checked) == ((), "")
+    facts = dict(result.facts)
+    assert facts["loss"] == pytest.approx(facts["loss of the labels"], rel=1e-5)
+
+
+def test_a_warning_is_written_with_the_rest_of_the_verdict(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    trainer.compute_loss_func = _shifted_twice
+    verdict = _verdict(trainer)
+    assert _found(verdict) == [("ML326", "compute_loss_func")]
+    assert not verdict.ok
+    assert verdict.facts["batches::encoded::labels"]["judged"] == 8
+    report = json.loads((tmp_path / REPORTS[0]).read_text())
+    assert [cause["rule"] for cause in report["causes"]] == ["ML326"]
+    assert (report["counts"]["not_run"], report["counts"]["failed"]) == (0, 1)
+
+
+def test_another_loss_is_a_note_with_both_numbers(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    trainer.compute_loss_func = _sum
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    [finding] = callback.verdict.findings
+    facts = callback.verdict.facts[CASE]
+    assert (finding.rule, finding.severity) == ("ML327", "note")
+    assert f"{facts['loss']:.4f}" in finding.found
+    assert f"{facts['loss of the labels']:.4f}" in finding.expected
+    assert len(losses_of(trainer)) == 1
+
+
+class Overridden(Trainer):  # type: ignore[misc]
+    """A trainer with a loss of its own, as `change` makes it of the model's logits and the batch."""
+
+    change: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        batch = dict(inputs)
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        loss = type(self).change(outputs.logits, batch)
+        return (loss, outputs) if return_outputs else loss
+
+
+def _overridden(base: Path, model: Any, rows: Rows, folder: Path, change: Any) -> Any:
+    trainer = make_trainer(base, rows, folder, model=model)
+    trainer.__class__ = type("Overridden", (Overridden,), {"change": staticmethod(change)})
+    return trainer
+
+
+def _masked(name: str) -> Any:
+    def change(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        losses = _loss(logits, batch["input_ids"], reduction="none")
+        mask = batch[name][:, 1:].reshape(-1)
+        return (losses * mask).sum() / mask.sum()
+
+    return change
+
+
+def _backwards(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits[:, 1:].flatten(0, 1), batch["labels"][:, :-1].flatten())
+
+
+def _cut_mask(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    losses = _loss(logits, batch["input_ids"], reduction="none")
+    mask = (batch["labels"] != -100)[:, :-1].reshape(-1)
+    return (losses * mask).sum() / mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda logits, batch: _loss(logits, batch["input_ids"]), "every token, the prompt included ("),
+        (lambda logits, batch: _loss(logits, batch["input_ids"], ignore_index=0), "every token but padding"),
+        (
+            lambda logits, batch: _loss(logits, batch["labels"].masked_fill(batch["attention_mask"] == 0, 0)),
+            "the labels and the padding",
+        ),
+        (
+            lambda logits, batch: _loss(logits, batch["input_ids"], by=0),
+            "every token, the prompt included, not shifted",
+        ),
+        (lambda logits, batch: _loss(logits, batch["labels"], by=2), "labels that are shifted twice"),
+        (_cut_mask, "the mask of the labels, not shifted"),
+        (_backwards, "labels that are shifted the wrong way"),
+        (lambda logits, batch: _loss(logits, batch["labels"].masked_fill(batch["labels"] == 2, -100)), "without EOS"),
+        (
+            lambda logits, batch: _loss(
+                logits, batch["input_ids"].masked_fill((batch["labels"] != -100) | (batch["attention_mask"] == 0), -100)
+            ),
+            "the prompt alone",
+        ),
+    ],
+)
+def test_another_mask_is_an_error(change: Any, words: str, base: Path, model: Any, rows: Rows, tmp_path: Path) -> None:
+    result = _result(_overridden(base, model, rows, tmp_path, change))
+    assert _found(result) == [("ML326", "Overridden.compute_loss")]
+    assert words in result.findings[0].found
+
+
+def _with_column(trainer: Any, values: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Let the collator write a column `loss_mask` that is made of the labels."""
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: (batch := collate(rows)) | {"loss_mask": values(batch["labels"])}
+    trainer.args.remove_unused_columns = False
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (lambda labels: torch.arange(labels.shape[1]).expand_as(labels) > 1, "the tokens that `loss_mask` marks ("),
+        (lambda labels: (labels != -100) & (labels != 2), "the tokens that `loss_mask` marks ("),
+        (lambda labels: (labels != -100).long(), ""),
+        # weights, but no other tokens
+        (lambda labels: (labels != -100) * (1 + labels % 3 / 2), ""),
+    ],
+    ids=["wider", "narrower", "the same", "weights"],
+)
+def test_a_mask_that_only_the_loss_reads_has_the_tokens_of_the_labels(
+    values: Any, words: str, base: Path, model: Any, rows: Rows, tmp_path: Path
+) -> None:
+    result = _result(_with_column(_overridden(base, model, rows, tmp_path, _masked("loss_mask")), values))
+    assert _found(result) == ([("ML326", "Overridden.compute_loss")] if words else [])
+    assert words in "".join(finding.found for finding in result.findings)
+    assert result.not_checked == ""
+
+
+class Relabelled(Trainer):  # type: ignore[misc]
+    """A trainer that changes the labels, and lets the model compute the loss."""
+
+    def compute_loss(self, model: Any, inputs: Any, **named: Any) -> Any:
+        labels = inputs["labels"]
+        inputs["labels"] = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], dim=1)
+        return super().compute_loss(model, inputs, **named)
+
+
+def test_labels_that_are_shifted_before_the_model_shifts_them_are_an_error(
+    base: Path, model: Any, rows: Rows, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, rows, tmp_path, model=model)
+    trainer.__class__ = Relabelled
+    result = _result(trainer)
+    assert _found(result) == [("ML326", "Relabelled.compute_loss")]
+    assert "shifted twice" in result.findings[0].found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"label_smoothing_factor": 0.1},
+        {"gradient_accumulation_steps": 1},
+        {"gradient_checkpointing": True},
+        {"average_tokens_across_devices": False},
+    ],
+    ids=str,
+)
+def test_a_declared_loss_is_silent(
+    settings: dict[str, Any], base: Path, model: Any, rows: Rows, tmp_path: Path
+) -> None:
+    result = _result(make_trainer(base, rows, tmp_path, model=model, **settings))
+    assert (result.findings, result.not_checked) == ((), "")
+    assert "loss of the labels" in dict(result.facts)
+
+
+def test_a_step_of_several_batches_with_noise_in_the_embeddings_is_silent(
+    base: Path, rows: Rows, tmp_path: Path
+) -> None:
+    settings = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 1, "neftune_noise_alpha": 5.0}
+    verdict = _verdict(make_trainer(base, rows, tmp_path, max_steps=1, **settings))
+    assert (verdict.findings, verdict.ok) == ((), True)
+    assert CASE not in verdict.not_checked
+    assert verdict.facts[CASE]["loss"] == pytest.approx(verdict.facts[CASE]["loss of the labels"], rel=1e-5)
+
+
+def test_it_stops_before_a_weight_moves_and_leaves_the_trainer_as_it_was(
+    base: Path, rows: Rows, tmp_path: Path
+) -> None:
+    model = lora_model(base)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = make_trainer(base, rows, tmp_path, model=model)
+    trainer.compute_loss_func = _shifted_twice
+    callback = guard(trainer)
+    with pytest.raises(GuardError, match=r"(?s)before a weight moves.*ML326") as caught:
+        trainer.train()
+    assert caught.value.verdict is callback.verdict
+    assert (losses_of(trainer), trainer.state.global_step) == ([], 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert "compute_loss" not in vars(trainer)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_callback_finds_its_trainer(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    trainer.compute_loss_func = _shifted_twice
+    trainer.add_callback(MistralGuard())
+    with pytest.raises(GuardError, match="ML326"):
+        trainer.train()
+
+
+def test_the_loss_of_experts_is_silent(oracle: Oracle, rows: Rows, tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "base", oracle.path, architecture=Architecture(TEXT_MODELS["mixtral"]))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.config.output_router_logits, model.router_aux_loss_coef = True, 0.5
+    model.config.router_aux_loss_coef = 0.5
+    trainer = make_trainer(base, rows, tmp_path, model=model)
+    result = _result(trainer)
+    assert (result.findings, result.not_checked) == ((), "")
+    trainer.compute_loss_func = _shifted_twice
+    assert _found(_result(trainer)) == [("ML326", "compute_loss_func")]
+
+
+def test_a_model_in_bfloat16_is_judged(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, model=lora_model(base, adapter=False).to(torch.bfloat16))
+    assert _result(trainer).findings == ()
+    trainer.compute_loss_func = _shifted_twice
+    assert _found(_result(trainer)) == [("ML326", "compute_loss_func")]
+    # the sum of rounded losses is rounded: it is the loss of the labels, or no one can tell
+    for function, found in ((_half, []), (_half_shifted_twice, [("ML326", "compute_loss_func")])):
+        trainer.compute_loss_func = function
+        result = _result(trainer)
+        assert _found(result) == found or "in bfloat16" in result.not_checked
+
+
+def _half(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def _half_shifted_twice(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return torch.nn.functional.cross_entropy(outputs.logits[:, :-2].flatten(0, 1), labels[:, 2:].flatten())
+
+
+def _without_logits(trainer: Any) -> None:
+    """Let the model return its loss alone, as fused losses do."""
+    trainer.model.register_forward_hook(lambda model, given, output: {"loss": output.loss})
+
+
+def _without_labels(trainer: Any) -> None:
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: {name: value for name, value in collate(rows).items() if name != "labels"}
+    trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: outputs.logits.mean()
+
+
+def _with_another_type(trainer: Any) -> None:
+    trainer.args.loss_type = "mine"
+
+
+def _with_several_losses(trainer: Any) -> None:
+    trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: 3
+
+
+def _with_odd_labels(trainer: Any) -> None:
+    """Break what the check reads, and not the run."""
+    trainer.args.gradient_accumulation_steps = "two"
+    trainer.current_gradient_accumulation_steps = "two"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_without_logits, "the model returned no logits"),
+        (_without_labels, "the batch has no `labels`"),
+        (_with_another_type, "declares the loss 'mine'"),
+        (_with_several_losses, "returned a int"),
+        (_with_odd_labels, "ValueError"),
+    ],
+)
+def test_what_cannot_be_compared_is_not_checked(
+    change: Callable[[Any], None], reason: str, base: Path, rows: Rows, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, rows, tmp_path)
+    change(trainer)
+    result = _result(trainer)
+    assert result.findings == ()
+    assert reason in result.not_checked
+
+
+def test_without_a_trainer_the_loss_is_not_checked(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    trainer.compute_loss_func = _shifted_twice
+    callback = MistralGuard()
+
+    class Between(TrainerCallback):  # type: ignore[misc]
+        """Passes the events on: the trainer does not know the guard."""
+
+        def on_train_begin(self, *given: Any, **named: Any) -> None:
+            callback.on_train_begin(*given, **named)
+
+        def on_pre_optimizer_step(self, *given: Any, **named: Any) -> None:
+            callback.on_pre_optimizer_step(*given, **named)
+
+    trainer.add_callback(Between())
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    assert "guard(trainer)" in callback.verdict.not_checked[CASE]
+
+
+def test_a_step_without_compute_loss_is_not_checked(base: Path, rows: Rows, tmp_path: Path) -> None:
+    class Short(Trainer):  # type: ignore[misc]
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            loss = model(**inputs).loss
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    trainer.__class__ = Short
+    verdict = _verdict(trainer)
+    assert verdict.not_checked[CASE] == "the first step did not call the trainer's compute_loss"
+    assert "compute_loss" not in vars(trainer)
+
+
+def test_a_trainer_gets_back_what_it_had_and_can_be_copied_before(
+    base: Path, model: Any, rows: Rows, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, rows, tmp_path, model=model)
+    own = trainer.compute_loss = functools.partial(Trainer.compute_loss, trainer)
+    watch = FirstStepWatch(trainer.args, model, trainer, {}.update)
+    assert trainer.compute_loss is not own
+    assert inspect.signature(trainer.compute_loss) == inspect.signature(own)
+    watch.leave()
+    assert trainer.compute_loss is own
+    del trainer.compute_loss
+    watch = FirstStepWatch(trainer.args, model, trainer, {}.update)
+    del trainer.compute_loss
+    watch.leave()
+    assert "compute_loss" not in vars(trainer)
+
+
+class Small:
+    """What a trainer needs to be watched."""
+
+    def compute_loss(self, model: Any, inputs: Any) -> int:
+        return 1
+
+
+def test_a_copy_of_a_watched_trainer_is_not_watched() -> None:
+    trainer = Small()
+    FirstStepWatch(None, None, trainer, {}.update)
+    for copied in (pickle.loads(pickle.dumps(trainer)), copy.deepcopy(trainer)):
+        assert copied.compute_loss.__self__ is copied
+        assert copied.compute_loss(None, {}) == 1
+
+
+def test_an_exception_of_the_loss_is_the_users(base: Path, rows: Rows, tmp_path: Path) -> None:
+    def fails(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        raise KeyError("mine")
+
+    trainer = make_trainer(base, rows, tmp_path)
+    trainer.compute_loss_func = fails
+    guard(trainer)
+    with pytest.raises(KeyError, match="mine"):
+        trainer.train()
+    assert "compute_loss" not in vars(trainer)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in trainer.model.modules())

@@ -1,0 +1,142 @@
+"""Trainings that end before the guard has its batches, trainings after them, and the line of a run that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from guarded_runs import begin, chat_rows, encoded, errors_of, losses_of, make_trainer
+from torch.utils.data import IterableDataset
+
+from pytest_mistral_lora import GuardError, guard
+from pytest_mistral_lora.chat.oracle import Oracle
+
+# PEFT, Trainer and multiprocessing warn of one another
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+Rows = list[dict[str, Any]]
+STEP = {"max_steps": 1, "gradient_accumulation_steps": 1}
+
+
+class Stream(IterableDataset[Any]):
+    """Rows without numbers."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+
+def _lines(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("mistral guard: ")]
+
+
+@pytest.mark.parametrize("on_finding", ["stop", "warn"])
+def test_a_stream_that_ends_early_is_judged_as_far_as_it_goes(
+    on_finding: Any, base: Path, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = encoded(oracle, chat_rows(6))
+    trainer = make_trainer(base, Stream(rows), tmp_path, max_steps=3, gradient_accumulation_steps=1)
+    callback = guard(trainer, on_finding=on_finding)
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    # all of them, not those of the last batch
+    assert callback.verdict.facts["batches::encoded::labels"]["judged"] == 6
+    [line] = _lines(capsys.readouterr().out)
+    assert "6 rows of a stream judged (3 batches, " in line
+    assert not trainer.model._forward_pre_hooks
+
+
+def test_a_fault_at_the_end_of_a_stream_that_ends_early_is_reported(
+    base: Path, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = encoded(oracle, chat_rows(4))
+    rows[3]["labels"] = list(rows[3]["input_ids"])
+    trainer = make_trainer(base, Stream(rows), tmp_path, max_steps=2, gradient_accumulation_steps=1)
+    callback = guard(trainer, on_finding="warn")
+    trainer.train()
+    assert errors_of(callback.verdict) == {("ML543", "batches[1][1]")}
+    assert _lines(capsys.readouterr().out) == []
+
+
+def test_a_run_without_a_batch_is_not_checked(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make_trainer(base, Stream([]), tmp_path, **STEP)
+    callback = begin(trainer)
+    # accelerate refuses an empty stream before the training ends
+    callback.on_train_end(trainer.args, trainer.state, trainer.control)
+    assert callback.verdict is not None
+    assert callback.verdict.not_checked["trainer::encoded::rows"] == "the run had no batch"
+    [line] = _lines(capsys.readouterr().out)
+    assert "the run had no batch" in line
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["rows", "stream"])
+def test_a_second_training_is_judged_anew(streamed: bool, base: Path, oracle: Oracle, tmp_path: Path) -> None:
+    rows = encoded(oracle, chat_rows(4))
+    trainer = make_trainer(base, Stream(rows) if streamed else rows, tmp_path, **STEP)
+    callback = guard(trainer)
+    trainer.train()
+    first = callback.verdict
+    assert first is not None
+    assert first.ok
+    rows[1]["labels"] = list(rows[1]["input_ids"])
+    trainer.train_dataset = Stream(rows) if streamed else make_trainer(base, rows, tmp_path).train_dataset
+    with pytest.raises(GuardError, match=r"ML543 batches\[0\]\[1\]" if streamed else r"ML543 train_dataset\[1\]"):
+        trainer.train()
+    assert callback.verdict is not first
+    # and once more, after a training that was stopped
+    rows[1]["labels"] = [-100] * len(rows[1]["labels"])
+    rows[1] |= encoded(oracle, chat_rows(2))[1]
+    trainer.train_dataset = Stream(rows) if streamed else make_trainer(base, rows, tmp_path).train_dataset
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    assert callback.verdict.facts["batches::encoded::labels"]["judged"] == (2 if streamed else 4)
+    assert not trainer.model._forward_pre_hooks
+
+
+def test_a_training_that_is_interrupted_leaves_no_watch_to_the_next(
+    base: Path, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = encoded(oracle, chat_rows(8))
+    broken = [*rows[:2], {"input_ids": [1], "labels": "none"}]
+    trainer = make_trainer(base, Stream(broken), tmp_path, max_steps=3, gradient_accumulation_steps=1)
+    guard(trainer)
+    with pytest.raises((TypeError, ValueError)):
+        trainer.train()
+    trainer.train_dataset = Stream(rows)
+    trainer.train()
+    assert len(losses_of(trainer)) >= 3
+    [line] = _lines(capsys.readouterr().out)
+    assert "6 rows of a stream judged (3 batches, " in line
+
+
+def test_a_green_guard_prints_one_line(
+    base: Path, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(base, encoded(oracle, chat_rows(12)), tmp_path, **STEP)
+    guard(trainer, batches=2)
+    trainer.train()
+    [line] = _lines(capsys.readouterr().out)
+    assert "4 of 12 rows judged (2 batches, " in line
+    assert "tokens with padding" in line
+    assert " s; no finding; " in line
+    assert "8 rows not judged" in line
+    assert "not checked" not in line
+
+
+def test_the_line_names_what_was_not_checked(
+    base: Path, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(base, encoded(oracle, chat_rows(4)), tmp_path, **STEP)
+    trainer.processing_class = trainer.callback_handler.processing_class = None
+    guard(trainer, tokenizer="spm-v3")
+    trainer.train()
+    [line] = _lines(capsys.readouterr().out)
+    assert "4 of 4 rows judged" in line
+    assert "not checked: bos-eos-unk: the trainer has no processing_class" in line
+    assert "template-of-base: " in line
