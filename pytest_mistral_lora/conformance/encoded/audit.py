@@ -187,6 +187,8 @@ class Audit:
         if asked and not line.rows:
             return LineVerdict(line.index, line.place, "wrong", asked)
         findings += asked
+        shown = line.rows[0].to_jsonl() if line.rows else ""
+        findings += (Finding(one.rule, one.found, line.place, one.expected, row=shown) for one in line.faults)
         self.masked += line.masked
         self.columns.update(() if line.error else line.columns)
         is_empty = line.side is not None and self.sides.is_empty(line.side)

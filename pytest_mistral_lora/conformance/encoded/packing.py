@@ -180,36 +180,43 @@ class PositionScaling:
         return bool(self.key) and max(positions, default=0) >= self.limit
 
 
+MOST_POSITIONS = 2**24
+"""The first position whose neighbours are one number in float32, in which rotary embeddings are computed."""
+
 PLAIN_ROPE = PositionScaling("plain RoPE is assumed: there is no config.json beside the tokenizer")
 
 
-def number_faults(stretches: Sequence[Stretch], mask: Sequence[int]) -> Iterator[EncodingFault]:
-    """Yield the faults of an attention mask that numbers the conversations of a sequence.
+def number_faults(
+    stretches: Sequence[Stretch], numbers: Sequence[int], *, key: str = "", none: int = 0
+) -> Iterator[EncodingFault]:
+    """Yield the faults of a column that numbers the conversations of a sequence.
 
     Args:
         stretches: The stretch of each conversation, in real tokens.
-        mask: The mask of the real tokens. It is compared with the conversations if a number is above 1.
+        numbers: The number of each real token.
+        key: The key of the column; empty for an attention mask, whose numbers go up.
+        none: The number of a token of no conversation.
     """
-    if max(mask, default=0) < 2:
-        return
-    expected = "one number for each conversation, going up: 1 1 1 2 2 3 3 3"
+    named = f"{key}: " if key else ""
+    expected = "one number for each conversation" + (": 0 0 0 1 1 2 2 2" if key else ", going up: 1 1 1 2 2 3 3 3")
     seen: dict[int, int] = {}
-    last = 0
+    last = none
     for conversation, (start, end) in enumerate(stretches):
-        numbers = list(dict.fromkeys(number for number in mask[start:end] if number))
-        if len(numbers) > 1:
-            at = next(n for n in range(start, end) if mask[n] == numbers[1])
-            found = f"conversation {conversation} has the numbers {numbers[0]} and {numbers[1]}, cut at token {at}"
+        own = list(dict.fromkeys(number for number in numbers[start:end] if number != none))
+        shared = next((number for number in own if number in seen), None)
+        if len(own) > 1:
+            at = next(n for n in range(start, end) if numbers[n] == own[1])
+            found = f"{named}conversation {conversation} has the numbers {own[0]} and {own[1]}, cut at token {at}"
             yield EncodingFault("ML517", found, expected)
-        shared = next((number for number in numbers if number in seen), None)
-        if shared is not None:
-            found = f"conversations {seen[shared]} and {conversation} share the number {shared}: they see each other"
+        elif shared is not None:
+            sides = f"conversations {seen[shared]} and {conversation}"
+            found = f"{named}{sides} share the number {shared}: they see each other"
             yield EncodingFault("ML517", found, expected)
-        elif numbers and numbers[0] < last:
-            found = f"conversation {conversation} has the number {numbers[0]}, after {last}"
+        elif own and own[0] < last and not key:
+            found = f"conversation {conversation} has the number {own[0]}, after {last}"
             yield EncodingFault("ML517", found, expected)
-        seen.update(dict.fromkeys(numbers, conversation))
-        last = max([last, *numbers])
+        seen.update(dict.fromkeys(own, conversation))
+        last = max([last, *own])
 
 
 def isolation_faults(
@@ -224,7 +231,7 @@ def isolation_faults(
         scaling: The model's use of positions.
     """
     numbered = mask is not None and max(mask, default=0) > 1
-    if mask is not None:
+    if mask is not None and numbered:
         yield from number_faults(stretches, mask)
     # transformers looks at position_ids that restart only if it is given no mask (huggingface/trl#3526)
     if len(stretches) > 1 and mask is not None and not numbered:
