@@ -80,7 +80,8 @@ def compare_tensors(merged: Weights, base: Weights, pairs: Mapping[str, str]) ->
         pairs: The name of each merged tensor in the base, if it has one.
     """
     found = {}
-    with np.errstate(all="ignore"):  # numbers that are not finite, or too large for a narrower dtype
+    # numbers may be not finite, or too large for a narrower dtype
+    with np.errstate(all="ignore"), merged.held_open(), base.held_open():
         for name in merged:
             tensor = merged.array(name)
             if name in pairs and tensor.ndim and tensor.size:
