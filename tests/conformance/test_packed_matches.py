@@ -63,6 +63,19 @@ def test_lost_conversations_leave_the_others_in_order() -> None:
         assert list(pairs.values()) == sorted(pairs.values())
 
 
+@pytest.mark.parametrize("is_fault_in_front", [False, True])
+def test_many_conversations_with_faults_are_each_matched_by_the_sound_end(is_fault_in_front: bool) -> None:
+    drawn = random.Random(1)
+    expected = [(1, *([100 + n] * 6), 50, *([300 + n] * 6), 2) for n in range(40)]
+    order = drawn.sample(range(40), 40)
+    found = []
+    for n in order:
+        row = list(expected[n])
+        row[slice(0, 5) if is_fault_in_front else slice(-5, None)] = [9] * 5
+        found.append(tuple(row))
+    assert matches(found, expected) == {n: order.index(n) for n in range(40)}
+
+
 def test_a_long_list_of_lost_conversations_is_cut_off() -> None:
     [fault] = order_faults(match_conversations(A, [(0, 3)], [A, *[(1, n, 2) for n in range(20, 60)]]), 41)
     assert fault.rule == "ML515"
