@@ -19,7 +19,7 @@ from pytest_mistral_lora.checkpoint import weights
 from pytest_mistral_lora.checkpoint.weights import read_header
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 from pytest_mistral_lora.formats.containers import open_source
-from pytest_mistral_lora.training.recipe import reading, sections
+from pytest_mistral_lora.training.recipe import data, reading, sections, settings
 from pytest_mistral_lora.training.recipe.reading import read_yaml
 from pytest_mistral_lora.training.recipe.sections import Section
 
@@ -153,11 +153,13 @@ def test_a_public_function_has_the_defaults_that_its_page_says(
 
 
 def test_the_switches_of_a_recipe_are_off_until_they_are_set() -> None:
-    """Each changes what is trained, or costs time; on_oom and the others are words."""
-    on = {
-        f"{section.__name__}.{name}"
-        for section in (*Section.__subclasses__(),)
-        for name, field in section.model_fields.items()
-        if field.default is True
-    }
-    assert on == set()
+    """Each changes what is trained, or costs time. The page of recipes names the same default for each."""
+    page = (Path(__file__).parents[1] / "docs" / "recipe.md").read_text(encoding="utf-8")
+    defaults = {}
+    for section in (*Section.__subclasses__(), sections.Lora, settings.Training, data.SourceLayout):
+        switches = {name: field.default for name, field in section.model_fields.items() if type(field.default) is bool}
+        defaults |= switches
+        assert all(f"| `{name}` | `{str(value).lower()}` |" in page for name, value in switches.items())
+    assert defaults == dict.fromkeys(
+        ("dora", "rslora", "drop_system", "joined", "activation_checkpointing", "share_prefix"), False
+    )
