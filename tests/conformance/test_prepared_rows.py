@@ -476,6 +476,16 @@ def test_a_value_beside_the_ids_that_contradicts_its_column_is_found(
         assert audit_rules(tmp_path / f"{'messages' in part}", oracle) == ([rule] if rule else [])
 
 
+def test_the_first_bad_value_is_shown_with_the_number_of_the_others(
+    lines: list[Data], tmp_path: Path, oracle: Oracle
+) -> None:
+    count = len(lines[0]["input_ids"])
+    for number, more in ((1, ""), (3, ", and 2 more")):
+        mask = [7 if 2 <= n < 2 + number else int(lines[0]["labels"][n] != -100) for n in range(count)]
+        [finding] = audit_findings(write_lines(tmp_path, [lines[0] | {"assistant_masks": mask}]), oracle)
+        assert (finding.rule, finding.found) == ("ML570", f"assistant_masks is 7 at token 2{more}")
+
+
 @pytest.mark.parametrize(
     ("first", "is_sound"), [(0, True), (100, True), (-1, False), (2**24 - 40, True), (2**24, False), (2**62, False)]
 )
