@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.weights import DTYPES, TensorInfo, Weights
@@ -250,11 +249,12 @@ class DequantizedWeights(Weights):
             layout: The layout of the scales.
             dtype: The dtype that headers give for a dequantised matrix, as torch names it.
         """
-        self.files: tuple[Path, ...] = stored.files
+        super().__init__(())
+        self.files = stored.files
         self.stored: Weights = stored
         self.layout: Fp8Layout = layout
         code = DTYPES.get(dtype, "BF16")
-        self.infos: dict[str, TensorInfo] = {
+        self.infos = {
             name: replace(info, dtype=code) if name in layout.scales else info
             for name, info in stored.infos.items()
             if name not in layout.dropped

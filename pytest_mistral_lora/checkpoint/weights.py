@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -35,7 +36,7 @@ class TensorInfo:
         file: The file that holds it.
         dtype: Its dtype as safetensors writes it: `F32`, `BF16`, …
         shape: Its shape.
-        start: Offset of its first byte in the data of the file.
+        start: Offset of its first byte in the file.
     """
 
     file: Path
@@ -60,14 +61,23 @@ class TensorInfo:
             raise InputError(f"a tensor of {self.dtype}", place=str(self.file), expected=f"one of {known}")
         return _NAMES[self.dtype]
 
-    def read_bytes(self) -> bytes:
-        """Return the tensor's bytes, little-endian, in row order."""
-        with opened(self.file) as file:
-            file.seek(8 + int.from_bytes(file.read(8), "little") + self.start)
-            return file.read(self.size * _BITS[self.dtype] // 8)
+    def read_bytes(self, file: BinaryIO | None = None) -> bytes:
+        """Return the tensor's bytes, little-endian, in row order.
 
-    def read(self) -> np.ndarray[Any, Any]:
+        Args:
+            file: The file, if it is open.
+        """
+        if file is None:
+            with opened(self.file) as file:
+                return self.read_bytes(file)
+        file.seek(self.start)
+        return file.read(self.size * _BITS[self.dtype] // 8)
+
+    def read(self, file: BinaryIO | None = None) -> np.ndarray[Any, Any]:
         """Return the tensor as a read-only array of its shape; its dtype may be one of ml_dtypes.
+
+        Args:
+            file: The file, if it is open.
 
         Raises:
             InputError: As for `dtype_name`.
@@ -77,7 +87,7 @@ class TensorInfo:
 
         # numpy itself has no bfloat16 and no 8-bit floats
         dtype = np.dtype(getattr(ml_dtypes, self.dtype_name, self.dtype_name))
-        return np.frombuffer(self.read_bytes(), dtype).reshape(self.shape)
+        return np.frombuffer(self.read_bytes(file), dtype).reshape(self.shape)
 
 
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
@@ -118,7 +128,7 @@ def _parse_header(file: Path, size: int, start: bytes, content: BinaryIO) -> dic
     content.seek(8)
     header = parse_json(content.read(length), file)
     tensors: dict[str, TensorInfo] = {}
-    end = 0
+    data, end = 8 + length, 0
     try:
         entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
         # in the order of the data: each tensor must begin where the one before ends
@@ -129,16 +139,16 @@ def _parse_header(file: Path, size: int, start: bytes, content: BinaryIO) -> dic
                 raise ValueError(f"a tensor named {name[:_LONGEST_NAME]!a}")
             if len(entry["shape"]) > _MOST_DIMENSIONS:
                 raise ValueError(f"{name} with {len(entry['shape'])} dimensions")
-            info = TensorInfo(file, entry["dtype"], tuple(entry["shape"]), begin)
+            dtype, shape = entry["dtype"], tuple(entry["shape"])
             # `isinstance` would take true and false for sizes
-            for number in (begin, stop, *info.shape):
+            for number in (begin, stop, *shape):
                 if type(number) is not int or not 0 <= number <= _LARGEST_SIZE:
                     raise ValueError(f"{name} with a size of {number if type(number) is int else type(number)}")
-            if (stop - begin) * 8 != math.prod(info.shape) * _BITS[info.dtype]:
-                raise ValueError(f"{stop - begin} bytes for {info.dtype} {list(info.shape)}")
+            if (stop - begin) * 8 != math.prod(shape) * _BITS[dtype]:
+                raise ValueError(f"{stop - begin} bytes for {dtype} {list(shape)}")
             if begin != end:
                 raise InputError(f"tensors overlap or leave a hole at byte {end} of the data", place=str(file))
-            tensors[name], end = info, stop
+            tensors[name], end = TensorInfo(file, dtype, shape, data + begin), stop
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise InputError(f"a header that is not safetensors': {reason[:_LONGEST_REASON]}", place=str(file)) from error
@@ -222,6 +232,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
         """
         self.files: tuple[Path, ...] = tuple(files)
         self.infos: dict[str, TensorInfo] = {}
+        self._open: dict[Path, BinaryIO] = {}
         for file in self.files:
             for name, info in header(file).items():
                 if name in self.infos:
@@ -237,9 +248,26 @@ class Weights(Mapping[str, "torch.Tensor"]):
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
+    @contextmanager
+    def held_open(self) -> Iterator[None]:
+        """Keep the files open for `array` and `read_bytes`: opening a file costs more than reading a small tensor."""
+        before = self._open
+        with ExitStack() as stack:
+            self._open = {file: stack.enter_context(opened(file)) for file in self.files}
+            try:
+                yield
+            finally:
+                self._open = before
+
     def array(self, name: str) -> np.ndarray[Any, Any]:
         """Return a tensor like `TensorInfo.read`, without torch."""
-        return self.infos[name].read()
+        info = self.infos[name]
+        return info.read(self._open.get(info.file))
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return a tensor's bytes like `TensorInfo.read_bytes`."""
+        info = self.infos[name]
+        return info.read_bytes(self._open.get(info.file))
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names, file by file, in the order of the data."""

@@ -22,6 +22,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.tokenizer.folder import ends_agree
 from pytest_mistral_lora.errors import NoTemplateError, OracleRejection, RowError, TokenizerError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _MARKS = ("truncation", "padding")
 
 
 def tokenizer_result(folder: AdapterFolder, rows: int | None) -> Result:
-    """Compare the tokenizer of a folder with its base's: ML440 and ML441.
+    """Compare the tokenizer of a folder with its base's, and its files with each other: ML238, ML440 and ML441.
 
     Args:
         folder: The folder of an adapter or a merged model.
@@ -60,7 +61,8 @@ def tokenizer_result(folder: AdapterFolder, rows: int | None) -> Result:
     base.files.refuse_hazards()
     if rows is None:
         rows = base.files.json("config.json").get("vocab_size")
-    return Result((*_stored_findings(saved, base), *_loaded_findings(saved, base, rows)))
+    stored = (*ends_agree(saved.files), *_stored_findings(saved, base))
+    return Result((*stored, *_loaded_findings(saved, base, rows)))
 
 
 def template_result(folder: AdapterFolder, *, is_model: bool = False) -> Result:
@@ -209,7 +211,19 @@ def _loaded_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer, rows
         number, text = late[0]
         found = f"{len(late):,} tokens more than the base has, the first is {text!r} (id {number})"
         yield Finding("ML440", found, place, f"ids below {rows}: the embeddings have no row for others")
+    if all(TOKENIZER_JSON in files for files in digests):
+        # what transformers writes around a text of a tokenizer that it converts is no choice of the base's
+        yield from _end_findings(fast, others, place)
     yield from first_findings(list(_text_findings(fast, others, place)), _SHOWN, place)
+
+
+def _end_findings(fast: Any, others: Any, place: str) -> Iterator[Finding]:
+    """Yield ML440 if other control tokens are written around a text than by the base."""
+    written = [tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"]) for tokenizer in (fast, others)]
+    plain = [tokenizer.tokenize("a", add_special_tokens=False) for tokenizer in (fast, others)]
+    if written[0] != written[1] and plain[0] == plain[1]:
+        found = f"the text 'a' becomes {' '.join(written[0])}"
+        yield Finding("ML440", found, place, f"{' '.join(written[1])}, as in the base")
 
 
 def _text_findings(fast: Any, others: Any, place: str) -> Iterator[Finding]:

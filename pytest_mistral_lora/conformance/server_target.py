@@ -31,6 +31,10 @@ NOT_ASKED = "unreadable, without an answer, fill-in-the-middle, or with settings
 """The reasons why a row is not sent."""
 
 
+ANSWERS_SECONDS = 1800.0
+"""The most time for all known answers of a server: each request has a limit of its own, and can use it up."""
+
+
 def _awaited(answer: Coroutine[Any, Any, T]) -> T:
     """Return the result of a coroutine."""
     import asyncio  # each command line imports this module, and few ask a server
@@ -262,22 +266,30 @@ class ServerTarget(JudgedTarget):
         return _awaited(self._force(self.answers.model))
 
     async def _force(self, model: str) -> tuple[ForcedAnswer, ...]:
+        from asyncio import timeout
+
         from pytest_mistral_lora.records.known_answers import known_answers
         from pytest_mistral_lora.serving.client import ServerClient, require_url
         from pytest_mistral_lora.serving.forced_answers import force_answers
         from pytest_mistral_lora.serving.replay import SECONDS
 
         fitting = [answer for answer in self.given_answers or known_answers() if answer.fits(self.oracle)]
-        async with ServerClient(require_url(self.url), SECONDS) as client:
-            return await force_answers(
-                self.server,
-                client,
-                fitting,
-                self.oracle,
-                model,
-                declared=self.probe_answers,
-                done=lambda: self.progress(len(fitting)),
-            )
+        came = 0
+
+        def done() -> None:
+            nonlocal came
+            came += 1
+            self.progress(len(fitting))
+
+        try:
+            async with timeout(ANSWERS_SECONDS), ServerClient(require_url(self.url), SECONDS) as client:
+                return await force_answers(
+                    self.server, client, fitting, self.oracle, model, declared=self.probe_answers, done=done
+                )
+        except TimeoutError as error:
+            found = f"{came} of {len(fitting)} known answers came within {ANSWERS_SECONDS:,.0f} seconds"
+            step = "Ask again when the server has nothing else to do, or leave --answers out."
+            raise InputError(found, place=self.url, expected="all of them", next_step=step) from error
 
     def asked_rows(self) -> list[AskedRow]:
         """Return the rows that a chat request can hold, each with mistral-common's prompt."""

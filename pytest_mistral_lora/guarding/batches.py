@@ -81,7 +81,8 @@ def _numbers_of_blocks(mask: torch.Tensor) -> torch.Tensor:
     begins = attends.int().argmax(-1)  # the first token that each token attends to
     is_new = torch.ones_like(begins, dtype=torch.bool)
     is_new[:, 1:] = begins[:, 1:] != begins[:, :-1]
-    return is_new.cumsum(-1) * attends.any(-1)
+    is_row = attends.any(-1)
+    return (is_new & is_row).cumsum(-1) * is_row
 
 
 def rows_of(

@@ -64,7 +64,8 @@ def sha256_of_weights(weights: Weights) -> str:
         InputError: As for `TensorInfo.dtype_name`.
     """
     infos = sorted(weights.infos.items())
-    return _sha256((name, info.dtype_name, info.shape, info.read_bytes()) for name, info in infos)
+    with weights.held_open():
+        return _sha256((name, info.dtype_name, info.shape, weights.read_bytes(name)) for name, info in infos)
 
 
 _Described: TypeAlias = tuple[str, str, tuple[int, ...], bytes]

@@ -85,6 +85,29 @@ def test_a_base_with_mistral_s_file_alone_has_the_same_ids(adapter: Path, base: 
     assert [finding.rule for finding in findings(adapter, base)] == ["ML442"]
 
 
+BOS = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+
+
+def test_control_tokens_around_a_text_are_those_of_a_base_that_has_written_them(adapter: Path, base: Path) -> None:
+    data = json.loads((adapter / "tokenizer.json").read_text())
+    processor = data["post_processor"]
+    written = {**processor, "single": [BOS, *processor["single"]]}
+    written["special_tokens"] = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+    edit(adapter / "tokenizer.json", post_processor=written)
+    [finding] = findings(adapter, base)
+    assert (finding.rule, finding.found) == ("ML440", "the text 'a' becomes <s> ▁a")
+    edit(base / "tokenizer.json", post_processor=written)
+    assert findings(adapter, base) == []
+    edit(adapter / "tokenizer.json", post_processor=processor)
+    assert [finding.found for finding in findings(adapter, base)] == ["the text 'a' becomes ▁a"]
+    # Mistral's own file says nothing about a text without a conversation
+    for file in base.glob("tokenizer*"):
+        file.unlink()
+    shutil.copy(shipped_tokenizer("spm-v3"), base / "tokenizer.model.v3")
+    edit(adapter / "tokenizer.json", post_processor=written)
+    assert findings(adapter, base) == []
+
+
 def test_files_that_are_missing_are_no_fault(adapter: Path, base: Path) -> None:
     for file in adapter.iterdir():
         file.unlink()
@@ -108,7 +131,7 @@ def test_a_pad_token_with_a_row_of_its_own_is_no_fault(adapter: Path, base: Path
     ("file", "change", "rule", "named"),
     [
         ("tokenizer_config.json", {"eos_token": "[INST]"}, "ML441", "eos_token is '[INST]'"),
-        pytest.param("tokenizer_config.json", {"add_eos_token": True}, "", "", marks=pytest.mark.slow),
+        ("tokenizer_config.json", {"add_eos_token": True}, "ML238", "add_eos_token is true"),
         ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "ML440", "gets other ids"),
         pytest.param(
             "tokenizer.json", {"normalizer": {"type": "NFKC"}}, "ML440", "gets other ids", marks=pytest.mark.slow

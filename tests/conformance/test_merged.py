@@ -94,6 +94,25 @@ def test_tensors_trained_in_full_and_layers_left_out_are_explained_by_the_adapte
     assert rules(judged(saved, with_adapter=True)) == rules(judged(some, with_adapter=True)) == set()
 
 
+@pytest.mark.parametrize(("rank", "is_judged"), [(12, True), (16, True), (20, False)])
+def test_a_matrix_of_twice_the_rank_is_judged_and_a_smaller_one_is_not(
+    rank: int, is_judged: bool, merge: Merge, tmp_path: Path
+) -> None:
+    """A matrix with fewer rows than twice the rank can have any change; one with more cannot."""
+    folder = Path(shutil.copytree(merge(r=rank, std=0.05), tmp_path / "made"))
+    merged = folder / "merged"
+    tensors = load_file(merged / WEIGHTS)
+    [name] = [name for name in tensors if name.endswith("layers.1.self_attn.k_proj.weight")]
+    assert tensors[name].shape == (32, 64)
+    random = torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(0))
+    (merged / WEIGHTS).unlink()
+    save_file(tensors | {name: (random * tensors[name].float().std()).bfloat16()}, merged / WEIGHTS)
+    result = judged(folder)["low-rank"]
+    assert dict(result.facts)["highest rank"] == 32  # that of the random matrix
+    found = [finding.found for finding in result.findings if finding.rule == "ML431"]
+    assert [text.split()[3] for text in found] == [name] * is_judged
+
+
 def test_another_adapter_of_the_same_shape_is_no_explanation(merge: Merge) -> None:
     folder, other = merge(), merge(std=0.021)
     results = cases(AdapterFolder(folder / "merged", BaseFolder(folder / "base")), (other / "lora",))

@@ -436,3 +436,90 @@ def test_labels_of_late_rows_are_not_left_unread(
         code, out = check(path, capsys, "--as", "encoded")
         assert code == 1
         assert "ML501" in out
+
+
+INT32 = 2**31 - 1
+FLOAT32 = 3.4028234663852886e38
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "rule"),
+    [
+        ("attention_mask", 1, None),
+        ("attention_mask", 2, "ML517"),
+        ("attention_mask", -1, "ML570"),
+        ("attention_mask", 2**62, "ML517"),
+        ("loss_weights", 1.0, None),
+        ("loss_weights", FLOAT32, None),
+        ("loss_weights", FLOAT32 * 1.001, "ML570"),
+        ("loss_weights", float("inf"), "ML570"),
+        ("loss_weights", float("-inf"), "ML570"),
+        ("loss_weights", float("nan"), "ML570"),
+        ("loss_weights", -0.5, "ML571"),
+        ("loss_mask", 1, None),
+        ("loss_mask", 2, "ML570"),
+        ("assistant_masks", -1, "ML570"),
+        ("completion_mask", 2**62, "ML570"),
+        ("sequence_ids", 0, None),
+        ("sequence_ids", INT32, None),
+        ("sequence_ids", INT32 + 1, "ML570"),
+        ("sequence_ids", 2**62, "ML570"),
+        ("seq_idx", -2, "ML570"),
+    ],
+)
+def test_a_value_beside_the_ids_that_contradicts_its_column_is_found(
+    column: str, value: float, rule: str | None, lines: list[Data], tmp_path: Path, oracle: Oracle
+) -> None:
+    line = lines[0] | {column: [value] * len(lines[0]["input_ids"])}
+    for part in (line, {key: values for key, values in line.items() if key != "messages"}):
+        saved([part], tmp_path / f"{'messages' in part}")
+        assert audit_rules(tmp_path / f"{'messages' in part}", oracle) == ([rule] if rule else [])
+
+
+def test_the_first_bad_value_is_shown_with_the_number_of_the_others(
+    lines: list[Data], tmp_path: Path, oracle: Oracle
+) -> None:
+    count = len(lines[0]["input_ids"])
+    for number, more in ((1, ""), (3, ", and 2 more")):
+        mask = [7 if 2 <= n < 2 + number else int(lines[0]["labels"][n] != -100) for n in range(count)]
+        [finding] = audit_findings(write_lines(tmp_path, [lines[0] | {"assistant_masks": mask}]), oracle)
+        assert (finding.rule, finding.found) == ("ML570", f"assistant_masks is 7 at token 2{more}")
+
+
+@pytest.mark.parametrize(
+    ("first", "is_sound"), [(0, True), (100, True), (-1, False), (2**24 - 40, True), (2**24, False), (2**62, False)]
+)
+def test_positions_of_a_row_are_numbers_that_a_model_tells_apart(
+    first: int, is_sound: bool, lines: list[Data], tmp_path: Path, oracle: Oracle
+) -> None:
+    count = len(lines[0]["input_ids"])
+    path = write_lines(tmp_path, [lines[0] | {"position_ids": [first + n for n in range(count)]}])
+    assert audit_rules(path, oracle) == ([] if is_sound else ["ML512"])
+
+
+def test_the_numbers_of_a_packed_sequence_name_its_conversations(
+    lines: list[Data], tmp_path: Path, oracle: Oracle
+) -> None:
+    counts = [len(line["input_ids"]) for line in lines[:2]]
+    packed = {key: [value for line in lines[:2] for value in line[key]] for key in ("input_ids", "labels")}
+    packed |= {"conversations": [line["messages"] for line in lines[:2]]}
+    packed |= {"position_ids": [n for count in counts for n in range(count)]}
+    for numbers in ([0, 1], [1, 2], [7, 3]):
+        right = [number for number, count in zip(numbers, counts, strict=True) for _ in range(count)]
+        path = write_lines(tmp_path, [packed | {"sequence_ids": right}])
+        assert audit_rules(path, oracle) == []
+        # one number a conversation is no number for each token
+        assert audit_rules(write_lines(tmp_path, [packed | {"sequence_ids": numbers}]), oracle) == []
+        late = [right[0], *right[:-1]]
+        [finding] = audit_findings(write_lines(tmp_path, [packed | {"seq_idx": late}]), oracle)
+        assert finding.rule == "ML517"
+        assert f"seq_idx: conversation 1 has the numbers {numbers[0]} and {numbers[1]}" in finding.found
+    shared = packed | {"sequence_ids": [0] * sum(counts)}
+    assert audit_rules(write_lines(tmp_path, [shared]), oracle) == ["ML517"]
+
+
+def test_a_huge_length_of_a_packed_sequence_takes_no_time(lines: list[Data], tmp_path: Path, oracle: Oracle) -> None:
+    row = {key: lines[0][key] for key in ("input_ids", "labels")}
+    for lengths in ([2**62], [2**62, 2**62], [len(row["input_ids"]), 2**62]):
+        found = audit_rules(write_lines(tmp_path, [row | {"seq_lengths": lengths}]), oracle)
+        assert found == ["ML561"]

@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.places import RecordPlace, file_of, record_place
 from pytest_mistral_lora.chat.row_files import scan_rows
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.formats.sources import open_rows, row_files
 from pytest_mistral_lora.report.judged import FilePlace, file_place
 
@@ -66,6 +66,25 @@ def test_the_lines_of_a_long_file_are_counted_across_its_parts(tmp_path: Path) -
     assert len(read) == 300
     assert all(place is not None and lines[place.line - 1] == " {" for place in read)
     assert len({place.line for place in read if place is not None}) == 300
+
+
+@pytest.mark.parametrize("blank", [0, 1, 70_000, 200_000])
+def test_lines_between_records_are_counted_across_the_parts_of_a_file(blank: int, tmp_path: Path) -> None:
+    file, between = tmp_path / "blank.json", "\n" * blank
+    record = json.dumps({"messages": TALK})
+    file.write_text(f"[{between}{record}{between},{record},{between}{record}{between}]\n")
+    read = list(scan_rows(open_rows(file)[0]))
+    assert [item.place for item in read if not isinstance(item, RowError)] == [
+        f"{file} record {number}, line {1 + number * blank}" for number in (1, 2, 3)
+    ]
+
+
+def test_text_behind_a_long_array_has_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "blank.json"
+    file.write_text("[" + json.dumps({"messages": TALK}) + "\n" * 150_000 + "]\n\nmore")
+    with pytest.raises(InputError, match="text follows the array") as caught:
+        list(scan_rows(open_rows(file)[0]))
+    assert caught.value.place == f"{file} record 1, line 150003"
 
 
 def test_a_check_and_its_annotations_name_the_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

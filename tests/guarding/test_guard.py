@@ -323,3 +323,10 @@ def test_a_block_mask_numbers_the_conversations_of_a_row() -> None:
     additive = torch.where(blocks, 0.0, torch.finfo(torch.float32).min)[None, None]
     batch = ModelBatch({"input_ids": ids, "labels": ids, "attention_mask": additive})
     assert batch.records()[0]["attention_mask"] == [1, 1, 2, 2, 2, 0]
+
+
+def test_a_block_mask_numbers_from_one_behind_padding() -> None:
+    blocks = torch.block_diag(torch.zeros(2, 2), *(torch.ones(size, size).tril() for size in (2, 1))).bool()
+    ids = torch.arange(5)[None]
+    batch = ModelBatch({"input_ids": ids, "labels": ids, "attention_mask": blocks[None, None]})
+    assert batch.records()[0]["attention_mask"] == [0, 0, 1, 1, 2]

@@ -332,7 +332,7 @@ class ML517(EncodedExample):
         bench.pad(artifact["packed"][0], 0, mask=False)
         artifact["packed"][0]["attention_mask"] += [0] * 3
         artifact["packed"][0]["position_ids"] += [0] * 3
-        artifact["lines"][0]["attention_mask"] = [3] * len(artifact["lines"][0]["input_ids"])
+        artifact["lines"][0]["attention_mask"] = [1] * len(artifact["lines"][0]["input_ids"])
 
 
 class ML518(EncodedExample):
@@ -490,6 +490,23 @@ class ML569(EncodedExample):
 class PromptExample(Example):
     def sound(self, artifact: Artifact) -> None:
         artifact["prompts"] = [scored_prompt(artifact["dataset"][0], artifact["asked"])]
+
+
+class ML570(EncodedExample):
+    mutant = labels.weight_that_is_no_number
+
+    def sound(self, artifact: Artifact) -> None:
+        line = artifact["lines"][0]
+        line["loss_weights"] = [0.25 if label != -100 else 0.0 for label in line["labels"]]
+        line["sequence_ids"] = [2**31 - 1] * len(line["labels"])
+
+
+class ML571(EncodedExample):
+    mutant = labels.answer_of_negative_weight
+
+    def sound(self, artifact: Artifact) -> None:
+        line = artifact["lines"][2]
+        line["loss_weights"] = [0.0 if label == -100 else 1.0 for label in line["labels"]]
 
 
 class ML575(EncodedExample):

@@ -344,3 +344,4 @@ class ML242(Example):
 
     def sound(self, artifact: Artifact) -> None:
         settings.with_images(artifact, preprocessor__patch_size={"height": 28, "width": 28})
+        artifact["config"]["image_token_index"] = 10

@@ -187,3 +187,42 @@ def weights_of_one_in_a_saved_dataset(artifact: Artifact) -> None:
     for number, line in enumerate(artifact["lines"]):
         labels = line.pop("labels")
         line["loss_weights"] = [1.0 if number == 0 or label != -100 else 0.0 for label in labels]
+
+
+@mutant("ML570", says="loss_weights is nan at token")
+def weight_that_is_no_number(artifact: Artifact) -> None:
+    """The weights of a row were divided by the number of its answers, which was counted as 0."""
+    artifact["saved"] = True
+    line = artifact["lines"][0]
+    line["loss_weights"] = [float("nan") if label != -100 else 0.0 for label in line["labels"]]
+
+
+@mutant("ML570", says="attention_mask is -1 at token")
+def mask_that_is_negative(artifact: Artifact) -> None:
+    """The mask was made for an addition, where a hidden token has a negative number."""
+    line = artifact["lines"][0]
+    line["attention_mask"] = [-1] * len(line["input_ids"])
+
+
+@mutant("ML570", says="assistant_masks is 2 at token")
+def sum_of_two_masks(artifact: Artifact) -> None:
+    """The mask of the answers is the sum of two masks."""
+    line = artifact["lines"][0]
+    line["assistant_masks"] = [2 * int(label != -100) for label in line["labels"]]
+
+
+@mutant("ML570", says="sequence_ids is 4611686018427387904 at token")
+def sequence_of_a_hash(artifact: Artifact) -> None:
+    """The conversations are numbered by a hash, which the int32 of a kernel does not hold."""
+    line = artifact["packed"][0]
+    line["sequence_ids"] = [2**62] * len(line["input_ids"])
+
+
+@mutant("ML571", says="loss_weights is -1.0 at token")
+def answer_of_negative_weight(artifact: Artifact) -> None:
+    """An answer that is not wanted has a negative weight beside the labels of the answers."""
+    line = artifact["lines"][0]
+    last = max(n for n, label in enumerate(line["labels"]) if label == -100)
+    line["loss_weights"] = [
+        0.0 if label == -100 else 1.0 if n < last else -1.0 for n, label in enumerate(line["labels"])
+    ]

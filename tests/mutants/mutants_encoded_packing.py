@@ -133,6 +133,27 @@ def numbers_cut_a_single_row(artifact: Artifact) -> None:
     line["attention_mask"] = [1] * 10 + [2] * (len(line["input_ids"]) - 10)
 
 
+@mutant("ML517", "N06", says="attention_mask is 2 at its first token")
+def number_of_a_lost_conversation(artifact: Artifact) -> None:
+    """A row was cut out of a packed sequence, and kept the number that it had there."""
+    line = artifact["lines"][0]
+    line["attention_mask"] = [2] * len(line["input_ids"])
+
+
+@mutant("ML517", "N06", says="sequence_ids: conversations 0 and 1 share the number 0")
+def sequences_of_one_number(artifact: Artifact) -> None:
+    """The column that numbers the conversations has one number for all of them."""
+    line = artifact["packed"][0]
+    line["sequence_ids"] = [0] * len(line["input_ids"])
+
+
+@mutant("ML512", says="position -4 at token 0")
+def positions_below_zero(artifact: Artifact) -> None:
+    """The positions of a row were moved by padding that is no longer there."""
+    line = artifact["lines"][0]
+    line["position_ids"] = [n - 4 for n in range(len(line["input_ids"]))]
+
+
 @mutant("ML518", "N04", says="plain RoPE is assumed")
 def positions_run_on_under_numbers(artifact: Artifact) -> None:
     """The mask keeps the conversations apart, and positions run on."""

@@ -7,6 +7,8 @@ import json
 import torch
 from bench_merged import EMBEDDINGS, HEAD, K1, NORM, Q1, changed, low_rank_head, merge_in, random_like
 from gallery import Artifact, mutant
+from safetensors.torch import save_file
+from trained import WEIGHTS
 
 
 @mutant("ML413", "I61", "N40", says="nothing was merged")
@@ -184,3 +186,44 @@ def last_layer_is_the_base_s(artifact: Artifact) -> None:
 def low_rank_change_of_the_head(artifact: Artifact) -> None:
     """The head has a change of low rank, and no adapter is named."""
     artifact["tensors"][HEAD] = low_rank_head(artifact)
+
+
+@mutant("ML432", "N40", says="nothing is changed in layer 1, and each layer before and behind it")
+def middle_layer_is_the_base_s(artifact: Artifact) -> None:
+    """Nothing is changed in a layer between changed ones, and no adapter is named."""
+    for name, before in artifact["before"].items():
+        if ".layers.1." in name:
+            artifact["tensors"][name] = before.clone()
+
+
+@mutant("ML432", "N40", says="every weight of model-00002-of-00002.safetensors is the base's, and layer 1 is changed")
+def stale_shard(artifact: Artifact) -> None:
+    """The second shard is the base's, and begins within a layer."""
+    second = [name for name in artifact["tensors"] if ".layers.2." in name or ".layers.1.mlp." in name]
+    write_shards(artifact, second, second)
+
+
+@mutant("ML432", "N40", says="the base's, and each layer is changed in the other files")
+def stale_shard_of_whole_layers(artifact: Artifact) -> None:
+    """The second shard is the base's, and begins with a layer."""
+    second = [name for name in artifact["tensors"] if ".layers.2." in name or name == NORM]
+    write_shards(artifact, second, second)
+
+
+def write_shards(artifact: Artifact, second: list[str], of_base: list[str]) -> None:
+    """Write the weights as two shards with their index, some of them those of the base.
+
+    Args:
+        artifact: The merged model. The bench writes no tensors that it has not changed itself.
+        second: The names in the second shard.
+        of_base: The names whose numbers are the base's.
+    """
+    folder, where = artifact["folder"], {}
+    (folder / WEIGHTS).unlink()
+    first = [name for name in artifact["tensors"] if name not in second]
+    for number, names in enumerate((first, second), 1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        sides = {name: artifact["before" if name in of_base else "tensors"][name].contiguous() for name in names}
+        save_file(sides, folder / file)
+        where |= dict.fromkeys(names, file)
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": where}))

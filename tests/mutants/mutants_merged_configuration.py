@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 from bench_merged import CHATML, HEAD, edit_tokenizer
 from gallery import Artifact, mutant
@@ -205,3 +207,60 @@ def named_base_cut_off(artifact: Artifact) -> None:
     data = file.read_bytes()[:1000]
     file.unlink()
     file.write_bytes(data)
+
+
+def generation(artifact: Artifact, **settings: Any) -> None:
+    """Write settings into the merged model's generation configuration."""
+    file = artifact["folder"] / "generation_config.json"
+    data = json.loads(file.read_text())
+    file.unlink()
+    file.write_text(json.dumps(data | settings))
+
+
+@mutant("ML240", "N95", says="suppress_tokens forbids EOS")
+def eos_is_suppressed_in_the_merged_model(artifact: Artifact) -> None:
+    """The merged model never samples EOS."""
+    generation(artifact, suppress_tokens=[5, 2])
+
+
+@mutant("ML240", "N95", says="bad_words_ids forbids EOS")
+def eos_is_a_bad_word_of_the_merged_model(artifact: Artifact) -> None:
+    """EOS is one of the words that an answer must not have."""
+    generation(artifact, bad_words_ids=[[2]])
+
+
+@mutant("ML241", says="min_new_tokens is 50")
+def answers_of_the_merged_model_have_a_least_length(artifact: Artifact) -> None:
+    """EOS is not sampled within the first tokens."""
+    generation(artifact, min_new_tokens=50)
+
+
+@mutant("ML238", "N93", says="add_bos_token is false")
+def bos_denied_in_both(artifact: Artifact) -> None:
+    """The post-processor of base and merged model writes a BOS, and the merged model's configuration denies it."""
+    for one in ("base", "folder"):
+        write_bos(artifact[one])
+    artifact["tokenizer_config"]["add_bos_token"] = False
+
+
+@mutant("ML238", "N93", says="add_bos_token is true")
+def bos_promised(artifact: Artifact) -> None:
+    """The configuration promises a BOS that the post-processor does not write."""
+    artifact["tokenizer_config"]["add_bos_token"] = True
+
+
+@mutant("ML440", says="the text 'a' becomes <s>")
+def bos_that_the_base_does_not_write(artifact: Artifact) -> None:
+    """The post-processor of the merged model writes a BOS, and the base's writes none."""
+    write_bos(artifact["folder"])
+
+
+def write_bos(folder: Path) -> None:
+    """Let the post-processor of a folder write a BOS in front of each text."""
+    file = folder / "tokenizer.json"
+    data = json.loads(file.read_text())
+    token = {"id": "<s>", "ids": [1], "tokens": ["<s>"]}
+    data["post_processor"]["single"].insert(0, {"SpecialToken": {"id": "<s>", "type_id": 0}})
+    data["post_processor"]["special_tokens"] = {"<s>": token}
+    file.unlink()
+    file.write_text(json.dumps(data))

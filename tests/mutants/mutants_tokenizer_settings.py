@@ -178,3 +178,16 @@ def patches_within_the_processor(artifact: Artifact) -> None:
     nested = {"patch_size": 8, "size": {"longest_edge": 1540}}
     with_images(artifact, processor__image_processor=nested)
     (artifact["folder"] / "preprocessor_config.json").unlink()
+
+
+@mutant("ML242", says="image_token_index is 11")
+def image_token_of_another_id(artifact: Artifact) -> None:
+    """The model puts images at the id of another token."""
+    with_images(artifact)
+    artifact["config"]["image_token_index"] = 11
+
+
+@mutant("ML242", says="image_token_id is 12")
+def image_token_of_another_id_without_a_processor(artifact: Artifact) -> None:
+    """The same under the name of transformers 5, in a folder without the files of a processor."""
+    artifact["config"]["image_token_id"] = 12

@@ -188,3 +188,52 @@ def test_torchaudio_that_cannot_be_imported_has_a_stand_in_that_is_said(
     import torchaudio
 
     assert "stand-in-" in str(torchaudio.__file__)
+
+
+@pytest.mark.parametrize(
+    ("here", "beside", "is_absolute", "expected"),
+    [
+        ("here", "beside", False, "here"),
+        ("here", None, False, "here"),
+        (None, "beside", False, "beside"),
+        ("here", "beside", True, "beside"),
+    ],
+)
+def test_the_folder_of_the_data_is_relative_to_the_current_folder_and_else_beside_the_configuration(
+    here: str | None,
+    beside: str | None,
+    is_absolute: bool,
+    expected: str,
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The current folder is LLaMA-Factory's own rule; its examples lie beside their data, and run from anywhere."""
+    for folder, name in ((tmp_path / "cwd", here), (tmp_path / "project", beside)):
+        (folder / "rows").mkdir(parents=True)
+        if name is not None:
+            entry = {"mine": {"file_name": f"{name}.json", "formatting": "sharegpt", "columns": {"messages": name}}}
+            (folder / "rows" / "dataset_info.json").write_text(json.dumps(entry))
+    given = str(tmp_path / "project" / "rows") if is_absolute else "rows"
+    file = tmp_path / "project" / "config.yaml"
+    file.write_text(yaml.safe_dump({"dataset": "mine", "dataset_dir": given}))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    task = script.Task([{**ROW, script.MARK: 0}], tmp_path, file, tmp_path / "work")
+    made = script.configuration(task)
+    described = json.loads((Path(made["dataset_dir"]) / "dataset_info.json").read_text())
+    assert described["mine"]["columns"]["messages"] == expected
+
+
+def test_without_the_key_the_folder_is_named_data(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    entry = {"mine": {"file_name": "rows.json", "formatting": "sharegpt", "columns": {"messages": "messages"}}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(entry))
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"dataset": "mine"}))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    made = script.configuration(script.Task([{**ROW, script.MARK: 0}], tmp_path, file, tmp_path / "work"))
+    assert Path(made["dataset_dir"]) == tmp_path / "work" / "data"

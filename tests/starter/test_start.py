@@ -322,6 +322,23 @@ def test_the_jobs_are_those_of_the_remote(remote: str, expected: set[str], repos
     assert {name for name, file in (("github", WORKFLOW), ("gitlab", ".gitlab-ci.yml")) if file in names} == expected
 
 
+@pytest.mark.parametrize("is_local", [True, False])
+def test_a_job_is_told_to_fetch_a_local_base_and_no_base_of_the_hub(is_local: bool, repository: Path) -> None:
+    """The jobs download a base of the Hub by themselves."""
+    write_rows(repository / "rows.jsonl", TALK)
+    [text] = [one.text for one in plan_start(repository, [], "models/base").files if one.name == "recipe.yaml"]
+    recipe = yaml.safe_load(text)
+    if not is_local:
+        recipe["base"] = {"repo": "mistralai/Mistral-7B-Instruct-v0.3", "revision": "0" * 40}
+    (repository / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    plan = plan_start(repository, [], None)
+    texts = {one.name: one.text for one in plan.files}
+    for name in (WORKFLOW, ".gitlab-ci.yml"):
+        assert ("TO DO: fetch the base" in texts[name]) is is_local
+        yaml.safe_load(texts[name])
+    assert any("fetch it where" in note for note in plan.notes) is is_local
+
+
 def test_below_the_root_of_a_repository_the_jobs_would_never_run(
     repository: Path,
 ) -> None:

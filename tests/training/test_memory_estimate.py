@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from pytest_mistral_lora.training.memory import estimate_need, parse_size, recip
 from pytest_mistral_lora.training.step import StepRow
 from pytest_mistral_lora.training.step.forward import attend_in_segments, supervised_losses
 from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
-from pytest_mistral_lora.training.step.memory_need import checkpoint_activations, measure_need
+from pytest_mistral_lora.training.step.memory_need import checkpoint_activations, checkpointed_layers, measure_need
 
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 320}
 CASES = [
@@ -78,6 +79,26 @@ def test_the_estimate_is_the_count_on_a_real_model(case: Case, tmp_path: Path, m
     assert {name: getattr(found, name) for name in exact} == {name: getattr(counted, name) for name in exact}
     # the ids of the experts that a router took are kept, too, and not in the estimate
     assert found.token == pytest.approx(counted.token, rel=0.2 if case.kind in ("mixtral", "mistral4") else 1e-9)
+
+
+@each_case
+def test_a_model_that_is_checkpointed_already_is_measured_like_any_other(
+    case: Case, tmp_path: Path, make_recipe: MakeRecipe
+) -> None:
+    folder, recipe = described(case, tmp_path / "base"), make_recipe(lora={"target_modules": ["attention"]})
+    model = real(folder, recipe, adapted_layers(BaseFolder(folder), recipe.lora.target_modules)).train()
+    plain = measure_need(model)
+    checkpoint_activations(model)
+    layers = checkpointed_layers(model)
+    again = measure_need(model)
+    # with checkpointing, the embeddings need a gradient, which keeps the input of the first layer
+    assert again.token == pytest.approx(plain.token, rel=0.05)
+    assert again.checkpointed_token == pytest.approx(plain.checkpointed_token, rel=0.05)
+    assert replace(again, token=0, checkpointed_token=0) == replace(plain, token=0, checkpointed_token=0)
+    assert plain.checkpointed_token < 0.8 * plain.token
+    # and it is left as it was
+    assert layers
+    assert checkpointed_layers(model) == layers
 
 
 def peak_bytes(step: Callable[[], Any]) -> int:

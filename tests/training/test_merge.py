@@ -21,6 +21,8 @@ from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.conformance.merged.checks import cases
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import listing
 from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
@@ -142,6 +144,26 @@ def test_every_check_of_the_suite_passes(run: RunResult, merged: MergedModel, tm
     passed = {f"{record['subject']}::{record['case']}" for record in records if record["outcome"] == "passed"}
     assert {"adapter::changes-the-base", "manifest::facts", "manifest::declared", "manifest::base"} <= passed
     assert {"transcript::answers", "transcript::recorded-on", "transcript::prompts"} <= passed
+
+
+def test_a_layer_that_the_manifest_lists_and_the_weights_lack_is_an_error(
+    run: RunResult, merged: MergedModel, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(merged.output, tmp_path / "out"))
+    changed_places = cases(AdapterFolder(folder, BaseFolder(run.base_folder)))["changed-places"]
+    assert changed_places().findings == ()
+    [layers] = {merged.manifest["lora"]["layers"]}
+    last = [name for name in merged.manifest["lora"]["modules"] if name.startswith("model.layers.1.")]
+    assert 1 < len(last) < layers  # the last layer: without the manifest, it may have been left out on purpose
+    tensors, before = load_file(folder / WEIGHTS), load_file(run.base_folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    save_file(tensors | {f"{name}.weight": before[f"{name}.weight"] for name in last}, folder / WEIGHTS)
+    findings = cases(AdapterFolder(folder, BaseFolder(run.base_folder)))["changed-places"]().findings
+    assert [finding.rule for finding in findings] == ["ML432"] * len(last)
+    assert findings[0].found == f"{last[0]} is the base's"
+    (folder / "manifest.json").unlink()
+    findings = cases(AdapterFolder(folder, BaseFolder(run.base_folder)))["changed-places"]().findings
+    assert [finding.rule for finding in findings] == ["ML438"]
 
 
 def test_a_sharded_base_and_its_generation_settings(run: RunResult, one: Path, tmp_path: Path) -> None:

@@ -213,7 +213,8 @@ def parse_json(data: bytes, path: Path) -> Any:
     """
     try:
         value = loads_strict(data.decode())
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could not be printed
+        if b"\\u" in data:
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could not be printed
     except (ValueError, RecursionError) as error:
         reason = f"not valid JSON: {error}" if isinstance(error, UnicodeError) else str(error)
         raise InputError(reason, place=str(path), expected="JSON in UTF-8") from error

@@ -57,16 +57,17 @@ def summarize_tensors(weights: Weights) -> dict[str, TensorSummary]:
     import numpy as np
 
     found = {}
-    for name, info in weights.infos.items():
-        tensor = info.read()
-        digest = hashlib.sha256(tensor.tobytes()).hexdigest()
-        if not is_floating(tensor) or tensor.size == 0:
-            found[name] = TensorSummary(True, float(tensor.size > 0), digest)
-            continue
-        # a NaN among the numbers makes both ends NaN
-        wide = tensor.astype(np.float32) if tensor.itemsize < 4 else tensor
-        low, high = float(wide.min()), float(wide.max())
-        found[name] = TensorSummary(math.isfinite(low) and math.isfinite(high), max(-low, high), digest)
+    with weights.held_open():
+        for name in weights:
+            tensor = weights.array(name)
+            digest = hashlib.sha256(tensor.tobytes()).hexdigest()
+            if not is_floating(tensor) or tensor.size == 0:
+                found[name] = TensorSummary(True, float(tensor.size > 0), digest)
+                continue
+            # a NaN among the numbers makes both ends NaN
+            wide = tensor.astype(np.float32) if tensor.itemsize < 4 else tensor
+            low, high = float(wide.min()), float(wide.max())
+            found[name] = TensorSummary(math.isfinite(low) and math.isfinite(high), max(-low, high), digest)
     return found
 
 

@@ -39,6 +39,7 @@ _WAYS = {
 _OF_SERVERS = ("ML922", "ML928", "ML930")
 """The rules of what a server adds to its parsers: its grammar, the ids of calls, and the finish_reason."""
 _NO_PARSERS = "the parsers do not run: see the check `answered`"
+_TOO_SLOW = "not all of the known answers came: see the check `answered`"
 _NOT_THERE = "the server does not answer: see the check `there` of the subject `server`"
 
 
@@ -72,6 +73,17 @@ class AnswerChecks:
         except InputError as error:
             return error
         return None
+
+    @cached_property
+    def _unanswered(self) -> str:
+        """Why nothing is judged if there are no answers at all."""
+        if isinstance(self._target, ParsersTarget):
+            return _NO_PARSERS
+        try:
+            _ = self._target.answers
+        except InputError:
+            return _NOT_THERE
+        return _TOO_SLOW
 
     @cached_property
     def _forced(self) -> Sequence[ForcedAnswer]:
@@ -129,7 +141,7 @@ class AnswerChecks:
 
     def _if_forced(self, judge: Callable[[], Result]) -> Result:
         if self._failure is not None:
-            return Result(not_checked=_NO_PARSERS if isinstance(self._target, ParsersTarget) else _NOT_THERE)
+            return Result(not_checked=self._unanswered)
         if not self._said:
             return Result(not_checked="no answer could be forced: see the check `answered`")
         if not any(answered(forced.whole) or answered(forced.stream) for forced in self._said):
@@ -139,7 +151,7 @@ class AnswerChecks:
     def answered(self) -> Result:
         """ML921: the server answers the request of each known answer, whole and as a stream."""
         error = self._failure
-        if error is not None and isinstance(self._target, ParsersTarget):
+        if error is not None and self._unanswered != _NOT_THERE:
             return Result((Finding("ML921", error.found, error.place, error.expected, fix=error.next_step),))
         if error is not None:
             return Result(not_checked=_NOT_THERE)

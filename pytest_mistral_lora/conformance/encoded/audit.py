@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -190,6 +190,8 @@ class Audit:
         if asked and not line.rows:
             return LineVerdict(line.index, line.place, "wrong", asked)
         findings += asked
+        shown = line.rows[0].to_jsonl() if line.rows else ""
+        findings += (Finding(one.rule, one.found, line.place, one.expected, row=shown) for one in line.faults)
         self.masked += line.masked
         self.columns.update(() if line.error else line.columns)
         is_empty = line.side is not None and self.sides.is_empty(line.side)
@@ -324,7 +326,7 @@ class Audit:
         """Return a row of a table with the nulls that the table gave its calls and tools, if its ids have them, too."""
         with suppress(OracleRejection):
             for rows in filter(None, (line.as_stored and line.rows, line.as_stored)):
-                if all(_holds(line.input_ids, self._oracle.encode(row)) for row in rows):
+                if _hold(line.input_ids, [self._oracle.encode(row) for row in rows]):
                     return replace(line, rows=rows)
         return line
 
@@ -410,11 +412,16 @@ class Audit:
         }
 
 
-def _holds(ids: Sequence[int], encoded: EncodedRow) -> bool:
-    """Return whether some ids contain a row, with padding and other rows around it."""
-    first, size = encoded.input_ids[0], len(encoded.input_ids)
-    starts = (n for n in range(len(ids) - size + 1) if ids[n] == first)
-    return any(tuple(ids[n : n + size]) == encoded.input_ids for n in starts)
+def _hold(ids: Sequence[int], rows: Sequence[EncodedRow]) -> bool:
+    """Return whether some ids contain each of some rows, with padding and other rows around it."""
+    wanted = [encoded.input_ids for encoded in rows]
+    firsts, size = {row[0] for row in wanted}, min(map(len, wanted), default=0)
+    # found by as many ids as the shortest row has: a packed sequence has thousands of rows
+    starts: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for n, token in enumerate(ids):
+        if token in firsts:
+            starts[tuple(ids[n : n + size])].append(n)
+    return all(any(tuple(ids[n : n + len(row)]) == row for n in starts.get(row[:size], ())) for row in wanted)
 
 
 def file_findings(path: Path, oracle: Oracle) -> Iterator[Finding]:

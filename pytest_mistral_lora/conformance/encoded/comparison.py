@@ -16,6 +16,7 @@ from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, LinePadding, find_padding
 from pytest_mistral_lora.conformance.encoded.packing import (
+    MOST_POSITIONS,
     PLAIN_ROPE,
     PositionScaling,
     Stretch,
@@ -133,17 +134,42 @@ class EncodedLineComparison:
         elif self.line.packed:
             yield from self._packed_findings(positions, mask)
         else:
-            yield from self._place_faults(number_faults([(0, len(self.ids))], mask or ()))
-            if positions and positions[0] and self.scaling.matters(positions):
-                found = f"position {positions[0]} at token 0; the model scales by the position ({self.scaling.key})"
-                yield from self._place_faults([EncodingFault("ML512", found, "0")])
-            # only jumps matter in a single conversation: rotary positions are relative, so any start will do
-            for n, (before, after) in enumerate(pairwise(positions or ()), start=1):
-                if after != before + 1:
-                    fault = EncodingFault("ML512", f"position {after} at token {n}", str(before + 1))
-                    yield from self._place_faults([fault])
-                    break
+            yield from self._place_faults(self._number_faults([(0, len(self.ids))]))
+            if mask and max(mask) > 1:
+                yield from self._place_faults(self._faults_of_one(mask))
+            yield from self._place_faults(self._position_faults(positions or ()))
             yield from self._compare(0, (0, len(self.ids)), self.labels).findings()
+
+    def _faults_of_one(self, mask: Ids) -> Iterator[EncodingFault]:
+        """Yield the faults of an attention mask with numbers above 1 beside a single conversation."""
+        yield from number_faults([(0, len(self.ids))], mask)
+        # without a 1 in front, the numbers do not count conversations: a kernel that sums the mask reads a length of it
+        if 1 not in (self.line.attention_mask or ()):
+            found = f"the row has one conversation, and attention_mask is {mask[0]} at its first token"
+            yield EncodingFault("ML517", found, "1 at each token of the row, and 0 at padding")
+
+    def _position_faults(self, positions: Ids) -> Iterator[EncodingFault]:
+        """Yield the fault of the positions of a single conversation, if they have one.
+
+        Rotary positions are relative, so any start will do if the model does not scale by the position.
+        """
+        jump = next((n for n, (before, after) in enumerate(pairwise(positions), start=1) if after != before + 1), 0)
+        if jump:
+            yield EncodingFault("ML512", f"position {positions[jump]} at token {jump}", str(positions[jump - 1] + 1))
+        elif positions and positions[0] < 0:
+            yield EncodingFault("ML512", f"position {positions[0]} at token 0", "0")
+        elif positions and positions[-1] >= MOST_POSITIONS:
+            last = f"position {positions[-1]} at token {len(positions) - 1}"
+            found = f"{last}: in float32 it is no longer apart from its neighbour"
+            yield EncodingFault("ML512", found, f"a position below {MOST_POSITIONS:,}")
+        elif positions and positions[0] and self.scaling.matters(positions):
+            found = f"position {positions[0]} at token 0; the model scales by the position ({self.scaling.key})"
+            yield EncodingFault("ML512", found, "0")
+
+    def _number_faults(self, stretches: Sequence[Stretch]) -> Iterator[EncodingFault]:
+        """Yield the faults of the columns that number the conversations beside an attention mask."""
+        for key, numbers in self.line.numbers.items():
+            yield from number_faults(stretches, [numbers[n] for n in self.padding.real], key=key, none=-1)
 
     def _mask_faults(self) -> Iterator[EncodingFault]:
         """Yield a fault for each mask that leaves out tokens which the labels train on."""
@@ -177,6 +203,7 @@ class EncodedLineComparison:
         matches = match_conversations(self.ids, stretches, wanted)
         yield from self._place_faults(order_faults(matches, len(wanted)))
         yield from self._place_faults(isolation_faults(stretches, positions, mask, self.scaling))
+        yield from self._place_faults(self._number_faults(stretches))
         labels = list(self.labels)
         for start, _ in stretches[1:]:
             if self.ids[start] == self.oracle.bos_id and labels[start] != IGNORE_INDEX:

@@ -18,18 +18,19 @@ from pytest_mistral_lora.chat.fim import is_fim, parse_fim_row
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.places import file_of
 from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.conformance.encoded.columns import (
+    LENGTHS,
+    MASKS,
+    WEIGHTS,
+    mask_faults,
+    numbers_of,
+    value_faults,
+)
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.integers import Ids, read_integers
 from pytest_mistral_lora.conformance.encoded.sides import Side, has_sides, split_sides
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.recognition import recognise
-
-MASKS = ("assistant_masks", "assistant_tokens_mask", "completion_mask", "loss_mask", "loss_weights")
-"""Keys of the masks that decide what is trained on: TRL's collator makes the labels from the first of them, and a token
-has a loss if each mask is 1. A weight is a mask of 1 if it is not 0."""
-
-LENGTHS = ("seq_lengths", "cu_seqlens")
-"""Keys that tell the conversations of a packed sequence: their lengths, and the sums of these from 0 on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class EncodedLine:
         lengths: The ends of its conversations by each key of `LENGTHS` that it has, from 0 on.
         position_ids: As many as ids, or None. If only lengths are given, those that TRL's collator makes of them.
         attention_mask: As many as ids, 0 at padding, or None.
+        numbers: The number of each token's conversation by each key of `NUMBERS` that it has.
+        faults: Values beside its ids that no trainer can use.
         error: The trainer's reason for encoding nothing; empty if it encoded the row.
         numbered: Whether it names its number.
         masked: Whether its labels come from the masks.
@@ -67,6 +70,8 @@ class EncodedLine:
     lengths: Mapping[str, Ids] = field(default_factory=dict)
     position_ids: Ids | None = None
     attention_mask: Ids | None = None
+    numbers: Mapping[str, Ids] = field(default_factory=dict)
+    faults: tuple[EncodingFault, ...] = ()
     error: str = ""
     numbered: bool = False
     masked: bool = False
@@ -142,7 +147,9 @@ class _RecordReader:
                 for stored in (line.rows, line.as_stored)
             )
             chosen = lines[0] if lines else None
-            lines.append(replace(line, rows=rows, as_stored=as_stored, side=given.side, chosen=chosen))
+            faults = (*line.faults, *mask_faults(record, f"{given.side.name}_mask"))
+            line = replace(line, rows=rows, as_stored=as_stored, faults=faults)
+            lines.append(replace(line, side=given.side, chosen=chosen))
         return lines
 
     def line(self, record: Mapping[str, Any], position: int) -> EncodedLine:
@@ -184,6 +191,8 @@ class _RecordReader:
             lengths=lengths,
             numbered="row" in data,
             masked=data.get("labels") is None,
+            numbers=numbers_of(data, len(ids)),
+            faults=tuple(value_faults(data, len(ids))),
             few_shot=_few_shot(data),
             **beside,
         )
@@ -193,7 +202,7 @@ class _RecordReader:
         beside: dict[str, Ids] = {}
         for key in keys:
             if data.get(key) is not None:
-                values = beside[key] = self._integers(data, key, weights=key == "loss_weights")
+                values = beside[key] = self._integers(data, key, weights=key == WEIGHTS)
                 if len(values) != len(ids):
                     found = f"{len(values)} values for {len(ids)} ids"
                     raise RowError(found, place=f"{self.place}, {key}", expected="one for each id")
@@ -284,8 +293,10 @@ def _packs(data: Mapping[str, Any]) -> bool:
 
 def _positions(ends: Ids, count: int) -> Ids:
     """Return the position ids that TRL's collator makes of the ends of conversations; tokens behind them count on."""
-    inner = [n for start, end in pairwise(ends) for n in range(end - start)]
-    return tuple(inner[:count]) + tuple(range(max(0, count - len(inner))))
+    # a length may be any number, and no more positions than tokens are made of it
+    within = [min(end, count) for end in ends]
+    inner = [n for start, end in pairwise(within) for n in range(end - start)]
+    return tuple(inner) + tuple(range(count - len(inner)))
 
 
 def _masked(ids: Ids, masks: Mapping[str, Ids]) -> Ids:

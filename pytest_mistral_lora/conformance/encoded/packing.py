@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pytest_mistral_lora.chat.oracle.read_back import OPENING
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.integers import Ids
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, and_more
 
 Stretch = tuple[int, int]
 """First token of a conversation in a packed sequence, and the token after its last."""
@@ -84,31 +85,116 @@ def cut_at_starts(ids: Ids, positions: Ids | None, oracle: Oracle) -> list[Stret
 
 
 def match_conversations(ids: Ids, stretches: Sequence[Stretch], expected: Sequence[Ids]) -> list[ConversationMatch]:
-    """Match stretches and conversations: equal ones first, in order and out of order, then the most similar ones."""
+    """Match stretches and conversations: equal ones first, in order and out of order, then the most similar ones.
+
+    The work grows with the number of tokens, and not with the square of the number of conversations.
+    """
     found = [ids[start:end] for start, end in stretches]
-    # equal ones in order first, so that a lost conversation does not shift all later ones
-    pairs: dict[int, int] = {}
-    for block in SequenceMatcher(None, list(expected), found, autojunk=False).get_matching_blocks():
-        pairs.update({block.a + n: block.b + n for n in range(block.size)})
-    for listed, wanted in enumerate(expected):
+    pairs = _equal_pairs(expected, found)
+    taken = set(pairs.values())
+    free = [n for n in range(len(found)) if n not in taken]
+    if free and len(pairs) < len(expected):
+        similar = _SimilarStretches(found, free)
+        for listed, wanted in enumerate(expected):
+            if listed not in pairs and similar.left:
+                pairs[listed] = similar.take(wanted)
         taken = set(pairs.values())
-        same = [n for n in range(len(found)) if n not in taken and found[n] == wanted]
-        if listed not in pairs and same:
-            pairs[listed] = same[0]
-    free = [n for n in range(len(found)) if n not in pairs.values()]
-    for listed, wanted in enumerate(expected):
-        if listed not in pairs and free:
-            # a conversation with a fault still has its own beginning or end
-            shared = {
-                n: equal_beginning(wanted, found[n]) + equal_beginning(wanted[::-1], found[n][::-1]) for n in free
-            }
-            pairs[listed] = max(free, key=lambda n: (shared[n], -n))
-            free.remove(pairs[listed])
     return [
         *(ConversationMatch(listed, stretches[n]) for listed, n in sorted(pairs.items())),
         *(ConversationMatch(listed, None) for listed in range(len(expected)) if listed not in pairs),
-        *(ConversationMatch(None, stretches[n]) for n in free),
+        *(ConversationMatch(None, stretches[n]) for n in free if n not in taken),
     ]
+
+
+_NEAR = 4
+"""How many neighbours a conversation is compared with on each side, where there are more of them."""
+
+
+def _equal_pairs(expected: Sequence[Ids], found: Sequence[Ids]) -> dict[int, int]:
+    """Return the stretch of each conversation that has an equal one: as many as possible in order, then the others.
+
+    In order first, so that a lost conversation does not shift equal ones behind it.
+    """
+    places: dict[Ids, list[int]] = defaultdict(list)
+    for n, stretch in enumerate(found):
+        places[stretch].append(n)
+    times = Counter(expected)
+    nth: Counter[Ids] = Counter()
+    candidates: list[tuple[int, int]] = []
+    for listed, wanted in enumerate(expected):
+        where = places.get(wanted, [])
+        # the nth of equal conversations is about the nth of equal stretches, counted from the front or from the end
+        middles = {nth[wanted], nth[wanted] + len(where) - times[wanted]}
+        nth[wanted] += 1
+        near = {n for middle in middles for n in range(max(0, middle - _NEAR), min(len(where), middle + _NEAR + 1))}
+        candidates += ((listed, where[n]) for n in sorted(near, reverse=True))
+    pairs = dict(_longest_in_order(candidates))
+    taken = set(pairs.values())
+    rest = {wanted: iter([n for n in where if n not in taken]) for wanted, where in places.items()}
+    for listed, wanted in enumerate(expected):
+        if listed not in pairs and (same := next(rest.get(wanted, iter(())), None)) is not None:
+            pairs[listed] = same
+    return pairs
+
+
+def _longest_in_order(candidates: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the longest selection of pairs in which both numbers go up.
+
+    Args:
+        candidates: Pairs by their first number; of pairs with the same one, those with the larger second number first.
+    """
+    ends: list[int] = []
+    chosen: list[int] = []
+    before: list[int] = []
+    for number, (_, second) in enumerate(candidates):
+        length = bisect_left(ends, second)
+        ends[length : length + 1] = [second]
+        chosen[length : length + 1] = [number]
+        before.append(chosen[length - 1] if length else -1)
+    pairs = []
+    number = chosen[-1] if chosen else -1
+    while number >= 0:
+        pairs.append(candidates[number])
+        number = before[number]
+    return pairs[::-1]
+
+
+class _SimilarStretches:
+    """The stretches that equal no conversation, of which the most similar one is taken for each conversation.
+
+    A conversation with a fault still has its own beginning or end. The longest common beginning of a text with others
+    is the one with a neighbour in their sorted order, so each is compared with a few others alone.
+    """
+
+    def __init__(self, found: Sequence[Ids], free: Sequence[int]) -> None:
+        self._found = found
+        self.left: list[int] = list(free)
+        self._by_beginning = sorted((found[n], n) for n in free)
+        self._by_end = sorted((found[n][::-1], n) for n in free)
+
+    def take(self, wanted: Ids) -> int:
+        """Remove the stretch that is the most similar to a conversation, and return its number.
+
+        Args:
+            wanted: The ids of the conversation.
+        """
+        near = set(self.left[: 2 * _NEAR])
+        for order, ids in ((self._by_beginning, wanted), (self._by_end, wanted[::-1])):
+            at = bisect_left(order, (ids, 0))
+            near.update(n for _, n in order[max(0, at - _NEAR) : at + _NEAR])
+        ends = wanted[::-1]
+        shared = {
+            n: equal_beginning(wanted, self._found[n]) + equal_beginning(ends, self._found[n][::-1]) for n in near
+        }
+        best = max(near, key=lambda n: (shared[n], -n))
+        del self.left[bisect_left(self.left, best)]
+        for order, ids in ((self._by_beginning, self._found[best]), (self._by_end, self._found[best][::-1])):
+            del order[bisect_left(order, (ids, best))]
+        return best
+
+
+_SHOWN = 20
+"""Most numbers of conversations in a finding."""
 
 
 def order_faults(matches: Sequence[ConversationMatch], count: int) -> Iterator[EncodingFault]:
@@ -116,7 +202,8 @@ def order_faults(matches: Sequence[ConversationMatch], count: int) -> Iterator[E
     lost = [match.listed for match in matches if match.stretch is None]
     extra = [match.stretch for match in matches if match.listed is None and match.stretch is not None]
     if lost:
-        yield EncodingFault("ML515", f"conversations {lost} of {count} are not there")
+        named = f"[{', '.join(map(str, lost[:_SHOWN]))}{and_more(_SHOWN, len(lost))}]"
+        yield EncodingFault("ML515", f"conversations {named} of {count} are not there")
     if extra:
         start, end = extra[0]
         yield EncodingFault("ML515", f"tokens {start} to {end} are none of its conversations")
@@ -180,36 +267,43 @@ class PositionScaling:
         return bool(self.key) and max(positions, default=0) >= self.limit
 
 
+MOST_POSITIONS = 2**24
+"""The first position whose neighbours are one number in float32, in which rotary embeddings are computed."""
+
 PLAIN_ROPE = PositionScaling("plain RoPE is assumed: there is no config.json beside the tokenizer")
 
 
-def number_faults(stretches: Sequence[Stretch], mask: Sequence[int]) -> Iterator[EncodingFault]:
-    """Yield the faults of an attention mask that numbers the conversations of a sequence.
+def number_faults(
+    stretches: Sequence[Stretch], numbers: Sequence[int], *, key: str = "", none: int = 0
+) -> Iterator[EncodingFault]:
+    """Yield the faults of a column that numbers the conversations of a sequence.
 
     Args:
         stretches: The stretch of each conversation, in real tokens.
-        mask: The mask of the real tokens. It is compared with the conversations if a number is above 1.
+        numbers: The number of each real token.
+        key: The key of the column; empty for an attention mask, whose numbers go up.
+        none: The number of a token of no conversation.
     """
-    if max(mask, default=0) < 2:
-        return
-    expected = "one number for each conversation, going up: 1 1 1 2 2 3 3 3"
+    named = f"{key}: " if key else ""
+    expected = "one number for each conversation" + (": 0 0 0 1 1 2 2 2" if key else ", going up: 1 1 1 2 2 3 3 3")
     seen: dict[int, int] = {}
-    last = 0
+    last = none
     for conversation, (start, end) in enumerate(stretches):
-        numbers = list(dict.fromkeys(number for number in mask[start:end] if number))
-        if len(numbers) > 1:
-            at = next(n for n in range(start, end) if mask[n] == numbers[1])
-            found = f"conversation {conversation} has the numbers {numbers[0]} and {numbers[1]}, cut at token {at}"
+        own = list(dict.fromkeys(number for number in numbers[start:end] if number != none))
+        shared = next((number for number in own if number in seen), None)
+        if len(own) > 1:
+            at = next(n for n in range(start, end) if numbers[n] == own[1])
+            found = f"{named}conversation {conversation} has the numbers {own[0]} and {own[1]}, cut at token {at}"
             yield EncodingFault("ML517", found, expected)
-        shared = next((number for number in numbers if number in seen), None)
-        if shared is not None:
-            found = f"conversations {seen[shared]} and {conversation} share the number {shared}: they see each other"
+        elif shared is not None:
+            sides = f"conversations {seen[shared]} and {conversation}"
+            found = f"{named}{sides} share the number {shared}: they see each other"
             yield EncodingFault("ML517", found, expected)
-        elif numbers and numbers[0] < last:
-            found = f"conversation {conversation} has the number {numbers[0]}, after {last}"
+        elif own and own[0] < last and not key:
+            found = f"conversation {conversation} has the number {own[0]}, after {last}"
             yield EncodingFault("ML517", found, expected)
-        seen.update(dict.fromkeys(numbers, conversation))
-        last = max([last, *numbers])
+        seen.update(dict.fromkeys(own, conversation))
+        last = max([last, *own])
 
 
 def isolation_faults(
@@ -224,7 +318,7 @@ def isolation_faults(
         scaling: The model's use of positions.
     """
     numbered = mask is not None and max(mask, default=0) > 1
-    if mask is not None:
+    if mask is not None and numbered:
         yield from number_faults(stretches, mask)
     # transformers looks at position_ids that restart only if it is given no mask (huggingface/trl#3526)
     if len(stretches) > 1 and mask is not None and not numbered:

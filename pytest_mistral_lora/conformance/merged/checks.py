@@ -241,9 +241,11 @@ class MergedChecks:
         try:
             base = self.folder.located_base
             if base.folder is None:
+                findings += structure.answer_findings(self.folder.path, None)
                 return Result(tuple(findings), "" if findings else base.missing)
             findings += structure.difference_findings(self._config, base.folder.config, place)
             findings += structure.end_findings(self.folder.path, base.folder.path)
+            findings += structure.answer_findings(self.folder.path, base.folder.path)
         except MistralLoraError as error:
             return Result(tuple(findings), "" if findings else f"the base cannot be read: {error}")
         return Result(tuple(findings))
@@ -281,8 +283,16 @@ class MergedChecks:
             return Result(not_checked=self._not_compared)
         findings = [*tensors.place_findings(self._tensors, self._place, self._planned)]
         if self._planned is None:
-            findings += tensors.layer_findings(self._tensors, self._place)
+            files = {name: info.file.name for name, info in self._weights.infos.items()}
+            findings += tensors.layer_findings(self._tensors, self._place, files=files, declared=self._declared)
         return Result(tuple(findings))
+
+    @property
+    def _declared(self) -> Sequence[str]:
+        """The modules that the adapter changes, as the manifest of the merged model says; empty if it does not."""
+        manifest = self.folder.valid_manifest
+        modules = ((manifest.data.get("lora") if manifest else None) or {}).get("modules")
+        return modules if isinstance(modules, list) else ()
 
     def low_rank(self) -> Result:
         """Check that an adapter can have made the change of each matrix: low rank, and not too large."""

@@ -100,23 +100,60 @@ def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], plac
         yield Finding("ML435", f"{key} {state}{default}", place, f"{expected!r}, as the base's")
 
 
+_GENERATION = "generation_config.json"
+
+
 def end_findings(folder: Path, base: Path) -> Iterator[Finding]:
     """Yield ML435 if a merged model stops at other tokens than its base: `generation_config.json` decides.
 
     Raises:
         InputError: If one of the files cannot be read.
     """
-    name = "generation_config.json"
-    ends: list[list[Any]] = []
-    for model_folder in (folder, base):
-        files = [file for file in (model_folder / name, model_folder / "config.json") if file.exists()]
-        configs = [text_part(data) for data in map(read_json, files) if isinstance(data, dict)]
-        given: Any = next((data["eos_token_id"] for data in configs if data.get("eos_token_id") is not None), [])
-        ends.append(sorted(given, key=str) if isinstance(given, list) else [given])
-    has_own = (folder / name).exists()
-    if (has_own or (base / name).exists()) and ends[1] and ends[0] != ends[1]:
+    ends = [_ends(model_folder) for model_folder in (folder, base)]
+    has_own = (folder / _GENERATION).exists()
+    if (has_own or (base / _GENERATION).exists()) and ends[1] and ends[0] != ends[1]:
         found = f"eos_token_id is {ends[0]}" if has_own else f"is missing: eos_token_id is {ends[0]}, of config.json"
-        yield Finding("ML435", found, f"{folder}/{name}", f"{ends[1]}, as the base's")
+        yield Finding("ML435", found, f"{folder}/{_GENERATION}", f"{ends[1]}, as the base's")
+
+
+def _ends(folder: Path) -> list[Any]:
+    """Return the ids at which the model of a folder stops, sorted; empty if no file names one.
+
+    Raises:
+        InputError: If a file cannot be read.
+    """
+    files = [file for file in (folder / _GENERATION, folder / "config.json") if file.exists()]
+    configs = [text_part(data) for data in map(read_json, files) if isinstance(data, dict)]
+    given: Any = next((data["eos_token_id"] for data in configs if data.get("eos_token_id") is not None), [])
+    return sorted(given, key=str) if isinstance(given, list) else [given]
+
+
+def answer_findings(folder: Path, base: Path | None) -> Iterator[Finding]:
+    """Yield ML240 and ML241 for what the generation configuration of a merged model does to its answers.
+
+    A setting that the base has as well is not reported again if it only changes an answer (ML241).
+
+    Args:
+        folder: The merged model's folder.
+        base: The base's folder; None if it is not at hand.
+
+    Raises:
+        InputError: If one of the files cannot be read.
+    """
+    from pytest_mistral_lora.conformance.tokenizer.generation import generation_findings
+
+    found: list[list[Finding]] = []
+    for model_folder in (folder, base):
+        file = None if model_folder is None else model_folder / _GENERATION
+        config = read_json(file) if file is not None and file.exists() else None
+        if model_folder is None or not isinstance(config, dict):
+            found.append([])
+            continue
+        # a merge that lost an end may forbid it all the same
+        ends = {end for one in (folder, base) if one is not None for end in _ends(one) if type(end) is int}
+        found.append(list(generation_findings(config, ends, str(file))))
+    known = {finding.found for finding in found[1]}
+    yield from (finding for finding in found[0] if finding.rule == "ML240" or finding.found not in known)
 
 
 _MISSING: Any = object()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -80,7 +80,8 @@ def compare_tensors(merged: Weights, base: Weights, pairs: Mapping[str, str]) ->
         pairs: The name of each merged tensor in the base, if it has one.
     """
     found = {}
-    with np.errstate(all="ignore"):  # numbers that are not finite, or too large for a narrower dtype
+    # numbers may be not finite, or too large for a narrower dtype
+    with np.errstate(all="ignore"), merged.held_open(), base.held_open():
         for name in merged:
             tensor = merged.array(name)
             if name in pairs and tensor.ndim and tensor.size:
@@ -294,26 +295,93 @@ def rank_findings(
     yield from first_findings(sizes, _SHOWN, place)
 
 
-def layer_findings(tensors: Mapping[str, MergedTensor], place: str) -> Iterator[Finding]:
-    """Yield ML432 for a layer without a change that most layers have, and ML438 for layers without any change."""
+def layer_findings(
+    tensors: Mapping[str, MergedTensor],
+    place: str,
+    *,
+    files: Mapping[str, str] | None = None,
+    declared: Sequence[str] = (),
+) -> Iterator[Finding]:
+    """Yield ML432 for each change that is provably lost, and ML438 for layers without any change.
+
+    A change is lost if the manifest declares it; if most layers have it, and this layer has others; if the layers
+    before and behind all have changes; and if a file has none, though it has a part of a layer that is changed.
+
+    Args:
+        tensors: The result of `compare_tensors`.
+        place: The folder.
+        files: The name of each tensor's file.
+        declared: The modules that the manifest says the adapter changes; empty if it does not say it.
+    """
     kinds: dict[str, dict[int, bool]] = defaultdict(dict)
+    homes: dict[tuple[str, int], str] = {}
     for name, tensor in tensors.items():
         match = LAYER.search(name)
         if match and (tensor.rank is not None or tensor.unchanged):
             kinds[match[2]][int(match[1])] = not tensor.unchanged
+            homes[match[2], int(match[1])] = (files or {}).get(name, "")
+    if declared:
+        yield from first_findings(list(_declared_findings(kinds, declared, place)), _SHOWN, place)
+        return
     changed = {kind: layers for kind, layers in kinds.items() if any(layers.values())}
     touched = {layer for layers in changed.values() for layer, moved in layers.items() if moved}
+    rest = sorted({layer for layers in changed.values() for layer in layers} - touched)
+    stale = _stale_files(changed, homes, touched)
     findings = []
+    for file, layers_of_file in sorted(stale.items()):
+        shared = next((f"layer {layer}" for layer in layers_of_file if layer in touched), "each layer")
+        found = f"every weight of {file} is the base's, and {shared} is changed in the other files"
+        findings.append(Finding("ML432", found, f"{place}/{file}", "the file that the merge wrote"))
     for kind, layers in sorted(changed.items()):
         lost = [layer for layer, moved in sorted(layers.items()) if not moved and layer in touched]
+        lost = [layer for layer in lost if homes[kind, layer] not in stale]
         if lost and 2 * sum(layers.values()) >= len(layers):
             found = f"{kind} is the base's in {_layers_text(lost)}, and is changed in the others"
             findings.append(Finding("ML432", found, place, "a change in each layer that was adapted"))
-    yield from first_findings(findings, _SHOWN, place)
-    rest = sorted({layer for layers in changed.values() for layer in layers} - touched)
-    if rest:
+    rest = [layer for layer in rest if not any(layer in layers for layers in stale.values())]
+    if len(rest) == 1 and min(touched) < rest[0] < max(touched):
+        # layers_to_transform lists the first layers, the last ones, or each second one: not all but one
+        found = f"nothing is changed in layer {rest[0]}, and each layer before and behind it is changed"
+        expected = (
+            "a change in each layer; if layers_to_transform leaves it out, name the adapter with --mistral-adapter"
+        )
+        findings.append(Finding("ML432", found, place, expected))
+    elif rest:
         expected = "changes in every layer, unless layers_to_transform left some out"
-        yield Finding("ML438", f"nothing is changed in {_layers_text(rest)}", place, expected)
+        findings.append(Finding("ML438", f"nothing is changed in {_layers_text(rest)}", place, expected))
+    yield from first_findings(findings, _SHOWN, place)
+
+
+def _declared_findings(
+    kinds: Mapping[str, Mapping[int, bool]], declared: Sequence[str], place: str
+) -> Iterator[Finding]:
+    for module in declared:
+        match = LAYER.search(f"{module}.weight")
+        if match and kinds.get(match[2], {}).get(int(match[1])) is False:
+            yield Finding("ML432", f"{module} is the base's", place, "a change: the manifest lists it in lora.modules")
+
+
+def _stale_files(
+    changed: Mapping[str, Mapping[int, bool]], homes: Mapping[tuple[str, int], str], touched: Set[int]
+) -> dict[str, list[int]]:
+    """Return the layers of each file that has no change and is provably not of the merge.
+
+    One of its layers is changed in another file; or it is the only such file, and each layer of the others is changed.
+    In files of one layer each, any choice of layers looks like that.
+    """
+    moved_files = {homes[kind, layer] for kind, layers in changed.items() for layer, moved in layers.items() if moved}
+    found: dict[str, set[int]] = defaultdict(set)
+    for kind, layers in changed.items():
+        for layer in layers:
+            if homes[kind, layer] not in moved_files:
+                found[homes[kind, layer]].add(layer)
+    layers_of_all = {layer for layers in changed.values() for layer in layers}
+    is_alone = len(found) == 1 and len({*moved_files, *found}) < len(layers_of_all)
+    return {
+        file: sorted(layers)
+        for file, layers in found.items()
+        if layers & touched or (is_alone and layers_of_all - layers == touched)
+    }
 
 
 def _layers_text(layers: Sequence[int]) -> str:

@@ -301,13 +301,18 @@ def one_revision(target: Target) -> Result:
     return Result(tuple(findings), unknown)
 
 
+def ends_agree(files: TokenizerFiles) -> Iterator[Finding]:
+    """Yield ML238 if `add_bos_token` or `add_eos_token` contradicts what `tokenizer.json` writes around a text."""
+    for name, found, expected in _ends_of_a_text(files):
+        yield Finding("ML238", found, str(files.file(name)), expected)
+
+
 def files_agree(target: Target) -> Iterator[Finding]:
     """Yield ML213 for each declaration that contradicts `tokenizer.json` or `tokenizer_config.json`, and ML238."""
     files = target.tokenizer.files
     for name, found, expected in (*_within_tokenizer_json(files), *_named_tokens(files), *_added_tokens(files)):
         yield Finding("ML213", found, str(files.file(name)), expected)
-    for name, found, expected in _ends_of_a_text(files):
-        yield Finding("ML238", found, str(files.file(name)), expected)
+    yield from ends_agree(files)
 
 
 def tokenizer_class(target: Target) -> Iterator[Finding]:
