@@ -160,12 +160,86 @@ def test_an_answer_that_is_cut_is_different(check: Check) -> None:
 
 def test_an_answer_that_the_server_constrains_is_no_fault_of_the_prompt(check: Check) -> None:
     def grammar(ids: Ids, data: dict[str, Any]) -> Ids:
-        return (*ids[:4], 2) if data.get("tools") else ids
+        return (*ids[:4], 2) if data.get("tools") and data.get("tool_choice") != "none" else ids
 
     code, out, _ = check(completion=grammar)
     assert code == 1
     assert CONSTRAINED in out
     assert RIGHT_MODEL not in out
+
+
+def in_chats(change: Callable[[Ids], Ids]) -> Callable[[Ids, dict[str, Any]], Ids]:
+    """Change the answers to chats alone, as a proxy in front of a server does, or a setting of its chats."""
+    return lambda ids, data: change(ids) if "messages" in data else ids
+
+
+def some_other(oracle: Oracle) -> Callable[[Ids, dict[str, Any]], Ids]:
+    """Answer each chat otherwise, as at a temperature."""
+    drawn = iter(oracle.encode_text("one two three four five six seven eight nine ten " * 9))
+    return lambda ids, data: (next(drawn), *ids[1:]) if "messages" in data else ids
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (lambda oracle: {"prompt": lambda ids, data: (1, *ids), "preview": lambda ids, _: ids}, "tokens recorded, "),
+        (lambda oracle: {"completion": in_chats(lambda ids: ids[:3]), "longest": 3}, "ends the answer after 3 tokens"),
+        (lambda oracle: {"completion": some_other(oracle)}, "two answers to one request differ"),
+        (lambda oracle: {"completion": in_chats(lambda ids: (*ids[:2], 2))}, "the answer ends early, as at a stop"),
+        (
+            lambda oracle: {"completion": in_chats(lambda ids: (*oracle.encode_text("Rome"), *ids[1:]))},
+            "the chat changes the answer",
+        ),
+        (lambda oracle: {"reads_calls": False}, "the server reads other calls in them"),
+    ],
+    ids=["messages", "limit", "temperature", "stop", "penalty", "parser"],
+)
+@pytest.mark.parametrize("kind", ["llamacpp", "vllm"])
+def test_what_changes_the_answers_of_a_chat_is_not_taken_for_a_grammar(
+    kind: str, given: Callable[[Oracle], dict[str, Any]], says: str, check: Check, oracle: Oracle
+) -> None:
+    code, out, _ = check(kind, scale=None, **given(oracle))
+    if kind == "vllm" and says.startswith("the server reads"):
+        # vLLM without a parser leaves calls in the text
+        assert (code, "tool calls are compared by their ids alone" in out) == (0, True), out
+        return
+    if kind == "vllm" and says.startswith("tokens recorded"):
+        # it shows the ids that were fed
+        says = "the first other: token 1"
+    assert code == 1, out
+    assert says in out, out
+    assert CONSTRAINED not in out
+
+
+def test_vllm_is_asked_for_calls_as_clients_ask(check: Check, oracle: Oracle) -> None:
+    def grammar(ids: Ids, data: dict[str, Any]) -> Ids:
+        # from version 11 on, vLLM's grammar masks the marker of calls if the request has the tool choice `none`
+        return (*ids[1:3], 2) if data.get("tool_choice") == "none" else ids
+
+    for refuses in (lambda data: False, lambda data: data.get("tool_choice") == "none"):
+        code, out, behaviour = check("vllm", scale=None, completion=grammar, refuses=refuses)
+        assert (code, out.count("3 exact of 3")) == (0, 2), out
+        assert "tool calls are compared by their ids alone" not in out
+        with_tools = [data for _, _, data in behaviour.seen if data and data.get("tools")]
+        assert {data.get("tool_choice", "auto") for data in with_tools} == {"auto"}
+
+
+def test_a_vllm_that_was_started_without_a_parser_of_calls_is_compared_by_ids(check: Check) -> None:
+    def tools_alone(data: dict[str, Any]) -> bool:
+        return bool(data.get("tools")) and data.get("tool_choice", "auto") == "auto" and "max_tokens" in data
+
+    words = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+    code, out, _ = check("vllm", scale=None, refuses=tools_alone, refusal=(400, words))
+    assert (code, out.count("3 exact of 3")) == (0, 2), out
+    assert "tool calls are compared by their ids alone" in out
+
+
+def test_a_call_that_vllm_reads_otherwise_is_a_finding(check: Check, oracle: Oracle) -> None:
+    def another_tool(ids: Ids, data: dict[str, Any]) -> Ids:
+        return ids
+
+    code, out, _ = check("vllm", scale=None, completion=another_tool, named="weathers")
+    assert (code, "the server reads other calls in them" in out) == (1, True), out
 
 
 def test_every_setting_of_a_greedy_answer_is_spelled_out(check: Check) -> None:
