@@ -130,6 +130,17 @@ def a_name_of_the_base(artifact: Artifact) -> None:
     two_adapters(artifact, completion)
 
 
+@mutant("ML932", "N145", says="tuned answers as no adapter that you named")
+def a_name_with_ids_of_another_vocabulary(artifact: Artifact) -> None:
+    """One of two names answers with an id that the tokenizer has not."""
+    beyond = (10**6, 2)
+
+    def completion(ids: tuple[int, ...], data: dict[str, Any]) -> tuple[int, ...]:
+        return beyond if data.get("model") == "tuned" else reworded(ids) if data.get("model") == "other" else ids
+
+    two_adapters(artifact, completion)
+
+
 @mutant("ML901", says="no server answers there")
 def nobody_is_there(artifact: Artifact) -> None:
     """No process listens at the address."""
