@@ -246,6 +246,13 @@ def always_stop(message: Message, request: dict[str, Any]) -> None:
     message["finish_reason"] = "stop"
 
 
+def limited(message: Message, request: dict[str, Any]) -> None:
+    """End the answer after two tokens, as a limit of a proxy does."""
+    text = message["content"][:2]
+    parts = {"content": text, "reasoning_content": "", "tool_calls": [], "ids": message["ids"][:2]}
+    message |= {**parts, "finish_reason": "length"}
+
+
 def in_streams(change: Change) -> Change:
     """Return a change of streams alone."""
 

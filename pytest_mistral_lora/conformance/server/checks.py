@@ -211,7 +211,7 @@ class ServerChecks:
         findings: list[Finding] = []
         accepted: Counter[str] = Counter()
         for taken_row, explained in self._differing if self._other is None else ():
-            # text that becomes a control token is ML906, on any server
+            # text that becomes a control token is judged by `injection`
             deviations = [name for name in explained or () if name != INJECTED]
             if explained is None:
                 findings += self._differences(taken_row, injected=False)
