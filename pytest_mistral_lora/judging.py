@@ -317,7 +317,7 @@ def plan_check(
         targets=targets_of(found, base, oracle, tokenizer),
         # the embedded default has the tiny train, like the plugin's; for a user's own tokenizers it takes minutes
         train=not paths if train is None else train,
-        xfails=() if xfails is None else _known_deviations(xfails, option("xfails")),
+        xfails=known_deviations(xfails, option("xfails")),
     )
 
 
@@ -330,7 +330,18 @@ def _tokenizer_of_rows(text: str) -> Path:
     return Path(text) if is_shipped(Path(text)) else tokenizer_path(text)
 
 
-def _known_deviations(file: Path, option: str) -> tuple[Xfail, ...]:
+def known_deviations(file: Path | None, option: str) -> tuple[Xfail, ...]:
+    """Return the known deviations of a file; none without a file.
+
+    Args:
+        file: The file, or None.
+        option: The option that names it, for errors.
+
+    Raises:
+        InputError: If it cannot be read, or a line is invalid.
+    """
+    if file is None:
+        return ()
     try:
         return read_xfails(file)
     except OSError as error:

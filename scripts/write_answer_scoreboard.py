@@ -67,6 +67,12 @@ behind it, one before JSON by a schema up to v13, and the id of each call of v11
 with HTTP 200. The grammar of answers is that of mistral-common, which `mistral-lora check` reads, too. Its file of v15
 has the efforts `none` and `high` alone, since mistral-common 1.12.0 knows no others.
 
+The column of vLLM's streams depends on the load. If the server is busy, a part of its stream may have several tokens,
+and vLLM then takes the letters of markers in this part for markers
+([upstream](../upstream/README.md#vllm-a-stream-is-read-by-letters-where-a-part-has-several-tokens)). `serve-check` asks
+four requests at once, as it did for this table: on one server and in one minute, `spelled-end` was ML924 for it, and
+exact in a stream that was asked alone. A stream that is exact here may be wrong under more load.
+
 Not run here: SGLang and Ollama, of which no build was at hand when this page was recorded, and servers on a GPU."""
 
 

@@ -63,6 +63,8 @@ def deviations_page() -> str:
         "",
         "A server that renders the template has them, too. `mistral-lora serve-check` accepts one of the servers that",
         "are listed here, from the version on (llama.cpp: from the build on): others were not run, and fail (ML902).",
+        "`control-literal` is ML906. It is accepted of llama.cpp alone, which has no setting that prevents it; vLLM",
+        "has one, `--tokenizer-mode mistral`.",
         "",
         "A `derived-…` tokenizer is a file that the tests derive from a shipped vocabulary, with the special tokens of",
         "that version: mistral-common ships none of it.",

@@ -35,11 +35,12 @@ random, the tokenizers are Mistral's own, and the rows are the packaged ones (`g
 the smallest row of each named deviation.
 
 *Right* prompts have the ids of mistral-common. A prompt that differs as [a named deviation](../deviations.md) predicts
-is counted under its name; `control-literal` is ML906, an error, because anybody can forge a turn by it. All else is a
-class of [../rules.md](../rules.md). A server that hides its ids is held to their number, and the cell begins with `#`.
-A file for llama.cpp is that of its own converter, or written by the tests with the same fields, which the setting
-names. Not recorded: servers on a GPU, quantised files, images, and SGLang, Text Generation Inference and Ollama, which
-have no build that runs here."""
+is counted under its name. By a `control-literal` anybody can forge a turn: it is ML906, an error, of each server but
+the known builds of llama.cpp, which have no setting that prevents it. All else is a class of
+[../rules.md](../rules.md). A server that hides its ids is compared by their number, and the cell begins with `#`. A
+file for llama.cpp is that of its own converter, or written by the tests with the same fields, which the setting names.
+Not recorded: servers on a GPU, quantised files, images, and SGLang, Text Generation Inference and Ollama, which have no
+build that runs here."""
 
 
 def page() -> str:

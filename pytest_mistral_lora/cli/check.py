@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.cli.judging import Judging, add_format_option, add_report_option, command_line
+from pytest_mistral_lora.cli.judging import (
+    Judging,
+    add_format_option,
+    add_report_option,
+    add_xfails_option,
+    command_line,
+)
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -67,12 +73,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="report whether each recipe fits into the memory of a device, such as 80GB, and which settings need less",
     )
-    parser.add_argument(
-        "--xfails",
-        type=INPUT,
-        metavar="FILE",
-        help="known deviations, which do not fail: a rule id, a node id or a cause's name a line, each with '# reason'",
-    )
+    add_xfails_option(parser)
     parser.add_argument(
         "--baseline",
         type=PathArgument("written", output_file()),

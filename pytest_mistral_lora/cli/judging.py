@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.cli.verb import (
+    INPUT,
     PROGRAM,
     PathArgument,
     print_json,
@@ -40,6 +41,16 @@ def add_report_option(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write every check and finding to this file (*.json or *.html), and beside it the tokens of failed rows; "
         "or the verdict for another program: *.sarif, *.xml (JUnit), *.codequality.json (GitLab) (repeatable)",
+    )
+
+
+def add_xfails_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--xfails`, which `judging.known_deviations` reads."""
+    parser.add_argument(
+        "--xfails",
+        type=INPUT,
+        metavar="FILE",
+        help="known deviations, which do not fail: a rule id, a node id or a cause's name a line, each with '# reason'",
     )
 
 

@@ -8,7 +8,13 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_mistral_lora.cli.judging import Judging, add_format_option, add_report_option, command_line
+from pytest_mistral_lora.cli.judging import (
+    Judging,
+    add_format_option,
+    add_report_option,
+    add_xfails_option,
+    command_line,
+)
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -88,12 +94,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder that `export --probe` wrote, if its model is served and the server cannot be asked by ids",
     )
+    add_xfails_option(parser)
     add_report_option(parser)
     add_format_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check the server; return 1 if a check finds an error."""
+    from pytest_mistral_lora.judging import known_deviations
+
     chosen = ServerChoice.parse(args.server)
     adapter, named = _adapters(args.adapter)
     folders = [folder for _, folder in named]
@@ -118,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
     if args.answers or args.probe:
         questions |= {"asks_answers": True, "probe_answers": _said_by(args.probe) if args.probe else None}
     target = chosen.target(name_of(chosen.name), tokenizer, adapter, **questions)
-    judging = Judging(command_line(args), args.output_format, reports=args.report)
+    xfails = known_deviations(args.xfails, "--xfails")
+    judging = Judging(command_line(args), args.output_format, xfails=xfails, reports=args.report)
     return judging.judge([_asked_with_progress(target) if isinstance(target, ServerTarget) else target])
 
 

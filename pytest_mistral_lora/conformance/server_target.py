@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.records.known_answers import KnownAnswer
     from pytest_mistral_lora.records.transcripts import Transcript
     from pytest_mistral_lora.serving.forced_answers import ForcedAnswer
-    from pytest_mistral_lora.serving.replay import Replayed
+    from pytest_mistral_lora.serving.replay import Outcome, Replayed
     from pytest_mistral_lora.serving.server import ServedPrompt, Server, ServerFacts
 
 T = TypeVar("T")
@@ -255,6 +255,21 @@ class ServerTarget(JudgedTarget):
 
         async with ServerClient(require_url(self.url), SECONDS) as client:
             return await replay(self.server, client, transcripts, model)
+
+    def answer_without_grammar(self, transcript: Transcript) -> Outcome:
+        """Ask for the answer to the messages of a transcript, free of the server's grammar; None if it has none.
+
+        Raises:
+            InputError: As for `answers`.
+        """
+        return _awaited(self._ask_without_grammar(transcript, self.answers.model))
+
+    async def _ask_without_grammar(self, transcript: Transcript, model: str) -> Outcome:
+        from pytest_mistral_lora.serving.client import ServerClient, require_url
+        from pytest_mistral_lora.serving.replay import SECONDS, ask_without_grammar
+
+        async with ServerClient(require_url(self.url), SECONDS) as client:
+            return await ask_without_grammar(self.server, client, transcript, self.oracle, model)
 
     @KeptProperty
     def forced_answers(self) -> tuple[ForcedAnswer, ...]:

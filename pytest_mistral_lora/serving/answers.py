@@ -67,8 +67,10 @@ class ServedAnswer:
         calls: The tool calls that the server read from it.
         ended: Whether the model ended it; False if a limit did.
         count: The number of its tokens, with or without a closing EOS; None if the server does not report it.
+        prompt_count: The number of tokens of its prompt; None if the server does not report it.
         thinking: Its thinking.
         finish_reason: The reason why it ended, as the server names it; empty if it names none.
+        calls_read: Whether the server reads tool calls, which one without a parser leaves in the text.
         refused: The server's reason if it refuses the prompt; else empty.
         failed: The HTTP status and the server's words if the request fails; else empty.
     """
@@ -80,8 +82,10 @@ class ServedAnswer:
     calls: tuple[ServedCall, ...] = ()
     ended: bool = True
     count: int | None = None
+    prompt_count: int | None = None
     thinking: str = ""
     finish_reason: str = ""
+    calls_read: bool = True
     refused: str = ""
     failed: str = ""
 
@@ -163,6 +167,7 @@ def chat_answer(answer: Answer, place: str) -> ServedAnswer:
         tuple(ServedCall(call.function.name, call.function.arguments, call.id or "") for call in calls),
         ended=choice.finish_reason != "length",
         count=count,
+        prompt_count=chat.usage.prompt_tokens if chat.usage else None,
         thinking=choice.message.thinking,
         finish_reason=choice.finish_reason or "",
     )

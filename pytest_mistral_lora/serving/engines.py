@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.oracle.answer_grammar import has_grammar
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.serving.answers import ServedAnswer, unanswered
 from pytest_mistral_lora.serving.client import ServerClient
 from pytest_mistral_lora.serving.forms import ModelList, TextCompletions, read_form
 from pytest_mistral_lora.serving.server import ServedPrompt, Server, SpokenAnswer, served_prompt
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
 
 _GREEDY: Mapping[str, Any] = {
     **Server.greedy,
@@ -25,21 +30,37 @@ _GREEDY: Mapping[str, Any] = {
 }
 
 
+_NO_PARSER = "--enable-auto-tool-choice"
+"""The option that vLLM names if it refuses tools because it has no parser of calls."""
+
+
 class Vllm(Server):
     """vLLM: a chat request returns the ids that were fed."""
 
     name, title, strength = "vllm", "vLLM", "ids"
     version_at = ("/version", "version")
-    # a server that was started without a parser refuses requests that may call
-    reads_calls = False
     greedy = _GREEDY
 
     async def answer(
         self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]
     ) -> ServedAnswer:
-        """Return the answer to a row's messages, with its ids; calls are left in the text."""
-        shown = {"return_token_ids": True, **({"tool_choice": "none"} if row.tools else {})}
-        return await super().answer(client, row, model, limit, {**settings, **shown})
+        """Return the answer to a row's messages, with its ids.
+
+        The tool choice is that of most clients, `auto`: with `none`, the grammar of a Tekken tokenizer from version 11
+        on forbids the calls that the model has learned. A server that was started without a parser of calls refuses
+        `auto` in the mode `hf`, and leaves calls in the text in the mode `mistral`: both decode without that grammar.
+        """
+        shown = {**settings, "return_token_ids": True}
+        answer = await super().answer(client, row, model, limit, shown)
+        if row.tools and _NO_PARSER in answer.refused:
+            answer = await super().answer(client, row, model, limit, {**shown, "tool_choice": "none"})
+        return replace(answer, calls_read=bool(answer.calls))
+
+    def without_grammar(self, row: Row, oracle: Oracle) -> Mapping[str, Any] | None:
+        """Return a grammar of any token, which takes the place of the one that the server makes of a request."""
+        if not row.tools and not has_grammar(oracle):
+            return None
+        return {"structured_outputs": {"grammar": f"start: <[0-{oracle.vocab_size - 1}]>*"}}
 
     def shown_ids(self, *, is_stream: bool) -> Mapping[str, Any]:
         """Return the field that makes the server show the ids of an answer."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError
@@ -45,6 +45,9 @@ from pytest_mistral_lora.serving.server import (
     with_arguments,
 )
 
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
+
 _PRECISIONS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "Q8_0": "q8_0", "Q6": "q5", "Q5": "q5", "Q4": "q4"}
 """The key of `TOLERANCES` for a file type of llama.cpp, such as `all F32` or `Q4_K - Medium`."""
 
@@ -60,6 +63,7 @@ class LlamaCpp(Server):
 
     name, title, strength = "llamacpp", "llama.cpp", "preview"
     version_at = ("/props", "build_info")
+    reads_rendered_text = True
     # a stream leaves out what the request gives of the answer
     streams_forced = False
     greedy: ClassVar[Mapping[str, Any]] = {
@@ -113,6 +117,10 @@ class LlamaCpp(Server):
     def shown_ids(self, *, is_stream: bool) -> Mapping[str, Any]:
         """Return the fields that make the server list the tokens of an answer: it refuses them in a stream of calls."""
         return {} if is_stream else {"logprobs": True}
+
+    def without_grammar(self, row: Row, oracle: Oracle) -> Mapping[str, Any] | None:
+        """Return the field that switches the grammar of tool calls off: the tools stay in the prompt."""
+        return {"tool_choice": "none"} if row.tools else None
 
     def forced_request(self, request: Mapping[str, Any], answer: SpokenAnswer) -> Mapping[str, Any] | None:
         """Return a request that begins with the whole answer, and leaves EOS as the only token to add.

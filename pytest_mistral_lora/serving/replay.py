@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import Transcript
 from pytest_mistral_lora.serving.answers import ServedAnswer
 from pytest_mistral_lora.serving.client import ServerClient
 from pytest_mistral_lora.serving.server import ServedPrompt, Server
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
 
 REPEATED = 4
 """The number of transcripts, by longest answers, to ask again, with a client's settings, and of the base alone."""
@@ -82,6 +85,20 @@ async def replay(
             base = server.base_answer(client, transcript.prompt_ids, model, transcript.max_new_tokens)
             replayed[index] = replace(result, base=await outcome_of(base))
     return tuple(replayed)
+
+
+async def ask_without_grammar(
+    server: Server, client: ServerClient, transcript: Transcript, oracle: Oracle, model: str
+) -> Outcome:
+    """Return the answer to the messages of a transcript, free of the server's grammar; None if it cannot be freed.
+
+    A failed request is an outcome and is not raised.
+    """
+    free = server.without_grammar(transcript.row, oracle)
+    if free is None:
+        return None
+    settings = {**server.greedy, **free}
+    return await outcome_of(server.answer(client, transcript.row, model, transcript.max_new_tokens, settings))
 
 
 async def outcome_of(request: Awaitable[_T]) -> _T | InputError:

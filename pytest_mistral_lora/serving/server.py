@@ -173,7 +173,7 @@ class Server:
         version_at: The endpoint and the field of its version; no other kind has this field there. Empty without such
             an endpoint.
         gives_answers: Whether it can be asked for answers, and not only for prompts.
-        reads_calls: Whether it is asked to read the tool calls of an answer.
+        reads_rendered_text: Whether it encodes each rendered prompt as one text, whatever its settings.
         streams_forced: Whether a stream has all of an answer that a request forces.
         greedy: The settings of a greedy answer. All that could change it is explicit, since servers have defaults.
     """
@@ -184,7 +184,7 @@ class Server:
     was_run: ClassVar[bool] = True
     version_at: ClassVar[tuple[str, str]] = ("", "")
     gives_answers: ClassVar[bool] = True
-    reads_calls: ClassVar[bool] = True
+    reads_rendered_text: ClassVar[bool] = False
     streams_forced: ClassVar[bool] = True
     greedy: ClassVar[Mapping[str, Any]] = {
         "temperature": 0,
@@ -287,6 +287,17 @@ class Server:
     def shown_ids(self, *, is_stream: bool) -> Mapping[str, Any]:
         """Return the fields that make a server show the ids of an answer."""
         return {}
+
+    def without_grammar(self, row: Row, oracle: Oracle) -> Mapping[str, Any] | None:
+        """Return the fields that free an answer of the server's grammar, and leave its prompt as it is.
+
+        None if the server has no grammar for the answer to this row, or cannot be told to leave it out.
+
+        Args:
+            row: The conversation.
+            oracle: The tokenizer.
+        """
+        return None
 
     def forced_request(self, request: Mapping[str, Any], answer: SpokenAnswer) -> Mapping[str, Any] | None:
         """Return a request that makes any model say an answer; None if this server cannot be made to.

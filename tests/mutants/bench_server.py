@@ -130,6 +130,17 @@ def a_name_of_the_base(artifact: Artifact) -> None:
     two_adapters(artifact, completion)
 
 
+@mutant("ML932", "N145", says="tuned answers as no adapter that you named")
+def a_name_with_ids_of_another_vocabulary(artifact: Artifact) -> None:
+    """One of two names answers with an id that the tokenizer has not."""
+    beyond = (10**6, 2)
+
+    def completion(ids: tuple[int, ...], data: dict[str, Any]) -> tuple[int, ...]:
+        return beyond if data.get("model") == "tuned" else reworded(ids) if data.get("model") == "other" else ids
+
+    two_adapters(artifact, completion)
+
+
 @mutant("ML901", says="no server answers there")
 def nobody_is_there(artifact: Artifact) -> None:
     """No process listens at the address."""
@@ -218,6 +229,13 @@ def one_token_more(artifact: Artifact) -> None:
 def a_marker_in_the_text(artifact: Artifact) -> None:
     """A text that spells [/INST] becomes the marker."""
     artifact["behaviour"].prompt = literal
+
+
+@mutant("ML906", says="[/INST]")
+def a_marker_in_one_text_of_a_known_build(artifact: Artifact) -> None:
+    """A build that is known to encode the rendered text makes one text a marker, and leaves the others as letters."""
+    artifact["behaviour"].prompt = literal
+    artifact["behaviour"].version = "b11549-8b3f1c2"
 
 
 def is_refused(data: dict[str, Any]) -> bool:
@@ -333,6 +351,48 @@ def completions_fail(artifact: Artifact) -> None:
 def the_prompt_is_not_right(artifact: Artifact) -> None:
     """The server puts a space behind [INST], and serves the right adapter."""
     replayed(artifact, prompt=spaced)
+
+
+@mutant("ML909", says="without its grammar the server answers as recorded, so the grammar constrains the answer")
+def a_grammar_of_calls(artifact: Artifact) -> None:
+    """The grammar of a server ends each call early, unless the tool choice is `none`."""
+
+    def constrained(ids: tuple[int, ...], data: dict[str, Any]) -> tuple[int, ...]:
+        return (*ids[:4], 2) if data.get("tools") and data.get("tool_choice") != "none" else ids
+
+    replayed(artifact, completion=constrained)
+
+
+@mutant("ML909", says="the answer ends early, as at a stop string")
+def a_stop_string(artifact: Artifact) -> None:
+    """A proxy in front of the server ends each answer of a chat at its second token."""
+    replayed(artifact, completion=lambda ids, data: ids if by_ids(data) else (*ids[:2], 2))
+
+
+@mutant("ML909", says="a limit ends the answer after 3 tokens, and 64 were asked for")
+def a_limit_of_chats(artifact: Artifact) -> None:
+    """A proxy in front of the server limits the answers of a chat to three tokens."""
+    replayed(artifact, completion=lambda ids, data: ids if by_ids(data) else ids[:3], longest=3)
+
+
+@mutant("ML909 ML911", says="two answers to one request differ, so they are not greedy")
+def a_temperature_of_chats(artifact: Artifact) -> None:
+    """A proxy in front of the server sets a temperature for each chat."""
+    drawn = iter(oracle().encode_text("one two three four five six seven eight nine ten " * 9))
+    replayed(artifact, completion=lambda ids, data: ids if by_ids(data) else (next(drawn), *ids[1:]))
+
+
+@mutant("ML903 ML909", says="tokens recorded, ")
+def messages_that_are_changed_on_the_way(artifact: Artifact) -> None:
+    """A proxy in front of the server adds to the messages of a chat, and leaves its preview as it is."""
+    replayed(artifact, preview=lambda ids, _: ids, prompt=lambda ids, _: (1, *ids))
+
+
+@mutant("ML909", says="the server reads other calls in them")
+def a_call_of_another_tool(artifact: Artifact) -> None:
+    """vLLM reads a name in a call that the model did not say."""
+    artifact |= {"kind": "vllm"}
+    replayed(artifact, named="weathers")
 
 
 @mutant("ML909", says="the tool call came as text")

@@ -7,6 +7,7 @@ db931fc) and Ollama (api/types.go, fb30760).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,14 @@ def test_help_and_page_mark_the_servers_that_never_ran_here(capsys: pytest.Captu
     for kind in SERVERS:
         assert ("never run here" in lines[kind]) is (kind in NEVER_RUN)
         assert SERVERS[kind].was_run is (kind not in NEVER_RUN)
+
+
+def test_the_page_names_the_endpoints_by_which_servers_are_recognised_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    sentence = page.partition("Without a name it is the kind whose version is\nat its own endpoint: ")[2].partition(
+        ";"
+    )[0]
+    assert set(re.findall(r"`(/.*?)`", sentence)) == {kind.version_at[0] for kind in SERVERS.values()} - {""}
 
 
 SCRIPT = """\

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from derived_tekken import derived_oracle
 from golden_answers import NEAR, ROWS, golden_answers, write_golden_answers
 from local_server import Behaviour, Ids, serving
 
@@ -22,6 +24,7 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.server.replay import CONSTRAINED, RIGHT_MODEL
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.judgement import TOLERANCES
+from pytest_mistral_lora.records.known_answers import known_answers
 from pytest_mistral_lora.serving import client as clients
 from pytest_mistral_lora.serving.client import KEY
 from pytest_mistral_lora.serving.servers import SERVERS
@@ -160,12 +163,132 @@ def test_an_answer_that_is_cut_is_different(check: Check) -> None:
 
 def test_an_answer_that_the_server_constrains_is_no_fault_of_the_prompt(check: Check) -> None:
     def grammar(ids: Ids, data: dict[str, Any]) -> Ids:
-        return (*ids[:4], 2) if data.get("tools") else ids
+        return (*ids[:4], 2) if data.get("tools") and data.get("tool_choice") != "none" else ids
 
     code, out, _ = check(completion=grammar)
     assert code == 1
     assert CONSTRAINED in out
     assert RIGHT_MODEL not in out
+
+
+def test_the_grammar_of_vllm_is_the_cause_if_another_grammar_in_its_place_frees_the_answer(
+    check: Check, oracle: Oracle
+) -> None:
+    def grammar(ids: Ids, data: dict[str, Any]) -> Ids:
+        return (*ids[:4], 2) if data.get("tools") and "structured_outputs" not in data else ids
+
+    code, out, behaviour = check("vllm", scale=None, completion=grammar)
+    assert (code, CONSTRAINED in out) == (1, True), out
+    freed = [data for _, _, data in behaviour.seen if data and "structured_outputs" in data]
+    assert [data["structured_outputs"] for data in freed] == [{"grammar": f"start: <[0-{oracle.vocab_size - 1}]>*"}]
+    # the prompt, the settings and the tool choice are those of the answer that differs
+    assert freed[0].items() >= SERVERS["vllm"].greedy.items()
+    assert "tool_choice" not in freed[0]
+
+
+def test_a_server_is_freed_of_the_grammars_that_it_has() -> None:
+    asked, called = (golden.row for golden in golden_answers(Oracle(shipped_tokenizer("spm-v3")))[::2])
+    old, new = Oracle(shipped_tokenizer("spm-v3")), derived_oracle("derived-v13", words=2000)
+    assert not asked.tools
+    assert called.tools
+    found = {
+        kind: [
+            SERVERS[kind].without_grammar(row, oracle) is not None for row in (asked, called) for oracle in (old, new)
+        ]
+        for kind in SERVERS
+    }
+    # in the mode `mistral`, vLLM has a grammar for each answer of a Tekken tokenizer from version 11 on
+    assert found["vllm"] == [False, True, True, True]
+    assert found["llamacpp"] == [False, False, True, True]
+    assert not any(any(found[kind]) for kind in ("sglang", "ollama", "openai"))
+
+
+def test_the_grammar_of_any_token_takes_each_answer() -> None:
+    llguidance = pytest.importorskip("llguidance")
+    from mistral_common.guidance.tokenizer import from_mistral_tokenizer
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    oracle = derived_oracle("derived-v13-thinking", words=2000)
+    tokenizer = from_mistral_tokenizer(MistralTokenizer.from_file(str(oracle.path)))
+    for answer in known_answers():
+        if answer.fits(oracle):
+            ids = answer.answer_ids(oracle)
+            free = SERVERS["vllm"].without_grammar(answer.row, oracle)
+            assert free is not None
+            matcher = llguidance.LLMatcher(tokenizer, free["structured_outputs"]["grammar"])
+            assert matcher.try_consume_tokens(list(ids)) == len(ids), answer.name
+            assert matcher.is_accepting()
+
+
+def in_chats(change: Callable[[Ids], Ids]) -> Callable[[Ids, dict[str, Any]], Ids]:
+    """Change the answers to chats alone, as a proxy in front of a server does, or a setting of its chats."""
+    return lambda ids, data: change(ids) if "messages" in data else ids
+
+
+def some_other(oracle: Oracle) -> Callable[[Ids, dict[str, Any]], Ids]:
+    """Answer each chat otherwise, as at a temperature."""
+    drawn = iter(oracle.encode_text("one two three four five six seven eight nine ten " * 9))
+    return lambda ids, data: (next(drawn), *ids[1:]) if "messages" in data else ids
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (lambda oracle: {"prompt": lambda ids, data: (1, *ids), "preview": lambda ids, _: ids}, "tokens recorded, "),
+        (lambda oracle: {"completion": in_chats(lambda ids: ids[:3]), "longest": 3}, "ends the answer after 3 tokens"),
+        (lambda oracle: {"completion": some_other(oracle)}, "two answers to one request differ"),
+        (lambda oracle: {"completion": in_chats(lambda ids: (*ids[:2], 2))}, "the answer ends early, as at a stop"),
+        (
+            lambda oracle: {"completion": in_chats(lambda ids: (*oracle.encode_text("Rome"), *ids[1:]))},
+            "the chat changes the answer",
+        ),
+        (lambda oracle: {"reads_calls": False}, "the server reads other calls in them"),
+    ],
+    ids=["messages", "limit", "temperature", "stop", "penalty", "parser"],
+)
+@pytest.mark.parametrize("kind", ["llamacpp", pytest.param("vllm", marks=pytest.mark.slow)])
+def test_what_changes_the_answers_of_a_chat_is_not_taken_for_a_grammar(
+    kind: str, given: Callable[[Oracle], dict[str, Any]], says: str, check: Check, oracle: Oracle
+) -> None:
+    code, out, _ = check(kind, scale=None, **given(oracle))
+    if kind == "vllm" and says.startswith("the server reads"):
+        # vLLM without a parser leaves calls in the text
+        assert (code, "tool calls are compared by their ids alone" in out) == (0, True), out
+        return
+    if kind == "vllm" and says.startswith("tokens recorded"):
+        # it shows the ids that were fed
+        says = "the first other: token 1"
+    assert code == 1, out
+    assert says in out, out
+    assert CONSTRAINED not in out
+
+
+def test_vllm_is_asked_for_calls_as_clients_ask(check: Check, oracle: Oracle) -> None:
+    def grammar(ids: Ids, data: dict[str, Any]) -> Ids:
+        # from version 11 on, vLLM's grammar masks the marker of calls if the request has the tool choice `none`
+        return (*ids[1:3], 2) if data.get("tool_choice") == "none" else ids
+
+    for refuses in (lambda data: False, lambda data: data.get("tool_choice") == "none"):
+        code, out, behaviour = check("vllm", scale=None, completion=grammar, refuses=refuses)
+        assert (code, out.count("3 exact of 3")) == (0, 2), out
+        assert "tool calls are compared by their ids alone" not in out
+        with_tools = [data for _, _, data in behaviour.seen if data and data.get("tools")]
+        assert {data.get("tool_choice", "auto") for data in with_tools} == {"auto"}
+
+
+def test_a_vllm_that_was_started_without_a_parser_of_calls_is_compared_by_ids(check: Check) -> None:
+    def tools_alone(data: dict[str, Any]) -> bool:
+        return bool(data.get("tools")) and data.get("tool_choice", "auto") == "auto" and "max_tokens" in data
+
+    words = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+    code, out, _ = check("vllm", scale=None, refuses=tools_alone, refusal=(400, words))
+    assert (code, out.count("3 exact of 3")) == (0, 2), out
+    assert "tool calls are compared by their ids alone" in out
+
+
+def test_a_call_that_vllm_reads_otherwise_is_a_finding(check: Check) -> None:
+    code, out, _ = check("vllm", scale=None, named="weathers")
+    assert (code, "the server reads other calls in them" in out) == (1, True), out
 
 
 def test_every_setting_of_a_greedy_answer_is_spelled_out(check: Check) -> None:
@@ -207,6 +330,52 @@ def test_the_adapter_is_asked_by_its_name(check: Check, answers: Path, oracle: O
     assert "several adapters are served" in out
     assert "one of: tuned, other" in out
     assert "Name the adapter: --model NAME" in out
+
+
+@pytest.mark.parametrize("beyond", [32_768, 10**6])
+def test_a_named_adapter_that_answers_with_an_id_of_another_vocabulary_is_a_finding(
+    beyond: int, check: Check, oracle: Oracle, answers: Path
+) -> None:
+    models = [{"id": "base"}, {"id": "tuned", "parent": "base"}, {"id": "other", "parent": "base"}]
+
+    def completion(ids: Ids, data: dict[str, Any]) -> Ids:
+        return (beyond, 2) if data.get("model") == "other" else ids
+
+    named = ("--model", "tuned", f"--adapter=tuned={answers}", f"--adapter=other={answers}")
+    code, out, _ = check("vllm", *named, models=models, completion=completion)
+    assert (code, re.findall("^ML932 .*$", out, re.MULTILINE)) == (1, [ml932(out, "other answers as no adapter")]), out
+    # the other name is right, and its transcripts are those of both: the two cannot be told apart
+    code, out, _ = check("vllm", *named, models=models)
+    assert (code, "ML932" in out, "other answers the transcripts of tuned as tuned does" in out) == (0, False, True), (
+        out
+    )
+
+
+def ml932(out: str, says: str) -> str:
+    """Return the line of ML932 that says something."""
+    return next(line for line in out.splitlines() if line.startswith("ML932") and says in line)
+
+
+def test_known_deviations_are_accepted_as_by_check(check: Check, oracle: Oracle, tmp_path: Path) -> None:
+    known = tmp_path / "known.txt"
+    given = {"completion": other_at(1, oracle), "scale": 1.0}
+    assert check(**given)[0] == 1
+    known.write_text("ML908  # the base moved\n")
+    code, out, _ = check("llamacpp", "--xfails", str(known), **given)
+    assert (code, "0 findings; 9 checks passed, 0 failed" in out) == (0, True), out
+    assert re.search(r"subject +passed +failed +known.*\n.*\n.* server +9 +- +1 ", out), out
+    # a date that has passed, an entry that nothing finds, and a line without a reason
+    known.write_text("ML908  # the base moved  # until 2020-01-01\n")
+    code, out, _ = check("llamacpp", "--xfails", str(known), **given)
+    assert (code, "accepted until 2020-01-01" in out) == (1, True), out
+    known.write_text("ML908  # the base moved\n")
+    code, out, _ = check("llamacpp", "--xfails", str(known))
+    assert (code, "ML908 matches no finding" in out) == (1, True), out
+    known.write_text("ML908\n")
+    code, out, _ = check("llamacpp", "--xfails", str(known), **given)
+    assert (code, f"{known}:1: 'ML908' has no reason" in out) == (2, True), out
+    code, out, _ = check("llamacpp", "--xfails", str(tmp_path / "none.txt"), **given)
+    assert (code, "none.txt" in out) == (2, True), out
 
 
 def body(**data: Any) -> bytes:

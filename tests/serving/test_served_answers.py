@@ -341,6 +341,17 @@ def test_the_grammar_of_ids_takes_the_answer_alone(oracle: Oracle) -> None:
         assert llguidance.LLMatcher(tokenizer, grammar).try_consume_tokens([ids[0] + 1]) == 0
 
 
+@pytest.mark.parametrize("kind", ["vllm", "openai"])
+def test_a_limit_is_not_taken_for_a_grammar(kind: str, oracle: Oracle) -> None:
+    server = AnswerServer(Oracle(oracle.path), change=answer_server.limited)
+    few = tuple(answer for answer in FEW if answer.name in ("plain", "emoji", "call"))
+    with serving(server) as url:
+        results = judged(url, oracle, kind=kind, given_answers=few, probe_answers=frozenset(NAMES))
+    assert broken(results) == dict.fromkeys(("plain", "emoji", "call"), "ML930")
+    found = results["finish"].findings[0]
+    assert (found.expected, "finish_reason 'length'" in found.found) == ("stop", True)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -21,6 +21,7 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.train.harness import TrainerHarness
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.run import train
 
 LAYERS = {"q_proj": 128, "v_proj": 64}
@@ -153,6 +154,80 @@ def test_llamacpp_gets_a_folder_with_scores_spaces_and_the_scale(
     assert config["use_rslora"] is False
     assert option(command(tmp_path / "to" / "serve.sh"), "--lora") == "adapter.gguf"
     assert "--outtype f32" in (tmp_path / "to" / "convert.sh").read_text()
+
+
+INJECTED = "Text that spells a control token becomes that control token (ML906)"
+MARKS = "Hindi, Tamil, Thai and other text with combining marks gets other ids (ML915)"
+NO_TOOLS = "No Go template has exact tools"
+KEPT_SPACES = "Spaces at the end of an answer are kept"
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "remarks"),
+    [
+        ("vllm", "spm-v3", ()),
+        ("vllm", "derived-v13", ()),
+        ("llamacpp", "spm-v3", (INJECTED,)),
+        ("llamacpp", "derived-v7", (INJECTED, MARKS)),
+        ("llamacpp", "derived-v13", (INJECTED, MARKS)),
+        ("ollama", "spm-v3", (INJECTED, NO_TOOLS, KEPT_SPACES)),
+        ("ollama", "derived-v7", (INJECTED, MARKS, NO_TOOLS, KEPT_SPACES)),
+    ],
+)
+def test_the_page_beside_an_export_has_the_remarks_that_are_printed(
+    to: str, name: str, remarks: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    is_derived = name.startswith("derived")
+    source = write_derived(name, tmp_path / "tokenizer", words=2000) if is_derived else shipped_tokenizer(name)
+    base = tmp_path / "base"
+    write_tiny_base(base, source)
+    code, out = export(capsys, base, "--to", to, "--output", tmp_path / "to")
+    assert code == 0, out
+    page = (tmp_path / "to" / "README.md").read_text()
+    _, heading, listed = page.partition("\nDifferent from training:\n\n")
+    assert bool(heading) is bool(remarks)
+    lines = [line.removeprefix("- ") for line in listed.splitlines()]
+    assert len(lines) == len(remarks), page
+    assert all(line.startswith(remark) for line, remark in zip(lines, remarks, strict=True)), page
+    # the same are printed, and no other
+    assert [line.partition(": ")[2] for line in out.splitlines() if line.startswith("different:")] == lines
+    check = out.rpartition("check:")[2].strip()
+    assert f"```console\n$ {check}\n```" in page
+
+
+def test_an_adapter_of_a_chat_template_is_served_by_it_with_a_remark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harness = TrainerHarness(tmp_path, tmp_path, "cpu")
+    write_base(harness.base, "spm-v3")
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+    harness.rows.write_text(json.dumps(row) + "\n")
+    train(harness.recipe(harness.adapter, steps=1).model_copy(update={"backend": "chat-template"}))
+    capsys.readouterr()
+    code, out = export(capsys, harness.adapter, "--to", "vllm", "--output", tmp_path / "to")
+    words = command(tmp_path / "to" / "serve.sh")
+    assert (code, option(words, "--tokenizer-mode")) == (0, "hf"), out
+    page = (tmp_path / "to" / "README.md").read_text()
+    assert page.rpartition("Different from training:")[2].strip() == f"- {INJECTED}."
+    assert f"different: {INJECTED}." in out
+
+
+@pytest.mark.parametrize("to", ["vllm", "llamacpp", "ollama"])
+def test_the_check_of_an_adapter_replays_its_transcripts(
+    to: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = write_adapter(tmp_path / "lora out", base)
+    code, out = export(capsys, adapter, "--to", to, "--output", tmp_path / "to", "--name", "tuned")
+    words = shlex.split(out.rpartition("check:")[2])
+    assert (code, option(words, "--adapter"), option(words, "--model")) == (0, str(adapter), "tuned"), out
+    # a full model has nothing to be applied: its transcripts are replayed if it has some
+    for has_some in (False, True):
+        if has_some:
+            (base / TRANSCRIPTS).mkdir()
+        code, out = export(capsys, base, "--to", to, "--output", tmp_path / f"full {has_some}")
+        assert ("--adapter" in out) is has_some, out
+    (base / TRANSCRIPTS).rmdir()
 
 
 def test_ollama_gets_an_explicit_template(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

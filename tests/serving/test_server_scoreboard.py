@@ -109,6 +109,27 @@ def test_a_recorded_deviation_is_accepted_of_its_server_and_version_alone(name: 
     assert rules((*prompt.ids, prompt.ids[-1]), one.version) == {"ML902"}
 
 
+def test_a_control_literal_is_known_of_the_builds_of_llamacpp_that_were_run_and_of_no_other_prompt() -> None:
+    one = recorded("llamacpp", "export --to llamacpp")
+    literals = {name: one.prompts[name] for name in ("hostile-user", "hostile-system", "tool-hostile")}
+
+    def rules(**changes: Any) -> set[str]:
+        return {finding.rule for finding in replace(one, **{"prompts": literals, **changes}).judged().findings}
+
+    assert rules() == set()
+    assert rules(version="b12000-8b3f1c2") == set()
+    assert "ML906" in rules(version="b8671-8b3f1c2")
+    # a wheel that reports no build
+    assert "ML906" in rules(version="")
+    # it has a setting that encodes text as text
+    assert "ML906" in rules(kind="vllm", version="0.32.0")
+    # a marker more than the rendered text has
+    hostile = one.prompts["hostile-user"]
+    ids = hostile.ids or ()
+    changed = replace(hostile, ids=(*ids[:-1], 4, *ids[-1:]))
+    assert "ML906" in rules(prompts={**literals, "hostile-user": changed})
+
+
 @pytest.mark.slow
 def test_the_table_has_the_deviations_of_each_recording_and_no_other_of_vllm() -> None:
     seen: dict[str, set[str]] = {}

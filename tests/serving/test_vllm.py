@@ -6,6 +6,7 @@ docs/serving/recorded/, and replayed by every run (test_server_scoreboard.py).
 
 from __future__ import annotations
 
+import json
 import shlex
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from test_server_export import export, write_adapter, write_base
 from vllm_python import VLLM_PYTHON, needs_vllm
 
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.server.replay import CONSTRAINED
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
 SECONDS = 900
@@ -61,6 +63,58 @@ def test_an_adapter_of_our_trainer_is_served_as_it_was_trained(
     assert code == 1
     assert "41 of 41 prompts have the ids of mistral-common" in out
     assert out.count(f"{len(LEARNED)} different of {len(LEARNED)}") == 2
+
+
+CALLS = tuple(row for row in LEARNED if row.get("tools"))
+OTHER_ORDER = {"name": "weather", "arguments": '{"days": 3, "city": "Bern"}'}
+TWO_KEYS = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        # from version 11 on, vLLM's grammar takes the keys of a strict tool in this order alone
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+CONSTRAINED_CALL = {
+    "messages": [
+        {"role": "user", "content": "Weather in Bern?"},
+        {"role": "assistant", "tool_calls": [{"id": "abcdefghi", "type": "function", "function": OTHER_ORDER}]},
+    ],
+    "tools": [TWO_KEYS],
+}
+
+
+def test_an_adapter_that_calls_tools_is_served_as_it_was_trained_and_a_strict_grammar_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_base(tmp_path / "base", "derived-v13")
+    learned = (LEARNED[0], *CALLS, CONSTRAINED_CALL)
+    adapter = learn_by_heart(tmp_path, base, learned)
+    assert export(capsys, adapter, "--to", "vllm", "--output", tmp_path / "to", "--name", "tuned")[0] == 0
+    rows = tmp_path / "one.jsonl"
+    rows.write_text(json.dumps(LEARNED[0]) + "\n")
+    [constrained] = [file for file in (tmp_path / "answers").iterdir() if "Bern" in file.read_text()]
+    (tmp_path / "strict").mkdir()
+    constrained.rename(tmp_path / "strict" / constrained.name)
+    with serve(tmp_path / "to" / "serve.sh") as url:
+        words = ["serve-check", url, "--tokenizer", str(base), "--model", "tuned", "--rows", str(rows)]
+        code = main([*words, "--golden", str(tmp_path / "answers")])
+        out = capsys.readouterr().out
+        assert code == 0, out
+        count = len(learned) - 1
+        assert out.count(f"{count} exact of {count}") == 2, out
+        assert "tool calls are compared by their ids alone" not in out
+        code = main([*words, "--golden", str(tmp_path / "strict")])
+        out = capsys.readouterr().out
+    assert (code, CONSTRAINED in out) == (1, True), out
+    assert "1 exact of 1" in out
 
 
 def test_an_exported_adapter_of_a_tekken_base_is_served_with_the_ids_of_mistral_common(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +133,57 @@ def test_a_request_that_the_parsers_cannot_prepare_fails(oracle: Oracle, tmp_pat
     results = judged(python, oracle, ANSWERS["plain"])
     assert words in findings(results)["ML921"]
     assert results["text"].not_checked == "no answer came: see the check `answered`"
+
+
+def decoding(folder: Path, fault: str = "none") -> Path:
+    """Return a program in place of a Python with vLLM, which runs the script with mistral-common's decoder."""
+    stand_in = Path(__file__).with_name("parsers_of_mistral_common.py")
+    return program(folder, f'exec {shlex.quote(sys.executable)} {shlex.quote(str(stand_in))} {fault} "$@"')
+
+
+SOME = ("plain", "emoji", "call", "calls-of-two-tools", "thinking")
+
+
+def test_the_script_reads_the_answers_and_writes_their_messages(oracle: Oracle, tmp_path: Path) -> None:
+    answers = [ANSWERS[name] for name in SOME]
+    results = judged(decoding(tmp_path), oracle, *answers)
+    assert findings(results) == {}
+    facts = dict(results["answered"].facts)
+    assert facts["server of"] == "vLLM 0.0-decoder, its parsers: no server, and no model"
+    assert facts["answers of"].startswith(
+        "5 of 5 arrive whole as generated, 5 of 5 as a stream; 5 given to the parsers"
+    )
+
+
+def test_the_script_cuts_each_stream_at_each_place(oracle: Oracle, tmp_path: Path) -> None:
+    results = judged(decoding(tmp_path, "cut"), oracle, ANSWERS["plain"])
+    # the cut before the last token and EOS loses nothing, and the others are one message
+    way = "plain: streamed with a cut before token 1"
+    assert findings(results) == {"ML923": f"{way}: the text 'Paris'", "ML931": f"{way}: text 'Paris'"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "failed", "words"),
+    [
+        ("unprepared", {"call", "calls-of-two-tools"}, "TypeError: get_lark_from_jinja() missing 1 required"),
+        ("raises", set(SOME[:4]), "ValueError: no parser"),
+    ],
+)
+def test_the_script_writes_the_errors_of_parsers(
+    fault: str, failed: set[str], words: str, oracle: Oracle, tmp_path: Path
+) -> None:
+    results = judged(decoding(tmp_path, fault), oracle, *(ANSWERS[name] for name in SOME[:4]))
+    errors = [finding for finding in results["answered"].findings if finding.rule == "ML921"]
+    assert all(words in finding.found for finding in errors), [finding.found for finding in errors]
+    assert {finding.found.partition(":")[0] for finding in errors} == failed
+
+
+def test_the_script_names_the_module_that_a_python_lacks(oracle: Oracle, tmp_path: Path) -> None:
+    if find_spec("vllm") is not None:
+        pytest.skip("vLLM is installed here")
+    # `regex` is imported before vLLM, and both are the reason
+    found = findings(judged(Path(sys.executable), oracle, ANSWERS["plain"]))
+    assert re.search(r"No module named '(vllm|regex)'", found["ML921"]), found
 
 
 @pytest.mark.parametrize("option", ["--model", "--rows", "--adapter", "--golden", "--probe"])

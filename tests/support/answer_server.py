@@ -75,17 +75,20 @@ class Relay(Behaviour):
     Attributes:
         upstream: The address of the real server.
         change: Changes each message.
+        asks: Changes each chat request before it is passed on.
     """
 
     upstream: str = ""
     change: Change = nothing
+    asks: Callable[[dict[str, Any]], dict[str, Any]] = lambda request: request
     passed: list[str] = field(default_factory=list)
 
     def respond(self, path: str, data: Any) -> tuple[int, Any]:
         """Return the answer of the real server; that to a chat, changed."""
         if path == CHAT and self.refuses(data):
             return self.refusal[0], {"error": {"message": self.refusal[1]}}
-        body = None if data is None else json.dumps(data).encode()
+        asked = self.asks(data) if path == CHAT else data
+        body = None if asked is None else json.dumps(asked).encode()
         request = urllib.request.Request(self.upstream + path, body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
@@ -241,6 +244,13 @@ def no_thinking(message: Message, request: dict[str, Any]) -> None:
 def always_stop(message: Message, request: dict[str, Any]) -> None:
     """End each answer with `stop`."""
     message["finish_reason"] = "stop"
+
+
+def limited(message: Message, request: dict[str, Any]) -> None:
+    """End the answer after two tokens, as a limit of a proxy does."""
+    text = message["content"][:2]
+    parts = {"content": text, "reasoning_content": "", "tool_calls": [], "ids": message["ids"][:2]}
+    message |= {**parts, "finish_reason": "length"}
 
 
 def in_streams(change: Change) -> Change:

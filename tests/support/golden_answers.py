@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.records.transcripts import Transcript
 
 TOOL = {
@@ -49,11 +50,17 @@ def _transcript(oracle: Oracle, case: str, data: dict[str, Any]) -> Transcript:
     asked, answer = data["messages"]
     row = parse_row({**data, "messages": [asked, {"role": "assistant", **answer}]})
     prompt = oracle.encode_prompt(row)
-    completion = oracle.encode(row).input_ids[len(prompt) :]
+    found = transcript_of(oracle, case, row, prompt, oracle.encode(row).input_ids[len(prompt) :])
+    if case != "near-tie":
+        return found
+    return replace(found, margins=(found.margins[0], NEAR, *found.margins[2:]))
+
+
+def transcript_of(
+    oracle: Oracle, case: str, row: Row, prompt: tuple[int, ...], completion: tuple[int, ...]
+) -> Transcript:
+    """Return the transcript of an answer, as if an adapter had given it far from any near tie."""
     count = len(completion)
-    margins = [MARGIN] * count
-    if case == "near-tie":
-        margins[1] = NEAR
     return Transcript(
         case=case,
         row=row,
@@ -63,7 +70,7 @@ def _transcript(oracle: Oracle, case: str, data: dict[str, Any]) -> Transcript:
         stop="eos",
         max_new_tokens=64,
         logprobs=(-0.1,) * count,
-        margins=tuple(margins),
+        margins=(MARGIN,) * count,
         runner_up_ids=(*oracle.encode_text("a"),) * count,
         checks=(),
         model={

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,13 @@ LEARNED: tuple[Mapping[str, Any], ...] = (
 )
 
 
-def learn_by_heart(folder: Path, base: Path) -> Path:
-    """Train an adapter of a base until it knows the rows, record its answers in `answers`, and return its folder."""
+def learn_by_heart(folder: Path, base: Path, learned: Sequence[Mapping[str, Any]] = LEARNED) -> Path:
+    """Train an adapter of a base until it knows rows, record its answers in `answers`, and return its folder."""
     harness = TrainerHarness(folder, folder, "cpu")
     # the base of a tiny run is at its own place in the folder
     assert harness.base == base
-    harness.rows.write_text("".join(json.dumps(row) + "\n" for row in LEARNED), encoding="utf-8")
-    train(harness.recipe(harness.adapter, steps=60, batch_size=len(LEARNED)))
+    harness.rows.write_text("".join(json.dumps(row) + "\n" for row in learned), encoding="utf-8")
+    train(harness.recipe(harness.adapter, steps=60, batch_size=len(learned)))
     rows = list(read_rows(harness.rows))
     record_rows(harness.adapter, rows, folder / "answers", base, max_new_tokens=64, device="cpu")
     return harness.adapter

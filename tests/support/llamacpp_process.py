@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 import urllib.request
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 from gguf_files import adapter_fields, adapter_tensors, model_fields, model_tensors, tokenizer_fields, write_gguf
+from local_server import free_port
 from safetensors.torch import load_file
 
 from pytest_mistral_lora.chat.oracle import Oracle
@@ -52,6 +55,31 @@ def served(file: Path, **settings: Any) -> Iterator[tuple[Post, str]]:
 
         yield post, address
     finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+@contextmanager
+def exported_server(command: str, script: Path) -> Iterator[str]:
+    """Run the command of an exported script by a shell, with the tests' server as `llama-server`; yield its address.
+
+    Args:
+        command: The command.
+        script: The script that it runs, whose port is changed to one on which no process listens.
+    """
+    program = script.parent / "bin" / "llama-server"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(SERVER))} "$@"\n')
+    program.chmod(0o755)
+    script.write_text(script.read_text().replace("--port 8080", f"--port {free_port()}"))
+    found = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, shell=True, env=found, text=True, **pipes)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        # a shell between may outlive the kill, and the server ends with its input
         process.kill()
         process.communicate(timeout=30)
 

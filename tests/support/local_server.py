@@ -44,6 +44,8 @@ class Behaviour:
         scale: The scale of its adapter; None if none is loaded.
         shows_ids: Whether a chat shows the ids of its answer.
         reads_calls: Whether it reads tool calls in an answer.
+        named: The name that it reads in a call; empty for that of the answer.
+        longest: The most tokens of the answer to a chat; 0 for those that the request asks for.
         models: The models that it lists.
         version: Its version, or its build as llama.cpp reports it.
         headers: Headers of each answer.
@@ -63,6 +65,8 @@ class Behaviour:
     scale: float | None = 1.0
     shows_ids: bool = True
     reads_calls: bool = True
+    named: str = ""
+    longest: int = 0
     models: Sequence[dict[str, str]] = ({"id": "tiny"},)
     version: str = "0.0-test"
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -135,6 +139,7 @@ class Behaviour:
     def chat_answer(self, fed: Ids, data: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a chat request whose prompt has some ids."""
         ids, values, ended = self._answer(fed, data)
+        ended = ended and (not self.longest or len(ids) < self.longest)
         calls: list[dict[str, Any]] = []
         if self.reads_calls and data.get("tools") and data.get("tool_choice") != "none":
             try:
@@ -142,7 +147,9 @@ class Behaviour:
                     read = read_calls(ids, self.oracle)
             except MalformedCallError:
                 read = []
-            calls = [{"function": {"name": one.name, "arguments": json.dumps(one.arguments)}} for one in read]
+            calls = [
+                {"function": {"name": self.named or one.name, "arguments": json.dumps(one.arguments)}} for one in read
+            ]
         text = self._text(ids)
         message = {"content": "", "tool_calls": calls} if calls else {"content": text}
         choice: dict[str, Any] = {"message": message, "finish_reason": "stop" if ended else "length"}

@@ -21,6 +21,11 @@ _SHOWN = 4
 """Most tokens to show of those that a grammar would take."""
 
 
+def has_grammar(oracle: Oracle) -> bool:
+    """Return whether mistral-common makes grammars for a tokenizer: a server in its mode decodes each answer by one."""
+    return oracle.kind == "tekken" and oracle.facts.calls_as == "markers"
+
+
 @dataclass(frozen=True, slots=True)
 class RefusedToken:
     """The first token of an answer that a grammar does not allow.
@@ -47,7 +52,7 @@ class AnswerGrammar:
     @classmethod
     def unavailable(cls, oracle: Oracle) -> str:
         """Return why there are no grammars for a tokenizer; empty if there are."""
-        if not (oracle.kind == "tekken" and oracle.facts.calls_as == "markers"):
+        if not has_grammar(oracle):
             kind = "SentencePiece" if oracle.kind == "spm" else "Tekken"
             return f"mistral-common has no grammar for {kind} of version {oracle.version}: only for Tekken from v11 on"
         if not is_installed("llguidance"):

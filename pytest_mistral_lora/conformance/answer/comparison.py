@@ -48,6 +48,10 @@ def answer_faults(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) ->
         oracle: The tokenizer.
     """
     message = forced.known.message(oracle)
+    if was_limited(forced, served, oracle):
+        found = f"finish_reason 'length', behind {message_text(served)}: a limit of the server, or of a proxy before it"
+        yield AnswerFault("ML930", found, " or ".join(sorted(_reasons(forced, message))), "finish_reason")
+        return
     if was_replaced(forced, served, oracle):
         yield replaced_fault(forced, served, oracle)
         return
@@ -70,6 +74,20 @@ def answer_faults(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) ->
     if forced.way != "parsed" and len(served.calls) == len(message.calls):
         yield from _id_faults(message, served)
         yield from _finish_faults(forced, message, served)
+
+
+def was_limited(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -> bool:
+    """Return whether a limit ends an answer before the model does: what arrived is a beginning of what it says."""
+    # of an answer that the request gives, the model says the end alone, in the one token that it is asked for
+    if served.ended or forced.way == "forced":
+        return False
+    if served.ids is not None:
+        return served.ids == forced.row_ids[: len(served.ids)]
+    if served.count is not None:
+        return served.count < len(forced.row_ids)
+    message = forced.known.message(oracle)
+    texts = ((message.text, served.text), (message.thinking, served.thinking))
+    return not served.calls and all(said.startswith(arrived) for said, arrived in texts)
 
 
 def was_replaced(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -> bool:
@@ -190,10 +208,16 @@ def _id_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[AnswerF
 
 
 def _finish_faults(forced: ForcedAnswer, message: AnswerMessage, served: ServedAnswer) -> Iterator[AnswerFault]:
+    expected = _reasons(forced, message)
+    if served.finish_reason not in expected:
+        named = " or ".join(sorted(expected))
+        yield AnswerFault("ML930", f"finish_reason {served.finish_reason or None!r}", named, "finish_reason")
+
+
+def _reasons(forced: ForcedAnswer, message: AnswerMessage) -> set[str]:
+    """Return each `finish_reason` that an answer may have."""
     expected = {"tool_calls"} if message.calls else {"stop"}
     if isinstance(forced.known.settings.get("tool_choice"), dict):
         # OpenAI's own API ends a call that the request names with `stop`
         expected.add("stop")
-    if served.finish_reason not in expected:
-        named = " or ".join(sorted(expected))
-        yield AnswerFault("ML930", f"finish_reason {served.finish_reason or None!r}", named, "finish_reason")
+    return expected

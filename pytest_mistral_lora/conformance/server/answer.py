@@ -33,12 +33,10 @@ class AnswerJudge:
     Attributes:
         oracle: The tokenizer that reads them.
         precision: The precision of the served weights, a key of `TOLERANCES`.
-        reads_calls: Whether the requests asked the server to read tool calls in an answer.
     """
 
     oracle: Oracle
     precision: str
-    reads_calls: bool
 
     def judge(self, golden: Transcript, answer: ServedAnswer, *, by_messages: bool) -> AnswerJudgement:
         """Return the tier of an answer.
@@ -103,7 +101,7 @@ class AnswerJudge:
         except MalformedCallError:
             recorded = []
         served = [(call.name, parsed(call.arguments)) for call in answer.calls]
-        if recorded == served or (not served and not self.reads_calls):
+        if recorded == served or (not served and not answer.calls_read):
             return ""
         if not served:
             return f"the tool call came as text: {self._text(answer)[:_SHOWN]!r}"

@@ -211,7 +211,7 @@ class ServerChecks:
         findings: list[Finding] = []
         accepted: Counter[str] = Counter()
         for taken_row, explained in self._differing if self._other is None else ():
-            # text that becomes a control token is ML906, on any server
+            # text that becomes a control token is judged by `injection`
             deviations = [name for name in explained or () if name != INJECTED]
             if explained is None:
                 findings += self._differences(taken_row, injected=False)
@@ -230,11 +230,20 @@ class ServerChecks:
         )
 
     def injection(self) -> Result:
-        """ML906: text never becomes a control token."""
+        """ML906: text never becomes a control token, unless no setting of a known server prevents it."""
         findings: list[Finding] = []
-        for taken_row, _ in self._differing:
-            findings += self._differences(taken_row, injected=True)
-        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
+        known = 0
+        for taken_row, explained in self._differing:
+            injected = [*self._differences(taken_row, injected=True)]
+            if injected and self._deviations.are_unavoidable(explained or ()):
+                known += 1
+            else:
+                findings += injected
+        seen = f"{known} of {len(self._shown)} prompts"
+        server = f"{self._target.server.title} {self._target.served_version}"
+        text = f"text becomes one in {seen}, as is known of {server} ({INJECTED}): filter such text before it"
+        facts = (("control tokens of", text),) if known else ()
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), facts=facts)
 
     def preview(self) -> Result:
         """ML903: the preview has as many ids as the prompt of a chat request."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.chat.templates import ChatTemplate
+    from pytest_mistral_lora.chat.templates.deviations import Deviation
 
 INJECTED = "control-literal"
 """The named deviation of text that becomes a control token."""
@@ -81,19 +82,26 @@ class PromptDeviations:
                 return named.deviations
         return None
 
+    def are_unavoidable(self, explained: Collection[str]) -> bool:
+        """Return whether text becomes a control token as it does in every prompt of this server and version.
+
+        A server with a setting that prevents it is not excused.
+
+        Args:
+            explained: The named deviations that explain a prompt.
+        """
+        return INJECTED in explained and self._target.server.reads_rendered_text and not self._unknown(explained)
+
     def unknown_finding(
         self, asked_row: AskedRow, served: tuple[int, ...], explained: Collection[str]
     ) -> Finding | None:
         """Return the finding of a prompt with named deviations that the table does not list for the server, if any."""
         from pytest_mistral_lora.chat.diff import TokenDiff
-        from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
         from pytest_mistral_lora.serving.servers import SERVERS
 
         target, version = self._target, self._target.served_version
         kind = target.server.name
-        deviations = [
-            deviation for deviation in DEVIATIONS if deviation.id in explained and not deviation.known_of(kind, version)
-        ]
+        deviations = self._unknown(explained)
         if not deviations:
             return None
         names = ", ".join(deviation.id for deviation in deviations)
@@ -107,6 +115,14 @@ class PromptDeviations:
         diff = TokenDiff.of(*sides, target.oracle.piece, ("mistral-common", "served"))
         parts = shown_difference(diff, asked_row.name)
         return Finding("ML902", found, target.url, expected, row=asked_row.row.to_jsonl(), fix=fix, **parts)
+
+    def _unknown(self, explained: Collection[str]) -> list[Deviation]:
+        """Return the named deviations that the table does not list for the server and its version."""
+        from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
+
+        kind, version = self._target.server.name, self._target.served_version
+        named = (deviation for deviation in DEVIATIONS if deviation.id in explained)
+        return [deviation for deviation in named if not deviation.known_of(kind, version)]
 
 
 def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> Finding | None:

@@ -92,7 +92,7 @@ class NameChecks:
         answer = answered(named.outcome)
         if answer is None:
             return False
-        judge = AnswerJudge(self._target.oracle, self._precision, self._target.server.reads_calls)
+        judge = AnswerJudge(self._target.oracle, self._precision)
         try:
             return judge.judge(named.transcript, answer, by_messages=False).passed
         except InputError:  # an id of another vocabulary

@@ -13,23 +13,51 @@ from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_ea
 from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text, moved_logprobs
 from pytest_mistral_lora.conformance.server.failures import answered, cause_of, failure_finding, no_answer
 from pytest_mistral_lora.conformance.server_target import ServerTarget
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.records.judgement import TOLERANCES, AnswerJudgement, difference_text
 from pytest_mistral_lora.records.transcripts import Transcript
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.serving.answers import ServedAnswer
     from pytest_mistral_lora.serving.replay import Outcome, Replayed
 
 RIGHT_MODEL = "By ids exact, by chat different: the model and adapter are right, the prompt is not."
 
+RIGHT_PROMPT = "By ids exact, by chat different, and the prompt is right"
+
 CONSTRAINED = (
-    "By ids exact, by chat different, and the prompt is right: the server constrains the answer, such as to the schema "
-    "of a tool."
+    f"{RIGHT_PROMPT}: without its grammar the server answers as recorded, so the grammar constrains the answer."
 )
 
 _CONSTRAINED_FIX = (
-    "Start the server with its parser of tool calls (vLLM: --enable-auto-tool-choice --tool-call-parser mistral), and "
-    "compare its grammar with the answer: the prompt needs no change."
+    "Compare the answer with the schema of its tool: the grammar of a server may fix the order of keys, and refuse "
+    "those that the schema does not name. docs/serving.md lists what grammars change. The prompt needs no change."
+)
+
+MISREAD = f"{RIGHT_PROMPT}: the model says the recorded ids, and the server reads other calls in them."
+
+_MISREAD_FIX = (
+    "Start the server with its parser of Mistral's tool calls (llama.cpp: --jinja; vLLM: --enable-auto-tool-choice "
+    "--tool-call-parser mistral)."
+)
+
+_ASK_ITSELF = (
+    "If a proxy or a gateway is in front of the server, ask the server itself, to see which of the two does it."
+)
+
+_CHANGED_FIX = f"Find what changes the messages of a chat, such as a system prompt by default. {_ASK_ITSELF}"
+
+_LIMITED_FIX = (
+    f"Raise the limit, such as the context of the server (llama.cpp: --ctx-size; vLLM: --max-model-len). {_ASK_ITSELF}"
+)
+
+_SETTINGS_FIX = (
+    f"Look for a setting that each chat request gets: a temperature, a penalty, a stop string. {_ASK_ITSELF}"
+)
+
+_UNREAD = (
+    "tool calls are compared by their ids alone, since the server left them in the text; its parser: "
+    "--enable-auto-tool-choice --tool-call-parser mistral"
 )
 
 FINGERPRINT = 0.03
@@ -110,10 +138,18 @@ class ReplayChecks:
         text += f"; log-probabilities moved by {moved:.2g} nats at most" if moved else ""
         text += f". {RIGHT_MODEL}" if any(RIGHT_MODEL in finding.detail for finding in findings) else ""
         name = "answers by ids of" if rule == "ML908" else "answers by messages of"
-        same = f"same cause as ML908: {repeated} of {len(self._target.replayed)} differ by ids already"
-        return Result(
-            tuple(first_of_each_cause(findings, _SHOWN, self._place)), same if repeated else "", ((name, text),)
+        left_out = [f"same cause as ML908: {repeated} of {len(self._target.replayed)} differ by ids already"] * (
+            repeated > 0
         )
+        left_out += [_UNREAD] * (rule == "ML909" and self._leaves_calls)
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), "; ".join(left_out), ((name, text),))
+
+    @property
+    def _leaves_calls(self) -> bool:
+        """Whether the server left a recorded call in the text, as one that was started without a parser of calls."""
+        call = self._target.oracle.tool_calls_id
+        pairs = [(replayed.transcript, answered(replayed.by_messages)) for replayed in self._target.replayed]
+        return any(call in golden.completion_ids and answer and not answer.calls_read for golden, answer in pairs)
 
     def _differs_by_ids(self, replayed: Replayed) -> bool:
         """Whether the answer to the recorded ids also differs, so that the prompt is not the cause."""
@@ -126,7 +162,7 @@ class ReplayChecks:
         if answer is None:
             return no_answer(outcome) or "it was not answered"
         try:
-            judge = AnswerJudge(self._target.oracle, self._precision[0], self._target.server.reads_calls)
+            judge = AnswerJudge(self._target.oracle, self._precision[0])
             return judge.judge(golden, answer, by_messages=by_messages)
         except InputError as error:
             return error.found
@@ -146,7 +182,7 @@ class ReplayChecks:
             lines = [*(cause for cause, _ in causes), *lines]
             fix = next((fix for _, fix in causes), "")
         else:
-            causes_of_prompt, fix = self._prompt_causes(replayed)
+            causes_of_prompt, fix = self._prompt_causes(replayed, judged)
             lines = [*causes_of_prompt, *lines]
         return replace(self._finding(rule, replayed.transcript, f"answered {judged.text!r}", "\n".join(lines)), fix=fix)
 
@@ -173,21 +209,66 @@ class ReplayChecks:
             found.append((cause, fix))
         return found
 
-    def _prompt_causes(self, replayed: Replayed) -> tuple[list[str], str]:
-        """Return the known causes of a different answer to messages, and the fix if the prompt is not the cause."""
+    def _prompt_causes(self, replayed: Replayed, judged: AnswerJudgement) -> tuple[list[str], str]:
+        """Return the known causes of a different answer to messages, and the fix if it is not that of the rule."""
         by_ids = self._judged(replayed.transcript, replayed.by_ids, by_messages=False)
         if isinstance(by_ids, str):
             return [], ""
-        # the answer to the prompt's ids is as recorded: the cause is the prompt or the server
-        prompt, recorded = replayed.prompt, replayed.transcript.prompt_ids
+        # the answer to the prompt's ids is as recorded: the cause is the prompt, the server, or what stands between
+        prompt, recorded, answer = replayed.prompt, replayed.transcript.prompt_ids, answered(replayed.by_messages)
         ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
-        if ids == recorded:
-            return [CONSTRAINED], _CONSTRAINED_FIX
-        if ids is None:
+        if ids is not None and ids != recorded:
+            counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
+            return [RIGHT_MODEL, f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}"], ""
+        fed = None if answer is None else answer.prompt_count
+        if fed is not None and fed != len(recorded):
+            return [RIGHT_MODEL, f"prompt: {len(recorded)} tokens recorded, {fed} fed to the chat"], _CHANGED_FIX
+        if ids is None or answer is None:
             return [RIGHT_MODEL], ""
-        counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
-        first = f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}"
-        return [RIGHT_MODEL, first], ""
+        cause, fix = self._chat_cause(replayed, answer, judged)
+        return [cause], fix
+
+    def _chat_cause(self, replayed: Replayed, answer: ServedAnswer, judged: AnswerJudgement) -> tuple[str, str]:
+        """Return the cause of an answer that differs only if it is asked by a chat with the right prompt, and the fix.
+
+        A grammar is the cause only if the same request without the grammar is answered as recorded.
+        """
+        golden = replayed.transcript
+        if judged.difference is None:
+            return MISREAD, _MISREAD_FIX
+        length = answer.count if answer.ids is None else len(answer.ids)
+        if not answer.ended and length is not None and length < golden.max_new_tokens:
+            found = (
+                f"a limit ends the answer after {counted(length, 'token')}, and {golden.max_new_tokens} were asked for"
+            )
+            return f"{RIGHT_PROMPT}: {found}.", _LIMITED_FIX
+        if self._is_random:
+            return f"{RIGHT_PROMPT}: two answers to one request differ, so they are not greedy (ML911).", _SETTINGS_FIX
+        free = answered(self._target.answer_without_grammar(golden))
+        if free is not None and self._passes(golden, free):
+            return CONSTRAINED, _CONSTRAINED_FIX
+        if answer.ended and self._is_beginning(golden, answer):
+            return f"{RIGHT_PROMPT}: the answer ends early, as at a stop string.", _SETTINGS_FIX
+        return f"{RIGHT_PROMPT}: the chat changes the answer, and the model does not.", _SETTINGS_FIX
+
+    @cached_property
+    def _is_random(self) -> bool:
+        """Whether an answer to messages differs from that to the same request again."""
+        pairs = [(answered(replayed.by_messages), answered(replayed.again)) for replayed in self._target.replayed]
+        return any(first and second and not _same_answer(first, second) for first, second in pairs)
+
+    def _passes(self, golden: Transcript, answer: ServedAnswer) -> bool:
+        judged = self._judged(golden, answer, by_messages=False)
+        return isinstance(judged, AnswerJudgement) and judged.passed
+
+    def _is_beginning(self, golden: Transcript, answer: ServedAnswer) -> bool:
+        """Whether an answer has the first tokens of the recorded one, or the first letters if its ids are hidden."""
+        eos = self._target.oracle.eos_id
+        ids = [token for token in answer.ids or () if token != eos]
+        recorded = [token for token in golden.completion_ids if token != eos]
+        if answer.ids is None:
+            return golden.text.startswith(answer.text)
+        return recorded[: len(ids)] == ids
 
     def first_logprobs(self) -> Result:
         """ML905: a server that hides its ids gives the first token the log-probability of the right prompt."""
@@ -269,7 +350,7 @@ class ReplayChecks:
                     if isinstance(judged, str) and other is not None:
                         findings.append(self._unjudged("ML911", replayed.transcript, other, f"{how}: {judged}"))
                     continue
-                if (given.text, given.calls, given.ids) == (answer.text, answer.calls, answer.ids):
+                if _same_answer(given, answer):
                     continue
                 if isinstance(judged, AnswerJudgement) and judged.passed:
                     continue  # another token at a near tie
@@ -278,3 +359,7 @@ class ReplayChecks:
                 row = replayed.transcript.row.to_jsonl()
                 findings.append(Finding("ML911", found, self._place, expected, row=row))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
+
+
+def _same_answer(first: ServedAnswer, second: ServedAnswer) -> bool:
+    return (first.text, first.calls, first.ids) == (second.text, second.calls, second.ids)

@@ -8,7 +8,7 @@ import json
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,10 +146,21 @@ class Prompts:
         self.records.append(record)
 
 
-def configuration(given: Path, checkpoint: Path, output: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return a configuration for the tiny model, and notes on what is another than in the given one."""
-    from lm_eval.models.huggingface import HFLM
+def configuration(
+    given: Path, checkpoint: Path, output: Path, known: Container[str], parsed: Callable[[str], dict[str, Any]]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return a configuration for the tiny model, and notes on what is another than in the given one.
 
+    Args:
+        given: The given configuration.
+        checkpoint: The folder of the tiny model.
+        output: The folder of the results.
+        known: The names of the arguments that the harness's own model class takes.
+        parsed: Reads arguments of a model that are written as one text.
+
+    Raises:
+        TypeError: If the configuration has no keys.
+    """
     config = yaml.safe_load(given.read_text(encoding="utf-8")) or {}
     if not isinstance(config, dict):
         raise TypeError("the configuration has no keys at its top; expected tasks, apply_chat_template, ...")
@@ -159,10 +170,7 @@ def configuration(given: Path, checkpoint: Path, output: Path) -> tuple[dict[str
         notes.append(f"model {model} is replaced by hf: these are the prompts of lm-eval's own tokenization")
     model_args = config.get("model_args") or {}
     if isinstance(model_args, str):
-        from lm_eval.utils import simple_parse_args_string
-
-        model_args = simple_parse_args_string(model_args)
-    known = inspect.signature(HFLM.__init__).parameters
+        model_args = parsed(model_args)
     kept = {name: value for name, value in model_args.items() if name in known and name not in _OF_MODELS}
     model_args = {**kept, "pretrained": str(checkpoint), "dtype": "float32"}
     if config.get("limit") is None and config.get("samples") is None:
@@ -172,21 +180,40 @@ def configuration(given: Path, checkpoint: Path, output: Path) -> tuple[dict[str
     return {**config, **_SET, "model_args": model_args, "output_path": str(output)}, notes
 
 
-def main() -> None:
-    """Write the prompts of the tasks that a configuration names."""
+def evaluate(given: Path, checkpoint: Path, folder: Path) -> tuple[Prompts, list[str]]:
+    """Run the harness's own command, and return the prompts that it feeds a model, and notes.
+
+    Args:
+        given: The given configuration.
+        checkpoint: The folder of the tiny model.
+        folder: An empty folder for files.
+    """
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.utils import simple_parse_args_string
+
+    known = inspect.signature(HFLM.__init__).parameters
+    config, notes = configuration(given, checkpoint, folder / "results", known, simple_parse_args_string)
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    sys.argv = ["lm_eval", "run", "--config", str(file)]
+    prompts = Prompts()
+    with prompts.taken():
+        cli_evaluate()
+    return prompts, notes
+
+
+def main(evaluated: Callable[[Path, Path, Path], tuple[Prompts, list[str]]] = evaluate) -> None:
+    """Write the prompts of the tasks that a configuration names.
+
+    Args:
+        evaluated: Runs the evaluation of a configuration; see `evaluate`.
+    """
     given = arguments()
     with tempfile.TemporaryDirectory() as temporary, given.output.open("w", encoding="utf-8") as output:
         output.write(json.dumps({"environment": versions(_PACKAGES)}) + "\n")
-        folder, prompts = Path(temporary), Prompts()
         try:
-            config, notes = configuration(given.config, given.checkpoint, folder / "results")
-            file = folder / "config.yaml"
-            file.write_text(yaml.safe_dump(config), encoding="utf-8")
-            sys.argv = ["lm_eval", "run", "--config", str(file)]
-            from lm_eval.__main__ import cli_evaluate
-
-            with prompts.taken():
-                cli_evaluate()
+            prompts, notes = evaluated(given.config, given.checkpoint, Path(temporary))
         except Exception as error:
             traceback.print_exc()
             sys.exit(f"{type(error).__name__}: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -90,7 +91,8 @@ def ready_trainer(task: Task) -> Any:
 
     original, trainer_class.train = trainer_class.train, stop
     try:
-        command.main(*_parse(command, task))
+        words = ["--config", str(configuration(task))]
+        command.main(*command.make_parser().parse_args_and_config(words, fail_with_unknown_args=False))
     except CapturedError:
         return trainer
     finally:
@@ -98,15 +100,16 @@ def ready_trainer(task: Task) -> Any:
     raise RuntimeError("TRL ended before it trained")
 
 
-def _parse(command: Any, task: Task) -> Any:
+def configuration(task: Task) -> Path:
+    """Write the configuration with its model, its data and its output replaced, and return the file."""
     config = yaml.safe_load(task.config.read_text(encoding="utf-8")) or {}
     fixed = {"model_name_or_path": str(task.checkpoint), "output_dir": str(task.folder / "out")}
     if not task.own_data:
         fixed["dataset_name"] = str(task.rows_file().parent)
     config = {name: value for name, value in {**config, **_SET, **fixed}.items() if name not in _DROPPED}
-    file = task.folder / "config.yaml"
+    file: Path = task.folder / "config.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return command.make_parser().parse_args_and_config(["--config", str(file)], fail_with_unknown_args=False)
+    return file
 
 
 if __name__ == "__main__":

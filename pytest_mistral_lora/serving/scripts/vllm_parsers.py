@@ -16,21 +16,25 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
-
-import regex
-import vllm
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.parser.parser_manager import ParserManager
-from vllm.sampling_params import SamplingParams
-from vllm.tokenizers.mistral import MistralTokenizer
-from vllm.v1.engine import EngineCoreRequest
-from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+from typing import Any, Protocol
 
 Message = dict[str, Any]
 
-# each new parser compiles a pattern for each of Tekken's 1,000 special tokens, and `regex` keeps 500 of them
-regex.compile = cache(regex.compile)
+
+class Prepared(Protocol):
+    """A chat request that a server has prepared, which reads answers to it."""
+
+    def whole(self, ids: list[int]) -> Message:
+        """Return the message of an answer that is not streamed."""
+        ...
+
+    def streamed(self, parts: Sequence[list[int]]) -> Message:
+        """Return the message that a client joins from the stream of an answer in these parts."""
+        ...
+
+
+Prepare = Callable[[Any, list[int]], Prepared]
+"""Prepares a chat request whose prompt has some ids."""
 
 
 class ParsedRequest:
@@ -47,6 +51,8 @@ class ParsedRequest:
         self._tokenizer = tokenizer
         self._parser_class = parser_class
         self._prompt = prompt
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
         self._request = ChatCompletionRequest.model_validate({"model": "model", **request})
         # as vllm/renderers/online_renderer.py: a parser may want special tokens in the text, and ask for a grammar
         is_adjusted = (
@@ -64,6 +70,10 @@ class ParsedRequest:
 
     def _texts(self, parts: Sequence[list[int]]) -> list[str]:
         """Return the text of each part of an answer, as the engine's detokenizer gives it."""
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.engine import EngineCoreRequest
+        from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
         settings = SamplingParams(skip_special_tokens=self._request.skip_special_tokens)
         detokenizer = IncrementalDetokenizer.from_new_request(
             self._tokenizer,
@@ -129,11 +139,11 @@ def _caught(make: Callable[[], Message]) -> Message:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def messages(tokenizer: Any, parser_class: Any, answer: Any) -> Message:
+def messages(prepare: Prepare, answer: Any) -> Message:
     """Return the messages of a known answer: whole, and as streams."""
     ids: list[int] = answer["answer_ids"]
     try:
-        request = ParsedRequest(tokenizer, parser_class, answer["request"], answer["prompt_ids"])
+        request = prepare(answer["request"], answer["prompt_ids"])
     except Exception as error:
         failed = {"error": f"{type(error).__name__}: {error}"}
         return {"whole": failed, "streams": [{"cut": None, **failed}]}
@@ -147,19 +157,41 @@ def messages(tokenizer: Any, parser_class: Any, answer: Any) -> Message:
     return {"whole": _caught(partial(request.whole, ids)), "streams": streams}
 
 
-def main() -> None:
-    """Read the answers, and write their messages."""
-    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    tokenizer = MistralTokenizer.from_pretrained(given["tokenizer"])
+def opened_parsers(tokenizer_folder: str, has_thinking: bool) -> tuple[str, Prepare]:
+    """Return the version of vLLM, and what prepares a request for its parsers.
+
+    Args:
+        tokenizer_folder: The folder of the tokenizer.
+        has_thinking: Whether the tokenizer has thinking, so that answers are read by a parser of it, too.
+    """
+    import regex
+    import vllm
+    from vllm.parser.parser_manager import ParserManager
+    from vllm.tokenizers.mistral import MistralTokenizer
+
+    # each new parser compiles a pattern for each of Tekken's 1,000 special tokens, and `regex` keeps 500 of them
+    regex.compile = cache(regex.compile)
+    tokenizer = MistralTokenizer.from_pretrained(tokenizer_folder)
     parser_class = ParserManager.get_parser(
         tool_parser_name="mistral",
-        reasoning_parser_name="mistral" if given["has_thinking"] else None,
+        reasoning_parser_name="mistral" if has_thinking else None,
         enable_auto_tools=True,
         model_name="model",
         tokenizer=tokenizer,
     )
-    made = [messages(tokenizer, parser_class, answer) for answer in given["answers"]]
-    Path(sys.argv[2]).write_text(json.dumps({"vllm": vllm.__version__, "answers": made}), encoding="utf-8")
+    return vllm.__version__, partial(ParsedRequest, tokenizer, parser_class)
+
+
+def main(opened: Callable[[str, bool], tuple[str, Prepare]] = opened_parsers) -> None:
+    """Read the answers, and write their messages.
+
+    Args:
+        opened: Returns the version of the parsers, and what prepares a request for them.
+    """
+    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    version, prepare = opened(given["tokenizer"], given["has_thinking"])
+    made = [messages(prepare, answer) for answer in given["answers"]]
+    Path(sys.argv[2]).write_text(json.dumps({"vllm": version, "answers": made}), encoding="utf-8")
 
 
 if __name__ == "__main__":

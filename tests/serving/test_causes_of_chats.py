@@ -1,0 +1,125 @@
+"""What is said of a chat whose answer differs from that to the same ids: on llama.cpp, and with a relay before it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answer_server import Relay
+from derived_tekken import derived_oracle
+from gguf_files import write_gguf
+from golden_answers import transcript_of
+from llamacpp_process import BUILD, converted_model, needs_llamacpp, served
+from local_server import serving
+
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.server.replay import CONSTRAINED, RIGHT_MODEL, RIGHT_PROMPT
+from pytest_mistral_lora.records.known_answers import known_answers
+from pytest_mistral_lora.training.export.probe import plant
+
+pytestmark = needs_llamacpp
+
+Ask = Callable[[dict[str, Any]], dict[str, Any]]
+RIGHT = ("plain", "system", "call")
+"""Known answers that llama.cpp gives as the model says them."""
+BY_GRAMMAR = "call-other-order"
+"""One whose keys are not in the order of the schema, which llama.cpp's grammar fixes."""
+KNOWN = {answer.name: answer for answer in known_answers() if answer.name in (*RIGHT, BY_GRAMMAR)}
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return derived_oracle("derived-v13-thinking", words=2000)
+
+
+@pytest.fixture(scope="module")
+def folder(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that says the answers, their transcripts, and a row."""
+    folder = tmp_path_factory.mktemp("causes")
+    plant(folder / "model", oracle, tuple(KNOWN.values()))
+    for name, known in KNOWN.items():
+        golden = folder / ("by-grammar" if name == BY_GRAMMAR else "right")
+        golden.mkdir(exist_ok=True)
+        ids = known.prompt_ids(oracle), known.answer_ids(oracle)
+        transcript_of(oracle, name, known.row, *ids).write(golden)
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+    (folder / "one.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llamacpp(folder: Path, oracle: Oracle) -> Iterator[str]:
+    with served(write_gguf(folder / "model.gguf", *converted_model(folder / "model", oracle))) as (_, address):
+        yield address
+
+
+@pytest.fixture
+def check(
+    llamacpp: str, folder: Path, oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    def run(golden: str, asks: Ask = lambda request: request) -> tuple[int, str]:
+        words = ["--tokenizer", str(oracle.path), "--rows", str(folder / "one.jsonl")]
+        with serving(Relay(oracle, upstream=llamacpp, asks=asks)) as url:
+            code = main(["serve-check", f"llamacpp@{BUILD}={url}", *words, "--golden", str(folder / golden)])
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def test_answers_that_nothing_changes_are_green(check: Callable[..., tuple[int, str]]) -> None:
+    code, out = check("right")
+    assert (code, out.count("3 exact of 3")) == (0, 2), out
+
+
+def test_a_grammar_is_the_cause_if_the_request_without_it_is_answered_as_recorded(
+    check: Callable[..., tuple[int, str]],
+) -> None:
+    code, out = check("by-grammar")
+    assert code == 1
+    assert re.findall(r"^ML\d+", out, re.MULTILINE) == ["ML909"], out
+    assert CONSTRAINED in out
+    assert "1 exact of 1" in out
+
+
+def with_system_prompt(request: dict[str, Any]) -> dict[str, Any]:
+    return {**request, "messages": [{"role": "system", "content": "You are kind."}, *request["messages"]]}
+
+
+def with_the_last_message(request: dict[str, Any]) -> dict[str, Any]:
+    return {**request, "messages": request["messages"][-1:]}
+
+
+def without_tools(request: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in request.items() if name != "tools"}
+
+
+@pytest.mark.parametrize(
+    ("asks", "says"),
+    [
+        (with_system_prompt, rf"{re.escape(RIGHT_MODEL)}\n.*prompt: \d+ tokens recorded, \d+ fed to the chat"),
+        (with_the_last_message, r"prompt: \d+ tokens recorded, \d+ fed to the chat"),
+        (without_tools, r"prompt: \d+ tokens recorded, \d+ fed to the chat"),
+        (lambda request: {**request, "stop": ["."]}, r"the answer ends early"),
+        (lambda request: {**request, "max_tokens": 1}, r"a limit ends the answer after 1 token, and"),
+        (lambda request: {**request, "temperature": 9, "seed": -1}, r"two answers to one request differ"),
+        (
+            lambda request: {**request, "logit_bias": [[" Paris", -100], ["Paris", -100]]},
+            r"the chat changes the answer",
+        ),
+    ],
+    ids=["system", "last-message", "tools", "stop", "limit", "temperature", "bias"],
+)
+def test_a_relay_that_changes_requests_is_not_taken_for_a_grammar(
+    asks: Ask, says: str, check: Callable[..., tuple[int, str]]
+) -> None:
+    code, out = check("right", asks)
+    assert code == 1, out
+    assert CONSTRAINED not in out
+    assert re.search(says, out), out
+    assert "ML909 " in out
+    assert (RIGHT_PROMPT in out) is ("tokens recorded" not in says), out
