@@ -15,6 +15,7 @@ from pytest_mistral_lora.chat.reading import read_line
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object
 from pytest_mistral_lora.conformance.dataset.fim import fim_law_findings
+from pytest_mistral_lora.conformance.dataset.row_texts import LOST_LETTERS, RowText, texts_of
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.errors import RowError
@@ -158,6 +159,8 @@ def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
             whose = "the completion" if isinstance(row, FimRow) else f"turn {turn}, the assistant's,"
             yield Finding("ML616", f"{whose} has nothing but </s>", row.place)
     characters = {character for text in _strings(row.to_json()) for character in _DAMAGED.findall(text)}
+    if characters and not isinstance(row, FimRow):
+        characters = {*_damaged_characters(row)}
     if characters:
         yield Finding(
             "ML617",
@@ -166,6 +169,35 @@ def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
         )
     yield from _tool_findings(row)
     yield from call_findings(row)
+
+
+# the colours of a terminal
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_AROUND_LOST = re.compile(r"\w{0,20}\ufffd+\w{0,20}")
+
+
+def _damaged_characters(row: Row) -> Iterator[str]:
+    """Yield the damaged characters of a conversation, without those that it repairs, repeats or speaks of."""
+    rest = row.to_json()
+    for message in rest["messages"]:
+        if message["role"] != "tool":
+            chunks = [] if isinstance(message.get("content"), str | None) else message["content"]
+            message["content"] = [chunk for chunk in chunks if not chunk.get("text")]
+    for text in _strings(rest):
+        yield from _DAMAGED.findall(_COLOUR.sub("", text))
+    for said in texts_of(row):
+        for character in {*_DAMAGED.findall(_COLOUR.sub("", said.text))}:
+            if character != "\ufffd" or not _is_about_lost_letters(said):
+                yield character
+
+
+def _is_about_lost_letters(said: RowText) -> bool:
+    """Return whether U+FFFD in a text is what the row is about: it is repeated or repaired."""
+    if said.speaks_of(LOST_LETTERS) or said.repeats("\ufffd"):
+        return True
+    # the answer has the word with its letter; each of its bytes may have become a U+FFFD
+    words = (re.escape(found[0]).replace("\ufffd", r"\w") for found in _AROUND_LOST.finditer(said.text))
+    return not said.is_answer and any(re.search(re.sub(r"(\\w)+", r"\\w{1,4}", word), said.answer) for word in words)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -312,7 +312,7 @@ class Audit:
     def _marked_finding(self, first: Finding) -> Finding:
         count, read = self._marked_conversations, self._read_conversations
         found = f"{first.found}, as {count:,} of {counted(read, 'conversation')} are"
-        return replace(first, found=found, is_error=count > 1 and count >= _MARKED_SHARE * read)
+        return replace(first, found=found, is_error=count == read > 1)
 
     def _as_encoded(self, line: EncodedLine) -> EncodedLine:
         """Return a row of a table with the nulls that the table gave its calls and tools, if its ids have them, too."""
