@@ -185,12 +185,18 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
     yield from seen.items()
 
 
-def markup_of(row: Row) -> tuple[int, str] | None:
-    """Return the number of a message that is marked up for a model of another family, and its markers; None without."""
+def markup_of(row: Row) -> tuple[int, str, bool] | None:
+    """Return the number of a message that is marked up for a model of another family, its markers, and whether the row
+    asks for such a text; None if no message is.
+    """
+    asked: tuple[int, str, bool] | None = None
     for said in _prose(row):
-        if marker := _marker(said):
-            return said.index, marker
-    return next(_roles_in_letters(row), None)
+        if marker := _any_marker(said):
+            if not _is_markup_asked_for(said, marker):
+                return said.index, marker, False
+            asked = asked or (said.index, marker, True)
+    named = next(_roles_in_letters(row), None)
+    return asked if named is None else (*named, False)
 
 
 def _prose(row: Row) -> Iterator[RowText]:
@@ -249,17 +255,23 @@ def _mentions_lines(prompt: RowText) -> bool:
 
 def _marker(said: RowText) -> str:
     """Return the marker of another model family that a text is built of; empty without one, or if it is asked for."""
-    text = said.text
-    found = _MARKERS.search(without_code(text)) if any(sign in text for sign in _MARKED) else None
-    marker = next(filter(None, found.groups())) if found else ""
-    if not marker:
-        return ""
-    subject = _TURNS if _has_turn(said) else FORMATS
+    marker = _any_marker(said)
+    return "" if marker and _is_markup_asked_for(said, marker) else marker
+
+
+def _any_marker(said: RowText) -> str:
+    found = _MARKERS.search(without_code(said.text)) if any(sign in said.text for sign in _MARKED) else None
+    return next(filter(None, found.groups())) if found else ""
+
+
+def _is_markup_asked_for(said: RowText, marker: str) -> bool:
+    """Return whether a row asks for the markup of one of its texts, or about it."""
     if said.is_answer:
-        return "" if said.is_asked_for(subject) or said.repeats(marker) else marker
-    # beside what is marked up, a prompt may ask about it
-    marks = [*re.finditer(_MARKER, text)]
-    return "" if FORMATS.search(f"{text[: marks[0].start()]} {text[marks[-1].end() :]}") else marker
+        return said.is_asked_for(_TURNS if _has_turn(said) else FORMATS) or said.repeats(marker)
+    # in front of what is marked up, or behind it, a prompt may ask about it; behind a system prompt stands a question
+    marks = [*re.finditer(_MARKER, said.text)]
+    before, after = said.text[: marks[0].start()], said.text[marks[-1].end() :]
+    return FORMATS.search(before) is not None or (after != "" and _TURNS.search(after) is not None)
 
 
 _ABOUT_TOKENS = re.compile(
