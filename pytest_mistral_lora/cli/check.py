@@ -74,6 +74,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="known deviations, which do not fail: a rule id, a node id or a cause's name a line, each with '# reason'",
     )
     parser.add_argument(
+        "--fail-not-checked", action="store_true", help="fail if a check could not run, too; notes do not fail"
+    )
+    parser.add_argument(
         "--baseline",
         type=PathArgument("written", output_file()),
         metavar="FILE",
@@ -125,7 +128,9 @@ def run(args: argparse.Namespace) -> int:
         reports=args.report,
     )
     kept = None if args.no_cache else args.cache or default_folder()
-    return judging.judge(plan.targets, examples=args.examples, train=plan.train, kept=kept)
+    return judging.judge(
+        plan.targets, examples=args.examples, train=plan.train, fails_not_checked=args.fail_not_checked, kept=kept
+    )
 
 
 def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:

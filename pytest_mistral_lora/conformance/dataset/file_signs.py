@@ -21,6 +21,8 @@ from pytest_mistral_lora.conformance.dataset.row_texts import (
     HTML,
     LOST_LETTERS,
     MARKUP,
+    NO_ANSWER,
+    NO_VALUE,
     TEMPLATES,
     RowText,
     is_log_or_source,
@@ -78,12 +80,6 @@ _INSTRUCTION = re.compile(r"(?:<s>\s?)?\[INST\][^\[]*(?:\[/INST\])?")
 _LONGEST_END = 40
 """Characters at an end of a text in which a marker or a word for a missing value stands."""
 
-_NO_VALUE = frozenset(
-    ("nan", "NaN", "<NA>", "NaT", "undefined", "[object Object]", "<noinput>", "<nooutput>", "nooutput>")
-)
-"""What a table or a program writes where it has no text."""
-_NO_ANSWER = frozenset(("None", "none", "N/A", "n/a", "null", "NULL"))
-"""Words that an answer may be, too."""
 _ABOUT_VALUES = re.compile(
     r"[`(){}=;<>]|\b(?:python|pandas|numpy|java|javascript|typescript|sql|code|script|function|method|program|variable"
     r"|returns?|prints?|outputs?|evaluat\w*|json|yaml|excel|null|none|nan|undefined|n/a|empty|missing|not)\b",
@@ -210,9 +206,11 @@ def _signs(row: Row) -> Iterator[tuple[str, str]]:
     for index, message in enumerate(row.messages):
         if message.get("tool_calls"):
             seen.setdefault(CALLS, f"messages[{index}].tool_calls")
+    # a declared schema allows the word for no value, or forbids it, which is an error of its row
+    is_declared = row.response_format is not None and row.response_format.get("type", "text") != "text"
     for said in texts_of(row):
         place = f"messages[{said.index}].content"
-        for name, shown in (*_signs_of_text(said), *_missing_values(said)):
+        for name, shown in (*_signs_of_text(said), *(() if is_declared else _missing_values(said))):
             if name != LETTERS_LOST:
                 seen.setdefault(name, f"{place}: {shown}")
             elif weight_of(row.messages[said.index]):
@@ -323,15 +321,15 @@ def _missing_values(said: RowText) -> Iterator[tuple[str, str]]:
     text = said.text
     if said.is_answer:
         word = text.strip() if len(text) <= _LONGEST_END else ""
-        if word in _NO_VALUE or word in _NO_ANSWER:
+        if word in NO_VALUE or word in NO_ANSWER:
             is_asked_for = said.is_asked_for(_ABOUT_VALUES) or said.repeats(word)
-            if word in _NO_VALUE and not is_asked_for:
+            if word in NO_VALUE and not is_asked_for:
                 yield "missing_value", repr(word)
             elif not is_asked_for and not said.is_asked_for(_ASKS_FOR_VALUES):
                 yield "none_as_answer", repr(word)
         return
     whole = text.strip()
-    if said.is_first and (whole in _NO_VALUE or whole in _NO_ANSWER):
+    if said.is_first and (whole in NO_VALUE or whole in NO_ANSWER):
         yield "missing_value", repr(whole)
         return
     end = text[-_LONGEST_END:].rpartition("\n")[2].rpartition(": ")[2].strip()
@@ -339,7 +337,7 @@ def _missing_values(said: RowText) -> Iterator[tuple[str, str]]:
     # a line of its own, or behind the name of a field: other names are those of a record
     label = _LABELLED.search(request[-_LONGEST_END:])
     before = request[: len(request) - len(label[0])] if label else request
-    if end in _NO_VALUE and (label or request.endswith("\n")) and not _ABOUT_VALUES.search(before):
+    if end in NO_VALUE and (label or request.endswith("\n")) and not _ABOUT_VALUES.search(before):
         yield "missing_value", repr(end)
 
 

@@ -84,6 +84,16 @@ LINES = re.compile(
 """Texts about line breaks, logs or programs, or with an escaped line break."""
 
 
+NO_VALUE = frozenset(
+    ("nan", "NaN", "<NA>", "NaT", "undefined", "[object Object]", "<noinput>", "<nooutput>", "nooutput>")
+)
+"""What a table or a program writes where it has no text."""
+NO_ANSWER = frozenset(("None", "none", "N/A", "n/a", "null", "NULL"))
+"""Words that an answer may be, too."""
+MISSING_VALUES = NO_VALUE | NO_ANSWER
+"""Words for a missing value."""
+
+
 def without_code(text: str) -> str:
     """Return a text with a space for each part in backticks, tildes or `<code>`."""
     return _CODE.sub(" ", text) if "`" in text or "~~~" in text or "<code>" in text else text

@@ -186,8 +186,9 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
 
 
 def markup_of(row: Row) -> tuple[int, str, bool] | None:
-    """Return the number of a message that is marked up for a model of another family, its markers, and whether the row
-    asks for such a text; None if no message is.
+    """Return the number of a message that is marked up for another family, and its markers; None if no message is.
+
+    The third value tells whether the row asks for such a text.
     """
     asked: tuple[int, str, bool] | None = None
     for said in _prose(row):
