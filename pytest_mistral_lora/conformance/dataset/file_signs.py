@@ -110,7 +110,7 @@ CALLS, CALLS_AS_TEXT, NO_PROMPT = "calls", "calls_as_text", "no_system_prompt"
 """Signs that are no fault by themselves: rows may differ in them."""
 
 LETTERS_LOST, ANSWERS = "letters_lost", "answers"
-"""The sign of an answer with U+FFFD, and the count of the answers of a file that have a loss."""
+"""The sign of an answer with U+FFFD, and the count of the texts of a file that answer, and have a loss."""
 
 ANSWER_UNITS = {"characters": 120, "tokens": 30}
 """The units of an answer's length, each with the least length that may be a cut: labels and names are shorter."""
@@ -151,8 +151,8 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
     judged = row if is_wanted(row) else prompt_of(row)
     for name, shown in _fim_row_signs(row) if isinstance(row, FimRow) else _signs(judged):
         tally.signs.setdefault((file, name), SignCount()).add(tally.findings.at, shown)
-    answers = [message for message in judged.messages if message["role"] == "assistant" and weight_of(message)]
-    tally.counts[file, ANSWERS] += len(answers)
+    answers = (message for message in judged.messages if message["role"] == "assistant" and weight_of(message))
+    tally.counts[file, ANSWERS] += sum(bool(text_of(message.get("content"))) for message in answers)
     if isinstance(row, FimRow):
         # a completion ends within a sentence: only equal ones tell something
         tally.answers.append(_checksum(row.completion) if row.completion.strip() else 0)
