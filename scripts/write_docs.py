@@ -100,7 +100,7 @@ def rules_page(*, words: bool = False) -> str:
         "Every finding starts with the id of a rule. An id never changes its meaning. An error fails its check. A note",
         "is shown, and fails only if you add `--mistral-strict`.",
         "",
-        "An error needs a proof. The column *proof* says what a rule takes as proof:",
+        "An error needs a proof. The column *proof* has what a rule takes as proof:",
         "",
         *(f"- **{kind}**: {sentence}" for kind, sentence in PROOFS.items()),
         "",

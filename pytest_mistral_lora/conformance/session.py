@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_mistral_lora.conformance.checks import ROOT, Check, Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.groups import FindingGroups, failed_rows, group_findings
+from pytest_mistral_lora.conformance.groups import FindingGroups, failed_rows, group_findings, signs_among
 from pytest_mistral_lora.conformance.known import Xfail, baseline_text, finders_of, known_among, unknown_among
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted
 from pytest_mistral_lora.escaping import printable
@@ -328,7 +328,7 @@ class Session:
             *(printable(line, lines=False) for line in facts),
             *notes,
             "",
-            *look_at_lines(self.causes()),
+            *look_at_lines(signs_among(self.causes())),
             *([NOTHING_WAS_JUDGED] if self.nothing_judged else []),
             verdict_line(self.records, [cause.count for cause in self.causes()]),
         ]

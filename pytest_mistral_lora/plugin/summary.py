@@ -128,6 +128,7 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
         settings: The settings of the run.
         unused: Folders of user goldens that no target of this run reads.
     """
+    from pytest_mistral_lora.conformance.groups import signs_among
     from pytest_mistral_lora.report import look_at_lines
 
     terminal.section("Mistral conformance", sep="=")
@@ -158,7 +159,7 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
             write_line(terminal, f"note {cause.headline()} - {cause.check}", yellow=True)
     for line in _unchecked_lines(session, settings, unused):
         write_line(terminal, line)
-    for line in look_at_lines(session.causes()):
+    for line in look_at_lines(signs_among(session.causes())):
         write_line(terminal, line, yellow=True)
 
 

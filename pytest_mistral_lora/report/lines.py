@@ -6,13 +6,10 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_mistral_lora.errors import and_more, counted
 from pytest_mistral_lora.escaping import own_stream, printable, safe_text
-
-if TYPE_CHECKING:
-    from pytest_mistral_lora.conformance.groups import FindingGroup
 
 
 def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -50,19 +47,22 @@ LOOK_AT = "look at these:"
 """The title of the list of signs."""
 
 
-def look_at_lines(causes: Iterable[FindingGroup]) -> list[str]:
-    """Return a line for each sign, with one row that has it."""
-    lines = [f"  {line}" for cause in causes if cause.simplest.is_sign for line in [_look_at(cause)]]
+def look_at_lines(signs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each sign, with one row that has it.
+
+    Args:
+        signs: The causes that nothing proves, as plain data.
+    """
+    lines = [f"  {_look_at(sign)}" for sign in signs]
     return [LOOK_AT, *lines] if lines else []
 
 
-def _look_at(cause: FindingGroup) -> str:
-    finding = cause.simplest
+def _look_at(sign: Mapping[str, Any]) -> str:
     # a sign of a file lists its first rows, each with the letters that show it
-    example = finding.detail.partition("\n")[0]
-    place = example if example.startswith(finding.place) else finding.place
-    more = f" ({counted(cause.count, 'finding')})" if cause.count > 1 else ""
-    return printable(f"{finding.rule} {place}: {' '.join(finding.found.split())}{more}", lines=False)
+    example = sign["detail"].partition("\n")[0]
+    place = example if example.startswith(sign["place"]) else sign["place"]
+    more = f" ({counted(sign['count'], 'finding')})" if sign["count"] > 1 else ""
+    return printable(f"{sign['rule']} {place}: {' '.join(sign['found'].split())}{more}", lines=False)
 
 
 def verdict_line(records: Sequence[Mapping[str, Any]], causes: Sequence[int]) -> str:

@@ -86,8 +86,7 @@ SOUND_ROWS = (
     ),
     SoundRows(
         "`null` in extractions",
-        "A text does not have each value that is asked for. A schema that allows null, or has it in other answers, "
-        "says so, too.",
+        "A text does not have each value that is asked for, and a schema may allow null.",
         (
             lambda n, town: said(
                 f"Extract the phone number.\n\nText: Ann lives in {town}.", "null" if n % 3 else f"+39 06 {n:04}"
