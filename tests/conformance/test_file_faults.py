@@ -129,7 +129,10 @@ PROSE += "train and by ship, because he could not leave it there in the rain."
         (lambda number: "no" if number % 50 else "yes", {}),
         (lambda number: "no", {}),
         (lambda number: PROSE if number % 4 == 0 else PROSE.format(number), {"ML644": "note"}),
-        (lambda number: PROSE, {"ML644": "note"}),
+        (lambda number: PROSE if number else "It is a door.", {"ML644": "note"}),
+        # what a file is about, and an error message
+        (lambda number: PROSE, {}),
+        (lambda number: "Error: the server has been overloaded, please try again in some minutes.", {"ML644": "note"}),
         # texts of one length, but whole ones, and texts of all lengths, that end anywhere
         (lambda number: PROSE.format(number + 100), {}),
         (lambda number: PROSE.format(number + 100)[: 125 + number // 2], {}),

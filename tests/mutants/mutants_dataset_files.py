@@ -149,11 +149,17 @@ def one_error_for_many_answers(artifact: Artifact) -> None:
     add_rows(artifact, lambda number: "Sorry, the service is not available. Please try again later.")
 
 
-@mutant("ML644", "N125", says="the same answer in 25 of 25 rows")
-def one_answer_for_all(artifact: Artifact) -> None:
-    """A join gave each question the answer of the first."""
-    artifact["rows"].clear()
+@mutant("ML644", "N125", says="the same answer in 25 of 30 rows")
+def one_answer_for_many(artifact: Artifact) -> None:
+    """A join gave many questions the answer of the first."""
     add_rows(artifact, lambda number: "It is a thing of this house, and it stands beside the old oven.")
+
+
+@mutant("ML644", "N125", says="the same answer in 25 of 25 rows")
+def one_error_for_all_answers(artifact: Artifact) -> None:
+    """Each answer is the error message of a server."""
+    artifact["rows"].clear()
+    add_rows(artifact, lambda number: "Error 429: you have sent too many requests, please wait for a minute.")
 
 
 STORY = "The first of {} trains left in the morning. The next one came at noon, and many people were waiting for it "

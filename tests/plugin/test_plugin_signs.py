@@ -16,7 +16,10 @@ ANSWER = "It is a thing of this house, and it stands beside the old oven since l
 @pytest.fixture
 def options(pytester: pytest.Pytester) -> tuple[str, ...]:
     rows = [
-        [{"role": "user", "content": f"What is thing {number}?"}, {"role": "assistant", "content": ANSWER}]
+        [
+            {"role": "user", "content": f"What is thing {number}?"},
+            {"role": "assistant", "content": ANSWER if number else "A boat."},
+        ]
         for number in range(20)
     ]
     lines = "".join(json.dumps({"messages": row}) + "\n" for row in rows)
@@ -29,7 +32,7 @@ def test_signs_are_listed_last_and_strict_fails_them(options: tuple[str, ...], g
     assert result.ret == 0
     at = result.outlines.index(LOOK_AT)
     assert result.outlines.index("not checked:") < at
-    assert result.outlines[at + 1] == "  ML644 rows.jsonl:1: the same answer in 20 of 20 rows (100.0%)"
+    assert result.outlines[at + 1] == "  ML644 rows.jsonl:2: the same answer in 19 of 20 rows (95.0%)"
     assert not any(line.startswith("note ML644") for line in result.outlines)
     strict = golden(*options, "--mistral-strict", "-k", "statistics")
     strict.assert_outcomes(failed=1, deselected=strict.parseoutcomes()["deselected"])

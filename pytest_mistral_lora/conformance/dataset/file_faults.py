@@ -16,6 +16,7 @@ from pytest_mistral_lora.conformance.dataset.file_signs import (
     CALLS_AS_TEXT,
     LETTERS_LOST,
     NO_PROMPT,
+    OF_A_PROGRAM,
 )
 from pytest_mistral_lora.conformance.dataset.fim import (
     FIM_MARKERS,
@@ -167,7 +168,7 @@ def faulty_rows(tally: DatasetTally, files: Sequence[DataFile]) -> Iterator[tupl
         found = [
             *(_rows_with(fault, tally, index) for fault in _SIGNS),
             *_no_answers(tally, index, slice(int(ends[index]), int(ends[index + 1]))),
-            *_same_answers(tally, slice(int(ends[index]), int(ends[index + 1]))),
+            *_same_answers(tally, index, slice(int(ends[index]), int(ends[index + 1]))),
             *_cut_answers(tally, index),
             *_lost_prompts(tally, index),
             *_mixed_calls(tally, index),
@@ -190,8 +191,11 @@ def _no_answers(tally: DatasetTally, file: int, rows: slice) -> Iterator[FaultyR
         yield FaultyRows(_NONE, without, tally.counts[file, "rows"])
 
 
-def _same_answers(tally: DatasetTally, rows: slice) -> Iterator[FaultyRows]:
-    """Yield the most frequent long answer, and the most frequent short one, if several different rows have it."""
+def _same_answers(tally: DatasetTally, file: int, rows: slice) -> Iterator[FaultyRows]:
+    """Yield the most frequent long answer, and the most frequent short one, if several different rows have it.
+
+    One answer in every row is what a file is about, unless it is a message of a program.
+    """
     answers = np.frombuffer(tally.answers, np.uint32)[rows]
     # half of each digest; a row that stands there twice counts once
     digests = np.frombuffer(tally.rows, np.uint64)[::2][rows]
@@ -202,7 +206,10 @@ def _same_answers(tally: DatasetTally, rows: slice) -> Iterator[FaultyRows]:
             continue
         same = np.flatnonzero(answers == checksums[counts.argmax()])
         different = len(np.unique(digests[same]))
+        is_every = len(same) == with_answer.sum() > tally.counts[file, OF_A_PROGRAM]
         if different > 1:
+            # as few as a label is short
+            fault = _SAME_SHORT if is_every else fault
             first = [(tally.places[rows.start + int(row)], "") for row in same[: SignCount.MOST]]
             yield FaultyRows(fault, SignCount(different, first), int(with_answer.sum()))
 

@@ -23,6 +23,7 @@ from pytest_mistral_lora.conformance.dataset.row_texts import (
     MARKUP,
     NO_ANSWER,
     NO_VALUE,
+    STRUCK,
     TEMPLATES,
     RowText,
     is_log_or_source,
@@ -49,7 +50,7 @@ _PAIR = re.compile(rb"\xc3[\x82-\xb4][\xc2\xc5\xc6\xcb\xe2]")
 # of prose; those that a sentence names have no word at both sides
 _ENTITY = re.compile(r"&(?:(?:#0?39|#x27|apos|rsquo);(?=\w)|(?:quot|#0?34|[lr]dquo|nbsp);|amp;(?=\s?\w))")
 
-_BLOCK = "(?:p|div|span|blockquote|article|section)"
+_BLOCK = "(?:p|div|blockquote|article|section)"
 # a text that is one piece of HTML, with a sentence in it, or a line break in the middle of prose
 _HTML = re.compile(
     rf"\A\s*<{_BLOCK}(?:\s[^<>]*)?>.*</[a-z1-6]+>\s*\Z|(?<=\S)<br\s?/?>(?=\s*\w)", re.DOTALL | re.IGNORECASE
@@ -82,7 +83,7 @@ _LONGEST_END = 40
 
 _ABOUT_VALUES = re.compile(
     r"[`(){}=;<>]|\b(?:python|pandas|numpy|java|javascript|typescript|sql|code|script|function|method|program|variable"
-    r"|returns?|prints?|outputs?|evaluat\w*|json|yaml|excel|null|none|nan|undefined|n/a|empty|missing|not)\b",
+    r"|returns?|prints?|outputs?|evaluat\w*|json|yaml|excel|null|none|nan|undefined|n/a|empty|missing|not|slope|divid\w*|limit|zero)\b",
     re.IGNORECASE,
 )
 _ASKS_FOR_VALUES = re.compile(
@@ -108,6 +109,9 @@ _OPEN_ENDS = frozenset(",;:-\u2013\u2014(")
 
 CALLS, CALLS_AS_TEXT, NO_PROMPT = "calls", "calls_as_text", "no_system_prompt"
 """Signs that are no fault by themselves: rows may differ in them."""
+
+OF_A_PROGRAM = "answers_of_a_program"
+"""The count of the last answers of a file that look like an error message."""
 
 LETTERS_LOST, ANSWERS = "letters_lost", "answers"
 """The sign of an answer with U+FFFD, and the count of the texts of a file that answer, and have a loss."""
@@ -168,6 +172,7 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
     answer = text_of(row.messages[index].get("content")).rstrip() if weight_of(row.messages[index]) else ""
     asked = any(answer in text_of(message.get("content")) for message in row.messages[:index]) if answer else False
     tally.answers.append(_checksum(answer, is_label=asked or _is_refusal(answer)) if answer else 0)
+    tally.counts[file, OF_A_PROGRAM] += _OF_A_PROGRAM.search(answer) is not None
     # a call behind the text would count as tokens of the answer
     if answer and not row.messages[index].get("tool_calls"):
         lengths = {"characters": len(answer), "tokens": _tokens_of_last_turn(encoded)}
@@ -246,12 +251,33 @@ def _wrong_decoding(said: RowText) -> str:
     prose = without_quotations(said.text)
     if _MOJIBAKE.search(prose) is None or said.speaks_of(ENCODINGS):
         return ""
-    for found in _MOJIBAKE.finditer(prose):
-        run, meant = _decoded(found)
+    for run, meant in _wrong_runs(prose):
         # the answer repairs it, or repeats what it was given
-        if not (meant in said.answer or said.repeats(run)):
+        if not (_is_repaired(meant, said.answer) or said.repeats(run)):
             return f"{run!r} for {meant!r}"
     return ""
+
+
+def repairs_decoding(prompt: RowText) -> bool:
+    """Return whether the answer to a prompt has the letters that a wrong decoding of the prompt stands for."""
+    return any(_is_repaired(meant, prompt.answer) for _, meant in _wrong_runs(prompt.text))
+
+
+def _wrong_runs(text: str) -> Iterator[tuple[str, str]]:
+    """Yield each run of wrongly decoded letters, and the letters that its bytes stand for."""
+    found = _MOJIBAKE.search(text)
+    while found:
+        run, meant = _decoded(found)
+        yield run, meant
+        found = _MOJIBAKE.search(text, found.start() + len(run))
+
+
+def _is_repaired(meant: str, answer: str) -> bool:
+    """Return whether an answer has some letters, perhaps after a second step of repair."""
+    if meant in answer:
+        return True
+    again = _MOJIBAKE.search(meant)
+    return again is not None and _decoded(again)[1] in answer
 
 
 def _decoded(found: re.Match[str]) -> tuple[str, str]:
@@ -310,8 +336,13 @@ def _is_template(said: RowText) -> bool:
 def _is_rendered_on_request(said: RowText) -> bool:
     """Return whether a row asks for control tokens in a text, or about those in a prompt."""
     if said.is_answer:
-        asked = said.is_asked_for(FORMATS)
-        return asked or any(said.repeats(marker) for marker in (*_OPENINGS, *_CLOSINGS) if marker in said.text)
+        opens = said.text.lstrip().startswith(_OPENINGS)
+        is_struck = not opens and not STRUCK.sub("", said.text).rstrip().endswith(_CLOSINGS)
+        return (
+            is_struck
+            or said.is_asked_for(FORMATS)
+            or any(said.repeats(marker) for marker in (*_OPENINGS, *_CLOSINGS) if marker in said.text)
+        )
     around = _INSTRUCTION.sub(" ", said.text)
     return around.strip(" \n") != "" and FORMATS.search(around) is not None
 

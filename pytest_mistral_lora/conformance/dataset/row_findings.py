@@ -15,6 +15,7 @@ from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.reading import read_line
 from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
 from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object, forbidden_values
+from pytest_mistral_lora.conformance.dataset.file_signs import repairs_decoding
 from pytest_mistral_lora.conformance.dataset.fim import fim_law_findings
 from pytest_mistral_lora.conformance.dataset.row_texts import LOST_LETTERS, MISSING_VALUES, RowText, texts_of
 from pytest_mistral_lora.conformance.finding import Finding
@@ -222,8 +223,14 @@ def _damaged_characters(row: Row) -> Iterator[str]:
         yield from _DAMAGED.findall(_COLOUR.sub("", text))
     for said in texts_of(row):
         for character in {*_DAMAGED.findall(_COLOUR.sub("", said.text))}:
-            if character != "\ufffd" or not _is_about_lost_letters(said):
+            is_about = _is_about_lost_letters(said) if character == "\ufffd" else _is_wrong_decoding(said, character)
+            if not is_about:
                 yield character
+
+
+def _is_wrong_decoding(said: RowText, character: str) -> bool:
+    """Return whether a control character of a prompt belongs to a wrong decoding that the answer repairs."""
+    return "\x80" <= character <= "\x9f" and not said.is_answer and repairs_decoding(said)
 
 
 def _is_about_lost_letters(said: RowText) -> bool:

@@ -50,7 +50,8 @@ HTML = re.compile(
 TEMPLATES = re.compile(
     r"\{[{%#]|\{\w+\}|<%|template|placeholder|variable|jinja|mustache|handlebars|liquid|f-string|format|\bcode\b|script"
     r"|snippet|langchain|macro|merge field|mail ?merge|\bletter|\be-?mails?\b|\bmails?\b|\bform\b|\bprompts?\b"
-    r"|\bcards?\b|persona\b|role-?play|vorlage|modèle|plantilla|modello|шаблон|模板|テンプレート",
+    r"|\bcards?\b|vue\b|react\b|angular|svelte|component|ansible|helm|\bsms\b|\bmessages?\b|notification|invitation"
+    r"|signature|persona\b|role-?play|vorlage|modèle|plantilla|modello|шаблон|模板|テンプレート",
     re.IGNORECASE,
 )
 """Texts about templates and placeholders, or with one."""
@@ -69,6 +70,7 @@ _LOGS = re.compile(
     r"|\bSEVERE\b|\[(?:error|warn(?:ing)?|info|debug|trace|fatal|\w+[.:/-]\w[\w.:/-]*)\]|\b[\w.]{1,60}=\S"
     r"|\bat [\w.$<>]+ ?\(|Traceback|\b\w{0,60}(?:Exception|Error|Warning)\b ?:|\b\d{1,3}(?:\.\d{1,3}){3}\b|\w\[\d+\]:"
     r"|\b0x[0-9a-fA-F]+|exit (?:code|status)"
+    r"|\A[\w.-]{1,60} +\| |\A\w{1,20}\([\w./-]{1,60}\)!?: |\bgoroutine\b|\bpanic:|\bcore dumped\b"
 )
 _SOURCE = re.compile(
     r"#include|\bprintf\b|\bputs\b|\bputchar\b|\bcout\b|std::|System\.out|console\.log|\bprint(?:ln)?\(|\bdef \w+\("
@@ -78,7 +80,8 @@ _SOURCE = re.compile(
 LINES = re.compile(
     r"\blog(?:s|ged|ging|file|line)?\b|stack ?trace|traceback|stdout|stderr|console|terminal|escap|literal|serializ"
     r"|payload|\braw\b|json|csv|regex|regular expression|\bcode\b|program|function|script|python|java|\bshell\b|bash"
-    r"|printf|new ?lines?\b|line breaks?\b|line feed|backslash|\\n|\bC\b|\bRust\b|\bGo\b|c\+\+|one line",
+    r"|printf|crash|commit|error message|new ?lines?\b|line breaks?\b|line feed|backslash|\\n|\bC\b|c\+\+"
+    r"|\bRust\b|\bGo\b|one line",
     re.IGNORECASE,
 )
 """Texts about line breaks, logs or programs, or with an escaped line break."""
@@ -92,6 +95,11 @@ NO_ANSWER = frozenset(("None", "none", "N/A", "n/a", "null", "NULL"))
 """Words that an answer may be, too."""
 MISSING_VALUES = NO_VALUE | NO_ANSWER
 """Words for a missing value."""
+
+
+# the same around a whole conversation is a rendered text
+STRUCK = re.compile(r"<s>(?:(?!</?s>|\[/?INST\]).){1,300}</s>", re.DOTALL)
+"""A short text that HTML strikes through."""
 
 
 def without_code(text: str) -> str:

@@ -27,6 +27,7 @@ from pytest_mistral_lora.conformance.dataset.row_texts import (
     HTML,
     LINES,
     MARKUP,
+    STRUCK,
     RowText,
     is_log_or_source,
     texts_of,
@@ -90,7 +91,7 @@ _MARKER = (
     r"<\|/?[^\W\d]\w*(?: \w+)*\|>|\[\|[^\W\d]\w*\|\]|<\uff5c[^\uff5c\n]{1,30}\uff5c>"
     r"|<(?:start|end)_of_turn>|<</?SYS>>|<(?:bos|eos|sop|eop|eoh|eoa|eom|AI|用户)>|<(?:reserved_|extra_id_|unused)\d+>"
     r"|\[gMASK\]|</?(?:tool_calls?|tool_response|function_calls|function_results)>|<function=[\w.-]+>"
-    r"|### (?:Instruction|Response|Input|Human|Assistant|User):"
+    r"|### (?:Instruction|Response|Human|Assistant|User):"
 )
 _MARKED = ("<", "### ", "[|", "[gMASK]")
 # at an end of a text, or twice at an end of a line
@@ -272,6 +273,8 @@ def _is_markup_asked_for(said: RowText, marker: str) -> bool:
     # in front of what is marked up, or behind it, a prompt may ask about it; behind a system prompt stands a question
     marks = [*re.finditer(_MARKER, said.text)]
     before, after = said.text[: marks[0].start()], said.text[marks[-1].end() :]
+    if before.rstrip().endswith(("?", ":", "\uff1f", "\uff1a")):
+        return True
     return FORMATS.search(before) is not None or (after != "" and _TURNS.search(after) is not None)
 
 
@@ -280,8 +283,6 @@ _ABOUT_TOKENS = re.compile(
     r"|syntax|render",
     re.IGNORECASE,
 )
-# a text that HTML strikes through, which is short; the same around a whole conversation is none
-_STRUCK = re.compile(r"<s>(?:(?!</?s>|\[/?INST\]).){1,300}</s>", re.DOTALL)
 
 
 def spelled_tokens(row: Row, literals: re.Pattern[str]) -> list[str]:
@@ -302,8 +303,10 @@ def spelled_tokens(row: Row, literals: re.Pattern[str]) -> list[str]:
             message["content"] = [chunk for chunk in chunks if not chunk.get("text")]
     found = literals.findall(json.dumps(rest, ensure_ascii=False))
     for said in texts_of(row):
-        struck = _STRUCK.sub(" ", said.text)
-        text = without_code(said.text if not struck.strip() and not said.speaks_of(HTML) else struck)
+        struck = STRUCK.sub(" ", said.text)
+        # an answer may be struck through as a whole; a prompt may be a rendered text
+        is_html = said.is_answer or struck.strip() or said.speaks_of(HTML)
+        text = without_code(struck if is_html else said.text)
         spelled = literals.findall(text)
         if {*spelled} <= {"<s>", "</s>"} and said.speaks_of(HTML):
             continue
