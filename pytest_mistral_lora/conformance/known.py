@@ -237,13 +237,13 @@ def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False,
 
     Args:
         records: The record of each check.
-        strict: Whether notes are failures.
-        not_checked: Whether checks that could not run are failures.
+        strict: Whether notes, and checks that could not run, are failures.
+        not_checked: Whether checks that could not run are failures, if `strict` is not set.
     """
     headlines: dict[str, list[str]] = {}
     homes: dict[tuple[str, str], dict[str, list[str]]] = {}
     for record in records:
-        if not_checked and record["not_checked"]:
+        if (strict or not_checked) and record["not_checked"]:
             headlines.setdefault(record["nodeid"], []).append(f"not checked: {record['not_checked']}")
         for finding in record["findings"]:
             if strict or finding["severity"] == "error":

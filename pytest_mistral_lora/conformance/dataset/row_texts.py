@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from pytest_mistral_lora.chat.rows import Row, text_of
 
@@ -117,6 +117,10 @@ def is_log_or_source(text: str) -> bool:
     return _LOGS.search(text) is not None or _SOURCE.search(text) is not None
 
 
+_NEAR = 20
+"""Texts at the beginning of a conversation, and before a message, that can ask for what the message has."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowText:
     """A text of a row.
@@ -149,8 +153,9 @@ class RowText:
         return self._texts[self._answer] if self._answer >= 0 else ""
 
     def before(self) -> Iterator[str]:
-        """Yield the texts before it in its row."""
-        return islice(self._texts, self.index)
+        """Yield the texts before it in its row; of a long conversation, the first and the last of them."""
+        last = max(_NEAR, self.index - _NEAR)
+        return chain(islice(self._texts, min(_NEAR, self.index)), self._texts[last : self.index])
 
     def is_asked_for(self, subject: re.Pattern[str]) -> bool:
         """Return whether a text before it is about a subject."""

@@ -159,23 +159,23 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
             seen.setdefault("rows_with_letters_beyond_ascii", None)
         if "\n" in text:
             seen.setdefault("rows_with_newlines", None)
-        if found := _escaped_letter(said):
-            seen.setdefault("ML624", Finding("ML624", f"the text has {found!r} as letters", place))
-        if "\\n" in text and (found := _escaped_break(said)):
+        if "ML624" not in seen and (found := _escaped_letter(said)):
+            seen["ML624"] = Finding("ML624", f"the text has {found!r} as letters", place)
+        if "ML626" not in seen and "\\n" in text and (found := _escaped_break(said)):
             beside = "beside a line break" if "\n" in text else "and no line break"
-            seen.setdefault("ML626", Finding("ML626", f"the text has {found!r} {beside}", place))
-        if marker := _marker(said):
+            seen["ML626"] = Finding("ML626", f"the text has {found!r} {beside}", place)
+        if COMPLETE_TURNS.rule not in seen and (marker := _marker(said)):
             is_complete = _has_turn(said)
             marked = Finding("ML628", f"the text is marked up with {marker}", place, is_error=is_complete)
             if "ML628" not in seen or (is_complete and COMPLETE_TURNS.rule not in seen):
                 seen["ML628"] = marked
             if is_complete:
                 seen[COMPLETE_TURNS.rule] = None
-        if thought := _thought(said, thinks=thinks):
+        if not {"ML630", "ML631"} & seen.keys() and (thought := _thought(said, thinks=thinks)):
             expected = 'a chunk {"type": "thinking", "thinking": "..."}' if thinks else ""
             # without control tokens, letters are the only way to write a thought
             rule = "ML630" if thinks else "ML631"
-            seen.setdefault(rule, Finding(rule, f"a thought is written as {thought}", place, expected))
+            seen[rule] = Finding(rule, f"a thought is written as {thought}", place, expected)
     for index, role in _roles_in_letters(row):
         place = f"{row.place}, messages[{index}].content"
         seen.setdefault("ML628", Finding("ML628", f"the text is marked up with {role}", place))
