@@ -30,12 +30,13 @@ from prepared_page import prepared_page  # noqa: E402
 from published_page import published_page  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 from recordings_page import recordings_page  # noqa: E402
+from sound_rows_page import sound_rows_page  # noqa: E402
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer  # noqa: E402
 from pytest_mistral_lora.chat.oracle.versions import VERSIONS  # noqa: E402
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation  # noqa: E402
 from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa: E402
-from pytest_mistral_lora.conformance.finding import RULES, Rule, with_paths  # noqa: E402
+from pytest_mistral_lora.conformance.finding import PROOFS, RULES, Rule, with_paths  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
 from pytest_mistral_lora.runners import RUNNERS, runner_fixes  # noqa: E402
 from pytest_mistral_lora.serving.servers import SERVERS  # noqa: E402
@@ -101,19 +102,27 @@ def rules_page(*, words: bool = False) -> str:
         "Every finding starts with the id of a rule. An id never changes its meaning. An error fails its check. A note",
         "is shown, and fails only if you add `--mistral-strict`.",
         "",
+        "An error needs a proof. The column *proof* has what a rule takes as proof:",
+        "",
+        *(f"- **{kind}**: {sentence}" for kind, sentence in PROOFS.items()),
+        "",
+        "A rule with two has notes by the first, and errors by the second. The summary lists signs last, under *look",
+        "at these*, with one row each.",
+        "",
         f"{_MADE} from the tables in `pytest_mistral_lora/conformance/rules/`.",
         "",
         '<div class="filter" data-of="rules"></div>',
     ]
     for subject in dict.fromkeys(rule.subject for rule in RULES.values()):
-        lines += ["", f"## {subject}", "", "| rule | severity | requirement |", "|---|---|---|"]
+        lines += ["", f"## {subject}", "", "| rule | severity | proof | requirement |", "|---|---|---|---|"]
         lines += [_rule_row(rule, words=words) for rule in RULES.values() if rule.subject == subject]
     return _page(lines)
 
 
 def _rule_row(rule: Rule, *, words: bool) -> str:
     more = _words(rule) if words else ""
-    return f'| <a id="{rule.id.lower()}"></a>{rule.id} | {rule.severity} | {_cell(rule.title)}{more} |'
+    anchor, proof = f'<a id="{rule.id.lower()}"></a>', ", ".join(rule.proof)
+    return f"| {anchor}{rule.id} | {rule.severity} | {proof} | {_cell(rule.title)}{more} |"
 
 
 def _words(rule: Rule) -> str:
@@ -156,6 +165,10 @@ def rule_page(rule: Rule, gallery: Gallery) -> str:
         "",
         f"- subject: {rule.subject}",
         f"- severity: {rule.severity}",
+        *(
+            f"- {name}: {kind}. {PROOFS[kind]}"
+            for name, kind in zip(("proof", "proof of an error"), rule.proof, strict=False)
+        ),
         f"- why: {rule.why}",
         f"- fix: {rule.fix}",
         f"- source: {_linked(rule.source) if THREAD.fullmatch(rule.source) else rule.source}",
@@ -289,6 +302,7 @@ def _page(lines: list[str]) -> str:
 def committed_pages() -> dict[str, str]:
     """Return the pages and templates that are in the repository, by their paths in docs/."""
     made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "recipe.md": recipe_page()}
+    made["sound-rows.md"] = sound_rows_page()
     made |= {"prepared.md": prepared_page(), "symptoms.md": symptoms_page()}
     return made | {f"templates/{name}.jinja": training_template(shipped_tokenizer(name)) for name in SHIPPED}
 

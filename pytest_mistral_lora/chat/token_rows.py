@@ -110,9 +110,14 @@ class TokenRow:
             [expected] = column.tokens
             found = expected if is_labelled or expected is None else expected._replace(label="")
             columns.append(column._replace(tokens=(expected, found)))
+        # the part may come of an encoding without turns: the whole row knows whose its tokens are
+        turn, role = (columns[-1].turn, columns[-1].role) if columns else (None, None)
         for column in self.columns:
             expected, found = column.tokens
-            columns.append(column._replace(tokens=(expected and side.token(expected.position), found)))
+            if expected is not None:
+                turn, role = row.columns[expected.position].turn, row.columns[expected.position].role
+            tokens = expected and side.token(expected.position), found
+            columns.append(column._replace(tokens=tokens, turn=turn, role=role))
         if end == len(row.columns):
             return [TokenRow(title, self.sides, tuple(columns))]
         part = TokenRow(f"{title}: tokens 0 to {end - 1} of {len(row.columns)}", self.sides, tuple(columns))

@@ -71,6 +71,20 @@ def argument_faults(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> 
     return ArgumentFaults(tuple(sorted(nulls)), f"{first.json_path}: {first.message:.300}" if first else "")
 
 
+def forbidden_values(value: Any, schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the JSON path and the value of each part that a schema forbids; nothing if the schema cannot judge it."""
+    from referencing.exceptions import Unresolvable
+
+    try:
+        validator = _validator(json.dumps(schema))
+        for error in validator.iter_errors(value) if validator else ():
+            is_taken = isinstance(error.schema, dict) and error.schema.get("nullable") is True
+            if error.instance is not None or not is_taken:
+                yield error.json_path, error.instance
+    except (Unresolvable, RecursionError, re.error, ArithmeticError):
+        return  # as for `argument_faults`
+
+
 def _unknown_nulls(value: Any, schemas: Sequence[Any], root: Any) -> Iterator[str]:
     """Yield the JSON path of each null under a key that no schema of its object names.
 

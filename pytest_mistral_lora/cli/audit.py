@@ -194,14 +194,18 @@ def _group(verdicts: Iterator[LineVerdict]) -> FindingGroups:
 def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> None:
     """Run an audit and print it; at most `show` causes of a class are printed, all findings are counted."""
     from pytest_mistral_lora.conformance.finding import RULES
-    from pytest_mistral_lora.report import found_words, write_styled
+    from pytest_mistral_lora.conformance.groups import signs_among
+    from pytest_mistral_lora.report import found_words, look_at_lines, write_styled
 
     shown, kinds = Counter[str](), Counter[str]()
-    for cause in _group(verdicts):
+    causes = _group(verdicts)
+    for cause in causes:
         rule = cause.simplest.rule
         kinds[rule] += 1
         if kinds[rule] <= show:
             shown[rule] += 1
+            if cause.simplest.is_sign:
+                continue  # it has its line at the end
             heading = f"{cause.check}: {RULES[rule].fault_class}"
             write_styled(f"{heading}\n{cause.text(shutil.get_terminal_size().columns)}\n")
     lines = [f"{'rule':<6}  {'class':<26}  {'found':>9}  causes"] if audit.counts else []
@@ -218,6 +222,7 @@ def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> No
         *([_weights_line(weightless)] if (weightless := data["answers_without_labels"]) else ()),
         *([f"preferences: {words}"] if (words := audit.sides.words) else ()),
         *(f"not checked: {case}: {reason}" for case, reason in audit.not_checked.items()),
+        *look_at_lines(signs_among(causes)),
         found_words(data["findings"], kinds.total()),
     ]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -75,6 +75,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_xfails_option(parser)
     parser.add_argument(
+        "--fail-not-checked", action="store_true", help="fail if a check could not run, too; notes do not fail"
+    )
+    parser.add_argument(
         "--baseline",
         type=PathArgument("written", output_file()),
         metavar="FILE",
@@ -126,7 +129,9 @@ def run(args: argparse.Namespace) -> int:
         reports=args.report,
     )
     kept = None if args.no_cache else args.cache or default_folder()
-    return judging.judge(plan.targets, examples=args.examples, train=plan.train, kept=kept)
+    return judging.judge(
+        plan.targets, examples=args.examples, train=plan.train, fails_not_checked=args.fail_not_checked, kept=kept
+    )
 
 
 def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:

@@ -19,6 +19,15 @@ from pytest_mistral_lora.escaping import in_block, printable
 __all__ = ["RULES", "Rule", "Severity"]
 
 Severity = Literal["error", "note"]
+Proof = Literal["oracle", "declaration", "contradiction", "sign"]
+
+PROOFS: dict[Proof, str] = {
+    "oracle": "mistral-common, or the program that uses the artifact, was asked, and gives something else.",
+    "declaration": "A file declares it (a schema, a configuration, a manifest, a recipe), and the artifact differs.",
+    "contradiction": "Two parts of the artifact cannot both be right, or a value cannot mean anything.",
+    "sign": "Statistics of texts or numbers look like a known fault. Nothing proves it: it is a note.",
+}
+"""What a rule takes as proof of a finding."""
 
 _SUBJECTS = (
     "template",
@@ -121,6 +130,7 @@ class Rule:
         fix_text: The way to mend the artifact, with placeholders for its paths; `fix` in the file.
         source: The thread, specification or reference code that the rule comes from.
         severity: `error` fails a check; `note` is shown, and fails only with `--mistral-strict`.
+        proof: What proves a finding. A rule that is a note may have two: of its notes, and of its errors.
         example: A broken artifact with its finding.
         fault_class: The name of the fault in the reports of `audit`, for a rule on encoded rows; `class` in the file.
     """
@@ -133,6 +143,7 @@ class Rule:
     fix_text: str
     source: str
     example: RuleExample
+    proof: tuple[Proof, ...]
     severity: Severity = "error"
     fault_class: str = ""
 
@@ -155,6 +166,7 @@ class Rule:
         values = {
             "subject": self.subject,
             "severity": self.severity,
+            **{name: f"{kind}. {PROOFS[kind]}" for name, kind in zip(("proof", "of error"), self.proof, strict=False)},
             "why": self.why,
             "fix": self.fix,
             "source": self.source,
@@ -202,6 +214,9 @@ def _read_rules(subject: str) -> dict[str, Rule]:
     rules = {}
     for rule_id, table in tables.items():
         example, fault_class, case = RuleExample(**table.pop("example")), table.pop("class", ""), table.pop("case")
+        proof = _read_proof(
+            table.pop("proof", None), table.get("severity", "error"), f"{subject}.toml, {rule_id}.proof"
+        )
         cases = (case,) if isinstance(case, str) else tuple(case)
         rules[rule_id] = Rule(
             id=rule_id,
@@ -209,10 +224,27 @@ def _read_rules(subject: str) -> dict[str, Rule]:
             cases=cases,
             fix_text=table.pop("fix"),
             example=example,
+            proof=proof,
             fault_class=fault_class,
             **table,
         )
     return rules
+
+
+def _read_proof(value: Any, severity: str, place: str) -> tuple[Proof, ...]:
+    """Return what a rule takes as proof, as its table has it: a kind, or that of its notes and that of its errors.
+
+    Raises:
+        ValueError: If a kind is unknown, or a sign proves an error.
+    """
+    kinds = (value,) if isinstance(value, str) else tuple(value or ())
+    if not kinds or not all(kind in PROOFS for kind in kinds):
+        raise ValueError(f"{place}: {value!r}; expected {', '.join(PROOFS)}")
+    if severity == "error" and "sign" in kinds:
+        raise ValueError(f"{place}: a sign proves no error; expected another kind, or the severity note")
+    if len(kinds) > 1 and (severity == "error" or "sign" in kinds[1:]):
+        raise ValueError(f"{place}: {value!r}; expected the proof of a note, then that of an error")
+    return kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +284,17 @@ class Finding:
     def severity(self) -> Severity:
         """`error` fails the check; `note` only under `--mistral-strict`."""
         return "error" if self.is_error else RULES[self.rule].severity
+
+    @property
+    def proof(self) -> Proof:
+        """What proves it."""
+        kinds = RULES[self.rule].proof
+        return kinds[-1] if self.is_error else kinds[0]
+
+    @property
+    def is_sign(self) -> bool:
+        """Whether nothing proves it: it is to be looked at."""
+        return self.severity == "note" and self.proof == "sign"
 
     @property
     def next_step(self) -> str:
@@ -314,7 +357,8 @@ class Finding:
     def to_json(self) -> dict[str, Any]:
         """Return the finding as plain JSON data, with the text of its rule but without the rule's example."""
         rule = RULES[self.rule]
-        of_rule = {name: getattr(rule, name) for name in ("title", "why", "source")} | {"severity": self.severity}
+        of_rule = {name: getattr(rule, name) for name in ("title", "why", "source")}
+        of_rule |= {"severity": self.severity, "proof": self.proof}
         values = {
             attribute.name: getattr(self, attribute.name) for attribute in fields(self) if attribute.name != "is_error"
         }

@@ -139,6 +139,11 @@ class FindingGroups:
         return iter(sorted(causes, key=lambda cause: cause.simplest.severity != "error"))
 
 
+def signs_among(causes: FindingGroups) -> list[dict[str, Any]]:
+    """Return the causes that nothing proves, as plain data."""
+    return [cause.to_json() for cause in causes if cause.simplest.is_sign]
+
+
 def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
     """Return the findings of checks by cause.
 

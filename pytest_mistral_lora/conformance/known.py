@@ -229,7 +229,7 @@ def _with_passed_dates(finding: Finding, over: Sequence[Xfail]) -> Finding:
     return replace(finding, detail="\n".join([*filter(None, [finding.detail]), *lines]))
 
 
-def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False) -> str:
+def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False, not_checked: bool = False) -> str:
     """Return the list of known deviations that accepts a run, with empty reasons, as `read_xfails` reads it.
 
     A finding whose cause has a name is listed by this name. A rule that one check breaks is listed by the node id of
@@ -238,11 +238,12 @@ def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False)
     Args:
         records: The record of each check.
         strict: Whether notes, and checks that could not run, are failures.
+        not_checked: Whether checks that could not run are failures, if `strict` is not set.
     """
     headlines: dict[str, list[str]] = {}
     homes: dict[tuple[str, str], dict[str, list[str]]] = {}
     for record in records:
-        if strict and record["not_checked"]:
+        if (strict or not_checked) and record["not_checked"]:
             headlines.setdefault(record["nodeid"], []).append(f"not checked: {record['not_checked']}")
         for finding in record["findings"]:
             if strict or finding["severity"] == "error":

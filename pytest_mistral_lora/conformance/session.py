@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_mistral_lora.conformance.checks import ROOT, Check, Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.groups import FindingGroups, failed_rows, group_findings
+from pytest_mistral_lora.conformance.groups import FindingGroups, failed_rows, group_findings, signs_among
 from pytest_mistral_lora.conformance.known import Xfail, baseline_text, finders_of, known_among, unknown_among
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted, one_line
 from pytest_mistral_lora.escaping import printable
@@ -94,6 +94,7 @@ class Session:
         settings: The settings of the checks.
         xfails: The known deviations.
         strict: Whether notes, and checks that could not judge, fail.
+        fails_not_checked: Whether checks that could not judge fail, if `strict` is not set.
         leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
         kept: The results of earlier runs, or None.
         keeps_going: Whether a check that stops with an error is not checked, and the run goes on.
@@ -109,6 +110,7 @@ class Session:
         *,
         xfails: Sequence[Xfail] = (),
         strict: bool = False,
+        fails_not_checked: bool = False,
         leaves_out_targets: bool = False,
         kept: KeptResults | None = None,
         keeps_going: bool = False,
@@ -121,6 +123,7 @@ class Session:
             settings: The settings of the checks.
             xfails: The known deviations.
             strict: Whether notes, and checks that could not judge, fail.
+            fails_not_checked: Whether checks that could not judge fail, if `strict` is not set.
             leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
             kept: The results of earlier runs, for a run by `run`; None to run every check.
             keeps_going: Whether a check that stops with an error is not checked, and the run goes on.
@@ -128,6 +131,7 @@ class Session:
         self.settings = settings
         self.xfails: tuple[Xfail, ...] = tuple(xfails)
         self.strict = strict
+        self.fails_not_checked = fails_not_checked or strict
         self.leaves_out_targets = leaves_out_targets
         self.kept = kept
         self.keeps_going = keeps_going
@@ -213,7 +217,7 @@ class Session:
             findings=tuple(findings),
             known=tuple(known_among(result.findings, nodeid, self.xfails)),
             failing=tuple(finding for finding in findings if self.strict or finding.severity == "error"),
-            fails_unchecked=bool(result.not_checked) and self.strict and not is_accepted,
+            fails_unchecked=bool(result.not_checked) and self.fails_not_checked and not is_accepted,
         )
 
     def take(self, record: dict[str, Any]) -> None:
@@ -290,11 +294,17 @@ class Session:
     def cause_texts(self, width: int) -> list[str]:
         """Return a text for each cause of findings: its check, its simplest finding, and the places of the others.
 
+        Signs have their lines at the end of the summary.
+
         Args:
             width: Columns of the terminal.
         """
         states = {"error": "FAILED", "note": "note"}
-        return [f"{cause.check} {states[cause.simplest.severity]}\n{cause.text(width)}\n" for cause in self.causes()]
+        return [
+            f"{cause.check} {states[cause.simplest.severity]}\n{cause.text(width)}\n"
+            for cause in self.causes()
+            if not cause.simplest.is_sign
+        ]
 
     def summary_lines(self, width: int, notes: Sequence[str] = ()) -> list[str]:
         """Return the table of outcomes, figures, everything not checked, and the verdict, for a terminal.
@@ -303,7 +313,13 @@ class Session:
             width: Columns of the terminal.
             notes: Lines of the front, above the verdict.
         """
-        from pytest_mistral_lora.report import NOTHING_WAS_JUDGED, basis_lines, unchecked_lines, verdict_line
+        from pytest_mistral_lora.report import (
+            NOTHING_WAS_JUDGED,
+            basis_lines,
+            look_at_lines,
+            unchecked_lines,
+            verdict_line,
+        )
         from pytest_mistral_lora.report.tables import figure_lines, outcome_table, statistics_of
 
         figures = [
@@ -324,6 +340,7 @@ class Session:
             *(printable(line, lines=False) for line in facts),
             *notes,
             "",
+            *look_at_lines(signs_among(self.causes())),
             *([NOTHING_WAS_JUDGED] if self.nothing_judged else []),
             verdict_line(self.records, [cause.count for cause in self.causes()]),
         ]
@@ -341,7 +358,7 @@ class Session:
         """
         from pytest_mistral_lora.records.files import write_text
 
-        write_text(path, baseline_text(self.records, strict=self.strict))
+        write_text(path, baseline_text(self.records, strict=self.strict, not_checked=self.fails_not_checked))
 
     def report(self, command: str, folder: Path, exit_code: int | None = None) -> dict[str, Any]:
         """Return the report of the run as plain JSON data.
@@ -390,6 +407,7 @@ def opened_session(
     device: str = "auto",
     train: bool = False,
     xfails: Sequence[Xfail] = (),
+    fails_not_checked: bool = False,
     kept: Path | None = None,
     keeps_going: bool = False,
 ) -> Iterator[Session]:
@@ -401,6 +419,7 @@ def opened_session(
         device: Device of the models: `auto`, `cpu` or `cuda`.
         train: Whether to run the tiny train with the tokenizers.
         xfails: The known deviations.
+        fails_not_checked: Whether checks that could not judge fail.
         kept: The folder of the results of earlier runs; None to run every check.
         keeps_going: As for `Session`.
     """
@@ -419,4 +438,11 @@ def opened_session(
             from pytest_mistral_lora.conformance.kept_results import KeptResults
 
             results = KeptResults(kept)
-        yield Session(lambda: targets, settings, xfails=xfails, kept=results, keeps_going=keeps_going)
+        yield Session(
+            lambda: targets,
+            settings,
+            xfails=xfails,
+            fails_not_checked=fails_not_checked,
+            kept=results,
+            keeps_going=keeps_going,
+        )

@@ -129,6 +129,8 @@ class CheckItem(pytest.Item):
             words += [] if self.settings.seed is None else ["--mistral-seed", str(self.settings.seed)]
         if self.settings.strict:
             words.append("--mistral-strict")
+        if self.settings.fails_not_checked:
+            words.append("--mistral-fail-not-checked")
         command = shlex.join(words)
         found = {"rerun": f"{command} -k {shlex.quote(self.check.name)}"}
         if self.check.case.startswith("own-"):

@@ -194,6 +194,12 @@ EXAMPLES = Option(
 )
 SEED = Option("--mistral-seed", "Generate other rows than the usual ones, by this seed.", metavar="N")
 STRICT = Option("--mistral-strict", "Fail on notes, and on checks that could not run, too.", "mistral_strict", "bool")
+FAIL_NOT_CHECKED = Option(
+    "--mistral-fail-not-checked",
+    "Fail on checks that could not run, but not on notes.",
+    "mistral_fail_not_checked",
+    "bool",
+)
 XFAILS = Option(
     "--mistral-xfails",
     "File of known deviations, which do not fail: a rule id, a node id or the name of a cause a line, each with "
@@ -238,6 +244,7 @@ OPTIONS = (
     EXAMPLES,
     SEED,
     STRICT,
+    FAIL_NOT_CHECKED,
     XFAILS,
     BASELINE,
     OUTPUT_FORMAT,

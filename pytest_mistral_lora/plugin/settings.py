@@ -16,6 +16,7 @@ from pytest_mistral_lora.plugin.options import (
     DEVICE,
     ENCODED,
     EXAMPLES,
+    FAIL_NOT_CHECKED,
     GGUF,
     GOLDEN_DIR,
     OUTPUT_FORMAT,
@@ -85,6 +86,7 @@ class PluginSettings:
         examples: Hypothesis examples for each law.
         seed: Seed of the examples, or None for the same examples in every run.
         strict: Whether notes, and checks that could not run, fail.
+        fails_not_checked: Whether checks that could not run fail, if `strict` is not set.
         xfails: Known deviations that do not fail.
         leaves_out_targets: Whether the command line replaces targets of the ini file.
         output_format: `text` or `github`.
@@ -112,6 +114,7 @@ class PluginSettings:
     examples: int
     seed: int | None
     strict: bool
+    fails_not_checked: bool
     xfails: tuple[Xfail, ...]
     leaves_out_targets: bool
     output_format: str
@@ -167,6 +170,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         examples=_whole_number(config, EXAMPLES, _DEFAULT_EXAMPLES, least=1),
         seed=None if config.getoption(SEED.dest) is None else _whole_number(config, SEED, 0, least=0),
         strict=bool(option_value(config, STRICT)[0]),
+        fails_not_checked=bool(option_value(config, FAIL_NOT_CHECKED)[0]),
         xfails=_known_deviations(config),
         leaves_out_targets=_leaves_out_targets(config),
         output_format=_output_format(config),

@@ -94,6 +94,7 @@ class Suite:
             settings,
             xfails=given.xfails,
             strict=given.strict,
+            fails_not_checked=given.fails_not_checked,
             leaves_out_targets=given.leaves_out_targets,
         )
 

@@ -48,7 +48,7 @@ class FailedChecks:
         if causes:
             self._reports.append(report)
         keys = {group.simplest.cause: group.headline() for group in causes}
-        if not causes:  # not checked under `strict`, or stopped by an error
+        if not causes:  # not checked, if that fails, or stopped by an error
             reason = data["not_checked"] or report.longrepr
             keys = {reason: reason.partition("\n")[0]}
         if all(key in self._first for key in keys):
@@ -128,6 +128,9 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
         settings: The settings of the run.
         unused: Folders of user goldens that no target of this run reads.
     """
+    from pytest_mistral_lora.conformance.groups import signs_among
+    from pytest_mistral_lora.report import look_at_lines
+
     terminal.section("Mistral conformance", sep="=")
     outcomes = session.records
     if outcomes:
@@ -152,10 +155,12 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
     for line in lines:
         write_line(terminal, line)
     for cause in session.causes():
-        if cause.simplest.severity == "note":
+        if cause.simplest.severity == "note" and not cause.simplest.is_sign:
             write_line(terminal, f"note {cause.headline()} - {cause.check}", yellow=True)
     for line in _unchecked_lines(session, settings, unused):
         write_line(terminal, line)
+    for line in look_at_lines(signs_among(session.causes())):
+        write_line(terminal, line, yellow=True)
 
 
 def write_next(terminal: Any, session: Session) -> None:

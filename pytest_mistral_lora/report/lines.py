@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pytest_mistral_lora.errors import and_more, counted
-from pytest_mistral_lora.escaping import own_stream, safe_text
+from pytest_mistral_lora.escaping import own_stream, printable, safe_text
 
 
 def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -41,6 +41,28 @@ def unchecked_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
         names = f"{', '.join([*targets][:_MOST_TARGETS])}{and_more(_MOST_TARGETS, len(targets))}"
         lines.append(f"  {names}: {reason} ({targets.total()})")
     return ["not checked:", *lines] if lines else []
+
+
+LOOK_AT = "look at these:"
+"""The title of the list of signs."""
+
+
+def look_at_lines(signs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each sign, with one row that has it.
+
+    Args:
+        signs: The causes that nothing proves, as plain data.
+    """
+    lines = [f"  {_look_at(sign)}" for sign in signs]
+    return [LOOK_AT, *lines] if lines else []
+
+
+def _look_at(sign: Mapping[str, Any]) -> str:
+    # a sign of a file lists its first rows, each with the letters that show it
+    example = sign["detail"].partition("\n")[0]
+    place = example if example.startswith(sign["place"]) else sign["place"]
+    more = f" ({counted(sign['count'], 'finding')})" if sign["count"] > 1 else ""
+    return printable(f"{sign['rule']} {place}: {' '.join(sign['found'].split())}{more}", lines=False)
 
 
 def verdict_line(records: Sequence[Mapping[str, Any]], causes: Sequence[int]) -> str:

@@ -107,6 +107,8 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
             data=data,
             causes=causes,
             sides=sides,
+            # a report of an earlier version has no proofs
+            signs=[(number, cause) for number, cause in enumerate(causes, start=1) if _is_sign(cause)],
             rules={cause["rule"]: cause for cause in causes},
             rule_urls={cause["rule"]: rule_url(cause["rule"]) for cause in causes},
             checks=sorted(data["checks"], key=lambda record: _WORST_FIRST.index(record["outcome"])),
@@ -119,6 +121,10 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
             script_hash=script_hash(script),
         )
     )
+
+
+def _is_sign(cause: Mapping[str, Any]) -> bool:
+    return (cause["severity"], cause.get("proof")) == ("note", "sign")
 
 
 _GENERATOR = '<meta name="generator" content="pytest-mistral-lora, {}">'

@@ -63,7 +63,9 @@ def owner(columns: Sequence[Column]) -> str:
     first = columns[0]
     if first.turn is None:
         is_start = len(columns) == 1 and any(token is not None and token.position == 0 for token in first.tokens)
-        name = "beginning" if is_start else "prompt"
+        is_trained = any(token is not None and token.trained for token in first.tokens)
+        # without turns, the labels tell what the model is to write
+        name = "answer" if is_trained else "beginning" if is_start else "prompt"
     else:
         name = f"turn {first.turn}: {first.role}"
     label = next((token.label for token in first.tokens if token is not None), "")
@@ -164,7 +166,9 @@ def _side_by_side(row: TokenRow, width: int) -> Iterator[Line]:
             skipped = 0
         if (column.turn, column.role) != last:
             last = (column.turn, column.role)
-            name = "beginning" if column.turn is None else f"turn {column.turn}: {column.role}"
+            is_start = any(token is not None and token.position == 0 for token in column.tokens)
+            unowned = "beginning" if is_start else "no turn"
+            name = unowned if column.turn is None else f"turn {column.turn}: {column.role}"
             yield [(f"  {name}", f"bold {_COLOURS.get(column.role, '')}".strip())]
         yield [*lines[number], *([("  ← first difference", "bold red")] if number == row.first_wrong else [])]
     if skipped:

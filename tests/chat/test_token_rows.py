@@ -8,6 +8,7 @@ from pytest_mistral_lora.chat.diff import TokenDiff, TokenSide
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.token_rows import TokenRow
+from pytest_mistral_lora.report.tokens import owner
 
 ROW = {
     "messages": [
@@ -62,6 +63,24 @@ def test_the_surroundings_of_a_difference_are_the_whole_row(place: int, is_label
     # what is not compared is not reported as trained on
     assert judged == [found.token(number) for number in range(len(judged))]
     assert [(row.sides, row.first + len(row.columns)) for row in rest] == [(("side",), 200)] * (place < 199)
+
+
+def test_a_part_without_turns_gets_those_of_its_row(oracle: Oracle) -> None:
+    encoded = oracle.encode(ROW)
+    whole = TokenSide.of("mistral-common", encoded, oracle.piece)
+    # an audit compares ids and labels, and its part knows no turns
+    ids, labels = encoded.input_ids, encoded.labels
+    masked = [*(labels or ())[:-1], IGNORE_INDEX]
+    sides = (TokenSide("side", ids, given, oracle.piece) for given in (labels, masked))
+    part = TokenRow.around_difference("a:1", TokenDiff(*sides))
+    assert part is not None
+    [row] = part.with_surroundings("a:1", whole)
+    assert [owner(columns) for _, columns in row.parts()][-2:] == [
+        "turn 2: user, not trained on",
+        "turn 3: assistant, trained on",
+    ]
+    # alone, the labels tell the answer from its prompt
+    assert [owner(columns) for _, columns in part.parts()][-1] == "answer, trained on"
 
 
 def test_a_part_of_another_encoding_stands_apart() -> None:

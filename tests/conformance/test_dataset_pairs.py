@@ -76,7 +76,7 @@ def test_sound_pairs_break_no_rule(tmp_path: Path) -> None:
 
 
 def test_a_fault_of_the_prompt_is_reported_once(tmp_path: Path) -> None:
-    [finding] = found(judged(tmp_path, a_pair("What does [/INST] mean?", "The end.", "Nothing.")))
+    [finding] = found(judged(tmp_path, a_pair("Say it.[/INST] No.", "The end.", "Nothing.")))
     assert (finding.rule, finding.place) == ("ML612", f"{tmp_path}/rows.jsonl:1, chosen")
     results = judged(tmp_path, {**a_pair("", "a", "b"), "prompt": [turn("tool", "1")]})
     [finding] = found(results)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_recipes import SOUND, found, make_target, said, v3
+from dataset_recipes import SOUND, found, make_target, said, v3, write_rows
 
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.conformance.dataset.checks import dataset_results
+from pytest_mistral_lora.conformance.dataset.checks import dataset_results, file_results
 from pytest_mistral_lora.conformance.dataset.row_findings import call_findings, law_findings
 from pytest_mistral_lora.conformance.finding import Result
 
@@ -109,6 +109,101 @@ def test_one_row_in_a_file_is_a_note_and_many_in_one_of_two_files_are_an_error(t
     # several processes count the same
     target = make_target(tmp_path, plain, many)
     assert dataset_results(target, processes=2) == dataset_results(target, processes=1)
+
+
+TURNS = [
+    "<|im_start|>user\nHi {}<|im_end|>",
+    "<|start_header_id|>user<|end_header_id|>\n\nHi {}<|eot_id|>",
+    "<start_of_turn>user\nHi {}<end_of_turn>",
+    "<|user|>\nHi {}<|end|>",
+    "<<SYS>>\nBe brief.\n<</SYS>>\n\nHi {}",
+    "<|start_of_role|>user<|end_of_role|>Hi {}<|end_of_text|>",
+]
+PARTS = [
+    "Hi {}<|im_end|>",
+    "<|im_start|>user\nHi {}",
+    "### Instruction:\nHi {}\n\n### Response:\n",
+    "User: Hi {}\nAssistant:",
+]
+
+
+@pytest.mark.parametrize(("text", "severity"), [*((t, "error") for t in TURNS), *((t, "note") for t in PARTS)])
+def test_a_complete_turn_of_another_family_is_an_error(text: str, severity: str, tmp_path: Path) -> None:
+    rows = [said(text.format(number), f"Hello {number}.") for number in range(3)]
+    many = found(dataset_results(make_target(tmp_path, [*rows, *SOUND])), "ML628", "ML629")
+    assert {(finding.rule, finding.severity) for finding in many} == {("ML628", severity)}
+    one = found(dataset_results(make_target(tmp_path, [*rows[:1], *SOUND])), "ML628", "ML629")
+    assert [(finding.rule, finding.severity) for finding in one] == [("ML629", "note")]
+
+
+def test_the_errors_behind_many_notes_are_kept(tmp_path: Path) -> None:
+    notes = [said(f"Hi {number}<|im_end|>", f"Hello {number}.") for number in range(30)]
+    errors = [said(TURNS[0].format(number), f"Yes {number}.") for number in range(30)]
+    target = make_target(tmp_path, [*notes, *errors])
+    findings = found(dataset_results(target), "ML628")
+    assert findings[0].place == f"{tmp_path / 'rows.jsonl'}:31, messages[0].content"
+    assert sum(finding.more or 1 for finding in findings if finding.severity == "error") == 30
+    assert sum(finding.more or 1 for finding in findings if finding.severity == "note") == 30
+    assert dataset_results(target, processes=2) == dataset_results(target, processes=1)
+
+
+def test_an_instruction_beside_the_turn_asks_for_none(tmp_path: Path) -> None:
+    rows = [said(TURNS[0].format(f"in JSON {n}"), f"Hello {n}.", system="Answer in JSON format.") for n in range(3)]
+    findings = found(dataset_results(make_target(tmp_path, rows)), "ML628")
+    assert {finding.severity for finding in findings} == {"error"}
+
+
+def test_line_breaks_in_letters_are_a_note(tmp_path: Path) -> None:
+    rows = [said(f"What is thing {number}?", f"It is {number}.\\nThat is all.") for number in range(20)]
+    findings = found(dataset_results(make_target(tmp_path, rows)))
+    assert {(finding.rule, finding.severity) for finding in findings} == {("ML626", "note")}
+
+
+@pytest.mark.parametrize(("lost", "severity"), [(1, ""), (2, ""), (3, "error")])
+def test_lost_letters_are_an_error_beyond_a_twentieth_of_the_answers(lost: int, severity: str, tmp_path: Path) -> None:
+    rows = [
+        said(f"Where is {n}?", f"In the caf{chr(0xFFFD) if n < lost else 'é'} {n}.", "And?", f"{n}.") for n in range(20)
+    ]
+    findings = found(dataset_results(make_target(tmp_path, rows)), "ML636")
+    assert [finding.severity for finding in findings] == [severity] * bool(severity)
+    if findings:
+        assert "in 3 of 40 answers (7.5%)" in findings[0].found
+
+
+def test_letters_that_a_prompt_has_lost_are_no_lost_answers(tmp_path: Path) -> None:
+    rows = [said(f"Is caf\ufffd {number} whole?", f"A letter of caf\ufffd {number} is lost.") for number in range(20)]
+    assert found(dataset_results(make_target(tmp_path, rows)), "ML636") == []
+
+
+HOME = {"type": "object", "properties": {"city": {"type": "string"}, "age": {"type": ["integer", "null"]}}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "found_at"),
+    [
+        ("null", "json_schema", "'null' at $"),
+        ("None", "json_schema", "'None' at $"),
+        ('{"city": null}', "json_schema", "'null' at $.city"),
+        ('{"city": NaN}', "json_schema", "'NaN' at $"),
+        ("N/A", "json_object", "'N/A' at $"),
+        ('{"city": "Rome", "age": null}', "json_schema", ""),
+        # JSON Schema allows further keys
+        ('{"city": "Rome", "town": null}', "json_schema", ""),
+        ("Rome", "json_schema", ""),
+        ("null", "text", ""),
+    ],
+)
+def test_a_word_for_no_value_is_an_error_if_the_schema_forbids_it(
+    answer: str, kind: str, found_at: str, tmp_path: Path
+) -> None:
+    named = {"json_schema": {"name": "home", "schema": HOME}} if kind == "json_schema" else {}
+    row = {**said("Extract the city.", answer), "response_format": {"type": kind, **named}}
+    path = write_rows(tmp_path / "rows.jsonl", [row])
+    findings = found(file_results(path, v3()), "ML643")
+    assert [(finding.severity, finding.place) for finding in findings] == [
+        ("error", f"{path}:1, messages[1].content")
+    ] * bool(found_at)
+    assert all(finding.found.startswith(f"{found_at}, ") for finding in findings)
 
 
 LATEST = "https://json-schema.org/draft/2020-12/schema"

@@ -50,7 +50,7 @@ def signs_of(*data: dict[str, Any]) -> dict[str, int]:
         ("html_entities", "What?", "Bed &amp; breakfast."),
         ("html_entities", "What?", "The &quot;old&quot; one."),
         ("html_tags", "What?", "<p>The <b>old</b> one.</p>"),
-        ("html_tags", "<p>What is it?</p>", "The old one."),
+        ("html_tags", "<p>What is it?</p>", "<p>The old one.</p>"),
         ("html_tags", "What?", '<div class="markdown prose">The old one.</div>\n'),
         ("html_tags", "What?", "The old one.<br/>Or the new one."),
         ("message_unfilled", " {{ prompt }}\n", "Yes."),
@@ -82,6 +82,9 @@ def test_a_row_shows_a_sign(sign: str, question: str, answer: str) -> None:
         ("How do I write & in HTML?", "Write &amp; there, and don&#39;t forget it."),
         ("Link?", "It is https://example.org/?a=1&amp;b=2"),
         ("R&D?", "AT&T, R&D; a && b"),
+        # the model reads it, and learns to write none
+        ("<p>What is it?</p>", "The old one."),
+        ("Bed &amp; breakfast?", "Bed & breakfast."),
         ("Make a web page that greets.", "<div>Hello.</div>"),
         ("Which tag ends a line?", "It is <br>."),
         ("What is a <p>?", "A name in angle brackets, as in <p> and <div>."),
@@ -123,15 +126,18 @@ PROSE += "train and by ship, because he could not leave it there in the rain."
         # a refusal in one of twenty rows, and a label in nine of ten
         (lambda number: PROSE.format(number) if number % 20 else "Sorry, I cannot help you with that question.", {}),
         (lambda number: "no" if number % 10 else "yes", {}),
-        (lambda number: "no" if number % 50 else "yes", {"ML644": "note"}),
-        (lambda number: "no", {"ML644": "error"}),
+        (lambda number: "no" if number % 50 else "yes", {}),
+        (lambda number: "no", {}),
         (lambda number: PROSE if number % 4 == 0 else PROSE.format(number), {"ML644": "note"}),
-        (lambda number: PROSE if number % 3 else PROSE.format(number), {"ML644": "error"}),
+        (lambda number: PROSE if number else "It is a door.", {"ML644": "note"}),
+        # what a file is about, and an error message
+        (lambda number: PROSE, {}),
+        (lambda number: "Error: the server has been overloaded, please try again in some minutes.", {"ML644": "note"}),
         # texts of one length, but whole ones, and texts of all lengths, that end anywhere
         (lambda number: PROSE.format(number + 100), {}),
         (lambda number: PROSE.format(number + 100)[: 125 + number // 2], {}),
         (lambda number: f"{number + 100:x}" * 100, {}),
-        (lambda number: PROSE.format(number + 100)[: 100 + 30 * (number % 3)], {"ML645": "error"}),
+        (lambda number: PROSE.format(number + 100)[: 100 + 30 * (number % 3)], {"ML645": "note"}),
         (lambda number: PROSE.format(number + 100)[: 130 if number < 4 else 100], {}),
     ],
 )
@@ -149,7 +155,7 @@ def test_a_finding_has_its_count_and_three_examples_of_its_own_file(tmp_path: Pa
     results = dataset_results(target)
     [finding] = found(results, "ML636")
     path = tmp_path / "held-out.jsonl"
-    assert (finding.place, finding.severity) == (f"{path}:1", "error")
+    assert (finding.place, finding.severity) == (f"{path}:1", "note")
     assert "in 10 of 20 rows (50.0%)" in finding.found
     assert [line.partition(",")[0] for line in finding.detail.splitlines()] == [f"{path}:{line}" for line in (1, 3, 5)]
     assert facts(results)["texts"]["decoded_wrongly"] == {
@@ -169,10 +175,10 @@ def test_prompts_of_several_kinds_are_no_lost_prompt(tmp_path: Path) -> None:
     assert found(dataset_results(make_target(tmp_path, data)), *RULES_OF_FILES) == []
 
 
-def test_check_fails_and_stats_shows_the_rows(tmp_path: Path, capsys: Any) -> None:
+def test_check_shows_signs_last_and_stats_the_rows(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in distinct("I am {{{{name}}}}, number {}.".format, 30)))
-    assert main(["check", str(path), "--tokenizer", "spm-v3"]) == 1
+    assert main(["check", str(path), "--tokenizer", "spm-v3"]) == 0
     assert "ML638" in capsys.readouterr().out
     assert main(["stats", str(path), "--tokenizer", "spm-v3"]) == 0
     assert "name unfilled: 30, first rows.jsonl:1" in " ".join(capsys.readouterr().out.split())
@@ -186,18 +192,20 @@ def test_hostile_texts_are_no_fault_of_their_file(texts: list[str]) -> None:
     assert errors == []
 
 
-def in_words(bound: Bound | None) -> str:
+def in_words(bound: Bound | None, unit: str) -> str:
     if bound is None:
         return "-"
-    rows = f"{bound.rows} row{'s' * (bound.rows > 1)}"
-    return f"{rows}, {bound.share:.1%}".replace(".0%", "%") if bound.share else rows
+    rows = f"{bound.rows} {unit}{'s' * (bound.rows > 1)}"
+    share = f"{'more than ' * bound.is_exceeded}{bound.share:.1%}".replace(".0%", "%")
+    return f"{rows}, {share}" if bound.share else rows
 
 
 def test_the_page_has_each_fault_with_its_bounds() -> None:
     page = (ROOT / "docs" / "stats.md").read_text(encoding="utf-8")
     for fault in FILE_FAULTS:
         link = f"[{fault.rule}](rules.md#{fault.rule.lower()})"
-        cells = (fault.name.replace("_", " "), fault.sign, link, in_words(fault.note), in_words(fault.error))
+        bounds = (in_words(bound, fault.unit) for bound in (fault.note, fault.error))
+        cells = (fault.name.replace("_", " "), fault.sign, link, *bounds)
         assert f"| {' | '.join(cells)} |" in page
 
 

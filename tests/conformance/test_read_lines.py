@@ -111,17 +111,29 @@ def marked_lines(oracle: Oracle, *marked: bool) -> list[Data]:
     [
         ((True,), "note"),
         ((True, True), "error"),
-        ((True, *[False] * 19, True), "error"),
-        ((True, *[False] * 50, True), "note"),
+        ((*[True] * 20, False), "note"),
     ],
 )
-def test_markers_of_another_family_are_found_and_are_an_error_if_many_rows_have_them(
+def test_markers_of_another_family_are_found_and_are_an_error_if_each_row_has_them(
     marked: tuple[bool, ...], severity: str, tmp_path: Path, oracle: Oracle
 ) -> None:
     [finding] = audit_findings(write_lines(tmp_path, marked_lines(oracle, *marked)), oracle)
     assert (finding.rule, finding.severity) == ("ML584", severity)
     assert f"as {sum(marked)} of {len(marked)} conversation" in finding.found
     assert finding.place.endswith(":1, messages[0].content")
+
+
+def test_markers_that_each_row_asks_for_are_no_sign(tmp_path: Path, oracle: Oracle) -> None:
+    rows = [
+        [
+            {"role": "user", "content": f"Write the question {number} as a ChatML message."},
+            {"role": "assistant", "content": f"<|im_start|>user\nWhat is {number}?<|im_end|>"},
+        ]
+        for number in range(3)
+    ]
+    encoded = [oracle.encode({"messages": row}) for row in rows]
+    lines = [{"input_ids": [*row.input_ids], "labels": [*(row.labels or ())]} for row in encoded]
+    assert audit_rules(write_lines(tmp_path, lines), oracle) == []
 
 
 def test_markers_of_rows_with_messages_are_those_of_the_rows(tmp_path: Path, oracle: Oracle) -> None:

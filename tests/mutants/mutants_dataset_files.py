@@ -35,7 +35,7 @@ def cyrillic_decoded_as_latin_1(artifact: Artifact) -> None:
     add_rows(artifact, lambda number: f"да, {number}.".encode().decode("latin-1"))
 
 
-@mutant("ML617 ML636", "N120", says="U+FFFD in place of letters in 25 of 30 rows (83.3%)")
+@mutant("ML617 ML636", "N120", says="U+FFFD in place of letters in 25 of 31 answers (80.6%)")
 def letters_lost_in_many_texts(artifact: Artifact) -> None:
     """Each letter beyond ASCII was replaced when the source was read."""
     add_rows(artifact, lambda number: f"Caf\ufffd number {number}.")
@@ -127,11 +127,20 @@ def objects_as_texts(artifact: Artifact) -> None:
         artifact["rows"].append(row)
 
 
-@mutant("ML643 ML644", "N124", says="None or N/A as the answer")
+@mutant("ML643", "N124", says="None, null or N/A as the answer")
 def answers_missing_in_a_program(artifact: Artifact) -> None:
     """All answers are the word for nothing."""
     artifact["rows"].clear()
     add_rows(artifact, lambda number: "None")
+
+
+@mutant("ML643", "N124", says="'null' at $.city, which the schema of the row forbids")
+def a_null_that_the_schema_forbids(artifact: Artifact) -> None:
+    """An answer is null where the schema of its row asks for a text."""
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    row = said("Where does Ann live?", '{"city": null}')
+    row["response_format"] = {"type": "json_schema", "json_schema": {"name": "home", "schema": schema}}
+    artifact["rows"].append(row)
 
 
 @mutant("ML644", "N125", says="the same answer in 25 of 30 rows")
@@ -140,11 +149,17 @@ def one_error_for_many_answers(artifact: Artifact) -> None:
     add_rows(artifact, lambda number: "Sorry, the service is not available. Please try again later.")
 
 
-@mutant("ML644", "N125", says="the same short answer in 25 of 25 rows")
-def one_label_for_all(artifact: Artifact) -> None:
-    """All rows of a classification have one label."""
+@mutant("ML644", "N125", says="the same answer in 25 of 30 rows")
+def one_answer_for_many(artifact: Artifact) -> None:
+    """A join gave many questions the answer of the first."""
+    add_rows(artifact, lambda number: "It is a thing of this house, and it stands beside the old oven.")
+
+
+@mutant("ML644", "N125", says="the same answer in 25 of 25 rows")
+def one_error_for_all_answers(artifact: Artifact) -> None:
+    """Each answer is the error message of a server."""
     artifact["rows"].clear()
-    add_rows(artifact, lambda number: "true")
+    add_rows(artifact, lambda number: "Error 429: you have sent too many requests, please wait for a minute.")
 
 
 STORY = "The first of {} trains left in the morning. The next one came at noon, and many people were waiting for it "

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _UNREADABLE = frozenset({"ML619"})
 """Rules of calls whose arguments are no object: what a decoder makes of them says nothing more."""
-_UNFIT = frozenset({"ML618", "ML619", "ML622", "ML623"})
-"""Rules of calls that do not fit their tools: a grammar made of the tools says nothing more."""
+_UNFIT = frozenset({"ML618", "ML619", "ML622", "ML623", "ML643"})
+"""Rules of calls that do not fit their tools, and of answers that break their schema: a grammar says nothing more."""
 _CALL_ID = "[CALL_ID]"
 
 NOT_READ_BACK, BY_GRAMMAR, NOT_BY_GRAMMAR = "not read back", "by grammar", "not by grammar"

@@ -1,6 +1,6 @@
 """Signs in one row of a fault that its whole file may have, such as a wrong decoding; `file_faults` counts them.
 
-A row may be about such a sign. So code, quotations and texts about markup or missing values do not count.
+A row may be about such a sign, or its prompt may ask for it or have it. So code, quotations and such rows do not count.
 """
 
 from __future__ import annotations
@@ -15,8 +15,23 @@ from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.pairs import is_wanted, prompt_of
 from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
 from pytest_mistral_lora.conformance.dataset.fim import fim_signs
+from pytest_mistral_lora.conformance.dataset.row_texts import (
+    ENCODINGS,
+    FORMATS,
+    HTML,
+    LOST_LETTERS,
+    MARKUP,
+    NO_ANSWER,
+    NO_VALUE,
+    STRUCK,
+    TEMPLATES,
+    RowText,
+    is_log_or_source,
+    texts_of,
+    without_code,
+    without_quotations,
+)
 from pytest_mistral_lora.conformance.dataset.tally import DatasetTally, SignCount
-from pytest_mistral_lora.conformance.dataset.texts import without_code, without_quotations
 
 # the bytes 80 to BF, which follow the first byte of a letter in UTF-8, read as Latin-1 or as Windows-1252
 _TAIL = f"[\u0080-\u00bf{bytes(range(0x80, 0xA0)).decode('cp1252', errors='ignore')}]"
@@ -34,24 +49,20 @@ _PAIR = re.compile(rb"\xc3[\x82-\xb4][\xc2\xc5\xc6\xcb\xe2]")
 
 # of prose; those that a sentence names have no word at both sides
 _ENTITY = re.compile(r"&(?:(?:#0?39|#x27|apos|rsquo);(?=\w)|(?:quot|#0?34|[lr]dquo|nbsp);|amp;(?=\s?\w))")
-_ABOUT_MARKUP = re.compile(r"</|/>|html|xml|entit|escap|ampersand|encod|http|www\.|quer(?:y|ies)\b", re.IGNORECASE)
 
-_BLOCK = "(?:p|div|span|h[1-6]|ul|ol|li|blockquote|pre|article|section|table|html|body)"
-# a text that is one piece of HTML, or a line break in the middle of prose
-_HTML = re.compile(rf"\A\s*<{_BLOCK}(?:\s[^<>]*)?>.*</{_BLOCK}>\s*\Z|<br\s?/?>", re.DOTALL | re.IGNORECASE)
-_TAG = re.compile(r"<[^<>]*>")
-_ABOUT_HTML = re.compile(
-    r"html|xml|css|svg|vue|react|markdown|markup|code\b|script|snippet|template|\btags?\b|\bweb|\bpage\b|newsletter|\be-?mail",
-    re.IGNORECASE,
+_BLOCK = "(?:p|div|blockquote|article|section)"
+# a text that is one piece of HTML, with a sentence in it, or a line break in the middle of prose
+_HTML = re.compile(
+    rf"\A\s*<{_BLOCK}(?:\s[^<>]*)?>.*</[a-z1-6]+>\s*\Z|(?<=\S)<br\s?/?>(?=\s*\w)", re.DOTALL | re.IGNORECASE
 )
+_TAG = re.compile(r"<[^<>]*>")
+_SENTENCE = re.compile(r"\w[.!?:\u3002\uff01\uff1f]|\w\W+\w+\W+\w+\W+\w+\W+\w+\W+\w+")
 
 _FIELDS = (
     "instructions?|input|output|prompt|question|query|context|response|answer|completion|text|document|passage|content"
     "|messages?|history|system(?:_prompt)?|user_(?:input|message|query)|chat_history"
 )
-_NAMES = (
-    "(?:user_?|assistant_?|bot_?|first_?|last_?|company_?|author_?)?name|user|char|author|company|date|city|country"
-)
+_NAMES = "(?:user_?|assistant_?|bot_?|first_?|last_?|company_?|author_?)?name|author|company|date|city|country"
 # {name}, {{ name }}, <<name>>, and <NAME> in capitals; <name> may be a tag, and \text{name} is a formula
 _FIELD, _NAME = (
     re.compile(rf"(?<!\w)\{{{{1,2}}\s?(?:{words})\s?\}}{{1,2}}|<<(?:{words})>>|(?-i:<{capitals}>)", re.IGNORECASE)
@@ -59,33 +70,30 @@ _FIELD, _NAME = (
 )
 _MEDIUM = re.compile(r"<(?:image|video|audio)(?:_\d+)?>")
 _MEDIUM_AT_END = re.compile(_MEDIUM.pattern + r"\Z")
+_ABOUT_TAGS = re.compile(r"html|xml|\btags?\b|\belements?\b|\bweb|\bcode\b|svg", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"\{\{\s?\w+\s?\}\}|\{\w+\}|<<\w+>>")
+# a statement, a block, a filter or an attribute of Jinja or Handlebars; other templates
+_STATEMENT = re.compile(r"\{%|%\}|\{\{[#/^>]|\{\{\s*[\w.]+\s*(?:\||\.)|\{\{\s*\w+\.\w|<%|\$\{|\{\{-|\{\{\s?char\s?\}\}")
 
 _OPENINGS = ("[INST]", "<s>[INST]", "<s> [INST]", "[SYSTEM_PROMPT]", "<s>[SYSTEM_PROMPT]")
 _CLOSINGS = ("[/INST]", "</s>")
+_INSTRUCTION = re.compile(r"(?:<s>\s?)?\[INST\][^\[]*(?:\[/INST\])?")
 _LONGEST_END = 40
 """Characters at an end of a text in which a marker or a word for a missing value stands."""
 
-_NO_VALUE = frozenset(
-    (
-        "nan",
-        "NaN",
-        "<NA>",
-        "NaT",
-        "null",
-        "NULL",
-        "undefined",
-        "[object Object]",
-        "<noinput>",
-        "<nooutput>",
-        "nooutput>",
-    )
-)
-_NO_ANSWER = frozenset(("None", "none", "N/A", "n/a"))
 _ABOUT_VALUES = re.compile(
     r"[`(){}=;<>]|\b(?:python|pandas|numpy|java|javascript|typescript|sql|code|script|function|method|program|variable"
-    r"|returns?|prints?|outputs?|evaluat\w*|json|yaml|excel|null|none|nan|undefined|n/a|empty|missing|not)\b",
+    r"|returns?|prints?|outputs?|evaluat\w*|json|yaml|excel|null|none|nan|undefined|n/a|empty|missing|not|slope|divid\w*|limit|zero)\b",
     re.IGNORECASE,
 )
+_ASKS_FOR_VALUES = re.compile(
+    r"\b(?:any|if|list|names?|named|extract\w*|find|identif\w*|detect\w*|recogni\w*|fields?|entit\w*|keys?|values?|slots?"
+    r"|attributes?|classif\w*|label\w*|parse|annotat\w*|mention\w*)\b|extra[ei]|extrah|estra[ei]|извлек|найди|提取|抽出"
+    r"|추출|找出",
+    re.IGNORECASE,
+)
+"""Requests for a value that a text may not have."""
+_LABELLED = re.compile(rf"(?:\A|\n)\s*(?:#+ )?(?:{_FIELDS}|inputs?|notes?)\s*:\s*\Z", re.IGNORECASE)
 
 # <tool_call> and other tags of other families are ML628's
 _CALL_WORDS = ('"name"', "<function", "[TOOL_CALLS]", "Action Input:")
@@ -102,11 +110,37 @@ _OPEN_ENDS = frozenset(",;:-\u2013\u2014(")
 CALLS, CALLS_AS_TEXT, NO_PROMPT = "calls", "calls_as_text", "no_system_prompt"
 """Signs that are no fault by themselves: rows may differ in them."""
 
+OF_A_PROGRAM = "answers_of_a_program"
+"""The count of the last answers of a file that look like an error message."""
+
+LETTERS_LOST, ANSWERS = "letters_lost", "answers"
+"""The sign of an answer with U+FFFD, and the count of the texts of a file that answer, and have a loss."""
+
 ANSWER_UNITS = {"characters": 120, "tokens": 30}
 """The units of an answer's length, each with the least length that may be a cut: labels and names are shorter."""
 
 _LONG_ANSWER, _LONG_ANSWER_WORDS = 40, 8
 """Characters or words of an answer that is no label."""
+
+# "can't", "sorry" and their like, in the languages that most datasets have
+_REFUSAL = re.compile(
+    r"\b(?:can['\u2019]?t|cannot|can not|unable|not able|won['\u2019]?t|will not|sorry|apolog\w+|decline|refuse"
+    r"|not (?:allowed|permitted|comfortable|possible|appropriate|going to)|against my|no information"
+    r"|(?:don['\u2019]?t|do not) (?:know|have)|leider|tut mir leid|kann \w+(?: \w+){0,6} nicht"
+    r"|nicht (?:helfen|möglich|erlaubt)|d[ée]sol[ée]e?|ne (?:peux|puis|suis|peut) pas|malheureusement|lo siento"
+    r"|no (?:puedo|podemos)|lamento|lamentablemente|mi dispiace|non posso|purtroppo|spiacente|desculpe|não posso"
+    r"|sinto muito|infelizmente|helaas|kan \w+(?: \w+){0,5} niet|tyvärr|kan (?:inte|ikke)|desværre|dessverre|beklager"
+    r"|przepraszam|nie mogę|niestety|omlouvám|nemohu|bohužel|üzgünüm|maalesef|maaf|tidak (?:bisa|dapat)|không thể"
+    r"|xin lỗi|valitettavasti|en voi|sajnál\w*|nem tud\w*|nu pot)\b"
+    r"|извин|не могу|не можем|сожалени|вибач|на жаль|не можу|λυπ|δεν μπορ|آسف|عذر|لا أستطيع|لا يمكن|מצטער|לא יכול"
+    r"|क्षमा|माफ़|抱歉|对不起|對不起|无法|無法|不能|申し訳|できません|すみません|ごめん|죄송|수 없|ขอโทษ|ไม่สามารถ",
+    re.IGNORECASE,
+)
+_OF_A_PROGRAM = re.compile(
+    r"\berror\b|exception|time(?:d )?-?out|rate limit|try again|overload|quota|unavailable|not available|status code"
+    r"|\b(?:HTTP|code) \d{3}\b|connection|server",
+    re.IGNORECASE,
+)
 
 
 def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRow) -> None:
@@ -118,9 +152,11 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
         row: The row; of an answer that is not wanted, its prompt alone counts.
         encoded: Its whole encoding.
     """
-    signs = _fim_row_signs(row) if isinstance(row, FimRow) else _signs(row if is_wanted(row) else prompt_of(row))
-    for name, shown in signs:
+    judged = row if is_wanted(row) else prompt_of(row)
+    for name, shown in _fim_row_signs(row) if isinstance(row, FimRow) else _signs(judged):
         tally.signs.setdefault((file, name), SignCount()).add(tally.findings.at, shown)
+    answers = (message for message in judged.messages if message["role"] == "assistant" and weight_of(message))
+    tally.counts[file, ANSWERS] += sum(bool(text_of(message.get("content"))) for message in answers)
     if isinstance(row, FimRow):
         # a completion ends within a sentence: only equal ones tell something
         tally.answers.append(_checksum(row.completion) if row.completion.strip() else 0)
@@ -134,7 +170,9 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
         return
     index = max(index for index, message in enumerate(row.messages) if message["role"] == "assistant")
     answer = text_of(row.messages[index].get("content")).rstrip() if weight_of(row.messages[index]) else ""
-    tally.answers.append(_checksum(answer) if answer else 0)
+    asked = any(answer in text_of(message.get("content")) for message in row.messages[:index]) if answer else False
+    tally.answers.append(_checksum(answer, is_label=asked or _is_refusal(answer)) if answer else 0)
+    tally.counts[file, OF_A_PROGRAM] += _OF_A_PROGRAM.search(answer) is not None
     # a call behind the text would count as tokens of the answer
     if answer and not row.messages[index].get("tool_calls"):
         lengths = {"characters": len(answer), "tokens": _tokens_of_last_turn(encoded)}
@@ -145,109 +183,208 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
                 at_length.add(tally.findings.at, f"messages[{index}].content: ends with {answer[-20:]!r}")
 
 
-_OF_ANY_TEXT = ("decoded_wrongly", "letters_lost", "rendered")
+_OF_ANY_TEXT = ("decoded_wrongly", LETTERS_LOST, "rendered")
 """Signs that are faults of code, too."""
 
 
 def _fim_row_signs(row: FimRow) -> Iterator[tuple[str, str]]:
     """Yield the name of each sign of a fill-in-the-middle row, and the letters that show it."""
     seen = dict(fim_signs(row))
-    for index, message in enumerate(row.messages):
-        for name, shown in _signs_of_text(message["content"], ""):
+    for said in texts_of(row):
+        # the completion alone has a loss, and repeats the code around it
+        alone = RowText(0, said.role, said.text, [said.text], -1)
+        for name, shown in _signs_of_text(alone):
             if name in _OF_ANY_TEXT:
-                seen.setdefault(name, f"{row.content_field(index)}: {shown}")
+                seen.setdefault(name, f"{row.content_field(said.index)}: {shown}")
     yield from seen.items()
 
 
 def _signs(row: Row) -> Iterator[tuple[str, str]]:
-    """Yield the name of each sign of a row, and the first message and its letters that show it."""
+    """Yield the name of each sign of a row, and the first message and its letters that show it.
+
+    Each answer whose letters were lost counts.
+    """
     seen: dict[str, str] = {}
-    before = ""
+    is_about_calls = False
     if row.messages[0]["role"] != "system":
         seen[NO_PROMPT] = ""
     for index, message in enumerate(row.messages):
-        text, role = text_of(message.get("content")), message["role"]
         if message.get("tool_calls"):
             seen.setdefault(CALLS, f"messages[{index}].tool_calls")
-        # the results of a tool are its own
-        if role != "tool" and text:
-            for name, shown in (*_signs_of_text(text, before), *_missing_values(text, role, before)):
-                seen.setdefault(name, f"messages[{index}].content: {shown}")
-            is_about_calls = role == "assistant" and any(word in text for word in _CALL_WORDS)
-            if is_about_calls and (call := _CALL.search(text)):
-                seen.setdefault(CALLS_AS_TEXT, f"messages[{index}].content: {call[0].strip()[:40]!r}")
-            before += text
+    # a declared schema allows the word for no value, or forbids it, which is an error of its row
+    is_declared = row.response_format is not None and row.response_format.get("type", "text") != "text"
+    for said in texts_of(row):
+        place = f"messages[{said.index}].content"
+        for name, shown in (*_signs_of_text(said), *(() if is_declared else _missing_values(said))):
+            if name != LETTERS_LOST:
+                seen.setdefault(name, f"{place}: {shown}")
+            elif weight_of(row.messages[said.index]):
+                yield name, f"{place}: {shown}"
+        is_about_calls = is_about_calls or any(word in said.text for word in _CALL_WORDS)
+        if said.is_answer and is_about_calls and (call := _CALL.search(said.text)):
+            seen.setdefault(CALLS_AS_TEXT, f"{place}: {call[0].strip()[:40]!r}")
     yield from seen.items()
 
 
-def _signs_of_text(text: str, before: str) -> Iterator[tuple[str, str]]:
-    """Yield the name of each sign of a text, and its letters that show it.
-
-    Args:
-        text: The text.
-        before: The texts before it in its row, which may ask for such letters.
-    """
+def _signs_of_text(said: RowText) -> Iterator[tuple[str, str]]:
+    """Yield the name of each sign of a text, and its letters that show it."""
+    text = said.text
     if not text.isascii():
-        if _PAIR.search(_octets(text)) and (found := _MOJIBAKE.search(without_quotations(text))):
-            yield "decoded_wrongly", _decoded(found)
-        if "\ufffd" in text:
+        if _PAIR.search(_octets(text)) and (found := _wrong_decoding(said)):
+            yield "decoded_wrongly", found
+        if "\ufffd" in text and said.is_answer and not said.repeats("\ufffd") and not said.is_asked_for(LOST_LETTERS):
             at = text.index("\ufffd")
-            yield "letters_lost", repr(text[max(0, at - 10) : at + 10])
-    if "&" in text and (found := _ENTITY.search(without_code(text))) and not _ABOUT_MARKUP.search(before + text):
-        yield "html_entities", repr(found.string[max(0, found.start() - 5) : found.end() + 5])
-    if "<" in text and (found := _HTML.search(without_code(text))) and not _is_about_html(before, text):
-        yield "html_tags", repr(found[0].strip()[:40])
+            yield LETTERS_LOST, repr(text[max(0, at - 10) : at + 10])
+    if said.is_answer:
+        yield from _markup_signs(said)
     if "{" in text or "<" in text:
-        for name, pattern in (("field_unfilled", _FIELD), ("name_unfilled", _NAME)):
-            if pattern.search(text) and (found := pattern.search(without_quotations(text))):
-                is_whole = found[0] == text.strip()
-                yield ("message_unfilled" if is_whole else name), repr(found[0])
+        yield from _unfilled(said)
     start, end = text[:_LONGEST_END].lstrip(), text[-_LONGEST_END:].rstrip()
-    if medium := _MEDIUM.match(start) or _MEDIUM_AT_END.search(end):
+    if (medium := _MEDIUM.match(start) or _MEDIUM_AT_END.search(end)) and not said.speaks_of(_ABOUT_TAGS):
         yield "media_unfilled", repr(medium[0])
-    if start.startswith(_OPENINGS):
-        yield "rendered", repr(start[:20])
-    elif end.endswith(_CLOSINGS):
-        yield "rendered", repr(end[-20:])
+    if (start.startswith(_OPENINGS) or end.endswith(_CLOSINGS)) and not _is_rendered_on_request(said):
+        yield "rendered", repr(start[:20] if start.startswith(_OPENINGS) else end[-20:])
 
 
-def _is_about_html(before: str, text: str) -> bool:
-    """Return whether a text, or those before it in its row, speak of HTML: not in the names within their tags."""
-    return _ABOUT_HTML.search(_TAG.sub(" ", before + " " + text)) is not None
+def _wrong_decoding(said: RowText) -> str:
+    """Return letters of a wrong decoding, with those that they stand for; empty if the row is about them."""
+    prose = without_quotations(said.text)
+    if _MOJIBAKE.search(prose) is None or said.speaks_of(ENCODINGS):
+        return ""
+    for run, meant in _wrong_runs(prose):
+        # the answer repairs it, or repeats what it was given
+        if not (_is_repaired(meant, said.answer) or said.repeats(run)):
+            return f"{run!r} for {meant!r}"
+    return ""
 
 
-def _decoded(found: re.Match[str]) -> str:
+def repairs_decoding(prompt: RowText) -> bool:
+    """Return whether the answer to a prompt has the letters that a wrong decoding of the prompt stands for."""
+    return any(_is_repaired(meant, prompt.answer) for _, meant in _wrong_runs(prompt.text))
+
+
+def _wrong_runs(text: str) -> Iterator[tuple[str, str]]:
+    """Yield each run of wrongly decoded letters, and the letters that its bytes stand for."""
+    found = _MOJIBAKE.search(text)
+    while found:
+        run, meant = _decoded(found)
+        yield run, meant
+        found = _MOJIBAKE.search(text, found.start() + len(run))
+
+
+def _is_repaired(meant: str, answer: str) -> bool:
+    """Return whether an answer has some letters, perhaps after a second step of repair."""
+    if meant in answer:
+        return True
+    again = _MOJIBAKE.search(meant)
+    return again is not None and _decoded(again)[1] in answer
+
+
+def _decoded(found: re.Match[str]) -> tuple[str, str]:
     """Return a run of wrongly decoded letters, and the letters that its bytes stand for."""
     run = _RUN.match(found.string, found.start())
     text = run[0] if run else found[0]
     octets = b"".join(
         bytes([ord(letter)]) if ord(letter) < 0x100 else letter.encode("cp1252", "replace") for letter in text
     )
-    return f"{text!r} for {octets.decode(errors='replace')!r}"
+    return text, octets.decode(errors="replace")
 
 
-def _missing_values(text: str, role: str, before: str) -> Iterator[tuple[str, str]]:
-    """Yield the name of a sign if a text is a word for a missing value, or a request ends with one.
+def _markup_signs(answer: RowText) -> Iterator[tuple[str, str]]:
+    """Yield the signs of HTML in an answer that its prompt neither asks for nor has."""
+    text = answer.text
+    found = _ENTITY.search(without_code(text)) if "&" in text else None
+    if found and not (answer.repeats(found[0]) or answer.speaks_of(MARKUP)):
+        yield "html_entities", repr(found.string[max(0, found.start() - 5) : found.end() + 5])
+    if "<" in text and (found := _HTML.search(without_code(text))):
+        words = _TAG.sub(" ", text)
+        is_prose = _SENTENCE.search(words) is not None
+        if is_prose and not (HTML.search(words) or answer.is_asked_for(HTML) or _has_tags(answer)):
+            yield "html_tags", repr(found[0].strip()[:40])
 
-    Args:
-        text: The text.
-        role: The role of its message.
-        before: The texts before it in its row, which may ask for the word.
-    """
-    word = text.strip() if len(text) <= _LONGEST_END else ""
-    if role == "assistant":
-        if (word in _NO_VALUE or word in _NO_ANSWER) and not _ABOUT_VALUES.search(before):
-            yield ("missing_value" if word in _NO_VALUE else "none_as_answer"), repr(word)
+
+def _has_tags(answer: RowText) -> bool:
+    """Return whether a prompt has tags beside its request; a page of a forum is nothing but tags."""
+    prompts = [text for text in answer.before() if text]
+    is_page = len(prompts) == 1 and _HTML.match(prompts[0]) is not None
+    return not is_page and any(_TAG.search(without_code(text)) for text in prompts)
+
+
+def _unfilled(said: RowText) -> Iterator[tuple[str, str]]:
+    """Yield the placeholders of a text, unless the row is about templates or programs."""
+    text = said.text
+    is_meant: bool | None = None
+    for name, pattern in (("field_unfilled", _FIELD), ("name_unfilled", _NAME)):
+        if pattern.search(text) and (found := pattern.search(without_quotations(text))):
+            if is_meant is None:
+                is_meant = _is_template(said)
+            if not is_meant and found[0] not in said.answer:
+                is_whole = found[0] == text.strip()
+                yield ("message_unfilled" if is_whole else name), repr(found[0])
+
+
+def _is_template(said: RowText) -> bool:
+    """Return whether a text with placeholders is one of a template or a program, or is asked for."""
+    if _STATEMENT.search(said.text) or len({*_PLACEHOLDER.findall(said.text)}) > 2 or is_log_or_source(said.text):
+        return True
+    if said.is_answer:
+        return said.is_asked_for(TEMPLATES)
+    # in a prompt, the placeholder itself is no request
+    return TEMPLATES.search(_PLACEHOLDER.sub(" ", said.text)) is not None or said.is_asked_for(TEMPLATES)
+
+
+def _is_rendered_on_request(said: RowText) -> bool:
+    """Return whether a row asks for control tokens in a text, or about those in a prompt."""
+    if said.is_answer:
+        opens = said.text.lstrip().startswith(_OPENINGS)
+        is_struck = not opens and not STRUCK.sub("", said.text).rstrip().endswith(_CLOSINGS)
+        return (
+            is_struck
+            or said.is_asked_for(FORMATS)
+            or any(said.repeats(marker) for marker in (*_OPENINGS, *_CLOSINGS) if marker in said.text)
+        )
+    around = _INSTRUCTION.sub(" ", said.text)
+    return around.strip(" \n") != "" and FORMATS.search(around) is not None
+
+
+def _missing_values(said: RowText) -> Iterator[tuple[str, str]]:
+    """Yield the name of a sign if a text is a word for a missing value, or a request ends with one."""
+    text = said.text
+    if said.is_answer:
+        word = text.strip() if len(text) <= _LONGEST_END else ""
+        if word in NO_VALUE or word in NO_ANSWER:
+            is_asked_for = said.is_asked_for(_ABOUT_VALUES) or said.repeats(word)
+            if word in NO_VALUE and not is_asked_for:
+                yield "missing_value", repr(word)
+            elif not is_asked_for and not said.is_asked_for(_ASKS_FOR_VALUES):
+                yield "none_as_answer", repr(word)
+        return
+    whole = text.strip()
+    if said.is_first and (whole in NO_VALUE or whole in NO_ANSWER):
+        yield "missing_value", repr(whole)
         return
     end = text[-_LONGEST_END:].rpartition("\n")[2].rpartition(": ")[2].strip()
-    is_first = not before and (word in _NO_VALUE or word in _NO_ANSWER)
-    if is_first or (end in _NO_VALUE and not _ABOUT_VALUES.search(text.removesuffix(end))):
+    request = text.rstrip().removesuffix(end)
+    # a line of its own, or behind the name of a field: other names are those of a record
+    label = _LABELLED.search(request[-_LONGEST_END:])
+    before = request[: len(request) - len(label[0])] if label else request
+    if end in NO_VALUE and (label or request.endswith("\n")) and not _ABOUT_VALUES.search(before):
         yield "missing_value", repr(end)
 
 
-def _checksum(answer: str) -> int:
-    """Return 32 bits for an answer, never 0; the last of them says whether it is long."""
-    is_long = len(answer) >= _LONG_ANSWER or len(answer.split()) >= _LONG_ANSWER_WORDS
+def _is_refusal(answer: str) -> bool:
+    """Return whether an answer refuses, which many different questions may have in common."""
+    return _REFUSAL.search(answer) is not None and _OF_A_PROGRAM.search(answer) is None
+
+
+def _checksum(answer: str, *, is_label: bool = False) -> int:
+    """Return 32 bits for an answer, never 0; the last of them says whether it is long.
+
+    Args:
+        answer: The answer.
+        is_label: Whether many rows may have it in common although it is long: a refusal, or a text that is asked for.
+    """
+    is_long = not is_label and (len(answer) >= _LONG_ANSWER or len(answer.split()) >= _LONG_ANSWER_WORDS)
     # texts that share them by chance are no tenth of a file
     return zlib.crc32(_octets(answer)) & ~1 | is_long or 2
 
@@ -267,6 +404,8 @@ def _tokens_of_last_turn(encoded: EncodedRow) -> int:
 
 
 def _is_open(answer: str) -> bool:
-    """Return whether a text has sentences and ends within one."""
+    """Return whether a text has sentences and ends within one; a heading or a tag is no sentence."""
     last = answer[-1]
+    if answer[answer.rfind("\n") + 1 :].lstrip().startswith(("#", "<", "|")):
+        return False
     return (last.isalnum() or last in _OPEN_ENDS) and _SENTENCES.search(answer) is not None

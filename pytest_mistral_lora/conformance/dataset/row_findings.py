@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
 from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.reading import read_line
-from pytest_mistral_lora.chat.rows import Row, weight_of
-from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object
+from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
+from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object, forbidden_values
+from pytest_mistral_lora.conformance.dataset.file_signs import repairs_decoding
 from pytest_mistral_lora.conformance.dataset.fim import fim_law_findings
+from pytest_mistral_lora.conformance.dataset.row_texts import LOST_LETTERS, MISSING_VALUES, RowText, texts_of
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.errors import RowError
@@ -158,6 +161,8 @@ def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
             whose = "the completion" if isinstance(row, FimRow) else f"turn {turn}, the assistant's,"
             yield Finding("ML616", f"{whose} has nothing but </s>", row.place)
     characters = {character for text in _strings(row.to_json()) for character in _DAMAGED.findall(text)}
+    if characters and not isinstance(row, FimRow):
+        characters = {*_damaged_characters(row)}
     if characters:
         yield Finding(
             "ML617",
@@ -166,6 +171,75 @@ def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
         )
     yield from _tool_findings(row)
     yield from call_findings(row)
+    if row.response_format is not None:
+        yield from _forbidden_words(row, row.response_format)
+
+
+def _forbidden_words(row: Row, response_format: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield the answers with a word for a missing value that the schema of the row forbids."""
+    kind, named = response_format.get("type", "text"), response_format.get("json_schema")
+    schema = named.get("schema") if kind == "json_schema" and isinstance(named, Mapping) else {"type": "object"}
+    if kind == "text" or not isinstance(schema, Mapping):
+        return
+    for index, message in enumerate(row.messages):
+        text = text_of(message.get("content")).strip()
+        if message["role"] != "assistant" or not text or not weight_of(message):
+            continue
+        for path, word in _missing_in(text, schema):
+            found = f"{word!r} at {path}, which the schema of the row forbids"
+            place, expected = f"{row.place}, messages[{index}].content", "a value of the schema in response_format"
+            yield Finding("ML643", found, place, expected, is_error=True)
+            break
+
+
+def _missing_in(text: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the JSON path of each word for a missing value that a schema forbids, and the word."""
+    words: list[str] = []
+    try:
+        # Python's parser reads NaN, which is not JSON
+        value = json.loads(text, parse_constant=words.append)
+    except (ValueError, RecursionError):
+        yield from [("$", text)] if text in MISSING_VALUES else ()
+        return
+    yield from (("$", word) for word in words)
+    for path, part in () if words else forbidden_values(value, schema):
+        if part is None or (isinstance(part, str) and part in MISSING_VALUES):
+            yield path, "null" if part is None else part
+
+
+# the colours of a terminal
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_AROUND_LOST = re.compile(r"\w{0,20}\ufffd+\w{0,20}")
+
+
+def _damaged_characters(row: Row) -> Iterator[str]:
+    """Yield the damaged characters of a conversation, without those that it repairs, repeats or speaks of."""
+    rest = row.to_json()
+    for message in rest["messages"]:
+        if message["role"] != "tool":
+            chunks = [] if isinstance(message.get("content"), str | None) else message["content"]
+            message["content"] = [chunk for chunk in chunks if not chunk.get("text")]
+    for text in _strings(rest):
+        yield from _DAMAGED.findall(_COLOUR.sub("", text))
+    for said in texts_of(row):
+        for character in {*_DAMAGED.findall(_COLOUR.sub("", said.text))}:
+            is_about = _is_about_lost_letters(said) if character == "\ufffd" else _is_wrong_decoding(said, character)
+            if not is_about:
+                yield character
+
+
+def _is_wrong_decoding(said: RowText, character: str) -> bool:
+    """Return whether a control character of a prompt belongs to a wrong decoding that the answer repairs."""
+    return "\x80" <= character <= "\x9f" and not said.is_answer and repairs_decoding(said)
+
+
+def _is_about_lost_letters(said: RowText) -> bool:
+    """Return whether U+FFFD in a text is what the row is about: it is repeated or repaired."""
+    if said.speaks_of(LOST_LETTERS) or said.repeats("\ufffd"):
+        return True
+    # the answer has the word with its letter; each of its bytes may have become a U+FFFD
+    words = (re.escape(found[0]).replace("\ufffd", r"\w") for found in _AROUND_LOST.finditer(said.text))
+    return not said.is_answer and any(re.search(re.sub(r"(\\w)+", r"\\w{1,4}", word), said.answer) for word in words)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -48,7 +48,7 @@ from pytest_mistral_lora.conformance.dataset.row_findings import (
     text_findings,
 )
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, SignCount, packed_place
-from pytest_mistral_lora.conformance.dataset.texts import main_script, sign_findings
+from pytest_mistral_lora.conformance.dataset.texts import main_script, sign_findings, spelled_tokens
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.conformance.template import difference_words
 from pytest_mistral_lora.errors import NoOracleError, RowError
@@ -234,13 +234,13 @@ class RowJudge:
             return error
 
     def _spelled(self, row: Row) -> list[str]:
-        """Return the control tokens that a row spells."""
+        """Return the control tokens that a row spells, unless it is about them."""
         text = row.to_jsonl()
         # most rows have no bracket but that of the messages, and a search for it is faster
         own = 0 if isinstance(row, FimRow) else 1
         if self._begin and text.count("[") == own and "<" not in text:
             return []
-        return self._literals.findall(text)
+        return spelled_tokens(row, self._literals)
 
     def _by_template(self, rows: Sequence[Row]) -> Iterator[_ByTemplate]:
         """Yield the ids of each row by the chat template; as the backend, its encoding, or its reason to refuse it."""

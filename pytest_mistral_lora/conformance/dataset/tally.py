@@ -31,23 +31,26 @@ LINE_BITS = 40
 class BoundedFindings:
     """Findings by rule: the first of each rule, in the order of the files, are kept; all are counted.
 
+    The errors of a rule that is a note are kept beside its notes, which may be more.
+
     Attributes:
         at: Place of the judged row, as `packed_place` returns it.
     """
 
     def __init__(self) -> None:
         self.at = 0
-        self._kept: dict[str, list[tuple[int, Finding]]] = {}
-        self._total: Counter[str] = Counter()
+        self._kept: dict[tuple[str, bool], list[tuple[int, Finding]]] = {}
+        self._total: Counter[tuple[str, bool]] = Counter()
 
     def __contains__(self, rule: str) -> bool:
         """Return whether a rule has findings."""
-        return bool(self._total[rule])
+        return bool(self._total[rule, False] + self._total[rule, True])
 
     def add(self, finding: Finding) -> None:
         """Count a finding, and keep it if it is among the first; a text of a very long row is cut."""
-        self._total[finding.rule] += 1
-        kept = self._kept.setdefault(finding.rule, [])
+        key = finding.rule, finding.is_error
+        self._total[key] += 1
+        kept = self._kept.setdefault(key, [])
         if len(kept) < SHOWN or self.at < kept[-1][0]:
             texts = {name: getattr(finding, name) for name in ("found", "place", "expected", "detail")}
             cut: dict[str, Any] = {name: f"{text[:LONGEST]} …" for name, text in texts.items() if len(text) > LONGEST}
@@ -57,31 +60,43 @@ class BoundedFindings:
 
     def add_made(self, rule: str, make: Callable[[], Finding]) -> None:
         """Count a finding of a rule; make it only if the next finding would be kept at any place."""
-        if len(self._kept.get(rule, ())) < SHOWN:
+        if len(self._kept.get((rule, False), ())) < SHOWN:
             self.add(make())
         else:
-            self._total[rule] += 1
+            self._total[rule, False] += 1
 
     def extend(self, other: BoundedFindings) -> None:
         """Add the findings of other rows."""
-        for rule, findings in other._kept.items():
-            both = [*self._kept.get(rule, ()), *findings]
-            self._kept[rule] = sorted(both, key=lambda entry: entry[0])[:SHOWN]
+        for key, findings in other._kept.items():
+            self._keep(key, findings)
         self._total += other._total
+
+    def _keep(self, key: tuple[str, bool], findings: Sequence[tuple[int, Finding]]) -> None:
+        both = [*self._kept.get(key, ()), *findings]
+        self._kept[key] = sorted(both, key=lambda entry: entry[0])[:SHOWN]
 
     def rename(self, rule: str, other: str) -> None:
         """Move the findings of a rule to another rule."""
-        self._kept[other] = [(at, replace(finding, rule=other)) for at, finding in self._kept.pop(rule, [])]
-        self._total[other] = self._total.pop(rule, 0)
+        for is_error in (False, True):
+            found = self._kept.pop((rule, is_error), [])
+            self._keep((other, is_error), [(at, replace(finding, rule=other)) for at, finding in found])
+            self._total[other, is_error] += self._total.pop((rule, is_error), 0)
+
+    def weaken(self, rule: str) -> None:
+        """Make the errors of a rule that is a note notes."""
+        found = self._kept.pop((rule, True), [])
+        self._keep((rule, False), [(at, replace(finding, is_error=False)) for at, finding in found])
+        self._total[rule, False] += self._total.pop((rule, True), 0)
 
     def of(self, *rules: str) -> Iterator[Finding]:
         """Yield the findings of some rules; the last finding of a rule gives the number of dropped ones."""
         for rule in rules:
-            kept = self._kept.get(rule, [])
-            yield from (finding for _, finding in kept)
-            more = self._total[rule] - len(kept)
-            if more:
-                yield rest_of_findings(rule, more)
+            for is_error in (True, False):
+                kept = self._kept.get((rule, is_error), [])
+                yield from (finding for _, finding in kept)
+                more = self._total[rule, is_error] - len(kept)
+                if more:
+                    yield replace(rest_of_findings(rule, more), is_error=is_error)
 
 
 @dataclass

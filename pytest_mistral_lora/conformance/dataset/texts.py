@@ -2,8 +2,9 @@
 
 Also the text without its form, which shows that two rows are the same.
 
-A row may talk about such signs. So only a text that is built of them counts, outside of code and quotations. If many
-rows of a file have such a text, it is an error, else a note.
+A row may talk about such signs, or ask for them. So only a text that is built of them counts, outside of code and
+quotations. A sign is a note, however many rows have it; it is an error only if many rows have what proves it: letters
+beyond ASCII as escapes, thoughts beside the tokens for them, or a complete turn of another family.
 """
 
 from __future__ import annotations
@@ -20,6 +21,19 @@ from typing import Any
 
 from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.rows import Row, text_of
+from pytest_mistral_lora.conformance.dataset.row_texts import (
+    ESCAPES,
+    FORMATS,
+    HTML,
+    LINES,
+    MARKUP,
+    STRUCK,
+    RowText,
+    is_log_or_source,
+    texts_of,
+    without_code,
+    without_quotations,
+)
 from pytest_mistral_lora.conformance.finding import Finding
 
 
@@ -28,7 +42,7 @@ class TextSign:
     """A sign that a converter went wrong.
 
     Attributes:
-        rule: The rule if many rows of a file have it: an error.
+        rule: The rule if many rows of a file have it.
         note: The rule if few have it.
         share: The least share of a file's eligible rows that counts as many.
         of: Name of the eligible rows without the sign, in the counts of a file; empty if all rows are eligible.
@@ -56,9 +70,9 @@ SIGNS = (
     TextSign("ML630", "ML631", 0.05),
 )
 
-# fenced and inline code, and quotations within a line
-_QUOTED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\"[^\"\n]*\"|(?<!\w)'[^'\n]*'|\[[^\]\n]*\]", re.DOTALL)
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
+COMPLETE_TURNS = TextSign("complete_turns", "", 0.05)
+"""Rows of ML628 with a complete turn of another family, which is an error."""
+
 _LETTER = r"\\(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{2,6}\}|U000[0-9a-fA-F]{5}|x[89a-fA-F][0-9a-fA-F]|3[0-7]{2}\\2[0-7]{2})"
 # beside a letter, or one after the other: caf\u00e9, \u4f60\u597d; eight digits are neither a path nor a formula
 _LETTERS = re.compile(rf"\w{_LETTER}|(?<!\\){_LETTER}(?:\w|{_LETTER})|(?<!\\)\\U000[0-9a-fA-F]{{5}}")
@@ -77,13 +91,40 @@ _MARKER = (
     r"<\|/?[^\W\d]\w*(?: \w+)*\|>|\[\|[^\W\d]\w*\|\]|<\uff5c[^\uff5c\n]{1,30}\uff5c>"
     r"|<(?:start|end)_of_turn>|<</?SYS>>|<(?:bos|eos|sop|eop|eoh|eoa|eom|AI|用户)>|<(?:reserved_|extra_id_|unused)\d+>"
     r"|\[gMASK\]|</?(?:tool_calls?|tool_response|function_calls|function_results)>|<function=[\w.-]+>"
-    r"|### (?:Instruction|Response|Input|Human|Assistant|User):"
+    r"|### (?:Instruction|Response|Human|Assistant|User):"
 )
 _MARKED = ("<", "### ", "[|", "[gMASK]")
 # at an end of a text, or twice at an end of a line
 _MARKERS = re.compile(
     rf"\A\s*({_MARKER})|({_MARKER})\s*\Z|(?:^({_MARKER})|({_MARKER})$)(?=[\s\S]*(?:^(?:{_MARKER})|(?:{_MARKER})$))",
     re.MULTILINE,
+)
+_SPEAKER = r"(?:system|user|human|assistant|model|bot|chatbot|gpt|tool|ipython|developer)"
+# the role header and the end marker of a turn, by family; a header alone, or an end marker alone, may be anything
+_TURNS_OF_FAMILIES = tuple(
+    (re.compile(header.replace("ROLE", _SPEAKER), re.IGNORECASE), re.compile(end, re.IGNORECASE))
+    for header, end in (
+        (r"<\|im_(?:start|ROLE)\|>", r"<\|im_end\|>"),
+        (r"<\|start_header_id\|>\s*ROLE\s*<\|end_header_id\|>", r"<\|(?:eot_id|eom_id|end_of_text)\|>"),
+        (r"<\|header_start\|>\s*ROLE\s*<\|header_end\|>", r"<\|eo[tm]\|>"),
+        (r"<\|start\|>\s*ROLE", r"<\|(?:end|return|call)\|>"),
+        (r"<\|start_of_role\|>\s*ROLE", r"<\|end_of_text\|>"),
+        (r"<start_of_turn>\s*ROLE", r"<end_of_turn>"),
+        (r"<\|turn>\s*ROLE", r"<turn\|>"),
+        (r"<\|START_OF_TURN_TOKEN\|>", r"<\|END_OF_TURN_TOKEN\|>"),
+        (r"<\|ROLE\|>", r"</s>|<\|(?:end|end_of_turn|end_of_text|endoftext|eot_id|im_end)\|>|<eo[ham]>"),
+        (r"\[\|ROLE\|\]", r"\[\|endofturn\|\]"),
+        (r"<\uff5cROLE\uff5c>", r"<\uff5cend\u2581of\u2581sentence\uff5c>"),
+        (r"<<SYS>>", r"<</SYS>>"),
+        (r"GPT4(?: Correct)? ROLE:", r"<\|end_of_turn\|>"),
+        (r"### (?:Instruction|Input|Response|Human|Assistant|User):", r"</s>|<\|endoftext\|>"),
+    )
+)
+# "Answer in JSON" asks for no turn
+_TURNS = re.compile(
+    r"alpaca|vicuna|chatml|llama|gemma|zephyr|qwen|deepseek|mistral|\bphi\b|(?:prompt|chat|conversation|message)\W*"
+    r"(?:format|template|markup)|template|render|special token|\bmarkers?\b|<\||start_of_turn|<<SYS>>|###",
+    re.IGNORECASE,
 )
 _ASKING = r"(?:### )?(?:(?i:user|human)|GPT4(?: Correct)? User|用户|问)\s*[:\uff1a]"
 _ANSWERING = r"(?:### )?(?:(?i:assistant|bot|ai)|GPT4(?: Correct)? Assistant|助手|答)\s*[:\uff1a]"
@@ -98,6 +139,9 @@ _THINKING = re.compile(
 )
 
 
+_TAGS = re.compile(r"\btags\b", re.IGNORECASE)
+
+
 def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | None]]:
     """Yield the signs of a row: the name of a count of rows, and its finding, if any.
 
@@ -109,24 +153,29 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
     if isinstance(row, FimRow):
         # escapes, markers and tags are at home in code
         return
-    for index, role, text in _prose(row):
-        place = f"{row.place}, messages[{index}].content"
+    for said in _prose(row):
+        text, place = said.text, f"{row.place}, messages[{said.index}].content"
         if not text.isascii():
             seen.setdefault("rows_with_letters_beyond_ascii", None)
         if "\n" in text:
             seen.setdefault("rows_with_newlines", None)
-        if found := _escaped_letter(text):
-            seen.setdefault("ML624", Finding("ML624", f"the text has {found!r} as letters", place))
-        if "\\n" in text and (found := _escaped_break(text)):
+        if "ML624" not in seen and (found := _escaped_letter(said)):
+            seen["ML624"] = Finding("ML624", f"the text has {found!r} as letters", place)
+        if "ML626" not in seen and "\\n" in text and (found := _escaped_break(said)):
             beside = "beside a line break" if "\n" in text else "and no line break"
-            seen.setdefault("ML626", Finding("ML626", f"the text has {found!r} {beside}", place))
-        if marker := _marker(text):
-            seen.setdefault("ML628", Finding("ML628", f"the text is marked up with {marker}", place))
-        if role == "assistant" and (thought := _THINKING.search(without_code(text))):
+            seen["ML626"] = Finding("ML626", f"the text has {found!r} {beside}", place)
+        if COMPLETE_TURNS.rule not in seen and (marker := _marker(said)):
+            is_complete = _has_turn(said)
+            marked = Finding("ML628", f"the text is marked up with {marker}", place, is_error=is_complete)
+            if "ML628" not in seen or (is_complete and COMPLETE_TURNS.rule not in seen):
+                seen["ML628"] = marked
+            if is_complete:
+                seen[COMPLETE_TURNS.rule] = None
+        if not {"ML630", "ML631"} & seen.keys() and (thought := _thought(said, thinks=thinks)):
             expected = 'a chunk {"type": "thinking", "thinking": "..."}' if thinks else ""
             # without control tokens, letters are the only way to write a thought
             rule = "ML630" if thinks else "ML631"
-            seen.setdefault(rule, Finding(rule, f"a thought is written as {thought[0].strip()}", place, expected))
+            seen[rule] = Finding(rule, f"a thought is written as {thought}", place, expected)
     for index, role in _roles_in_letters(row):
         place = f"{row.place}, messages[{index}].content"
         seen.setdefault("ML628", Finding("ML628", f"the text is marked up with {role}", place))
@@ -137,48 +186,59 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
     yield from seen.items()
 
 
-def markup_of(row: Row) -> tuple[int, str] | None:
-    """Return the number of a message that is marked up for a model of another family, and its markers; None without."""
-    for index, _, text in _prose(row):
-        if marker := _marker(text):
-            return index, marker
-    return next(_roles_in_letters(row), None)
+def markup_of(row: Row) -> tuple[int, str, bool] | None:
+    """Return the number of a message that is marked up for another family, and its markers; None if no message is.
+
+    The third value tells whether the row asks for such a text.
+    """
+    asked: tuple[int, str, bool] | None = None
+    for said in _prose(row):
+        if marker := _any_marker(said):
+            if not _is_markup_asked_for(said, marker):
+                return said.index, marker, False
+            asked = asked or (said.index, marker, True)
+    named = next(_roles_in_letters(row), None)
+    return asked if named is None else (*named, False)
 
 
-def _prose(row: Row) -> Iterator[tuple[int, str, str]]:
-    """Yield the number, the role and the text of each message that can have signs."""
-    for index, message in enumerate(row.messages):
-        text = text_of(message.get("content"))
-        # a tool's result is mostly JSON, and so are the answers of many datasets
-        if message["role"] != "tool" and text and not _is_json(text):
-            yield index, message["role"], text
+def _prose(row: Row) -> Iterator[RowText]:
+    """Yield each text that can have signs: the answers of many datasets are JSON."""
+    return (said for said in texts_of(row) if not _is_json(said.text))
 
 
-def without_code(text: str) -> str:
-    """Return a text with a space for each part in backticks."""
-    return _CODE.sub(" ", text) if "`" in text else text
-
-
-def without_quotations(text: str) -> str:
-    """Return a text with a space for each part in backticks, quotation marks or square brackets."""
-    return _QUOTED.sub(" ", text)
-
-
-def _escaped_letter(text: str) -> str:
+def _escaped_letter(said: RowText) -> str:
     """Return an escape that stands for a letter beyond ASCII, in a text of prose; empty without one."""
+    text = said.text
     found = _LETTERS.search(without_quotations(text)) if "\\" in text else None
     if found is not None:
-        return found[0]
+        letters = found[0]
+        # the row asks for an escape, repeats one, or resolves one
+        escape = letters[letters.index("\\") :]
+        if said.speaks_of(ESCAPES) or said.repeats(escape) or _without_escape(letters, said.answer):
+            return ""
+        return letters
     # in HTML, entities are in place
     entities = _ENTITIES.finditer(without_code(text)) if "&" in text and "</" not in text else ()
-    return next((entity[0] for entity in entities if not html.unescape(entity[1]).isascii()), "")
+    letters = next((entity[1] for entity in entities if not html.unescape(entity[1]).isascii()), "")
+    if not letters or said.speaks_of(MARKUP) or said.repeats(letters) or html.unescape(letters) in said.answer:
+        return ""
+    return f"{text[text.index(letters) - 1]}{letters}"
 
 
-def _escaped_break(text: str) -> str:
+def _without_escape(letters: str, answer: str) -> bool:
+    """Return whether an answer has the letter of an escape of four digits."""
+    found = re.search(r"\\u([0-9a-fA-F]{4})", letters)
+    return found is not None and chr(int(found[1], 16)) in answer
+
+
+def _escaped_break(said: RowText) -> str:
     """Return the surroundings of a line break written as a backslash and an n, in a text of prose; empty without one.
 
     If the text also has real line breaks, only an escaped break before a real one counts.
     """
+    text = said.text
+    if is_log_or_source(text) or said.is_asked_for(LINES) or (not said.is_answer and _mentions_lines(said)):
+        return ""
     prose = without_quotations(text)
     if "\n" in text:
         found = _BREAK_BEFORE_BREAK.search(prose)
@@ -190,23 +250,98 @@ def _escaped_break(text: str) -> str:
     return found.string[max(0, found.start() - 10) : found.end() + 10] if found else ""
 
 
-def _marker(text: str) -> str:
-    """Return the marker of another model family that a text is built of; empty without one."""
-    found = _MARKERS.search(without_code(text)) if any(sign in text for sign in _MARKED) else None
+def _mentions_lines(prompt: RowText) -> bool:
+    """Return whether a prompt is about line breaks or programs: its own escapes are none of the words."""
+    return LINES.search(prompt.text.replace("\\n", " ")) is not None
+
+
+def _marker(said: RowText) -> str:
+    """Return the marker of another model family that a text is built of; empty without one, or if it is asked for."""
+    marker = _any_marker(said)
+    return "" if marker and _is_markup_asked_for(said, marker) else marker
+
+
+def _any_marker(said: RowText) -> str:
+    found = _MARKERS.search(without_code(said.text)) if any(sign in said.text for sign in _MARKED) else None
     return next(filter(None, found.groups())) if found else ""
+
+
+def _is_markup_asked_for(said: RowText, marker: str) -> bool:
+    """Return whether a row asks for the markup of one of its texts, or about it."""
+    if said.is_answer:
+        return said.is_asked_for(_TURNS if _has_turn(said) else FORMATS) or said.repeats(marker)
+    # in front of what is marked up, or behind it, a prompt may ask about it; behind a system prompt stands a question
+    marks = [*re.finditer(_MARKER, said.text)]
+    before, after = said.text[: marks[0].start()], said.text[marks[-1].end() :]
+    if before.rstrip().endswith(("?", ":", "\uff1f", "\uff1a")):
+        return True
+    return FORMATS.search(before) is not None or (after != "" and _TURNS.search(after) is not None)
+
+
+_ABOUT_TOKENS = re.compile(
+    r"\btokens?\b|template|\bmarkers?\b|chatml|mistral|llama|special|\bformat(?:s|ted)?\b|\bmeans?\b|\bmeaning\b|layout"
+    r"|syntax|render",
+    re.IGNORECASE,
+)
+
+
+def spelled_tokens(row: Row, literals: re.Pattern[str]) -> list[str]:
+    """Return the control tokens that a row spells, outside of code and where the row is not about them.
+
+    Args:
+        row: The row.
+        literals: Finds a control token.
+    """
+    found = literals.findall(row.to_jsonl())
+    if not found or isinstance(row, FimRow):
+        return found
+    rest = row.to_json()
+    for message in rest["messages"]:
+        if message["role"] != "tool":
+            # thoughts have no request of their own
+            chunks = [] if isinstance(message.get("content"), str | None) else message["content"]
+            message["content"] = [chunk for chunk in chunks if not chunk.get("text")]
+    found = literals.findall(json.dumps(rest, ensure_ascii=False))
+    for said in texts_of(row):
+        struck = STRUCK.sub(" ", said.text)
+        # an answer may be struck through as a whole; a prompt may be a rendered text
+        is_html = said.is_answer or struck.strip() or said.speaks_of(HTML)
+        text = without_code(struck if is_html else said.text)
+        spelled = literals.findall(text)
+        if {*spelled} <= {"<s>", "</s>"} and said.speaks_of(HTML):
+            continue
+        if spelled and not said.speaks_of(_ABOUT_TOKENS):
+            found += spelled
+    return found
+
+
+def _has_turn(said: RowText) -> bool:
+    """Return whether a text has a complete turn of another family: role header, text, end marker."""
+    text = without_code(said.text)
+    # an end behind any header is one behind the first: no text is read twice
+    firsts = ((header.search(text), end) for header, end in _TURNS_OF_FAMILIES)
+    return any(first and end.search(text, first.end()) for first, end in firsts)
+
+
+def _thought(said: RowText, *, thinks: bool) -> str:
+    """Return the tag that begins a thought in an answer; empty without one, or if the row asks for the tag."""
+    found = _THINKING.search(without_code(said.text)) if said.is_answer else None
+    tag = found[0].strip() if found else ""
+    # the letters of Mistral's own token are no format that a prompt can ask for
+    is_asked_for = said.repeats(tag.replace("</", "<")) or (not thinks and said.is_asked_for(_TAGS))
+    return "" if not tag or (is_asked_for and not tag.startswith("[")) else tag
 
 
 def _roles_in_letters(row: Row) -> Iterator[tuple[int, str]]:
     """Yield the number of a user's message, and the words by which it and its answer name their roles."""
-    for index, message in enumerate(row.messages):
-        text = text_of(message.get("content"))
-        if message["role"] != "user" or not (request := _ASKED.search(text)):
+    for said in texts_of(row):
+        if said.role != "user" or not (request := _ASKED.search(said.text)):
             continue
-        after = row.messages[index + 1 : index + 2]
+        after = row.messages[said.index + 1 : said.index + 2]
         answer = text_of(after[0].get("content")) if after and after[0]["role"] == "assistant" else ""
-        found = _ANSWER_NEXT.search(text) or (_ASKS.match(text) and _ANSWERS.match(answer))
-        if found:
-            yield index, f"{request[0].strip()} and {found[0].strip()}"
+        found = _ANSWER_NEXT.search(said.text) or (_ASKS.match(said.text) and _ANSWERS.match(answer))
+        if found and not FORMATS.search(said.text[: request.start()]) and not said.is_asked_for(FORMATS):
+            yield said.index, f"{request[0].strip()} and {found[0].strip()}"
 
 
 def _is_json(text: str) -> bool:

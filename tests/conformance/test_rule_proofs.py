@@ -1,0 +1,106 @@
+"""What a rule takes as proof, and how signs, which are none, are shown: last, one row each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dataset_recipes import said, write_rows
+
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.dataset.file_faults import FILE_FAULTS
+from pytest_mistral_lora.conformance.finding import PROOFS, RULES, Finding, _read_proof
+from pytest_mistral_lora.report.lines import LOOK_AT
+
+ANSWER = "It is a thing of this house, and it stands beside the old oven since last year."
+BROKEN = [said(f"What is thing {number}?", ANSWER if number else "VoilÃ\xa0 la chose.") for number in range(20)]
+LINES = [
+    "  ML636 rows.jsonl:1, messages[1].content: 'Ã\\xa0' for 'à': letters of a wrong decoding in 1 of 20 rows (5.0%)",
+    "  ML644 rows.jsonl:2: the same answer in 19 of 20 rows (95.0%)",
+]
+
+
+def test_no_sign_is_an_error() -> None:
+    for rule in RULES.values():
+        assert {*rule.proof} <= PROOFS.keys()
+        assert rule.severity == "note" or "sign" not in rule.proof
+    # a rule that is a note has errors by another proof
+    for name in ("ML584", "ML628", "ML636", "ML643"):
+        assert RULES[name].proof[0] == "sign"
+        assert Finding(name, "a").is_sign
+        assert Finding(name, "a", is_error=True).proof in ("declaration", "contradiction")
+    for fault in FILE_FAULTS:
+        assert fault.error is None or RULES[fault.rule].proof[-1] != "sign"
+
+
+@pytest.mark.parametrize(
+    ("proof", "severity"),
+    [
+        ("sign", "error"),
+        (["oracle", "sign"], "note"),
+        (["sign", "contradiction"], "error"),
+        (["contradiction", "oracle"], "error"),
+        ("guess", "note"),
+        ([], "note"),
+        (None, "error"),
+    ],
+)
+def test_a_proof_that_proves_nothing_is_refused(proof: Any, severity: str) -> None:
+    with pytest.raises(ValueError, match=r"^x\.toml, ML999\.proof: "):
+        _read_proof(proof, severity, "x.toml, ML999.proof")
+
+
+def test_a_rule_says_what_it_takes_as_proof(capsys: Any) -> None:
+    assert main(["rules", "ML628"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  proof:    sign. {PROOFS['sign']}" in lines
+    assert f"  of error: contradiction. {PROOFS['contradiction']}" in lines
+    assert main(["rules", "ML628", "--json"]) == 0
+    [rule] = json.loads(capsys.readouterr().out)
+    assert rule["proof"] == ["sign", "contradiction"]
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_rows(Path("rows.jsonl"), BROKEN)
+
+
+def test_check_lists_signs_last_with_one_row_each(rows: Path, capsys: Any) -> None:
+    assert main(["check", str(rows), "--tokenizer", "spm-v3", "--report", "out.json", "--report", "out.html"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index(LOOK_AT)
+    assert lines[at + 1 : at + 3] == LINES
+    assert lines[at + 3].startswith("2 findings of 2 causes; ")
+    report = json.loads(Path("out.json").read_text(encoding="utf-8"))
+    assert [cause["proof"] for cause in report["causes"]] == ["sign", "sign"]
+    page = Path("out.html").read_text(encoding="utf-8")
+    assert page.count('<li><a href="#cause-') == 2
+    assert '<a href="#cause-1">ML636</a> rows.jsonl:1: letters of a wrong decoding' in page
+
+
+def test_audit_lists_signs_last(tmp_path: Path, capsys: Any) -> None:
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    texts = ("<|im_start|>user\nWhat is 1?", "What is 2?")
+    encoded = [oracle.encode(said(text, "A number.")) for text in texts]
+    lines = [{"input_ids": [*row.input_ids], "labels": [*(row.labels or ())]} for row in encoded]
+    path = write_rows(tmp_path / "encoded.jsonl", lines)
+    assert main(["audit", str(path), "--tokenizer", "spm-v3"]) == 0
+    *_, title, line, verdict = capsys.readouterr().out.splitlines()
+    assert title == LOOK_AT
+    assert line.startswith(f"  ML584 {path}:1, messages[0].content: the text is marked up with <|im_start|>")
+    assert verdict == "1 finding of 1 cause"
+
+
+def test_check_fails_what_was_not_checked_if_asked(rows: Path, capsys: Any) -> None:
+    words = ("check", str(rows), "--tokenizer", "spm-v3")
+    assert main([*words, "--fail-not-checked"]) == 0
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    # v3 has no grammar to judge the answers by
+    write_rows(rows, [{**row, "tools": tools} for row in BROKEN])
+    assert main([*words]) == 0
+    assert main([*words, "--fail-not-checked"]) == 1
+    assert "1 failed, 0 not checked" in capsys.readouterr().out
