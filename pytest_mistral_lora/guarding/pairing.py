@@ -11,6 +11,7 @@ from itertools import takewhile
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import FIM_KEYS
+from pytest_mistral_lora.conformance.encoded.lines import has_row
 from pytest_mistral_lora.conformance.encoded.sides import has_sides, split_sides
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
@@ -85,7 +86,8 @@ def _texts_of(item: Mapping[str, Any]) -> dict[str, Any]:
         json.dumps(texts)
     except (TypeError, ValueError):  # such as images
         return {}
-    return texts
+    # they may have the format of another program
+    return {} if "messages" in texts and not has_row(texts) else texts
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,8 @@ def run_in_copy(produce: Callable[[], Iterator[Any]]) -> list[Any]:
         receiver.close()
         copy.kill()
         copy.join()
-        copy.close()
+        with suppress(ValueError):  # if SIGCHLD is ignored, its end is not known
+            copy.close()
 
 
 def _received(receiver: Connection) -> Iterator[Any]:

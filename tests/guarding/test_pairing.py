@@ -113,6 +113,15 @@ def test_messages_of_other_rows_are_not_taken(base: Path, rows: Rows, oracle: Or
     assert "8 without messages" in _read_back(verdict)
 
 
+def test_messages_in_the_format_of_another_program_are_not_taken(base: Path, rows: Rows, tmp_path: Path) -> None:
+    for row in rows:
+        row["messages"] = [{"from": each["role"], "value": each["content"]} for each in row["messages"]]
+    rows[2]["labels"][-1] = -100
+    verdict = begin(_guarded(base, rows, tmp_path, list), on_finding="warn").verdict
+    assert errors_of(verdict) == {("ML546", "train_dataset[2]")}
+    assert "8 without messages" in _read_back(verdict)
+
+
 class OwnRows(torch.utils.data.Dataset[Any]):
     """Rows of a class of the user's, which has no columns."""
 

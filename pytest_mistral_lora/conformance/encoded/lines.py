@@ -114,6 +114,17 @@ def scan_lines(
         yield RowError("the file has no rows", place=str(path))
 
 
+def has_row(record: Mapping[str, Any]) -> bool:
+    """Return whether the messages of a table's record can be read as a row."""
+    from pytest_mistral_lora.formats.records import plain_row, unpadded_calls
+
+    try:
+        parse_row(unpadded_calls(plain_row(record, "", padded=True)))
+    except RowError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class _RecordReader:
     """The reader of one record.
