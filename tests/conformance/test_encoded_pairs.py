@@ -290,6 +290,16 @@ def test_lengths_that_tell_the_sides_apart_are_noted_once(
     assert all(finding.severity == "note" for finding in found)
 
 
+@pytest.mark.parametrize(("value", "rules"), [(1, []), (2, ["ML570"]), (-1, ["ML570"])])
+def test_the_mask_of_a_side_is_0_or_1(value: int, rules: list[str], tmp_path: Path, oracle: Oracle) -> None:
+    record = coloured(oracle)
+    for name in ("chosen", "rejected"):
+        masked = record | {f"{name}_mask": [value] * len(record[f"{name}_ids"])}
+        found = audit_findings(write_lines(tmp_path, [masked]), oracle)
+        assert [finding.rule for finding in found] == rules
+        assert all(finding.place.endswith(f":1, {name}") for finding in found)
+
+
 # Records and files.
 
 
