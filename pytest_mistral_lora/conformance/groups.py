@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import TokenSide
-from pytest_mistral_lora.chat.places import RecordPlace
+from pytest_mistral_lora.chat.places import RecordPlace, by_number
 from pytest_mistral_lora.chat.row_kinds import parse_trained
 from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.conformance.finding import Finding
@@ -99,7 +99,8 @@ class FindingGroup:
 
     def to_json(self) -> dict[str, Any]:
         """Return the cause as plain JSON data: its key, its simplest finding, their number, the names of the others."""
-        extra = {"cause": self.simplest.cause, "check": self.check, "count": self.count, "others": self.others}
+        others = sorted(self.others, key=by_number)
+        extra = {"cause": self.simplest.cause, "check": self.check, "count": self.count, "others": others}
         return {**self.simplest.to_json(), **extra}
 
 
@@ -179,7 +180,7 @@ def listed_names(names: Iterable[str]) -> list[str]:
         homes.setdefault(home, set()).add(last)
     lists, room, hidden = [], _MOST_CHARACTERS, 0
     for home, cases in homes.items():
-        pieces = [(name, 1) for name in sorted(cases)]
+        pieces = [(name, 1) for name in sorted(cases, key=by_number)]
         if all(case.isdecimal() for case in cases):
             # runs of numbers, each with its length
             runs: list[list[int]] = []

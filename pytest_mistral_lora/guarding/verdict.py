@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.places import by_number
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_copy, recognition_of, source_of, text_tokenizer
 from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
@@ -114,6 +115,8 @@ def judge_run(run: GuardedRun, rows: Sequence[GuardedRow], started: float) -> Ve
         InputError: As for `GuardedRun.known`.
         TokenizerError: As for `GuardedRun.known`.
     """
+    # batches come in the order of a sampler, and findings in that of the dataset
+    rows = sorted(rows, key=lambda row: by_number(row.place))
     labels = [label for row in rows for _, labels in row.sequences() for label in labels]
     fixes = run.fixes(of_preferences=any("input_ids" not in row.record for row in rows))
     with _work_folder() as (data, configurations):

@@ -30,6 +30,17 @@ def test_findings_without_tokens_are_told_apart_by_their_file_and_their_words() 
     assert [cause.count for cause in causes] == [2, 1, 1]
 
 
+def test_places_are_sorted_as_numbers() -> None:
+    causes = FindingGroups()
+    for number in (3, 11, 10, 9, 2):
+        place = f"train_dataset[{number}]"
+        causes.add(Finding("ML547", "x", place, shape="the same"), "check", place)
+    [cause] = causes
+    others = [f"train_dataset[{number}]" for number in (2, 9, 10, 11)]
+    assert cause.to_json()["others"] == others
+    assert cause.text(120).splitlines()[-1] == f"and 4 more like it: {', '.join(others)}"
+
+
 def test_notes_come_after_errors() -> None:
     causes = FindingGroups()
     for rule in ("ML227", "ML004"):

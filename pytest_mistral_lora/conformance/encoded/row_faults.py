@@ -86,8 +86,10 @@ def _cut_fault(expected: Ids, ids: Ids, oracle: Oracle, *, is_gap: bool = False)
     if in_text and ids[0] == oracle.bos_id and ids[1:] == expected[lost + 1 :]:
         return EncodingFault("ML531", f"cut after BOS: {lost} of {len(expected)} tokens are missing")
     ends = len(ids) > 1 and ids[-1] == oracle.eos_id and ids[:-1] == expected[: len(ids) - 1]
+    # an answer of nothing but EOS is empty, not cut
+    is_empty = ends and oracle.piece(ids[-2]) in ("[/INST]", "[/TOOL_RESULTS]")
     # trailing spaces that a template drops before EOS are not a cut
-    if ends and decode_text(expected[len(ids) - 1 : -1], oracle).strip():
+    if ends and not is_empty and decode_text(expected[len(ids) - 1 : -1], oracle).strip():
         found = f"cut at the end, and EOS put there: {lost + 1} of {len(expected)} tokens are missing"
         return EncodingFault("ML531", found)
     return None
