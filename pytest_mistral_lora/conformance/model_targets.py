@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target, checkpoint_paths, given_path
 from pytest_mistral_lora.errors import NoOracleError, PinError, RecipeError
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.checkpoint.recognition import Recognition
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.adapter.related import RelatedAdapters
@@ -253,6 +254,43 @@ class TrainerTarget(Target):
         tokenizer.use_fast(text_tokenizer(self.processing_class))
         tokenizer.use_recognition(self.known)
         return tokenizer
+
+    @property
+    def template_text(self) -> str | None:
+        """The chat template of the trainer's tokenizer, or of its processor; None if there is none."""
+        stored = getattr(self.processing_class, "chat_template", None)
+        text = stored.get("default") if isinstance(stored, dict) else stored
+        return text if isinstance(text, str) else None
+
+    @property
+    def has_own_template(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(self.template_text) and self.known.oracle is not None
+
+    @property
+    def reports_template(self) -> bool:
+        """Whether a check of the trainer reports `template_finding`: always."""
+        return True
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template of the trainer, with its tokenizer."""
+        from pytest_mistral_lora.chat.templates import ChatTemplate
+
+        return ChatTemplate(self.tokenizer.fast, self.template_text)
+
+    def template_finding(self) -> Finding | None:
+        """Return the finding about the template, or about the named tokens that it writes."""
+        from pytest_mistral_lora.conformance.tokenizer.ids import named_tokens
+
+        return next(iter((*self.template_findings.findings, *self.with_places(named_tokens(self)))), None)
+
+    @cached_property
+    def template_findings(self) -> Result:
+        """The template compared with the base's and with mistral-common."""
+        from pytest_mistral_lora.conformance.base_tokenizer import loaded_template_result
+
+        return loaded_template_result(self.tokenizer, self.template_text or "", self.base)
 
     @cached_property
     def parameters(self) -> Mapping[str, Any]:

@@ -313,7 +313,7 @@ class Session:
             *notes,
             "",
             *([NOTHING_WAS_JUDGED] if self.nothing_judged else []),
-            verdict_line(self.records, [cause.count for cause in self.causes()]),
+            verdict_line(self.records, [cause.total for cause in self.causes()]),
         ]
 
     def failed_rows(self) -> list[TokenRow]:
