@@ -72,3 +72,9 @@ FAULTY: Mapping[str, str] = MappingProxyType(
     }
 )
 """The prefix that gives a template each named fault."""
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""A template of another layout, which marks no answers."""

@@ -126,16 +126,22 @@ class TemplateCause:
         return {RULES[rule].case for rule in self.counts}
 
     def _encode_stretch(self, row: Row | None, stretch: LineStretch, oracle: Oracle) -> tuple[Row, EncodedRow] | None:
-        rows = [row]
-        if row is None:
-            # as the tokenizer of the template writes the text, with the markers that it knows
-            text = self._loaded.tokenizer.decode(list(stretch.ids), clean_up_tokenization_spaces=False)
-            rows = [replace(guess, place=stretch.place) for guess in self._reader.read(text)]
+        rows = [row] if row is not None else self._read(stretch, oracle)
         for conversation in rows:
-            encoded = self._encode_row(conversation, stretch, oracle) if conversation is not None else None
-            if conversation is not None and encoded is not None:
+            encoded = self._encode_row(conversation, stretch, oracle)
+            if encoded is not None:
                 return conversation, encoded
         return None
+
+    def _read(self, stretch: LineStretch, oracle: Oracle) -> list[Row]:
+        """Return the conversations that the template may have rendered to some ids."""
+        ids = stretch.ids
+        # a trainer may put BOS in front and EOS behind
+        without = ids[ids[:1] == (oracle.bos_id,) : len(ids) - (ids[-1:] == (oracle.eos_id,))]
+        # as the tokenizer of the template writes them, with the markers that it knows
+        decode = self._loaded.tokenizer.decode
+        texts = [decode(list(part), clean_up_tokenization_spaces=False) for part in dict.fromkeys((ids, without))]
+        return [replace(row, place=stretch.place) for text in texts for row in self._reader.read(text)]
 
     def _encode_row(self, row: Row, stretch: LineStretch, oracle: Oracle) -> EncodedRow | None:
         """Return a row as the template encodes it, if these are the ids of a stretch, perhaps cut; else None."""
