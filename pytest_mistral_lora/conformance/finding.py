@@ -295,6 +295,7 @@ class Finding:
         # in rows, quotes are texts of this row; elsewhere, such as in a configuration, they may name the fault
         quoted = r"'[^']*'|\"[^\"]*\"" if self.row or ":#" in path else r"'[^']*\s[^']*'|\"[^\"]*\s[^\"]*\""
         found = re.sub(r"[0-9]+", "#", re.sub(quoted, "'…'", self.found))
+        found = re.sub(r"'…' and [#,]+ more characters?", "'…'", found)
         found = re.sub(r"[\w.#]*\blayers\.#\.[\w.#]+", "layers.#", found)
         return f"{self.rule} {name}: {re.sub(r'#(, #)+', '#', found)}"
 

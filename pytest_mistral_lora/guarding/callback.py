@@ -93,7 +93,7 @@ class MistralGuard(TrainerCallback):
         Raises:
             GuardError: If the verdict is not ok, in any process, and the guard is to stop the run.
         """
-        run = GuardedRun(args, model, processing_class, optimizer, self._tokenizer)
+        run = GuardedRun(args, model, processing_class, optimizer, self._tokenizer, self._dataset)
         if not can_be_read_twice(train_dataloader):
             self._stream = _StreamWatch(self, run, model)
             return

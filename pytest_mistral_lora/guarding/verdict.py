@@ -19,10 +19,12 @@ from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_copy, reco
 from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.finding import with_paths
 from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TrainerTarget
 from pytest_mistral_lora.conformance.session import Session, opened_session
 from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.guarding.forms import fixes_of, form_of
 from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
 from pytest_mistral_lora.judging import AnyPath, Verdict, encoder_of, verdict_of
 from pytest_mistral_lora.runners import runner_fixes
@@ -66,6 +68,7 @@ class GuardedRun:
         processing_class: The tokenizer or processor.
         optimizer: The optimizer; None if it is not made yet.
         named: The Mistral tokenizer that the user names, or None.
+        dataset: The dataset of the trainer; None if it is unknown.
     """
 
     args: Any
@@ -73,6 +76,7 @@ class GuardedRun:
     processing_class: Any
     optimizer: Any
     named: AnyPath | None
+    dataset: Any = None
 
     @cached_property
     def source(self) -> CheckpointTokenizer | None:
@@ -97,10 +101,13 @@ class GuardedRun:
             return recognise_copy(text_tokenizer(self.processing_class), Path(folder))
 
     def fixes(self, *, of_preferences: bool) -> Mapping[str, str]:
-        """Return the fix of each rule in the words of the trainer, or of its trainers of preferences."""
+        """Return the fix of each rule in the words of the trainer, for the form of the rows that it was given."""
         packages = {cls.__module__.partition(".")[0] for cls in type(self.args).__mro__}
-        found = next((runner for package, runner in _TRAINERS.items() if package in packages), "")
-        return runner_fixes(f"{found}-preferences" if of_preferences else found)
+        trainer = next((runner for package, runner in _TRAINERS.items() if package in packages), "")
+        field = getattr(self.args, "dataset_text_field", None) or "text"
+        is_packed = bool(getattr(self.args, "packing", False))
+        form = form_of(self.dataset, field, of_preferences=of_preferences, is_packed=is_packed)
+        return {**runner_fixes("guard"), **fixes_of(trainer, form)}
 
 
 def judge_run(run: GuardedRun, rows: Sequence[GuardedRow], started: float) -> Verdict:
@@ -138,7 +145,9 @@ def judge_run(run: GuardedRun, rows: Sequence[GuardedRow], started: float) -> Ve
             return verdict_of(
                 session,
                 "guard(trainer)",
-                _Amendments(file, [row.place for row in rows], configurations / MODEL_CONFIG, fixes).apply,
+                _Amendments(
+                    file, [row.place for row in rows], configurations / MODEL_CONFIG, fixes, trainer.fix_paths
+                ).apply,
                 lambda session: _cost(session, rows, labels, started),
             )
 
@@ -187,13 +196,15 @@ class _Amendments:
         file: The file of the rows.
         places: The place of each row.
         configuration: The copy of the model's configuration.
-        fixes: The fix of each rule.
+        fixes: The fix of each rule, perhaps with placeholders for paths.
+        paths: The path for each placeholder.
     """
 
     file: Path
     places: Sequence[str]
     configuration: Path
     fixes: Mapping[str, str]
+    paths: Mapping[str, str]
 
     def apply(self, record: dict[str, Any]) -> None:
         """Name the rows and the model of the trainer in place of files, and its own fixes."""
@@ -201,7 +212,7 @@ class _Amendments:
             finding.update({key: self._shown(finding[key]) for key in ("place", "found", "detail")})
             if finding["tokens"] is not None:
                 finding["tokens"]["title"] = self._shown(finding["tokens"]["title"])
-            finding["fix"] = self.fixes.get(finding["rule"], finding["fix"])
+            finding["fix"] = with_paths(self.fixes.get(finding["rule"], finding["fix"]), self.paths)
             # the file is gone with the guard: no command of this package can be run on it
             lines = finding["detail"].splitlines()
             finding["detail"] = "\n".join(line for line in lines if "mistral-lora audit" not in line)
