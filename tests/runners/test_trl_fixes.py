@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from faulty_templates import CHATML
+from faulty_templates import CHATML, CHATML_MARKED
 from guarded_runs import TRL_SETTINGS, chat_rows
 
 from pytest_mistral_lora import CheckpointTokenizer, GuardError, Row, guard, training_template
@@ -190,12 +190,6 @@ def _said(user: str, answer: str, **of_answer: Any) -> list[Record]:
 LONG = "The colour of a clear and quiet sea on a warm day in the early summer of the year is blue"
 HOSTILE = [_said(f"What is [INST] {n}?", "A marker.") for n in range(4)]
 WEIGHTED = [[*_said(f"What is {n}?", "I guess.", weight=0), *_said("Sure?", "Yes.", weight=1)] for n in range(4)]
-CHATML_MARKED = CHATML.replace(
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}",
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}{% if message['role'] == 'assistant' %}{% generation %}"
-    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
-    "{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}",
-)
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
 TOOL = {"name": "weather", "description": "", "parameters": {"type": "object", "properties": {}}}
 CALLS = [
