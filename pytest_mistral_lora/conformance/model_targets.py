@@ -266,8 +266,8 @@ class TrainerTarget(Target):
         return text if isinstance(text, str) else None
 
     @property
-    def has_own_template(self) -> bool:
-        """Whether the tokenizer has a chat template."""
+    def has_template(self) -> bool:
+        """Whether the tokenizer has a chat template, and a Mistral tokenizer applies."""
         return bool(self.template_text) and self.known.oracle is not None
 
     @property

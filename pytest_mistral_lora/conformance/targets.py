@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.checkpoint.weights import TensorInfo
-    from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.training.recipe import Recipe
 
 EMBEDDED = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", "tekken-240718", "tekken-240911")
@@ -124,27 +123,6 @@ class Target:
     def has_template(self) -> bool:
         """Whether there is a chat template to check; for a single file, the one that mistral-common generates."""
         return self.path is None or self.path.is_file() or self.tokenizer.has_template
-
-    @property
-    def has_own_template(self) -> bool:
-        """Whether rows may be encoded by a chat template that is not mistral-common's."""
-        return self.checkpoint is not None and self.tokenizer.has_template
-
-    @property
-    def reports_template(self) -> bool:
-        """Whether a check of this target reports `template_finding`."""
-        return False
-
-    def template_finding(self) -> Finding | None:
-        """Return the finding about the whole chat template, which explains those of rows that are encoded by it."""
-        from pytest_mistral_lora.conformance.base_tokenizer import loaded_template_result
-        from pytest_mistral_lora.conformance.template import template_file
-
-        text = self.template.source
-        found = loaded_template_result(self.tokenizer, text, None).findings
-        write = "`mistral-lora template --tokenizer {checkpoint} --output {template}`"
-        fix = f"Write the template that mistral-common generates, {write}, and encode the rows again."
-        return replace(found[0], rule="ML004", place=template_file(self), fix=fix) if found else None
 
     @cached_property
     def shipped_name(self) -> str | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
@@ -20,6 +20,7 @@ from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.encoded.read_lines import LineStretch, stretches_of
 from pytest_mistral_lora.conformance.encoded.row_faults import cut_fault
 from pytest_mistral_lora.conformance.finding import RULES, Finding
+from pytest_mistral_lora.conformance.model_targets import TrainerTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import MistralLoraError, RowError
 
@@ -160,7 +161,7 @@ class TemplateCause:
         owners = _owners(answers, offsets) if answers is not None else [None] * len(ids)
         return _encoded(whole, [None] * len(front) + owners + [None] * len(end), stretch.labels)
 
-    def _answers(self, row: Row, text: str) -> list[_Part] | None:
+    def _answers(self, row: Row, text: str) -> list[_MessagePart] | None:
         """Return the parts of a rendering that are a message's own text; None if they cannot be told apart."""
         parts = []
         for number, message in enumerate(row.messages):
@@ -173,7 +174,7 @@ class TemplateCause:
             at = text.find(content, len(before), len(through)) if content else -1
             end = at + len(content) if at >= 0 else len(through)
             start = len(before) if is_answer or at < 0 else at
-            parts.append(_Part(number, message["role"], start, end, is_answer and bool(weight_of(message))))
+            parts.append(_MessagePart(number, message["role"], start, end, is_answer and bool(weight_of(message))))
         return parts
 
     def _rendered(self, row: Row, *, generation_prompt: bool = False) -> str:
@@ -182,13 +183,28 @@ class TemplateCause:
 
 def cause_of(target: Target | None) -> TemplateCause | None:
     """Return the template that rows of a target may be encoded by; None if it has none."""
-    if target is None or not target.has_own_template:
+    if isinstance(target, TrainerTarget):
+        if not target.has_template:
+            return None
+        return TemplateCause(lambda: target.template, target.template_finding, is_reported=target.reports_template)
+    # the template of a single file is mistral-common's
+    if target is None or target.checkpoint is None or not target.tokenizer.has_template:
         return None
-    return TemplateCause(lambda: target.template, target.template_finding, is_reported=target.reports_template)
+    return TemplateCause(lambda: target.template, partial(_finding_of_folder, target))
+
+
+def _finding_of_folder(target: Target) -> Finding | None:
+    from pytest_mistral_lora.conformance.base_tokenizer import loaded_template_result
+    from pytest_mistral_lora.conformance.template import template_file
+
+    found = loaded_template_result(target.tokenizer, target.template.source, None).findings
+    write = "`mistral-lora template --tokenizer {checkpoint} --output {template}`"
+    fix = f"Write the template that mistral-common generates, {write}, and encode the rows again."
+    return replace(found[0], rule="ML004", place=template_file(target), fix=fix) if found else None
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _MessagePart:
     """The text of a message in a rendering.
 
     Attributes:
@@ -206,15 +222,15 @@ class _Part:
     supervised: bool
 
 
-def _owners(parts: Sequence[_Part], offsets: Sequence[tuple[int, int]]) -> list[_Part | None]:
+def _owners(parts: Sequence[_MessagePart], offsets: Sequence[tuple[int, int]]) -> list[_MessagePart | None]:
     """Return the message of each token; None for a token of the template."""
-    owners: list[_Part | None] = []
+    owners: list[_MessagePart | None] = []
     for start, end in offsets:
         owners.append(next((part for part in parts if start < part.end and end > part.start), None))
     return owners
 
 
-def _encoded(ids: Ids, owners: Sequence[_Part | None], labels: Ids) -> EncodedRow:
+def _encoded(ids: Ids, owners: Sequence[_MessagePart | None], labels: Ids) -> EncodedRow:
     """Return a row whose messages are trained on or not; what the template writes around them is as the labels are."""
     spans = []
     trains_all = sum(label != IGNORE_INDEX for label in labels) >= len(ids) - 1
