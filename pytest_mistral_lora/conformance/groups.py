@@ -169,10 +169,14 @@ class FindingGroups:
         Args:
             findings: Findings that were added.
         """
-        explaining = [cause.shown for cause in self if cause.explained]
-        plain = [replace(finding, covers=()) for finding in explaining]
+        explaining = [cause.shown for cause in self if cause.shown.covers]
         rules = {finding.rule for finding in explaining}
-        others = [finding for finding in findings if finding.effect_of not in rules and finding not in plain]
+        shown = {(finding.rule, finding.place, finding.found) for finding in explaining}
+        others = [
+            finding
+            for finding in findings
+            if finding.effect_of not in rules and (finding.rule, finding.place, finding.found) not in shown
+        ]
         return [*explaining, *others]
 
     def __iter__(self) -> Iterator[FindingGroup]:
