@@ -77,7 +77,9 @@ def fixes_of(trainer: str, form: str) -> Mapping[str, str]:
 
 
 def _joined(forms: Mapping[str, list[str]]) -> str:
-    return " ".join(f"For {' or '.join(words)}: {fix[0].lower()}{fix[1:]}" for fix, words in forms.items())
+    # the name of a trainer keeps its letters
+    begun = {fix: fix if fix[1].isupper() else fix[0].lower() + fix[1:] for fix in forms}
+    return " ".join(f"For {' or '.join(words)}: {begun[fix]}" for fix, words in forms.items())
 
 
 def _by_rule(fixes: Mapping[str, str]) -> Mapping[str, str]:
