@@ -321,5 +321,5 @@ def shortened(value: object) -> str:
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,}"
     if isinstance(value, str) and len(value) > 60:
-        return f"{value[:60]!r} and {len(value) - 60:,} characters more"
+        return f"{value[:60]!r} and {counted(len(value) - 60, 'more character')}"
     return "null" if value is None else repr(value)[:80]

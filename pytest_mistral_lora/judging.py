@@ -509,7 +509,9 @@ def verdict_of(
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     return Verdict(
         ok=session.exit_code == 0,
-        findings=tuple(Finding.from_json(data) for record in records for data in record["findings"]),
+        findings=tuple(
+            session.causes().standing(Finding.from_json(data) for record in records for data in record["findings"])
+        ),
         not_checked={_name(record): record["not_checked"] for record in records if record["not_checked"]},
         facts={_name(record): record["facts"] for record in records if record["facts"]},
         _text="\n".join([*session.cause_texts(width), *session.summary_lines(width, lines)]),

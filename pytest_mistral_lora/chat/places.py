@@ -53,3 +53,13 @@ def file_of(place: str) -> str:
     """Return the file that a place names; empty for a place that names no record."""
     found = RecordPlace.parse(place)
     return "" if found is None else found.file
+
+
+def by_number(place: str) -> list[tuple[int, str]]:
+    """Return a key that sorts places with their numbers as numbers: `rows.jsonl:9` before `rows.jsonl:10`."""
+    parts = re.split(r"([0-9]+)", place)
+    # by its length and then its digits, a number may have any number of them
+    numbers = (part.lstrip("0") for part in parts[1::2])
+    keys = [(0, part) for part in parts]
+    keys[1::2] = [(1 + len(number), number) for number in numbers]
+    return keys

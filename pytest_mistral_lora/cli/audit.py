@@ -151,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport, checks_of
+    from pytest_mistral_lora.conformance.encoded.template_cause import cause_of
     from pytest_mistral_lora.conformance.session import opened_session
     from pytest_mistral_lora.conformance.targets import EncodedTarget, Target, name_of
     from pytest_mistral_lora.report import found_words
@@ -159,7 +160,9 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = CheckpointTokenizer(args.tokenizer, args.oracle)
     with _encoded_rows(args) as given:
         file = given.file
-        audit = Audit(file, tokenizer.oracle, given.dataset, base=args.tokenizer, trained=given.trained)
+        judge = Target.of_loaded(tokenizer)
+        cause = cause_of(judge)
+        audit = Audit(file, tokenizer.oracle, given.dataset, base=args.tokenizer, trained=given.trained, cause=cause)
         report = AuditReport(audit)
         verdicts = _verdicts(report, args, given)
         if args.output_format == "json":
@@ -170,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
             causes = _group(verdicts)
             verdict = f"{_rows_line(audit)}; {found_words(audit.summary()['findings'], len(list(causes)))}"
             print_verdict(args.output_format, judged_by("audit", causes, [*_cases(audit, causes)], verdict, file))
-        target = EncodedTarget(name_of(file), file, judge=Target.of_loaded(tokenizer), dataset=given.dataset)
+        target = EncodedTarget(name_of(file), file, judge=judge, dataset=given.dataset)
         with opened_session([target]) as session:
             for check in checks_of(target, lambda: report):
                 session.judge(check)
@@ -245,12 +248,14 @@ def _rows_line(audit: Audit) -> str:
 
 def _cases(audit: Audit, causes: FindingGroups) -> Iterator[JudgedCase]:
     """Yield a judged case for each class of faults, since a file may have too many rows for a list of tests."""
+    from pytest_mistral_lora.conformance.encoded.audit import OF_TEMPLATE
     from pytest_mistral_lora.conformance.finding import RULES
     from pytest_mistral_lora.conformance.groups import FILE_WIDTH
     from pytest_mistral_lora.report.judged import JudgedCase
 
     reasons = audit.not_checked
-    for rule in RULES.of("encoded"):
+    of_template = [RULES[OF_TEMPLATE]] if audit.counts[OF_TEMPLATE] else []
+    for rule in [*of_template, *RULES.of("encoded")]:
         found = [cause for cause in causes if cause.simplest.rule == rule.id]
         failed = any(cause.simplest.severity == "error" for cause in found)
         text = "\n\n".join(cause.text(FILE_WIDTH) for cause in found)

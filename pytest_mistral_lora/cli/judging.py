@@ -170,7 +170,7 @@ class Judging:
         from pytest_mistral_lora.report.judged import cases_of
 
         causes = session.causes()
-        verdict = verdict_line(session.records, [cause.count for cause in causes])
+        verdict = verdict_line(session.records, [cause.total for cause in causes])
         texts = ["\n\n".join(cause_texts(map(Finding.from_json, record["findings"]))) for record in session.records]
         subject = self.paths[0]["path"] if self.paths else ""
         verb, known = shlex.split(self.command)[1], session.known_faults()

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.places import RecordPlace
 from pytest_mistral_lora.chat.token_rows import TokenRow
+from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.escaping import in_block, printable
 
 __all__ = ["RULES", "Rule", "Severity"]
@@ -265,6 +266,9 @@ class Finding:
         tokens: The tokens around the first difference, or None.
         name: The name of its cause, by which a list of known deviations accepts only this cause; may be empty.
         is_error: Whether it is an error although its rule is a note, because the fault breaks every row.
+        effect_of: The rule of the finding that was shown to explain it; empty if it stands for itself. Beside that
+            finding, it is only counted.
+        covers: The number of findings that this one explains, by their rules.
     """
 
     rule: str
@@ -279,6 +283,8 @@ class Finding:
     tokens: TokenRow | None = None
     name: str = ""
     is_error: bool = False
+    effect_of: str = ""
+    covers: tuple[tuple[str, int], ...] = ()
 
     @property
     def severity(self) -> Severity:
@@ -336,6 +342,7 @@ class Finding:
         # in rows, quotes are texts of this row; elsewhere, such as in a configuration, they may name the fault
         quoted = r"'[^']*'|\"[^\"]*\"" if self.row or ":#" in path else r"'[^']*\s[^']*'|\"[^\"]*\s[^\"]*\""
         found = re.sub(r"[0-9]+", "#", re.sub(quoted, "'…'", self.found))
+        found = re.sub(r"'…' and [#,]+ more characters?", "'…'", found)
         found = re.sub(r"[\w.#]*\blayers\.#\.[\w.#]+", "layers.#", found)
         return f"{self.rule} {name}: {re.sub(r'#(, #)+', '#', found)}"
 
@@ -351,6 +358,9 @@ class Finding:
         # one line to paste into a rows file, which reproduces the finding
         if self.row:
             lines.append(f"  row:      {self.row}")
+        if self.covers:
+            explained = ", ".join(f"{rule} ({count})" for rule, count in self.covers)
+            lines.append(f"  explains: {counted(sum(dict(self.covers).values()), 'more finding')}: {explained}")
         lines += [f"  rule:     {rule.title}", f"  why:      {rule.why}", f"  fix:      {self.next_step}"]
         return "\n".join(lines)
 
@@ -363,7 +373,7 @@ class Finding:
             attribute.name: getattr(self, attribute.name) for attribute in fields(self) if attribute.name != "is_error"
         }
         tokens = None if self.tokens is None else self.tokens.to_json()
-        return {**values, **of_rule, "fix": self.next_step, "tokens": tokens}
+        return {**values, **of_rule, "fix": self.next_step, "tokens": tokens, "covers": [*map(list, self.covers)]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Finding:
@@ -371,6 +381,7 @@ class Finding:
         values = {attribute.name: data[attribute.name] for attribute in fields(cls) if attribute.name in data}
         tokens = values.get("tokens")
         values["tokens"] = None if tokens is None else TokenRow.from_json(tokens)
+        values["covers"] = tuple((rule, count) for rule, count in values.get("covers", ()))
         # drop the fix of the rule
         rule = RULES[values["rule"]]
         values["fix"] = "" if values.get("fix") == rule.fix else values.get("fix", "")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import TokenSide
-from pytest_mistral_lora.chat.places import RecordPlace
+from pytest_mistral_lora.chat.places import RecordPlace, by_number
 from pytest_mistral_lora.chat.row_kinds import parse_trained
 from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.conformance.finding import Finding
@@ -45,6 +45,7 @@ class FindingGroup:
         name: Its name in the list of the others: its check, or its place if the check has several findings.
         others: The names of the other findings, in the order in which they came.
         more: The number of findings without a name.
+        explained: The number of findings of other checks that it explains, by their rules.
     """
 
     simplest: Finding
@@ -52,11 +53,23 @@ class FindingGroup:
     name: str
     others: list[str] = field(default_factory=list)
     more: int = 0
+    explained: Counter[str] = field(default_factory=Counter)
 
     @property
     def count(self) -> int:
         """The number of findings."""
         return 1 + len(self.others) + self.more
+
+    @property
+    def total(self) -> int:
+        """The number of findings, with those that the cause explains."""
+        return self.count + sum(count for _, count in self.shown.covers)
+
+    @property
+    def shown(self) -> Finding:
+        """The simplest finding, with the number of those that it explains."""
+        explained = Counter(dict(self.simplest.covers)) + self.explained
+        return replace(self.simplest, covers=tuple(sorted(explained.items())))
 
     def add(self, finding: Finding, check: str, name: str) -> None:
         """Add a finding; the simplest stays in front."""
@@ -71,7 +84,7 @@ class FindingGroup:
     def text(self, width: int) -> str:
         """Return the simplest finding, and the names of the others in lines of at most `width` characters."""
         if self.count == 1:
-            return self.simplest.text()
+            return self.shown.text()
         names = listed_names(self.others)
         unnamed = [f"{self.more} that {'are' if self.more > 1 else 'is'} only counted"] if self.more else []
         text = f"and {self.count - 1} more like it: {'; '.join([*names, *unnamed])}"
@@ -79,12 +92,12 @@ class FindingGroup:
         lines = textwrap.wrap(
             text, max(width, 60), subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
         )
-        return "\n".join([self.simplest.text(), *lines])
+        return "\n".join([self.shown.text(), *lines])
 
     def headline(self, width: int | None = None) -> str:
         """Return one line that begins with the rule and its finding; cut to `width`, but never its count."""
         finding = replace(self.simplest, place=printable(self.simplest.place, lines=False))
-        counted = f" ({self.count} findings)" if self.count > 1 else ""
+        counted = f" ({self.total} findings)" if self.total > 1 else ""
         line = f"{finding.rule} {printable(' '.join(finding.found.split()))}"
         width = max(width, 40) if width is not None else len(line) + len(counted) + len(finding.place) + 3
         room = width - len(counted)
@@ -99,8 +112,9 @@ class FindingGroup:
 
     def to_json(self) -> dict[str, Any]:
         """Return the cause as plain JSON data: its key, its simplest finding, their number, the names of the others."""
-        extra = {"cause": self.simplest.cause, "check": self.check, "count": self.count, "others": self.others}
-        return {**self.simplest.to_json(), **extra}
+        others = sorted(self.others, key=by_number)
+        extra = {"cause": self.simplest.cause, "check": self.check, "count": self.count, "others": others}
+        return {**self.shown.to_json(), **extra}
 
 
 class FindingGroups:
@@ -109,6 +123,7 @@ class FindingGroups:
     def __init__(self) -> None:
         self._causes: dict[str, dict[str, FindingGroup]] = {}
         self._unnamed: Counter[str] = Counter()
+        self._effects: list[tuple[Finding, str, str]] = []
 
     def add(self, finding: Finding, check: str, name: str = "") -> None:
         """Add a finding.
@@ -118,6 +133,12 @@ class FindingGroups:
             check: The name of its check, or of its row.
             name: Its name among the findings of its cause; empty for the name of the check.
         """
+        if finding.effect_of:
+            self._effects.append((finding, check, name))
+        else:
+            self._add(finding, check, name)
+
+    def _add(self, finding: Finding, check: str, name: str) -> None:
         of_rule = self._causes.setdefault(finding.rule, {})
         cause = of_rule.get(finding.cause)
         if finding.more or (cause is None and len(of_rule) >= MOST_CAUSES):
@@ -127,8 +148,40 @@ class FindingGroups:
         else:
             cause.add(finding, check, name or check)
 
+    def _settle(self) -> None:
+        """Count each effect at its cause; without a finding of its cause, it stands for itself."""
+        effects, self._effects = self._effects, []
+        alone = []
+        for finding, check, name in effects:
+            causes = [*self._causes.get(finding.effect_of, {}).values()]
+            if not causes:
+                alone.append((finding, check, name))
+                continue
+            target = check.partition("::")[0]
+            cause = next((cause for cause in causes if cause.check.partition("::")[0] == target), causes[0])
+            cause.explained[finding.rule] += 1 + finding.more
+        for finding, check, name in alone:
+            self._add(finding, check, name)
+
+    def standing(self, findings: Iterable[Finding]) -> list[Finding]:
+        """Return those of some findings that no other finding explains, the explaining ones in front.
+
+        Args:
+            findings: Findings that were added.
+        """
+        explaining = [cause.shown for cause in self if cause.shown.covers]
+        rules = {finding.rule for finding in explaining}
+        shown = {(finding.rule, finding.place, finding.found) for finding in explaining}
+        others = [
+            finding
+            for finding in findings
+            if finding.effect_of not in rules and (finding.rule, finding.place, finding.found) not in shown
+        ]
+        return [*explaining, *others]
+
     def __iter__(self) -> Iterator[FindingGroup]:
-        """Yield the causes, errors before notes."""
+        """Yield the causes: those that explain other findings first, then errors before notes."""
+        self._settle()
         causes = []
         for rule, of_rule in self._causes.items():
             found = list(of_rule.values())
@@ -136,7 +189,7 @@ class FindingGroups:
                 most = max(found, key=lambda cause: cause.count)
                 most.more += self._unnamed.pop(rule)
             causes += found
-        return iter(sorted(causes, key=lambda cause: cause.simplest.severity != "error"))
+        return iter(sorted(causes, key=lambda cause: (not cause.shown.covers, cause.simplest.severity != "error")))
 
 
 def signs_among(causes: FindingGroups) -> list[dict[str, Any]]:
@@ -184,7 +237,7 @@ def listed_names(names: Iterable[str]) -> list[str]:
         homes.setdefault(home, set()).add(last)
     lists, room, hidden = [], _MOST_CHARACTERS, 0
     for home, cases in homes.items():
-        pieces = [(name, 1) for name in sorted(cases)]
+        pieces = [(name, 1) for name in sorted(cases, key=by_number)]
         if all(case.isdecimal() for case in cases):
             # runs of numbers, each with its length
             runs: list[list[int]] = []

@@ -18,6 +18,7 @@ from pytest_mistral_lora.conformance.targets import RecipeTarget, Target, checkp
 from pytest_mistral_lora.errors import NoOracleError, PinError, RecipeError
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.checkpoint.recognition import Recognition
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.adapter.related import RelatedAdapters
@@ -241,11 +242,14 @@ class TrainerTarget(Target):
 
     @property
     def fix_paths(self) -> dict[str, str]:
-        """The paths of the folder or the repository that the tokenizer was loaded from, if it is known."""
-        if self.base is not None:
+        """The paths of the folder that the tokenizer was loaded from, or else of the Mistral tokenizer that applies."""
+        from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
+
+        oracle = self.known.oracle
+        # of a folder with other tokens, `training_template` returns its own template
+        if self.base is not None and (oracle is None or oracle_file(self.base.path) or self.known.is_exact):
             return checkpoint_paths(self.base.path)
-        name = getattr(self.processing_class, "name_or_path", "")
-        return checkpoint_paths(name) if name else {}
+        return {} if oracle is None else checkpoint_paths(oracle.path)
 
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:
@@ -258,6 +262,56 @@ class TrainerTarget(Target):
             tokenizer.use_fast(loaded)
         tokenizer.use_recognition(self.known)
         return tokenizer
+
+    @property
+    def template_text(self) -> str | None:
+        """The chat template of the trainer's tokenizer, or of its processor; None if there is none."""
+        stored = getattr(self.processing_class, "chat_template", None)
+        text = stored.get("default") if isinstance(stored, dict) else stored
+        return text if isinstance(text, str) else None
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the tokenizer has a chat template, and a Mistral tokenizer applies."""
+        return bool(self.template_text) and self.known.oracle is not None
+
+    @property
+    def reports_template(self) -> bool:
+        """Whether a check of the trainer reports `template_finding`: not if the template is the base's."""
+        return bool(self.template_findings.findings or self._named_tokens)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template of the trainer, with its tokenizer."""
+        from pytest_mistral_lora.chat.templates import ChatTemplate
+
+        return ChatTemplate(self.tokenizer.fast, self.template_text)
+
+    def template_finding(self) -> Finding | None:
+        """Return the finding about the template, or about the named tokens that it writes."""
+        from pytest_mistral_lora.conformance.base_tokenizer import loaded_template_result
+
+        found = self.template_findings.findings or self._named_tokens
+        if not found:
+            # as the base has it, and so no fault of this run alone
+            of_base = self.with_places(loaded_template_result(self.tokenizer, self.template_text or "", None).findings)
+            found = tuple(replace(finding, rule="ML004") for finding in of_base)
+        return next(iter(found), None)
+
+    @cached_property
+    def _named_tokens(self) -> tuple[Finding, ...]:
+        from pytest_mistral_lora.conformance.tokenizer.ids import named_tokens
+
+        # a template writes BOS and EOS
+        found = (finding for finding in named_tokens(self) if not finding.found.startswith("unk"))
+        return tuple(self.with_places(found))
+
+    @cached_property
+    def template_findings(self) -> Result:
+        """The template compared with the base's and with mistral-common."""
+        from pytest_mistral_lora.conformance.base_tokenizer import loaded_template_result
+
+        return loaded_template_result(self.tokenizer, self.template_text or "", self.base)
 
     @cached_property
     def parameters(self) -> Mapping[str, Any]:

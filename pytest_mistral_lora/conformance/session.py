@@ -342,7 +342,7 @@ class Session:
             "",
             *look_at_lines(signs_among(self.causes())),
             *([NOTHING_WAS_JUDGED] if self.nothing_judged else []),
-            verdict_line(self.records, [cause.count for cause in self.causes()]),
+            verdict_line(self.records, [cause.total for cause in self.causes()]),
         ]
 
     def failed_rows(self) -> list[TokenRow]:

@@ -259,7 +259,7 @@ def template_findings(
         file: The template's file; may be empty.
         versions: Lines with the library versions of recording and of this run; by default only of this run.
     """
-    from pytest_mistral_lora.chat.templates.compare import compare
+    from pytest_mistral_lora.chat.templates.compare import OTHER_LAYOUT, compare
 
     comparison = compare(row, oracle, template)
     versions, data = versions or running_versions(), row.to_jsonl()
@@ -276,6 +276,9 @@ def template_findings(
             parts = shown_difference(TokenDiff.of(*sides, oracle.piece, _SIDES, spans), place)
         detail = "\n".join(filter(None, (ids, parts["detail"], versions)))
         parts |= {"detail": detail, "shape": difference.shape, "name": difference.fault}
+        if difference.shape != OTHER_LAYOUT and not template.writes_controls:
+            # what else it does differently goes with its layout
+            parts["effect_of"] = "ML004"
         yield Finding("ML004", found, place, row=data, fix=fix, **parts)
     if comparison.differences:
         return

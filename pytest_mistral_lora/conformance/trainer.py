@@ -12,7 +12,6 @@ from pytest_mistral_lora.checkpoint.loaded_tokenizer import text_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.conformance.adapter.configuration import layer_findings
 from pytest_mistral_lora.conformance.adapter.weights import TOWER
-from pytest_mistral_lora.conformance.base_tokenizer import loaded_template_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TOKENIZER_PLACE, TrainerTarget, WatchedTarget
@@ -92,11 +91,9 @@ def _embeddings(target: TrainerTarget) -> Iterator[Finding]:
 
 
 def _template(target: TrainerTarget) -> Result:
-    templates = getattr(target.processing_class, "chat_template", None)
-    text = templates.get("default") if isinstance(templates, dict) else templates
-    if not isinstance(text, str):
+    if target.template_text is None:
         return Result(not_checked="the trainer's tokenizer has no chat template")
-    found = loaded_template_result(target.tokenizer, text, target.base)
+    found = target.template_findings
     fix = "Set the one that mistral-common generates: tokenizer.chat_template = training_template({checkpoint!r})."
     findings = (replace(finding, fix=fix) for finding in target.with_places(found.findings))
     return replace(found, findings=tuple(findings))

@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.places import by_number
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_copy, recognition_of, source_of, text_tokenizer
 from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Subject
-from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.finding import Result, with_paths
 from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.session import opened_session
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 from pytest_mistral_lora.errors import TokenizerError, counted, one_line
 from pytest_mistral_lora.guarding.first_step import WAITING
+from pytest_mistral_lora.guarding.forms import fixes_of, form_of
 from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
 from pytest_mistral_lora.judging import AnyPath, Verdict, encoder_of, verdict_of
 from pytest_mistral_lora.runners import runner_fixes
@@ -133,6 +135,7 @@ class GuardedRun:
         optimizer: The optimizer; None if it is not made yet.
         named: The Mistral tokenizer that the user names, or None.
         padder: The tokenizer of the collator, which tells the Mistral tokenizer if there is no `processing_class`.
+        dataset: The dataset of the trainer; None if it is unknown.
     """
 
     args: Any
@@ -141,6 +144,7 @@ class GuardedRun:
     optimizer: Any
     named: AnyPath | None
     padder: Any = None
+    dataset: Any = None
 
     @cached_property
     def source(self) -> CheckpointTokenizer | None:
@@ -176,10 +180,13 @@ class GuardedRun:
         return source_of(getattr(self.model, "config", None))
 
     def fixes(self, *, of_preferences: bool) -> Mapping[str, str]:
-        """Return the fix of each rule in the words of the trainer, or of its trainers of preferences."""
+        """Return the fix of each rule in the words of the trainer, for the form of the rows that it was given."""
         packages = {cls.__module__.partition(".")[0] for cls in type(self.args).__mro__}
-        found = next((runner for package, runner in _TRAINERS.items() if package in packages), "")
-        return runner_fixes(f"{found}-preferences" if of_preferences else found)
+        trainer = next((runner for package, runner in _TRAINERS.items() if package in packages), "")
+        field = getattr(self.args, "dataset_text_field", None) or "text"
+        is_packed = bool(getattr(self.args, "packing", False))
+        form = form_of(self.dataset, field, of_preferences=of_preferences, is_packed=is_packed)
+        return {**runner_fixes("guard"), **fixes_of(trainer, form)}
 
 
 def judge_run(
@@ -230,8 +237,12 @@ def judge_run(
                 folder = data / name
                 folder.mkdir()
                 targets.append(EncodedTarget(name, folder, judge=trainer))
-                file, places = _write(part.rows, folder), [row.place for row in part.rows]
-                amendments.append(_Amendments(file, places, configurations / MODEL_CONFIG, fixes, name))
+                # batches come in the order of a sampler, and findings in that of the dataset
+                ordered = sorted(part.rows, key=lambda row: by_number(row.place))
+                file, places = _write(ordered, folder), [row.place for row in ordered]
+                amendments.append(
+                    _Amendments(file, places, configurations / MODEL_CONFIG, fixes, name, trainer.fix_paths)
+                )
 
         def amend(record: dict[str, Any]) -> None:
             for amendment in amendments:
@@ -388,8 +399,9 @@ class _Amendments:
         file: The file of the rows.
         places: The place of each row.
         configuration: The copy of the model's configuration.
-        fixes: The fix of each rule.
+        fixes: The fix of each rule, perhaps with placeholders for paths.
         name: The name of the rows as a whole.
+        paths: The path for each placeholder.
     """
 
     file: Path
@@ -397,6 +409,7 @@ class _Amendments:
     configuration: Path
     fixes: Mapping[str, str]
     name: str
+    paths: Mapping[str, str]
 
     def apply(self, record: dict[str, Any]) -> None:
         """Name the rows and the model of the trainer in place of files, and its own fixes."""
@@ -404,7 +417,7 @@ class _Amendments:
             finding.update({key: self._shown(finding[key]) for key in ("place", "found", "detail")})
             if finding["tokens"] is not None:
                 finding["tokens"]["title"] = self._shown(finding["tokens"]["title"])
-            finding["fix"] = self.fixes.get(finding["rule"], finding["fix"])
+            finding["fix"] = with_paths(self.fixes.get(finding["rule"], finding["fix"]), self.paths)
             # the file is gone with the guard: no command of this package can be run on it
             lines = finding["detail"].splitlines()
             finding["detail"] = "\n".join(line for line in lines if "mistral-lora audit" not in line)

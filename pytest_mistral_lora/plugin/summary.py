@@ -199,7 +199,7 @@ def write_annotations(terminal: Any, session: Session) -> None:
     for line in annotation_lines(causes):
         terminal.write_line(line)  # a workflow command, whose values are escaped
     cases = [*cases_of(outcomes, [""] * len(outcomes))]
-    verdict = verdict_line(outcomes, [group.count for group in groups])
+    verdict = verdict_line(outcomes, [group.total for group in groups])
     add_job_summary(Judged("pytest --mistral-golden", causes, cases, verdict, known=session.known_faults()))
 
 

@@ -85,7 +85,7 @@ def report_data(
         "seconds": round(run.seconds, 3),
         "command": run.command,
         "code": run.code,
-        "verdict": verdict_line(records, [cause["count"] for cause in causes]),
+        "verdict": verdict_line(records, [cause["count"] + sum(dict(cause["covers"]).values()) for cause in causes]),
         "exit_status": exit_status,
         "counts": {
             "passed": counts["passed"],

@@ -228,7 +228,9 @@ UNREADABLE: dict[str, tuple[str, list[Any], int, str, str]] = {
     "the rest of an answer": ("spm-v7", ["blue.", 2], 0, "the text 'blue.'", "[SYSTEM_PROMPT] or [INST]"),
     "cut in the question": ("spm-v3", [1, 3, "Which"], 3, "the ids end within the part after the [INST]", "[/INST]"),
     "cut before the answer": ("spm-v3", [1, 3, "a", 4], 4, "the ids end after a turn of user", "an answer"),
-    "an empty answer": ("spm-v3", [1, 3, "a", 4, 2], 4, "an answer of nothing but </s>", "the text"),
+    "an empty answer": ("spm-v3", [1, 3, "a", 4, 2], 4, "the answer is empty", "the text"),
+    "an empty last answer": ("spm-v3", [1, 3, "a", 4, "b", 2, 3, "c", 4, 2], 9, "the answer is empty", "the text"),
+    "an empty first answer": ("spm-v3", [1, 3, "a", 4, 2, 3, "b", 4, "c", 2], 4, "the answer is empty", "the text"),
     "calls that are not JSON": ("spm-v3", [1, 3, "a", 4, 5, "f()", 2], 4, "'f()'", "JSON behind [TOOL_CALLS]"),
     "tools that are not tools": ("spm-v3", [1, 6, "[1]", 7, 3, "a", 4, "b", 2], 1, "tools[0]", "a list of tools"),
     "a result without an id": (

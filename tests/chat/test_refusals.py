@@ -46,10 +46,8 @@ PAIRS = (
     "tool calls and tool results do not pair up (tokenizer VERSION); "
     "expected one tool message for each tool call, before the next assistant message"
 )
-NEITHER = (
-    "the assistant message has both content and tool calls, or neither (tokenizer VERSION); "
-    "expected either text or tool calls"
-)
+BOTH = "the assistant message has both content and tool calls (tokenizer VERSION); expected either text or tool calls"
+EMPTY = "the assistant message is empty (tokenizer VERSION); expected text or tool calls"
 NAME = "(tokenizer VERSION); expected 1 to 64 letters, digits, underscores or dashes"
 NO_TOOLS = (
     "tool messages, which tokenizer v1 does not have (tokenizer v1); "
@@ -119,8 +117,8 @@ REFUSED: list[tuple[tuple[str, ...], Messages, str]] = [
         "messages: the conversation has only an assistant message (tokenizer VERSION); "
         "expected a system or user message first",
     ),
-    (BEFORE_V7, [USER, calls(content="x"), result(), ANSWER], f"messages[1]: {NEITHER}"),
-    (BEFORE_V7, [USER, ANSWER, USER, ANSWER | {"content": ""}], f"messages[3]: {NEITHER}"),
+    (BEFORE_V7, [USER, calls(content="x"), result(), ANSWER], f"messages[1]: {BOTH}"),
+    (BEFORE_V7, [USER, ANSWER, USER, ANSWER | {"content": ""}], f"messages[3]: {EMPTY}"),
     (
         V7,
         [USER, ANSWER | {"content": ""}],

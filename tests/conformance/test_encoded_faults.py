@@ -342,3 +342,28 @@ def test_a_system_prompt_within_inst_is_named_so(name: str) -> None:
         one = (plain.input_ids[0], ids["[INST]"], *text, *plain.input_ids[end:])
         labels = (*[IGNORE_INDEX] * (2 + len(text)), *(plain.labels or ())[end:])
         assert "the system prompt stands elsewhere, after [INST]" in next(row_findings(row, one, labels, oracle)).found
+
+
+@pytest.mark.parametrize(("answer", "count"), [(0, 1), (1, 1), (0, 2)])
+def test_an_empty_answer_is_called_empty(answer: int, count: int) -> None:
+    oracle = oracle_of("spm-v3")
+    turns = [(f"Question {n}?", f"Answer {n}.") for n in range(2)]
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    row = parse_row({"messages": messages})
+    encoded = oracle.encode(row)
+    emptied = {span.turn for span in encoded.spans if span.supervised and span.kind == "text"}
+    chosen = sorted(emptied, key=str)[answer:][:count]
+    kept = [
+        n
+        for span in encoded.spans
+        if span.turn not in chosen or span.kind == "eos"
+        for n in range(span.start, span.end)
+    ]
+    ids, labels = ([values[n] for n in kept] for values in (encoded.input_ids, encoded.labels or ()))
+    [finding] = [found for found in row_findings(row, ids, labels, oracle) if found.rule != "ML506"]
+    assert finding.rule == "ML534"
+    assert "the answer is empty" in finding.found

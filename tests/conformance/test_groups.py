@@ -30,6 +30,44 @@ def test_findings_without_tokens_are_told_apart_by_their_file_and_their_words() 
     assert [cause.count for cause in causes] == [2, 1, 1]
 
 
+def test_places_are_sorted_as_numbers() -> None:
+    causes = FindingGroups()
+    for number in (3, 11, 10, 9, 2):
+        place = f"train_dataset[{number}]"
+        causes.add(Finding("ML547", "x", place, shape="the same"), "check", place)
+    [cause] = causes
+    others = [f"train_dataset[{number}]" for number in (2, 9, 10, 11)]
+    assert cause.to_json()["others"] == others
+    assert cause.text(120).splitlines()[-1] == f"and 4 more like it: {', '.join(others)}"
+
+
+def test_an_effect_is_counted_by_its_cause_which_comes_first() -> None:
+    causes = FindingGroups()
+    found = [
+        Finding("ML543", "another fault", "rows.jsonl:1"),
+        Finding("ML533", "a turn is lost", "rows.jsonl:1", more=14, effect_of="ML442"),
+        Finding("ML521", "BOS is missing", "rows.jsonl:1", effect_of="ML442"),
+        Finding("ML442", "the template", "processing_class"),
+    ]
+    for finding in found:
+        causes.add(finding, "target::subject::case")
+    assert [(cause.simplest.rule, cause.total) for cause in causes] == [("ML442", 17), ("ML543", 1)]
+    standing = causes.standing(found)
+    assert [finding.rule for finding in standing] == ["ML442", "ML543"]
+    assert standing[0].covers == (("ML521", 1), ("ML533", 15))
+    assert next(iter(causes)).to_json()["covers"] == [["ML521", 1], ["ML533", 15]]
+    assert "ML521 (1), ML533 (15)" in next(iter(causes)).text(80)
+
+
+def test_an_effect_without_its_cause_stands_for_itself() -> None:
+    causes = FindingGroups()
+    found = [Finding("ML533", f"{n} turns", "rows.jsonl:1", effect_of="ML442") for n in (1, 2)]
+    for finding in found:
+        causes.add(finding, "target::subject::case")
+    assert [(cause.simplest.rule, cause.total) for cause in causes] == [("ML533", 2)]
+    assert causes.standing(found) == found
+
+
 def test_notes_come_after_errors() -> None:
     causes = FindingGroups()
     for rule in ("ML227", "ML004"):

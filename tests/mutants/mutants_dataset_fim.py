@@ -54,7 +54,7 @@ def a_gap_that_spells_one_marker(artifact: Artifact) -> None:
     artifact["rows"].append(gap(1, suffix="# [PREFIX]"))
 
 
-@mutant("ML616", says="the completion has nothing but </s>")
+@mutant("ML616", says="the completion is empty")
 def an_empty_completion(artifact: Artifact) -> None:
     """A row has nothing to fill in."""
     artifact["rows"].append(gap(1) | {"completion": ""})

@@ -151,7 +151,7 @@ def two_answers_in_a_row(artifact: Artifact) -> None:
     artifact["rows"][0]["messages"].append({"role": "assistant", "content": "It lies on the Seine."})
 
 
-@mutant("ML616", says="has nothing but </s>")
+@mutant("ML616", says="is empty: nothing but </s>")
 def answer_of_spaces(artifact: Artifact) -> None:
     """An answer is nothing but spaces."""
     turn_of(artifact, 2, 3)["content"] = "  "

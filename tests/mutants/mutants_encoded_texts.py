@@ -89,7 +89,7 @@ def a_turn_is_lost(artifact: Artifact) -> None:
     artifact["lines"][0].update(encode({"messages": [messages[0], *messages[3:]]}))
 
 
-@mutant("ML553", "N21", says="an answer of nothing but </s> stands after [/TOOL_RESULTS]")
+@mutant("ML553", "N21", says="an empty answer, nothing but </s>, stands after [/TOOL_RESULTS]")
 def empty_answer_after_a_tool_result(artifact: Artifact) -> None:
     """A converter puts an empty answer between a tool result and the answer."""
     line = artifact["lines"][1]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from faulty_templates import CHATML, CHATML_MARKED
 from guarded_runs import TRL_SETTINGS, Losses, chat_rows, losses_of
 from torch.nn.functional import cross_entropy
 
@@ -95,34 +96,48 @@ def _without_space(template: str) -> str:
     return template.replace("[INST] ", "[INST]")
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    ("settings", "change", "rule", "words"),
-    [
-        ({"assistant_only_loss": False}, str, "ML543", "assistant_only_loss: true"),
-        ({}, _without_space, "ML528", "chat_template_path"),
-    ],
-    ids=["everything trained", "no space"],
-)
-def test_a_fault_is_stopped_before_the_first_step(
-    settings: dict[str, Any],
-    change: Any,
-    rule: str,
-    words: str,
-    shape: str,
-    base: Path,
-    tokenizer: Any,
-    template: str,
-    tmp_path: Path,
-) -> None:
-    trainer = _trainer(base, tokenizer, change(template), tmp_path, **SHAPES[shape], **settings)
+def _stopped(trainer: Any) -> Any:
+    """Return the findings for which the guard stops a run before its first step."""
     guard(trainer)
     with pytest.raises(GuardError) as caught:
         trainer.train()
     assert (losses_of(trainer), trainer.state.global_step) == ([], 0)
-    found = [finding for finding in caught.value.verdict.findings if finding.rule == rule]
+    return caught.value.verdict.findings
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("change", [_without_space, lambda template: CHATML_MARKED], ids=["no space", "ChatML"])
+def test_a_template_is_the_one_cause_of_the_rows_that_it_encodes(
+    change: Any, shape: str, base: Path, tokenizer: Any, template: str, tmp_path: Path
+) -> None:
+    settings = SHAPES[shape] | ({"max_length": 128} if shape == "packed" else {})
+    [finding] = _stopped(_trainer(base, tokenizer, change(template), tmp_path, **settings))
+    assert (finding.rule, finding.place) == ("ML442", "processing_class, chat_template")
+    assert sum(count for _, count in finding.covers) >= 16
+    assert "chat_template_path" in finding.next_step
+    assert "checkpoints/my-mistral" not in finding.next_step
+
+
+def test_a_second_fault_is_reported_beside_the_template(
+    base: Path, tokenizer: Any, template: str, tmp_path: Path
+) -> None:
+    first, *others = _stopped(_trainer(base, tokenizer, CHATML, tmp_path, assistant_only_loss=False))
+    assert first.rule == "ML442"
+    assert {finding.rule for finding in others} == {"ML543"}
+    assert [finding.place for finding in others] == [f"train_dataset[{number}]" for number in range(16)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_fault_is_stopped_before_the_first_step(
+    shape: str, base: Path, tokenizer: Any, template: str, tmp_path: Path
+) -> None:
+    trainer = _trainer(base, tokenizer, template, tmp_path, **SHAPES[shape], assistant_only_loss=False)
+    found = [finding for finding in _stopped(trainer) if finding.rule == "ML543"]
     assert found
-    assert words in found[0].next_step
+    assert "assistant_only_loss: true" in found[0].next_step
+    if shape == "padded":
+        assert {finding.place for finding in found} == {f"train_dataset[{number}]" for number in range(16)}
+        assert "Tell me of" in found[0].row
     if shape == "padded":
         assert {finding.place for finding in found} == {f"train_dataset[{number}]" for number in range(16)}
         assert "Tell me of" in found[0].row
@@ -139,7 +154,7 @@ def test_a_masked_eos_is_stopped(base: Path, tokenizer: Any, template: str, tmp_
     with pytest.raises(GuardError, match=r"ML546 train_dataset\[\d+\]") as caught:
         trainer.train()
     assert losses_of(trainer) == []
-    assert "pad_token" in caught.value.verdict.findings[0].next_step
+    assert "columns of `labels`" in caught.value.verdict.findings[0].next_step
 
 
 def test_packing_that_leaks_is_stopped(base: Path, tokenizer: Any, template: str, tmp_path: Path) -> None:

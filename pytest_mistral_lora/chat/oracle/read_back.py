@@ -48,6 +48,7 @@ OPENING = frozenset(_BLOCKS)
 
 _ASKING, _ASKED = "[INST] ", " [/INST]"
 """The markers of a version that spells them, with the spaces that belong to them."""
+_EMPTY = "the answer is empty: nothing but </s>"
 _MOST_CUTS = 512
 """Most places to try as the end of thinking that is not closed."""
 
@@ -159,12 +160,17 @@ class _IdsReader:
         self._call_ids: list[str] = []
         self._calls = 0
         self._empty_answer: int | None = None
+        self._messages_before_empty = 0
+        # the first empty answer between two questions: without it, the two would be read as one
+        self._unanswered: int | None = None
         self._followed_by_user: list[int] = []
 
     def row(self, place: str) -> Row:
         """Return the row of the messages that were read."""
-        if not self._answers and self._empty_answer is not None:
-            raise UnreadableIdsError(self._empty_answer, "an answer of nothing but </s>", "the text of an answer")
+        is_answered = bool(self._answers) and self._messages[-1]["role"] == "assistant"
+        unanswered = self._unanswered if is_answered else self._empty_answer
+        if unanswered is not None:
+            raise UnreadableIdsError(unanswered, _EMPTY, "the text of an answer")
         if not self._messages or self._messages[-1]["role"] != "assistant":
             ended = f"the ids end after a turn of {self._messages[-1]['role']}" if self._messages else "no turn"
             raise UnreadableIdsError(len(self._ids), ended, "an answer of the assistant")
@@ -238,8 +244,11 @@ class _IdsReader:
         raise UnreadableIdsError(len(self._ids), found, closing)
 
     def _add_user(self, text: str) -> None:
-        if self._messages and self._messages[-1]["role"] == "user" and self._empty_answer is None:
-            self._followed_by_user.append(len(self._messages) - 1)
+        if self._messages and self._messages[-1]["role"] == "user":
+            if self._empty_answer is None:
+                self._followed_by_user.append(len(self._messages) - 1)
+            elif self._unanswered is None and self._messages_before_empty == len(self._messages):
+                self._unanswered = self._empty_answer
         self._messages.append({"role": "user", "content": text})
 
     def _read_tools(self, inside: list[_Part], opening: _Part) -> None:
@@ -319,7 +328,7 @@ class _IdsReader:
             spoken = content.strip(" ")
         if not calls and not spoken:
             # nobody writes an empty answer: the row is read without it
-            self._empty_answer = start
+            self._empty_answer, self._messages_before_empty = start, len(self._messages)
             return
         message: dict[str, Any] = {"role": "assistant"}
         if content:

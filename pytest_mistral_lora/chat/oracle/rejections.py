@@ -24,7 +24,8 @@ def explain(error: Exception, row: Row, version: str) -> OracleRejection:
         if match:
             path = rejection.field if isinstance(rejection.field, str) else rejection.field(row, match)
             place = ", ".join(part for part in (row.place, path) if part)
-            found = match.expand(rejection.found) if rejection.found else match.group(0)
+            found = rejection.found if isinstance(rejection.found, str) else rejection.found(row)
+            found = match.expand(found) if found else match.group(0)
             step = f"To give each call such an id: {import_command(row.place)}" if rejection.expected == _NINE else ""
             expected = rejection.expected if isinstance(rejection.expected, str) else rejection.expected(row)
             return OracleRejection(f"{found} (tokenizer {version})", place=place, expected=expected, next_step=step)
@@ -94,6 +95,16 @@ def _both_or_neither(row: Row, match: re.Match[str]) -> str:
     return "messages"
 
 
+def _both_or_empty(row: Row) -> tuple[str, str]:
+    """Return which of the two the first such message is, and the right form."""
+    for message in row.messages:
+        if message["role"] == "assistant" and not message.get("content") and not message.get("tool_calls"):
+            return "the assistant message is empty", "text or tool calls"
+        if message["role"] == "assistant" and message.get("content") and message.get("tool_calls"):
+            break
+    return "the assistant message has both content and tool calls", "either text or tool calls"
+
+
 def _text_beside_calls(row: Row, match: re.Match[str]) -> str:
     for group in row.assistant_groups():
         has_text = [bool(row.messages[index].get("content")) for index in group]
@@ -128,13 +139,14 @@ class _Rejection:
 
     Attributes:
         pattern: A regular expression for its message.
-        found: Our message, a template over the match; empty for mistral-common's own.
+        found: Our message, a template over the match, or a function that returns it for the row; empty for
+            mistral-common's own.
         expected: The right form, or a function that returns it for the row.
         field: The field at fault, as a path in the row, or a function that finds it.
     """
 
     pattern: str
-    found: str
+    found: str | Callable[[Row], str]
     expected: str | Callable[[Row], str]
     field: str | Callable[[Row, re.Match[str]], str] = "messages"
 
@@ -175,8 +187,8 @@ _REJECTIONS = (
     ),
     _Rejection(
         r"must have either content or tool_calls, but not both|Tool calls and content cannot be used together",
-        "the assistant message has both content and tool calls, or neither",
-        "either text or tool calls",
+        lambda row: _both_or_empty(row)[0],
+        lambda row: _both_or_empty(row)[1],
         _both_or_neither,
     ),
     _Rejection(

@@ -77,6 +77,15 @@ class ChatTemplate:
         source: str | None = ask({"asked": "training-source", "source": self.source})["source"]
         return source
 
+    @cached_property
+    def writes_controls(self) -> bool:
+        """Whether it writes a control token of its tokenizer into a question with its answer, or refuses them."""
+        messages = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+        try:
+            return self.spells_control(self.render(Row(messages)))
+        except RowError:
+            return True
+
     def render(self, row: Row | Mapping[str, Any], *, generation_prompt: bool = False) -> str:
         """Return the text of a row, or of the messages before an answer with `generation_prompt`.
 

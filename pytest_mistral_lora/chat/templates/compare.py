@@ -144,6 +144,10 @@ def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate
     return BackendComparison(expected, actual, found.deviations, found.causes, own_prompt=own_prompt)
 
 
+OTHER_LAYOUT = "another layout"
+"""The shape of the difference of a template that writes none of mistral-common's control tokens."""
+
+
 @cache  # packaging takes as long to parse a version as we take to encode a row
 def _known(facts: VersionFacts, kind: str) -> tuple[Deviation, ...]:
     """Return the deviations that a tokenizer can show under this mistral-common."""
@@ -314,7 +318,7 @@ class _PartsComparison:
         want, have = self._expected_controls, self._controls
         if want and not have:
             found = f"it writes none of the control tokens {' '.join(dict.fromkeys(want))}"
-            yield Difference(found, "another layout", size=_CONTROL_SIZE * len(want))
+            yield Difference(found, OTHER_LAYOUT, size=_CONTROL_SIZE * len(want))
             return
         predicted = self._predicted_texts()
         for code, i, i_end, j, j_end in align_controls(want, have):

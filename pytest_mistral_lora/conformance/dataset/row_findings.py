@@ -158,8 +158,8 @@ def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
             turns.setdefault(span.turn, set()).add(span.kind)
     for turn, kinds in turns.items():
         if kinds == {"eos"}:
-            whose = "the completion" if isinstance(row, FimRow) else f"turn {turn}, the assistant's,"
-            yield Finding("ML616", f"{whose} has nothing but </s>", row.place)
+            whose = "the completion" if isinstance(row, FimRow) else f"the answer of turn {turn}"
+            yield Finding("ML616", f"{whose} is empty: nothing but </s>", row.place)
     characters = {character for text in _strings(row.to_json()) for character in _DAMAGED.findall(text)}
     if characters and not isinstance(row, FimRow):
         characters = {*_damaged_characters(row)}

@@ -25,6 +25,7 @@ from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_line
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
 from pytest_mistral_lora.conformance.encoded.read_lines import LineReader
 from pytest_mistral_lora.conformance.encoded.side_faults import SideJudge
+from pytest_mistral_lora.conformance.encoded.template_cause import TemplateCause, cause_of
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, rest_of_findings
 from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError, counted
@@ -46,6 +47,10 @@ NOTHING_JUDGED = "no row of the file can be judged"
 _IMAGES_ALONE = "images: each row has ids of images, and no messages"
 SCORED_WHOLE = "a reward model scores conversations as a whole: no token has a label"
 
+OF_TEMPLATE = "ML004"
+"""The rule of a chat template that encodes rows in another way than mistral-common."""
+_UNREAD = ("ML560", "ML524", "ML532", "ML507")
+"""Rules of ids that cannot be read back."""
 _OF_ANSWERS = {"ML649": "ML562", "ML650": "ML562", "ML651": "ML563"}
 """The rules of encoded rows by those of chat rows. A character that is not encoded is a matter of the chat rows."""
 
@@ -97,6 +102,7 @@ class Audit:
         base: Path | None = None,
         judges_answers: bool = True,
         trained: Sequence[Row] = (),
+        cause: TemplateCause | None = None,
     ) -> None:
         """Prepare the audit.
 
@@ -109,7 +115,9 @@ class Audit:
             judges_answers: Whether to judge what decoding makes of the answers: not for packaged rows, which hold
                 odd ones on purpose.
             trained: The rows that the model of an evaluation was trained on; empty if they are not known.
+            cause: The chat template that rows may be encoded by; None if there is none.
         """
+        self.cause: TemplateCause | None = cause
         self.scaling: PositionScaling = PositionScaling.of_folder(base or oracle.path)
         self.path = path
         self.states: Counter[State] = Counter()
@@ -175,6 +183,7 @@ class Audit:
         findings += self.sides.file_findings(self.path)
         if self._first_marked is not None:
             findings.append(self._marked_finding(self._first_marked))
+        findings += self.cause.findings() if self.cause is not None else ()
         if self._refused_call_ids:
             findings.append(replace(call_ids_finding(self._refused_call_ids, self._first_refused), rule="ML564"))
         self.counts.update(finding.rule for finding in findings)
@@ -203,6 +212,8 @@ class Audit:
                 self.images += 1
                 return LineVerdict(line.index, line.place, "not judged", tuple(findings))
             read = self._reader.read(line)
+            if read.findings and (explained := self._explained(line, read.findings)) is not None:
+                return LineVerdict(line.index, line.place, "wrong", (*findings, *explained))
             findings += read.findings
             if not read.expected:
                 return LineVerdict(line.index, line.place, "not judged", tuple(findings))
@@ -240,6 +251,10 @@ class Audit:
         """
         comparison = EncodedLineComparison(line, expected, self._oracle, self.scaling)
         of_tokens = list(comparison.findings())
+        if any(RULES[finding.rule].case == "ids" for finding in of_tokens):
+            explained = self._explained(line, of_tokens)
+            if explained is not None:
+                return LineVerdict(line.index, line.place, "wrong", (*findings, *explained))
         of_calls = [list(call_findings(row)) for row in line.rows]
         for row, found in zip(line.rows, of_calls, strict=True):
             padded = (finding for finding in found if finding.rule == "ML623")
@@ -270,6 +285,27 @@ class Audit:
             for row, encoded, found in zip(line.rows, expected, of_calls, strict=True):
                 findings += self._answer_findings(line.place, row, encoded, {finding.rule for finding in found})
         return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
+
+    def _explained(self, line: EncodedLine, before: Sequence[Finding]) -> list[Finding] | None:
+        """Return the findings of a line that the chat template does not explain; None if the line is not encoded by it.
+
+        Args:
+            line: The line.
+            before: Its findings by mistral-common's encoding.
+        """
+        found = None if self.cause is None else self.cause.encode(line, self._oracle)
+        if found is None or self.cause is None:
+            return None
+        line, encoded = found
+        comparison = EncodedLineComparison(line, encoded, self._oracle, self.scaling)
+        after = list(comparison.findings())
+        self.cause.take(before, after)
+        self.read_back += not self.source.paths and before[0].rule in _UNREAD
+        self.tokens += len(comparison.padding.real)
+        if line.side is None or line.side.has_labels:
+            self._has_labels = True
+            self.supervised += sum(label != IGNORE_INDEX for label in line.labels)
+        return after
 
     def _answer_findings(self, place: str, row: Row, encoded: EncodedRow, broken: set[str]) -> Iterator[Finding]:
         """Yield the findings of the answers of a conversation whose ids and labels are mistral-common's.
@@ -369,6 +405,9 @@ class Audit:
                 reasons.setdefault(case, reason)
         if self.states.total() == self.counts["ML501"]:
             reasons = dict.fromkeys(CASES, "no line of the file can be read: see the check `file`") | reasons
+        if self.cause is not None and self.cause.counts and self.cause.finding is not None:
+            reason = f"rows are encoded by a chat template that is not mistral-common's: see {self.cause.finding.rule}"
+            reasons |= dict.fromkeys(("supervised-text", "answers", "decoding"), reason)
         found = {RULES[rule].case for rule, count in self.counts.items() if count}
         return {case: why for case, why in reasons.items() if case not in found}
 
@@ -451,14 +490,20 @@ class AuditReport:
 
     @classmethod
     def read(
-        cls, path: Path, oracle: Oracle, dataset: tuple[Path, ...] = (), *, base: Path | None = None
+        cls,
+        path: Path,
+        oracle: Oracle,
+        dataset: tuple[Path, ...] = (),
+        *,
+        base: Path | None = None,
+        cause: TemplateCause | None = None,
     ) -> AuditReport:
         """Audit a file.
 
         Raises:
             InputError: If the file cannot be opened.
         """
-        report = cls(Audit(path, oracle, dataset, base=base))
+        report = cls(Audit(path, oracle, dataset, base=base, cause=cause))
         for _ in report.verdicts():
             pass
         return report
@@ -484,7 +529,7 @@ class AuditReport:
         kept = self.kept.get(rule, [])
         yield from kept
         more = self.audit.counts[rule] - len(kept)
-        if more:
+        if more > 0:
             yield rest_of_findings(rule, more, str(self.audit.path))
 
 
@@ -493,7 +538,8 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
 
     @cache
     def audited() -> AuditReport:
-        return AuditReport.read(target.file, target.oracle, target.dataset, base=target.tokenizer.path)
+        cause = cause_of(target.judge)
+        return AuditReport.read(target.file, target.oracle, target.dataset, base=target.tokenizer.path, cause=cause)
 
     return checks_of(target, audited)
 
@@ -511,7 +557,11 @@ def checks_of(target: EncodedTarget, audited: Callable[[], AuditReport]) -> Iter
 
 def _run_check(audited: Callable[[], AuditReport], case: str) -> Result:
     report = audited()
-    findings = tuple(finding for rule in RULES.of("encoded", case) for finding in report.findings_of(rule.id))
+    rules = [rule.id for rule in RULES.of("encoded", case)]
+    if case == "ids":
+        # the cause of differences of ids
+        rules.insert(0, OF_TEMPLATE)
+    findings = tuple(finding for rule in rules for finding in report.findings_of(rule))
     if reason := report.audit.not_checked.get(case, ""):
         return Result(not_checked=reason)
     facts: dict[str, Any] = {

@@ -17,6 +17,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import IN_ORDER
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.pairs import UNWANTED, WANTED, is_wanted
+from pytest_mistral_lora.chat.places import by_number
 from pytest_mistral_lora.chat.row_files import scan_records
 from pytest_mistral_lora.chat.rows import Row, compact_json, sorted_keys, weight_of
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
@@ -105,7 +106,7 @@ class AnswerBalance:
 
 def _text_lines(texts: list[_OpenText], oracle: Oracle) -> str:
     lines = []
-    for text in texts[:SHOWN_TEXTS]:
+    for text in sorted(texts, key=lambda text: by_number(text.place))[:SHOWN_TEXTS]:
         times = f" ({abs(text.balance)} times)" if abs(text.balance) > 1 else ""
         lines.append(f"{text.place}: {oracle.decode(list(text.ids))[:80]!r}{times}")
     return "\n".join(lines + ([f"… and {len(texts) - SHOWN_TEXTS} more"] if len(texts) > SHOWN_TEXTS else []))

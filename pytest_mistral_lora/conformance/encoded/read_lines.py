@@ -42,7 +42,7 @@ class ReadLine:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch:
+class LineStretch:
     """The ids of one conversation.
 
     Attributes:
@@ -77,7 +77,7 @@ class LineReader:
         rows: list[Row] = []
         expected: list[EncodedRow] = []
         findings: list[Finding] = []
-        stretches = list(_stretches_of(line, self._oracle))
+        stretches = list(stretches_of(line, self._oracle))
         for stretch in stretches:
             try:
                 row, encoded = self._read_stretch(stretch)
@@ -95,7 +95,7 @@ class LineReader:
         line = replace(line, rows=tuple(rows), packed=len(rows) > 1)
         return ReadLine(line, tuple(expected), tuple(findings), weightless)
 
-    def _read_stretch(self, stretch: _Stretch) -> tuple[Row, EncodedRow]:
+    def _read_stretch(self, stretch: LineStretch) -> tuple[Row, EncodedRow]:
         """Return the row of a conversation, and its encoding.
 
         Raises:
@@ -112,7 +112,7 @@ class LineReader:
             raise _UnreadStretchError(self._of_another_tokenizer(stretch) or refused) from error
         return row, encoded
 
-    def _of_another_tokenizer(self, stretch: _Stretch) -> Finding | None:
+    def _of_another_tokenizer(self, stretch: LineStretch) -> Finding | None:
         """Return a finding that names the shipped tokenizer whose ids they are, if there is one."""
         # a file with a fault in each row is not read by each tokenizer to its end
         for name, other in other_oracles(self._oracle) if self._tries else ():
@@ -123,7 +123,7 @@ class LineReader:
         self._tries = max(0, self._tries - 1)
         return None
 
-    def _unreadable(self, stretch: _Stretch, error: UnreadableIdsError) -> Finding:
+    def _unreadable(self, stretch: LineStretch, error: UnreadableIdsError) -> Finding:
         """Return the finding of ids that are no conversation."""
         starts_with_text = stretch.ids and stretch.ids[0] not in self._oracle.control_tokens
         if starts_with_text and decode_text(stretch.ids[:20], self._oracle).lstrip().startswith("<s>"):
@@ -152,7 +152,8 @@ class _UnreadStretchError(Exception):
         self.finding = finding
 
 
-def _stretches_of(line: EncodedLine, oracle: Oracle) -> Iterator[_Stretch]:
+def stretches_of(line: EncodedLine, oracle: Oracle) -> Iterator[LineStretch]:
+    """Yield the ids of each conversation of a line, by its position ids and BOS tokens."""
     real = likely_tokens(line, oracle)
     ids = tuple(line.input_ids[n] for n in real)
     positions = None if line.position_ids is None else tuple(line.position_ids[n] for n in real)
@@ -161,7 +162,7 @@ def _stretches_of(line: EncodedLine, oracle: Oracle) -> Iterator[_Stretch]:
     for number, (start, end) in enumerate(cuts or [(0, 0)]):
         place = f"{line.place}, conversations[{number}]" if len(cuts) > 1 else line.place
         labels = tuple(line.labels[n] for n in real[start:end] if n < len(line.labels))
-        yield _Stretch(place, real[start:end], ids[start:end], labels)
+        yield LineStretch(place, real[start:end], ids[start:end], labels)
 
 
 def _reads(ids: Ids, oracle: Oracle) -> bool:

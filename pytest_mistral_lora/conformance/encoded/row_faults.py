@@ -39,7 +39,7 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
         fault = EncodingFault("ML520", found, f"ids from 0 to {oracle.vocab_size - 1}")
         return [_other_tokenizer(row, ids, oracle) or fault]
     is_gap = isinstance(row, FimRow)
-    cut = _cut_fault(expected, ids, oracle, is_gap=is_gap)
+    cut = cut_fault(expected, ids, oracle, is_gap=is_gap)
     if cut:
         return [cut]
     if ids and ids[0] not in oracle.control_tokens and decode_text(ids[:20], oracle).lstrip().startswith("<s>"):
@@ -51,7 +51,7 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
         found = f"BOS is there {count} times" if count else "BOS is missing"
         bos = [EncodingFault("ML521", found, "BOS once, in front")]
         with_bos = (oracle.bos_id, *ids[count:])
-    cut = _cut_fault(expected, with_bos, oracle, is_gap=is_gap)
+    cut = cut_fault(expected, with_bos, oracle, is_gap=is_gap)
     if cut or with_bos == expected:
         return [*bos, cut] if cut else bos
     # A row with far too many ids has its class within the first of them; decoding and comparing them all is slow.
@@ -62,7 +62,7 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
     return [other] if other else [*bos, *rest]
 
 
-def _cut_fault(expected: Ids, ids: Ids, oracle: Oracle, *, is_gap: bool = False) -> EncodingFault | None:
+def cut_fault(expected: Ids, ids: Ids, oracle: Oracle, *, is_gap: bool = False) -> EncodingFault | None:
     """Return the fault of ids that are a beginning or an end of the expected ids, else None.
 
     Args:
@@ -86,8 +86,10 @@ def _cut_fault(expected: Ids, ids: Ids, oracle: Oracle, *, is_gap: bool = False)
     if in_text and ids[0] == oracle.bos_id and ids[1:] == expected[lost + 1 :]:
         return EncodingFault("ML531", f"cut after BOS: {lost} of {len(expected)} tokens are missing")
     ends = len(ids) > 1 and ids[-1] == oracle.eos_id and ids[:-1] == expected[: len(ids) - 1]
+    # an answer of nothing but EOS is empty, not cut
+    is_empty = ends and oracle.piece(ids[-2]) in ("[/INST]", "[/TOOL_RESULTS]")
     # trailing spaces that a template drops before EOS are not a cut
-    if ends and decode_text(expected[len(ids) - 1 : -1], oracle).strip():
+    if ends and not is_empty and decode_text(expected[len(ids) - 1 : -1], oracle).strip():
         found = f"cut at the end, and EOS put there: {lost + 1} of {len(expected)} tokens are missing"
         return EncodingFault("ML531", found)
     return None

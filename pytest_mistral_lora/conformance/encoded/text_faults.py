@@ -34,6 +34,7 @@ _TOOLS = (
     "[/TOOL_RESULTS]",
     "[TOOL_CONTENT]",
 )
+_BEFORE_ANSWERS = ("[/INST]", "[/TOOL_RESULTS]")
 _SYSTEM = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 _USER = ("[INST]", *_SYSTEM, "")
 _LOST_TURN = "a turn is lost, joined with another, or written without it"
@@ -171,6 +172,8 @@ class TextComparison:
         at = equal_beginning(want, have)
         around = slice(max(0, at - 20), at + 20)
         shown = f"{after}: {have[around]!r}, expected {want[around]!r}"
+        if not have.strip() and expected.marker in _BEFORE_ANSWERS:
+            shown = f"{after}: the answer is empty, expected {want[around]!r}"
         padded_texts = [text.strip() for text in self._texts() if text != text.strip() and text.strip()]
         has_own_whitespace = any(text in want for text in padded_texts)
         if want == have:

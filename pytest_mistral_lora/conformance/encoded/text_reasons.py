@@ -144,7 +144,7 @@ def surplus_eos(expected: Sequence[tuple[str, str]], found: Sequence[tuple[str, 
         if count > 0 and is_empty and marker == "</s>":
             return "a second </s> stands behind an answer's own"
         if count > 0:
-            what = "an answer of nothing but </s>" if is_empty else "a </s> behind a text"
+            what = "an empty answer, nothing but </s>," if is_empty else "a </s> behind a text"
             return f"{what} stands after {marker or 'the start'} that does not belong there"
     return "a </s> is there that does not belong there"
 

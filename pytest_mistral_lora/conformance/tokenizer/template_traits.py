@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -270,11 +270,15 @@ def rendered_ends(traits: TemplateTraits) -> Iterator[Finding]:
         yield traits.finding("ML226", f"the chat template writes {', '.join(used)}, which is not set", "a token")
     elif oracle is not None:
         ids = fast(traits.conversation, add_special_tokens=False)["input_ids"]
+        # a template of another layout writes no control token at all: ML004 is the cause
+        cause = "" if traits.template.writes_controls else "ML004"
         if ids[:1] != [oracle.bos_id] or ids.count(oracle.bos_id) != 1:
             found = f"a conversation has {ids.count(oracle.bos_id)} BOS and begins with {ids[:1]}"
-            yield traits.finding("ML226", found, f"one BOS ({oracle.bos_id}), at the start")
+            finding = traits.finding("ML226", found, f"one BOS ({oracle.bos_id}), at the start")
+            yield replace(finding, effect_of=cause)
         if ids[-1:] != [oracle.eos_id]:
-            yield traits.finding("ML226", f"a conversation ends with {ids[-1:]}", f"EOS ({oracle.eos_id})")
+            finding = traits.finding("ML226", f"a conversation ends with {ids[-1:]}", f"EOS ({oracle.eos_id})")
+            yield replace(finding, effect_of=cause)
     if used or oracle is not None:
         return
     eos = [traits.fast.convert_ids_to_tokens(token) for token in sorted(traits.eos_ids)]

@@ -1,0 +1,250 @@
+"""A chat template as the cause of the differences of encoded rows: shown by encoding the rows by that template."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import groupby
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
+from pytest_mistral_lora.chat.templates import ChatTemplate
+from pytest_mistral_lora.chat.templates.generation_blocks import offsets_of
+from pytest_mistral_lora.chat.templates.read_rendered import RenderedReader
+from pytest_mistral_lora.conformance.encoded.integers import Ids
+from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
+from pytest_mistral_lora.conformance.encoded.read_lines import LineStretch, stretches_of
+from pytest_mistral_lora.conformance.encoded.row_faults import cut_fault
+from pytest_mistral_lora.conformance.finding import RULES, Finding
+from pytest_mistral_lora.conformance.model_targets import TrainerTarget
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import MistralLoraError, RowError
+
+_MOST_TRIES = 20
+"""Lines to encode by a template that explains none of them."""
+
+
+@dataclass
+class TemplateCause:
+    """The chat template of a tokenizer, and the differences of a file that it makes.
+
+    A line is explained if the template gives its conversations exactly the line's ids, perhaps cut. Its labels are then
+    compared with the answers as the template writes them, so that a fault beside the template's is found, too.
+
+    Attributes:
+        load: Returns the template; it may raise an error of this project.
+        judge: Returns the finding about the template itself; None if it has no fault.
+        is_reported: Whether a check of the template reports that finding, so that the rows need not.
+        effects: The first of the findings that are explained, by their rules.
+        counts: Their number.
+    """
+
+    load: Callable[[], ChatTemplate]
+    judge: Callable[[], Finding | None]
+    is_reported: bool = False
+    effects: dict[str, Finding] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    _tries: int = _MOST_TRIES
+
+    @cached_property
+    def finding(self) -> Finding | None:
+        """The finding about the template; None if it has no fault."""
+        return self.judge()
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The template; None if it does not load, which another check reports."""
+        with suppress(MistralLoraError):
+            return self.load()
+        return None
+
+    @cached_property
+    def _reader(self) -> RenderedReader:
+        return RenderedReader(self._loaded)
+
+    @property
+    def _loaded(self) -> ChatTemplate:
+        if self.template is None:
+            raise ValueError("the template does not load")
+        return self.template
+
+    def encode(self, line: EncodedLine, oracle: Oracle) -> tuple[EncodedLine, tuple[EncodedRow, ...]] | None:
+        """Return a line with its conversations, and each as the template encodes it; None if it has other ids.
+
+        Args:
+            line: The line, with its conversations or with ids alone.
+            oracle: Mistral's own tokenization.
+        """
+        if self._tries <= 0 or self.template is None:
+            return None
+        stretches = [*stretches_of(line, oracle)]
+        rows: Sequence[Row | None] = line.rows or (None,) * len(stretches)
+        if len(rows) != len(stretches):
+            return None
+        found = [self._encode_stretch(row, stretch, oracle) for row, stretch in zip(rows, stretches, strict=True)]
+        encoded = [pair for pair in found if pair is not None]
+        if len(encoded) < len(found) or self.finding is None:
+            self._tries -= 1
+            return None
+        self._tries = _MOST_TRIES
+        conversations = tuple(row for row, _ in encoded)
+        line = replace(line, rows=conversations, packed=line.packed or len(conversations) > 1)
+        return line, tuple(one for _, one in encoded)
+
+    def take(self, before: Sequence[Finding], after: Sequence[Finding]) -> None:
+        """Count the findings of an explained line that the template is the cause of.
+
+        Args:
+            before: The findings by mistral-common's encoding.
+            after: The findings by the template's.
+        """
+        independent = {finding.rule for finding in after}
+        for finding in before:
+            if finding.rule not in independent:
+                self.counts[finding.rule] += 1
+                self.effects.setdefault(finding.rule, finding)
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield the findings of the file: the template's with the number of those that it explains, or these.
+
+        If a check of the template reports it, they name it as their cause.
+        """
+        if not self.counts or self.finding is None:
+            return
+        if not self.is_reported:
+            yield replace(self.finding, covers=tuple(sorted(self.counts.items())))
+            return
+        for rule, finding in self.effects.items():
+            yield replace(finding, more=self.counts[rule] - 1, effect_of=self.finding.rule)
+
+    @property
+    def cases(self) -> set[str]:
+        """The checks whose findings it explains."""
+        return {RULES[rule].case for rule in self.counts}
+
+    def _encode_stretch(self, row: Row | None, stretch: LineStretch, oracle: Oracle) -> tuple[Row, EncodedRow] | None:
+        rows = [row] if row is not None else self._read(stretch, oracle)
+        for conversation in rows:
+            encoded = self._encode_row(conversation, stretch, oracle)
+            if encoded is not None:
+                return conversation, encoded
+        return None
+
+    def _read(self, stretch: LineStretch, oracle: Oracle) -> list[Row]:
+        """Return the conversations that the template may have rendered to some ids."""
+        ids = stretch.ids
+        # a trainer may put BOS in front and EOS behind
+        without = ids[ids[:1] == (oracle.bos_id,) : len(ids) - (ids[-1:] == (oracle.eos_id,))]
+        # as the tokenizer of the template writes them, with the markers that it knows
+        decode = self._loaded.tokenizer.decode
+        texts = [decode(list(part), clean_up_tokenization_spaces=False) for part in dict.fromkeys((ids, without))]
+        return [replace(row, place=stretch.place) for text in texts for row in self._reader.read(text)]
+
+    def _encode_row(self, row: Row, stretch: LineStretch, oracle: Oracle) -> EncodedRow | None:
+        """Return a row as the template encodes it, if these are the ids of a stretch, perhaps cut; else None."""
+        try:
+            text = self._loaded.render(row)
+            answers = self._answers(row, text)
+        except RowError:
+            return None
+        [(ids, offsets)] = offsets_of(self._loaded.tokenizer, [text])
+        # a trainer may put BOS in front and EOS behind
+        front = (oracle.bos_id,) if stretch.ids[:1] == (oracle.bos_id,) != ids[:1] else ()
+        end = (oracle.eos_id,) if stretch.ids[-1:] == (oracle.eos_id,) != ids[-1:] else ()
+        whole = (*front, *ids, *end)
+        if whole != stretch.ids and cut_fault(whole, stretch.ids, oracle) is None:
+            return None
+        owners = _owners(answers, offsets) if answers is not None else [None] * len(ids)
+        return _encoded(whole, [None] * len(front) + owners + [None] * len(end), stretch.labels)
+
+    def _answers(self, row: Row, text: str) -> list[_MessagePart] | None:
+        """Return the parts of a rendering that are a message's own text; None if they cannot be told apart."""
+        parts = []
+        for number, message in enumerate(row.messages):
+            is_answer = message["role"] == "assistant"
+            before = self._rendered(replace(row, messages=row.messages[:number]), generation_prompt=is_answer)
+            through = self._rendered(replace(row, messages=row.messages[: number + 1]))
+            if not (text.startswith(before) and text.startswith(through) and len(before) <= len(through)):
+                return None
+            content = text_of(message.get("content")).strip()
+            at = text.find(content, len(before), len(through)) if content else -1
+            end = at + len(content) if at >= 0 else len(through)
+            start = len(before) if is_answer or at < 0 else at
+            parts.append(_MessagePart(number, message["role"], start, end, is_answer and bool(weight_of(message))))
+        return parts
+
+    def _rendered(self, row: Row, *, generation_prompt: bool = False) -> str:
+        return self._loaded.render(row, generation_prompt=generation_prompt) if row.messages else ""
+
+
+def cause_of(target: Target | None) -> TemplateCause | None:
+    """Return the template that rows of a target may be encoded by; None if it has none."""
+    if isinstance(target, TrainerTarget):
+        if not target.has_template:
+            return None
+        return TemplateCause(lambda: target.template, target.template_finding, is_reported=target.reports_template)
+    # the template of a single file is mistral-common's
+    if target is None or target.checkpoint is None or not target.tokenizer.has_template:
+        return None
+    return TemplateCause(lambda: target.template, partial(_finding_of_folder, target))
+
+
+def _finding_of_folder(target: Target) -> Finding | None:
+    from pytest_mistral_lora.conformance.base_tokenizer import loaded_template_result
+    from pytest_mistral_lora.conformance.template import template_file
+
+    found = loaded_template_result(target.tokenizer, target.template.source, None).findings
+    write = "`mistral-lora template --tokenizer {checkpoint} --output {template}`"
+    fix = f"Write the template that mistral-common generates, {write}, and encode the rows again."
+    return replace(found[0], rule="ML004", place=template_file(target), fix=fix) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class _MessagePart:
+    """The text of a message in a rendering.
+
+    Attributes:
+        turn: The number of the message.
+        role: Its role.
+        start: Its first character.
+        end: One past its last character.
+        supervised: Whether it is trained on.
+    """
+
+    turn: int
+    role: str
+    start: int
+    end: int
+    supervised: bool
+
+
+def _owners(parts: Sequence[_MessagePart], offsets: Sequence[tuple[int, int]]) -> list[_MessagePart | None]:
+    """Return the message of each token; None for a token of the template."""
+    owners: list[_MessagePart | None] = []
+    for start, end in offsets:
+        owners.append(next((part for part in parts if start < part.end and end > part.start), None))
+    return owners
+
+
+def _encoded(ids: Ids, owners: Sequence[_MessagePart | None], labels: Ids) -> EncodedRow:
+    """Return a row whose messages are trained on or not; what the template writes around them is as the labels are."""
+    spans = []
+    trains_all = sum(label != IGNORE_INDEX for label in labels) >= len(ids) - 1
+    for n, owner in enumerate(owners):
+        is_trained = n < len(labels) and labels[n] != IGNORE_INDEX and not trains_all
+        if owner is not None:
+            spans.append(Span(owner.turn, owner.role, "text", n, n + 1, owner.supervised))
+        else:
+            spans.append(Span(None, "assistant" if is_trained else None, "control", n, n + 1, is_trained))
+    return EncodedRow.from_spans(ids, _joined(spans))
+
+
+def _joined(spans: Sequence[Span]) -> Iterator[Span]:
+    """Yield the runs of neighbouring spans with one owner."""
+    for _, run in groupby(spans, key=lambda span: (*span[:3], span.supervised)):
+        first, *others = run
+        yield first._replace(end=others[-1].end) if others else first

@@ -1,0 +1,68 @@
+"""The form of a trainer's rows, and the fixes in its words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from pytest_mistral_lora.guarding.forms import fixes_of, form_of
+from pytest_mistral_lora.runners import runner_fixes
+
+SAID = [{"role": "assistant", "content": "Hello"}]
+ASKED = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "form"),
+    [
+        ({"messages": [*ASKED, *SAID], "input_ids": [1]}, "messages"),
+        ({"conversations": [*ASKED, *SAID], "input_ids": [1]}, "messages"),
+        ({"prompt": ASKED, "completion": SAID, "input_ids": [1]}, "prompt-completion"),
+        ({"prompt": "Hi", "completion": "Hello", "input_ids": [1]}, "texts"),
+        ({"said": "Hi Hello", "input_ids": [1]}, "text"),
+        ({"input_ids": [1], "labels": [1]}, "ids"),
+        ({"other": 1}, ""),
+    ],
+)
+def test_the_form_is_told_by_the_columns(row: dict[str, Any], form: str) -> None:
+    for dataset in (Dataset.from_list([row]), [row]):
+        assert form_of(dataset, "said", of_preferences=False, is_packed=False) == form
+
+
+def test_packed_rows_have_lost_what_they_were_made_of() -> None:
+    assert form_of([{"input_ids": [1]}], "text", of_preferences=False, is_packed=True) == "packed"
+
+
+@pytest.mark.parametrize(("answer", "form"), [(SAID, "pairs"), ("Hello", "text-pairs")])
+def test_pairs_are_of_messages_or_of_texts(answer: Any, form: str) -> None:
+    row = {"prompt": ASKED, "chosen": answer, "rejected": answer}
+    assert form_of([row], "text", of_preferences=True, is_packed=False) == form
+
+
+class _Unreadable:
+    def __getitem__(self, index: int) -> Any:
+        raise RuntimeError("a fault of the user's own code")
+
+
+@pytest.mark.parametrize("dataset", [None, [], _Unreadable(), iter([])])
+def test_a_dataset_that_cannot_be_read_has_no_form(dataset: Any) -> None:
+    assert form_of(dataset, "text", of_preferences=False, is_packed=False) == ""
+
+
+def test_of_an_unknown_form_a_fix_names_each() -> None:
+    fix = fixes_of("trl", "")["ML543"]
+    assert "For rows of messages: set `assistant_only_loss: true`" in fix
+    assert "For rendered text: TRL finds no answers" in fix
+
+
+def test_rendered_text_is_not_told_the_setting_alone() -> None:
+    assert "Give `messages` in its place" in fixes_of("trl", "text")["ML543"]
+    assert "chat_template_path" in fixes_of("trl", "texts")["ML560"]
+    assert "Give messages in place of texts" in fixes_of("trl", "texts")["ML560"]
+
+
+def test_other_trainers_keep_their_words() -> None:
+    assert fixes_of("axolotl", "messages") == runner_fixes("axolotl")
+    assert fixes_of("axolotl", "pairs") == runner_fixes("axolotl-preferences")

@@ -1,0 +1,437 @@
+"""Each fix that the guard prints for a run of TRL, followed: the run is then green."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from faulty_templates import CHATML, CHATML_MARKED
+from guarded_runs import TRL_SETTINGS, chat_rows
+
+from pytest_mistral_lora import CheckpointTokenizer, GuardError, Row, guard, training_template
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.guarding.forms import fixes_of
+from pytest_mistral_lora.runners import runner_fixes
+
+trl = pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
+
+# TRL, PEFT and Trainer warn of one another
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+Record = dict[str, Any]
+FORMS = ("messages", "prompt-completion", "texts", "text", "ids", "packed", "pairs", "text-pairs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a user gives a trainer of TRL.
+
+    Attributes:
+        rows: The rows.
+        settings: The keys of its configuration.
+        template: The chat template of the tokenizer.
+        arguments: More arguments of the trainer.
+        tokens: The named tokens of the tokenizer that are changed.
+        kind: The trainer: `SFT` or `DPO`.
+        change: Changes the model before the trainer is made.
+        after: Changes the trainer's model.
+    """
+
+    rows: Sequence[Record]
+    settings: Record = field(default_factory=dict)
+    template: str = ""
+    arguments: Record = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
+    kind: str = "SFT"
+    change: Callable[[Any], None] = lambda model: None
+    after: Callable[[Any], None] = lambda model: None
+
+    def setting(self, **settings: Any) -> Run:
+        return replace(self, settings={**self.settings, **settings})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_tiny_base(tmp_path_factory.mktemp("trl") / "base", shipped_tokenizer("spm-v3"))
+    BaseFolder(folder).tokenizer().fast.save_pretrained(folder)
+    return folder
+
+
+def findings_of(run: Run, base: Path, output: Path) -> list[Any]:
+    """Return the findings of the guard on a run that it may stop."""
+    from peft import LoraConfig
+    from transformers import AutoTokenizer, MistralForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template, tokenizer.pad_token = run.template or training_template(base), "<unk>"
+    for name, token in run.tokens.items():
+        setattr(tokenizer, name, token)
+    arguments = dict(run.arguments)
+    if "data_collator" in arguments:
+        arguments["data_collator"] = arguments["data_collator"](tokenizer)
+    settings = {"max_length": None, **TRL_SETTINGS, "max_steps": 1, **run.settings}
+    model = MistralForCausalLM.from_pretrained(base)
+    run.change(model)
+    trainer = getattr(trl, f"{run.kind}Trainer")(
+        model=model,
+        args=getattr(trl, f"{run.kind}Config")(output_dir=str(output), **settings),
+        train_dataset=Dataset.from_list(list(run.rows)),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+        **arguments,
+    )
+    run.after(trainer.model)
+    callback = guard(trainer)
+    with suppress(GuardError):
+        trainer.train()
+    assert callback.verdict is not None
+    return [finding for finding in callback.verdict.findings if finding.severity == "error"]
+
+
+CHATS = [list(row.messages) for row in chat_rows(4)]
+
+
+def in_form(form: str, chats: Sequence[list[Record]] = CHATS) -> list[Record]:
+    """Return sound conversations in a form of rows."""
+    if form == "messages":
+        return [{"messages": chat} for chat in chats]
+    if form == "prompt-completion":
+        return [{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats]
+    if form in ("texts", "text"):
+        asked = [f"[INST] {chat[0]['content']}[/INST]" for chat in chats]
+        said = [f" {chat[1]['content'].strip()}</s>" for chat in chats]
+        if form == "text":
+            return [{"text": f"<s>{prompt}{answer}"} for prompt, answer in zip(asked, said, strict=True)]
+        return [{"prompt": f"<s>{prompt}", "completion": answer} for prompt, answer in zip(asked, said, strict=True)]
+    if form == "ids":
+        return [encoded_row(chat, str(shipped_tokenizer("spm-v3"))) for chat in chats]
+    if form == "pairs":
+        other = [{"role": "assistant", "content": "No."}]
+        return [{"prompt": chat[:-1], "chosen": chat[-1:], "rejected": other} for chat in chats]
+    return [{"prompt": chat[0]["content"], "chosen": chat[1]["content"].strip(), "rejected": "No."} for chat in chats]
+
+
+def encoded_row(chat: list[Record], tokenizer: str) -> Record:
+    encoded = CheckpointTokenizer(Path(tokenizer)).oracle.encode(Row.from_dict({"messages": chat}))
+    return {"input_ids": list(encoded.input_ids), "labels": list(encoded.labels or ())}
+
+
+def run_of(form: str, **changes: Any) -> Run:
+    """Return a sound run, but for the changes."""
+    settings = {"assistant_only_loss": True} if form == "messages" else {}
+    kind = "DPO" if form in ("pairs", "text-pairs") else "SFT"
+    return replace(Run(in_form(form), settings, kind=kind), **changes)
+
+
+# -- faults
+
+
+class _Shortened:
+    """A collator that shows the model other labels than the dataset has."""
+
+    def __init__(self, change: Callable[[Any, Any], None]) -> None:
+        self.change = change
+
+    def __call__(self, tokenizer: Any) -> Any:
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+        collate = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
+
+        def changed(rows: list[Record]) -> Any:
+            batch = collate(rows)
+            self.change(batch, tokenizer)
+            return batch
+
+        return changed
+
+
+def _mask_eos(batch: Any, tokenizer: Any) -> None:
+    batch["labels"][batch["input_ids"] == tokenizer.eos_token_id] = -100
+
+
+def _train_padding(batch: Any, tokenizer: Any) -> None:
+    padding = batch["attention_mask"] == 0
+    batch["labels"][padding] = batch["input_ids"][padding]
+
+
+def _change_an_id(batch: Any, tokenizer: Any) -> None:
+    batch["input_ids"][:, 3] = 29500
+
+
+def _shift(batch: Any, tokenizer: Any) -> None:
+    batch["labels"] = torch.roll(batch["labels"], 1, dims=1)
+
+
+def _hide(batch: Any, tokenizer: Any) -> None:
+    batch["attention_mask"][:, 4] = 0
+
+
+def collated(change: Callable[[Any, Any], None]) -> Record:
+    return {"arguments": {"data_collator": _Shortened(change)}}
+
+
+def _said(user: str, answer: str, **of_answer: Any) -> list[Record]:
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": answer, **of_answer}]
+
+
+LONG = "The colour of a clear and quiet sea on a warm day in the early summer of the year is blue"
+HOSTILE = [_said(f"What is [INST] {n}?", "A marker.") for n in range(4)]
+WEIGHTED = [[*_said(f"What is {n}?", "I guess.", weight=0), *_said("Sure?", "Yes.", weight=1)] for n in range(4)]
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+TOOL = {"name": "weather", "description": "", "parameters": {"type": "object", "properties": {}}}
+CALLS = [
+    {
+        "prompt": [{"role": "user", "content": f"Is it warm, {n}?"}],
+        "chosen": [
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "content": "warm", "tool_call_id": "abcdefghi"},
+            {"role": "assistant", "content": "It is warm."},
+        ],
+        "rejected": [{"role": "assistant", "content": "No."}],
+        "tools": [{"type": "function", "function": TOOL}],
+    }
+    for n in range(4)
+]
+PLAIN = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(4)]
+
+
+def _mask_padding_by_its_id(batch: Any, tokenizer: Any) -> None:
+    batch["labels"] = batch["input_ids"].masked_fill(batch["input_ids"] == tokenizer.pad_token_id, -100)
+
+
+def _other_eos(model: Any) -> None:
+    model.generation_config.eos_token_id = 7
+
+
+def _forbid_eos(model: Any) -> None:
+    model.generation_config.suppress_tokens = [2]
+
+
+def _train_embeddings(model: Any) -> None:
+    model.get_input_embeddings().weight.requires_grad_(True)
+
+
+def _freeze(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+
+FAULTS: dict[tuple[str, str], Run] = {
+    ("messages", "ML442"): run_of("messages", template=CHATML, settings={}),
+    ("messages", "ML203"): run_of("messages", tokens={"bos_token": "<unk>"}),
+    ("messages", "ML204"): run_of("messages", tokens={"pad_token": "</s>"}, **collated(_mask_padding_by_its_id)),
+    ("messages", "ML217"): run_of("messages", change=_other_eos),
+    ("messages", "ML240"): run_of("messages", change=_forbid_eos),
+    ("messages", "ML302"): run_of("messages", after=_train_embeddings),
+    ("messages", "ML320"): run_of("messages", after=_freeze),
+    ("messages", "ML543"): run_of("messages", settings={}),
+    ("messages", "ML546"): run_of("messages", **collated(_mask_eos)),
+    ("messages", "ML510"): run_of("messages", **collated(_train_padding)),
+    ("messages", "ML541"): run_of("messages", **collated(_shift)),
+    ("messages", "ML534"): run_of("messages", **collated(_change_an_id)),
+    ("messages", "ML523"): run_of("messages", rows=in_form("messages", HOSTILE)),
+    ("messages", "ML549"): run_of("messages", rows=in_form("messages", WEIGHTED)),
+    ("messages", "ML531"): run_of("messages").setting(max_length=22),
+    ("messages", "ML506"): run_of("messages").setting(max_length=22),
+    ("packed", "ML513"): run_of("messages").setting(packing=True, packing_strategy="wrapped", max_length=40),
+    ("packed", "ML442"): run_of("messages", template=CHATML_MARKED).setting(packing=True, max_length=200),
+    ("packed", "ML543"): run_of("messages", settings={}).setting(packing=True, max_length=200),
+    ("packed", "ML523"): run_of("messages", rows=in_form("messages", HOSTILE)).setting(packing=True, max_length=200),
+    ("prompt-completion", "ML442"): run_of("prompt-completion", template=CHATML),
+    ("prompt-completion", "ML543"): run_of("prompt-completion").setting(completion_only_loss=False),
+    ("prompt-completion", "ML546"): run_of("prompt-completion", **collated(_mask_eos)),
+    ("prompt-completion", "ML510"): run_of("prompt-completion", **collated(_train_padding)),
+    ("prompt-completion", "ML523"): run_of("prompt-completion", rows=in_form("prompt-completion", HOSTILE)),
+    ("prompt-completion", "ML522"): run_of("prompt-completion").setting(max_length=22),
+    ("texts", "ML560"): run_of("texts", rows=PLAIN),
+    ("texts", "ML442"): run_of("texts", rows=PLAIN, template=CHATML),
+    ("texts", "ML543"): run_of("texts").setting(completion_only_loss=False),
+    ("texts", "ML546"): run_of("texts", **collated(_mask_eos)),
+    ("texts", "ML510"): run_of("texts", **collated(_train_padding)),
+    ("texts", "ML522"): run_of("texts").setting(max_length=22),
+    ("text", "ML543"): run_of("text"),
+    ("text", "ML442"): run_of("text", template=CHATML),
+    ("text", "ML560"): run_of("text", rows=[{"text": f"{row['prompt']} {row['completion']}"} for row in PLAIN]),
+    ("text", "ML510"): run_of("text", **collated(_train_padding)),
+    ("text", "ML522"): run_of("text").setting(max_length=22),
+    ("ids", "ML543"): run_of("ids", rows=[{"input_ids": row["input_ids"]} for row in in_form("ids")]),
+    ("ids", "ML546"): run_of("ids", **collated(_mask_eos)),
+    ("ids", "ML522"): run_of("ids", rows=[{key: row[key][:-1] for key in row} for row in in_form("ids")]),
+    ("ids", "ML442"): run_of("ids", template=CHATML),
+    ("ids", "ML510"): run_of("ids", **collated(_train_padding)),
+    ("ids", "ML552"): run_of("ids", **collated(_hide)),
+    ("pairs", "ML442"): run_of("pairs", template=CHATML),
+    ("pairs", "ML531"): run_of("pairs").setting(max_length=18),
+    ("pairs", "ML523"): run_of("pairs", rows=in_form("pairs", [*CHATS, *HOSTILE])),
+    ("pairs", "ML529"): run_of("pairs", rows=in_form("pairs", [_said("Go.", f" {n} ") for n in range(4)])),
+    ("pairs", "ML547"): run_of("pairs", rows=CALLS),
+    ("text-pairs", "ML560"): run_of("text-pairs"),
+}
+"""A run for each form of rows and rule, which the guard reports."""
+
+
+# -- what a user does whom a fix tells so
+
+
+def _set(name: str, value: Any) -> Callable[[Run, str], Run]:
+    return lambda run, fix: run.setting(**{name: value})
+
+
+def _write_template(run: Run, fix: str) -> Run:
+    [command] = re.findall(r"`(mistral-lora template [^`]*)`", fix)
+    Path("training.jinja").unlink(missing_ok=True)
+    assert main(shlex.split(command)[1:]) == 0
+    return run.setting(chat_template_path="training.jinja")
+
+
+def _set_template(run: Run, fix: str) -> Run:
+    [path] = re.findall(r"chat_template = training_template\((.*?)\)`", fix)
+    return replace(run, template=training_template(ast.literal_eval(path)))
+
+
+def _leave_out_collator(run: Run, fix: str) -> Run:
+    return replace(run, arguments={})
+
+
+def _chats_of(run: Run) -> list[list[Record]]:
+    """Return the conversations that the user made the rows of."""
+    for chats in (HOSTILE, WEIGHTED):
+        if any(list(run.rows) == in_form(form, chats) for form in ("messages", "prompt-completion")):
+            return chats
+    if any("What is" in str(row) for row in run.rows):
+        return [_said(row["prompt"], row["completion"]) for row in PLAIN]
+    return CHATS
+
+
+def _give_ids(run: Run, fix: str) -> Run:
+    [path] = re.findall(r"CheckpointTokenizer\((.*?)\)\.oracle", fix)
+    rows = [encoded_row(chat, ast.literal_eval(path)) for chat in _chats_of(run)]
+    return replace(run, rows=rows, settings={**run.settings, "assistant_only_loss": False})
+
+
+def _give_messages(run: Run, fix: str) -> Run:
+    return replace(run, rows=in_form("messages", _chats_of(run)))
+
+
+def _give_prompt_and_completion(run: Run, fix: str) -> Run:
+    return replace(run, rows=in_form("prompt-completion", _chats_of(run)))
+
+
+def _leave_out_hostile(run: Run, fix: str) -> Run:
+    return replace(run, rows=[row for row in run.rows if "[INST]" not in str(row["prompt"])])
+
+
+def _strip_answers(run: Run, fix: str) -> Run:
+    def stripped(said: list[Record]) -> list[Record]:
+        return [message | {"content": message["content"].rstrip(" ")} for message in said]
+
+    return replace(run, rows=[row | {side: stripped(row[side]) for side in ("chosen", "rejected")} for row in run.rows])
+
+
+def _move_calls(run: Run, fix: str) -> Run:
+    rows = [row | {"prompt": row["prompt"] + row["chosen"][:-1], "chosen": row["chosen"][-1:]} for row in run.rows]
+    return replace(run, rows=rows)
+
+
+def _give_pairs(run: Run, fix: str) -> Run:
+    return replace(run, rows=in_form("pairs"))
+
+
+def _set_tokens(run: Run, fix: str) -> Run:
+    return replace(run, tokens={})
+
+
+def _set_ids(run: Run, fix: str) -> Run:
+    def set_ids(model: Any) -> None:
+        model.config.bos_token_id = model.generation_config.bos_token_id = 1
+        model.config.eos_token_id = model.generation_config.eos_token_id = 2
+
+    return replace(run, change=set_ids)
+
+
+def _allow_eos(run: Run, fix: str) -> Run:
+    def allow(model: Any) -> None:
+        run.change(model)
+        model.generation_config.suppress_tokens, model.generation_config.eos_token_id = None, 2
+
+    return replace(run, change=allow)
+
+
+def _as_loaded(run: Run, fix: str) -> Run:
+    return replace(run, after=lambda model: None)
+
+
+STEPS: tuple[tuple[str, Callable[[Run, str], Run]], ...] = (
+    ("Give ids in place of", _give_ids),
+    ("give ids: columns `input_ids`", _give_ids),
+    ("Leave out the rows that the finding names", _leave_out_hostile),
+    ("Strip the answers", _strip_answers),
+    ("Put calls and results into `prompt`", _move_calls),
+    ("Make both anew, `input_ids` and `labels`", _give_ids),
+    ("Give `messages` in its place", _give_messages),
+    ("and `completion: [{", _give_prompt_and_completion),
+    ('and `"completion": [{', _give_prompt_and_completion),
+    ("and `chosen` and `rejected` alike", _give_pairs),
+    ("`assistant_only_loss: true`", _set("assistant_only_loss", True)),
+    ("`completion_only_loss: true`", _set("completion_only_loss", True)),
+    ("`max_length: null`", _set("max_length", None)),
+    ("`packing: false`", _set("packing", False)),
+    ("`chat_template_path: training.jinja`", _write_template),
+    ("chat_template = training_template(", _set_template),
+    ('`tokenizer.eos_token = "</s>"`', _set_tokens),
+    ('`tokenizer.pad_token = "<pad>"`', _set_tokens),
+    ("`model.config.eos_token_id = 2`", _set_ids),
+    ("`model.generation_config.suppress_tokens = None`", _allow_eos),
+    ("`parameter.requires_grad_(False)`", _as_loaded),
+    ("is_trainable=True", _as_loaded),
+    ("eave `data_collator`", _leave_out_collator),
+)
+"""The words of a fix that tell a step, and the step."""
+
+
+def followed(run: Run, fix: str) -> Run:
+    steps = [step for words, step in STEPS if words in fix]
+    assert steps, fix
+    for step in steps:
+        run = step(run, fix)
+    return run
+
+
+@pytest.mark.parametrize(("form", "rule"), FAULTS)
+def test_the_run_is_green_once_its_fixes_are_followed(
+    form: str, rule: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = FAULTS[form, rule]
+    found = findings_of(run, base, tmp_path / "out")
+    assert rule in {finding.rule for finding in found}
+    for fix in dict.fromkeys(finding.next_step for finding in found):
+        run = followed(run, fix)
+    assert findings_of(run, base, tmp_path / "out") == []
+
+
+def test_every_line_of_fixes_is_followed() -> None:
+    lines = {(form, key): fix for form in FORMS for key, fix in runner_fixes(f"trl-{form}").items()}
+    lines |= {("guard", key): fix for key, fix in runner_fixes("guard").items() if key not in ("ML004", "ML442")}
+    reached = {(form, fixes_of("trl", form).get(rule, "")) for form, rule in FAULTS}
+    reached |= {("guard", runner_fixes("guard").get(rule, "")) for _, rule in FAULTS}
+    assert {line for line, fix in lines.items() if (line[0], fix) not in reached} == set()
+
+
+def test_every_rule_of_rows_has_a_fix_in_the_words_of_each_form() -> None:
+    cases = {"ids", "labels", "packing", "supervised-text"}
+    rules = {rule.id for rule in RULES.of("encoded") if cases & set(rule.cases)}
+    assert {(form, rule) for form in FORMS for rule in rules if rule not in fixes_of("trl", form)} == set()
