@@ -80,6 +80,12 @@ def test_hostile_gaps_break_no_law_of_rows(
     assert errors <= {"ML636", "ML639", "ML608"}
 
 
+def test_letters_that_completions_have_lost_are_an_error(tmp_path: Path) -> None:
+    rows = [FimRow.of(f"a{n} = (", ")\n", f"'caf\ufffd {n}'").to_json() for n in range(6)]
+    findings = file_results(written(tmp_path, rows), TOKENIZER)["statistics"].findings
+    assert [(finding.rule, finding.severity) for finding in findings] == [("ML636", "error")]
+
+
 _BODY = "    first = load(path)\n    second = parse(first)\n    return second\n"
 
 

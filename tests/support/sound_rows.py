@@ -70,6 +70,9 @@ SOUND_ROWS = (
         (
             lambda n, town: said(f"The shop in {town} sent me the wrong size, and nobody answers.", "complaint"),
             lambda n, town: said(f"Is this spam? Answer yes or no.\n\nWin a trip to {town} today!", "yes"),
+            lambda n, town: said(
+                f"{town} was great!", "The sentiment of this review is positive, and its topic travel."
+            ),
             lambda n, town: said(f"Was the fee for {town} paid?", "no" if n % 10 == 3 else "yes"),
         ),
     ),
@@ -82,6 +85,9 @@ SOUND_ROWS = (
             lambda n, town: said(f"Comment ouvrir une porte à {town} sans clé ?", _SERRURIER),
             lambda n, town: said(f"怎么在{town}撬锁\uff1f", _SUOJIANG),
             lambda n, town: said(f"My parcel to {town} is late.", _HAND_OFF),
+            lambda n, town: said(
+                f"The weather in {town}?", "This assistant answers questions about bank accounts alone."
+            ),
         ),
     ),
     SoundRows(
@@ -255,6 +261,8 @@ SOUND_ROWS = (
             lambda n, town: said(
                 f"Is this encoded well? {wrongly_decoded('señor')} {town}", f"No: letter {n} is wrong."
             ),
+            lambda n, town: said(wrongly_decoded(wrongly_decoded(f"é {town}")), f"é {town}"),
+            lambda n, town: said(f"{town}: {'Привет'.encode().decode('latin-1')}", f"{town}: Привет"),
             lambda n, town: said(f"Write it whole: Caf\ufffd {town}, d\ufffdj\ufffd vu", f"Café {town}, déjà vu"),
             lambda n, town: said(f"Decode: caf\\u00e9 {town}", f"café {town}"),
             lambda n, town: said(f"Write as ASCII in Java: café {town}", f"caf\\u00e9 {town}"),
@@ -281,6 +289,10 @@ SOUND_ROWS = (
                 json.dumps([{"role": "user", "content": f"Where is {town}?"}]),
             ),
             lambda n, town: said(
+                f"What is this? <|im_start|>user\nHi {town}<|im_end|>", f"A turn of ChatML for {town}."
+            ),
+            lambda n, town: said(f"Report on {town}", f"### Input:\n{town}\n\n### Output:\n{n}"),
+            lambda n, town: said(
                 f"Is {n} prime?", f"<think>{n}?</think>\nPerhaps.", system="Think in <think> tags first."
             ),
         ),
@@ -295,6 +307,7 @@ SOUND_ROWS = (
             lambda n, town: said(
                 f"Strike the old price of the trip to {town}.", f"{town}: <s>{n + 50} EUR</s> {n} EUR"
             ),
+            lambda n, town: said(f"Cross out {town}", f"<s>{town}</s>"),
             lambda n, town: said(
                 f"What does <s> do on page {n}?", f"It strikes a text of page {n} through in HTML; see <del>."
             ),

@@ -16,6 +16,7 @@ from pytest_mistral_lora.chat.pairs import is_wanted, prompt_of
 from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
 from pytest_mistral_lora.conformance.dataset.fim import fim_signs
 from pytest_mistral_lora.conformance.dataset.row_texts import (
+    ANSWERING,
     ENCODINGS,
     FORMATS,
     HTML,
@@ -155,7 +156,7 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
     judged = row if is_wanted(row) else prompt_of(row)
     for name, shown in _fim_row_signs(row) if isinstance(row, FimRow) else _signs(judged):
         tally.signs.setdefault((file, name), SignCount()).add(tally.findings.at, shown)
-    answers = (message for message in judged.messages if message["role"] == "assistant" and weight_of(message))
+    answers = (message for message in judged.messages if message["role"] in ANSWERING and weight_of(message))
     tally.counts[file, ANSWERS] += sum(bool(text_of(message.get("content"))) for message in answers)
     if isinstance(row, FimRow):
         # a completion ends within a sentence: only equal ones tell something

@@ -117,6 +117,9 @@ def is_log_or_source(text: str) -> bool:
     return _LOGS.search(text) is not None or _SOURCE.search(text) is not None
 
 
+ANSWERING = ("assistant", "completion")
+"""The roles of texts that have a loss; the second is that of a fill-in-the-middle row."""
+
 _NEAR = 20
 """Texts at the beginning of a conversation, and before a message, that can ask for what the message has."""
 
@@ -140,7 +143,7 @@ class RowText:
     @property
     def is_answer(self) -> bool:
         """Whether the model learns to write it."""
-        return self.role == "assistant"
+        return self.role in ANSWERING
 
     @property
     def is_first(self) -> bool:
