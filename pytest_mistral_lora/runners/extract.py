@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -343,7 +344,8 @@ def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: flo
     command += words
     environment = _environment(work, is_this_python=python == Path(sys.executable))
     hint = "; give it fewer rows or more time (--time-limit), or look at what it waits for"
-    ended = run_limited(command, seconds=time_limit, folder=Path.cwd(), environment=environment, hint=hint)
+    options: dict[str, Any] = {"folder": Path.cwd(), "environment": environment, "hint": hint, "output": work}
+    ended = run_limited(command, seconds=time_limit, **options)
     if ended.code:
         raise RunnerError(f"{runner.title} {ended.reason}", place="" if config == NOTHING else str(config))
     return ended

@@ -19,6 +19,7 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import InputError, RunnerError, did_you_mean
 from pytest_mistral_lora.records.files import cache_folder, write_json
+from pytest_mistral_lora.records.trust import shared_by
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 
 TIME_LIMIT = 900.0
@@ -157,7 +158,14 @@ def find_runner(name: str) -> Runner:
     )
 
 
-State = Literal["ready", "not finished", "made from another lock file", "broken: its Python is gone", "not there"]
+State = Literal[
+    "ready",
+    "not finished",
+    "made from another lock file",
+    "broken: its Python is gone",
+    "not there",
+    "not trusted: others can write it",
+]
 
 _FINISHED = "mistral-lora.json"
 
@@ -183,10 +191,18 @@ class Environment:
         return self.folder / ("Scripts" if os.name == "nt" else "bin") / "python"
 
     @property
+    def shared(self) -> str:
+        """Which folder lets other users put their code into it; empty if none does."""
+        return shared_by(self.folder) or shared_by(self.python.parent)
+
+    @property
     def state(self) -> State:
         """Whether it can be used."""
         if not self.folder.is_dir():
             return "not there"
+        # before its Python is run
+        if self.shared:
+            return "not trusted: others can write it"
         try:
             recorded = read_json(self.folder / _FINISHED)["lock_sha256"]
         except (InputError, KeyError, TypeError):
@@ -212,6 +228,7 @@ class Environment:
         """
         from filelock import FileLock
 
+        self.require_own()
         base = self._base_python(python)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.with_suffix(".lock")):
@@ -235,6 +252,16 @@ class Environment:
             self._call(self.python, "-c", f"import {self.runner.module}")
             write_json(self.folder / _FINISHED, {"lock_sha256": sha256_file(self.runner.lock)})
         return True
+
+    def require_own(self) -> None:
+        """Refuse an environment whose code other users can replace.
+
+        Raises:
+            RunnerError: With the folder that they can write.
+        """
+        if self.shared:
+            step = "Take the right from them (chmod go-w), or set MISTRAL_LORA_CACHE to a folder of yours."
+            raise RunnerError(f"is not trusted: {self.shared}", place=str(self.folder), next_step=step)
 
     def _base_python(self, given: Path | None) -> Path:
         least = self.runner.least_python
@@ -284,6 +311,7 @@ def interpreter(runner: Runner, given: Path | None = None) -> Path:
         if not runner.distribution or version(runner.distribution):
             return Path(sys.executable)
     environment = Environment(runner)
+    environment.require_own()
     if environment.state != "ready":
         raise RunnerError(
             f"{runner.title} is not installed here, and its environment is {environment.state}",
