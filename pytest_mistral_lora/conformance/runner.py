@@ -108,7 +108,7 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputEr
             if runner.is_evaluation:
                 encode = partial(extract_prompts, runner)
             try:
-                options = {"oracle": target.tokenizer.declared, "allow_code": target.allow_code}
+                options: dict[str, Any] = {"oracle": target.tokenizer.declared, "allow_code": target.allow_code}
                 made = encode(target.tokenizer.path, file, config=target.path, **options)
             except RunnerError as error:
                 write_json(note, {"error": str(error)})

@@ -7,6 +7,7 @@ the file over unchanged.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -114,7 +115,12 @@ def _keys() -> Mapping[str, _Keys]:
     table: dict[str, Any] = tomllib.loads(_KEYS.read_text(encoding="utf-8"))
     quiet = _any_of(table.pop("quiet"))
     return {
-        name: _Keys(*(_any_of(keys.get(kind, "")) for kind in ("kept", "own_data", "refused")), quiet)
+        name: _Keys(
+            kept=_any_of(keys["kept"]),
+            own_data=_any_of(keys.get("own_data", "")),
+            refused=_any_of(keys.get("refused", "")),
+            quiet=quiet,
+        )
         for name, keys in table.items()
     }
 
@@ -296,11 +302,15 @@ def _refuse_axolotl_types(made: Configuration, file: Path, lines: Mapping[str, i
         named = {key: value for key, value in entry.items() if _AXOLOTL_DATA.fullmatch(str(key))}
         if own_data:
             _refuse_remote(list(named.values()), file, lines, "datasets")
-        # the script needs none of them otherwise, and a path there may be one of the Hub
         known = {key: value for key, value in entry.items() if _AXOLOTL_ENTRY.fullmatch(str(key))}
+        if isinstance(kind, dict):
+            known["type"] = {key: value for key, value in kind.items() if _AXOLOTL_ENTRY.fullmatch(str(key))}
+            unknown = [key for key in kind if key not in known["type"] and _is_set(kind[key])]
+            made.left_out += [f"datasets[{index}].type.{key}" for key in unknown]
         made.left_out += [
             f"datasets[{index}].{key}" for key in entry if key not in known and key not in named and _is_set(entry[key])
         ]
+        # without own data the script needs no path, and one may be of the Hub
         kept.append({**known, **(named if own_data else {})})
     made.data["datasets"] = kept
 
@@ -315,12 +325,12 @@ def _refuse_described_code(data: Mapping[str, Any], file: Path, lines: Mapping[s
         return
     described = Path(folder, "dataset_info.json")
     try:
-        info = parse_json(read_bounded(described), described) if described.is_file() else {}
+        info = parse_json(read_bounded(described), described) if os.path.isfile(described) else {}  # noqa: PTH113
     except InputError as error:
         raise RunnerError(error.found, place=error.place) from error
     names = data.get("dataset") or ""
-    for name in names.split(",") if isinstance(names, str) else names:
-        entry = info.get(str(name).strip()) if isinstance(info, dict) else None
+    for name in names.split(",") if isinstance(names, str) else names if isinstance(names, list) else [names]:
+        entry: Any = info.get(str(name).strip()) if isinstance(info, dict) else None
         for key in _DESCRIBED if isinstance(entry, dict) else ():
             if entry.get(key):
                 found = f"{described}: {name!r} has `{key}: {_short(entry[key])}`, which names code or a network"
@@ -330,17 +340,22 @@ def _refuse_described_code(data: Mapping[str, Any], file: Path, lines: Mapping[s
 def _beside(data: Mapping[str, Any], file: Path) -> dict[str, str]:
     """Return the folder of LLaMA-Factory's descriptions if it is beside the configuration, where its script looks."""
     folder = data.get("dataset_dir", "data")
-    if not isinstance(folder, str) or (Path(folder) / "dataset_info.json").is_file():
+    if not isinstance(folder, str) or _has_descriptions(Path(folder)):
         return {}
     beside = file.absolute().parent / folder
-    return {"dataset_dir": str(beside)} if (beside / "dataset_info.json").is_file() else {}
+    return {"dataset_dir": str(beside)} if _has_descriptions(beside) else {}
+
+
+def _has_descriptions(folder: Path) -> bool:
+    # unlike that of a Path, it is False for a name that is too long
+    return os.path.isfile(folder / "dataset_info.json")  # noqa: PTH113
 
 
 def _refuse_task_files(data: Mapping[str, Any], file: Path, lines: Mapping[str, int]) -> None:
     """Refuse tasks of files: their `!function`, classes and Jinja templates without a sandbox are code."""
     tasks = data.get("tasks") or []
     for task in tasks.split(",") if isinstance(tasks, str) else tasks if isinstance(tasks, list) else [tasks]:
-        is_name = isinstance(task, str) and _TASK.fullmatch(task.strip()) and not Path(task.strip()).exists()
+        is_name = isinstance(task, str) and _TASK.fullmatch(task.strip()) and not os.path.lexists(task.strip())
         if not is_name or task.strip().endswith((".yaml", ".yml", ".json", ".py")):
             found = f"`tasks: {_short(task)}` is no name of a task of lm-eval, and the file of a task names code"
             raise _refusal(file, lines, "tasks", found)
