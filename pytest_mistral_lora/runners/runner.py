@@ -240,16 +240,17 @@ class Environment:
             (self.folder / _FINISHED).unlink(missing_ok=True)
             # nothing in the folder works without its Python or without pip: Debian's venv makes a folder before it
             # finds that python3-venv is missing
-            if is_other or not _printed(self.python, "-m", "pip", "--version"):
+            if is_other or not _printed(self.python, "-I", "-m", "pip", "--version"):
                 shutil.rmtree(self.folder, ignore_errors=True)
-                self._call(base, "-m", "venv", self.folder)
+                # isolated (-I), here and below: a module in the current folder would be run in place of the library's
+                self._call(base, "-I", "-m", "venv", self.folder)
             # torch first, with the libraries of its build: the lock leaves them out, because they differ by machine
             lines = self.runner.lock.read_text(encoding="utf-8").splitlines()
             for line in (line for line in lines if line.startswith("torch==")):
-                self._call(self.python, "-m", "pip", "install", line)
+                self._call(self.python, "-I", "-m", "pip", "install", line)
             # --no-deps: the lock is complete; a resolver would add libraries that only training needs
-            self._call(self.python, "-m", "pip", "install", "--no-deps", "--requirement", self.runner.lock)
-            self._call(self.python, "-c", f"import {self.runner.module}")
+            self._call(self.python, "-I", "-m", "pip", "install", "--no-deps", "--requirement", self.runner.lock)
+            self._call(self.python, "-I", "-c", f"import {self.runner.module}")
             write_json(self.folder / _FINISHED, {"lock_sha256": sha256_file(self.runner.lock)})
         return True
 
@@ -301,8 +302,9 @@ def interpreter(runner: Runner, given: Path | None = None) -> Path:
     Raises:
         RunnerError: If none of them has the runner.
     """
-    # not by an import: a folder of the same name in the current folder could be imported, too
-    script = f"import importlib.metadata as found; print(found.version({runner.distribution!r}))"
+    # not by an import, and without the current folder, whose modules would be imported
+    found = f"found.version({runner.distribution!r})"
+    script = f"import sys; sys.path.pop(0); import importlib.metadata as found; print({found})"
     if given is not None:
         if runner.distribution and os.access(given, os.X_OK) and not _printed(given, "-c", script):
             raise RunnerError(f"{runner.title} is not installed in this Python", place=str(given))
@@ -323,7 +325,7 @@ def interpreter(runner: Runner, given: Path | None = None) -> Path:
 
 def _python_version(python: Path) -> tuple[int, ...]:
     """Return the version of a Python, such as (3, 11); empty if the Python does not run."""
-    printed = _printed(python, "-c", "import sys; print(*sys.version_info[:2])")
+    printed = _printed(python, "-I", "-c", "import sys; print(*sys.version_info[:2])")
     return tuple(map(int, printed.split()))
 
 

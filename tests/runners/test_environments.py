@@ -205,3 +205,16 @@ def test_an_environment_that_others_can_write_is_not_run(
         assert not ran.exists()
         folder.chmod(0o755)
     assert shared.state == "ready"
+
+
+def test_no_module_of_the_current_folder_is_run(
+    environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("venv", "pip", "csv", "email", "zipfile", "tiny_runner", "site", "json"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w').write(__name__)\n")
+    assert interpreter(environment.runner, environment.python) == environment.python
+    (environment.folder / "mistral-lora.json").unlink(missing_ok=True)
+    assert environment.setup(HERE)
+    assert environment.state == "ready"
+    assert not (tmp_path / "ran").exists()
