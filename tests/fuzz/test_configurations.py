@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,9 @@ def _text(random_: random.Random, name: str) -> tuple[str, bool]:
     return text, True
 
 
-def test_no_configuration_carries_code_or_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_configuration_carries_code_or_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "config.yaml"
     end, seed, passed = time.monotonic() + SECONDS, 0, 0
@@ -122,13 +125,14 @@ def test_no_configuration_carries_code_or_a_traceback(tmp_path: Path, monkeypatc
             of_data = {"dataset", "dataset_name", "tokenized_path"} if own_data else set()
             shown = {key: value for key, value in made.data.items() if key not in of_data}
             if own_data:
-                for entry in shown.get("datasets", ()):
+                for entry in shown.get("datasets") or ():
                     entry.pop("path", None)
             assert not is_whole or EVIL not in yaml.safe_dump(shown), (seed, made.data)
             assert "\n" not in made.note, seed
             passed += 1
         assert time.monotonic() - started < 5, seed
         seed += 1
+    record_property("fuzz", f"fuzz: foreign configurations: {seed:,} cases, {seed - passed:,} refused")
     # not all are refused, so the invariant is tried
     assert passed > seed // 20
 
@@ -154,7 +158,7 @@ def _changed(random_: random.Random, value: Any) -> Any:
 
 
 def test_no_file_of_kept_results_is_believed_or_a_traceback(
-    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CI", raising=False)
@@ -166,7 +170,7 @@ def test_no_file_of_kept_results_is_believed_or_a_traceback(
     content = json.loads(entry.read_text())["content"]
     content["checks"][0]["findings"] = [Finding("ML426", "a note", "rows.jsonl:1").to_json()]
     kept, tried = KeptResults(Path("kept")), Path("kept", "tried.json")
-    end, seed = time.monotonic() + SECONDS, 0
+    end, seed, read = time.monotonic() + SECONDS, 0, 0
     while time.monotonic() < end or seed < 200:
         random_ = random.Random(seed)
         changed = content
@@ -186,3 +190,5 @@ def test_no_file_of_kept_results_is_believed_or_a_traceback(
             assert isinstance(result.not_checked, str), seed
             assert all(isinstance(finding.text(), str) for finding in result.findings), seed
         seed += 1
+        read += found is not None
+    record_property("fuzz", f"fuzz: files of kept results: {seed:,} cases, {read:,} read")

@@ -253,3 +253,4 @@ def test_a_runner_gets_no_token_or_key_and_local_folders_and_caches_work(
     assert (found["HOME"], found["LC_ALL"], found["PATH"]) == (str(tmp_path), "C.UTF-8", os.environ["PATH"])
     # a token beside the cache is not beside the folder that it gets
     assert found["HF_HOME"] != str(home)
+    assert not Path(found["HF_TOKEN_PATH"]).exists()
