@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -336,26 +337,40 @@ def read_output(path: Path, read: ReadRecord) -> RunnerOutput:
     environment: dict[str, str] = {}
     notes: list[str] = []
     records: dict[int, Mapping[str, Any]] = {}
-    try:
-        items = list(scan_jsonl(path, encoded=True))
-    except InputError as error:
-        raise _broken_contract(error) from error
-    for item in items:
+    for item in _items(path):
         if isinstance(item, RowError):
             raise _broken_contract(item)
         line, data = item
         place = f"{path.name}:{line}"
         if isinstance(data, Mapping) and isinstance(data.get("environment"), Mapping):
-            environment |= {str(name): str(value) for name, value in data["environment"].items()}
+            environment |= {str(name): str(value) for name, value in islice(data["environment"].items(), _MOST_FACTS)}
+            environment = dict(islice(environment.items(), _MOST_FACTS))
             continue
         if isinstance(data, Mapping) and isinstance(data.get("note"), str):
-            notes.append(data["note"])
+            # they are a part of each verdict
+            if len(notes) < _MOST_FACTS:
+                notes.append(data["note"][:_LONGEST_NOTE])
             continue
         number, record = read(data, place)
         if number in records:
             record = {"error": "the runner wrote it twice"}
         records[number] = record
     return RunnerOutput(environment, tuple(notes), records)
+
+
+def _items(path: Path) -> Iterator[tuple[int, Any] | RowError]:
+    """Yield the lines of a script's output, one at a time: together they may be larger than the memory.
+
+    Raises:
+        RunnerError: If the file cannot be read.
+    """
+    try:
+        yield from scan_jsonl(path, encoded=True)
+    except InputError as error:
+        raise _broken_contract(error) from error
+
+
+_MOST_FACTS, _LONGEST_NOTE = 1000, 4000
 
 
 def _broken_contract(error: InputError) -> RunnerError:

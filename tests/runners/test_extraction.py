@@ -75,6 +75,11 @@ def test_what_a_script_notes_is_said_with_the_versions(run: Extract, tmp_path: P
     assert made.ran_under == f"mine 1.0; configuration {tmp_path / 'config.yaml'}; two files were read"
 
 
+def test_the_notes_of_a_script_are_bounded(run: Extract) -> None:
+    made = run("write([*[{'note': 'x' * 9000}] * 1500, {'environment': {str(n): n for n in range(1500)}}, *lines])")
+    assert (len(made.notes), {*map(len, made.notes)}, len(made.environment)) == (1000, {4000}, 1000)
+
+
 def test_rows_in_another_order_are_put_back(run: Extract) -> None:
     assert [(line["row"], line["input_ids"]) for line in _lines(run(hostile.REORDERS))] == [
         (n, [1, n]) for n in range(4)
