@@ -102,6 +102,9 @@ def run_limited(
         RunnerError: If the command cannot be started, runs out of time or passes a limit.
     """
     words = list(map(str, command))
+    if not hasattr(os, "fork"):
+        found, step = "is not started: this system does not limit processes", "Run it on Linux or macOS."
+        raise RunnerError(found, place=words[0], next_step=step)
     # a file, not a pipe: a full pipe stops the command, and a child left behind keeps the pipe open
     with (
         tempfile.TemporaryFile() as printed,
@@ -232,6 +235,8 @@ class _Supervised:
             return f"prints more than {_size(limits.printed)}"
         if output is not None and _bytes_below(output, limits.written) > limits.written:
             return f"writes more than {_size(limits.written)}"
+        if sys.platform != "linux":
+            return ""
         found = supervisor.descendants(self._process.pid)
         if len(found) > limits.processes:
             return f"has more than {limits.processes} processes at once"
