@@ -106,6 +106,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--config", type=INPUT, metavar="FILE", help="configuration of the trainer (default: its own defaults)"
     )
     group.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="use --config unchanged, with the code, networks and uploads that it names (default: such keys are left "
+        "out and listed, or refused)",
+    )
+    group.add_argument(
         "--python", type=INPUT, metavar="PATH", help="Python in which the trainer is installed (default: found for you)"
     )
     group.add_argument(
@@ -353,7 +359,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
     if args.rows is not None and args.runner is not None:
         raise InputError("both ROWS and --runner are given", expected="one of them")
     if args.rows is not None:
-        for option in ("task", "config", "python", "own_data", "output", "time_limit"):
+        for option in ("task", "config", "allow_code", "python", "own_data", "output", "time_limit"):
             if getattr(args, option):
                 found = f"--{option.replace('_', '-')} is for the rows of --runner, and ROWS are given"
                 raise InputError(found, expected="one of them")
@@ -373,7 +379,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
     # the audit reads the file line by line, so the folder must outlive the audit
     with tempfile.TemporaryDirectory(prefix="mistral-audit-") as folder:
         output = args.output or Path(folder, f"{Path(args.runner).stem}.jsonl")
-        options = {"config": args.config, "python": args.python, "oracle": args.oracle}
+        options = {"config": args.config, "python": args.python, "oracle": args.oracle, "allow_code": args.allow_code}
         options["time_limit"] = args.time_limit or TIME_LIMIT
         if runner.is_evaluation:
             extraction = extract_prompts(runner, args.tokenizer, output, **options)

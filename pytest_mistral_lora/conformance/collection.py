@@ -92,6 +92,7 @@ class NamedPaths:
         datasets: Files of chat rows; each is judged with every tokenizer, or else with every recipe's.
         encoded: Encoded-rows files; they are compared with the first tokenizer or recipe.
         runners: Runners; each gets the rows of every dataset and recipe, or else the packaged ones with each tokenizer.
+        allow_code: Whether the runners' configurations are used unchanged, with the code that they name.
         adapters: Adapter folders.
         ggufs: GGUF files; each is compared with the first tokenizer or recipe, or else with the recognised tokenizer.
         servers: Running servers; each is compared with the first tokenizer or recipe, and each adapter's transcripts.
@@ -107,6 +108,7 @@ class NamedPaths:
     datasets: Sequence[Path] = ()
     encoded: Sequence[Path] = ()
     runners: Sequence[RunnerChoice] = ()
+    allow_code: bool = False
     adapters: Sequence[Path] = ()
     ggufs: Sequence[Path] = ()
     servers: Sequence[ServerChoice] = ()
@@ -155,7 +157,9 @@ class NamedPaths:
             title = name_of(Path(runner.runner)).removesuffix(".py")
             for judge in judges:
                 of_judge = name(Path(f"{title}-{judge.name}"))
-                yield RunnerTarget(of_judge, runner.config, runner=runner.runner, judge=judge)
+                yield RunnerTarget(
+                    of_judge, runner.config, runner=runner.runner, judge=judge, allow_code=self.allow_code
+                )
 
     def _adapters(self, name: _Names) -> Iterator[Target]:
         if not self.adapters:

@@ -1,9 +1,11 @@
 """The results of earlier runs: checks are not run again if nothing that they read has changed.
 
-The checks of a subject are kept together. They are found again if this package, the installed packages, Python, the
-options, the variables of the environment, the devices and the date are the same, and if every file that the subject
-reads has the same content. `INPUTS` declares these files, and nothing else does: a subject without an entry there is
-judged in each run. So are checks that found an error.
+The checks of a subject are kept together. They are found again if this package, the installed packages, the files of
+the libraries that make ids, Python, the options, the variables of the environment, the devices and the date are the
+same, and if every file that the subject reads has the same content. `INPUTS` declares these files, and nothing else
+does: a subject without an entry there is judged in each run. So are checks that found an error.
+
+An entry has a seal by a key of the user. A folder that other users can write is neither read nor written.
 """
 
 from __future__ import annotations
@@ -21,19 +23,23 @@ from dataclasses import asdict, dataclass, field
 from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pytest_mistral_lora.chat.diff import ShownToken
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file
 from pytest_mistral_lora.checkpoint.hub_cache import listing_note, snapshot_of
-from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.checks import Check, Settings, Subject
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import DatasetTarget, JudgedTarget, RecipeTarget, Target, given_path
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.records.files import cache_folder, write_text
 from pytest_mistral_lora.records.goldens import goldens_folder
+from pytest_mistral_lora.records.secrets import is_secret_name
+from pytest_mistral_lora.records.trust import is_sealed, seal, shared_by, user_key
 
-FORMAT = 1
+FORMAT = 2
 """Number of the form of an entry."""
 
 _LARGE = 64 * 1024 * 1024
@@ -43,11 +49,21 @@ _UNSETTLED = 2.0
 _DAYS = 30
 """Days after which an entry that no run has written again is removed."""
 
-_VARIABLES = (
-    "ACCELERATE_", "CUDA_", "DEEPSPEED_", "FSDP_", "HF_", "HIP_", "HOME", "HUGGING", "LOCAL_RANK", "MISTRAL_", "OMP_",
-    "PYTHON", "PYTORCH_", "RANK", "ROCR_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "TZ", "WORLD_SIZE", "XDG_",
+_LIBRARIES = (
+    "mistral_common", "transformers", "tokenizers", "jinja2", "sentencepiece", "tiktoken", "huggingface_hub"
 )  # fmt: skip
-"""The beginnings of the names of variables that checks, or the libraries that they call, depend on."""
+"""The packages whose code makes ids, templates and paths of the Hub: a change of their files changes results."""
+
+# of the terminal, the session and the caller; each new window has other values
+_IGNORED = re.compile(
+    r"_|OLDPWD|PWD|SHLVL|SHELL|TERM|COLORTERM|COLUMNS|LINES|PS\d|PROMPT.*|LS_COLORS|LESS.*|PAGER|EDITOR|VISUAL|MAIL"
+    r"|HIST.*|BASH.*|ZSH.*|FISH.*|(FORCE|NO|CLI)_?COLOR|DISPLAY|WAYLAND_DISPLAY|WINDOW(ID)?|XAUTHORITY|STY|INVOCATION_ID"
+    r"|JOURNAL_STREAM|MANAGERPID|SYSTEMD_.*|DBUS_.*|XDG_(SESSION|SEAT|VTNR|RUNTIME|CURRENT|ACTIVATION)\w*|SSH_.*|TMUX.*"
+    r"|GPG_.*|VSCODE_.*|TERM_.*|ITERM_.*|LC_TERMINAL.*|KITTY_.*|WEZTERM_.*|ALACRITTY_.*|GHOSTTY_.*|VTE_.*|GNOME_.*"
+    r"|KONSOLE_.*|WT_.*|STARSHIP_.*|DIRENV_.*|VIRTUAL_ENV_PROMPT|CONDA_PROMPT_MODIFIER|PRE_COMMIT.*|GIT_.*|PYTEST_.*"
+    r"|GITHUB_(STEP_SUMMARY|OUTPUT|ENV|PATH|STATE)"
+)
+"""The names of variables that no check depends on. Any other may be read by a check or by a library that it calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +161,7 @@ class KeptResults:
     Attributes:
         folder: The folder; it is made when something is written.
         found: The number of checks whose results were found.
+        distrust: Why the folder is neither read nor written; empty if it is.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -158,6 +175,15 @@ class KeptResults:
                 raise InputError("is not a folder", place=str(folder), expected="a folder for results, new or old")
         self.folder: Path = folder
         self.found: int = 0
+        self.distrust: str = ""
+        self._seal_key = b""
+        try:
+            self.distrust = shared_by(folder)
+            self._seal_key = b"" if self.distrust else user_key()
+        except InputError as error:
+            self.distrust = f"{error.place}: {error.found}"
+        except (OSError, ValueError) as error:
+            self.distrust = str(error)
         self._entries: dict[str, _Entry] = {}
         self._digests: dict[Path, str] = {}
         self._outputs: dict[str, Path] = {}
@@ -173,17 +199,23 @@ class KeptResults:
             settings: The settings of the run.
             make: Makes the real checks.
         """
-        if subject not in INPUTS or settings.golden_folders or settings.update or settings.seed is not None:
+        if (
+            self.distrust
+            or subject not in INPUTS
+            or settings.golden_folders
+            or settings.update
+            or settings.seed is not None
+        ):
             yield from make()
             return
         file = self.folder / f"{_hash([str(Path.cwd()), subject, _identity(target)])[:32]}.json"
         kept = self._read(file, self._key(settings))
         if kept is not None:
             if subject == "recipe":
-                self._outputs[target.name] = Path(kept["places"][0])
-            for check in _checks_from(kept["checks"], target):
+                self._outputs[target.name] = kept.inputs.places[0]
+            for kept_subject, case, result in kept.results:
                 self.found += 1
-                yield check
+                yield Check(target, kept_subject, case, partial(_as_kept, result), is_kept=True)
             return
         checks = [*make()]
         # an error here is a finding of the checks, and then nothing is kept
@@ -226,23 +258,25 @@ class KeptResults:
         variables = {
             name: value
             for name, value in os.environ.items()
-            if name.startswith(_VARIABLES) and "TOKEN" not in name.removeprefix("TOKENIZERS_")
+            # a secret opens a door, and changes no verdict; an entry holds nothing that is made of it
+            if not _IGNORED.fullmatch(name) and not is_secret_name(name)
         }
         devices = [str(path) for path in sorted([*Path("/dev").glob("nvidia*"), *Path("/dev").glob("kfd")])]
         system = [sys.version, platform.machine(), devices, date.today().isoformat()]
-        return [FORMAT, _own_code(), _installed_packages(), system, variables]
+        libraries = {name: _library_files(name) for name in _LIBRARIES}
+        return [FORMAT, _own_code(), _installed_packages(), libraries, system, variables]
 
-    def _read(self, file: Path, key: str) -> Mapping[str, Any] | None:
+    def _read(self, file: Path, key: str) -> _KeptEntry | None:
         """Return an entry whose inputs are unchanged; None without one."""
         try:
             kept = read_json(file)
-            if kept["sha256"] != _hash(kept["content"]) or kept["content"]["key"] != key:
+            content = kept["content"]
+            if not is_sealed(_framed(content), kept["seal"], self._seal_key) or content["key"] != key:
                 return None
-            content: Mapping[str, Any] = kept["content"]
-            inputs = Inputs(*(tuple(map(Path, content[name])) for name in ("content", "places")))
-            return content if _state(inputs, self._digest) == content["state"] else None
+            found = _KeptEntry.from_json(content)
+            return found if _state(found.inputs, self._digest) == content["state"] else None
         # a damaged file can hold any value
-        except (_UnknownInputsError, MistralLoraError, OSError, KeyError, TypeError, ValueError):
+        except (_UnknownInputsError, MistralLoraError, OSError, LookupError, TypeError, ValueError, RecursionError):
             return None
 
     def _write(self, entry: _Entry, key: str) -> None:
@@ -264,30 +298,119 @@ class KeptResults:
         }
         # as it is read again: JSON has no tuples
         content = json.loads(json.dumps(content))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(entry.file, json.dumps({"content": content, "sha256": _hash(content)}))
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_text(entry.file, json.dumps({"content": content, "seal": seal(_framed(content), self._seal_key)}))
         for old in self.folder.glob("*.json"):
             with suppress(OSError):  # another process may have removed it
                 if time.time() - old.stat().st_mtime > _DAYS * 86_400:
                     old.unlink()
 
 
-def _hash(data: Any) -> str:
+@dataclass(frozen=True, slots=True)
+class _KeptEntry:
+    """An entry as it was read.
+
+    Attributes:
+        inputs: The files that its checks read.
+        results: Subject, case and result of each check.
+    """
+
+    inputs: Inputs
+    results: Sequence[tuple[Subject, str, Result]]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> _KeptEntry:
+        """Return the entry of the content of a file.
+
+        Raises:
+            LookupError: If a part is missing.
+            TypeError: If a part is of another type.
+            ValueError: If a part is not as it would be written.
+        """
+        inputs = Inputs(*(tuple(map(Path, _typed(content[name], list))) for name in ("content", "places")))
+        checks = [_typed(check, dict) for check in _typed(content["checks"], list)]
+        if any(check["subject"] == "recipe" for check in checks) and not inputs.places:
+            raise ValueError("a recipe without its output")
+        return cls(inputs, [(*_name_of(check), _result_of(check)) for check in checks])
+
+
+_T = TypeVar("_T")
+
+
+def _typed(value: Any, kind: type[_T]) -> _T:
+    """Return a value of a file.
+
+    Raises:
+        TypeError: If it is of another type.
+    """
+    if type(value) is not kind:
+        raise TypeError(f"{value!r:.80} is not of type {kind.__name__}")
+    return value
+
+
+def _name_of(check: Mapping[str, Any]) -> tuple[Subject, str]:
+    subject = check["subject"]
+    if subject not in INPUTS:
+        raise ValueError(f"{subject!r:.80} is not a subject whose results are kept")
+    return subject, _typed(check["case"], str)
+
+
+def _result_of(check: Mapping[str, Any]) -> Result:
+    findings = []
+    for data in _typed(check["findings"], list):
+        if any(type(data[name]) is not str for name in _FINDING_TEXTS) or type(data["more"]) is not int:
+            raise TypeError("a text of a finding is none")
+        finding = Finding.from_json(data)
+        # any wrong type within the tokens, and any text that the rule does not have
+        if json.loads(json.dumps(finding.to_json())) != data:
+            raise ValueError("a finding that would be written in another way")
+        if finding.tokens is not None:
+            _require_tokens(finding.tokens)
+        findings.append(finding)
+    return Result(tuple(findings), _typed(check["not_checked"], str), tuple(_typed(check["facts"], dict).items()))
+
+
+def _require_tokens(row: TokenRow) -> None:
+    """Refuse tokens that no page can show.
+
+    Raises:
+        TypeError: If a part is of another type.
+    """
+    texts: list[Any] = [row.title, *row.sides, *(column.mark for column in row.columns)]
+    texts += [column.role for column in row.columns if column.role is not None]
+    numbers: list[Any] = [row.first, *(column.turn for column in row.columns if column.turn is not None)]
+    for column in row.columns:
+        for token in column.tokens:
+            if token is not None:
+                # an empty list or a 0 is no token either
+                _typed(token, ShownToken)
+                texts += (token.piece, token.label)
+                numbers += (token.position, token.id)
+    is_whole = all(len(column.tokens) == len(row.sides) for column in row.columns)
+    if (
+        not is_whole
+        or any(type(text) is not str for text in texts)
+        or any(type(number) is not int for number in numbers)
+    ):
+        raise TypeError("tokens of other types")
+
+
+_FINDING_TEXTS = ("rule", "found", "place", "expected", "detail", "row", "shape", "fix", "name", "severity")
+
+
+def _framed(data: Any) -> bytes:
     # in ASCII: the name of a file may have bytes that are not UTF-8
-    return sha256_bytes(json.dumps(data, sort_keys=True).encode())
+    return json.dumps(data, sort_keys=True).encode()
+
+
+def _hash(data: Any) -> str:
+    return sha256_bytes(_framed(data))
 
 
 def _can_be_kept(result: Result) -> bool:
     # a check that another one stopped says nothing about its own inputs
     is_stopped = re.search(r" failed \(ML\d{3}\)$", result.not_checked)
     return not is_stopped and all(finding.severity != "error" for finding in result.findings)
-
-
-def _checks_from(kept: Sequence[Mapping[str, Any]], target: Target) -> Iterator[Check]:
-    for data in kept:
-        findings = tuple(map(Finding.from_json, data["findings"]))
-        result = Result(findings, data["not_checked"], tuple(data["facts"].items()))
-        yield Check(target, data["subject"], data["case"], partial(_as_kept, result), is_kept=True)
 
 
 def _as_kept(result: Result) -> Result:
@@ -387,3 +510,48 @@ def _installed_packages() -> list[list[Any]]:
                 if entry.name.endswith((".dist-info", ".egg-info")):
                     found.append([entry.name, entry.stat().st_mtime_ns])
     return sorted(found)
+
+
+def _library_files(name: str) -> str:
+    """Return the state of a library's files: an edit in place changes neither its version nor its metadata.
+
+    Size and time of each file are compared; the content if the library is installed from a folder of its sources,
+    where an editor or a checkout can write several times within the resolution of the file system.
+    """
+    from importlib.util import find_spec
+
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        return "missing"
+    folder = Path(spec.origin).parent
+    digest = sha256_file if _is_editable(name, folder) else _size_and_time
+    states = [spec.origin]
+    for parent, folders, files in os.walk(folder):
+        # compiled files follow their sources
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        for file in sorted(files):
+            with suppress(OSError):  # a link to nowhere, or removed since
+                states.append(f"{parent}/{file} {digest(Path(parent, file))}")
+    return _hash(states)
+
+
+def _size_and_time(file: Path) -> str:
+    # not the time of the inode: it changes with each hard link, by which installers share files
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _is_editable(name: str, folder: Path) -> bool:
+    """Return whether a library is imported from elsewhere than the folder that an installer copied it to."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        installed = distribution(name.replace("_", "-"))
+    except PackageNotFoundError:
+        return True
+    try:
+        source = json.loads(installed.read_text("direct_url.json") or "{}")
+        is_linked = bool(source.get("dir_info", {}).get("editable"))
+    except (ValueError, AttributeError):
+        is_linked = True
+    return is_linked or not folder.is_relative_to(str(installed.locate_file("")))

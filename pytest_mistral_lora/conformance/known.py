@@ -17,8 +17,33 @@ from pytest_mistral_lora.escaping import printable
 
 _LONGEST = 110
 # the date is the last part of a line, and has a # of its own
-_UNTIL = re.compile(r"(?:^|\s)#\s*until\b(?P<date>.*)$")
+_UNTIL = re.compile(r"(?:^|\s)#\s*(?P<end>until\b(?P<date>.*))$", re.IGNORECASE)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_EXACT = "# until 2027-06-30"
+"""The one form of a date, which is the last part of a line."""
+
+_YEAR = r"20[2-9]\d"
+_MONTH = r"(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]*\.?"
+_DAY = r"\d{1,2}(?:st|nd|rd|th)?\.?"
+_WHOLE = (
+    rf"(?:{_YEAR}[-/.]\d{{1,2}}[-/.]\d{{1,2}}|\d{{1,2}}[-/.]\d{{1,2}}[-/.]{_YEAR}"
+    rf"|{_DAY}[\s-](?:of\s)?{_MONTH},?[\s-]{_YEAR}|{_MONTH}\s{_DAY},?\s{_YEAR})"
+)
+_PART = (
+    rf"(?:{_YEAR}\d{{4}}|{_YEAR}(?=$|[.,;)])|{_YEAR}[-wq]+\d{{1,2}}|\d{{1,2}}[-/.]\d{{1,2}}(?:[-/.]\d{{2}})?|q[1-4]\b(?:[\s/]{_YEAR})?"
+    rf"|{_DAY}\s(?:of\s)?{_MONTH}|{_MONTH}\s{_DAY}|{_MONTH}\s{_YEAR}|{_MONTH}(?=$|[.,;)]))"
+)
+_END = r"(?![\w/@-]|\.\w)"
+# a date within an address or the name of a file is not a date of the reason
+_DATED = re.compile(rf"(?<![\w/.@-]){_WHOLE}(?:t[\d:.]+z?)?{_END}", re.IGNORECASE)
+_ENDED = re.compile(
+    rf"\b(?:until|till?|expir(?:es|y|ing|ation))\b[\s:=-]+(?:(?:on|at|in|date|the|end|of)\b[\s:=]+)*(?:{_WHOLE}|{_PART}){_END}",
+    re.IGNORECASE,
+)
+# the past day on which a fault was seen says nothing of an end
+_SEEN = re.compile(
+    r"\b(?:since|from|on|of|in|at|seen|found|reported|filed|opened|released|published)[\s:]+$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,21 +193,42 @@ def _reason_and_date(text: str, place: str) -> tuple[str, date | None]:
     """Return the two parts of the text behind an id: `reason  # until 2027-06-30`; None without a date.
 
     Raises:
-        ValueError: If the date is invalid.
+        ValueError: If a date is invalid, or written in any other form: it would be a reason without an end.
     """
     if re.fullmatch(rf"until\s+{_DATE.pattern}", text):  # a date instead of the reason
         return "", None
     found = _UNTIL.search(text)
     if found is None:
+        _refuse_dates(text, place)
         return text, None
+    reason = text[: found.start()].strip()
+    _refuse_dates(reason, place)
     written = found["date"].strip()
     try:
-        until = date.fromisoformat(written) if _DATE.fullmatch(written) else None
+        until = date.fromisoformat(written) if _DATE.fullmatch(written) and found["end"].startswith("until") else None
     except ValueError:
         until = None
     if until is None:
-        raise ValueError(f"{place}: {f'until {written}'!r} is not a date; expected for example: until 2027-06-30")
-    return text[: found.start()].strip(), until
+        raise ValueError(f"{place}: {found['end']!r} is not a date; expected for example: {_EXACT.removeprefix('# ')}")
+    return reason, until
+
+
+def _refuse_dates(reason: str, place: str) -> None:
+    """Refuse a reason that has a date: its writer expects that the deviation ends.
+
+    Raises:
+        ValueError: If it has a date; the past day on which something was seen is none.
+    """
+    found = _ENDED.search(reason)
+    for dated in _DATED.finditer(reason):
+        is_past = bool(_DATE.fullmatch(dated[0])) and dated[0] <= date.today().isoformat()
+        if not (is_past and _SEEN.search(reason[: dated.start()])):
+            found = found or dated
+    if found is not None:
+        raise ValueError(
+            f"{place}: {found[0]!r} is a date within the reason, at which nothing would end; "
+            f"expected the date as the last part of the line: {_EXACT}"
+        )
 
 
 def _cause_names() -> frozenset[str]:

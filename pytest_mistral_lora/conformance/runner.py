@@ -108,7 +108,8 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputEr
             if runner.is_evaluation:
                 encode = partial(extract_prompts, runner)
             try:
-                made = encode(target.tokenizer.path, file, config=target.path, oracle=target.tokenizer.declared)
+                options: dict[str, Any] = {"oracle": target.tokenizer.declared, "allow_code": target.allow_code}
+                made = encode(target.tokenizer.path, file, config=target.path, **options)
             except RunnerError as error:
                 write_json(note, {"error": str(error)})
             else:

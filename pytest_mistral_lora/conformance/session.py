@@ -334,6 +334,8 @@ class Session:
                 f"{counted(self.kept.found, 'check')} from the cache: nothing that they read has changed since they "
                 "passed (--no-cache judges them again)"
             )
+        if self.kept is not None and self.kept.distrust:
+            facts.append(f"results of earlier runs are not used, and none are kept: {self.kept.distrust}")
         return [
             *outcome_table(self.records, width),
             # one line each, for any name or reason

@@ -285,9 +285,11 @@ class RunnerTarget(JudgedTarget):
     Attributes:
         runner: The runner's name, or the path of a script.
         judge: The target whose tokenizer and rows it gets.
+        allow_code: Whether the configuration is used unchanged, with the code, networks and uploads that it names.
     """
 
     runner: str = ""
+    allow_code: bool = False
 
     @property
     def has_own_rows(self) -> bool:

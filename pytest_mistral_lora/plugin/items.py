@@ -122,6 +122,7 @@ class CheckItem(pytest.Item):
         for choice in self.settings.runners:
             config = f"={choice.config}" if choice.config else ""
             words.append(f"--mistral-runner={choice.runner}{config}")
+        words += ["--mistral-allow-code"] if self.settings.allow_code else []
         words += [f"--mistral-server={server}" for server in self.settings.servers]
         words += ["--mistral-server-answers"] if self.settings.server_answers else []
         if self.check.subject == "mask":  # only the checks of this subject generate rows

@@ -166,6 +166,13 @@ RUNNER = Option(
     "NAME[=FILE]",
     repeatable=True,
 )
+ALLOW_CODE = Option(
+    "--mistral-allow-code",
+    "Give each --mistral-runner its configuration unchanged, with the code, networks and uploads that it names. By "
+    "default, such keys are left out and listed, or refused.",
+    "mistral_allow_code",
+    "bool",
+)
 GOLDEN_DIR = Option(
     "--mistral-golden-dir",
     "Folder of your own goldens: rows in *.jsonl, their ids and labels in templates/<target>/, and answers of adapters "
@@ -237,6 +244,7 @@ OPTIONS = (
     SERVER_ROWS,
     SERVER_ANSWERS,
     RUNNER,
+    ALLOW_CODE,
     GOLDEN_DIR,
     UPDATE,
     SKIP_TRAINING,

@@ -10,6 +10,7 @@ import pytest
 
 from pytest_mistral_lora.plugin.options import (
     ADAPTER,
+    ALLOW_CODE,
     BASE,
     BASELINE,
     DATASET,
@@ -78,6 +79,7 @@ class PluginSettings:
         server_rows: Files of rows to ask each server in place of the packaged ones.
         server_answers: Whether each server is asked for the known answers, too.
         runners: Other trainers to check.
+        allow_code: Whether their configurations are used unchanged, with the code that they name.
         require_manifest: Whether an adapter folder without a manifest fails.
         golden_folders: Folders with the user's own goldens.
         update: Whether to record these goldens instead of comparing with them.
@@ -106,6 +108,7 @@ class PluginSettings:
     server_rows: tuple[Path, ...]
     server_answers: bool
     runners: tuple[RunnerChoice, ...]
+    allow_code: bool
     require_manifest: bool
     golden_folders: tuple[Path, ...]
     update: bool
@@ -162,6 +165,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         server_rows=existing_paths(config, SERVER_ROWS, file=True),
         server_answers=bool(option_value(config, SERVER_ANSWERS)[0]),
         runners=_runner_choices(config),
+        allow_code=bool(option_value(config, ALLOW_CODE)[0]),
         require_manifest=bool(ini_value(config, REQUIRE_MANIFEST)[0]),
         golden_folders=_golden_folders(config),
         update=bool(config.getoption(UPDATE.dest)),

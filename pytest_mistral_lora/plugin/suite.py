@@ -155,6 +155,7 @@ class Suite:
                 server_rows=given.server_rows,
                 server_answers=given.server_answers,
                 runners=given.runners,
+                allow_code=given.allow_code,
                 base=given.base,
                 oracle=given.oracle,
             ).targets()

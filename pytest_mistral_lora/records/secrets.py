@@ -20,7 +20,7 @@ HIDDEN = "***"
 SERVER_KEY = "MISTRAL_SERVER_KEY"
 """The environment variable of a server's key; its value is sent to the server, and printed nowhere."""
 
-_SECRET_NAME = re.compile(r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|KEY$|_PAT$", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(?<!TIK)TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|KEY$|_PAT$", re.IGNORECASE)
 # a shorter value, such as `true` or `none`, is an ordinary word in other texts
 _LEAST_LENGTH = 8
 _LEAST_KEY = 4
@@ -36,6 +36,11 @@ _PATTERNS = (
 )
 
 
+def is_secret_name(name: str) -> bool:
+    """Return whether an environment variable has the name of a secret, such as `HF_TOKEN`."""
+    return bool(_SECRET_NAME.search(name))
+
+
 def server_key() -> str:
     """Return the key of the server, without the line break at the end of a file; empty if it is not set."""
     return os.environ.get(SERVER_KEY, "").strip()
@@ -49,7 +54,7 @@ def redacted(data: _T) -> _T:
     server is also found as a server may echo it: escaped, divided, in base64 or as numbers. The resulting texts can be
     written as UTF-8.
     """
-    names = (name for name in os.environ if _SECRET_NAME.search(name))
+    names = filter(is_secret_name, os.environ)
     values = sorted({os.environ[name] for name in names if len(os.environ[name]) >= _LEAST_LENGTH}, key=len)
     known = re.compile("|".join(map(re.escape, reversed(values)))) if values else None
     key = server_key()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -11,6 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.pairs import record_of
@@ -19,6 +23,8 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.records.secrets import is_secret_name
+from pytest_mistral_lora.runners.configuration import safe_configuration
 from pytest_mistral_lora.runners.given_rows import by_record
 from pytest_mistral_lora.runners.process import Ended, read_output, reader_of, run_limited, shown
 from pytest_mistral_lora.runners.prompts import prompt_lines, read_prompt
@@ -83,10 +89,11 @@ def _write_model(tokenizer: CheckpointTokenizer, folder: Path) -> None:
         save_file(MistralForCausalLM(config).state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-_ROWS, _ENCODED = "rows.jsonl", "encoded.jsonl"
+_ROWS, _ENCODED, _CONFIG = "rows.jsonl", "encoded.jsonl", "config.yaml"
 _CHECKPOINT, _HOME, _TEMPORARY = "checkpoint", "home", "tmp"
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_MODE": "disabled",
@@ -94,8 +101,56 @@ _QUIET = {
     "AXOLOTL_DO_NOT_TRACK": "1",
     "DISABLE_VERSION_CHECK": "0",
     "PYTHONUNBUFFERED": "1",
+    "AWS_EC2_METADATA_DISABLED": "true",
 }
 """Variables that keep the runner from fetching, reporting, and using a GPU."""
+_PASSED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_[A-Z]+|TZ|TERM|COLUMNS|LINES|NO_COLOR|PYTHON\w+|VIRTUAL_ENV|CONDA_PREFIX"
+    r"|LD_LIBRARY_PATH|DYLD_\w+|(OMP|MKL|OPENBLAS|NUMEXPR|KMP|GOMP|RAYON|VECLIB)_\w+|XDG_(CACHE|DATA|STATE)_HOME"
+    r"|HF_HUB_CACHE|HUGGINGFACE_HUB_CACHE|TIKTOKEN_CACHE_DIR|TORCH_HOME|NLTK_DATA|NUMBA_CACHE_DIR|MPLCONFIGDIR"
+    r"|SYSTEMROOT|SYSTEMDRIVE|COMSPEC|PATHEXT|WINDIR|APPDATA|LOCALAPPDATA|PROGRAMDATA|USERPROFILE|NUMBER_OF_PROCESSORS"
+)
+"""The names of the variables that a runner gets: of the system, of Python, of threads and of local caches.
+
+No list of secrets could be complete, and a trainer reports to every service whose key it finds.
+"""
+_KEY_FILES = (
+    "NETRC",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CONFIG_FILE",
+    "BOTO_CONFIG",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+)
+_KEY_FOLDERS = (
+    *("CLOUDSDK_CONFIG", "AZURE_CONFIG_DIR", "KAGGLE_CONFIG_DIR", "DOCKER_CONFIG", "GH_CONFIG_DIR", "WANDB_CONFIG_DIR"),
+    "MODELSCOPE_CREDENTIALS_PATH",
+)
+"""Variables that move the files in which libraries look for keys, by default in the home folder."""
+
+
+def _is_passed(name: str) -> bool:
+    return bool(_PASSED.fullmatch(name.upper())) and not is_secret_name(name)
+
+
+def _environment(work: Path, *, is_this_python: bool) -> dict[str, str]:
+    """Return the environment of a runner, without a token or key.
+
+    Args:
+        work: The folder of the run.
+        is_this_python: Whether this Python runs it.
+    """
+    home = str(work / _HOME)
+    # caches and temporary files go into a folder that is removed afterwards
+    folders = {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "TMPDIR": str(work / _TEMPORARY)}
+    folders |= {"MODELSCOPE_CACHE": f"{home}/modelscope", "HF_TOKEN_PATH": f"{home}/no-token"}
+    folders |= dict.fromkeys(_KEY_FILES, os.devnull) | dict.fromkeys(_KEY_FOLDERS, f"{home}/no-keys")
+    passed = {name: value for name, value in os.environ.items() if _is_passed(name)}
+    # models and data that are already on this machine; the token is beside this folder, not in it
+    of_hub = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    passed.setdefault("HF_HUB_CACHE", passed.get("HUGGINGFACE_HUB_CACHE") or f"{os.path.expanduser(of_hub)}/hub")  # noqa: PTH111
+    # these variables are for this Python: another Python would import this one's packages
+    dropped = () if is_this_python else ("PYTHONPATH", "PYTHONHOME")
+    return {name: value for name, value in passed.items() if name not in dropped} | _QUIET | folders
 
 
 @dataclass(frozen=True)
@@ -139,11 +194,13 @@ def extract(
     own_data: bool = False,
     task: str = "",
     oracle: str | None = None,
+    allow_code: bool = False,
 ) -> Extraction:
     """Let a runner encode rows by its own code, and write the result as encoded rows.
 
-    Only model, data, output, device and precision of the runner's configuration are replaced. The runner runs in the
-    current folder; its relative paths start there.
+    Only model, data, output, device and precision of the runner's configuration are replaced. A packaged runner gets
+    none of its keys that name code, a network or an upload; see `configuration`. The runner runs in the current folder;
+    its relative paths start there.
 
     Args:
         runner: The runner.
@@ -159,10 +216,12 @@ def extract(
             then the chat rows behind that data, in order.
         task: The runner's command for preferences, one of its `tasks`; empty for chat rows.
         oracle: The declared oracle of a folder without a Mistral tokenizer file, or None.
+        allow_code: Whether the configuration is used unchanged, with the code, networks and uploads that it names.
 
     Raises:
-        RunnerError: If the runner is missing, hangs, refuses its configuration or even a plain row, or breaks the
-            contract of its output; or if a row is fill-in-the-middle, and the runner is a packaged one.
+        RunnerError: If the runner is missing, hangs, passes a limit, refuses its configuration or even a plain row, or
+            breaks the contract of its output; if the configuration names code that ids can depend on; or if a row is
+            fill-in-the-middle, and the runner is a packaged one.
         TokenizerError: If the tokenizer cannot be loaded.
     """
     gap = next((row for row in rows if isinstance(row, FimRow)), None)
@@ -178,11 +237,11 @@ def extract(
     source = CheckpointTokenizer(tokenizer, oracle)
     words = [*(["--own-data"] if own_data else []), *(["--task", task] if task else [])]
     chosen = config or runner.default_config(task)
-    with _ended(runner, source, given, chosen, python, time_limit, words) as file:
+    with _ended(runner, source, given, chosen, python, time_limit, words, allow_code=allow_code) as (file, notes):
         made = read_output(file, reader_of(len(records)))
     write_text(output, "".join(f"{line}\n" for line in made.lines(records)))
     refused = sum("error" in made.records.get(number, {"error": ""}) for number in range(len(records)))
-    return Extraction(output, chosen, made.environment, made.notes, refused, task)
+    return Extraction(output, chosen, made.environment, (*made.notes, *notes), refused, task)
 
 
 def extract_prompts(
@@ -194,6 +253,7 @@ def extract_prompts(
     python: Path | None = None,
     time_limit: float = TIME_LIMIT,
     oracle: str | None = None,
+    allow_code: bool = False,
 ) -> Extraction:
     """Let an evaluation's harness make the prompts of its tasks, and write them as encoded rows; see `prompts`.
 
@@ -205,6 +265,7 @@ def extract_prompts(
         python: As for `extract`.
         time_limit: As for `extract`.
         oracle: As for `extract`.
+        allow_code: As for `extract`.
 
     Raises:
         RunnerError: As for `extract`, and if there is no configuration or no prompt.
@@ -214,13 +275,13 @@ def extract_prompts(
         found, expected = f"{runner.title} has no tasks of its own", "a configuration with tasks: --config FILE"
         raise RunnerError(found, place=runner.name, expected=expected)
     source = CheckpointTokenizer(tokenizer, oracle)
-    with _ended(runner, source, "", config, python, time_limit) as file:
+    with _ended(runner, source, "", config, python, time_limit, allow_code=allow_code) as (file, left_out):
         made = read_output(file, read_prompt)
     if not made.records:
         notes = "; ".join(made.notes)
         raise RunnerError(f"it made no prompt{notes and f' ({notes})'}", place=str(config), expected="tasks of prompts")
     write_text(output, "".join(f"{line}\n" for line in prompt_lines(made, source.oracle)))
-    return Extraction(output, config, made.environment, made.notes)
+    return Extraction(output, config, made.environment, (*made.notes, *left_out))
 
 
 @contextmanager
@@ -232,8 +293,10 @@ def _ended(
     python: Path | None,
     time_limit: float,
     words: Sequence[str] = (),
-) -> Iterator[Path]:
-    """Run a runner's script, and yield the file that it wrote, which is removed after the block.
+    *,
+    allow_code: bool,
+) -> Iterator[tuple[Path, Sequence[str]]]:
+    """Run a runner's script; yield the file that it wrote, which is removed after the block, and notes on its keys.
 
     Args:
         runner: The runner.
@@ -243,6 +306,7 @@ def _ended(
         python: As for `extract`.
         time_limit: As for `extract`.
         words: Further words of its command line.
+        allow_code: As for `extract`.
 
     Raises:
         RunnerError: As for `extract`.
@@ -251,7 +315,10 @@ def _ended(
     if config.is_dir() or not config.exists():
         found = "a folder" if config.is_dir() else "no such file"
         raise RunnerError(found, place=str(config), expected=f"a configuration of {runner.title}")
-    # before the folder is made, which takes seconds
+    # both before the folder is made, which takes seconds
+    kept = None
+    if runner.module and not allow_code:
+        kept = safe_configuration(runner.name, config, own_data="--own-data" in words)
     found_python = interpreter(runner, python)
     with tempfile.TemporaryDirectory(prefix=f"mistral-{runner.name}-") as temporary:
         work = Path(temporary)
@@ -259,27 +326,26 @@ def _ended(
             (work / name).mkdir()
         stage_checkpoint(tokenizer, work / _CHECKPOINT)
         write_text(work / _ROWS, rows)
+        if kept is not None:
+            write_text(work / _CONFIG, yaml.safe_dump(kept.data, allow_unicode=True, sort_keys=False))
         ended = _run(runner, work, config, found_python, time_limit, words)
         if not (work / _ENCODED).is_file():
             found = f"{runner.title} ends without an error, and wrote no file{shown(ended.tail)}"
             raise RunnerError(found, expected="encoded rows, one JSON object a line, in the file that --output names")
-        yield work / _ENCODED
+        yield work / _ENCODED, [kept.note] if kept is not None and kept.note else []
 
 
 def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: float, words: Sequence[str]) -> Ended:
-    command: list[str | Path] = [python, runner.script.absolute(), "--config", config.absolute()]
+    given = work / _CONFIG
+    command: list[str | Path] = [python, runner.script.absolute()]
+    command += ["--config", given if given.is_file() else config.absolute()]
     for option, name in (("--rows", _ROWS), ("--checkpoint", _CHECKPOINT), ("--output", _ENCODED)):
         command += [option, work / name]
     command += words
-    home = str(work / _HOME)
-    # caches and temporary files go into a folder that is removed afterwards
-    folders = {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "TMPDIR": str(work / _TEMPORARY)}
-    folders["MODELSCOPE_CACHE"] = f"{home}/modelscope"
-    # these variables are for this Python: another Python would import this one's packages
-    dropped = () if python == Path(sys.executable) else ("PYTHONPATH", "PYTHONHOME")
-    environment = {name: value for name, value in os.environ.items() if name not in dropped} | _QUIET | folders
+    environment = _environment(work, is_this_python=python == Path(sys.executable))
     hint = "; give it fewer rows or more time (--time-limit), or look at what it waits for"
-    ended = run_limited(command, seconds=time_limit, folder=Path.cwd(), environment=environment, hint=hint)
+    options: dict[str, Any] = {"folder": Path.cwd(), "environment": environment, "hint": hint, "output": work}
+    ended = run_limited(command, seconds=time_limit, **options)
     if ended.code:
         raise RunnerError(f"{runner.title} {ended.reason}", place="" if config == NOTHING else str(config))
     return ended

@@ -19,6 +19,7 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import InputError, RunnerError, did_you_mean
 from pytest_mistral_lora.records.files import cache_folder, write_json
+from pytest_mistral_lora.records.trust import shared_by
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 
 TIME_LIMIT = 900.0
@@ -157,7 +158,14 @@ def find_runner(name: str) -> Runner:
     )
 
 
-State = Literal["ready", "not finished", "made from another lock file", "broken: its Python is gone", "not there"]
+State = Literal[
+    "ready",
+    "not finished",
+    "made from another lock file",
+    "broken: its Python is gone",
+    "not there",
+    "not trusted: others can write it",
+]
 
 _FINISHED = "mistral-lora.json"
 
@@ -183,10 +191,18 @@ class Environment:
         return self.folder / ("Scripts" if os.name == "nt" else "bin") / "python"
 
     @property
+    def shared(self) -> str:
+        """Which folder lets other users put their code into it; empty if none does."""
+        return shared_by(self.folder) or shared_by(self.python.parent)
+
+    @property
     def state(self) -> State:
         """Whether it can be used."""
         if not self.folder.is_dir():
             return "not there"
+        # before its Python is run
+        if self.shared:
+            return "not trusted: others can write it"
         try:
             recorded = read_json(self.folder / _FINISHED)["lock_sha256"]
         except (InputError, KeyError, TypeError):
@@ -212,6 +228,7 @@ class Environment:
         """
         from filelock import FileLock
 
+        self.require_own()
         base = self._base_python(python)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.with_suffix(".lock")):
@@ -223,18 +240,29 @@ class Environment:
             (self.folder / _FINISHED).unlink(missing_ok=True)
             # nothing in the folder works without its Python or without pip: Debian's venv makes a folder before it
             # finds that python3-venv is missing
-            if is_other or not _printed(self.python, "-m", "pip", "--version"):
+            if is_other or not _printed(self.python, "-I", "-m", "pip", "--version"):
                 shutil.rmtree(self.folder, ignore_errors=True)
-                self._call(base, "-m", "venv", self.folder)
+                # isolated (-I), here and below: a module in the current folder would be run in place of the library's
+                self._call(base, "-I", "-m", "venv", self.folder)
             # torch first, with the libraries of its build: the lock leaves them out, because they differ by machine
             lines = self.runner.lock.read_text(encoding="utf-8").splitlines()
             for line in (line for line in lines if line.startswith("torch==")):
-                self._call(self.python, "-m", "pip", "install", line)
+                self._call(self.python, "-I", "-m", "pip", "install", line)
             # --no-deps: the lock is complete; a resolver would add libraries that only training needs
-            self._call(self.python, "-m", "pip", "install", "--no-deps", "--requirement", self.runner.lock)
-            self._call(self.python, "-c", f"import {self.runner.module}")
+            self._call(self.python, "-I", "-m", "pip", "install", "--no-deps", "--requirement", self.runner.lock)
+            self._call(self.python, "-I", "-c", f"import {self.runner.module}")
             write_json(self.folder / _FINISHED, {"lock_sha256": sha256_file(self.runner.lock)})
         return True
+
+    def require_own(self) -> None:
+        """Refuse an environment whose code other users can replace.
+
+        Raises:
+            RunnerError: With the folder that they can write.
+        """
+        if self.shared:
+            step = "Take the right from them (chmod go-w), or set MISTRAL_LORA_CACHE to a folder of yours."
+            raise RunnerError(f"is not trusted: {self.shared}", place=str(self.folder), next_step=step)
 
     def _base_python(self, given: Path | None) -> Path:
         least = self.runner.least_python
@@ -274,8 +302,9 @@ def interpreter(runner: Runner, given: Path | None = None) -> Path:
     Raises:
         RunnerError: If none of them has the runner.
     """
-    # not by an import: a folder of the same name in the current folder could be imported, too
-    script = f"import importlib.metadata as found; print(found.version({runner.distribution!r}))"
+    # not by an import, and without the current folder, whose modules would be imported
+    found = f"found.version({runner.distribution!r})"
+    script = f"import sys; sys.path.pop(0); import importlib.metadata as found; print({found})"
     if given is not None:
         if runner.distribution and os.access(given, os.X_OK) and not _printed(given, "-c", script):
             raise RunnerError(f"{runner.title} is not installed in this Python", place=str(given))
@@ -284,6 +313,7 @@ def interpreter(runner: Runner, given: Path | None = None) -> Path:
         if not runner.distribution or version(runner.distribution):
             return Path(sys.executable)
     environment = Environment(runner)
+    environment.require_own()
     if environment.state != "ready":
         raise RunnerError(
             f"{runner.title} is not installed here, and its environment is {environment.state}",
@@ -295,7 +325,7 @@ def interpreter(runner: Runner, given: Path | None = None) -> Path:
 
 def _python_version(python: Path) -> tuple[int, ...]:
     """Return the version of a Python, such as (3, 11); empty if the Python does not run."""
-    printed = _printed(python, "-c", "import sys; print(*sys.version_info[:2])")
+    printed = _printed(python, "-I", "-c", "import sys; print(*sys.version_info[:2])")
     return tuple(map(int, printed.split()))
 
 

@@ -70,13 +70,12 @@ class PreferenceTasks:
 
     def configured(self, config: Path | None) -> str:
         """Return the value of `key` in a configuration; empty without it, or if the trainer itself must refuse it."""
-        import yaml
+        from pytest_mistral_lora.runners.configuration import read_configuration
 
         if not self.key or config is None:
             return ""
         try:
-            data: Any = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            value: Any = read_configuration(config)[0].get(self.key)
+        except (OSError, InputError):
             return ""
-        value = data.get(self.key) if isinstance(data, Mapping) else None
         return value if isinstance(value, str) else ""

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from forked import run_forked
 
+from pytest_mistral_lora.chat.diff import ShownToken
+from pytest_mistral_lora.chat.token_rows import Column, TokenRow
 from pytest_mistral_lora.conformance import kept_results
 from pytest_mistral_lora.conformance.collection import SUBJECT_CHECKS
-from pytest_mistral_lora.conformance.kept_results import INPUTS
-from pytest_mistral_lora.records import files
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.kept_results import INPUTS, KeptResults
+from pytest_mistral_lora.records import files, trust
+from pytest_mistral_lora.report.pages import tokens_html
 from pytest_mistral_lora.starter import write_plan
 from pytest_mistral_lora.starter.plan import plan_start
 
@@ -136,6 +142,84 @@ def test_another_version_option_or_variable_is_judged_again(
     assert check_rows()[1] == 0
 
 
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library beside those of ids: a copy of one of them, whose files a test may change."""
+    assert {"mistral_common", "transformers", "tokenizers", "jinja2"} <= set(kept_results._LIBRARIES)
+    monkeypatch.setattr(kept_results, "_LIBRARIES", ("copied", *kept_results._LIBRARIES))
+    folder = tmp_path / "site" / "copied"
+    shutil.copytree(Path(jinja2.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.syspath_prepend(folder.parent)
+    return folder
+
+
+def _install(library: Path, *, editable: bool = False) -> None:
+    info = library.with_name("copied-1.0.dist-info")
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: copied\nVersion: 1.0\n")
+    if editable:
+        (info / "direct_url.json").write_text('{"url": "file:///src", "dir_info": {"editable": true}}')
+
+
+def test_a_library_that_was_edited_in_place_is_judged_again(
+    rows: Path, library: Path, check_rows: Callable[..., tuple[int, int]]
+) -> None:
+    _install(library)
+    check_rows()
+    assert check_rows()[1] > 10
+    source = library / "filters.py"
+    source.write_text(source.read_text().replace("    ", "\t", 1).replace("\t", "    ", 1))  # the same content, later
+    assert check_rows()[1] == 0
+    assert check_rows()[1] > 10
+    (library / "more.py").touch()
+    assert check_rows()[1] == 0
+    assert check_rows()[1] > 10
+    # what Python compiles says nothing new
+    (library / "__pycache__").mkdir()
+    (library / "__pycache__" / "filters.cpython-311.pyc").touch()
+    assert check_rows()[1] > 10
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_library_of_a_folder_of_sources_is_compared_by_content(
+    installed: bool, rows: Path, library: Path, check_rows: Callable[..., tuple[int, int]]
+) -> None:
+    if installed:
+        _install(library, editable=True)
+    check_rows()
+    assert check_rows()[1] > 10
+    source = library / "filters.py"
+    before = source.stat()
+    source.write_text(source.read_text())
+    assert check_rows()[1] > 10
+    # the same size and time, as of a checkout
+    source.write_text(source.read_text().replace("return", "returm", 1))
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert check_rows()[1] == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["USE_TORCH", "TIKTOKEN_CACHE_DIR", "DISABLE_TELEMETRY", "LANG", "MISTRAL_LORA_PROCESSES"]
+)
+def test_a_variable_that_a_library_reads_is_judged_again(
+    name: str, check_rows: Callable[..., tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    check_rows()
+    assert check_rows()[1] > 10
+    monkeypatch.setenv(name, "2")
+    assert check_rows()[1] == 0
+
+
+def test_another_window_finds_the_results(
+    check_rows: Callable[..., tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_rows()
+    for name in ("COLUMNS", "OLDPWD", "SSH_CONNECTION", "TERM_SESSION_ID", "TMUX_PANE", "VSCODE_IPC_HOOK_CLI", "_"):
+        monkeypatch.setenv(name, "of the window")
+    assert check_rows()[1] > 10
+
+
 def test_a_red_check_is_judged_in_each_run(rows: Path, check_rows: Callable[..., tuple[int, int]]) -> None:
     check_rows()
     rows.write_text(SOUND + BROKEN)
@@ -150,10 +234,98 @@ def test_a_damaged_entry_is_written_again(rows: Path, check_rows: Callable[..., 
     check_rows()
     [entry] = (rows.parent / "kept").iterdir()
     text = entry.read_text()
-    for damaged in ("", text[:100], "[]", "{}", text.replace('"findings": []', '"findings": [1]', 1)):
+    forged = text.replace('"not_checked": ""', '"not_checked": "forged"', 1)
+    for damaged in ("", text[:100], "[]", "{}", text.replace('"findings": []', '"findings": [1]', 1), forged):
+        assert damaged != text
         entry.write_text(damaged)
         assert check_rows() == (0, 0)
         assert check_rows()[1] > 10
+
+
+def test_a_seal_of_another_user_is_not_believed(rows: Path, check_rows: Callable[..., tuple[int, int]]) -> None:
+    check_rows()
+    assert check_rows()[1] > 10
+    [entry] = (rows.parent / "kept").iterdir()
+    data = json.loads(entry.read_text())
+    for key in (b"", b"0" * 32):
+        forged = {**data, "seal": trust.seal(kept_results._framed(data["content"]), key)}
+        entry.write_text(json.dumps(forged))
+        assert check_rows() == (0, 0)
+    # an entry that is carried to a user with another key
+    trust.key_file().unlink()
+    assert check_rows()[1] == 0
+    assert trust.key_file().stat().st_mode & 0o777 == 0o600
+    assert check_rows()[1] > 10
+
+
+def _wrong_types(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the content of an entry with a value of another type, or none, in each place down to the tokens."""
+    junk: tuple[Any, ...] = (None, 3, 1e308, "text", [], {}, [None], {"a": [1]}, True, "\0", "\ud800", [[[]]])
+
+    def changed(value: Any, depth: int) -> Iterator[Any]:
+        yield from (other for other in junk if other != value or type(other) is not type(value))
+        if depth and isinstance(value, dict):
+            for name in [*value][:12]:
+                yield {key: item for key, item in value.items() if key != name}
+                yield from ({**value, name: other} for other in changed(value[name], depth - 1))
+        if depth and isinstance(value, list) and value:
+            yield from ([other, *value[1:]] for other in changed(value[0], depth - 1))
+
+    for name in content:
+        if name != "key":
+            yield from ({**content, name: other} for other in changed(content[name], 9))
+
+
+def test_a_result_of_another_type_is_judged_again(
+    rows: Path, check_rows: Callable[..., tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of another version, whose seal is right: whatever is in it, no traceback, and no result of another form."""
+    check_rows()
+    [entry] = (rows.parent / "kept").iterdir()
+    content = json.loads(entry.read_text())["content"]
+    column = Column((ShownToken(0, 1, "<s>", "train", True), None), ">", 0, "user")
+    note = Finding("ML426", "a note", "rows.jsonl:1", tokens=TokenRow("rows.jsonl:1", ("a", "b"), (column,)))
+    content["checks"][0] |= {"findings": [note.to_json()], "facts": {"rows": 1}}
+    content = json.loads(json.dumps(content))
+    kept = KeptResults(rows.parent / "kept")
+    written, key = rows.parent / "kept" / "tried.json", content["key"]
+    monkeypatch.chdir(rows.parent)
+    tried = 0
+    for wrong in (content, *_wrong_types(content)):
+        sealed = trust.seal(kept_results._framed(wrong), trust.user_key())
+        written.write_text(json.dumps({"content": wrong, "seal": sealed}))
+        found = kept._read(written, key)
+        assert found is not None or tried
+        tried += 1
+        for _, case, result in found.results if found else ():
+            assert isinstance(case, str)
+            for finding in result.findings:
+                assert isinstance(finding.text(), str)
+                assert finding.tokens is None or tokens_html([finding.tokens])
+    assert tried > 400
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="without owners and modes")
+@pytest.mark.parametrize("place", ["kept", "."])
+def test_a_folder_that_others_can_write_is_not_trusted(
+    place: str, rows: Path, mistral_lora: RunVerb, check_rows: Callable[..., tuple[int, int]]
+) -> None:
+    check_rows()
+    assert check_rows()[1] > 10
+    shared = rows.parent / place
+    shared.chmod(0o777)
+    before = {file: file.stat().st_mtime_ns for file in (rows.parent / "kept").iterdir()}
+    done = mistral_lora("check", "rows.jsonl", "--tokenizer", "base", "--cache", "kept", folder=rows.parent)
+    assert (done.returncode, from_cache(done.stdout)) == (0, 0)
+    [line] = [line for line in done.stdout.splitlines() if "not used" in line]
+    assert f"other users can write {shared.resolve()} (mode 777)" in line
+    assert {file: file.stat().st_mtime_ns for file in (rows.parent / "kept").iterdir()} == before
+    if place == ".":
+        # as /tmp is: what is mine in it stays mine
+        shared.chmod(0o1777)
+        assert check_rows()[1] > 10
+    shared.chmod(0o755)
+    assert check_rows()[1] > 10
 
 
 def test_a_run_that_is_killed_while_it_writes_leaves_nothing(
@@ -262,18 +434,27 @@ def note(event, arguments):
         if path.startswith(os.getcwd() + os.sep) and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR):
             opened.add(os.path.relpath(path))
 sys.addaudithook(note)
+read = set()
+original = type(os.environ).__getitem__
+def note_variable(self, name):
+    read.add(name)
+    return original(self, name)
+type(os.environ).__getitem__ = note_variable
 from pytest_mistral_lora.cli import main
 code = main(["check", "recipe.yaml", "--examples", "1", "--no-cache"])
-print(json.dumps([code, sorted(opened)]))
+print(json.dumps([code, sorted(opened), sorted(read)]))
 """
 
 
-def test_each_file_that_a_check_opens_is_declared(recipe: Path, mistral_lora: RunVerb) -> None:
+def test_each_file_and_variable_that_a_check_reads_is_part_of_the_key(recipe: Path, mistral_lora: RunVerb) -> None:
     folder = recipe.parent
     done = run_forked([sys.executable, "-c", _OPENED], cwd=folder)
-    code, opened = json.loads(done.stdout.splitlines()[-1])
+    code, opened, read = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stdout + done.stderr
     assert {"recipe.yaml", "rows.jsonl", "base/config.json"} <= set(opened)
+    assert "MISTRAL_LORA_PROCESSES" in read
+    of_terminals = {"COLUMNS", "LINES", "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR"}
+    assert {name for name in read if kept_results._IGNORED.fullmatch(name)} <= of_terminals
     mistral_lora("check", "recipe.yaml", "--examples", "1", "--cache", "kept", folder=folder)
     declared: set[Any] = set()
     for entry in (folder / "kept").iterdir():

@@ -73,3 +73,64 @@ def test_a_hostile_text_is_no_entry(tmp_path: Path) -> None:
         read_xfails(file)
     file.write_text(text.replace("  # \n", "  # looked at\n"))
     assert [(one.id, one.reason) for one in read_xfails(file)] == [("mistral-golden::a::dataset::x", "looked at")]
+
+
+FORMS = (
+    "# Until 2099-12-31",
+    "# UNTIL 2099-12-31",
+    "# until: 2099-12-31",
+    "# until=2099-12-31",
+    "# until 2099-12-31.",
+    "# until 2099-12-31 at the latest",
+    "# until 31.12.2099",
+    "until 2099-12-31",
+    "Until: 2099-12-31",
+    "(until 2099-12-31)",
+    "till 2099/12/31",
+    "expires 2099-12-31",
+    "Expires on: 31 December 2099",
+    "valid through Dec 31, 2099",
+    "until the end of December 2099",
+    "until June 2027",
+    "until 2027",
+    "until Q3 2027",
+    "until 30 June",
+    "remove by 2099-12-31",
+    "2099-12-31",
+    "2020-12-31",
+    "fixed 2099-12-31T00:00:00Z",
+    "until 20991231",
+)
+"""Dates that a writer expects to end a deviation, in forms that do not."""
+
+REASONS = (
+    "seen since 2025-03-01 in our logs",
+    "https://example.com/2025-03-01/post",
+    "the folder run-2099-12-31 is ours",
+    "rows of up to 2048 tokens",
+    "wait until 2048 tokens are read",
+    "mistral-small-2506, version 2024.1",
+    "until the vendor answers",
+    "we serve it until may be changed",
+    "ratio 1/2 of the rows",
+)
+"""Reasons without a date of an end."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_date_that_would_not_end_a_deviation_is_refused_with_the_exact_form(form: str, tmp_path: Path) -> None:
+    file = tmp_path / "known.txt"
+    # as the last part of the line, or within the reason
+    for line in (f"ML204  # the trainer's  {form}", *([f"ML204  {form}"] if form.startswith("#") else ())):
+        file.write_text(f"# ours\n{line}\n")
+        with pytest.raises(ValueError, match=r"known\.txt:2: .*(until 2027-06-30|has no reason)"):
+            read_xfails(file)
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_reason_without_a_date_of_an_end_is_read(reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "known.txt"
+    file.write_text(f"ML204  # {reason}\nML205  # {reason}  # until 2099-12-31\n")
+    first, second = read_xfails(file)
+    assert (first.reason, first.until) == (reason, None)
+    assert (second.reason, str(second.until)) == (reason, "2099-12-31")

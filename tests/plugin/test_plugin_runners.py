@@ -105,6 +105,11 @@ def test_a_fault_is_named_for_each_row_that_has_it(judged: Run) -> None:
     result.stdout.fnmatch_lines(["rerun:  pytest --mistral-golden * --mistral-runner=mine.py=mine.yaml -k *"])
 
 
+def test_the_command_that_repeats_a_check_allows_the_same_code(judged: Run) -> None:
+    result = judged("eos", "--mistral-allow-code")
+    result.stdout.fnmatch_lines(["rerun:  pytest * --mistral-runner=mine.py=mine.yaml --mistral-allow-code -k *"])
+
+
 def test_a_row_that_is_dropped_fails_alone(judged: Run) -> None:
     result = judged("drop")
     assert _ids(result, "FAILED") == {CASES[3], "all-rows"}
@@ -184,3 +189,19 @@ def test_rows_that_a_runner_cannot_be_given_fail_once(judged: Run, pytester: pyt
     text = result.stdout.str()
     assert "Traceback" not in text
     assert "the runner gave no rows" in text
+
+
+def test_a_configuration_that_names_code_is_refused_unless_it_is_allowed(
+    golden: Run, checkpoint: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(pytester.path / "cache"))
+    (pytester.path / "theirs.yaml").write_text("model_type: mistral\nexternal_plugins: [evil.py]\n")
+    words = (f"--mistral-tokenizer={checkpoint}", "--mistral-runner=ms-swift=theirs.yaml", "-k", "extraction")
+    refused = golden(*words)
+    assert refused.ret == 1
+    refused.stdout.fnmatch_lines(["*theirs.yaml:2, external_plugins: *external_plugins: *evil.py* names code*"])
+    allowed = golden(*words, "--mistral-allow-code")
+    assert allowed.ret == 1
+    # the run goes on to the trainer, which is not there
+    allowed.stdout.fnmatch_lines(["*ms-swift is not installed here, and its environment is not there*"])
+    allowed.stdout.no_fnmatch_line("*names code*")

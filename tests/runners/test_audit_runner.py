@@ -118,3 +118,36 @@ def test_a_runner_that_is_not_set_up_is_named_with_the_command(
     monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path))
     assert main(["audit", "--runner", "axolotl", "--tokenizer", "spm-v3"]) == 2
     assert "Make it: mistral-lora runner setup axolotl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("ms-swift", "external_plugins: [evil.py]"),
+        ("axolotl", "datasets: [{path: x, type: evil.load}]"),
+        ("lm-eval", "include_path: tasks"),
+    ],
+)
+def test_a_configuration_that_names_code_is_refused_before_anything_runs(
+    name: str, line: str, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "theirs.yaml"
+    config.write_text(f"# theirs\n{line}\n")
+    words = ["audit", "--runner", name, "--config", str(config), "--tokenizer", str(checkpoint)]
+    # a Python without the trainer: nothing is run with --allow-code either
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    words += ["--python", str(python)]
+    assert main(words) == 2
+    refused = capsys.readouterr().err
+    assert f"{config}:2, {line.partition(':')[0]}" in refused
+    assert "--allow-code" in refused
+    assert main([*words, "--allow-code"]) == 2
+    assert "is not installed in this Python" in capsys.readouterr().err
+
+
+def test_code_is_allowed_to_a_runner_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    assert main(["audit", str(tmp_path / "rows.jsonl"), "--tokenizer", "spm-v3", "--allow-code"]) == 2
+    assert "--allow-code is for the rows of --runner" in capsys.readouterr().err

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import zipfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.runners import RUNNERS, Environment, Runner, interpreter
@@ -178,3 +180,41 @@ def test_every_packaged_runner_has_its_files(runner: Runner) -> None:
     assert all(line.count("==") == 1 for line in lines)
     assert any(line.startswith("torch==") for line in lines)
     assert any(line.replace("_", "-").startswith(f"{runner.distribution}==") for line in lines)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="without owners and modes")
+def test_an_environment_that_others_can_write_is_not_run(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path / "cache"))
+    shared = Environment(runner)
+    ran = tmp_path / "ran"
+    shared.python.parent.mkdir(parents=True)
+    shared.python.write_text(f"#!/bin/sh\ntouch {ran}\necho 3 12\n")
+    shared.python.chmod(0o755)
+    (shared.folder / "mistral-lora.json").write_text(json.dumps({"lock_sha256": sha256_file(runner.lock)}))
+    assert interpreter(runner) == shared.python
+    assert ran.exists()
+    for folder in (shared.folder, shared.python.parent, tmp_path / "cache"):
+        ran.unlink(missing_ok=True)
+        folder.chmod(0o777)
+        assert shared.state == "not trusted: others can write it"
+        for call in (lambda: interpreter(runner), shared.setup):
+            with pytest.raises(RunnerError, match=rf"not trusted: other users can write {folder} \(mode 777\)"):
+                call()
+        assert not ran.exists()
+        folder.chmod(0o755)
+    assert shared.state == "ready"
+
+
+def test_no_module_of_the_current_folder_is_run(
+    environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("venv", "pip", "csv", "email", "zipfile", "tiny_runner", "site", "json"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w').write(__name__)\n")
+    assert interpreter(environment.runner, environment.python) == environment.python
+    (environment.folder / "mistral-lora.json").unlink(missing_ok=True)
+    assert environment.setup(HERE)
+    assert environment.state == "ready"
+    assert not (tmp_path / "ran").exists()

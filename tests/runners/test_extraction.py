@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RunnerError
-from pytest_mistral_lora.runners import find_runner
+from pytest_mistral_lora.runners import RUNNERS, find_runner
 from pytest_mistral_lora.runners.extract import Extraction, extract
 
 Extract = Callable[..., Extraction]
@@ -71,6 +73,11 @@ def test_a_gap_is_given_to_a_script_and_to_no_other_trainer(checkpoint: Path, tm
 def test_what_a_script_notes_is_said_with_the_versions(run: Extract, tmp_path: Path) -> None:
     made = run(hostile.TELLS)
     assert made.ran_under == f"mine 1.0; configuration {tmp_path / 'config.yaml'}; two files were read"
+
+
+def test_the_notes_of_a_script_are_bounded(run: Extract) -> None:
+    made = run("write([*[{'note': 'x' * 9000}] * 1500, {'environment': {str(n): n for n in range(1500)}}, *lines])")
+    assert (len(made.notes), {*map(len, made.notes)}, len(made.environment)) == (1000, {4000}, 1000)
 
 
 def test_rows_in_another_order_are_put_back(run: Extract) -> None:
@@ -173,3 +180,82 @@ def test_nothing_is_left_in_the_folder_for_temporary_files(
     with pytest.raises(RunnerError):
         run(hostile.CRASHES)
     assert [*(tmp_path / "temporary").iterdir()] == []
+
+
+SHOWS_ITS_CONFIGURATION = """\
+write([{'environment': {'config': open(given.config).read(), 'place': given.config}}, *lines])
+"""
+
+
+def test_a_packaged_runner_gets_no_key_that_names_code_unless_it_is_allowed(
+    tmp_path: Path, checkpoint: Path, rows: list[Row]
+) -> None:
+    script = hostile.script(tmp_path, SHOWS_ITS_CONFIGURATION)
+    packaged = replace(RUNNERS["trl"], script=script, distribution="")
+    config = tmp_path / "trl.yaml"
+    config.write_text("max_length: null\nlearning_rate: 1\npush_to_hub: true\nmine: 1\n")
+    made = extract(packaged, rows, checkpoint, tmp_path / "out.jsonl", config=config)
+    assert made.environment["config"] == "max_length: null\n"
+    assert f"configuration {config}; left out of the configuration: push_to_hub, mine (" in made.ran_under
+    made = extract(packaged, rows, checkpoint, tmp_path / "out.jsonl", config=config, allow_code=True)
+    assert made.environment == {"config": config.read_text(), "place": str(config)}
+    assert "left out" not in made.ran_under
+    config.write_text("dataset_kwargs: !!python/name:os.system\n")
+    with pytest.raises(RunnerError, match="not plain YAML"):
+        extract(packaged, rows, checkpoint, tmp_path / "out.jsonl", config=config)
+
+
+def test_a_script_of_the_user_gets_the_configuration_itself(run: Extract, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("push_to_hub: true\n")
+    assert run(SHOWS_ITS_CONFIGURATION).environment["place"] == str(tmp_path / "config.yaml")
+
+
+SHOWS_ITS_ENVIRONMENT = """\
+from huggingface_hub import get_token, try_to_load_from_cache
+found = {name: value for name, value in os.environ.items()}
+found['the token'] = str(get_token())
+found['the cached file'] = str(try_to_load_from_cache('mine/model', 'config.json'))
+found['the netrc'] = open(os.environ['NETRC']).read()
+write([{'environment': found}, *lines])
+"""
+SECRETS = (
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"),
+    *(
+        "GITHUB_TOKEN",
+        "MISTRAL_SERVER_KEY",
+        "MY_PASSWORD",
+        "DATABASE_URL",
+        "SSH_AUTH_SOCK",
+        "HTTPS_PROXY",
+        "PGPASSFILE",
+    ),
+    *("ACTIONS_ID_TOKEN_REQUEST_URL", "COMET_CONFIG", "MLFLOW_TRACKING_URI", "HF_ENDPOINT", "PYTHON_KEYRING_TOKEN"),
+)
+
+
+def test_a_runner_gets_no_token_or_key_and_local_folders_and_caches_work(
+    run: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SECRETS:
+        monkeypatch.setenv(name, "hf_secret")
+    home = tmp_path / "hub"
+    snapshot = home / "hub" / "models--mine--model" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (home / "hub" / "models--mine--model" / "refs").mkdir()
+    (home / "hub" / "models--mine--model" / "refs" / "main").write_text("a" * 40)
+    (home / "token").write_text("hf_secret")
+    (tmp_path / ".netrc").write_text("machine x login y password hf_secret")
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    found = dict(run(SHOWS_ITS_ENVIRONMENT).environment)
+    assert "hf_secret" not in str(found)
+    assert not set(SECRETS) & set(found)
+    assert found["the token"] == "None"
+    assert found["the cached file"] == str(snapshot / "config.json")
+    assert (found["HOME"], found["LC_ALL"], found["PATH"]) == (str(tmp_path), "C.UTF-8", os.environ["PATH"])
+    # a token beside the cache is not beside the folder that it gets
+    assert found["HF_HOME"] != str(home)
+    assert not Path(found["HF_TOKEN_PATH"]).exists()

@@ -219,3 +219,21 @@ def test_the_datasets_library_opens_the_files(rows_folder: Path) -> None:
     assert len(opened) == ROWS
     assert opened[5]["input_ids"] == list(data.train.encoded[5].input_ids)
     assert json.loads(opened[5]["line"]) == numbered(6)[5]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="without owners and modes")
+def test_rows_that_others_could_have_written_are_encoded_again(
+    rows_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load(rows_folder)
+    before = kept(rows_folder)
+    load(rows_folder)
+    assert kept(rows_folder) == before
+    (rows_folder / "cache").chmod(0o777)
+    load(rows_folder)
+    assert kept(rows_folder) != before
+    assert f"encoded rows are made again, since other users can write {rows_folder / 'cache'}" in caplog.text
+    (rows_folder / "cache").chmod(0o755)
+    before = kept(rows_folder)
+    load(rows_folder)
+    assert kept(rows_folder) == before

@@ -21,6 +21,7 @@ from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import other_trainers
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
 from pytest_mistral_lora.formats.sources import rows_of
+from pytest_mistral_lora.runners.configuration import safe_configuration
 from pytest_mistral_lora.training.export import export, why_not_messages
 from pytest_mistral_lora.training.export.bridge import plan_export
 from pytest_mistral_lora.training.export.configurations import BRIDGES
@@ -200,6 +201,18 @@ def test_the_chat_rows_for_the_audit_are_those_that_are_trained_on(
     done = export(make_full(data={"train": ["more.jsonl"]}, training={"unsupervised": "drop"}), to, tmp_path / "to")
     assert [row.messages[-1].get("weight") for row in read_rows(done.folder / "chat.jsonl")] == [None]
     assert "--own-data --dataset chat.jsonl" in (done.folder / "README.md").read_text()
+
+
+def test_an_exported_configuration_is_audited_without_code(make_full: MakeRecipe, to: str, tmp_path: Path) -> None:
+    """Its keys of training are known, and its data are kept: no other rows would be judged."""
+    recipe = make_full(training={"activation_checkpointing": True, "report_to": ["tensorboard"]})
+    done = export(recipe, to, tmp_path / to, form="tokens")
+    made = safe_configuration(to, done.config, own_data=True)
+    # a logger is a network, and Axolotl's plugins are code
+    assert set(made.left_out) <= {"report_to", "use_tensorboard", "plugins"}
+    written = settings_of(done.folder)
+    data = {"trl": "dataset_name", "axolotl": "datasets", "llamafactory": "tokenized_path"}[to]
+    assert made.data[data] == written[data]
 
 
 def test_an_alpha_that_no_runner_takes_is_refused(make_full: MakeRecipe, to: str, tmp_path: Path) -> None:

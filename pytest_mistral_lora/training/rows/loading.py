@@ -29,6 +29,7 @@ from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.data_stats import SplitStats, stats_of
 from pytest_mistral_lora.records.files import cache_folder, canonical_json, finished_folder, listing, write_json
+from pytest_mistral_lora.records.trust import shared_by
 from pytest_mistral_lora.training.devices import is_main, local_rank
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.dataset import ArrowFile, EncodedRows, Ints, ReparsedRows, RowTable, lengths_of
@@ -253,6 +254,9 @@ def load_or_encode(key: str, encode: EncodeInto, *, trusted: bool = False) -> En
 
 
 def _is_intact(folder: Path, *, trusted: bool) -> bool:
+    if not trusted and folder.exists() and (reason := shared_by(folder)):
+        _log.warning("encoded rows are made again, since %s", reason)
+        return False
     try:
         data = read_json(folder / _FIGURES)
         if data["sha256"] != sha256_bytes(canonical_json(data["content"])):
