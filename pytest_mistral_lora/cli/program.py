@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.cli import (
@@ -39,6 +40,7 @@ from pytest_mistral_lora.errors import (
     EXIT_OK,
     EXIT_OUT_OF_MEMORY,
     EXIT_TERMINATED,
+    InputError,
     MistralLoraError,
     Terminated,
     did_you_mean,
@@ -143,6 +145,7 @@ def _run_verb(words: list[str]) -> int:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     advice = ""
     try:
+        _require_endpoint()
         # parsing may take long: it fetches the files of `--tokenizer OWNER/NAME@COMMIT`
         with _sigterm_as_exception():
             args = _parsed(parser, words)
@@ -156,6 +159,20 @@ def _run_verb(words: list[str]) -> int:
             raise
         sys.stderr.write(f"error: {message}\n")
         return exit_code_of(error)
+
+
+def _require_endpoint() -> None:
+    """Refuse an address of the Hub that its library cannot parse, which would fail in any import of transformers.
+
+    Raises:
+        InputError: If `HF_ENDPOINT` is not an address.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    try:
+        _ = urlsplit(endpoint).port
+    except ValueError as error:
+        expected = "an address such as https://huggingface.co"
+        raise InputError(f"{endpoint!r} is not an address: {error}", place="HF_ENDPOINT", expected=expected) from error
 
 
 def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:

@@ -348,6 +348,17 @@ def listing(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def cache_folder() -> Path:
-    """Return `$MISTRAL_LORA_CACHE`, or else `mistral-lora` in `$HF_HOME`, by default `~/.cache/huggingface`."""
+    """Return `$MISTRAL_LORA_CACHE`, or else `mistral-lora` in `$HF_HOME`, by default `~/.cache/huggingface`.
+
+    Raises:
+        InputError: If the path begins with the home folder of a user who has none.
+    """
     of_hub = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return Path(os.environ.get("MISTRAL_LORA_CACHE") or Path(of_hub, "mistral-lora")).expanduser()
+    name = "MISTRAL_LORA_CACHE" if os.environ.get("MISTRAL_LORA_CACHE") else "HF_HOME"
+    path = Path(os.environ.get("MISTRAL_LORA_CACHE") or Path(of_hub, "mistral-lora"))
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        named = os.environ.get(name)
+        found = f"{str(path)!r}: there is no such home folder" if named else "there is no home folder for a cache"
+        raise InputError(found, place=name, next_step="Set MISTRAL_LORA_CACHE to a folder.") from error
