@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -110,6 +111,16 @@ def finished_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:  # Ctrl-C, too, must leave no temporary file
         temporary.unlink(missing_ok=True)
         raise
+
+
+def set_mode_of_new_file(path: Path) -> None:
+    """Give a file the mode of any new file in its folder, which the umask, or an access list of the folder, decides."""
+    other = unfinished_path(path)
+    try:
+        other.touch(exist_ok=False)
+        path.chmod(stat.S_IMODE(other.stat().st_mode))
+    finally:
+        other.unlink(missing_ok=True)
 
 
 def path_from(folder: Path, path: Path) -> Path:
