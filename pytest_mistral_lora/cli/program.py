@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from pytest_mistral_lora import __version__
@@ -203,13 +204,23 @@ def _verb_first(words: list[str], names: Sequence[str]) -> list[str]:
     return [words[at], *words[:at], *words[at + 1 :]] if at else words
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the error first: the usage of some verbs is longer than a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print an error and the usage, and exit with code 2."""
+        sys.stderr.write(f"{self.prog}: error: {message}\n\n")
+        self.print_usage(sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT)
+
+
 def _parser() -> argparse.ArgumentParser:
     sections = [wrapped_text(_DESCRIPTION)]
     for group, verbs in VERBS.items():
         lines = [wrapped_text(verb.summary, f"  {name:<12}") for name, verb in verbs.items()]
         sections.append("\n".join([f"{group}:", *lines, f"  $ {PROGRAM} {_EXAMPLES[group]}"]))
     codes = "\n".join(["exit codes:", *(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())])
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [-h] [--version] VERB ...",
         description="\n\n".join(sections),
