@@ -53,3 +53,22 @@ def file_of(place: str) -> str:
     """Return the file that a place names; empty for a place that names no record."""
     found = RecordPlace.parse(place)
     return "" if found is None else found.file
+
+
+_BARE = re.compile(r"""'[^']*'|"[^"]*"|[-+]?[\d.,]+|None|True|False|null|true|false|\[[^\]]*\]|\{[^}]*\}""")
+
+
+def named_value(found: str, place: str, title: str) -> str:
+    """Return what was found as one line in which a bare value, such as `'usr'`, has the name of its field.
+
+    Args:
+        found: The value found, or words.
+        place: Its place.
+        title: The title of the rule, for a value whose place has no field.
+    """
+    line = " ".join(found.split())
+    if not _BARE.fullmatch(line):
+        return line
+    _, _, field = place.rpartition(", ")
+    is_field = field != place and re.search(r"[a-z_]", field) is not None
+    return f"{field}: {line}" if is_field else f"{line}: {title}"

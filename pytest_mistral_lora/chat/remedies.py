@@ -37,10 +37,29 @@ def import_command(origin: str, *options: str) -> str:
     return " ".join([import_step(path).removeprefix("Convert it: "), *options])
 
 
-def role_step(role: Any, origin: str) -> str:
-    """Return the sentence on the conversion of a role of another format; empty if the role is not known."""
-    if not isinstance(role, str) or role not in OTHER_ROLES:
+_MEANT = {
+    **dict.fromkeys(("agent", "ai", "bot", "chatbot", "llm", "machine", "reply", "response"), "assistant"),
+    **dict.fromkeys(("client", "customer", "person", "prompt", "prompter", "question"), "user"),
+}
+"""Names of roles that no format has, and the role that a user means by each."""
+
+
+def role_step(role: Any, origin: str, roles: Collection[str]) -> str:
+    """Return the sentence on a wrong role: its conversion if another format has it, or the role that is meant.
+
+    Args:
+        role: The role.
+        origin: The place of the row.
+        roles: The right roles.
+
+    Returns:
+        The sentence; empty if no role is similar.
+    """
+    if not isinstance(role, str):
         return ""
+    if role not in OTHER_ROLES:
+        meant = _MEANT.get(role.strip().lower()) or next(iter(difflib.get_close_matches(role.lower(), roles, n=1)), "")
+        return f"Did you mean {meant!r}?" if meant else ""
     ours = "assistant" if OTHER_ROLES[role] == CALL else OTHER_ROLES[role]
     return f"To make it {ours!r}: {import_command(origin)}"
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pytest_mistral_lora.chat.places import named_value
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.escaping import code_span, in_markdown, printable
@@ -74,7 +75,8 @@ class ComparedCause:
     @property
     def text(self) -> str:
         """The rule, what was found, its place, and how the number of findings changed, in one line."""
-        found, place = " ".join(self.cause["found"].split()), self.cause["place"]
+        place = self.cause["place"]
+        found = named_value(self.cause["found"], place, self.cause["title"])
         found = found if len(found) <= _LONGEST else f"{found[:_LONGEST]}…"
         numbers = counted(self.after or self.before, "finding")
         if self.before and self.after and self.before != self.after:
