@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from check_verb import check, rows
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Check
 from pytest_mistral_lora.conformance.collection import targets_of
@@ -104,7 +106,7 @@ def healthy(tmp_path: Path) -> Path:
 
 
 def test_rows_are_judged_by_a_tokenizer_alone(healthy: Path, capsys: Any) -> None:
-    code, out = check(capsys, str(healthy), "--tokenizer", "spm-v3")
+    code, out = check(capsys, str(healthy), "--tokenizer", "spm-v3", "-v")
     lines = out.splitlines()
     assert code == 0
     assert lines[0] == f"{healthy}: rows (JSON Lines, `messages` with role/content)"
@@ -113,6 +115,30 @@ def test_rows_are_judged_by_a_tokenizer_alone(healthy: Path, capsys: Any) -> Non
     # the table of figures, and little else
     assert lines.index("figures of rows.jsonl:") < 10
     assert len(lines) < 24
+
+
+def test_a_green_check_is_ten_lines_and_says_how_much_was_not_checked(tmp_path: Path, capsys: Any) -> None:
+    rows(tmp_path, "assistant")
+    base = write_tiny_base(tmp_path / "base", shipped_tokenizer("spm-v3"))
+    (base / "model.safetensors").rename(tmp_path / "weights")
+    words = ("check", str(tmp_path / "rows.jsonl"), str(base), "--examples", "1", "--no-cache")
+    assert main([*words]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) <= 10
+    [unchecked] = [line for line in out.splitlines() if line.startswith("not checked: ")]
+    number = re.search(r", 0 failed, (\d+) not checked$", out, re.MULTILINE)
+    assert number is not None
+    assert unchecked.startswith(f"not checked: {number[1]} checks, for ")
+    assert unchecked.endswith("-v lists them")
+    assert re.search(r"^figures of rows.jsonl: 1 row, ", out, re.MULTILINE)
+    assert main([*words, "--verbose"]) == 0
+    whole = capsys.readouterr().out
+    assert {"not checked:", "figures of rows.jsonl:"} <= set(whole.splitlines())
+    assert whole.splitlines()[-1] == out.splitlines()[-1]
+    # a fault is shown with everything
+    rows(tmp_path, "bot")
+    assert main([*words]) == 1
+    assert "not checked:" in capsys.readouterr().out.splitlines()
 
 
 def test_a_bad_row_of_a_dataset_is_named_and_fails(healthy: Path, capsys: Any) -> None:

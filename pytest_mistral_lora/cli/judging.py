@@ -98,6 +98,7 @@ class Judging:
         xfails: Known deviations that do not fail.
         baseline: The file for the list of all findings, or None.
         reports: The files of reports.
+        brief: Whether a run without an error prints a few lines.
     """
 
     command: str
@@ -107,6 +108,7 @@ class Judging:
     xfails: Sequence[Xfail] = ()
     baseline: Path | None = None
     reports: Sequence[Path] = ()
+    brief: bool = False
 
     def judge(self, targets: Sequence[Target], **options: Any) -> int:
         """Judge targets, print and write the outcome, and return the exit code.
@@ -176,7 +178,9 @@ class Judging:
         for text in session.cause_texts(width):
             write_styled(text)
         memory = [f"{shown_path(recipe['path'])}: {recipe['text']}" for recipe in self.memory]
-        sys.stdout.write("\n".join([*session.summary_lines(width, memory), *next_lines(session)]) + "\n")
+        sys.stdout.write(
+            "\n".join([*session.summary_lines(width, memory, brief=self.brief), *next_lines(session)]) + "\n"
+        )
 
 
 @contextmanager
