@@ -13,7 +13,6 @@ import pytest
 from check_verb import check, rows
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Check
 from pytest_mistral_lora.conformance.collection import targets_of
@@ -117,23 +116,27 @@ def test_rows_are_judged_by_a_tokenizer_alone(healthy: Path, capsys: Any) -> Non
     assert len(lines) < 24
 
 
+_REASON = "no rows are given to compare with: mistral-lora audit --dataset ROWS"
+
+
 def test_a_green_check_is_ten_lines_and_says_how_much_was_not_checked(tmp_path: Path, capsys: Any) -> None:
     rows(tmp_path, "assistant")
-    base = write_tiny_base(tmp_path / "base", shipped_tokenizer("spm-v3"))
-    (base / "model.safetensors").rename(tmp_path / "weights")
-    words = ("check", str(tmp_path / "rows.jsonl"), str(base), "--examples", "1", "--no-cache")
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    encoded = row | {"input_ids": [1, 3, 16127, 4, 23325, 2], "labels": [-100] * 4 + [23325, 2]}
+    (tmp_path / "encoded.jsonl").write_text(json.dumps(encoded))
+    files = (str(tmp_path / name) for name in ("rows.jsonl", "encoded.jsonl"))
+    words = ("check", *files, "--tokenizer", "spm-v3", "--no-cache")
     assert main([*words]) == 0
     out = capsys.readouterr().out
     assert len(out.splitlines()) <= 10
     [unchecked] = [line for line in out.splitlines() if line.startswith("not checked: ")]
     number = re.search(r", 0 failed, (\d+) not checked$", out, re.MULTILINE)
     assert number is not None
-    assert unchecked.startswith(f"not checked: {number[1]} checks, for ")
-    assert unchecked.endswith("-v lists them")
+    assert unchecked == f"not checked: {number[1]} check: {_REASON}"
     assert re.search(r"^figures of rows.jsonl: 1 row, ", out, re.MULTILINE)
     assert main([*words, "--verbose"]) == 0
     whole = capsys.readouterr().out
-    assert {"not checked:", "figures of rows.jsonl:"} <= set(whole.splitlines())
+    assert {"not checked:", "figures of rows.jsonl:", f"  encoded.jsonl: {_REASON} (1)"} <= set(whole.splitlines())
     assert whole.splitlines()[-1] == out.splitlines()[-1]
     # a fault is shown with everything
     rows(tmp_path, "bot")

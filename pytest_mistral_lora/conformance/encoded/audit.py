@@ -348,7 +348,7 @@ class Audit:
         if self.judged == 0:
             reasons = dict.fromkeys(OF_ROWS, NOTHING_JUDGED)
         elif not self.source.is_known:
-            reasons = {"rows-complete": 'no line names its row ("row": 0), and no dataset is given'}
+            reasons = {"rows-complete": "no rows are given to compare with: mistral-lora audit --dataset ROWS"}
         if self._gaps and not self._conversations:
             reason = "no sound row is a conversation: they are fill-in-the-middle"
             reasons |= dict.fromkeys(("answers", "decoding"), reason)
