@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pytest_mistral_lora.chat.reading import path_of
+from pytest_mistral_lora.chat.reading import path_of, similar_path
 from pytest_mistral_lora.conformance.collection import targets_of
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.known import Xfail, read_xfails
@@ -352,7 +352,7 @@ def _there(path: Path, oracle: str | None) -> tuple[Path, str | None]:
     named, declared, _ = named_tokenizer(path, oracle)
     if not named.exists():
         expected = f"a tokenizer folder or file, or one of {', '.join(EMBEDDED)}"
-        found = f"no such file or folder{did_you_mean(str(named), EMBEDDED)}"
+        found = f"no such file or folder{similar_path(named, EMBEDDED)}"
         raise InputError(found, place=str(named), expected=expected)
     return named, declared
 

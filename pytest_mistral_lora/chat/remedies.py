@@ -281,6 +281,9 @@ def file_answer(path: Path, head: bytes) -> tuple[str, str] | None:
     return None
 
 
+_OF_CHECKPOINTS = ("config.json", "tekken.json", "tokenizer.json", "tokenizer.model", "tokenizer.model.v*")
+
+
 def folder_answer(path: Path) -> tuple[str, str]:
     """Return the name of a folder that is not checked, and the next step."""
     if any(path.glob("*.gguf")):
@@ -298,6 +301,10 @@ def folder_answer(path: Path) -> tuple[str, str]:
         newest = max(adapters, key=lambda file: file.stat().st_mtime_ns).parent
         found = f"a folder with {counted(len(adapters), 'adapter')} below it"
         return found, f"Check one: mistral-lora check {shlex.quote(str(newest))}"
+    bases = sorted({file.parent for name in _OF_CHECKPOINTS for file in path.glob(f"*/{name}")})
+    if bases:
+        found = f"a folder with {counted(len(bases), 'checkpoint')} below it"
+        return found, f"Check one: mistral-lora check {shlex.quote(str(bases[0]))}"
     data = sorted(file for file in path.rglob("*") if file.name.endswith(DATA_SUFFIXES) and file.is_file())
     if not data:
         return "", ""

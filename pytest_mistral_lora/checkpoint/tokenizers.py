@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
-from pytest_mistral_lora.chat.reading import in_utf8, path_of, read_bounded
+from pytest_mistral_lora.chat.reading import in_utf8, path_of, read_bounded, similar_path
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.isolated import ask
 from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt
@@ -32,7 +32,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     template_places,
 )
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON as TOKENIZER_JSON
-from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateError, TokenizerError, did_you_mean, loading
+from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateError, TokenizerError, loading
 
 _LOADABLE = ((TOKENIZER_JSON,), (SPM_MODEL, TOKENIZER_CONFIG))
 """Groups of files; transformers needs one complete group."""
@@ -65,7 +65,7 @@ class CheckpointTokenizer:
             raise TokenizerError(error.found, expected=error.expected) from error
         object.__setattr__(self, "path", path)  # a text is taken, too
         if not path.exists():
-            found = f"no such file or folder{did_you_mean(str(path), SHIPPED)}"
+            found = f"no such file or folder{similar_path(path, SHIPPED)}"
             raise TokenizerError(found, place=str(path), expected=_WHAT)
 
     @cached_property

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.container import LINES, VALUES, Container, container_of
-from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, opened, read_json
+from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, opened, read_json, similar_path
 from pytest_mistral_lora.chat.remedies import (
     ROW_SUFFIXES,
     configuration_answer,
@@ -20,7 +20,7 @@ from pytest_mistral_lora.chat.remedies import (
     import_step,
 )
 from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
-from pytest_mistral_lora.errors import InputError, MistralLoraError, did_you_mean
+from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.formats.recognition import ids_key, recognise
 from pytest_mistral_lora.records.manifest import MANIFEST
 
@@ -70,9 +70,8 @@ def recognised(path: Path, base: Path | None = None, kind: str = "") -> Recognis
     if is_shipped(path):
         return RecognisedPath(path, "tokenizer", "a tokenizer that mistral-common ships")
     if not path.exists():
-        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        names = [*beside, *EMBEDDED] if path.parent == Path() else beside
-        raise InputError(f"no such file or folder{did_you_mean(path.name, names)}", place=str(path))
+        names = EMBEDDED if path.parent == Path() else ()
+        raise InputError(f"no such file or folder{similar_path(path, names)}", place=str(path))
     if kind:
         return RecognisedPath(path, kind, f"{KINDS[kind].partition(' (')[0]}, as --as declares")
     if path.is_dir():

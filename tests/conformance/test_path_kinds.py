@@ -316,3 +316,28 @@ def test_a_fault_of_yaml_is_named_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not valid YAML") as refused:
         recognised(write(tmp_path / "recipe.yaml", "base:\n\tpath: x\n"))
     assert refused.value.place.endswith("recipe.yaml:2")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["rnus/lora-out"], "(did you mean 'runs/lora-out'?)"),
+        (["rowz.jsonl"], "(did you mean 'rows.jsonl'?)"),
+        (["rows.jsonl", "--tokenizer", "bases/my-bsae"], "(did you mean 'bases/my-base'?)"),
+        (["rows.jsonl", "--tokenizer", "basse/my-base"], "(did you mean 'bases/my-base'?)"),
+        (["rows.jsonl", "--tokenizer", "./bases/mybase"], "(did you mean 'bases/my-base'?)"),
+        (["rows.jsonl", "--tokenizer", "spm-v33"], "(did you mean 'spm-v3'?)"),
+        (["runs"], "Check one: mistral-lora check runs/lora-out"),
+        (["bases"], "Check one: mistral-lora check bases/my-base"),
+    ],
+)
+def test_a_parent_and_a_misspelt_path_name_the_neighbour(
+    words: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, file in (("runs/lora-out", "adapter_config.json"), ("bases/my-base", "config.json")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / file).write_text("{}")
+    (tmp_path / "rows.jsonl").write_text(LINE)
+    assert main(["check", *words]) == 2
+    assert named in capsys.readouterr().err

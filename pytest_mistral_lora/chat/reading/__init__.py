@@ -20,6 +20,7 @@ from pytest_mistral_lora.chat.reading.files import (
     read_line,
     scan_jsonl,
     scan_lines,
+    similar_path,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "read_line",
     "scan_jsonl",
     "scan_lines",
+    "similar_path",
 ]

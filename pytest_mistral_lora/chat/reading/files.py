@@ -8,8 +8,9 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 from pytest_mistral_lora.chat.container import LINES, Container, container_of
 from pytest_mistral_lora.chat.reading import limits
 from pytest_mistral_lora.chat.remedies import encoded_step, import_step, json_step, utf8_step
-from pytest_mistral_lora.errors import InputError, RowError, one_line, shortened
+from pytest_mistral_lora.errors import InputError, RowError, did_you_mean, one_line, shortened
 
 JSON_LIMIT = 16 << 20
 """Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
@@ -160,6 +161,28 @@ def existing_path(given: Any, expected: str, *, folder: bool | None = None) -> P
     if found:
         raise InputError(found, place=str(path), expected=expected)
     return path
+
+
+def similar_path(path: Path, names: Iterable[str] = ()) -> str:
+    """Return ` (did you mean 'PATH'?)` for a missing path, by the names beside its first missing part; may be empty.
+
+    Args:
+        path: The missing path.
+        names: Other right names, such as those of shipped tokenizers.
+    """
+    missing, rest = path, list[str]()
+    while not missing.parent.is_dir() and missing.parent != missing:
+        rest.insert(0, missing.name)
+        missing = missing.parent
+    try:
+        beside = [file.name for file in missing.parent.iterdir()]
+    except OSError:  # it may not be listed
+        beside = []
+    similar = get_close_matches(missing.name.lower(), {name.lower(): name for name in beside if name != missing.name})
+    by_lower = {name.lower(): name for name in beside}
+    found = [missing.parent.joinpath(by_lower[name], *rest) for name in similar]
+    there = next((one for one in found if one.exists()), None)
+    return did_you_mean(str(path), names) if there is None else f" (did you mean {str(there)!r}?)"
 
 
 @contextmanager
