@@ -198,3 +198,26 @@ def test_a_kind_can_be_declared(tmp_path: Path, capsys: Any) -> None:
     code, out = check(capsys, str(tmp_path / "odd"), "--as", "rows", "--tokenizer", "spm-v3")
     assert code == 1
     assert out.startswith(f"{tmp_path / 'odd'}: rows, as --as declares\n")
+
+
+def test_a_card_shows_its_row_and_each_target_has_one_command_to_repeat_it(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "</s> and [INST]"}]
+    faulty = [{"messages": turns}, {"messages": [*turns, {"role": "user", "content": "More?"}]}]
+    for name in ("a.jsonl", "b.jsonl"):
+        Path(name).write_text("".join(f"{json.dumps(row)}\n" for row in faulty))
+    words = ["check", "a.jsonl", "b.jsonl", "--tokenizer", "spm-v3", "--report", "x.json", "--report=x.html"]
+    main(words)
+    capsys.readouterr()
+    commands = [cause["commands"]["rerun"] for cause in json.loads(Path("x.json").read_text())["causes"]]
+    repeated = {f"mistral-lora check {name} --tokenizer spm-v3" for name in ("a.jsonl", "b.jsonl")}
+    assert set(commands) <= repeated
+    page = Path("x.html").read_text()
+    assert page.count("Repeat it:") == len(set(commands))
+    assert "<summary>The row</summary>" not in page
+    assert page.count("The row:") == sum(
+        bool(cause["row"]) for cause in json.loads(Path("x.json").read_text())["causes"]
+    )
+    assert page.count("The row:") >= 1

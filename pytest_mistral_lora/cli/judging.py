@@ -124,6 +124,7 @@ class Judging:
         with opened_session(targets, xfails=self.xfails, **options) as session:
             with _progress() as show:
                 for number, record in enumerate(session.run(self.command), start=1):
+                    record["commands"] = {"rerun": self.narrowest_command(record["target"])}
                     show(f"{number} checks; {record['nodeid']}")
             if self.baseline is not None:
                 session.write_baseline(self.baseline)
@@ -140,6 +141,25 @@ class Judging:
             else:
                 self._print(session)
         return code
+
+    def narrowest_command(self, target: str) -> str:
+        """Return the command that judges one target again, and writes no file.
+
+        Args:
+            target: The name of the target, which is the last part of its path if no other has that.
+        """
+        words = shlex.split(self.command)
+        for option in ("--report", "--baseline", "--output-format"):
+            while option in words:
+                at = words.index(option)
+                del words[at : at + 2]
+            words = [word for word in words if not word.startswith(f"{option}=")]
+        words = [word for word in words if word != "--json"]
+        paths = [str(path["path"]) for path in self.paths]
+        of_target = [path for path in paths if Path(path).name == target]
+        if len(of_target) == 1:
+            words = [word for word in words if word not in paths or word == of_target[0]]
+        return shlex.join(words)
 
     def _write_verdicts(self, session: Session) -> list[Path]:
         """Write the files for other programs, and return those that are reports."""
