@@ -32,7 +32,7 @@ def scan_records(source: str | Path | DataFile) -> Iterator[tuple[Row, ...] | Ro
     Raises:
         InputError: If the file cannot be opened, or is not JSON Lines in UTF-8.
     """
-    if not hasattr(source, "lines"):
+    if isinstance(source, str) or not hasattr(source, "lines"):
         source = path_of(source, "a file of rows")
     path = source if isinstance(source, Path) else source.path
     found = False

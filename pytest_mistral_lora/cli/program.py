@@ -220,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         lines = [wrapped_text(verb.summary, f"  {name:<12}") for name, verb in verbs.items()]
         sections.append("\n".join([f"{group}:", *lines, f"  $ {PROGRAM} {_EXAMPLES[group]}"]))
     codes = "\n".join(["exit codes:", *(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())])
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [-h] [--version] VERB ...",
         description="\n\n".join(sections),
