@@ -41,7 +41,7 @@ _FRAME_STYLE = "box-sizing: border-box; width: 100%; height: 40em; border: 1px s
 class Verdict:
     """The result of the suite.
 
-    In a notebook it is shown as the report's page, and `print(verdict)` prints what `mistral-lora check` prints.
+    In a notebook it is shown as the report's page, and `print(verdict)` prints what `mistral-lora check -v` prints.
 
     Attributes:
         ok: Whether no finding is an error, something was judged, and no known deviation is out of date.
