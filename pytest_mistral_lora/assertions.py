@@ -243,7 +243,9 @@ def assert_served_as_trained(
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.server.checks import served_findings
 
-    given = [rows] if isinstance(rows, Row | Mapping) else rows
+    if not isinstance(url, str):
+        raise InputError(f"no server: {type(url).__name__}", expected="a text such as llamacpp=http://127.0.0.1:8080")
+    given = rows if isinstance(rows, Iterable) and not isinstance(rows, Row | Mapping) else [rows]
     used = tuple(as_row(row) for row in given)
     _raise_if_errors(served_findings(url, used, _loaded_tokenizer(tokenizer), model))
 

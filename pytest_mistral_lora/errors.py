@@ -291,7 +291,10 @@ def one_line(error: object, most: int = 300) -> str:
 
 def short_json(value: object) -> str:
     """Return a value as JSON for a message: cut off if it is long, without control characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError):  # it holds itself, or is nested too deeply
+        text = f"a {type(value).__name__} that JSON cannot hold"
     return printable(text if len(text) <= 80 else f"{text[:77]}…")
 
 

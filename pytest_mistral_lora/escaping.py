@@ -79,8 +79,55 @@ def safe_json(data: Any, *, indent: int | None = None, allow_nan: bool = True) -
 
 
 def in_markdown(text: str) -> str:
-    """Return a text as one line in which Markdown and HTML find no mark-up."""
+    """Return a text of ours as one line in which Markdown and HTML find no mark-up.
+
+    It is not for foreign text, in which GitHub finds mentions, references and links after each escape: see `code_span`.
+    """
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~&@:$-])", r"\\\1", printable(" ".join(text.split())))
+
+
+def code_span(text: str, *, in_table: bool = False) -> str:
+    r"""Return a foreign text as a code span of Markdown: one line, in which GitHub looks for nothing.
+
+    Outside code, GitHub makes mentions, references, links and emoji of a text once it is rendered, so an escape such
+    as `\\@name` still notifies.
+
+    Args:
+        text: The text; only its white space is changed, and a long run of backticks is cut.
+        in_table: Whether the span stands in a cell of a table, which a pipe would end.
+
+    Returns:
+        The span; empty for a text without characters, of which Markdown has no span.
+    """
+    text = _backticks_cut(printable(" ".join(text.split())))
+    if not text:
+        return ""
+    if in_table:
+        # a word joiner keeps a backslash apart from our own, since parsers differ on two before a pipe
+        text = text.replace("\\|", "\\\u2060|").replace("|", "\\|")
+    fence = "`" * (_longest_backticks(text) + 1)
+    # Markdown removes one space on each side, without which a backtick at an end would belong to the fence
+    return f"{fence} {text} {fence}" if text[0] == "`" or text[-1] == "`" else f"{fence}{text}{fence}"
+
+
+def code_block(text: str) -> str:
+    """Return a foreign text as a block of code of Markdown; its lines stay, and a long run of backticks is cut."""
+    text = _backticks_cut(printable(text))
+    fence = "`" * (_longest_backticks(text) + 3)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+# GitHub's parser, cmark-gfm, takes no fence of more than 80 backticks around a span, and compares only 255 of a block's
+_MOST_BACKTICKS = 40
+
+
+def _backticks_cut(text: str) -> str:
+    runs = f"`{{{_MOST_BACKTICKS + 1},}}"
+    return re.sub(runs, lambda found: f"{found[0][:_MOST_BACKTICKS]}… ({len(found[0])} backticks)", text)
+
+
+def _longest_backticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def safe_xml(text: str) -> str:

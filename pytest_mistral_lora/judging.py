@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pytest_mistral_lora.chat.reading import path_of, similar_path
 from pytest_mistral_lora.conformance.collection import targets_of
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.known import Xfail, read_xfails
@@ -21,7 +22,8 @@ from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer, tok
 from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath, recognised
 from pytest_mistral_lora.conformance.session import Session, opened_session
 from pytest_mistral_lora.conformance.targets import EMBEDDED, EncodedTarget, Target, is_shipped, name_of
-from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean
+from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean, shortened
+from pytest_mistral_lora.records.files import require_writable
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.token_rows import TokenRow
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 AnyPath: TypeAlias = "str | Path"
 
 _WIDEST = 120
+_TOKENIZER = "a tokenizer"
+_ENDLESS = "a value holds itself, or is nested too deeply"
 _FRAME = '<iframe srcdoc="{page}" sandbox="allow-scripts" title="{title}" style="{style}"></iframe>'
 _FRAME_STYLE = "box-sizing: border-box; width: 100%; height: 40em; border: 1px solid #8888"
 
@@ -37,7 +41,7 @@ _FRAME_STYLE = "box-sizing: border-box; width: 100%; height: 40em; border: 1px s
 class Verdict:
     """The result of the suite.
 
-    In a notebook it is shown as the report's page, and `print(verdict)` prints what `mistral-lora check` prints.
+    In a notebook it is shown as the report's page, and `print(verdict)` prints what `mistral-lora check -v` prints.
 
     Attributes:
         ok: Whether no finding is an error, something was judged, and no known deviation is out of date.
@@ -114,7 +118,7 @@ class Verdict:
         """
         from pytest_mistral_lora.report import write_report
 
-        file = Path(path)
+        file = path_of(path, "a report")
         if file.suffix not in (".html", ".json"):
             raise InputError(f"{str(path)!r} is not a report", expected="a name that ends in .html or .json")
         write_report(file, self._report, self._rows)
@@ -162,14 +166,14 @@ def judge(
         (True, ())
     """
     plan = plan_check(
-        [Path(path) for path in paths],
-        tokenizer=None if tokenizer is None else _tokenizer_of_rows(str(tokenizer)),
+        [path_of(path, "something to judge") for path in paths],
+        tokenizer=None if tokenizer is None else _tokenizer_of_rows(path_of(tokenizer, _TOKENIZER, place="tokenizer=")),
         kind=kind,
-        base=None if base is None else Path(base),
+        base=None if base is None else path_of(base, "the folder of a checkpoint", place="base="),
         oracle=_oracle_name(oracle),
         train=train,
-        xfails=None if xfails is None else Path(xfails),
-        baseline=None if baseline is None else Path(baseline),
+        xfails=None if xfails is None else path_of(xfails, "a file of known deviations", place="xfails="),
+        baseline=None if baseline is None else require_writable(path_of(baseline, "a new file", place="baseline=")),
         option="{}=".format,
     )
     if type(examples) is not int or examples < 1:
@@ -218,11 +222,11 @@ def audit(
         >>> audit([encoded], tokenizer="spm-v3").ok
         True
     """
-    given = [dataset] if isinstance(dataset, str | Path) else dataset
-    sources = tuple(_existing(Path(source)) for source in given)
+    given = dataset if isinstance(dataset, list | tuple) else [dataset]
+    sources = tuple(_existing(path_of(source, "a file of rows", place="dataset=")) for source in given)
     encoder = encoder_of(tokenizer, oracle)
     if isinstance(rows, str | Path):
-        file = _existing(Path(rows))
+        file = _existing(path_of(rows, "encoded rows"))
         target = EncodedTarget(name_of(file), file, judge=encoder, dataset=sources)
         with opened_session([target]) as session:
             return verdict_of(session, f"audit({str(file)!r})")
@@ -244,7 +248,7 @@ def encoder_of(tokenizer: AnyPath, oracle: AnyPath | None = None) -> Target:
         InputError: If the file or folder is missing.
         TokenizerError: If the tokenizer cannot be loaded, or no Mistral tokenizer applies.
     """
-    path, declared = _named(str(tokenizer), _oracle_name(oracle))
+    path, declared = _named(path_of(tokenizer, _TOKENIZER, place="tokenizer="), _oracle_name(oracle))
     encoder = Target(name_of(path), path, oracle_name=declared)
     _ = encoder.oracle  # a tokenizer that does not load is bad input, not a finding about the rows
     return encoder
@@ -296,8 +300,10 @@ def plan_check(
         InputError: If a path is missing or is not recognised, an option does not apply to any path, or a file cannot
             be used.
     """
-    if kind and kind not in KINDS:
-        raise InputError(f"{kind!r}{did_you_mean(kind, KINDS)}", place=option("kind"), expected=", ".join(KINDS))
+    if kind and (not isinstance(kind, str) or kind not in KINDS):
+        raise InputError(
+            f"{shortened(kind)}{did_you_mean(str(kind), KINDS)}", place=option("kind"), expected=", ".join(KINDS)
+        )
     if tokenizer is not None and not is_shipped(tokenizer):
         tokenizer, oracle = _there(tokenizer, oracle)
     found = tuple(recognised(path, base, kind) for path in paths)
@@ -321,13 +327,13 @@ def plan_check(
     )
 
 
-def _tokenizer_of_rows(text: str) -> Path:
-    """Return the tokenizer of rows that a word names; the name of a shipped one stays, because the report shows it.
+def _tokenizer_of_rows(named: Path) -> Path:
+    """Return the tokenizer of rows that a path or a word names; a shipped one keeps its name, which the report shows.
 
     Raises:
         PinError: If the files of a repository at the Hub are not available.
     """
-    return Path(text) if is_shipped(Path(text)) else tokenizer_path(text)
+    return named if is_shipped(named) else tokenizer_path(str(named))
 
 
 def known_deviations(file: Path | None, option: str) -> tuple[Xfail, ...]:
@@ -359,14 +365,14 @@ def _there(path: Path, oracle: str | None) -> tuple[Path, str | None]:
     named, declared, _ = named_tokenizer(path, oracle)
     if not named.exists():
         expected = f"a tokenizer folder or file, or one of {', '.join(EMBEDDED)}"
-        found = f"no such file or folder{did_you_mean(str(named), EMBEDDED)}"
+        found = f"no such file or folder{similar_path(named, EMBEDDED)}"
         raise InputError(found, place=str(named), expected=expected)
     return named, declared
 
 
-def _named(tokenizer: str, oracle: str | None) -> tuple[Path, str | None]:
+def _named(tokenizer: Path, oracle: str | None) -> tuple[Path, str | None]:
     """Return the path of a tokenizer, named in any way, and its oracle."""
-    return _there(tokenizer_path(tokenizer), oracle)
+    return _there(tokenizer_path(str(tokenizer)), oracle)
 
 
 def _oracle_name(oracle: AnyPath | None) -> str | None:
@@ -434,6 +440,8 @@ def _written_rows(rows: Any, folder: Path) -> dict[str, str]:
                 file.write(json.dumps(_plain(row)) + "\n")
             except (TypeError, ValueError) as error:
                 raise InputError(str(error), place=f"rows[{number}]", expected="plain data or tensors") from error
+            except RecursionError as error:
+                raise InputError(_ENDLESS, place=f"rows[{number}]", expected="plain data or tensors") from error
     return {"rows.jsonl": "rows"}
 
 
@@ -461,7 +469,10 @@ def _rows_of_batch(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         InputError: If the batch has no ids.
     """
-    data = _plain(batch)
+    try:
+        data = _plain(batch)
+    except RecursionError as error:
+        raise InputError(_ENDLESS, place="rows", expected="plain data or tensors") from error
     ids = data.get("input_ids")
     if not isinstance(ids, list) or not ids:
         expected = "input_ids of shape (batch, length), labels and messages"

@@ -157,8 +157,8 @@ def test_an_option_that_cannot_be_used_is_bad_usage_with_the_usage_of_its_verb(
     with pytest.raises(SystemExit, match="2"):
         main(words)
     err = capsys.readouterr().err
-    assert err.startswith(f"usage: mistral-lora {words[0]} ")
-    assert err.endswith(f"{end}\n")
+    assert f"\n\nusage: mistral-lora {words[0]} " in err
+    assert err.partition("\n")[0].endswith(end)
 
 
 _OF_FOLDERS = (["verify"], ["smoke"], ["note"], ["chat", "--prompt", "hi"])
@@ -211,3 +211,26 @@ def test_help_imports_nothing_heavy() -> None:
     assert "pytest_mistral_lora" in names
     heavy = {"torch", "transformers", "numpy", "pydantic", "jinja2", "mistral_common", "rich", "yaml", "pytest"}
     assert not names & heavy
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "--tokeniser", "x"],
+        ["check", "--examples", "none"],
+        ["check", "--as", "x"],
+        ["chekc"],
+        ["check", "--report"],
+        ["merge"],
+        ["smoke", "x", "--golden", "a", "--record", "b"],
+    ],
+)
+def test_a_wrong_option_is_named_before_the_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    out, err = capsys.readouterr()
+    first, _, rest = err.partition("\n")
+    assert out == ""
+    assert first.startswith("mistral-lora")
+    assert ": error: " in first
+    assert rest.lstrip().startswith("usage: ")

@@ -139,7 +139,10 @@ def test_checks_that_had_nothing_to_judge_are_not_passed(lines: list[dict[str, A
     nameless = [{key: value for key, value in line.items() if key != "row"} for line in lines]
     code, out, _ = audit(nameless)
     assert code == 0
-    assert 'not checked: rows-complete: no line names its row ("row": 0), and no dataset is given' in out.splitlines()
+    assert (
+        "not checked: rows-complete: no rows are given to compare with: mistral-lora audit --dataset ROWS"
+        in out.splitlines()
+    )
     assert "not checked" not in audit(lines)[1]
 
     def skipped(lines: list[Any]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def healthy(tmp_path: Path) -> Path:
 
 
 def test_rows_are_judged_by_a_tokenizer_alone(healthy: Path, capsys: Any) -> None:
-    code, out = check(capsys, str(healthy), "--tokenizer", "spm-v3")
+    code, out = check(capsys, str(healthy), "--tokenizer", "spm-v3", "-v")
     lines = out.splitlines()
     assert code == 0
     assert lines[0] == f"{healthy}: rows (JSON Lines, `messages` with role/content)"
@@ -113,6 +114,34 @@ def test_rows_are_judged_by_a_tokenizer_alone(healthy: Path, capsys: Any) -> Non
     # the table of figures, and little else
     assert lines.index("figures of rows.jsonl:") < 10
     assert len(lines) < 24
+
+
+_REASON = "no rows are given to compare with: mistral-lora audit --dataset ROWS"
+
+
+def test_a_green_check_is_ten_lines_and_says_how_much_was_not_checked(tmp_path: Path, capsys: Any) -> None:
+    rows(tmp_path, "assistant")
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    encoded = row | {"input_ids": [1, 3, 16127, 4, 23325, 2], "labels": [-100] * 4 + [23325, 2]}
+    (tmp_path / "encoded.jsonl").write_text(json.dumps(encoded))
+    files = (str(tmp_path / name) for name in ("rows.jsonl", "encoded.jsonl"))
+    words = ("check", *files, "--tokenizer", "spm-v3", "--no-cache")
+    assert main([*words]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) <= 10
+    [unchecked] = [line for line in out.splitlines() if line.startswith("not checked: ")]
+    number = re.search(r", 0 failed, (\d+) not checked$", out, re.MULTILINE)
+    assert number is not None
+    assert unchecked == f"not checked: {number[1]} check: {_REASON}"
+    assert re.search(r"^figures of rows.jsonl: \d+ rows?, ", out, re.MULTILINE)
+    assert main([*words, "--verbose"]) == 0
+    whole = capsys.readouterr().out
+    assert {"not checked:", "figures of rows.jsonl:", f"  encoded.jsonl: {_REASON} (1)"} <= set(whole.splitlines())
+    assert whole.splitlines()[-1] == out.splitlines()[-1]
+    # a fault is shown with everything
+    rows(tmp_path, "bot")
+    assert main([*words]) == 1
+    assert "not checked:" in capsys.readouterr().out.splitlines()
 
 
 def test_a_bad_row_of_a_dataset_is_named_and_fails(healthy: Path, capsys: Any) -> None:
@@ -169,3 +198,26 @@ def test_a_kind_can_be_declared(tmp_path: Path, capsys: Any) -> None:
     code, out = check(capsys, str(tmp_path / "odd"), "--as", "rows", "--tokenizer", "spm-v3")
     assert code == 1
     assert out.startswith(f"{tmp_path / 'odd'}: rows, as --as declares\n")
+
+
+def test_a_card_shows_its_row_and_each_target_has_one_command_to_repeat_it(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "</s> and [INST]"}]
+    faulty = [{"messages": turns}, {"messages": [*turns, {"role": "user", "content": "More?"}]}]
+    for name in ("a.jsonl", "b.jsonl"):
+        Path(name).write_text("".join(f"{json.dumps(row)}\n" for row in faulty))
+    words = ["check", "a.jsonl", "b.jsonl", "--tokenizer", "spm-v3", "--report", "x.json", "--report=x.html"]
+    main(words)
+    capsys.readouterr()
+    commands = [cause["commands"]["rerun"] for cause in json.loads(Path("x.json").read_text())["causes"]]
+    repeated = {f"mistral-lora check {name} --tokenizer spm-v3" for name in ("a.jsonl", "b.jsonl")}
+    assert set(commands) <= repeated
+    page = Path("x.html").read_text()
+    assert page.count("Repeat it:") == len(set(commands))
+    assert "<summary>The row</summary>" not in page
+    assert page.count("The row:") == sum(
+        bool(cause["row"]) for cause in json.loads(Path("x.json").read_text())["causes"]
+    )
+    assert page.count("The row:") >= 1

@@ -108,7 +108,7 @@ def break_tokenizer(folder: Path) -> None:
         (lambda folder: (folder / "base").rename(folder / "elsewhere"), "ML208"),
         pytest.param(break_weights, "ML208", marks=pytest.mark.slow),
         (break_tokenizer, "ML201"),
-        (lambda folder: (folder / "recipe.yaml").write_text("base: {"), "ML640"),
+        (lambda folder: (folder / "recipe.yaml").write_text("base: {}\ndata: {}\n"), "ML640"),
     ],
 )
 def test_one_cause_is_one_failed_check(recipe: Path, capsys: Any, harm: Any, rule: str) -> None:

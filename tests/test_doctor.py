@@ -54,6 +54,17 @@ def faults(changes: dict[str, str], torch_error: str = "") -> dict[str, str]:
     return {one.id: one.severity for one in found}
 
 
+def test_of_two_distributions_the_one_that_python_imports_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("5.24.0", "5.23.0"):  # the one that is found first comes last
+        folder = tmp_path / version / f"Transformers-{version}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: Transformers\nVersion: {version}\n")
+        monkeypatch.syspath_prepend(tmp_path / version)
+    assert installed_versions.__wrapped__()["transformers"] == "5.23.0"
+
+
 @pytest.mark.parametrize(("changes", "fault"), MUTANTS)
 def test_a_bad_version_is_one_fault(changes: dict[str, str], fault: str) -> None:
     assert [name for name, severity in faults(changes).items() if severity == "error"] == [fault]
@@ -293,3 +304,39 @@ def test_doctor_lists_the_faults_of_servers_in_a_line_each(capsys: pytest.Captur
     lines = capsys.readouterr().out.splitlines()
     for fault in SERVER_FAULTS:
         assert sum(fault.id in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("HF_HOME", "~nobody-here/x"), ("HOME", "~"), ("MISTRAL_LORA_CACHE", "~nobody-here")]
+)
+@pytest.mark.parametrize(("words", "code"), [(["doctor"], 0), (["check", "rows.jsonl"], 0), (["runner", "list"], 2)])
+def test_a_home_folder_that_nobody_has_is_named_and_stops_only_what_needs_it(
+    name: str,
+    value: str,
+    words: list[str],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for variable in ("HF_HOME", "MISTRAL_LORA_CACHE", "CI"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    words = [*words, "--tokenizer", "spm-v3"] if words[0] == "check" else words
+    monkeypatch.setattr("pytest_mistral_lora.environment.faults.KNOWN_FAULTS", ())
+    assert main(words) == code
+    output = "".join(capsys.readouterr())
+    assert words[0] == "check" or "home folder" in output
+
+
+@pytest.mark.parametrize("value", ["http://[::1", "http://127.0.0.1:x", "http://127.0.0.1:99999"])
+def test_an_endpoint_that_is_no_address_is_bad_input(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", value)
+    for words in (["doctor"], ["check", "spm-v3"]):
+        assert main(words) == 2
+        assert capsys.readouterr().err.startswith(f"error: HF_ENDPOINT: {value!r} is not an address")

@@ -18,8 +18,17 @@ import torch
 from check_verb import check, rows
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from pytest_mistral_lora import Verdict, audit, judge, judging
-from pytest_mistral_lora.errors import FindingsError, InputError
+from pytest_mistral_lora import (
+    CheckpointTokenizer,
+    Verdict,
+    audit,
+    judge,
+    judging,
+    read_rows,
+    train,
+    training_template,
+)
+from pytest_mistral_lora.errors import FindingsError, InputError, MistralLoraError
 
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 IDS = [1, 3, 16127, 4, 23325, 2]
@@ -98,6 +107,52 @@ def test_bad_input_is_an_error_of_ours(here: Path, call: Callable[[], object], m
     rows(here, "assistant")
     with pytest.raises(InputError, match=message):
         call()
+
+
+LOOP: list[Any] = []
+LOOP.append(LOOP)
+LOOPED: dict[str, Any] = {}
+LOOPED["a"] = LOOPED
+NO_PATHS = ("x" * 5000, "a/" * 3000, "a\0b", "\ud800", None, 3, b"rows.jsonl", ["rows.jsonl"], LOOP, object())
+TAKES_A_PATH: dict[str, Callable[[Any], object]] = {
+    "judge": judge,
+    "tokenizer": lambda value: judge("rows.jsonl", tokenizer=[] if value is None else value),
+    "base": lambda value: judge("rows.jsonl", tokenizer="spm-v3", base=[] if value is None else value),
+    "xfails": lambda value: judge("rows.jsonl", tokenizer="spm-v3", xfails=[] if value is None else value),
+    "baseline": lambda value: judge("rows.jsonl", tokenizer="spm-v3", baseline=[] if value is None else value),
+    "audit": lambda value: audit([] if value is None else value, tokenizer="spm-v3").raise_for_findings(),
+    "audit dataset": lambda value: audit([SOUND], tokenizer="spm-v3", dataset=[value]),
+    "audit tokenizer": lambda value: audit([SOUND], tokenizer=value),
+    "read_rows": lambda value: list(read_rows(value)),
+    "train": train,
+    "CheckpointTokenizer": CheckpointTokenizer,
+    "training_template": training_template,
+}
+
+
+@pytest.mark.parametrize("name", TAKES_A_PATH)
+def test_a_value_that_is_no_path_is_an_error_of_ours(here: Path, name: str) -> None:
+    rows(here, "assistant")
+    for value in NO_PATHS:
+        with pytest.raises(MistralLoraError):
+            TAKES_A_PATH[name](value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [SOUND | {"x": LOOP}],
+        [SOUND | {"input_ids": LOOP}],
+        [LOOPED],
+        [SOUND | {"x": LOOPED}],
+        LOOPED,
+        {"input_ids": LOOP},
+        {"input_ids": [[1]], "x": [LOOPED]},
+    ],
+)
+def test_a_value_that_holds_itself_is_an_error_of_ours(given: Any) -> None:
+    with pytest.raises(InputError, match="holds itself"):
+        audit(given, tokenizer="spm-v3")
 
 
 def test_nothing_judged_is_not_ok() -> None:

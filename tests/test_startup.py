@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -136,3 +137,27 @@ def test_a_subject_is_imported_when_one_of_its_targets_is_collected() -> None:
     done = subprocess.run([sys.executable, "-c", COLLECTED], capture_output=True, text=True, check=True)
     # the rows of another trainer keep the laws of `mask`, too
     assert done.stdout.splitlines() == ["[] False", "['encoded.audit', 'mask.checks'] False"]
+
+
+def test_a_missing_folder_and_a_broken_recipe_are_answered_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("base:\n\tpath: base\n")
+    (tmp_path / "lora").mkdir()
+    commands = [
+        ["smoke", "nolora"],
+        ["smoke", "lora", "--base", "nobase"],
+        ["smoke", "lora", "--rows", "none.jsonl"],
+        ["merge", "nolora", "merged"],
+        ["chat", "nolora"],
+        ["check", "recipe.yaml"],
+        ["train", "recipe.yaml"],
+    ]
+    script = (
+        "import json, sys\nfrom pytest_mistral_lora.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    assert main(words) == 2, words\n"
+        "    heavy = {'torch', 'transformers', 'peft'} & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)\n"
+    )
+    command = [sys.executable, "-c", script, json.dumps(commands)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

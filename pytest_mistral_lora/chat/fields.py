@@ -104,7 +104,7 @@ def check_message(message: Any, place: Place) -> None:
     role = message.get("role")
     if role not in ROLES:
         found = "is missing" if "role" not in message else repr(role)
-        raise (place / "role").error(found, "one of " + ", ".join(ROLES), role_step(role, place.origin))
+        raise (place / "role").error(found, "one of " + ", ".join(ROLES), role_step(role, place.origin, ROLES))
     for key, value in message.items():
         if _is_unknown(key, value, _MESSAGE_KEYS[role]):
             known = ", ".join(sorted(_MESSAGE_KEYS[role]))

@@ -63,3 +63,22 @@ def by_number(place: str) -> list[tuple[int, str]]:
     keys = [(0, part) for part in parts]
     keys[1::2] = [(1 + len(number), number) for number in numbers]
     return keys
+
+
+_BARE = re.compile(r"""'[^']*'|"[^"]*"|[-+]?[\d.,]+|None|True|False|null|true|false|\[[^\]]*\]|\{[^}]*\}""")
+
+
+def named_value(found: str, place: str, title: str) -> str:
+    """Return what was found as one line in which a bare value, such as `'usr'`, has the name of its field.
+
+    Args:
+        found: The value found, or words.
+        place: Its place.
+        title: The title of the rule, for a value whose place has no field.
+    """
+    line = " ".join(found.split())
+    if not _BARE.fullmatch(line):
+        return line
+    _, _, field = place.rpartition(", ")
+    is_field = field != place and re.search(r"[a-z_]", field) is not None
+    return f"{field}: {line}" if is_field else f"{line}: {title}"

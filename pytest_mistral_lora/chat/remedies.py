@@ -37,10 +37,29 @@ def import_command(origin: str, *options: str) -> str:
     return " ".join([import_step(path).removeprefix("Convert it: "), *options])
 
 
-def role_step(role: Any, origin: str) -> str:
-    """Return the sentence on the conversion of a role of another format; empty if the role is not known."""
-    if not isinstance(role, str) or role not in OTHER_ROLES:
+_MEANT = {
+    **dict.fromkeys(("agent", "ai", "bot", "chatbot", "llm", "machine", "reply", "response"), "assistant"),
+    **dict.fromkeys(("client", "customer", "person", "prompt", "prompter", "question"), "user"),
+}
+"""Names of roles that no format has, and the role that a user means by each."""
+
+
+def role_step(role: Any, origin: str, roles: Collection[str]) -> str:
+    """Return the sentence on a wrong role: its conversion if another format has it, or the role that is meant.
+
+    Args:
+        role: The role.
+        origin: The place of the row.
+        roles: The right roles.
+
+    Returns:
+        The sentence; empty if no role is similar.
+    """
+    if not isinstance(role, str):
         return ""
+    if role not in OTHER_ROLES:
+        meant = _MEANT.get(role.strip().lower()) or next(iter(difflib.get_close_matches(role.lower(), roles, n=1)), "")
+        return f"Did you mean {meant!r}?" if meant else ""
     ours = "assistant" if OTHER_ROLES[role] == CALL else OTHER_ROLES[role]
     return f"To make it {ours!r}: {import_command(origin)}"
 
@@ -262,6 +281,9 @@ def file_answer(path: Path, head: bytes) -> tuple[str, str] | None:
     return None
 
 
+_OF_CHECKPOINTS = ("config.json", "tekken.json", "tokenizer.json", "tokenizer.model", "tokenizer.model.v*")
+
+
 def folder_answer(path: Path) -> tuple[str, str]:
     """Return the name of a folder that is not checked, and the next step."""
     if any(path.glob("*.gguf")):
@@ -279,6 +301,10 @@ def folder_answer(path: Path) -> tuple[str, str]:
         newest = max(adapters, key=lambda file: file.stat().st_mtime_ns).parent
         found = f"a folder with {counted(len(adapters), 'adapter')} below it"
         return found, f"Check one: mistral-lora check {shlex.quote(str(newest))}"
+    bases = sorted({file.parent for name in _OF_CHECKPOINTS for file in path.glob(f"*/{name}")})
+    if bases:
+        found = f"a folder with {counted(len(bases), 'checkpoint')} below it"
+        return found, f"Check one: mistral-lora check {shlex.quote(str(bases[0]))}"
     data = sorted(file for file in path.rglob("*") if file.name.endswith(DATA_SUFFIXES) and file.is_file())
     if not data:
         return "", ""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pytest_mistral_lora.chat.reading import read_line, scan_lines
+from pytest_mistral_lora.chat.reading import path_of, read_line, scan_lines
 from pytest_mistral_lora.chat.row_kinds import parse_rows, trained_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError, RowsError
@@ -32,10 +32,12 @@ def scan_records(source: str | Path | DataFile) -> Iterator[tuple[Row, ...] | Ro
     Raises:
         InputError: If the file cannot be opened, or is not JSON Lines in UTF-8.
     """
-    path = Path(source) if isinstance(source, str | Path) else source.path
+    if isinstance(source, str) or not hasattr(source, "lines"):
+        source = path_of(source, "a file of rows")
+    path = source if isinstance(source, Path) else source.path
     found = False
-    reader = None if isinstance(source, str | Path) else source.source
-    for number, line in scan_lines(path) if isinstance(source, str | Path) else source.lines():
+    reader = None if isinstance(source, Path) else source.source
+    for number, line in scan_lines(path) if isinstance(source, Path) else source.lines():
         rows = read_record(path, number, line, place="" if reader is None else reader.place)
         if rows is not None:
             found = True

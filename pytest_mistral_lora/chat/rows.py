@@ -64,9 +64,9 @@ class Row:
 
         Example:
             >>> from pytest_mistral_lora import Row
-            >>> Row.from_dict({"messages": [{"role": "user", "content": "Hi"}, {"role": "bot", "content": "Yo"}]})
+            >>> Row.from_dict({"messages": [{"role": "user", "content": "Hi"}, {"role": "poet", "content": "Yo"}]})
             Traceback (most recent call last):
-            pytest_mistral_lora.errors.RowError: messages[1].role: 'bot'; expected one of system, user, assistant, tool
+            pytest_mistral_lora.errors.RowError: messages[1].role: 'poet'; expected one of system, user, assistant, tool
         """
         return parse_row(data)
 

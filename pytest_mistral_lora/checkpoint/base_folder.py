@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.reading import parse_json, read_bounded
+from pytest_mistral_lora.chat.reading import in_utf8, parse_json, read_bounded
 from pytest_mistral_lora.checkpoint.architectures import (
     ALL,
     Architecture,
@@ -272,7 +272,8 @@ class BaseFolder:
         if kind == "mistral" and "layer_types" in self.config:
             kind = "ministral"
         if not isinstance(kind, str) or kind not in CONFIG_MAPPING or _OTHER_FILES in self.config:
-            return AutoConfig.from_pretrained(self.path, trust_remote_code=False, local_files_only=True)
+            with in_utf8(self.path) as named:
+                return AutoConfig.from_pretrained(named, trust_remote_code=False, local_files_only=True)
         return CONFIG_MAPPING[kind].from_dict({**copy.deepcopy(self.config), "model_type": kind})
 
     def model_config(self) -> Any:
@@ -283,7 +284,8 @@ class BaseFolder:
         """
         config_class = self.architecture.model_class().config_class
         if _OTHER_FILES in self.config:
-            config = config_class.from_pretrained(self.path)
+            with in_utf8(self.path) as named:
+                config = config_class.from_pretrained(named)
         else:
             config = config_class.from_dict(copy.deepcopy(self.config))
         # transformers fetches and runs code from the Hub for a value such as owner/name; the default is sdpa

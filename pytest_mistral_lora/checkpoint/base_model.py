@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+from pytest_mistral_lora.chat.reading import in_utf8
 from pytest_mistral_lora.checkpoint.architectures import SUPPORTED, TEMPLATE_ALONE, architecture_of, text_part
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.devices import Precision, torch_dtype
@@ -157,21 +158,21 @@ def _load(base: BaseFolder, precision: Precision, *, packed: bool = False, **opt
         elif not (base.path / GENERATION_CONFIG).is_file():
             # without that file, transformers reads the ids from config.json again
             options["generation_config"] = GenerationConfig(**_end_ids(base))
-        model, report = model_class.from_pretrained(
-            None if is_fp8 else base.path,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            local_files_only=True,
-            **options,
-        )
+        with in_utf8(base.path) as named:
+            model, report = model_class.from_pretrained(
+                None if is_fp8 else named,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                local_files_only=True,
+                **options,
+            )
     # transformers only warns about a missing weight, and fills it with random numbers
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, report[kind])):
             raise PinError(f"{kind.replace('_', ' ')}: {', '.join(names[:5])}", place=str(base.path))
-    if is_fp8:
-        model.config.name_or_path = model.name_or_path = str(base.path)
+    model.config.name_or_path = model.name_or_path = str(base.path)
     # `generate` takes its defaults from here: penalties of the base would change greedy answers
     ids = {key: getattr(model.generation_config, key) for key in _END_IDS}
     model.generation_config = GenerationConfig(**ids)

@@ -119,7 +119,7 @@ def write_tiny_base(
             (building / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         # transformers and mistral-common find the file and its version by these names
         suffixes = "".join(oracle.path.suffixes[-2:])
-        shutil.copy(tokenizer_file, building / (TEKKEN if oracle.kind == "tekken" else f"tokenizer{suffixes}"))
+        shutil.copyfile(tokenizer_file, building / (TEKKEN if oracle.kind == "tekken" else f"tokenizer{suffixes}"))
         building.rename(folder)
     return folder
 

@@ -8,7 +8,6 @@ import json
 import shlex
 import shutil
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
-from pytest_mistral_lora.chat.reading import read_bounded
+from pytest_mistral_lora.chat.reading import in_utf8, path_of, read_bounded, similar_path
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.isolated import ask
 from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt
@@ -33,7 +32,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     template_places,
 )
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON as TOKENIZER_JSON
-from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateError, TokenizerError, did_you_mean, loading
+from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateError, TokenizerError, loading
 
 _LOADABLE = ((TOKENIZER_JSON,), (SPM_MODEL, TOKENIZER_CONFIG))
 """Groups of files; transformers needs one complete group."""
@@ -41,6 +40,9 @@ _IN_USE: WeakValueDictionary[tuple[Path, str], Oracle] = WeakValueDictionary()
 """The oracles that something holds, by file and its SHA-256: a Tekken file takes a second to load."""
 _PROBE = "A text, with 12 numbers and an é."
 _SPECIALS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+
+
+_WHAT = "a tokenizer file, or the folder of a checkpoint or tokenizer"
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,14 @@ class CheckpointTokenizer:
     declared: str | None = None
 
     def __post_init__(self) -> None:
-        is_there = False
-        with suppress(OSError):  # a name that is too long
-            is_there = self.path.exists()
-        if not is_there:
-            found = f"no such file or folder{did_you_mean(str(self.path), SHIPPED)}"
-            expected = "a tokenizer file, or the folder of a checkpoint or tokenizer"
-            raise TokenizerError(found, place=str(self.path), expected=expected)
+        try:
+            path = path_of(self.path, _WHAT)
+        except InputError as error:
+            raise TokenizerError(error.found, expected=error.expected) from error
+        object.__setattr__(self, "path", path)  # a text is taken, too
+        if not path.exists():
+            found = f"no such file or folder{similar_path(path, SHIPPED)}"
+            raise TokenizerError(found, place=str(path), expected=_WHAT)
 
     @cached_property
     def files(self) -> TokenizerFiles:
@@ -153,7 +156,7 @@ class CheckpointTokenizer:
         self.files.refuse_hazards()
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        with loading("transformers", self.path):
+        with in_utf8(self.path) as named, loading("transformers", self.path):
             if not self.loads_as_it_is:
                 converted = convert(self.oracle)
                 default = own_template(self.files) or converted.chat_template
@@ -162,7 +165,7 @@ class CheckpointTokenizer:
                 converted.chat_template = {**more, "default": default} if more.keys() - {"default"} else default
                 return converted
             # with tekken.json beside it, transformers 5 would choose mistral-common's own backend, without a template
-            tokenizer = AutoTokenizer.from_pretrained(self.path, mistral_format=False, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(named, mistral_format=False, trust_remote_code=False)
             # transformers accepts a setting of the wrong type silently, and fails at the first use
             tokenizer.decode(tokenizer(_PROBE)["input_ids"])
             repr(tokenizer.special_tokens_map)
@@ -222,7 +225,8 @@ def convert(oracle: Oracle) -> Any:
         # without a template, newer versions generate one, and load the whole file again for it
         takes_template = "chat_template" in inspect.signature(convert_tekken_tokenizer).parameters
         given = {"chat_template": oracle.chat_template()} if takes_template else {}
-        tokenizer = convert_tekken_tokenizer(str(oracle.path), **given)
+        with in_utf8(oracle.path) as named:
+            tokenizer = convert_tekken_tokenizer(str(named), **given)
     elif oracle.kind == "tekken":
         tokenizer = _from_tekken_before_5(oracle)
     else:
@@ -290,7 +294,7 @@ def training_template(
         TokenizerError: If the tokenizer cannot be loaded, or has a template of its own and you give a system prompt.
         NoTemplateError: If no template exists, or it has no branch for the assistant's messages.
     """
-    loaded = tokenizer if isinstance(tokenizer, CheckpointTokenizer) else CheckpointTokenizer(Path(tokenizer))
+    loaded = tokenizer if isinstance(tokenizer, CheckpointTokenizer) else CheckpointTokenizer(path_of(tokenizer, _WHAT))
     source = official_template(loaded, thinking=thinking, system_prompt=system_prompt)
     marked: str | None = ask({"asked": "training-source", "source": source})["source"]
     if marked is None:

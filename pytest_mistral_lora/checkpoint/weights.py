@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pytest_mistral_lora.chat.reading import JSON_LIMIT, open_regular, opened, parse_json, read_json
+from pytest_mistral_lora.chat.reading import JSON_LIMIT, in_utf8, open_regular, opened, parse_json, read_json
 from pytest_mistral_lora.errors import InputError, PinError
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
         from safetensors import safe_open
 
         # opened for each tensor: the pages of a mapped file count as this process's memory until it is closed
-        with safe_open(self.infos[name].file, framework="pt") as file:
+        with in_utf8(self.infos[name].file) as named, safe_open(named, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 

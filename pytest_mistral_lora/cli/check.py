@@ -92,6 +92,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "has changed (default: in the cache of this package; none if CI is set)",
     )
     cache.add_argument("--no-cache", action="store_true", help="run every check, and keep no result")
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print the table, the figures of the rows and each reason why something was not checked, also if no "
+        "error is found",
+    )
     add_report_option(parser)
     add_format_option(parser)
 
@@ -127,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         xfails=plan.xfails,
         baseline=args.baseline,
         reports=args.report,
+        brief=not args.verbose,
     )
     kept = None if args.no_cache else args.cache or default_folder()
     return judging.judge(

@@ -109,6 +109,7 @@ class Judging:
         xfails: Known deviations that do not fail.
         baseline: The file for the list of all findings, or None.
         reports: The files of reports.
+        brief: Whether a run without an error prints a few lines.
     """
 
     command: str
@@ -118,6 +119,7 @@ class Judging:
     xfails: Sequence[Xfail] = ()
     baseline: Path | None = None
     reports: Sequence[Path] = ()
+    brief: bool = False
 
     def judge(self, targets: Sequence[Target], **options: Any) -> int:
         """Judge targets, print and write the outcome, and return the exit code.
@@ -133,6 +135,7 @@ class Judging:
         with opened_session(targets, xfails=self.xfails, **options) as session:
             with _progress() as show:
                 for number, record in enumerate(session.run(self.command), start=1):
+                    record["commands"] = {"rerun": self.narrowest_command(record["target"])}
                     show(f"{number} checks; {record['nodeid']}")
             if self.baseline is not None:
                 session.write_baseline(self.baseline)
@@ -149,6 +152,25 @@ class Judging:
             else:
                 self._print(session)
         return code
+
+    def narrowest_command(self, target: str) -> str:
+        """Return the command that judges one target again, and writes no file.
+
+        Args:
+            target: The name of the target, which is the last part of its path if no other has that.
+        """
+        words = shlex.split(self.command)
+        for option in ("--report", "--baseline", "--output-format"):
+            while option in words:
+                at = words.index(option)
+                del words[at : at + 2]
+            words = [word for word in words if not word.startswith(f"{option}=")]
+        words = [word for word in words if word != "--json"]
+        paths = [str(path["path"]) for path in self.paths]
+        of_target = [path for path in paths if Path(path).name == target]
+        if len(of_target) == 1:
+            words = [word for word in words if word not in paths or word == of_target[0]]
+        return shlex.join(words)
 
     def _write_verdicts(self, session: Session) -> list[Path]:
         """Write the files for other programs, and return those that are reports."""
@@ -187,7 +209,9 @@ class Judging:
         for text in session.cause_texts(width):
             write_styled(text)
         memory = [f"{shown_path(recipe['path'])}: {recipe['text']}" for recipe in self.memory]
-        sys.stdout.write("\n".join([*session.summary_lines(width, memory), *next_lines(session)]) + "\n")
+        sys.stdout.write(
+            "\n".join([*session.summary_lines(width, memory, brief=self.brief), *next_lines(session)]) + "\n"
+        )
 
 
 @contextmanager

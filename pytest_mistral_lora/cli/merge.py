@@ -63,6 +63,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merge, and print the folder and how the merged model compares with base and adapter."""
+    from pytest_mistral_lora.records.files import require_folder
+
+    require_folder(args.adapter)  # before torch is imported, which takes seconds
     from pytest_mistral_lora.training.callbacks import stop_on_signals
     from pytest_mistral_lora.training.display import RunDisplay
     from pytest_mistral_lora.training.merge import merge

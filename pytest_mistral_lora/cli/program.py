@@ -12,6 +12,8 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
+from urllib.parse import urlsplit
 
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.cli import (
@@ -39,6 +41,7 @@ from pytest_mistral_lora.errors import (
     EXIT_OK,
     EXIT_OUT_OF_MEMORY,
     EXIT_TERMINATED,
+    InputError,
     MistralLoraError,
     Terminated,
     did_you_mean,
@@ -143,6 +146,7 @@ def _run_verb(words: list[str]) -> int:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     advice = ""
     try:
+        _require_endpoint()
         # parsing may take long: it fetches the files of `--tokenizer OWNER/NAME@COMMIT`
         with _sigterm_as_exception():
             args = _parsed(parser, words)
@@ -156,6 +160,20 @@ def _run_verb(words: list[str]) -> int:
             raise
         sys.stderr.write(f"error: {message}\n")
         return exit_code_of(error)
+
+
+def _require_endpoint() -> None:
+    """Refuse an address of the Hub that its library cannot parse, which would fail in any import of transformers.
+
+    Raises:
+        InputError: If `HF_ENDPOINT` is not an address.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    try:
+        _ = urlsplit(endpoint).port
+    except ValueError as error:
+        expected = "an address such as https://huggingface.co"
+        raise InputError(f"{endpoint!r} is not an address: {error}", place="HF_ENDPOINT", expected=expected) from error
 
 
 def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
@@ -186,13 +204,23 @@ def _verb_first(words: list[str], names: Sequence[str]) -> list[str]:
     return [words[at], *words[:at], *words[at + 1 :]] if at else words
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the error first: the usage of some verbs is longer than a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print an error and the usage, and exit with code 2."""
+        sys.stderr.write(f"{self.prog}: error: {message}\n\n")
+        self.print_usage(sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT)
+
+
 def _parser() -> argparse.ArgumentParser:
     sections = [wrapped_text(_DESCRIPTION)]
     for group, verbs in VERBS.items():
         lines = [wrapped_text(verb.summary, f"  {name:<12}") for name, verb in verbs.items()]
         sections.append("\n".join([f"{group}:", *lines, f"  $ {PROGRAM} {_EXAMPLES[group]}"]))
     codes = "\n".join(["exit codes:", *(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())])
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [-h] [--version] VERB ...",
         description="\n\n".join(sections),

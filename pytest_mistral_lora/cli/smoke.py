@@ -104,6 +104,14 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             "without transcripts, no answer is judged", place="--output-format", expected=f"{' or '.join(_PRINTED)}"
         )
+    from pytest_mistral_lora.chat.reading import existing_path
+    from pytest_mistral_lora.records.files import require_folder
+
+    # before torch is imported, which takes seconds
+    require_folder(args.adapter)
+    for given, expected in ((args.base, "the folder of a base"), (args.golden, "transcripts"), (args.rows, "rows")):
+        if given is not None:
+            existing_path(given, expected)
     from pytest_mistral_lora.training.display import RunDisplay
 
     with RunDisplay.on_stderr() as display:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pytest_mistral_lora.errors import InputError, PinError
+from pytest_mistral_lora.errors import InputError, PinError, one_line
 from pytest_mistral_lora.escaping import printable, safe_json
 
 # argparse has no public name for the type that `add_subparsers` returns
@@ -116,8 +116,15 @@ class PathArgument:
     inside: bool = False
 
     def __call__(self, text: str) -> Any:
-        """Return the value of a word."""
-        return self.parse(text)
+        """Return the value of a word.
+
+        Raises:
+            argparse.ArgumentTypeError: If the word cannot be parsed; argparse would show this object for a ValueError.
+        """
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(one_line(error)) from error
 
 
 INPUT = PathArgument("read")

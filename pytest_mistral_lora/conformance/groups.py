@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import TokenSide
-from pytest_mistral_lora.chat.places import RecordPlace, by_number
+from pytest_mistral_lora.chat.places import RecordPlace, by_number, named_value
 from pytest_mistral_lora.chat.row_kinds import parse_trained
 from pytest_mistral_lora.chat.token_rows import TokenRow
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.finding import RULES, Finding
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.secrets import spells_secret
@@ -98,7 +98,7 @@ class FindingGroup:
         """Return one line that begins with the rule and its finding; cut to `width`, but never its count."""
         finding = replace(self.simplest, place=printable(self.simplest.place, lines=False))
         counted = f" ({self.total} findings)" if self.total > 1 else ""
-        line = f"{finding.rule} {printable(' '.join(finding.found.split()))}"
+        line = f"{finding.rule} {printable(named_value(finding.found, finding.place, RULES[finding.rule].title))}"
         width = max(width, 40) if width is not None else len(line) + len(counted) + len(finding.place) + 3
         room = width - len(counted)
         if len(line) > room:

@@ -141,7 +141,10 @@ INPUTS: Mapping[str, Callable[[Target], Inputs]] = {
 
 def default_folder() -> Path | None:
     """Return the folder of results; None in CI, where it would have to be named."""
-    return None if os.environ.get("CI") else cache_folder() / "results"
+    # without a home folder, as in some containers, nothing is kept
+    with suppress(InputError):
+        return None if os.environ.get("CI") else cache_folder() / "results"
+    return None
 
 
 @dataclass

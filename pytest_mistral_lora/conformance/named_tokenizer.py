@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.chat.reading import similar_path
 from pytest_mistral_lora.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def require_there(path: Path) -> Path:
     """
     if not path.exists() and _AT_THE_HUB.fullmatch(str(path)) and not path.parent.exists():
         raise InputError(
-            "no such file or folder, and the name of a repository of the Hub needs its commit",
+            f"no such file or folder{similar_path(path)}, and the name of a repository of the Hub needs its commit",
             place=str(path),
             expected=f"{path}@COMMIT",
             next_step=f"Print the commit: mistral-lora pin {shlex.quote(str(path))}",

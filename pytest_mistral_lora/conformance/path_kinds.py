@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.container import LINES, VALUES, Container, container_of
-from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, opened, read_json
+from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, opened, read_json, similar_path
 from pytest_mistral_lora.chat.remedies import (
     ROW_SUFFIXES,
     configuration_answer,
@@ -20,7 +20,7 @@ from pytest_mistral_lora.chat.remedies import (
     import_step,
 )
 from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
-from pytest_mistral_lora.errors import InputError, MistralLoraError, did_you_mean
+from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.formats.recognition import ids_key, recognise
 from pytest_mistral_lora.records.manifest import MANIFEST
 
@@ -70,9 +70,8 @@ def recognised(path: Path, base: Path | None = None, kind: str = "") -> Recognis
     if is_shipped(path):
         return RecognisedPath(path, "tokenizer", "a tokenizer that mistral-common ships")
     if not path.exists():
-        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        names = [*beside, *EMBEDDED] if path.parent == Path() else beside
-        raise InputError(f"no such file or folder{did_you_mean(path.name, names)}", place=str(path))
+        names = EMBEDDED if path.parent == Path() else ()
+        raise InputError(f"no such file or folder{similar_path(path, names)}", place=str(path))
     if kind:
         return RecognisedPath(path, kind, f"{KINDS[kind].partition(' (')[0]}, as --as declares")
     if path.is_dir():
@@ -154,10 +153,10 @@ def _file(path: Path) -> RecognisedPath:
         raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
     if not head:
         raise InputError("the file is empty", place=str(path))
-    if head.startswith(b"GGUF") or path.suffix == ".gguf":
+    if head.startswith(b"GGUF"):
         return RecognisedPath(path, "gguf", "a GGUF file")
     if path.suffix.lower() in (".yaml", ".yml"):
-        return _yaml(path)
+        return _yaml(path, head)
     if path.name.startswith("tekken") and path.suffix == ".json":
         return RecognisedPath(path, "tokenizer", "a tokenizer file (Tekken)")
     if ".model" in path.suffixes:
@@ -173,7 +172,11 @@ def _file(path: Path) -> RecognisedPath:
 
 
 def _lines(path: Path) -> RecognisedPath:
-    """Recognise the lines of a file; a name such as `rows.jsonl` is enough if no line can be read."""
+    """Recognise the lines of a file by those that can be read.
+
+    Raises:
+        InputError: If none of the first lines is a row: a name such as `rows.jsonl` is not enough to judge the file.
+    """
     from pytest_mistral_lora.formats.sources import is_row
 
     records = [record for record in first_values(path) if isinstance(record, Mapping | list)]
@@ -186,8 +189,18 @@ def _lines(path: Path) -> RecognisedPath:
     if found is not None:
         return _converted(path)
     if path.suffix in ROW_SUFFIXES:
-        return RecognisedPath(path, "rows", "rows (JSON Lines by its name)")
-    raise _unknown(path)
+        raise _no_rows(path)
+    raise _unknown(path, keys=next((record for record in records if isinstance(record, Mapping)), None))
+
+
+def _no_rows(path: Path) -> InputError:
+    """Return the error for a file that is named like rows, with the fault of its first line."""
+    from pytest_mistral_lora.chat.row_files import scan_records
+
+    fault = next((item for item in scan_records(path) if isinstance(item, MistralLoraError)), None)
+    found, place = (fault.found, fault.place) if fault else ("the file has no rows", str(path))
+    expected = (fault.expected if fault else "") or "JSON Lines with messages"
+    return InputError(f"none of its first lines is a row: {found}", place=place, expected=expected)
 
 
 def _converted(path: Path) -> RecognisedPath:
@@ -266,16 +279,27 @@ def _json(path: Path, container: Container) -> RecognisedPath:
     raise _unknown(path, keys=data)
 
 
-def _yaml(path: Path) -> RecognisedPath:
+def _yaml(path: Path, head: bytes) -> RecognisedPath:
+    """Recognise a YAML file, or rows in a file that is only named like one.
+
+    Raises:
+        RecipeError: If it is neither YAML nor rows; with the line, before any slow import.
+        InputError: If it is the file of another tool, or nothing that is checked.
+    """
     import yaml
 
     try:
         with opened(path) as file:
             # a larger file is not a recipe, and its check refuses it
             data = yaml.safe_load(file.read(1 << 20))
-    except (yaml.YAMLError, ValueError, RecursionError):
-        # the check of the recipe reports the error with its line
-        return RecognisedPath(path, "recipe", "a recipe (by its name; it is not valid YAML)")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        with suppress(InputError):
+            if container_of(head, path) == Container(LINES):
+                return _lines(path)
+        from pytest_mistral_lora.training.recipe import load_recipe
+
+        load_recipe(path)
+        raise _unknown(path) from error
     if isinstance(data, Mapping):
         known_keys = _RECIPE_KEYS & data.keys()
         answer = configuration_answer(path, data)
@@ -283,6 +307,8 @@ def _yaml(path: Path) -> RecognisedPath:
             raise _unknown(path, *_of_configuration(path, *answer))
         if len(known_keys) > 1 or known_keys == data.keys():
             return RecognisedPath(path, "recipe", f"a recipe ({', '.join(key for key in data if key in known_keys)})")
+        if recognise(data) is not None and container_of(head, path) == Container(LINES):
+            return _lines(path)
     raise _unknown(path, keys=data)
 
 

@@ -306,16 +306,19 @@ class Session:
             if not cause.simplest.is_sign
         ]
 
-    def summary_lines(self, width: int, notes: Sequence[str] = ()) -> list[str]:
+    def summary_lines(self, width: int, notes: Sequence[str] = (), *, brief: bool = False) -> list[str]:
         """Return the table of outcomes, figures, everything not checked, and the verdict, for a terminal.
 
         Args:
             width: Columns of the terminal.
             notes: Lines of the front, above the verdict.
+            brief: Whether a run without an error has a line for each target in place of the table, the figures and the
+                reasons why something was not checked.
         """
         from pytest_mistral_lora.report import (
             NOTHING_WAS_JUDGED,
             basis_lines,
+            brief_lines,
             look_at_lines,
             unchecked_lines,
             verdict_line,
@@ -327,7 +330,13 @@ class Session:
             for target, found in statistics_of(self.records).items()
             for line in (f"figures of {target}:", *figure_lines(found, width))
         ]
-        facts = [*basis_lines(self.records), *self.known_faults(), *figures, *unchecked_lines(self.records)]
+        is_brief = brief and self.exit_code == 0
+        table = [] if is_brief else outcome_table(self.records, width)
+        if is_brief:
+            oracles = [line for line in basis_lines(self.records) if line.startswith("oracle of ")]
+            facts = [*brief_lines(self.records), *oracles[:1], *self.known_faults()]
+        else:
+            facts = [*basis_lines(self.records), *self.known_faults(), *figures, *unchecked_lines(self.records)]
         facts += [xfail.not_met for xfail in self.not_met]
         if self.kept is not None and self.kept.found:
             facts.append(
@@ -337,7 +346,7 @@ class Session:
         if self.kept is not None and self.kept.distrust:
             facts.append(f"results of earlier runs are not used, and none are kept: {self.kept.distrust}")
         return [
-            *outcome_table(self.records, width),
+            *table,
             # one line each, for any name or reason
             *(printable(line, lines=False) for line in facts),
             *notes,

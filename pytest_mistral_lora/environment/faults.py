@@ -304,12 +304,15 @@ KNOWN_FAULTS: tuple[KnownFault, ...] = (
 
 @cache
 def installed_versions() -> dict[str, str]:
-    """Return the version of each installed distribution by its name: lower case, words joined by hyphens."""
-    return {
-        re.sub(r"[-_.]+", "-", name.lower()): distribution.version
-        for distribution in metadata.distributions()
-        if (name := distribution.metadata["Name"])
-    }
+    """Return the version of each installed distribution by its name: lower case, words joined by hyphens.
+
+    Of two distributions with one name, it is the first on the path, which is the one that Python imports.
+    """
+    versions: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        if name := distribution.metadata["Name"]:
+            versions.setdefault(re.sub(r"[-_.]+", "-", name.lower()), distribution.version)
+    return versions
 
 
 def library_states(installed: Mapping[str, str]) -> Iterator[LibraryState]:

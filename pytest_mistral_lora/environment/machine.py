@@ -14,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.errors import one_line
+from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.extras import is_installed
 from pytest_mistral_lora.records.files import cache_folder
 
@@ -135,11 +135,12 @@ def hub_state(*, ask: bool) -> HubState:
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
-    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    # unlike a path's own methods, these do not raise for a name that is too long
+    existing = next(folder for folder in (cache, *cache.absolute().parents) if os.path.exists(folder))  # noqa: PTH110
     offline = bool(constants.HF_HUB_OFFLINE)
     variables = [name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name, "").strip()]
     file = Path(constants.HF_TOKEN_PATH)
-    files = [str(file)] if file.is_file() and file.stat().st_size else []
+    files = [str(file)] if os.path.isfile(file) and file.stat().st_size else []  # noqa: PTH113
     reachable = ""
     if ask:
         reachable = "not asked: HF_HUB_OFFLINE is set" if offline else hub_answer(constants.ENDPOINT)
@@ -147,12 +148,19 @@ def hub_state(*, ask: bool) -> HubState:
         endpoint=constants.ENDPOINT,
         offline=offline,
         cache=str(cache),
-        own_cache=str(cache_folder()),
+        own_cache=_own_cache(),
         free=shutil.disk_usage(existing).free,
         writable=os.access(existing, os.W_OK),
         token=next(iter([*variables, *files]), ""),
         reachable=reachable,
     )
+
+
+def _own_cache() -> str:
+    try:
+        return str(cache_folder())
+    except InputError as error:
+        return f"none: {error}"
 
 
 def hub_answer(endpoint: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.container import ARROW_FILE, PARQUET
-from pytest_mistral_lora.chat.reading import limited, limits
+from pytest_mistral_lora.chat.reading import in_utf8, limited, limits
 from pytest_mistral_lora.chat.reading.limited import LimitedProcess
 from pytest_mistral_lora.chat.remedies import AGAIN
 from pytest_mistral_lora.errors import InputError, and_more, one_line
@@ -291,12 +291,12 @@ def _batches(path: str, name: str, rows: int, memory: int) -> Iterator[tuple[Any
     # a mapped file counts as memory, but takes none; the table before may have had another limit
     limited.limit_memory(memory if name == PARQUET else memory + size)
     if name == PARQUET:
-        with parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as table:
+        with in_utf8(Path(path)) as named, parquet.ParquetFile(named, buffer_size=_BUFFER, pre_buffer=False) as table:
             total = max(1, table.metadata.num_rows)
             for batch in table.iter_batches(rows, use_threads=False):
                 yield batch, size * batch.num_rows // total
         return
-    with pa.memory_map(path) as mapped:
+    with in_utf8(Path(path)) as named, pa.memory_map(str(named)) as mapped:
         if name == ARROW_FILE:
             reader = pa.ipc.open_file(mapped)
             batches = (reader.get_batch(index) for index in range(reader.num_record_batches))

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -110,6 +111,16 @@ def finished_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:  # Ctrl-C, too, must leave no temporary file
         temporary.unlink(missing_ok=True)
         raise
+
+
+def set_mode_of_new_file(path: Path) -> None:
+    """Give a file the mode of any new file in its folder, which the umask, or an access list of the folder, decides."""
+    other = unfinished_path(path)
+    try:
+        other.touch(exist_ok=False)
+        path.chmod(stat.S_IMODE(other.stat().st_mode))
+    finally:
+        other.unlink(missing_ok=True)
 
 
 def path_from(folder: Path, path: Path) -> Path:
@@ -348,6 +359,17 @@ def listing(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def cache_folder() -> Path:
-    """Return `$MISTRAL_LORA_CACHE`, or else `mistral-lora` in `$HF_HOME`, by default `~/.cache/huggingface`."""
+    """Return `$MISTRAL_LORA_CACHE`, or else `mistral-lora` in `$HF_HOME`, by default `~/.cache/huggingface`.
+
+    Raises:
+        InputError: If the path begins with the home folder of a user who has none.
+    """
     of_hub = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return Path(os.environ.get("MISTRAL_LORA_CACHE") or Path(of_hub, "mistral-lora")).expanduser()
+    name = "MISTRAL_LORA_CACHE" if os.environ.get("MISTRAL_LORA_CACHE") else "HF_HOME"
+    path = Path(os.environ.get("MISTRAL_LORA_CACHE") or Path(of_hub, "mistral-lora"))
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        named = os.environ.get(name)
+        found = f"{str(path)!r}: there is no such home folder" if named else "there is no home folder for a cache"
+        raise InputError(found, place=name, next_step="Set MISTRAL_LORA_CACHE to a folder.") from error

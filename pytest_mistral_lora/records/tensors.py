@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pytest_mistral_lora.chat.reading import in_utf8
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import canonical_json, framed, inside
@@ -32,7 +33,8 @@ def load_tensors(file: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        tensors: dict[str, torch.Tensor] = load_file(file)
+        with in_utf8(file) as named:
+            tensors: dict[str, torch.Tensor] = load_file(named)
     except (OSError, SafetensorError, RuntimeError, TypeError, KeyError) as error:
         raise InputError(f"not a safetensors file: {error}", place=str(file)) from error
     return tensors

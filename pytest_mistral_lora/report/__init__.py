@@ -3,6 +3,7 @@
 from pytest_mistral_lora.report.lines import (
     NOTHING_WAS_JUDGED,
     basis_lines,
+    brief_lines,
     commands_in,
     found_words,
     line_style,
@@ -17,6 +18,7 @@ __all__ = [
     "NOTHING_WAS_JUDGED",
     "RunFacts",
     "basis_lines",
+    "brief_lines",
     "commands_in",
     "found_words",
     "line_style",

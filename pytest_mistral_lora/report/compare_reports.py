@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pytest_mistral_lora.chat.places import named_value
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError, counted
-from pytest_mistral_lora.escaping import in_markdown, printable
+from pytest_mistral_lora.escaping import code_span, in_markdown, printable
 from pytest_mistral_lora.records.schema import RecordSchema, require_valid
 
 SCHEMA = RecordSchema(Path(__file__).with_name("report.schema.json"))
@@ -26,6 +27,9 @@ MARK = "<!-- mistral-lora compare -->"
 """The first line of the Markdown: by it, a job finds the comment that it wrote before."""
 _LONGEST = 160
 _MOST_SHOWN = 50
+_LONGEST_COMMENT = 65_536
+"""The most characters of a comment; GitHub refuses a longer one."""
+_CUT = "The rest is left out: a comment has at most 65,536 characters. `mistral-lora compare` prints all."
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -71,7 +75,8 @@ class ComparedCause:
     @property
     def text(self) -> str:
         """The rule, what was found, its place, and how the number of findings changed, in one line."""
-        found, place = " ".join(self.cause["found"].split()), self.cause["place"]
+        place = self.cause["place"]
+        found = named_value(self.cause["found"], place, self.cause["title"])
         found = found if len(found) <= _LONGEST else f"{found[:_LONGEST]}…"
         numbers = counted(self.after or self.before, "finding")
         if self.before and self.after and self.before != self.after:
@@ -181,17 +186,21 @@ class ReportComparison:
         return [printable(line, lines=False) for line in lines]
 
     def markdown(self) -> str:
-        """Return the comparison as Markdown for a comment, with `MARK` in front."""
+        """Return the comparison as Markdown for a comment, with `MARK` in front.
+
+        Texts of the reports are in code, where GitHub finds no mention, reference or link. A comment that would be too
+        long for GitHub is cut, and says so.
+        """
         lines = [MARK, f"**mistral-lora**: {in_markdown(self.verdict)}", ""]
-        lines += [f"Other versions: {in_markdown(', '.join(changed))}", ""] if (changed := self._versions()) else []
+        lines += [f"Other versions: {code_span(', '.join(changed))}", ""] if (changed := self._versions()) else []
         shown = [found for found in self.causes if found.state != "unchanged"]
+        rows = [f"| {found.state} | {code_span(found.text, in_table=True)} |" for found in shown[:_MOST_SHOWN]]
         if shown:
-            lines += ["| | cause |", "|---|---|"]
-            lines += [f"| {found.state} | {in_markdown(found.text)} |" for found in shown[:_MOST_SHOWN]]
-            lines += [f"| | … and {len(shown) - _MOST_SHOWN} more |"] if len(shown) > _MOST_SHOWN else []
+            rows = ["| | cause |", "|---|---|", *rows]
+            rows += [f"| | … and {len(shown) - _MOST_SHOWN} more |"] if len(shown) > _MOST_SHOWN else []
         for nodeid, reason in list(self.unchecked.items())[:_MOST_SHOWN]:
-            lines += ["", f"Not checked any more: {in_markdown(nodeid)}: {in_markdown(reason)}"]
-        return "\n".join(lines) + "\n"
+            rows += ["", f"Not checked any more: {code_span(f'{nodeid}: {reason}')}"]
+        return "\n".join(_fitting([*lines, *rows])) + "\n"
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as plain JSON data."""
@@ -201,3 +210,15 @@ class ReportComparison:
             "causes": [found.to_json() for found in self.causes],
             "unchecked": self.unchecked,
         }
+
+
+def _fitting(lines: Sequence[str]) -> list[str]:
+    """Return the first lines that fit into a comment; if not all do, with a line at the end that says so."""
+    # GitHub does not say what it counts: a character that UTF-16 writes as two counts as two here
+    sizes = [len(line.encode("utf-16-le")) // 2 + 1 for line in lines]
+    if sum(sizes) <= _LONGEST_COMMENT:
+        return list(lines)
+    room, kept = _LONGEST_COMMENT - len(_CUT) - 2, 0
+    while (room := room - sizes[kept]) >= 0:
+        kept += 1
+    return [*lines[:kept], "", _CUT]

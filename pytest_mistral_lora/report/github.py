@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.escaping import in_markdown, printable
+from pytest_mistral_lora.escaping import code_block, code_span, in_markdown, printable
 from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.report.judged import Judged, file_place, message_of
 from pytest_mistral_lora.report.secrets import public_text
@@ -18,7 +18,7 @@ from pytest_mistral_lora.report.secrets import public_text
 _LONGEST_TITLE = 72
 _LONGEST_MESSAGE = 4000
 _LONGEST_SUMMARY = 900_000
-"""The most characters of a summary; GitHub refuses more than a megabyte, and then shows nothing."""
+"""The most bytes of a summary; GitHub refuses more than a megabyte, and then shows nothing."""
 
 
 def in_workflow() -> bool:
@@ -60,35 +60,43 @@ def _escaped(text: str, more: str = "") -> str:
 def add_job_summary(judged: Judged) -> None:
     """Append the verdict to the summary of the job, if GitHub has named a file for it (`GITHUB_STEP_SUMMARY`).
 
-    It is Markdown: a table of everything judged, and the text of each cause.
+    It is Markdown: a table of everything judged, and the text of each cause. Texts of the judged files are in code.
     """
     file = os.environ.get("GITHUB_STEP_SUMMARY")
     if not file:
         return
     lines = [f"## {in_markdown(judged.command)}", ""]
     for line in (judged.verdict, *judged.known):
-        lines += [in_markdown(line), ""]
+        lines += [code_span(line), ""]
     lines += ["| judged | passed | failed | not checked |", "|---|--:|--:|--:|"]
     counts: dict[str, Counter[str]] = {}
     for case in judged.cases:
         counts.setdefault(case.group, Counter())[case.outcome] += 1
     for group, count in counts.items():
         numbers = (str(count[name] or "-") for name in ("passed", "failed", "skipped"))
-        lines.append(f"| {in_markdown(group)} | {' | '.join(numbers)} |")
+        lines.append(f"| {code_span(redacted(group), in_table=True)} | {' | '.join(numbers)} |")
     text, hidden = "\n".join([*lines, ""]), 0
+    # all commands of a step share the file
+    size = len(text.encode()) + _size_of(Path(file))
     for cause in judged.causes:
-        body = printable(public_text(cause["text"], [cause]))
-        # a fence longer than any in the text, so that no row can end it
-        fence = "`" * (max((len(run) for run in re.findall("`+", body)), default=0) + 3)
+        body = code_block(public_text(cause["text"], [cause]))
         mark = "❌" if cause["severity"] == "error" else "📝"
         heading = f"{mark} {cause['rule']}: {in_markdown(cause['title'])}"
-        part = f"\n### {heading}\n\n{in_markdown(redacted(cause['check']))}\n\n{fence}text\n{body}\n{fence}\n"
-        hidden += len(text) + len(part) > _LONGEST_SUMMARY
-        text += "" if hidden else part
+        part = f"\n### {heading}\n\n{code_span(redacted(cause['check']))}\n\n{body}\n"
+        if size + len(part.encode()) > _LONGEST_SUMMARY:
+            hidden += 1
+            continue
+        text, size = text + part, size + len(part.encode())
     text += f"\n… and {hidden} more causes, for which there is no room here.\n" if hidden else "\n"
-    # appended, because all commands of a step share the file
     try:
         with Path(file).open("a", encoding="utf-8") as summary:
             summary.write(text)
     except OSError as error:  # for example in a container without the folder: the verdict and its exit code count more
         sys.stderr.write(f"note: GITHUB_STEP_SUMMARY cannot be written: {error}\n")
+
+
+def _size_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # it is written next, and then reported
+        return 0

@@ -65,6 +65,33 @@ def _look_at(sign: Mapping[str, Any]) -> str:
     return printable(f"{sign['rule']} {place}: {' '.join(sign['found'].split())}{more}", lines=False)
 
 
+def brief_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each target, and one on everything that was not checked, for a run without an error."""
+    from pytest_mistral_lora.report.tables import statistics_line, statistics_of
+
+    targets: dict[str, Counter[str]] = {}
+    subjects: dict[str, dict[str, None]] = {}
+    for record in records:
+        targets.setdefault(record["target"], Counter())[record["outcome"]] += 1
+        subjects.setdefault(record["target"], {})[record["subject"]] = None
+    lines = []
+    for target, counts in [*targets.items()][:_MOST_TARGETS]:
+        numbers = [f"{counts['passed']} passed"]
+        numbers += [f"{counts[name]} {words}" for name, words in _STATES.items() if counts[name]]
+        lines.append(f"{target}: {', '.join(numbers)} ({', '.join(subjects[target])})")
+    lines += [f"… and {hidden} more targets"] if (hidden := len(targets) - _MOST_TARGETS) > 0 else []
+    figures = statistics_of(records)
+    lines += [f"figures of {name}: {statistics_line(found)}" for name, found in [*figures.items()][:1]]
+    reasons = Counter(record["not_checked"] for record in records if record["not_checked"])
+    if reasons:
+        why = f": {next(iter(reasons))}" if len(reasons) == 1 else f", for {len(reasons)} reasons: -v lists them"
+        lines.append(f"not checked: {counted(reasons.total(), 'check')}{why}")
+    return lines
+
+
+_STATES = {"known": "known", "skipped": "not checked"}
+
+
 def verdict_line(records: Sequence[Mapping[str, Any]], causes: Sequence[int]) -> str:
     """Return the last line of a run: the numbers of findings and of judged checks.
 

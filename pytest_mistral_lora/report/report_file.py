@@ -17,6 +17,7 @@ from pytest_mistral_lora.records.files import beginning, put_text, require_writa
 from pytest_mistral_lora.records.goldens import library_versions
 from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.report.lines import commands_in, verdict_line
+from pytest_mistral_lora.report.row_lines import with_rows
 from pytest_mistral_lora.report.secrets import public_finding
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ def report_data(
             "deselected": deselected,
             "not_run": not_run,
         },
-        "causes": [_with_commands(public_finding(cause), commands.get(cause["check"], {})) for cause in causes],
+        "causes": [
+            _with_commands(public_finding(cause), commands.get(cause["check"], {})) for cause in with_rows(causes)
+        ],
         "checks": sorted(checks, key=lambda record: record["nodeid"]),
     }
     return redacted(data)

@@ -111,7 +111,8 @@ def require_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         host = parts.hostname if parts.port != 0 else ""
-    except ValueError:  # unclosed brackets, or a port beyond 65535
+        (host or "").encode("idna")
+    except ValueError:  # unclosed brackets, a port beyond 65535, or a host that is no name of a domain
         host = ""
     if not host or parts.scheme not in ("http", "https") or not url.isprintable():
         expected = "http://127.0.0.1:8080" if "://" in url else f"http://{url[:_SHOWN]}"
@@ -175,15 +176,18 @@ class ServerClient:
         headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
         # a redirect could lead off the host, with the key; proxies of the environment are not asked for, and the
         # authorities that it names (SSL_CERT_FILE) are
-        self._open = httpx.AsyncClient(
-            base_url=self.url,
-            headers=headers,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # no cookie is kept
-            timeout=self.seconds,
-            follow_redirects=False,
-            trust_env=False,
-            verify=httpx.create_ssl_context(),
-        )
+        try:
+            self._open = httpx.AsyncClient(
+                base_url=self.url,
+                headers=headers,
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # no cookie is kept
+                timeout=self.seconds,
+                follow_redirects=False,
+                trust_env=False,
+                verify=httpx.create_ssl_context(),
+            )
+        except httpx.InvalidURL as error:  # it knows more of the names of domains than `require_url`
+            raise InputError(f"no address of a server: {error}", place=self.url[:_SHOWN]) from error
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -38,6 +38,6 @@ def write_demo_base(folder: Path) -> Path:
         saved = Path(parent) / "tokenizer"
         CheckpointTokenizer(source).fast.save_pretrained(saved)
         for file in saved.iterdir():
-            shutil.copy(file, building / file.name)
+            shutil.copyfile(file, building / file.name)
         building.rename(base)
     return base

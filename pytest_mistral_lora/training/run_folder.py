@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.chat.reading import is_utf8, read_json
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.checkpoint.weights import weight_files
 from pytest_mistral_lora.errors import (
@@ -273,11 +273,16 @@ def opened_run(recipe: Recipe, *, resume: bool) -> Iterator[RunFolder]:
 
 
 def refuse_missing_inputs(recipe: Recipe) -> None:
-    """Refuse a recipe whose local base or data files are missing, before any slow import.
+    """Refuse a recipe whose local base or data files are missing or cannot be recorded, before any slow import.
 
     Raises:
-        InputError: With the first missing file, as the run itself would.
+        InputError: With the first missing file, as the run itself would; or with the first name that is not UTF-8, in
+            which the records of a run are written.
     """
+    for path in (recipe.base.path, *recipe.data.paths, recipe.output):
+        if path is not None and not is_utf8(str(path)):
+            step = "Rename it, or change into its folder if that has the name."
+            raise InputError("a name that is not UTF-8 cannot be recorded", place=str(path), next_step=step)
     if recipe.base.path is not None:
         weight_files(recipe.base.path)
     for file in (path for path in (*recipe.data.train, *recipe.data.eval) if isinstance(path, Path)):

@@ -25,7 +25,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import TEMPLATE, TokenizerF
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.records.data_stats import PROBE, probe_sha256
-from pytest_mistral_lora.records.files import finished_folder, listing, write_json, write_text
+from pytest_mistral_lora.records.files import finished_folder, listing, set_mode_of_new_file, write_json, write_text
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, sha256_tensors
@@ -110,7 +110,7 @@ def write_adapter(folder: Path, adapter: Adapter, *, base: str, revision: str | 
     """
     weights = folder / ADAPTER_TENSORS
     save_file(dict(adapter.tensors), weights, metadata={"format": "pt"})
-    weights.chmod(0o644)  # safetensors makes it readable by its owner only
+    set_mode_of_new_file(weights)  # safetensors makes it readable by its owner only
     config = copy.copy(adapter.config)
     # PEFT shortens a long list of names while it puts the adapter on
     config.target_modules = set(peft_targets(adapter.layers))
@@ -180,7 +180,7 @@ def _write_tokenizer(folder: Path, encoder: Encoder, base: Path) -> dict[str, An
     copied |= {recorded_oracle.name: recorded_oracle} if recorded_oracle else {}
     copied |= {name: base / name for name in _COMPANIONS if (base / name).is_file()}
     for name, file in copied.items():
-        shutil.copy(file, folder / name)
+        shutil.copyfile(file, folder / name)  # with the mode that the umask asks for, not that of the base
     by_oracle = recorded_oracle is not None or encoder.backend == "mistral-common"
     recognised = {} if recorded_oracle or not by_oracle else {"x-oracle": encoder.tokenizer.recognition.text}
     return {

@@ -63,7 +63,10 @@ REFUSED: list[tuple[Any, str]] = [
     (with_message("x"), 'messages[1]: is a string; expected an object with "role" and "content"'),
     (with_message(["x"]), 'messages[1]: is a list; expected an object with "role" and "content"'),
     (with_message({"content": "x"}), "messages[1].role: is missing; expected one of system, user, assistant, tool"),
-    (with_message({"role": "bot"}), "messages[1].role: 'bot'; expected one of system, user, assistant, tool"),
+    (
+        with_message({"role": "bot"}),
+        "messages[1].role: 'bot'; expected one of system, user, assistant, tool. Did you mean 'assistant'?",
+    ),
     (with_message({"role": None}), "messages[1].role: None; expected one of system, user, assistant, tool"),
     (with_message({"role": ["user"]}), "messages[1].role: ['user']; expected one of system, user, assistant, tool"),
     (

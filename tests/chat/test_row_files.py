@@ -43,7 +43,7 @@ def test_all_bad_rows_are_reported_and_the_good_ones_streamed(tmp_path: Path) ->
         f"  {path}:2: not valid JSON: Expecting property name enclosed in double quotes at column 2. "
         "Write each row with json.dumps, on a line of its own.\n"
         f"  {path}:4: messages is empty; expected at least one user and one assistant message\n"
-        f"  {path}:6, messages[1].role: 'bot'; expected one of system, user, assistant, tool"
+        f"  {path}:6, messages[1].role: 'bot'; expected one of system, user, assistant, tool. Did you mean 'assistant'?"
     )
     assert [error.place for error in caught.value.errors] == [f"{path}:2", f"{path}:4", f"{path}:6, messages[1].role"]
 

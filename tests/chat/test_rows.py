@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 
 from pytest_mistral_lora.chat.row_kinds import as_row
-from pytest_mistral_lora.chat.rows import parse_row, text_of, weight_of
+from pytest_mistral_lora.chat.rows import Row, parse_row, text_of, weight_of
+from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.strategies import rows
 
 MESSAGES = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
@@ -53,3 +54,21 @@ def test_the_place_of_a_row_is_not_part_of_it() -> None:
 )
 def test_the_text_of_a_content(content: Any, text: str) -> None:
     assert text_of(content) == text
+
+
+@pytest.mark.parametrize(
+    ("role", "step"),
+    [
+        ("asistant", "Did you mean 'assistant'?"),
+        ("Assistant", "Did you mean 'assistant'?"),
+        ("bot", "Did you mean 'assistant'?"),
+        ("usr", "Did you mean 'user'?"),
+        ("sytem", "Did you mean 'system'?"),
+        ("xyzzy", ""),
+        (5, ""),
+    ],
+)
+def test_a_role_that_does_not_exist_asks_for_the_one_that_is_meant(role: object, step: str) -> None:
+    with pytest.raises(RowError) as refused:
+        Row.from_dict({"messages": [{"role": role, "content": "a"}, {"role": "assistant", "content": "b"}]})
+    assert refused.value.next_step == step

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
+import pytest
+
+from pytest_mistral_lora.conformance.finding import RULES, Finding, rest_of_findings
 from pytest_mistral_lora.conformance.groups import MOST_CAUSES, MOST_NAMES, FindingGroups, group_findings, listed_names
 
 
@@ -117,3 +119,20 @@ def test_texts_of_rows_are_not_part_of_a_cause_and_keys_of_a_file_are() -> None:
     keys = [Finding("ML409", f"target_modules has '{key}'", "adapter_config.json") for key in ("kproj", "vproj")]
     assert len({one.cause for one in rows}) == 1
     assert len({one.cause for one in keys}) == 2
+
+
+@pytest.mark.parametrize(
+    ("found", "place", "headline"),
+    [
+        ("'usr'", "rows.jsonl:1, messages[0].role", "ML601 messages[0].role: 'usr' - rows.jsonl:1, messages[0].role"),
+        ("5", "rows.jsonl:1, messages[0].role", "ML601 messages[0].role: 5 - rows.jsonl:1, messages[0].role"),
+        ("None", "", f"ML601 None: {RULES['ML601'].title}"),
+        ("no messages", "rows.jsonl:1", "ML601 no messages - rows.jsonl:1"),
+        ("'a' and 'b'", "rows.jsonl:1, x", "ML601 'a' and 'b' - rows.jsonl:1, x"),
+    ],
+)
+def test_a_headline_is_never_a_bare_value(found: str, place: str, headline: str) -> None:
+    groups = FindingGroups()
+    groups.add(Finding("ML601", found, place), "check")
+    [cause] = groups
+    assert cause.headline() == headline

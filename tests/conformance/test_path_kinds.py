@@ -13,7 +13,7 @@ import pytest
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.path_kinds import recognised
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.formats.sources import row_files
 from pytest_mistral_lora.records.goldens import goldens_folder
 
@@ -69,14 +69,12 @@ CHAT = f"chat messages ({MESSAGES})"
 JUDGED: list[tuple[str, Any, str, str]] = [
     ("recipe.yaml", RECIPE, "recipe", "a recipe (base, data, training, output)"),
     ("misspelt.yml", "bse: 1\ndata: {}\ntraining: {}\n", "recipe", "a recipe (data, training)"),
-    ("broken.yaml", "base: {", "recipe", "a recipe (by its name; it is not valid YAML)"),
     ("rows.jsonl", LINE, "rows", f"rows (JSON Lines, {MESSAGES})"),
     ("rows.txt", LINE, "rows", f"rows (JSON Lines, {MESSAGES})"),
     ("one.json", LINE, "rows", f"rows (JSON Lines, {MESSAGES})"),
     ("two.json", 2 * LINE, "rows", f"rows (JSON Lines, {MESSAGES})"),
     ("bom.jsonl", "\ufeff" + LINE, "rows", f"rows (JSON Lines, {MESSAGES})"),
     ("bad-first.jsonl", "{\n" + LINE, "rows", f"rows (JSON Lines, {MESSAGES})"),
-    ("all-bad.jsonl", "{\n", "rows", "rows (JSON Lines by its name)"),
     ("list.json", json.dumps([ROW]), "rows", f"rows (a JSON array, {CHAT}), converted"),
     ("pretty.json", json.dumps(ROW, indent=2), "rows", f"rows (JSON objects over several lines, {CHAT}), converted"),
     ("rows.parquet", parquet, "rows", f"rows (Parquet, {CHAT}), converted"),
@@ -283,3 +281,63 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.jsonl")
     with pytest.raises(InputError, match="not a regular file"):
         recognised(tmp_path / "rows.jsonl")
+
+
+NAMES = ("rows.jsonl", "rows.txt", "rows.json", "rows.ndjson", "recipe.yaml", "rows", "rows.csv", "rows.gguf")
+BROKEN = {
+    "no JSON": ("hello\nworld\n", None),
+    "cut": (LINE[:-9] + "\n", None),
+    "a tab in YAML": ("base:\n\tpath: x\n", None),
+    "blank": ("\n\n", None),
+    "other keys": ('{"a": 1}\n', None),
+    "no objects": ("5\n6\n", None),
+    "bytes": (b"\x00\x01\x02" * 9, None),
+    "not UTF-8": (LINE.encode().replace(b"content", b"\xff"), None),
+    "one bad line": (LINE + "{\n", "rows"),
+    "a bad first line": ("{\n" + LINE, "rows"),
+    "a bad role": (LINE.replace("user", "usr"), "rows"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_file_is_judged_or_refused_whatever_its_name(fault: str, tmp_path: Path) -> None:
+    content, expected = BROKEN[fault]
+    for name in NAMES:
+        path = write(tmp_path / name, content)
+        if expected:
+            assert recognised(path).kind == expected, name
+            continue
+        with pytest.raises(InputError) as refused:
+            recognised(path)
+        assert refused.value.place.startswith(str(path)), name
+
+
+def test_a_fault_of_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="not valid YAML") as refused:
+        recognised(write(tmp_path / "recipe.yaml", "base:\n\tpath: x\n"))
+    assert refused.value.place.endswith("recipe.yaml:2")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["rnus/lora-out"], "(did you mean 'runs/lora-out'?)"),
+        (["rowz.jsonl"], "(did you mean 'rows.jsonl'?)"),
+        (["rows.jsonl", "--tokenizer", "bases/my-bsae"], "(did you mean 'bases/my-base'?)"),
+        (["rows.jsonl", "--tokenizer", "basse/my-base"], "(did you mean 'bases/my-base'?)"),
+        (["rows.jsonl", "--tokenizer", "./bases/mybase"], "(did you mean 'bases/my-base'?)"),
+        (["rows.jsonl", "--tokenizer", "spm-v33"], "(did you mean 'spm-v3'?)"),
+        (["runs"], "Check one: mistral-lora check runs/lora-out"),
+        (["bases"], "Check one: mistral-lora check bases/my-base"),
+    ],
+)
+def test_a_parent_and_a_misspelt_path_name_the_neighbour(
+    words: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, file in (("runs/lora-out", "adapter_config.json"), ("bases/my-base", "config.json")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / file).write_text("{}")
+    (tmp_path / "rows.jsonl").write_text(LINE)
+    assert main(["check", *words]) == 2
+    assert named in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from github_markdown import rendered
 from judged_samples import HOSTILE
 
 from pytest_mistral_lora.report.compare_reports import MARK, ReportComparison, read_report
@@ -85,10 +86,60 @@ def test_the_markdown_is_a_table_in_which_no_text_is_mark_up(report: Callable[..
     lines = text.splitlines()
     assert lines[0] == MARK
     assert lines[1] == "**mistral-lora**: 1 new, 0 fixed"
-    assert any(line.startswith("Other versions: transformers") for line in lines)
-    [row] = [line for line in lines if line.startswith("| new |")]
-    assert "<script>" not in row
-    assert row.replace("\\|", "").count("|") == 3
+    assert any(line.startswith("Other versions: `transformers") for line in lines)
+    found = rendered(text)
+    assert found.faults() == []
+    assert found.tags.count("td") == 2
+    assert any("<script>|**" in code for code in found.code)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "@bob",
+            "\\@bob",
+            "a @octo/team",
+            "www.evil.test",
+            "https://evil.test",
+            "a@b.co",
+            "#1",
+            "\\#1",
+            "GH-1",
+            "us/ours#1",
+        ),
+        *(
+            "0123456789abcdef0123456789abcdef01234567",
+            ":tada:",
+            "<img src=//evil.test>",
+            "| a | b |",
+            "\\| @bob",
+            "`@bob`",
+        ),
+        *("`" * 81 + " @bob " + "`" * 81, "`\n\n@bob", "[a](//evil.test)", "<!-- @bob", "$x$ @bob"),
+    ],
+)
+def test_no_text_of_a_report_is_a_mention_a_link_or_a_reference(text: str) -> None:
+    cause = {"cause": "x", "rule": "ML601", "severity": "error", "count": 1, "title": "", "check": "x"}
+    checks = [{"nodeid": text, "outcome": "passed", "not_checked": "", "known": []}]
+    before = {"causes": [], "checks": checks, "libraries": {text: "1"}, "python": "3"}
+    skipped = [{**checks[0], "outcome": "skipped", "not_checked": text}]
+    after = {**before, "causes": [{**cause, "found": text, "place": text}], "checks": skipped, "libraries": {text: "2"}}
+    found = rendered(ReportComparison(before, after).markdown())
+    assert found.faults() == []
+    assert (found.tags.count("td"), len(found.code)) == (2, 3)
+
+
+def test_a_comment_that_is_too_long_for_github_is_cut_and_says_so() -> None:
+    before = {"causes": [], "checks": [], "libraries": {}, "python": "3"}
+    cause = {"rule": "ML601", "severity": "error", "count": 1, "title": "", "check": "x", "place": "👩" * 1000}
+    after = {**before, "causes": [{**cause, "cause": str(number), "found": f"row {number}"} for number in range(40)]}
+    text = ReportComparison(before, after).markdown()
+    assert 60_000 < len(text.encode("utf-16-le")) // 2 <= 65_536
+    assert text.splitlines()[-1].startswith("The rest is left out: ")
+    assert rendered(text).faults() == []
+    short = ReportComparison(before, {**after, "causes": after["causes"][:20]}).markdown()
+    assert "left out" not in short
 
 
 def test_the_verb_ends_with_1_if_an_error_is_new(

@@ -7,13 +7,14 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from github_markdown import rendered
 from judged_samples import HOSTILE, causes_of, judged, write_file
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.environment import faults as environment
 from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
-from pytest_mistral_lora.report.judged import file_place
+from pytest_mistral_lora.report.judged import Judged, JudgedCase, file_place
 
 
 @pytest.fixture(autouse=True)
@@ -75,16 +76,31 @@ def test_the_summary_of_a_job_is_added_to_its_file(workspace: Path, monkeypatch:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     add_job_summary(judged(Finding("ML601", HOSTILE, "rows.jsonl:3"), Finding("ML426", "x")))
     text = summary.read_text()
-    assert text.startswith("before\n## mistral\\-lora check\n\n1 finding\n")
-    assert "| mistral\\-golden.spm\\-v3.train | - | - | 1 |" in text
+    assert text.startswith("before\n## mistral\\-lora check\n\n`1 finding`\n")
+    assert "| `mistral-golden.spm-v3.train` | - | - | 1 |" in text
     assert "### ❌ ML601: " in text
     assert "### 📝 ML426: " in text
     # the text stands in a fence that is longer than any in it: nothing of it is mark-up
     fences = re.findall(r"^(`{3,})(?:text)?$", text, flags=re.MULTILINE)
     assert [len(fence) for fence in fences] == [8, 8, 3, 3]
-    inside = text.split(fences[0])[1]
-    assert "<script>" in inside
-    assert "<script>" not in text.replace(inside, "")
+    found = rendered(text)
+    assert found.faults() == []
+    assert any("<script>" in code for code in found.code)
+
+
+@pytest.mark.parametrize(
+    "text", ["@bob", "www.evil.test", "`" * 300 + "\n" + "`" * 280 + "\n@bob #1 <img src=x>", "a|b @bob"]
+)
+def test_no_text_of_a_row_or_a_name_is_obeyed_in_the_summary(
+    text: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(workspace / "summary.md"))
+    finding = Finding("ML601", text, text, text, row=text)
+    case, [cause] = JudgedCase(text, text, "failed"), causes_of(finding)
+    add_job_summary(Judged("mistral-lora check", [{**cause, "check": text}], [case], text, known=[text]))
+    found = rendered((workspace / "summary.md").read_text())
+    assert found.faults() == []
+    assert found.tags.count("td") == 4
 
 
 def test_a_summary_that_cannot_be_written_takes_no_verdict(
@@ -104,6 +120,16 @@ def test_a_summary_has_room_for_so_many_causes(workspace: Path, monkeypatch: pyt
     assert "… and 2 more causes" in text
 
 
+def test_a_summary_has_room_for_so_many_bytes_beside_those_of_earlier_commands(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = workspace / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    for _ in range(2):
+        add_job_summary(judged(*[Finding("ML601", "漢" * 100_000, shape=str(number)) for number in range(4)]))
+        assert summary.stat().st_size < 1_000_000
+
+
 @pytest.mark.parametrize("version", ["5.23.0", "5.24.0"])
 def test_a_known_fault_of_the_libraries_is_in_the_summary_of_the_job_and_in_the_reports(
     version: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -119,7 +145,7 @@ def test_a_known_fault_of_the_libraries_is_in_the_summary_of_the_job_and_in_the_
     assert main(["check", rows, "--tokenizer", "spm-v3", "--output-format", "github", *reports]) == 1
     is_affected = version == "5.23.0"
     assert ("\nknown of transformers 5.23.0 (ML601): " in capsys.readouterr().out) is is_affected
-    assert ("\nknown of transformers 5.23.0 " in summary.read_text()) is is_affected
+    assert ("\n`known of transformers 5.23.0 " in summary.read_text()) is is_affected
     known = json.loads((workspace / "x.json").read_text())["known_faults"]
     assert [line[:37] for line in known] == ["known of transformers 5.23.0 (ML601):"] * is_affected
     assert ("<dd>known of transformers 5.23.0 (ML601): " in (workspace / "x.html").read_text()) is is_affected

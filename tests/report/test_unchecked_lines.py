@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from pytest_mistral_lora.report import unchecked_lines
+from typing import Any
+
+from pytest_mistral_lora.report import brief_lines, unchecked_lines
 
 
 def test_a_reason_is_one_line_with_its_targets_and_its_number() -> None:
@@ -10,3 +12,19 @@ def test_a_reason_is_one_line_with_its_targets_and_its_number() -> None:
     many = [{"target": name, "not_checked": "no base"} for name in "abcde"]
     assert unchecked_lines(many)[1:] == ["  a, b, c, and 2 more: no base (5)"]
     assert unchecked_lines([{"target": "a", "not_checked": ""}]) == []
+
+
+def test_a_green_run_has_a_line_for_each_target_and_one_for_all_reasons() -> None:
+    def record(target: str, subject: str, reason: str = "") -> dict[str, Any]:
+        outcome = "skipped" if reason else "passed"
+        return {"target": target, "subject": subject, "case": "x", "outcome": outcome, "not_checked": reason}
+
+    records = [record("a", "mask"), record("a", "template", "no base"), record("a", "template", "no oracle")]
+    records += [record(name, "mask") for name in "bcde"]
+    assert brief_lines(records) == [
+        "a: 1 passed, 2 not checked (mask, template)",
+        "b: 1 passed (mask)",
+        "c: 1 passed (mask)",
+        "… and 2 more targets",
+        "not checked: 2 checks, for 2 reasons: -v lists them",
+    ]

@@ -50,6 +50,9 @@ def ask(url: str, path: str = "/v1/models", seconds: float = 10) -> Answer:
     ("url", "found"),
     [
         ("127.0.0.1:8080", "no address of a server"),
+        ("https://a..b", "no address of a server"),
+        (f"https://{'a' * 70}.com", "no address of a server"),
+        ("https://xn--zzzzzz\N{EURO SIGN}.com", "no address of a server"),
         ("ftp://127.0.0.1", "no address of a server"),
         ("http://example.org", "http to another machine"),
         ("http://127.0.0.1.example.org", "http to another machine"),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError, RowsError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.generate import adapter_effect, load_adapted, probe
+from pytest_mistral_lora.training.merge import merge
 from pytest_mistral_lora.training.run import RunResult, train
 from pytest_mistral_lora.training.run_folder import work_folder
 
@@ -131,3 +134,20 @@ def test_failure_names_cause_rows_and_exit_code(make_recipe: MakeRecipe) -> None
     assert failure["exit_code"] == 2
     assert "at most training.max_length = 20" in failure["cause"]
     assert not recipe.output.exists()
+
+
+@pytest.mark.parametrize(("umask", "modes"), [(0o077, {0o600, 0o700}), (0o022, {0o644, 0o755})])
+def test_files_of_a_run_and_of_a_merge_have_the_permissions_that_the_umask_gives(
+    umask: int, modes: set[int], make_full: MakeRecipe
+) -> None:
+    recipe = make_full(evaluation={"generations": 1, "max_new_tokens": 2})
+    before = os.umask(umask)
+    try:
+        result = train(recipe)
+        merged = merge(result.output, result.output.with_name("merged"), result.base_folder)
+    finally:
+        os.umask(before)
+    files = [path for folder in (result.output, merged.output) for path in (folder, *folder.rglob("*"))]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == modes, [
+        (path.name, oct(path.stat().st_mode)) for path in files
+    ]

@@ -26,6 +26,7 @@ from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, tak
 from pytest_mistral_lora.chat.oracle.request import PlainRows, RowFeatures, remember_tools, request_data
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.chat.oracle.versions import SUPPORTED, VersionFacts, version_facts
+from pytest_mistral_lora.chat.reading import in_utf8
 from pytest_mistral_lora.chat.row_kinds import as_row
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.chat.templates.isolated import trust
@@ -184,8 +185,9 @@ class Oracle:
         # the files that mistral-common ships are trusted like its code
         if self.path.suffix == ".json" and self.path.parent != Path(mistral_common.__file__).parent / "data":
             refuse_damaged(self.path)
-        with loading(f"mistral-common {VERSION}", self.path, f"a tekken.json, or a {_SPM_NAMES}"):
-            self._instruct: Any = MistralTokenizer.from_file(str(self.path)).instruct_tokenizer
+        expected = f"a tekken.json, or a {_SPM_NAMES}"
+        with in_utf8(self.path) as named, loading(f"mistral-common {VERSION}", self.path, expected):
+            self._instruct: Any = MistralTokenizer.from_file(str(named)).instruct_tokenizer
             self._text: Any = self._instruct.tokenizer
             version = self._text.version
             self.facts: VersionFacts = version_facts(version.value, place=str(self.path))

@@ -8,8 +8,9 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 from pytest_mistral_lora.chat.container import LINES, Container, container_of
 from pytest_mistral_lora.chat.reading import limits
 from pytest_mistral_lora.chat.remedies import encoded_step, import_step, json_step, utf8_step
-from pytest_mistral_lora.errors import InputError, RowError, one_line
+from pytest_mistral_lora.errors import InputError, RowError, did_you_mean, one_line, shortened
 
 JSON_LIMIT = 16 << 20
 """Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
@@ -110,15 +111,40 @@ STRICT = json.JSONDecoder(**_HOOKS)
 """The decoder of `loads_strict`, for a value with others behind it."""
 
 
+def path_of(given: Any, expected: str, *, place: str = "") -> Path:
+    """Return the path that an argument of a Python function gives, whether or not anything is there.
+
+    Args:
+        given: The argument.
+        expected: What the path should name.
+        place: The name of the argument; empty if the message needs none.
+
+    Raises:
+        InputError: If it is not a text or a path, or no file system has such a path.
+    """
+    try:
+        text = os.fspath(given)
+    except TypeError:
+        text = given
+    if not isinstance(text, str):
+        raise InputError(f"no path: {type(given).__name__}", place=place, expected=f"the path of {expected}")
+    try:
+        os.lstat(text)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name that is too long, a null character, half a surrogate pair
+        found = f"{shortened(text)} cannot be read: {getattr(error, 'strerror', error)}"
+        raise InputError(found, place=place, expected=f"the path of {expected}") from error
+    return Path(text)
+
+
 def existing_path(given: Any, expected: str, *, folder: bool | None = None) -> Path:
     """Return the path that an argument gives: of a folder, of a file, or of either if `folder` is None.
 
     Raises:
         InputError: If it is not a path, cannot be read, or is something else than expected.
     """
-    if not isinstance(given, str | os.PathLike):
-        raise InputError(f"no path: {type(given).__name__}", expected=f"the path of {expected}")
-    path = Path(given)
+    path = path_of(given, expected)
     try:
         found = "" if path.exists() else "no such file or folder"
         if not found and not os.access(path, os.R_OK):
@@ -135,6 +161,57 @@ def existing_path(given: Any, expected: str, *, folder: bool | None = None) -> P
     if found:
         raise InputError(found, place=str(path), expected=expected)
     return path
+
+
+def similar_path(path: Path, names: Iterable[str] = ()) -> str:
+    """Return ` (did you mean 'PATH'?)` for a missing path, by the names beside its first missing part; may be empty.
+
+    Args:
+        path: The missing path.
+        names: Other right names, such as those of shipped tokenizers.
+    """
+    missing, rest = path, list[str]()
+    while not missing.parent.is_dir() and missing.parent != missing:
+        rest.insert(0, missing.name)
+        missing = missing.parent
+    try:
+        beside = [file.name for file in missing.parent.iterdir()]
+    except OSError:  # it may not be listed
+        beside = []
+    similar = get_close_matches(missing.name.lower(), {name.lower(): name for name in beside if name != missing.name})
+    by_lower = {name.lower(): name for name in beside}
+    found = [missing.parent.joinpath(by_lower[name], *rest) for name in similar]
+    there = next((one for one in found if one.exists()), None)
+    return did_you_mean(str(path), names) if there is None else f" (did you mean {str(there)!r}?)"
+
+
+@contextmanager
+def in_utf8(path: Path) -> Iterator[Path]:
+    """Yield a path for a library that takes only names in UTF-8; for most paths, the path itself.
+
+    For a name with other bytes it is the name of an open descriptor of the file or the folder.
+    """
+    if is_utf8(str(path)):
+        yield path
+        return
+    named, inside = path.absolute(), list[str]()
+    while is_utf8(named.name):
+        inside.insert(0, named.name)
+        named = named.parent
+    descriptor = os.open(named, getattr(os, "O_PATH", os.O_RDONLY))
+    try:
+        yield Path(f"/dev/fd/{descriptor}", *inside)
+    finally:
+        os.close(descriptor)
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a name or a path is UTF-8: Python has half a surrogate pair for each other byte."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_json(path: Path) -> Any:
@@ -185,10 +262,15 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
     Raises:
         InputError: As for `opened`, or if it cannot be read.
     """
+    with _errors_named(path), opened(path) as file:
+        yield file
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
     try:
-        with opened(path) as file:
-            yield file
-    except OSError as error:
+        yield
+    except OSError as error:  # also while it is read: from a damaged disk, or a network that is gone
         raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
 
 
@@ -252,7 +334,7 @@ def scan_lines(path: Path, *, encoded: bool = False) -> Iterator[tuple[int, byte
         step = encoded_step(None, path) if encoded else import_step(str(path))
         step = step if isinstance(error, IsADirectoryError) else ""
         raise InputError(f"cannot be read: {error.strerror}", place=str(path), next_step=step) from error
-    with file:
+    with file, _errors_named(path):
         container = container_of(file.peek(), path)
         if container != Container(LINES):
             raise InputError(

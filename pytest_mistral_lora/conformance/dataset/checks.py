@@ -234,7 +234,6 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
     # workers of pytest-xdist judge cases of the same dataset: the first makes the pass, the others wait for its file
     from filelock import FileLock
 
-    from pytest_mistral_lora.chat.reading import read_json
     from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
     from pytest_mistral_lora.records.files import write_text
 
@@ -275,5 +274,6 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
             kept["not_checked"],
             tuple(kept["facts"].items()),
         )
-        for case, kept in read_json(file).items()
+        # our own file, of any size, in which names may have bytes that are not UTF-8: `read_json` refuses both
+        for case, kept in json.loads(file.read_bytes()).items()
     }

@@ -393,7 +393,7 @@ class Audit:
             has_images = 0 < self.images == self.states.total()
             reasons = dict.fromkeys(OF_ROWS, _IMAGES_ALONE if has_images else NOTHING_JUDGED)
         elif not self.source.is_known:
-            reasons = {"rows-complete": 'no line names its row ("row": 0), and no dataset is given'}
+            reasons = {"rows-complete": "no rows are given to compare with: mistral-lora audit --dataset ROWS"}
         if self._gaps and not self._conversations:
             reason = "no sound row is a conversation: they are fill-in-the-middle"
             reasons |= dict.fromkeys(("answers", "decoding"), reason)

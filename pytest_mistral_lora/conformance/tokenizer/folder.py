@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
+from pytest_mistral_lora.chat.reading import in_utf8
 from pytest_mistral_lora.checkpoint.hub_cache import check_file, kept_listing, snapshot_of
 from pytest_mistral_lora.checkpoint.recognition import PROBES, Recognition, spm_pieces
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
@@ -332,7 +333,8 @@ def tokenizer_class(target: Target) -> Iterator[Finding]:
         found = f"tokenizer_class {name!r} is not a class of transformers {transformers.__version__}"
         yield Finding("ML218", found, place, "LlamaTokenizer, PreTrainedTokenizerFast or TokenizersBackend")
     elif TOKENIZER_JSON in files.names:
-        fast, stored = target.tokenizer.fast, Tokenizer.from_file(str(files.file(TOKENIZER_JSON)))
+        with in_utf8(files.file(TOKENIZER_JSON)) as named:
+            fast, stored = target.tokenizer.fast, Tokenizer.from_file(str(named))
         # the check `nothing-cut-or-padded` reports these; the class does not matter
         stored.no_truncation()
         stored.no_padding()

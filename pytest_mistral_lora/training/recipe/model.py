@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pytest_mistral_lora.chat.fields import kind_of
+from pytest_mistral_lora.chat.reading import path_of
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.pins import find_commit, resolve
 from pytest_mistral_lora.errors import PinError, RecipeError
@@ -127,7 +128,7 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         RecipeError: If the file cannot be read, is not YAML, names a key twice, or a value is wrong; all are named.
     """
-    path = Path(path)
+    path = path_of(path, "a recipe")
     data, lines = read_yaml(path)
     return parse_recipe(data, folder=path.parent, place=str(path), lines=lines)
 

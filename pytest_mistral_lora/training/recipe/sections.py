@@ -23,6 +23,7 @@ from pydantic import (
 
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT
 from pytest_mistral_lora.errors import TokenizerError
+from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.base_location import base_weights_command
 
 
@@ -94,7 +95,8 @@ RecipePath = Annotated[Path, BeforeValidator(_in_home), AfterValidator(from_reci
 
 def _pin_step(info: ValidationInfo) -> str:
     """Return the step that writes the pin into the recipe."""
-    name = str((info.context or {}).get("place", ""))
+    # pydantic takes no message with half a surrogate pair
+    name = printable(str((info.context or {}).get("place", "")), lines=False)
     return f"Write it: mistral-lora pin {shlex.quote(name) if name.endswith(('.yaml', '.yml')) else 'recipe.yaml'}"
 
 
@@ -169,7 +171,8 @@ class Base(Section):
         if self.path is not None and self.revision is not None:
             raise ValueError("a local base has no revision; expected weights_sha256 alone")
         if self.path is not None and self.weights_sha256 is None:
-            raise ValueError(f"a local base needs weights_sha256. Compute it: {base_weights_command(self.path)}")
+            command = printable(base_weights_command(self.path), lines=False)
+            raise ValueError(f"a local base needs weights_sha256. Compute it: {command}")
         return self
 
     @property

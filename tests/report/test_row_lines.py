@@ -1,0 +1,49 @@
+"""The row of a cause in a report is the line that its place names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora.cli import main
+
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    "bad", ['{"messages": [}', json.dumps({"messages": [{"role": "usr", "content": "x"}, TURNS[1]]})]
+)
+def test_a_card_shows_the_line_that_is_at_fault(
+    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text(f"{json.dumps({'messages': TURNS})}\n{bad}\n")
+    assert main(["check", "rows.jsonl", "--tokenizer", "spm-v3", "--report", "x.json", "--report", "x.html"]) == 1
+    [cause] = (cause for cause in json.loads(Path("x.json").read_text())["causes"] if cause["severity"] == "error")
+    assert (cause["place"].partition(",")[0], cause["row"]) == ("rows.jsonl:2", bad)
+    page = Path("x.html").read_text()
+    assert "The row:" in page
+    assert "Repeat it:" in page
+
+
+def test_a_line_is_bounded_and_printable_and_a_secret_in_it_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MY_TOKEN", "s3cret-value-of-mine")
+    messages: list[dict[str, Any]] = [
+        {"role": "usr", "content": "s3cret-value-of-mine \x1b[31m" + "x" * 9000},
+        TURNS[1],
+    ]
+    Path("rows.jsonl").write_text(
+        f"{json.dumps({'messages': messages}, ensure_ascii=False)}\n{json.dumps({'messages': TURNS})}"
+    )
+    assert main(["check", "rows.jsonl", "--tokenizer", "spm-v3", "--report", "x.json"]) == 1
+    text = Path("x.json").read_text()
+    [cause] = (cause for cause in json.loads(text)["causes"] if cause["severity"] == "error")
+    assert "s3cret" not in text
+    assert "***" in cause["row"]
+    assert len(cause["row"]) < 5000
