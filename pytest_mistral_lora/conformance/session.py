@@ -310,8 +310,9 @@ class Session:
         is_brief = brief and self.exit_code == 0
         table = [] if is_brief else outcome_table(self.records, width)
         if is_brief:
-            oracles = [line for line in basis_lines(self.records) if line.startswith("oracle of ")]
-            facts = [*brief_lines(self.records), *oracles[:1], *self.known_faults()]
+            # the oracle, and how many rows were judged
+            basis = [line for line in basis_lines(self.records) if not line.startswith("layers of ")]
+            facts = [*brief_lines(self.records), *basis[:3], *self.known_faults()]
         else:
             facts = [*basis_lines(self.records), *self.known_faults(), *figures, *unchecked_lines(self.records)]
         facts += [xfail.not_met for xfail in self.not_met]
