@@ -326,7 +326,7 @@ class Session:
             # one line each, for any name or reason
             *(printable(line, lines=False) for line in facts),
             *notes,
-            "",
+            *([] if is_brief else [""]),
             *([NOTHING_WAS_JUDGED] if self.nothing_judged else []),
             verdict_line(self.records, [cause.count for cause in self.causes()]),
         ]
