@@ -198,7 +198,7 @@ def test_what_cannot_be_counted_is_named(
 
 def test_check_and_its_page_show_the_figures(tmp_path: Path, capsys: Any) -> None:
     path = write(tmp_path / "rows.jsonl")
-    assert main(["check", str(path), "--tokenizer", "spm-v3"]) == 0
+    assert main(["check", str(path), "--tokenizer", "spm-v3", "-v"]) == 0
     out = capsys.readouterr().out
     assert "figures of rows.jsonl:" in out
     assert "weather 1" in out

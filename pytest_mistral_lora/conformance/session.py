@@ -333,8 +333,9 @@ class Session:
         is_brief = brief and self.exit_code == 0
         table = [] if is_brief else outcome_table(self.records, width)
         if is_brief:
-            oracles = [line for line in basis_lines(self.records) if line.startswith("oracle of ")]
-            facts = [*brief_lines(self.records), *oracles[:1], *self.known_faults()]
+            # the oracle, and how many rows were judged
+            basis = [line for line in basis_lines(self.records) if not line.startswith("layers of ")]
+            facts = [*brief_lines(self.records), *basis[:3], *self.known_faults()]
         else:
             facts = [*basis_lines(self.records), *self.known_faults(), *figures, *unchecked_lines(self.records)]
         facts += [xfail.not_met for xfail in self.not_met]
@@ -350,7 +351,7 @@ class Session:
             # one line each, for any name or reason
             *(printable(line, lines=False) for line in facts),
             *notes,
-            "",
+            *([] if is_brief else [""]),
             *look_at_lines(signs_among(self.causes())),
             *([NOTHING_WAS_JUDGED] if self.nothing_judged else []),
             verdict_line(self.records, [cause.total for cause in self.causes()]),

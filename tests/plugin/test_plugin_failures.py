@@ -145,7 +145,7 @@ def test_a_junit_file_and_a_workflow_get_rule_file_and_line(
     assert annotation.startswith("::error file=rows.jsonl,line=1,title=ML601 ")
     assert commands == [annotation]
     assert summary.read_text().startswith("## pytest \\-\\-mistral\\-golden\n")
-    assert "| mistral\\-golden.rows.jsonl.dataset | - | 1 | - |" in summary.read_text()
+    assert "| `mistral-golden.rows.jsonl.dataset` | - | 1 | - |" in summary.read_text()
     # `check` writes the same test
     capsys.readouterr()
     assert main(["check", "rows.jsonl", "--tokenizer", "spm-v3", "--output-format", "junit"]) == 1
