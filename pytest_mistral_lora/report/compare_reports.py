@@ -76,13 +76,18 @@ class ComparedCause:
     def text(self) -> str:
         """The rule, what was found, its place, and how the number of findings changed, in one line."""
         place = self.cause["place"]
-        found = named_value(self.cause["found"], place, self.cause["title"])
-        found = found if len(found) <= _LONGEST else f"{found[:_LONGEST]}…"
+        found = _cut(named_value(self.cause["found"], place, self.cause["title"]))
         numbers = counted(self.after or self.before, "finding")
         if self.before and self.after and self.before != self.after:
             numbers += f", {self.before} before"
         reason = f": {self.reason}" if self.reason else ""
         return f"{self.cause['rule']} {found}{f' - {place}' if place else ''} ({numbers}){reason}"
+
+    @property
+    def table_row(self) -> str:
+        """The row of a table of Markdown: the state, the text, and the fix of a cause that is there now."""
+        fix = _cut(self.cause["fix"]) if self.after else ""
+        return f"| {self.state} | {code_span(self.text, in_table=True)} | {code_span(fix, in_table=True)} |"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON data."""
@@ -194,10 +199,10 @@ class ReportComparison:
         lines = [MARK, f"**mistral-lora**: {in_markdown(self.verdict)}", ""]
         lines += [f"Other versions: {code_span(', '.join(changed))}", ""] if (changed := self._versions()) else []
         shown = [found for found in self.causes if found.state != "unchanged"]
-        rows = [f"| {found.state} | {code_span(found.text, in_table=True)} |" for found in shown[:_MOST_SHOWN]]
+        rows = [found.table_row for found in shown[:_MOST_SHOWN]]
         if shown:
-            rows = ["| | cause |", "|---|---|", *rows]
-            rows += [f"| | … and {len(shown) - _MOST_SHOWN} more |"] if len(shown) > _MOST_SHOWN else []
+            rows = ["| | cause | fix |", "|---|---|---|", *rows]
+            rows += [f"| | … and {len(shown) - _MOST_SHOWN} more | |"] if len(shown) > _MOST_SHOWN else []
         for nodeid, reason in list(self.unchecked.items())[:_MOST_SHOWN]:
             rows += ["", f"Not checked any more: {code_span(f'{nodeid}: {reason}')}"]
         return "\n".join(_fitting([*lines, *rows])) + "\n"
@@ -210,6 +215,10 @@ class ReportComparison:
             "causes": [found.to_json() for found in self.causes],
             "unchecked": self.unchecked,
         }
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _fitting(lines: Sequence[str]) -> list[str]:

@@ -89,8 +89,9 @@ def test_the_markdown_is_a_table_in_which_no_text_is_mark_up(report: Callable[..
     assert any(line.startswith("Other versions: `transformers") for line in lines)
     found = rendered(text)
     assert found.faults() == []
-    assert found.tags.count("td") == 2
+    assert found.tags.count("td") == 3
     assert any("<script>|**" in code for code in found.code)
+    assert after["causes"][0]["fix"] in found.code
 
 
 @pytest.mark.parametrize(
@@ -124,15 +125,24 @@ def test_no_text_of_a_report_is_a_mention_a_link_or_a_reference(text: str) -> No
     checks = [{"nodeid": text, "outcome": "passed", "not_checked": "", "known": []}]
     before = {"causes": [], "checks": checks, "libraries": {text: "1"}, "python": "3"}
     skipped = [{**checks[0], "outcome": "skipped", "not_checked": text}]
-    after = {**before, "causes": [{**cause, "found": text, "place": text}], "checks": skipped, "libraries": {text: "2"}}
+    causes = [{**cause, "found": text, "place": text, "fix": text}]
+    after = {**before, "causes": causes, "checks": skipped, "libraries": {text: "2"}}
     found = rendered(ReportComparison(before, after).markdown())
     assert found.faults() == []
-    assert (found.tags.count("td"), len(found.code)) == (2, 3)
+    assert (found.tags.count("td"), len(found.code)) == (3, 4)
 
 
 def test_a_comment_that_is_too_long_for_github_is_cut_and_says_so() -> None:
     before = {"causes": [], "checks": [], "libraries": {}, "python": "3"}
-    cause = {"rule": "ML601", "severity": "error", "count": 1, "title": "", "check": "x", "place": "👩" * 1000}
+    cause = {
+        "rule": "ML601",
+        "severity": "error",
+        "count": 1,
+        "title": "",
+        "check": "x",
+        "place": "👩" * 1000,
+        "fix": "",
+    }
     after = {**before, "causes": [{**cause, "cause": str(number), "found": f"row {number}"} for number in range(40)]}
     text = ReportComparison(before, after).markdown()
     assert 60_000 < len(text.encode("utf-16-le")) // 2 <= 65_536

@@ -216,6 +216,7 @@ def test_a_pull_request_is_compared_with_the_main_branch(guarded: Path, tmp_path
     summary = (tmp_path / "summary.md").read_text()
     assert summary.startswith(MARK)
     assert "| new | " in summary
+    assert "Correct the row" in summary
 
 
 def run_script(script: str, folder: Path, **values: str) -> str:
