@@ -21,7 +21,7 @@ def sound_rows_page() -> str:
         "",
         "A sign in your texts is a note, which fails no check by itself. It does not count if the prompt asks for it",
         "or has it itself, and not in code and quotations. An error needs a proof ([rules](rules.md)). If a sound file",
-        "of yours is accused, write the report for us with `mistral-lora report-false-alarm`.",
+        "of yours is accused, report a wrong verdict with the form of this repository.",
         "",
         "This page is made by `scripts/write_docs.py` from `tests/support/sound_rows.py`; the tests check each file.",
     ]

@@ -142,6 +142,13 @@ PAGES = [
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_verb_that_a_page_names_is_one(page: Path) -> None:
+    verbs = {verb for group in VERBS.values() for verb in group}
+    named = re.findall(r"`mistral-lora ([a-z][a-z-]*)\b(?!:)", page.read_text(encoding="utf-8"))
+    assert set(named) <= verbs
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     for target, anchor in LINK.findall(prose(page)):
