@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,16 @@ FORMS = (
     "2020-12-31",
     "fixed 2099-12-31T00:00:00Z",
     "until 20991231",
+    # seen on a day to come, or in a form that does not tell which day it was
+    "seen since 2099-12-31",
+    f"seen on {date.today() + timedelta(days=2)}",
+    "seen on 01.03.2025",
 )
 """Dates that a writer expects to end a deviation, in forms that do not."""
 
 REASONS = (
     "seen since 2025-03-01 in our logs",
+    f"seen on {date.today()}",
     "https://example.com/2025-03-01/post",
     "the folder run-2099-12-31 is ours",
     "rows of up to 2048 tokens",
