@@ -65,3 +65,19 @@ def test_a_row_of_so_many_characters_is_shown_in_full(
     assert with_rows([cause]) == [found]
     monkeypatch.setattr(row_lines, "_LARGEST", file.stat().st_size - 1)
     assert with_rows([cause]) == [cause]
+
+
+def test_a_cause_gets_the_line_of_its_place_if_it_is_of_rows_and_has_none(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}\n{"a": 2}\n\n{"a": 4}\n')
+    given = [
+        ("a::dataset::rows", f"{file}:2, a", "", '{"a": 2}'),
+        ("a::encoded::file", f"{file}:4", "", '{"a": 4}'),
+        ("a::dataset::rows", f"{file}:1", "kept", "kept"),
+        ("a::adapter::files", f"{file}:1", "", ""),
+        ("a::dataset::rows", f"{file}", "", ""),
+        ("a::dataset::rows", f"{file}:9", "", ""),
+        ("a::dataset::rows", f"{tmp_path}/gone.jsonl:1", "", ""),
+    ]
+    found = with_rows([{"check": check, "place": place, "row": row} for check, place, row, _ in given])
+    assert [cause["row"] for cause in found] == [shown for *_, shown in given]
