@@ -126,6 +126,14 @@ def test_a_loss_function_with_another_shift_is_an_error(
     assert words in result.findings[0].found
 
 
+def test_a_batch_without_a_label_has_no_loss_to_compare(base: Path, model: Any, rows: Rows, tmp_path: Path) -> None:
+    # a label of the first token is predicted from nothing
+    unlabelled = [row | {"labels": [row["input_ids"][0], *[-100] * (len(row["labels"]) - 1)]} for row in rows]
+    result = _result(make_trainer(base, unlabelled, tmp_path, model=model))
+    assert result.findings == ()
+    assert "no token of the first batch has a label" in result.not_checked
+
+
 @pytest.mark.parametrize("shape", ["labels", "a token more"])
 def test_log_probabilities_of_the_labels_stand_for_logits(
     shape: str, base: Path, model: Any, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
