@@ -139,25 +139,32 @@ def _matched(records: Sequence[Record], sources: Sequence[SourceRow]) -> list[in
     """
     places: list[int | None] = [None] * len(records)
     free = set(range(len(sources)))
+    given = [[_without_padding(ids, mask) for ids, mask in _padded_sides(record)] for record in records]
     for is_cut in (False, True):
-        for number, record in enumerate(records):
+        for number, sides in enumerate(given):
             if places[number] is not None:
                 continue
-            fitting = [n for n in sorted(free) if _is_made_of(record, sources[n], is_cut=is_cut)]
-            if number in fitting:
+            # most collators keep the order: a batch of many rows is not compared row with row
+            if number in free and _is_made_of(sides, sources[number], is_cut=is_cut):
                 places[number] = number
-            elif len(fitting) == 1:
-                places[number] = fitting[0]
-            if places[number] is not None:
-                free.discard(places[number] or 0)
+            else:
+                fitting = [n for n in sorted(free) if _is_made_of(sides, sources[n], is_cut=is_cut)]
+                places[number] = fitting[0] if len(fitting) == 1 else None
+            if (place := places[number]) is not None:
+                free.discard(place)
     return places
 
 
-def _is_made_of(record: Record, source: SourceRow, *, is_cut: bool) -> bool:
-    """Return whether each side of a record has the ids of a source, up to padding and perhaps a cut."""
-    sides = list(_padded_sides(record))
+def _is_made_of(sides: Sequence[Sequence[tuple[int, ...]]], source: SourceRow, *, is_cut: bool) -> bool:
+    """Return whether each side of a record has the ids of a source, up to padding and perhaps a cut.
+
+    Args:
+        sides: The ids of each side, with and without the padding that its attention mask hides.
+        source: The row of the dataset.
+        is_cut: Whether a part of the source may be missing.
+    """
     return len(sides) == len(source.sides) > 0 and all(
-        _fits(ids, mask, own, is_cut=is_cut) for (ids, mask), own in zip(sides, source.sides, strict=True)
+        _fits(variants, own, is_cut=is_cut) for variants, own in zip(sides, source.sides, strict=True)
     )
 
 
@@ -170,17 +177,30 @@ def _padded_sides(record: Record) -> list[tuple[list[int], Sequence[int] | None]
     return [(ids, mask) for (ids, _), mask in zip(sides_of(record), masks, strict=False)]
 
 
-def _fits(ids: Sequence[int], mask: Sequence[int] | None, own: Sequence[int], *, is_cut: bool) -> bool:
+def _without_padding(ids: Sequence[int], mask: Sequence[int] | None) -> list[tuple[int, ...]]:
+    """Return the ids of a side as they are, and without what the attention mask hides at the ends."""
     shown = [n for n, value in enumerate(mask) if value] if mask is not None else []
-    variants = [ids, ids[shown[0] : shown[-1] + 1]] if shown else [ids]
+    whole = tuple(ids)
+    return [whole, whole[shown[0] : shown[-1] + 1]] if shown else [whole]
+
+
+def _fits(variants: Sequence[tuple[int, ...]], own: tuple[int, ...], *, is_cut: bool) -> bool:
     for variant in variants:
         # padding behind the row, or a cut at its end; then padding before it, or a cut at its start
-        for given, wanted in ((variant, own), (variant[::-1], own[::-1])):
-            same = _equal_beginning(given, wanted)
-            is_padding = len(set(given[same:])) <= 1
-            if is_padding and (same == len(wanted) or (is_cut and same > 0)):
-                return True
+        if _begins_as(variant, own, is_cut=is_cut) or _begins_as(variant[::-1], own[::-1], is_cut=is_cut):
+            return True
     return False
+
+
+def _begins_as(ids: tuple[int, ...], own: tuple[int, ...], *, is_cut: bool) -> bool:
+    """Return whether ids begin as a row and are padded behind it."""
+    if ids[: len(own)] == own:
+        same = len(own)
+    elif is_cut:
+        same = _equal_beginning(ids, own)
+    else:
+        return False
+    return (same > 0 or not own) and len(set(ids[same:])) <= 1
 
 
 def _equal_beginning(first: Sequence[int], second: Sequence[int]) -> int:

@@ -294,3 +294,23 @@ def test_blocks_that_hardly_moved_are_told_from_those_that_moved(
     found = [finding.found for finding in movement_findings(AdapterFolder(tmp_path, None))]
     assert len(found) == still
     assert not any(f"layers.{n}." in text for n in moved for text in found)
+
+
+@pytest.mark.parametrize(
+    ("rank", "alpha", "largest", "expected"),
+    [
+        (1, 32, 1000.0, set()),
+        (1, 33, 1000.0, {"ML428"}),
+        (512, 512, 1000.0, set()),
+        (513, 513, 1000.0, {"ML426"}),
+        (1, 32, 1000.0001, {"ML416"}),
+    ],
+)
+def test_the_numbers_of_an_adapter_have_their_bounds(
+    rank: int, alpha: int, largest: float, expected: set[str], save: Save, base: Path
+) -> None:
+    folder = save(r=rank, lora_alpha=alpha, target_modules=["q_proj"])
+    tensors = load_file(folder / TENSORS)
+    next(iter(tensors.values()))[0, 0] = -largest
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    assert rules(judged(folder, base)) & {"ML416", "ML426", "ML428"} == expected

@@ -200,6 +200,23 @@ def in_words(bound: Bound | None, unit: str) -> str:
     return f"{rows}, {share}" if bound.share else rows
 
 
+@pytest.mark.parametrize(
+    ("bound", "rows", "of", "is_reached"),
+    [
+        (Bound(5, 0.05), 5, 100, True),
+        (Bound(5, 0.05), 4, 20, False),
+        (Bound(5, 0.05), 5, 101, False),
+        (Bound(2, 0.05, is_exceeded=True), 2, 39, True),
+        (Bound(2, 0.05, is_exceeded=True), 2, 40, False),
+        (Bound(2, 0.05, is_exceeded=True), 1, 1, False),
+        (Bound(1, 0), 1, 1_000_000, True),
+        (Bound(1, 0), 0, 1_000_000, False),
+    ],
+)
+def test_a_bound_is_reached_by_the_number_and_the_share(bound: Bound, rows: int, of: int, is_reached: bool) -> None:
+    assert bound.is_reached(rows, of) is is_reached
+
+
 def test_the_page_has_each_fault_with_its_bounds() -> None:
     page = (ROOT / "docs" / "stats.md").read_text(encoding="utf-8")
     for fault in FILE_FAULTS:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,18 @@ def test_a_damaged_entry_is_written_again(rows: Path, check_rows: Callable[..., 
         entry.write_text(damaged)
         assert check_rows() == (0, 0)
         assert check_rows()[1] > 10
+
+
+def test_an_entry_is_kept_for_thirty_days(rows: Path, check_rows: Callable[..., tuple[int, int]]) -> None:
+    kept = rows.parent / "kept"
+    kept.mkdir(mode=0o700)
+    for name, days in (("older", 30.01), ("younger", 29.99)):
+        file = kept / f"{name}.json"
+        file.write_text("{}")
+        os.utime(file, times=(time.time(), time.time() - days * 86_400))
+    assert check_rows() == (0, 0)
+    assert not (kept / "older.json").exists()
+    assert (kept / "younger.json").exists()
 
 
 def test_a_seal_of_another_user_is_not_believed(rows: Path, check_rows: Callable[..., tuple[int, int]]) -> None:

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.known import baseline_text, known_among, read_xfails, unknown_among
+from pytest_mistral_lora.conformance.known import (
+    Xfail,
+    baseline_text,
+    finders_of,
+    known_among,
+    read_xfails,
+    unknown_among,
+)
 
 
 def record(case: str, *findings: Finding, not_checked: str = "") -> dict[str, Any]:
@@ -100,11 +108,16 @@ FORMS = (
     "2020-12-31",
     "fixed 2099-12-31T00:00:00Z",
     "until 20991231",
+    # seen on a day to come, or in a form that does not tell which day it was
+    "seen since 2099-12-31",
+    f"seen on {date.today() + timedelta(days=2)}",
+    "seen on 01.03.2025",
 )
 """Dates that a writer expects to end a deviation, in forms that do not."""
 
 REASONS = (
     "seen since 2025-03-01 in our logs",
+    f"seen on {date.today()}",
     "https://example.com/2025-03-01/post",
     "the folder run-2099-12-31 is ours",
     "rows of up to 2048 tokens",
@@ -134,3 +147,26 @@ def test_a_reason_without_a_date_of_an_end_is_read(reason: str, tmp_path: Path) 
     first, second = read_xfails(file)
     assert (first.reason, first.until) == (reason, None)
     assert (second.reason, str(second.until)) == (reason, "2099-12-31")
+
+
+@pytest.mark.parametrize(
+    ("name", "subject", "case", "finds", "is_home"),
+    [
+        ("ML401", "adapter", "tensors-complete", True, True),
+        ("ML401", "adapter", "tensors-finite", False, False),
+        ("ML401", "merged", "weights", True, False),
+        ("ML401", "mask", "labels", False, False),
+        ("ML204", "tokenizer", "model-config", True, True),
+        ("ML520", "encoded", "ids", True, True),
+        ("ML520", "runner", "any-row", True, True),
+        ("ML401", "runner", "tensors-complete", False, False),
+        ("default-system-prompt", "template", "any", True, True),
+        ("default-system-prompt", "dataset", "any", True, False),
+        ("default-system-prompt", "adapter", "any", False, False),
+    ],
+)
+def test_a_deviation_is_looked_for_by_the_checks_that_can_find_it(
+    name: str, subject: str, case: str, finds: bool, is_home: bool
+) -> None:
+    finders = finders_of(Xfail(name, "looked at", "known.txt:1"))
+    assert (finders.have(subject, case), finders.are_at_home_in(subject, case)) == (finds, is_home)

@@ -126,6 +126,43 @@ def test_a_loss_function_with_another_shift_is_an_error(
     assert words in result.findings[0].found
 
 
+def test_a_batch_without_a_label_has_no_loss_to_compare(base: Path, model: Any, rows: Rows, tmp_path: Path) -> None:
+    # a label of the first token is predicted from nothing
+    unlabelled = [row | {"labels": [row["input_ids"][0], *[-100] * (len(row["labels"]) - 1)]} for row in rows]
+    result = _result(make_trainer(base, unlabelled, tmp_path, model=model))
+    assert result.findings == ()
+    assert "no token of the first batch has a label" in result.not_checked
+
+
+@pytest.mark.parametrize("shape", ["labels", "a token more"])
+def test_log_probabilities_of_the_labels_stand_for_logits(
+    shape: str, base: Path, model: Any, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL's fused head returns the log-probability of each label, and 0 where there is none."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def fused(*args: Any, labels: Any = None, **named: Any) -> dict[str, torch.Tensor]:
+        output = forward(*args, labels=labels, **named)
+        ahead = labels[:, 1:]
+        of_labels = output.logits[:, :-1].log_softmax(-1).gather(-1, ahead.clamp(min=0)[..., None])[..., 0]
+        log_probs = of_labels * (ahead != -100)
+        return {
+            "loss": output.loss,
+            "log_probs": log_probs if shape == "labels" else torch.nn.functional.pad(log_probs, (0, 1)),
+        }
+
+    monkeypatch.setattr(model, "forward", fused)
+    result = _result(make_trainer(base, rows, tmp_path, model=model))
+    assert result.findings == ()
+    if shape == "labels":
+        assert result.not_checked == ""
+        facts = dict(result.facts)
+        assert facts["loss"] == pytest.approx(facts["loss of the labels"], rel=1e-5)
+    else:
+        assert "log-probabilities of other labels" in result.not_checked
+
+
 @pytest.mark.parametrize("function", [_sound, _sound_mean])
 def test_a_sound_loss_function_is_silent(
     function: Callable[..., Any], base: Path, model: Any, rows: Rows, tmp_path: Path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -183,3 +183,26 @@ def test_rows_end_to_end_have_their_conversations_in_any_order(order: tuple[int,
     assert [each["messages"] for each in row.record["conversations"]] == [f"of {n}" for n in order]
     [other] = paired([{"input_ids": [*flat[1:], 0], "labels": []}], _sources(*rows))
     assert "conversations" not in other.record
+
+
+class Token(int):
+    """An id that counts how often it is compared."""
+
+    compared: ClassVar[int] = 0
+
+    def __eq__(self, other: object) -> bool:
+        Token.compared += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+def test_the_work_for_a_batch_in_order_grows_with_its_rows() -> None:
+    compared = []
+    for count in (20, 40):
+        sources = [SourceRow(n, ((1, 3, *range(100 + n, 120 + n), 2),), {}) for n in range(count)]
+        records = [{"input_ids": [Token(token) for token in row.sides[0]]} for row in sources]
+        Token.compared = 0
+        assert [row.index for row in paired(records, sources)] == list(range(count))
+        compared.append(Token.compared)
+    assert 0 < compared[1] < 3 * compared[0]

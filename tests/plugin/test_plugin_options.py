@@ -218,3 +218,10 @@ def test_a_configuration_that_pytest_missed_is_named_in_the_summary(
         assert missed not in golden(*arguments, *chosen).outlines
     shutil.copy(other, pytester.path / "tok.model.v3")
     assert missed not in golden("--mistral-tokenizer", "tok.model.v3", *chosen).outlines
+
+
+def test_the_least_number_of_an_option_is_taken(settings_of: Read, pytester: pytest.Pytester) -> None:
+    settings = settings_of("--mistral-examples", "1", "--mistral-seed", "0")
+    assert (settings.examples, settings.seed) == (1, 0)
+    pytester.makeini("[pytest]\nmistral_examples = 1")
+    assert settings_of().examples == 1

@@ -149,3 +149,14 @@ def test_a_known_fault_of_the_libraries_is_in_the_summary_of_the_job_and_in_the_
     known = json.loads((workspace / "x.json").read_text())["known_faults"]
     assert [line[:37] for line in known] == ["known of transformers 5.23.0 (ML601):"] * is_affected
     assert ("<dd>known of transformers 5.23.0 (ML601): " in (workspace / "x.html").read_text()) is is_affected
+
+
+def test_a_title_or_message_that_just_fits_is_whole() -> None:
+    for longer, is_cut in ((0, False), (1, True)):
+        shape = f"a → {'b' * (68 + longer)}"
+        [line] = annotation_lines(causes_of(Finding("ML601", shape, "x", shape=shape)))
+        title = line.split("title=ML601 ")[1].split("::")[0]
+        assert (len(title), title.endswith("…")) == (72, is_cut)
+    [cause] = causes_of(Finding("ML601", "x" * 5000, "y"))
+    [line] = annotation_lines([cause])
+    assert len(line.rpartition("::")[2].replace("%0A", "\n").replace("%25", "%")) == 4000

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.report import row_lines
+from pytest_mistral_lora.report.row_lines import with_rows
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
@@ -47,3 +49,35 @@ def test_a_line_is_bounded_and_printable_and_a_secret_in_it_is_not_written(
     assert "s3cret" not in text
     assert "***" in cause["row"]
     assert len(cause["row"]) < 5000
+
+
+@pytest.mark.parametrize(("longer", "end"), [(0, '"}'), (1, "…")])
+def test_a_row_of_so_many_characters_is_shown_in_full(
+    longer: int, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f'{{"a": "{"x" * (4000 - 9 + longer)}"}}\n')
+    cause = {"place": f"{file}:1, a", "check": "rows::dataset::rows", "row": ""}
+    [found] = with_rows([cause])
+    assert (len(found["row"]), found["row"].endswith(end)) == (4000 + longer, True)
+    # a file at its bound is read again, and a larger one is not
+    monkeypatch.setattr(row_lines, "_LARGEST", file.stat().st_size)
+    assert with_rows([cause]) == [found]
+    monkeypatch.setattr(row_lines, "_LARGEST", file.stat().st_size - 1)
+    assert with_rows([cause]) == [cause]
+
+
+def test_a_cause_gets_the_line_of_its_place_if_it_is_of_rows_and_has_none(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}\n{"a": 2}\n\n{"a": 4}\n')
+    given = [
+        ("a::dataset::rows", f"{file}:2, a", "", '{"a": 2}'),
+        ("a::encoded::file", f"{file}:4", "", '{"a": 4}'),
+        ("a::dataset::rows", f"{file}:1", "kept", "kept"),
+        ("a::adapter::files", f"{file}:1", "", ""),
+        ("a::dataset::rows", f"{file}", "", ""),
+        ("a::dataset::rows", f"{file}:9", "", ""),
+        ("a::dataset::rows", f"{tmp_path}/gone.jsonl:1", "", ""),
+    ]
+    found = with_rows([{"check": check, "place": place, "row": row} for check, place, row, _ in given])
+    assert [cause["row"] for cause in found] == [shown for *_, shown in given]

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from pytest_mistral_lora.report import brief_lines, unchecked_lines
+from pytest_mistral_lora.report.lines import line_style
 
 
 def test_a_reason_is_one_line_with_its_targets_and_its_number() -> None:
@@ -28,3 +31,21 @@ def test_a_green_run_has_a_line_for_each_target_and_one_for_all_reasons() -> Non
         "… and 2 more targets",
         "not checked: 2 checks, for 2 reasons: -v lists them",
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "style"),
+    [
+        ("ML601 rows.jsonl:3: 'bot'", "red bold"),
+        ("  - lost", "red"),
+        ("  + more", "green"),
+        ("  >     5  1040", "yellow"),
+        ("  fix: rename it", "bold"),
+        ("  expected: user", ""),
+        (" - lost", ""),
+        ("ML60 x", ""),
+        ("", ""),
+    ],
+)
+def test_the_parts_of_a_finding_have_colours(line: str, style: str) -> None:
+    assert line_style(line) == style

@@ -173,6 +173,7 @@ class SourceTracker:
     _seen: set[int] = field(default_factory=set)
     _seen_rejected: set[int] = field(default_factory=set)
     _refused: set[int] = field(default_factory=set)
+    _matched: set[int] = field(default_factory=set)
     _last: int = -1
     _read: int = -1
     _read_rows: tuple[Row, ...] = ()
@@ -191,12 +192,22 @@ class SourceTracker:
         return [tuple(row_digest(row, loose=True) for row in rows) for rows in source_records(self.paths)]
 
     @cached_property
-    def _free(self) -> dict[bytes, list[int]]:
-        """Numbers of the records with an equal first row that no line has matched yet, the first record last."""
-        free: dict[bytes, list[int]] = {}
+    def _by_digest(self) -> dict[bytes, list[int]]:
+        """Numbers of the records with an equal first row, the first record last."""
+        records: dict[bytes, list[int]] = {}
         for index in reversed(range(len(self._digests))):
-            free.setdefault(self._digests[index][0], []).append(index)
-        return free
+            records.setdefault(self._digests[index][0], []).append(index)
+        return records
+
+    def _first_free(self, digest: bytes) -> int | None:
+        """Return the number of the first record with a row that no line has matched yet; None if there is none.
+
+        Matched records are dropped from the end of the list alone: a dataset may have one row a million times.
+        """
+        records = self._by_digest.get(digest, [])
+        while records and records[-1] in self._matched:
+            records.pop()
+        return records[-1] if records else None
 
     def with_messages(self, line: EncodedLine) -> EncodedLine:
         """Add to a line with only ids the row of its number in the source, if that row is still to be read."""
@@ -219,8 +230,8 @@ class SourceTracker:
             return line
         if line.chosen is not None:
             return dataclasses.replace(line, index=self._chosen)
-        free = self._free.get(row_digest(line.rows[0]))
-        self._chosen = free[-1] if free else line.index
+        free = self._first_free(row_digest(line.rows[0]))
+        self._chosen = line.index if free is None else free
         return dataclasses.replace(line, index=self._chosen)
 
     def is_new(self, line: EncodedLine) -> bool:
@@ -261,42 +272,47 @@ class SourceTracker:
         part = 0 if line.chosen is None else 1
         for number, row in enumerate(line.rows):
             digest = row_digest(row)
-            free = self._free.get(digest, []) if part == 0 else []
+            free = self._first_free(digest) if part == 0 else None
+            is_its_row = self._has_row(line.index, part, digest)
             found = ""
             # the number of a packed sequence is its own: its conversations may come from anywhere in the source
             if line.packed:
-                found = "" if free else f"conversation {number} is not in the dataset, or not so often"
+                found = "" if free is not None else f"conversation {number} is not in the dataset, or not so often"
             elif line.index >= len(self._digests):
                 found = f"row {line.index} of a dataset of {len(self._digests)} rows"
-            elif self._digests[line.index][part : part + 1] != (digest,):
+            elif not is_its_row:
                 found = f"the messages are not those of row {line.index}"
-                found += f", but of row {free[-1]}" if free else ""
+                found += f", but of row {free}" if free is not None else ""
                 if line.side is not None and self._has_other_label(line.index, part, row):
                     found = f"the label is not that of row {line.index}"
                 if self._loose_digests[line.index][part : part + 1] == (row_digest(row, loose=True),):
                     found = f"tools or arguments have other nulls or another key order than in row {line.index}"
-            if free:
-                free.pop() if line.packed or line.index not in free else free.remove(line.index)
+            if free is not None:
+                is_its_own = is_its_row and not line.packed and line.index not in self._matched
+                self._matched.add(line.index if is_its_own else free)
             if found:
                 yield Finding("ML505", found, line.place, row=row.to_jsonl())
 
     def _has_other_label(self, index: int, part: int, row: Row) -> bool:
         """Return whether a record of the source has a row with another label."""
         other = dataclasses.replace(row, side=UNWANTED if is_wanted(row) else WANTED)
-        return self._digests[index][part : part + 1] == (row_digest(other),)
+        return self._has_row(index, part, row_digest(other))
+
+    def _has_row(self, index: int, part: int, digest: bytes) -> bool:
+        """Return whether a record of the source has a row, as its first or its second one."""
+        return index < len(self._digests) and self._digests[index][part : part + 1] == (digest,)
 
     def missing_rows(self) -> Iterator[Row]:
         """Yield the rows of the records that the file lacks."""
         came = self._seen - self._refused
-        left = {index for free in self._free.values() for index in free}
         for index, rows in enumerate(source_records(self.paths)):
-            if index in left if self.packed else index not in came:
+            if index not in (self._matched if self.packed else came):
                 yield from rows
 
     def missing_findings(self, path: Path) -> Iterator[Finding]:
         """Yield a finding if the file lacks rows."""
         if self.packed and self.paths:
-            count = sum(map(len, self._free.values()))
+            count = len(self._digests) - len(self._matched)
             if count > self.unreadable:
                 yield Finding("ML502", f"{count} conversations of the dataset are in no sequence", str(path))
             return

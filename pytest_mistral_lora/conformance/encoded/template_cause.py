@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -224,9 +225,12 @@ class _MessagePart:
 
 def _owners(parts: Sequence[_MessagePart], offsets: Sequence[tuple[int, int]]) -> list[_MessagePart | None]:
     """Return the message of each token; None for a token of the template."""
+    # the parts are in order, and one ends before the next starts
+    ends = [part.end for part in parts]
     owners: list[_MessagePart | None] = []
     for start, end in offsets:
-        owners.append(next((part for part in parts if start < part.end and end > part.start), None))
+        part = next(iter(parts[bisect_right(ends, start) :][:1]), None)
+        owners.append(part if part is not None and end > part.start else None)
     return owners
 
 
