@@ -307,6 +307,16 @@ class TrainerTarget(Target):
         return tuple(self.with_places(found))
 
     @cached_property
+    def pad_findings(self) -> tuple[Finding, ...]:
+        """The finding about a pad token that is EOS, if no label of the batches is EOS: it may have masked them."""
+        from pytest_mistral_lora.checkpoint.loaded_tokenizer import text_tokenizer
+        from pytest_mistral_lora.conformance.tokenizer.ids import pad
+
+        if self.trains_eos or text_tokenizer(self.processing_class) is None:
+            return ()
+        return tuple(finding for finding in self.with_places(pad(self)) if finding.rule == "ML204")
+
+    @cached_property
     def template_findings(self) -> Result:
         """The template compared with the base's and with mistral-common."""
         from pytest_mistral_lora.conformance.base_tokenizer import loaded_template_result
