@@ -168,8 +168,15 @@ def run(args: argparse.Namespace) -> int:
     with _encoded_rows(args) as given:
         file = given.file
         judge = Target.of_loaded(tokenizer)
-        causes = {"cause": cause_of(judge), "pad": pad_cause_of(judge)}
-        audit = Audit(file, tokenizer.oracle, given.dataset, base=args.tokenizer, trained=given.trained, **causes)
+        audit = Audit(
+            file,
+            tokenizer.oracle,
+            given.dataset,
+            base=args.tokenizer,
+            trained=given.trained,
+            cause=cause_of(judge),
+            pad=pad_cause_of(judge),
+        )
         report = AuditReport(audit)
         verdicts = _verdicts(report, args, given)
         if args.output_format == "json":

@@ -69,7 +69,8 @@ def _model_config(target: TrainerTarget) -> Result:
     labels at EOS, it does not.
     """
     if MODEL_CONFIG not in target.tokenizer.files.names:
-        return Result(tuple(_embeddings(target)), not_checked="the model has no configuration of transformers")
+        reason = "the model has no configuration of transformers"
+        return Result((*target.pad_findings, *_embeddings(target)), not_checked=reason)
     found = list(target.with_places(tokenizer_ids.model_config(target)))
     if target.trains_eos:
         found = [finding for finding in found if finding.rule != "ML204"]

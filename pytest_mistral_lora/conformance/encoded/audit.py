@@ -556,8 +556,14 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
 
     @cache
     def audited() -> AuditReport:
-        causes = {"cause": cause_of(target.judge), "pad": pad_cause_of(target.judge)}
-        return AuditReport.read(target.file, target.oracle, target.dataset, base=target.tokenizer.path, **causes)
+        return AuditReport.read(
+            target.file,
+            target.oracle,
+            target.dataset,
+            base=target.tokenizer.path,
+            cause=cause_of(target.judge),
+            pad=pad_cause_of(target.judge),
+        )
 
     return checks_of(target, audited)
 

@@ -38,7 +38,7 @@ class PadCause(Cause):
         whole = tuple(token for encoded in comparison.expected for token in encoded.input_ids)
         if self.finding is None or line.masks or not comparison.comparable or comparison.ids != whole:
             return None
-        at_eos = [n for n, token in zip(comparison.padding.real, comparison.ids, strict=True) if token == eos]
+        at_eos = {n for n, token in zip(comparison.padding.real, comparison.ids, strict=True) if token == eos}
         is_masked = all(line.labels[n] == IGNORE_INDEX for n in at_eos)
         if not is_masked or all(label == IGNORE_INDEX for label in comparison.labels):
             return None
