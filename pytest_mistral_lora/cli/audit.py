@@ -175,7 +175,8 @@ def run(args: argparse.Namespace) -> int:
             base=args.tokenizer,
             trained=given.trained,
             cause=cause_of(judge),
-            pad=pad_cause_of(judge),
+            # a trainer has labels by its own rules, and a configuration for each
+            pad=None if args.runner else pad_cause_of(judge),
         )
         report = AuditReport(audit)
         verdicts = _verdicts(report, args, given)

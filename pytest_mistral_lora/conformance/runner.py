@@ -15,7 +15,6 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, NOTHING_JUDGED, Audit, LineVerdict, rules_of
-from pytest_mistral_lora.conformance.encoded.pad_cause import pad_cause_of
 from pytest_mistral_lora.conformance.encoded.template_cause import cause_of
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.targets import RunnerTarget
@@ -132,7 +131,6 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputEr
         judges_answers=bool(own.rows),
         trained=trained,
         cause=cause_of(target.judge),
-        pad=pad_cause_of(target.judge),
     )
     verdicts = [replace(verdict, findings=tuple(map(shown, verdict.findings))) for verdict in audit.verdicts()]
     whole = verdicts.pop()

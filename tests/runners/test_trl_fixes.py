@@ -620,6 +620,13 @@ def test_a_fault_beside_a_pad_token_that_is_eos_stays(base: Path, tmp_path: Path
     assert {finding.rule for finding in findings_of(_set_tokens(run, ""), base, tmp_path / "out")} == {"ML543"}
 
 
+def test_eos_that_the_dataset_has_masked_is_no_fault_of_the_pad_token(base: Path, tmp_path: Path) -> None:
+    rows = [row | {"labels": [-100 if label == 2 else label for label in row["labels"]]} for row in in_form("ids")]
+    found = findings_of(run_of("ids", rows=rows, **PADS_WITH_EOS), base, tmp_path / "out")
+    assert "ML546" in {finding.rule for finding in found}
+    assert {finding.covers for finding in found} == {()}
+
+
 def test_eos_that_another_token_pads_is_masked_by_the_collator(base: Path, tmp_path: Path) -> None:
     found = findings_of(run_of("messages", **collated(_mask_eos)), base, tmp_path / "out")
     assert {finding.rule for finding in found} == {"ML546"}

@@ -15,7 +15,8 @@ from pytest_mistral_lora.errors import MistralLoraError
 
 _ENCODE_AGAIN = (
     'Set `"pad_token": "<pad>"` in `tokenizer_config.json` if the vocabulary has it, else `"pad_token": "<unk>"`, '
-    "and encode the rows again."
+    "and encode the rows again; if EOS is masked then, too, mask padding by position: "
+    "`labels[attention_mask == 0] = -100`."
 )
 
 
