@@ -157,6 +157,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport, checks_of
+    from pytest_mistral_lora.conformance.encoded.pad_cause import pad_cause_of
     from pytest_mistral_lora.conformance.encoded.template_cause import cause_of
     from pytest_mistral_lora.conformance.session import opened_session
     from pytest_mistral_lora.conformance.targets import EncodedTarget, Target, name_of
@@ -167,8 +168,16 @@ def run(args: argparse.Namespace) -> int:
     with _encoded_rows(args) as given:
         file = given.file
         judge = Target.of_loaded(tokenizer)
-        cause = cause_of(judge)
-        audit = Audit(file, tokenizer.oracle, given.dataset, base=args.tokenizer, trained=given.trained, cause=cause)
+        audit = Audit(
+            file,
+            tokenizer.oracle,
+            given.dataset,
+            base=args.tokenizer,
+            trained=given.trained,
+            cause=cause_of(judge),
+            # a trainer has labels by its own rules, and a configuration for each
+            pad=None if args.runner else pad_cause_of(judge),
+        )
         report = AuditReport(audit)
         verdicts = _verdicts(report, args, given)
         if args.output_format == "json":
@@ -254,14 +263,14 @@ def _rows_line(audit: Audit) -> str:
 
 def _cases(audit: Audit, causes: FindingGroups) -> Iterator[JudgedCase]:
     """Yield a judged case for each class of faults, since a file may have too many rows for a list of tests."""
-    from pytest_mistral_lora.conformance.encoded.audit import OF_TEMPLATE
+    from pytest_mistral_lora.conformance.encoded.audit import CAUSES
     from pytest_mistral_lora.conformance.finding import RULES
     from pytest_mistral_lora.conformance.groups import FILE_WIDTH
     from pytest_mistral_lora.report.judged import JudgedCase
 
     reasons = audit.not_checked
-    of_template = [RULES[OF_TEMPLATE]] if audit.counts[OF_TEMPLATE] else []
-    for rule in [*of_template, *RULES.of("encoded")]:
+    of_causes = [RULES[rule] for rule in CAUSES.values() if audit.counts[rule]]
+    for rule in [*of_causes, *RULES.of("encoded")]:
         found = [cause for cause in causes if cause.simplest.rule == rule.id]
         failed = any(cause.simplest.severity == "error" for cause in found)
         text = "\n\n".join(cause.text(FILE_WIDTH) for cause in found)

@@ -218,6 +218,7 @@ class TrainerTarget(Target):
         optimizer: The optimizer, wrapped or not; None if it is not made yet.
         has_images: Whether the batches have images.
         trains_eos: Whether a label of the batches is EOS.
+        has_eos: Whether EOS is trained on in the dataset, before the collator.
         left_out: Reasons why a part of the run is not judged, by the case of a check.
     """
 
@@ -228,6 +229,7 @@ class TrainerTarget(Target):
     optimizer: Any = None
     has_images: bool = False
     trains_eos: bool = False
+    has_eos: bool = False
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -305,6 +307,16 @@ class TrainerTarget(Target):
         # a template writes BOS and EOS
         found = (finding for finding in named_tokens(self) if not finding.found.startswith("unk"))
         return tuple(self.with_places(found))
+
+    @cached_property
+    def pad_findings(self) -> tuple[Finding, ...]:
+        """The finding about a pad token that is EOS, if the collator has masked the EOS of the dataset."""
+        from pytest_mistral_lora.checkpoint.loaded_tokenizer import text_tokenizer
+        from pytest_mistral_lora.conformance.tokenizer.ids import pad
+
+        if self.trains_eos or not self.has_eos or text_tokenizer(self.processing_class) is None:
+            return ()
+        return tuple(finding for finding in self.with_places(pad(self)) if finding.rule == "ML204")
 
     @cached_property
     def template_findings(self) -> Result:

@@ -14,8 +14,9 @@ from filelock import FileLock
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, NOTHING_JUDGED, Audit, LineVerdict
-from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, first_findings
+from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, NOTHING_JUDGED, Audit, LineVerdict, rules_of
+from pytest_mistral_lora.conformance.encoded.template_cause import cause_of
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.targets import RunnerTarget
 from pytest_mistral_lora.errors import InputError, RunnerError
 from pytest_mistral_lora.records.files import write_json
@@ -39,6 +40,7 @@ class RunnerRows:
         refused: The number of rows that the runner did not encode.
         version: The tokenizer's version.
         not_checked: Why a check had nothing to judge, by its name; see `Audit.not_checked`.
+        explained: Why a wrong row has no finding; see `Audit.explained`.
     """
 
     rows: Sequence[Row]
@@ -49,6 +51,7 @@ class RunnerRows:
     refused: object
     version: str
     not_checked: Mapping[str, str]
+    explained: str
 
     @property
     def nothing_judged(self) -> str:
@@ -62,7 +65,7 @@ _Encoded = Callable[[], RunnerRows | InputError]
 def with_row_places(
     finding: Finding, *, file: Path, rows: Sequence[Row], source: str, fixes: Mapping[str, str]
 ) -> Finding:
-    """Return a finding with the places of the runner's input rows and with its fix in the runner's own words.
+    """Return a finding with the places of the runner's input rows, and with its fix in the runner's own words if any.
 
     Args:
         finding: A finding about the encoded rows.
@@ -80,7 +83,7 @@ def with_row_places(
         name: re.sub(rf"{re.escape(str(file))}(?::(\d+))?", place, getattr(finding, name))
         for name in ("place", "found", "detail")
     }
-    return replace(finding, **texts, fix=fixes.get(finding.rule, ""))
+    return replace(finding, **texts, fix=fixes.get(finding.rule, finding.fix))
 
 
 def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputError:
@@ -121,12 +124,19 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputEr
     trained = own.rows if runner.is_evaluation else ()
     fixes = runner_fixes(f"{target.runner}-preferences" if given.task else target.runner)
     shown = partial(with_row_places, file=file, rows=rows, source=target.name, fixes=fixes)
-    audit = Audit(file, target.oracle, base=target.tokenizer.path, judges_answers=bool(own.rows), trained=trained)
+    audit = Audit(
+        file,
+        target.oracle,
+        base=target.tokenizer.path,
+        judges_answers=bool(own.rows),
+        trained=trained,
+        cause=cause_of(target.judge),
+    )
     verdicts = [replace(verdict, findings=tuple(map(shown, verdict.findings))) for verdict in audit.verdicts()]
     whole = verdicts.pop()
     cases = [] if target.has_own_rows else [case.name for case in packaged_cases() if case.fits(target.oracle)]
     outcomes = (outcome["ran_under"], outcome["refused"])
-    return RunnerRows(rows, cases, verdicts, whole.findings, *outcomes, version, audit.not_checked)
+    return RunnerRows(rows, cases, verdicts, whole.findings, *outcomes, version, audit.not_checked, audit.explained)
 
 
 def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
@@ -161,8 +171,8 @@ def _check_packaged(encoded: _Encoded, case: str) -> Result:
         return Result(not_checked=f"{made.version} does not encode it")
     index = made.cases.index(case)
     verdict = made.verdicts[index]
-    if verdict.state == "not judged" and not verdict.findings:
-        return Result(not_checked="no verdict")
+    if verdict.state != "sound" and not verdict.findings:
+        return Result(not_checked=made.explained or "no verdict")
     return Result(verdict.findings)
 
 
@@ -170,8 +180,8 @@ def _check_classes(encoded: _Encoded, name: str, group: str) -> Result:
     made = encoded()
     if isinstance(made, InputError):
         return Result(not_checked=_NO_ROWS)
+    rules = rules_of(group)
     by_rule: dict[str, list[Finding]] = {}
-    rules = {rule.id for rule in RULES.of("encoded", group)}
     for findings in [*(verdict.findings for verdict in made.verdicts), made.file_findings]:
         for finding in findings:
             if finding.rule in rules:

@@ -69,11 +69,18 @@ def _model_config(target: TrainerTarget) -> Result:
     labels at EOS, it does not.
     """
     if MODEL_CONFIG not in target.tokenizer.files.names:
-        return Result(tuple(_embeddings(target)), not_checked="the model has no configuration of transformers")
+        reason = "the model has no configuration of transformers"
+        return Result((*target.pad_findings, *_embeddings(target)), not_checked=reason)
     found = list(target.with_places(tokenizer_ids.model_config(target)))
     if target.trains_eos:
         found = [finding for finding in found if finding.rule != "ML204"]
-    return Result((*found, *_embeddings(target)))
+    if target.pad_findings:
+        # transformers writes the id of the tokenizer's pad token into the model's configurations
+        found = [replace(finding, effect_of="ML204") if finding.rule == "ML204" else finding for finding in found]
+    rows = _embeddings(target)
+    if any(finding.rule == "ML215" for finding in found):
+        rows = (replace(finding, effect_of="ML215") for finding in rows)
+    return Result((*target.pad_findings, *found, *rows))
 
 
 def _embeddings(target: TrainerTarget) -> Iterator[Finding]:
@@ -149,7 +156,7 @@ def _every_layer(target: TrainerTarget) -> Result:
     if not frozen:
         return Result()
     found = f"{len(frozen)} of {len(tensors)} tensors of the adapter are frozen, the first is {frozen[0]}"
-    fix = "Call requires_grad_(True) on them before you make the trainer, or take their layers out of target_modules."
+    fix = "Call `requires_grad_(True)` on them before `train()`, or take their layers out of `target_modules`."
     return Result((Finding("ML303", found, MODEL_PLACE, "tensors that can be trained", fix=fix),))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.pairs import CHOSEN, REJECTED
+from pytest_mistral_lora.conformance.encoded.columns import MASKS
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.runners import runner_fixes
 
@@ -52,6 +54,23 @@ def _first_row(dataset: Any) -> Mapping[str, Any]:
     except Exception:  # a stream, an empty dataset, or a fault of the user's own code, which training meets
         return {}
     return row if isinstance(row, Mapping) else {}
+
+
+def trains(dataset: Any, token: int) -> bool:
+    """Return whether a token is trained on in the first row of a dataset with ids, before its collator.
+
+    Args:
+        dataset: The trainer's dataset, with the columns that the trainer has added; None if it is unknown.
+        token: The token.
+    """
+    row = _first_row(dataset)
+    ids = row.get("input_ids")
+    if not isinstance(ids, Sequence):
+        return False
+    masks = [row[name] for name in MASKS if isinstance(row.get(name), Sequence)]
+    labels = row["labels"] if isinstance(row.get("labels"), Sequence) else ids
+    columns = zip(ids, labels, *masks, strict=False)
+    return any(one == token and label != IGNORE_INDEX and all(marks) for one, label, *marks in columns)
 
 
 def fixes_of(trainer: str, form: str) -> Mapping[str, str]:

@@ -26,7 +26,7 @@ from pytest_mistral_lora.conformance.session import opened_session
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 from pytest_mistral_lora.errors import TokenizerError, counted, one_line
 from pytest_mistral_lora.guarding.first_step import WAITING
-from pytest_mistral_lora.guarding.forms import fixes_of, form_of
+from pytest_mistral_lora.guarding.forms import fixes_of, form_of, trains
 from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
 from pytest_mistral_lora.judging import AnyPath, Verdict, encoder_of, verdict_of
 from pytest_mistral_lora.runners import runner_fixes
@@ -223,6 +223,7 @@ def judge_run(
             optimizer=run.optimizer,
             has_images=IMAGES in read.left_out or any(row.has_images for row in rows),
             trains_eos=oracle is not None and oracle.eos_id in read.labels,
+            has_eos=oracle is not None and trains(run.dataset, oracle.eos_id),
             left_out=read.left_out,
         )
         # first: rows are shown by the last target of a name

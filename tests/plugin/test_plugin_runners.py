@@ -6,15 +6,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from converted import converted_tokenizer
+from faulty_templates import CHATML
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.oracle.versions import version_facts
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.records.goldens import packaged_cases
 
 Run = Callable[..., pytest.RunResult]
@@ -34,6 +37,20 @@ fault = given.config.read_text().split()
 if fault == ["crash"]:
     sys.exit("no such template")
 oracle = Oracle(next(given.checkpoint.glob("*.model.v*")))
+
+
+def by_template(row, trained):
+    from transformers import AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(given.checkpoint)
+    messages = row["messages"]
+    try:
+        ids = tokenizer.apply_chat_template(messages, return_dict=False)
+    except Exception as error:
+        return {"error": str(error)}
+    asked = len(tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False))
+    return {"input_ids": ids, "labels": ids if trained else [-100] * asked + ids[asked:]}
+
+
 with given.output.open("w") as output:
     print(json.dumps({"environment": {"mine": "1.0"}}), file=output)
     for number, line in enumerate(given.rows.read_text().splitlines()):
@@ -43,6 +60,8 @@ with given.output.open("w") as output:
         if fault == ["eos"]:
             labels = [-100 if label == 2 else label for label in labels]
         record = {"row": number, "input_ids": ids, "labels": labels}
+        if fault[:1] == ["template"]:
+            record = {"row": number, **by_template(row, trained=fault[1:])}
         if fault != ["drop"] or number != 3:
             print(json.dumps(record), file=output)
 """
@@ -177,6 +196,48 @@ def test_with_a_dataset_the_runner_gets_its_rows(judged: Run, pytester: pytest.P
         ["ML546 rows.jsonl:1: the EOS of turn 1 is masked", "and 4 more like it: rows.jsonl:2-5"]
     )
     assert judged("sound", "--mistral-dataset=rows.jsonl").ret == 0
+
+
+@pytest.mark.parametrize(("fault", "others"), [("template", []), ("template prompts", ["ML543"])])
+def test_a_chat_template_is_the_one_cause_on_both_roads(
+    fault: str, others: list[str], golden: Run, checkpoint: Path, pytester: pytest.Pytester, capsys: Any
+) -> None:
+    folder = shutil.copytree(checkpoint, pytester.path / "chatml")
+    (folder / "chat_template.jinja").write_text(CHATML)
+    rows = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(5)]
+    (pytester.path / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    (pytester.path / "mine.py").write_text(RUNNER)
+    (pytester.path / "mine.yaml").write_text(fault)
+    words = ["--runner", "mine.py", "--config", "mine.yaml", "--tokenizer", "chatml", "--dataset", "rows.jsonl"]
+    assert main(["audit", *words, "--json"]) == 1
+    *audited, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    options = ("--mistral-dataset=rows.jsonl", "--mistral-tokenizer=chatml", "--mistral-runner=mine.py=mine.yaml")
+    assert golden(*options, "--mistral-report=report.json", "-k", "runner").ret == 1
+    checks = json.loads((pytester.path / "report.json").read_text())["checks"]
+    found = [finding for check in checks for finding in check["findings"]]
+    assert [finding["rule"] for finding in found if finding["rule"] != "ML543"] == ["ML004"]
+    assert {finding["rule"] for finding in found} == {"ML004", *others}
+    keys = ("rule", "place", "found", "expected", "covers", "fix")
+    assert {json.dumps([one[key] for key in keys]) for one in found} == {
+        json.dumps([one[key] for key in keys]) for one in audited
+    }
+    skipped = {check["case"]: check["not_checked"] for check in checks if check["not_checked"]}
+    assert skipped == summary["summary"]["not_checked"]
+
+
+def test_a_packaged_row_of_another_chat_template_is_not_passed(
+    golden: Run, checkpoint: Path, pytester: pytest.Pytester
+) -> None:
+    folder = shutil.copytree(checkpoint, pytester.path / "chatml")
+    (folder / "chat_template.jinja").write_text(CHATML)
+    (pytester.path / "mine.py").write_text(RUNNER)
+    (pytester.path / "mine.yaml").write_text("template")
+    options = ("--mistral-tokenizer=chatml", "--mistral-runner=mine.py=mine.yaml", "-k", "runner")
+    golden(*options, "--mistral-report=report.json")
+    checks = json.loads((pytester.path / "report.json").read_text())["checks"]
+    by_case = {check["case"]: check for check in checks}
+    assert "ML004" in {finding["rule"] for finding in by_case["all-rows"]["findings"]}
+    assert by_case["empty-user"]["not_checked"].endswith("see ML004")
 
 
 def test_rows_that_a_runner_cannot_be_given_fail_once(judged: Run, pytester: pytest.Pytester) -> None:

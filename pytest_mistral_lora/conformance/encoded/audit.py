@@ -23,6 +23,7 @@ from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance, SourceTracker
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_lines
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
+from pytest_mistral_lora.conformance.encoded.pad_cause import PadCause, pad_cause_of
 from pytest_mistral_lora.conformance.encoded.read_lines import LineReader
 from pytest_mistral_lora.conformance.encoded.side_faults import SideJudge
 from pytest_mistral_lora.conformance.encoded.template_cause import TemplateCause, cause_of
@@ -47,8 +48,8 @@ NOTHING_JUDGED = "no row of the file can be judged"
 _IMAGES_ALONE = "images: each row has ids of images, and no messages"
 SCORED_WHOLE = "a reward model scores conversations as a whole: no token has a label"
 
-OF_TEMPLATE = "ML004"
-"""The rule of a chat template that encodes rows in another way than mistral-common."""
+CAUSES = {"ids": "ML004", "labels": "ML204"}
+"""The rules of causes by the check that reports them: another chat template, and a pad token that is EOS."""
 _UNREAD = ("ML560", "ML524", "ML532", "ML507")
 """Rules of ids that cannot be read back."""
 _OF_ANSWERS = {"ML649": "ML562", "ML650": "ML562", "ML651": "ML563"}
@@ -103,6 +104,7 @@ class Audit:
         judges_answers: bool = True,
         trained: Sequence[Row] = (),
         cause: TemplateCause | None = None,
+        pad: PadCause | None = None,
     ) -> None:
         """Prepare the audit.
 
@@ -116,8 +118,10 @@ class Audit:
                 odd ones on purpose.
             trained: The rows that the model of an evaluation was trained on; empty if they are not known.
             cause: The chat template that rows may be encoded by; None if there is none.
+            pad: The pad token by which labels may be masked; None if it is no EOS.
         """
         self.cause: TemplateCause | None = cause
+        self.pad: PadCause | None = pad
         self.scaling: PositionScaling = PositionScaling.of_folder(base or oracle.path)
         self.path = path
         self.states: Counter[State] = Counter()
@@ -183,7 +187,8 @@ class Audit:
         findings += self.sides.file_findings(self.path)
         if self._first_marked is not None:
             findings.append(self._marked_finding(self._first_marked))
-        findings += self.cause.findings() if self.cause is not None else ()
+        for cause in (self.cause, self.pad):
+            findings += cause.findings() if cause is not None else ()
         if self._refused_call_ids:
             findings.append(replace(call_ids_finding(self._refused_call_ids, self._first_refused), rule="ML564"))
         self.counts.update(finding.rule for finding in findings)
@@ -255,6 +260,11 @@ class Audit:
             explained = self._explained(line, of_tokens)
             if explained is not None:
                 return LineVerdict(line.index, line.place, "wrong", (*findings, *explained))
+        restored = self.pad.restored(comparison) if self.pad is not None else None
+        if restored is not None and self.pad is not None:
+            without = list(restored.findings())
+            self.pad.take(of_tokens, without)
+            of_tokens = without
         of_calls = [list(call_findings(row)) for row in line.rows]
         for row, found in zip(line.rows, of_calls, strict=True):
             padded = (finding for finding in found if finding.rule == "ML623")
@@ -284,7 +294,8 @@ class Audit:
         elif not of_tokens and (line.side is None or line.side.is_wanted):
             for row, encoded, found in zip(line.rows, expected, of_calls, strict=True):
                 findings += self._answer_findings(line.place, row, encoded, {finding.rule for finding in found})
-        return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
+        is_wrong = bool(findings) or restored is not None
+        return LineVerdict(line.index, line.place, "wrong" if is_wrong else "sound", tuple(findings))
 
     def _explained(self, line: EncodedLine, before: Sequence[Finding]) -> list[Finding] | None:
         """Return the findings of a line that the chat template does not explain; None if the line is not encoded by it.
@@ -412,6 +423,12 @@ class Audit:
         return {case: why for case, why in reasons.items() if case not in found}
 
     @property
+    def explained(self) -> str:
+        """Why wrong rows may have no finding: the rules of the file that cover theirs; empty if none does."""
+        rules = [cause.finding.rule for cause in (self.cause, self.pad) if cause and cause.counts and cause.finding]
+        return f"its faults are explained by a finding about all rows: see {', '.join(rules)}" if rules else ""
+
+    @property
     def judged(self) -> int:
         """The number of judged rows."""
         return self.states["sound"] + self.states["wrong"]
@@ -497,13 +514,14 @@ class AuditReport:
         *,
         base: Path | None = None,
         cause: TemplateCause | None = None,
+        pad: PadCause | None = None,
     ) -> AuditReport:
         """Audit a file.
 
         Raises:
             InputError: If the file cannot be opened.
         """
-        report = cls(Audit(path, oracle, dataset, base=base, cause=cause))
+        report = cls(Audit(path, oracle, dataset, base=base, cause=cause, pad=pad))
         for _ in report.verdicts():
             pass
         return report
@@ -538,8 +556,14 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
 
     @cache
     def audited() -> AuditReport:
-        cause = cause_of(target.judge)
-        return AuditReport.read(target.file, target.oracle, target.dataset, base=target.tokenizer.path, cause=cause)
+        return AuditReport.read(
+            target.file,
+            target.oracle,
+            target.dataset,
+            base=target.tokenizer.path,
+            cause=cause_of(target.judge),
+            pad=pad_cause_of(target.judge),
+        )
 
     return checks_of(target, audited)
 
@@ -555,13 +579,15 @@ def checks_of(target: EncodedTarget, audited: Callable[[], AuditReport]) -> Iter
         yield Check(target, "encoded", case, partial(_run_check, audited, case))
 
 
+def rules_of(case: str) -> list[str]:
+    """Return the rules that a check of `CASES` reports."""
+    # the cause in front
+    return [*([CAUSES[case]] if case in CAUSES else ()), *(rule.id for rule in RULES.of("encoded", case))]
+
+
 def _run_check(audited: Callable[[], AuditReport], case: str) -> Result:
     report = audited()
-    rules = [rule.id for rule in RULES.of("encoded", case)]
-    if case == "ids":
-        # the cause of differences of ids
-        rules.insert(0, OF_TEMPLATE)
-    findings = tuple(finding for rule in rules for finding in report.findings_of(rule))
+    findings = tuple(finding for rule in rules_of(case) for finding in report.findings_of(rule))
     if reason := report.audit.not_checked.get(case, ""):
         return Result(not_checked=reason)
     facts: dict[str, Any] = {

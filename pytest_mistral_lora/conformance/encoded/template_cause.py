@@ -20,7 +20,7 @@ from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.encoded.read_lines import LineStretch, stretches_of
 from pytest_mistral_lora.conformance.encoded.row_faults import cut_fault
-from pytest_mistral_lora.conformance.finding import RULES, Finding
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import TrainerTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import MistralLoraError, RowError
@@ -29,8 +29,56 @@ _MOST_TRIES = 20
 """Lines to encode by a template that explains none of them."""
 
 
-@dataclass
-class TemplateCause:
+@dataclass(kw_only=True)
+class Cause:
+    """What other findings of a file are shown to come from.
+
+    Attributes:
+        judge: Returns the finding about the cause itself; None if it has no fault.
+        is_reported: Whether another check reports that finding, so that the rows need not.
+        effects: The first of the findings that are explained, by their rules.
+        counts: Their number.
+    """
+
+    judge: Callable[[], Finding | None]
+    is_reported: bool = False
+    effects: dict[str, Finding] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @cached_property
+    def finding(self) -> Finding | None:
+        """The finding about the cause; None if it has no fault."""
+        return self.judge()
+
+    def take(self, before: Sequence[Finding], after: Sequence[Finding]) -> None:
+        """Count the findings of an explained line that this is the cause of.
+
+        Args:
+            before: The findings of the line.
+            after: Those that the line would have without the cause.
+        """
+        independent = {finding.rule for finding in after}
+        for finding in before:
+            if finding.rule not in independent:
+                self.counts[finding.rule] += 1
+                self.effects.setdefault(finding.rule, finding)
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield the findings of the file: the one about the cause with the number of those that it explains, or these.
+
+        If another check reports it, they name it as their cause.
+        """
+        if not self.counts or self.finding is None:
+            return
+        if not self.is_reported:
+            yield replace(self.finding, covers=tuple(sorted(self.counts.items())))
+            return
+        for rule, finding in self.effects.items():
+            yield replace(finding, more=self.counts[rule] - 1, effect_of=self.finding.rule)
+
+
+@dataclass(kw_only=True)
+class TemplateCause(Cause):
     """The chat template of a tokenizer, and the differences of a file that it makes.
 
     A line is explained if the template gives its conversations exactly the line's ids, perhaps cut. Its labels are then
@@ -38,23 +86,10 @@ class TemplateCause:
 
     Attributes:
         load: Returns the template; it may raise an error of this project.
-        judge: Returns the finding about the template itself; None if it has no fault.
-        is_reported: Whether a check of the template reports that finding, so that the rows need not.
-        effects: The first of the findings that are explained, by their rules.
-        counts: Their number.
     """
 
     load: Callable[[], ChatTemplate]
-    judge: Callable[[], Finding | None]
-    is_reported: bool = False
-    effects: dict[str, Finding] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
     _tries: int = _MOST_TRIES
-
-    @cached_property
-    def finding(self) -> Finding | None:
-        """The finding about the template; None if it has no fault."""
-        return self.judge()
 
     @cached_property
     def template(self) -> ChatTemplate | None:
@@ -95,37 +130,6 @@ class TemplateCause:
         conversations = tuple(row for row, _ in encoded)
         line = replace(line, rows=conversations, packed=line.packed or len(conversations) > 1)
         return line, tuple(one for _, one in encoded)
-
-    def take(self, before: Sequence[Finding], after: Sequence[Finding]) -> None:
-        """Count the findings of an explained line that the template is the cause of.
-
-        Args:
-            before: The findings by mistral-common's encoding.
-            after: The findings by the template's.
-        """
-        independent = {finding.rule for finding in after}
-        for finding in before:
-            if finding.rule not in independent:
-                self.counts[finding.rule] += 1
-                self.effects.setdefault(finding.rule, finding)
-
-    def findings(self) -> Iterator[Finding]:
-        """Yield the findings of the file: the template's with the number of those that it explains, or these.
-
-        If a check of the template reports it, they name it as their cause.
-        """
-        if not self.counts or self.finding is None:
-            return
-        if not self.is_reported:
-            yield replace(self.finding, covers=tuple(sorted(self.counts.items())))
-            return
-        for rule, finding in self.effects.items():
-            yield replace(finding, more=self.counts[rule] - 1, effect_of=self.finding.rule)
-
-    @property
-    def cases(self) -> set[str]:
-        """The checks whose findings it explains."""
-        return {RULES[rule].case for rule in self.counts}
 
     def _encode_stretch(self, row: Row | None, stretch: LineStretch, oracle: Oracle) -> tuple[Row, EncodedRow] | None:
         rows = [row] if row is not None else self._read(stretch, oracle)
@@ -187,11 +191,13 @@ def cause_of(target: Target | None) -> TemplateCause | None:
     if isinstance(target, TrainerTarget):
         if not target.has_template:
             return None
-        return TemplateCause(lambda: target.template, target.template_finding, is_reported=target.reports_template)
+        return TemplateCause(
+            load=lambda: target.template, judge=target.template_finding, is_reported=target.reports_template
+        )
     # the template of a single file is mistral-common's
     if target is None or target.checkpoint is None or not target.tokenizer.has_template:
         return None
-    return TemplateCause(lambda: target.template, partial(_finding_of_folder, target))
+    return TemplateCause(load=lambda: target.template, judge=partial(_finding_of_folder, target))
 
 
 def _finding_of_folder(target: Target) -> Finding | None:
