@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
+
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import one_line
 from pytest_mistral_lora.guarding.loss import LossCall, LossSettings, columns_of, has_token_losses, judge_loss
@@ -112,13 +114,14 @@ class FirstStepWatch:
     ) -> Result:
         if not isinstance(batch, Mapping):
             return Result(not_checked=f"the batch of compute_loss is a {type(batch).__name__}, not a mapping")
-        if batch.get("shift_labels") is not None:
+        settings = LossSettings.of(self._trainer)
+        if batch.get("shift_labels") is not None and settings.processes > 1:
             return Result(not_checked="the labels of the batch are split among processes")
         output, labels = outputs[0] if outputs else (None, None)
         items = call.get("num_items_in_batch")
         number = None if items is None else float(items)
         seen = LossCall(columns, loss, number, output, None if labels is None else labels.detach().cpu())
-        return judge_loss(seen, LossSettings.of(self._trainer))
+        return judge_loss(seen, settings)
 
     def _leave_place(self) -> None:
         """Give the trainer its `compute_loss` back."""
@@ -178,12 +181,19 @@ def _attempted_columns(batch: Any) -> dict[str, Any]:
 
 @contextmanager
 def _watched(model: Any) -> Iterator[list[tuple[Any, Any]]]:
-    """Yield a list that gets the first output of the model with losses of tokens, and the labels that the model got."""
+    """Yield a list that gets the first output of the model with losses of tokens, and the labels that the model got.
+
+    An output with a gradient goes before one without: a call without is a look at the model, as for a distillation.
+    """
     found: list[tuple[Any, Any]] = []
+    best = -1
 
     def take(module: Any, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         # one with logits first: TRL calls its fused head only for figures, if the loss has a function of its own
-        if not found or not has_token_losses(found[0][0]):
+        nonlocal best
+        worth = (1 + torch.is_grad_enabled()) if has_token_losses(output) else 0
+        if worth > best:
+            best = worth
             found[:] = [(output, named.get("labels"))]
 
     hook = model.register_forward_hook(take, with_kwargs=True) if hasattr(model, "register_forward_hook") else None

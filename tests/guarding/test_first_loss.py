@@ -8,6 +8,7 @@ import inspect
 import json
 import pickle
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -390,10 +391,92 @@ def test_a_model_in_bfloat16_is_judged(base: Path, rows: Rows, tmp_path: Path) -
     trainer.compute_loss_func = _shifted_twice
     assert _found(_result(trainer)) == [("ML326", "compute_loss_func")]
     # the sum of rounded losses is rounded: it is the loss of the labels, or no one can tell
-    for function, found in ((_half, []), (_half_shifted_twice, [("ML326", "compute_loss_func")])):
+    for function, found in ((_half, []), (_half_shifted_twice, [("ML327", "compute_loss_func")])):
         trainer.compute_loss_func = function
         result = _result(trainer)
         assert _found(result) == found or "in bfloat16" in result.not_checked
+
+
+def _half_with_share_of_norms(share: float) -> Callable[..., Any]:
+    def function(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        norms = torch.logsumexp(outputs.logits.float(), -1)
+        return (_loss(outputs.logits, labels) + share * (norms**2).mean()).bfloat16()
+
+    return function
+
+
+def test_few_digits_prove_no_fault(base: Path, model: Any, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, model=model)
+    words = []
+    for step in range(1, 9):
+        trainer.compute_loss_func = _half_with_share_of_norms(0.0006 * step)
+        result = _result(trainer)
+        assert {rule for rule, _ in _found(result)} <= {"ML327"}
+        words += [finding.found for finding in result.findings]
+    assert any("in bfloat16, which is near that of" in text for text in words)
+
+
+def test_the_kind_of_a_sum_is_named(base: Path, model: Any, rows: Rows, tmp_path: Path) -> None:
+    # no two rows have as many labels
+    cut = [
+        {**row, "labels": [-100] * (len(row["labels"]) - 2 - at) + row["labels"][-2 - at :]}
+        for at, row in enumerate(rows)
+    ]
+    trainer = make_trainer(base, cut, tmp_path, model=model)
+    for by, function in product((1, 2), (_sum_ahead, _mean_of_rows)):
+        trainer.compute_loss_func = functools.partial(function, by=by)
+        [finding] = _result(trainer).findings
+        if by == 1:
+            kind = "the sum of" if function is _sum_ahead else "the mean of each row's mean of"
+            assert (finding.rule, f"which is {kind} these losses" in finding.found) == ("ML327", True)
+        else:
+            assert (finding.rule, "shifted twice" in finding.found) == ("ML326", True)
+
+
+def _sum_ahead(outputs: Any, labels: Any, num_items_in_batch: Any = None, *, by: int) -> Any:
+    return _loss(outputs.logits, labels, by=by, reduction="sum")
+
+
+def _mean_of_rows(outputs: Any, labels: Any, num_items_in_batch: Any = None, *, by: int) -> Any:
+    losses = _loss(outputs.logits, labels, by=by, reduction="none").reshape(len(labels), -1)
+    mask = labels[:, by:] != -100
+    return (losses.sum(dim=1) / mask.sum(dim=1)).mean()
+
+
+@pytest.mark.parametrize(("by", "found"), [(1, []), (2, ["ML326"]), (0, ["ML326"])])
+def test_labels_that_the_collator_shifts_are_judged(
+    by: int, found: list[str], base: Path, model: Any, rows: Rows, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, rows, tmp_path, model=model)
+    collate = trainer.data_collator
+
+    def shifted(batch: Rows) -> dict[str, torch.Tensor]:
+        columns = collate(batch)
+        ahead = torch.nn.functional.pad(columns["labels"], (0, by), value=-100)[:, by:]
+        return {**columns, "shift_labels": ahead.contiguous()}
+
+    trainer.data_collator = shifted
+    result = _result(trainer)
+    assert ([rule for rule, _ in _found(result)], result.not_checked) == (found, "")
+    assert all("shifted" in finding.found or "`shift_labels`" in finding.found for finding in result.findings)
+
+
+class Looking(Trainer):  # type: ignore[misc]
+    """A trainer that looks at the beginning of each row before its loss."""
+
+    def compute_loss(self, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        with torch.no_grad():
+            model(input_ids=inputs["input_ids"][:, :3])
+        return super().compute_loss(model, inputs, *given, **named)
+
+
+def test_a_call_without_a_gradient_is_not_that_of_the_loss(base: Path, model: Any, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, model=model)
+    trainer.__class__ = Looking
+    result = _result(trainer)
+    assert (result.findings, result.not_checked) == ((), "")
+    trainer.compute_loss_func = _shifted_twice
+    assert _found(_result(trainer)) == [("ML326", "compute_loss_func")]
 
 
 def _half(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:

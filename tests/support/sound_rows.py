@@ -24,6 +24,18 @@ def said(*texts: str, system: str = "", **more: Any) -> Data:
     return {"messages": [{"role": "system", "content": system}] * bool(system) + messages, **more}
 
 
+def _fetched(question: str, page: str) -> Data:
+    """Return a row whose tool returns a page."""
+    call = {"id": "callcall1", "type": "function", "function": {"name": "fetch_prices", "arguments": "{}"}}
+    function = {"name": "fetch_prices", "parameters": {"type": "object", "properties": {}}}
+    called = [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": call["id"], "content": page},
+    ]
+    first, answer = said(question, "It is cheaper now.")["messages"]
+    return {"messages": [first, *called, answer], "tools": [{"type": "function", "function": function}]}
+
+
 def wrongly_decoded(text: str) -> str:
     """Return a text in UTF-8 as it looks if it is read as Windows-1252."""
     return text.encode().decode("cp1252", "replace")
@@ -311,6 +323,7 @@ SOUND_ROWS = (
             lambda n, town: said(
                 f"What does <s> do on page {n}?", f"It strikes a text of page {n} through in HTML; see <del>."
             ),
+            lambda n, town: _fetched(f"What does the trip to {town} cost?", f"<li><s>{n + 50}</s> {n + 9} EUR</li>"),
         ),
     ),
     SoundRows(

@@ -301,7 +301,8 @@ def spelled_tokens(row: Row, literals: re.Pattern[str]) -> list[str]:
             # thoughts have no request of their own
             chunks = [] if isinstance(message.get("content"), str | None) else message["content"]
             message["content"] = [chunk for chunk in chunks if not chunk.get("text")]
-    found = literals.findall(json.dumps(rest, ensure_ascii=False))
+    # a tool may return a page, or get one
+    found = literals.findall(STRUCK.sub(" ", json.dumps(rest, ensure_ascii=False)))
     for said in texts_of(row):
         struck = STRUCK.sub(" ", said.text)
         # an answer may be struck through as a whole; a prompt may be a rendered text

@@ -10,13 +10,14 @@ from pytest_mistral_lora.errors import RowError
 Ids = tuple[int, ...]
 
 
-def read_integers(values: Any, place: str, *, weights: bool = False) -> Ids:
+def read_integers(values: Any, place: str, *, weights: bool = False, mask: bool = False) -> Ids:
     """Return the integers of a list; of weights, 1 for each that is not 0.
 
     Args:
         values: The list.
         place: The place of the list, for errors.
         weights: Whether the values are weights, which may be floats.
+        mask: Whether the values are a mask, which may have truth values, or 0.0 and 1.0.
 
     Raises:
         RowError: If the values are not a list of integers.
@@ -27,6 +28,8 @@ def read_integers(values: Any, place: str, *, weights: bool = False) -> Ids:
     kinds = (int, float) if weights else (int,)
     for index, value in enumerate(values):
         # not isinstance: True is an int in Python, but not an id
-        if type(value) not in kinds:
+        if type(value) not in kinds and not (mask and type(value) in (bool, float) and value in (0, 1)):
             raise RowError(f"{value!r:.80}", place=f"{place}[{index}]", expected="an integer")
+    if mask:
+        return tuple(map(int, values))
     return tuple(int(value != 0) for value in values) if weights else tuple(values)

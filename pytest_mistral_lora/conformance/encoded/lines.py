@@ -213,7 +213,9 @@ class _RecordReader:
         beside: dict[str, Ids] = {}
         for key in keys:
             if data.get(key) is not None:
-                values = beside[key] = self._integers(data, key, weights=key == WEIGHTS)
+                values = beside[key] = read_integers(
+                    data[key], f"{self.place}, {key}", weights=key == WEIGHTS, mask=key not in (WEIGHTS, "position_ids")
+                )
                 if len(values) != len(ids):
                     found = f"{len(values)} values for {len(ids)} ids"
                     raise RowError(found, place=f"{self.place}, {key}", expected="one for each id")
@@ -272,14 +274,14 @@ class _RecordReader:
             raise RowError(f"{list(values)!r:.80}", place=f"{self.place}, {key}", expected=expected)
         return ends
 
-    def _integers(self, data: Mapping[str, Any], key: str, *, weights: bool = False) -> Ids:
-        """Return the integers of a key; of weights, 1 for each that is not 0."""
+    def _integers(self, data: Mapping[str, Any], key: str) -> Ids:
+        """Return the integers of a key."""
         values, place = data.get(key), f"{self.place}, {key}"
         if values is None and key == "labels":
             found = "is missing, and so is a mask that they could be made of: TRL trains on each token of such a row"
             step = "Save the labels that your collator makes, or prepare the dataset with assistant_only_loss=True."
             raise RowError(found, place=place, expected=f"a list of integers, or {MASKS[0]}", next_step=step)
-        return read_integers(values, place, weights=weights)
+        return read_integers(values, place)
 
 
 def _has_conversations(data: Mapping[str, Any]) -> bool:

@@ -164,8 +164,8 @@ def _read(data: Mapping[str, Any], column: str, place: str) -> Ids:
 
 
 def _beside(data: Mapping[str, Any], column: str, ids: Ids, place: str) -> Ids:
-    """Return the values of a column that has one for each id."""
-    values = _read(data, column, place)
+    """Return the values of a mask that has one for each id."""
+    values = read_integers(data.get(column), f"{place}, {column}", mask=True)
     if len(values) != len(ids):
         found = f"{len(values)} values for {len(ids)} ids"
         raise RowError(found, place=f"{place}, {column}", expected="one for each id")
