@@ -22,7 +22,7 @@ from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer, tok
 from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath, recognised
 from pytest_mistral_lora.conformance.session import Session, opened_session
 from pytest_mistral_lora.conformance.targets import EMBEDDED, EncodedTarget, Target, is_shipped, name_of
-from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean, shortened
+from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean, one_line, shortened
 from pytest_mistral_lora.records.files import require_writable
 
 if TYPE_CHECKING:
@@ -429,7 +429,8 @@ def _written_rows(rows: Any, folder: Path) -> dict[str, str]:
             _write_dataset(dataset, folder / f"{split}.parquet")
         return {f"{split}.parquet": f"rows[{split!r}]" for split in rows}
     given = _rows_of_batch(rows) if isinstance(rows, Mapping) else rows
-    if isinstance(given, bytes) or not isinstance(given, Iterable):
+    # an array or a tensor without dimensions has the methods of a sequence, and is none
+    if isinstance(given, bytes) or not isinstance(given, Iterable) or getattr(given, "shape", None) == ():
         expected = "a datasets.Dataset or DatasetDict, a path, mappings, or a batch of lists or tensors"
         raise InputError(f"rows of the type {type(rows).__name__}", expected=expected)
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
@@ -484,11 +485,18 @@ def _rows_of_batch(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with its arrays and tensors as lists, at any depth."""
+    """Return a value with its arrays and tensors as lists, at any depth.
+
+    Raises:
+        InputError: If a tensor has no values, as on the device `meta`.
+    """
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if hasattr(value, "tolist"):
-        return value.tolist()
+        try:
+            return value.tolist()
+        except NotImplementedError as error:
+            raise InputError(one_line(error), place="rows", expected="tensors with values") from error
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 

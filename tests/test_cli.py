@@ -161,6 +161,13 @@ def test_an_option_that_cannot_be_used_is_bad_usage_with_the_usage_of_its_verb(
     assert err.partition("\n")[0].endswith(end)
 
 
+@pytest.mark.parametrize("verb", ["check --tokenizer=--", "rules --search=--", "import rows.jsonl --to=--"])
+def test_an_option_without_a_value_is_bad_usage(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(verb.split())
+    assert capsys.readouterr().err.startswith(f"mistral-lora: error: {verb.split()[-1]}: expected a value\n")
+
+
 _OF_FOLDERS = (["verify"], ["smoke"], ["note"], ["chat", "--prompt", "hi"])
 
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import RULES
 
@@ -40,10 +42,11 @@ def test_rules_as_json(capsys: Any) -> None:
     assert rule["example"]["finding"].startswith("ML204 ")
 
 
-def test_what_is_no_rule_is_bad_usage(capsys: Any) -> None:
-    assert main(["rules", "ML999"]) == 2
+@pytest.mark.parametrize("name", ["ML999", "ML0000601", "ML\u0666\u0660\u0661", f"ML{'9' * 5000}", "99", ""])
+def test_what_is_no_rule_is_bad_usage(name: str, capsys: Any) -> None:
+    assert main(["rules", name]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: there is no rule 'ML999'")
+    assert error.startswith(f"error: there is no rule '{name}'")
     assert "mistral-lora rules" in error
 
 

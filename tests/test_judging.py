@@ -155,6 +155,20 @@ def test_a_value_that_holds_itself_is_an_error_of_ours(given: Any) -> None:
         audit(given, tokenizer="spm-v3")
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (numpy.array(SOUND, dtype=object), "rows of the type ndarray"),
+        (torch.tensor(1), "rows of the type Tensor"),
+        ([SOUND | {"input_ids": torch.zeros(3, device="meta")}], "no data"),
+        ({"input_ids": torch.zeros(1, 3, device="meta")}, "no data"),
+    ],
+)
+def test_a_tensor_without_rows_or_values_is_an_error_of_ours(given: Any, found: str) -> None:
+    with pytest.raises(InputError, match=found):
+        audit(given, tokenizer="spm-v3")
+
+
 def test_nothing_judged_is_not_ok() -> None:
     # mistral-common refuses each row, so that no ids can be compared
     refused = {"messages": [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Hello"}]}

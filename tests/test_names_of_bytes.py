@@ -49,6 +49,15 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
         path.write_text(text)
 
 
+def test_a_command_that_cannot_be_copied_is_not_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for name in ("rows.jsonl", os.fsdecode(b"rows\xff.jsonl"), "rows\u202e.jsonl"):
+        write(Path(name), [ROW])
+        assert main(["check", name, "--tokenizer", "spm-v3"]) == 0
+        shown[name] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    assert [len(lines) for lines in shown.values()] == [1, 0, 0]
+
+
 @pytest.mark.parametrize("end", [".jsonl", ".json", ".jsonl.gz", ".parquet", ".arrow"])
 def test_rows_are_judged_and_a_fault_has_its_place(end: str, folder: Path) -> None:
     file = folder / os.fsdecode(b"rows\xff" + end.encode())

@@ -150,6 +150,12 @@ def test_a_missing_folder_and_a_broken_recipe_are_answered_before_torch_is_impor
         ["chat", "nolora"],
         ["check", "recipe.yaml"],
         ["train", "recipe.yaml"],
+        ["export", "nolora", "--to", "vllm", "--output", "served"],
+        ["export", "lora", "--to", "vllm", "--output", "served"],
+        ["export", "lora", "--to", "llamacpp", "--output", "lora-served"],
+        ["export", "recipe.yaml", "--to", "ollama", "--output", "served"],
+        ["export", "recipe.yaml", "--to", "trl", "--output", "run"],
+        ["export", "lora", "--to", "axolotl", "--output", "run"],
     ]
     script = (
         "import json, sys\nfrom pytest_mistral_lora.cli import main\n"

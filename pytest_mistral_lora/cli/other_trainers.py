@@ -84,10 +84,13 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def _export_for_server(args: argparse.Namespace) -> int:
-    from pytest_mistral_lora.records.files import require_folder
+    from pytest_mistral_lora.records.files import require_folder, require_new
+
+    # before torch is imported, which takes seconds
+    require_folder(args.source)
+    require_new(args.output)
     from pytest_mistral_lora.training.export.servers import export_for_server
 
-    require_folder(args.source)
     if args.probe:
         require_extra("train")
     names = {"base": args.base, "name": args.name or ""}
@@ -122,10 +125,15 @@ def _margin_bar(*, is_shown: bool) -> Iterator[Callable[[int, float], object]]:
 
 
 def _export_for_trainer(args: argparse.Namespace) -> int:
-    from pytest_mistral_lora.training.export import export
+    from pytest_mistral_lora.records.files import require_new
     from pytest_mistral_lora.training.recipe import load_recipe
 
-    exported = export(load_recipe(args.source), args.to, args.output, form=args.rows or "auto")
+    # before torch is imported, which takes seconds
+    recipe = load_recipe(args.source)
+    require_new(args.output)
+    from pytest_mistral_lora.training.export.run import export
+
+    exported = export(recipe, args.to, args.output, form=args.rows or "auto")
     if args.json:
         print_json(asdict(exported))
         return EXIT_OK

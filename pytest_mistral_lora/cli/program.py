@@ -181,6 +181,9 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
     names = [name for verbs in VERBS.values() for name in verbs]
     if any("\0" in word for word in words):
         parser.error("a word with a null character, which no name of a file has")
+    if without := next((word for word in words if re.fullmatch(r"--[a-z][\w-]*=--", word)), None):
+        # argparse takes `--` for the end of the options, also as a value, and returns an empty list instead of a text
+        parser.error(f"{without}: expected a value")
     words = _verb_first(words, names)
     # argparse has suggestions only from Python 3.14 on; before, it prints all choices
     first = next((word for word in words if not word.startswith("-")), None)

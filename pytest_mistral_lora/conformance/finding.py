@@ -179,13 +179,18 @@ class Rule:
         return "\n".join([*lines, "", f"  {'sound:':<9} {self.example.sound}"])
 
 
+_DIGITS = 3
+"""The digits of a rule's id after `ML`."""
+
+
 class RuleTable(Mapping[str, Rule]):
     """Every rule by id. A lookup reads the file of one subject; iteration reads them all."""
 
     def __getitem__(self, rule_id: str) -> Rule:
         # most runs have findings of at most one subject, and parsing all files takes 0.1 s
         number = rule_id[2:]
-        if not number.isdecimal() or int(number) // 100 >= len(_SUBJECTS):
+        # also text of a user, such as that of thousands of digits, which Python does not read as a number
+        if len(number) != _DIGITS or not number.isdecimal() or int(number) // 100 >= len(_SUBJECTS):
             raise KeyError(rule_id)
         within = (subject for subject, (_, numbers) in _WITHIN.items() if int(number) in numbers)
         return _read_rules(next(within, _SUBJECTS[int(number) // 100]))[rule_id]

@@ -45,9 +45,13 @@ def next_command(session: Session) -> str:
 
 
 def next_lines(session: Session) -> list[str]:
-    """Return the line that names the next command, for people; no line without an obvious one."""
+    """Return the line that names the next command, for people; no line without an obvious one.
+
+    If a part of the command is spelled out on a terminal, as a name that is not UTF-8 is, it cannot be copied: then
+    there is no line.
+    """
     command = next_command(session)
-    return [f"next: {printable(command, lines=False)}"] if command else []
+    return [f"next: {command}"] if command and printable(command, lines=False) == command else []
 
 
 def _is_ready(command: str) -> bool:

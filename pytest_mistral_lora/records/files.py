@@ -301,15 +301,24 @@ def inside(folder: Path, name: str) -> Path:
     return file
 
 
+def require_new(path: Path) -> None:
+    """Refuse a folder to make that exists already: a finished folder is never overwritten.
+
+    Raises:
+        InputError: If there is something at the path.
+    """
+    if path.exists():
+        raise InputError("exists already", place=str(path), next_step="Remove it or name another output folder.")
+
+
 @contextmanager
 def finished_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`. It becomes `path` if the block ends without an error, else it vanishes.
 
     Raises:
-        InputError: If `path` exists already: a finished folder is never overwritten.
+        InputError: If `path` exists already.
     """
-    if path.exists():
-        raise InputError("exists already", place=str(path), next_step="Remove it or name another output folder.")
+    require_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = unfinished_path(path)
     temporary.mkdir()

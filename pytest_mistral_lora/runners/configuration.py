@@ -46,7 +46,8 @@ _MODEL_ARGS = re.compile(
     r"|subfolder|dtype|device|device_map|parallelize|peft|delta|autogptq|gptqmodel|gguf_file"
 )
 _TASK = re.compile(r"[\w.*?,:+|-]+")
-_REMOTE = re.compile(r"[A-Za-z][\w+.-]*(://|::)|REMOTE:|ONLINE$")
+# parsers of addresses drop white space and control characters in front, and newlines and tabs anywhere
+_REMOTE = re.compile(r"[\x00-\x20]*([A-Za-z][\w+.\t\r\n-]*(:[\t\r\n]*/[\t\r\n]*/|::)|REMOTE:|ONLINE\s*$)")
 _NAMES_CODE = re.compile(r".*(plugin|callback|remote_code|script|hub|url|secret|password|api_key|auth_token)s?")
 
 
@@ -267,7 +268,7 @@ def _refuse_code_in_values(
     for key, value in data.items():
         for text in _values(value, _MOST_VALUES):
             # a URL is opened wherever a path is, also of a template
-            if isinstance(text, str) and _REMOTE.match(text) and " " not in text:
+            if isinstance(text, str) and _REMOTE.match(text) and " " not in text.strip():
                 raise _refusal(file, lines, key, f"`{_short(text)}` names a network")
             # ms-swift gets its configuration as words of a command line, where such a value is an option
             if name == "ms-swift" and isinstance(text, str) and text.lstrip().startswith("-"):
@@ -278,8 +279,9 @@ def _refuse_code_in_values(
             if key in data and not (isinstance(data[key], str) and _CLASS.fullmatch(data[key])):
                 raise _refusal(file, lines, key, f"`{_short(data[key])}` is no class of a tokenizer or a model")
     if name == "llamafactory":
-        _refuse_described_code(data, file, lines, own_data=own_data)
+        # first the folder that the script will read
         data |= _beside(data, file)
+        _refuse_described_code(data, file, lines, own_data=own_data)
     if name == "lm-eval":
         _refuse_task_files(data, file, lines)
         if "model_args" in data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from pytest_mistral_lora.chat.row_kinds import as_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import BackendComparison, compare
+from pytest_mistral_lora.chat.templates.generation_blocks import has_generation
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, official_template, training_template
 from pytest_mistral_lora.errors import NoTemplateError, RowError
 from pytest_mistral_lora.records.goldens import packaged_cases, packaged_golden
@@ -267,3 +269,10 @@ def test_a_template_of_v11_may_refuse_thinking(capsys: pytest.CaptureFixture[str
     with pytest.raises(RowError, match="the chat template refuses the row"):
         templates[1].render(row)
     assert templates[1].render({"messages": [row["messages"][0], ANSWER]}).endswith("[/INST]b</s>")
+
+
+@pytest.mark.parametrize("unit", ["{", "{#", "{%a", "{%a'", '{%a"', "{%a%", "{% "])
+def test_the_tags_of_a_template_without_ends_take_no_time(unit: str) -> None:
+    start = time.process_time()
+    assert not has_generation(unit * 60_001)
+    assert time.process_time() - start < 3

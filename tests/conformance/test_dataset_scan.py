@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dataset_recipes import make_target, said, v3, write_rows
@@ -95,6 +97,21 @@ def test_chunks_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
     for done, _ in enumerate(pool.in_order(line_counter, None, counting(), 2), start=1):
         assert read <= done + 5
     assert (read, refused) == (40, [])
+
+
+def test_any_number_of_processes_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [said("a", "b")] * 3)
+    asked: list[int] = []
+
+    class Pool(ProcessPoolExecutor):
+        def __init__(self, most: int, *given: Any) -> None:
+            asked.append(most)
+            super().__init__(most, *given)
+
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Pool)
+    found = pool.in_order(line_counter, None, chunks.chunks([DataFile(path, False)], lambda error: None), 2**31)
+    assert [lines for lines, _ in found] == [3]
+    assert asked == [max(pool.cpus(), 61)]
 
 
 def test_the_process_that_asks_works_too_and_keeps_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,14 @@ def test_a_row_shows_a_sign(sign: str, question: str, answer: str) -> None:
 )
 def test_a_row_about_a_sign_shows_none(question: str, answer: str) -> None:
     assert signs_of(said(question, answer)) == {}
+
+
+@pytest.mark.parametrize("unit", ["\n", "\n ", "[\n", "```\n", '[{"name"', "Action: a\n"])
+def test_long_answers_near_a_call_take_no_time(unit: str) -> None:
+    answer = unit * 15_000 + '"name"'
+    start = time.process_time()
+    signs_of(said("Hi", answer))
+    assert time.process_time() - start < 3
 
 
 def test_a_turn_of_a_dialogue_may_be_the_word_none() -> None:

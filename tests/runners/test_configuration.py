@@ -130,6 +130,10 @@ REFUSED = [
     ("lm-eval", "tasks: [{task: mine, doc_to_text: x}]"),
     ("lm-eval", "tasks: [folder]"),
     ("trl", "chat_template_path: https://x/y.jinja"),
+    # parsers of addresses drop these characters
+    ("trl", "chat_template_path: ' https://x/y.jinja'"),
+    ("trl", 'chat_template_path: "\\x01ht\\ttps:/\\n/x/y.jinja"'),
+    ("llamafactory", "media_dir: ' s3://x/y'"),
 ]
 
 
@@ -201,6 +205,26 @@ def test_the_keys_of_data_are_kept_for_own_data_alone(given: Given, tmp_path: Pa
     assert given("axolotl", axolotl, own_data=True).data == yaml.safe_load(axolotl)
     with pytest.raises(RunnerError, match="names code"):
         given("axolotl", axolotl.replace("data,", "data.py,"), own_data=True)
+
+
+@pytest.mark.parametrize("path", ["' https://x/y'", '"\\thf://x/y"', '"\\x1fzip://x::https://y"', '"htt\\nps://x/y"'])
+def test_an_address_as_data_is_refused_with_any_white_space(path: str, given: Given) -> None:
+    with pytest.raises(RunnerError, match="names a network"):
+        given("axolotl", f"datasets: [{{path: json, data_files: [{path}], type: alpaca}}]", own_data=True)
+    with pytest.raises(RunnerError, match="names a network"):
+        given("ms-swift", f"dataset: [{path}]", own_data=True)
+
+
+@pytest.mark.parametrize("key", ["script_url", "hf_hub_url", "cloud_file_name"])
+def test_data_that_are_described_beside_the_configuration_are_refused_too(
+    key: str, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(f'{{"mine": {{"{key}": "x"}}}}')
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(RunnerError, match=key):
+        given("llamafactory", "dataset: mine\n", own_data=True)
 
 
 @pytest.mark.parametrize("key", ["script_url", "hf_hub_url", "cloud_file_name"])

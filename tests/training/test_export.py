@@ -22,9 +22,9 @@ from pytest_mistral_lora.cli import other_trainers
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
 from pytest_mistral_lora.formats.sources import rows_of
 from pytest_mistral_lora.runners.configuration import safe_configuration
-from pytest_mistral_lora.training.export import export, why_not_messages
 from pytest_mistral_lora.training.export.bridge import plan_export
 from pytest_mistral_lora.training.export.configurations import BRIDGES
+from pytest_mistral_lora.training.export.run import export, why_not_messages
 from pytest_mistral_lora.training.recipe import parse_recipe
 
 

@@ -21,7 +21,7 @@ from pytest_mistral_lora.chat.templates.compare import compare
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, training_template
 from pytest_mistral_lora.records.goldens import packaged_cases
-from pytest_mistral_lora.training.export import export
+from pytest_mistral_lora.training.export.run import export
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 

@@ -21,6 +21,8 @@ from pytest_mistral_lora.escaping import UNMIXED, own_stream
 CHUNK_LINES = 256
 CHUNK_BYTES = 1024 * 1024
 _AHEAD = 64
+_MOST_PROCESSES = 61
+"""The most processes of a machine with fewer CPUs, whatever a user asks for; Windows waits for no more."""
 MANY_BYTES = 4 * 1024 * 1024
 """A pass over more bytes takes seconds: longer than to start processes, and long enough for a progress bar."""
 
@@ -202,12 +204,13 @@ def in_order(
             picklable.
         plan: The data that `prepare` needs.
         chunks: The chunks; only a few are in flight, so memory does not grow with their number.
-        processes: Number of processes; with 1, this process does the work.
+        processes: Number of processes, which is bounded; with 1, this process does the work.
         here: The work, if it is prepared in this process: then this process counts as one of them.
 
     Raises:
         MistralLoraError: If a process dies.
     """
+    processes = min(processes, max(cpus(), _MOST_PROCESSES))
     if processes <= 1:
         work = here or prepare(plan)
         for chunk in chunks:

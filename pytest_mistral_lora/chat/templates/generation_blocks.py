@@ -15,9 +15,10 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import Span, SpanKind
 
+# what has no end reaches to the end of the template, so that no part is searched twice for its end
 _TAG = re.compile(
-    r"""\{%[-+]?\s*(?P<word>\w+)(?P<rest>(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^%'"]|%(?!\}))*)%\}"""
-    r"""|\{\#.*?\#\}|\{\{.*?\}\}""",
+    r"""\{%[-+]?\s*(?P<word>\w+)(?P<rest>(?:'(?:\\.|[^'\\])*(?:'|\Z)|"(?:\\.|[^"\\])*(?:"|\Z)|[^%'"]|%(?!\}))*)"""
+    r"""(?:%\}|\Z)|\{\#.*?(?:\#\}|\Z)|\{\{.*?(?:\}\}|\Z)""",
     re.DOTALL,
 )
 _ASSISTANT = re.compile(r"""(?:\[\s*['"]role['"]\s*\]|\.role)\s*==\s*['"](?:assistant|model)['"]""")

@@ -99,7 +99,8 @@ _LABELLED = re.compile(rf"(?:\A|\n)\s*(?:#+ )?(?:{_FIELDS}|inputs?|notes?)\s*:\s
 # <tool_call> and other tags of other families are ML628's
 _CALL_WORDS = ('"name"', "<function", "[TOOL_CALLS]", "Action Input:")
 _CALL = re.compile(
-    r'\A\s*(?:```(?:json)?\s*)?\[?\s*\{\s*"name"\s*:\s*"[\w.-]+"\s*,\s*"(?:arguments|parameters)"\s*:\s*[{"]'
+    # no two \s* in a row, which would take a minute for an answer of 40,000 line breaks
+    r'\A\s*(?:```(?:json)?\s*)?(?:\[\s*)?\{\s*"name"\s*:\s*"[\w.-]+"\s*,\s*"(?:arguments|parameters)"\s*:\s*[{"]'
     r"|\A\s*(?:<function_?call>|\[TOOL_CALLS\])|^Action: ?[\w.-]+ *\nAction Input:",
     re.MULTILINE,
 )
