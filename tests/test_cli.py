@@ -175,7 +175,7 @@ _OF_FOLDERS = (["verify"], ["smoke"], ["note"], ["chat", "--prompt", "hi"])
     ("words", "found"),
     [
         (["check", "spm-v3x"], "spm-v3x: no such file or folder (did you mean 'spm-v3'?)"),
-        (["check", "{here}/recpie.yaml"], "recpie.yaml: no such file or folder (did you mean 'recipe.yaml'?)"),
+        (["check", "{here}/recpie.yaml"], "recpie.yaml: no such file or folder (did you mean '{here}/recipe.yaml'?)"),
         (["serve-check", "lamacpp=http://127.0.0.1:1", "--tokenizer", "spm-v3"], "(did you mean 'llamacpp'?)"),
         *(([*words, "{here}/lora-oot"], "no such folder (did you mean 'lora-out'?)") for words in _OF_FOLDERS),
         (["merge", "{here}/lora-oot", "{here}/merged"], "(did you mean 'lora-out'?)"),
@@ -205,7 +205,7 @@ def test_a_misspelt_name_is_answered_with_the_right_one(
     (tmp_path / "lora-out").mkdir()
     (tmp_path / "link").symlink_to("nowhere")
     assert main([word.format(here=tmp_path) for word in words]) == 2
-    assert found in capsys.readouterr().err
+    assert found.format(here=tmp_path) in capsys.readouterr().err
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -198,9 +198,10 @@ def _no_rows(path: Path) -> InputError:
     from pytest_mistral_lora.chat.row_files import scan_records
 
     fault = next((item for item in scan_records(path) if isinstance(item, MistralLoraError)), None)
-    found, place = (fault.found, fault.place) if fault else ("the file has no rows", str(path))
-    expected = (fault.expected if fault else "") or "JSON Lines with messages"
-    return InputError(f"none of its first lines is a row: {found}", place=place, expected=expected)
+    if fault is None:
+        return InputError("the file has no rows", place=str(path), expected="JSON Lines with messages")
+    found = f"none of its first lines is a row: {fault.found}"
+    return InputError(found, place=fault.place, expected=fault.expected, next_step=fault.next_step)
 
 
 def _converted(path: Path) -> RecognisedPath:

@@ -205,14 +205,14 @@ def first_rows(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipped
         NoCopyError: If the batches cannot be read in a copy.
         RaisedError: If the dataset, the sampler or the collator raises an exception.
     """
-    size, *batches = run_in_copy(lambda: _first_items(loader, dataset, count, epoch, skipped))
-    if batches and isinstance(batches[-1], _Failure):
-        _raise_again(batches[-1], loader)
-    return FirstRows([row for batch in batches for row in batch], len(batches), size)
+    size, *batches, last = run_in_copy(lambda: _first_items(loader, dataset, count, epoch, skipped))
+    if isinstance(last, _Failure):
+        _raise_again(last, loader)
+    return FirstRows([row for batch in batches for row in batch], len(batches), size, sample=last)
 
 
 def _first_items(loader: Any, dataset: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
-    """Yield the size of the dataset, then the rows of each batch, and at last an exception that is not ours."""
+    """Yield the size of the dataset, the rows of each batch, and its first row or an exception that is not ours."""
     yield size_of(loader)
     number = 0
     try:
@@ -224,6 +224,18 @@ def _first_items(loader: Any, dataset: Any, count: int, epoch: int, skipped: int
         place = _place_of(loader.dataset, failed)
         trace = "".join(traceback.format_exception(error))
         yield _Failure(_pickled(error), type(error).__qualname__, str(error), place, failed.indices, trace)
+    else:
+        yield _first_row(dataset)
+
+
+def _first_row(dataset: Any) -> dict[str, Any]:
+    """Return the first row of a dataset; empty if it cannot be read, or is nothing that another process can read."""
+    try:
+        row = dict(dataset[0])
+        pickle.dumps(row)
+    except Exception:  # an empty dataset, or a fault of the user's own code, which training meets
+        return {}
+    return row
 
 
 def first_batches(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipped: int = 0) -> Iterator[ModelBatch]:

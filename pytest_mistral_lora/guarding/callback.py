@@ -126,8 +126,7 @@ class MistralGuard(TrainerCallback):
         try:
             trainer = calling_trainer(self) if self._trainer is None else self._trainer
             tokenizer = tokenizer_of(getattr(train_dataloader, "collate_fn", None))
-            dataset = getattr(trainer, "train_dataset", None)
-            run = GuardedRun(args, model, processing_class, optimizer, self._tokenizer, tokenizer, dataset)
+            run = GuardedRun(args, model, processing_class, optimizer, self._tokenizer, tokenizer)
             with undisturbed(getattr(args, "device", None)):
                 read, reason, raised = self._read_ahead(args, state, train_dataloader)
                 # no process goes on alone: the others would wait for it

@@ -23,16 +23,15 @@ _CASES = ("ids", "labels", "packing", "supervised-text")
 """Checks whose rules have one fix in a form, unless a rule has its own."""
 
 
-def form_of(dataset: Any, text_field: str, *, of_preferences: bool, is_packed: bool) -> str:
+def form_of(row: Mapping[str, Any], text_field: str, *, of_preferences: bool, is_packed: bool) -> str:
     """Return the form of a dataset's rows, as the sections of fixes name it; empty if it is unknown.
 
     Args:
-        dataset: The trainer's dataset, perhaps with the columns that the trainer has added; None if it is unknown.
+        row: A row of the trainer's dataset, perhaps with columns that the trainer has added; empty if it is unknown.
         text_field: The column of rendered texts.
         of_preferences: Whether the trainer is one of preferences.
         is_packed: Whether the trainer has packed the rows, and so taken away what they were made of.
     """
-    row = _first_row(dataset)
     if of_preferences:
         answers = [row[name] for name in (CHOSEN, REJECTED, "completion") if name in row]
         return "text-pairs" if answers and all(isinstance(answer, str) for answer in answers) else "pairs"
@@ -47,23 +46,13 @@ def form_of(dataset: Any, text_field: str, *, of_preferences: bool, is_packed: b
     return ""
 
 
-def _first_row(dataset: Any) -> Mapping[str, Any]:
-    """Return the first row of a dataset; empty if it cannot be read."""
-    try:
-        row = dataset[0]
-    except Exception:  # a stream, an empty dataset, or a fault of the user's own code, which training meets
-        return {}
-    return row if isinstance(row, Mapping) else {}
-
-
-def trains(dataset: Any, token: int) -> bool:
-    """Return whether a token is trained on in the first row of a dataset with ids, before its collator.
+def trains(row: Mapping[str, Any], token: int) -> bool:
+    """Return whether a token is trained on in a row of ids, before its collator.
 
     Args:
-        dataset: The trainer's dataset, with the columns that the trainer has added; None if it is unknown.
+        row: A row of the trainer's dataset, with the columns that the trainer has added; empty if it is unknown.
         token: The token.
     """
-    row = _first_row(dataset)
     ids = row.get("input_ids")
     if not isinstance(ids, Sequence):
         return False

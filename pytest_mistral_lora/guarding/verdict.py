@@ -104,6 +104,7 @@ class FirstRows:
         of: The number of rows of the dataset; None if it is unknown.
         watched: Why the rows were taken as the model got them; empty if they were read ahead of the run.
         left_out: Reasons why a part of the run is not judged, by the case of a check.
+        sample: The first row of the trainer's dataset, before the collator; empty if it is unknown.
     """
 
     rows: Sequence[GuardedRow]
@@ -111,6 +112,7 @@ class FirstRows:
     of: int | None = None
     watched: str = ""
     left_out: Mapping[str, str] = field(default_factory=dict)
+    sample: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def figures(self) -> RowFigures:
@@ -135,7 +137,6 @@ class GuardedRun:
         optimizer: The optimizer; None if it is not made yet.
         named: The Mistral tokenizer that the user names, or None.
         padder: The tokenizer of the collator, which tells the Mistral tokenizer if there is no `processing_class`.
-        dataset: The dataset of the trainer; None if it is unknown.
     """
 
     args: Any
@@ -144,7 +145,6 @@ class GuardedRun:
     optimizer: Any
     named: AnyPath | None
     padder: Any = None
-    dataset: Any = None
 
     @cached_property
     def source(self) -> CheckpointTokenizer | None:
@@ -179,13 +179,18 @@ class GuardedRun:
         """The tokenizer in the folder that the model was loaded from; None if there is none on this machine."""
         return source_of(getattr(self.model, "config", None))
 
-    def fixes(self, *, of_preferences: bool) -> Mapping[str, str]:
-        """Return the fix of each rule in the words of the trainer, for the form of the rows that it was given."""
+    def fixes(self, sample: Mapping[str, Any], *, of_preferences: bool) -> Mapping[str, str]:
+        """Return the fix of each rule in the words of the trainer, for the form of the rows that it was given.
+
+        Args:
+            sample: A row of the trainer's dataset; empty if it is unknown.
+            of_preferences: Whether the trainer is one of preferences.
+        """
         packages = {cls.__module__.partition(".")[0] for cls in type(self.args).__mro__}
         trainer = next((runner for package, runner in _TRAINERS.items() if package in packages), "")
         field = getattr(self.args, "dataset_text_field", None) or "text"
         is_packed = bool(getattr(self.args, "packing", False))
-        form = form_of(self.dataset, field, of_preferences=of_preferences, is_packed=is_packed)
+        form = form_of(sample, field, of_preferences=of_preferences, is_packed=is_packed)
         return {**runner_fixes("guard"), **fixes_of(trainer, form)}
 
 
@@ -211,7 +216,7 @@ def judge_run(
         TokenizerError: As for `GuardedRun.known`.
     """
     rows, oracle = read.rows, run.known.oracle
-    fixes = run.fixes(of_preferences=any("input_ids" not in row.record for row in rows))
+    fixes = run.fixes(read.sample, of_preferences=any("input_ids" not in row.record for row in rows))
     with _work_folder() as (data, configurations):
         trainer = TrainerTarget(
             "trainer",
@@ -223,7 +228,7 @@ def judge_run(
             optimizer=run.optimizer,
             has_images=IMAGES in read.left_out or any(row.has_images for row in rows),
             trains_eos=oracle is not None and oracle.eos_id in read.labels,
-            has_eos=oracle is not None and trains(run.dataset, oracle.eos_id),
+            has_eos=oracle is not None and trains(read.sample, oracle.eos_id),
             left_out=read.left_out,
         )
         # first: rows are shown by the last target of a name

@@ -168,7 +168,7 @@ CONVERT = "mistral-lora import 'my rows.jsonl' --to rows.jsonl"
     [
         ({"role": "developer", "content": "a"}, f"To make it 'system': {CONVERT}"),
         ({"role": "gpt", "content": "a"}, f"To make it 'assistant': {CONVERT}"),
-        ({"role": "bot", "content": "a"}, ""),
+        ({"role": "bot", "content": "a"}, "Did you mean 'assistant'?"),
         ({"role": ["user"], "content": "a"}, ""),
         ({"role": "assistant", "content": "a", "train": False}, f"To turn it into `weight`: {CONVERT}"),
         ({"role": "assistant", "content": "a", "mask": True}, f"To turn it into `weight`: {CONVERT}"),
@@ -205,7 +205,7 @@ def test_a_field_of_another_format_names_its_remedy(message: Any, step: str, tmp
     with pytest.raises(RowError) as caught:
         parse_row(row, place="my rows.jsonl:3")
     assert caught.value.next_step == step
-    if step:
+    if CONVERT in step:
         # the command does as it promises
         source, to = tmp_path / "source.jsonl", tmp_path / "rows.jsonl"
         asked = {"role": "user", "content": "q"}

@@ -27,28 +27,22 @@ ASKED = [{"role": "user", "content": "Hi"}]
     ],
 )
 def test_the_form_is_told_by_the_columns(row: dict[str, Any], form: str) -> None:
-    for dataset in (Dataset.from_list([row]), [row]):
-        assert form_of(dataset, "said", of_preferences=False, is_packed=False) == form
+    for read in (Dataset.from_list([row])[0], row):
+        assert form_of(read, "said", of_preferences=False, is_packed=False) == form
 
 
 def test_packed_rows_have_lost_what_they_were_made_of() -> None:
-    assert form_of([{"input_ids": [1]}], "text", of_preferences=False, is_packed=True) == "packed"
+    assert form_of({"input_ids": [1]}, "text", of_preferences=False, is_packed=True) == "packed"
 
 
 @pytest.mark.parametrize(("answer", "form"), [(SAID, "pairs"), ("Hello", "text-pairs")])
 def test_pairs_are_of_messages_or_of_texts(answer: Any, form: str) -> None:
     row = {"prompt": ASKED, "chosen": answer, "rejected": answer}
-    assert form_of([row], "text", of_preferences=True, is_packed=False) == form
+    assert form_of(row, "text", of_preferences=True, is_packed=False) == form
 
 
-class _Unreadable:
-    def __getitem__(self, index: int) -> Any:
-        raise RuntimeError("a fault of the user's own code")
-
-
-@pytest.mark.parametrize("dataset", [None, [], _Unreadable(), iter([])])
-def test_a_dataset_that_cannot_be_read_has_no_form(dataset: Any) -> None:
-    assert form_of(dataset, "text", of_preferences=False, is_packed=False) == ""
+def test_an_unknown_row_has_no_form() -> None:
+    assert form_of({}, "text", of_preferences=False, is_packed=False) == ""
 
 
 def test_of_an_unknown_form_a_fix_names_each() -> None:

@@ -211,7 +211,7 @@ def test_bad_rows_are_listed_and_the_rest_is_set_up(repository: Path, mistral_lo
         ([], "--base: no base model is named"),
         (["--base", "models/base"], "no rows are named, and there is data.jsonl"),
         (["none.jsonl", "--base", "models/base"], "none.jsonl: no such file"),
-        (["data.jsonl", "--base", "models/base"], "data.jsonl: no record is a row that can be used"),
+        (["data.jsonl", "--base", "models/base"], "data.jsonl:1: none of its first lines is a row"),
         (["models/base", "--base", "models/base"], "models/base: this is a checkpoint folder"),
         (["good.jsonl", "--base", "base"], "--base base: is neither a folder nor the id"),
         (["good.jsonl", "--base", "data.jsonl"], "--base data.jsonl: is a file"),

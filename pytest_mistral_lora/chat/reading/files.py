@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from pytest_mistral_lora.chat.container import LINES, Container, container_of
 from pytest_mistral_lora.chat.reading import limits
 from pytest_mistral_lora.chat.remedies import encoded_step, import_step, json_step, utf8_step
-from pytest_mistral_lora.errors import InputError, RowError, did_you_mean, one_line, shortened
+from pytest_mistral_lora.errors import InputError, RowError, did_you_mean, one_line
 
 JSON_LIMIT = 16 << 20
 """Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
@@ -111,6 +111,14 @@ STRICT = json.JSONDecoder(**_HOOKS)
 """The decoder of `loads_strict`, for a value with others behind it."""
 
 
+_LONGEST_PATH = 500
+"""Characters of a path that a message shows."""
+
+
+def _shown_path(path: str) -> str:
+    return path if len(path) <= _LONGEST_PATH else f"{path[:_LONGEST_PATH]}… ({len(path):,} characters)"
+
+
 def path_of(given: Any, expected: str, *, place: str = "") -> Path:
     """Return the path that an argument of a Python function gives, whether or not anything is there.
 
@@ -132,8 +140,11 @@ def path_of(given: Any, expected: str, *, place: str = "") -> Path:
         os.lstat(text)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError) as error:  # a name that is too long, a null character, half a surrogate pair
-        found = f"{shortened(text)} cannot be read: {getattr(error, 'strerror', error)}"
+    except ValueError as error:  # a null character, half a surrogate pair
+        found = f"{_shown_path(text)}: no such file or folder"
+        raise InputError(found, place=place, expected=f"the path of {expected}") from error
+    except OSError as error:  # a name that is too long
+        found = f"{_shown_path(text)}: {error.strerror}"
         raise InputError(found, place=place, expected=f"the path of {expected}") from error
     return Path(text)
 
