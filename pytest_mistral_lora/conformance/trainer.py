@@ -77,10 +77,7 @@ def _model_config(target: TrainerTarget) -> Result:
     if target.pad_findings:
         # transformers writes the id of the tokenizer's pad token into the model's configurations
         found = [replace(finding, effect_of="ML204") if finding.rule == "ML204" else finding for finding in found]
-    rows = _embeddings(target)
-    if any(finding.rule == "ML215" for finding in found):
-        rows = (replace(finding, effect_of="ML215") for finding in rows)
-    return Result((*target.pad_findings, *found, *rows))
+    return Result((*target.pad_findings, *found, *_embeddings(target)))
 
 
 def _embeddings(target: TrainerTarget) -> Iterator[Finding]:
