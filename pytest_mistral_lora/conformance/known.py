@@ -44,6 +44,7 @@ _ENDED = re.compile(
 _SEEN = re.compile(
     r"\b(?:since|from|on|of|in|at|seen|found|reported|filed|opened|released|published)[\s:]+$", re.IGNORECASE
 )
+_VERSION = re.compile(r"\bversions?[\s:]+$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,12 +218,13 @@ def _refuse_dates(reason: str, place: str) -> None:
     """Refuse a reason that has a date: its writer expects that the deviation ends.
 
     Raises:
-        ValueError: If it has a date; the past day on which something was seen is none.
+        ValueError: If it has a date; the past day on which something was seen is none, nor is a version.
     """
     found = _ENDED.search(reason)
     for dated in _DATED.finditer(reason):
         is_past = bool(_DATE.fullmatch(dated[0])) and dated[0] <= date.today().isoformat()
-        if not (is_past and _SEEN.search(reason[: dated.start()])):
+        before = reason[: dated.start()]
+        if not (is_past and _SEEN.search(before)) and not _VERSION.search(before):
             found = found or dated
     if found is not None:
         raise ValueError(

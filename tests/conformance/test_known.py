@@ -123,6 +123,7 @@ REASONS = (
     "rows of up to 2048 tokens",
     "wait until 2048 tokens are read",
     "mistral-small-2506, version 2024.1",
+    "not with version 2024.1.2 of OpenVINO",
     "until the vendor answers",
     "we serve it until may be changed",
     "ratio 1/2 of the rows",

@@ -57,6 +57,22 @@ def test_a_collator_that_sorts_its_batch_is_sound(base: Path, rows: Rows, tmp_pa
     assert "without messages" not in _read_back(verdict)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_a_mask_of_another_type_is_sound(dtype: torch.dtype, base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, per_device_train_batch_size=4)
+    pads = trainer.data_collator
+
+    def converted(items: Rows) -> dict[str, torch.Tensor]:
+        batch = pads(items)
+        return {**batch, "attention_mask": batch["attention_mask"].to(dtype)}
+
+    trainer.data_collator = converted
+    assert errors_of(begin(trainer).verdict) == set()
+    trainer = make_trainer(base, [{**row, "labels": row["input_ids"]} for row in rows], tmp_path)
+    trainer.data_collator = converted
+    assert {rule for rule, _ in errors_of(begin(trainer, on_finding="warn").verdict)} == {"ML543"}
+
+
 def test_a_fault_in_a_sorted_batch_names_its_row_of_the_dataset(base: Path, rows: Rows, tmp_path: Path) -> None:
     rows[6]["labels"][-1] = -100
     verdict = begin(_guarded(base, rows, tmp_path, _longest_first), on_finding="warn").verdict
