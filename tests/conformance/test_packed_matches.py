@@ -11,7 +11,12 @@ import pytest
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.encoded.integers import Ids
-from pytest_mistral_lora.conformance.encoded.packing import cut_at_starts, match_conversations, order_faults
+from pytest_mistral_lora.conformance.encoded.packing import (
+    cut_at_starts,
+    match_conversations,
+    number_faults,
+    order_faults,
+)
 
 A, B, C = ((1, number, 2) for number in (10, 11, 12))
 
@@ -154,3 +159,23 @@ def test_an_unknown_sequence_is_cut_where_conversations_begin(
     oracle = Oracle(shipped_tokenizer("spm-v3"))
     assert (oracle.bos_id, oracle.eos_id, oracle.control_ids["[INST]"]) == (1, 2, 3)
     assert cut_at_starts(ids, positions, oracle) == list(pairwise([*starts, len(ids)]))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "of_mask", "of_column"),
+    [
+        ((1, 1, 1, 2, 2), [], []),
+        ((1, 1, 1, 1, 1), ["share the number 1"], ["share the number 1"]),
+        ((1, 1, 2, 2, 2), ["1 and 2, cut at token 2", "share the number 2"], ["1 and 2, cut at token 2", "share the"]),
+        # a mask counts up, and a column need not
+        ((2, 2, 2, 1, 1), ["the number 1, after 2"], []),
+        # 0 is a token of no conversation
+        ((1, 0, 1, 2, 0), [], []),
+        ((0, 0, 0, 0, 0), [], []),
+    ],
+)
+def test_each_conversation_has_a_number_of_its_own(numbers: Ids, of_mask: list[str], of_column: list[str]) -> None:
+    for key, wanted in (("", of_mask), ("seq_idx", of_column)):
+        found = [fault.found for fault in number_faults([(0, 3), (3, 5)], numbers, key=key)]
+        assert len(found) == len(wanted)
+        assert all(words in text for words, text in zip(wanted, found, strict=True))
