@@ -327,6 +327,10 @@ def test_a_comment_that_just_fits_is_whole() -> None:
     cut = compare_reports._fitting([line] * 63 + [line + "x"])
     assert cut[-1] == compare_reports._CUT
     assert sum(len(text) + 1 for text in cut) <= 65_536
+    # an empty line and the last one with their line breaks
+    room = 65_536 - len(compare_reports._CUT) - 2
+    assert compare_reports._fitting(["x" * (room - 1), "y" * 65_536])[0] == "x" * (room - 1)
+    assert compare_reports._fitting(["x" * room, "y" * 65_536]) == ["", compare_reports._CUT]
 
 
 def test_test_files_are_sought_in_so_many_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,14 @@ from typing import ClassVar
 
 import pytest
 
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.encoded.integers import Ids
-from pytest_mistral_lora.conformance.encoded.packing import match_conversations, order_faults
+from pytest_mistral_lora.conformance.encoded.packing import (
+    cut_at_starts,
+    match_conversations,
+    number_faults,
+    order_faults,
+)
 
 A, B, C = ((1, number, 2) for number in (10, 11, 12))
 
@@ -126,3 +132,50 @@ def test_the_work_grows_with_the_number_of_conversations(kind: str) -> None:
         work.append(Token.work)
     # four times as many conversations: sixteen times the work if each were compared with each
     assert work[1] < 7 * work[0]
+
+
+@pytest.mark.parametrize(
+    ("ids", "positions", "starts"),
+    [
+        # 1 is BOS, 2 is EOS, and 3 is [INST]
+        ((1, 3, 50, 4, 60, 2, 1, 3, 51, 4, 61, 2), None, [0, 6]),
+        # without EOS before it, [INST] behind it shows a beginning; so does EOS before it without [INST]
+        ((1, 3, 50, 4, 60, 1, 3, 51, 4, 61, 2), None, [0, 5]),
+        ((1, 3, 50, 4, 60, 2, 1, 51, 4, 61, 2), None, [0, 6]),
+        # neither: text became a control token
+        ((1, 3, 50, 1, 51, 4, 61, 2), None, [0]),
+        ((1, 3, 50, 4, 60, 1), None, [0]),
+        # BOS twice is one beginning
+        ((1, 1, 3, 50, 4, 60, 2, 1, 1, 3, 51, 4, 61, 2), None, [0, 7]),
+        # positions count only if there is no BOS
+        ((3, 50, 4, 60, 2, 3, 51, 4, 61, 2), (0, 1, 2, 3, 4, 0, 1, 2, 3, 4), [0, 5]),
+        ((1, 3, 50, 4, 60, 2, 3, 51, 4, 61), (0, 1, 2, 3, 4, 0, 1, 2, 3, 4), [0]),
+        ((3, 50, 4, 60, 2, 3, 51, 4, 61, 2), None, [0]),
+    ],
+)
+def test_an_unknown_sequence_is_cut_where_conversations_begin(
+    ids: Ids, positions: Ids | None, starts: list[int]
+) -> None:
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    assert (oracle.bos_id, oracle.eos_id, oracle.control_ids["[INST]"]) == (1, 2, 3)
+    assert cut_at_starts(ids, positions, oracle) == list(pairwise([*starts, len(ids)]))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "of_mask", "of_column"),
+    [
+        ((1, 1, 1, 2, 2), [], []),
+        ((1, 1, 1, 1, 1), ["share the number 1"], ["share the number 1"]),
+        ((1, 1, 2, 2, 2), ["1 and 2, cut at token 2", "share the number 2"], ["1 and 2, cut at token 2", "share the"]),
+        # a mask counts up, and a column need not
+        ((2, 2, 2, 1, 1), ["the number 1, after 2"], []),
+        # 0 is a token of no conversation
+        ((1, 0, 1, 2, 0), [], []),
+        ((0, 0, 0, 0, 0), [], []),
+    ],
+)
+def test_each_conversation_has_a_number_of_its_own(numbers: Ids, of_mask: list[str], of_column: list[str]) -> None:
+    for key, wanted in (("", of_mask), ("seq_idx", of_column)):
+        found = [fault.found for fault in number_faults([(0, 3), (3, 5)], numbers, key=key)]
+        assert len(found) == len(wanted)
+        assert all(words in text for words, text in zip(wanted, found, strict=True))

@@ -11,6 +11,12 @@ from converted import converted_tokenizer
 from faulty_templates import CHATML
 
 from pytest_mistral_lora import Verdict, audit, judge
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.templates import ChatTemplate
+from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
+from pytest_mistral_lora.conformance.encoded.template_cause import TemplateCause
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.errors import InputError
 
 HISTORY = ["What is 2 + 2?", "It is 4.", "And 3 + 3?", "It is 6, I think."]
 SHORT = ["Who are you?", "A model."]
@@ -134,3 +140,30 @@ def test_the_check_of_the_folder_has_one_cause(folder: Path) -> None:
     assert {rule for rule, _ in first.covers} == {"ML004", "ML226"}
     assert {finding.rule for finding in others} == {"ML004"}
     assert "of 1 cause;" in str(verdict)
+
+
+@pytest.mark.parametrize(("explained", "tried"), [([], 20), ([19], 40), ([0, 20], 41), ([21], 20)])
+def test_a_template_that_explains_no_line_is_tried_for_a_few(
+    explained: list[int], tried: int, folder: Path, encode: Callable[..., Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = []
+    encode_stretch = TemplateCause._encode_stretch
+
+    def counted(self: TemplateCause, row: Any, stretch: Any, oracle: Any) -> Any:
+        lines.append(stretch.place)
+        return encode_stretch(self, row, stretch, oracle)
+
+    monkeypatch.setattr(TemplateCause, "_encode_stretch", counted)
+    said = messages(SHORT)
+    own, other = encode(said), encode(said, CHATML.replace("<|im_start|>", "<|start|>"))
+    audit([(own if n in explained else other) | {"messages": said} for n in range(45)], tokenizer=folder)
+    assert len(lines) == tried
+
+
+def test_a_template_that_does_not_load_explains_nothing() -> None:
+    def load() -> ChatTemplate:
+        raise InputError("not valid Jinja", place="chat_template.jinja")
+
+    cause = TemplateCause(load, lambda: Finding("ML004", "other ids", "chat_template.jinja"))
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    assert cause.encode(EncodedLine("rows:1", 0, (), input_ids=(1, 3, 4), labels=(-100, -100, 4)), oracle) is None

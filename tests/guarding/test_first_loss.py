@@ -135,6 +135,12 @@ def test_a_batch_without_a_label_has_no_loss_to_compare(base: Path, model: Any, 
     assert "no token of the first batch has a label" in result.not_checked
 
 
+def test_a_batch_with_one_label_has_a_loss_to_compare(base: Path, model: Any, rows: Rows, tmp_path: Path) -> None:
+    one = rows[0] | {"labels": [*[-100] * (len(rows[0]["labels"]) - 1), rows[0]["input_ids"][-1]]}
+    result = _result(make_trainer(base, [one], tmp_path, model=model, per_device_train_batch_size=1))
+    assert (result.findings, result.not_checked) == ((), "")
+
+
 @pytest.mark.parametrize("shape", ["labels", "a token more"])
 def test_log_probabilities_of_the_labels_stand_for_logits(
     shape: str, base: Path, model: Any, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -80,6 +80,18 @@ def test_a_folder_of_another_user_is_named_with_its_owner(folder: Path) -> None:
     assert "mode 770" in shared_by(folder)
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize(("owner", "is_shared"), [(0, False), (65_534, False), (1, True), (65_533, True)])
+def test_a_folder_above_may_be_of_root_or_of_a_user_of_the_host(
+    owner: int, is_shared: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.chown(folder, 4711, -1)
+    os.chown(folder.parent, owner, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    assert (f"{folder.parent} belongs to another user (uid {owner})" == shared_by(folder)) is is_shared
+    assert (shared_by(folder) == "") is not is_shared
+
+
 def test_the_key_is_made_once_and_for_its_user_alone(folder: Path) -> None:
     found: list[bytes] = []
     threads = [threading.Thread(target=lambda: found.append(user_key())) for _ in range(8)]

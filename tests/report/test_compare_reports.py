@@ -67,6 +67,8 @@ def test_what_is_accepted_or_not_judged_is_not_fixed(report: Callable[..., dict[
     assert "until the export is mended" in known.lines()[1]
     fixed = report(SOUND)
     assert states(ReportComparison(main, fixed)) == [("fixed", "ML601")]
+    [cause] = ReportComparison(main, fixed).causes
+    assert (cause.before, cause.after) == (1, 0)
     [name] = {cause["check"] for cause in main["causes"]}
     left_out = {**fixed, "checks": [check for check in fixed["checks"] if not check["nodeid"].endswith(name)]}
     assert states(ReportComparison(main, left_out)) == [("not judged", "ML601")]

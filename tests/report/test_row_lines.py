@@ -61,6 +61,7 @@ def test_a_row_of_so_many_characters_is_shown_in_full(
     [found] = with_rows([cause])
     assert (len(found["row"]), found["row"].endswith(end)) == (4000 + longer, True)
     # a file at its bound is read again, and a larger one is not
+    assert row_lines._LARGEST == 64 << 20
     monkeypatch.setattr(row_lines, "_LARGEST", file.stat().st_size)
     assert with_rows([cause]) == [found]
     monkeypatch.setattr(row_lines, "_LARGEST", file.stat().st_size - 1)
