@@ -37,7 +37,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_a_sound_recipe_passes_with_a_table(recipe: Path, capsys: Any) -> None:
-    code, out = check(capsys, str(recipe))
+    code, out = check(capsys, str(recipe), "-v")
     assert code == 0
     assert "FAILED" not in out
     assert {line.split()[1] for line in out.splitlines() if line.startswith(" recipe.yaml ")} == {
@@ -176,7 +176,7 @@ def test_layers_are_listed_with_the_class_that_is_trained(
     file = recipe.parent / "base" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
     layers = f"8 of {name}: model.layers.*.self_attn.q_proj, model.layers.*.self_attn.k_proj"
-    code, out = check(capsys, str(recipe))
+    code, out = check(capsys, str(recipe), "-v")
     assert code == 0
     assert f"layers of recipe.yaml: {layers}" in out
     assert main(["train", str(recipe)]) == 0
