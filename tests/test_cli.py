@@ -161,6 +161,17 @@ def test_an_option_that_cannot_be_used_is_bad_usage_with_the_usage_of_its_verb(
     assert err.partition("\n")[0].endswith(end)
 
 
+@pytest.mark.parametrize("columns", ["1", "2", "3", "-5"])
+def test_any_width_of_a_terminal_shows_the_help(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for words in ((), ("check",)):
+        with pytest.raises(SystemExit, match="0"):
+            main([*words, "--help"])
+        assert "mistral-lora" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("verb", ["check --tokenizer=--", "rules --search=--", "import rows.jsonl --to=--"])
 def test_an_option_without_a_value_is_bad_usage(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):

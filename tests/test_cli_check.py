@@ -119,6 +119,32 @@ def test_rows_are_judged_by_a_tokenizer_alone(healthy: Path, capsys: Any) -> Non
 _REASON = "no rows are given to compare with: mistral-lora audit --dataset ROWS"
 
 
+@pytest.mark.parametrize("files", [2, 3, 6])
+def test_a_green_check_of_several_files_with_signs_is_ten_lines(files: int, tmp_path: Path, capsys: Any) -> None:
+    said = ("Hi", ("None", "nan", "As an AI, I cannot help with that.", "None"))
+    row = [{"messages": [{"role": "user", "content": said[0]}, {"role": "assistant", "content": a}]} for a in said[1]]
+    paths = [tmp_path / f"rows-{number}.jsonl" for number in range(files)]
+    for path in paths:
+        path.write_text("".join(f"{json.dumps(one)}\n" for one in row))
+    words = ["check", *map(str, paths), "--tokenizer", "spm-v3", "--no-cache"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 10
+    [title] = [at for at, line in enumerate(lines) if line.startswith("look at these (")]
+    shown = re.fullmatch(r"look at these \((\d+) of (\d+), -v lists all\):", lines[title])
+    assert shown is not None
+    assert [line.startswith("  ML6") for line in lines[title + 1 :]].count(True) == int(shown[1])
+    # every check that passed is counted in a line of targets
+    passed = sum(int(number) for line in lines for number in re.findall(r": (\d+) passed", line))
+    [verdict] = [line for line in lines if " checks passed, 0 failed" in line]
+    assert f"; {passed} checks passed" in verdict
+    assert main([*words, "-v"]) == 0
+    whole = capsys.readouterr().out.splitlines()
+    assert [f"{path}: rows (JSON Lines, `messages` with role/content)" for path in paths] == whole[:files]
+    at = whole.index("look at these:")
+    assert sum(line.startswith("  ML6") for line in whole[at:]) == int(shown[2])
+
+
 def test_a_green_check_is_ten_lines_and_says_how_much_was_not_checked(tmp_path: Path, capsys: Any) -> None:
     rows(tmp_path, "assistant")
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}

@@ -103,6 +103,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_format_option(parser)
 
 
+_MOST_TITLES = 2
+"""Lines on the paths that are shown without `--verbose`."""
+
+
 def run(args: argparse.Namespace) -> int:
     """Check the paths, or the embedded default; return 1 if a check finds an error."""
     from pytest_mistral_lora.conformance.kept_results import default_folder
@@ -124,7 +128,10 @@ def run(args: argparse.Namespace) -> int:
     if args.device_memory is not None and not recipes:
         raise InputError("--device-memory is for recipes, and no path is one", expected="a recipe.yaml")
     if args.output_format == "text":
-        sys.stdout.write("".join(f"{shown_path(path.path)}: {path.title}\n" for path in plan.paths))
+        titles = [f"{shown_path(path.path)}: {path.title}\n" for path in plan.paths]
+        if len(titles) > _MOST_TITLES and not args.verbose:
+            titles[_MOST_TITLES - 1 :] = [f"… and {len(titles) - _MOST_TITLES + 1} more paths: -v lists them\n"]
+        sys.stdout.write("".join(titles))
         sys.stdout.flush()
     judging = Judging(
         command_line(args),

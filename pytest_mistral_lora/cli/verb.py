@@ -20,10 +20,14 @@ Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 PROGRAM = "mistral-lora"
 
 
+_NARROWEST = 20
+"""Columns that text is wrapped to at least: a terminal, or COLUMNS, can have one."""
+
+
 def wrapped_text(text: str, title: str = "") -> str:
     """Return paragraphs, separated by blank lines, wrapped to the terminal's width, right of a title."""
     # leave two columns free, as argparse does; do not break a name such as --own-data
-    width = shutil.get_terminal_size().columns - (0 if title else 2)
+    width = max(_NARROWEST, shutil.get_terminal_size().columns) - (0 if title else 2)
     wrapper = textwrap.TextWrapper(
         width, initial_indent=title, subsequent_indent=" " * len(title), break_on_hyphens=False
     )

@@ -276,6 +276,9 @@ class KeptResults:
             content = kept["content"]
             if not is_sealed(_framed(content), kept["seal"], self._seal_key) or content["key"] != key:
                 return None
+            # a sealed entry of another target, under the name of this one
+            if content["of"] != file.stem:
+                return None
             found = _KeptEntry.from_json(content)
             return found if _state(found.inputs, self._digest) == content["state"] else None
         # a damaged file can hold any value
@@ -284,6 +287,7 @@ class KeptResults:
 
     def _write(self, entry: _Entry, key: str) -> None:
         content = {
+            "of": entry.file.stem,
             "key": key,
             "content": [str(path) for path in entry.inputs.content],
             "places": [str(path) for path in entry.inputs.places],

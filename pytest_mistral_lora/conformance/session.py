@@ -332,12 +332,9 @@ class Session:
         ]
         is_brief = brief and self.exit_code == 0
         table = [] if is_brief else outcome_table(self.records, width)
-        if is_brief:
-            # the oracle, and how many rows were judged
-            basis = [line for line in basis_lines(self.records) if not line.startswith("layers of ")]
-            facts = [*brief_lines(self.records), *basis[:3], *self.known_faults()]
-        else:
-            facts = [*basis_lines(self.records), *self.known_faults(), *figures, *unchecked_lines(self.records)]
+        facts: list[str] = []
+        if not is_brief:
+            facts += [*basis_lines(self.records), *self.known_faults(), *figures, *unchecked_lines(self.records)]
         facts += [xfail.not_met for xfail in self.not_met]
         if self.kept is not None and self.kept.found:
             facts.append(
@@ -346,13 +343,14 @@ class Session:
             )
         if self.kept is not None and self.kept.distrust:
             facts.append(f"results of earlier runs are not used, and none are kept: {self.kept.distrust}")
+        signs = look_at_lines(signs_among(self.causes()))
+        if is_brief:
+            facts = [*brief_lines(self.records, self.known_faults(), [*facts, *notes], signs)]
         return [
             *table,
             # one line each, for any name or reason
-            *(printable(line, lines=False) for line in facts),
-            *notes,
-            *([] if is_brief else [""]),
-            *look_at_lines(signs_among(self.causes())),
+            *(line if line in notes else printable(line, lines=False) for line in facts),
+            *([] if is_brief else [*notes, "", *signs]),
             *([NOTHING_WAS_JUDGED] if self.nothing_judged else []),
             verdict_line(self.records, [cause.total for cause in self.causes()]),
         ]

@@ -65,28 +65,77 @@ def _look_at(sign: Mapping[str, Any]) -> str:
     return printable(f"{sign['rule']} {place}: {' '.join(sign['found'].split())}{more}", lines=False)
 
 
-def brief_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each target, and one on everything that was not checked, for a run without an error."""
+_MOST_BRIEF = 6
+"""Lines of a run without an error, beside its verdict, the next command, and two lines on the paths: ten in all."""
+
+
+def brief_lines(
+    records: Sequence[Mapping[str, Any]], known: Sequence[str], others: Sequence[str], signs: Sequence[str]
+) -> list[str]:
+    """Return the lines above the verdict of a run without an error: what was judged, and what needs a look.
+
+    If there are too many, the oracles go first, then the figures; lines of targets, known faults and signs are cut.
+
+    Args:
+        records: One record for each check that ran.
+        known: The lines on known faults.
+        others: Further lines, which stay.
+        signs: The lines of `look_at_lines`.
+    """
     from pytest_mistral_lora.report.tables import statistics_line, statistics_of
 
+    figures = [f"figures of {name}: {statistics_line(found)}" for name, found in [*statistics_of(records).items()][:1]]
+    reasons = Counter(record["not_checked"] for record in records if record["not_checked"])
+    unchecked = []
+    if reasons:
+        why = f": {next(iter(reasons))}" if len(reasons) == 1 else f", for {len(reasons)} reasons: -v lists them"
+        unchecked.append(f"not checked: {counted(reasons.total(), 'check')}{why}")
+    # the oracle, and how many rows were judged
+    basis = [line for line in basis_lines(records) if not line.startswith("layers of ")][:3]
+    targets, faults, shown = _target_lines(records), [*known], [*signs]
+
+    def room() -> int:
+        return _MOST_BRIEF - sum(map(len, (targets, figures, unchecked, basis, faults, others, shown)))
+
+    while basis and room() < 0:
+        basis.pop()
+    if len(targets) > 1 and room() < 0:
+        targets = _target_lines(records, most=max(0, len(targets) + room() - 1))
+    if room() < 0:
+        figures = []
+    if len(faults) > 1 and room() < 0:
+        faults = [f"{faults[0]} (and {len(faults) - 1} more: -v lists them)"]
+    if len(shown) > _FEWEST_SIGNS and room() < 0:
+        rows = max(1, len(shown) - 1 + room())
+        shown = [f"{LOOK_AT[:-1]} ({rows} of {len(signs) - 1}, -v lists all):", *shown[1 : rows + 1]]
+    return [*targets, *figures, *unchecked, *basis, *faults, *others, *shown]
+
+
+_FEWEST_SIGNS = 2
+"""The title and one sign."""
+
+
+def _target_lines(records: Sequence[Mapping[str, Any]], most: int = _MOST_TARGETS) -> list[str]:
+    """Return a line for each of the first targets, and one for all the others."""
     targets: dict[str, Counter[str]] = {}
     subjects: dict[str, dict[str, None]] = {}
     for record in records:
         targets.setdefault(record["target"], Counter())[record["outcome"]] += 1
         subjects.setdefault(record["target"], {})[record["subject"]] = None
     lines = []
-    for target, counts in [*targets.items()][:_MOST_TARGETS]:
-        numbers = [f"{counts['passed']} passed"]
-        numbers += [f"{counts[name]} {words}" for name, words in _STATES.items() if counts[name]]
-        lines.append(f"{target}: {', '.join(numbers)} ({', '.join(subjects[target])})")
-    lines += [f"… and {hidden} more targets"] if (hidden := len(targets) - _MOST_TARGETS) > 0 else []
-    figures = statistics_of(records)
-    lines += [f"figures of {name}: {statistics_line(found)}" for name, found in [*figures.items()][:1]]
-    reasons = Counter(record["not_checked"] for record in records if record["not_checked"])
-    if reasons:
-        why = f": {next(iter(reasons))}" if len(reasons) == 1 else f", for {len(reasons)} reasons: -v lists them"
-        lines.append(f"not checked: {counted(reasons.total(), 'check')}{why}")
+    for target, counts in [*targets.items()][:most]:
+        lines.append(f"{target}: {_numbers(counts)} ({', '.join(subjects[target])})")
+    others = [*targets.values()][most:]
+    if others:
+        name = f"{counted(len(others), 'other target')}" if lines else counted(len(others), "target")
+        lines.append(f"{name}: {_numbers(sum(others, Counter()))} (-v lists them)")
     return lines
+
+
+def _numbers(counts: Mapping[str, int]) -> str:
+    numbers = [f"{counts['passed']} passed"]
+    numbers += [f"{counts[name]} {words}" for name, words in _STATES.items() if counts[name]]
+    return ", ".join(numbers)
 
 
 _STATES = {"known": "known", "skipped": "not checked"}

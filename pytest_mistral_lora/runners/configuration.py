@@ -39,7 +39,8 @@ _AXOLOTL_ENTRY = re.compile(
     r"|(prompt|chosen|rejected|completion)_format|step_separator|train_on_last_step_only|max_completion_length"
 )
 _AXOLOTL_DATA = re.compile(r"path|data_files|ds_type|split|name")
-_CLASS = re.compile(r"(Auto|[A-Z]\w*)?(Tokenizer(Fast)?|For\w+|LMHeadModel)")
+# bounded, since each `For` in a name of a megabyte would be tried as its middle
+_CLASS = re.compile(r"(Auto|[A-Z]\w{0,80})?(Tokenizer(Fast)?|For\w{1,80}|LMHeadModel)")
 _MODEL_ARGS = re.compile(
     r"backend|truncation|max_length|add_bos_token|prefix_token_id|use_fast_tokenizer|chat_template_args|enable_thinking"
     r"|think_end_token|logits_cache|softmax_dtype|batch_size|max_batch_size|trust_remote_code|pretrained|tokenizer|revision"

@@ -255,6 +255,26 @@ def test_an_entry_is_kept_for_thirty_days(rows: Path, check_rows: Callable[..., 
     assert (kept / "younger.json").exists()
 
 
+def test_an_entry_of_another_target_is_not_believed(
+    rows: Path, check_rows: Callable[..., tuple[int, int]], mistral_lora: RunVerb
+) -> None:
+    check_rows()
+    folder = rows.parent / "kept"
+    [sound] = folder.iterdir()
+    bad = rows.with_name("bad.jsonl")
+    bad.write_text(rows.read_text().splitlines()[0] + "\n")
+    words = ("check", bad.name, "--tokenizer", "base", "--cache", "kept")
+    mistral_lora(*words, folder=rows.parent)
+    [entry] = {*folder.iterdir()} - {sound}
+    bad.write_text(rows.read_text().replace('"user"', '"usr"'))
+    # its seal is right, and its inputs have not changed
+    entry.write_bytes(sound.read_bytes())
+    done = mistral_lora(*words, folder=rows.parent)
+    assert done.returncode == 1
+    assert "ML601" in done.stdout
+    assert "from the cache" not in done.stdout
+
+
 def test_a_seal_of_another_user_is_not_believed(rows: Path, check_rows: Callable[..., tuple[int, int]]) -> None:
     check_rows()
     assert check_rows()[1] > 10
@@ -301,7 +321,7 @@ def test_a_result_of_another_type_is_judged_again(
     content["checks"][0] |= {"findings": [note.to_json()], "facts": {"rows": 1}}
     content = json.loads(json.dumps(content))
     kept = KeptResults(rows.parent / "kept")
-    written, key = rows.parent / "kept" / "tried.json", content["key"]
+    written, key = entry, content["key"]
     monkeypatch.chdir(rows.parent)
     tried = 0
     for wrong in (content, *_wrong_types(content)):

@@ -169,7 +169,7 @@ def test_no_file_of_kept_results_is_believed_or_a_traceback(
     [entry] = Path("kept").iterdir()
     content = json.loads(entry.read_text())["content"]
     content["checks"][0]["findings"] = [Finding("ML426", "a note", "rows.jsonl:1").to_json()]
-    kept, tried = KeptResults(Path("kept")), Path("kept", "tried.json")
+    kept, tried = KeptResults(Path("kept")), entry
     end, seed, read = time.monotonic() + SECONDS, 0, 0
     while time.monotonic() < end or seed < 200:
         random_ = random.Random(seed)

@@ -20,16 +20,28 @@ def test_a_reason_is_one_line_with_its_targets_and_its_number() -> None:
 def test_a_green_run_has_a_line_for_each_target_and_one_for_all_reasons() -> None:
     def record(target: str, subject: str, reason: str = "") -> dict[str, Any]:
         outcome = "skipped" if reason else "passed"
-        return {"target": target, "subject": subject, "case": "x", "outcome": outcome, "not_checked": reason}
+        state = {"outcome": outcome, "not_checked": reason, "facts": {}}
+        return {"target": target, "subject": subject, "case": "x", **state}
 
     records = [record("a", "mask"), record("a", "template", "no base"), record("a", "template", "no oracle")]
     records += [record(name, "mask") for name in "bcde"]
-    assert brief_lines(records) == [
+    lines = [
         "a: 1 passed, 2 not checked (mask, template)",
         "b: 1 passed (mask)",
         "c: 1 passed (mask)",
-        "… and 2 more targets",
+        "2 other targets: 2 passed (-v lists them)",
         "not checked: 2 checks, for 2 reasons: -v lists them",
+    ]
+    assert brief_lines(records, [], [], []) == lines
+    assert brief_lines(records, ["known"], [], []) == [*lines, "known"]
+    signs = ["look at these:", "  ML1 a", "  ML2 b", "  ML3 c"]
+    assert brief_lines(records, ["known", "known too"], ["from the cache"], signs) == [
+        "5 targets: 5 passed, 2 not checked (-v lists them)",
+        "not checked: 2 checks, for 2 reasons: -v lists them",
+        "known (and 1 more: -v lists them)",
+        "from the cache",
+        "look at these (1 of 3, -v lists all):",
+        "  ML1 a",
     ]
 
 

@@ -117,6 +117,7 @@ REFUSED = [
     ("axolotl", "datasets: [{path: x, type: evil}]"),
     ("axolotl", "datasets: [{path: x, type: chat_template}, {path: y, type: a.b}]"),
     ("axolotl", "tokenizer_type: pipeline"),
+    ("axolotl", f"model_type: {'For' * 100_000}!"),
     ("axolotl", "model_type: os.system"),
     ("axolotl", "chat_template_jinja: https://x/y.jinja"),
     ("ms-swift", "external_plugins: [evil.py]"),
