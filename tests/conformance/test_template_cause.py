@@ -164,6 +164,6 @@ def test_a_template_that_does_not_load_explains_nothing() -> None:
     def load() -> ChatTemplate:
         raise InputError("not valid Jinja", place="chat_template.jinja")
 
-    cause = TemplateCause(load, lambda: Finding("ML004", "other ids", "chat_template.jinja"))
+    cause = TemplateCause(load=load, judge=lambda: Finding("ML004", "other ids", "chat_template.jinja"))
     oracle = Oracle(shipped_tokenizer("spm-v3"))
     assert cause.encode(EncodedLine("rows:1", 0, (), input_ids=(1, 3, 4), labels=(-100, -100, 4)), oracle) is None

@@ -123,7 +123,7 @@ def test_a_code_span_shows_its_text_and_nothing_else(in_table: bool, campaign: M
 
 def comparison_of(chance: random.Random) -> ReportComparison:
     def cause() -> dict[str, Any]:
-        names = {"cause": text_of(chance), "check": text_of(chance), "place": text_of(chance), "found": text_of(chance)}
+        names = {key: text_of(chance) for key in ("cause", "check", "place", "found", "fix")}
         return {"rule": "ML601", "name": "", "severity": "error", "count": chance.randrange(1, 4), "title": "", **names}
 
     def report() -> dict[str, Any]:
@@ -156,7 +156,7 @@ def test_nothing_in_a_comment_or_a_summary_is_obeyed(
         comment = rendered(comparison.markdown())
         assert comment.faults() == [], number
         rows = sum(found.state != "unchanged" for found in comparison.causes)
-        assert comment.tags.count("td") == 2 * rows, number
+        assert comment.tags.count("td") == 3 * rows, number
         groups, texts = FindingGroups(), [text_of(chance) for _ in range(6)]
         groups.add(Finding("ML601", texts[0], texts[1], texts[2], row=texts[3]), texts[4])
         causes = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in groups]
