@@ -121,7 +121,7 @@ def labels_shifted_twice(artifact: Artifact) -> None:
     artifact["compute_loss_func"] = compute_loss
 
 
-@mutant("ML327", "I07", says="no known way")
+@mutant("ML327", "I07", says="the sum of these losses")
 def sum_of_losses(artifact: Artifact) -> None:
     """A loss function returns the sum of the losses of all tokens."""
 

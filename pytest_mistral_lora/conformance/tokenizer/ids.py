@@ -290,9 +290,9 @@ def model_config(target: Target) -> Iterator[Finding]:
 def _named_ids(target: Target, config: dict[str, Any], place: str) -> Iterator[Finding]:
     fast, oracle = target.tokenizer.fast, oracle_of(target)
     eos = eos_ids(target)
-    # the model's embeddings may have rows for tokens that were added, such as a pad
-    rows = _declared_rows(target)
-    size = rows if isinstance(rows, int) else oracle.vocab_size if oracle else len(fast)
+    known, rows = oracle.vocab_size if oracle else len(fast), _declared_rows(target)
+    # a pad may be added, if the embeddings have a row for it
+    sizes = {"bos": known, "eos": known, "pad": rows if isinstance(rows, int) else known}
     given: dict[str, list[Any]] = {}
     for key in ("bos", "eos", "pad"):
         value = config.get(f"{key}_token_id")
@@ -303,8 +303,8 @@ def _named_ids(target: Target, config: dict[str, Any], place: str) -> Iterator[F
     bos = oracle.bos_id if oracle else fast.bos_token_id
     for key, ids in given.items():
         for token in ids:
-            if not (isinstance(token, int) and 0 <= token < size):
-                yield Finding("ML217", f"{key}_token_id {token} is not in the vocabulary", place, f"below {size}")
+            if not (isinstance(token, int) and 0 <= token < sizes[key]):
+                yield Finding("ML217", f"{key}_token_id {token} is not in the vocabulary", place, f"below {sizes[key]}")
     if eos & set(given["pad"]) or set(given["pad"]) & set(given["eos"]):
         yield Finding("ML204", f"pad_token_id {given['pad'][0]} is an EOS", place, "another token")
     # a model of another family may stop at several control tokens
