@@ -325,15 +325,16 @@ class Session:
         )
         from pytest_mistral_lora.report.tables import figure_lines, outcome_table, statistics_of
 
-        figures = [
-            line
-            for target, found in statistics_of(self.records).items()
-            for line in (f"figures of {target}:", *figure_lines(found, width))
-        ]
         is_brief = brief and self.exit_code == 0
-        table = [] if is_brief else outcome_table(self.records, width)
+        table: list[str] = []
         facts: list[str] = []
         if not is_brief:
+            table = outcome_table(self.records, width)
+            figures = [
+                line
+                for target, found in statistics_of(self.records).items()
+                for line in (f"figures of {target}:", *figure_lines(found, width))
+            ]
             facts += [*basis_lines(self.records), *self.known_faults(), *figures, *unchecked_lines(self.records)]
         facts += [xfail.not_met for xfail in self.not_met]
         if self.kept is not None and self.kept.found:
