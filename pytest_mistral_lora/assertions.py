@@ -143,9 +143,10 @@ def assert_encoded_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.encoded.audit import file_findings
+    from pytest_mistral_lora.formats.row_sources import FileRows
 
     file = existing_path(path, "encoded rows: a JSONL file, a table, or a folder of save_to_disk")
-    _raise_if_errors(file_findings(file, _loaded_tokenizer(tokenizer).oracle))
+    _raise_if_errors(file_findings(FileRows(file), _loaded_tokenizer(tokenizer).oracle))
 
 
 def assert_manifest_valid(manifest: str | Path | Mapping[str, Any]) -> None:
@@ -172,7 +173,7 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
         base: The base checkpoint's folder. If it is None, the base that the adapter names is used.
 
     Raises:
-        AssertionError: With every broken rule of the subject `adapter` (ML401 to ML462), or if the tensors cannot be
+        AssertionError: With every broken rule of the subject `adapter` (ML401 to ML455), or if the tensors cannot be
             compared with the base that you name, for example because its class is unknown.
         InputError: If the folder is missing; PinError if the base cannot be read.
         MissingExtraError: If torch and PEFT are not installed, and everything that can be judged without them is sound.

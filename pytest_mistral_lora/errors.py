@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
 from pytest_mistral_lora.escaping import in_block, printable
+from pytest_mistral_lora.places import NOWHERE, Place
 
 EXIT_OK = 0
 EXIT_FINDING = 1
@@ -40,7 +42,8 @@ class MistralLoraError(Exception):
 
     Args:
         found: The fault, with the offending value.
-        place: File, line and field: ``data/train.jsonl:17, messages[2].role``. Empty if there is no place.
+        place: File, line and field: ``data/train.jsonl:17, messages[2].role``; a text is the name of a source as a
+            whole. Empty if there is no place.
         expected: A right value. Empty if ``found`` makes it clear.
         next_step: A command or a change that helps the reader, as a sentence.
 
@@ -54,10 +57,10 @@ class MistralLoraError(Exception):
     several_lines: bool = True
     several_steps: bool = False
 
-    def __init__(self, found: str, *, place: str = "", expected: str = "", next_step: str = "") -> None:
+    def __init__(self, found: str, *, place: Place | str = NOWHERE, expected: str = "", next_step: str = "") -> None:
         # each may quote a file, and reaches terminals and reports in UTF-8, which cannot hold half of a surrogate pair
         self.found: str = in_block(found) if self.several_lines else printable(found, lines=False)
-        self.place: str = printable(place, lines=False)
+        self.place: Place = Place.of(place)
         self.expected: str = printable(expected, lines=False)
         self.next_step: str = printable(next_step, lines=self.several_steps)
         text = f"{self.place}: {self.found}" if place else self.found
@@ -101,7 +104,7 @@ class RowsError(InputError):
     # The message of a file with a million bad rows must stay readable; `errors` has all of them
     shown = 20
 
-    def __init__(self, errors: Sequence[RowError], *, place: str) -> None:
+    def __init__(self, errors: Sequence[RowError], *, place: Place | str) -> None:
         self.errors: tuple[RowError, ...] = tuple(errors)
         lines = [counted(len(errors), "bad row")]
         # a file of another format has the same fault in each row
@@ -139,7 +142,7 @@ class RenderError(MistralLoraError):
             `surrogate`: its text is not Unicode; `error`: any other error that it raises.
     """
 
-    def __init__(self, found: str, *, kind: str = "error", **fields: str) -> None:
+    def __init__(self, found: str, *, kind: str = "error", **fields: Any) -> None:
         super().__init__(found, **fields)
         self.kind = kind
 
@@ -183,7 +186,7 @@ class FindingsError(MistralLoraError):
         verdict: The `Verdict`. Its type is not named here, because this module imports nothing.
     """
 
-    def __init__(self, found: str, *, verdict: Any = None, **fields: str) -> None:
+    def __init__(self, found: str, *, verdict: Any = None, **fields: Any) -> None:
         self.verdict: Any = verdict
         super().__init__(found, **fields)
 
@@ -198,12 +201,12 @@ class NonFiniteError(TrainingError):
     Attributes:
         rows: Indices, among the training rows, of the rows whose own loss is not finite; of all rows of the step if
             no single row is the cause. May be empty if the error is raised below the level of rows.
-        places: Source of the same rows: `file:line`.
+        places: The places of the same rows.
     """
 
-    def __init__(self, found: str, *, rows: Sequence[int] = (), places: Sequence[str] = (), **fields: str) -> None:
+    def __init__(self, found: str, *, rows: Sequence[int] = (), places: Sequence[Place] = (), **fields: Any) -> None:
         self.rows: tuple[int, ...] = tuple(rows)
-        self.places: tuple[str, ...] = tuple(places)
+        self.places: tuple[Place, ...] = tuple(places)
         super().__init__(found, **fields)
 
 
@@ -234,7 +237,7 @@ class StoppedError(MistralLoraError):
         exit_code: 128 + the signal's number: 130 for SIGINT (Ctrl-C), 143 for SIGTERM.
     """
 
-    def __init__(self, found: str, *, signal: int = EXIT_INTERRUPTED - 128, **fields: str) -> None:
+    def __init__(self, found: str, *, signal: int = EXIT_INTERRUPTED - 128, **fields: Any) -> None:
         self.exit_code: int = 128 + signal
         super().__init__(found, **fields)
 
@@ -326,3 +329,20 @@ def shortened(value: object) -> str:
     if isinstance(value, str) and len(value) > 60:
         return f"{value[:60]!r} and {counted(len(value) - 60, 'more character')}"
     return "null" if value is None else repr(value)[:80]
+
+
+_BARE = re.compile(r"""'[^']*'|"[^"]*"|[-+]?[\d.,]+|None|True|False|null|true|false|\[[^\]]*\]|\{[^}]*\}""")
+
+
+def named_value(found: str, field: str, title: str) -> str:
+    """Return what was found as one line in which a bare value, such as `'usr'`, has the name of its field.
+
+    Args:
+        found: The value found, or words.
+        field: The field of its place; may be empty.
+        title: The title of the rule, for a value without a field.
+    """
+    line = " ".join(found.split())
+    if not _BARE.fullmatch(line):
+        return line
+    return f"{field}: {line}" if re.search(r"[a-z_]", field) else f"{line}: {title}"

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from html import escape
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,7 +17,9 @@ from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer, tok
 from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath, recognised
 from pytest_mistral_lora.conformance.session import Session, opened_session
 from pytest_mistral_lora.conformance.targets import EMBEDDED, EncodedTarget, Target, is_shipped, name_of
-from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean, one_line, shortened
+from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean, shortened
+from pytest_mistral_lora.formats.row_sources import rows_source
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import require_writable
 
 if TYPE_CHECKING:
@@ -60,7 +57,7 @@ class Verdict:
         >>> verdict.ok
         False
         >>> finding = verdict.findings[0]
-        >>> finding.rule, finding.severity, finding.place
+        >>> finding.rule, finding.severity, str(finding.place)
         ('ML546', 'error', 'rows[0]')
     """
 
@@ -167,13 +164,17 @@ def judge(
     """
     plan = plan_check(
         [path_of(path, "something to judge") for path in paths],
-        tokenizer=None if tokenizer is None else _tokenizer_of_rows(path_of(tokenizer, _TOKENIZER, place="tokenizer=")),
+        tokenizer=None
+        if tokenizer is None
+        else _tokenizer_of_rows(path_of(tokenizer, _TOKENIZER, place=Place.of("tokenizer="))),
         kind=kind,
-        base=None if base is None else path_of(base, "the folder of a checkpoint", place="base="),
+        base=None if base is None else path_of(base, "the folder of a checkpoint", place=Place.of("base=")),
         oracle=_oracle_name(oracle),
         train=train,
-        xfails=None if xfails is None else path_of(xfails, "a file of known deviations", place="xfails="),
-        baseline=None if baseline is None else require_writable(path_of(baseline, "a new file", place="baseline=")),
+        xfails=None if xfails is None else path_of(xfails, "a file of known deviations", place=Place.of("xfails=")),
+        baseline=None
+        if baseline is None
+        else require_writable(path_of(baseline, "a new file", place=Place.of("baseline="))),
         option="{}=".format,
     )
     if type(examples) is not int or examples < 1:
@@ -223,18 +224,16 @@ def audit(
         True
     """
     given = dataset if isinstance(dataset, list | tuple) else [dataset]
-    sources = tuple(_existing(path_of(source, "a file of rows", place="dataset=")) for source in given)
+    sources = tuple(_existing(path_of(source, "a file of rows", place=Place.of("dataset="))) for source in given)
     encoder = encoder_of(tokenizer, oracle)
     if isinstance(rows, str | Path):
         file = _existing(path_of(rows, "encoded rows"))
         target = EncodedTarget(name_of(file), file, judge=encoder, dataset=sources)
         with opened_session([target]) as session:
             return verdict_of(session, f"audit({str(file)!r})")
-    with tempfile.TemporaryDirectory(prefix="mistral-audit-") as folder:
-        written = _written_rows(rows, Path(folder))
-        target = EncodedTarget("rows", Path(folder), judge=encoder, dataset=sources)
-        with opened_session([target]) as session:
-            return verdict_of(session, "audit(rows)", _RowPlaces(Path(folder), written).rename)
+    target = EncodedTarget("rows", judge=encoder, dataset=sources, source=rows_source(rows))
+    with opened_session([target]) as session:
+        return verdict_of(session, "audit(rows)")
 
 
 def encoder_of(tokenizer: AnyPath, oracle: AnyPath | None = None) -> Target:
@@ -248,7 +247,7 @@ def encoder_of(tokenizer: AnyPath, oracle: AnyPath | None = None) -> Target:
         InputError: If the file or folder is missing.
         TokenizerError: If the tokenizer cannot be loaded, or no Mistral tokenizer applies.
     """
-    path, declared = _named(path_of(tokenizer, _TOKENIZER, place="tokenizer="), _oracle_name(oracle))
+    path, declared = _named(path_of(tokenizer, _TOKENIZER, place=Place.of("tokenizer=")), _oracle_name(oracle))
     encoder = Target(name_of(path), path, oracle_name=declared)
     _ = encoder.oracle  # a tokenizer that does not load is bad input, not a finding about the rows
     return encoder
@@ -387,123 +386,9 @@ def _existing(path: Path) -> Path:
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class _RowPlaces:
-    """The places of rows that were written to the files of a folder.
-
-    Attributes:
-        folder: The folder.
-        names: The expression that names the rows of each file.
-    """
-
-    folder: Path
-    names: Mapping[str, str]
-
-    def rename(self, record: dict[str, Any]) -> None:
-        """Replace the places in the findings of a check's record."""
-        for finding in record["findings"]:
-            finding.update({key: self.shown(finding[key]) for key in ("place", "found", "detail")})
-
-    def shown(self, text: str) -> str:
-        """Return a text with each file and line replaced by its expression, such as `rows[2]`."""
-        for file, name in self.names.items():
-            text = re.sub(rf"{re.escape(str(self.folder / file))}(?::(\d+))?", partial(_row_place, name), text)
-        return text.replace(str(self.folder), "rows")
-
-
-def _row_place(name: str, found: re.Match[str]) -> str:
-    return f"{name}[{int(found[1]) - 1}]" if found[1] else name
-
-
-def _written_rows(rows: Any, folder: Path) -> dict[str, str]:
-    """Write rows to files of a folder, and return the expression that names the rows of each file.
-
-    Raises:
-        InputError: If they have another type, or a value that JSON has no type for.
-    """
-    if _is_dataset(rows):
-        _write_dataset(rows, folder / "rows.parquet")
-        return {"rows.parquet": "rows"}
-    if isinstance(rows, Mapping) and rows and all(map(_is_dataset, rows.values())):
-        for split, dataset in rows.items():
-            _write_dataset(dataset, folder / f"{split}.parquet")
-        return {f"{split}.parquet": f"rows[{split!r}]" for split in rows}
-    given = _rows_of_batch(rows) if isinstance(rows, Mapping) else rows
-    # an array or a tensor without dimensions has the methods of a sequence, and is none
-    if isinstance(given, bytes) or not isinstance(given, Iterable) or getattr(given, "shape", None) == ():
-        expected = "a datasets.Dataset or DatasetDict, a path, mappings, or a batch of lists or tensors"
-        raise InputError(f"rows of the type {type(rows).__name__}", expected=expected)
-    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-        for number, row in enumerate(given):
-            if not isinstance(row, Mapping):
-                raise InputError(f"a row is a {type(row).__name__}", place=f"rows[{number}]", expected="a mapping")
-            try:
-                file.write(json.dumps(_plain(row)) + "\n")
-            except (TypeError, ValueError) as error:
-                raise InputError(str(error), place=f"rows[{number}]", expected="plain data or tensors") from error
-            except RecursionError as error:
-                raise InputError(_ENDLESS, place=f"rows[{number}]", expected="plain data or tensors") from error
-    return {"rows.jsonl": "rows"}
-
-
-def _is_dataset(value: Any) -> bool:
-    # by its methods: `datasets` is not imported here, and a streamed dataset has another class
-    return hasattr(value, "with_format") and hasattr(value, "iter")
-
-
-def _write_dataset(dataset: Any, file: Path) -> None:
-    """Write a dataset as a table, a batch at a time: its own writers draw progress bars."""
-    from pyarrow.parquet import ParquetWriter
-
-    batches = dataset.with_format("arrow").iter(batch_size=1000)
-    first = next(batches, None)
-    if first is None:
-        raise InputError("the dataset has no rows", place="rows", expected="encoded rows")
-    with ParquetWriter(file, first.schema) as writer:
-        for table in chain([first], batches):
-            writer.write_table(table)
-
-
-def _rows_of_batch(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a batch: each value of the batch has one entry for each row.
-
-    Raises:
-        InputError: If the batch has no ids.
-    """
-    try:
-        data = _plain(batch)
-    except RecursionError as error:
-        raise InputError(_ENDLESS, place="rows", expected="plain data or tensors") from error
-    ids = data.get("input_ids")
-    if not isinstance(ids, list) or not ids:
-        expected = "input_ids of shape (batch, length), labels and messages"
-        raise InputError("a batch without input_ids", place="rows", expected=expected)
-    if not isinstance(ids[0], list):  # one row
-        return [data]
-    columns = {name: values for name, values in data.items() if isinstance(values, list) and len(values) == len(ids)}
-    return [{name: values[number] for name, values in columns.items()} for number in range(len(ids))]
-
-
-def _plain(value: Any) -> Any:
-    """Return a value with its arrays and tensors as lists, at any depth.
-
-    Raises:
-        InputError: If a tensor has no values, as on the device `meta`.
-    """
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        try:
-            return value.tolist()
-        except NotImplementedError as error:
-            raise InputError(one_line(error), place="rows", expected="tensors with values") from error
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def verdict_of(
     session: Session,
     command: str,
-    amend: Callable[[dict[str, Any]], None] = lambda record: None,
     notes: Callable[[Session], Sequence[str]] = lambda session: (),
     earlier: Verdict | None = None,
 ) -> Verdict:
@@ -512,13 +397,12 @@ def verdict_of(
     Args:
         session: The session, which has not run.
         command: The call, for the report.
-        amend: Changes the record of each check, for example the places of rows in temporary files.
         notes: Returns lines to print above the last line, once the session has run.
         earlier: A verdict that this one goes on: its checks stay, but for those that the session ran again, and so do
             its notes.
     """
-    for record in session.run():
-        amend(record)
+    for _ in session.run():
+        pass
     lines = [*(earlier._notes if earlier else ()), *notes(session)]
     if earlier is not None:
         kept = [record for record in earlier._records if record["nodeid"] not in session.collected]

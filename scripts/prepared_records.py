@@ -22,6 +22,7 @@ from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.checkpoint.tokenizers import training_template
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.formats.row_sources import FileRows
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.runners.extract import extract
 
@@ -169,6 +170,6 @@ def _verdicts_with(prepared: datasets.Dataset, rows: Mapping[str, Row], judge: O
 
 
 def _verdicts(path: Path, judge: Oracle) -> Iterator[tuple[str, frozenset[str]]]:
-    *of_rows, _ = Audit(path, judge).verdicts()
+    *of_rows, _ = Audit(FileRows(path), judge).verdicts()
     for verdict in of_rows:
         yield verdict.state, frozenset(finding.rule for finding in verdict.findings)

@@ -26,7 +26,6 @@ from pytest_mistral_lora.chat.templates.published import (
     EngineVerdict,
     PublishedTemplate,
     TemplateRegister,
-    line_marks,
     text_sha256,
 )
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
@@ -104,7 +103,6 @@ def _without_verdicts(name: str) -> PublishedTemplate:
         own_prompt="",
         causes=(),
         llamacpp=_WITHOUT_VERDICT,
-        lines=line_marks(source),
     )
 
 
@@ -182,8 +180,8 @@ def register_text(register: TemplateRegister) -> str:
 
 
 def _register_lines(register: TemplateRegister) -> Iterator[str]:
-    yield "# Written by scripts/record_published_templates.py. No text of a template is stored: `lines` has a hash for"
-    yield "# each piece of each line. `causes` are names of faults, or shapes of differences without a name."
+    yield "# Written by scripts/record_published_templates.py. No text of a template is stored, only its hashes."
+    yield "# `causes` are names of faults, or shapes of differences without a name."
     for key in ("package", "date", "mistral_common", "llamacpp"):
         yield f"{key} = {_value(getattr(register, key))}"
     for template in register.templates:
@@ -192,7 +190,6 @@ def _register_lines(register: TemplateRegister) -> Iterator[str]:
         for key in ("repositories", "origin", "sha256", "text_sha256", "version", "judged_with", "own_prompt"):
             yield f"{key} = {_value(getattr(template, key))}"
         yield from _list("causes", template.causes)
-        yield from ('lines = """', *template.lines, '"""')
         verdict = template.llamacpp
         yield from ("", f"[{table}.llamacpp]", f"same = {verdict.same}")
         yield from _list("other", verdict.other)

@@ -118,7 +118,7 @@ def _judged(subject: str, change: Change) -> Entry:
         artifact = bench.make(home)
         change(artifact)
         try:
-            findings = [(each.rule, each.severity, _relative(each.place, home)) for each in bench.judge(artifact)]
+            findings = [(each.rule, each.severity, _relative(str(each.place), home)) for each in bench.judge(artifact)]
         except Exception as error:
             return {"suite": f"{type(error).__name__}: {_relative(str(error), home)}"}
         entry: Entry = {"suite": sorted(findings)}

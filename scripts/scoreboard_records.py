@@ -28,6 +28,7 @@ from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.encoded.comparison import row_findings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.formats.row_sources import FileRows
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.goldens import Case, PairCase, packaged_cases, packaged_pairs
 from pytest_mistral_lora.runners import RUNNERS, Runner, interpreter
@@ -243,10 +244,10 @@ def judged_pairs(encoded: Path, tokenizer: str, *, is_rated: bool = False) -> di
     costs = {case.name: (case.is_refused, len(json.dumps(record_of(case.rows)))) for case in given}
     verdicts: dict[str, list[str]] = {}
     simplest: dict[str, Example] = {}
-    *of_lines, _ = Audit(encoded, oracle(tokenizer), judges_answers=False).verdicts()
+    *of_lines, _ = Audit(FileRows(encoded), oracle(tokenizer), judges_answers=False).verdicts()
     for verdict in of_lines:
         if verdict.index is None:
-            raise ValueError(f"{verdict.place}: {verdict.findings}")
+            raise ValueError(f"{verdict.place!s}: {verdict.findings}")
         record, name = names[verdict.index], names[verdict.index]
         place, _, side = verdict.place.rpartition(", ")
         if side in SIDES:
@@ -254,7 +255,7 @@ def judged_pairs(encoded: Path, tokenizer: str, *, is_rated: bool = False) -> di
         if verdict.state != "not judged":
             verdicts.setdefault(name, [])
         for finding in verdict.findings:
-            broken = record if finding.place == place else name
+            broken = record if str(finding.place) == place else name
             verdicts.setdefault(broken, []).append(finding.rule)
             # the number of a pair among the packaged ones says nothing of its reproduction
             example = Example(broken, re.sub(r"^row \d+ was", "it was", finding.found), finding.expected)
@@ -388,7 +389,7 @@ def record_real(column: Column, tokenizer: str) -> None:
                 raise
             column.write("real", tokenizer, None)
             return
-        audit = Audit(made.file, oracle(tokenizer))
+        audit = Audit(FileRows(made.file), oracle(tokenizer))
         for _ in audit.verdicts():
             pass
     corpus = f"chatterbot-corpus {version('chatterbot-corpus')}"

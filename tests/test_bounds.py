@@ -82,7 +82,7 @@ def tekken_with(count: int, path: Path) -> None:
         refuse_damaged(path)
     except MistralLoraError as error:
         # the file lacks all that comes after this key
-        if "default_num_special_tokens" in error.place:
+        if "default_num_special_tokens" in str(error.place):
             raise
 
 

@@ -78,7 +78,7 @@ def test_a_good_installation_has_notes_at_most(changes: dict[str, str]) -> None:
 def test_a_note_is_of_its_versions_alone() -> None:
     assert {"tekken-first", "regex-warns-of-sound-files", "legacy-adds-a-space"} <= faults({}).keys()
     # a server's environment is another one, of which nothing is known here
-    notes = {"regex-without-a-warning", "served-grammar", "grammar-refuses-call-ids"}
+    notes = {"regex-without-a-warning", "served-grammar", "grammar-refuses-call-ids", "combined-rslora"}
     assert set(faults({"transformers": "4.57.1"})) == notes | {fault.id for fault in SERVER_FAULTS}
     assert faults({})["served-grammar"] == "note"
     assert faults({"vllm": "0.32.1"})["served-grammar"] == "note"

@@ -22,6 +22,7 @@ from pytest_mistral_lora.errors import (
     StoppedError,
     counted,
 )
+from pytest_mistral_lora.places import Place
 
 
 @pytest.mark.parametrize(
@@ -45,8 +46,8 @@ def test_an_error_says_where_what_and_what_to_do(fields: dict[str, str], said: s
 
 
 def test_a_value_that_a_terminal_would_obey_is_spelled_out() -> None:
-    error = RowError("'\x1b[2J'\\nand", place="a\ud800:3", expected="\u202e", next_step="\x00")
-    assert (error.found, error.place, error.expected, error.next_step) == (
+    error = RowError("'\x1b[2J'\\nand", place=Place.of("a\ud800", 3), expected="\u202e", next_step="\x00")
+    assert (error.found, str(error.place), error.expected, error.next_step) == (
         "'\\x1b[2J'\\nand",
         "a\\ud800:3",
         "\\u202e",
@@ -89,9 +90,9 @@ def test_an_error_crosses_processes_whole(error: MistralLoraError) -> None:
     other: Any = pickle.loads(pickle.dumps(error))
     assert type(other) is type(error)
     assert str(other) == str(error)
-    assert (other.found, other.place, other.expected, other.next_step) == (
+    assert (other.found, str(other.place), other.expected, other.next_step) == (
         error.found,
-        error.place,
+        str(error.place),
         error.expected,
         error.next_step,
     )

@@ -186,7 +186,7 @@ def five_grams(row: Row) -> set[tuple[str, ...]]:
 def leaks(train: list[Row], held_out: list[Row]) -> list[tuple[str, str]]:
     """Return the rows of two sides that ask the same, or share half of the five-word runs of the shorter one."""
     return [
-        (one.place, other.place)
+        (str(one.place), str(other.place))
         for one in train
         for other in held_out
         if one.messages[0]["content"].lower() == other.messages[0]["content"].lower()
@@ -214,8 +214,8 @@ def test_a_near_duplicate_across_the_split_is_found(rows_file: Path) -> None:
     *before, last = longest.messages
     answered_otherwise = parse_row({"messages": [*train[0].messages[:1], {"role": "assistant", "content": "No idea."}]})
     with_another_end = parse_row({"messages": [*before, {**last, "content": f"{last['content']} Or so they say."}]})
-    assert leaks(train, [*held_out, answered_otherwise, with_another_end])[:1] == [(train[0].place, "")]
-    assert leaks([longest], [with_another_end]) == [(longest.place, "")]
+    assert leaks(train, [*held_out, answered_otherwise, with_another_end])[:1] == [(str(train[0].place), "")]
+    assert leaks([longest], [with_another_end]) == [(str(longest.place), "")]
 
 
 def test_dialogues_that_nearly_repeat_another_one_are_left_out(prepare: ModuleType) -> None:

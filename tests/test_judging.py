@@ -55,9 +55,9 @@ def test_judge_finds_what_check_finds(here: Path, capsys: pytest.CaptureFixture[
     verdict = judge("rows.jsonl", tokenizer="spm-v3", examples=1)
     assert (verdict.ok, code) == (False, 1)
     found = [(finding["rule"], finding["place"]) for one in data["checks"] for finding in one["findings"]]
-    assert sorted((finding.rule, finding.place) for finding in verdict.findings) == sorted(found)
+    assert sorted((finding.rule, str(finding.place)) for finding in verdict.findings) == sorted(found)
     [finding] = [finding for finding in verdict.findings if finding.severity == "error"]
-    assert (finding.rule, finding.place, finding.found) == ("ML601", "rows.jsonl:3, messages[1].role", "'bot'")
+    assert (finding.rule, str(finding.place), finding.found) == ("ML601", "rows.jsonl:3, messages[1].role", "'bot'")
     assert finding.next_step == data["causes"][0]["fix"]
     assert verdict.facts["rows.jsonl::dataset::statistics"]["rows"] == 2
     # the text is that of the verb, without the line of the path and the command to run next
@@ -198,14 +198,14 @@ BATCHES: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
 @pytest.mark.parametrize("form", BATCHES)
 def test_rows_are_audited_in_any_form(form: str) -> None:
     verdict = audit(BATCHES[form]([SOUND, EOS_MASKED]), tokenizer="spm-v3")
-    assert [(finding.rule, finding.place) for finding in verdict.findings] == [("ML546", "rows[1]")]
+    assert [(finding.rule, str(finding.place)) for finding in verdict.findings] == [("ML546", "rows[1]")]
     assert audit(BATCHES[form]([SOUND, SOUND]), tokenizer="spm-v3").ok
 
 
 def test_the_splits_of_a_dataset_are_named() -> None:
     splits = {"train": Dataset.from_list([SOUND]), "test": Dataset.from_list([SOUND, EOS_MASKED])}
     verdict = audit(DatasetDict(splits), tokenizer="spm-v3")
-    assert [(finding.rule, finding.place) for finding in verdict.findings] == [("ML546", "rows['test'][1]")]
+    assert [(finding.rule, str(finding.place)) for finding in verdict.findings] == [("ML546", "rows['test'][1]")]
 
 
 def test_a_padded_batch_is_audited_by_its_attention_mask() -> None:
@@ -232,7 +232,7 @@ def test_rows_with_one_fault_are_one_cause() -> None:
 def test_a_file_is_audited_under_its_own_name(here: Path) -> None:
     (here / "encoded.jsonl").write_text(f"{json.dumps(EOS_MASKED)}\n")
     [finding] = audit("encoded.jsonl", tokenizer="spm-v3").findings
-    assert (finding.rule, finding.place) == ("ML546", "encoded.jsonl:1")
+    assert (finding.rule, str(finding.place)) == ("ML546", "encoded.jsonl:1")
 
 
 def test_rows_without_messages_are_judged_by_the_dataset(here: Path) -> None:
@@ -245,7 +245,7 @@ def test_rows_without_messages_are_judged_by_the_dataset(here: Path) -> None:
 def test_rows_without_messages_are_read_back(here: Path) -> None:
     bare = [{name: row[name] for name in ("input_ids", "labels")} for row in (SOUND, EOS_MASKED)]
     [finding] = audit(bare, tokenizer="spm-v3").findings
-    assert (finding.rule, finding.place) == ("ML546", "rows[1]")
+    assert (finding.rule, str(finding.place)) == ("ML546", "rows[1]")
     assert json.loads(finding.row)["messages"] == ROW["messages"]
 
 

@@ -18,13 +18,14 @@ from pytest_mistral_lora.conformance.collection import SUBJECT_CHECKS
 PACKAGE = "pytest_mistral_lora"
 FOLDER = Path(pytest_mistral_lora.__file__).parent
 
-BASE = {"errors", "escaping", "extras"}
+BASE = {"errors", "escaping", "extras", "places"}
 CHAT = BASE | {"chat"}
 CHECKPOINT = CHAT | {"checkpoint"}
 RECORDS = CHECKPOINT | {"records"}
 MAY_IMPORT = {
     "escaping": set[str](),
-    "errors": {"escaping"},
+    "places": {"escaping"},
+    "errors": {"escaping", "places"},
     "extras": {"errors"},
     "chat": BASE,
     "checkpoint": CHAT,
@@ -37,9 +38,9 @@ MAY_IMPORT = {
     "strategies": CHAT,
     "report": CHAT | {"records"},
     "conformance": RECORDS | {"formats"},
-    "assertions": RECORDS | {"conformance"},
-    "judging": RECORDS | {"conformance", "report"},
-    "guarding": RECORDS | {"conformance", "judging", "runners"},
+    "assertions": RECORDS | {"conformance", "formats"},
+    "judging": RECORDS | {"conformance", "formats", "report"},
+    "guarding": RECORDS | {"conformance", "formats", "judging", "runners"},
     "plugin": RECORDS | {"conformance", "report", "environment", "starter"},
     "starter": RECORDS | {"formats", "training", "conformance"},
     "cli": RECORDS | {"conformance", "report", "training", "runners", "formats", "starter", "environment", "judging"},
@@ -67,6 +68,7 @@ MAY_NOT_IMPORT = {
 """Arrows that the picture allows for a room, and a part of it does without."""
 NEVER = {
     "escaping": {"*"},
+    "places": {"*"},
     "errors": {"*"},
     "extras": {"*"},
     "chat": {"torch", "pytest", "hypothesis"},

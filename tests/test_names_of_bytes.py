@@ -66,7 +66,7 @@ def test_rows_are_judged_and_a_fault_has_its_place(end: str, folder: Path) -> No
     write(file, [ROW, BAD])
     [finding] = [one for one in judge(file, tokenizer="spm-v3").findings if one.severity == "error"]
     assert finding.rule == "ML601"
-    assert "rows\\udcff" in finding.place
+    assert "rows\\udcff" in str(finding.place)
 
 
 def test_encoded_rows_and_a_checkpoint_are_judged(folder: Path) -> None:

@@ -6,11 +6,12 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pytest_mistral_lora.chat.foreign_fields import MEDIA, MEDIA_PARTS
 from pytest_mistral_lora.chat.remedies import field_step, import_command, media_step, role_step
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.places import Place
 
 ROLES = ("system", "user", "assistant", "tool")
 _MESSAGE_KEYS = {
@@ -38,31 +39,12 @@ _CHUNK_KEYS = {"text": ("type", "text"), "thinking": ("type", "thinking", "close
 _THINKERS = ("assistant", "system")
 
 
-class Place(NamedTuple):
-    """A field of a row in a file.
-
-    Attributes:
-        origin: The row's own place, `file:line`; empty for a row made in code.
-        path: The field within the row.
-    """
-
-    origin: str
-    path: str
-
-    def __truediv__(self, step: str | int) -> Place:
-        return Place(self.origin, f"{self.path}[{step}]" if isinstance(step, int) else f"{self.path}.{step}")
-
-    @property
-    def text(self) -> str:
-        """The whole place: `file:line, messages[2].role`."""
-        return f"{self.origin}, {self.path}" if self.origin else self.path
-
-    def error(self, found: str, expected: str = "", next_step: str = "") -> RowError:
-        """Return an error at this place."""
-        return RowError(found, place=self.text, expected=expected, next_step=next_step)
+def error_at(place: Place, found: str, expected: str = "", next_step: str = "") -> RowError:
+    """Return the error of a field of a row."""
+    return RowError(found, place=place, expected=expected, next_step=next_step)
 
 
-def refuse_near_misses(data: Mapping[str, Any], place: str) -> None:
+def refuse_near_misses(data: Mapping[str, Any], place: Place) -> None:
     """Refuse a key of a row that looks like a misspelt one of ours.
 
     Raises:
@@ -78,7 +60,7 @@ def refuse_near_misses(data: Mapping[str, Any], place: str) -> None:
             raise RowError(f"unknown key {key!r}", place=place, expected=f"{near[0]!r}, or a name unlike it")
 
 
-def refuse_keys(data: Mapping[str, Any], place: str) -> None:
+def refuse_keys(data: Mapping[str, Any], place: Place) -> None:
     """Refuse media beside the messages, and settings that make mistral-common leave out a part of the row.
 
     Raises:
@@ -86,11 +68,22 @@ def refuse_keys(data: Mapping[str, Any], place: str) -> None:
     """
     for key, effect in REFUSED_KEYS.items():
         if data.get(key):
-            raise Place(place, key).error(f"{data[key]!r}, which {effect}", "false, or no such key")
+            raise error_at(place / key, f"{data[key]!r}, which {effect}", "false, or no such key")
     for key in MEDIA:
         if data.get(key):
             found = f"a row with {key}: {data[key]!r}"[:200]
-            raise Place(place, key).error(found, "text only", media_step(place))
+            raise error_at(place / key, found, "text only", media_step(place))
+
+
+def is_plain(message: Any) -> bool:
+    """Return whether a message is a role and an ASCII text, in which nothing is left to be checked."""
+    return (
+        type(message) is dict
+        and len(message) == 2
+        and message.get("role") in ROLES
+        and type(message.get("content")) is str
+        and message["content"].isascii()
+    )
 
 
 def check_message(message: Any, place: Place) -> None:
@@ -100,16 +93,16 @@ def check_message(message: Any, place: Place) -> None:
         RowError: At its first field that cannot be used.
     """
     if not isinstance(message, Mapping):
-        raise place.error(f"is {kind_of(message)}", 'an object with "role" and "content"')
+        raise error_at(place, f"is {kind_of(message)}", 'an object with "role" and "content"')
     role = message.get("role")
     if role not in ROLES:
         found = "is missing" if "role" not in message else repr(role)
-        raise (place / "role").error(found, "one of " + ", ".join(ROLES), role_step(role, place.origin, ROLES))
+        raise error_at(place / "role", found, "one of " + ", ".join(ROLES), role_step(role, place, ROLES))
     for key, value in message.items():
         if _is_unknown(key, value, _MESSAGE_KEYS[role]):
             known = ", ".join(sorted(_MESSAGE_KEYS[role]))
-            step = field_step(key, place.origin, _MESSAGE_KEYS[role])
-            raise (place / str(key)).error(f"unknown field of a message with role {role!r}", f"one of {known}", step)
+            step = field_step(key, place, _MESSAGE_KEYS[role])
+            raise error_at(place / str(key), f"unknown field of a message with role {role!r}", f"one of {known}", step)
     tool_calls = message.get("tool_calls")
     content = message.get("content")
     # An ASCII string needs no further check. Most contents are one, and a dataset has millions.
@@ -119,7 +112,7 @@ def check_message(message: Any, place: Place) -> None:
         _check_tool_calls(tool_calls, place / "tool_calls")
     weight = message.get("weight")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise (place / "weight").error(repr(weight), "0 (rendered, no loss) or 1 (trained on)")
+        raise error_at(place / "weight", repr(weight), "0 (rendered, no loss) or 1 (trained on)")
     for key in ("tool_call_id", "name"):
         if message.get(key) is not None:
             check_text(message[key], place / key)
@@ -129,38 +122,40 @@ def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) 
     content, role = message.get("content"), message["role"]
     if content is None:
         if not optional:
-            raise place.error("is null" if "content" in message else "is missing", "a string or a list of text chunks")
+            raise error_at(
+                place, "is null" if "content" in message else "is missing", "a string or a list of text chunks"
+            )
     elif isinstance(content, str):
         check_text(content, place)
     elif not isinstance(content, Sequence):
-        raise place.error(f"is {kind_of(content)}", "a string or a list of text chunks")
+        raise error_at(place, f"is {kind_of(content)}", "a string or a list of text chunks")
     for index, chunk in enumerate(content if isinstance(content, Sequence) and not isinstance(content, str) else ()):
         here = place / index
         if not isinstance(chunk, Mapping):
-            raise here.error(f"is {kind_of(chunk)}", 'a chunk: {"type": "text", "text": …}')
+            raise error_at(here, f"is {kind_of(chunk)}", 'a chunk: {"type": "text", "text": …}')
         kind = chunk.get("type")
         if isinstance(kind, str) and kind in MEDIA_PARTS:
             medium = next((name for name in ("image", "audio", "video") if name in kind), kind)
-            raise here.error(f"{medium} chunk (type {kind!r})", "text only", media_step(place.origin))
+            raise error_at(here, f"{medium} chunk (type {kind!r})", "text only", media_step(place))
         if not isinstance(kind, str) or kind not in _CHUNK_KEYS:
             expected = "'text' or 'thinking'" if role in _THINKERS else "'text'"
-            raise (here / "type").error("is missing" if "type" not in chunk else repr(kind), expected)
+            raise error_at(here / "type", "is missing" if "type" not in chunk else repr(kind), expected)
         if kind == "thinking" and role not in _THINKERS:
             found = f"thinking chunk of a message with role {role!r}"
-            raise here.error(found, "thinking of the assistant or the system")
+            raise error_at(here, found, "thinking of the assistant or the system")
         for key, value in chunk.items():
             known = " and ".join(_CHUNK_KEYS[kind])
             if key not in _CHUNK_KEYS[kind]:
                 # a table gives every chunk the fields of all chunks
-                step = f"To leave out fields of null: {import_command(place.origin)}" if value is None else ""
-                raise (here / str(key)).error(f"unknown field of a {kind} chunk", known, step)
+                step = f"To leave out fields of null: {import_command(place)}" if value is None else ""
+                raise error_at(here / str(key), f"unknown field of a {kind} chunk", known, step)
         if kind == "thinking" and isinstance(chunk.get(kind), list):
             # Mistral's API returns thinking in this form
-            step = f"To join its texts: {import_command(place.origin)}"
-            raise (here / kind).error("is a list of chunks", "a string", step)
+            step = f"To join its texts: {import_command(place)}"
+            raise error_at(here / kind, "is a list of chunks", "a string", step)
         check_text(chunk.get(kind), here / kind)
         if not isinstance(chunk.get("closed", True), bool):
-            raise (here / "closed").error(f"is {kind_of(chunk['closed'])}", "true or false")
+            raise error_at(here / "closed", f"is {kind_of(chunk['closed'])}", "true or false")
 
 
 def check_text(text: Any, place: Place) -> None:
@@ -170,21 +165,23 @@ def check_text(text: Any, place: Place) -> None:
         RowError: If it is not a string, or UTF-8 cannot hold it.
     """
     if not isinstance(text, str):
-        raise place.error(f"is {kind_of(text)}", "a string")
+        raise error_at(place, f"is {kind_of(text)}", "a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         lone = text[error.start]
-        raise place.error(f"lone surrogate {lone!r} at character {error.start}", "text that UTF-8 can hold") from error
+        raise error_at(
+            place, f"lone surrogate {lone!r} at character {error.start}", "text that UTF-8 can hold"
+        ) from error
 
 
 def _check_tool_calls(tool_calls: Any, place: Place) -> None:
     if not isinstance(tool_calls, Sequence) or isinstance(tool_calls, str):
-        raise place.error(f"is {kind_of(tool_calls)}", "a list")
+        raise error_at(place, f"is {kind_of(tool_calls)}", "a list")
     for index, call in enumerate(tool_calls):
         here = place / index
         if not isinstance(call, Mapping):
-            raise here.error(f"is {kind_of(call)}", 'an object with "id" and "function"')
+            raise error_at(here, f"is {kind_of(call)}", 'an object with "id" and "function"')
         _check_known(call, {"id", "type", "function"}, here)
         if call.get("id") is not None:
             check_text(call["id"], here / "id")
@@ -197,7 +194,7 @@ def _check_tool_calls(tool_calls: Any, place: Place) -> None:
             _check_json(arguments, here)
         else:
             found = f"is {kind_of(arguments)}" if "arguments" in function else "is missing"
-            raise here.error(found, "an object, or its JSON as a string")
+            raise error_at(here, found, "an object, or its JSON as a string")
 
 
 def check_tools(tools: Any, place: Place) -> None:
@@ -207,22 +204,22 @@ def check_tools(tools: Any, place: Place) -> None:
         RowError: At their first field that cannot be used.
     """
     if not isinstance(tools, Sequence) or isinstance(tools, str):
-        step = f"To read its JSON: {import_command(place.origin)}" if isinstance(tools, str) else ""
-        raise place.error(f"is {kind_of(tools)}", "a list", step)
+        step = f"To read its JSON: {import_command(place)}" if isinstance(tools, str) else ""
+        raise error_at(place, f"is {kind_of(tools)}", "a list", step)
     for index, tool in enumerate(tools):
         here = place / index
         if not isinstance(tool, Mapping):
-            raise here.error(f"is {kind_of(tool)}", 'an object with "type" and "function"')
+            raise error_at(here, f"is {kind_of(tool)}", 'an object with "type" and "function"')
         _check_known(tool, {"type", "function"}, here)
         _check_function(tool, here, {"name", "description", "parameters", "strict"})
         function, inner = tool["function"], here / "function"
         if not isinstance(function.get("parameters"), Mapping):
             found = f"is {kind_of(function.get('parameters'))}"
-            raise (inner / "parameters").error(found, "a JSON Schema object")
+            raise error_at(inner / "parameters", found, "a JSON Schema object")
         if not isinstance(function.get("description"), str | None):
-            raise (inner / "description").error(f"is {kind_of(function['description'])}", "a string")
+            raise error_at(inner / "description", f"is {kind_of(function['description'])}", "a string")
         if not isinstance(function.get("strict"), bool | None):
-            raise (inner / "strict").error(f"is {kind_of(function['strict'])}", "true or false")
+            raise error_at(inner / "strict", f"is {kind_of(function['strict'])}", "true or false")
         _check_json(tool, here)
 
 
@@ -233,35 +230,35 @@ def check_response_format(data: Any, place: Place) -> None:
         RowError: At its first field that cannot be used.
     """
     if not isinstance(data, Mapping):
-        raise place.error(f"is {kind_of(data)}", 'an object with "type"')
+        raise error_at(place, f"is {kind_of(data)}", 'an object with "type"')
     _check_known(data, {"type", "json_schema"}, place)
     kind, named = data.get("type", "text"), data.get("json_schema")
     if kind not in ("text", "json_object", "json_schema"):
-        raise (place / "type").error(repr(kind), "one of text, json_object, json_schema")
+        raise error_at(place / "type", repr(kind), "one of text, json_object, json_schema")
     here = place / "json_schema"
     if kind != "json_schema":
         if named is not None:
-            raise here.error(f"is given, and the type is {kind!r}", "the type 'json_schema', or no json_schema")
+            raise error_at(here, f"is given, and the type is {kind!r}", "the type 'json_schema', or no json_schema")
         return
     if not isinstance(named, Mapping):
-        raise here.error(f"is {kind_of(named)}", 'an object with "name" and "schema"')
+        raise error_at(here, f"is {kind_of(named)}", 'an object with "name" and "schema"')
     _check_known(named, {"name", "description", "schema", "strict"}, here)
     check_text(named.get("name"), here / "name")
     if named.get("description") is not None:
         check_text(named["description"], here / "description")
     if not isinstance(named.get("strict"), bool | None):
-        raise (here / "strict").error(f"is {kind_of(named['strict'])}", "true or false")
+        raise error_at(here / "strict", f"is {kind_of(named['strict'])}", "true or false")
     if not isinstance(named.get("schema"), Mapping):
-        raise (here / "schema").error(f"is {kind_of(named.get('schema'))}", "a JSON Schema object")
+        raise error_at(here / "schema", f"is {kind_of(named.get('schema'))}", "a JSON Schema object")
     _check_json(named["schema"], here / "schema")
 
 
 def _check_function(owner: Mapping[str, Any], place: Place, known: set[str]) -> None:
     if owner.get("type", "function") != "function":
-        raise (place / "type").error(repr(owner["type"]), "'function'")
+        raise error_at(place / "type", repr(owner["type"]), "'function'")
     function = owner.get("function")
     if not isinstance(function, Mapping):
-        raise (place / "function").error(f"is {kind_of(function)}", "an object with a name")
+        raise error_at(place / "function", f"is {kind_of(function)}", "an object with a name")
     _check_known(function, known, place / "function")
     check_text(function.get("name"), place / "function" / "name")
 
@@ -269,7 +266,7 @@ def _check_function(owner: Mapping[str, Any], place: Place, known: set[str]) -> 
 def _check_known(data: Mapping[str, Any], known: set[str], place: Place) -> None:
     for key, value in data.items():
         if _is_unknown(key, value, known):
-            raise (place / str(key)).error("unknown field", "one of " + ", ".join(sorted(known)))
+            raise error_at(place / str(key), "unknown field", "one of " + ", ".join(sorted(known)))
 
 
 def _is_unknown(key: Any, value: Any, known: set[str]) -> bool:
@@ -282,7 +279,7 @@ def _check_json(value: Any, place: Place) -> None:
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise place.error(f"cannot be written as JSON: {error}") from error
+        raise error_at(place, f"cannot be written as JSON: {error}") from error
 
 
 def without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:

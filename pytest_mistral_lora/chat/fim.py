@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_mistral_lora.chat.fields import FIM_KEYS, ROW_KEYS, Place, check_text, kind_of, refuse_keys
+from pytest_mistral_lora.chat.fields import FIM_KEYS, ROW_KEYS, check_text, error_at, kind_of, refuse_keys
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.places import NOWHERE, Place
 
 FIM_ROLES = ("suffix", "prompt", "completion")
 """The parts of a fill-in-the-middle row, in the order of their ids."""
@@ -27,14 +28,14 @@ class FimRow(Row):
     """
 
     @classmethod
-    def of(cls, prompt: str, suffix: str, completion: str, *, place: str = "") -> FimRow:
+    def of(cls, prompt: str, suffix: str, completion: str, *, place: Place = NOWHERE) -> FimRow:
         """Return the row of three texts.
 
         Args:
             prompt: The text before the gap.
             suffix: The text after it; empty at the end of a file.
             completion: The text that fills it.
-            place: The row's `file:line`.
+            place: The place of the row.
         """
         texts = zip(FIM_ROLES, (suffix, prompt, completion), strict=True)
         return cls(tuple({"role": role, "content": text} for role, text in texts), place=place)
@@ -76,7 +77,7 @@ def is_fim(record: Mapping[str, Any]) -> bool:
     return all(record.get(key) is not None for key in FIM_KEYS)
 
 
-def parse_fim_row(data: Any, *, place: str = "") -> FimRow:
+def parse_fim_row(data: Any, *, place: Place = NOWHERE) -> FimRow:
     """Check plain JSON data and return it as a fill-in-the-middle row.
 
     Raises:
@@ -87,9 +88,9 @@ def parse_fim_row(data: Any, *, place: str = "") -> FimRow:
     refuse_keys(data, place)
     for key in ROW_KEYS:
         if data.get(key) is not None:
-            raise Place(place, key).error("beside a suffix", "a row of turns, or prompt, suffix and completion")
+            raise error_at(place / key, "beside a suffix", "a row of turns, or prompt, suffix and completion")
     for key in FIM_KEYS:
         if data.get(key) is None:
             raise RowError(f'no "{key}"', place=place, expected=f'a text under "{key}"')
-        check_text(data[key], Place(place, key))
+        check_text(data[key], place / key)
     return FimRow.of(*(data[key] for key in FIM_KEYS), place=place)

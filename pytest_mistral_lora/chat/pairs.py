@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.fields import Place, check_message, refuse_keys, refuse_near_misses
+from pytest_mistral_lora.chat.fields import check_message, error_at, refuse_keys, refuse_near_misses
 from pytest_mistral_lora.chat.rows import Row, row_settings, unscored, weight_of
+from pytest_mistral_lora.places import Place
 
 CHOSEN, REJECTED, WANTED, UNWANTED = "chosen", "rejected", "wanted", "unwanted"
 SIDES = (CHOSEN, REJECTED, WANTED, UNWANTED)
@@ -100,16 +101,16 @@ def rated(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, side=WANTED if row.side == CHOSEN else UNWANTED) for row in rows]
 
 
-def parse_pair(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
+def parse_pair(data: Mapping[str, Any], place: Place) -> tuple[Row, ...]:
     """Check a pair, and return the rows of both sides; their places end with the side.
 
     Raises:
         RowError: With the field and the value, if it is faulty.
     """
-    return tuple(_row(data, key, key, place, Place(place, key).text) for key in (CHOSEN, REJECTED))
+    return tuple(_row(data, key, key, place, place / key) for key in (CHOSEN, REJECTED))
 
 
-def parse_rated(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
+def parse_rated(data: Mapping[str, Any], place: Place) -> tuple[Row, ...]:
     """Check a rated answer, and return its row.
 
     Raises:
@@ -118,7 +119,7 @@ def parse_rated(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
     return (_row(data, "completion", WANTED if data["label"] else UNWANTED, place, place),)
 
 
-def _row(data: Mapping[str, Any], key: str, side: str, place: str, row_place: str) -> Row:
+def _row(data: Mapping[str, Any], key: str, side: str, place: Place, row_place: Place) -> Row:
     """Return the row of the answer under a key.
 
     Args:
@@ -130,20 +131,20 @@ def _row(data: Mapping[str, Any], key: str, side: str, place: str, row_place: st
     """
     refuse_near_misses(data, place)
     refuse_keys(data, place)
-    prompt, answer = (_checked_messages(data[name], Place(place, name)) for name in ("prompt", key))
+    prompt, answer = (_checked_messages(data[name], place / name) for name in ("prompt", key))
     if prompt[-1]["role"] == "assistant":
         expected = "a message of the user or of a tool: an answer begins with its own turn"
-        raise Place(place, f"prompt[{len(prompt) - 1}].role").error("'assistant'", expected)
+        raise error_at(place / "prompt" / (len(prompt) - 1) / "role", "'assistant'", expected)
     for index, message in enumerate(answer):
         roles = ("assistant", "tool") if index else ("assistant",)
         if message["role"] not in roles:
             expected = f"{' or '.join(roles)}: the requests are in `prompt`, once for both sides"
-            raise Place(place, f"{key}[{index}].role").error(repr(message["role"]), expected)
+            raise error_at(place / key / index / "role", repr(message["role"]), expected)
     for name, messages, weight, scored in (("prompt", prompt, 0, "not scored"), (key, answer, 1, "scored whole")):
         for index, message in enumerate(messages):
             if message.get("weight") not in (None, weight):
                 expected = f"no weight: the answers of `{name}` are {scored}"
-                raise Place(place, f"{name}[{index}].weight").error(repr(message["weight"]), expected)
+                raise error_at(place / name / index / "weight", repr(message["weight"]), expected)
     return Row((*unscored(prompt), *answer), place=row_place, side=side, **row_settings(data, place))
 
 
@@ -154,7 +155,7 @@ def _checked_messages(messages: Any, place: Place) -> Sequence[Mapping[str, Any]
         RowError: If the list is empty, or a message is faulty.
     """
     if not messages:
-        raise place.error("is empty", "at least one message")
+        raise error_at(place, "is empty", "at least one message")
     for index, message in enumerate(messages):
         check_message(message, place / index)
     return list(messages)

@@ -12,8 +12,8 @@ from typing import Any
 
 from pytest_mistral_lora.chat.container import ARRAY, PARQUET, VALUES, Container
 from pytest_mistral_lora.chat.foreign_fields import CALL, CONTENT, FLAGS, MEDIA_PARTS, OTHER_ROLES, THINKING
-from pytest_mistral_lora.chat.places import file_of
 from pytest_mistral_lora.errors import InputError, counted
+from pytest_mistral_lora.places import Place, file_of
 
 _ENCODED = "encoded.jsonl"
 _UNPACK = {"gzip": "gzip -dc", "zstd": "zstd -dc", "bzip2": "bzip2 -dc", "xz": "xz -dc"}
@@ -26,7 +26,7 @@ def import_step(path: str) -> str:
     return f"Convert it: mistral-lora import {shlex.quote(path) if path else 'FILE'} --to {to}"
 
 
-def import_command(origin: str, *options: str) -> str:
+def import_command(origin: Place, *options: str) -> str:
     """Return the command that converts the file of a row.
 
     Args:
@@ -44,7 +44,7 @@ _MEANT = {
 """Names of roles that no format has, and the role that a user means by each."""
 
 
-def role_step(role: Any, origin: str, roles: Collection[str]) -> str:
+def role_step(role: Any, origin: Place, roles: Collection[str]) -> str:
     """Return the sentence on a wrong role: its conversion if another format has it, or the role that is meant.
 
     Args:
@@ -64,7 +64,7 @@ def role_step(role: Any, origin: str, roles: Collection[str]) -> str:
     return f"To make it {ours!r}: {import_command(origin)}"
 
 
-def field_step(name: Any, origin: str, known: Collection[str]) -> str:
+def field_step(name: Any, origin: Place, known: Collection[str]) -> str:
     """Return the sentence on the conversion of a field of a message, or on leaving it out.
 
     Args:
@@ -91,7 +91,7 @@ def field_step(name: Any, origin: str, known: Collection[str]) -> str:
     return f"To leave it out: {import_command(origin, '--lossy', kind)}"
 
 
-def media_step(origin: str) -> str:
+def media_step(origin: Place) -> str:
     """Return the sentence on images, audio and video."""
     return f"This suite checks and trains text. To leave it out: {import_command(origin, '--lossy media')}"
 
@@ -221,10 +221,6 @@ def configuration_answer(path: Path, config: Mapping[Any, Any]) -> tuple[str, st
             named = "" if is_here or not isinstance(base, str) else f", with the folder of {base:.80} as PATH"
             step = f"Judge its rows{named}: {command}. Convert its data: mistral-lora import {quoted} --to rows.jsonl"
             return f"a configuration of {trainer}", step
-    if "model_id_or_path" in config and isinstance(config.get("data"), Mapping):
-        data = config["data"].get("instruct_data") or "DATA"
-        step = f"Convert its data: mistral-lora import {shlex.quote(str(data))} --to rows.jsonl"
-        return "a configuration of mistral-finetune", step
     if any(isinstance(value, Mapping) and "_component_" in value for value in config.values()):
         step = "Have it write the rows that it feeds, and judge them: mistral-lora audit encoded.jsonl --tokenizer PATH"
         return "a configuration of torchtune", step

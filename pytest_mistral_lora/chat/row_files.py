@@ -14,6 +14,7 @@ from pytest_mistral_lora.chat.reading import path_of, read_line, scan_lines
 from pytest_mistral_lora.chat.row_kinds import parse_rows, trained_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError, RowsError
+from pytest_mistral_lora.places import NOWHERE, Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
@@ -38,7 +39,7 @@ def scan_records(source: str | Path | DataFile) -> Iterator[tuple[Row, ...] | Ro
     found = False
     reader = None if isinstance(source, Path) else source.source
     for number, line in scan_lines(path) if isinstance(source, Path) else source.lines():
-        rows = read_record(path, number, line, place="" if reader is None else reader.place)
+        rows = read_record(path, number, line, place=NOWHERE if reader is None else reader.place)
         if rows is not None:
             found = True
             yield rows
@@ -47,7 +48,7 @@ def scan_records(source: str | Path | DataFile) -> Iterator[tuple[Row, ...] | Ro
 
 
 def read_record(
-    path: Path, number: int, line: bytes | int | RowError, *, place: str = ""
+    path: Path, number: int, line: bytes | int | RowError, *, place: Place = NOWHERE
 ) -> tuple[Row, ...] | RowError | None:
     """Return the rows of a line of `scan_lines`, the error that makes it unusable, or None if the line is blank.
 
@@ -55,13 +56,13 @@ def read_record(
         path: The file.
         number: The number of the line, or of the record that the line was made of.
         line: The line.
-        place: The place of the record; empty for `path:number`.
+        place: The place of the record; `NOWHERE` for that of the line.
     """
     item = read_line(path, number, line)
     if item is None or isinstance(item, RowError):
         return item
     try:
-        return parse_rows(item[1], place=place or f"{path}:{number}")
+        return parse_rows(item[1], place=place or Place.of(path, number))
     except RowError as error:
         return error
 
@@ -75,7 +76,7 @@ def scan_rows(source: str | Path | DataFile) -> Iterator[Row | RowError]:
     return map(_trained_row, scan_records(source))
 
 
-def read_row(path: Path, number: int, line: bytes | int | RowError, *, place: str = "") -> Row | RowError | None:
+def read_row(path: Path, number: int, line: bytes | int | RowError, *, place: Place = NOWHERE) -> Row | RowError | None:
     """Return the row of a line that is trained on, the error that makes it unusable, or None; see `read_record`."""
     rows = read_record(path, number, line, place=place)
     return None if rows is None else _trained_row(rows)

@@ -24,6 +24,7 @@ from pytest_mistral_lora.chat.pairs import (
 from pytest_mistral_lora.chat.remedies import import_command
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.places import NOWHERE, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,14 @@ class RowKind:
     name: str
     title: str
     is_shown_by: Callable[[Mapping[str, Any]], bool]
-    parse: Callable[[Any, str], tuple[Row, ...]]
+    parse: Callable[[Any, Place], tuple[Row, ...]]
     keys: tuple[str, ...]
     sides: tuple[str, ...] = ()
     loss: str = ""
     trainers: str = ""
 
 
-def _parse_conversation(data: Any, place: str) -> tuple[Row, ...]:
+def _parse_conversation(data: Any, place: Place) -> tuple[Row, ...]:
     return (parse_row(data, place=place),)
 
 
@@ -95,7 +96,7 @@ def record_kind(data: Any) -> RowKind:
     return CONVERSATION
 
 
-def parse_rows(data: Any, *, place: str = "") -> tuple[Row, ...]:
+def parse_rows(data: Any, *, place: Place = NOWHERE) -> tuple[Row, ...]:
     """Check a record of any kind, and return the rows that it stands for.
 
     Raises:
@@ -119,7 +120,7 @@ def trained_row(rows: tuple[Row, ...]) -> Row:
     kind = kind_of_row(row)
     if not kind.sides:
         return row
-    place = row.place.removesuffix(f", {row.side}")
+    place = row.place.row
     raise RowError(
         f"this is {kind.title}",
         place=place,
@@ -132,7 +133,7 @@ def trained_row(rows: tuple[Row, ...]) -> Row:
     )
 
 
-def parse_trained(data: Any, *, place: str = "") -> Row:
+def parse_trained(data: Any, *, place: Place = NOWHERE) -> Row:
     """Check a record of any kind, and return its row that is trained on.
 
     Raises:

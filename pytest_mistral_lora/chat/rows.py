@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.fields import (
     IN_ORDER,
-    Place,
     check_message,
     check_response_format,
     check_text,
     check_tools,
+    is_plain,
     kind_of,
     refuse_keys,
     refuse_near_misses,
 )
-from pytest_mistral_lora.chat.places import file_of
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.places import NOWHERE, Place, file_of
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle.versions import VersionFacts
@@ -37,7 +37,7 @@ class Row:
     Attributes:
         messages: The messages as plain JSON data, in order.
         tools: Function tools in the OpenAI layout, or None.
-        place: The row's `file:line`, for messages; empty for a row made in code.
+        place: The place of the row, for messages; `NOWHERE` for a row made in code.
         reasoning_effort: The model setting of that name, as in mistral-common's request (tokenizers from v15 on): how
             much the answer is thought about, such as `none` or `high`. None for the tokenizer's own default.
         response_format: As in mistral-common's request; its schema is encoded by tokenizers whose
@@ -47,7 +47,7 @@ class Row:
 
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Mapping[str, Any], ...] | None = None
-    place: str = field(default="", compare=False)
+    place: Place = field(default=NOWHERE, compare=False)
     reasoning_effort: str | None = None
     response_format: Mapping[str, Any] | None = None
     side: str = field(default="", compare=False)
@@ -197,7 +197,7 @@ def assistant_text(contents: Iterable[Any], facts: VersionFacts) -> str:
     return text.rstrip(" ") if facts.strips_answers and not has_thinking(chunks) else text
 
 
-def parse_row(data: Any, *, place: str = "") -> Row:
+def parse_row(data: Any, *, place: Place = NOWHERE) -> Row:
     """Check plain JSON data and return it as a `Row`.
 
     Raises:
@@ -219,15 +219,15 @@ def parse_row(data: Any, *, place: str = "") -> Row:
     if not messages:
         raise RowError("messages is empty", place=place, expected="at least one user and one assistant message")
     for index, message in enumerate(messages):
-        check_message(message, Place(place, f"messages[{index}]"))
+        # most messages are plain, and a dataset has millions: the place of a field is made for the others alone
+        if not is_plain(message):
+            check_message(message, place.within("messages", index))
     if not any(message["role"] == "assistant" for message in messages):
-        raise RowError(
-            "no assistant message", place=Place(place, "messages").text, expected="a turn that can be trained on"
-        )
+        raise RowError("no assistant message", place=place / "messages", expected="a turn that can be trained on")
     return Row(tuple(messages), place=place, **row_settings(data, place))
 
 
-def row_settings(data: Mapping[str, Any], place: str) -> dict[str, Any]:
+def row_settings(data: Mapping[str, Any], place: Place) -> dict[str, Any]:
     """Check the settings of a record, and return them as arguments of `Row`.
 
     Raises:
@@ -235,11 +235,11 @@ def row_settings(data: Mapping[str, Any], place: str) -> dict[str, Any]:
     """
     tools, effort, response_format = (data.get(key) for key in ("tools", "reasoning_effort", "response_format"))
     if tools is not None:
-        check_tools(tools, Place(place, "tools"))
+        check_tools(tools, place / "tools")
     if effort is not None:
-        check_text(effort, Place(place, "reasoning_effort"))
+        check_text(effort, place / "reasoning_effort")
     if response_format is not None:
-        check_response_format(response_format, Place(place, "response_format"))
+        check_response_format(response_format, place / "response_format")
     return {
         "tools": tuple(tools) if tools else None,
         "reasoning_effort": effort,
@@ -247,7 +247,7 @@ def row_settings(data: Mapping[str, Any], place: str) -> dict[str, Any]:
     }
 
 
-def _refuse_another_format(data: Any, place: str) -> None:
+def _refuse_another_format(data: Any, place: Place) -> None:
     """Refuse a record of another format by the format's name.
 
     Raises:

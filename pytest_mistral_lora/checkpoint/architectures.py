@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_mistral_lora.errors import PinError
+from pytest_mistral_lora.places import NOWHERE, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class Architecture:
         """Dotted name of the decoder layers in memory: `model.layers`; in a wrapper `model.language_model.layers`."""
         return f"{self.tower}layers"
 
-    def model_class(self, place: str = "") -> Any:
+    def model_class(self, place: Place = NOWHERE) -> Any:
         """Return the class of transformers.
 
         Args:

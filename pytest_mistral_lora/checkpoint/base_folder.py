@@ -31,6 +31,7 @@ from pytest_mistral_lora.errors import (
     one_line,
     short_json,
 )
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -118,7 +119,7 @@ class BaseFolder:
             PinError: As for `config`, if this project does not know the class, or if this version of transformers does
                 not have it.
         """
-        place = str(self.config_file)
+        place = Place.of(self.config_file)
         try:
             architecture = architecture_of(self.config)
             architecture.model_class(place)
@@ -219,7 +220,7 @@ class BaseFolder:
             InputError: As for `Weights`.
         """
         config, stored = self.config, self.stored_weights
-        layout = fp8_layout(config, stored, str(self.config_file))
+        layout = fp8_layout(config, stored, Place.of(self.config_file))
         if layout is None:
             return stored
         text = config.get("text_config")
@@ -247,7 +248,7 @@ class BaseFolder:
         Raises:
             PinError: As for `config`, or if transformers cannot read the file.
         """
-        place = str(self.config_file)
+        place = Place.of(self.config_file)
         layers = text_part(self.config).get("num_hidden_layers", 1)
         if type(layers) is not int or not 0 < layers <= _MOST_MODULES:
             raise PinError(f"num_hidden_layers is {layers!r}"[:200], place=place, expected=f"1 to {_MOST_MODULES}")

@@ -13,6 +13,7 @@ from pytest_mistral_lora.checkpoint.devices import Precision, torch_dtype
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, quantization_facts
 from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG
 from pytest_mistral_lora.errors import PinError, RecipeError
+from pytest_mistral_lora.places import Place
 
 _END_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -29,7 +30,7 @@ def require_trainable(base: BaseFolder, backend: str = "mistral-common") -> None
         PinError: As for `BaseFolder.config` and `BaseFolder.weights`, or if this version of transformers does not have
             the class.
     """
-    config, place = base.config, str(base.config_file)
+    config, place = base.config, Place.of(base.config_file)
     try:
         architecture = architecture_of(config)
     except ValueError as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +17,10 @@ PRECISIONS: Mapping[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "f
 
 Device = Literal["cpu", "cuda"]
 
+_OPTION = Place.of("--device")
 
-def choose_device(device: str, *, place: str = "--device", error: type[InputError] = InputError) -> Device:
+
+def choose_device(device: str, *, place: Place = _OPTION, error: type[InputError] = InputError) -> Device:
     """Return the device that a model runs on.
 
     Args:

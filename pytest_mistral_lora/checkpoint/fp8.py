@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.weights import DTYPES, TensorInfo, Weights
 from pytest_mistral_lora.errors import PinError
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +74,7 @@ def is_fp8(config: Mapping[str, Any]) -> bool:
     return isinstance(declared, dict) and declared.get("quant_method") == METHOD
 
 
-def quantization_facts(config: Mapping[str, Any], place: str) -> dict[str, Any] | None:
+def quantization_facts(config: Mapping[str, Any], place: Place) -> dict[str, Any] | None:
     """Return the declared values that decide the numbers of an FP8 checkpoint; None if its weights are full ones.
 
     Args:
@@ -108,7 +109,7 @@ def quantization_facts(config: Mapping[str, Any], place: str) -> dict[str, Any] 
     return {"quant_method": METHOD, "weight_block_size": None if block is None else list(block), "scale_fmt": form}
 
 
-def fp8_layout(config: Mapping[str, Any], weights: Weights, place: str) -> Fp8Layout | None:
+def fp8_layout(config: Mapping[str, Any], weights: Weights, place: Place) -> Fp8Layout | None:
     """Return the layout of a checkpoint's FP8 weights, all of it checked; None if its weights are full ones.
 
     Only the scales are read, not the weights.
@@ -201,8 +202,8 @@ def _check_values(weights: Weights, scales: Mapping[str, str]) -> None:
         raise _refused(found, weights.infos[name], "positive finite numbers, by which a weight is multiplied")
 
 
-def _refused(found: str, at: TensorInfo | str, expected: str) -> PinError:
-    found, place = f"FP8 in a layout that is not known: {found}", at if isinstance(at, str) else str(at.file)
+def _refused(found: str, at: TensorInfo | Place, expected: str) -> PinError:
+    found, place = f"FP8 in a layout that is not known: {found}", at if isinstance(at, Place) else Place.of(at.file)
     return PinError(found, place=place, expected=expected, next_step=_OTHER_COPY)
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT, Listing, check_file, kept_listing, weight_names
 from pytest_mistral_lora.errors import PinError
+from pytest_mistral_lora.places import NOWHERE, Place
 
 TEXT_FILES = (
     "config.json",
@@ -65,7 +66,7 @@ NEVER = (
 _SECONDS = 10.0
 
 
-def check_revision(revision: str, *, place: str = "", repo: str = "") -> str:
+def check_revision(revision: str, *, place: Place = NOWHERE, repo: str = "") -> str:
     """Return `revision` if it is a pin: a full commit of 40 lower-case hex digits.
 
     Args:
@@ -90,7 +91,7 @@ def check_revision(revision: str, *, place: str = "", repo: str = "") -> str:
     return revision
 
 
-def resolve(repo: str, revision: str, *, weights: bool, verify: bool = False, place: str = "") -> Path:
+def resolve(repo: str, revision: str, *, weights: bool, verify: bool = False, place: Place = NOWHERE) -> Path:
     """Return the local folder with a Hub repository's files at exactly this commit, fetched if they are not cached.
 
     If you are offline, or the endpoint does not answer or refuses access, a complete copy in the cache is enough.
@@ -142,7 +143,7 @@ class FoundCommit:
     source: Literal["hub", "cache", "given"]
 
 
-def find_commit(repo: str, name: str = "main", *, place: str = "", pinned: str = "") -> FoundCommit:
+def find_commit(repo: str, name: str = "main", *, place: Place = NOWHERE, pinned: str = "") -> FoundCommit:
     """Return the commit of a branch or tag of a Hub repository; offline, the last fetched one.
 
     Args:
@@ -191,7 +192,7 @@ class _Request:
     repo: str
     revision: str
     weights: bool
-    place: str
+    place: Place
 
     def wanted(self, names: Iterable[str]) -> list[str]:
         """Filter names as `snapshot_download` does."""

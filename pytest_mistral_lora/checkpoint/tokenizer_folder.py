@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
 from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.checkpoint.hub_cache import link_homes
 from pytest_mistral_lora.errors import TokenizerError
+from pytest_mistral_lora.places import NOWHERE, NamedSource, Place
 
 TOKENIZER_JSON = "tokenizer.json"
 SPM_MODEL = "tokenizer.model"
@@ -231,16 +232,17 @@ def _escaping_name(config: dict[str, Any]) -> Fault | None:
 KEY = "chat_template"
 
 
-def template_places(files: TokenizerFiles) -> dict[str, dict[str, str]]:
-    """Return each template's text by its name (`default`, `tool_use`, …) and by its place.
+def template_places(files: TokenizerFiles) -> dict[str, dict[Place, str]]:
+    """Return each template's text by its name (`default`, `tool_use`, …) and by its place within the folder.
 
     A newline at the very end is left out: Jinja does so, too.
     """
-    found: list[tuple[str, str, Any]] = []
+    found: list[tuple[str, Place, Any]] = []
     for file in files.names:
         path = PurePosixPath(file)
         if path.suffix == ".jinja":
-            found.append((path.stem if path.parent.name == MORE_TEMPLATES else "default", file, files.text(file)))
+            name = path.stem if path.parent.name == MORE_TEMPLATES else "default"
+            found.append((name, Place.of(file), files.text(file)))
     for file in (TOKENIZER_CONFIG, OLD_TEMPLATE, PROCESSOR_CONFIG):
         # one text, texts by name, or a list of names and texts: transformers loads all three
         value = files.json(file).get(KEY)
@@ -248,20 +250,25 @@ def template_places(files: TokenizerFiles) -> dict[str, dict[str, str]]:
             entries = [(item.get("name", "default"), item.get("template")) for item in value if isinstance(item, dict)]
         else:
             entries = list(value.items()) if isinstance(value, dict) else [("default", value)]
-        found += [(str(name), f"{file}, {KEY}", text) for name, text in entries]
-    places: dict[str, dict[str, str]] = {}
+        found += [(str(name), Place.of(file) / KEY, text) for name, text in entries]
+    places: dict[str, dict[Place, str]] = {}
     for name, place, text in found:
         if isinstance(text, str):
             places.setdefault(name, {})[place] = text.removesuffix("\n")
     return places
 
 
-def loaded_place(files: TokenizerFiles) -> str:
-    """Return the place of the template that transformers loads; empty if no template exists."""
+def loaded_place(files: TokenizerFiles) -> Place:
+    """Return the place, within the folder, of the template that transformers loads; empty if no template exists."""
     places = template_places(files).get("default", {})
     # the order of `PreTrainedTokenizerBase.from_pretrained`: a separate file goes before the key
-    order = (TEMPLATE, f"{MORE_TEMPLATES}/default.jinja", f"{TOKENIZER_CONFIG}, {KEY}")
-    return next((place for place in order if place in places), "")
+    order = (Place.of(TEMPLATE), Place.of(f"{MORE_TEMPLATES}/default.jinja"), Place.of(TOKENIZER_CONFIG) / KEY)
+    return next((place for place in order if place in places), NOWHERE)
+
+
+def in_folder(folder: Path, place: Place) -> Place:
+    """Return a place within a folder as a place for users, who name the folder."""
+    return replace(place, source=NamedSource(str(folder / place.source.name)))
 
 
 def own_template(files: TokenizerFiles) -> str | None:

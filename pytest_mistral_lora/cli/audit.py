@@ -7,13 +7,14 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.chat.reading.row_source import RowSource
 from pytest_mistral_lora.cli.judging import add_format_option, judged_by, print_verdict
 from pytest_mistral_lora.cli.verb import (
     INPUT,
@@ -28,12 +29,13 @@ from pytest_mistral_lora.cli.verb import (
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.escaping import UNMIXED, own_stream
+from pytest_mistral_lora.formats.row_sources import FileRows, MadeRows
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport, LineVerdict
-    from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.report.judged import JudgedCase, Outcome
 
@@ -168,8 +170,14 @@ def run(args: argparse.Namespace) -> int:
     with _encoded_rows(args) as given:
         file = given.file
         judge = Target.of_loaded(tokenizer)
+        rows: RowSource = FileRows(file)
+        if args.runner is not None:
+            source = ", ".join(map(str, args.dataset)) or "the packaged rows"
+            if find_runner(args.runner).is_evaluation:
+                source = str(args.config)
+            rows = MadeRows(FileRows(file), [row.place for row in given.rows], Place.of(source))
         audit = Audit(
-            file,
+            rows,
             tokenizer.oracle,
             given.dataset,
             base=args.tokenizer,
@@ -301,19 +309,15 @@ def _run_as_json(audit: Audit, verdicts: Iterator[LineVerdict]) -> None:
 
 def _verdicts(report: AuditReport, args: argparse.Namespace, given: _RowsToAudit) -> Iterator[LineVerdict]:
     """Yield the verdicts of an audit; those of a runner name its rows, and the keys of its configuration."""
-    from pytest_mistral_lora.conformance.runner import with_row_places
+    from pytest_mistral_lora.conformance.finding import in_words
     from pytest_mistral_lora.conformance.targets import checkpoint_paths
 
     paths = checkpoint_paths(args.tokenizer)
-    placed: Callable[[Finding], Finding] | None = None
+    fixes: Mapping[str, str] = {}
     if args.runner is not None:
-        source = ", ".join(map(str, args.dataset)) or "the packaged rows"
-        if find_runner(args.runner).is_evaluation:
-            source = str(args.config)
         fixes = runner_fixes(f"{args.runner}-preferences" if given.task else args.runner)
-        placed = partial(with_row_places, file=given.file, rows=given.rows, source=source, fixes=fixes)
     for verdict in _verdicts_with_progress(report):
-        findings = map(placed, verdict.findings) if placed else verdict.findings
+        findings = in_words(verdict.findings, fixes)
         yield replace(verdict, findings=tuple(finding.with_paths(paths) for finding in findings))
 
 

@@ -17,6 +17,7 @@ from pytest_mistral_lora.cli.verb import (
 )
 from pytest_mistral_lora.errors import EXIT_OK, InputError, RowError, RowsError, counted
 from pytest_mistral_lora.extras import require_extra
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.generate.chat_session import ChatAnswer, ChatSession
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     sys.stderr.write(f"{loaded.title}; {how}, at most {args.max_new_tokens} tokens\n")
     talk = ChatSession(loaded.model, loaded.encoder, args.system, args.max_new_tokens, args.temperature)
     if args.prompt is not None:
-        _answer(talk, args.prompt, "--prompt", args)
+        _answer(talk, args.prompt, Place.of("--prompt"), args)
     elif sys.stdin.isatty():
         _talk(talk, args)
     else:
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _answer(talk: ChatSession, text: str, place: str, args: argparse.Namespace) -> None:
+def _answer(talk: ChatSession, text: str, place: Place, args: argparse.Namespace) -> None:
     """Ask the model, and print the answer while it arrives."""
 
     def write(part: str) -> None:
@@ -124,7 +125,7 @@ def _answer(talk: ChatSession, text: str, place: str, args: argparse.Namespace) 
 class _Progress:
     """Shows on standard error, every few seconds, how long the answer is so far."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: Place) -> None:
         from pytest_mistral_lora.training.display import RunDisplay
 
         self._place, self._display, self._length = place, RunDisplay(sys.stderr), 0
@@ -161,7 +162,7 @@ def _talk(talk: ChatSession, args: argparse.Namespace) -> None:
             talk.messages = []
         elif text.strip():
             try:
-                _answer(talk, text, "your message", args)
+                _answer(talk, text, Place.of("your message"), args)
             except RowError as error:
                 sys.stderr.write(f"error: {error}\n")
             except KeyboardInterrupt:  # the interrupted turn is dropped
@@ -175,7 +176,7 @@ def _answer_lines(talk: ChatSession, args: argparse.Namespace) -> None:
         if line.strip():
             talk.messages = []
             try:
-                _answer(talk, line.rstrip("\r\n"), f"standard input:{number}", args)
+                _answer(talk, line.rstrip("\r\n"), Place.of("standard input", number), args)
             except RowError as error:
                 errors.append(error)
     if errors:

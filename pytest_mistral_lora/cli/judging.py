@@ -40,7 +40,7 @@ def add_report_option(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="write every check and finding to this file (*.json or *.html), and beside it the tokens of failed rows; "
-        "or the verdict for another program: *.sarif, *.xml (JUnit), *.codequality.json (GitLab) (repeatable)",
+        "or the verdict for another program: *.sarif, *.xml (JUnit) (repeatable)",
     )
 
 

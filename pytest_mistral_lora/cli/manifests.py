@@ -22,6 +22,7 @@ from pytest_mistral_lora.cli.verb import (
 )
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, and_more, one_line
 from pytest_mistral_lora.extras import extra
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -162,7 +163,7 @@ def _print_judged(output_format: str, folder: AdapterFolder, fields: Sequence[Fi
     causes, cases, group = FindingGroups(), [], f"verify.{folder.path.name}"
     for field in fields:
         findings = [mismatch_finding(field)] if field.state == "mismatch" else []
-        findings = [replace(finding, place=finding.place or str(folder.manifest_file)) for finding in findings]
+        findings = [replace(finding, place=finding.place or Place.of(folder.manifest_file)) for finding in findings]
         for finding in findings:
             causes.add(finding, field.name)
         outcome: Outcome = "passed"

@@ -210,10 +210,10 @@ class _View:
 
         if len(sides[0]) > 1:
             return [
-                TokenRow.compared(row.place, TokenDiff(expected, found, self.same_vocabulary))
+                TokenRow.compared(str(row.place), TokenDiff(expected, found, self.same_vocabulary))
                 for row, (expected, found) in zip(rows, sides, strict=True)
             ]
-        shown = [TokenRow.single(row.place, side) for row, [side] in zip(rows, sides, strict=True)]
+        shown = [TokenRow.single(str(row.place), side) for row, [side] in zip(rows, sides, strict=True)]
         prompts = [side.ids[: _answer_start(side)] for [side] in sides]
         # a template may write the two prompts differently
         is_shared = prompts[0] and all(prompt == prompts[0] for prompt in prompts)
@@ -260,10 +260,11 @@ def _items(found: RecognisedPath, recipe: Recipe | None) -> Iterator[tuple[Row, 
     """Yield the rows of each record of a path, or its error, by the readers of `check`."""
     from pytest_mistral_lora.chat.row_files import scan_records
     from pytest_mistral_lora.conformance.encoded.lines import scan_lines
+    from pytest_mistral_lora.formats.row_sources import FileRows
     from pytest_mistral_lora.formats.sources import row_files
 
     if found.kind == "encoded":
-        yield from scan_lines(found.path)
+        yield from scan_lines(FileRows(found.path))
         return
     for file in row_files(found.path) if recipe is None else recipe.data.files():
         yield from scan_records(file)

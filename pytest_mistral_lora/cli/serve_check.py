@@ -31,9 +31,9 @@ _DESCRIPTION = """\
 Send the packaged rows to a running server, and hold the prompts that it makes of them to mistral-common: ids, text that
 becomes a control token, and refusals. How much an answer proves is printed: vLLM shows the ids that it fed, llama.cpp a
 preview, and a server with OpenAI's API alone (openai: transformers serve, LM Studio, ...) the number of tokens. The
-kinds sglang and ollama were written from their source and never run here. For any other server, give the path of
-a script of your own, which gets the rows and writes ids: see docs/serving.md. Without a NAME the kind is recognised by
-the endpoint that has the version.
+clients of sglang and ollama were never run: they are written from the source of these servers. For a server of another
+kind, give the path of a script of your own, which gets the rows and writes ids: see docs/serving.md. Without a NAME the
+kind is recognised by the endpoint that has the version.
 
 With --adapter or --golden, ask for the answers of golden transcripts, too, greedily: by the ids of their prompts and by
 their messages. The precision of the weights, which decides how near a near tie is, may be named: vllm:bf16=URL. So may
@@ -56,7 +56,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "server",
         type=PathArgument("read", str),
         metavar="[NAME=]URL",
-        help="address of the server, and its kind if you name it; or vllm-parsers=PYTHON",
+        help="address of the server, and its kind if you name it (llamacpp, vllm, openai; sglang and ollama: never "
+        "run); or vllm-parsers=PYTHON",
     )
     add_tokenizer_option(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="model to ask (default: the first that it lists)")

@@ -215,7 +215,9 @@ def add_oracle_option(parser: argparse.ArgumentParser) -> None:
         try:
             return known_choice(text)
         except TokenizerError as error:
-            raise argparse.ArgumentTypeError(f"{error.place!r}: {error.found}; expected {error.expected}") from error
+            raise argparse.ArgumentTypeError(
+                f"{str(error.place)!r}: {error.found}; expected {error.expected}"
+            ) from error
 
     parser.add_argument(
         "--oracle",

@@ -15,6 +15,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     SPECIAL_TOKENS,
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
+    in_folder,
     loaded_place,
     own_template,
     template_places,
@@ -24,6 +25,7 @@ from pytest_mistral_lora.conformance.finding import Finding, Result, first_findi
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.tokenizer.folder import ends_agree
 from pytest_mistral_lora.errors import NoTemplateError, OracleRejection, RowError, TokenizerError
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
@@ -83,7 +85,7 @@ def template_result(folder: AdapterFolder, *, is_model: bool = False) -> Result:
     text, other = texts
     if is_model and text is None and other is not None and saved.is_there:
         expected = f"that of {base.path}"
-        return Result((Finding("ML442", "there is a tokenizer, and no chat template", str(saved.path), expected),))
+        return Result((Finding("ML442", "there is a tokenizer, and no chat template", Place.of(saved.path), expected),))
     if text is None or (other is None and not (base.is_there and base.has_oracle)):
         return Result(not_checked=f"no chat template in {(saved if text is None else base).path}")
     # a base without a template is used with the template that mistral-common generates
@@ -118,7 +120,7 @@ def loaded_template_result(loaded: CheckpointTokenizer, text: str, base: Checkpo
     Raises:
         NoOracleError: If no Mistral tokenizer applies, and the template is not the base's.
     """
-    place = f"{loaded.path}, chat_template"
+    place = Place.of(loaded.path) / "chat_template"
     if not text.strip():
         return Result((Finding("ML442", "the chat template is empty", place, "a template that renders a row"),))
     if _is_same_text(text, loaded.oracle.chat_template()):
@@ -155,11 +157,11 @@ def _stored_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer) -> I
         if name in others.digests:
             if files.digests.get(name) != others.digests[name]:
                 expected = f"the bytes of {others.file(name)}"
-                yield Finding("ML440", f"has SHA-256 {files.digests.get(name)}", str(files.file(name)), expected)
+                yield Finding("ML440", f"has SHA-256 {files.digests.get(name)}", Place.of(files.file(name)), expected)
         elif base.has_oracle and _tokens_of(Oracle(files.file(name))) != _tokens_of(base.oracle):
             # vLLM and transformers take such a file before tokenizer.json
             expected = f"no such file, as in the base, or {base.oracle.path.name} ({base.oracle.version})"
-            yield Finding("ML440", "is another tokenizer than the base's", str(files.file(name)), expected)
+            yield Finding("ML440", "is another tokenizer than the base's", Place.of(files.file(name)), expected)
     for key in _MARKS:
         value = files.json(TOKENIZER_JSON).get(key)
         # padding to the longest row of a batch does not change a single text
@@ -168,7 +170,7 @@ def _stored_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer) -> I
             found = (
                 f"{key} is {value}: every text is {'cut' if key == 'truncation' else 'padded'} to a length of training"
             )
-            yield Finding("ML440", found, str(files.file(TOKENIZER_JSON)), f'"{key}": null, as in the base')
+            yield Finding("ML440", found, Place.of(files.file(TOKENIZER_JSON)), f'"{key}": null, as in the base')
 
 
 def _tokens_of(oracle: Oracle) -> tuple[Any, ...]:
@@ -186,7 +188,7 @@ def _loaded_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer, rows
     same = settings[0] == settings[1] and all(digests[0].get(name) == digests[1].get(name) for name in names)
     if TOKENIZER_JSON in digests[0] and same:
         return  # both load as the same tokenizer; this saves seconds for a large vocabulary
-    place, fast, others = str(saved.path), saved.fast, base.fast
+    place, fast, others = Place.of(saved.path), saved.fast, base.fast
     for name in _NAMES:
         found, expected = (getattr(tokenizer, f"{name}_token") for tokenizer in (fast, others))
         if found != expected and expected is not None:
@@ -217,7 +219,7 @@ def _loaded_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer, rows
     yield from first_findings(list(_text_findings(fast, others, place)), _SHOWN, place)
 
 
-def _end_findings(fast: Any, others: Any, place: str) -> Iterator[Finding]:
+def _end_findings(fast: Any, others: Any, place: Place) -> Iterator[Finding]:
     """Yield ML440 if other control tokens are written around a text than by the base."""
     written = [tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"]) for tokenizer in (fast, others)]
     plain = [tokenizer.tokenize("a", add_special_tokens=False) for tokenizer in (fast, others)]
@@ -226,7 +228,7 @@ def _end_findings(fast: Any, others: Any, place: str) -> Iterator[Finding]:
         yield Finding("ML440", found, place, f"{' '.join(written[1])}, as in the base")
 
 
-def _text_findings(fast: Any, others: Any, place: str) -> Iterator[Finding]:
+def _text_findings(fast: Any, others: Any, place: Place) -> Iterator[Finding]:
     """Yield ML440 for each text whose ids differ: probes, and texts made of the whole vocabulary."""
     tokens = others.convert_ids_to_tokens(list(range(len(others))))
     plain = [text.replace("▁", " ").replace("Ġ", " ") for text in tokens if text and not text.startswith("<0x")]
@@ -249,7 +251,7 @@ def _text_findings(fast: Any, others: Any, place: str) -> Iterator[Finding]:
                 return
 
 
-def _oracle_findings(place: str, base: CheckpointTokenizer, text: str, expected: str) -> Iterator[Finding]:
+def _oracle_findings(place: Place, base: CheckpointTokenizer, text: str, expected: str) -> Iterator[Finding]:
     """Yield ML442 for the first packaged row whose rendering differs from mistral-common's encoding."""
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.chat.templates.compare import compare
@@ -280,11 +282,11 @@ def _shown(row: Row) -> str:
     return text if len(text) <= _LONGEST_SHOWN else ""
 
 
-def _template_place(saved: CheckpointTokenizer) -> str:
-    return f"{saved.path}/{loaded_place(saved.files)}".partition(", ")[0]
+def _template_place(saved: CheckpointTokenizer) -> Place:
+    return in_folder(saved.path, loaded_place(saved.files)).whole
 
 
-def _rendered_findings(place: str, base: CheckpointTokenizer, text: str, other: str) -> Iterator[Finding]:
+def _rendered_findings(place: Place, base: CheckpointTokenizer, text: str, other: str) -> Iterator[Finding]:
     """Yield ML442 for the first packaged row that the two templates write differently."""
     from pytest_mistral_lora.chat.templates import ChatTemplate
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from pytest_mistral_lora.conformance.checks import Causes, Check, Settings
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.model_targets import (
-    AdapterFamily,
     AdapterTarget,
     GgufTarget,
     TrainerTarget,
@@ -162,17 +161,9 @@ class NamedPaths:
                 )
 
     def _adapters(self, name: _Names) -> Iterator[Target]:
-        if not self.adapters:
-            return
-        # here: a run without adapters needs no pydantic
-        from pytest_mistral_lora.records.adapter_config import CONFIG
-
         folders = tuple(self.adapters)
-        family = AdapterFamily(tuple(path for path in dict.fromkeys(folders) if (path / CONFIG).exists()))
         for path in folders:
-            is_related = path in family.folders and len(family.folders) > 1
-            related = family if is_related else None
-            yield AdapterTarget(name(path), path, base=self.base, beside=folders, family=related)
+            yield AdapterTarget(name(path), path, base=self.base, beside=folders)
 
     def _gguf(self, path: Path, judge: Target | None, name: _Names) -> Target:
         folders = tuple(self.adapters)

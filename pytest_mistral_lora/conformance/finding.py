@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.diff import TokenDiff
-from pytest_mistral_lora.chat.places import RecordPlace
 from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.escaping import in_block, printable
+from pytest_mistral_lora.places import NOWHERE, Place
 
 __all__ = ["RULES", "Rule", "Severity"]
 
@@ -260,7 +260,8 @@ class Finding:
     Attributes:
         rule: Id of the rule.
         found: The value, tokens or text that break the rule.
-        place: File, line, row, turn or token.
+        place: File, row, message, field or token.
+        others: Places of other rows that it is about, such as the first of equal rows.
         expected: The value that satisfies it; empty if the rule's title is enough.
         detail: Lines with more, such as the tokens around the first difference.
         row: The chat row as one line of JSON that you can paste into a dataset, or empty.
@@ -278,7 +279,7 @@ class Finding:
 
     rule: str
     found: str
-    place: str = ""
+    place: Place = NOWHERE
     expected: str = ""
     detail: str = ""
     row: str = ""
@@ -290,6 +291,7 @@ class Finding:
     is_error: bool = False
     effect_of: str = ""
     covers: tuple[tuple[str, int], ...] = ()
+    others: tuple[Place, ...] = ()
 
     @property
     def severity(self) -> Severity:
@@ -330,22 +332,21 @@ class Finding:
         return replace(self, fix=with_paths(self._fix_text, paths)) if self.names_paths else self
 
     @property
+    def words(self) -> str:
+        """What was found, with the places of other rows that it is about."""
+        return f"{self.found}: {', '.join(map(str, self.others))}" if self.others else self.found
+
+    @property
     def cause(self) -> str:
         """A key that is the same for every finding of one cause: it contains neither the row nor its place."""
         if self.shape:
             return f"{self.rule} {self.shape}"
         # each file must be mended separately; a line, a layer or an index is only a place
-        record = RecordPlace.parse(self.place)
-        path, _, field = (f"{record.file}:#{record.field}" if record else self.place).partition(", ")
-        # a row from Python, passed to `audit`, or of a trainer
-        path = re.sub(
-            r"^((rows|eval_dataset|eval_batches)(\['.+'\])?|train_dataset|batches(?=\[\d+\]\[))(\[\d+\])+$",
-            r"\1:#",
-            path,
-        )
-        name = "" if self.row else f"{path} {re.sub(r'[0-9]+', '#', field)}"
+        name = "" if self.row else self.place.kind
         # in rows, quotes are texts of this row; elsewhere, such as in a configuration, they may name the fault
-        quoted = r"'[^']*'|\"[^\"]*\"" if self.row or ":#" in path else r"'[^']*\s[^']*'|\"[^\"]*\s[^\"]*\""
+        quoted = (
+            r"'[^']*'|\"[^\"]*\"" if self.row or self.place.record is not None else r"'[^']*\s[^']*'|\"[^\"]*\s[^\"]*\""
+        )
         found = re.sub(r"[0-9]+", "#", re.sub(quoted, "'…'", self.found))
         found = re.sub(r"'…' and [#,]+ more characters?", "'…'", found)
         found = re.sub(r"[\w.#]*\blayers\.#\.[\w.#]+", "layers.#", found)
@@ -355,8 +356,8 @@ class Finding:
         """Return the finding for a terminal; the first line starts with the rule's id."""
         rule = RULES[self.rule]
         # a name may contain a line that looks like one of ours
-        place = f"{printable(self.place, lines=False)}: " if self.place else ""
-        lines = [in_block(f"{self.rule} {place}{self.found}")]
+        place = f"{self.place}: " if self.place else ""
+        lines = [in_block(f"{self.rule} {place}{self.words}")]
         if self.expected:
             lines.append(in_block(f"  expected: {self.expected}"))
         lines += [f"  {line}" for line in self.detail.splitlines()]
@@ -375,16 +376,34 @@ class Finding:
         of_rule = {name: getattr(rule, name) for name in ("title", "why", "source")}
         of_rule |= {"severity": self.severity, "proof": self.proof}
         values = {
-            attribute.name: getattr(self, attribute.name) for attribute in fields(self) if attribute.name != "is_error"
+            attribute.name: getattr(self, attribute.name)
+            for attribute in fields(self)
+            if attribute.name not in ("is_error", "others")
         }
-        tokens = None if self.tokens is None else self.tokens.to_json()
-        return {**values, **of_rule, "fix": self.next_step, "tokens": tokens, "covers": [*map(list, self.covers)]}
+        return {
+            **values,
+            **of_rule,
+            # as text for readers of all kinds, and as values for `from_json`
+            "found": self.words,
+            "place": str(self.place),
+            "structured": {
+                "found": self.found,
+                "place": self.place.to_json(),
+                "others": [place.to_json() for place in self.others],
+            },
+            "fix": self.next_step,
+            "tokens": None if self.tokens is None else self.tokens.to_json(),
+            "covers": [*map(list, self.covers)],
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Finding:
         """Return the finding of the result of `to_json`."""
         values = {attribute.name: data[attribute.name] for attribute in fields(cls) if attribute.name in data}
-        tokens = values.get("tokens")
+        structured, tokens = data["structured"], values.get("tokens")
+        values["found"] = structured["found"]
+        values["place"] = Place.from_json(structured["place"])
+        values["others"] = tuple(map(Place.from_json, structured["others"]))
         values["tokens"] = None if tokens is None else TokenRow.from_json(tokens)
         values["covers"] = tuple((rule, count) for rule, count in values.get("covers", ()))
         # drop the fix of the rule
@@ -394,14 +413,26 @@ class Finding:
         return cls(**values, is_error=is_error)
 
 
-def first_findings(findings: Sequence[Finding], most: int, place: str) -> list[Finding]:
+def in_words(findings: Iterable[Finding], fixes: Mapping[str, str]) -> tuple[Finding, ...]:
+    """Return findings with the ways to mend them in the tool that made the artifact.
+
+    Args:
+        findings: The findings.
+        fixes: A fix for each rule that the tool has words for.
+    """
+    return tuple(
+        replace(finding, fix=fixes[finding.rule]) if finding.rule in fixes else finding for finding in findings
+    )
+
+
+def first_findings(findings: Sequence[Finding], most: int, place: Place) -> list[Finding]:
     """Return the first findings of a rule; if there are more than `most`, add a finding with their number."""
     if len(findings) <= most:
         return list(findings)
     return [*findings[:most], rest_of_findings(findings[0].rule, len(findings) - most, place)]
 
 
-def first_of_each_cause(findings: Iterable[Finding], most: int, place: str) -> list[Finding]:
+def first_of_each_cause(findings: Iterable[Finding], most: int, place: Place) -> list[Finding]:
     """Return the first findings of each cause, so that a cause with many rows does not hide another."""
     causes: dict[str, list[Finding]] = {}
     for finding in findings:
@@ -409,17 +440,17 @@ def first_of_each_cause(findings: Iterable[Finding], most: int, place: str) -> l
     return [kept for of_cause in causes.values() for kept in first_findings(of_cause, most, place)]
 
 
-def shown_difference(diff: TokenDiff, place: str) -> dict[str, Any]:
+def shown_difference(diff: TokenDiff, place: Place) -> dict[str, Any]:
     """Return table, shape and tokens of the first difference, as arguments of a finding.
 
     Args:
         diff: The two encodings.
         place: The place of the row.
     """
-    return {"detail": diff.table(), "shape": diff.shape(), "tokens": TokenRow.around_difference(place, diff)}
+    return {"detail": diff.table(), "shape": diff.shape(), "tokens": TokenRow.around_difference(str(place), diff)}
 
 
-def rest_of_findings(rule: str, more: int, place: str = "") -> Finding:
+def rest_of_findings(rule: str, more: int, place: Place = NOWHERE) -> Finding:
     """Return a finding that stands for the counted findings of a rule."""
     return Finding(rule, f"… and {more} more", place, more=more)
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import TokenSide
-from pytest_mistral_lora.chat.places import RecordPlace, by_number, named_value
 from pytest_mistral_lora.chat.row_kinds import parse_trained
 from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.conformance.finding import RULES, Finding
-from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.errors import MistralLoraError, named_value
 from pytest_mistral_lora.escaping import printable
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.secrets import spells_secret
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ MOST_CAUSES = 50
 """Most causes of one rule to keep apart; findings of more causes are counted."""
 FILE_WIDTH = 120
 """Longest line of a list of names in a file, which is independent of a terminal."""
-_NAMES_ROW = re.compile(r":\d| record \d|^rows\[")
-"""Finds the row in a place."""
 _MOST_CHARACTERS = 1000
 _MOST_ROWS = 50
 """Most rows of a page; a report with more causes shows the first ones."""
@@ -50,8 +48,8 @@ class FindingGroup:
 
     simplest: Finding
     check: str
-    name: str
-    others: list[str] = field(default_factory=list)
+    name: str | Place
+    others: list[str | Place] = field(default_factory=list)
     more: int = 0
     explained: Counter[str] = field(default_factory=Counter)
 
@@ -71,7 +69,7 @@ class FindingGroup:
         explained = Counter(dict(self.simplest.covers)) + self.explained
         return replace(self.simplest, covers=tuple(sorted(explained.items())))
 
-    def add(self, finding: Finding, check: str, name: str) -> None:
+    def add(self, finding: Finding, check: str, name: str | Place) -> None:
         """Add a finding; the simplest stays in front."""
         other = name
         if _size(finding) < _size(self.simplest):
@@ -96,23 +94,23 @@ class FindingGroup:
 
     def headline(self, width: int | None = None) -> str:
         """Return one line that begins with the rule and its finding; cut to `width`, but never its count."""
-        finding = replace(self.simplest, place=printable(self.simplest.place, lines=False))
+        finding, place = self.simplest, str(self.simplest.place)
         counted = f" ({self.total} findings)" if self.total > 1 else ""
-        line = f"{finding.rule} {printable(named_value(finding.found, finding.place, RULES[finding.rule].title))}"
-        width = max(width, 40) if width is not None else len(line) + len(counted) + len(finding.place) + 3
+        line = f"{finding.rule} {printable(named_value(finding.words, finding.place.field, RULES[finding.rule].title))}"
+        width = max(width, 40) if width is not None else len(line) + len(counted) + len(place) + 3
         room = width - len(counted)
         if len(line) > room:
             # the beginning is the same for every finding of a rule; the shape identifies this one
             counted = f" {finding.shape}{counted}" if len(finding.shape) < room // 2 and finding.shape else counted
             return f"{line[: width - len(counted) - 1]}…{counted}"
         # a path is the most dispensable part, first its folders
-        places = [finding.place, finding.place.rpartition("/")[2]] if finding.place else []
-        fitting = (f" - {place}" for place in places if len(line) + len(place) + 3 <= room)
+        places = [place, place.rpartition("/")[2]] if place else []
+        fitting = (f" - {shown}" for shown in places if len(line) + len(shown) + 3 <= room)
         return f"{line}{counted}{next(fitting, '')}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the cause as plain JSON data: its key, its simplest finding, their number, the names of the others."""
-        others = sorted(self.others, key=by_number)
+        others = sorted(map(str, self.others), key=_by_number)
         extra = {"cause": self.simplest.cause, "check": self.check, "count": self.count, "others": others}
         return {**self.shown.to_json(), **extra}
 
@@ -123,9 +121,9 @@ class FindingGroups:
     def __init__(self) -> None:
         self._causes: dict[str, dict[str, FindingGroup]] = {}
         self._unnamed: Counter[str] = Counter()
-        self._effects: list[tuple[Finding, str, str]] = []
+        self._effects: list[tuple[Finding, str, str | Place]] = []
 
-    def add(self, finding: Finding, check: str, name: str = "") -> None:
+    def add(self, finding: Finding, check: str, name: str | Place = "") -> None:
         """Add a finding.
 
         Args:
@@ -138,7 +136,7 @@ class FindingGroups:
         else:
             self._add(finding, check, name)
 
-    def _add(self, finding: Finding, check: str, name: str) -> None:
+    def _add(self, finding: Finding, check: str, name: str | Place) -> None:
         of_rule = self._causes.setdefault(finding.rule, {})
         cause = of_rule.get(finding.cause)
         if finding.more or (cause is None and len(of_rule) >= MOST_CAUSES):
@@ -207,12 +205,13 @@ def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
     for record in records:
         name = record["nodeid"].partition("::")[2]
         for data in record["findings"]:
-            finding, label = Finding.from_json(data), name
+            finding = Finding.from_json(data)
+            label: str | Place = name
             # a check of the template judges one row, whose name says more than the template's file
             if len(record["findings"]) > 1 and record["subject"] != "template":
                 # its name among the findings of its check: its line, or else its tensor
                 first = finding.found.partition(" ")[0]
-                label = first if "." in first and not _NAMES_ROW.search(finding.place) else finding.place
+                label = first if "." in first and finding.place.record is None else finding.place
             causes.add(finding, name, label)
     return causes
 
@@ -225,19 +224,19 @@ def cause_texts(findings: Iterable[Finding]) -> list[str]:
     return [cause.text(FILE_WIDTH) for cause in groups]
 
 
-def listed_names(names: Iterable[str]) -> list[str]:
-    """Return a short list of names: grouped by subject or file, line numbers as ranges, and not all."""
+def listed_names(names: Iterable[str | Place]) -> list[str]:
+    """Return a short list of names: grouped by subject or file, numbers of rows as ranges, and not all."""
     homes: dict[str, set[str]] = {}
     for name in names:
-        place = RecordPlace.parse(name)
-        subject, _, last = name.rpartition("::")
-        home = f"{subject}: " if subject else ""
-        if place is not None:
-            home, last = f"{place.file}{' record ' if place.is_record else ':'}", str(place.record)
+        if isinstance(name, Place) and name.record is not None and not name.source.is_value:
+            home, last = f"{name.source.name}{':' if name.line is None else ' record '}", str(name.record)
+        else:
+            subject, _, last = ("", "", str(name)) if isinstance(name, Place) else name.rpartition("::")
+            home = f"{subject}: " if subject else ""
         homes.setdefault(home, set()).add(last)
     lists, room, hidden = [], _MOST_CHARACTERS, 0
     for home, cases in homes.items():
-        pieces = [(name, 1) for name in sorted(cases, key=by_number)]
+        pieces = [(name, 1) for name in sorted(cases, key=_by_number)]
         if all(case.isdecimal() for case in cases):
             # runs of numbers, each with its length
             runs: list[list[int]] = []
@@ -254,6 +253,16 @@ def listed_names(names: Iterable[str]) -> list[str]:
             room -= len(piece) + 2
         lists += [f"{home}{', '.join(shown)}"] if shown else []
     return lists + ([f"… and {hidden} more"] if hidden else [])
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts names with their numbers as numbers: `row 9` before `row 10`."""
+    parts = re.split(r"([0-9]+)", name)
+    # by its length and then its digits, a number may have any number of them
+    numbers = (part.lstrip("0") for part in parts[1::2])
+    keys = [(0, part) for part in parts]
+    keys[1::2] = [(1 + len(number), number) for number in numbers]
+    return keys
 
 
 def _size(finding: Finding) -> tuple[int, int, int]:

@@ -11,13 +11,14 @@ from typing import Any
 from pytest_mistral_lora.chat.reading import existing_path, read_json
 from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, template_places
+from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, in_folder, template_places
 from pytest_mistral_lora.checkpoint.weights import DTYPES
 from pytest_mistral_lora.conformance.base_tokenizer import GENERATION
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST, violations
@@ -69,13 +70,13 @@ def manifest_findings(manifest: str | Path | Mapping[str, Any]) -> Iterator[Find
     Raises:
         InputError: If the file is missing, cannot be read, or is not JSON.
     """
-    place, data = "", manifest
+    place, data = NOWHERE, manifest
     if not isinstance(manifest, Mapping):
         path = existing_path(manifest, f"a {MANIFEST}, or the folder that holds one")
         path = existing_path(path / MANIFEST, f"a {MANIFEST}", folder=False) if path.is_dir() else path
-        place, data = f"{path}, ", read_json(path)
+        place, data = Place.of(path), read_json(path)
     for violation in violations(data):
-        yield Finding("ML701", violation.found or "is missing", f"{place}{violation.path}", violation.expected)
+        yield Finding("ML701", violation.found or "is missing", place.within(*violation.place.part), violation.expected)
 
 
 def verify_findings(folder: Path, *, base: Path | None, dataset: Sequence[Path] | None) -> Iterator[Finding]:
@@ -150,8 +151,8 @@ class ManifestChecks:
         if not self.folder.has_manifest:
             if not self.settings.require_manifest:
                 return Result(not_checked=self._reason)
-            return Result((Finding("ML704", self._reason, str(self.folder.path), "the manifest of the run"),))
-        place = str(self.folder.manifest_file)
+            return Result((Finding("ML704", self._reason, Place.of(self.folder.path), "the manifest of the run"),))
+        place = Place.of(self.folder.manifest_file)
         try:
             data = self.folder.manifest_data
             if not isinstance(data, dict):
@@ -159,7 +160,7 @@ class ManifestChecks:
         except InputError as error:
             return Result((Finding("ML701", error.found, error.place, error.expected or "JSON"),))
         findings = (
-            Finding("ML701", violation.found or "is missing", f"{place}, {violation.path}", violation.expected)
+            Finding("ML701", violation.found or "is missing", place.within(*violation.place.part), violation.expected)
             for violation in violations(data)
         )
         missing = self.folder.valid_manifest.not_recorded if self.folder.valid_manifest else ()
@@ -171,14 +172,15 @@ class ManifestChecks:
             return Result(not_checked=self._reason)
         result = self.recomputed("ML702", "ML705")
         findings, folder = [*result.findings], self.folder.path
-        trained_file = self._data.get("template", {}).get("file")
+        recorded_file = self._data.get("template", {}).get("file")
+        trained_file = Place.of(recorded_file) if recorded_file is not None else NOWHERE
         # an unreadable file is already a finding of its hash or of the subject `tokenizer`
-        places = template_places(TokenizerFiles(folder)).get("default", {}) if trained_file is not None else {}
+        places = template_places(TokenizerFiles(folder)).get("default", {}) if trained_file else {}
         for place, text in places.items() if trained_file in places else ():
             if GENERATION.sub("", text) != GENERATION.sub("", places[trained_file]):
                 found = f"another chat template, with SHA-256 {hashlib.sha256(text.encode()).hexdigest()}"
                 expected = f"that of {trained_file}, which was trained with"
-                findings.append(Finding("ML705", found, str(folder / place.partition(",")[0]), expected))
+                findings.append(Finding("ML705", found, in_folder(folder, place).whole, expected))
         return Result(tuple(findings), result.not_checked)
 
     def recomputed(self, *rules: str) -> Result:
@@ -199,7 +201,7 @@ class ManifestChecks:
         declared = (field for field in self._fields if field.state == "mismatch" and _rule_of(field) == "ML709")
         findings: list[Finding] = []
         # an adapter and a merged model must never be confused
-        kind, place = self._data["kind"], str(self.folder.manifest_file)
+        kind, place = self._data["kind"], Place.of(self.folder.manifest_file)
         adapter = self.folder.tensors_file.exists() or self.folder.config_file.exists()
         if kind == "adapter" and self.folder.model_files and not adapter:
             findings.append(Finding("ML707", "kind is adapter, and the folder holds a full model", place, "merged"))
@@ -227,14 +229,14 @@ class ManifestChecks:
             except InputError:
                 continue  # its hash is already a finding
             if dtypes - {expected}:
-                found, place = f"{name} is in {' and '.join(sorted(dtypes))}", str(self.folder.path / name)
+                found, place = f"{name} is in {' and '.join(sorted(dtypes))}", Place.of(self.folder.path / name)
                 yield Finding("ML709", found, place, f"{declared}, as the manifest says")
 
     def _merge_findings(self, data: Mapping[str, Any]) -> Iterator[Finding]:
         parent = data.get("parent") if data["kind"] == "merged" else None
         if parent is None:
             return
-        place, dtype = str(self.folder.manifest_file), parent["merge_dtype"]
+        place, dtype = Place.of(self.folder.manifest_file), parent["merge_dtype"]
         if dtype not in DTYPES:
             yield Finding("ML710", f"merged in {dtype}", place, "float32, bfloat16 or float16")
         farthest, allowed = parent.get("max_abs_logit_difference", 0.0), FARTHEST.get(dtype, 1.0)
@@ -245,7 +247,7 @@ class ManifestChecks:
             yield Finding("ML710", "it answers otherwise than base and adapter", place, "equal answers")
 
     def _base_findings(self, data: Mapping[str, Any], base: BaseFolder) -> Iterator[Finding]:
-        config, place = text_part(base.config), str(base.config_file)
+        config, place = text_part(base.config), Place.of(base.config_file)
         # a configuration that differs from training is another finding
         wrong = {field.name for field in self._fields if field.state == "mismatch"}
         if "sliding_window" in data.get("training", {}) and "base_config.sliding_window" not in wrong:
@@ -263,4 +265,4 @@ class ManifestChecks:
         if self._data is None or "files" not in self._data:
             return Result(not_checked=self._reason if self._data is None else "the manifest lists no files")
         findings = [mismatch_finding(field) for field in self._fields if field.is_unlisted]
-        return Result(tuple(first_findings(findings, _SHOWN, str(self.folder.path))))
+        return Result(tuple(first_findings(findings, _SHOWN, Place.of(self.folder.path))))

@@ -16,33 +16,15 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, M
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target, checkpoint_paths, given_path
 from pytest_mistral_lora.errors import NoOracleError, PinError, RecipeError
+from pytest_mistral_lora.places import NamedSource, Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.checkpoint.recognition import Recognition
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.conformance.adapter.related import RelatedAdapters
     from pytest_mistral_lora.conformance.checks import Subject
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
     from pytest_mistral_lora.serving.gguf_file import GgufFile
-
-
-@dataclass(frozen=True)
-class AdapterFamily:
-    """The adapters of a run, which are compared with each other.
-
-    Attributes:
-        folders: Their folders.
-    """
-
-    folders: tuple[Path, ...]
-
-    @cached_property
-    def related(self) -> RelatedAdapters:
-        """The comparison, which every check of the family shares."""
-        from pytest_mistral_lora.conformance.adapter.related import RelatedAdapters
-
-        return RelatedAdapters(self.folders)
 
 
 @dataclass(frozen=True)
@@ -53,14 +35,12 @@ class AdapterTarget(Target):
         base: The base checkpoint's folder, or None to look for it.
         dataset: The files that it was trained on, in the order of its recipe; may be empty.
         beside: The folders of the run; one of them may be the adapter of a merged model.
-        family: The adapters of the run, this one among them; None if it is the only one.
         maker: The recipe that made it; None if it was named without one.
     """
 
     base: Path | None = None
     dataset: tuple[Path, ...] = ()
     beside: tuple[Path, ...] = ()
-    family: AdapterFamily | None = None
     maker: RecipeTarget | None = None
 
     @classmethod
@@ -198,7 +178,7 @@ class GgufTarget(Target):
         return CheckpointTokenizer(found.oracle.path)
 
 
-MODEL_PLACE, TOKENIZER_PLACE = "model", "processing_class"
+MODEL_PLACE, TOKENIZER_PLACE = (Place(NamedSource(name, is_value=True)) for name in ("model", "processing_class"))
 """The names of the two in a trainer, as places of findings."""
 
 _LORA = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\.(?P<adapter>[^.]+)")
@@ -342,17 +322,20 @@ class TrainerTarget(Target):
 
     def with_places(self, findings: Iterable[Finding]) -> Iterator[Finding]:
         """Yield findings about the copies, with the names of the things in the trainer as places."""
-        folder = str(given_path(self.path))
+        folder = given_path(self.path)
         names = {
-            f"{folder}/{MODEL_CONFIG}": f"{MODEL_PLACE}.config",
-            f"{folder}/{GENERATION_CONFIG}": f"{MODEL_PLACE}.generation_config",
-            folder: TOKENIZER_PLACE,
+            MODEL_CONFIG: f"{MODEL_PLACE}.config",
+            GENERATION_CONFIG: f"{MODEL_PLACE}.generation_config",
+            ".": str(TOKENIZER_PLACE),
         }
         for finding in findings:
-            place = finding.place
-            for path, name in names.items():
-                place = place.replace(path, name)
-            yield replace(finding, place=place)
+            path = Path(finding.place.source.name)
+            if not path.is_relative_to(folder):
+                yield finding
+                continue
+            file = path.relative_to(folder).as_posix()
+            source = NamedSource(names.get(file, f"{TOKENIZER_PLACE}/{file}"), is_value=True)
+            yield replace(finding, place=replace(finding.place, source=source))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.reading import similar_path
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import NOWHERE
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.recipe import Recipe
@@ -99,4 +100,6 @@ def base_of(recipe: Recipe) -> Path:
     from pytest_mistral_lora.checkpoint.pins import resolve
 
     base = recipe.base
-    return base.path or resolve(str(base.repo), str(base.revision), weights=False, place="base.revision")
+    return base.path or resolve(
+        str(base.repo), str(base.revision), weights=False, place=NOWHERE.within("base", "revision")
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -16,9 +15,11 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, NOTHING_JUDGED, Audit, LineVerdict, rules_of
 from pytest_mistral_lora.conformance.encoded.template_cause import cause_of
-from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings, in_words
 from pytest_mistral_lora.conformance.targets import RunnerTarget
 from pytest_mistral_lora.errors import InputError, RunnerError
+from pytest_mistral_lora.formats.row_sources import FileRows, MadeRows
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.goldens import packaged_cases
 
@@ -62,30 +63,6 @@ class RunnerRows:
 _Encoded = Callable[[], RunnerRows | InputError]
 
 
-def with_row_places(
-    finding: Finding, *, file: Path, rows: Sequence[Row], source: str, fixes: Mapping[str, str]
-) -> Finding:
-    """Return a finding with the places of the runner's input rows, and with its fix in the runner's own words if any.
-
-    Args:
-        finding: A finding about the encoded rows.
-        file: The encoded rows, one line a row; they are removed with the session.
-        rows: The rows that the runner got.
-        source: The name of all rows together.
-        fixes: The fix of each rule in the runner's configuration.
-    """
-
-    def place(match: re.Match[str]) -> str:
-        line = int(match[1] or 0)
-        return rows[line - 1].place if 0 < line <= len(rows) else source
-
-    texts: dict[str, Any] = {
-        name: re.sub(rf"{re.escape(str(file))}(?::(\d+))?", place, getattr(finding, name))
-        for name in ("place", "found", "detail")
-    }
-    return replace(finding, **texts, fix=fixes.get(finding.rule, finding.fix))
-
-
 def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputError:
     """Let the runner encode a target's rows, or read a worker's result in this session; judge them.
 
@@ -123,16 +100,15 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputEr
     rows = prompt_rows(file) if runner.is_evaluation else given.by_line
     trained = own.rows if runner.is_evaluation else ()
     fixes = runner_fixes(f"{target.runner}-preferences" if given.task else target.runner)
-    shown = partial(with_row_places, file=file, rows=rows, source=target.name, fixes=fixes)
     audit = Audit(
-        file,
+        MadeRows(FileRows(file), [row.place for row in rows], Place.of(target.name)),
         target.oracle,
         base=target.tokenizer.path,
         judges_answers=bool(own.rows),
         trained=trained,
         cause=cause_of(target.judge),
     )
-    verdicts = [replace(verdict, findings=tuple(map(shown, verdict.findings))) for verdict in audit.verdicts()]
+    verdicts = [replace(verdict, findings=in_words(verdict.findings, fixes)) for verdict in audit.verdicts()]
     whole = verdicts.pop()
     cases = [] if target.has_own_rows else [case.name for case in packaged_cases() if case.fits(target.oracle)]
     outcomes = (outcome["ran_under"], outcome["refused"])
@@ -186,7 +162,7 @@ def _check_classes(encoded: _Encoded, name: str, group: str) -> Result:
         for finding in findings:
             if finding.rule in rules:
                 by_rule.setdefault(finding.rule, []).append(finding)
-    shown = (first_findings(of_rule, KEPT, name) for of_rule in by_rule.values())
+    shown = (first_findings(of_rule, KEPT, Place.of(name)) for of_rule in by_rule.values())
     if not by_rule and group in made.not_checked:
         return Result(not_checked=made.not_checked[group])
     return Result(tuple(finding for of_rule in shown for finding in of_rule))

@@ -319,7 +319,7 @@ class ServerTarget(JudgedTarget):
         elif self.rows:
             # an unreadable row is a finding of the dataset, not of the server
             read = (row for path in self.rows for row in scan_rows(path))
-            named = [(row.place, row) for row in read if isinstance(row, Row)]
+            named = [(str(row.place), row) for row in read if isinstance(row, Row)]
         else:
             cases = (case for case in packaged_cases() if self.oracle.facts in case.versions and not case.needs)
             named = [(case.name, case.row) for case in cases]

@@ -16,6 +16,7 @@ from pytest_mistral_lora.errors import MistralLoraError, NoTemplateError, Runner
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.reading.chunks import DataFile
+    from pytest_mistral_lora.chat.reading.row_source import RowSource
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -266,14 +267,20 @@ class EncodedTarget(JudgedTarget):
     Attributes:
         judge: The target whose tokenizer they are compared with.
         dataset: The chat JSONL files that they were made of, in order; may be empty.
+        source: The rows, if they are not the file or folder at `path`.
+        fixes: The fix of each rule in the words of the trainer that made the rows; empty if it is not known.
     """
 
     dataset: tuple[Path, ...] = ()
+    source: RowSource | None = None
+    fixes: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
-    def file(self) -> Path:
-        """The encoded-rows file."""
-        return given_path(self.path)
+    def rows(self) -> RowSource:
+        """The encoded rows."""
+        from pytest_mistral_lora.formats.row_sources import FileRows
+
+        return FileRows(given_path(self.path)) if self.source is None else self.source
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import TokenDiff, with_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.tokenizer_folder import loaded_place, own_template
+from pytest_mistral_lora.checkpoint.tokenizer_folder import in_folder, loaded_place, own_template
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, shown_difference
 from pytest_mistral_lora.conformance.mask.fim_law import fim_violation
 from pytest_mistral_lora.conformance.mask.row_laws import assistant_text_violation
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
-from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection, RowError
-from pytest_mistral_lora.records.contributed import ContributedSet, find_set
+from pytest_mistral_lora.errors import MistralLoraError, OracleRejection, RowError
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.goldens import (
     Case,
     Golden,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.chat.templates.compare import Difference
-    from pytest_mistral_lora.chat.templates.published import TemplateMatch
+    from pytest_mistral_lora.chat.templates.published import PublishedTemplate
 
 UNSTEADY = {"unsteady": "ML021", "surrogate": "ML022"}
 """The rule of each kind of error that is a fault of the template for any row."""
@@ -43,16 +42,14 @@ UNSTEADY = {"unsteady": "ML021", "surrogate": "ML022"}
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield one check for each packaged case, and one of `apply_chat_template`.
 
-    A shipped tokenizer has its own goldens, and so has a recorded file; any other tokenizer is judged by the rows of
-    all versions.
+    A shipped tokenizer has its own goldens; any other tokenizer is judged by the rows of all versions.
     """
     if target.path is None:
         for path in golden_paths(goldens_folder() / "templates" / target.name):
             yield Check(target, "template", path.stem, partial(lambda path: judge(target, load(path)), path))
     else:
         for case in packaged_cases():
-            yield Check(target, "template", case.name, partial(_check_packaged, target, case, settings.golden_folders))
-        yield Check(target, "template", "recorded-set", partial(_check_set, target, settings.golden_folders))
+            yield Check(target, "template", case.name, partial(_check_packaged, target, case))
         if isinstance(target, RecipeTarget) or target.path.is_dir():
             yield Check(target, "template", "published", partial(_check_published, target))
     yield Check(target, "template", "apply-chat-template", partial(_check_applied, target))
@@ -77,7 +74,7 @@ def _check_applied(target: Target) -> Result:
     return Result(not_checked="" if rendered else "the chat template renders none of the packaged rows")
 
 
-def _check_packaged(target: Target, case: Case, folders: tuple[Path, ...]) -> Result:
+def _check_packaged(target: Target, case: Case) -> Result:
     golden: Golden | None = None
     if target.shipped_name is not None:
         # a file with the bytes of a shipped tokenizer has its goldens, under any name
@@ -87,26 +84,11 @@ def _check_packaged(target: Target, case: Case, folders: tuple[Path, ...]) -> Re
         golden = load(path)
     elif not case.fits(target.oracle):
         return Result(not_checked=f"{target.oracle.version} cannot encode this case")
-    elif isinstance(recorded := find_set(target.oracle.sha256, folders), ContributedSet):
-        golden = recorded.goldens.get(case.name)
     result = judge(target, golden or case)
     if result.findings or target.has_template:
         return result
     # mistral-common's ids equal the recorded ones: the case is about the template
     return Result(not_checked=f"{target.tokenizer.path}: there is no chat template to check")
-
-
-def _check_set(target: Target, folders: tuple[Path, ...]) -> Result:
-    """Judge the set of recorded rows of a target's tokenizer file, and name it in the facts."""
-    if target.shipped_name is not None:
-        return Result()
-    sha256 = target.oracle.sha256
-    found = find_set(sha256, folders)
-    if isinstance(found, InputError):
-        return Result((Finding("ML001", found.found, found.place, found.expected),))
-    if found is None:
-        return Result(not_checked=f"no ids are recorded for the tokenizer file {sha256[:16]} (--mistral-golden-update)")
-    return Result(facts=(("goldens of", found.text),))
 
 
 def _check_published(target: Target) -> Result:
@@ -119,13 +101,15 @@ def _check_published(target: Target) -> Result:
     source = own_template(files)
     if source is None:
         return Result(not_checked="there is no chat template")
-    match = published_templates().find(source)
-    if match is not None and match.is_unchanged:
-        place = f"{files.path}/{loaded_place(files)}"
-        return Result(tuple(_engine_findings(match, place)), facts=(("template of", match.text),))
+    register = published_templates()
+    published = register.find(source)
+    if published is not None:
+        place = in_folder(files.path, loaded_place(files))
+        findings = tuple(_engine_findings(published, register.llamacpp, place))
+        return Result(findings, facts=(("template of", f"that of {published.title} ({register.date}), unchanged"),))
     if _is_generated(target, source):
         return Result(facts=(("template of", f"mistral-common {VERSION} generates it"),))
-    return Result(facts=(("template of", match.text),) if match is not None else ())
+    return Result()
 
 
 def _is_generated(target: Target, source: str) -> bool:
@@ -144,9 +128,8 @@ def _is_generated(target: Target, source: str) -> bool:
     return False
 
 
-def _engine_findings(match: TemplateMatch, place: str) -> Iterator[Finding]:
-    """Yield ML023 for each error that llama.cpp's engine ended in on the packaged rows."""
-    template, build = match.templates[0], match.register.llamacpp
+def _engine_findings(template: PublishedTemplate, build: str, place: Place) -> Iterator[Finding]:
+    """Yield ML023 for each error that llama.cpp's engine, of a build, ended in on the packaged rows."""
     for error, cases in template.llamacpp.failed.items():
         found = (
             f"llama.cpp {build} fails at {len(cases)} of {template.llamacpp.rows} packaged prompts, "
@@ -172,7 +155,7 @@ def judge(target: Target, case: Golden | Case) -> Result:
         encoded = target.oracle.encode(case.row)
     except OracleRejection as error:
         if golden:
-            finding = Finding("ML002", error.found, str(golden.path), "the recorded ids", row=case.row.to_jsonl())
+            finding = Finding("ML002", error.found, Place.of(golden.path), "the recorded ids", row=case.row.to_jsonl())
             return Result((finding,))
         return Result(not_checked=f"{target.oracle.version} cannot encode this case: {error.found}")
     findings = list(_against_record(target, golden, encoded)) if golden else []
@@ -191,24 +174,24 @@ def judge(target: Target, case: Golden | Case) -> Result:
     return Result(tuple(findings))
 
 
-def template_file(target: Target) -> str:
-    """Return the file of a folder's own template; empty for the template that mistral-common generates for a file."""
+def template_file(target: Target) -> Place:
+    """Return the place of a folder's own template; empty for the template that mistral-common generates for a file."""
     files = target.tokenizer.files
-    return f"{files.path}/{loaded_place(files)}" if files.path.is_dir() else ""
+    return in_folder(files.path, loaded_place(files)) if files.path.is_dir() else NOWHERE
 
 
-def _place_of_case(case: Golden | Case, template: str) -> str:
+def _place_of_case(case: Golden | Case, template: Place) -> Place:
     """Return the place of a difference on a packaged row, the template's file; on a user's golden, the golden."""
     if not isinstance(case, Golden):
-        return template or case.name
+        return template or Place.of(case.name)
     is_packaged = case.path.is_relative_to(goldens_folder())
     return template if template and is_packaged else _place(case)
 
 
-def _place(golden: Golden) -> str:
+def _place(golden: Golden) -> Place:
     if not golden.path.is_relative_to(goldens_folder()):
-        return str(golden.path)  # a user's golden: CI shows a finding beside the file
-    return f"{golden.path.parent.name}/{golden.path.name}"
+        return Place.of(golden.path)  # a user's golden: CI shows a finding beside the file
+    return Place.of(f"{golden.path.parent.name}/{golden.path.name}")
 
 
 def _against_record(target: Target, golden: Golden, now: EncodedRow) -> Iterator[Finding]:
@@ -241,8 +224,8 @@ def template_findings(
     row: Row,
     *,
     recorded: Collection[str] | None = None,
-    place: str = "",
-    file: str = "",
+    place: Place = NOWHERE,
+    file: Place = NOWHERE,
     versions: str = "",
 ) -> Iterator[Finding]:
     """Yield each difference that a chat template makes to a row, if no named deviation explains it.
@@ -268,7 +251,7 @@ def template_findings(
         return
     fix = _fix(template) if comparison.differences else ""
     for difference in comparison.differences:
-        found, ids = difference_words(difference, "" if file == place else file)
+        found, ids = difference_words(difference, NOWHERE if file == place else file)
         sides = comparison.sides_of(difference)
         spans = comparison.oracle.spans if sides and sides[0][1] is not None else ()
         parts: dict[str, Any] = {"detail": ""}
@@ -305,7 +288,7 @@ def template_findings(
 _SIDES = ("mistral-common", "chat template")
 
 
-def difference_words(difference: Difference, file: str = "") -> tuple[str, str]:
+def difference_words(difference: Difference, file: Place = NOWHERE) -> tuple[str, str]:
     """Return a difference between a template and mistral-common in words, and a line with its texts and ids.
 
     The line is empty if the words have no shape, which says all that is known.
@@ -341,7 +324,7 @@ def _write_template(prompt: str) -> str:
     return f"`mistral-lora template --tokenizer {{checkpoint}}{system_prompt} --output served/chat_template.jinja`"
 
 
-def own_prompt_finding(template: ChatTemplate, place: str, *, has_oracle: bool = True) -> Finding | None:
+def own_prompt_finding(template: ChatTemplate, place: Place, *, has_oracle: bool = True) -> Finding | None:
     """Return ML224 for a template that writes its own system prompt; None for other templates.
 
     It is an error if the prompt holds a name in braces that no library replaces, or changes with the clock.

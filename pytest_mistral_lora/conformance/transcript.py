@@ -14,6 +14,7 @@ from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError, TokenizerError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.goldens import golden_paths
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load
@@ -182,7 +183,7 @@ class TranscriptChecks:
             try:
                 transcript.require_ids_below(known)
             except InputError as error:
-                place = f"{_file_of(transcript.case, self.golden)}, {error.place.rpartition(', ')[2]}"
+                place = _file_of(transcript.case, self.golden).within(*error.place.part)
                 found[transcript.case] = Finding("ML806", error.found, place, error.expected, error.next_step)
         return found
 
@@ -292,7 +293,7 @@ def different_answer(judgement: AnswerJudgement, golden: Path) -> Iterator[Findi
     if judgement.tier == "different":
         token = judgement.difference.token if judgement.difference else 0
         detail = "\n".join([f"tier: {judgement.tier}", *difference_text(judgement)])
-        place = f"{_file_of(judgement.case, golden)}, token {token}"
+        place = _file_of(judgement.case, golden).at_token(token)
         yield Finding("ML804", f"answered {judgement.text!r}", place, repr(judgement.golden_text), detail)
 
 
@@ -303,5 +304,5 @@ def broken_formats(judgement: AnswerJudgement, golden: Path) -> Iterator[Finding
         yield Finding("ML805", f"{check.name}: {check.reason}", place, "passed, as recorded")
 
 
-def _file_of(case: str, golden: Path) -> str:
-    return str(golden if golden.is_file() else golden / f"{case}.json")
+def _file_of(case: str, golden: Path) -> Place:
+    return Place.of(golden if golden.is_file() else golden / f"{case}.json")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.row_kinds import parse_trained
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.hub_cache import snapshot_of
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
@@ -20,7 +19,7 @@ from pytest_mistral_lora.conformance.targets import EncodedTarget, RecipeTarget,
 from pytest_mistral_lora.conformance.template import judge
 from pytest_mistral_lora.conformance.transcript import TranscriptChecks, TranscriptModel, load_model, model_of
 from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection, PinError, RowError, TokenizerError
-from pytest_mistral_lora.records.contributed import CONTRIBUTED, record_set
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.goldens import Case, Golden, check_case_name, golden_paths, load, record
 
 if TYPE_CHECKING:
@@ -111,16 +110,16 @@ def _read_golden_rows(folder: Path) -> dict[str, GoldenRow | RowError]:
         for item in items:
             row: GoldenRow | RowError
             if isinstance(item, RowError):
-                line_number = item.place.rpartition(":")[2]
-                name, row = f"{stem}-{line_number}" if line_number.isdigit() else stem, item
+                number = item.place.record
+                name, row = stem if number is None else f"{stem}-{number}", item
             else:
                 line, data = item
                 name = default = f"{stem}-{line}"
-                place = f"{path}:{line}"
+                place = Place.of(path, line)
                 try:
                     row = GoldenRow(parse_trained(data, place=place), data)
                     given = data.get("name", default)
-                    name = check_case_name(given if isinstance(given, str) else repr(given), place=f"{place}, name")
+                    name = check_case_name(given if isinstance(given, str) else repr(given), place=place / "name")
                 except RowError as error:
                     row = error
                 except MistralLoraError as error:
@@ -136,29 +135,10 @@ def _read_golden_rows(folder: Path) -> dict[str, GoldenRow | RowError]:
 
 
 def rendering_checks(target: Target, settings: Settings) -> Iterator[Check]:
-    """Yield one check for each row and each recorded golden of the user's folders; one records the packaged rows."""
+    """Yield one check for each row and each recorded golden of the user's folders."""
     function = _record_rendering if settings.update else _judge_rendering
-    if settings.update and settings.golden_folders and target.path is not None:
-        yield Check(target, "template", CONTRIBUTED, partial(_record_packaged, target, settings.golden_folders[0]))
     for case in user_cases(settings.golden_folders, "templates", target):
         yield Check(target, "template", case.check, partial(function, target, case))
-
-
-def _record_packaged(target: Target, folder: Path) -> Result:
-    """Record the packaged rows for a tokenizer file that is not shipped, ready to contribute."""
-    if target.shipped_name is not None:
-        return Result(not_checked=f"the packaged goldens of {target.shipped_name} are those of this file")
-    try:
-        home, written = record_set(target.oracle, folder, snapshot_of(target.tokenizer.path))
-    except OracleRejection as error:
-        return Result((Finding("ML007", error.found, error.place, error.expected),))
-    except InputError as error:
-        return error_result(error)
-    except TokenizerError:
-        raise
-    except MistralLoraError as error:
-        return Result((Finding("ML004", error.found, error.place, detail=error.next_step),))
-    return Result(facts=(("golden", str(home)), ("written", written), ("orphan", False)))
 
 
 def _judge_rendering(target: Target, case: UserCase) -> Result:
@@ -168,7 +148,7 @@ def _judge_rendering(target: Target, case: UserCase) -> Result:
     if not path.is_file():
         # with a faulty recipe or a missing base, no row can be recorded: report this one cause
         _ = target.tokenizer
-        place = row.row.place if row else ""
+        place = row.row.place if row else NOWHERE
         return Result((Finding("ML007", "the row is not recorded", place, f"a golden {path}"),))
     try:
         golden = load(path)
@@ -290,7 +270,7 @@ def _record_transcript(model: TranscriptModel, case: UserCase) -> Result:
         anew = "a golden transcript, or no file: remove it to record anew"
         return Result((Finding("ML801", error.found, error.place, anew),))
     if reason := model.make_room():
-        return Result((Finding("ML007", f"cannot be recorded: {reason}", str(model.folder.path)),))
+        return Result((Finding("ML007", f"cannot be recorded: {reason}", Place.of(model.folder.path)),))
     try:
         spec, question = model.spec, _question(case, before)
         if question is None:

@@ -124,6 +124,17 @@ SERVED_GRAMMAR = KnownFault(
 )
 """The fault of the versions that pip resolves for vLLM 0.32.0."""
 
+COMBINED_RSLORA = KnownFault(
+    "combined-rslora",
+    {"peft": "<=0.21.2"},
+    "add_weighted_adapter gives adapters of rsLoRA a sum that is √r times too strong, with r the rank of the sum: it "
+    "leaves use_rslora on, though A and B have the scales of their sources already",
+    'set "use_rslora": false in the adapter_config.json of the sum',
+    "https://github.com/huggingface/peft/issues/3761",
+    "note",
+)
+"""The fault of sums of adapters, which no folder shows by itself."""
+
 _UPSTREAM = "docs/upstream/README.md"
 _DECODE = "take the ids of the answer from the server, and decode them with mistral-common"
 
@@ -297,6 +308,7 @@ KNOWN_FAULTS: tuple[KnownFault, ...] = (
         "note",
         rules=("ML652", "ML564"),
     ),
+    COMBINED_RSLORA,
     *SERVER_FAULTS,
 )
 """The known faults of every version that can be installed beside this package, errors first, and those of servers."""

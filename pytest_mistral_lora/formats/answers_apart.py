@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_mistral_lora.chat.fields import Place
+from pytest_mistral_lora.chat.fields import error_at
 from pytest_mistral_lora.formats.report import Change, changed
+from pytest_mistral_lora.places import Place
 
 Messages = list[dict[str, Any]]
 
 
 def pair_of(
-    chosen: Messages, rejected: Messages, answer_at: int | None, place: str
+    chosen: Messages, rejected: Messages, answer_at: int | None, place: Place
 ) -> tuple[dict[str, Any], list[Change]]:
     """Return the turns of a pair, and the changes.
 
@@ -36,13 +37,13 @@ def pair_of(
     differ = any(message["role"] not in ("assistant", "tool") for answer in answers.values() for message in answer)
     if not answer_at or answer_at > common or differ:
         expected = "one prompt, which both conversations begin with"
-        raise Place(place, "rejected").error("has another prompt than the chosen answer", expected)
+        raise error_at(place / "rejected", "has another prompt than the chosen answer", expected)
     prompt, changes = _unscored(chosen[:answer_at])
     return {"prompt": prompt, **{key: _scored(answer) for key, answer in answers.items()}}, changes
 
 
 def rated_of(
-    messages: Messages, answer_at: int | None, is_good: bool, place: str
+    messages: Messages, answer_at: int | None, is_good: bool, place: Place
 ) -> tuple[dict[str, Any], list[Change]]:
     """Return the turns of a rated answer, and the changes.
 
@@ -57,7 +58,7 @@ def rated_of(
     """
     answer_at = after_prompt(messages) if answer_at is None else answer_at
     if not messages[answer_at:]:
-        raise Place(place, "messages").error("no answer to rate", "an answer after the last request")
+        raise error_at(place / "messages", "no answer to rate", "an answer after the last request")
     prompt, changes = _unscored(messages[:answer_at])
     return {"prompt": prompt, "completion": _scored(messages[answer_at:]), "label": is_good}, changes
 

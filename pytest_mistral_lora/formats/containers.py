@@ -34,13 +34,13 @@ from pytest_mistral_lora.chat.container import (
     Container,
     container_of,
 )
-from pytest_mistral_lora.chat.places import record_place
 from pytest_mistral_lora.chat.reading import STRICT, fault_of, limits, lines_of, opened, read_line
 from pytest_mistral_lora.chat.remedies import AGAIN, json_step, unpack_step, unreadable
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.extras import require_extra
 from pytest_mistral_lora.formats import tables
 from pytest_mistral_lora.formats.tables import refuse_two_columns
+from pytest_mistral_lora.places import Place
 
 _BATCH = 256
 _CHUNK = 1 << 16
@@ -57,7 +57,7 @@ class Record(NamedTuple):
         value: The record as plain data, or the error that makes it unreadable.
     """
 
-    place: str
+    place: Place
     value: Any
 
 
@@ -242,7 +242,7 @@ def _line_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
     for number, line in lines_of(file):
         item = read_line(path, number, line)
         if item is not None:
-            yield Record(f"{path}:{number}", item if isinstance(item, RowError) else item[1])
+            yield Record(Place.of(path, number), item if isinstance(item, RowError) else item[1])
 
 
 def _value_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
@@ -257,7 +257,7 @@ def _value_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
         number = 0
         while text.next() not in ("", "]" if in_array else ""):
             number += 1
-            place = record_place(path, number, text.line)
+            place = Place.of(path, number, text.line)
             yield Record(place, _next_value(place, text))
             if in_array and text.skip(","):
                 if text.next() == "]":
@@ -267,7 +267,7 @@ def _value_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
         if in_array and not text.skip("]"):
             raise InputError("the array is cut off: its closing bracket is missing", place=str(path), next_step=AGAIN)
         if in_array and text.next():
-            raise InputError("text follows the array", place=record_place(path, number, text.line))
+            raise InputError("text follows the array", place=Place.of(path, number, text.line))
 
 
 class _JsonText:
@@ -316,7 +316,7 @@ class _JsonText:
         return bool(more)
 
 
-def _next_value(place: str, text: _JsonText) -> Any:
+def _next_value(place: Place, text: _JsonText) -> Any:
     """Return the next value, or its error."""
     size, most = _CHUNK, limits.MAX_ROW_BYTES
     while True:
@@ -374,7 +374,7 @@ def _csv_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
                 lines.start_row()
                 if not header:
                     header = cells
-                    refuse_two_columns(header, f"{path}:{lines.line}")
+                    refuse_two_columns(header, Place.of(path, line=lines.line))
                     continue
                 if not cells:
                     continue
@@ -407,9 +407,9 @@ class _CsvLines:
         self._first = 1
 
     @property
-    def place(self) -> str:
+    def place(self) -> Place:
         """The place of the current row."""
-        return record_place(self._path, self.rows + 1, self._first)
+        return Place.of(self._path, self.rows + 1, self._first)
 
     def start_row(self) -> None:
         """Take the next line for the first of the next row."""
@@ -435,7 +435,7 @@ def _table_records(name: str, path: Path, outer: Container, progress: Callable[[
     require_extra("parquet")
     for piece in tables.pieces(path, name):
         for number, value in enumerate(piece.values, start=piece.first):
-            place = f"{path}:{number}"
+            place = Place.of(path, number)
             yield Record(place, limits.row_too_large(value, place) if isinstance(value, int) else value)
         progress(piece.read)
 

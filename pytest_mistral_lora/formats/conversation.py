@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.fields import ROLES, Place, kind_of
+from pytest_mistral_lora.chat.fields import ROLES, error_at, kind_of
 from pytest_mistral_lora.chat.foreign_fields import CALL, CONTENT, FLAGS, MEDIA_PARTS, THINKING
 from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.report import Change, changed, lost
 from pytest_mistral_lora.formats.tool_calls import ToolCalls, from_json
+from pytest_mistral_lora.places import Place
 
 MESSAGE_LISTS = ("messages", "conversations", "conversation", "interactions", "contents")
 """Keys under which records have a list of messages."""
@@ -96,7 +97,7 @@ def convert_messages(
     changes: list[Change] = []
     items = from_json(items, changes, place)
     if not isinstance(items, Sequence) or isinstance(items, str):
-        raise place.error(f"is {kind_of(items)}", "a list of messages")
+        raise error_at(place, f"is {kind_of(items)}", "a list of messages")
     calls.reserve_ids(items)
     items, numbers, more = _with_results_apart(items)
     changes += more
@@ -161,7 +162,7 @@ def _result_chunks(item: Any) -> list[Mapping[str, Any]]:
 
 def _role_of(item: Any, place: Place, layout: Layout) -> tuple[str, list[Change]]:
     if not isinstance(item, Mapping):
-        raise place.error(f"is {kind_of(item)}", "a message: an object with a role and a content")
+        raise error_at(place, f"is {kind_of(item)}", "a message: an object with a role and a content")
     key = layout.message_keys.get("role") or ("from" if item.get("role") is None else "role")
     given = item.get(key)
     role = layout.role(given)
@@ -169,10 +170,10 @@ def _role_of(item: Any, place: Place, layout: Layout) -> tuple[str, list[Change]
         found = repr(given) if given is not None else "is missing"
         step = "Declare it: `tags` of LLaMA-Factory's dataset_info.json, or `roles` of Axolotl's datasets."
         names = ", ".join([*ROLES, *layout.roles, "human, gpt, observation, function_call"])
-        raise (place / key).error(found, f"one of {names}", step)
+        raise error_at(place / key, found, f"one of {names}", step)
     for other in {"role", "from"} - {key}:
         if layout.role(item.get(other)) not in (None, role):
-            raise (place / other).error(f"{item[other]!r}, and `{key}` is {given!r}", "one role")
+            raise error_at(place / other, f"{item[other]!r}, and `{key}` is {given!r}", "one role")
     return role, [changed("roles", f"{given} is {role}")] if role not in (given, CALL) else []
 
 
@@ -187,7 +188,7 @@ def _convert_message(
     if role == CALL:
         content, called = None, from_json(content, changes, place)
         if not called:
-            raise place.error("has no tool call", 'JSON of {"name": …, "arguments": …}')
+            raise error_at(place, "has no tool call", 'JSON of {"name": …, "arguments": …}')
     if role == "assistant" and called is None and isinstance(content, str):
         content, called = _calls_in_text(content)
         if called is not None:
@@ -370,12 +371,12 @@ def _weigh(
         if value is None:
             continue
         if not isinstance(value, bool | int | float):
-            raise (place / key).error(repr(value), "true, false or a number")
+            raise error_at(place / key, repr(value), "true, false or a number")
         if key != "weight" or type(value) is not int:
             changes.append(changed("weights", key if trains else f"{key}, of which true is 0"))
         found.add(float(value if trains else not value))
     if len(found) > 1:
-        raise place.error("flags of training that contradict each other", "one of them")
+        raise error_at(place, "flags of training that contradict each other", "one of them")
     if message["role"] != "assistant":
         if any(found) or (not found and message["role"] in (layout.trained or ())):
             changes.append(lost("trained-prompts"))
@@ -433,7 +434,7 @@ def _listed_results(content: Any, place: Place, count: int) -> list[str]:
     except ValueError:
         results = None
     if not isinstance(results, list) or len(results) != count:
-        raise place.error(f"one result for {count} calls", "a result for each call, or a list of them")
+        raise error_at(place, f"one result for {count} calls", "a result for each call, or a list of them")
     return [result if isinstance(result, str) else json.dumps(result, ensure_ascii=False) for result in results]
 
 

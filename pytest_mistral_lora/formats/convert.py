@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from pytest_mistral_lora.chat.fields import Place, check_text, kind_of
+from pytest_mistral_lora.chat.fields import check_text, kind_of
 from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
 from pytest_mistral_lora.chat.row_kinds import parse_rows, record_kind
 from pytest_mistral_lora.chat.rows import Row
@@ -23,6 +23,7 @@ from pytest_mistral_lora.formats.converter import convert_record
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.recognition import FORMATS, recognise, unread_columns
 from pytest_mistral_lora.formats.report import LOSSES, Report, refuse_unknown_losses
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import finished_file, remove_temporaries
 
 _LOOKED_AT = 20
@@ -217,7 +218,7 @@ def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
     return Layout(recognised.name), recognised.title
 
 
-def _refuse_unwritable_columns(data: Mapping[str, Any], place: str) -> None:
+def _refuse_unwritable_columns(data: Mapping[str, Any], place: Place) -> None:
     """Refuse an extra column that cannot be written to a file: `parse_rows` does not read it.
 
     Raises:
@@ -226,8 +227,8 @@ def _refuse_unwritable_columns(data: Mapping[str, Any], place: str) -> None:
     keys = record_kind(data).keys
     for key, value in data.items():
         if key not in keys:
-            check_text(key, Place(place, "column " + json.dumps(key)))
-            check_text(json.dumps(value, ensure_ascii=False), Place(place, key))
+            check_text(key, place / ("column " + json.dumps(key)))
+            check_text(json.dumps(value, ensure_ascii=False), place / key)
 
 
 def _converted(

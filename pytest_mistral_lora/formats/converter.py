@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.fields import Place, kind_of, refuse_near_misses
+from pytest_mistral_lora.chat.fields import error_at, kind_of, refuse_near_misses
 from pytest_mistral_lora.chat.foreign_fields import MEDIA
 from pytest_mistral_lora.chat.row_kinds import CONVERSATION, record_kind
 from pytest_mistral_lora.errors import RowError
@@ -19,6 +19,7 @@ from pytest_mistral_lora.formats.recognition import FORMATS, recognise
 from pytest_mistral_lora.formats.report import Change, changed, lost
 from pytest_mistral_lora.formats.row_format import Recognised
 from pytest_mistral_lora.formats.tool_calls import ToolCalls, convert_tools, has_padding
+from pytest_mistral_lora.places import NOWHERE, Place
 
 _COLUMNS = {
     # the last two: Gemini's API, as its SDKs and its REST interface spell it
@@ -102,7 +103,7 @@ def convert_record(
         changes.append(changed("function-call"))
     tools, rest, more = _column(rest, "tools", "keys", layout)
     changes += more
-    tools, more = convert_tools(tools, Place(record.place, "tools"), padded=padded)
+    tools, more = convert_tools(tools, record.place / "tools", padded=padded)
     changes += more
     user_fields, more = _own_keys(rest, turns)
     return {**turns, **({"tools": tools} if tools else {}), **user_fields}, changes + more
@@ -200,7 +201,7 @@ def _mark(fields: Mapping[str, Any], reading: RecordReading) -> _Mark | None:
             continue
         flag = _flag(fields[key])
         if flag is None and key == declared:
-            raise Place(reading.place, key).error(repr(fields[key]), "true or false")
+            raise error_at(reading.place / key, repr(fields[key]), "true or false")
         # 0 may be a user's class, but beside a prompt and its completion it is KTO's mark
         is_word = str(fields[key]).lower() in ("true", "false")
         if flag is not None and (is_word or key == declared or reading.layout.format == "prompt-completion"):
@@ -233,7 +234,7 @@ def _with_system(
     text = text or layout.system
     text = _text_of_parts(text)
     if not isinstance(text, str):
-        raise Place(reading.place, "system").error(f"is {kind_of(text)}", "a string")
+        raise error_at(reading.place / "system", f"is {kind_of(text)}", "a string")
     if not text or layout.drop_system:
         return messages, rest, changes
     if messages and messages[0]["role"] == "system":
@@ -279,7 +280,7 @@ def _with_only_last(
     return weighed, rest, [changed("only-last")]
 
 
-def _up_to_last_answer(messages: list[dict[str, Any]], place: str) -> tuple[list[dict[str, Any]], list[Change]]:
+def _up_to_last_answer(messages: list[dict[str, Any]], place: Place) -> tuple[list[dict[str, Any]], list[Change]]:
     """Return the messages up to the last answer.
 
     Raises:
@@ -287,12 +288,12 @@ def _up_to_last_answer(messages: list[dict[str, Any]], place: str) -> tuple[list
     """
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if answers and len(answers) == len(messages):
-        raise Place(place, "messages").error("answers without a question", "a user or system message before")
+        raise error_at(place / "messages", "answers without a question", "a user or system message before")
     for index in answers:
         content = messages[index].get("content")
         if isinstance(content, str) and not content.strip(" ") and "tool_calls" not in messages[index]:
             found, expected = "an empty answer", "a text: no tokenizer of Mistral's encodes an answer without one"
-            raise Place(place, f"messages[{index}].content").error(found, expected)
+            raise error_at(place / "messages" / index / "content", found, expected)
     if answers and answers[-1] < len(messages) - 1:
         return messages[: answers[-1] + 1], [lost("last-prompt")]
     return messages, []
@@ -303,7 +304,7 @@ def _own_keys(fields: Mapping[str, Any], turns: Mapping[str, Any]) -> tuple[dict
     kept, changes = {}, []
     for key, value in fields.items():
         try:
-            refuse_near_misses({key: value}, "")
+            refuse_near_misses({key: value}, NOWHERE)
             json.dumps(value, allow_nan=False)
         except (RowError, TypeError, ValueError):
             changes.append(lost("keys", str(key)))

@@ -16,6 +16,7 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.convert import Source
 from pytest_mistral_lora.formats.files import source_files
 from pytest_mistral_lora.formats.layouts import Layout, axolotl_layout, llamafactory_layout
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.schema import error_in_words
 
 _ON_A_HUB = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
@@ -83,7 +84,7 @@ class _LlamaFactoryEntry(BaseModel, extra="allow", strict=True):
     tags: dict[str, str | None] | None = None
 
 
-def _check(model: type[BaseModel], entry: Any, place: str) -> None:
+def _check(model: type[BaseModel], entry: Any, place: Place) -> None:
     """Refuse an entry with a value of the wrong type.
 
     Raises:
@@ -184,7 +185,7 @@ def _of_dataset_info(path: Path, info: Any, names: Collection[str]) -> tuple[lis
         )
     sources: list[Source] = []
     for name in wanted:
-        place = f"{path}, {name}"
+        place = Place.of(path) / name
         entry = info.get(name)
         if entry is None:
             raise InputError("no such data set", place=place, expected=f"one of {', '.join(info)}")
@@ -206,7 +207,7 @@ def _of_axolotl(path: Path, config: Mapping[str, Any]) -> tuple[list[Source], li
     if config.get("train_on_inputs"):
         remarks.append(f"train_on_inputs of {path}: rows train on answers only")
     for index, entry in enumerate(config["datasets"]):
-        place = f"{path}, datasets[{index}]"
+        place = Place.of(path).within("datasets", index)
         _check(_AxolotlEntry, entry, place)
         for key in _AXOLOTL_REFUSED:
             if entry.get(key):

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.fields import Place, kind_of
+from pytest_mistral_lora.chat.fields import error_at, kind_of
 from pytest_mistral_lora.formats.conversation import convert_messages, find_conversation
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.report import Change, changed, lost
 from pytest_mistral_lora.formats.tool_calls import ToolCalls, from_json
+from pytest_mistral_lora.places import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class RecordReading:
         lossy: Kinds of `LOSSES` that are allowed.
     """
 
-    place: str
+    place: Place
     layout: Layout
     keys: Mapping[str, str]
     padded: bool
@@ -85,11 +86,11 @@ def take_joined(draft: Draft, first: str, reading: RecordReading) -> tuple[str, 
         texts[name], draft = take(draft, name, reading)
     for name, text in texts.items():
         if not isinstance(text, str | None):
-            raise Place(reading.place, reading.keys[name]).error(f"is {kind_of(text)}", "a string")
+            raise error_at(reading.place / reading.keys[name], f"is {kind_of(text)}", "a string")
     instruction, given = texts[first] or "", texts["input"] or ""
     if not (instruction or given or is_present):
         # the record lacks the declared key: training would use an empty question
-        raise Place(reading.place, reading.keys.get(first, first)).error("is missing", "a text")
+        raise error_at(reading.place / reading.keys.get(first, first), "is missing", "a text")
     if layout.templates is not None and (instruction + given).strip():
         # not str.format: a declaration must not access the attributes of an object
         template = layout.templates[0 if given else 1]
@@ -112,13 +113,13 @@ def add_history(draft: Draft, reading: RecordReading, *, weight: int | None = No
     """
     changes: list[Change] = []
     history, draft = take(draft, "history", reading)
-    history = from_json(history, changes, Place(reading.place, "history"))
+    history = from_json(history, changes, reading.place / "history")
     if not isinstance(history, Sequence | None) or isinstance(history, str):
-        raise Place(reading.place, "history").error(f"is {kind_of(history)}", "a list of pairs")
+        raise error_at(reading.place / "history", f"is {kind_of(history)}", "a list of pairs")
     for index, pair in enumerate(history or ()):
         key = f"history[{index}]"
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-            raise Place(reading.place, key).error(repr(pair), "a pair: a prompt and its answer")
+            raise error_at(reading.place / key, repr(pair), "a pair: a prompt and its answer")
         changes.append(changed("history"))
         for value, role in zip(pair, ("user", "assistant"), strict=True):
             draft, more = add_side(draft, key, value, role, reading, weight=weight)
@@ -134,7 +135,7 @@ def add_conversation(draft: Draft, reading: RecordReading) -> tuple[Draft, list[
     """
     key = reading.keys.get("messages", "messages")
     if key not in draft.fields:
-        raise Place(reading.place, key).error("is missing", "a list of messages")
+        raise error_at(reading.place / key, "is missing", "a list of messages")
     fields = dict(draft.fields)
     return _with_messages(draft._replace(fields=fields), fields.pop(key), key, reading)
 
@@ -157,7 +158,7 @@ def add_side(
     """
     changes: list[Change] = []
     if isinstance(value, str) and value.lstrip().startswith("[{") and find_conversation({"messages": value}):
-        value = from_json(value, changes, Place(reading.place, key))
+        value = from_json(value, changes, reading.place / key)
     if isinstance(value, Mapping) and "messages" in value:
         settings = {name: setting for name, setting in value.items() if name != "messages"}
         changes += [
@@ -170,7 +171,7 @@ def add_side(
     # trainers accept an empty question silently, and train on an answer to nothing
     is_empty = value == [] or (role == "user" and isinstance(value, str) and not value.strip())
     if value is None or is_empty:
-        raise Place(reading.place, key).error("is missing" if value is None else "is empty", "a text or messages")
+        raise error_at(reading.place / key, "is missing" if value is None else "is empty", "a text or messages")
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
     elif isinstance(value, Mapping):
@@ -193,7 +194,7 @@ def add_answer(draft: Draft, key: str, value: Any, reading: RecordReading) -> tu
     roles = [message["role"] for message in answer if message["role"] != "system"]
     if not prompt and roles[:1] == ["assistant"]:
         expected = "`prompt`, or a chosen conversation"
-        raise Place(reading.place, key).error("a chosen answer without its prompt", expected)
+        raise error_at(reading.place / key, "a chosen answer without its prompt", expected)
     answer_texts, prompt_texts = _texts(answer), _texts(prompt)
     # a text prompt is the first question, behind the conversation's own system prompt or greeting
     question = next((index for index, (role, _) in enumerate(answer_texts) if role == "user"), 0)
@@ -202,7 +203,7 @@ def add_answer(draft: Draft, key: str, value: Any, reading: RecordReading) -> tu
             return draft._replace(messages=[*answer[:start], *prompt, *answer[start + len(prompt) :]]), changes
     if prompt and prompt[-1]["role"] == "user" and roles[:1] == ["user"]:
         expected = "the answer alone, or the prompt and its answer"
-        raise Place(reading.place, key).error("begins with another question than the prompt", expected)
+        raise error_at(reading.place / key, "begins with another question than the prompt", expected)
     return draft._replace(answer_at=len(prompt) or None), changes
 
 
@@ -235,7 +236,7 @@ def _texts(messages: list[dict[str, Any]]) -> list[tuple[str, Any]]:
 def _with_messages(
     draft: Draft, items: Any, key: str, reading: RecordReading, *, weight: int | None = None
 ) -> tuple[Draft, list[Change]]:
-    place = Place(reading.place, key or "messages")
+    place = reading.place / (key or "messages")
     messages, changes = convert_messages(
         items, place, reading.layout, draft.calls, padded=reading.padded, weight=weight
     )

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pytest_mistral_lora.chat.fields import FIM_KEYS, Place, kind_of
+from pytest_mistral_lora.chat.fields import FIM_KEYS, error_at, kind_of
 from pytest_mistral_lora.formats.conversation import MESSAGE_LISTS
 from pytest_mistral_lora.formats.drafts import Draft, RecordReading, take
 from pytest_mistral_lora.formats.report import Change, changed
@@ -38,7 +38,7 @@ def _convert(draft: Draft, reading: RecordReading) -> tuple[Draft, list[Change]]
         key = reading.keys.get(name, name)
         if not isinstance(text, str):
             found = "is missing" if text is None else f"is {kind_of(text)}"
-            raise Place(reading.place, key).error(found, "a text")
+            raise error_at(reading.place / key, found, "a text")
         texts[name] = text
         if key != name:
             changes.append(changed("fim-keys", f"{key} is {name}"))

@@ -10,6 +10,7 @@ from typing import Any
 from pytest_mistral_lora.chat.fields import ROLES
 from pytest_mistral_lora.chat.foreign_fields import CALL, MEDIA, OTHER_ROLES
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 
 RECORD_FIELDS = (
     "messages",
@@ -106,7 +107,7 @@ _AXOLOTL_NO_ROWS = ("completion", "pretrain", "input_output", "stepwise_supervis
 _AXOLOTL_ROLES = {"human": "user", "gpt": "assistant"}
 
 
-def llamafactory_layout(entry: Mapping[str, Any], place: str) -> Layout:
+def llamafactory_layout(entry: Mapping[str, Any], place: Place) -> Layout:
     """Return the layout of an entry of `dataset_info.json` as `DatasetAttr.join` of LLaMA-Factory reads it.
 
     Raises:
@@ -141,7 +142,7 @@ def llamafactory_layout(entry: Mapping[str, Any], place: str) -> Layout:
     )
 
 
-def axolotl_layout(entry: Mapping[str, Any], place: str, *, is_preference: bool) -> Layout:
+def axolotl_layout(entry: Mapping[str, Any], place: Place, *, is_preference: bool) -> Layout:
     """Return the layout of an entry of Axolotl's `datasets`.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pytest_mistral_lora.chat.fields import Place
+from pytest_mistral_lora.chat.fields import error_at
 from pytest_mistral_lora.formats.conversation import MESSAGE_LISTS
 from pytest_mistral_lora.formats.drafts import (
     Draft,
@@ -116,12 +116,12 @@ def _sides(draft: Draft, reading: RecordReading) -> tuple[tuple[str, Any], tuple
     scored = _scored(answers, scores)
     if scored is None:
         expected = "several answers, and a number for each"
-        raise Place(reading.place, scores_key).error("not a score for each answer", expected)
+        raise error_at(reading.place / scores_key, "not a score for each answer", expected)
     # of equal scores, the first answer
     best, worst = (choose(scored, key=lambda answer: answer[0]) for choose in (max, min))
     if best[0] == worst[0]:
         expected = "a best and a worst answer"
-        raise Place(reading.place, scores_key).error(f"a tie: each answer has the score {best[0]:g}", expected)
+        raise error_at(reading.place / scores_key, f"a tie: each answer has the score {best[0]:g}", expected)
     return (key, best[1]), (key, worst[1]), draft, [changed("best-worst", key)]
 
 

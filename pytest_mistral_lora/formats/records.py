@@ -7,12 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.fields import Place
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.containers import Record, SourceFile, open_source
 from pytest_mistral_lora.formats.conversation import MESSAGE_LISTS
 from pytest_mistral_lora.formats.files import every_file
 from pytest_mistral_lora.formats.tool_calls import from_json, without_nulls
+from pytest_mistral_lora.places import Place
 
 _LOOKED_AT = 20
 _ARGUMENTS = "arguments"
@@ -47,7 +47,7 @@ def records_of(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[So
             yield file, record
 
 
-def plain_row(record: Mapping[str, Any], place: str, *, padded: bool) -> dict[str, Any]:
+def plain_row(record: Mapping[str, Any], place: Place, *, padded: bool) -> dict[str, Any]:
     """Return a record with the JSON of its messages and tools parsed, and without the nulls that stand for absent keys.
 
     A null in the arguments of a call is kept, since it may be a part of the row: `unpadded_calls` leaves it out.
@@ -64,9 +64,9 @@ def plain_row(record: Mapping[str, Any], place: str, *, padded: bool) -> dict[st
     for key in ("tools", *MESSAGE_LISTS):
         if isinstance(row.get(key), str):
             # TRL takes tools as JSON: a column has one type, and schemas differ
-            row[key] = from_json(row[key], [], Place(place, key))
+            row[key] = from_json(row[key], [], place / key)
         elif key in row and padded:
-            row[key] = with_objects(row[key], Place(place, key))
+            row[key] = with_objects(row[key], place / key)
             row[key] = _without_padding(row[key])
     return row
 

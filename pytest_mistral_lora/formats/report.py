@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_mistral_lora.errors import InputError, RowError, counted
 from pytest_mistral_lora.escaping import printable
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.formats.layouts import Layout
@@ -82,10 +83,10 @@ class Tally:
     """
 
     count: int = 0
-    first: list[str] = field(default_factory=list)
+    first: list[Place] = field(default_factory=list)
     details: Counter[str] = field(default_factory=Counter)
 
-    def add(self, place: str, details: Mapping[str, None]) -> None:
+    def add(self, place: Place, details: Mapping[str, None]) -> None:
         """Count one row."""
         self.count += 1
         if len(self.first) < SHOWN:
@@ -96,7 +97,7 @@ class Tally:
     def text(self, template: str) -> str:
         """Return the effect, the number of rows and the places of the first, as one line."""
         most = ", ".join(detail for detail, _ in self.details.most_common(6))
-        places = ", ".join(self.first) + (", …" if self.count > len(self.first) else "")
+        places = ", ".join(map(str, self.first)) + (", …" if self.count > len(self.first) else "")
         return printable(f"{template.format(detail=most)}: {counted(self.count, 'row')} ({places})", lines=False)
 
 
@@ -156,7 +157,7 @@ class Report:
     remarks: list[str] = field(default_factory=list)
     faults: dict[str, Tally] = field(default_factory=dict)
 
-    def take(self, changes: Iterable[Change], place: str) -> None:
+    def take(self, changes: Iterable[Change], place: Place) -> None:
         """Count the changes and losses of a row: each kind once, with all of its details."""
         kinds: dict[tuple[str, bool], dict[str, None]] = {}
         for kind, detail, is_loss in changes:
@@ -180,9 +181,7 @@ class Report:
         """Return the faults as text, the first place of each before it."""
         lines = []
         for text, tally in self.faults.items():
-            others = ", ".join(place.partition(", ")[0] for place in tally.first[1:]) + (
-                ", …" if tally.count > SHOWN else ""
-            )
+            others = ", ".join(str(place.row) for place in tally.first[1:]) + (", …" if tally.count > SHOWN else "")
             more = f" (and {tally.count - 1} more: {others})" if tally.count > 1 else ""
             lines.append(f"{tally.first[0]}: {text}{more}")
         left = self.refused - sum(tally.count for tally in self.faults.values())

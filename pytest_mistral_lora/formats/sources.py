@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.places import RecordPlace
 from pytest_mistral_lora.chat.reading import first_values
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import scan_rows
@@ -19,6 +18,7 @@ from pytest_mistral_lora.formats.declarations import declared_sources
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.recognition import FORMATS, recognise
 from pytest_mistral_lora.formats.report import Report, refuse_unknown_losses
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.files import framed_row
 
 
@@ -95,7 +95,7 @@ class ConvertedSource:
         self.lossy: tuple[str, ...] = tuple(lossy)
         self.report: Report = Report()
         self.bytes_read: int = 0
-        self.place: str = ""
+        self.place: Place = NOWHERE
         self.rows_sha256: str = ""
 
     def lines(self) -> Iterator[tuple[int, bytes | RowError]]:
@@ -111,7 +111,8 @@ class ConvertedSource:
             raise InputError(f"format {name!r}", place=str(self.source.path), expected=f"one of {', '.join(FORMATS)}")
         digest = hashlib.sha256()
         for result in conversions(self.source, self.report, lossy=self.lossy, progress=self._count):
-            self.place, number = _record_of(result.record.place if isinstance(result, Conversion) else result.place)
+            place = result.record.place if isinstance(result, Conversion) else result.place
+            self.place, number = place.row, place.record or 0
             if isinstance(result, RowError):
                 yield number, result
             else:
@@ -144,14 +145,6 @@ class ConvertedSource:
             "left_out": self.report.dropped,
             "layout": layout.to_json(),
         }
-
-
-def _record_of(place: str) -> tuple[str, int]:
-    """Return the place of a record without its field, and its number."""
-    found = RecordPlace.parse(place)
-    if found is None:
-        raise ValueError(f"{place!r} is not the place of a record")
-    return place.removesuffix(found.field), found.record
 
 
 def recorded_file(path: Path, entry: Mapping[str, Any]) -> DataFile:

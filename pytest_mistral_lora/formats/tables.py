@@ -22,6 +22,7 @@ from pytest_mistral_lora.chat.reading import in_utf8, limited, limits
 from pytest_mistral_lora.chat.reading.limited import LimitedProcess
 from pytest_mistral_lora.chat.remedies import AGAIN
 from pytest_mistral_lora.errors import InputError, and_more, one_line
+from pytest_mistral_lora.places import Place
 
 _SECONDS = 600.0
 _WINDOW = 4096
@@ -195,7 +196,7 @@ def _pickled(values: Sequence[Any], **said: int) -> tuple[dict[str, Any], bytes]
     return {**said, "size": file.tell()}, file.getvalue()
 
 
-def refuse_two_columns(names: Sequence[str], place: str) -> None:
+def refuse_two_columns(names: Sequence[str], place: Place) -> None:
     """Refuse a table with two columns of one name: one of them would be lost."""
     if len(set(names)) == len(names):
         return
@@ -249,7 +250,7 @@ def _read(
     """Yield pieces of a table: the facts of some rows, and their pickle."""
     number = 0
     for batch, read in _batches(path, name, rows, memory):
-        refuse_two_columns(batch.schema.names, path)
+        refuse_two_columns(batch.schema.names, Place.of(path))
         names = sum(map(_name_bytes, batch.schema))
         if names > limits.MAX_NAME_BYTES:
             found = f"the names of columns have {names:,} bytes"

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pytest_mistral_lora.chat.fields import Place, kind_of
+from pytest_mistral_lora.chat.fields import error_at, kind_of
 from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.formats.report import Change, changed, lost
+from pytest_mistral_lora.places import Place
 
 # for these keys of a JSON Schema, null is a value
 _NULL_VALUES = ("default", "const")
@@ -38,7 +39,7 @@ def from_json(value: Any, changes: list[Change], place: Place) -> Any:
     try:
         parsed = loads_strict(value)
     except ValueError as error:
-        raise place.error(f"a text that is {error}") from error
+        raise error_at(place, f"a text that is {error}") from error
     changes.append(changed("json-text"))
     return parsed
 
@@ -104,12 +105,12 @@ class ToolCalls:
         """
         made = []
         if not isinstance(calls, Mapping | list | tuple):
-            raise place.error(f"is {kind_of(calls)}", 'tool calls: [{"name": …, "arguments": …}]')
+            raise error_at(place, f"is {kind_of(calls)}", 'tool calls: [{"name": …, "arguments": …}]')
         for index, given in enumerate([calls] if isinstance(calls, Mapping) else calls):
             here = place / index
             given = from_json(given, changes, here)
             if not isinstance(given, Mapping):
-                raise here.error(f"is {kind_of(given)}", 'a tool call: {"name": …, "arguments": …}')
+                raise error_at(here, f"is {kind_of(given)}", 'a tool call: {"name": …, "arguments": …}')
             # streamed calls have an index
             call = {key: value for key, value in given.items() if value is not None and key != "index"}
             if len(call) < len(given):
@@ -174,7 +175,7 @@ class ToolCalls:
         if given is not None and given != "":
             call_id = self._short_id(given, changes)
         elif not self.open:
-            raise place.error("a result of a tool that no call asked for", "a tool call before it")
+            raise error_at(place, "a result of a tool that no call asked for", "a tool call before it")
         else:
             call_id = next((call for call, called in self.open if called == name), self.open[0][0])
         self.open = [call for call in self.open if call[0] != call_id]
@@ -199,7 +200,7 @@ def convert_tools(tools: Any, place: Place, *, padded: bool) -> tuple[list[Any] 
         return None, changes
     tools = [tools] if isinstance(tools, Mapping) else tools
     if not isinstance(tools, Sequence) or isinstance(tools, str):
-        raise place.error(f"is {kind_of(tools)}", "a list of tools")
+        raise error_at(place, f"is {kind_of(tools)}", "a list of tools")
     converted = [
         _tool(from_json(tool, changes, place / index), changes, place / index, padded)
         for index, tool in enumerate(tools)
@@ -209,7 +210,7 @@ def convert_tools(tools: Any, place: Place, *, padded: bool) -> tuple[list[Any] 
 
 def _tool(tool: Any, changes: list[Change], place: Place, padded: bool) -> dict[str, Any]:
     if not isinstance(tool, Mapping):
-        raise place.error(f"is {kind_of(tool)}", "a tool: {name, description, parameters}")
+        raise error_at(place, f"is {kind_of(tool)}", "a tool: {name, description, parameters}")
     if padded:
         tool = without_nulls(tool, changes)
     elif has_padding([tool, tool.get("function")]):

@@ -7,7 +7,7 @@ import random
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Integral
 from typing import Any, NoReturn
@@ -24,11 +24,14 @@ from pytest_mistral_lora.guarding.preferences import is_preference, preference_r
 from pytest_mistral_lora.guarding.process_copy import NoCopyError, run_in_copy
 from pytest_mistral_lora.guarding.shared_state import shared_with_copy
 from pytest_mistral_lora.guarding.verdict import FirstRows, GuardedRow
+from pytest_mistral_lora.places import NamedSource, Place
 
 _COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids")
 _PARTS = ("batch_sampler", "sampler", "data_source", "dataset", "collate_fn", "data_collator", "collator")
 """Attributes of loaders, samplers, datasets and collators that lead to other objects with an epoch."""
 _SHOWN = 3
+TRAIN_DATASET = Place(NamedSource("train_dataset", is_value=True))
+"""The place of the rows of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +89,23 @@ def _numbers_of_blocks(mask: torch.Tensor) -> torch.Tensor:
 
 
 def rows_of(
-    batch: ModelBatch, number: int, dataset: str = "train_dataset", batches: str = "batches"
+    batch: ModelBatch, number: int, dataset: Place = TRAIN_DATASET, batches: str = "batches"
 ) -> list[GuardedRow]:
     """Return the rows of a batch, each with its place: in the dataset if it is known, else in the batch.
 
     Args:
         batch: The batch.
         number: Its number, from 0.
-        dataset: The name of the dataset, for places.
+        dataset: The place of the dataset.
         batches: The name of its batches, for places.
     """
     rows = paired(batch.records(), batch.sources)
     has_images = batch.data.get("pixel_values") is not None
     return [
         GuardedRow(
-            f"{batches}[{number}][{position}]" if row.index is None else f"{dataset}[{row.index}]",
+            Place(NamedSource(batches, is_value=True), position + 1, split=number)
+            if row.index is None
+            else replace(dataset, record=row.index + 1),
             row.record,
             has_images,
             row.count,

@@ -9,6 +9,7 @@ from pytest_mistral_lora.errors import one_line
 from pytest_mistral_lora.guarding.batches import first_batches, rows_of, why_watched
 from pytest_mistral_lora.guarding.process_copy import NoCopyError, run_in_copy
 from pytest_mistral_lora.guarding.verdict import EVALUATION, FirstRows, GuardedRow
+from pytest_mistral_lora.places import NamedSource, Place
 
 _CASE = "rows"
 """The case of what is left out."""
@@ -46,8 +47,8 @@ def first_eval_rows(trainer: Any, count: int) -> FirstRows | None:
 def _first_items(trainer: Any, names: list[str | None], count: int) -> Iterator[list[GuardedRow] | int | str]:
     """Yield the size of each dataset and the rows of its batches, or the reason why it cannot be read."""
     for name in names:
+        place = Place(NamedSource("eval_dataset", is_value=True), split=name)
         suffix = "" if name is None else f"[{name!r}]"
-        place = f"eval_dataset{suffix}"
         try:
             loader = trainer.get_eval_dataloader() if name is None else trainer.get_eval_dataloader(name)
             if reason := why_watched(loader):

@@ -18,6 +18,7 @@ import torch
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.places import Place
 
 TOLERANCE = {torch.float64: 2**-17, torch.float32: 2**-17, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 """How far two computations of one loss may be apart, as a share of 1 + loss: sums in float32 in another order differ by
@@ -424,18 +425,18 @@ def _compared(losses: _Losses, call: LossCall) -> Result:
     if fault is not None and is_half:
         # so few digits are near some fault by chance, whatever the loss
         text = f"the loss of the first step is {found:.4g} in {half}, which is near that of {fault.name}"
-        return Result((Finding("ML327", text, losses.settings.place, wanted),), facts=facts)
+        return Result((Finding("ML327", text, Place.of(losses.settings.place), wanted),), facts=facts)
     if fault is not None:
         number = counted(int((fault.weights != 0).sum()), "token")
         text = f"the loss of the first step is {found:.4f}, which is that of {fault.name} ({number})"
-        return Result((Finding("ML326", text, losses.settings.place, wanted),), facts=facts)
+        return Result((Finding("ML326", text, Place.of(losses.settings.place), wanted),), facts=facts)
     if _is_among(sound, found, loose):
         return Result(facts=facts)
     kinds = losses.of_other_kinds(losses.of_labels) if _got_its_labels(losses) else ()
     kind = next((name for name, value in kinds if _is_near(value, found, loose)), "")
     end = f"which is {kind} of these losses" if kind else "and no known way to compute it gives this number"
     text = f"the loss of the first step is {found:.4f}, {end}"
-    return Result((Finding("ML327", text, losses.settings.place, wanted),), facts=facts)
+    return Result((Finding("ML327", text, Place.of(losses.settings.place), wanted),), facts=facts)
 
 
 def _gives(losses: _Losses, choice: _Choice, found: float, tolerance: float) -> bool:

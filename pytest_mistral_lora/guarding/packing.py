@@ -15,6 +15,7 @@ import torch
 
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE
+from pytest_mistral_lora.places import Place
 
 _MASKED = ("sdpa", "eager", "flex_attention")
 """Attention implementations that keep conversations apart by a mask alone."""
@@ -62,7 +63,7 @@ def judge_call(decoder: Any, call: Mapping[str, Any]) -> Result:
         "`model.config.get_text_config().use_cache = False`; a `compute_loss` of your own must not ask for a cache."
     )
     expected = "no key-value cache in training, or flash attention"
-    return Result((Finding("ML313", found, place, expected, fix=fix),), facts=facts)
+    return Result((Finding("ML313", found, Place.of(place), expected, fix=fix),), facts=facts)
 
 
 def _most_conversations(positions: Any) -> int:

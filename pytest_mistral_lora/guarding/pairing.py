@@ -15,6 +15,7 @@ from pytest_mistral_lora.conformance.encoded.lines import has_row
 from pytest_mistral_lora.conformance.encoded.sides import has_sides, split_sides
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
+from pytest_mistral_lora.places import NOWHERE
 
 Record = dict[str, Any]
 """An encoded row as plain data: `input_ids`, `labels`, and if the batch has them `attention_mask`, `position_ids`; or a
@@ -70,7 +71,7 @@ def _sides_of_item(item: Any) -> _Sides:
         return (tuple(plain),) if is_flat else ()
     if has_sides(item):
         with suppress(RowError):
-            return tuple(tuple(side.record["input_ids"]) for side in split_sides(item, ""))
+            return tuple(tuple(side.record["input_ids"]) for side in split_sides(item, NOWHERE))
     return ()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,21 +13,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.chat.places import by_number
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_copy, recognition_of, source_of, text_tokenizer
 from pytest_mistral_lora.checkpoint.recognition import Recognition
-from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Subject
-from pytest_mistral_lora.conformance.finding import Result, with_paths
-from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TrainerTarget, WatchedTarget
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.model_targets import TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.session import opened_session
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 from pytest_mistral_lora.errors import TokenizerError, counted, one_line
+from pytest_mistral_lora.formats.row_sources import ListedRows
 from pytest_mistral_lora.guarding.first_step import WAITING
 from pytest_mistral_lora.guarding.forms import fixes_of, form_of, trains
 from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
 from pytest_mistral_lora.judging import AnyPath, Verdict, encoder_of, verdict_of
+from pytest_mistral_lora.places import NamedSource, Place
 from pytest_mistral_lora.runners import runner_fixes
 
 _TRAINERS = {"trl": "trl", "axolotl": "axolotl", "llamafactory": "llamafactory", "swift": "ms-swift"}
@@ -40,8 +39,6 @@ _NEVER_CHECKED = ("rows-complete",)
 """Cases that are of files alone: the first batches of a run are never all of its rows."""
 
 _COMMAND = "guard(trainer)"
-_ROWS = "rows.jsonl"
-_TABLE = "rows.arrow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ class GuardedRow:
         count: Number of rows of the dataset in it.
     """
 
-    place: str
+    place: Place
     record: Mapping[str, Any]
     has_images: bool = False
     count: int = 1
@@ -217,7 +214,7 @@ def judge_run(
     """
     rows, oracle = read.rows, run.known.oracle
     fixes = run.fixes(read.sample, of_preferences=any("input_ids" not in row.record for row in rows))
-    with _work_folder() as (data, configurations):
+    with _work_folder() as configurations:
         trainer = TrainerTarget(
             "trainer",
             configurations,
@@ -233,34 +230,17 @@ def judge_run(
         )
         # first: rows are shown by the last target of a name
         targets: list[Target] = [_watched(first_step)]
-        amendments = []
         for name, part in (("batches", read), (EVALUATION, evaluation)):
             if part is None:
                 continue
             if name == EVALUATION and part.left_out:
                 targets.append(_not_checked(part.left_out))
             if part.rows:
-                folder = data / name
-                folder.mkdir()
-                targets.append(EncodedTarget(name, folder, judge=trainer))
-                # batches come in the order of a sampler, and findings in that of the dataset
-                ordered = sorted(part.rows, key=lambda row: by_number(row.place))
-                file, places = _write(ordered, folder), [row.place for row in ordered]
-                amendments.append(
-                    _Amendments(file, places, configurations / MODEL_CONFIG, fixes, name, trainer.fix_paths)
-                )
-
-        def amend(record: dict[str, Any]) -> None:
-            for amendment in amendments:
-                amendment.apply(record)
+                source = _source(part.rows, name)
+                targets.append(EncodedTarget(name, judge=trainer, source=source, fixes=fixes))
 
         with opened_session([*targets, trainer], keeps_going=True) as session:
-            return verdict_of(
-                session,
-                _COMMAND,
-                amend,
-                lambda session: [_cost(read, time.perf_counter() - started)],
-            )
+            return verdict_of(session, _COMMAND, lambda session: [_cost(read, time.perf_counter() - started)])
 
 
 EVALUATION = "eval_batches"
@@ -329,29 +309,19 @@ def _has_image(row: GuardedRow, images: Collection[int], *, are_shown: bool) -> 
 
 
 @contextmanager
-def _work_folder() -> Iterator[tuple[Path, Path]]:
-    """Yield a folder for the rows and one for the model's configurations, removed at the end."""
+def _work_folder() -> Iterator[Path]:
+    """Yield a folder for copies of the model's configurations, removed at the end."""
     with tempfile.TemporaryDirectory(prefix="mistral-guard-") as folder:
-        data, configurations = Path(folder) / "rows", Path(folder) / "configurations"
-        data.mkdir()
-        configurations.mkdir()
-        yield data, configurations
+        yield Path(folder)
 
 
-def _write(rows: Sequence[GuardedRow], folder: Path) -> Path:
-    """Write rows as encoded rows: as a table if they have messages of a table, which pads absent keys with nulls."""
-    records = [dict(row.record) for row in rows]
-    if any(key in record for record in records for key in ("messages", "conversations", *COLUMNS)):
-        from pyarrow import Table, ipc
-
-        table = Table.from_pylist(records)
-        # not Parquet, which has no type for an object without keys, such as the parameters of a tool
-        with ipc.new_stream(folder / _TABLE, table.schema) as writer:
-            writer.write_table(table)
-        return folder / _TABLE
-    text = "".join(json.dumps(record) + "\n" for record in records)
-    (folder / _ROWS).write_text(text, encoding="utf-8")
-    return folder / _ROWS
+def _source(rows: Sequence[GuardedRow], name: str) -> ListedRows:
+    """Return the rows as a source; batches come in the order of a sampler, and findings in that of the dataset."""
+    ordered = sorted(rows, key=lambda row: row.place.order)
+    # messages of a table have null in place of absent keys
+    is_padded = any(key in row.record for row in rows for key in ("messages", "conversations", *COLUMNS))
+    listed = [(row.place, row.record) for row in ordered]
+    return ListedRows(Place(NamedSource(name, is_value=True)), listed, is_padded, is_sample=True)
 
 
 def _cost(read: FirstRows, seconds: float) -> str:
@@ -395,42 +365,3 @@ def green_line(
         )
         parts.append(f"not checked: {'; '.join(unchecked)}")
     return f"mistral guard: {'; '.join(parts)}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Amendments:
-    """The texts of findings, in the words of the trainer.
-
-    Attributes:
-        file: The file of the rows.
-        places: The place of each row.
-        configuration: The copy of the model's configuration.
-        fixes: The fix of each rule, perhaps with placeholders for paths.
-        name: The name of the rows as a whole.
-        paths: The path for each placeholder.
-    """
-
-    file: Path
-    places: Sequence[str]
-    configuration: Path
-    fixes: Mapping[str, str]
-    name: str
-    paths: Mapping[str, str]
-
-    def apply(self, record: dict[str, Any]) -> None:
-        """Name the rows and the model of the trainer in place of files, and its own fixes."""
-        for finding in record["findings"]:
-            finding.update({key: self._shown(finding[key]) for key in ("place", "found", "detail")})
-            if finding["tokens"] is not None:
-                finding["tokens"]["title"] = self._shown(finding["tokens"]["title"])
-            finding["fix"] = with_paths(self.fixes.get(finding["rule"], finding["fix"]), self.paths)
-            # the file is gone with the guard: no command of this package can be run on it
-            lines = finding["detail"].splitlines()
-            finding["detail"] = "\n".join(line for line in lines if "mistral-lora audit" not in line)
-        facts = record["facts"]
-        facts.update({name: self._shown(fact) for name, fact in facts.items() if isinstance(fact, str)})
-
-    def _shown(self, text: str) -> str:
-        text = re.sub(rf"{re.escape(str(self.file))}:(\d+)", lambda line: self.places[int(line[1]) - 1], text)
-        text = text.replace(str(self.file), self.name).replace(str(self.file.parent), self.name)
-        return text.replace(str(self.configuration), f"{MODEL_PLACE}.config")

@@ -132,8 +132,8 @@ SERVER = Option(
     "--mistral-server",
     "Check the prompts that this running server feeds its model, such as --mistral-server=http://127.0.0.1:8080, "
     "against --mistral-tokenizer or --mistral-recipe, and its answers, against the transcripts of each "
-    "--mistral-adapter. Its kind is recognised, or you name it: llamacpp, vllm, openai, …. Its key is read from "
-    "MISTRAL_SERVER_KEY. Repeatable. Replaces the default targets.",
+    "--mistral-adapter. Its kind is recognised, or you name it: llamacpp, vllm, openai; sglang and ollama (never run). "
+    "Its key is read from MISTRAL_SERVER_KEY. Repeatable. Replaces the default targets.",
     "mistral_servers",
     "linelist",
     "[NAME=]URL",
@@ -185,8 +185,7 @@ GOLDEN_DIR = Option(
 UPDATE = Option(
     "--mistral-golden-update",
     "Record the goldens of --mistral-golden-dir from its rows again: ids and labels, and with --mistral-adapter or "
-    "--mistral-recipe transcripts; and the packaged rows for a tokenizer file of your own, in contributed/. Lists each "
-    "file. Refused in CI (if CI is set) and with pytest-xdist.",
+    "--mistral-recipe transcripts. Lists each file. Refused in CI (if CI is set) and with pytest-xdist.",
 )
 SKIP_TRAINING = Option("--mistral-golden-skip-training", "Leave out the tiny LoRA train.")
 DEVICE = Option(

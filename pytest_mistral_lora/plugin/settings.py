@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.plugin.options import (
     ADAPTER,
     ALLOW_CODE,
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.targets import RunnerChoice
 
 _DEFAULT_EXAMPLES = 20
-_GOLDEN_FILES = ("*.jsonl", "templates/*/*.json", "transcripts/*/*.json", "contributed/*/provenance.json")
+_GOLDEN_FILES = ("*.jsonl", "templates/*/*.json", "transcripts/*/*.json")
 _DEVICES = ("auto", "cpu", "cuda")
 _OUTPUT_FORMATS = ("text", "github")
 _REPORTS = (".json", ".html")
@@ -292,7 +293,7 @@ def _device_name(config: pytest.Config) -> str:
         from pytest_mistral_lora.errors import InputError
 
         try:
-            choose_device(device, place=source)
+            choose_device(device, place=Place.of(source))
         except InputError as error:
             raise pytest.UsageError(str(error)) from error
     return str(device)

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pytest_mistral_lora.chat.reading import answer_in_time, parse_json, read_bounded
 from pytest_mistral_lora.errors import InputError, and_more, one_line, short_json
+from pytest_mistral_lora.places import NOWHERE, Place
 
 CONFIG = "adapter_config.json"
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
@@ -26,7 +27,7 @@ _LARGEST_FILE = 1 << 20  # bytes; a rank for each layer of the largest models ta
 _LEVELS = 32  # a real configuration has four levels; Python's own limit depends on the caller's stack
 
 
-def require_plain_sum(bias: Any, start: Any, place: str) -> None:
+def require_plain_sum(bias: Any, start: Any, place: Place) -> None:
     """Refuse an adapter whose merge is more than the sum of its base and its products.
 
     Args:
@@ -245,7 +246,7 @@ def _is_nested(value: Any, levels: int) -> bool:
     return isinstance(value, list) and any(_is_nested(item, levels - 1) for item in value)
 
 
-def require_supported(data: Mapping[str, Any], place: str) -> None:
+def require_supported(data: Mapping[str, Any], place: Place) -> None:
     """Refuse a configuration that has a fault.
 
     Raises:
@@ -256,7 +257,7 @@ def require_supported(data: Mapping[str, Any], place: str) -> None:
         raise InputError(faults[0].found + and_more(1, len(faults)), place=place, expected=faults[0].expected)
 
 
-def peft_config(data: Mapping[str, Any], modules: Sequence[str], place: str) -> Any:
+def peft_config(data: Mapping[str, Any], modules: Sequence[str], place: Place) -> Any:
     """Return PEFT's `LoraConfig` of a configuration: from its supported keys only, after its patterns were tried.
 
     Args:
@@ -301,7 +302,7 @@ def patterns_of(data: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     return patterns
 
 
-def match_counts(patterns: Sequence[str], names: Sequence[str], place: str = "") -> list[int]:
+def match_counts(patterns: Sequence[str], names: Sequence[str], place: Place = NOWHERE) -> list[int]:
     """Return how many names each regular expression matches in full.
 
     Raises:

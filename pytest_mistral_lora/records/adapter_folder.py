@@ -18,6 +18,7 @@ from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import TensorInfo, Weights
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import CONFIG, peft_config, read_adapter_config, require_supported
 from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base
 from pytest_mistral_lora.records.files import inside
@@ -98,7 +99,7 @@ class AdapterFolder:
         Raises:
             InputError: If the manifest is not valid; every violation is listed.
         """
-        return validate(self.manifest_data, place=str(self.manifest_file)) if self.has_manifest else None
+        return validate(self.manifest_data, place=Place.of(self.manifest_file)) if self.has_manifest else None
 
     @cached_property
     def valid_manifest(self) -> Manifest | None:
@@ -114,7 +115,7 @@ class AdapterFolder:
         Raises:
             InputError: If it is missing or not valid.
         """
-        return self.manifest or validate(self.manifest_data, place=str(self.manifest_file))
+        return self.manifest or validate(self.manifest_data, place=Place.of(self.manifest_file))
 
     @cached_property
     def kind(self) -> Literal["adapter", "merged"]:
@@ -153,7 +154,7 @@ class AdapterFolder:
 
     def lora_config(self, modules: Sequence[str]) -> Any:
         """Return the result of `peft_config` for a base with these modules: PEFT never reads the file itself."""
-        return peft_config(self.config, modules, str(self.config_file))
+        return peft_config(self.config, modules, Place.of(self.config_file))
 
     @KeptProperty
     def weights(self) -> Weights:
@@ -281,7 +282,7 @@ class AdapterFolder:
         if self.kind == "merged":
             data = self.require_manifest().data
             return found | {name: data.get(name) for name in BASE_FACTS}
-        require_supported(self.config, str(self.config_file))  # checked before the base is read, which takes time
+        require_supported(self.config, Place.of(self.config_file))  # checked before the base is read, which takes time
         recorded = self.recorded_base
         if not recorded.name:
             raise InputError("names no base", place=str(self.config_file), next_step="Give the base with --base.")

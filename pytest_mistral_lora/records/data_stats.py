@@ -13,6 +13,7 @@ from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import framed_ids, framed_row, is_held_out, sha256_parts
 
@@ -203,7 +204,7 @@ def probe_sha256(encode: Callable[[Row], EncodedRow], name: str = PROBE) -> str:
     """Return the SHA-256 of the ids of a set's conversations; a conversation that the backend refuses has no ids."""
     parts = []
     for number, data in enumerate(PROBES[name]):
-        row = parse_row(data, place=f"{name}, row {number}")
+        row = parse_row(data, place=Place.of(name) / f"row {number}")
         parts.append(framed_row(row))
         try:
             parts.append(framed_ids(encode(row).input_ids))

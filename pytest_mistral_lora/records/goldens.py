@@ -18,8 +18,9 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.row_kinds import parse_rows, parse_trained
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.files import Written, put_text, write_text
-from pytest_mistral_lora.records.schema import RecordSchema, Violation, require_valid
+from pytest_mistral_lora.records.schema import RECORD, RecordSchema, Violation, require_valid
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -179,14 +180,14 @@ def packaged_pairs() -> list[PairCase]:
     ]
 
 
-def _read_cases(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _read_cases(name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
     """Yield the place and the data of each case of a packaged file."""
     path = goldens_folder() / name
     for data in read_json(path):
-        yield f"{path}, {data['case']}", data
+        yield Place.of(path) / data["case"], data
 
 
-def _shared_fields(data: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _shared_fields(data: Mapping[str, Any], place: Place) -> dict[str, Any]:
     """Return the fields of a `PackagedCase`; a case without versions is for all versions."""
     return {
         "name": data["case"],
@@ -232,7 +233,7 @@ def record(case: Case, tokenizer: CheckpointTokenizer, folder: Path) -> Golden:
     if comparison is not None and comparison.unexplained:
         raise MistralLoraError(
             f"the chat template differs from mistral-common: {comparison.unexplained}",
-            place=f"{tokenizer.path}, case {case.name}",
+            place=Place.of(tokenizer.path) / f"case {case.name}",
             next_step="Mend the template or the row before it is recorded.",
         )
     return Golden(
@@ -265,7 +266,7 @@ def load(path: Path) -> Golden:
         data["description"],
         data["tokenizer"],
         data["recorded_with"],
-        parse_trained(data["row"], place=str(path)),
+        parse_trained(data["row"], place=Place.of(path)),
         _encoded(data),
         tuple(data["deviations"]),
         path,
@@ -278,20 +279,20 @@ def violations(data: Any, name: str) -> list[Violation]:
     if found:
         return found
     if data["case"] != name:
-        found.append(Violation("$.case", f"{data['case']!r}, but the file is {name}.json"))
+        found.append(Violation(RECORD / "case", f"{data['case']!r}, but the file is {name}.json"))
     try:
         parse_trained(data["row"])
     except RowError as error:
-        found.append(Violation("$.row", str(error)))
+        found.append(Violation(RECORD / "row", str(error)))
     encoded = _encoded(data)
     ids, spans, labels = encoded.input_ids, encoded.spans, encoded.labels or ()
     edges = [0, *(span.end for span in spans)]
     if edges[:-1] != [span.start for span in spans] or edges[-1] != len(ids) or sorted(set(edges)) != edges:
-        return [*found, Violation("$.spans", "they do not partition input_ids in order")]
+        return [*found, Violation(RECORD / "spans", "they do not partition input_ids in order")]
     expected = EncodedRow.from_spans(ids, spans).labels or ()
     if labels != expected:
         at = next((n for n, pair in enumerate(zip(labels, expected, strict=False)) if pair[0] != pair[1]), len(ids))
-        found.append(Violation("$.labels", f"differ from what the spans say, first at token {at}"))
+        found.append(Violation(RECORD / "labels", f"differ from what the spans say, first at token {at}"))
     return found
 
 
@@ -314,7 +315,7 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in ID_LIBRARIES}
 
 
-def check_case_name(name: str, *, place: str = "") -> str:
+def check_case_name(name: str, *, place: Place = NOWHERE) -> str:
     """Return a case name that is safe as a file name.
 
     Raises:

@@ -11,6 +11,7 @@ from pytest_mistral_lora.chat.completions import AnswerToCheck, FormatVerdict, v
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.transcripts import Transcript
 
 Tier = Literal["exact", "equivalent", "different"]
@@ -196,7 +197,7 @@ def check_prompt(encoder: Encoder, transcript: Transcript) -> None:
     recorded = ", ".join(f"{name} {transcript.recorded_with[name]}" for name in ("mistral-common", "transformers"))
     raise InputError(
         f"the prompt is encoded into other ids: prompt token {index} is {found}",
-        place=f"transcript {transcript.case}",
+        place=Place.of(f"transcript {transcript.case}"),
         expected=f"{golden}, as recorded with {recorded} and {transcript.tokenizer['file']}",
         next_step=_MOVED,
     )

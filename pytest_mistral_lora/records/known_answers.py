@@ -14,6 +14,7 @@ from pytest_mistral_lora.chat.answer_message import AnswerMessage
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts, versions_between
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.goldens import goldens_folder
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def known_answers() -> list[KnownAnswer]:
     path = goldens_folder() / "answers.json"
     answers = []
     for data in read_json(path):
-        place = f"{path}, {data['case']}"
+        place = Place.of(path) / str(data["case"])
         versions = versions_between(data.get("since"), data.get("until"), place=place)
         row = parse_row(data["row"], place=place)
         needs = tuple(data.get("needs", ()))

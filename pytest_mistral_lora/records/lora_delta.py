@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pytest_mistral_lora.checkpoint.architectures import spelled_name
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import match_counts, patterns_of, require_supported
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
@@ -121,18 +122,18 @@ def deltas_of(adapter: AdapterFolder, base: Weights) -> dict[str, LoraDelta]:
             `Weights`.
     """
     tensors, config = adapter.weights, adapter.config
-    require_supported(config, str(adapter.config_file))
+    require_supported(config, Place.of(adapter.config_file))
     found = dict[str, dict[str, str]]()
     for name in tensors:
         layer, _, part = name.removeprefix(_PREFIX).partition(".lora_")
         found.setdefault(f"{layer}.weight" if part else layer, {})[part] = name
     for parts in found.values():
         if set(parts) not in _KINDS:
-            place = str(adapter.tensors_file)
+            place = Place.of(adapter.tensors_file)
             raise InputError(f"only {' and '.join(parts.values())}", place=place, expected="A and B of each layer")
     alphas = {regex: pattern for (key, pattern), regex in patterns_of(config).items() if key == "alpha_pattern"}
     layers = [name.removesuffix(".weight") for name in found]
-    match_counts(list(alphas), layers, str(adapter.config_file))  # a pattern of unknown origin may run for ever
+    match_counts(list(alphas), layers, Place.of(adapter.config_file))  # a pattern of unknown origin may run for ever
     # in a wrapper, tensors have other names on disk than in an adapter
     on_disk, deltas = {spelled_name(name, base): name for name in base}, {}
     for layer, (name, parts) in zip(layers, found.items(), strict=True):

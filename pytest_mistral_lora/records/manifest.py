@@ -14,8 +14,9 @@ from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT
 from pytest_mistral_lora.checkpoint.pins import check_revision
 from pytest_mistral_lora.errors import PinError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import inside, json_text
-from pytest_mistral_lora.records.schema import RecordSchema, Violation, require_valid
+from pytest_mistral_lora.records.schema import RECORD, RecordSchema, Violation, require_valid
 
 MANIFEST = "manifest.json"
 VERSION = 2
@@ -67,11 +68,14 @@ def violations(data: Any) -> list[Violation]:
         try:
             check_revision(revision)
         except PinError as error:  # the form of a commit, but not a possible one
-            found.append(Violation("$.revision", error.found, "the commit of the base"))
-    return sorted(found, key=lambda violation: (violation.path, violation.expected))
+            found.append(Violation(RECORD / "revision", error.found, "the commit of the base"))
+    return sorted(found, key=lambda violation: (violation.place.order, violation.expected))
 
 
-def validate(data: Any, *, place: str = MANIFEST) -> Manifest:
+_PLACE = Place.of(MANIFEST)
+
+
+def validate(data: Any, *, place: Place = _PLACE) -> Manifest:
     """Return `data` as a manifest under the names of the newest version; parts that it did not record stay absent.
 
     Raises:
@@ -89,7 +93,7 @@ def load(path: Path) -> Manifest:
     """
     if not path.is_file():
         path = inside(path, MANIFEST)
-    return validate(read_json(path), place=str(path))
+    return validate(read_json(path), place=Place.of(path))
 
 
 def build(**known: Any) -> dict[str, Any]:

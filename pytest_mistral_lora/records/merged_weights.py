@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.lora_delta import LoraDelta, deltas_of
 
@@ -67,7 +68,7 @@ def inexact_tensors(merged: Weights, base: Weights, adapter: AdapterFolder) -> I
         InputError: If the two models do not have the same tensors, the adapter changes a tensor that they do not have,
             or the merged tensors are in a dtype that no merge writes.
     """
-    deltas, place = deltas_of(adapter, base), str(merged.files[0].parent)
+    deltas, place = deltas_of(adapter, base), Place.of(merged.files[0].parent)
     if odd := sorted((merged.keys() ^ base.keys()) | (deltas.keys() - base.keys())):
         raise InputError(f"{odd[0]} is not in base and merged model", place=place, expected="the same tensors")
     for name, info in merged.infos.items():

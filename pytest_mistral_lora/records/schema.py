@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError, did_you_mean, short_json
+from pytest_mistral_lora.places import NOWHERE, Place
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+
+RECORD = NOWHERE / "$"
+"""The place of a whole record, as JSON paths name it."""
 
 
 @dataclass(frozen=True)
@@ -22,22 +27,22 @@ class Violation:
     """A value, or a missing key, that breaks the rules of a record.
 
     Attributes:
-        path: JSON path of the value, `$.training.schedule.name`.
+        place: The place of the value within the record: `$.training.schedule.name`.
         found: The value, shortened; empty for a missing key.
         expected: The rule; empty if `found` names it.
     """
 
-    path: str
+    place: Place
     found: str
     expected: str = ""
 
     def __str__(self) -> str:
         """Return the violation as one line."""
         expected = f"; expected {self.expected}" if self.expected else ""
-        return f"{self.path}: {self.found or 'is missing'}{expected}"
+        return f"{self.place}: {self.found or 'is missing'}{expected}"
 
 
-def require_valid(found: Sequence[Violation], name: str, place: Path | str) -> None:
+def require_valid(found: Sequence[Violation], name: str, place: Path | Place) -> None:
     """Refuse data that has violations.
 
     Args:
@@ -49,11 +54,11 @@ def require_valid(found: Sequence[Violation], name: str, place: Path | str) -> N
         InputError: If it has any; all are listed.
     """
     if len(found) == 1:
-        raise InputError(f"not a {name}: {found[0]}", place=str(place))
+        raise InputError(f"not a {name}: {found[0]}", place=Place.of(place))
     if found:
         raise InputError(
             "\n".join([f"not a {name}: {len(found)} violations", *(f"  {violation}" for violation in found)]),
-            place=str(place),
+            place=Place.of(place),
         )
 
 
@@ -90,28 +95,29 @@ class RecordSchema:
         """Return the violations of the schema, in path order; empty for valid data."""
         # a set: two branches of a schema report the same value twice
         found = {violation for error in self._validator.iter_errors(data) for violation in self._in_words(error)}
-        return sorted(found, key=lambda violation: (violation.path, violation.expected))
+        return sorted(found, key=lambda violation: (violation.place.order, violation.expected))
 
     def _in_words(self, error: Any) -> Iterator[Violation]:
         """Put one `jsonschema.ValidationError` into words; a missing or surplus key is named in the path."""
-        path, rule, place = error.json_path, error.validator_value, error.schema
+        rule, schema = error.validator_value, error.schema
+        place = RECORD.within(*error.absolute_path)
         # jsonschema reports a missing key at the object that lacks it; the path of the key is easier to find
         if error.validator == "required":
             for name in rule:
                 if name not in error.instance:
-                    yield Violation(f"{path}.{name}", "", self._description([*error.absolute_path, name]))
+                    yield Violation(place / name, "", self._description([*error.absolute_path, name]))
         elif error.validator == "additionalProperties" and isinstance(error.instance, dict):
-            patterns = place.get("patternProperties", {})
-            known, hint = place.get("properties", {}), " (your own begin with x-)" if "^x-" in patterns else ""
+            patterns = schema.get("patternProperties", {})
+            known, hint = schema.get("properties", {}), " (your own begin with x-)" if "^x-" in patterns else ""
             for name, value in error.instance.items():
                 if name not in known and not any(re.search(pattern, name) for pattern in patterns):
-                    yield Violation(f"{path}.{name}", short_json(value), f"no such key{hint}")
+                    yield Violation(place / name, short_json(value), f"no such key{hint}")
         else:
             words = {
                 "const": f"{rule!r}",
                 "enum": f"one of {rule}",
-                "pattern": str(place.get("description", f"text that matches {rule}")),
-                "not": str(place.get("description", f"not {rule}")),
+                "pattern": str(schema.get("description", f"text that matches {rule}")),
+                "not": str(schema.get("description", f"not {rule}")),
                 "type": " or ".join([rule] if isinstance(rule, str) else map(str, rule))
                 if error.validator == "type"
                 else "",
@@ -121,7 +127,7 @@ class RecordSchema:
                 "exclusiveMaximum": f"below {rule}",
             }
             expected = words.get(error.validator, f"{error.validator} {rule}")
-            yield Violation(path, short_json(error.instance), expected)
+            yield Violation(place, short_json(error.instance), expected)
 
     def _description(self, path: Sequence[str | int]) -> str:
         """Return the description of the value at a path."""

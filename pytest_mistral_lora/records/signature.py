@@ -8,6 +8,7 @@ from typing import Any
 
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.extras import require_extra
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.verify import FieldCheck
 
 SIGNATURE = "signature"
@@ -44,7 +45,7 @@ class Signature:
         ) as error:  # an error of the library, of cryptography or of sigstore: each means that nothing is proven
             reason = one_line(error) or type(error).__name__
             return FieldCheck(SIGNATURE, "mismatch", author, f"not by {author}, or not of these files: {reason}")
-        return FieldCheck(SIGNATURE, "match", author, f"by {author}", str(self.file))
+        return FieldCheck(SIGNATURE, "match", author, f"by {author}", Place.of(self.file))
 
     def _verifier(self) -> tuple[Any, str]:
         """Return model-signing's verifier, and the author that it expects."""
@@ -67,7 +68,7 @@ class Signature:
             verifier = verifying.Config().use_sigstore_verifier(identity=self.identity, oidc_issuer=self.issuer)
             return verifier, f"{self.identity} ({self.issuer})"
         except Exception as error:  # a key of another kind, or no network to fetch Sigstore's keys
-            place = str(self.public_key or "--identity")
+            place = Place.of(self.public_key or "--identity")
             raise InputError(
                 f"cannot be used: {one_line(error)}",
                 place=place,

@@ -13,9 +13,10 @@ from pytest_mistral_lora.chat.fim import parse_fim_row
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row, compact_json, parse_row
 from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import Written, put_text, require_folder, write_text
 from pytest_mistral_lora.records.goldens import golden_paths
-from pytest_mistral_lora.records.schema import RecordSchema, Violation, require_valid
+from pytest_mistral_lora.records.schema import RECORD, RecordSchema, Violation, require_valid
 
 TRANSCRIPTS = "transcripts"
 """Folder of a finished run that holds its transcripts."""
@@ -118,7 +119,7 @@ class Transcript:
             if place is not None:
                 raise InputError(
                     f"the id {ids[place]}, which the model does not have",
-                    place=f"transcript {self.case}, {name}[{place}]",
+                    place=Place.of(f"transcript {self.case}").within(name, place),
                     expected=f"ids below {vocab_size}",
                     next_step="Record it again with this model: mistral-lora smoke DIR --rows ROWS --record FOLDER",
                 )
@@ -186,27 +187,27 @@ def violations(data: Any, case: str) -> list[Violation]:
     if found:
         return found
     if data["case"] != case:
-        found.append(Violation("$.case", f"{data['case']!r}, but the file is {case}.json"))
+        found.append(Violation(RECORD / "case", f"{data['case']!r}, but the file is {case}.json"))
     tokens = len(data["completion_ids"])
     for name in ("logprobs", "margins", "runner_up_ids"):
         if len(data[name]) != tokens:
-            found.append(Violation(f"$.{name}", f"{len(data[name])} values for {tokens} tokens"))
+            found.append(Violation(RECORD / name, f"{len(data[name])} values for {tokens} tokens"))
     if tokens > data["max_new_tokens"] or (data["stop"] == "length" and tokens < data["max_new_tokens"]):
         length = f"{tokens} tokens, stopped by {data['stop']}, of at most {data['max_new_tokens']}"
-        found.append(Violation("$.completion_ids", length))
+        found.append(Violation(RECORD / "completion_ids", length))
     for index, check in enumerate(data["checks"]):
         if check["passed"] == bool(check["reason"]):
             reason = f"passed is {check['passed']}, and the reason {check['reason']!r}"
-            found.append(Violation(f"$.checks[{index}]", reason))
+            found.append(Violation(RECORD.within("checks", index), reason))
         wrong = schema_violation(check["value"]) if check["kind"] == "json_schema" else ""
         if wrong:
-            found.append(Violation(f"$.checks[{index}].value", f"not a JSON Schema: {wrong}"))
+            found.append(Violation(RECORD.within("checks", index, "value"), f"not a JSON Schema: {wrong}"))
     try:
         row = _whole_row(data)
     except RowError as error:
-        return [*found, Violation("$.row", str(error))]
+        return [*found, Violation(RECORD / "row", str(error))]
     if len(row.messages) - row.assistant_groups()[-1][0] != len(data["answer"]):
-        found.append(Violation("$.answer", "it is not the last assistant turn of the conversation"))
+        found.append(Violation(RECORD / "answer", "it is not the last assistant turn of the conversation"))
     return found
 
 

@@ -15,6 +15,7 @@ from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file, sha256_files
 from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import LocatedBase, changed_config
 from pytest_mistral_lora.records.data_stats import PROBES, probe_sha256, recount_rows
@@ -60,7 +61,7 @@ class FieldCheck:
     state: State
     recorded: Any
     found: Any
-    place: str = ""
+    place: Place = NOWHERE
 
     @property
     def is_unlisted(self) -> bool:
@@ -68,14 +69,15 @@ class FieldCheck:
         return self.recorded is None and self.name.startswith("files.")
 
 
-def recompute_field(name: str, recorded: Any, compute: Callable[[], Any], place: Path | str) -> FieldCheck:
+def recompute_field(name: str, recorded: Any, compute: Callable[[], Any], place: Place | Path) -> FieldCheck:
     """Compare a recorded value with the result of `compute`; if that raises, it is a mismatch."""
+    place = Place.of(place)
     try:
         found = compute()
     # a damaged artifact can raise anything
     except (MistralLoraError, OSError, LookupError, TypeError, ValueError, ArithmeticError) as error:
-        return FieldCheck(name, "mismatch", recorded, f"cannot be computed: {error}", str(place))
-    return FieldCheck(name, "match" if found == recorded else "mismatch", recorded, found, str(place))
+        return FieldCheck(name, "mismatch", recorded, f"cannot be computed: {error}", place)
+    return FieldCheck(name, "match" if found == recorded else "mismatch", recorded, found, place)
 
 
 def unavailable_field(name: str, recorded: Any, why: str) -> FieldCheck:
@@ -138,7 +140,7 @@ def folder_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
         below = file.relative_to(path)
         is_file = not file.is_dir() or file.is_symlink()  # a link to a folder can lead anywhere
         if is_file and below.as_posix() not in listed and below.parts[0] not in _NOT_OF_A_RUN:
-            yield FieldCheck(f"files.{below.as_posix()}", "mismatch", None, "is not listed", str(file))
+            yield FieldCheck(f"files.{below.as_posix()}", "mismatch", None, "is not listed", Place.of(file))
     # shows a value that was changed in the manifest and its seal, but not in the notes made from it
     for name, note in note_texts(data).items():
         if name not in data.get("files", {}):
@@ -162,7 +164,7 @@ def _history_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
         return
     recorded = f"in commit {commit}"
     found = f"less is proven than before: {'; '.join(lost)}" if lost else "no less than before"
-    yield FieldCheck(PROOF, "mismatch" if lost else "match", recorded, found, str(folder.manifest_file))
+    yield FieldCheck(PROOF, "mismatch" if lost else "match", recorded, found, Place.of(folder.manifest_file))
 
 
 def _file_sha256(folder: Path, name: str) -> str:
@@ -270,7 +272,7 @@ def _parent_fields(folder: AdapterFolder, base: LocatedBase, parent: Path | None
     if manifest is not None and lost:
         version = f"schema version {manifest.version}; "
         found = f"less is proven than before: {version}{'; '.join(lost)}"
-        yield FieldCheck(f"parent.{PROOF}", "mismatch", "in the manifest of the merged model", found, str(parent))
+        yield FieldCheck(f"parent.{PROOF}", "mismatch", "in the manifest of the merged model", found, Place.of(parent))
 
 
 def _dataset_fields(
@@ -281,7 +283,7 @@ def _dataset_fields(
         yield unavailable_field("dataset_sha256", data["dataset_sha256"], "no dataset given")
         return
     train = training_files(data, dataset)
-    place = ", ".join(map(str, train))
+    place = Place.of(", ".join(map(str, train)))
     yield recompute_field("dataset_sha256", data["dataset_sha256"], lambda: sha256_files(train), place)
     if "dataset" not in data:
         return

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pytest_mistral_lora.chat.places import named_value
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.errors import InputError, counted
+from pytest_mistral_lora.errors import InputError, counted, named_value
 from pytest_mistral_lora.escaping import code_span, in_markdown, printable
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.schema import RecordSchema, require_valid
 
 SCHEMA = RecordSchema(Path(__file__).with_name("report.schema.json"))
@@ -75,8 +75,8 @@ class ComparedCause:
     @property
     def text(self) -> str:
         """The rule, what was found, its place, and how the number of findings changed, in one line."""
-        place = self.cause["place"]
-        found = _cut(named_value(self.cause["found"], place, self.cause["title"]))
+        place, field = self.cause["place"], Place.from_json(self.cause["structured"]["place"]).field
+        found = _cut(named_value(self.cause["found"], field, self.cause["title"]))
         numbers = counted(self.after or self.before, "finding")
         if self.before and self.after and self.before != self.after:
             numbers += f", {self.before} before"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.escaping import code_block, code_span, in_markdown, printable
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.report.judged import Judged, file_place, message_of
 from pytest_mistral_lora.report.secrets import public_text
@@ -34,7 +35,7 @@ def annotation_lines(causes: Iterable[Mapping[str, Any]]) -> list[str]:
     """
     lines = []
     for cause in causes:
-        place = file_place(cause["place"])
+        place = file_place(Place.from_json(cause["structured"]["place"]))
         properties: dict[str, object] = {"title": f"{cause['rule']} {_short_title(cause)}"}
         if place is not None:
             properties = {"file": place.file, **({"line": place.line} if place.line else {}), **properties}

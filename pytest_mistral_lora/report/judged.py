@@ -1,6 +1,6 @@
-"""Verdicts for other programs: judged cases and their places in files, as JUnit, SARIF 2.1.0 and GitLab's code quality.
+"""Verdicts for other programs: judged cases and their places in files, as JUnit and SARIF 2.1.0.
 
-A file of a verdict is named by its format: `.sarif`, `.xml` for JUnit, `.codequality.json`.
+A file of a verdict is named by its format: `.sarif`, or `.xml` for JUnit.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.chat.places import RecordPlace
 from pytest_mistral_lora.escaping import printable, safe_json, safe_xml
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import beginning, put_text, require_writable
 from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.report.secrets import public_text
@@ -72,6 +72,9 @@ class Judged:
     known: Sequence[str] = ()
 
 
+_MOST_LINES = 10**9
+
+
 @dataclass(frozen=True, slots=True)
 class FilePlace:
     """A place in a file that exists.
@@ -90,26 +93,17 @@ class FilePlace:
         return self.file.as_uri() if self.file.is_absolute() else quote(os.fsencode(self.file.as_posix()))
 
 
-def file_place(place: str) -> FilePlace | None:
-    """Return the file and the line in a finding's place; None if it does not name an existing file.
+def file_place(place: Place) -> FilePlace | None:
+    """Return the file and the line of a finding's place; None if it is not in an existing file."""
+    if place.source.is_value or not place.source.name or not os.path.lexists(place.source.name):
+        return None
+    # a larger number is no line: a log with such a line would be refused as a whole
+    line = place.line or place.record or 0
+    return FilePlace(_in_workspace(place.source.name), line if line < _MOST_LINES else 0)
 
-    Args:
-        place: Such as `rows.jsonl:3, messages[1].role`, or the address of a server.
-    """
-    found = RecordPlace.parse(place)
-    if found is not None and found.is_record and os.path.lexists(found.file):
-        return FilePlace(_in_workspace(found.file), found.line)
-    # a name may contain a comma: take the longest part that is a file
-    parts = place.split(", ")
-    for end in range(len(parts), 0, -1):
-        name = ", ".join(parts[:end])
-        path, _, line = name.rpartition(":")
-        # a larger number is part of a name: a log with such a line would be refused as a whole
-        is_line = line.isdecimal() and line.isascii() and len(line) < 10
-        for file, number in ((name, 0), (path, int(line) if is_line else None)):
-            if file and number is not None and os.path.lexists(file):
-                return FilePlace(_in_workspace(file), number)
-    return None
+
+def _place_of(finding: Mapping[str, Any]) -> FilePlace | None:
+    return file_place(Place.from_json(finding["structured"]["place"]))
 
 
 def _in_workspace(file: str) -> Path:
@@ -199,7 +193,7 @@ def finding_properties(findings: Iterable[Mapping[str, Any]]) -> Iterator[tuple[
 
 
 def _file_and_line(finding: Mapping[str, Any]) -> list[tuple[str, str]]:
-    place = file_place(finding["place"])
+    place = _place_of(finding)
     if place is None:
         return []
     file = ("file", redacted(place.file.as_posix()))
@@ -227,10 +221,10 @@ def sarif_data(judged: Judged) -> dict[str, Any]:
         for cause in reversed(judged.causes)
     }
     # GitHub refuses a whole log if one result has no file; the judged artifact is the nearest file
-    subject = file_place(judged.subject) or FilePlace(_in_workspace("."))
+    subject = file_place(Place.of(judged.subject)) or FilePlace(_in_workspace("."))
     results = []
     for cause in judged.causes:
-        place = file_place(cause["place"]) or subject
+        place = _place_of(cause) or subject
         location: dict[str, Any] = {"artifactLocation": {"uri": redacted(place.uri)}}
         if place.line:
             location["region"] = {"startLine": place.line}
@@ -252,37 +246,9 @@ def _fingerprint(cause: Mapping[str, Any]) -> str:
     return hashlib.sha256(redacted(cause["cause"]).encode()).hexdigest()
 
 
-def code_quality_data(judged: Judged) -> list[dict[str, Any]]:
-    """Return a report of GitLab's code quality, with an entry for each cause, as plain JSON data.
-
-    Its format: https://docs.gitlab.com/ci/testing/code_quality/#code-quality-report-format
-    """
-    severities = {"error": "major", "note": "info"}
-    subject = file_place(judged.subject) or FilePlace(_in_workspace("."))
-    entries = []
-    for cause in judged.causes:
-        place = file_place(cause["place"]) or subject
-        entries.append(
-            {
-                "check_name": cause["rule"],
-                "description": message_of(cause),
-                "fingerprint": _fingerprint(cause),
-                "severity": severities[cause["severity"]],
-                # GitLab drops an entry without a line
-                "location": {"path": redacted(place.file.as_posix()), "lines": {"begin": place.line or 1}},
-            }
-        )
-    return entries
-
-
 def sarif_text(judged: Judged) -> str:
     """Return the text of `sarif_data`."""
     return f"{safe_json(sarif_data(judged), indent=2)}\n"
-
-
-def code_quality_text(judged: Judged) -> str:
-    """Return the text of `code_quality_data`."""
-    return f"{safe_json(code_quality_data(judged), indent=2)}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +267,6 @@ class VerdictFormat:
 VERDICT_FORMATS: Mapping[str, VerdictFormat] = {
     ".sarif": VerdictFormat(sarif_text, r'\{\s*"\$schema": [^{]*"runs": .*"name": "pytest-mistral-lora"'),
     ".xml": VerdictFormat(junit_text, r'<\?xml [^>]*>\s*<testsuites>\s*<testsuite name="mistral-lora '),
-    ".codequality.json": VerdictFormat(code_quality_text, r'\[\]\s*\Z|\[\s*\{\s*"check_name": "ML\d{3}"'),
 }
 """The formats of files for other programs, by the end of the file's name."""
 

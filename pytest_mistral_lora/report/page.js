@@ -31,9 +31,6 @@
   form.addEventListener("input", apply);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(apply));
-  form.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") form.reset();
-  });
   apply();
 
   const copy = async (text, block) => {

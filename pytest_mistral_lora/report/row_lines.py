@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.places import RecordPlace
 from pytest_mistral_lora.chat.reading import scan_lines
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.escaping import printable
+from pytest_mistral_lora.places import Place, file_of
 
 _LARGEST = 64 << 20
 """Largest file that is read again, in bytes."""
@@ -27,10 +27,10 @@ def with_rows(causes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = [dict(cause) for cause in causes]
     wanted: dict[Path, dict[int, list[dict[str, Any]]]] = {}
     for cause in found:
-        place = RecordPlace.parse(cause["place"])
+        place = Place.from_json(cause["structured"]["place"])
         is_of_rows = any(part in cause["check"] for part in _OF_ROWS)
-        if is_of_rows and not cause["row"] and place is not None and not place.is_record:
-            wanted.setdefault(Path(place.file), {}).setdefault(place.line, []).append(cause)
+        if is_of_rows and not cause["row"] and place.record is not None and place.line is None:
+            wanted.setdefault(Path(file_of(place)), {}).setdefault(place.record, []).append(cause)
     for file, of_lines in wanted.items():
         # the file may be gone, or hold its records in another way than one a line
         with suppress(InputError, OSError):

@@ -1,4 +1,5 @@
-// The keys of lists of tokens, and the bar with the id of the token under the pointer or the focus.
+// The bar with the id of the token under the pointer or the focus, and the arrow keys, without which no token but the
+// first of a turn could have the focus.
 (() => {
   "use strict";
   const bar = document.createElement("div");
@@ -31,48 +32,12 @@
     return list ? list.querySelector(forward ? ".tk" : ":scope > .tk:last-of-type") : null;
   };
 
-  const lineBeside = (token, forward) => {
-    const from = token.getBoundingClientRect();
-    let best = null;
-    let bottom = null;
-    let least = Infinity;
-    for (let next = step(token, forward); next; next = step(next, forward)) {
-      const box = next.getBoundingClientRect();
-      // the tokens of a line end at one height: one that is wrong has its mark above
-      if (Math.abs(box.bottom - from.bottom) < 2) continue;
-      bottom ??= box.bottom;
-      if (Math.abs(box.bottom - bottom) >= 2) break;
-      const distance = Math.abs(box.left + box.right - from.left - from.right);
-      if (distance < least) [best, least] = [next, distance];
-    }
-    return best;
-  };
-
-  const differenceBeside = (token, forward) => {
-    const all = [...document.querySelectorAll(".tk-list > .tk-wrong")];
-    const way = forward ? Node.DOCUMENT_POSITION_FOLLOWING : Node.DOCUMENT_POSITION_PRECEDING;
-    const beside = all.filter((one) => token.compareDocumentPosition(one) & way);
-    return beside.at(forward ? 0 : -1);
-  };
-
-  const moves = {
-    ArrowRight: (token) => step(token, true),
-    ArrowLeft: (token) => step(token, false),
-    ArrowDown: (token) => lineBeside(token, true),
-    ArrowUp: (token) => lineBeside(token, false),
-    Home: (token) => token.parentElement.querySelector(".tk"),
-    End: (token) => token.parentElement.querySelector(":scope > .tk:last-of-type"),
-    n: (token) => differenceBeside(token, true),
-    p: (token) => differenceBeside(token, false),
-  };
-
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") show(null);
     const token = tokenOf(event.target);
-    const move = moves[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-    if (!token || !move || event.ctrlKey || event.metaKey || event.altKey) return;
+    const isArrow = event.key === "ArrowRight" || event.key === "ArrowLeft";
+    if (!token || !isArrow || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
-    move(token)?.focus();
+    step(token, event.key === "ArrowRight")?.focus();
   });
 
   document.addEventListener("focusin", (event) => {

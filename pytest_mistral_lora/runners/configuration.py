@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import yaml
 
 from pytest_mistral_lora.chat.reading import parse_json, read_bounded
 from pytest_mistral_lora.errors import InputError, RunnerError
+from pytest_mistral_lora.places import Place
 
 _KEYS = Path(__file__).with_name("keys.toml")
 _DEEPEST = 32
@@ -142,9 +143,8 @@ def _short(value: Any) -> str:
 
 
 def _refusal(file: Path, lines: Mapping[str, int], key: str, found: str) -> RunnerError:
-    line = f":{lines[key]}" if key in lines else ""
     step = "Leave it out; if you trust the file, --allow-code (in pytest --mistral-allow-code) uses it unchanged."
-    return RunnerError(found, place=f"{file}{line}, {key}", next_step=step)
+    return RunnerError(found, place=Place.of(file, line=lines.get(key)) / key, next_step=step)
 
 
 def read_configuration(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -153,7 +153,7 @@ def read_configuration(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     Raises:
         RunnerError: If it is not plain YAML with text keys, or is too large.
     """
-    place = str(file)
+    place = Place.of(file)
     try:
         content = read_bounded(file)
         if len(content) > _MOST_BYTES:
@@ -172,7 +172,9 @@ def read_configuration(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
         mark = error.problem_mark
         found = f"not plain YAML: {error.problem or error}"
         expected = "plain values: a tag such as !function or !!python names code"
-        raise RunnerError(found, place=f"{place}:{mark.line + 1}" if mark else place, expected=expected) from error
+        raise RunnerError(
+            found, place=replace(place, line=mark.line + 1) if mark else place, expected=expected
+        ) from error
     # a date that does not exist, an integer of thousands of digits, or a list as a key
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunnerError(f"not valid YAML: {' '.join(str(error).split()):.200}", place=place) from error
@@ -189,7 +191,7 @@ def read_configuration(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     return data, {key.value: key.start_mark.line + 1 for key, _ in getattr(node, "value", ())}
 
 
-def _refuse_merges(node: yaml.Node | None, place: str) -> None:
+def _refuse_merges(node: yaml.Node | None, place: Place) -> None:
     """Refuse mappings that merge others (`<<`) into too many keys: PyYAML copies them before anybody can count.
 
     Raises:
@@ -199,7 +201,9 @@ def _refuse_merges(node: yaml.Node | None, place: str) -> None:
 
     def size(node: yaml.Node, above: tuple[int, ...] = ()) -> int:
         if id(node) in above:
-            raise RunnerError("refers to itself", place=f"{place}:{node.start_mark.line + 1}", expected="plain values")
+            raise RunnerError(
+                "refers to itself", place=replace(place, line=node.start_mark.line + 1), expected="plain values"
+            )
         if id(node) not in sizes:
             inner = (*above, id(node))
             if isinstance(node, yaml.MappingNode):
@@ -214,7 +218,7 @@ def _refuse_merges(node: yaml.Node | None, place: str) -> None:
                 sizes[id(node)] = 1
         if sizes[id(node)] > _MOST_VALUES:
             found = f"more than {_MOST_VALUES:,} values, aliases included"
-            raise RunnerError(found, place=f"{place}:{node.start_mark.line + 1}", expected="a configuration")
+            raise RunnerError(found, place=replace(place, line=node.start_mark.line + 1), expected="a configuration")
         return sizes[id(node)]
 
     if node is not None:

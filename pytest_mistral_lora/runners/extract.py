@@ -22,6 +22,7 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.secrets import is_secret_name
 from pytest_mistral_lora.runners.configuration import safe_configuration
@@ -55,7 +56,7 @@ def stage_checkpoint(tokenizer: CheckpointTokenizer, folder: Path) -> None:
         # without the checkpoint's own `config.json`, which describes another model than the tiny one
         names = [name for name in tokenizer.files.names if name != MODEL_CONFIG]
         if not names:
-            found, place = "no tokenizer file", str(tokenizer.path)
+            found, place = "no tokenizer file", Place.of(tokenizer.path)
             raise RunnerError(found, place=place, expected="a checkpoint folder with its tokenizer")
         for name in names:
             target = folder / name

@@ -72,7 +72,7 @@ class GivenRows:
     def by_line(self) -> list[Row]:
         """The first row of each record, with the place of the record: that of each line of an encoded-rows file."""
         firsts = (record[0] for record in by_record(self.rows))
-        return [replace(row, place=_record_place(row)) for row in firsts]
+        return [replace(row, place=row.place.row) for row in firsts]
 
 
 def by_record(rows: Sequence[Row]) -> list[tuple[Row, ...]]:
@@ -99,10 +99,6 @@ def preference_rows(pairs: Iterable[Sequence[Row]], runner: Runner, task: str) -
     return [row for pair in pairs for row in rated(pair)]
 
 
-def _record_place(row: Row) -> str:
-    return row.place.removesuffix(f", {row.side}") if row.side else row.place
-
-
 def _kind_of_packaged(tasks: PreferenceTasks, task: str | None, config: Path | None) -> RowKind:
     """Return the kind of the packaged rows that stand in for a user's: pairs if a task of preferences is named."""
     named = task or tasks.configured(config)
@@ -116,6 +112,6 @@ def _kind_of(records: Sequence[tuple[Row, ...]]) -> RowKind:
     kinds = {kind.name: kind for kind in (kind_of_row(record[0]) for record in records)}
     if len(kinds) > 1:
         found = " and ".join(kind.title for kind in kinds.values())
-        place = _record_place(records[0][0])
+        place = records[0][0].place.row
         raise InputError(f"{found} in one dataset", place=place, expected="rows of one kind")
     return next(iter(kinds.values()))

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.errors import InputError, RowError, RunnerError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.runners import supervisor
 
 # only the end of a log is read, whatever its length
@@ -325,7 +326,7 @@ class RunnerOutput:
             yield json.dumps({"row": number, **row, **made}, ensure_ascii=False)
 
 
-ReadRecord = Callable[[Any, str], tuple[int, Mapping[str, Any]]]
+ReadRecord = Callable[[Any, Place], tuple[int, Mapping[str, Any]]]
 """Returns the number and the content of a script's record, by its value and its place; refuses a broken one."""
 
 
@@ -346,7 +347,7 @@ def read_output(path: Path, read: ReadRecord) -> RunnerOutput:
         if isinstance(item, RowError):
             raise _broken_contract(item)
         line, data = item
-        place = f"{path.name}:{line}"
+        place = Place.of(path.name, line)
         if isinstance(data, Mapping) and isinstance(data.get("environment"), Mapping):
             environment |= {str(name): str(value) for name, value in islice(data["environment"].items(), _MOST_FACTS)}
             environment = dict(islice(environment.items(), _MOST_FACTS))
@@ -388,7 +389,7 @@ _SIDES = ("chosen", "rejected", "completion")
 def reader_of(rows: int) -> ReadRecord:
     """Return the reader of the records of a trainer that got a number of rows."""
 
-    def read(data: Any, place: str) -> tuple[int, Mapping[str, Any]]:
+    def read(data: Any, place: Place) -> tuple[int, Mapping[str, Any]]:
         number = row_number(data, place, rows)
         if isinstance(data.get("error"), str):
             return number, {"error": data["error"]}
@@ -401,7 +402,7 @@ def reader_of(rows: int) -> ReadRecord:
     return read
 
 
-def row_number(data: Any, place: str, rows: int | None = None) -> int:
+def row_number(data: Any, place: Place, rows: int | None = None) -> int:
     """Return the number of a script's record.
 
     Args:
@@ -420,7 +421,7 @@ def row_number(data: Any, place: str, rows: int | None = None) -> int:
     return number
 
 
-def integers(data: Mapping[str, Any], key: str, place: str) -> list[int]:
+def integers(data: Mapping[str, Any], key: str, place: Place) -> list[int]:
     """Return the integers of a key of a script's record.
 
     Raises:

@@ -19,6 +19,7 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row, parse_row, unscored
 from pytest_mistral_lora.errors import RowError, RunnerError
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.runners.process import RunnerOutput, integers, row_number
 
 NO_CHAT = "the prompt is a text, and no chat"
@@ -26,7 +27,7 @@ _ANSWER = "Yes."
 """Stands for an answer that the model would generate."""
 
 
-def read_prompt(data: Any, place: str) -> tuple[int, Mapping[str, Any]]:
+def read_prompt(data: Any, place: Place) -> tuple[int, Mapping[str, Any]]:
     """Return the number and the content of a prompt's record; see `process.ReadRecord`."""
     number = row_number(data, place)
     integers(data, "prompt_ids", place)
@@ -52,7 +53,7 @@ def prompt_lines(output: RunnerOutput, oracle: Oracle) -> Iterator[str]:
 def prompt_rows(file: Path) -> list[Row]:
     """Return the chat of each prompt of an encoded-rows file, with its task and document as its place."""
     lines = [item[1] for item in scan_jsonl(file, encoded=True) if not isinstance(item, RowError)]
-    return [Row(tuple(line.get("messages", ())), place=line["evaluation"]["place"]) for line in lines]
+    return [Row(tuple(line.get("messages", ())), place=NOWHERE / line["evaluation"]["place"]) for line in lines]
 
 
 def _encoded(record: Mapping[str, Any], oracle: Oracle) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.serving.client import Answer
 from pytest_mistral_lora.serving.forms import CallPart, Chat, ChatStream, ListedToken, read_form
 
@@ -97,7 +98,7 @@ def read_field(value: Any, *names: str) -> Any:
     return value
 
 
-def integers(value: Any, place: str) -> tuple[int, ...]:
+def integers(value: Any, place: Place) -> tuple[int, ...]:
     """Return the ids that a user's script lists.
 
     Raises:
@@ -115,7 +116,7 @@ class Unanswered(TypedDict, total=False):
     failed: str
 
 
-def unanswered(answer: Answer, place: str) -> Unanswered:
+def unanswered(answer: Answer, place: Place) -> Unanswered:
     """Return why a request has no answer.
 
     A template (`raise_exception`) or a validation refuses messages. A request fails if the server answers with a status
@@ -141,7 +142,7 @@ def unanswered(answer: Answer, place: str) -> Unanswered:
     )
 
 
-def chat_answer(answer: Answer, place: str) -> ServedAnswer:
+def chat_answer(answer: Answer, place: Place) -> ServedAnswer:
     """Return an answer of OpenAI's chat endpoint, with the ids that vLLM and llama.cpp add to it.
 
     Raises:
@@ -173,7 +174,7 @@ def chat_answer(answer: Answer, place: str) -> ServedAnswer:
     )
 
 
-def streamed_answer(answer: Answer, place: str) -> ServedAnswer:
+def streamed_answer(answer: Answer, place: Place) -> ServedAnswer:
     """Return the answer whose parts a stream of OpenAI's chat endpoint has: the parts joined, as a client joins them.
 
     Raises:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.secrets import SERVER_KEY as KEY
 from pytest_mistral_lora.records.secrets import redacted, server_key
 
@@ -53,7 +54,7 @@ class Answer:
         """Whether the request was accepted, and answered in JSON."""
         return self.status == 200 and self.data is not None
 
-    def require_ready(self, place: str) -> None:
+    def require_ready(self, place: Place) -> None:
         """Refuse the answer of a server that is not ready.
 
         Raises:
@@ -195,6 +196,10 @@ class ServerClient:
         if self._open is not None:
             await self._open.aclose()
 
+    def place_of(self, path: str) -> Place:
+        """Return the place of an endpoint: its address."""
+        return Place.of(f"{self.url}{path}")
+
     async def get(self, path: str) -> Answer:
         """Return the answer to a question without a body: see `post`."""
         return await self.post(path, None, method="GET")
@@ -207,7 +212,7 @@ class ServerClient:
         """
         import httpx
 
-        place = f"{self.url}{path}"
+        place = self.place_of(path)
         async with self._gate:
             for attempt in range(_TRIES):
                 if self._lost is not None:
@@ -250,7 +255,7 @@ class ServerClient:
             return ""
         return "If the server asks for https, write https://." if scheme == "http" else _WITHOUT_TLS
 
-    def _failed(self, error: Exception, place: str) -> InputError:
+    def _failed(self, error: Exception, place: Place) -> InputError:
         found = f"the connection failed: {type(error).__name__} {_shown(str(error))}"
         return InputError(found, place=place, next_step=self._other_scheme("http"))
 

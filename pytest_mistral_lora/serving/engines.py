@@ -82,7 +82,10 @@ class Vllm(Server):
     ) -> ServedAnswer | None:
         """Return the answer to a prompt given as ids."""
         request = {"model": model, "prompt": list(ids), "max_tokens": limit, "logprobs": 1, "return_token_ids": True}
-        answer, place = await client.post("/v1/completions", {**request, **settings}), f"{client.url}/v1/completions"
+        answer, place = (
+            await client.post("/v1/completions", {**request, **settings}),
+            client.place_of("/v1/completions"),
+        )
         if not answer.is_ok:
             return ServedAnswer(**unanswered(answer, place))
         choice = read_form(TextCompletions, answer, place).choices[0]
@@ -95,7 +98,7 @@ class Vllm(Server):
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int
     ) -> ServedAnswer | None:
         """Return the answer of an adapter's parent; None for a model without a parent."""
-        models = read_form(ModelList, await client.get("/v1/models"), f"{client.url}/v1/models").data
+        models = read_form(ModelList, await client.get("/v1/models"), client.place_of("/v1/models")).data
         parent = next((entry.parent for entry in models if entry.id == model), None)
         return await self.complete(client, ids, parent, limit, self.greedy) if parent else None
 

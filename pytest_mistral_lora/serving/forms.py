@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pytest_mistral_lora.errors import InputError, shortened
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.schema import error_in_words
 from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.serving.client import Answer
@@ -275,7 +276,9 @@ class NativeChat(Form):
 _F = TypeVar("_F", bound=Form)
 
 
-def read_form(form: type[_F], answer: Answer, place: str, *, key: str = "", expected: str = "an answer in JSON") -> _F:
+def read_form(
+    form: type[_F], answer: Answer, place: Place, *, key: str = "", expected: str = "an answer in JSON"
+) -> _F:
     """Return the answer of an endpoint.
 
     Args:
@@ -298,7 +301,7 @@ def read_form(form: type[_F], answer: Answer, place: str, *, key: str = "", expe
     raise _form_error(form, fault, place, key)
 
 
-def _form_error(form: type[Form], fault: Any, place: str, key: str) -> InputError:
+def _form_error(form: type[Form], fault: Any, place: Place, key: str) -> InputError:
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in fault["loc"])
     path = path.removeprefix(f".{key}" if key else ".") or "the answer"
     value = fault["input"]

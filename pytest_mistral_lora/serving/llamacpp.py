@@ -89,7 +89,7 @@ class LlamaCpp(Server):
         """Return the build, the models, the precision and the adapters of a server."""
         facts = await super().facts(client)
         shown = await client.get("/props")
-        named = (shown.is_ok and read_form(Properties, shown, f"{client.url}/props").model_ftype) or ""
+        named = (shown.is_ok and read_form(Properties, shown, client.place_of("/props")).model_ftype) or ""
         precision = next((found for kind, found in _PRECISIONS.items() if re.search(rf"\b{kind}(_|\b)", named)), named)
         loaded = await _adapters(client)
         scales = None if loaded is None else tuple((adapter.path, adapter.scale) for adapter in loaded)
@@ -105,7 +105,7 @@ class LlamaCpp(Server):
     ) -> ServedAnswer | None:
         """Return the answer to a prompt given as ids."""
         data = {"prompt": list(ids), "n_predict": limit, "n_probs": LISTED, "return_tokens": True, **settings}
-        answer, place = await client.post("/completion", data), f"{client.url}/completion"
+        answer, place = await client.post("/completion", data), client.place_of("/completion")
         if not answer.is_ok:
             return ServedAnswer(**unanswered(answer, place))
         completion = read_form(PromptCompletion, answer, place)
@@ -155,7 +155,7 @@ class LlamaCpp(Server):
         loaded = await _adapters(client) or []
         if name not in [PurePath(adapter.path).stem for adapter in loaded]:
             names = ", ".join(PurePath(adapter.path).stem for adapter in loaded)
-            place, expected = f"{client.url}/lora-adapters", f"one of: {names or 'none'}"
+            place, expected = client.place_of("/lora-adapters"), f"one of: {names or 'none'}"
             raise InputError("no adapter is loaded from a file of this name", place=place, expected=expected)
         scales = [{"id": adapter.id, "scale": int(PurePath(adapter.path).stem == name)} for adapter in loaded]
         return await self.complete(client, ids, name, limit, {**self.greedy, "lora": scales})
@@ -176,13 +176,13 @@ class LlamaCpp(Server):
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return the ids of the rendered prompt, and the number that the chat reports."""
         rendered = await client.post("/apply-template", chat_request(row))
-        place = f"{client.url}/apply-template"
+        place = client.place_of("/apply-template")
         if not rendered.is_ok:
             return ServedPrompt(**unanswered(rendered, place))
         text = read_form(RenderedPrompt, rendered, place).prompt
         # the rendering leaves the first token out, and the chat adds it
         data = {"content": text, "add_special": True, "parse_special": True}
-        tokenized, place = await client.post("/tokenize", data), f"{client.url}/tokenize"
+        tokenized, place = await client.post("/tokenize", data), client.place_of("/tokenize")
         if not tokenized.is_ok:
             return ServedPrompt(**unanswered(tokenized, place))
         ids = read_form(Tokens, tokenized, place).tokens
@@ -191,7 +191,7 @@ class LlamaCpp(Server):
 
 async def _adapters(client: ServerClient) -> list[LoadedAdapter] | None:
     """Return each loaded adapter; None for a build without a list of adapters."""
-    answer, place = await client.get("/lora-adapters"), f"{client.url}/lora-adapters"
+    answer, place = await client.get("/lora-adapters"), client.place_of("/lora-adapters")
     return read_form(LoadedAdapters, answer, place, key="adapters").adapters if answer.is_ok else None
 
 
@@ -212,7 +212,7 @@ class Ollama(Server):
             InputError: If it is not Ollama.
         """
         answer = await client.get("/api/tags")
-        tags = read_form(TagList, answer, f"{client.url}/api/tags", expected="the models that Ollama has")
+        tags = read_form(TagList, answer, client.place_of("/api/tags"), expected="the models that Ollama has")
         names = [model.name for model in tags.models]
         # a name without a tag means the tag `latest`
         short = [name.removesuffix(_DEFAULT_TAG) for name in names if name.endswith(_DEFAULT_TAG)]
@@ -223,7 +223,7 @@ class Ollama(Server):
         request = _request(row, model, {**self.greedy, "num_predict": 1})
         answer, place = (
             await client.post("/api/chat", {**request, "_debug_render_only": True}),
-            f"{client.url}/api/chat",
+            client.place_of("/api/chat"),
         )
         text = None
         if answer.is_ok:
@@ -241,7 +241,7 @@ class Ollama(Server):
     ) -> ServedAnswer:
         """Return the answer to a row's messages."""
         answer = await client.post("/api/chat", _request(row, model, {**settings, "num_predict": limit}))
-        place = f"{client.url}/api/chat"
+        place = client.place_of("/api/chat")
         if not answer.is_ok:
             return ServedAnswer(**unanswered(answer, place))
         chat = read_form(NativeChat, answer, place)

@@ -154,7 +154,7 @@ def served_prompt(
     Raises:
         InputError: If the answer has another form.
     """
-    place = f"{client.url}/v1/chat/completions"
+    place = client.place_of("/v1/chat/completions")
     if not answer.is_ok:
         return ServedPrompt(**unanswered(answer, place))
     chat = read_form(Chat, answer, place)
@@ -200,7 +200,7 @@ class Server:
             InputError: If the server is not of this kind.
         """
         answer = await client.get("/v1/models")
-        place = f"{client.url}/v1/models"
+        place = client.place_of("/v1/models")
         models = read_form(ModelList, answer, place, expected="the models that it serves").data
         # an adapter has its base among the models
         adapters = {model.id: model.parent for model in models if model.parent}
@@ -217,11 +217,11 @@ class Server:
         if not path:
             return ""
         answer = await client.get(path)
-        answer.require_ready(f"{client.url}{path}")
+        answer.require_ready(client.place_of(path))
         # the rest of an answer may be the arguments of the server, with a key in them
         version = read_field(answer.data, name)
         if version is not None and not isinstance(version, str):
-            raise InputError(f"{name} is {shortened(version)}", place=f"{client.url}{path}", expected="text")
+            raise InputError(f"{name} is {shortened(version)}", place=client.place_of(path), expected="text")
         return version or ""
 
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
@@ -259,7 +259,7 @@ class Server:
         if found.status in (400, 422, 500):
             # a server may not support log-probabilities
             found = await client.post("/v1/chat/completions", data)
-        return chat_answer(found, f"{client.url}/v1/chat/completions")
+        return chat_answer(found, client.place_of("/v1/chat/completions"))
 
     async def say(
         self, client: ServerClient, request: Mapping[str, Any], model: str, *, is_stream: bool
@@ -275,7 +275,7 @@ class Server:
         Raises:
             InputError: If the server does not answer, or its answer has another form.
         """
-        place = f"{client.url}/v1/chat/completions"
+        place = client.place_of("/v1/chat/completions")
         data = {"model": model, **self.greedy, **self.shown_ids(is_stream=is_stream), **request}
         answer = await client.post("/v1/chat/completions", {**data, "stream": is_stream})
         if not is_stream or not answer.is_ok:

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, did_you_mean
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.serving.answers import read_field
 from pytest_mistral_lora.serving.client import ServerClient
 from pytest_mistral_lora.serving.engines import Sglang, Vllm
@@ -75,7 +76,7 @@ async def ask_prompts(
 
     async def ask(row: Row) -> ServedPrompt | InputError:
         try:
-            return _bounded(await server.prompt(client, row, model), row, client.url)
+            return _bounded(await server.prompt(client, row, model), row, Place.of(client.url))
         except InputError as error:
             return error
         finally:
@@ -84,7 +85,7 @@ async def ask_prompts(
     return list(await asyncio.gather(*(ask(row) for row in rows)))
 
 
-def _bounded(prompt: ServedPrompt, row: Row, place: str) -> ServedPrompt:
+def _bounded(prompt: ServedPrompt, row: Row, place: Place) -> ServedPrompt:
     """Return a prompt, unless it is too long for its row.
 
     Raises:
@@ -121,7 +122,7 @@ async def recognise_server(url: str) -> tuple[Server, str]:
         for kind, answer in zip(kinds, answers, strict=True):
             # llama.cpp lists its model while it loads, and would look like a server of OpenAI's kind
             if not isinstance(answer, BaseException):
-                answer.require_ready(f"{url}{kind.version_at[0]}")
+                answer.require_ready(Place.of(f"{url}{kind.version_at[0]}"))
         try:
             await SERVERS["openai"].facts(client)
         except InputError as error:

@@ -16,6 +16,7 @@ from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, NoOracleError, PinError, RowError
 from pytest_mistral_lora.formats.recognition import FORMATS
 from pytest_mistral_lora.formats.tool_calls import has_foreign_ids
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.starter.names import require_plain, yaml_text
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def choose_base(text: str, folder: Path) -> ChosenBase:
         PinError: If the Hub has no such repository, branch or tag.
     """
     path = Path(text)
-    require_plain(text, "--base")
+    require_plain(text, Place.of("--base"))
     if path.is_dir():
         from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 
@@ -104,7 +105,7 @@ def _of_hub(repo: str, branch: str) -> ChosenBase:
 
     wrong = errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError
     try:
-        found = find_commit(repo, branch, place="--base")
+        found = find_commit(repo, branch, place=Place.of("--base"))
     except PinError as error:
         if isinstance(error.__cause__, wrong):
             raise
@@ -207,7 +208,7 @@ def look_at(path: Path, folder: Path) -> SeenRows:
     from pytest_mistral_lora.conformance.path_kinds import recognised
     from pytest_mistral_lora.formats.sources import open_rows, row_files
 
-    require_plain(str(path), "ROWS")
+    require_plain(str(path), Place.of("ROWS"))
     declares = path.suffix.lower() in (".yaml", ".yml") or "dataset_info" in path.name
     title = "data that it declares"
     if not declares or not path.exists():

@@ -8,12 +8,13 @@ from typing import Any
 import yaml
 
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 
 _TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 """The classes of characters that change the direction of the following text, and so its displayed order."""
 
 
-def require_plain(name: str, place: str) -> None:
+def require_plain(name: str, place: Place) -> None:
     """Refuse a name that cannot be one line of text in the written files.
 
     Args:

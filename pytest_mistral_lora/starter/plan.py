@@ -14,6 +14,7 @@ from typing import Literal
 from pytest_mistral_lora.chat.reading import open_regular, opened
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.extras import PACKAGE
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import json_text
 from pytest_mistral_lora.starter.constraints import CONSTRAINTS, constraints_text
 from pytest_mistral_lora.starter.files import GOLDENS, StartPlan
@@ -110,16 +111,17 @@ def plan_start(
 
 def _around_recipe(folder: Path, path: Path) -> StartPlan:
     from pytest_mistral_lora.training.recipe import load_recipe
+    from pytest_mistral_lora.training.recipe.reading import below
 
     recipe = load_recipe(path)
-    require_plain(str(recipe.base.name or recipe.base.repo), f"{path}, base")
+    require_plain(str(recipe.base.name or recipe.base.repo), Place.of(path) / "base")
     try:
         files = recipe.data.files()
         for file in files:
-            require_plain(str(file.path), f"{path}, data")
+            require_plain(str(file.path), Place.of(path) / "data")
         seen = [seen_rows(recipe.name_of(file.path), "rows", [file]) for file in files]
     except InputError as error:
-        raise RecipeError(error.found, place=f"{path}, {error.place}", next_step=error.next_step) from error
+        raise RecipeError(error.found, place=below(Place.of(path), error.place), next_step=error.next_step) from error
     plan = StartPlan(folder, base_of_recipe(recipe), seen)
     output = recipe.output.absolute()
     if output.is_relative_to(folder.absolute()):

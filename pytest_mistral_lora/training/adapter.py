@@ -16,6 +16,7 @@ from transformers import set_seed
 from pytest_mistral_lora.checkpoint.architectures import EMBEDDINGS, TARGET_GROUPS, Architecture
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.errors import RecipeError, TrainingError, and_more, did_you_mean
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.training.recipe import Lora
 
 _LOG = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def adapted_layers(base: BaseFolder, targets: Sequence[str]) -> list[str]:
     Raises:
         RecipeError: If a target is not a linear layer of every decoder layer, or belongs to a router or its experts.
     """
-    architecture, place = base.architecture, "lora.target_modules"
+    architecture, place = base.architecture, NOWHERE.within("lora", "target_modules")
     try:
         requested = architecture.targets(targets)
     except ValueError as error:
@@ -82,7 +83,7 @@ def adapted_layers(base: BaseFolder, targets: Sequence[str]) -> list[str]:
     return [name for name in names if name in wanted]
 
 
-def _refuse_experts(architecture: Architecture, targets: Sequence[str], place: str) -> None:
+def _refuse_experts(architecture: Architecture, targets: Sequence[str], place: Place) -> None:
     for target in targets:
         # also as a part of a dotted name, such as mlp.gate
         if not _EXPERTS.isdisjoint(target.split(".")):
@@ -120,7 +121,7 @@ def saved_modules(base: BaseFolder, names: Sequence[str]) -> list[str]:
     """
     if not names:
         return []
-    architecture, place = base.architecture, "lora.modules_to_save"
+    architecture, place = base.architecture, NOWHERE.within("lora", "modules_to_save")
     # only modules with their own weights
     modules = [name for name, module in base.empty_model().named_modules() if list(module.parameters(recurse=False))]
     found = {name: [module for module in modules if _last_name(module) == name] for name in names}
@@ -229,7 +230,7 @@ def refuse_layers_without_gradient(model: Any) -> None:
     if idle:
         raise TrainingError(
             f"{idle[0]} gets no gradient{and_more(1, len(idle))}: it would not be trained",
-            place="lora.target_modules",
+            place=NOWHERE.within("lora", "target_modules"),
             expected="a gradient in each adapted layer",
             next_step="Leave it out of target_modules; or set training.dry_run: false, if only the first step has none,"
             " as has a new block whose last weights are zero.",

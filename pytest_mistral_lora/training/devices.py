@@ -14,6 +14,7 @@ from packaging.version import Version
 
 from pytest_mistral_lora.checkpoint.devices import choose_device
 from pytest_mistral_lora.errors import InputError, MachineError, RecipeError
+from pytest_mistral_lora.places import NOWHERE, Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.recipe import Recipe, Training
@@ -50,7 +51,7 @@ def on_gpu(training: Training) -> bool:
     Raises:
         MachineError: If the recipe asks for CUDA and the machine has no CUDA device.
     """
-    return choose_device(training.device, place="training.device", error=MachineError) == "cuda"
+    return choose_device(training.device, place=NOWHERE.within("training", "device"), error=MachineError) == "cuda"
 
 
 def precision_of(training: Training) -> Any:
@@ -61,7 +62,7 @@ def precision_of(training: Training) -> Any:
     """
     if training.precision == "fp16" and not on_gpu(training):
         found = "'fp16', and the run is on the CPU"
-        raise _without_gpu(training)(found, place="training.precision", expected="fp32 or bf16")
+        raise _without_gpu(training)(found, place=NOWHERE.within("training", "precision"), expected="fp32 or bf16")
     if training.precision != "auto":
         return training.precision
     if not on_gpu(training):
@@ -110,10 +111,14 @@ def check_engine(recipe: Recipe) -> None:
         raise InputError("DeepSpeed on a CPU", place=_PLACE, expected="GPUs; DDP and FSDP2 also run on CPUs")
     if engine() in ("fsdp", "deepspeed"):
         if recipe.training.precision == "fp16":
-            raise InputError(f"fp16 with {engine()}", place="training.precision", expected="bf16 or fp32, or DDP")
+            raise InputError(
+                f"fp16 with {engine()}", place=NOWHERE.within("training", "precision"), expected="bf16 or fp32, or DDP"
+            )
         if recipe.base.quantization:
             found = f"{recipe.base.quantization} with {engine()}"
-            raise InputError(found, place="base.quantization", expected="a base that is not quantised, or DDP")
+            raise InputError(
+                found, place=NOWHERE.within("base", "quantization"), expected="a base that is not quantised, or DDP"
+            )
     if engine() != "fsdp":
         return
     version = os.environ.get("FSDP_VERSION", "1")
@@ -162,21 +167,18 @@ def require_environment(recipe: Recipe) -> None:
     training, gpu = recipe.training, on_gpu(recipe.training)
     precision_of(training)
     if recipe.base.quantization:
-        _require("bitsandbytes", _BITSANDBYTES, "base.quantization", recipe.base.quantization)
+        _require("bitsandbytes", _BITSANDBYTES, NOWHERE.within("base", "quantization"), recipe.base.quantization)
     if training.optimizer != "adamw":
         least = _BITSANDBYTES if gpu else _BITSANDBYTES_OPTIMIZERS_ON_CPU
-        _require("bitsandbytes", least, "training.optimizer", training.optimizer)
-        if training.optimizer.startswith("paged") and not gpu:
-            found = f"{training.optimizer!r} pages out of a GPU, and the run is on the CPU"
-            raise _without_gpu(training)(found, place="training.optimizer", expected="adamw or adamw_8bit")
+        _require("bitsandbytes", least, NOWHERE.within("training", "optimizer"), training.optimizer)
     if training.kernels:
         if not gpu:
             found = f"{training.kernels!r} are kernels for a GPU, and the run is on the CPU"
-            raise _without_gpu(training)(found, place="training.kernels", expected="no kernels")
-        _require("liger-kernel", _LIGER, "training.kernels", training.kernels)
+            raise _without_gpu(training)(found, place=NOWHERE.within("training", "kernels"), expected="no kernels")
+        _require("liger-kernel", _LIGER, NOWHERE.within("training", "kernels"), training.kernels)
 
 
-def _require(package: str, least: str, place: str, value: str) -> None:
+def _require(package: str, least: str, place: Place, value: str) -> None:
     try:
         found = version(package)
     except PackageNotFoundError:

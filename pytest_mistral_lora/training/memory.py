@@ -17,6 +17,7 @@ from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.devices import Precision, torch_dtype
 from pytest_mistral_lora.errors import InputError, one_line
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.training.adapter import adapted_layers, peft_quiet, peft_targets
 from pytest_mistral_lora.training.devices import device_of, engine, memory_limit, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Recipe
@@ -39,7 +40,7 @@ _EIGHT_BITS = 10 / 16
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
-def parse_size(text: str, *, place: str) -> int:
+def parse_size(text: str, *, place: Place | str) -> int:
     """Return a size in bytes: `80GB`, `24GiB`, `500 MB`.
 
     Raises:

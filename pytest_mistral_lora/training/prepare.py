@@ -15,6 +15,7 @@ from pytest_mistral_lora.checkpoint.base_model import require_trainable
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import MachineError, RecipeError
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
 from pytest_mistral_lora.training.devices import (
     check_engine,
@@ -108,7 +109,7 @@ def check_machine(recipe: Recipe) -> None:
     """
     require_environment(recipe)
     for index, name in enumerate(recipe.training.report_to):
-        _logger(name, f"training.report_to[{index}]")
+        _logger(name, NOWHERE.within("training", "report_to", index))
     check_engine(recipe)
 
 
@@ -133,12 +134,12 @@ def plan_run(
     saved = saved_modules(base, recipe.lora.modules_to_save)
     if both := [name for name in saved if name in layers]:
         raise RecipeError(
-            f"{both[0]} is in target_modules and in modules_to_save", place="lora", expected="one of them"
+            f"{both[0]} is in target_modules and in modules_to_save", place=NOWHERE / "lora", expected="one of them"
         )
     kind = base.architecture.name
     if recipe.training.kernels and kind != "MistralForCausalLM":
         found = f"{recipe.training.kernels!r} are kernels for MistralForCausalLM, and the base is {kind}"
-        raise RecipeError(found, place="training.kernels", expected="no kernels")
+        raise RecipeError(found, place=NOWHERE.within("training", "kernels"), expected="no kernels")
     _refuse_unequal_rows(recipe, base)
     loaded = tokenizer(base) if tokenizer is not None else base.tokenizer(recipe.base.oracle)
     encoder = encoder_of(recipe, base, loaded)
@@ -162,10 +163,10 @@ def _refuse_unequal_rows(recipe: Recipe, base: BaseFolder) -> None:
         if recipe.training.max_length > most:
             found = f"{recipe.training.max_length}, and the base has rope_type {rope['rope_type']}: a row of more than "
             found += f"{most} tokens changes the positions of the rows beside it"
-            raise RecipeError(found, place="training.max_length", expected=f"at most {most}")
+            raise RecipeError(found, place=NOWHERE.within("training", "max_length"), expected=f"at most {most}")
     if recipe.training.share_prefix and (dropout := text_part(base.config).get("attention_dropout")):
         found = f"true, and the base has attention_dropout {dropout}: rows would share its mask"
-        raise RecipeError(found, place="training.share_prefix", expected="false")
+        raise RecipeError(found, place=NOWHERE.within("training", "share_prefix"), expected="false")
 
 
 def encoder_of(recipe: Recipe, base: BaseFolder, tokenizer: CheckpointTokenizer) -> Encoder:
@@ -198,7 +199,7 @@ def logger_callbacks(names: Sequence[str], folder: Path, *, writes: bool) -> lis
         folder: Folder for TensorBoard's files; the other loggers have settings of their own.
         writes: Whether this process logs.
     """
-    callbacks = [_logger(name, "training.report_to") for name in names]
+    callbacks = [_logger(name, NOWHERE.within("training", "report_to")) for name in names]
     for name, callback in zip(names, callbacks, strict=True):
         if name == "tensorboard" and writes:
             # TensorBoard's default is inside the folder of checkpoints, which a finished run removes
@@ -206,7 +207,7 @@ def logger_callbacks(names: Sequence[str], folder: Path, *, writes: bool) -> lis
     return callbacks
 
 
-def _logger(name: str, place: str) -> Any:
+def _logger(name: str, place: Place) -> Any:
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     if name not in INTEGRATION_TO_CALLBACK:

@@ -17,6 +17,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hashes import sha256_files
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.sources import recorded_file
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import recipe_folder
 from pytest_mistral_lora.records.manifest import held_files, open_data_files, training_files
@@ -133,7 +134,7 @@ def _recipe(folder: AdapterFolder, dataset: Path | Sequence[Path] | None, output
     written["training"] = {**written["training"], "report_to": []}
     written["output"] = str(output)
     written.pop("evaluation", None)
-    return parse_recipe(written, folder=output.parent, place=f"{folder.manifest_file}, recipe")
+    return parse_recipe(written, folder=output.parent, place=Place.of(folder.manifest_file) / "recipe")
 
 
 def _entries(recorded: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> Iterator[str | dict[str, Any]]:

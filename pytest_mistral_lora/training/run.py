@@ -215,11 +215,11 @@ def _gather_and_write_bad_rows(
     rows = [(split.rows[index], split.encoded[index]) for index in sorted(indices)]
     places = [row.place for row, _ in rows]
     if trainer.accelerator.is_main_process:
-        lines = [{"place": row.place, **rendered(prepared.encoder, row, encoded)} for row, encoded in rows]
+        lines = [{"place": str(row.place), **rendered(prepared.encoder, row, encoded)} for row, encoded in rows]
         write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     more = and_more(_NAMED_ROWS, len(places))
     return NonFiniteError(
-        f"{error.found}; the rows: {', '.join(places[:_NAMED_ROWS])}{more}",
+        f"{error.found}; the rows: {', '.join(map(str, places[:_NAMED_ROWS]))}{more}",
         rows=sorted(indices),
         places=places,
         next_step=f"They are rendered in {file}. {error.next_step}",

@@ -26,6 +26,7 @@ from pytest_mistral_lora.errors import (
     is_out_of_memory,
 )
 from pytest_mistral_lora.escaping import safe_json
+from pytest_mistral_lora.places import NOWHERE
 from pytest_mistral_lora.records.files import canonical_json, clash, listing, write_json, write_text
 from pytest_mistral_lora.training.devices import is_main
 from pytest_mistral_lora.training.output_folder import disk_error, ensure_writable_folder, sole_writer
@@ -202,9 +203,9 @@ def describe_failure(error: BaseException) -> dict[str, Any]:
         advice = "Another process of this run ended first: read its message, or the system's log. Then use --resume."
     rows: list[str] = []
     if isinstance(error, RowsError):
-        rows = [row_error.place for row_error in error.errors]
+        rows = [str(row_error.place) for row_error in error.errors]
     elif isinstance(error, NonFiniteError):
-        rows = list(error.places)
+        rows = list(map(str, error.places))
     return {
         "error": type(error).__name__,
         "cause": str(error) or type(error).__name__,
@@ -232,22 +233,26 @@ def check_output(recipe: Recipe) -> None:
     existing = next(folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder))
     if not existing.is_dir():
         raise RecipeError(
-            f"{existing} is not a folder", place="output", expected="a path at which a folder can be made"
+            f"{existing} is not a folder", place=NOWHERE / "output", expected="a path at which a folder can be made"
         )
     base = recipe.base.path
     inputs = [*([base] if base else []), *recipe.data.paths]
     if base is not None and clash(output, base) in ("is", "is inside"):
-        raise RecipeError(f"{output} is inside the base {base}", place="output", expected="a folder outside the base")
+        raise RecipeError(
+            f"{output} is inside the base {base}", place=NOWHERE / "output", expected="a folder outside the base"
+        )
     for path in inputs:
         met = clash(output, path)
         if path != base and met == "is inside":
             # its files would be read as data in the next run
-            raise RecipeError(f"{output} is inside the data {path}", place="output", expected="a folder outside of it")
+            raise RecipeError(
+                f"{output} is inside the data {path}", place=NOWHERE / "output", expected="a folder outside of it"
+            )
         if met:
-            raise RecipeError(f"{output} holds {path}", place="output", expected="a folder of its own")
+            raise RecipeError(f"{output} holds {path}", place=NOWHERE / "output", expected="a folder of its own")
         if clash(work, path) in ("is", "holds"):
             found = f"{path} is in {work}, which a finished run removes"
-            raise RecipeError(found, place="output", expected="another name, or that file elsewhere")
+            raise RecipeError(found, place=NOWHERE / "output", expected="another name, or that file elsewhere")
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def training_facts(
         memory_changes: The settings that were changed because memory ran out.
     """
     training = recipe.training
-    states = {"adamw": "", "adamw_8bit": ", 8-bit moments", "paged_adamw_8bit": ", paged 8-bit moments"}
+    states = {"adamw": "", "adamw_8bit": ", 8-bit moments"}
     first, second = training.betas
     return {
         "steps": state.global_step,

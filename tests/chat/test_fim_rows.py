@@ -17,6 +17,7 @@ from pytest_mistral_lora.chat.fim import FimRow, parse_fim_row
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.request import request_data
 from pytest_mistral_lora.errors import OracleRejection, RowError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import fim_rows
 
 SHIPPED = ("spm-v3", "spm-v7", "spm-v7m1", "tekken-240718", "tekken-240911")
@@ -107,8 +108,8 @@ def test_a_suffix_may_be_empty() -> None:
 def test_a_tokenizer_without_the_markers_refuses_the_row(name: str, version: str) -> None:
     # mistral-common encodes the markers of v2 as <unk>
     with pytest.raises(OracleRejection) as caught:
-        oracle_named(name).encode(FimRow.of("a", "b", "c", place="rows.jsonl:1"))
-    assert caught.value.place == "rows.jsonl:1"
+        oracle_named(name).encode(FimRow.of("a", "b", "c", place=Place.of("rows.jsonl", 1)))
+    assert str(caught.value.place) == "rows.jsonl:1"
     assert f"({version})" in caught.value.found
     assert "[SUFFIX] and [PREFIX]" in caught.value.found
 
@@ -151,7 +152,7 @@ def test_a_row_is_no_conversation() -> None:
 
 def test_a_row_is_read_as_it_is_written() -> None:
     data = {"prompt": "a", "suffix": "", "completion": "c"}
-    row = parse_fim_row(data, place="rows.jsonl:1")
+    row = parse_fim_row(data, place=Place.of("rows.jsonl", 1))
     assert row.to_json() == data
     assert (row.prompt, row.suffix, row.completion) == ("a", "", "c")
     assert row == FimRow.of("a", "", "c")
@@ -173,6 +174,6 @@ def test_a_row_is_read_as_it_is_written() -> None:
 )
 def test_a_bad_field_is_named(change: dict[str, Any], field: str) -> None:
     with pytest.raises(RowError) as caught:
-        parse_fim_row({"prompt": "a", "suffix": "b", "completion": "c", **change}, place="rows.jsonl:3")
+        parse_fim_row({"prompt": "a", "suffix": "b", "completion": "c", **change}, place=Place.of("rows.jsonl", 3))
     assert field in str(caught.value)
-    assert caught.value.place.startswith("rows.jsonl:3")
+    assert str(caught.value.place).startswith("rows.jsonl:3")

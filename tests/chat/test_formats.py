@@ -18,6 +18,7 @@ from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError, OracleRejection, RowError, RowsError
 from pytest_mistral_lora.formats.recognition import FORMATS, recognise
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import rows
 
 ROW = {"messages": [{"role": "user", "content": "hé"}, {"role": "assistant", "content": "a"}]}
@@ -132,7 +133,7 @@ def test_a_record_of_another_format_is_named(record: Any, name: str, title: str,
     assert recognised is not None
     assert (recognised.name, recognised.title) == (name, title)
     with pytest.raises(RowError) as caught:
-        parse_row(record, place="data/my rows.jsonl:3")
+        parse_row(record, place=Place.of("data/my rows.jsonl", 3))
     assert caught.value.found == f"this is {title}"
     step = (
         recognised.advice.replace("FILE", "'data/my rows.jsonl'")
@@ -203,7 +204,7 @@ CONVERT = "mistral-lora import 'my rows.jsonl' --to rows.jsonl"
 def test_a_field_of_another_format_names_its_remedy(message: Any, step: str, tmp_path: Path) -> None:
     row = {"messages": [message, {"role": "assistant", "content": "a"}]}
     with pytest.raises(RowError) as caught:
-        parse_row(row, place="my rows.jsonl:3")
+        parse_row(row, place=Place.of("my rows.jsonl", 3))
     assert caught.value.next_step == step
     if CONVERT in step:
         # the command does as it promises
@@ -226,11 +227,11 @@ def test_ids_of_calls_and_tools_as_text_name_the_import() -> None:
         {"role": "assistant", "content": "b"},
     ]
     with pytest.raises(OracleRejection) as rejected:
-        Oracle(shipped_tokenizer("spm-v3")).encode(parse_row({"messages": turns}, place="my rows.jsonl:3"))
-    assert rejected.value.place == "my rows.jsonl:3, messages[1].tool_calls[0].id"
+        Oracle(shipped_tokenizer("spm-v3")).encode(parse_row({"messages": turns}, place=Place.of("my rows.jsonl", 3)))
+    assert str(rejected.value.place) == "my rows.jsonl:3, messages[1].tool_calls[0].id"
     assert rejected.value.next_step == f"To give each call such an id: {CONVERT}"
     with pytest.raises(RowError) as caught:
-        parse_row({"messages": turns, "tools": "[]"}, place="my rows.jsonl:3")
+        parse_row({"messages": turns, "tools": "[]"}, place=Place.of("my rows.jsonl", 3))
     assert caught.value.next_step == f"To read its JSON: {CONVERT}"
 
 

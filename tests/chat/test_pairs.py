@@ -20,6 +20,7 @@ from pytest_mistral_lora.chat.row_files import read_rows, scan_records, scan_row
 from pytest_mistral_lora.chat.row_kinds import PAIR, UNPAIRED, parse_rows, record_kind
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError, RowsError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import pairs
 
 PROMPT = [{"role": "user", "content": "A colour?"}]
@@ -31,10 +32,10 @@ TALK = [*PROMPT, *BLUE, {"role": "user", "content": "A shorter one?"}]
 
 def test_a_pair_is_two_rows_with_one_prompt():
     assert record_kind(A_PAIR) is PAIR
-    chosen, rejected = parse_rows({**A_PAIR, "prompt": TALK, "score": 4}, place="rows.jsonl:3")
+    chosen, rejected = parse_rows({**A_PAIR, "prompt": TALK, "score": 4}, place=Place.of("rows.jsonl", 3))
     earlier = {**BLUE[0], "weight": 0}
     assert [row.side for row in (chosen, rejected)] == ["chosen", "rejected"]
-    assert [row.place for row in (chosen, rejected)] == ["rows.jsonl:3, chosen", "rows.jsonl:3, rejected"]
+    assert [str(row.place) for row in (chosen, rejected)] == ["rows.jsonl:3, chosen", "rows.jsonl:3, rejected"]
     for row, answer in ((chosen, RED), (rejected, BLUE)):
         assert row == Row.from_dict({"messages": [PROMPT[0], earlier, TALK[2], *answer]})
         assert answer_start(row) == 3
@@ -44,8 +45,8 @@ def test_a_pair_is_two_rows_with_one_prompt():
 @pytest.mark.parametrize(("label", "side"), [(True, "wanted"), (False, "unwanted")])
 def test_a_rated_answer_is_one_row(label, side):
     assert record_kind({**RATED, "label": label}) is UNPAIRED
-    [row] = parse_rows({**RATED, "label": label}, place="rows.jsonl:3")
-    assert (row.side, row.place, is_wanted(row)) == (side, "rows.jsonl:3", label)
+    [row] = parse_rows({**RATED, "label": label}, place=Place.of("rows.jsonl", 3))
+    assert (row.side, str(row.place), is_wanted(row)) == (side, "rows.jsonl:3", label)
     assert row.to_json() == {"messages": [*PROMPT, *RED]}
 
 
@@ -87,8 +88,8 @@ def test_only_the_answer_is_scored(oracle_name):
 )
 def test_a_faulty_pair_is_refused_with_its_field(change, place, found):
     with pytest.raises(RowError) as error:
-        parse_rows({**A_PAIR, **change}, place="rows.jsonl:3")
-    assert error.value.place == ", ".join(filter(None, ("rows.jsonl:3", place)))
+        parse_rows({**A_PAIR, **change}, place=Place.of("rows.jsonl", 3))
+    assert str(error.value.place) == ", ".join(filter(None, ("rows.jsonl:3", place)))
     assert error.value.found.startswith(found)
 
 
@@ -97,7 +98,7 @@ def test_a_faulty_pair_is_refused_with_its_field(change, place, found):
 )
 def test_another_form_is_refused_with_the_command_that_converts_it(record):
     with pytest.raises(RowError) as error:
-        parse_rows(record, place="pairs.jsonl:3")
+        parse_rows(record, place=Place.of("pairs.jsonl", 3))
     assert error.value.next_step == "Convert it: mistral-lora import pairs.jsonl --to rows.jsonl"
 
 
@@ -106,7 +107,7 @@ def test_what_trains_refuses_both_kinds_with_the_way_out(tmp_path):
     path.write_text("".join(f"{json.dumps(record)}\n" for record in (A_PAIR, RATED)), encoding="utf-8")
     assert [len(rows) for rows in scan_records(path)] == [2, 1]
     pair, rated = scan_rows(path)
-    assert (pair.place, rated.place) == (f"{path}:1", f"{path}:2")
+    assert (str(pair.place), str(rated.place)) == (f"{path}:1", f"{path}:2")
     assert "--lossy rejected" in pair.next_step
     assert "DPOTrainer" in pair.next_step
     assert "--lossy unwanted" in rated.next_step

@@ -104,7 +104,7 @@ def test_the_shortcut_is_taken(name: str) -> None:
 
 def test_sequences_are_bounded() -> None:
     def refused(row: Row) -> Any:
-        raise ValueError(row.place)
+        raise ValueError(str(row.place))
 
     made = PlainRows(refused)
     for count in range(1, 600):

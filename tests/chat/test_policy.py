@@ -18,6 +18,7 @@ from pytest_mistral_lora.chat.encoded import (
 )
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import rows
 
 ORACLE = Oracle(shipped_tokenizer("spm-v3"))
@@ -28,7 +29,7 @@ def row(*weights: int) -> Row:
     turns = [
         [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c", "weight": one}] for one in weights
     ]
-    return Row(tuple(message for turn in turns for message in turn), place="rows.jsonl:7")
+    return Row(tuple(message for turn in turns for message in turn), place=Place.of("rows.jsonl", 7))
 
 
 def faults(policy: Policy, one: Row) -> list[str]:

@@ -9,6 +9,7 @@ from each_oracle import oracle_named
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import EXIT_BAD_INPUT, OracleRejection
+from pytest_mistral_lora.places import Place
 
 USER = {"role": "user", "content": "u"}
 ANSWER = {"role": "assistant", "content": "a"}
@@ -319,7 +320,7 @@ def test_a_reasoning_effort_that_cannot_be_set_is_refused(name: str, effort: str
 
 
 def test_a_reason_that_is_not_known_is_passed_on(oracle_of: Callable[[str], Oracle]) -> None:
-    row = parse_row({"messages": [USER, calls(), result(content="1" * 5000), ANSWER]}, place="data.jsonl:3")
+    row = parse_row({"messages": [USER, calls(), result(content="1" * 5000), ANSWER]}, place=Place.of("data.jsonl", 3))
     with pytest.raises(OracleRejection) as caught:
         oracle_of("spm-v3").encode(row)
     assert str(caught.value).startswith(
@@ -328,6 +329,6 @@ def test_a_reason_that_is_not_known_is_passed_on(oracle_of: Callable[[str], Orac
 
 
 def test_a_refusal_of_a_row_from_a_file_names_the_line(oracle_of: Callable[[str], Oracle]) -> None:
-    row = parse_row({"messages": [USER, ANSWER, USER]}, place="data.jsonl:17")
+    row = parse_row({"messages": [USER, ANSWER, USER]}, place=Place.of("data.jsonl", 17))
     with pytest.raises(OracleRejection, match=r"^data\.jsonl:17, messages\[2\]\.role: the conversation ends with"):
         oracle_of("spm-v7").encode(row)

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pytest_mistral_lora.chat.fields import REFUSED_KEYS, ROW_KEYS
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.errors import OracleRejection, RowError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import rows
 
 USER = {"role": "user", "content": "A city, please."}
@@ -122,13 +123,13 @@ def test_every_field_within_a_request_is_known(model: type[BaseModel]) -> None:
 )
 def test_a_field_that_leaves_something_out_is_refused_by_name(change: dict[str, Any], place: str) -> None:
     with pytest.raises(RowError) as caught:
-        parse_row({"messages": [USER, ANSWER], **change}, place="rows.jsonl:3")
+        parse_row({"messages": [USER, ANSWER], **change}, place=Place.of("rows.jsonl", 3))
     assert str(caught.value).startswith(("rows.jsonl:3, " + place, "rows.jsonl:3: " + place))
 
 
 def test_a_schema_that_is_none_is_refused_with_its_field() -> None:
     bad = {**FORMAT, "json_schema": {"name": "a", "schema": {"type": "objekt"}}}
-    row = parse_row({"messages": [USER, ANSWER], "response_format": bad}, place="rows.jsonl:3")
+    row = parse_row({"messages": [USER, ANSWER], "response_format": bad}, place=Place.of("rows.jsonl", 3))
     with pytest.raises(
         OracleRejection, match=r"^rows\.jsonl:3, response_format\.json_schema\.schema: the schema is not"
     ):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.errors import EXIT_BAD_INPUT, RowError
+from pytest_mistral_lora.places import Place
 
 USER = {"role": "user", "content": "u"}
 ANSWER = {"role": "assistant", "content": "a"}
@@ -264,7 +265,7 @@ def test_what_cannot_be_written_as_json_is_refused(data: Any, field: str) -> Non
 @pytest.mark.parametrize(("data", "said"), REFUSED[:1] + REFUSED[7:10] + REFUSED[14:17])
 def test_a_refused_row_of_a_file_names_the_line_first(data: Any, said: str) -> None:
     with pytest.raises(RowError) as caught:
-        parse_row(data, place="data.jsonl:17")
+        parse_row(data, place=Place.of("data.jsonl", 17))
     field, separator, rest = said.partition(": ")
     expected = (
         f"data.jsonl:17, {said}" if field.startswith("messages") and separator and rest else f"data.jsonl:17: {said}"
@@ -299,10 +300,10 @@ ACCEPTED: list[Any] = [
 @pytest.mark.parametrize("data", ACCEPTED, ids=range(len(ACCEPTED)))
 def test_a_row_is_kept_as_it_is(data: Any) -> None:
     before = copy.deepcopy(dict(data))
-    row = parse_row(data, place="x:1")
+    row = parse_row(data, place=Place.of("x", 1))
     assert list(row.messages) == list(data["messages"])
     assert list(row.tools or []) == list(data.get("tools") or [])
-    assert row.place == "x:1"
+    assert str(row.place) == "x:1"
     assert dict(data) == before
 
 
@@ -329,4 +330,4 @@ def kept_or_place(data: dict[str, Any]) -> Any:
     try:
         return list(parse_row(data).messages)
     except RowError as error:
-        return error.place[: len("messages[1]")]
+        return str(error.place)[: len("messages[1]")]

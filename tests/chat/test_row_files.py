@@ -37,7 +37,7 @@ def test_all_bad_rows_are_reported_and_the_good_ones_streamed(tmp_path: Path) ->
     with pytest.raises(RowsError) as caught:
         streamed.extend(read_rows(path))
     # a list that fails to extend keeps what it was given so far
-    assert [row.place for row in streamed] == [f"{path}:{n}" for n in (1, 3, 7)]
+    assert [str(row.place) for row in streamed] == [f"{path}:{n}" for n in (1, 3, 7)]
     assert str(caught.value) == (
         f"{path}: 3 bad rows\n"
         f"  {path}:2: not valid JSON: Expecting property name enclosed in double quotes at column 2. "
@@ -45,7 +45,11 @@ def test_all_bad_rows_are_reported_and_the_good_ones_streamed(tmp_path: Path) ->
         f"  {path}:4: messages is empty; expected at least one user and one assistant message\n"
         f"  {path}:6, messages[1].role: 'bot'; expected one of system, user, assistant, tool. Did you mean 'assistant'?"
     )
-    assert [error.place for error in caught.value.errors] == [f"{path}:2", f"{path}:4", f"{path}:6, messages[1].role"]
+    assert [str(error.place) for error in caught.value.errors] == [
+        f"{path}:2",
+        f"{path}:4",
+        f"{path}:6, messages[1].role",
+    ]
 
 
 def test_scanning_gives_rows_and_errors_in_file_order(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from pytest_mistral_lora.chat.row_kinds import CONVERSATION, ROW_KINDS, parse_rows, record_kind
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.places import Place
 
 TURNS = [{"role": "user", "content": "Which colour?"}, {"role": "assistant", "content": "Red."}]
 
@@ -14,17 +15,17 @@ TURNS = [{"role": "user", "content": "Which colour?"}, {"role": "assistant", "co
 def test_a_conversation_stands_for_one_row():
     data = {"messages": TURNS, "source": "my own key"}
     assert record_kind(data) is CONVERSATION
-    [row] = parse_rows(data, place="rows.jsonl:3")
+    [row] = parse_rows(data, place=Place.of("rows.jsonl", 3))
     assert row == Row.from_dict(data)
-    assert row.place == "rows.jsonl:3"
+    assert str(row.place) == "rows.jsonl:3"
 
 
 @pytest.mark.parametrize("data", [None, [], "text", {}, {"messages": None}, {"message": TURNS}])
 def test_a_record_of_no_kind_is_refused_as_a_conversation(data):
     assert record_kind(data) is CONVERSATION
     with pytest.raises(RowError) as error:
-        parse_rows(data, place="rows.jsonl:3")
-    assert error.value.place.startswith("rows.jsonl:3")
+        parse_rows(data, place=Place.of("rows.jsonl", 3))
+    assert str(error.value.place).startswith("rows.jsonl:3")
 
 
 def test_messages_decide_the_kind_whatever_stands_beside_them():

@@ -12,6 +12,7 @@ from hypothesis import given
 from pytest_mistral_lora.chat.row_kinds import as_row
 from pytest_mistral_lora.chat.rows import Row, parse_row, text_of, weight_of
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import rows
 
 MESSAGES = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
@@ -40,7 +41,11 @@ def test_assistant_groups_are_runs_of_equal_weight(data: dict[str, Any]) -> None
 
 def test_the_place_of_a_row_is_not_part_of_it() -> None:
     row = {"messages": MESSAGES}
-    assert parse_row(row, place="a:1") == parse_row(row, place="b:2") != parse_row({"messages": MESSAGES[1:]})
+    assert (
+        parse_row(row, place=Place.of("a", 1))
+        == parse_row(row, place=Place.of("b", 2))
+        != parse_row({"messages": MESSAGES[1:]})
+    )
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def test_a_tokenizer_of_an_unknown_version_is_refused_with_what_to_do(newest: st
     path = derived_tokenizer(f"derived-{newest}")
     with pytest.raises(TokenizerError) as caught:
         Oracle(path)
-    assert caught.value.place == str(path)
+    assert str(caught.value.place) == str(path)
     assert f"version {newest} " in caught.value.found
     assert caught.value.expected == f"one of {', '.join(facts.name for facts in VERSIONS[:-1])}"
     assert TABLE in caught.value.next_step
@@ -249,7 +249,7 @@ def test_a_tokenizer_of_an_unknown_version_is_refused_with_what_to_do(newest: st
 def test_a_packaged_row_of_an_unknown_version_names_the_table(newest: str) -> None:
     with pytest.raises(TokenizerError, match=re.escape(TABLE)) as caught:
         goldens.packaged_cases()
-    assert "cases.json, " in caught.value.place
+    assert "cases.json, " in str(caught.value.place)
 
 
 def test_the_versions_of_a_fact_in_words() -> None:

@@ -21,7 +21,8 @@ from pytest_mistral_lora.errors import PinError
 try:
     print(json.dumps({"folder": str(resolve(*sys.argv[1:3], **json.loads(sys.argv[3])))}))
 except PinError as error:
-    print(json.dumps({"error": str(error), "found": error.found, "place": error.place, "next_step": error.next_step}))
+    fields = {"found": error.found, "place": str(error.place), "next_step": error.next_step}
+    print(json.dumps({"error": str(error), **fields}))
 """
 
 

@@ -26,6 +26,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import require_trainable
 from pytest_mistral_lora.checkpoint.weights import weight_files
 from pytest_mistral_lora.errors import PinError, RecipeError, RowError
+from pytest_mistral_lora.places import Place
 
 _WRAPPED = {"architectures": [WRAPPER], "model_type": "mistral3", "vision_config": {}}
 
@@ -167,8 +168,8 @@ def test_media_beside_the_messages_are_refused(row: dict[str, Any]) -> None:
     row["messages"] = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A dog."}]
     name = next(iter(row))
     with pytest.raises(RowError, match=rf"rows:1, {name}: a row with {name}"):
-        parse_row(row, place="rows:1")
-    assert parse_row({**row, name: None}, place="rows:1")
+        parse_row(row, place=Place.of("rows", 1))
+    assert parse_row({**row, name: None}, place=Place.of("rows", 1))
 
 
 def test_groups_of_targets() -> None:

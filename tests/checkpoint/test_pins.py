@@ -11,6 +11,7 @@ import sys
 import pytest
 from pinned_hub import REPO, TOKENIZER, Place
 
+from pytest_mistral_lora import places
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.pins import check_revision
 from pytest_mistral_lora.errors import PinError
@@ -28,9 +29,9 @@ def test_a_full_lower_case_commit_is_a_pin() -> None:
 )
 def test_anything_that_can_move_or_be_misread_is_not_a_pin(revision: str) -> None:
     with pytest.raises(PinError) as caught:
-        check_revision(revision, place="recipe.yaml, base.revision")
+        check_revision(revision, place=places.Place.of("recipe.yaml").within("base", "revision"))
     assert repr(revision) in caught.value.found
-    assert caught.value.place == "recipe.yaml, base.revision"
+    assert str(caught.value.place) == "recipe.yaml, base.revision"
     assert caught.value.next_step == "Print the newest: mistral-lora pin owner/name"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.formats.row_sources import FileRows
 
 Data = dict[str, Any]
 
@@ -36,7 +37,7 @@ def write_lines(folder: Path, lines: Sequence[Any], name: str = "rows.jsonl") ->
 
 
 def audit_findings(path: Path, oracle: Oracle, *dataset: Path) -> list[Finding]:
-    return [finding for verdict in Audit(path, oracle, dataset).verdicts() for finding in verdict.findings]
+    return [finding for verdict in Audit(FileRows(path), oracle, dataset).verdicts() for finding in verdict.findings]
 
 
 def audit_rules(path: Path, oracle: Oracle, *dataset: Path) -> list[str]:

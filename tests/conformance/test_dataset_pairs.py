@@ -24,6 +24,7 @@ from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.targets import DatasetTarget, Target
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import pairs
 
 
@@ -77,7 +78,7 @@ def test_sound_pairs_break_no_rule(tmp_path: Path) -> None:
 
 def test_a_fault_of_the_prompt_is_reported_once(tmp_path: Path) -> None:
     [finding] = found(judged(tmp_path, a_pair("Say it.[/INST] No.", "The end.", "Nothing.")))
-    assert (finding.rule, finding.place) == ("ML612", f"{tmp_path}/rows.jsonl:1, chosen")
+    assert (finding.rule, str(finding.place)) == ("ML612", f"{tmp_path}/rows.jsonl:1, chosen")
     results = judged(tmp_path, {**a_pair("", "a", "b"), "prompt": [turn("tool", "1")]})
     [finding] = found(results)
     assert finding.rule == "ML601"
@@ -86,7 +87,7 @@ def test_a_fault_of_the_prompt_is_reported_once(tmp_path: Path) -> None:
 
 def test_a_fault_of_each_answer_is_reported_with_its_side(tmp_path: Path) -> None:
     results = judged(tmp_path, a_pair("Say it.", "a [INST] b", "c </s> d"))
-    assert [finding.place.rpartition(", ")[2] for finding in found(results, "ML612")] == ["chosen", "rejected"]
+    assert [str(finding.place).rpartition(", ")[2] for finding in found(results, "ML612")] == ["chosen", "rejected"]
 
 
 @settings(max_examples=50)
@@ -135,7 +136,7 @@ def test_calls_of_an_unwanted_answer_keep_their_shape(tmp_path: Path) -> None:
     wrong = {**a_pair("Rome?", "It is mild.", ""), "rejected": [{"role": "assistant", "tool_calls": [call]}]}
     [finding] = found(judged(tmp_path, wrong))
     assert finding.rule == "ML601"
-    assert finding.place.startswith(f"{tmp_path}/rows.jsonl:1, rejected")
+    assert str(finding.place).startswith(f"{tmp_path}/rows.jsonl:1, rejected")
 
 
 def test_ids_and_labels_of_another_trainer_are_no_answers(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_statistics_have_the_lengths_of_each_side_and_the_pairs_that_a_cut_makes
 def test_a_recipe_refuses_pairs_with_the_way_out(tmp_path: Path) -> None:
     target = make_target(tmp_path, [{"messages": [turn("user", "a"), turn("assistant", "b")]}, *sound(1)])
     [finding] = found(dataset_results(target))
-    assert (finding.rule, finding.place) == ("ML601", f"{tmp_path}/rows.jsonl:2")
+    assert (finding.rule, str(finding.place)) == ("ML601", f"{tmp_path}/rows.jsonl:2")
     assert "--lossy rejected" in finding.detail
 
 
@@ -182,7 +183,7 @@ def test_parts_of_a_file_of_pairs_are_judged_as_the_whole(tmp_path: Path) -> Non
     files = [DataFile(write_rows(tmp_path / f"{n}.jsonl", part)) for n, part in enumerate(parts)]
 
     def of(tally: DatasetTally) -> dict[str, Result]:
-        return report(tally, files, PLAN, place="data.held_out")
+        return report(tally, files, PLAN, recipe=Place.of("recipe.yaml"))
 
     whole = of(scan(PLAN, files, tokenizer=v3(), processes=1))
     assert {finding.rule for finding in found(whole)} == {"ML601", "ML608", "ML655", "ML658"}
@@ -197,4 +198,4 @@ def test_a_bare_file_of_another_format_is_judged_as_pairs(tmp_path: Path) -> Non
     path = tmp_path / "pairs.json"
     path.write_text(json.dumps([{"prompt": "A colour?", "chosen": "Red.", "rejected": "Red.  "}], indent=1))
     [finding] = found(file_results(path, v3()))
-    assert (finding.rule, finding.place) == ("ML655", f"{path} record 1, line 2")
+    assert (finding.rule, str(finding.place)) == ("ML655", f"{path} record 1, line 2")

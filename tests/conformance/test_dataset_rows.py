@@ -13,18 +13,19 @@ from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.conformance.dataset.checks import dataset_results, file_results
 from pytest_mistral_lora.conformance.dataset.row_findings import call_findings, law_findings
 from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.places import Place
 
 
 def test_the_laws_of_an_encoded_row_are_held_against_every_row() -> None:
     oracle = v3().oracle
-    row = parse_row(SOUND[2], place="rows.jsonl:3")
+    row = parse_row(SOUND[2], place=Place.of("rows.jsonl", 3))
     encoded = oracle.encode(row)
     assert list(law_findings(row, encoded, oracle)) == []
     last = encoded.spans[-1]
     without_eos = replace(encoded, labels=(*(encoded.labels or ())[: last.start], -100))
     broken = list(law_findings(row, without_eos, oracle))
     assert {finding.rule for finding in broken} == {"ML101", "ML104", "ML107"}
-    assert {finding.place for finding in broken} == {"rows.jsonl:3"}
+    assert {str(finding.place) for finding in broken} == {"rows.jsonl:3"}
 
 
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -102,7 +103,7 @@ def test_one_row_in_a_file_is_a_note_and_many_in_one_of_two_files_are_an_error(t
     plain = [said(f"Question {number}?", f"Answer {number} für dich.") for number in range(20)]
     one = said("Where do we meet?", "In the caf\\u00e9.")
     [note] = found(dataset_results(make_target(tmp_path, [*plain, one])), "ML624", "ML625")
-    assert (note.rule, note.place) == ("ML625", f"{tmp_path / 'rows.jsonl'}:21, messages[1].content")
+    assert (note.rule, str(note.place)) == ("ML625", f"{tmp_path / 'rows.jsonl'}:21, messages[1].content")
     many = [said(f"Where do we meet at {number}?", f"In caf\\u00e9 {number}.") for number in range(4)]
     findings = found(dataset_results(make_target(tmp_path, plain, many)), "ML624", "ML625")
     assert [finding.rule for finding in findings] == ["ML624"] * 4
@@ -141,7 +142,7 @@ def test_the_errors_behind_many_notes_are_kept(tmp_path: Path) -> None:
     errors = [said(TURNS[0].format(number), f"Yes {number}.") for number in range(30)]
     target = make_target(tmp_path, [*notes, *errors])
     findings = found(dataset_results(target), "ML628")
-    assert findings[0].place == f"{tmp_path / 'rows.jsonl'}:31, messages[0].content"
+    assert str(findings[0].place) == f"{tmp_path / 'rows.jsonl'}:31, messages[0].content"
     assert sum(finding.more or 1 for finding in findings if finding.severity == "error") == 30
     assert sum(finding.more or 1 for finding in findings if finding.severity == "note") == 30
     assert dataset_results(target, processes=2) == dataset_results(target, processes=1)
@@ -200,7 +201,7 @@ def test_a_word_for_no_value_is_an_error_if_the_schema_forbids_it(
     row = {**said("Extract the city.", answer), "response_format": {"type": kind, **named}}
     path = write_rows(tmp_path / "rows.jsonl", [row])
     findings = found(file_results(path, v3()), "ML643")
-    assert [(finding.severity, finding.place) for finding in findings] == [
+    assert [(finding.severity, str(finding.place)) for finding in findings] == [
         ("error", f"{path}:1, messages[1].content")
     ] * bool(found_at)
     assert all(finding.found.startswith(f"{found_at}, ") for finding in findings)

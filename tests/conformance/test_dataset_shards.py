@@ -21,6 +21,7 @@ from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import SHOWN, DatasetTally, percentile, spread
 from pytest_mistral_lora.conformance.dataset.texts import main_script
 from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.places import Place
 
 PLAN = ScanPlan(v3().path, "mistral-common", Policy(60, "right"), 0.2, compares=True, sketches=True)
 CALL = {"id": "a1B2c3D4e", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
@@ -53,7 +54,7 @@ def judge() -> RowJudge:
 
 
 def results(tally: DatasetTally, files: list[DataFile]) -> dict[str, Result]:
-    return report(copy.deepcopy(tally), files, PLAN, place="recipe.yaml, data.held_out")
+    return report(copy.deepcopy(tally), files, PLAN, recipe=Place.of("recipe.yaml"))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.encoded.audit import CASES, Audit, checks
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
+from pytest_mistral_lora.formats.row_sources import FileRows
 
 Write = Callable[..., Path]
 
@@ -44,7 +45,7 @@ def dataset(write: Write) -> Path:
 def test_a_sound_file_has_no_findings_with_its_dataset_or_without(
     lines: list[Data], write: Write, oracle: Oracle, dataset: Path
 ) -> None:
-    audit = Audit(write(lines), oracle, (dataset,))
+    audit = Audit(FileRows(write(lines)), oracle, (dataset,))
     verdicts = list(audit.verdicts())
     assert [verdict.state for verdict in verdicts] == ["sound"] * 6
     assert [verdict.index for verdict in verdicts] == [0, 1, 2, 3, 4, None]
@@ -127,7 +128,7 @@ def test_packed_conversations_are_counted_over_the_whole_file(
             "position_ids": [n for part in parts for n in range(len(part["input_ids"]))],
         }
 
-    audit = Audit(write([pack(0, 3, 0), pack(1, 4, 1, 2)]), oracle, (dataset,))
+    audit = Audit(FileRows(write([pack(0, 3, 0), pack(1, 4, 1, 2)])), oracle, (dataset,))
     assert [finding for verdict in audit.verdicts() for finding in verdict.findings] == []
     assert audit.packed == 2
     lost = audit_findings(write([pack(0, 3, 0), pack(1, 4, 1)]), oracle, dataset)

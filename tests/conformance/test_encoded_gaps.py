@@ -18,6 +18,7 @@ from pytest_mistral_lora.chat.oracle.read_back import UnreadableIdsError, read_b
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.encoded.comparison import row_findings
+from pytest_mistral_lora.formats.row_sources import FileRows
 from pytest_mistral_lora.judging import audit
 from pytest_mistral_lora.strategies import fim_rows
 
@@ -35,7 +36,7 @@ def line_of(row: FimRow, oracle: Oracle, **changes: Any) -> dict[str, Any]:
 def audited(folder: Path, lines: Iterable[dict[str, Any]], oracle: Oracle, dataset: tuple[Path, ...] = ()) -> Audit:
     path = folder / "encoded.jsonl"
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
-    found = Audit(path, oracle, dataset)
+    found = Audit(FileRows(path), oracle, dataset)
     for _ in found.verdicts():
         pass
     return found

@@ -17,6 +17,7 @@ from pytest_mistral_lora.chat.reading.limits import MAX_ROW_BYTES
 from pytest_mistral_lora.conformance.encoded.audit import KEPT, MOST_ERRORS, Audit, AuditReport
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError, RowsError
+from pytest_mistral_lora.formats.row_sources import FileRows
 
 Write = Callable[..., Path]
 
@@ -69,10 +70,10 @@ def test_a_line_that_cannot_be_read_is_named_and_the_others_are_judged(
         whole = {**number_row(1), **bad}
     lines[2]["labels"] = list(lines[2]["input_ids"])
     path = write([lines[0], whole, *lines[2:]])
-    audit = Audit(path, oracle)
+    audit = Audit(FileRows(path), oracle)
     findings = [finding for verdict in audit.verdicts() for finding in verdict.findings]
     [unreadable] = [finding for finding in findings if finding.rule == "ML501"]
-    assert unreadable.place.startswith(f"{path}:2")
+    assert str(unreadable.place).startswith(f"{path}:2")
     assert words in unreadable.text()
     assert "ML543" in {finding.rule for finding in findings}
     with pytest.raises(RowsError, match="1 bad row"):
@@ -122,14 +123,14 @@ def test_a_huge_row_number_takes_no_time(lines: list[Data], write: Write, oracle
 def test_what_is_no_file_is_an_error(tmp_path: Path, oracle: Oracle) -> None:
     for path in (tmp_path, tmp_path / "none.jsonl"):
         with pytest.raises(InputError, match=str(path)):
-            list(Audit(path, oracle).verdicts())
+            list(Audit(FileRows(path), oracle).verdicts())
 
 
 def test_a_dataset_that_cannot_be_read_is_an_error(lines: list[Data], write: Write, oracle: Oracle) -> None:
     with pytest.raises(InputError, match=r"none\.jsonl"):
-        list(Audit(write(lines), oracle, (Path("none.jsonl"),)).verdicts())
+        list(Audit(FileRows(write(lines)), oracle, (Path("none.jsonl"),)).verdicts())
     with pytest.raises(RowsError, match=r"bad\.jsonl:1"):
-        list(Audit(write(lines), oracle, (write(["{"], "bad.jsonl"),)).verdicts())
+        list(Audit(FileRows(write(lines)), oracle, (write(["{"], "bad.jsonl"),)).verdicts())
 
 
 def test_an_empty_file_is_unreadable(write: Write, oracle: Oracle) -> None:
@@ -155,7 +156,7 @@ def test_a_file_that_is_wrong_all_over_is_judged_in_bounded_memory(write: Write,
     line["labels"] = list(line["input_ids"])
     more = MOST_ERRORS + 10
     path = write([*({**line, "row": row} for row in range(50)), *["{"] * more])
-    report = AuditReport.read(path, oracle)
+    report = AuditReport.read(FileRows(path), oracle)
     assert report.audit.counts == {"ML543": 50, "ML501": more}
     assert len(report.audit.errors) == MOST_ERRORS
     assert [len(kept) for kept in report.kept.values()] == [KEPT, KEPT]

@@ -33,6 +33,7 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.pairs import FEWEST_ANSWERS
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.path_kinds import recognised
+from pytest_mistral_lora.formats.row_sources import FileRows
 from pytest_mistral_lora.strategies import hostile_text, plain_text, rows, tool_rows
 
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
@@ -118,7 +119,7 @@ def test_a_wrong_boundary_is_found(side: str, name: str, tmp_path: Path) -> None
     for made in (alone, without_texts(alone)):
         [finding] = [f for f in audit_findings(write_lines(tmp_path, [made]), oracle) if f.rule != "ML565"]
         assert finding.rule == "ML545"
-        assert finding.place.endswith(f"rows.jsonl:1, {side}")
+        assert str(finding.place).endswith(f"rows.jsonl:1, {side}")
     # the last token of the prompt is taken for the first of each answer
     early = record | {"prompt_ids": record["prompt_ids"][:-1]}
     early |= {key: record["prompt_ids"][-1:] + record[key] for key in ("chosen_ids", "rejected_ids")}
@@ -168,13 +169,13 @@ def test_a_result_of_a_tool_that_is_scored_is_found(tmp_path: Path, oracle: Orac
     record = with_ids(oracle, pair([said("user", "Is it warm?")], called, [said("assistant", "No idea.")], [TOOL]))
     for made in (record, without_texts(record)):
         [finding] = audit_findings(write_lines(tmp_path, [made]), oracle)
-        assert (finding.rule, finding.place.rpartition(":")[2]) == ("ML547", "1, chosen")
+        assert (finding.rule, str(finding.place).rpartition(":")[2]) == ("ML547", "1, chosen")
         assert "of: tool" in finding.found
 
 
 def test_answers_of_the_prompt_must_not_be_scored(tmp_path: Path, oracle: Oracle) -> None:
     record = coloured(oracle)
-    audit = Audit(write_lines(tmp_path, [without_texts(record)]), oracle)
+    audit = Audit(FileRows(write_lines(tmp_path, [without_texts(record)])), oracle)
     assert [verdict.state for verdict in audit.verdicts()] == ["sound"] * 3
     assert audit.summary()["answers_without_labels"] == 0
     scored = orpo(record)
@@ -198,7 +199,7 @@ def test_rejected_answers_may_be_such_that_decoding_forbids_them(tmp_path: Path,
 
 def test_the_labels_of_a_reward_model_are_not_checked(tmp_path: Path, oracle: Oracle) -> None:
     for form, checked in (("reward", False), ("DPO", True)):
-        audit = Audit(write_lines(tmp_path, FORMS[form](coloured(oracle))), oracle)
+        audit = Audit(FileRows(write_lines(tmp_path, FORMS[form](coloured(oracle)))), oracle)
         assert [verdict.state for verdict in audit.verdicts()] == ["sound"] * 3
         assert ("labels" not in audit.not_checked) is checked
         assert (audit.supervised > 0) is checked
@@ -211,7 +212,7 @@ def test_two_prompts_are_found(tmp_path: Path, oracle: Oracle) -> None:
     [finding] = audit_findings(write_lines(tmp_path, [mixed]), oracle)
     assert finding.rule == "ML565"
     assert "'▁warm' before the chosen answer" in finding.found
-    assert finding.place.endswith("rows.jsonl:1")
+    assert str(finding.place).endswith("rows.jsonl:1")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -255,7 +256,7 @@ def test_an_empty_answer_is_found(side: str, ids: list[int], words: str, tmp_pat
         [finding] = audit_findings(write_lines(tmp_path, [made]), oracle)
         assert finding.rule == "ML567"
         assert words in finding.found
-        assert finding.place.endswith(f"rows.jsonl:1, {side}")
+        assert str(finding.place).endswith(f"rows.jsonl:1, {side}")
 
 
 def test_a_cut_that_leaves_no_difference_is_found(tmp_path: Path, oracle: Oracle) -> None:
@@ -297,7 +298,7 @@ def test_the_mask_of_a_side_is_0_or_1(value: int, rules: list[str], tmp_path: Pa
         masked = record | {f"{name}_mask": [value] * len(record[f"{name}_ids"])}
         found = audit_findings(write_lines(tmp_path, [masked]), oracle)
         assert [finding.rule for finding in found] == rules
-        assert all(finding.place.endswith(f":1, {name}") for finding in found)
+        assert all(str(finding.place).endswith(f":1, {name}") for finding in found)
 
 
 # Records and files.
@@ -320,7 +321,7 @@ def test_a_record_that_cannot_be_read_is_named(change: Data, words: str, tmp_pat
     lines = [coloured(oracle), record, no_eos(oracle, coloured(oracle))]
     unreadable, fault = audit_findings(write_lines(tmp_path, lines), oracle)
     assert (unreadable.rule, fault.rule) == ("ML501", "ML522")
-    assert ":2" in unreadable.place
+    assert ":2" in str(unreadable.place)
     assert words in unreadable.text()
 
 
@@ -330,7 +331,7 @@ def test_the_two_lines_of_a_pair_are_one_record_of_the_source(tmp_path: Path, or
     assert found[:2] == [("ML503", "row 1 comes again"), ("ML502", "1 of 4 rows are not there: 2")]
     # both answers of row 1 are trained on once more
     assert [(rule, words[:8]) for rule, words in found[2:]] == [("ML506", "2 texts ")]
-    audit = Audit(write_lines(tmp_path, lines), oracle)
+    audit = Audit(FileRows(write_lines(tmp_path, lines)), oracle)
     indices = [verdict.index for verdict in audit.verdicts()]
     assert indices == [0, 0, 1, 1, 1, 1, 3, 3, None]
     assert (audit.summary()["rows"], audit.summary()["pairs"]) == (8, 4)
@@ -345,7 +346,7 @@ def test_pairs_of_a_dataset_judge_ids_without_messages(tmp_path: Path, oracle: O
     assert audit_rules(path, oracle, dataset) == []
     records[1]["rejected_ids"], records[2]["rejected_ids"] = records[2]["rejected_ids"], records[1]["rejected_ids"]
     found = audit_findings(write_lines(tmp_path, records), oracle, dataset)
-    assert [(finding.rule, finding.place.rpartition(":")[2]) for finding in found] == [
+    assert [(finding.rule, str(finding.place).rpartition(":")[2]) for finding in found] == [
         ("ML534", "2, rejected"),
         ("ML534", "3, rejected"),
     ]
@@ -361,7 +362,7 @@ def test_pairs_that_are_not_those_of_the_dataset_are_found(tmp_path: Path, oracl
         ("ML505", "the messages are not those of row 1"),
         ("ML502", "1 of 4 rows are not there: 2"),
     ]
-    assert found[0].place.endswith(":2, rejected")
+    assert str(found[0].place).endswith(":2, rejected")
 
 
 def test_a_label_that_is_not_that_of_the_dataset_is_found(tmp_path: Path, oracle: Oracle) -> None:
@@ -409,7 +410,7 @@ def test_messages_of_a_table_may_be_texts_of_json(tmp_path: Path, oracle: Oracle
 
 def test_python_names_the_row_and_its_side(oracle: Oracle) -> None:
     verdict = audit_rows([coloured(oracle), no_eos(oracle, coloured(oracle))], tokenizer="spm-v3")
-    assert [(finding.rule, finding.place) for finding in verdict.findings] == [("ML522", "rows[1], rejected")]
+    assert [(finding.rule, str(finding.place)) for finding in verdict.findings] == [("ML522", "rows[1], rejected")]
 
 
 def test_hundreds_of_sound_pairs_have_no_finding(tmp_path: Path, oracle: Oracle) -> None:
@@ -418,6 +419,6 @@ def test_hundreds_of_sound_pairs_have_no_finding(tmp_path: Path, oracle: Oracle)
         for n in range(300)
     ]
     for made in (records, list(map(without_texts, records))):
-        audit = Audit(write_lines(tmp_path, made), oracle)
+        audit = Audit(FileRows(write_lines(tmp_path, made)), oracle)
         assert not [finding for verdict in audit.verdicts() for finding in verdict.findings]
         assert (audit.judged, audit.sides.pairs) == (600, 300)

@@ -12,6 +12,7 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.encoded.packing import PLAIN_ROPE, PositionScaling
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.formats.row_sources import FileRows
 
 ROWS = [
     {"messages": [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]},
@@ -92,7 +93,7 @@ def packed(tmp_path: Path, **change: Any) -> Path:
 
 
 def findings(file: Path, base: Path | None = None) -> list[Finding]:
-    audit = Audit(file, Oracle(shipped_tokenizer("spm-v3")), base=base)
+    audit = Audit(FileRows(file), Oracle(shipped_tokenizer("spm-v3")), base=base)
     return [finding for verdict in audit.verdicts() for finding in verdict.findings]
 
 

@@ -15,6 +15,7 @@ from pytest_mistral_lora.conformance.known import (
     read_xfails,
     unknown_among,
 )
+from pytest_mistral_lora.places import Place
 
 
 def record(case: str, *findings: Finding, not_checked: str = "") -> dict[str, Any]:
@@ -29,7 +30,11 @@ def entries(text: str) -> list[str]:
 def test_a_rule_of_one_check_is_listed_by_the_check_and_one_of_several_by_itself() -> None:
     text = baseline_text(
         [
-            record("x", Finding("ML601", "'bot'", "rows.jsonl:3"), Finding("ML601", "'cat'", "rows.jsonl:4")),
+            record(
+                "x",
+                Finding("ML601", "'bot'", Place.of("rows.jsonl", 3)),
+                Finding("ML601", "'cat'", Place.of("rows.jsonl", 4)),
+            ),
             record("y", Finding("ML004", "other ids")),
             record("z", Finding("ML004", "other ids"), Finding("ML426", "a note")),
             record("w", not_checked="no base"),

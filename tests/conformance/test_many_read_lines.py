@@ -15,6 +15,7 @@ from read_back_limits import looks_like_a_fault
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.encoded.audit import Audit
+from pytest_mistral_lora.formats.row_sources import FileRows
 from pytest_mistral_lora.strategies import rows, tool_rows
 
 pytestmark = pytest.mark.slow
@@ -65,7 +66,7 @@ def test_sound_rows_without_messages_are_sound(name: str, tmp_path: Path) -> Non
     encoded = [oracle.encode(row) for row in made]
     # a row that teaches nothing is a finding, whoever made it
     lines = [{"input_ids": row.input_ids, "labels": row.labels} for row in encoded if row.supervised_tokens]
-    audit = Audit(write_lines(tmp_path, lines), oracle)
+    audit = Audit(FileRows(write_lines(tmp_path, lines)), oracle)
     found = [finding.text() for verdict in audit.verdicts() for finding in verdict.findings]
     assert found == []
     assert (audit.judged, audit.read_back) == (len(lines), len(lines))

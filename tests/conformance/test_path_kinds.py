@@ -156,7 +156,6 @@ def test_with_a_base_full_weights_are_a_merged_model(tmp_path: Path) -> None:
 AXOLOTL = "base_model: mistralai/M\ndatasets: [{path: d.jsonl, type: chat_template}]\nadapter: lora\n"
 LLAMAFACTORY = "model_name_or_path: m\nstage: sft\ndataset: identity\nfinetuning_type: lora\n"
 TRL = "model_name_or_path: mistralai/M\ndataset_name: d.jsonl\nuse_peft: true\n"
-FINETUNE = "model_id_or_path: m\ndata: {instruct_data: train.jsonl}\nlora: {rank: 64}\nrun_dir: x\n"
 JUDGE = "mistral-lora audit --runner {} --config {{path}} --tokenizer PATH"
 IMPORT = "mistral-lora import {path} --to rows.jsonl"
 ANSWERED: list[tuple[str, Any, str, list[str]]] = [
@@ -164,12 +163,6 @@ ANSWERED: list[tuple[str, Any, str, list[str]]] = [
     ("lf.yaml", LLAMAFACTORY, "a configuration of LLaMA-Factory", [JUDGE.format("llamafactory"), IMPORT]),
     ("lf.json", json.dumps({"model_name_or_path": "m", "stage": "sft"}), "a configuration of LLaMA-Factory", [IMPORT]),
     ("trl.yaml", TRL, "a configuration of TRL", [JUDGE.format("trl"), IMPORT]),
-    (
-        "finetune.yaml",
-        FINETUNE,
-        "a configuration of mistral-finetune",
-        ["mistral-lora import train.jsonl --to rows.jsonl"],
-    ),
     (
         "tune.yaml",
         "model: {_component_: torchtune.m}\n",
@@ -309,13 +302,13 @@ def test_a_broken_file_is_judged_or_refused_whatever_its_name(fault: str, tmp_pa
             continue
         with pytest.raises(InputError) as refused:
             recognised(path)
-        assert refused.value.place.startswith(str(path)), name
+        assert str(refused.value.place).startswith(str(path)), name
 
 
 def test_a_fault_of_yaml_is_named_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not valid YAML") as refused:
         recognised(write(tmp_path / "recipe.yaml", "base:\n\tpath: x\n"))
-    assert refused.value.place.endswith("recipe.yaml:2")
+    assert str(refused.value.place).endswith("recipe.yaml:2")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.formats.row_sources import FileRows
 from pytest_mistral_lora.formats.sources import row_files
 
 
@@ -180,7 +181,7 @@ def test_a_mask_that_contradicts_the_labels_is_a_finding(lines: list[Data], tmp_
     saved(lines, tmp_path / "rows")
     [finding] = audit_findings(tmp_path / "rows", oracle)
     assert finding.rule == "ML559"
-    assert finding.place.endswith("data-00000-of-00002.arrow:2")
+    assert str(finding.place).endswith("data-00000-of-00002.arrow:2")
 
 
 def test_a_mask_of_another_length_is_an_unreadable_row(lines: list[Data], tmp_path: Path, oracle: Oracle) -> None:
@@ -188,7 +189,7 @@ def test_a_mask_of_another_length_is_an_unreadable_row(lines: list[Data], tmp_pa
     masked[0]["assistant_masks"].append(1)
     saved(masked, tmp_path / "rows")
     findings = audit_findings(tmp_path / "rows", oracle)
-    assert [finding.rule for finding in findings if finding.place.endswith("assistant_masks")] == ["ML501"]
+    assert [finding.rule for finding in findings if str(finding.place).endswith("assistant_masks")] == ["ML501"]
 
 
 def test_ids_without_labels_and_masks_are_never_green(
@@ -217,7 +218,7 @@ def test_ids_without_messages_are_judged_by_their_dataset(
     short = write_lines(tmp_path, [number_row(number) for number in range(4)], "short.jsonl")
     findings = audit_findings(path, oracle, short)
     assert [(finding.rule, finding.found) for finding in findings] == [("ML505", "row 4 of a dataset of 4 rows")]
-    assert [verdict.state for verdict in Audit(path, oracle, (short,)).verdicts()][4] == "not judged"
+    assert [verdict.state for verdict in Audit(FileRows(path), oracle, (short,)).verdicts()][4] == "not judged"
 
 
 def test_ids_without_messages_that_come_again_or_too_late_are_named(

@@ -11,6 +11,7 @@ from encoded_files import Data, audit_findings, audit_rules, number_line, write_
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.formats.row_sources import FileRows
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +51,13 @@ def test_padding_is_left_out(side: str, pad: int, lines: list[Data], tmp_path: P
 def test_a_packed_sequence_is_read_conversation_by_conversation(
     lines: list[Data], tmp_path: Path, oracle: Oracle
 ) -> None:
-    audit = Audit(write_lines(tmp_path, [packed(lines)]), oracle)
+    audit = Audit(FileRows(write_lines(tmp_path, [packed(lines)])), oracle)
     assert [verdict.state for verdict in audit.verdicts()] == ["sound", "sound"]
     assert (audit.packed, audit.read_back) == (1, 1)
     lines[1]["labels"][-1] = -100
     [finding] = audit_findings(write_lines(tmp_path, [packed(lines)]), oracle)
     assert finding.rule == "ML546"
-    assert finding.place.endswith(":1, conversations[1]")
+    assert str(finding.place).endswith(":1, conversations[1]")
 
 
 def test_a_conversation_that_cannot_be_read_hides_no_other(lines: list[Data], tmp_path: Path, oracle: Oracle) -> None:
@@ -66,9 +67,9 @@ def test_a_conversation_that_cannot_be_read_hides_no_other(lines: list[Data], tm
     findings = audit_findings(write_lines(tmp_path, [packed(lines)]), oracle)
     found = {finding.rule: finding for finding in findings}
     assert found.keys() == {"ML560", "ML546"}
-    assert found["ML560"].place.endswith("conversations[1]")
+    assert str(found["ML560"].place).endswith("conversations[1]")
     assert found["ML560"].found.startswith(f"token {start + 3}: the ids end within")
-    assert found["ML546"].place.endswith("conversations[2]")
+    assert str(found["ML546"].place).endswith("conversations[2]")
 
 
 def test_rows_without_labels_in_an_answer_are_counted(tmp_path: Path, oracle: Oracle) -> None:
@@ -80,7 +81,7 @@ def test_rows_without_labels_in_an_answer_are_counted(tmp_path: Path, oracle: Or
     ]
     encoded = oracle.encode({"messages": messages})
     line = {"input_ids": [*encoded.input_ids], "labels": [*(encoded.labels or ())]}
-    audit = Audit(write_lines(tmp_path, [line]), oracle)
+    audit = Audit(FileRows(write_lines(tmp_path, [line])), oracle)
     assert [verdict.state for verdict in audit.verdicts()] == ["sound", "sound"]
     assert audit.summary()["answers_without_labels"] == 1
     assert "1 answer in them without a label" in audit.rows_line
@@ -88,7 +89,7 @@ def test_rows_without_labels_in_an_answer_are_counted(tmp_path: Path, oracle: Or
 
 def test_nothing_is_green_if_no_row_can_be_read(tmp_path: Path, oracle: Oracle) -> None:
     ids = [1, *oracle.encode_text("The sky is blue."), 2]
-    audit = Audit(write_lines(tmp_path, [{"input_ids": ids, "labels": ids}]), oracle)
+    audit = Audit(FileRows(write_lines(tmp_path, [{"input_ids": ids, "labels": ids}])), oracle)
     [unread, _] = audit.verdicts()
     assert (unread.state, [finding.rule for finding in unread.findings]) == ("not judged", ["ML560"])
     assert "--dataset rows.jsonl" in unread.findings[0].detail
@@ -120,7 +121,7 @@ def test_markers_of_another_family_are_found_and_are_an_error_if_each_row_has_th
     [finding] = audit_findings(write_lines(tmp_path, marked_lines(oracle, *marked)), oracle)
     assert (finding.rule, finding.severity) == ("ML584", severity)
     assert f"as {sum(marked)} of {len(marked)} conversation" in finding.found
-    assert finding.place.endswith(":1, messages[0].content")
+    assert str(finding.place).endswith(":1, messages[0].content")
 
 
 def test_markers_that_each_row_asks_for_are_no_sign(tmp_path: Path, oracle: Oracle) -> None:

@@ -21,6 +21,8 @@ from pytest_mistral_lora.conformance.dataset.row_findings import call_findings
 from pytest_mistral_lora.conformance.dataset.texts import sign_findings
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.formats.row_sources import FileRows
+from pytest_mistral_lora.places import Place
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"b": 1, "a": None}}}
@@ -95,7 +97,7 @@ def oracle() -> Oracle:
 @given(st.data())
 def test_a_damaged_row_is_judged_or_refused_by_name(oracle: Oracle, data: st.DataObject) -> None:
     try:
-        row = parse_row(damaged(data, ROW), place="rows.jsonl:1")
+        row = parse_row(damaged(data, ROW), place=Place.of("rows.jsonl", 1))
         oracle.encode(row)
     except RowError as error:
         refused = str(error)
@@ -106,7 +108,7 @@ def test_a_damaged_row_is_judged_or_refused_by_name(oracle: Oracle, data: st.Dat
         return
     assert row == parse_row(json.loads(row.to_jsonl()))
     for finding in (*call_findings(row), *(sign for _, sign in sign_findings(row, thinks=True) if sign)):
-        assert finding.place.startswith("rows.jsonl:1")
+        assert str(finding.place).startswith("rows.jsonl:1")
         assert finding.text()
     assert len(row_likeness(row)) == 16
 
@@ -143,11 +145,11 @@ def test_a_damaged_encoded_row_is_judged_or_unreadable(
     source = tmp_path_factory.getbasetemp() / "source.jsonl"
     source.write_text(json.dumps({key: ROW[key] for key in ("messages", "tools")}) + "\n")
     for dataset in ((), (source,)):
-        audit = Audit(file, oracle, dataset)
+        audit = Audit(FileRows(file), oracle, dataset)
         # bytes that begin like another format, such as UTF-16, are refused as a whole
         with suppress(InputError):
             for verdict in audit.verdicts():
-                assert all(str(file) in finding.place and finding.text() for finding in verdict.findings)
+                assert all(str(file) in str(finding.place) and finding.text() for finding in verdict.findings)
         json.dumps(audit.summary())
 
 
@@ -160,7 +162,7 @@ def test_damaged_bytes_are_rows_or_errors(tmp_path_factory: pytest.TempPathFacto
     try:
         found = list(scan_rows(file))
     except InputError as error:
-        found = [RowError(error.found, place=error.place)]
+        found = [RowError(error.found, place=str(error.place))]
     else:
         assert isinstance(found[-1], Row)
     assert all(isinstance(one, Row | RowError) for one in found)

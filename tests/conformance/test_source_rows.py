@@ -11,6 +11,7 @@ import pytest
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.conformance.encoded.file_faults import SourceTracker
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
+from pytest_mistral_lora.places import Place
 
 
 class Number(int):
@@ -42,7 +43,7 @@ def line(text: str, number: int, *, numbered: bool = True, conversations: int = 
 
 def rules(source: SourceTracker, lines: list[EncodedLine], path: Path) -> list[str]:
     findings = [finding for given in lines for finding in source.take(source.numbered(given))]
-    return [finding.rule for finding in [*findings, *source.missing_findings(path)]]
+    return [finding.rule for finding in [*findings, *source.missing_findings(Place.of(path))]]
 
 
 @pytest.mark.parametrize("numbered", [True, False])
@@ -69,7 +70,7 @@ def test_a_row_is_matched_once(tmp_path: Path) -> None:
     assert rules(tracker(path, texts), [*lines[2:3], *lines[:2], lines[3]], path) == ["ML504", "ML504"]
     source = tracker(path, texts)
     assert rules(source, [line("Hello", 7, numbered=False) for _ in range(4)], path) == ["ML505", "ML502"]
-    assert [row.place for row in source.missing_rows()] == [f"{path}:2"]
+    assert [str(row.place) for row in source.missing_rows()] == [f"{path}:2"]
 
 
 def test_conversations_of_sequences_are_matched_as_often_as_the_source_has_them(tmp_path: Path) -> None:
@@ -77,6 +78,6 @@ def test_conversations_of_sequences_are_matched_as_often_as_the_source_has_them(
     texts = ["Hello", "Bye", "Hello", "Hello"]
     source = tracker(path, texts)
     assert rules(source, [line("Hello", 0, conversations=2), line("Hello", 1, conversations=1)], path) == ["ML502"]
-    assert [row.place for row in source.missing_rows()] == [f"{path}:2"]
+    assert [str(row.place) for row in source.missing_rows()] == [f"{path}:2"]
     source = tracker(path, texts)
     assert rules(source, [line("Hello", 0, conversations=4)], path) == ["ML505", "ML502"]

@@ -18,6 +18,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.checks import file_results
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.formats.row_sources import FileRows
 from pytest_mistral_lora.strategies import conversations, plain_text, rows, tool_rows
 
 NEWEST = {"thinking": True, "any_ids": True, "result_chunks": True}
@@ -52,7 +53,7 @@ def findings_of(data: list[Data], tokenizer: CheckpointTokenizer, folder: Path) 
         {**row, "row": number, "input_ids": list(one.input_ids), "labels": list(one.labels or ())}
         for number, (row, one) in enumerate(zip(data, encoded, strict=True))
     ]
-    audit = Audit(write_lines(folder, lines, "encoded.jsonl"), tokenizer.oracle, (path,))
+    audit = Audit(FileRows(write_lines(folder, lines, "encoded.jsonl")), tokenizer.oracle, (path,))
     for verdict in audit.verdicts():
         yield from verdict.findings
     assert audit.judged == len(data)

@@ -34,7 +34,6 @@ from pyarrow import parquet
 from sampling import sampled
 
 from pytest_mistral_lora.chat.container import ARROW_STREAM, PARQUET
-from pytest_mistral_lora.chat.fields import Place
 from pytest_mistral_lora.chat.reading import limits
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.formats import tables
@@ -42,6 +41,7 @@ from pytest_mistral_lora.formats.containers import open_source
 from pytest_mistral_lora.formats.conversation import convert_messages
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.tool_calls import ToolCalls
+from pytest_mistral_lora.places import Place
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs the limits of Linux")
 ANSWERS = {"instruction": ["a" * 8, "b" * 8] * 50, "output": ["c" * 8, "d" * 4] * 50}

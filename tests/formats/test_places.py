@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.chat.places import RecordPlace, file_of, record_place
 from pytest_mistral_lora.chat.row_files import scan_rows
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, RowError
-from pytest_mistral_lora.formats.sources import open_rows, row_files
+from pytest_mistral_lora.formats.sources import open_rows
+from pytest_mistral_lora.places import NamedSource, Place
 from pytest_mistral_lora.report.judged import FilePlace, file_place
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -45,7 +45,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def places(name: str) -> list[str]:
-    return [item.place for item in scan_rows(open_rows(Path(name))[0])]
+    return [str(item.place) for item in scan_rows(open_rows(Path(name))[0])]
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -61,11 +61,11 @@ def test_the_lines_of_a_long_file_are_counted_across_its_parts(tmp_path: Path) -
     rows = [{"messages": [{**message, "content": "x" * 997} for message in TALK]} for _ in range(300)]
     file = tmp_path / "long.json"
     file.write_text(json.dumps(rows, indent=1))
-    read = [RecordPlace.parse(item.place) for item in scan_rows(open_rows(file)[0]) if not isinstance(item, RowError)]
+    read = [item.place for item in scan_rows(open_rows(file)[0]) if not isinstance(item, RowError)]
     lines = file.read_text().splitlines()
     assert len(read) == 300
-    assert all(place is not None and lines[place.line - 1] == " {" for place in read)
-    assert len({place.line for place in read if place is not None}) == 300
+    assert all(place.line is not None and lines[place.line - 1] == " {" for place in read)
+    assert len({place.line for place in read}) == 300
 
 
 @pytest.mark.parametrize("blank", [0, 1, 70_000, 200_000])
@@ -74,7 +74,7 @@ def test_lines_between_records_are_counted_across_the_parts_of_a_file(blank: int
     record = json.dumps({"messages": TALK})
     file.write_text(f"[{between}{record}{between},{record},{between}{record}{between}]\n")
     read = list(scan_rows(open_rows(file)[0]))
-    assert [item.place for item in read if not isinstance(item, RowError)] == [
+    assert [str(item.place) for item in read if not isinstance(item, RowError)] == [
         f"{file} record {number}, line {1 + number * blank}" for number in (1, 2, 3)
     ]
 
@@ -84,7 +84,7 @@ def test_text_behind_a_long_array_has_its_line(tmp_path: Path) -> None:
     file.write_text("[" + json.dumps({"messages": TALK}) + "\n" * 150_000 + "]\n\nmore")
     with pytest.raises(InputError, match="text follows the array") as caught:
         list(scan_rows(open_rows(file)[0]))
-    assert caught.value.place == f"{file} record 1, line 150003"
+    assert str(caught.value.place) == f"{file} record 1, line 150003"
 
 
 def test_a_check_and_its_annotations_name_the_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,38 +108,23 @@ def test_a_finding_in_a_sound_record_has_its_line(files: Path, capsys: pytest.Ca
     assert "twice.json record 1, line 2" in {place.partition(", messages")[0] for place in found}
 
 
-def test_a_bad_row_of_a_train_has_its_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pytest_mistral_lora.chat.reading.chunks import DataFile
-    from pytest_mistral_lora.formats.record_places import record_places
-
-    data: list[DataFile] = row_files(Path("qa.csv"))
-    shown = record_places(data, ["qa.csv:2", "first qa.csv:3, messages[0]"])
-    assert (
-        shown("see qa.csv:2 and qa.csv:3, messages[0]")
-        == "see qa.csv record 2, line 5 and qa.csv record 3, line 6, messages[0]"
-    )
-    # nobody asked for this one
-    assert shown("qa.csv:1") == "qa.csv:1"
-
-
 @pytest.mark.parametrize(
     ("place", "expected"),
     [
-        ("qa.csv record 3, line 6, messages[1].role", FilePlace(Path("qa.csv"), 6)),
-        ("qa.csv record 3, line 6", FilePlace(Path("qa.csv"), 6)),
-        ("pretty.json:4", FilePlace(Path("pretty.json"), 4)),
-        ("none.csv record 3, line 6", None),
+        (Place.of("qa.csv", 3, 6).within("messages", 1, "role"), FilePlace(Path("qa.csv"), 6)),
+        (Place.of("qa.csv", 3, 6), FilePlace(Path("qa.csv"), 6)),
+        (Place.of("pretty.json", 4), FilePlace(Path("pretty.json"), 4)),
+        (Place.of("none.csv", 3, 6), None),
+        (Place(NamedSource("qa.csv", is_value=True), 3), None),
     ],
 )
-def test_a_place_is_read_back(place: str, expected: Any, files: Path) -> None:
+def test_a_place_in_a_file_is_an_annotation_of_its_line(place: Place, expected: Any, files: Path) -> None:
     assert file_place(place) == expected
-    assert file_of(place) == place.partition(" record")[0].partition(":")[0]
-    assert record_place("qa.csv", 3, 6) == "qa.csv record 3, line 6"
 
 
 def test_the_cause_has_neither_the_number_nor_the_line() -> None:
     causes = {
         Finding("ML601", "x", place).cause
-        for place in ("a.csv record 3, line 4, messages", "a.csv record 5, line 9, messages")
+        for place in (Place.of("a.csv", 3, 4) / "messages", Place.of("a.csv", 5, 9) / "messages")
     }
     assert len(causes) == 1

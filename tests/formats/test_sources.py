@@ -49,8 +49,8 @@ def test_rows_have_the_places_of_the_source(tmp_path: Path) -> None:
     assert isinstance(first, Row)
     assert isinstance(last, Row)
     assert isinstance(error, RowError)
-    assert (first.place, last.place) == (f"{path} record 1, line 2", f"{path} record 3, line 22")
-    assert error.place == f"{path} record 2, line 14, messages"
+    assert (str(first.place), str(last.place)) == (f"{path} record 1, line 2", f"{path} record 3, line 22")
+    assert str(error.place) == f"{path} record 2, line 14, messages"
     assert "no assistant message" in error.found
     with pytest.raises(RowsError, match=r"talks\.json record 2, line 14"):
         list(read_rows(open_rows(path)[0]))
@@ -186,7 +186,7 @@ def test_a_column_of_another_type_is_an_error_with_its_row_and_field(
     [error] = rows_of(path)
     assert isinstance(error, RowError)
     assert said in str(error)
-    assert error.place.startswith(f"{path}:1, ")
+    assert str(error.place).startswith(f"{path}:1, ")
 
 
 @pytest.mark.parametrize(

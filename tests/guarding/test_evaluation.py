@@ -26,7 +26,7 @@ def rows(oracle: Oracle) -> Rows:
 
 def _places(verdict: Verdict | None) -> list[tuple[str, str]]:
     assert verdict is not None
-    return [(finding.rule, finding.place) for finding in verdict.findings]
+    return [(finding.rule, str(finding.place)) for finding in verdict.findings]
 
 
 @pytest.mark.parametrize("is_named", [False, True], ids=["one dataset", "datasets by name"])

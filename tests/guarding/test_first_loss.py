@@ -60,7 +60,7 @@ def _result(trainer: Any) -> Result:
 
 
 def _found(judged: Verdict | Result) -> list[tuple[str, str]]:
-    return [(finding.rule, finding.place) for finding in judged.findings]
+    return [(finding.rule, str(finding.place)) for finding in judged.findings]
 
 
 @pytest.fixture(scope="module")

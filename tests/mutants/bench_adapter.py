@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from combined_adapters import CombinedAdapters
 from gallery import Artifact
 from of_classes import MadeAdapter
 from safetensors.torch import load_file, save_file
@@ -18,7 +17,7 @@ from trained import copied, trained
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.model_targets import AdapterFamily, AdapterTarget
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -46,7 +45,6 @@ class AdapterBench:
             "head": _head(),
             "base": base,
             "base_config": json.loads((base / "config.json").read_text()),
-            "others": (),
         }
 
     def judge(self, artifact: Artifact) -> list[Finding]:
@@ -57,8 +55,7 @@ class AdapterBench:
         _write_changed(artifact["base_config"], base / "config.json")
         _write_tensors(artifact["tensors"], folder / TENSORS)
         # with its rows, as a recipe's own output: the base's tokenizer is not judged once more
-        family = AdapterFamily((*artifact["others"], folder)) if artifact["others"] else None
-        targets = [AdapterTarget("lora", folder, base=base, dataset=(trained().rows,), family=family)]
+        targets = [AdapterTarget("lora", folder, base=base, dataset=(trained().rows,))]
         checks = [check for check in collect(targets, settings(folder)) if check.subject == self.subject]
         return [finding for check in checks for finding in check.run().findings]
 
@@ -112,12 +109,6 @@ EXPERTS = "ML426 ML453" if hasattr(transformers, "TokenizersBackend") else "ML45
 def of_class(artifact: Artifact, made: MadeAdapter, base: Path | None = None) -> None:
     """Put an adapter that PEFT wrote, and its base or another one, in the place of the trained ones."""
     _put(artifact, made.adapter, base or made.base)
-
-
-def of_sources(artifact: Artifact, made: CombinedAdapters) -> None:
-    """Put a combined adapter in the place of the trained one, beside its sources."""
-    _put(artifact, made.combined, made.base)
-    artifact["others"] = made.sources
 
 
 def _put(artifact: Artifact, adapter: Path, base: Path) -> None:

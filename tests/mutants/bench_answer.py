@@ -47,7 +47,7 @@ class AnswerBench:
             settings = Settings(20, None, "cpu", True, (), False, artifact["folder"])
             checks = [check for check in collect([target], settings) if check.subject == "answer"]
             found = [finding for check in checks for finding in check.run().findings]
-        return [replace(finding, place=finding.place.replace(url, "http://127.0.0.1:8080")) for finding in found]
+        return [replace(finding, place=str(finding.place).replace(url, "http://127.0.0.1:8080")) for finding in found]
 
 
 BENCH = AnswerBench()

@@ -21,6 +21,7 @@ from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.encoded.audit import Audit, checks
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
+from pytest_mistral_lora.formats.row_sources import FileRows
 from pytest_mistral_lora.runners.process import RunnerOutput
 from pytest_mistral_lora.runners.prompts import prompt_lines, read_prompt
 
@@ -188,7 +189,7 @@ def _judge_prompts(artifact: Artifact) -> list[Finding]:
     oracle = shared_oracle(artifact["asked"])
     lines = [json.loads(line) for line in prompt_lines(RunnerOutput(records=records), oracle)]
     [path] = _write(artifact["folder"] / "prompts.jsonl", lines)
-    audit = Audit(path, oracle, trained=[parse_row(row) for row in artifact["trained"]])
+    audit = Audit(FileRows(path), oracle, trained=[parse_row(row) for row in artifact["trained"]])
     return [finding for verdict in audit.verdicts() for finding in verdict.findings]
 
 

@@ -53,7 +53,7 @@ class ServerBench:
 
 
 def _at_the_usual_port(finding: Finding, url: str) -> Finding:
-    return replace(finding, place=finding.place.replace(url, "http://127.0.0.1:8080"))
+    return replace(finding, place=str(finding.place).replace(url, "http://127.0.0.1:8080"))
 
 
 BENCH = ServerBench()

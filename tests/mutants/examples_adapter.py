@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+import mutants_adapter_bases as bases
 import mutants_adapter_classes as classes
 import mutants_adapter_configuration as configuration
+import mutants_adapter_names as names
+import mutants_adapter_numbers as numbers
 import mutants_adapter_origins as origins
-import mutants_adapter_sums as sums
-from bench_adapter import NAMES, TEXT_PATTERN, of_class, of_sources
-from combined_adapters import RANK, combined_adapters
+from bench_adapter import NAMES, TEXT_PATTERN, of_class
 from gallery import Artifact, Example
 from of_classes import made_adapter
 
@@ -18,8 +19,7 @@ from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
 
 
 class ML401(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"] = {name: tensor for name, tensor in artifact["tensors"].items() if "k_proj" not in name}
+    mutant = names.tensors_of_one_target_missing
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"] = {name: tensor.clone() for name, tensor in artifact["tensors"].items()}
@@ -34,10 +34,7 @@ class ML402(Example):
 
 
 class ML403(Example):
-    also = "ML413"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"] = {name: tensor * ("lora_B" not in name) for name, tensor in artifact["tensors"].items()}
+    mutant = numbers.loaded_frozen
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"] = {name: tensor.clone() for name, tensor in artifact["tensors"].items()}
@@ -68,10 +65,7 @@ class ML406(Example):
 
 
 class ML407(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"] = {
-            name.removeprefix("base_model.model."): tensor for name, tensor in artifact["tensors"].items()
-        }
+    mutant = names.prefix_missing
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"] = {name: tensor.clone() for name, tensor in artifact["tensors"].items()}
@@ -133,8 +127,7 @@ class ML414(Example):
 
 
 class ML415(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]].bfloat16()
+    mutant = numbers.dtypes_mixed
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"] = {name: tensor.bfloat16() for name, tensor in artifact["tensors"].items()}
@@ -175,10 +168,7 @@ class ML419(Example):
 
 
 class ML420(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["base_config"]["tie_word_embeddings"] = True
-        artifact["config"]["target_modules"] += ["lm_head"]
-        artifact["tensors"] |= artifact["head"]
+    mutant = bases.head_of_a_tied_base
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["target_modules"] += ["lm_head"]
@@ -232,8 +222,7 @@ class ML426(Example):
 
 
 class ML427(Example):
-    def broken(self, artifact: Artifact) -> None:
-        of_class(artifact, made_adapter("mistral4", TEXT_MODELS["mistral4"].attention))
+    mutant = classes.layer_that_vllm_never_calls
 
     def sound(self, artifact: Artifact) -> None:
         kinds = (one for one in TEXT_MODELS["mistral4"].attention if one != "kv_b_proj")
@@ -295,26 +284,3 @@ class ML455(Example):
     def sound(self, artifact: Artifact) -> None:
         last = origins.checkpoint(artifact, 1000, top=500)
         shutil.copy(artifact["folder"] / "adapter_model.safetensors", last / "adapter_model.safetensors")
-
-
-class ML460(Example):
-    mutant = sums.rslora_inherited_by_a_concatenation
-
-    def sound(self, artifact: Artifact) -> None:
-        of_sources(artifact, combined_adapters("cat", use_rslora=True))
-        artifact["config"]["use_rslora"] = False
-
-
-class ML461(Example):
-    mutant = sums.factors_summed_before_they_are_multiplied
-
-    def sound(self, artifact: Artifact) -> None:
-        of_sources(artifact, combined_adapters("cat"))
-
-
-class ML462(Example):
-    mutant = sums.alpha_changed_in_a_copy
-
-    def sound(self, artifact: Artifact) -> None:
-        sums.alpha_changed_in_a_copy.change(artifact)
-        artifact["config"]["lora_alpha"] = 2 * RANK

@@ -6,11 +6,15 @@ import copy
 from collections.abc import Callable
 
 import mutants_dataset_answers as answers
+import mutants_dataset_backends as backends
+import mutants_dataset_calls as calls
 import mutants_dataset_files as whole_files
 import mutants_dataset_fim as gaps
 import mutants_dataset_pairs as pairs
+import mutants_dataset_recipe as recipe
 import mutants_dataset_repeats as repeats
 import mutants_dataset_rows as bad_rows
+import mutants_dataset_texts as texts
 from bench_dataset import gap, use_tokenizer
 from gallery import Artifact, Example
 
@@ -33,19 +37,14 @@ class ML602(Example):
 
 
 class ML603(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["template"]["source"] = artifact["template"]["source"].replace("eos_token", "''")
+    mutant = backends.template_without_eos
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"]["source"] = "{# ours #}" + artifact["template"]["source"]
 
 
 class ML604(Example):
-    also = "ML648"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["recipe"]["backend"] = "chat-template"
-        artifact["rows"][0]["messages"][1]["content"] = "Paris.  "
+    mutant = backends.trained_with_trailing_spaces
 
     def sound(self, artifact: Artifact) -> None:
         artifact["recipe"]["backend"] = "chat-template"
@@ -61,9 +60,7 @@ class ML605(Example):
 
 
 class ML606(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["recipe"]["backend"] = "chat-template"
-        artifact["template"]["source"] = "{% generation %}" + artifact["template"]["source"] + "{% endgeneration %}"
+    mutant = backends.template_marks_the_whole_row
 
     def sound(self, artifact: Artifact) -> None:
         artifact["recipe"]["backend"] = "chat-template"
@@ -211,16 +208,14 @@ class ML641(Example):
 
 
 class ML642(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["recipe"]["training"]["report_to"] = ["swanlab"]
+    mutant = recipe.logger_that_is_not_installed
 
     def sound(self, artifact: Artifact) -> None:
         artifact["recipe"]["training"]["report_to"] = []
 
 
 class ML621(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["rows"][4]["messages"][2]["tool_call_id"] = "zzzzzzzzz"
+    mutant = calls.result_of_no_call
 
     def sound(self, artifact: Artifact) -> None:
         artifact["rows"][4]["messages"][2]["name"] = "weather"
@@ -249,8 +244,7 @@ class ML622(Example):
 
 
 class ML623(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["rows"][4]["messages"][1]["tool_calls"][0]["function"]["arguments"]["days"] = None
+    mutant = calls.arguments_padded_with_null
 
     def sound(self, artifact: Artifact) -> None:
         # the tool takes this null, and any key besides its own
@@ -271,39 +265,41 @@ class _Answers(Example):
 
 
 class ML624(_Answers):
-    def broken(self, artifact: Artifact) -> None:
-        self.append(artifact, " Caf\\u00e9.")
+    mutant = texts.letters_escaped
 
     def sound(self, artifact: Artifact) -> None:
         self.append(artifact, ' Café, not `Caf\\u00e9` nor "Caf\\u00e9", [\\u4e00-\\u9fff] or C:\\users.')
 
 
 class ML625(ML624):
+    mutant = texts.letters_escaped_in_one_row
+
     rows = 1
 
 
 class ML626(_Answers):
-    def broken(self, artifact: Artifact) -> None:
-        self.append(artifact, "\\nThat is all.")
+    mutant = texts.line_breaks_escaped
 
     def sound(self, artifact: Artifact) -> None:
         self.append(artifact, " The sign is `\\n`, \\n or (\\n); $a\\neq b$, $a\\nRightarrow b$; C:\\new\\notes.")
 
 
 class ML627(ML626):
+    mutant = texts.line_breaks_escaped_in_one_row
+
     rows = 1
 
 
 class ML628(_Answers):
-    def broken(self, artifact: Artifact) -> None:
-        for row in artifact["rows"][: self.rows]:
-            row["messages"][0]["content"] = f"<|im_start|>user\n{row['messages'][0]['content']}<|im_end|>"
+    mutant = texts.rendered_as_chatml
 
     def sound(self, artifact: Artifact) -> None:
         self.append(artifact, " ChatML begins with <|im_start|> and ends with `<|im_end|>`\n\n### Notes\nNone.")
 
 
 class ML629(ML628):
+    mutant = texts.one_text_rendered_as_chatml
+
     rows = 1
 
 
@@ -334,11 +330,11 @@ class ML632(Example):
     def sound(self, artifact: Artifact) -> None:
         self.add(artifact, lambda text: text.replace("sky", "sea").replace("Blue", "Green"))
         # other numbers and other code are other rows
-        for texts, rows in (
+        for contents, rows in (
             (("What is -3.5?", "Is C# f(x)?"), artifact["rows"]),
             (("What is 35?", "Is C f[x]?"), artifact["held_out"]),
         ):
-            for text in texts:
+            for text in contents:
                 rows.append({"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}]})
 
     @staticmethod
@@ -350,13 +346,12 @@ class ML632(Example):
 
 
 class ML633(Example):
+    mutant = repeats.held_out_but_for_a_word_of_the_question
+
     question = (
         "What should I do with the keys of my flat when I leave for the station before six in the morning on Monday?"
     )
     answer = "Leave the keys in the small grey box beside the door, and lock it with the code that you got from us."
-
-    def broken(self, artifact: Artifact) -> None:
-        self.add(artifact, self.question.replace("station", "airport"))
 
     def sound(self, artifact: Artifact) -> None:
         self.add(artifact, self.question.replace("six", "6").replace("a Monday", "9 May"))
@@ -369,9 +364,7 @@ class ML633(Example):
 
 
 class ML634(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["alone"] = True
-        artifact["rows"][0] |= {"input_ids": [1, 3, 2592, 4, 6233, 2], "labels": [1, 3, 2592, 4, 6233, 2]}
+    mutant = bad_rows.labels_that_nobody_reads
 
     def sound(self, artifact: Artifact) -> None:
         artifact["alone"] = True

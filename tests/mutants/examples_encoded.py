@@ -12,7 +12,7 @@ import mutants_encoded_packing as packing
 import mutants_encoded_pairs as pairs
 import mutants_encoded_prompts as prompts
 import mutants_encoded_texts as texts
-from bench_encoded import encode, encode_text, encode_with, hold_pairs, hold_row, pack, render, scored_prompt
+from bench_encoded import encode, encode_text, hold_pairs, hold_row, pack, scored_prompt
 from gallery import Artifact, Example
 from preference_records import texts_pair
 
@@ -66,16 +66,11 @@ class ML505(EncodedExample):
 
 
 class ML506(EncodedExample):
-    also = "ML544"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["labels"] = [-100] * len(artifact["lines"][0]["labels"])
+    mutant = labels.response_marker_not_found
 
 
 class ML507(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][1]["messages"][1]["tool_calls"][0]["id"] = "call_1"
-        artifact["dataset"][1] = artifact["lines"][1]
+    mutant = ids.call_id_of_another_vendor
 
     def sound(self, artifact: Artifact) -> None:
         artifact["lines"][1]["messages"][1]["tool_calls"][0]["id"] = "abcdefghi"
@@ -83,10 +78,7 @@ class ML507(EncodedExample):
 
 
 class ML510(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["attention_mask"] = [1] * len(artifact["lines"][0]["input_ids"]) + [0]
-        artifact["lines"][0]["input_ids"] += [0]
-        artifact["lines"][0]["labels"] += [0]
+    mutant = packing.padding_trained
 
     def sound(self, artifact: Artifact) -> None:
         artifact["lines"][0]["attention_mask"] = [1] * len(artifact["lines"][0]["input_ids"]) + [0]
@@ -95,9 +87,7 @@ class ML510(EncodedExample):
 
 
 class ML511(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["input_ids"].insert(5, 0)
-        artifact["lines"][0]["labels"].insert(5, -100)
+    mutant = packing.padding_between_turns
 
     def sound(self, artifact: Artifact) -> None:
         artifact["lines"][0]["input_ids"].append(0)
@@ -119,9 +109,7 @@ class ML513(EncodedExample):
 
 
 class ML514(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        start = artifact["packed"][0]["position_ids"].index(0, 1)
-        artifact["packed"][0]["labels"][start] = artifact["packed"][0]["input_ids"][start]
+    mutant = packing.first_label_of_a_conversation
 
     def sound(self, artifact: Artifact) -> None:
         start = artifact["packed"][0]["position_ids"].index(0, 1)
@@ -151,20 +139,15 @@ class ML516(EncodedExample):
 
 
 class ML520(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["input_ids"][5] = 32768
+    mutant = ids.added_token
 
 
 class ML521(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["input_ids"].insert(0, 1)
-        artifact["lines"][0]["labels"].insert(0, -100)
+    mutant = ids.double_bos
 
 
 class ML522(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["input_ids"].pop()
-        artifact["lines"][0]["labels"].pop()
+    mutant = ids.last_eos_dropped
 
 
 class ML523(EncodedExample):
@@ -179,12 +162,7 @@ class ML523(EncodedExample):
 
 
 class ML524(EncodedExample):
-    also = "ML506 ML544"
-
-    def broken(self, artifact: Artifact) -> None:
-        text = render(artifact["lines"][0])
-        artifact["lines"][0]["input_ids"] = encode_text(text)
-        artifact["lines"][0]["labels"] = [-100] * len(artifact["lines"][0]["input_ids"])
+    mutant = ids.rendered_and_encoded_again
 
 
 class ML525(EncodedExample):
@@ -192,10 +170,7 @@ class ML525(EncodedExample):
 
 
 class ML526(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        system, first, *rest = artifact["lines"][0]["messages"]
-        first = {**first, "content": system["content"] + "\n\n" + first["content"]}
-        artifact["lines"][0].update(encode({"messages": [first, *rest]}))
+    mutant = texts.system_in_the_first_turn
 
 
 class ML527(EncodedExample):
@@ -205,15 +180,11 @@ class ML527(EncodedExample):
 
 
 class ML528(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["input_ids"].insert(2, encode_text("5")[0])
-        artifact["lines"][0]["labels"].insert(2, -100)
+    mutant = texts.space_after_the_marker
 
 
 class ML529(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        stripped = [{**m, "content": m["content"].strip()} for m in artifact["lines"][3]["messages"]]
-        artifact["lines"][3].update(encode({"messages": stripped}))
+    mutant = texts.texts_trimmed
 
 
 class ML530(EncodedExample):
@@ -221,36 +192,23 @@ class ML530(EncodedExample):
 
 
 class ML531(EncodedExample):
-    also = "ML506"
-
-    def broken(self, artifact: Artifact) -> None:
-        for key in ("input_ids", "labels"):
-            artifact["lines"][0][key] = artifact["lines"][0][key][:-3]
+    mutant = ids.cut_inside_an_answer
 
 
 class ML532(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0].update(encode_with("spm-v1", artifact["lines"][0]))
+    mutant = ids.stale_cache
 
 
 class ML533(EncodedExample):
-    also = "ML506"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0].update(
-            encode({"messages": [artifact["lines"][0]["messages"][0], *artifact["lines"][0]["messages"][3:]]})
-        )
+    mutant = texts.a_turn_is_lost
 
 
 class ML534(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        answer = {"role": "assistant", "content": "Red."}
-        artifact["lines"][0].update(encode({"messages": [*artifact["lines"][0]["messages"][:-1], answer]}))
+    mutant = ids.another_answer
 
 
 class ML535(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0].update(encode(artifact["dataset"][2]))
+    mutant = ids.encodings_mixed_up
 
 
 class ML540(EncodedExample):
@@ -259,8 +217,7 @@ class ML540(EncodedExample):
 
 
 class ML541(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["labels"] = [*artifact["lines"][0]["labels"][1:], -100]
+    mutant = labels.shifted_already
 
 
 class ML542(EncodedExample):
@@ -269,15 +226,11 @@ class ML542(EncodedExample):
 
 
 class ML543(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["labels"] = list(artifact["lines"][0]["input_ids"])
+    mutant = labels.assistant_only_loss_ignored
 
 
 class ML544(EncodedExample):
-    also = "ML506"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["labels"] = [-100] * len(artifact["lines"][0]["labels"])
+    mutant = labels.response_marker_not_found
 
 
 class ML545(EncodedExample):
@@ -287,8 +240,7 @@ class ML545(EncodedExample):
 
 
 class ML546(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["labels"] = [-100 if label == 2 else label for label in artifact["lines"][0]["labels"]]
+    mutant = labels.pad_is_eos
 
 
 class ML547(EncodedExample):
@@ -297,14 +249,11 @@ class ML547(EncodedExample):
 
 
 class ML548(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][1]["labels"] = [-100 if label == 5 else label for label in artifact["lines"][1]["labels"]]
+    mutant = labels.call_without_its_marker
 
 
 class ML549(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        every = [{k: v for k, v in message.items() if k != "weight"} for message in artifact["lines"][2]["messages"]]
-        artifact["lines"][2]["labels"] = encode({"messages": every})["labels"]
+    mutant = labels.weight_ignored
 
 
 class ML550(EncodedExample):
@@ -315,11 +264,7 @@ class ML550(EncodedExample):
 
 
 class ML551(EncodedExample):
-    also = "ML506"
-
-    def broken(self, artifact: Artifact) -> None:
-        last = max(n for n, label in enumerate(artifact["lines"][0]["labels"]) if label == -100)
-        artifact["lines"][0]["labels"][:last] = [-100] * last
+    mutant = labels.last_turn_alone
 
 
 class ML517(EncodedExample):

@@ -9,7 +9,7 @@ import mutants_mask_rows as rows
 import mutants_mask_settings as settings
 from gallery import Artifact, Example
 from mutants_mask_encodings import supervised, with_ids
-from mutants_mask_rows import pasted, renamed, said, told
+from mutants_mask_rows import said, told
 from mutants_mask_settings import of_newest
 
 
@@ -19,24 +19,23 @@ def plain_row() -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-class ML101(Example):
-    also = "ML104 ML107"
+class OfPlainRow(Example):
+    """An example whose row is a question and its answer."""
 
-    def broken(self, artifact: Artifact) -> None:
+    def start(self, artifact: Artifact) -> None:
         artifact["row"] = plain_row()
-        artifact["after"] = lambda made: made | {"labels": [-100, *made["labels"][:-1]]}
+
+
+class ML101(OfPlainRow):
+    mutant = encodings._labels_shifted
 
     def sound(self, artifact: Artifact) -> None:
         artifact["row"] = plain_row()
         artifact["after"] = lambda made: made | {"labels": [*made["labels"]]}
 
 
-class ML102(Example):
-    also = "ML107"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        artifact["after"] = lambda made: supervised(made, lambda span: span["role"] in ("user", "assistant"))
+class ML102(OfPlainRow):
+    mutant = encodings._the_user_is_supervised
 
     def sound(self, artifact: Artifact) -> None:
         artifact["row"] = plain_row()
@@ -52,25 +51,16 @@ class ML103(Example):
         artifact["row"]["messages"][-1]["weight"] = 0
 
 
-class ML104(Example):
-    also = "ML103 ML107"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        artifact["after"] = lambda made: supervised(made, lambda span: span["supervised"] and span["kind"] != "eos")
+class ML104(OfPlainRow):
+    mutant = encodings._eos_is_masked
 
     def sound(self, artifact: Artifact) -> None:
         artifact["row"] = plain_row()
         artifact["after"] = lambda made: supervised(made, lambda span: span["supervised"])
 
 
-class ML105(Example):
-    also = "ML112 ML119"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        bos = artifact["tokenizer"].bos_id
-        artifact["after"] = lambda made: with_ids(made, 0, [bos, bos])
+class ML105(OfPlainRow):
+    mutant = encodings._bos_twice
 
     def sound(self, artifact: Artifact) -> None:
         artifact["row"] = plain_row()
@@ -129,13 +119,8 @@ class ML108(Example):
         }
 
 
-class ML109(Example):
-    also = "ML117 ML119"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        never = artifact["tokenizer"].encode_text("Never")[:1]
-        artifact["after"] = lambda made: with_ids(made, made["spans"][-2]["start"], never)
+class ML109(OfPlainRow):
+    mutant = encodings._another_answer
 
     def sound(self, artifact: Artifact) -> None:
         artifact["row"] = plain_row()
@@ -163,10 +148,8 @@ class ML111(Example):
         artifact["after"] = lambda made: made
 
 
-class ML112(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        artifact["prompt"] = lambda row, tokenizer: tokenizer.encode_prompt(row)[1:]
+class ML112(OfPlainRow):
+    mutant = rows._another_prompt
 
     def sound(self, artifact: Artifact) -> None:
         artifact["row"] = plain_row()
@@ -174,11 +157,7 @@ class ML112(Example):
 
 
 class ML113(Example):
-    also = "ML110 ML112 ML119"
-
-    def broken(self, artifact: Artifact) -> None:
-        # arguments that are a string, as they are
-        artifact["before"] = lambda row: pasted(row)
+    mutant = rows._arguments_are_pasted
 
     def sound(self, artifact: Artifact) -> None:
         artifact["before"] = lambda row: row
@@ -196,12 +175,7 @@ class ML114(Example):
 
 
 class ML115(Example):
-    also = "ML112 ML119"
-
-    def broken(self, artifact: Artifact) -> None:
-        # ids of calls in the order of their results
-        artifact["tokenizer"] = artifact["newer_tokenizer"]
-        artifact["before"] = lambda row: renamed(row)
+    mutant = rows._results_are_paired_by_place
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tokenizer"] = artifact["newer_tokenizer"]

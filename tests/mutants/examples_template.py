@@ -35,17 +35,14 @@ class ML003(Example):
 
 
 class ML004(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["template"] = artifact["template"].replace("[INST] ", "[INST]")
+    mutant = texts._a_space_less_after_inst
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"] = artifact["template"].replace("[INST] ", "[INST] ")
 
 
 class ML005(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["rows"][0]["messages"][-1]["content"] = "A space follows. "
-        artifact["golden"] = recorded(artifact["rows"][0]) | {"deviations": []}
+    mutant = goldens._a_deviation_that_was_not_recorded
 
     def sound(self, artifact: Artifact) -> None:
         artifact["rows"][0]["messages"][-1]["content"] = "A space follows. "
@@ -53,21 +50,14 @@ class ML005(Example):
 
 
 class ML006(Example):
-    also = "ML009"
-
-    def broken(self, artifact: Artifact) -> None:
-        answer = "{{- render_content(content=message['content'], context_name='assistant message contents') "
-        artifact["template"] = artifact["template"].replace(
-            answer + "-}}", "{% generation %}" + answer + "-}}{% endgeneration %}"
-        )
+    mutant = texts._a_generation_block_without_eos
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"] = with_generation(artifact["template"])
 
 
 class ML007(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["rows"][0]["messages"][0]["content"] = "Another question?"
+    mutant = goldens._a_row_that_has_changed
 
     def sound(self, artifact: Artifact) -> None:
         artifact["rows"][0]["messages"][0]["content"] = "Another question?"
@@ -75,11 +65,7 @@ class ML007(Example):
 
 
 class ML008(Example):
-    def broken(self, artifact: Artifact) -> None:
-        def applied(row, sound=artifact["applied"]):
-            return [len(sound(row)), 2]
-
-        artifact["applied"] = applied
+    mutant = texts._a_mapping_is_taken_for_a_list
 
     def sound(self, artifact: Artifact) -> None:
         def applied(row, sound=artifact["applied"]):
@@ -98,16 +84,14 @@ class ML009(Example):
 
 
 class ML021(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["template"] = artifact["template"] + "{{ strftime_now('%f') }}"
+    mutant = texts._it_writes_microseconds
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"] = "{% set year = strftime_now('%Y') %}" + artifact["template"]
 
 
 class ML022(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["template"] = "{{ '\\ud83d' }}" + artifact["template"]
+    mutant = texts._it_writes_half_a_character
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"] = "{{ '' }}" + artifact["template"]

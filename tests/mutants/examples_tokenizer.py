@@ -29,16 +29,14 @@ class ML202(Example):
 
 
 class ML203(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["special_tokens_map"]["unk_token"] = artifact["tokenizer_config"]["unk_token"] = "[INST]"
+    mutant = tokens.unk_is_inst
 
     def sound(self, artifact: Artifact) -> None:
         artifact["special_tokens_map"]["unk_token"] = artifact["tokenizer_config"]["unk_token"] = "<unk>"
 
 
 class ML204(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["special_tokens_map"]["pad_token"] = artifact["tokenizer_config"]["pad_token"] = "</s>"
+    mutant = tokens.pad_is_eos
 
     def sound(self, artifact: Artifact) -> None:
         artifact["special_tokens_map"]["pad_token"] = artifact["tokenizer_config"]["pad_token"] = "<pad>"
@@ -94,8 +92,7 @@ class ML210(Example):
 
 
 class ML211(Example):
-    def broken(self, artifact: Artifact) -> None:
-        (artifact["folder"] / "tokenizer.model.v1").write_bytes(artifact["shipped"]("spm-v1"))
+    mutant = files.two_versions_side_by_side
 
     def sound(self, artifact: Artifact) -> None:
         (artifact["folder"] / "notes.txt").write_bytes(artifact["shipped"]("spm-v1"))
@@ -116,11 +113,7 @@ class ML213(Example):
 
 
 class ML214(Example):
-    also = "ML205"
-
-    def broken(self, artifact: Artifact) -> None:
-        vocab = artifact["tokenizer_json"]["model"]["vocab"]
-        vocab["ing"], vocab["ed"] = (vocab["ed"], vocab["ing"])
+    mutant = tokens.two_tokens_swapped
 
     def sound(self, artifact: Artifact) -> None:
         vocab = artifact["tokenizer_json"]["model"]["vocab"]
@@ -179,8 +172,7 @@ class ML221(Example):
 
 
 class ML222(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["template"] = artifact["template"] + "{{ closing_words }}"
+    mutant = templates.missing_variable
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"] = artifact["template"] + "{{ closing_words | default('') }}"
@@ -203,8 +195,7 @@ class ML224(Example):
 
 
 class ML225(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["template"] = artifact["without_system"](artifact["template"])
+    mutant = templates.system_prompt_dropped
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"] = artifact["template"]
@@ -249,18 +240,14 @@ class ML230(Example):
 
 
 class ML231(Example):
-    def broken(self, artifact: Artifact) -> None:
-        cut = {"direction": "Right", "max_length": 512, "strategy": "LongestFirst", "stride": 0}
-        artifact["tokenizer_json"]["truncation"] = cut
+    mutant = files.truncation_is_saved
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tokenizer_json"]["truncation"] = None
 
 
 class ML232(Example):
-    def broken(self, artifact: Artifact) -> None:
-        pad = {"pad_to_multiple_of": None, "pad_id": 11, "pad_type_id": 0, "pad_token": "<pad>"}
-        artifact["tokenizer_json"]["padding"] = {"strategy": "BatchLongest", "direction": "Right", **pad}
+    mutant = files.padding_of_batches_is_saved
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tokenizer_json"]["padding"] = None

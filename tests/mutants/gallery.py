@@ -108,9 +108,13 @@ class Example(ABC):
         """Exactly the rules that fire."""
         return self.mutant.fires if self.mutant else frozenset((type(self).__name__, *self.also.split()))
 
+    def start(self, artifact: Artifact) -> None:  # noqa: B027 - most examples break the artifact as the bench makes it
+        """Make the artifact simpler, before the mutant breaks it: a short row, for example."""
+
     def broken(self, artifact: Artifact) -> None:
         """Break the rule, in place."""
         assert self.mutant is not None, "an example has a mutant, or writes what breaks its rule"
+        self.start(artifact)
         self.mutant.change(artifact)
 
     @abstractmethod

@@ -305,11 +305,9 @@ INCIDENTS = (
         "N84",
         "A combined adapter is √r times too strong: use_rslora is inherited from its sources",
         "huggingface/peft#3449, huggingface/peft#3473, huggingface/peft#3761",
+        "the folder of an adapter does not show that it is a sum: `doctor` names the fault of PEFT, and `check` the "
+        "scale of an adapter that can be one.",
     ),
-    Incident("N85", "A combined adapter has the scale of its sources twice", "huggingface/peft#3111"),
-    Incident("N86", "A negative weight of a combined adapter counts as a positive one", "huggingface/peft#2918"),
-    Incident("N87", "A combined adapter has products of one adapter's B with another's A", "huggingface/peft#3004"),
-    Incident("N88", "A combined adapter of DoRA adapters lost their magnitudes", "huggingface/peft#3761"),
     Incident(
         "N90",
         "llama.cpp puts a second space behind each control token of a SentencePiece model",

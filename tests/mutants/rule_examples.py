@@ -54,7 +54,7 @@ def make_example(subject: str, rule_id: str, folder: Path) -> MadeExample:
             f"`broken` of the example {rule_id} (tests/mutants/examples_{subject}.py) fires {fired}: does a case of "
             f"the subject collect findings of {rule_id}?"
         )
-    lines, table = [f"{rule_id} {finding.place + ': ' if finding.place else ''}{finding.found}"], []
+    lines, table = [f"{rule_id} {str(finding.place) + ': ' if str(finding.place) else ''}{finding.found}"], []
     if finding.expected:
         lines.append(f"  expected: {finding.expected}")
     for line in finding.detail.splitlines():
@@ -71,7 +71,7 @@ def make_example(subject: str, rule_id: str, folder: Path) -> MadeExample:
 
 def _row(finding: Finding, home: Path) -> str:
     """Return the row of a finding, or else the line of the file that it names; some names are relative to a folder."""
-    place = re.match(r"(.+\.jsonl):(\d+)", finding.place)
+    place = re.match(r"(.+\.jsonl):(\d+)", str(finding.place))
     if finding.row or not place:
         return finding.row
     line = (home / place[1]).read_text(encoding="utf-8").splitlines()[int(place[2]) - 1]

@@ -120,4 +120,4 @@ def test_a_template_that_is_right_but_for_its_own_prompt_is_accepted_by_name(tmp
     code, out = check(capsys, str(folder), "--xfails", str(known))
     assert code == 1
     assert "user-text-stripped" in out
-    assert f"template of checkpoint: nearest to that of {titled}; 1 of its 216 lines differs: line 1 of yours\n" in out
+    assert "template of checkpoint" not in out

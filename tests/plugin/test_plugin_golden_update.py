@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from derived_tekken import write_derived
 from forked import run_forked
 from plugin_rows import ROW, write_rows
 
@@ -186,17 +185,3 @@ def test_nothing_chosen_is_nothing_recorded(golden: Run, own_rows: OwnRows) -> N
     folder = own_rows(NAMED)
     result = _update(golden, folder, "-k", "spm-v1::tokenizer::file")
     assert "goldens: 0 created, 0 rewritten, 0 unchanged" in result.outlines
-
-
-def test_the_packaged_rows_are_recorded_for_a_tokenizer_file_of_ones_own(golden: Run, tmp_path: Path) -> None:
-    own = write_derived("derived-v13-thinking", tmp_path, words=1000)
-    (tmp_path / "goldens").mkdir()
-    options = (f"--mistral-tokenizer={own}", f"--mistral-golden-dir={tmp_path / 'goldens'}")
-    recorded = golden(*options, "--mistral-golden-update", "-k", "contributed")
-    assert recorded.ret == 0
-    [line] = _lines(recorded, "golden c")
-    assert line.startswith(f"golden created: {tmp_path / 'goldens' / 'contributed'}/")
-    judged = golden(*options, "-k", "template::thinking or recorded-set")
-    assert judged.ret == 0
-    [line] = _lines(judged, "goldens of")
-    assert line.endswith("recorded from a file of unknown origin")

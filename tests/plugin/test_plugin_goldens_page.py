@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from derived_tekken import write_derived
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.records.judgement import TOLERANCES
@@ -39,12 +38,6 @@ def test_the_commands_of_the_page_work(
             shutil.copy(here / "rows.jsonl", here / "tests" / "goldens" / "rows.jsonl")
         elif program == "mkdir":
             (here / words[-1]).mkdir(parents=True, exist_ok=True)
-        elif "contributed" in words:
-            (here / "checkpoints").mkdir()
-            write_derived("derived-v13", here / "checkpoints", words=2000)
-            result = golden(*words[1:])
-            assert result.parseoutcomes()["passed"] == 1
-            assert "golden created: tests/goldens/contributed/" in result.stdout.str()
         elif program == "pytest":
             result = golden(*words[1:])
             shown += result.outlines

@@ -276,7 +276,7 @@ def test_a_file_that_cannot_be_read_is_an_error_by_name(
     tear(other)
     with pytest.raises(InputError, match=said) as error:
         compare_runs(one, other)
-    assert str(other) in error.value.place
+    assert str(other) in str(error.value.place)
     assert main(["diff", str(one), str(other)]) == 2
     assert said in capsys.readouterr().err
 

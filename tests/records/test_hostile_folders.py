@@ -17,6 +17,7 @@ from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot, weight_nam
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError, PinError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records import goldens
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import RecordedBase, locate_base
@@ -89,7 +90,7 @@ NUMBERS = [
 def test_a_number_that_no_run_has_is_a_violation(part: str, key: str) -> None:
     data = adapter()
     data[part][key] = HUGE
-    assert [one.path for one in violations(data)] == [f"$.{part}.{key}"]
+    assert [str(one.place) for one in violations(data)] == [f"$.{part}.{key}"]
     data[part][key] = 10**18
     assert violations(data) == []
     assert note_texts(data)
@@ -178,7 +179,7 @@ def test_an_fp8_matrix_without_numbers_is_refused(shape: tuple[int, int], tmp_pa
     save_file(tensors, tmp_path / "model.safetensors")
     config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
     with pytest.raises(PinError, match="is FP8 of shape"):
-        fp8_layout(config, Weights([tmp_path / "model.safetensors"]), "config.json")
+        fp8_layout(config, Weights([tmp_path / "model.safetensors"]), Place.of("config.json"))
 
 
 @pytest.mark.parametrize(

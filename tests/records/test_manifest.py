@@ -35,13 +35,13 @@ def test_a_local_base_has_its_weights_hash_in_place_of_a_revision() -> None:
     assert violations({**adapter(), "revision": None}) == []
     without = {key: value for key, value in adapter().items() if key != "base_weights_sha256"}
     assert violations(without) == []
-    assert [one.path for one in violations({**without, "revision": None})] == ["$.base_weights_sha256"]
+    assert [str(one.place) for one in violations({**without, "revision": None})] == ["$.base_weights_sha256"]
 
 
 def test_the_configuration_of_the_base_is_an_object_that_older_manifests_lack() -> None:
     assert violations({**adapter(), "base_config": {"rms_norm_eps": 1e-5}}) == []
-    assert [one.path for one in violations({**adapter(), "base_config": {}})] == ["$.base_config"]
-    assert [one.path for one in violations({**adapter(), "base_config": "a" * 64})] == ["$.base_config"]
+    assert [str(one.place) for one in violations({**adapter(), "base_config": {}})] == ["$.base_config"]
+    assert [str(one.place) for one in violations({**adapter(), "base_config": "a" * 64})] == ["$.base_config"]
 
 
 def test_keys_of_your_own_begin_with_x() -> None:
@@ -87,8 +87,8 @@ def set_at(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 )
 def test_a_violation_names_its_json_path(path: str, value: Any, json_path: str, expected: str) -> None:
     found = violations(set_at(adapter(), path, value))
-    assert json_path in [one.path for one in found]
-    assert any(expected in one.expected for one in found if one.path == json_path)
+    assert json_path in [str(one.place) for one in found]
+    assert any(expected in one.expected for one in found if str(one.place) == json_path)
 
 
 _REQUIRED = [key for key in adapter() if key not in ("schema_version", "base_weights_sha256")]
@@ -99,14 +99,14 @@ def test_a_missing_key_is_named(key: str) -> None:
     data = adapter()
     del data[key]
     found = violations(data)
-    assert [one.path for one in found] == [f"$.{key}"]
+    assert [str(one.place) for one in found] == [f"$.{key}"]
     assert found[0].found == ""
 
 
 def test_a_merged_manifest_needs_its_parent() -> None:
     data = merged()
     del data["parent"]
-    assert [one.path for one in violations(data)] == ["$.parent"]
+    assert [str(one.place) for one in violations(data)] == ["$.parent"]
 
 
 def test_four_keys_are_version_0_and_are_migrated() -> None:
@@ -136,7 +136,7 @@ def test_four_keys_are_version_0_and_are_migrated() -> None:
 @pytest.mark.parametrize("key", FOUR_KEYS)
 def test_each_of_the_four_keys_is_needed(key: str) -> None:
     data = {name: value for name, value in FOUR_KEYS.items() if name != key}
-    assert [one.path for one in violations(data)] == [f"$.{key}"]
+    assert [str(one.place) for one in violations(data)] == [f"$.{key}"]
 
 
 @pytest.mark.parametrize("data", [None, [], "manifest", 3, {}])
@@ -182,7 +182,7 @@ def test_an_adapter_has_the_facts_that_repeat_its_run(path: str) -> None:
     part, _, key = path.partition("/")
     del (data[part] if key else data)[key or part]
     [violation] = violations(data)
-    assert violation.path == f"$.{path.replace('/', '.')}"
+    assert str(violation.place) == f"$.{path.replace('/', '.')}"
     assert violation.expected != "a value"
 
 
@@ -240,5 +240,5 @@ _JSON = st.recursive(_SCALARS, lambda inner: st.lists(inner) | st.dictionaries(s
 @given(_JSON, st.sampled_from(sorted(adapter())))
 def test_any_json_in_place_of_a_part_gives_violations_and_never_a_crash(value: Any, part: str) -> None:
     for one in violations({**adapter(), part: value}):
-        assert one.path.startswith("$")
+        assert str(one.place).startswith("$")
         assert str(one)

@@ -4,56 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pytest
-from judged_samples import HOSTILE, judged, write_file
+from judged_samples import HOSTILE, judged
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.report.judged import VERDICT_FORMATS, code_quality_data, verdict_format, write_verdict
-
-# https://docs.gitlab.com/ci/testing/code_quality/#code-quality-report-format
-CODE_QUALITY = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["description", "check_name", "fingerprint", "severity", "location"],
-        "additionalProperties": False,
-        "properties": {
-            "description": {"type": "string"},
-            "check_name": {"type": "string"},
-            "fingerprint": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-            "severity": {"enum": ["info", "minor", "major", "critical", "blocker"]},
-            "location": {
-                "type": "object",
-                "required": ["path", "lines"],
-                # GitLab finds no file whose path begins with ./
-                "properties": {
-                    "path": {"type": "string", "pattern": r"^[^./]"},
-                    "lines": {
-                        "type": "object",
-                        "required": ["begin"],
-                        "properties": {"begin": {"type": "integer", "minimum": 1}},
-                    },
-                },
-            },
-        },
-    },
-}
-
-
-def test_code_quality_is_gitlabs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_file(tmp_path, "ä b.jsonl")
-    findings = (Finding("ML601", HOSTILE, "ä b.jsonl:3, messages[0]"), Finding("ML426", "x", "http://127.0.0.1:1"))
-    data: list[dict[str, Any]] = code_quality_data(judged(*findings, subject="ä b.jsonl"))
-    jsonschema.validate(data, CODE_QUALITY)
-    assert [(entry["check_name"], entry["severity"]) for entry in data] == [("ML601", "major"), ("ML426", "info")]
-    assert [entry["location"]["lines"]["begin"] for entry in data] == [3, 1]
-    assert {entry["location"]["path"] for entry in data} == {"ä b.jsonl"}
-    assert code_quality_data(judged()) == []
+from pytest_mistral_lora.report.judged import VERDICT_FORMATS, verdict_format, write_verdict
 
 
 @pytest.mark.parametrize("end", VERDICT_FORMATS)

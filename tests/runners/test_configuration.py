@@ -146,7 +146,7 @@ def test_code_on_which_ids_can_depend_is_refused_with_its_line(
     [key] = yaml.safe_load(line)
     with pytest.raises(RunnerError) as caught:
         given(name, f"# ours\n{line}\n")
-    assert caught.value.place == f"{tmp_path / 'config.yaml'}:2, {key}"
+    assert str(caught.value.place) == f"{tmp_path / 'config.yaml'}:2, {key}"
     assert "--allow-code" in caught.value.next_step
 
 
@@ -155,7 +155,7 @@ def test_code_on_which_ids_can_depend_is_refused_with_its_line(
 def test_a_tag_that_names_code_is_refused(name: str, tag: str, given: Given, tmp_path: Path) -> None:
     with pytest.raises(RunnerError, match="not plain YAML") as caught:
         given(name, f"max_length: 1\nmetadata: {tag}\n")
-    assert caught.value.place == f"{tmp_path / 'config.yaml'}:2"
+    assert str(caught.value.place) == f"{tmp_path / 'config.yaml'}:2"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_file_that_is_no_plain_configuration_is_refused_within_bounds(
 ) -> None:
     with pytest.raises(RunnerError) as caught:
         given("trl", text)
-    assert caught.value.place.startswith(str(tmp_path / "config.yaml"))
+    assert str(caught.value.place).startswith(str(tmp_path / "config.yaml"))
 
 
 def test_the_keys_of_data_are_kept_for_own_data_alone(given: Given, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.runners import RUNNERS, find_runner
 from pytest_mistral_lora.runners.extract import Extraction, extract
 
@@ -61,13 +62,13 @@ def test_each_row_has_a_line_with_its_messages_ids_and_labels(run: Extract, rows
 
 
 def test_a_gap_is_given_to_a_script_and_to_no_other_trainer(checkpoint: Path, tmp_path: Path) -> None:
-    gaps = [FimRow.of("a", "b", "c", place="rows.jsonl:1")]
+    gaps = [FimRow.of("a", "b", "c", place=Place.of("rows.jsonl", 1))]
     script = find_runner(str(hostile.script(tmp_path, hostile.SOUND)))
     made = extract(script, gaps, checkpoint, tmp_path / "out.jsonl")
     assert _lines(made) == [{"row": 0, **gaps[0].to_json(), "input_ids": [1, 0], "labels": [-100, 0]}]
     with pytest.raises(RunnerError, match="this row is fill-in-the-middle") as caught:
         extract(find_runner("trl"), gaps, checkpoint, tmp_path / "out.jsonl")
-    assert caught.value.place == "rows.jsonl:1"
+    assert str(caught.value.place) == "rows.jsonl:1"
 
 
 def test_what_a_script_notes_is_said_with_the_versions(run: Extract, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.formats.row_sources import FileRows
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.runners.extract import extract_prompts
 from pytest_mistral_lora.runners.process import RunnerOutput
 from pytest_mistral_lora.runners.prompts import prompt_lines, read_prompt
@@ -33,9 +35,9 @@ def oracle_of(name: str) -> Oracle:
 def audited(records: list[dict[str, Any]], oracle: Oracle, folder: Path) -> dict[str, int]:
     """Judge the records of a script, and return the number of findings by rule."""
     file = folder / "prompts.jsonl"
-    read = dict(read_prompt({"row": number, **record}, "prompts") for number, record in enumerate(records))
+    read = dict(read_prompt({"row": number, **record}, Place.of("prompts")) for number, record in enumerate(records))
     file.write_text("".join(f"{line}\n" for line in prompt_lines(RunnerOutput(records=read), oracle)))
-    audit = Audit(file, oracle)
+    audit = Audit(FileRows(file), oracle)
     assert sum(1 for _ in audit.verdicts()) == len(records) + 1
     return dict(audit.counts)
 

@@ -85,7 +85,7 @@ def test_a_script_that_passes_a_limit_is_ended_with_all_it_started(
         run(body, **limits)
     assert time.monotonic() - started < 15
     assert caught.value.found.startswith(f"{reason}, and was ended")
-    assert caught.value.place == str(tmp_path / "mine.py")
+    assert str(caught.value.place) == str(tmp_path / "mine.py")
     _assert_nothing_is_left(tmp_path)
 
 

@@ -14,6 +14,7 @@ from pytest_mistral_lora.chat.pairs import record_of
 from pytest_mistral_lora.chat.row_kinds import parse_rows
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.runners import RUNNERS
 from pytest_mistral_lora.runners.given_rows import by_record, preference_rows
 from pytest_mistral_lora.runners.process import reader_of
@@ -78,10 +79,10 @@ def test_without_rows_a_task_that_a_runner_lacks_is_refused(capsys: pytest.Captu
 
 def test_a_task_for_rated_answers_is_given_each_answer_of_a_pair() -> None:
     runner = replace(RUNNERS["trl"], tasks=PreferenceTasks(("dpo",), ("kto",)))
-    pair = parse_rows(PAIR, place="rows.jsonl:1")
+    pair = parse_rows(PAIR, place=Place.of("rows.jsonl", 1))
     assert preference_rows([pair], runner, "dpo") == list(pair)
     rated = preference_rows([pair], runner, "kto")
-    assert [(row.side, row.place) for row in rated] == [
+    assert [(row.side, str(row.place)) for row in rated] == [
         ("wanted", "rows.jsonl:1, chosen"),
         ("unwanted", "rows.jsonl:1, rejected"),
     ]

@@ -605,7 +605,7 @@ def test_the_run_is_green_once_its_fixes_are_followed(
 def test_a_pad_token_that_is_eos_is_the_one_cause_of_masked_eos(form: str, base: Path, tmp_path: Path) -> None:
     run = run_of(form, **PADS_WITH_EOS, **collated(_mask_labels_by_the_pad))
     first, *others = findings_of(run, base, tmp_path / "out")
-    assert (first.rule, first.place, dict(first.covers)["ML546"]) == ("ML204", "processing_class", 4)
+    assert (first.rule, str(first.place), dict(first.covers)["ML546"]) == ("ML204", "processing_class", 4)
     # each token of a rendered text is trained on
     assert {finding.rule for finding in others} == ({"ML543"} if form == "text" else set())
     # with another pad token, the same collator masks no EOS

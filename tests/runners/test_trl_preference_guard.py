@@ -136,7 +136,7 @@ def test_a_template_with_another_space_is_stopped(kind: str, base: Path, tokeniz
         kind, base, tokenizer, PAIRS, tmp_path, template=lambda text: text.replace("[INST] ", "[INST]")
     )
     [finding] = stopped(trainer)
-    assert (finding.rule, finding.place) == ("ML442", "processing_class, chat_template")
+    assert (finding.rule, str(finding.place)) == ("ML442", "processing_class, chat_template")
     # of the two answers of a pair
     assert dict(finding.covers)["ML528"] == 16
     assert "processing_class.chat_template = training_template(" in finding.next_step
@@ -169,7 +169,7 @@ def test_a_result_of_a_tool_that_is_scored_is_stopped(base: Path, tokenizer: Any
     rows = [pair([said("user", f"Is it warm, {n}?")], chosen, [said("assistant", "No.")], [tool]) for n in range(4)]
     found = stopped(make_trainer("DPO", base, tokenizer, rows, tmp_path))
     assert {finding.rule for finding in found} == {"ML547"}
-    assert {finding.place for finding in found} == {f"train_dataset[{n}], chosen" for n in range(4)}
+    assert {str(finding.place) for finding in found} == {f"train_dataset[{n}], chosen" for n in range(4)}
     assert "into `prompt`" in found[0].next_step
 
 

@@ -83,10 +83,10 @@ def test_the_faults_of_trl_are_found_and_its_sound_rows_are_sound(
     verdict = audit(prepared(kind, folder, list(ROWS.values()), tmp_path), tokenizer=name)
     places = {place: (title, side) for place, title, side in PLACES[kind]}
     of_rows = [finding for finding in verdict.findings if finding.rule != "ML506"]
-    assert {finding.place for finding in of_rows} <= places.keys()
+    assert {str(finding.place) for finding in of_rows} <= places.keys()
     found: dict[tuple[str, str], set[str]] = defaultdict(set)
     for finding in of_rows:
-        found[places[finding.place]].add(finding.rule)
+        found[places[str(finding.place)]].add(finding.rule)
     assert found == FAULTS
     assert verdict.facts["rows::encoded::labels"]["judged"] == 2 * len(ROWS)
 
@@ -157,7 +157,7 @@ def test_the_runner_of_pytest_is_given_the_pairs_of_a_dataset(tmp_path: Path) ->
         check.case: check.judge() for check in collect([target], Settings(1, None, "cpu", False, (), False, tmp_path))
     }
     [finding] = [finding for result in results.values() for finding in result.findings]
-    assert (finding.rule, finding.place) == ("ML529", f"{file}:2, chosen")
+    assert (finding.rule, str(finding.place)) == ("ML529", f"{file}:2, chosen")
     assert finding.fix == runner_fixes("trl-preferences")["ML529"]
     facts = dict(results["extraction"].facts)
     assert facts["rows"] == 2

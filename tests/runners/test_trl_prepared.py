@@ -14,6 +14,7 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.encoded.audit import Audit
+from pytest_mistral_lora.formats.row_sources import FileRows
 from pytest_mistral_lora.records.goldens import packaged_cases
 
 trl = pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
@@ -63,7 +64,7 @@ def prepared(base: Path, output: Path, **settings: Any) -> Dataset:
 def rules_of_rows(dataset: Dataset, folder: Path) -> dict[int, set[str]]:
     """Return the rules that each wrong row breaks, by its number."""
     dataset.save_to_disk(folder)
-    audit = Audit(folder, Oracle(shipped_tokenizer(SPM)))
+    audit = Audit(FileRows(folder), Oracle(shipped_tokenizer(SPM)))
     verdicts = [verdict for verdict in audit.verdicts() if verdict.index is not None and verdict.state != "sound"]
     return {int(verdict.index): {finding.rule for finding in verdict.findings} for verdict in verdicts}
 

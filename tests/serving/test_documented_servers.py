@@ -20,6 +20,7 @@ from local_server import Behaviour, Ids, serving
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import OracleRejection
+from pytest_mistral_lora.plugin.options import SERVER
 from pytest_mistral_lora.serving.client import KEY
 from pytest_mistral_lora.serving.servers import SERVERS
 
@@ -105,8 +106,8 @@ def test_a_documented_server_is_green_with_the_ids_of_mistral_common_and_red_wit
     sound = Documented(oracle)
     with serving(sound) as url:
         code, out = run_check(kind, url, capsys)
-    assert ("does not show the ids of a prompt" in out) is (kind == "ollama")
-    assert (code, facts in out, "never run here" in out) == (0, True, True), out
+    assert ("does not show the ids" in out) is (kind == "ollama")
+    assert (code, facts in out, "; never run: " in out) == (0, True, True), out
     assert "in-the-arguments" not in out
     rows = tmp_path / "rows.jsonl"
     rows.write_text(ROW)
@@ -186,11 +187,13 @@ def test_help_and_page_mark_the_servers_that_never_ran_here(capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main(["serve-check", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "sglang and ollama were written from their source and never run here" in text
+    assert "clients of sglang and ollama were never run" in text
+    assert f"{' and '.join(NEVER_RUN)}: never run" in text
+    assert f"{' and '.join(NEVER_RUN)} (never run)" in SERVER.help
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
     lines = {line.split("|")[1].strip(" `"): line for line in page.splitlines() if line.startswith("| `")}
     for kind in SERVERS:
-        assert ("never run here" in lines[kind]) is (kind in NEVER_RUN)
+        assert ("never run: " in lines[kind]) is (kind in NEVER_RUN)
         assert SERVERS[kind].was_run is (kind not in NEVER_RUN)
 
 
@@ -207,6 +210,7 @@ import argparse, json, os, sys
 from pathlib import Path
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.errors import OracleRejection
+from pytest_mistral_lora.plugin.options import SERVER
 
 parser = argparse.ArgumentParser()
 for name in ("rows", "url", "model", "output"):

@@ -126,7 +126,7 @@ def outputs(folder: Path, name: str) -> list[str]:
         files = [*uploaded.split(), "mistral-lora.sarif"]
     elif name == "gitlab mistral-lora":
         artifacts = yaml.safe_load((folder / GITLAB).read_text())["mistral-lora"]["artifacts"]
-        files = [*artifacts["paths"], artifacts["reports"]["codequality"], *artifacts["reports"]["junit"]]
+        files = [*artifacts["paths"], *artifacts["reports"]["junit"]]
     else:
         files = []
     return [file for file in files if file != "mistral-lora.rows.html"]  # for failed rows
@@ -189,8 +189,6 @@ def test_both_services_are_red_at_the_same_row(guarded: Path, tmp_path: Path, mi
     [result] = json.loads((tmp_path / "mistral-lora.sarif").read_text())["runs"][0]["results"]
     place = result["locations"][0]["physicalLocation"]
     assert (place["artifactLocation"]["uri"], place["region"]["startLine"]) == ("rows.jsonl", 6)
-    [entry] = json.loads((tmp_path / "mistral-lora.codequality.json").read_text())
-    assert entry["location"] == {"path": "rows.jsonl", "lines": {"begin": 6}}
     assert 'line="6"' in (tmp_path / "mistral-lora.xml").read_text()
 
 

@@ -17,6 +17,7 @@ from sampling import sampled_case
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.starter import StartPlan
 from pytest_mistral_lora.starter.names import require_plain, yaml_text
 from pytest_mistral_lora.starter.plan import GITLAB, RECIPE, WORKFLOW, plan_start
@@ -185,10 +186,10 @@ def test_a_name_of_several_lines_is_refused_and_nothing_is_written(
 
 def test_a_letter_of_two_directions_and_a_joined_emoji_are_plain() -> None:
     for name in ("שלום", "مرحبا", "👩‍💻", "a\u00a0b", "می‌خواهم"):
-        require_plain(name, "--base")
+        require_plain(name, Place.of("--base"))
         assert yaml.safe_load(yaml_text(name)) == name
     with pytest.raises(InputError, match=r"the name 'a\\nb' has the character U\+000A"):
-        require_plain("a\nb", "--base")
+        require_plain("a\nb", Place.of("--base"))
 
 
 def test_the_commands_of_the_jobs_run_nothing_but_their_programs(base: Path, repository: Path) -> None:

@@ -144,4 +144,4 @@ def begin(trainer: Any, **settings: Any) -> MistralGuard:
 def errors_of(verdict: Verdict | None) -> set[tuple[str, str]]:
     """Return rule and place of each error of a verdict."""
     assert verdict is not None
-    return {(finding.rule, finding.place) for finding in verdict.findings if finding.severity == "error"}
+    return {(finding.rule, str(finding.place)) for finding in verdict.findings if finding.severity == "error"}

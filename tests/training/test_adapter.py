@@ -40,7 +40,7 @@ def test_a_target_that_is_not_in_every_layer_is_an_error_before_weights_are_load
     (tmp_path / "config.json").write_bytes((base / "config.json").read_bytes())
     with pytest.raises(RecipeError, match=named) as caught:
         adapted_layers(BaseFolder(tmp_path), targets)
-    assert caught.value.place == "lora.target_modules"
+    assert str(caught.value.place) == "lora.target_modules"
     assert "q_proj" in caught.value.expected
     assert len(adapted_layers(BaseFolder(tmp_path), ["q_proj", "gate_proj"])) == 4
 

@@ -113,7 +113,7 @@ def test_several_processes_name_the_same_bad_rows_as_one(rows_folder: Path) -> N
         with pytest.raises(RowsError) as caught:
             load_data(recipe, encoder_of(), processes=processes)
         said_of.append(str(caught.value))
-        assert [Path(error.place).name for error in caught.value.errors] == [
+        assert [Path(str(error.place)).name for error in caught.value.errors] == [
             "rows.jsonl:4",
             "rows.jsonl:502",
             "rows.jsonl:503",

@@ -17,6 +17,7 @@ from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RowError, RowsError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.training.generate import chat_session as chat
 from pytest_mistral_lora.training.generate.chat_session import (
     AnswerStream,
@@ -93,7 +94,7 @@ def test_a_message_that_cannot_be_encoded_leaves_the_conversation_as_it_was(run:
     talk = ChatSession(run.model, run.encoder, max_new_tokens=1)
     talk.messages = before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(RowError, match="surrogate"):
-        talk.ask("\udcff", place="your message")
+        talk.ask("\udcff", place=Place.of("your message"))
     assert talk.messages is before
 
 
@@ -256,7 +257,7 @@ def test_every_bad_question_is_reported(tmp_path: Path) -> None:
     file.write_text('{"messages": []}\n{"messages": [{"role": "user", "content": 1}]}\nx\n')
     with pytest.raises(RowsError) as caught:
         read_prompt_rows(file)
-    assert [one.place.split("rows.jsonl:")[1].split(",")[0] for one in caught.value.errors] == ["1", "2", "3"]
+    assert [one.place.record for one in caught.value.errors] == [1, 2, 3]
     file.write_text("\n")
     with pytest.raises(RowsError, match="no rows"):
         read_prompt_rows(file)

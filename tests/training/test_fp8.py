@@ -213,7 +213,7 @@ def test_a_layout_that_is_not_known_is_refused_by_name(
     for load in (lambda one: plan_run(make_recipe(one)), lambda one: load_base(BaseFolder(one), "fp32", "cpu")):
         with pytest.raises(PinError, match=MUTANTS[name][3]) as caught:
             load(folder)
-        assert caught.value.place.startswith(str(folder))
+        assert str(caught.value.place).startswith(str(folder))
         assert caught.value.expected
         assert caught.value.next_step
 

@@ -58,7 +58,7 @@ def test_the_checkpoint_before_stays_and_the_run_goes_on(
     smaller = [size for size in sizes.values() if size < sizes[refused]]
     with largest_file(max(smaller)), pytest.raises(DiskError) as caught:
         train(recipe, resume=True)
-    assert Path(caught.value.place).parent == first.with_name("checkpoint-2")
+    assert Path(str(caught.value.place)).parent == first.with_name("checkpoint-2")
     assert "MB are free there. Make room, then go on from the last checkpoint with --resume." in str(caught.value)
     assert [(step_of(one), fault_of(one)) for one in checkpoints(work_folder(recipe))] == [(1, "")]
     assert json.loads((work_folder(recipe) / "failure.json").read_text())["exit_code"] == 1

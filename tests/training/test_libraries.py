@@ -49,7 +49,6 @@ def installed(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
         ("0.45.5", {"quantization": "nf4"}, "base.quantization", r"0.45.5 is installed; expected bitsandbytes 0.46.1"),
         ("", {"optimizer": "adamw_8bit"}, "training.optimizer", r"'adamw_8bit' needs bitsandbytes"),
         ("0.49.2", {"optimizer": "adamw_8bit"}, "training.optimizer", r"expected bitsandbytes 0.50 or newer"),
-        ("9", {"optimizer": "paged_adamw_8bit"}, "training.optimizer", "pages out of a GPU"),
         ("9", {"kernels": "liger"}, "training.kernels", "kernels for a GPU, and the run is on the CPU"),
         ("9", {"precision": "fp16"}, "training.precision", "'fp16', and the run is on the CPU; expected fp32 or bf16"),
     ],
@@ -61,7 +60,7 @@ def test_what_is_not_there_is_an_error_with_its_place(
     recipe = without_base(**asked)
     with pytest.raises(RecipeError, match=said) as caught:
         train(recipe)
-    assert caught.value.place == place
+    assert str(caught.value.place) == place
     assert caught.value.exit_code == 2
     assert (work_folder(recipe) / "failure.json").is_file()
 

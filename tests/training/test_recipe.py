@@ -150,7 +150,7 @@ def test_a_bad_value_is_named_with_file_field_and_value(
     recipe_file.write_text(GOOD.replace(old, new))
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe_file)
-    source, _, field = caught.value.place.partition(", ")
+    source, _, field = str(caught.value.place).partition(", ")
     assert field == place
     # the line of the field itself, or of the section around it
     file, _, line = source.rpartition(":")
@@ -192,7 +192,7 @@ def test_a_value_that_no_run_can_have_is_refused(recipe_file: Path, old: str, ne
     recipe_file.write_text(GOOD.replace(old, new))
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe_file)
-    assert caught.value.place.partition(", ")[2] == field
+    assert str(caught.value.place).partition(", ")[2] == field
     assert found in caught.value.found
     assert len(str(caught.value)) < 600
 

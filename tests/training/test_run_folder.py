@@ -48,7 +48,7 @@ def test_a_folder_that_may_not_be_written(make_recipe: MakeRecipe, read_only: Pa
     recipe = into(make_recipe(), read_only / "out")
     with without_privileges(), pytest.raises(InputError) as caught:
         train(recipe)
-    assert caught.value.place == str(read_only)
+    assert str(caught.value.place) == str(read_only)
     assert "cannot be written: Permission denied" in str(caught.value)
 
 
@@ -58,7 +58,7 @@ def test_a_work_folder_that_may_not_be_written(make_recipe: MakeRecipe, read_onl
     recipe = into(make_recipe(), read_only / "out")
     with without_privileges(), pytest.raises(InputError) as caught:
         train(recipe)
-    assert caught.value.place == str(read_only / "out.work")
+    assert str(caught.value.place) == str(read_only / "out.work")
 
 
 @pytest.mark.parametrize("output", ["file/out", "out"])

@@ -16,6 +16,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.errors import TokenizerError, shortened
+from pytest_mistral_lora.places import Place
 
 _MIB = 1 << 20
 MAX_BYTES = 64 * _MIB
@@ -59,7 +60,7 @@ def refuse_damaged(path: Path) -> None:
         raise TokenizerError(f"not valid JSON: {error}", place=str(path), expected="a tekken.json") from error
     for place, found, expected in _faults(value):
         next_step = "Download the file again, and compare its SHA-256 with that of the release."
-        raise TokenizerError(found, place=f"{path}, {place}", expected=expected, next_step=next_step)
+        raise TokenizerError(found, place=Place.of(path) / place, expected=expected, next_step=next_step)
 
 
 def _faults(value: Any) -> Iterator[tuple[str, str, str]]:

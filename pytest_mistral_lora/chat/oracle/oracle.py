@@ -38,6 +38,7 @@ from pytest_mistral_lora.errors import (
     TokenizerError,
     loading,
 )
+from pytest_mistral_lora.places import Place
 
 VERSION: str = mistral_common.__version__
 
@@ -190,7 +191,7 @@ class Oracle:
             self._instruct: Any = MistralTokenizer.from_file(str(named)).instruct_tokenizer
             self._text: Any = self._instruct.tokenizer
             version = self._text.version
-            self.facts: VersionFacts = version_facts(version.value, place=str(self.path))
+            self.facts: VersionFacts = version_facts(version.value, place=Place.of(self.path))
             self._normalizer = get_normalizer(version, self._text.model_settings_builder)
             self._validators = {mode: remember_tools(get_validator(version, mode)) for mode in ValidationMode}
             self.bos_id: int = self._text.bos_id
@@ -406,7 +407,7 @@ class Oracle:
         if self.facts.tools_in is None and row.tools:
             raise OracleRejection(
                 f"tools are given, but tokenizer {self.version} has no tools: mistral-common would leave them out",
-                place=f"{row.place}, tools" if row.place else "tools",
+                place=row.place / "tools",
                 expected=f"a row without tools, or a tokenizer {taken_by(lambda facts: facts.tools_in)}",
             )
         self._trace.turns.clear()

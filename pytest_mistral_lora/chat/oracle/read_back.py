@@ -27,10 +27,11 @@ from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.chat.fields import Place, check_tools
+from pytest_mistral_lora.chat.fields import check_tools
 from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import MistralLoraError, RowError, shortened
+from pytest_mistral_lora.places import NOWHERE, Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle.oracle import Oracle
@@ -67,7 +68,7 @@ class UnreadableIdsError(MistralLoraError):
 
     def __init__(self, token: int, found: str, expected: str) -> None:
         self.token: int = token
-        super().__init__(found, place=f"token {token}", expected=expected)
+        super().__init__(found, place=NOWHERE.at_token(token), expected=expected)
 
 
 class _Part(NamedTuple):
@@ -98,7 +99,9 @@ class _Answer(NamedTuple):
     end: int
 
 
-def read_back(ids: Sequence[int], oracle: Oracle, labels: Sequence[int] | None = None, *, place: str = "") -> Row:
+def read_back(
+    ids: Sequence[int], oracle: Oracle, labels: Sequence[int] | None = None, *, place: Place = NOWHERE
+) -> Row:
     """Return the row that some ids are an encoding of, or the one that explains them best.
 
     Args:
@@ -122,7 +125,7 @@ def read_back(ids: Sequence[int], oracle: Oracle, labels: Sequence[int] | None =
     return reader.row(place)
 
 
-def _read_gap(ids: tuple[int, ...], oracle: Oracle, labels: Sequence[int] | None, place: str) -> FimRow:
+def _read_gap(ids: tuple[int, ...], oracle: Oracle, labels: Sequence[int] | None, place: Place) -> FimRow:
     """Return the fill-in-the-middle row of some ids; its completion begins with the first label.
 
     Raises:
@@ -165,7 +168,7 @@ class _IdsReader:
         self._unanswered: int | None = None
         self._followed_by_user: list[int] = []
 
-    def row(self, place: str) -> Row:
+    def row(self, place: Place) -> Row:
         """Return the row of the messages that were read."""
         is_answered = bool(self._answers) and self._messages[-1]["role"] == "assistant"
         unanswered = self._unanswered if is_answered else self._empty_answer
@@ -254,7 +257,7 @@ class _IdsReader:
     def _read_tools(self, inside: list[_Part], opening: _Part) -> None:
         tools = self._json(inside, opening)
         try:
-            check_tools(tools, Place("", "tools"))
+            check_tools(tools, NOWHERE / "tools")
         except RowError as error:
             found = f"{error.place}: {error.found}"
             raise UnreadableIdsError(opening.start, found, "the JSON of a list of tools") from error

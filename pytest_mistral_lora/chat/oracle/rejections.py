@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from pytest_mistral_lora.chat.oracle.versions import Fact, VersionFacts, names_with
 from pytest_mistral_lora.chat.remedies import import_command
 from pytest_mistral_lora.chat.rows import Row, has_thinking
 from pytest_mistral_lora.errors import OracleRejection
+
+_Path = tuple[str | int, ...]
+"""The steps to a field of a row."""
 
 
 def explain(error: Exception, row: Row, version: str) -> OracleRejection:
@@ -22,13 +26,14 @@ def explain(error: Exception, row: Row, version: str) -> OracleRejection:
     for rejection in _REJECTIONS:
         match = re.search(rejection.pattern, reason)
         if match:
-            path = rejection.field if isinstance(rejection.field, str) else rejection.field(row, match)
-            place = ", ".join(part for part in (row.place, path) if part)
+            path = rejection.field(row, match) if callable(rejection.field) else rejection.field
             found = rejection.found if isinstance(rejection.found, str) else rejection.found(row)
             found = match.expand(found) if found else match.group(0)
             step = f"To give each call such an id: {import_command(row.place)}" if rejection.expected == _NINE else ""
             expected = rejection.expected if isinstance(rejection.expected, str) else rejection.expected(row)
-            return OracleRejection(f"{found} (tokenizer {version})", place=place, expected=expected, next_step=step)
+            return OracleRejection(
+                f"{found} (tokenizer {version})", place=row.place.within(*path), expected=expected, next_step=step
+            )
     return OracleRejection(f"mistral-common refuses the conversation (tokenizer {version}): {reason}", place=row.place)
 
 
@@ -61,38 +66,40 @@ def is_our_call(error: Exception) -> bool:
     return isinstance(error, AttributeError | TypeError) and module.startswith("pytest_mistral_lora.")
 
 
-def _call_id(row: Row, match: re.Match[str]) -> str:
+def _call_id(row: Row, match: re.Match[str]) -> _Path:
     """Return the field of the tool-call id that the message quotes, else of the first missing id."""
     wanted = match.groups() or (None, "null", "")
     for index, message in enumerate(row.messages):
         for number, call in enumerate(message.get("tool_calls") or ()):
             if ("null" if call.get("id") is None else call["id"]) in wanted:
-                return f"messages[{index}].tool_calls[{number}].id"
+                return "messages", index, "tool_calls", number, "id"
         if message["role"] == "tool" and message.get("tool_call_id") in wanted:
-            return f"messages[{index}].tool_call_id"
-    return "messages"
+            return "messages", index, "tool_call_id"
+    return ("messages",)
 
 
-def _function_name(row: Row, match: re.Match[str]) -> str:
-    names = [(f"tools[{n}].function.name", tool["function"]["name"]) for n, tool in enumerate(row.tools or ())]
+def _function_name(row: Row, match: re.Match[str]) -> _Path:
+    names: list[tuple[_Path, Any]] = [
+        (("tools", n, "function", "name"), tool["function"]["name"]) for n, tool in enumerate(row.tools or ())
+    ]
     for index, message in enumerate(row.messages):
         for number, call in enumerate(message.get("tool_calls") or ()):
-            names.append((f"messages[{index}].tool_calls[{number}].function.name", call["function"]["name"]))
-        names.append((f"messages[{index}].name", message.get("name")))
-    return next((path for path, name in names if name == match.group(1)), "")
+            names.append((("messages", index, "tool_calls", number, "function", "name"), call["function"]["name"]))
+        names.append((("messages", index, "name"), message.get("name")))
+    return next((path for path, name in names if name == match.group(1)), ())
 
 
-def _role_pair(row: Row, match: re.Match[str]) -> str:
+def _role_pair(row: Row, match: re.Match[str]) -> _Path:
     roles = [message["role"] for message in row.messages]
     pairs = zip(roles[1:], roles, strict=False)
-    return f"messages[{next((n for n, p in enumerate(pairs, 1) if p == match.groups()), 0)}].role"
+    return "messages", next((n for n, p in enumerate(pairs, 1) if p == match.groups()), 0), "role"
 
 
-def _both_or_neither(row: Row, match: re.Match[str]) -> str:
+def _both_or_neither(row: Row, match: re.Match[str]) -> _Path:
     for index, message in enumerate(row.messages):
         if message["role"] == "assistant" and bool(message.get("content")) == bool(message.get("tool_calls")):
-            return f"messages[{index}]"
-    return "messages"
+            return "messages", index
+    return ("messages",)
 
 
 def _both_or_empty(row: Row) -> tuple[str, str]:
@@ -105,25 +112,25 @@ def _both_or_empty(row: Row) -> tuple[str, str]:
     return "the assistant message has both content and tool calls", "either text or tool calls"
 
 
-def _text_beside_calls(row: Row, match: re.Match[str]) -> str:
+def _text_beside_calls(row: Row, match: re.Match[str]) -> _Path:
     for group in row.assistant_groups():
         has_text = [bool(row.messages[index].get("content")) for index in group]
         if len(set(has_text)) > 1:
-            return f"messages[{group[has_text.index(not has_text[0])]}]"
-    return "messages"
+            return "messages", group[has_text.index(not has_text[0])]
+    return ("messages",)
 
 
-def _first_tool_turn(row: Row, match: re.Match[str]) -> str:
+def _first_tool_turn(row: Row, match: re.Match[str]) -> _Path:
     turns = (n for n, m in enumerate(row.messages) if m["role"] == "tool" or m.get("tool_calls"))
-    return f"messages[{next(turns, 0)}]"
+    return "messages", next(turns, 0)
 
 
-def _first_thought(row: Row, match: re.Match[str]) -> str:
+def _first_thought(row: Row, match: re.Match[str]) -> _Path:
     role = match.groupdict().get("role")
     for index, message in enumerate(row.messages):
         if has_thinking(message.get("content")) and role in (None, message["role"]):
-            return f"messages[{index}].content"
-    return "messages"
+            return "messages", index, "content"
+    return ("messages",)
 
 
 def _thinkers(row: Row) -> str:
@@ -148,7 +155,7 @@ class _Rejection:
     pattern: str
     found: str | Callable[[Row], str]
     expected: str | Callable[[Row], str]
-    field: str | Callable[[Row, re.Match[str]], str] = "messages"
+    field: _Path | Callable[[Row, re.Match[str]], _Path] = ("messages",)
 
 
 _NINE = "9 letters or digits (a-z, A-Z, 0-9)"
@@ -167,13 +174,13 @@ _REJECTIONS = (
         r"Expected last role Assistant for finetuning but got (?:Roles\.)?(\w+)",
         r"the conversation ends with role '\1'",
         "an assistant message last: a row is trained on the assistant's answer",
-        lambda row, _: f"messages[{len(row.messages) - 1}].role",
+        lambda row, _: ("messages", len(row.messages) - 1, "role"),
     ),
     _Rejection(
         r"Expected last role User or Tool",
         "the last assistant message follows another assistant message, so no prompt asks for it",
         "a user or tool message before the last assistant message",
-        lambda row, _: f"messages[{len(row.messages) - 1}].role",
+        lambda row, _: ("messages", len(row.messages) - 1, "role"),
     ),
     _Rejection(
         r"Conversation must start with a user message or system message",
@@ -238,28 +245,28 @@ _REJECTIONS = (
         r"reasoning_effort=.* is not supported for this model|reasoning_effort not supported",
         "a model setting, which this tokenizer does not have",
         f"no reasoning_effort, or a tokenizer {taken_by(lambda facts: facts.settings)}",
-        "reasoning_effort",
+        ("reasoning_effort",),
     ),
     _Rejection(
         r"reasoning_effort should be one of \[(.*)\], got (\w+)",
         r"'\2' is not a reasoning effort of this model",
         "one of those that the tokenizer's model_settings_builder lists",
-        "reasoning_effort",
+        ("reasoning_effort",),
     ),
     _Rejection(
         r"(?s)reasoning_effort\s+Input should be ('none'.*?) \[",
         "not a reasoning effort",
         "one of those that mistral-common knows, or none",
-        "reasoning_effort",
+        ("reasoning_effort",),
     ),
     _Rejection(
         r"(?s)response_format\.json_schema\.schema\s+(?:Value error, )?(.*?) \[type",
         r"the schema is not a JSON Schema: \1",
         "JSON Schema draft 7",
-        "response_format.json_schema.schema",
+        ("response_format", "json_schema", "schema"),
     ),
     _Rejection(
-        r"Invalid tool schema: (.*)", r"the parameters are not a JSON Schema: \1", "JSON Schema draft 7", "tools"
+        r"Invalid tool schema: (.*)", r"the parameters are not a JSON Schema: \1", "JSON Schema draft 7", ("tools",)
     ),
     _Rejection(
         r"(?:Duplicate|Unexpected) tool call id (.*)(?= in )", "", "each tool call answered once, by its id", _call_id

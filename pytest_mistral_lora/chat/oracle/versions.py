@@ -15,6 +15,7 @@ from typing import Literal
 from packaging.specifiers import SpecifierSet
 
 from pytest_mistral_lora.errors import TokenizerError
+from pytest_mistral_lora.places import NOWHERE, Place
 
 SUPPORTED = SpecifierSet(">=1.13")
 """Versions of mistral-common that this package works with."""
@@ -265,7 +266,7 @@ VERSIONS = (
 """The supported versions, the oldest first."""
 
 
-def version_facts(name: str, *, place: str = "") -> VersionFacts:
+def version_facts(name: str, *, place: Place = NOWHERE) -> VersionFacts:
     """Return the facts of a version.
 
     Args:
@@ -292,7 +293,7 @@ def versions_with(fact: Fact) -> frozenset[VersionFacts]:
     return frozenset(facts for facts in VERSIONS if fact(facts))
 
 
-def versions_between(first: str | None, last: str | None, *, place: str = "") -> frozenset[VersionFacts]:
+def versions_between(first: str | None, last: str | None, *, place: Place = NOWHERE) -> frozenset[VersionFacts]:
     """Return the versions from the first to the last; None for the oldest and the newest one.
 
     Raises:

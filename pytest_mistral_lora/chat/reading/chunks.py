@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
 from pytest_mistral_lora.chat.reading.files import scan_lines
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 from pytest_mistral_lora.escaping import UNMIXED, own_stream
+from pytest_mistral_lora.places import Place
 
 CHUNK_LINES = 256
 CHUNK_BYTES = 1024 * 1024
@@ -35,8 +36,8 @@ class LineSource(Protocol):
         """Number of bytes of the file that the last pass has read so far."""
 
     @property
-    def place(self) -> str:
-        """The place of the record whose line was yielded last; empty before the first."""
+    def place(self) -> Place:
+        """The place of the record whose line was yielded last; `NOWHERE` before the first."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -87,6 +88,7 @@ class Chunk:
         lines: Numbers and bytes of lines; in place of the bytes, the size of a line that is too large, and the
             error of a record that cannot be converted.
         size: Number of bytes of the file that were read for them.
+        first_lines: The line where each record begins, by its number, for a file whose records are not lines.
     """
 
     path: Path
@@ -94,6 +96,11 @@ class Chunk:
     is_held_out: bool
     lines: Sequence[tuple[int, bytes | int | RowError]]
     size: int
+    first_lines: Mapping[int, int] = field(default_factory=dict)
+
+    def place(self, number: int) -> Place:
+        """Return the place of a record by its number."""
+        return Place.of(self.path, number, self.first_lines.get(number))
 
 
 def total_bytes(files: Sequence[DataFile]) -> int:
@@ -122,11 +129,11 @@ def chunks(files: Sequence[DataFile], refuse: Callable[[InputError], None], firs
         try:
             before = _state(file.path)
             found = False
-            for lines, size in _parts(file):
+            for lines, size, first_lines in _parts(file):
                 found = found or any(
                     not isinstance(line, bytes) or line.removeprefix(BOM_UTF8).strip() for _, line in lines
                 )
-                yield Chunk(file.path, index, file.is_held_out, lines, size)
+                yield Chunk(file.path, index, file.is_held_out, lines, size, first_lines)
             if not found:
                 raise InputError("the file has no rows", place=str(file.path))
             if _state(file.path) != before:
@@ -135,20 +142,23 @@ def chunks(files: Sequence[DataFile], refuse: Callable[[InputError], None], firs
             refuse(error)
 
 
-def _parts(file: DataFile) -> Iterator[tuple[list[tuple[int, bytes | int | RowError]], int]]:
-    """Yield some lines of a file at a time, with the number of bytes that were read for them."""
+def _parts(file: DataFile) -> Iterator[tuple[list[tuple[int, bytes | int | RowError]], int, dict[int, int]]]:
+    """Yield some lines of a file at a time, with the bytes that were read for them, and the line of each record."""
     lines: list[tuple[int, bytes | int | RowError]] = []
+    first_lines: dict[int, int] = {}
     size = counted = 0
     for number, line in file.lines():
         lines.append((number, line))
         size += len(line) if isinstance(line, bytes) else 0
+        if file.source is not None and file.source.place.line is not None:
+            first_lines[number] = file.source.place.line
         if len(lines) >= CHUNK_LINES or size >= CHUNK_BYTES:
             # the size of a compressed file or a table is not that of its rows
             read = size if file.source is None else file.source.bytes_read - counted
-            yield lines, read
-            lines, size, counted = [], 0, counted + read
+            yield lines, read, first_lines
+            lines, first_lines, size, counted = [], {}, 0, counted + read
     if lines:
-        yield lines, size if file.source is None else file.source.bytes_read - counted
+        yield lines, size if file.source is None else file.source.bytes_read - counted, first_lines
 
 
 def _state(path: Path) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ from pytest_mistral_lora.chat.container import LINES, Container, container_of
 from pytest_mistral_lora.chat.reading import limits
 from pytest_mistral_lora.chat.remedies import encoded_step, import_step, json_step, utf8_step
 from pytest_mistral_lora.errors import InputError, RowError, did_you_mean, one_line
+from pytest_mistral_lora.places import NOWHERE, Place
 
 JSON_LIMIT = 16 << 20
 """Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
@@ -119,7 +120,7 @@ def _shown_path(path: str) -> str:
     return path if len(path) <= _LONGEST_PATH else f"{path[:_LONGEST_PATH]}… ({len(path):,} characters)"
 
 
-def path_of(given: Any, expected: str, *, place: str = "") -> Path:
+def path_of(given: Any, expected: str, *, place: Place = NOWHERE) -> Path:
     """Return the path that an argument of a Python function gives, whether or not anything is there.
 
     Args:
@@ -386,7 +387,7 @@ def read_line(path: Path, number: int, line: bytes | int | RowError) -> tuple[in
     """Return the number and value of a line of `scan_lines`, or its error, or None if it is blank."""
     if isinstance(line, RowError):
         return line
-    place = f"{path}:{number}"
+    place = Place.of(path, number)
     if isinstance(line, int):
         return limits.row_too_large(line, place)
     try:

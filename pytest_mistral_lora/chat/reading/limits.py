@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.places import Place
 
 MAX_ROW_BYTES = 20 << 20
 """A larger row is refused: five million tokens, more than any model of Mistral's reads."""
@@ -26,7 +27,7 @@ _ALWAYS = 1 << 30
 _RATIO = 1000
 
 
-def row_too_large(size: int, place: str) -> RowError:
+def row_too_large(size: int, place: Place) -> RowError:
     """Return the error of a row that is larger than `MAX_ROW_BYTES`.
 
     Args:

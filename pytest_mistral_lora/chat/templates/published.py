@@ -1,16 +1,13 @@
-"""The register of published chat templates: which template a text is, or which one it was made from.
+"""The register of published chat templates: which template a text is.
 
 `published.toml` has hashes and verdicts, and no text of a template. `scripts/record_published_templates.py` writes it.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import re
 import tomllib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,13 +15,6 @@ from typing import Any
 
 PATH = Path(__file__).parent / "published.toml"
 """The register's file."""
-
-_MARK_DIGITS = 8
-_PIECES = re.compile(r"(?<=[%}]\})")
-"""The ends of Jinja's tags: a template of one line still has many pieces."""
-_LEAST_ALIKE = 0.5
-"""A template with fewer equal pieces is not called a changed copy."""
-_MOST_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +55,6 @@ class PublishedTemplate:
         own_prompt: The severity of the finding on its own system prompt, or `none`.
         causes: The causes of its differences from mistral-common on the packaged rows: names of faults, or shapes.
         llamacpp: The verdict of llama.cpp's engine.
-        lines: The marks of the pieces of each line, as `line_marks` makes them.
     """
 
     name: str
@@ -78,7 +67,6 @@ class PublishedTemplate:
     own_prompt: str
     causes: tuple[str, ...]
     llamacpp: EngineVerdict
-    lines: tuple[str, ...]
 
     @property
     def title(self) -> str:
@@ -106,55 +94,13 @@ class TemplateRegister:
     llamacpp: str
     templates: tuple[PublishedTemplate, ...]
 
-    def find(self, source: str) -> TemplateMatch | None:
-        """Return the published template that a text is, or the most similar one; None if none is similar.
+    def find(self, source: str) -> PublishedTemplate | None:
+        """Return the published template that a text is; None if it is not one, such as a changed copy.
 
         Line endings and a newline at the very end do not count: Jinja ignores them.
         """
-        digest, lines = text_sha256(source), line_marks(source)
-        equal = tuple(template for template in self.templates if template.text_sha256 == digest)
-        if equal:
-            return TemplateMatch(self, equal, is_unchanged=True)
-        pieces = _count_pieces(lines)
-        likeness = [_likeness(pieces, _count_pieces(template.lines)) for template in self.templates]
-        most = max(likeness, default=0.0)
-        if most < _LEAST_ALIKE:
-            return None
-        nearest = tuple(template for template, alike in zip(self.templates, likeness, strict=True) if alike == most)
-        changes = tuple(_changed_lines(nearest[0].lines, lines))
-        return TemplateMatch(self, nearest, is_unchanged=False, changes=changes)
-
-
-@dataclass(frozen=True, slots=True)
-class TemplateMatch:
-    """The published template that a text is, or that it is most similar to.
-
-    Attributes:
-        register: The register.
-        templates: The template; several if the text is as similar to each of them.
-        is_unchanged: Whether the text is the template itself.
-        changes: The differences, each as the first and the last line of the text, and the number of lines that differ.
-    """
-
-    register: TemplateRegister
-    templates: tuple[PublishedTemplate, ...]
-    is_unchanged: bool
-    changes: tuple[tuple[int, int, int], ...] = ()
-
-    @property
-    def text(self) -> str:
-        """The match in words."""
-        titles = " or ".join(template.title for template in self.templates)
-        published = f"{titles} ({self.register.date})"
-        if self.is_unchanged:
-            return f"that of {published}, unchanged"
-        number = sum(size for _, _, size in self.changes)
-        total = len(self.templates[0].lines)
-        places = [str(first) if first == last else f"{first}-{last}" for first, last, _ in self.changes]
-        shown = ", ".join(places[:_MOST_SHOWN]) + (", …" if len(places) > _MOST_SHOWN else "")
-        differ = "differs" if number == 1 else "differ"
-        where = "line" if len(places) == 1 and places[0].isdecimal() else "lines"
-        return f"nearest to that of {published}; {number:,} of its {total:,} lines {differ}: {where} {shown} of yours"
+        digest = text_sha256(source)
+        return next((template for template in self.templates if template.text_sha256 == digest), None)
 
 
 def template_text(source: str) -> str:
@@ -164,45 +110,8 @@ def template_text(source: str) -> str:
 
 def text_sha256(source: str) -> str:
     """Return the SHA-256 of a template as Jinja reads it, in hex."""
-    return hashlib.sha256(_bytes(template_text(source))).hexdigest()
-
-
-def line_marks(source: str) -> tuple[str, ...]:
-    """Return a text for each line of a template: the marks of its pieces, with spaces between them.
-
-    A mark is the beginning of the SHA-256 of a piece, which ends after a tag of Jinja or with the line.
-    """
-    lines = template_text(source).split("\n")
-    return tuple(" ".join(_mark(piece) for piece in _PIECES.split(line) if piece) for line in lines)
-
-
-def _mark(piece: str) -> str:
-    return hashlib.sha256(_bytes(piece)).hexdigest()[:_MARK_DIGITS]
-
-
-def _bytes(text: str) -> bytes:
     # the JSON of a hostile folder may have half a surrogate pair
-    return text.encode("utf-8", errors="surrogatepass")
-
-
-def _count_pieces(lines: Sequence[str]) -> Counter[str]:
-    return Counter(mark for line in lines for mark in line.split())
-
-
-def _likeness(pieces: Counter[str], others: Counter[str]) -> float:
-    """Return the share of equal pieces, regardless of their order: 0 to 1."""
-    return 2 * (pieces & others).total() / max(1, pieces.total() + others.total())
-
-
-def _changed_lines(published: Sequence[str], given: Sequence[str]) -> Iterator[tuple[int, int, int]]:
-    """Yield each run of different lines: the first and the last of the given lines, and the number that differs.
-
-    Published lines that are missing have the place of the line before them.
-    """
-    matcher = difflib.SequenceMatcher(None, published, given, autojunk=False)
-    for code, i, i_end, j, j_end in matcher.get_opcodes():
-        if code != "equal":
-            yield max(1, min(j + 1, j_end)), max(1, j_end), max(i_end - i, j_end - j)
+    return hashlib.sha256(template_text(source).encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
 @cache
@@ -227,5 +136,4 @@ def _template(name: str, table: Mapping[str, Any]) -> PublishedTemplate:
         table["own_prompt"],
         tuple(table["causes"]),
         EngineVerdict(verdict["same"], tuple(verdict["other"]), failed, tuple(verdict["unread"])),
-        tuple(table["lines"].removesuffix("\n").split("\n")),
     )

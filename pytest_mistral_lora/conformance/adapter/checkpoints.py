@@ -10,6 +10,7 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
@@ -39,12 +40,12 @@ def checkpoint_findings(folder: AdapterFolder) -> Iterator[Finding]:
     if type(at_top) is int:
         if at_top < step:
             text = f"was saved at step {at_top}, and {last.name} below it at step {step}"
-            yield Finding("ML455", text, str(folder.tensors_file), expected, is_error=True)
+            yield Finding("ML455", text, Place.of(folder.tensors_file), expected, is_error=True)
         return
     later = tensors.stat().st_mtime - folder.tensors_file.stat().st_mtime
     if later > _APART:
         text = f"is {later / 60:,.0f} minutes older than {last.name} below it, and nothing tells its step"
-        yield Finding("ML455", text, str(folder.tensors_file), expected)
+        yield Finding("ML455", text, Place.of(folder.tensors_file), expected)
 
 
 def _step_of(checkpoint: Path) -> int | None:

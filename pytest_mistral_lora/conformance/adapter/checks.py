@@ -20,6 +20,7 @@ from pytest_mistral_lora.conformance.finding import Finding, Result, findings_of
 from pytest_mistral_lora.conformance.folder_contents import TRAINER_PICKLES, other_files
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
@@ -39,8 +40,6 @@ def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
     found = {**cases(target.adapter), **base_cases(target.adapter, judges_base=not target.dataset)}
     for case, judge in found.items():
         yield Check(target, "adapter", case, judge)
-    if (family := target.family) is not None:
-        yield Check(target, "adapter", "related-adapters", lambda: family.related.result(target.folder))
 
 
 def cases(folder: AdapterFolder) -> Mapping[str, Callable[[], Result]]:
@@ -187,14 +186,14 @@ class AdapterChecks:
         for file in entries:
             if file.suffix in _PICKLES and not TRAINER_PICKLES.fullmatch(file.name):
                 found = "weights in a pickle file: not loaded"
-                findings.append(Finding("ML406", found, str(file), f"safetensors only: {ADAPTER_TENSORS}"))
+                findings.append(Finding("ML406", found, Place.of(file), f"safetensors only: {ADAPTER_TENSORS}"))
             if _SHARD.fullmatch(file.name):
                 found = "a sharded adapter, which PEFT does not load"
-                findings.append(Finding("ML405", found, str(file), f"one file: {ADAPTER_TENSORS}"))
+                findings.append(Finding("ML405", found, Place.of(file), f"one file: {ADAPTER_TENSORS}"))
         if self.folder.model_files:
             found = f"full model weights: {', '.join(file.name for file in self.folder.model_files[:3])}"
             merged = "of a merged model, its manifest.json with kind merged and no adapter"
-            findings.append(Finding("ML418", found, str(path), f"an adapter and nothing else; {merged}"))
+            findings.append(Finding("ML418", found, Place.of(path), f"an adapter and nothing else; {merged}"))
         # PEFT saves an adapter whose name is not `default` in a folder of that name
         below = sorted(file.parent.name for file in path.glob(f"*/{CONFIG}")) if self._unreadable else []
         hint = f"; there is one in {', '.join(below[:3])}: name that folder" if below else ""
@@ -213,7 +212,7 @@ class AdapterChecks:
     def tensors_complete(self) -> Result:
         """Check the names of the tensors against those that PEFT saves for this configuration."""
         if not self._unreadable and not self.folder.tensors:  # whatever the base
-            return Result((Finding("ML401", "the file holds no tensors", str(self.folder.tensors_file)),))
+            return Result((Finding("ML401", "the file holds no tensors", Place.of(self.folder.tensors_file)),))
         if self._no_layout:
             return Result(not_checked=self._no_layout)
         return Result(self._misnamed, facts=(("tensors", len(self.folder.tensors)),))
@@ -226,7 +225,7 @@ class AdapterChecks:
             found = list(weight_checks.finite_findings(self.folder, self._summaries))
         except InputError as error:
             found = [Finding("ML405", error.found, error.place, "a file that safetensors loads")]
-        return Result(tuple(first_findings(found, _SHOWN, str(self.folder.tensors_file))))
+        return Result(tuple(first_findings(found, _SHOWN, Place.of(self.folder.tensors_file))))
 
     def layers_trained(self) -> Result:
         """Check that every layer has learned something, and not the same as another layer."""
@@ -235,7 +234,7 @@ class AdapterChecks:
         try:
             zeros = weight_checks.trained_findings(self.folder, self._summaries)
             found = [*zeros, *effect_checks.movement_findings(self.folder)]
-            return Result(tuple(first_findings(found, _SHOWN, str(self.folder.tensors_file))))
+            return Result(tuple(first_findings(found, _SHOWN, Place.of(self.folder.tensors_file))))
         except InputError:
             return Result(not_checked=_UNLOADABLE)
 
@@ -265,12 +264,12 @@ class AdapterChecks:
             return Result(not_checked=layout_checks.not_mistral(error))
         findings = list(config_checks.target_findings(self.folder, layout.modules, layout.linear, layout.unmatched))
         if layout.refusal and not findings:
-            findings.append(Finding("ML408", f"PEFT refuses it: {layout.refusal}", str(self.folder.config_file)))
+            findings.append(Finding("ML408", f"PEFT refuses it: {layout.refusal}", Place.of(self.folder.config_file)))
         findings += layout_checks.rank_findings(self.folder, layout)
         if not findings:
             findings += config_checks.refusal_findings(self.folder, layout)
             findings += config_checks.scale_findings(self.folder, layout)
-        return Result(tuple(findings))
+        return Result(tuple(findings), facts=config_checks.combined_facts(self.folder))
 
     def base_recorded(self) -> Result:
         """Check that the configuration names the base, one commit of it, and no other base than the one at hand."""

@@ -19,6 +19,7 @@ from pytest_mistral_lora.conformance.adapter.layout import AdapterLayout, readab
 from pytest_mistral_lora.conformance.adapter.weights import TOWER, TensorSummary
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, PinError, and_more, short_json
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import key_faults
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.tensors import adapted_modules
@@ -30,7 +31,7 @@ def configuration_findings(folder: AdapterFolder) -> Iterator[Finding]:
     """Yield the keys of a configuration that are missing, not supported, or have a value that LoRA cannot have."""
     for fault in key_faults(folder.config):
         rule = "ML408" if fault.supported else "ML422"
-        yield Finding(rule, fault.found, str(folder.config_file), fault.expected)
+        yield Finding(rule, fault.found, Place.of(folder.config_file), fault.expected)
 
 
 def target_findings(
@@ -44,7 +45,7 @@ def target_findings(
         linear: The modules that LoRA can adapt.
         unmatched: Key and pattern of each regular expression that matches no module.
     """
-    config, place = folder.config, str(folder.config_file)
+    config, place = folder.config, Place.of(folder.config_file)
     targets, have = config.get("target_modules"), sorted({name.rpartition(".")[2] for name in linear})
     # as PEFT matches: a target is whole parts of a name, a saved module is any end of a name
     for key, names, mark in (("target_modules", targets, "."), ("modules_to_save", config.get("modules_to_save"), "")):
@@ -71,7 +72,7 @@ def base_findings(folder: AdapterFolder, pinned: bool) -> Iterator[Finding]:
     """
     from pytest_mistral_lora.checkpoint.pins import check_revision
 
-    config, place = folder.config, str(folder.config_file)
+    config, place = folder.config, Place.of(folder.config_file)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(name, str) or not name.strip():
         yield Finding(
@@ -101,7 +102,9 @@ def scale_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Fin
         return
     layer, scale = max(high.items(), key=lambda item: item[1])
     found = f"the change of {layer}{and_more(1, len(high))} is multiplied by {scale:g}"
-    yield Finding("ML428", found, str(folder.config_file), f"{LARGEST_SCALE} at most: lora_alpha / r as in training")
+    yield Finding(
+        "ML428", found, Place.of(folder.config_file), f"{LARGEST_SCALE} at most: lora_alpha / r as in training"
+    )
 
 
 _ROUTER = re.compile(r"\.(?:mlp|block_sparse_moe)\.(?:gate|router)(?=\.)")
@@ -114,7 +117,7 @@ _KINDS = tuple(dict.fromkeys(kind for model in TEXT_MODELS.values() for kind in 
 
 def placement_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummary]) -> Iterator[Finding]:
     """Yield the tensors on layers outside the text model, and the layers that the pattern names but that have none."""
-    names, place = sorted(folder.tensors), str(folder.tensors_file)
+    names, place = sorted(folder.tensors), Place.of(folder.tensors_file)
     tower = [name for name in names if TOWER.search(name)]
     still = [name for name in tower if ".lora_B" in name and summaries[name].largest == 0]
     if still:
@@ -123,10 +126,10 @@ def placement_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSumm
         yield Finding("ML450", f"{found}; the first is {still[0]}", place, expected)
     config = folder.config
     pattern = None if config.get("exclude_modules") else config.get("target_modules")
-    yield from layer_findings(names, pattern, place, str(folder.config_file))
+    yield from layer_findings(names, pattern, place, Place.of(folder.config_file))
 
 
-def layer_findings(names: Sequence[str], pattern: object, place: str, config_place: str) -> Iterator[Finding]:
+def layer_findings(names: Sequence[str], pattern: object, place: Place, config_place: Place) -> Iterator[Finding]:
     """Yield the kinds of layer that a pattern names and that have no adapter, and adapters on router and experts.
 
     Args:
@@ -158,7 +161,7 @@ def class_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding]
         architecture = architecture_of(base.config)
     except ValueError:
         return  # an unknown class: names and shapes are not checked
-    place, expected = str(folder.tensors_file), f"an adapter of a {architecture.title}, as {base} is one"
+    place, expected = Place.of(folder.tensors_file), f"an adapter of a {architecture.title}, as {base} is one"
     for name in sorted(folder.tensors):
         if reason := _foreign(name, architecture):
             yield Finding("ML454", f"{name}: {reason}", place, expected)
@@ -167,7 +170,7 @@ def class_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding]
     made_for = recorded.get("base_model_class") if isinstance(recorded, dict) else None
     if made_for in ALL and made_for != architecture.name:
         found = f"auto_mapping has the class {made_for}, which the adapter was trained on"
-        yield Finding("ML454", found, str(folder.config_file), expected)
+        yield Finding("ML454", found, Place.of(folder.config_file), expected)
 
 
 def _foreign(name: str, architecture: Architecture) -> str:
@@ -210,7 +213,7 @@ _PLAIN = "a plain LoRA, or the merged model"
 
 def refusal_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
     """Yield each setting with which a server does not load an adapter, or applies it differently from PEFT."""
-    config, place = folder.config, str(folder.config_file)
+    config, place = folder.config, Place.of(folder.config_file)
     for key, reason in _REFUSED.items():
         if config.get(key):
             yield Finding("ML426", f"{key} is set: {reason}", place, _PLAIN)
@@ -234,7 +237,23 @@ def refusal_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[F
     if layers and _ABSORBED in attention:
         found = f"{layers[0]}{and_more(1, len(layers))}: vLLM loads its change, and applies it nowhere"
         others = ", ".join(name for name in attention if name != _ABSORBED)
-        yield Finding("ML427", found, str(folder.tensors_file), f"the merged model, or an adapter on {others}")
+        yield Finding("ML427", found, Place.of(folder.tensors_file), f"the merged model, or an adapter on {others}")
+
+
+def combined_facts(folder: AdapterFolder) -> tuple[tuple[str, str], ...]:
+    """Return the scale of an adapter whose configuration is one that PEFT gives a sum of rsLoRA adapters.
+
+    An adapter that was trained so has the same configuration: this is no finding.
+    """
+    config = folder.config
+    has_patterns = config.get("rank_pattern") or config.get("alpha_pattern")
+    is_like_combined = config["r"] == config["lora_alpha"] > 1 and not has_patterns and not folder.has_manifest
+    if not (config.get("use_rslora") and is_like_combined):
+        return ()
+    from pytest_mistral_lora.environment.faults import COMBINED_RSLORA
+
+    text = f"√{config['r']}; if it is a sum of adapters: {COMBINED_RSLORA.found}. Change: {COMBINED_RSLORA.change}"
+    return (("scale of", text),)
 
 
 def dropped_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding]:
@@ -250,4 +269,4 @@ def dropped_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Findin
         right = names[0].replace("base_model.model.model.", "base_model.model.").replace(
             "base_model.model.", "base_model.model.model.language_model."
         )  # fmt: skip
-        yield Finding("ML425", found, str(folder.tensors_file), right)
+        yield Finding("ML425", found, Place.of(folder.tensors_file), right)

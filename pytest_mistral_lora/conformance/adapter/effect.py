@@ -14,6 +14,7 @@ from pytest_mistral_lora.conformance.adapter.layout import PREFIX, AdapterLayout
 from pytest_mistral_lora.conformance.adapter.weights import LARGEST, is_floating
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError, short_json
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import PLAIN_STARTS
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
@@ -39,7 +40,7 @@ def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
     Raises:
         InputError: As for `AdapterFolder.weights`.
     """
-    weights, place = folder.weights, str(folder.tensors_file)
+    weights, place = folder.weights, Place.of(folder.tensors_file)
     kinds: dict[str, dict[int, float]] = defaultdict(dict)
     for name in weights:
         layer = name.removesuffix(_A)
@@ -107,7 +108,7 @@ def start_findings(folder: AdapterFolder, layout: AdapterLayout, base: BaseFolde
     start = folder.config.get("init_lora_weights")
     if start in PLAIN_STARTS:
         return [], ""
-    kind, place = str(start).partition("_niter_")[0], str(folder.config_file)
+    kind, place = str(start).partition("_niter_")[0], Place.of(folder.config_file)
     undecided = f"init_lora_weights is {short_json(start)}, which needs a base of its own, and {base} does not show it"
     shares: list[float] = []
     try:

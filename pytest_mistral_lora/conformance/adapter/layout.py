@@ -14,6 +14,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import TensorInfo
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, and_more, one_line
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import match_counts, patterns_of
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
@@ -123,7 +124,7 @@ def _assumed_base(folder: AdapterFolder) -> Any:
     """Return a Mistral model with a place for every tensor's name; its shapes do not fit."""
     from transformers import MistralConfig, MistralForCausalLM
 
-    names, place = readable_tensors(folder), str(folder.tensors_file)
+    names, place = readable_tensors(folder), Place.of(folder.tensors_file)
     other = next((name for name in names if _OTHER_MODEL.search(name)), None)
     if folder.config.get("layer_replication"):
         raise InputError("layers are replicated, and the base is missing", place=str(folder.config_file))
@@ -160,7 +161,7 @@ def readable_tensors(folder: AdapterFolder) -> Mapping[str, TensorInfo]:
 
 def name_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
     """Yield the tensors that are missing, fit nothing, or have names that PEFT will not find."""
-    found, expected, place = folder.tensors, layout.expected, str(folder.tensors_file)
+    found, expected, place = folder.tensors, layout.expected, Place.of(folder.tensors_file)
     unknown, absent = set(found) - set(expected), set(expected) - set(found)
     # the name that PEFT looks for, of each unknown name that means the same tensor
     by_core = {_tensor_core(name): name for name in absent}
@@ -236,12 +237,12 @@ def rank_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Find
             state = "has no pattern for this layer" if patterns else "is empty"
             source += f": rank_pattern {state}, and the tensors have the ranks {', '.join(map(str, sorted(ranks)))}"
         found = f"{name} has shape {shape}"
-        yield Finding("ML404", found, str(folder.tensors_file), f"rank {expected[axis]}, {source}")
+        yield Finding("ML404", found, Place.of(folder.tensors_file), f"rank {expected[axis]}, {source}")
 
 
 def shape_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
     """Yield each tensor that does not fit the base's layer, and embeddings for another vocabulary."""
-    place = str(folder.tensors_file)
+    place = Place.of(folder.tensors_file)
     for name, expected, shape in _shape_pairs(folder, layout):
         axis = _rank_axis(name)
         if axis is not None and len(shape) != 2:

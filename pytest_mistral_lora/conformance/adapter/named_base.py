@@ -9,6 +9,7 @@ from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError, short_json
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import RecordedBase, locate_base
 
@@ -46,7 +47,7 @@ def named_base_findings(folder: AdapterFolder) -> Iterator[Finding]:
     name, base = folder.config.get("base_model_name_or_path"), folder.given_base
     if base is None or not isinstance(name, str) or len(name) > 4096 or folder.valid_manifest is not None:
         return
-    place = str(folder.config_file)
+    place = Place.of(folder.config_file)
     try:
         named = locate_base(RecordedBase(name, folder.recorded_base.revision), folder.path).folder
         if named is not None:
@@ -57,7 +58,7 @@ def named_base_findings(folder: AdapterFolder) -> Iterator[Finding]:
     yield from _by_name(name, base, place)
 
 
-def _compared(named: BaseFolder, base: BaseFolder, place: str) -> Iterator[Finding]:
+def _compared(named: BaseFolder, base: BaseFolder, place: Place) -> Iterator[Finding]:
     if named.path.resolve() == base.path.resolve():
         return
     recorded, now = named.canonical_config, base.canonical_config
@@ -68,7 +69,7 @@ def _compared(named: BaseFolder, base: BaseFolder, place: str) -> Iterator[Findi
         yield Finding("ML429", found + short_json(now.get(key)), place, _GIVE, is_error=True)
 
 
-def _by_name(name: str, base: BaseFolder, place: str) -> Iterator[Finding]:
+def _by_name(name: str, base: BaseFolder, place: Place) -> Iterator[Finding]:
     last = re.split(r"[/\\]", name.lower().rstrip("/\\"))[-1]
     try:
         text = text_part(base.config)

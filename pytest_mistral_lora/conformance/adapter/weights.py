@@ -18,6 +18,7 @@ from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.weights import Weights, weight_files
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import LibraryError, MemoryShortageError, PinError, and_more, one_line
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def is_floating(tensor: np.ndarray[Any, Any]) -> bool:
 
 def finite_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummary]) -> Iterator[Finding]:
     """Yield tensors with NaN, infinity or too large a number, and dtypes that adapters are never trained in."""
-    place = str(folder.tensors_file)
+    place = Place.of(folder.tensors_file)
     for name, summary in sorted(summaries.items()):
         if not summary.finite:
             yield Finding("ML402", f"{name} is not finite", place, "finite numbers")
@@ -95,7 +96,7 @@ def finite_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummary
 
 def trained_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummary]) -> Iterator[Finding]:
     """Yield each LoRA tensor that is zero, and layers that share their numbers."""
-    place = str(folder.tensors_file)
+    place = Place.of(folder.tensors_file)
     same: dict[str, list[str]] = defaultdict(list)
     for name, summary in sorted(summaries.items()):
         shape = folder.tensors[name].shape
@@ -129,10 +130,12 @@ def fit_findings(folder: AdapterFolder, base: BaseFolder, changed: Iterable[str]
     model = folder.base_record
     parent = model.valid_manifest.data.get("parent") if model.valid_manifest else None
     if parent is not None and parent["tensors_sha256"] == folder.tensors_sha256:
-        yield Finding("ML419", "the base is merged with this adapter already", str(base), "the base before merging")
+        yield Finding(
+            "ML419", "the base is merged with this adapter already", Place.of(base), "the base before merging"
+        )
     elif model.config_file.is_file() and model.model_files:
         found = "the base has an adapter in its folder, which transformers puts on it when it loads it"
-        yield Finding("ML419", found, str(model.config_file), "a base without adapter")
+        yield Finding("ML419", found, Place.of(model.config_file), "a base without adapter")
     if not base.is_tied or folder.config.get("ensure_weight_tying"):
         return
     # the base has one tensor for both: PEFT would change or save a copy, and the original would not change
@@ -140,7 +143,7 @@ def fit_findings(folder: AdapterFolder, base: BaseFolder, changed: Iterable[str]
         touched = [name for name in EMBEDDINGS if any(f".{name}.{part}" in changed_name for changed_name in changed)]
         if touched:
             found = f"{key} has {' and '.join(touched)}, which the base keeps as one"
-            yield Finding("ML420", found, str(folder.config_file), "neither, or ensure_weight_tying")
+            yield Finding("ML420", found, Place.of(folder.config_file), "neither, or ensure_weight_tying")
 
 
 def reason_not_to_load(base: BaseFolder) -> str:
@@ -167,7 +170,7 @@ def effect_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    place = str(folder.tensors_file)
+    place = Place.of(folder.tensors_file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each warning is a finding here, or irrelevant
         try:

@@ -22,6 +22,7 @@ from pytest_mistral_lora.conformance.server.failures import answered, cause_of, 
 from pytest_mistral_lora.conformance.server.shown import judged_publicly
 from pytest_mistral_lora.conformance.server_target import ParsersTarget, ServerTarget
 from pytest_mistral_lora.errors import InputError, and_more, counted
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.serving.answers import ServedAnswer
@@ -198,11 +199,11 @@ class AnswerChecks:
         return Result(tuple(self._first(findings)))
 
     def _first(self, findings: list[Finding]) -> list[Finding]:
-        return first_of_each_cause(findings, _SHOWN, self._target.url)
+        return first_of_each_cause(findings, _SHOWN, Place.of(self._target.url))
 
     def _finding(self, rule: str, forced: ForcedAnswer, found: str, expected: str) -> Finding:
         row = forced.known.row.to_jsonl()
-        return Finding(rule, f"{forced.known.name}: {found}", self._target.url, expected, row=row)
+        return Finding(rule, f"{forced.known.name}: {found}", Place.of(self._target.url), expected, row=row)
 
     def verdicts(self) -> dict[str, dict[str, list[str]]]:
         """Return the verdict on each answer that the model was made to say, by its name and the way it came.

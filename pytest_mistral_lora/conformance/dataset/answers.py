@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.row_laws import as_decoded, assistant_turns, encoded_groups
 from pytest_mistral_lora.errors import LibraryError, counted, shortened
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.completions import GeneratedCall
@@ -65,7 +66,7 @@ class _TrainedAnswer:
         message: The row's message.
     """
 
-    place: str
+    place: Place
     index: int
     ids: tuple[int, ...]
     message: AnswerMessage
@@ -191,7 +192,7 @@ class DecodingJudge:
             yield Finding("ML649", found, answer.place, expected)
 
 
-def call_ids_finding(rows: int, place: str) -> Finding:
+def call_ids_finding(rows: int, place: Place) -> Finding:
     """Return the finding of a grammar that refuses what mistral-common's encoder writes.
 
     Args:
@@ -202,19 +203,18 @@ def call_ids_finding(rows: int, place: str) -> Finding:
     return Finding("ML652", found, place, "calls as mistral-common encodes them")
 
 
-def lost_finding(lost: SignCount, place: Callable[[int], str]) -> Finding:
+def lost_finding(lost: SignCount) -> Finding:
     """Return the finding of characters that are not encoded.
 
     Args:
         lost: The rows of a pass with such characters.
-        place: Returns the place of a row as text.
     """
-    examples = [f"{place(at)}, {shown}" for at, shown in lost.examples]
+    examples = [f"{example.place}, {example.shown}" for example in lost.examples]
     found = f"characters of answers are not encoded in {counted(lost.rows, 'row')}"
-    return Finding("ML648", found, place(lost.examples[0][0]), "the texts of the rows", "\n".join(examples))
+    return Finding("ML648", found, lost.examples[0].place, "the texts of the rows", "\n".join(examples))
 
 
-def _refusal(refused: RefusedToken, place: str) -> Finding:
+def _refusal(refused: RefusedToken, place: Place) -> Finding:
     where = "the end of the answer" if refused.is_end else f"token {refused.index} of the answer, {refused.found}"
     return Finding("ML651", f"the grammar of the request refuses {where}", place, refused.expected)
 
@@ -227,7 +227,7 @@ def _trained_answers(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[
         if spans[0].supervised and spans[0].kind != "eos":
             messages = [row.messages[index] for index in group]
             ids = encoded.input_ids[spans[0].start : spans[-1].end]
-            place = f"{row.place}, messages[{group[-1]}]"
+            place = row.place / "messages" / group[-1]
             yield _TrainedAnswer(place, group[-1], ids, AnswerMessage.of_turn(messages, oracle.facts))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -16,6 +16,7 @@ from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_A_RECIPE, OF
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError, counted
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
@@ -149,27 +150,12 @@ def _judged(
     tally = scan(plan, files, tokenizer=target.tokenizer, **how)
     if plan.alone:
         _note_columns(tally, files)
-    results = report(tally, files, plan, place=f"{target.path}, data.held_out", no_comparison=no_comparison)
+    results = report(tally, files, plan, recipe=Place.of(target.path), no_comparison=no_comparison)
     facts = results["statistics"].facts
     if isinstance(target, RecipeTarget):
         facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
     results["statistics"] = replace(results["statistics"], facts=(*facts, *_basis(target, files)))
-    return _with_lines(results, files)
-
-
-def _with_lines(results: Mapping[str, Result], files: Sequence[DataFile]) -> dict[str, Result]:
-    """Return results whose findings name the line of each record of a converted file."""
-    from pytest_mistral_lora.formats.record_places import record_places
-
-    findings = [finding for result in results.values() for finding in result.findings]
-    shown = record_places(files, (text for found in findings for text in (found.place, found.found, found.detail)))
-
-    def renamed(finding: Finding) -> Finding:
-        tokens = finding.tokens and replace(finding.tokens, title=shown(finding.tokens.title))
-        place, found, detail = shown(finding.place), shown(finding.found), shown(finding.detail)
-        return replace(finding, place=place, found=found, detail=detail, tokens=tokens)
-
-    return {case: replace(result, findings=tuple(map(renamed, result.findings))) for case, result in results.items()}
+    return results
 
 
 def _note_columns(tally: DatasetTally, files: Sequence[DataFile]) -> None:
@@ -182,7 +168,9 @@ def _note_columns(tally: DatasetTally, files: Sequence[DataFile]) -> None:
         if isinstance(file.source, ConvertedSource):
             tally.findings.at = packed_place(index, 0)
             for keys, rows in file.source.report.unread.items():
-                tally.findings.add(column_finding(keys, str(file.path), file.path, f"each of {counted(rows, 'row')}"))
+                tally.findings.add(
+                    column_finding(keys, Place.of(file.path), file.path, f"each of {counted(rows, 'row')}")
+                )
 
 
 def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> Iterator[tuple[str, str]]:

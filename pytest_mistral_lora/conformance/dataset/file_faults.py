@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,12 +25,13 @@ from pytest_mistral_lora.conformance.dataset.fim import (
     PROMPT_REPEATED,
     SUFFIX_REPEATED,
 )
-from pytest_mistral_lora.conformance.dataset.tally import LINE_BITS, DatasetTally, SignCount, unpacked_place
+from pytest_mistral_lora.conformance.dataset.tally import LINE_BITS, DatasetTally, SignCount, SignExample
 from pytest_mistral_lora.conformance.finding import RULES, Finding
 from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.reading.chunks import DataFile
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,39 +143,39 @@ class FaultyRows:
         """`error`, `note`, or the empty string if the rows are too few for a finding."""
         return self.fault.severity(self.count.rows, self.of)
 
-    def finding(self, file: DataFile) -> Finding:
+    def finding(self) -> Finding:
         """Return the finding, at the first of the rows."""
         rows, rule = self.count.rows, self.fault.rule
-        places = [f"{file.path}:{unpacked_place(place)[1]}" for place, _ in self.count.examples]
-        texts = (text for _, text in self.count.examples)
-        detail = "\n".join(", ".join(filter(None, pair)) for pair in zip(places, texts, strict=True))
+        examples = self.count.examples
+        detail = "\n".join(", ".join(filter(None, (str(example.place), example.shown))) for example in examples)
         found = (
             f"{self.fault.sign}{self.more} in {rows:,} of {counted(self.of, self.fault.unit)} ({rows / self.of:.1%})"
         )
         is_error = self.severity == "error" and RULES[rule].severity == "note"
-        return Finding(rule, found, places[0], detail=detail, is_error=is_error)
+        return Finding(rule, found, examples[0].place, detail=detail, is_error=is_error)
 
 
-def faulty_rows(tally: DatasetTally, files: Sequence[DataFile]) -> Iterator[tuple[DataFile, FaultyRows]]:
-    """Yield each file with each of its faults, however few rows have it.
+def faulty_rows(tally: DatasetTally, files: int, place: Callable[[int], Place]) -> Iterator[FaultyRows]:
+    """Yield each fault of each file, however few rows have it.
 
     Args:
         tally: The result of a pass, in order.
-        files: The files that it read.
+        files: The number of files that it read.
+        place: Returns the place of a row by its index.
     """
     of_rows = np.frombuffer(tally.places, np.uint64) >> np.uint64(LINE_BITS)
-    ends = np.searchsorted(of_rows, np.arange(len(files) + 1, dtype=np.uint64))
-    for index, file in enumerate(files):
+    ends = np.searchsorted(of_rows, np.arange(files + 1, dtype=np.uint64))
+    for index in range(files):
         found = [
             *(_rows_with(fault, tally, index) for fault in _SIGNS),
             *_no_answers(tally, index, slice(int(ends[index]), int(ends[index + 1]))),
-            *_same_answers(tally, index, slice(int(ends[index]), int(ends[index + 1]))),
+            *_same_answers(tally, index, slice(int(ends[index]), int(ends[index + 1])), place),
             *_cut_answers(tally, index),
             *_lost_prompts(tally, index),
             *_mixed_calls(tally, index),
             *_lost_suffixes(tally, index),
         ]
-        yield from ((file, faulty) for faulty in found if faulty.count.rows)
+        yield from (faulty for faulty in found if faulty.count.rows)
 
 
 def _rows_with(fault: FileFault, tally: DatasetTally, file: int) -> FaultyRows:
@@ -191,7 +192,7 @@ def _no_answers(tally: DatasetTally, file: int, rows: slice) -> Iterator[FaultyR
         yield FaultyRows(_NONE, without, tally.counts[file, "rows"])
 
 
-def _same_answers(tally: DatasetTally, file: int, rows: slice) -> Iterator[FaultyRows]:
+def _same_answers(tally: DatasetTally, file: int, rows: slice, place: Callable[[int], Place]) -> Iterator[FaultyRows]:
     """Yield the most frequent long answer, and the most frequent short one, if several different rows have it.
 
     One answer in every row is what a file is about, unless it is a message of a program.
@@ -210,7 +211,8 @@ def _same_answers(tally: DatasetTally, file: int, rows: slice) -> Iterator[Fault
         if different > 1:
             # as few as a label is short
             fault = _SAME_SHORT if is_every else fault
-            first = [(tally.places[rows.start + int(row)], "") for row in same[: SignCount.MOST]]
+            indices = [rows.start + int(row) for row in same[: SignCount.MOST]]
+            first = [SignExample(tally.places[row], "", place(row)) for row in indices]
             yield FaultyRows(fault, SignCount(different, first), int(with_answer.sum()))
 
 

@@ -156,7 +156,7 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
     """
     judged = row if is_wanted(row) else prompt_of(row)
     for name, shown in _fim_row_signs(row) if isinstance(row, FimRow) else _signs(judged):
-        tally.signs.setdefault((file, name), SignCount()).add(tally.findings.at, shown)
+        tally.signs.setdefault((file, name), SignCount()).add(tally.findings.at, shown, tally.place)
     answers = (message for message in judged.messages if message["role"] in ANSWERING and weight_of(message))
     tally.counts[file, ANSWERS] += sum(bool(text_of(message.get("content"))) for message in answers)
     if isinstance(row, FimRow):
@@ -182,7 +182,7 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
             tally.answer_lengths.setdefault((file, unit), Counter())[length] += 1
             if length >= ANSWER_UNITS[unit] and _is_open(answer):
                 at_length = tally.open_answers.setdefault((file, unit), {}).setdefault(length, SignCount())
-                at_length.add(tally.findings.at, f"messages[{index}].content: ends with {answer[-20:]!r}")
+                at_length.add(tally.findings.at, f"messages[{index}].content: ends with {answer[-20:]!r}", tally.place)
 
 
 _OF_ANY_TEXT = ("decoded_wrongly", LETTERS_LOST, "rendered")

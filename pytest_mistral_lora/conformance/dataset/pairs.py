@@ -24,6 +24,7 @@ from pytest_mistral_lora.chat.rows import Row, has_thinking, text_of
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, spread
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.places import Place
 
 KEPT_TOKENS = 1024
 """Tokens of a side that TRL's `DPOConfig` (1.16) keeps by default, from its start."""
@@ -57,7 +58,7 @@ def pair_findings(rows: Sequence[Row], encoded: Sequence[EncodedRow]) -> Iterato
     """
     if len(rows) == 1:
         return
-    place = rows[0].place.removesuffix(f", {rows[0].side}")
+    place = rows[0].place.row
     chosen, rejected = (side.input_ids for side in encoded)
     alike = equal_beginning(chosen, rejected)
     words = ""
@@ -131,7 +132,7 @@ def _joined(sides: Sequence[bytes], digests: Sequence[bytes]) -> bytes:
     return hashlib.blake2b(b"".join(part for pair in parts for part in pair), digest_size=DIGEST_BYTES).digest()
 
 
-def length_finding(lengths: Mapping[str, Counter[int]], longer: Mapping[str, int], place: str) -> Finding | None:
+def length_finding(lengths: Mapping[str, Counter[int]], longer: Mapping[str, int], place: Place) -> Finding | None:
     """Return the finding of sides whose lengths tell them apart; None if they do not, or of few answers.
 
     Args:

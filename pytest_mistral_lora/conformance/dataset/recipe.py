@@ -17,6 +17,7 @@ from pytest_mistral_lora.errors import (
     RecipeError,
     TokenizerError,
 )
+from pytest_mistral_lora.places import Place
 
 
 def recipe_checks(target: RecipeTarget, settings: Settings) -> Iterator[Check]:
@@ -35,10 +36,10 @@ def _judge_recipe(target: RecipeTarget) -> Result:
     from pytest_mistral_lora.training.prepare import check_machine, plan_run
     from pytest_mistral_lora.training.run_folder import check_output
 
-    recipe, place, findings = target.recipe, str(target.path), []
+    recipe, place, findings = target.recipe, Place.of(target.path), []
 
     def refused(rule: str, error: InputError) -> Finding:
-        where = f"{place}, {error.place}" if isinstance(error, RecipeError) else error.place
+        where = place / str(error.place) if isinstance(error, RecipeError) else error.place
         return Finding(rule, error.found, where, error.expected, error.next_step)
 
     base = target.base_folder

@@ -31,6 +31,7 @@ from pytest_mistral_lora.conformance.dataset.texts import without_form
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.extras import MissingExtraError, is_installed
+from pytest_mistral_lora.places import Place
 
 
 def row_likeness(row: Row) -> bytes:
@@ -167,8 +168,8 @@ class Repeats:
     Each `note_` method adds findings to the tally, and leaves out the rows that earlier methods found.
     """
 
-    def __init__(self, tally: DatasetTally, place: Callable[[int], str]) -> None:
-        """Take the result of a pass, in order, and a function that returns the text of a place."""
+    def __init__(self, tally: DatasetTally, place: Callable[[int], Place]) -> None:
+        """Take the result of a pass, in order, and a function that returns the place of a row by its index."""
         self._tally, self._place = tally, place
         self._leaked: set[int] = set()
         # rows that equal an earlier row of their side, perhaps except for their form
@@ -201,8 +202,8 @@ class Repeats:
         counted.
         """
         for kind, digests, rule, text in (
-            ("same", self._tally.rows, "ML610", "the row is also trained on: {}"),
-            ("another_form", self._tally.likenesses, "ML632", "the row is also trained on, in another form: {}"),
+            ("same", self._tally.rows, "ML610", "the row is also trained on"),
+            ("another_form", self._tally.likenesses, "ML632", "the row is also trained on, in another form"),
         ):
             for group in equal_groups(digests, range(len(self._tally))):
                 trained, held_rows = self._sides(group)
@@ -212,7 +213,7 @@ class Repeats:
                         self._within[kind] += not self._again[row]
                         self._again[row] = 1
                     if kind == "same" and len(side) > 1:
-                        self._add("ML608", side[1], f"the same row as {{}} ({len(side)} times in all)", side[0])
+                        self._add("ML608", side[1], f"the row is there {len(side)} times", side[0])
                 self._leak(kind, rule, text, {row: trained[0] for row in held_rows if trained})
 
     def note_near_rows(self) -> None:
@@ -228,7 +229,7 @@ class Repeats:
             new[list(self._leaked)] = False
         near = near_rows(self._tally.sketches, new & is_held_out, sides[0])
         for row, (other, share) in sorted(near.items()):
-            text = f"nearly the same row is trained on, about {share:.0%} of its runs of three words: {{}}"
+            text = f"nearly the same row is trained on, about {share:.0%} of its runs of three words"
             self._leak("near", "ML633", text, {row: other})
 
     def note_repeated_prompts(self) -> None:
@@ -244,13 +245,13 @@ class Repeats:
             trained, held_rows = self._sides([owners[index] for index in group])
             for row in held_rows if trained else ():
                 if row not in self._leaked:
-                    self._add("ML611", row, "the prompt is also trained on: {}", trained[0])
+                    self._add("ML611", row, "the prompt is also trained on", trained[0])
             for side in self._sides([owners[index] for index in group if is_last[index]]):
                 digests = [digest_at(self._tally.rows, row) for row in side]
                 other = next((row for row, digest in zip(side, digests, strict=True) if digest != digests[0]), None)
                 if other is not None:
                     count = counted(len(side), "row")
-                    self._add("ML609", other, f"the prompt of {{}} with another answer ({count})", side[0])
+                    self._add("ML609", other, f"the prompt of an earlier row, with another answer ({count})", side[0])
 
     def note_opposites(self) -> None:
         """Note records that say the opposite of an earlier one: the same answers to one prompt, on the other side."""
@@ -258,7 +259,7 @@ class Repeats:
         for at, row in enumerate(self._tally.sided):
             other = first.get(digest_at(self._tally.opposites, at))
             if other is not None:
-                self._add("ML658", row, "the same answers on the other side: {}", other)
+                self._add("ML658", row, "the same answers on the other side", other)
             first.setdefault(digest_at(self._tally.rows, row), row)
 
     def _sides(self, rows: list[int]) -> tuple[list[int], list[int]]:
@@ -276,7 +277,6 @@ class Repeats:
 
     def _add(self, rule: str, row: int, found: str, other: int) -> None:
         """Add a finding about two rows; its text is made only if it is kept."""
-        place, places = self._place, self._tally.places
         self._tally.findings.add_made(
-            rule, lambda: Finding(rule, found.format(place(places[other])), place(places[row]))
+            rule, lambda: Finding(rule, found, self._place(row), others=(self._place(other),))
         )

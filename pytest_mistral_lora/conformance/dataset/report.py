@@ -48,6 +48,7 @@ from pytest_mistral_lora.conformance.dataset.tally import (
 from pytest_mistral_lora.conformance.dataset.texts import COMPLETE_TURNS, SIGNS
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
 from pytest_mistral_lora.errors import InputError, counted
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.recipe import Training
@@ -127,7 +128,7 @@ def _chunks_of(index: int, file: DataFile, tally: DatasetTally) -> Iterator[Chun
 
 
 def report(
-    tally: DatasetTally, files: Sequence[DataFile], plan: ScanPlan, *, place: str, no_comparison: str = ""
+    tally: DatasetTally, files: Sequence[DataFile], plan: ScanPlan, *, recipe: Place, no_comparison: str = ""
 ) -> dict[str, Result]:
     """Return the result of each check, by case.
 
@@ -135,12 +136,12 @@ def report(
         tally: The result of the pass, or of its parts in any order.
         files: The files that it read.
         plan: The settings by which rows were judged.
-        place: The recipe's key for the split.
+        recipe: The place of the recipe, or of the rows alone.
         no_comparison: Why the two backends were not compared, if they were not.
     """
     tally = tally.ordered()
     found = _Report(tally, files, plan)
-    found.note_settings(place)
+    found.note_settings(recipe)
     texts = found.note_file_faults()
     found.note_decoding()
     if not COMPLETE_TURNS.is_systematic(tally.counts, len(files)):
@@ -207,25 +208,32 @@ class _Report:
     files: Sequence[DataFile]
     plan: ScanPlan
 
-    def place(self, packed: int) -> str:
-        """Return a place of the tally as text."""
-        file, line = unpacked_place(packed)
-        return f"{self.files[file].path}:{line}"
+    def place(self, row: int) -> Place:
+        """Return the place of a row of the table by its index."""
+        file, record = unpacked_place(self.tally.places[row])
+        return Place.of(self.files[file].path, record, self.tally.lines[row] or None)
 
-    def note_settings(self, place: str) -> None:
+    @property
+    def _longest(self) -> str:
+        # it may be refused, and then it is not in the table
+        file, record = unpacked_place(-self.tally.longest[1])
+        return str(Place.of(self.files[file].path, record))
+
+    def note_settings(self, recipe: Place) -> None:
         """Note a side of the split without rows, and the named deviations that this run would train on."""
         rows, held_count, effect = len(self.tally), sum(self.tally.held_out), ""
         if self.plan.held_out and rows and held_count in (0, rows):
             effect = "holds out none" if not held_count else "leaves none to train on"
-            self.tally.findings.add(Finding("ML615", f"{self.plan.held_out} of {rows} rows {effect}", place))
+            self.tally.findings.add(
+                Finding("ML615", f"{self.plan.held_out} of {rows} rows {effect}", recipe.within("data", "held_out"))
+            )
         # a side of the split whose rows are all dropped by the recipe's policies
-        names = {False: ("data.train", "no row is left to train on"), True: ("data.eval", "no held-out row is left")}
+        names = {False: ("train", "no row is left to train on"), True: ("eval", "no held-out row is left")}
         for is_held_out, (key, left) in () if effect else names.items():
             indices = [index for index, file in enumerate(self.files) if file.is_held_out == is_held_out]
             dropped = sum(self.tally.counts[index, "dropped"] for index in indices)
             if dropped and not any(row_is_held_out == is_held_out for row_is_held_out in self.tally.held_out):
-                where = f"{place.removesuffix(', data.held_out')}, {key}"
-                self.tally.findings.add(Finding("ML615", f"{left}: {dropped} are dropped", where))
+                self.tally.findings.add(Finding("ML615", f"{left}: {dropped} are dropped", recipe.within("data", key)))
         # with mistral-common the template is only compared, and its deviations do not affect training
         deviations = sorted(self.tally.deviations.items()) if self.plan.backend == "chat-template" else ()
         for name, (count, _, first) in deviations:
@@ -235,14 +243,14 @@ class _Report:
     def note_file_faults(self) -> dict[str, Any]:
         """Note the faults of whole files, and return the rows that have each, and the first of them, by its name."""
         figures: dict[str, dict[str, Any]] = {}
-        for file, faulty in faulty_rows(self.tally, self.files):
-            places = [place for place, _ in faulty.count.examples]
+        for faulty in faulty_rows(self.tally, len(self.files), self.place):
+            examples = faulty.count.examples
             if faulty.severity:
-                self.tally.findings.at = places[0]
-                self.tally.findings.add(faulty.finding(file))
+                self.tally.findings.at = examples[0].at
+                self.tally.findings.add(faulty.finding())
             known = figures.setdefault(faulty.fault.name, {"rows": 0, "examples": []})
             known["rows"] += faulty.count.rows
-            known["examples"] += [self.place(place) for place in places][: SignCount.MOST - len(known["examples"])]
+            known["examples"] += [str(example.place) for example in examples][: SignCount.MOST - len(known["examples"])]
         return figures
 
     def note_decoding(self) -> None:
@@ -253,11 +261,11 @@ class _Report:
                 found[sign].extend(evidence)
         refused, lost = found[CALL_IDS_REFUSED], found[LOST]
         if refused.rows:
-            self.tally.findings.at = refused.examples[0][0]
-            self.tally.findings.add(call_ids_finding(refused.rows, self.place(refused.examples[0][0])))
+            self.tally.findings.at = refused.examples[0].at
+            self.tally.findings.add(call_ids_finding(refused.rows, refused.examples[0].place))
         if lost.rows:
-            self.tally.findings.at = lost.examples[0][0]
-            self.tally.findings.add(lost_finding(lost, self.place))
+            self.tally.findings.at = lost.examples[0].at
+            self.tally.findings.add(lost_finding(lost))
 
     def note_lengths(self) -> None:
         """Note once for each file of pairs that the lengths of their answers tell the sides apart."""
@@ -265,7 +273,7 @@ class _Report:
             lengths = {side: tokens for (at, side), tokens in self.tally.answer_tokens.items() if at == index}
             counts = self.tally.counts
             longer = {CHOSEN: counts[index, CHOSEN_LONGER], REJECTED: counts[index, REJECTED_LONGER]}
-            finding = length_finding(lengths, longer, str(file.path))
+            finding = length_finding(lengths, longer, Place.of(file.path))
             if finding is not None:
                 self.tally.findings.at = packed_place(index, 0)
                 self.tally.findings.add(finding)
@@ -284,7 +292,7 @@ class _Report:
         names = ("messages", FIM_ROWS, "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
         lengths: dict[str, Any] = {
             "tokens_of_whole_rows": spread(tally.lengths),
-            "longest_row": self.place(-tally.longest[1]) if tally.lengths else None,
+            "longest_row": self._longest if tally.lengths else None,
             "longest_row_tokens": tally.longest[0],
             "histogram": histogram(tally.lengths),
             "cuts": cuts(tally.lengths, self.plan.policy.max_length),

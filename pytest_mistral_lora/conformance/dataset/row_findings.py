@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
 from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.reading import read_line
+from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
 from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object, forbidden_values
 from pytest_mistral_lora.conformance.dataset.file_signs import repairs_decoding
@@ -22,6 +23,7 @@ from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.recognition import IDS, unread_columns
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -114,16 +116,16 @@ def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Find
 _OTHER_COLUMN = re.compile(rb'"(?:input_ids|labels|completion|text)"\s*:')
 
 
-def column_findings(path: Path, number: int, line: bytes | int | RowError) -> Iterator[Finding]:
+def column_findings(chunk: Chunk, number: int, line: bytes | int | RowError) -> Iterator[Finding]:
     """Yield a finding for a line of a file whose row has a column that another trainer may train on."""
     if not isinstance(line, bytes) or not _OTHER_COLUMN.search(line):
         return
-    item = read_line(path, number, line)
+    item = read_line(chunk.path, number, line)
     if isinstance(item, tuple) and (keys := unread_columns(item[1])):
-        yield column_finding(keys, f"{path}:{number}", path)
+        yield column_finding(keys, chunk.place(number), chunk.path)
 
 
-def column_finding(keys: Sequence[str], place: str, path: Path, rows: str = "the row") -> Finding:
+def column_finding(keys: Sequence[str], place: Place, path: Path, rows: str = "the row") -> Finding:
     """Return the finding of columns that another trainer may train on, beside the messages.
 
     Args:
@@ -187,7 +189,7 @@ def _forbidden_words(row: Row, response_format: Mapping[str, Any]) -> Iterator[F
             continue
         for path, word in _missing_in(text, schema):
             found = f"{word!r} at {path}, which the schema of the row forbids"
-            place, expected = f"{row.place}, messages[{index}].content", "a value of the schema in response_format"
+            place, expected = row.place / "messages" / index / "content", "a value of the schema in response_format"
             yield Finding("ML643", found, place, expected, is_error=True)
             break
 
@@ -261,11 +263,11 @@ def _tool_findings(row: Row) -> Iterator[Finding]:
     """Yield tools that are offered twice, and required arguments that their schema does not name."""
     known: dict[str, Any] = {}
     for index, tool in enumerate(row.tools or ()):
-        function, place = tool["function"], f"{row.place}, tools[{index}].function"
+        function, place = tool["function"], row.place / "tools" / index / "function"
         name, schema = function["name"], function["parameters"]
         if name in known:
             same = "the same tool" if known[name] == function else "another tool of that name"
-            yield Finding("ML653", f"{name!r} is offered twice: {same} is before it", f"{place}.name", "one tool")
+            yield Finding("ML653", f"{name!r} is offered twice: {same} is before it", place / "name", "one tool")
         known.setdefault(name, function)
         properties, required = schema.get("properties"), schema.get("required")
         if not isinstance(properties, Mapping) or not isinstance(required, list) or any(map(schema.get, _COMPOSED)):
@@ -274,7 +276,7 @@ def _tool_findings(row: Row) -> Iterator[Finding]:
         if unnamed:
             found = f"{', '.join(map(repr, unnamed))}, which properties do not name"
             expected = f"keys among {', '.join(map(repr, properties)) or 'no properties'}"
-            yield Finding("ML654", found, f"{place}.parameters.required", expected)
+            yield Finding("ML654", found, place / "parameters" / "required", expected)
 
 
 def call_findings(row: Row) -> Iterator[Finding]:
@@ -282,23 +284,23 @@ def call_findings(row: Row) -> Iterator[Finding]:
     parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in row.tools or ()}
     for index, message in enumerate(row.messages):
         for number, call in enumerate(message.get("tool_calls") or ()):
-            place = f"{row.place}, messages[{index}].tool_calls[{number}].function"
+            place = row.place / "messages" / index / "tool_calls" / number / "function"
             name, arguments = call["function"]["name"], call["function"].get("arguments")
             if name not in parameters:
                 expected = f"one of {', '.join(sorted(parameters))}" if parameters else "a tool of the row"
-                yield Finding("ML618", f"calls {name!r}, which the row does not offer", f"{place}.name", expected)
+                yield Finding("ML618", f"calls {name!r}, which the row does not offer", place / "name", expected)
             value, kind = argument_object(arguments)
             if value is None:
-                yield Finding("ML619", f"are {kind}", f"{place}.arguments", "an object, or its JSON as a string")
+                yield Finding("ML619", f"are {kind}", place / "arguments", "an object, or its JSON as a string")
             elif name in parameters:
                 # a call of weight 0 may be wrong on purpose: the model only reads it
                 trained = bool(weight_of(message))
-                yield from _argument_findings(value, parameters[name], f"{place}.arguments", trained=trained)
+                yield from _argument_findings(value, parameters[name], place / "arguments", trained=trained)
     yield from _result_findings(row)
 
 
 def _argument_findings(
-    arguments: Mapping[str, Any], schema: Mapping[str, Any], place: str, *, trained: bool
+    arguments: Mapping[str, Any], schema: Mapping[str, Any], place: Place, *, trained: bool
 ) -> Iterator[Finding]:
     """Yield nulls that the tool does not know, and the first way in which the rest breaks the tool's schema."""
     faults = argument_faults(arguments, schema)
@@ -322,12 +324,12 @@ def _result_findings(row: Row) -> Iterator[Finding]:
         # up to v2 a call needs no id
         if (call_id := message.get("tool_call_id")) is None or None in open_calls:
             continue
-        place = f"{row.place}, messages[{index}]"
+        place = row.place / "messages" / index
         known = ", ".join(map(repr, open_calls)) or "a call before it"
         called = open_calls.pop(call_id, None)
         if called is None:
             found = f"the id {call_id!r} is of no call of the turn before, or was answered already"
-            yield Finding("ML621", found, f"{place}.tool_call_id", known)
+            yield Finding("ML621", found, place / "tool_call_id", known)
         elif message.get("name") not in (None, "", called):
             found = f"the result is of {message['name']!r}, and the call was of {called!r}"
-            yield Finding("ML621", found, f"{place}.name", repr(called))
+            yield Finding("ML621", found, place / "name", repr(called))

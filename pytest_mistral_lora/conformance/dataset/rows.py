@@ -129,8 +129,8 @@ class RowJudge:
         self._thinks = "[THINK]" in literals
         self._literals = re.compile("|".join(map(re.escape, literals)) or r"(?!)")
         self._begin = {literal[:1] for literal in literals} <= {"[", "<"}
-        # rule, text and place, without the side, of the findings of the record that is judged
-        self._noted: set[tuple[str, str, str]] = set()
+        # rule, text and field, without the side, of the findings of the record that is judged
+        self._noted: set[tuple[str, str, tuple[str | int, ...]]] = set()
 
     def judge_chunk(self, chunk: Chunk) -> DatasetTally:
         """Judge the lines of a chunk, and return their rows, counts and findings."""
@@ -146,18 +146,18 @@ class RowJudge:
             ]
         )
         for number, line in chunk.lines if self.plan.alone else ():
-            tally.findings.at = packed_place(chunk.file, number)
-            for finding in column_findings(chunk.path, number, line):
+            tally.look_at(chunk, number)
+            for finding in column_findings(chunk, number, line):
                 tally.findings.add(finding)
         for record in records:
-            tally.findings.at = packed_place(chunk.file, record.number)
+            tally.look_at(chunk, record.number)
             self._judge_record(record, by_template, tally, chunk)
         return tally
 
     def _records(self, chunk: Chunk) -> Iterator[_Record]:
         """Yield the records of a chunk; a recipe trains on the rows of conversations alone."""
         for number, line in chunk.lines:
-            rows = read_record(chunk.path, number, line)
+            rows = read_record(chunk.path, number, line, place=chunk.place(number))
             if isinstance(rows, tuple) and not self.plan.alone:
                 try:
                     rows = (trained_row(rows),)
@@ -216,12 +216,11 @@ class RowJudge:
     def _note(self, tally: DatasetTally, finding: Finding, row: Row | None) -> None:
         """Add a finding of a row to a tally; of both sides of a pair, a fault of their prompt once."""
         if row is not None and row.side:
-            place = finding.place
-            for side in SIDES:
-                place = place.replace(f", {side}", "", 1)
-            if (finding.rule, finding.found, place) in self._noted:
+            part = finding.place.part
+            noted = (finding.rule, finding.found, part[1:] if part and part[0] in SIDES else part)
+            if noted in self._noted:
                 return
-            self._noted.add((finding.rule, finding.found, place))
+            self._noted.add(noted)
         tally.findings.add(finding)
 
     def _expected(self, row: Row) -> EncodedRow | RowError | None:
@@ -338,7 +337,7 @@ class RowJudge:
         signs = {CALL_IDS_REFUSED: "calls" if judged.refuses_call_ids else "", LOST: judged.lost}
         for sign, shown in signs.items():
             if shown:
-                tally.signs.setdefault((file, sign), SignCount()).add(tally.findings.at, shown)
+                tally.signs.setdefault((file, sign), SignCount()).add(tally.findings.at, shown, tally.place)
 
     def _agrees(
         self,
@@ -427,6 +426,7 @@ def _add(
     """
     index, first = len(tally), record.rows[0]
     tally.places.append(packed_place(chunk.file, record.number))
+    tally.lines.append(chunk.first_lines.get(record.number, 0))
     tally.held_out.append(held_out)
     for side in encoded:
         tally.tokens[len(side.input_ids)] += 1

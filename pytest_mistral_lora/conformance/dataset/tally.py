@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count, pairwise, takewhile
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
+from pytest_mistral_lora.places import NOWHERE, Place
 
 SHOWN = 20
 """Most findings to keep of one rule; more are counted."""
@@ -52,7 +54,7 @@ class BoundedFindings:
         self._total[key] += 1
         kept = self._kept.setdefault(key, [])
         if len(kept) < SHOWN or self.at < kept[-1][0]:
-            texts = {name: getattr(finding, name) for name in ("found", "place", "expected", "detail")}
+            texts = {name: getattr(finding, name) for name in ("found", "expected", "detail")}
             cut: dict[str, Any] = {name: f"{text[:LONGEST]} …" for name, text in texts.items() if len(text) > LONGEST}
             # after those of the same row, which keeps the order of discovery
             insort(kept, (self.at, replace(finding, **cut)), key=lambda entry: entry[0])
@@ -99,31 +101,45 @@ class BoundedFindings:
                     yield replace(rest_of_findings(rule, more), is_error=is_error)
 
 
+class SignExample(NamedTuple):
+    """A row that shows a sign.
+
+    Attributes:
+        at: Its place as `packed_place` returns it.
+        shown: The text that shows it; may be empty.
+        place: Its place.
+    """
+
+    at: int
+    shown: str
+    place: Place
+
+
 @dataclass
 class SignCount:
     """Rows that show a sign.
 
     Attributes:
         rows: Their number.
-        examples: The places of the first of them, each with the text that shows it.
+        examples: The first of them.
     """
 
     MOST: ClassVar = 3
     """Most examples to keep."""
 
     rows: int = 0
-    examples: list[tuple[int, str]] = field(default_factory=list)
+    examples: list[SignExample] = field(default_factory=list)
 
-    def add(self, place: int, shown: str) -> None:
+    def add(self, at: int, shown: str, place: Place) -> None:
         """Add a row that comes after the others."""
         self.rows += 1
         if len(self.examples) < self.MOST:
-            self.examples.append((place, shown))
+            self.examples.append(SignExample(at, shown, place))
 
     def extend(self, other: SignCount) -> None:
         """Add other rows, which may come before or after these."""
         self.rows += other.rows
-        self.examples = sorted([*self.examples, *other.examples])[: self.MOST]
+        self.examples = sorted([*self.examples, *other.examples], key=lambda example: example[:2])[: self.MOST]
 
 
 @dataclass
@@ -131,7 +147,9 @@ class DatasetTally:
     """The rows that were read, in columns of one value a row.
 
     Attributes:
-        places: File and line of each row, packed into one number.
+        place: The place of the row that is judged.
+        places: File and record of each row, packed into one number.
+        lines: The line where each row begins, if its records are not lines; else 0.
         held_out: 1 for each row that is held out, 0 for each that is trained on.
         rows: A digest of each row's ids and labels.
         likenesses: A digest of each row's texts without spaces, case, punctuation and Unicode form.
@@ -148,7 +166,7 @@ class DatasetTally:
         beyond: Numbers of tokens, turns and prompts beyond `max_length`, by name.
         changed: Number of rows that the recipe's policies drop, cut, or keep without a label, by change.
         deviations: For each named deviation, the number of rows that show it, and the first of them: its place as a
-            number and as a text.
+            number and as a value.
         signs: Rows by file and by the name of a sign that they show.
         system_prompts: The least and the greatest checksum of the system prompts of each file.
         answer_lengths: For each file and unit, the number of last answers by length.
@@ -160,7 +178,9 @@ class DatasetTally:
         findings: The findings, rule by rule.
     """
 
+    place: Place = NOWHERE
     places: array[int] = field(default_factory=lambda: array("Q"))
+    lines: array[int] = field(default_factory=lambda: array("I"))
     held_out: bytearray = field(default_factory=bytearray)
     rows: bytearray = field(default_factory=bytearray)
     likenesses: bytearray = field(default_factory=bytearray)
@@ -176,7 +196,7 @@ class DatasetTally:
     named: Counter[tuple[str, str]] = field(default_factory=Counter)
     beyond: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
-    deviations: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    deviations: dict[str, tuple[int, int, Place]] = field(default_factory=dict)
     signs: dict[tuple[int, str], SignCount] = field(default_factory=dict)
     system_prompts: dict[int, tuple[int, int]] = field(default_factory=dict)
     answer_lengths: dict[tuple[int, str], Counter[int]] = field(default_factory=dict)
@@ -191,13 +211,32 @@ class DatasetTally:
         """Return the number of rows."""
         return len(self.places)
 
+    def look_at(self, chunk: Chunk, number: int) -> None:
+        """Take the record to which the next findings and signs belong.
+
+        Args:
+            chunk: The chunk of the record.
+            number: Its number.
+        """
+        self.findings.at, self.place = packed_place(chunk.file, number), chunk.place(number)
+
     def extend(self, other: DatasetTally) -> None:
         """Add the rows, counts and findings of another part of the dataset."""
         # before the columns grow: the other part counts its rows from 0
         first = len(self)
         self.owners.extend(first + owner for owner in other.owners)
         self.sided.extend(first + row for row in other.sided)
-        for name in ("places", "held_out", "rows", "likenesses", "sketches", "prompts", "answers", "opposites"):
+        for name in (
+            "places",
+            "lines",
+            "held_out",
+            "rows",
+            "likenesses",
+            "sketches",
+            "prompts",
+            "answers",
+            "opposites",
+        ):
             getattr(self, name).extend(getattr(other, name))
         for name in ("tokens", "supervised", "lengths", "counts", "named", "alike"):
             getattr(self, name).update(getattr(other, name))
@@ -225,10 +264,11 @@ class DatasetTally:
             for length, evidence in within.items():
                 known_within.setdefault(length, SignCount()).extend(evidence)
 
-    def add_deviation(self, name: str, place: str, at: int, count: int = 1) -> None:
-        """Count a named deviation of a row, with its place as a text and as a number."""
+    def add_deviation(self, name: str, place: Place, at: int, count: int = 1) -> None:
+        """Count a named deviation of a row, with its place as a value and as a number."""
         before, first_at, first_place = self.deviations.get(name, (0, at, place))
-        self.deviations[name] = (before + count, *min((first_at, first_place), (at, place)))
+        first = (first_at, first_place) if first_at <= at else (at, place)
+        self.deviations[name] = (before + count, *first)
 
     def ordered(self) -> DatasetTally:
         """Return this result with its rows in the order of the files, regardless of the order of adding parts."""
@@ -251,6 +291,7 @@ class DatasetTally:
         return replace(
             self,
             places=array("Q", np.frombuffer(self.places, np.uint64)[order].tobytes()),
+            lines=array("I", np.frombuffer(self.lines, np.uint32)[order].tobytes()),
             held_out=taken(self.held_out, 1, order),
             owners=array("I", owners[prompts].tobytes()),
             prompts=taken(self.prompts, DIGEST_BYTES, prompts),
@@ -264,12 +305,12 @@ class DatasetTally:
 
 
 def packed_place(file: int, line: int) -> int:
-    """Return file and line as one number, which orders rows as the files have them."""
+    """Return file and record as one number, which orders rows as the files have them."""
     return file << LINE_BITS | line
 
 
 def unpacked_place(place: int) -> tuple[int, int]:
-    """Return the file and line of a number that `packed_place` made."""
+    """Return the file and record of a number that `packed_place` made."""
     return place >> LINE_BITS, place & ((1 << LINE_BITS) - 1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.reading.row_source import RowSource
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.dataset.answers import DecodingJudge, call_ids_finding
@@ -27,9 +28,11 @@ from pytest_mistral_lora.conformance.encoded.pad_cause import PadCause, pad_caus
 from pytest_mistral_lora.conformance.encoded.read_lines import LineReader
 from pytest_mistral_lora.conformance.encoded.side_faults import SideJudge
 from pytest_mistral_lora.conformance.encoded.template_cause import TemplateCause, cause_of
-from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, rest_of_findings
+from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, in_words, rest_of_findings
 from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError, counted
+from pytest_mistral_lora.formats.row_sources import FileRows
+from pytest_mistral_lora.places import NOWHERE, Place
 
 State = Literal["sound", "wrong", "not judged"]
 
@@ -68,7 +71,7 @@ class LineVerdict:
     """
 
     index: int | None
-    place: str
+    place: Place
     state: State
     findings: tuple[Finding, ...] = ()
 
@@ -77,7 +80,7 @@ class Audit:
     """The audit of a file, to be run once.
 
     Attributes:
-        path: The encoded-rows file.
+        rows: The encoded rows.
         states: Number of rows that are sound, wrong, and not judged.
         counts: Findings by rule.
         tokens: Tokens of all judged rows, without padding.
@@ -96,7 +99,7 @@ class Audit:
 
     def __init__(
         self,
-        path: Path,
+        rows: RowSource,
         oracle: Oracle,
         dataset: tuple[Path, ...] = (),
         *,
@@ -109,7 +112,7 @@ class Audit:
         """Prepare the audit.
 
         Args:
-            path: The file of encoded rows, or a folder of such files.
+            rows: The encoded rows.
             oracle: Mistral's own tokenization.
             dataset: The chat JSONL files that the rows come from, in order; empty if they are missing.
             base: The checkpoint folder, whose `config.json` states the use of positions; None for the tokenizer's
@@ -123,7 +126,7 @@ class Audit:
         self.cause: TemplateCause | None = cause
         self.pad: PadCause | None = pad
         self.scaling: PositionScaling = PositionScaling.of_folder(base or oracle.path)
-        self.path = path
+        self.rows = rows
         self.states: Counter[State] = Counter()
         self.counts: Counter[str] = Counter()
         self.tokens: int = 0
@@ -136,7 +139,7 @@ class Audit:
         self.images: int = 0
         self.errors: list[RowError] = []
         self._oracle = oracle
-        self._reader = LineReader(oracle, path)
+        self._reader = LineReader(oracle, rows.path if isinstance(rows, FileRows) else None)
         self.source: SourceTracker = SourceTracker(dataset)
         self.sides: SideJudge = SideJudge(oracle)
         self._balance = AnswerBalance()
@@ -149,7 +152,7 @@ class Audit:
         self._has_labels = False
         self._is_scored_whole = False
         self._refused_call_ids = 0
-        self._first_refused = ""
+        self._first_refused = NOWHERE
         self._read_conversations = 0
         self._marked_conversations = 0
         self._first_marked: Finding | None = None
@@ -164,7 +167,7 @@ class Audit:
             InputError: If the file, or one of the dataset, cannot be opened.
             RowsError: If a row of the dataset cannot be read.
         """
-        for item in scan_lines(self.path, progress, has_source=bool(self.source.paths)):
+        for item in scan_lines(self.rows, progress, has_source=bool(self.source.paths)):
             if isinstance(item, RowError):
                 self.source.unreadable += 1
                 # a file of another format has an error in each of its lines: memory stays bounded
@@ -177,14 +180,14 @@ class Audit:
             self.states[verdict.state] += 1
             self.counts.update(finding.rule for finding in verdict.findings)
             yield verdict
-        findings = list(self.source.missing_findings(self.path))
+        findings = list(self.source.missing_findings(self.rows.place))
         # The answers of missing rows are known only now.
         for row in self.source.missing_rows():
             self._add_expected(row, row.place)
         if self.states["not judged"] < self.states.total():  # else no answer was read, and no answer can be lost
-            findings += self._balance.findings(self.path, self._oracle)
-        findings += self._evaluation.file_findings(self.path)
-        findings += self.sides.file_findings(self.path)
+            findings += self._balance.findings(self.rows.place, self._oracle)
+        findings += self._evaluation.file_findings(self.rows.place)
+        findings += self.sides.file_findings(self.rows.place)
         if self._first_marked is not None:
             findings.append(self._marked_finding(self._first_marked))
         for cause in (self.cause, self.pad):
@@ -192,7 +195,7 @@ class Audit:
         if self._refused_call_ids:
             findings.append(replace(call_ids_finding(self._refused_call_ids, self._first_refused), rule="ML564"))
         self.counts.update(finding.rule for finding in findings)
-        yield LineVerdict(None, str(self.path), "wrong" if findings else "sound", tuple(findings))
+        yield LineVerdict(None, self.rows.place, "wrong" if findings else "sound", tuple(findings))
 
     def _take_line(self, line: EncodedLine) -> LineVerdict:
         line = self.source.numbered(self._as_encoded(self.source.with_messages(line)))
@@ -318,7 +321,7 @@ class Audit:
             self.supervised += sum(label != IGNORE_INDEX for label in line.labels)
         return after
 
-    def _answer_findings(self, place: str, row: Row, encoded: EncodedRow, broken: set[str]) -> Iterator[Finding]:
+    def _answer_findings(self, place: Place, row: Row, encoded: EncodedRow, broken: set[str]) -> Iterator[Finding]:
         """Yield the findings of the answers of a conversation whose ids and labels are mistral-common's.
 
         Args:
@@ -360,7 +363,7 @@ class Audit:
                 index, marker, is_asked_for = marked
                 self._marked_conversations += 1
                 if not is_asked_for:
-                    place, found = f"{row.place}, messages[{index}].content", f"the text is marked up with {marker}"
+                    place, found = row.place / "messages" / index / "content", f"the text is marked up with {marker}"
                     self._first_marked = self._first_marked or Finding("ML584", found, place, row=row.to_jsonl())
 
     def _marked_finding(self, first: Finding) -> Finding:
@@ -377,7 +380,7 @@ class Audit:
                     return replace(line, rows=rows)
         return line
 
-    def _add_expected(self, row: Row, place: str) -> None:
+    def _add_expected(self, row: Row, place: Place) -> None:
         try:
             encoded = self._oracle.encode(row)
         except OracleRejection:
@@ -393,8 +396,8 @@ class Audit:
         if not self.errors:
             return
         more = self.counts["ML501"] - len(self.errors)
-        rest = [RowError(f"{more} more lines cannot be read", place=str(self.path))] if more else []
-        raise RowsError([*self.errors, *rest], place=str(self.path))
+        rest = [RowError(f"{more} more lines cannot be read", place=self.rows.place)] if more else []
+        raise RowsError([*self.errors, *rest], place=self.rows.place)
 
     @property
     def not_checked(self) -> dict[str, str]:
@@ -480,14 +483,14 @@ def _hold(ids: Sequence[int], rows: Sequence[EncodedRow]) -> bool:
     return all(any(tuple(ids[n : n + len(row)]) == row for n in starts.get(row[:size], ())) for row in wanted)
 
 
-def file_findings(path: Path, oracle: Oracle) -> Iterator[Finding]:
-    """Yield the findings of an encoded-rows file: of every row, and of the file.
+def file_findings(rows: RowSource, oracle: Oracle) -> Iterator[Finding]:
+    """Yield the findings of encoded rows: of every row, and of all together.
 
     Raises:
         RowsError: After the last finding, if lines are not encoded rows.
-        InputError: If the file cannot be opened.
+        InputError: If they cannot be read.
     """
-    audit = Audit(path, oracle)
+    audit = Audit(rows, oracle)
     for verdict in audit.verdicts():
         yield from (finding for finding in verdict.findings if finding.rule != "ML501")
     audit.raise_unreadable()
@@ -508,7 +511,7 @@ class AuditReport:
     @classmethod
     def read(
         cls,
-        path: Path,
+        rows: RowSource,
         oracle: Oracle,
         dataset: tuple[Path, ...] = (),
         *,
@@ -521,7 +524,7 @@ class AuditReport:
         Raises:
             InputError: If the file cannot be opened.
         """
-        report = cls(Audit(path, oracle, dataset, base=base, cause=cause, pad=pad))
+        report = cls(Audit(rows, oracle, dataset, base=base, cause=cause, pad=pad))
         for _ in report.verdicts():
             pass
         return report
@@ -548,7 +551,7 @@ class AuditReport:
         yield from kept
         more = self.audit.counts[rule] - len(kept)
         if more > 0:
-            yield rest_of_findings(rule, more, str(self.audit.path))
+            yield rest_of_findings(rule, more, self.audit.rows.place)
 
 
 def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
@@ -557,7 +560,7 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
     @cache
     def audited() -> AuditReport:
         return AuditReport.read(
-            target.file,
+            target.rows,
             target.oracle,
             target.dataset,
             base=target.tokenizer.path,
@@ -576,7 +579,7 @@ def checks_of(target: EncodedTarget, audited: Callable[[], AuditReport]) -> Iter
         audited: Returns the report; the first check that runs makes it.
     """
     for case in CASES:
-        yield Check(target, "encoded", case, partial(_run_check, audited, case))
+        yield Check(target, "encoded", case, partial(_run_check, audited, case, target.fixes))
 
 
 def rules_of(case: str) -> list[str]:
@@ -585,9 +588,9 @@ def rules_of(case: str) -> list[str]:
     return [*([CAUSES[case]] if case in CAUSES else ()), *(rule.id for rule in RULES.of("encoded", case))]
 
 
-def _run_check(audited: Callable[[], AuditReport], case: str) -> Result:
+def _run_check(audited: Callable[[], AuditReport], case: str, fixes: Mapping[str, str]) -> Result:
     report = audited()
-    findings = tuple(finding for rule in rules_of(case) for finding in report.findings_of(rule))
+    findings = in_words((finding for rule in rules_of(case) for finding in report.findings_of(rule)), fixes)
     if reason := report.audit.not_checked.get(case, ""):
         return Result(not_checked=reason)
     facts: dict[str, Any] = {

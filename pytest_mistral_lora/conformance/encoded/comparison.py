@@ -29,6 +29,7 @@ from pytest_mistral_lora.conformance.encoded.packing import (
 from pytest_mistral_lora.conformance.encoded.row_faults import id_faults, label_faults
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.places import Place
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class EncodedRowComparison:
     ids: Sequence[int]
     labels: Sequence[int]
     oracle: Oracle
-    place: str
+    place: Place
 
     def findings(self) -> Iterator[Finding]:
         """Yield a finding for each class of the differences: ids first, then labels."""
@@ -216,7 +217,7 @@ class EncodedLineComparison:
 
     def _compare(self, number: int, stretch: Stretch, labels: Sequence[int]) -> EncodedRowComparison:
         row, tokens = self.line.rows[number], slice(*stretch)
-        place = f"{self.line.place}, conversations[{number}]" if self.line.packed else self.line.place
+        place = self.line.place.within("conversations", number) if self.line.packed else self.line.place
         return EncodedRowComparison(row, self.expected[number], self.ids[tokens], labels[tokens], self.oracle, place)
 
     def _place_faults(self, faults: Iterable[EncodingFault]) -> Iterator[Finding]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.places import Place
 
 _SHOWN = 80
 
@@ -26,7 +26,7 @@ class EvaluationJudge:
         self._trained = dict.fromkeys(systems) if None not in systems else {}
         self._trained_rows = len(systems)
         self._prompts = 0
-        self._other: list[tuple[str | None, str]] = []
+        self._other: list[tuple[str | None, Place]] = []
 
     def findings(self, line: EncodedLine) -> Iterator[Finding]:
         """Yield the findings of a line; none if it is no prompt of an evaluation."""
@@ -50,7 +50,7 @@ class EvaluationJudge:
         if self._trained and system not in self._trained:
             self._other.append((system, line.place))
 
-    def file_findings(self, path: Path) -> Iterator[Finding]:
+    def file_findings(self, place: Place) -> Iterator[Finding]:
         """Yield the findings of all prompts together."""
         if not self._other:
             return
@@ -64,7 +64,7 @@ class EvaluationJudge:
         expected = (
             f"a system prompt of the rows that are trained on ({counted(self._trained_rows, 'row')}), such as {first!r}"
         )
-        yield Finding("ML583", found, str(path), expected)
+        yield Finding("ML583", found, place, expected)
 
 
 def _system_prompt(row: Row) -> str | None:

@@ -17,12 +17,12 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import IN_ORDER
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.pairs import UNWANTED, WANTED, is_wanted
-from pytest_mistral_lora.chat.places import by_number
 from pytest_mistral_lora.chat.row_files import scan_records
 from pytest_mistral_lora.chat.rows import Row, compact_json, sorted_keys, weight_of
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RowError, RowsError
+from pytest_mistral_lora.places import Place
 
 MOST = 100_000
 """Most texts to keep at a time; further lost texts are counted, not named."""
@@ -43,7 +43,7 @@ class _OpenText:
     """
 
     balance: int
-    place: str
+    place: Place
     ids: Sequence[int]
 
 
@@ -57,7 +57,7 @@ class AnswerBalance:
     _texts: dict[bytes, _OpenText] = field(default_factory=dict)
     _beyond: int = 0
 
-    def add(self, ids: Sequence[int], labels: Sequence[int], oracle: Oracle, place: str, by: int) -> None:
+    def add(self, ids: Sequence[int], labels: Sequence[int], oracle: Oracle, place: Place, by: int) -> None:
         """Note each run of supervised tokens that ends with EOS, without the EOS; an answer without EOS does not count.
 
         An answer with an id outside the vocabulary has no text, and does not count either (ML520 reports it).
@@ -90,23 +90,23 @@ class AnswerBalance:
             if not entry.balance:
                 del self._texts[key]
 
-    def findings(self, path: Path, oracle: Oracle) -> Iterator[Finding]:
+    def findings(self, place: Place, oracle: Oracle) -> Iterator[Finding]:
         """Yield a finding for lost texts, and a finding for texts that are trained on too often."""
         lost = [text for text in self._texts.values() if text.balance > 0]
         more = [text for text in self._texts.values() if text.balance < 0]
         rest = f" ({self._beyond} more texts were not compared)" if self._beyond else ""
         if lost:
             found = f"{sum(text.balance for text in lost)} assistant texts are not trained on{rest}"
-            yield Finding("ML506", found, str(path), detail=_text_lines(lost, oracle))
+            yield Finding("ML506", found, place, detail=_text_lines(lost, oracle))
         if more:
             times = -sum(text.balance for text in more)
             found = f"{times} texts are trained on that no assistant says, or not so often{rest}"
-            yield Finding("ML506", found, str(path), detail=_text_lines(more, oracle))
+            yield Finding("ML506", found, place, detail=_text_lines(more, oracle))
 
 
 def _text_lines(texts: list[_OpenText], oracle: Oracle) -> str:
     lines = []
-    for text in sorted(texts, key=lambda text: by_number(text.place))[:SHOWN_TEXTS]:
+    for text in sorted(texts, key=lambda text: text.place.order)[:SHOWN_TEXTS]:
         times = f" ({abs(text.balance)} times)" if abs(text.balance) > 1 else ""
         lines.append(f"{text.place}: {oracle.decode(list(text.ids))[:80]!r}{times}")
     return "\n".join(lines + ([f"… and {len(texts) - SHOWN_TEXTS} more"] if len(texts) > SHOWN_TEXTS else []))
@@ -309,12 +309,12 @@ class SourceTracker:
             if index not in (self._matched if self.packed else came):
                 yield from rows
 
-    def missing_findings(self, path: Path) -> Iterator[Finding]:
+    def missing_findings(self, place: Place) -> Iterator[Finding]:
         """Yield a finding if the file lacks rows."""
         if self.packed and self.paths:
             count = len(self._digests) - len(self._matched)
             if count > self.unreadable:
-                yield Finding("ML502", f"{count} conversations of the dataset are in no sequence", str(path))
+                yield Finding("ML502", f"{count} conversations of the dataset are in no sequence", place)
             return
         # without the source, rows missing at the end cannot be detected
         total = len(self._digests) if self.paths else self._last + 1
@@ -324,7 +324,7 @@ class SourceTracker:
             missing = list(islice((index for index in range(total) if index not in self._seen), SHOWN))
             named = ", ".join(map(str, missing)) + (", …" if count > SHOWN else "")
             found = f"{count} of {total} rows are not there: {named}"
-            yield Finding("ML502", found, str(path), "every row of the source")
+            yield Finding("ML502", found, place, "every row of the source")
 
 
 def _with_row(line: EncodedLine, rows: tuple[Row, ...]) -> EncodedLine:

@@ -6,11 +6,12 @@ from typing import Any
 
 from pytest_mistral_lora.chat.fields import kind_of
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.places import Place
 
 Ids = tuple[int, ...]
 
 
-def read_integers(values: Any, place: str, *, weights: bool = False, mask: bool = False) -> Ids:
+def read_integers(values: Any, place: Place, *, weights: bool = False, mask: bool = False) -> Ids:
     """Return the integers of a list; of weights, 1 for each that is not 0.
 
     Args:
@@ -29,7 +30,7 @@ def read_integers(values: Any, place: str, *, weights: bool = False, mask: bool 
     for index, value in enumerate(values):
         # not isinstance: True is an int in Python, but not an id
         if type(value) not in kinds and not (mask and type(value) in (bool, float) and value in (0, 1)):
-            raise RowError(f"{value!r:.80}", place=f"{place}[{index}]", expected="an integer")
+            raise RowError(f"{value!r:.80}", place=place / index, expected="an integer")
     if mask:
         return tuple(map(int, values))
     return tuple(int(value != 0) for value in values) if weights else tuple(values)

@@ -9,14 +9,13 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
 from pytest_mistral_lora.chat.fim import is_fim, parse_fim_row
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.places import file_of
+from pytest_mistral_lora.chat.reading.row_source import RowSource
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.encoded.columns import (
     LENGTHS,
@@ -31,6 +30,7 @@ from pytest_mistral_lora.conformance.encoded.integers import Ids, read_integers
 from pytest_mistral_lora.conformance.encoded.sides import Side, has_sides, split_sides
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.recognition import recognise
+from pytest_mistral_lora.places import NOWHERE, Place, file_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class EncodedLine:
         chosen: The line of the chosen answer, if it is the rejected one of the same record.
     """
 
-    place: str
+    place: Place
     index: int
     rows: tuple[Row, ...]
     as_stored: tuple[Row, ...] = ()
@@ -88,30 +88,30 @@ class EncodedLine:
 
 
 def scan_lines(
-    path: Path, progress: Callable[[int], None] = lambda read: None, *, has_source: bool = False
+    source: RowSource, progress: Callable[[int], None] = lambda read: None, *, has_source: bool = False
 ) -> Iterator[EncodedLine | RowError]:
     """Yield each record of encoded rows, or the error of an unreadable one; a preference record is a line a side.
 
     Args:
-        path: A file, or a folder such as one of `Dataset.save_to_disk`.
+        source: The records.
         progress: Called with the number of bytes read since the last call.
-        has_source: Whether the source has the messages of a record without messages.
+        has_source: Whether a dataset beside them has the messages of a record without messages.
 
     Raises:
-        InputError: If a file cannot be read.
+        InputError: If the source cannot be read.
     """
-    from pytest_mistral_lora.formats.records import records_of
-
     count = -1
-    for count, (file, record) in enumerate(records_of(path, progress)):
+    for count, record in enumerate(source.records(progress)):
         try:
             if isinstance(record.value, RowError):
                 raise record.value
-            yield from _RecordReader(path, record.place, file.padded, has_source).lines(record.value, count)
+            yield from _RecordReader(record.place, record.is_padded, has_source).lines(record.value, count)
         except RowError as error:
             yield error
     if count < 0:
-        yield RowError("the file has no rows", place=str(path))
+        yield RowError(
+            "there are no rows" if source.place.source.is_value else "the file has no rows", place=source.place
+        )
 
 
 def has_row(record: Mapping[str, Any]) -> bool:
@@ -119,7 +119,7 @@ def has_row(record: Mapping[str, Any]) -> bool:
     from pytest_mistral_lora.formats.records import plain_row, unpadded_calls
 
     try:
-        parse_row(unpadded_calls(plain_row(record, "", padded=True)))
+        parse_row(unpadded_calls(plain_row(record, NOWHERE, padded=True)))
     except RowError:
         return False
     return True
@@ -130,14 +130,12 @@ class _RecordReader:
     """The reader of one record.
 
     Attributes:
-        path: The file or folder.
         place: The place of the record.
         padded: Whether absent keys are null, as in a table of Arrow.
         has_source: Whether the source has the messages of a record without messages.
     """
 
-    path: Path
-    place: str
+    place: Place
     padded: bool
     has_source: bool
 
@@ -151,7 +149,7 @@ class _RecordReader:
         lines: list[EncodedLine] = []
         sides = split_sides(record, self.place)
         for given in sides:
-            place = f"{self.place}, {given.side.name}" if len(sides) > 1 else self.place
+            place = self.place / given.side.name if len(sides) > 1 else self.place
             line = replace(self, place=place).line(given.record, position)
             rows, as_stored = (
                 tuple(replace(row, side=given.side.row_side) for row in stored)
@@ -170,7 +168,7 @@ class _RecordReader:
         data = plain_row(record, place, padded=self.padded)
         index = data.get("row", position)
         if type(index) is not int or index < 0:
-            raise RowError(repr(index)[:80], place=f"{place}, row", expected="the row's number in the source, from 0")
+            raise RowError(repr(index)[:80], place=place / "row", expected="the row's number in the source, from 0")
         if "error" in data and "input_ids" not in data:
             try:
                 rows = self._rows(data)
@@ -214,11 +212,11 @@ class _RecordReader:
         for key in keys:
             if data.get(key) is not None:
                 values = beside[key] = read_integers(
-                    data[key], f"{self.place}, {key}", weights=key == WEIGHTS, mask=key not in (WEIGHTS, "position_ids")
+                    data[key], self.place / key, weights=key == WEIGHTS, mask=key not in (WEIGHTS, "position_ids")
                 )
                 if len(values) != len(ids):
                     found = f"{len(values)} values for {len(ids)} ids"
-                    raise RowError(found, place=f"{self.place}, {key}", expected="one for each id")
+                    raise RowError(found, place=self.place / key, expected="one for each id")
         return beside
 
     def _refuse_rows(self, data: Mapping[str, Any]) -> None:
@@ -230,10 +228,10 @@ class _RecordReader:
         found = recognise(data)
         if found is not None:
             path = file_of(self.place)
-            step = f"Judge the rows themselves: mistral-lora check {shlex.quote(path)} --tokenizer PATH"
+            step = f"Judge the rows themselves: mistral-lora check {shlex.quote(path)} --tokenizer PATH" if path else ""
             raise RowError(
                 f"is missing: this is {found.title}",
-                place=f"{self.place}, input_ids",
+                place=self.place / "input_ids",
                 expected="the row beside its ids: input_ids and labels",
                 next_step=found.next_step(path) if found.advice else step,
             )
@@ -256,14 +254,14 @@ class _RecordReader:
             return ()
         if "messages" in data:
             raise RowError("has messages and conversations", place=self.place, expected="one of them")
-        given, place = data["conversations"], f"{self.place}, conversations"
+        given, place = data["conversations"], self.place / "conversations"
         if not isinstance(given, list) or not given:
             shown = "is empty" if given == [] else f"is {kind_of(given)}"
             raise RowError(shown, place=place, expected="a list of lists of messages")
         # a conversation with its own tools is an object; one with the line's tools is a list of messages
         shared = {key: data[key] for key in ROW_KEYS if key in data}
         rows = [record if isinstance(record, Mapping) else shared | {"messages": record} for record in given]
-        return tuple(parse_row(row, place=f"{place}[{n}]") for n, row in enumerate(rows))
+        return tuple(parse_row(row, place=place / n) for n, row in enumerate(rows))
 
     def _ends(self, data: Mapping[str, Any], key: str) -> Ids:
         """Return the ends of the conversations of a packed sequence, from 0 on."""
@@ -271,12 +269,12 @@ class _RecordReader:
         ends = values if key == "cu_seqlens" else tuple(accumulate(values, initial=0))
         if not ends or ends[0] or any(before > after for before, after in pairwise(ends)):
             expected = "numbers that go up from 0" if key == "cu_seqlens" else "the length of each conversation"
-            raise RowError(f"{list(values)!r:.80}", place=f"{self.place}, {key}", expected=expected)
+            raise RowError(f"{list(values)!r:.80}", place=self.place / key, expected=expected)
         return ends
 
     def _integers(self, data: Mapping[str, Any], key: str) -> Ids:
         """Return the integers of a key."""
-        values, place = data.get(key), f"{self.place}, {key}"
+        values, place = data.get(key), self.place / key
         if values is None and key == "labels":
             found = "is missing, and so is a mask that they could be made of: TRL trains on each token of such a row"
             step = "Save the labels that your collator makes, or prepare the dataset with assistant_only_loss=True."

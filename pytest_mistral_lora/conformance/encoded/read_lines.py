@@ -18,6 +18,7 @@ from pytest_mistral_lora.conformance.encoded.packing import cut_at_starts
 from pytest_mistral_lora.conformance.encoded.row_faults import other_oracles
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import OracleRejection
+from pytest_mistral_lora.places import Place
 
 _MOST_TRIES = 20
 """Conversations in a row that the other shipped tokenizers try to read."""
@@ -52,7 +53,7 @@ class LineStretch:
         labels: Its labels; fewer than ids if the line has fewer.
     """
 
-    place: str
+    place: Place
     tokens: Ids
     ids: Ids
     labels: Ids
@@ -61,12 +62,12 @@ class LineStretch:
 class LineReader:
     """Reads the lines of one file."""
 
-    def __init__(self, oracle: Oracle, path: Path) -> None:
+    def __init__(self, oracle: Oracle, path: Path | None) -> None:
         """Prepare the reader.
 
         Args:
             oracle: Mistral's own tokenization.
-            path: The file or folder, for the next step of a finding.
+            path: The file or folder, for the next step of a finding; None if the rows are in no file of the user.
         """
         self._oracle = oracle
         self._path = path
@@ -130,14 +131,11 @@ class LineReader:
             return Finding("ML524", "<s> is there as text, not as control token", stretch.place)
         end = stretch.tokens[-1] + 1 if stretch.tokens else 0
         token = stretch.tokens[error.token] if error.token < len(stretch.tokens) else end
-        step = f"mistral-lora audit {shlex.quote(str(self._path))} --tokenizer PATH --dataset rows.jsonl"
-        return Finding(
-            "ML560",
-            f"token {token}: {error.found}",
-            stretch.place,
-            error.expected,
-            f"If the rows that the ids were made of are at hand, judge the ids by them: {step}",
-        )
+        detail = ""
+        if self._path is not None:
+            step = f"mistral-lora audit {shlex.quote(str(self._path))} --tokenizer PATH --dataset rows.jsonl"
+            detail = f"If the rows that the ids were made of are at hand, judge the ids by them: {step}"
+        return Finding("ML560", f"token {token}: {error.found}", stretch.place, error.expected, detail)
 
 
 class _UnreadStretchError(Exception):
@@ -160,7 +158,7 @@ def stretches_of(line: EncodedLine, oracle: Oracle) -> Iterator[LineStretch]:
     # a side of a pair is one conversation, however many BOS it has
     cuts = [(0, len(ids))] if line.side else cut_at_starts(ids, positions, oracle)
     for number, (start, end) in enumerate(cuts or [(0, 0)]):
-        place = f"{line.place}, conversations[{number}]" if len(cuts) > 1 else line.place
+        place = line.place / "conversations" / number if len(cuts) > 1 else line.place
         labels = tuple(line.labels[n] for n in real[start:end] if n < len(line.labels))
         yield LineStretch(place, real[start:end], ids[start:end], labels)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean, median
 
 from pytest_mistral_lora.chat.diff import decode_text, equal_beginning, split_at_markers
@@ -16,6 +15,7 @@ from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.encoded.sides import Side
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.places import Place
 
 _SHOWN_IDS = 20
 _ANSWERS = ("wanted answer", "unwanted answer")
@@ -64,7 +64,7 @@ class SideJudge:
         shared = 0 if side.has_labels else equal_beginning(first.answer, side.answer)
         self._lengths[True].append(len(self._without_eos(first.answer[shared:])))
         self._lengths[False].append(len(self._without_eos(side.answer[shared:])))
-        place = line.place.removesuffix(f", {side.name}")
+        place = line.place.row
         if first.prompt != side.prompt:
             at = equal_beginning(first.prompt, side.prompt)
             shown = [self._shown(prompt, at) for prompt in (first.prompt, side.prompt)]
@@ -79,7 +79,7 @@ class SideJudge:
         else:
             yield Finding("ML566", f"both answers are {text}", place, "answers that differ", row=row)
 
-    def file_findings(self, path: Path) -> Iterator[Finding]:
+    def file_findings(self, place: Place) -> Iterator[Finding]:
         """Yield a note if the answers of one side are much longer than those of the other."""
         if not all(self._lengths.values()):
             return
@@ -91,7 +91,7 @@ class SideJudge:
         wanted, unwanted = (counted(side.answers, name) for side, name in zip(sides, _ANSWERS, strict=True))
         found = f"the {_ANSWERS[index]}s are longer: mean and median are {shown[0]} tokens for {wanted}, "
         found += f"{shown[1]} for {unwanted}"
-        yield Finding("ML569", found, str(path), "answers of about the same length on both sides")
+        yield Finding("ML569", found, place, "answers of about the same length on both sides")
 
     @property
     def words(self) -> str:

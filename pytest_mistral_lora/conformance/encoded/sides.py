@@ -21,11 +21,12 @@ from typing import Any
 
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.chat.fields import ROW_KEYS, Place
+from pytest_mistral_lora.chat.fields import ROW_KEYS
 from pytest_mistral_lora.chat.pairs import CHOSEN, REJECTED, UNWANTED, WANTED
 from pytest_mistral_lora.chat.rows import unscored
 from pytest_mistral_lora.conformance.encoded.integers import Ids, read_integers
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.places import NOWHERE, Place
 
 _PAIR = (CHOSEN, REJECTED)
 _ALONE = "completion"
@@ -84,7 +85,7 @@ def has_sides(data: Mapping[str, Any]) -> bool:
     return data.get("input_ids") is None and any(_column(data, name) for name in (*_PAIR, _ALONE))
 
 
-def split_sides(data: Mapping[str, Any], place: str) -> list[SideRecord]:
+def split_sides(data: Mapping[str, Any], place: Place) -> list[SideRecord]:
     """Return the answers of a record: the chosen one and the rejected one, or the one that has a label.
 
     Args:
@@ -100,13 +101,13 @@ def split_sides(data: Mapping[str, Any], place: str) -> list[SideRecord]:
     if label is None:
         expected = "true for an answer that is wanted, false for one that is not"
         step = "A rollout has no label, and is not judged here."
-        raise RowError("is missing", place=f"{place}, label", expected=expected, next_step=step)
+        raise RowError("is missing", place=place / "label", expected=expected, next_step=step)
     if label not in (0, 1):
-        raise RowError(f"{label!r:.80}", place=f"{place}, label", expected="true or false")
+        raise RowError(f"{label!r:.80}", place=place / "label", expected="true or false")
     return [_split_side(data, _ALONE, place, is_wanted=bool(label))]
 
 
-def _split_side(data: Mapping[str, Any], name: str, place: str, *, is_wanted: bool) -> SideRecord:
+def _split_side(data: Mapping[str, Any], name: str, place: Place, *, is_wanted: bool) -> SideRecord:
     record = {key: data[key] for key in ("row", *ROW_KEYS) if key in data and key != "messages"}
     if messages := _messages(data, name):
         record["messages"] = messages
@@ -132,7 +133,7 @@ def _split_side(data: Mapping[str, Any], name: str, place: str, *, is_wanted: bo
     return SideRecord(side, record | {"input_ids": list(ids), "labels": list(labels)})
 
 
-def _attention(data: Mapping[str, Any], name: str, ids: Ids, place: str) -> dict[str, Any]:
+def _attention(data: Mapping[str, Any], name: str, ids: Ids, place: Place) -> dict[str, Any]:
     """Return the attention mask of a side whose ids are the whole conversation, if it has one."""
     column = f"{name}_attention_mask"
     return {"attention_mask": list(_beside(data, column, ids, place))} if data.get(column) is not None else {}
@@ -144,7 +145,7 @@ def _shown(ids: Ids, record: Mapping[str, Any]) -> Ids:
     return ids if mask is None else tuple(token for token, is_shown in zip(ids, mask, strict=False) if is_shown)
 
 
-def _masked(data: Mapping[str, Any], name: str, ids: Ids, place: str) -> Ids:
+def _masked(data: Mapping[str, Any], name: str, ids: Ids, place: Place) -> Ids:
     """Return the labels of an answer: its ids where its mask is 1, or all of them if it has none."""
     column = f"{name}_mask"
     if data.get(column) is None:
@@ -159,16 +160,16 @@ def _column(data: Mapping[str, Any], name: str) -> str:
     return next((column for column in columns if data.get(column) is not None), "")
 
 
-def _read(data: Mapping[str, Any], column: str, place: str) -> Ids:
-    return read_integers(data.get(column), f"{place}, {column}")
+def _read(data: Mapping[str, Any], column: str, place: Place) -> Ids:
+    return read_integers(data.get(column), place / column)
 
 
-def _beside(data: Mapping[str, Any], column: str, ids: Ids, place: str) -> Ids:
+def _beside(data: Mapping[str, Any], column: str, ids: Ids, place: Place) -> Ids:
     """Return the values of a mask that has one for each id."""
-    values = read_integers(data.get(column), f"{place}, {column}", mask=True)
+    values = read_integers(data.get(column), place / column, mask=True)
     if len(values) != len(ids):
         found = f"{len(values)} values for {len(ids)} ids"
-        raise RowError(found, place=f"{place}, {column}", expected="one for each id")
+        raise RowError(found, place=place / column, expected="one for each id")
     return values
 
 
@@ -194,7 +195,7 @@ def _message_list(data: Mapping[str, Any], key: str) -> Sequence[Mapping[str, An
 
     value = data.get(key)
     with suppress(RowError):  # a list of texts
-        value = with_objects(value, Place("", key))
+        value = with_objects(value, NOWHERE / key)
     if isinstance(value, list) and all(isinstance(message, Mapping) for message in value):
         return value
     return ()

@@ -11,6 +11,7 @@ from pytest_mistral_lora.conformance.gguf.tokenizer import MODELS, stop_findings
 from pytest_mistral_lora.conformance.model_targets import GgufTarget
 from pytest_mistral_lora.errors import InputError, MistralLoraError, NoOracleError
 from pytest_mistral_lora.extras import require_extra
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 _NO_MODEL = "no model folder to compare with: name it with --mistral-base"
@@ -44,7 +45,7 @@ class GgufChecks:
             InputError: If the file cannot be read.
         """
         self._target, self._gguf = target, target.content
-        self._place = str(target.file)
+        self._place = Place.of(target.file)
 
     def file(self) -> Result:
         """ML918: the file can be read, and holds a model or an adapter."""

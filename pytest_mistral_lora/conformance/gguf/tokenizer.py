@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.checkpoint.recognition import spm_pieces
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.errors import OracleRejection, TokenizerError, shortened
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -63,7 +64,7 @@ _CONVERT = 'a conversion of a folder with tokenizer.model and "add_prefix_space"
 
 def tokenizer_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield ML912 for each reason why llama.cpp's ids of a text differ from mistral-common's."""
-    place, model, expected = str(file.path), file.setting("model"), MODELS[oracle.kind]
+    place, model, expected = Place.of(file.path), file.setting("model"), MODELS[oracle.kind]
     if model != expected:
         found = f"tokenizer.ggml.model is {shortened(model)}"
         yield Finding("ML912", found, place, f"{expected!r}, the kind of {oracle.path.name}")
@@ -91,7 +92,7 @@ def tokenizer_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 
 def _vocabulary_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield a finding for ids with other bytes, and a finding for ids that the tokenizer lacks."""
-    stored, place = file.vocabulary, str(file.path)
+    stored, place = file.vocabulary, Place.of(file.path)
     if stored is None:
         yield Finding("ML912", "has no list tokenizer.ggml.tokens", place, f"{oracle.vocab_size:,} tokens")
         return
@@ -113,7 +114,7 @@ def _vocabulary_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 
 def _type_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield a finding if a control token, a text token or a byte has the wrong type."""
-    types, place = file.setting("token_type"), str(file.path)
+    types, place = file.setting("token_type"), Place.of(file.path)
     if not isinstance(types, list) or len(types) < oracle.vocab_size:
         if types is None:
             found = "missing"
@@ -150,7 +151,7 @@ def _is_byte(piece: str) -> bool:
 
 def _id_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield a finding for another id of BOS, EOS or the unknown token, and for flags that omit BOS or add EOS."""
-    place = str(file.path)
+    place = Place.of(file.path)
     for name in _IDS:
         given = file.setting(_FIELDS[name])
         used = _DEFAULT_IDS[oracle.kind][name] if given is None else given
@@ -168,7 +169,7 @@ def _id_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 
 def stop_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield ML920 for each token besides EOS at which llama.cpp ends an answer."""
-    place, tokens = str(file.path), file.setting("tokens")
+    place, tokens = Place.of(file.path), file.setting("tokens")
     if not _is_list_of(tokens, str):
         return  # another finding says so
     stops: dict[int, str] = {}
@@ -188,7 +189,7 @@ def stop_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 
 def _score_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield a finding if a score is not the SentencePiece file's: the scores decide which pieces merge first."""
-    scores, place = file.setting("scores"), str(file.path)
+    scores, place = file.setting("scores"), Place.of(file.path)
     if not _is_list_of(scores, float) or len(scores) < oracle.vocab_size:
         yield Finding("ML912", "has no tokenizer.ggml.scores for each token", place, _CONVERT)
         return
@@ -212,7 +213,7 @@ def _score_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 
 def _merge_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield a finding if the merges make other tokens first than Tekken, which starts with the lowest id."""
-    merges, place, stored = file.setting("merges"), str(file.path), file.vocabulary
+    merges, place, stored = file.setting("merges"), Place.of(file.path), file.vocabulary
     tokens = file.setting("tokens")
     if not (_is_list_of(merges, str) and _is_list_of(tokens, str)) or stored is None:
         yield Finding("ML912", "has no list tokenizer.ggml.merges", place, "the merges of the tokenizer")
@@ -237,7 +238,7 @@ def _merge_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 
 def template_findings(file: GgufFile, judge: CheckpointTokenizer) -> Iterator[Finding]:
     """Yield ML913 for an invalid template, and for each packaged row that it renders differently."""
-    place, text = f"{file.path}, tokenizer.chat_template", file.template
+    place, text = Place.of(file.path).within("tokenizer", "chat_template"), file.template
     if text is None:
         yield Finding("ML913", "is missing: llama.cpp takes ChatML's", place, "the checkpoint's chat template")
         return
@@ -251,7 +252,7 @@ def template_findings(file: GgufFile, judge: CheckpointTokenizer) -> Iterator[Fi
     yield from first_findings(list(_rendered_findings(text, judge, oracle, place)), _SHOWN_ROWS, place)
 
 
-def _rendered_findings(text: str, judge: CheckpointTokenizer, oracle: Oracle, place: str) -> Iterator[Finding]:
+def _rendered_findings(text: str, judge: CheckpointTokenizer, oracle: Oracle, place: Place) -> Iterator[Finding]:
     from pytest_mistral_lora.chat.diff import TokenDiff
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.chat.templates.compare import compare

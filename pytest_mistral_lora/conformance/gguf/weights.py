@@ -15,6 +15,7 @@ from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter.layout import PREFIX, adapter_layout
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.errors import InputError, shortened
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def architecture_findings(file: GgufFile, model: BaseFolder) -> Iterator[Finding
             is_alike = value == expected
         if not is_alike:
             found = f"{file.architecture}.{key} is {_shown(value)}"
-            yield Finding("ML917", found, str(file.path), f"{_shown(expected)}, {name} of {model.config_file}")
+            yield Finding("ML917", found, Place.of(file.path), f"{_shown(expected)}, {name} of {model.config_file}")
 
 
 def _shown(value: Any) -> str:
@@ -129,7 +130,7 @@ class ComparedWeights:
 
     def findings(self) -> Iterator[Finding]:
         """Yield ML916 for each missing or surplus tensor, and for each difference that its type does not explain."""
-        place, found, worst = str(self.file.path), [], dict[str, float]()
+        place, found, worst = Place.of(self.file.path), [], dict[str, float]()
         names = self._names()
         for name in sorted(names.keys() - self.file.tensors.keys()):
             found.append(Finding("ML916", f"{name} is missing", place, f"{names[name]} of {self.model}"))
@@ -255,7 +256,7 @@ def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]
     Raises:
         InputError: If a file of the adapter cannot be read.
     """
-    place, weights = str(file.path), folder.weights
+    place, weights = Place.of(file.path), folder.weights
     layout = adapter_layout(folder, folder.located_base.folder)
     if layout.refusal:
         raise InputError(f"PEFT refuses the adapter: {layout.refusal}", place=str(folder.path))
@@ -299,10 +300,10 @@ def _adapter_tensor_findings(file: GgufFile, name: str, want: Any, folder: Adapt
         heads = config.get("num_attention_heads")
         want = _interleaved(want, config.get("num_key_value_heads", heads) if ".attn_k." in name else heads, name)
     if file.tensors[name].shape != want.shape:
-        yield Finding("ML914", f"{name} has shape {file.tensors[name].shape}", str(file.path), str(want.shape))
+        yield Finding("ML914", f"{name} has shape {file.tensors[name].shape}", Place.of(file.path), str(want.shape))
         return
     error, kind = _relative(file.values(name) - want, want), file.kind_of(name)
     bound = _largest_error(kind)
     if not error <= bound:
         text = f"{name} differs from the safetensors file by {error:.2g} of its norm"
-        yield Finding("ML914", text, str(file.path), f"at most {bound:g} for {kind}")
+        yield Finding("ML914", text, Place.of(file.path), f"at most {bound:g} for {kind}")

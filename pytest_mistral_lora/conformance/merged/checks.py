@@ -20,6 +20,7 @@ from pytest_mistral_lora.conformance.merged import weights as tensors
 from pytest_mistral_lora.conformance.merged.product import AdapterAtHand
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import inside
 
@@ -73,7 +74,7 @@ class MergedChecks:
     """
 
     def __init__(self, folder: AdapterFolder, beside: Sequence[AdapterFolder] = ()) -> None:
-        self._given, self._place = folder, str(folder.path)
+        self._given, self._place = folder, Place.of(folder.path)
         self.adapters: list[AdapterFolder] = [
             adapter for adapter in beside if adapter.config_file.is_file() and adapter.tensors_file.is_file()
         ]
@@ -100,7 +101,7 @@ class MergedChecks:
         """
         data = read_json(inside(self.folder.path, "config.json"))
         if not isinstance(data, dict):
-            raise InputError(f"a JSON {type(data).__name__}", place=f"{self._place}/config.json")
+            raise InputError(f"a JSON {type(data).__name__}", place=Place.of(self._given.path / "config.json"))
         return data
 
     @property
@@ -193,15 +194,15 @@ class MergedChecks:
         for file in (self.folder.config_file, self.folder.tensors_file):
             if file.exists():
                 found = f"{file.name} in a merged model's folder: transformers would put the adapter on once more"
-                findings.append(Finding("ML418", found, str(file), "full weights and no adapter"))
+                findings.append(Finding("ML418", found, Place.of(file), "full weights and no adapter"))
         try:
             if declared_quantization(self._config) is not None:
-                found, place = "the merged weights are quantised", str(path / "config.json")
+                found, place = "the merged weights are quantised", Place.of(path / "config.json")
                 findings.append(Finding("ML421", found, place, "full precision"))
             findings += structure.index_findings(path, self._weights)
             if not self._weights:
                 names = ", ".join(file.name for file in self.folder.model_files)
-                findings.append(Finding("ML405", "holds no tensor", f"{path}/{names}", "the merged weights"))
+                findings.append(Finding("ML405", "holds no tensor", Place.of(path / names), "the merged weights"))
         except InputError as error:
             findings.append(Finding("ML405", error.found, error.place, error.expected))
         return Result(tuple(findings), facts=(("kind", "merged"),))
@@ -227,13 +228,15 @@ class MergedChecks:
         try:
             if not any(name.endswith("embed_tokens.weight") for name in self._weights):
                 return Result(not_checked="no tensor is named embed_tokens.weight: see the check `names-and-shapes`")
-            return Result(tuple(structure.tie_findings(self._config, self._weights, f"{self._place}/config.json")))
+            return Result(
+                tuple(structure.tie_findings(self._config, self._weights, Place.of(self._given.path / "config.json")))
+            )
         except InputError:
             return Result(not_checked=_UNREADABLE)
 
     def configuration(self) -> Result:
         """Check the configuration against the weights, and against the base's."""
-        place = f"{self._place}/config.json"
+        place = Place.of(self._given.path / "config.json")
         try:
             findings = list(structure.own_findings(self._config, self._weights, place))
         except InputError:
@@ -274,7 +277,7 @@ class MergedChecks:
             other = self.folder.located_base.require(self.folder.path).path / file.name
             if other.is_file() and filecmp.cmp(file, other, shallow=False):
                 found = "the file is the base's, and vLLM loads it in its Mistral format"
-                findings.append(Finding("ML413", found, str(file), "no such file"))
+                findings.append(Finding("ML413", found, Place.of(file), "no such file"))
         return Result(tuple(findings), facts=(("changed tensors", sum(not tensor.unchanged for tensor in compared)),))
 
     def changed_places(self) -> Result:
@@ -284,7 +287,7 @@ class MergedChecks:
         findings = [*tensors.place_findings(self._tensors, self._place, self._planned)]
         if self._planned is None:
             files = {name: info.file.name for name, info in self._weights.infos.items()}
-            findings += tensors.layer_findings(self._tensors, self._place, files=files, declared=self._declared)
+            findings += tensors.layer_findings(self._tensors, self._given.path, files=files, declared=self._declared)
         return Result(tuple(findings))
 
     @property

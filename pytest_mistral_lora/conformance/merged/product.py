@@ -26,6 +26,7 @@ from pytest_mistral_lora.conformance.merged.factor import FactorSums, MergeFacto
 from pytest_mistral_lora.conformance.merged.replay import MergeReplay, rounding_orders
 from pytest_mistral_lora.conformance.merged.weights import rounding_bound, row_blocks
 from pytest_mistral_lora.errors import InputError, MistralLoraError, and_more
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import CONFIG, require_plain_sum
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.lora_delta import LoraDelta, deltas_of
@@ -83,7 +84,7 @@ class AdapterAtHand:
     def _require_sum(self) -> None:
         config = self.folder.config
         bias = "none" if config.get("bias") is None else config["bias"]
-        require_plain_sum(bias, config.get("init_lora_weights"), str(self.folder.config_file))
+        require_plain_sum(bias, config.get("init_lora_weights"), Place.of(self.folder.config_file))
 
     def _fitting_deltas(self) -> dict[str, LoraDelta]:
         """Return the delta of each tensor that changes, by its name in the base.
@@ -91,7 +92,7 @@ class AdapterAtHand:
         Raises:
             InputError: If a delta has no place in the base, or changes one of two tensors that the base ties.
         """
-        deltas, place = deltas_of(self.folder, self.before), str(self.folder.tensors_file)
+        deltas, place = deltas_of(self.folder, self.before), Place.of(self.folder.tensors_file)
         ties = is_known(self.base.config) and self.base.is_tied
         for name, delta in deltas.items():
             shared = [part for part in EMBEDDINGS if f".{name}".endswith(f".{part}.weight")]
@@ -129,7 +130,7 @@ class AdapterAtHand:
 
     @cached_property
     def _judged(self) -> tuple[tuple[Finding, ...], str]:
-        place, found = str(self.own.files[0].parent), list[Finding]()
+        place, found = Place.of(self.own.files[0].parent), list[Finding]()
         replay, factor, sums, together = self._replay(), MergeFactor(), FactorSums(), FactorSums()
         for name, delta in sorted(self._plan[0].items()):
             merged_name = self.pairs.get(name)
@@ -223,7 +224,7 @@ def _require_tensors(folder: AdapterFolder, layout: AdapterLayout) -> None:
     Raises:
         InputError: If a tensor is missing, has no place, or has another shape.
     """
-    place, tensors, expected = str(folder.tensors_file), folder.tensors, layout.expected
+    place, tensors, expected = Place.of(folder.tensors_file), folder.tensors, layout.expected
     odd = sorted(expected.keys() ^ tensors.keys())
     if odd:
         found = f"{odd[0]} {'is missing' if odd[0] in expected else 'has no place in a merged model'}"

@@ -11,6 +11,7 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.architectures import TIE, spelled_name, text_part, tie_flags
 from pytest_mistral_lora.checkpoint.weights import INDEX, Weights
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import inside
 
 _FREE = {
@@ -64,7 +65,7 @@ _FREE = {
 _HEADS = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size", "num_hidden_layers")
 
 
-def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], place: str) -> Iterator[Finding]:
+def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], place: Place) -> Iterator[Finding]:
     """Yield ML435 for each value that affects the computation and differs from the base's, in any spelling.
 
     Args:
@@ -113,7 +114,7 @@ def end_findings(folder: Path, base: Path) -> Iterator[Finding]:
     has_own = (folder / _GENERATION).exists()
     if (has_own or (base / _GENERATION).exists()) and ends[1] and ends[0] != ends[1]:
         found = f"eos_token_id is {ends[0]}" if has_own else f"is missing: eos_token_id is {ends[0]}, of config.json"
-        yield Finding("ML435", found, f"{folder}/{_GENERATION}", f"{ends[1]}, as the base's")
+        yield Finding("ML435", found, Place.of(folder / _GENERATION), f"{ends[1]}, as the base's")
 
 
 def _ends(folder: Path) -> list[Any]:
@@ -151,7 +152,7 @@ def answer_findings(folder: Path, base: Path | None) -> Iterator[Finding]:
             continue
         # a merge that lost an end may forbid it all the same
         ends = {end for one in (folder, base) if one is not None for end in _ends(one) if type(end) is int}
-        found.append(list(generation_findings(config, ends, str(file))))
+        found.append(list(generation_findings(config, ends, Place.of(file))))
     known = {finding.found for finding in found[1]}
     yield from (finding for finding in found[0] if finding.rule == "ML240" or finding.found not in known)
 
@@ -220,7 +221,7 @@ def _rope(text: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any
     return {"rope_theta": theta, "rope.type": kind, **named}
 
 
-def own_findings(config: Mapping[str, Any], merged: Weights, place: str) -> Iterator[Finding]:
+def own_findings(config: Mapping[str, Any], merged: Weights, place: Place) -> Iterator[Finding]:
     """Yield ML435 for each value that contradicts the weights or another key."""
     text = text_part(config)
     rope = text.get("rope_parameters")
@@ -251,7 +252,7 @@ def own_findings(config: Mapping[str, Any], merged: Weights, place: str) -> Iter
             yield Finding("ML435", found, place, f"{info.shape[0]}, the rows of {name}")
 
 
-def tie_findings(config: Mapping[str, Any], merged: Weights, place: str) -> Iterator[Finding]:
+def tie_findings(config: Mapping[str, Any], merged: Weights, place: Place) -> Iterator[Finding]:
     """Yield ML436 for each flag about tied embeddings, at the top or in `text_config`, that contradicts the file."""
     import numpy as np
 
@@ -289,19 +290,19 @@ def index_findings(folder: Path, merged: Weights) -> Iterator[Finding]:
     index = folder / INDEX
     if not index.exists():
         if len(merged.files) > 1:
-            yield Finding("ML405", "no such file", str(index), f"the index of {len(merged.files)} shards")
+            yield Finding("ML405", "no such file", Place.of(index), f"the index of {len(merged.files)} shards")
         return
     data = read_json(inside(folder, INDEX))
     listed = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(listed, dict):
-        yield Finding("ML405", "has no weight_map", str(index), "the file of each tensor")
+        yield Finding("ML405", "has no weight_map", Place.of(index), "the file of each tensor")
         return
     actual = {name: info.file.name for name, info in merged.infos.items()}
     for name in sorted(actual.keys() | listed.keys()):
         if listed.get(name) != actual.get(name):
             # names in an index can be anything: repr keeps control characters from the terminal
             found = f"{name!r} is in {listed.get(name, 'no file')!r}"
-            yield Finding("ML405", found, str(index), actual.get(name, "a tensor that one of the files holds"))
+            yield Finding("ML405", found, Place.of(index), actual.get(name, "a tensor that one of the files holds"))
             return
 
 
@@ -327,7 +328,7 @@ def paired_names(merged: Weights, base: Weights, vocabulary: int | None) -> dict
     return found
 
 
-def name_findings(merged: Weights, base: Weights, pairs: Mapping[str, str], place: str) -> Iterator[Finding]:
+def name_findings(merged: Weights, base: Weights, pairs: Mapping[str, str], place: Place) -> Iterator[Finding]:
     """Yield ML412 for each tensor that only one of the two has, and for each with another shape."""
     import numpy as np
 

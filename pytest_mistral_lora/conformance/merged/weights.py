@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import ml_dtypes
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.errors import and_more
+from pytest_mistral_lora.places import Place
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -229,7 +231,7 @@ def _spacing(values: Array, dtype: str) -> Array:
 
 
 def place_findings(
-    tensors: Mapping[str, MergedTensor], place: str, planned: Mapping[str, bool] | None
+    tensors: Mapping[str, MergedTensor], place: Place, planned: Mapping[str, bool] | None
 ) -> Iterator[Finding]:
     """Yield ML430 and ML439: changes outside of the layers that LoRA adapts.
 
@@ -263,7 +265,7 @@ def place_findings(
 
 
 def rank_findings(
-    tensors: Mapping[str, MergedTensor], place: str, planned: Mapping[str, bool] | None
+    tensors: Mapping[str, MergedTensor], place: Place, planned: Mapping[str, bool] | None
 ) -> Iterator[Finding]:
     """Yield ML431 for each layer whose change does not have low rank, and ML433 for too large a change."""
     layers = {
@@ -297,7 +299,7 @@ def rank_findings(
 
 def layer_findings(
     tensors: Mapping[str, MergedTensor],
-    place: str,
+    folder: Path,
     *,
     files: Mapping[str, str] | None = None,
     declared: Sequence[str] = (),
@@ -309,10 +311,11 @@ def layer_findings(
 
     Args:
         tensors: The result of `compare_tensors`.
-        place: The folder.
+        folder: The folder of the merged model.
         files: The name of each tensor's file.
         declared: The modules that the manifest says the adapter changes; empty if it does not say it.
     """
+    place = Place.of(folder)
     kinds: dict[str, dict[int, bool]] = defaultdict(dict)
     homes: dict[tuple[str, int], str] = {}
     for name, tensor in tensors.items():
@@ -331,7 +334,7 @@ def layer_findings(
     for file, layers_of_file in sorted(stale.items()):
         shared = next((f"layer {layer}" for layer in layers_of_file if layer in touched), "each layer")
         found = f"every weight of {file} is the base's, and {shared} is changed in the other files"
-        findings.append(Finding("ML432", found, f"{place}/{file}", "the file that the merge wrote"))
+        findings.append(Finding("ML432", found, Place.of(folder / file), "the file that the merge wrote"))
     for kind, layers in sorted(changed.items()):
         lost = [layer for layer, moved in sorted(layers.items()) if not moved and layer in touched]
         lost = [layer for layer in lost if homes[kind, layer] not in stale]
@@ -353,7 +356,7 @@ def layer_findings(
 
 
 def _declared_findings(
-    kinds: Mapping[str, Mapping[int, bool]], declared: Sequence[str], place: str
+    kinds: Mapping[str, Mapping[int, bool]], declared: Sequence[str], place: Place
 ) -> Iterator[Finding]:
     for module in declared:
         match = LAYER.search(f"{module}.weight")

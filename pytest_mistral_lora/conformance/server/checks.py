@@ -23,6 +23,7 @@ from pytest_mistral_lora.conformance.server.shown import judged_publicly
 from pytest_mistral_lora.conformance.server_target import NOT_ASKED, ParsersTarget, ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError, RunnerError, TokenizerError, counted
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class ServerChecks:
 
     def __init__(self, target: ServerTarget) -> None:
         self._target = target
-        self._place = target.url
+        self._place = Place.of(target.url)
         self._deviations = PromptDeviations(target)
 
     def cases(self) -> dict[str, Callable[[], Result]]:
@@ -188,7 +189,7 @@ class ServerChecks:
         proof = f"{server.title}{version and f' {version}'}, model {answers.model}: proof by {strength}"
         proof += f"; recognised by {endpoint}" if endpoint else ""
         proof += f"; not asked, being {NOT_ASKED}: {counted(answers.left_out, 'row')}" if answers.left_out else ""
-        proof += "" if server.was_run else "; this kind is written from the server's source, and was never run here"
+        proof += "" if server.was_run else "; never run: this client is written from the server's source"
         # a server that fails every request is reachable, but proves nothing
         not_checked = _ALL_FAILED if self._all_failed and not findings else ""
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), not_checked, (("server of", proof),))
@@ -304,7 +305,7 @@ class ServerChecks:
         for fault in id_faults(asked_row.prompt, expected, ids, oracle):
             if (fault.rule == "ML523") is injected:
                 rule, found = ("ML906" if injected else "ML902"), f"{asked_row.name}: {fault.found} ({fault.rule})"
-                parts, row = shown_difference(difference, asked_row.name), asked_row.row.to_jsonl()
+                parts, row = shown_difference(difference, Place.of(asked_row.name)), asked_row.row.to_jsonl()
                 yield Finding(rule, found, self._place, fault.expected, row=row, **parts)
 
 
@@ -332,7 +333,7 @@ def served_findings(url: str, rows: Sequence[Row], tokenizer: CheckpointTokenize
         yield from result.findings
     hidden = results["prompts"].not_checked
     if hidden and not results["there"].findings:
-        yield Finding("ML902", f"not checked: {hidden}", target.url, "the ids of each prompt")
+        yield Finding("ML902", f"not checked: {hidden}", Place.of(target.url), "the ids of each prompt")
 
 
 def served_prompt(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.conformance.server_target import AskedRow, ServerTarget
 from pytest_mistral_lora.errors import InputError, NoTemplateError, OracleRejection, RowError
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -113,8 +114,8 @@ class PromptDeviations:
         fix = "" if version else f"Name the version, since the server reports none: {named}"
         sides = (asked_row.expected or (), None), (served, None)
         diff = TokenDiff.of(*sides, target.oracle.piece, ("mistral-common", "served"))
-        parts = shown_difference(diff, asked_row.name)
-        return Finding("ML902", found, target.url, expected, row=asked_row.row.to_jsonl(), fix=fix, **parts)
+        parts = shown_difference(diff, Place.of(asked_row.name))
+        return Finding("ML902", found, Place.of(target.url), expected, row=asked_row.row.to_jsonl(), fix=fix, **parts)
 
     def _unknown(self, explained: Collection[str]) -> list[Deviation]:
         """Return the named deviations that the table does not list for the server and its version."""
@@ -170,7 +171,7 @@ def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> 
                 # another version, or a fault in each prompt
                 name = f"Name the tokenizer of the served model, whose vocabulary is {names[0]}'s: --tokenizer FOLDER."
             fix = f"{name} Else another model is served, or one with another's tokenizer."
-            return Finding(rule, text, target.url, f"{named}, the tokenizer that you named", fix=fix)
+            return Finding(rule, text, Place.of(target.url), f"{named}, the tokenizer that you named", fix=fix)
     return None
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.serving.answers import ServedAnswer
@@ -27,7 +28,7 @@ def cause_of(words: str) -> str:
     return re.sub(r"'[^']*'", "'…'", re.sub(r"[0-9]+", "#", words))[:_WORDS]
 
 
-def failure_finding(name: str, words: str, place: str, row: str) -> Finding:
+def failure_finding(name: str, words: str, place: Place, row: str) -> Finding:
     """Return the finding of a failed request.
 
     Args:

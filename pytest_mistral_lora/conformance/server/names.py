@@ -12,6 +12,7 @@ from pytest_mistral_lora.conformance.server.answer import AnswerJudge
 from pytest_mistral_lora.conformance.server.failures import answered
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.judgement import TOLERANCES
 
 if TYPE_CHECKING:
@@ -59,13 +60,13 @@ class NameChecks:
             (answer.outcome for answer in self._of(name, name) if isinstance(answer.outcome, InputError)), None
         )
         if error is not None:
-            return Finding("ML932", f"{name}: {error.found}", self._target.url, error.expected)
+            return Finding("ML932", f"{name}: {error.found}", Place.of(self._target.url), error.expected)
         if self._answers_as(name, name):
             return None
         others = [other for other in self._others(name) if self._is_like(name, other)]
         as_others = " or ".join(self._title(other) for other in others)
         found = f"{name} answers as {as_others}" if others else f"{name} answers as no adapter that you named"
-        return Finding("ML932", found, self._target.url, f"the transcripts of {self._target.places_of(name)}")
+        return Finding("ML932", found, Place.of(self._target.url), f"the transcripts of {self._target.places_of(name)}")
 
     def _others(self, name: str) -> Iterator[str]:
         yield from (other for other in self._target.named_transcripts if other != name)

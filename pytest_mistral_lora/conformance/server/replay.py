@@ -14,6 +14,7 @@ from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text
 from pytest_mistral_lora.conformance.server.failures import answered, cause_of, failure_finding, no_answer
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError, counted
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.judgement import TOLERANCES, AnswerJudgement, difference_text
 from pytest_mistral_lora.records.transcripts import Transcript
 
@@ -74,7 +75,7 @@ class ReplayChecks:
 
     def __init__(self, target: ServerTarget) -> None:
         self._target = target
-        self._place = target.url
+        self._place = Place.of(target.url)
 
     def cases(self) -> Mapping[str, Callable[[], Result]]:
         """Return the checks by name."""

@@ -13,6 +13,7 @@ from typing import Any
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError, RunnerError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import write_text
 
 SECONDS = 900.0
@@ -66,14 +67,14 @@ def _read(file: Path, script: Path, rows: int) -> tuple[str, list[Any]]:
     versions, found = "", [missing] * rows
     for item in scan_jsonl(file, encoded=True):
         if isinstance(item, RowError):
-            raise RunnerError(item.found, place=f"{script}, its output", expected=_FORM)
+            raise RunnerError(item.found, place=Place.of(script) / "its output", expected=_FORM)
         line, data = item
         if isinstance(data, Mapping) and isinstance(data.get("environment"), Mapping):
             versions = ", ".join(f"{name} {version}" for name, version in data["environment"].items())
             continue
         number = data.get("row") if isinstance(data, Mapping) else None
         if type(number) is not int or not 0 <= number < rows:
-            place = f"{script}, line {line} of its output"
+            place = Place.of(script) / f"line {line} of its output"
             raise RunnerError(f"{data!r:.200}", place=place, expected=f'an object with "row" from 0 to {rows - 1}')
         found[number] = _prompt(data, script)
     return versions, found
@@ -92,6 +93,8 @@ def _prompt(data: Mapping[str, Any], script: Path) -> Any:
     if ids is None and type(count) is not int:
         return InputError(f"{data!r:.200}", place=str(script), expected=_FORM)
     try:
-        return ServedPrompt(None if ids is None else integers(ids, str(script)), count if type(count) is int else None)
+        return ServedPrompt(
+            None if ids is None else integers(ids, Place.of(script)), count if type(count) is int else None
+        )
     except InputError as error:
         return error

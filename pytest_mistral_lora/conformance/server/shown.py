@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.escaping import printable
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.secrets import redacted, spells_secret
 
 _LONGEST, _LONGEST_TABLE = 2_000, 20_000
@@ -27,12 +28,17 @@ def _shown(finding: Finding) -> Finding:
     return replace(
         finding,
         found=_line(finding.found),
-        place=_line(finding.place),
+        place=_shown_place(finding.place),
         expected=_line(finding.expected),
         detail=_cut(printable(redacted(finding.detail)), _LONGEST_TABLE),
         shape=_line(finding.shape),
         fix=_line(finding.fix),
     )
+
+
+def _shown_place(place: Place) -> Place:
+    part = tuple(_line(step) if isinstance(step, str) else step for step in place.part)
+    return replace(place, source=replace(place.source, name=_line(place.source.name)), part=part)
 
 
 def _line(text: str) -> str:

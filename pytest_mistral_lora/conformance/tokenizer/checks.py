@@ -26,6 +26,7 @@ from pytest_mistral_lora.conformance.tokenizer.folder import MISTRAL_COMMON
 from pytest_mistral_lora.conformance.tokenizer.images import image_settings
 from pytest_mistral_lora.conformance.tokenizer.template_traits import PLAIN, TemplateTraits
 from pytest_mistral_lora.errors import TokenizerError
+from pytest_mistral_lora.places import Place
 
 Judge = Callable[[Target], Iterator[Finding] | Result]
 
@@ -93,7 +94,7 @@ def oracle(target: Target) -> Result:
     if found.name == NO_ORACLE:
         return Result(not_checked=found.reason)
     rule, expected = ("ML230", "its own ids") if found.declared else ("ML229", "the vocabulary of a known tokenizer")
-    return Result((Finding(rule, found.reason, str(tokenizer.path), expected),))
+    return Result((Finding(rule, found.reason, Place.of(tokenizer.path), expected),))
 
 
 _CHANGES = (

@@ -16,12 +16,14 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
     TokenizerFiles,
+    in_folder,
     loaded_place,
     template_places,
 )
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError, PinError, TokenizerError
+from pytest_mistral_lora.places import Place
 
 MISTRAL_COMMON = ("MistralCommonBackend", "MistralCommonTokenizer")
 """The classes of transformers that pass a conversation to mistral-common and do not read the chat template."""
@@ -166,7 +168,7 @@ def file(target: Target) -> Result:
     """Judge the files one by one; the facts name the files that load."""
     files = target.tokenizer.files
     findings = [
-        Finding(_FAULT_RULES[fault.kind], fault.found, str(files.file(name)), "a file of the folder")
+        Finding(_FAULT_RULES[fault.kind], fault.found, Place.of(files.file(name)), "a file of the folder")
         for name, fault in files.faults.items()
     ]
     for weights in sorted(files.path.glob("*.safetensors")) if files.path.is_dir() else ():
@@ -176,7 +178,9 @@ def file(target: Target) -> Result:
             findings.append(Finding("ML209", error.found, error.place, "a whole safetensors file"))
     if not target.tokenizer.is_there:
         found = "there is no tokenizer"
-        findings.append(Finding("ML201", found, str(files.path), "tekken.json, tokenizer.model.vN or tokenizer.json"))
+        findings.append(
+            Finding("ML201", found, Place.of(files.path), "tekken.json, tokenizer.model.vN or tokenizer.json")
+        )
     if target.path is None:
         from pytest_mistral_lora.records.goldens import shipped_hashes
 
@@ -188,7 +192,7 @@ def shipped_bytes(target: Target, recorded: str | None) -> Iterator[Finding]:
     """Yield ML207 if a shipped file does not have the recorded SHA-256, in hex."""
     shipped = target.oracle
     if recorded != shipped.sha256:
-        yield Finding("ML207", f"SHA-256 {shipped.sha256}", str(shipped.path), str(recorded))
+        yield Finding("ML207", f"SHA-256 {shipped.sha256}", Place.of(shipped.path), str(recorded))
 
 
 def _facts(files: TokenizerFiles) -> Iterator[tuple[str, Any]]:
@@ -203,7 +207,7 @@ def _facts(files: TokenizerFiles) -> Iterator[tuple[str, Any]]:
     if not files.path.is_dir():
         return
     yield "tokenizer_file", TOKENIZER_JSON if TOKENIZER_JSON in hashes else "converted from the Mistral file"
-    yield "template_place", loaded_place(files) or "none"
+    yield "template_place", str(loaded_place(files)) or "none"
     yield "tokenizer_class", files.json(TOKENIZER_CONFIG).get("tokenizer_class")
     if (snapshot := snapshot_of(files.path)) is not None:
         yield from zip(("repository", "revision"), snapshot, strict=True)
@@ -212,7 +216,7 @@ def _facts(files: TokenizerFiles) -> Iterator[tuple[str, Any]]:
 def nothing_cut_or_padded(target: Target) -> Iterator[Finding]:
     """Yield ML231 for a tokenizer.json that cuts texts or pads each of them, ML232 for one that pads batches."""
     files = target.tokenizer.files
-    data, place = files.json(TOKENIZER_JSON), str(files.file(TOKENIZER_JSON))
+    data, place = files.json(TOKENIZER_JSON), Place.of(files.file(TOKENIZER_JSON))
     truncation, padding = data.get("truncation"), data.get("padding")
     if truncation is not None:
         most = truncation.get("max_length") if isinstance(truncation, dict) else truncation
@@ -235,9 +239,11 @@ def has_template(target: Target) -> Result:
         return Result(not_checked="transformers does not load the folder as it is")
     places = template_places(files)
     if not places:
-        return Result((Finding("ML233", "there is no chat template", str(files.path), "chat_template.jinja"),))
+        return Result((Finding("ML233", "there is no chat template", Place.of(files.path), "chat_template.jinja"),))
     if (place := loaded_place(files)) and not places["default"][place].strip():
-        return Result((Finding("ML222", "the chat template is empty", f"{files.path}/{place}", "a Jinja template"),))
+        return Result(
+            (Finding("ML222", "the chat template is empty", in_folder(files.path, place), "a Jinja template"),)
+        )
     return Result()
 
 
@@ -245,7 +251,7 @@ def other_pieces(file: Path, known: Recognition) -> Iterator[Finding]:
     """Yield ML211 if `tokenizer.model`, which llama.cpp and others load, is not the recognised tokenizer."""
     expected, oracle = f"{known.name}, by which the folder is recognised", known.oracle
     if oracle is None or oracle.kind != "spm":
-        yield Finding("ML211", f"{file.name} stands beside a byte-level tokenizer", str(file), expected)
+        yield Finding("ML211", f"{file.name} stands beside a byte-level tokenizer", Place.of(file), expected)
         return
     try:
         have, want = spm_pieces(file), spm_pieces(oracle.path)
@@ -257,7 +263,7 @@ def other_pieces(file: Path, known: Recognition) -> Iterator[Finding]:
         first = differ[0] if differ else len(have)
         shown = have[first] if first < len(have) else "missing"
         found = f"{file.name} has other pieces or scores in {len(differ):,} places, the first is {first}: {shown}"
-        yield Finding("ML211", found, str(file), f"{want[first]}, as {expected}")
+        yield Finding("ML211", found, Place.of(file), f"{want[first]}, as {expected}")
 
 
 def one_tokenizer(target: Target) -> Iterator[Finding]:
@@ -267,11 +273,11 @@ def one_tokenizer(target: Target) -> Iterator[Finding]:
     for name in files.mistral_files:
         if chosen is not None and name != chosen.name:
             found = f"{name} stands beside {chosen.name}, which is the one that loads"
-            yield Finding("ML211", found, str(files.file(name)), "one Mistral tokenizer file")
+            yield Finding("ML211", found, Place.of(files.file(name)), "one Mistral tokenizer file")
     plain, hashes = "tokenizer.model", files.digests
     spm = [name for name in files.mistral_files if name.startswith(f"{plain}.")]
     if plain in hashes and len(spm) == 1 and hashes.get(spm[0]) != hashes[plain]:
-        yield Finding("ML211", f"{plain} and {spm[0]} differ", str(files.file(plain)), "the same bytes")
+        yield Finding("ML211", f"{plain} and {spm[0]} differ", Place.of(files.file(plain)), "the same bytes")
     if plain in hashes and chosen is None and target.tokenizer.has_oracle:
         yield from other_pieces(files.file(plain), target.tokenizer.recognition)
 
@@ -297,7 +303,7 @@ def one_revision(target: Target) -> Result:
     if len(set(commits.values())) > 1:
         detail = "\n".join(f"{name}: {commit}" for name, commit in commits.items())
         found = f"files of {len(set(commits.values()))} commits"
-        findings.append(Finding("ML212", found, str(files.path), "one commit", detail))
+        findings.append(Finding("ML212", found, Place.of(files.path), "one commit", detail))
     unknown = "" if is_snapshot or len(commits) > 1 else "the commits of the files are not known: no file names them"
     return Result(tuple(findings), unknown)
 
@@ -305,14 +311,14 @@ def one_revision(target: Target) -> Result:
 def ends_agree(files: TokenizerFiles) -> Iterator[Finding]:
     """Yield ML238 if `add_bos_token` or `add_eos_token` contradicts what `tokenizer.json` writes around a text."""
     for name, found, expected in _ends_of_a_text(files):
-        yield Finding("ML238", found, str(files.file(name)), expected)
+        yield Finding("ML238", found, Place.of(files.file(name)), expected)
 
 
 def files_agree(target: Target) -> Iterator[Finding]:
     """Yield ML213 for each declaration that contradicts `tokenizer.json` or `tokenizer_config.json`, and ML238."""
     files = target.tokenizer.files
     for name, found, expected in (*_within_tokenizer_json(files), *_named_tokens(files), *_added_tokens(files)):
-        yield Finding("ML213", found, str(files.file(name)), expected)
+        yield Finding("ML213", found, Place.of(files.file(name)), expected)
     yield from ends_agree(files)
 
 
@@ -322,7 +328,7 @@ def tokenizer_class(target: Target) -> Iterator[Finding]:
     from tokenizers import Tokenizer
 
     files = target.tokenizer.files
-    place, config = str(files.file(TOKENIZER_CONFIG)), files.json(TOKENIZER_CONFIG)
+    place, config = Place.of(files.file(TOKENIZER_CONFIG)), files.json(TOKENIZER_CONFIG)
     name = config.get("tokenizer_class")
     if config.get("auto_map"):
         yield Finding("ML218", "auto_map asks for code from the repository", place, "a class of transformers")
@@ -350,7 +356,7 @@ def tokenizer_class(target: Target) -> Iterator[Finding]:
 def one_template(target: Target) -> Result:
     """Judge whether the places of the chat template hold different templates, or no default: ML220."""
     files, findings = target.tokenizer.files, list[Finding]()
-    places, home, loads = template_places(files), str(files.path), loaded_place(files)
+    places, home, loads = template_places(files), Place.of(files.path), loaded_place(files)
     if not places:
         return Result(not_checked="there is no chat template")
     if "default" not in places:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import shortened
+from pytest_mistral_lora.places import Place
 
 SHORTEST = 256
 """Tokens of prompt and answer together below which `max_length` cuts usual answers; transformers 4 had 20."""
@@ -29,7 +30,7 @@ _NEUTRAL: Mapping[str, float] = {
 _SET_AT_ALL = ("exponential_decay_length_penalty", "sequence_bias", "watermarking_config", "forced_eos_token_id")
 
 
-def generation_findings(config: Mapping[str, Any], ends: Set[int], place: str) -> Iterator[Finding]:
+def generation_findings(config: Mapping[str, Any], ends: Set[int], place: Place) -> Iterator[Finding]:
     """Yield ML240 if a generation configuration keeps a model from ending, and ML241 if it changes its answers.
 
     Args:
@@ -57,7 +58,7 @@ def _last_ids(value: Any) -> set[int]:
     return {token for token in last if type(token) is int}
 
 
-def _changed_answers(config: Mapping[str, Any], ends: Set[int], place: str) -> Iterator[Finding]:
+def _changed_answers(config: Mapping[str, Any], ends: Set[int], place: Place) -> Iterator[Finding]:
     for key, neutral in _NEUTRAL.items():
         value = config.get(key)
         if value is not None and value != neutral:

@@ -21,6 +21,7 @@ from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.tokenizer.generation import generation_findings
 from pytest_mistral_lora.errors import InputError, TokenizerError
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -56,7 +57,7 @@ def end_ids(target: Target) -> set[int]:
 def control_tokens(target: Target) -> Iterator[Finding]:
     """Yield ML202 for control tokens that differ from mistral-common's, are not special, or swallow spaces."""
     oracle, fast = target.oracle, target.tokenizer.fast
-    place = str(target.tokenizer.path)
+    place = Place.of(target.tokenizer.path)
     # transformers recounts its tokens for each of these two
     added, size = fast.added_tokens_decoder, len(fast)
     findings: list[Finding] = []
@@ -84,7 +85,7 @@ def named_tokens(target: Target) -> Iterator[Finding]:
         if have != want:
             found = "is not set" if have is None else f"is {have} {oracle.piece(have)!r}"
             yield Finding(
-                "ML203", f"{name}_token {found}", str(target.tokenizer.path), f"{want} {oracle.piece(want)!r}"
+                "ML203", f"{name}_token {found}", Place.of(target.tokenizer.path), f"{want} {oracle.piece(want)!r}"
             )
 
 
@@ -98,7 +99,7 @@ def eos_ids(target: Target) -> set[int]:
 def pad(target: Target) -> Iterator[Finding]:
     """Yield ML204 if the tokenizer pads with an EOS, ML203 if the pad is text."""
     fast, oracle = target.tokenizer.fast, oracle_of(target)
-    place, token = str(target.tokenizer.path), fast.pad_token_id
+    place, token = Place.of(target.tokenizer.path), fast.pad_token_id
     if token is not None and token in eos_ids(target):
         yield Finding("ML204", f"pad_token is EOS ({fast.pad_token!r}, id {token})", place, "another token")
     elif token is not None and oracle and token not in {*oracle.control_tokens, oracle.unk_id}:
@@ -109,7 +110,7 @@ def pad(target: Target) -> Iterator[Finding]:
 def vocabulary(target: Target) -> Iterator[Finding]:
     """Yield ML214 if an id has another text than in mistral-common's vocabulary."""
     oracle, fast = target.oracle, target.tokenizer.fast
-    place = str(target.tokenizer.path)
+    place = Place.of(target.tokenizer.path)
     if len(fast) != oracle.vocab_size:
         yield Finding("ML214", f"{len(fast):,} tokens", place, f"{oracle.vocab_size:,} tokens")
     known = range(min(len(fast), oracle.vocab_size))
@@ -132,10 +133,10 @@ def text_ids(target: Target) -> Iterator[Finding]:
     model = files.json(TOKENIZER_JSON).get("model")
     if isinstance(model, dict) and model.get("dropout"):
         found = f"model.dropout is {model['dropout']}: a text gets other ids each time"
-        yield Finding("ML205", found, str(files.file(TOKENIZER_JSON)), '"dropout": null')
+        yield Finding("ML205", found, Place.of(files.file(TOKENIZER_JSON)), '"dropout": null')
         return
     oracle, fast = target.oracle, target.tokenizer.fast
-    place = str(target.tokenizer.path)
+    place = Place.of(target.tokenizer.path)
     for text, want, have in probe_differences(oracle, fast):
         yield Finding("ML205", f"{text!r} gets other ids", place, detail=_difference(want, have, oracle))
     # each control token between two texts: the space before it and the text after it must not change
@@ -152,7 +153,7 @@ def text_ids(target: Target) -> Iterator[Finding]:
     yield from _vocabulary_texts(target, place, space)
 
 
-def _vocabulary_texts(target: Target, place: str, space: str) -> Iterator[Finding]:
+def _vocabulary_texts(target: Target, place: Place, space: str) -> Iterator[Finding]:
     """Yield ML205 for the first text of the vocabulary's own texts that gets other ids."""
     oracle, fast = target.oracle, target.tokenizer.fast
     chunks = _texts_of_all_tokens(target)
@@ -195,7 +196,7 @@ def decoding(target: Target) -> Iterator[Finding]:
     From 5.7 on, transformers ignores `clean_up_tokenization_spaces` for the tokenizers that Mistral has.
     """
     files, fast = target.tokenizer.files, target.tokenizer.fast
-    place = str(files.file(TOKENIZER_JSON))
+    place = Place.of(files.file(TOKENIZER_JSON))
     oracle = oracle_of(target)
     texts = [*PROBES, *_SPACED, *(_texts_of_all_tokens(target) if oracle else ())]
     if oracle is None:
@@ -228,7 +229,7 @@ def decoding(target: Target) -> Iterator[Finding]:
         found = (
             "clean_up_tokenization_spaces is true: transformers before 5.7 decodes 'No , it is n't' to 'No, it isn't'"
         )
-        yield Finding("ML239", found, str(files.file(TOKENIZER_CONFIG)), '"clean_up_tokenization_spaces": false')
+        yield Finding("ML239", found, Place.of(files.file(TOKENIZER_CONFIG)), '"clean_up_tokenization_spaces": false')
 
 
 def _characters_without_ids(fast: Any, texts: list[str]) -> set[str]:
@@ -248,7 +249,7 @@ def save_and_load(target: Target) -> Iterator[Finding]:
     import transformers
 
     fast = target.tokenizer.fast
-    place = str(target.tokenizer.path)
+    place = Place.of(target.tokenizer.path)
     with tempfile.TemporaryDirectory() as folder:
         fast.save_pretrained(folder)
         first = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -280,14 +281,14 @@ def model_config(target: Target) -> Iterator[Finding]:
         config = files.json(name)
         for part in (config, config.get("text_config")):
             if isinstance(part, dict):
-                yield from _named_ids(target, part, str(files.file(name)))
+                yield from _named_ids(target, part, Place.of(files.file(name)))
     if GENERATION_CONFIG in files.names and GENERATION_CONFIG not in files.faults:
-        place = str(files.file(GENERATION_CONFIG))
+        place = Place.of(files.file(GENERATION_CONFIG))
         yield from generation_findings(files.json(GENERATION_CONFIG), end_ids(target), place)
     yield from _embedding_findings(target)
 
 
-def _named_ids(target: Target, config: dict[str, Any], place: str) -> Iterator[Finding]:
+def _named_ids(target: Target, config: dict[str, Any], place: Place) -> Iterator[Finding]:
     fast, oracle = target.tokenizer.fast, oracle_of(target)
     eos = eos_ids(target)
     known, rows = oracle.vocab_size if oracle else len(fast), _declared_rows(target)
@@ -335,17 +336,17 @@ def _embedding_findings(target: Target) -> Iterator[Finding]:
     if declared is not None:
         for name, count in rows.items():
             if count != declared:
-                yield Finding("ML215", f"{name} has {count:,} rows", str(files.path), f"vocab_size {declared}")
+                yield Finding("ML215", f"{name} has {count:,} rows", Place.of(files.path), f"vocab_size {declared}")
         rows = {"vocab_size": declared, **rows}
     tokens = len(target.tokenizer.fast)
     for name, count in rows.items():
         if not isinstance(count, int) or count < tokens:
             found = f"{name} is {count!r}, and the tokenizer has {tokens:,} tokens"
-            yield Finding("ML215", found, str(files.path), "a row for each token")
+            yield Finding("ML215", found, Place.of(files.path), "a row for each token")
             return
         if count > tokens and count % _ROUND:
             found = f"{name} is {count:,}, more than the {tokens:,} tokens"
-            yield Finding("ML216", found, str(files.path), f"{tokens:,}, or a multiple of {_ROUND}")
+            yield Finding("ML216", found, Place.of(files.path), f"{tokens:,}, or a multiple of {_ROUND}")
             return
 
 

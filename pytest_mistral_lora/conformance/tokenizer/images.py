@@ -14,6 +14,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG, PREPRO
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import short_json
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import ImageSizes
@@ -43,7 +44,7 @@ def image_settings(target: Target) -> Result:
     found = [(PROCESSOR_CONFIG, *differs) for differs in _processor_differs(processor, sizes)]
     found += [(name, *differs) for name, part in parts.items() for differs in _image_processor_differs(part, sizes)]
     findings = (
-        Finding("ML242", shown, str(files.file(name)), f"{expected}, as in {file.name}")
+        Finding("ML242", shown, Place.of(files.file(name)), f"{expected}, as in {file.name}")
         for name, shown, expected in found
     )
     return Result((*named, *findings))
@@ -63,7 +64,7 @@ def _image_token_findings(target: Target) -> Iterator[Finding]:
     for key, value in given.items():
         if expected is not None and value != expected:
             wanted = f"{expected}, the id of {_TOKENS['image_token']}"
-            yield Finding("ML242", f"{key} is {short_json(value)}", str(files.file(MODEL_CONFIG)), wanted)
+            yield Finding("ML242", f"{key} is {short_json(value)}", Place.of(files.file(MODEL_CONFIG)), wanted)
 
 
 def _processor_differs(config: Mapping[str, Any], sizes: ImageSizes) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.template import UNSTEADY, own_prompt_finding
 from pytest_mistral_lora.conformance.tokenizer.ids import end_ids, oracle_of
 from pytest_mistral_lora.errors import RenderError, RowError
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -35,7 +36,7 @@ _ANSWER_2 = "Light that bends in drops."
 
 def _row(*texts: str, system: str = "") -> Row:
     messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
-    return Row((*([{"role": "system", "content": system}] if system else []), *messages), None, "")
+    return Row((*([{"role": "system", "content": system}] if system else []), *messages))
 
 
 PLAIN = {"a question": _row(_QUESTION), "a question and its answer": _row(_QUESTION, _ANSWER)}
@@ -93,7 +94,7 @@ class TemplateTraits:
         self.fast: Any = target.tokenizer.fast
         self.template: ChatTemplate = target.template
         self.oracle: Oracle | None = oracle_of(target)
-        self.place: str = str(target.tokenizer.path)
+        self.place: Place = Place.of(target.tokenizer.path)
         self.eos_ids: set[int] = end_ids(target)
 
     @property
@@ -324,7 +325,7 @@ def unread_template(traits: TemplateTraits) -> Iterator[Finding]:
     import transformers
     from packaging.version import Version
 
-    place, since = str(files.file(TEKKEN)), "5.15"
+    place, since = Place.of(files.file(TEKKEN)), "5.15"
     number = transformers.__version__ if Version(transformers.__version__) >= Version(since) else f"{since} and later"
     gives = f"beside {TEKKEN}, AutoTokenizer of transformers {number} takes MistralCommonBackend, which gives"
     question = next(iter(traits.rendered.texts.values()), "")

@@ -15,6 +15,7 @@ from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.train.harness import TrainingLaw
 from pytest_mistral_lora.errors import MistralLoraError, PinError
 from pytest_mistral_lora.extras import require_extra
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.train.tiny_run import TinyRun
@@ -69,7 +70,7 @@ def _judge_run(target: Target, settings: Settings, judge: _Judge | TrainingLaw, 
 
 
 def _failed_train(cause: str, place: Path) -> Finding:
-    return Finding("ML301", f"the tiny train failed: {cause}", str(place), "a trained adapter")
+    return Finding("ML301", f"the tiny train failed: {cause}", Place.of(place), "a trained adapter")
 
 
 def _judge_answers(run: TinyRun) -> Iterator[Finding]:
@@ -77,7 +78,7 @@ def _judge_answers(run: TinyRun) -> Iterator[Finding]:
         yield _failed_train(run.failed, run.folder)
         return
     for answer in run.smoke["completions"]:
-        place = f"{run.rows.name}:{answer['row'] + 1}"
+        place = Place.of(run.rows.name, answer["row"] + 1)
         if not answer["equal"]:
             found = f"said {answer['text']!r} {answer['ids']}, stopped by {answer['stop']}"
             yield Finding("ML301", found, place, f"{answer['expected_ids']}")
@@ -87,12 +88,12 @@ def _judge_answers(run: TinyRun) -> Iterator[Finding]:
 
 def _judge_base(run: TinyRun) -> Iterator[Finding]:
     for name in run.evidence["changed_base_tensors"]:
-        yield Finding("ML302", f"{name} is not as it was", str(run.base), "the base as it was before training")
+        yield Finding("ML302", f"{name} is not as it was", Place.of(run.base), "the base as it was before training")
 
 
 def _judge_layers(run: TinyRun) -> Iterator[Finding]:
     for name in run.evidence["unmoved_tensors"]:
-        yield Finding("ML303", f"{name} did not move", str(run.adapter), "a change by training")
+        yield Finding("ML303", f"{name} did not move", Place.of(run.adapter), "a change by training")
 
 
 def _judge_losses(run: TinyRun) -> Iterator[Finding]:
@@ -105,14 +106,16 @@ def _judge_reloaded(run: TinyRun) -> Iterator[Finding]:
     before, after = run.evidence["label_logits"], run.smoke["probe"]["label_logits"]
     counts = [list(map(len, rows)) for rows in (before, after)]
     if counts[0] != counts[1]:
-        yield Finding("ML305", f"{counts[1]} tokens are supervised", str(run.rows), f"{counts[0]}, as in training")
+        yield Finding("ML305", f"{counts[1]} tokens are supervised", Place.of(run.rows), f"{counts[0]}, as in training")
         return
     farthest = max(abs(a - b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True))
     if farthest > _LOGIT_TOLERANCE[run.device]:
-        yield Finding("ML305", f"logits are up to {farthest:.3g} apart", str(run.adapter), "those of the trained model")
+        yield Finding(
+            "ML305", f"logits are up to {farthest:.3g} apart", Place.of(run.adapter), "those of the trained model"
+        )
     # equal logits prove nothing if the adapter was not applied either time
     if not run.smoke["adapter_effect"] > 0:
-        yield Finding("ML305", "the adapter changes no logit", str(run.adapter), "logits other than the base's")
+        yield Finding("ML305", "the adapter changes no logit", Place.of(run.adapter), "logits other than the base's")
 
 
 def _judge_manifest(run: TinyRun) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +185,7 @@ class TrainerHarness(TinyFolder):
             "training": settings | training,
             "output": str((self.scratch / output).absolute()),
         }
-        return parse_recipe(data, folder=self.folder, place="the tiny run's recipe")
+        return parse_recipe(data, folder=self.folder, place=Place.of("the tiny run's recipe"))
 
     def new_model(self, recipe: Recipe, base: Path | None = None) -> Any:
         """Return a base (by default the tiny one) with a new adapter on it, by the functions of the trainer."""
@@ -305,5 +306,7 @@ class TrainingLaw:
         if "not measured" in figures:
             return Result(not_checked=figures["not measured"])
         if "failed" in figures:
-            return Result((Finding(self.rule, figures["failed"], "the trainer on the tiny model", "figures to judge"),))
+            return Result(
+                (Finding(self.rule, figures["failed"], Place.of("the trainer on the tiny model"), "figures to judge"),)
+            )
         return Result(tuple(self.judge(figures, device)))

@@ -16,6 +16,7 @@ from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.train.harness import Figures, TrainerHarness, TrainingLaw
 from pytest_mistral_lora.conformance.train.run_laws import refusal_text
 from pytest_mistral_lora.conformance.train.step_laws import TOLERANCE, supervised_positions
+from pytest_mistral_lora.places import NOWHERE, Place
 
 if TYPE_CHECKING:
     import torch
@@ -65,11 +66,16 @@ def _judge_targets(figures: Figures, device: str) -> Iterator[Finding]:
     for adapted in figures["adapted"]:
         expected = dict.fromkeys(sorted(adapted["asked"]), figures["layers"])
         if adapted["found"] != expected:
-            yield Finding("ML319", f"adapters are on {adapted['found']}", "lora.target_modules", f"on {expected}")
+            yield Finding(
+                "ML319",
+                f"adapters are on {adapted['found']}",
+                NOWHERE.within("lora", "target_modules"),
+                f"on {expected}",
+            )
     if _TYPO not in figures["typo"]:
         said = f": {figures['typo']}" if figures["typo"] else ""
         found = f"{figures['misspelt']} is not refused for {_TYPO!r}{said}"
-        yield Finding("ML319", found, "lora.target_modules", "an error that names it")
+        yield Finding("ML319", found, NOWHERE.within("lora", "target_modules"), "an error that names it")
 
 
 def measure_precision(harness: TrainerHarness) -> Figures:
@@ -98,10 +104,10 @@ def _judge_precision(figures: Figures, device: str) -> Iterator[Finding]:
     for name, dtypes in figures.items():
         dtype = f"torch.{_DTYPES[name.partition(' ')[0]]}"
         if dtypes["base"] != [dtype]:
-            yield Finding("ML321", f"the base is in {', '.join(dtypes['base'])}", f"precision {name}", dtype)
+            yield Finding("ML321", f"the base is in {', '.join(dtypes['base'])}", NOWHERE / f"precision {name}", dtype)
         if dtypes["trainable"] != ["torch.float32"]:
             found = f"trainable parameters are in {', '.join(dtypes['trainable']) or 'no dtype: there are none'}"
-            yield Finding("ML321", found, f"precision {name}", "torch.float32")
+            yield Finding("ML321", found, NOWHERE / f"precision {name}", "torch.float32")
 
 
 def packed_call(rows: Sequence[EncodedRow]) -> dict[str, Any]:
@@ -168,7 +174,7 @@ def _judge_packing(figures: Figures, device: str) -> Iterator[Finding]:
             found = f"packed rows see one another: logits {measured['logits']:.2g} apart, relatively; "
             found += f"loss {measured['loss']:.4f}"
             expected = f"those of each row alone, loss {measured['loss_alone']:.4f}"
-            yield Finding("ML313", found, f"attention {attention}", expected)
+            yield Finding("ML313", found, NOWHERE / f"attention {attention}", expected)
 
 
 def measure_window(harness: TrainerHarness) -> Figures:
@@ -206,11 +212,11 @@ def measure_window(harness: TrainerHarness) -> Figures:
 def _judge_window(figures: Figures, device: str) -> Iterator[Finding]:
     for name, (configured, loaded) in figures["windows"].items():
         if configured != loaded:
-            place = f"config.json, sliding_window ({name})"
+            place = Place.of("config.json") / f"sliding_window ({name})"
             yield Finding("ML323", f"the loaded model's window is {loaded}", place, str(configured))
     if figures["within"] > TOLERANCE[device] or not figures["beyond"] > 10 * TOLERANCE[device]:
         found = f"logits change by {figures['within']:.2g} within and by {figures['beyond']:.2g} beyond"
-        yield Finding("ML323", found, f"a window of {_WINDOW} tokens", "nothing within, something beyond")
+        yield Finding("ML323", found, NOWHERE / f"a window of {_WINDOW} tokens", "nothing within, something beyond")
 
 
 MODEL_LAWS = (

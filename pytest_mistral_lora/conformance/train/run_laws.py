@@ -15,6 +15,7 @@ from pytest_mistral_lora.conformance.train.harness import (
     TrainingLaw,
     record_decoder_calls,
 )
+from pytest_mistral_lora.places import NOWHERE, Place
 
 if TYPE_CHECKING:
     import torch
@@ -79,13 +80,18 @@ def _judge_lengths(figures: Figures, device: str) -> Iterator[Finding]:
     longest = figures["longest"]
     for limit in figures["changed_at"]:
         found = "a limit that every row keeps changes a row"
-        yield Finding("ML314", found, f"training.max_length = {limit}", "the rows as they are")
+        yield Finding("ML314", found, NOWHERE.within("training", f"max_length = {limit}"), "the rows as they are")
     if f"rows.jsonl:{figures['row']}" not in figures["too_long"]:
         found = f"a row of {longest} tokens is not refused by its line: {figures['too_long'] or 'it is taken'}"
-        yield Finding("ML314", found, f"training.max_length = {longest - 1}", f"an error for row {figures['row']}")
+        yield Finding(
+            "ML314",
+            found,
+            NOWHERE.within("training", f"max_length = {longest - 1}"),
+            f"an error for row {figures['row']}",
+        )
     if "unlabelled.jsonl:1" not in figures["unlabelled"]:
         found = f"a row without a label is not refused by its line: {figures['unlabelled'] or 'it is taken'}"
-        yield Finding("ML314", found, "unlabelled.jsonl:1", "an error for row 1")
+        yield Finding("ML314", found, Place.of("unlabelled.jsonl", 1), "an error for row 1")
 
 
 def measure_frozen(harness: TrainerHarness) -> Figures:
@@ -111,7 +117,9 @@ def measure_frozen(harness: TrainerHarness) -> Figures:
 def _judge_frozen(figures: Figures, device: str) -> Iterator[Finding]:
     if not figures["refused"] and figures["moved"] < figures["tensors"]:
         found = f"a run in which {figures['moved']} of {figures['tensors']} tensors move ends well"
-        yield Finding("ML320", found, "an adapter that is loaded frozen", "an error, or that all of them move")
+        yield Finding(
+            "ML320", found, Place.of("an adapter that is loaded frozen"), "an error, or that all of them move"
+        )
 
 
 def _train_short(
@@ -193,26 +201,38 @@ def _judge_seed(figures: Figures, device: str) -> Iterator[Finding]:
     first, again = figures["first"], figures["again"]
     if not _is_same_adapter(again, first, device):
         found = f"two runs with the same seed give adapters that are up to {again['farthest']:.3g} apart"
-        yield Finding("ML307", found, "", "the same bytes" if device == "cpu" else f"{SEED_TOLERANCE}")
+        yield Finding("ML307", found, NOWHERE, "the same bytes" if device == "cpu" else f"{SEED_TOLERANCE}")
     if first["adapter"] == figures["other"]["adapter"]:
-        yield Finding("ML307", "another seed gives the same adapter", "training.seed", "another adapter")
+        yield Finding(
+            "ML307", "another seed gives the same adapter", NOWHERE.within("training", "seed"), "another adapter"
+        )
 
 
 def _judge_first_values(figures: Figures, device: str) -> Iterator[Finding]:
     first = figures["first"]["initial"]
     if figures["again"]["initial"] != first:
-        yield Finding("ML316", "the same seed gives other first values", "training.seed", "the same")
+        yield Finding("ML316", "the same seed gives other first values", NOWHERE.within("training", "seed"), "the same")
     if figures["other"]["initial"] == first:
-        yield Finding("ML316", "another seed gives the same first values", "training.seed", "others")
+        yield Finding("ML316", "another seed gives the same first values", NOWHERE.within("training", "seed"), "others")
     if figures["reordered"]["initial"] != first:
-        yield Finding("ML316", "the seed of the order changes the first values", "training.order_seed", "the same")
+        yield Finding(
+            "ML316",
+            "the seed of the order changes the first values",
+            NOWHERE.within("training", "order_seed"),
+            "the same",
+        )
 
 
 def _judge_order(figures: Figures, device: str) -> Iterator[Finding]:
     first = figures["first"]["order"]
     if figures["again"]["order"] != first:
-        yield Finding("ML317", "the same seed gives another order of the rows", "training.seed", "the same")
-    for name, place in (("other", "training.seed"), ("reordered", "training.order_seed")):
+        yield Finding(
+            "ML317", "the same seed gives another order of the rows", NOWHERE.within("training", "seed"), "the same"
+        )
+    for name, place in (
+        ("other", NOWHERE.within("training", "seed")),
+        ("reordered", NOWHERE.within("training", "order_seed")),
+    ):
         if figures[name]["order"] == first:
             yield Finding("ML317", "another seed gives the same order of the rows", place, "another")
 
@@ -222,7 +242,7 @@ def _judge_resumed(figures: Figures, device: str) -> Iterator[Finding]:
     if not _is_same_adapter(resumed, first, device):
         passes = " and ".join(map(str, resumed["passes"]))
         found = f"broken off and resumed ({passes} passes), the adapter is up to {resumed['farthest']:.3g} apart"
-        yield Finding("ML318", found, "", "that of a run that was never broken off")
+        yield Finding("ML318", found, NOWHERE, "that of a run that was never broken off")
 
 
 def measure_finite(harness: TrainerHarness) -> Figures:
@@ -261,11 +281,11 @@ def measure_finite(harness: TrainerHarness) -> Figures:
 def _judge_finite(figures: Figures, device: str) -> Iterator[Finding]:
     for name, run in figures["stops"].items():
         if not run["stopped"]:
-            yield Finding("ML322", f"an infinite {name} does not stop the run", "", "an error")
+            yield Finding("ML322", f"an infinite {name} does not stop the run", NOWHERE, "an error")
         if run["saved"]:
-            yield Finding("ML322", f"after an infinite {name}, something is saved", "", "nothing")
+            yield Finding("ML322", f"after an infinite {name}, something is saved", NOWHERE, "nothing")
     if not figures["bf16_is_finite"]:
-        yield Finding("ML322", "a loss or a tensor is not finite in bfloat16", "", "finite numbers")
+        yield Finding("ML322", "a loss or a tensor is not finite in bfloat16", NOWHERE, "finite numbers")
 
 
 RUN_LAWS = (

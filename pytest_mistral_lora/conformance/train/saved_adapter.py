@@ -17,6 +17,7 @@ from pytest_mistral_lora.conformance.train.harness import SCALE, Figures, Traine
 from pytest_mistral_lora.conformance.train.model_laws import row_logits
 from pytest_mistral_lora.conformance.train.step_laws import merge_by_hand, plain_model, supervised_positions
 from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 if TYPE_CHECKING:
@@ -159,10 +160,12 @@ def _judge_generation(figures: Figures, device: str) -> Iterator[Finding]:
     for name, expected in (("by_hand", "a greedy search by hand"), ("left", "a batch that is padded on the left")):
         for index, (answer, other) in enumerate(zip(figures["generated"], figures[name], strict=True)):
             if answer != other:
-                yield Finding("ML324", f"generated {answer}", f"row {index + 1}", f"{other}, as {expected} does")
+                yield Finding(
+                    "ML324", f"generated {answer}", NOWHERE / f"row {index + 1}", f"{other}, as {expected} does"
+                )
     # padding on the right must do harm here, or these rows could not reveal it in a trainer
     if figures["right"] == figures["left"]:
-        yield Finding("ML324", "padding on the right goes unseen", "", "completions that show it")
+        yield Finding("ML324", "padding on the right goes unseen", NOWHERE, "completions that show it")
 
 
 def load_run(adapter: Path, base: Path) -> Any:
@@ -211,10 +214,12 @@ def measure_merging(harness: TrainerHarness) -> Figures:
 def _judge_merging(figures: Figures, device: str) -> Iterator[Finding]:
     if figures["apart"] > _MERGED_TOLERANCE or figures["other_choices"]:
         found = f"logits are {figures['apart']:.2g} apart, relatively; {figures['other_choices']} greedy ids differ"
-        yield Finding("ML325", found, "the merged model", f"at most {_MERGED_TOLERANCE} apart, and the same ids")
+        yield Finding(
+            "ML325", found, Place.of("the merged model"), f"at most {_MERGED_TOLERANCE} apart, and the same ids"
+        )
     if abs(figures["strength"] - 1) > 1e-3:
         found = f"the adapter is merged {figures['strength']:.3f} times"
-        yield Finding("ML325", found, "the merged model", "once, scaled by alpha / r")
+        yield Finding("ML325", found, Place.of("the merged model"), "once, scaled by alpha / r")
 
 
 ADAPTER_LAWS = (

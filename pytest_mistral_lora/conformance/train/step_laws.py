@@ -19,6 +19,7 @@ from pytest_mistral_lora.conformance.train.harness import (
     TrainerHarness,
     TrainingLaw,
 )
+from pytest_mistral_lora.places import NOWHERE
 
 if TYPE_CHECKING:
     import torch
@@ -142,9 +143,11 @@ def judge_difference(figures: Figures, device: str, *, rule: str, subject: str, 
     # "not <=" in place of ">": NaN must be a finding
     if not apart <= _LOG_DIGITS + tolerance * abs(figures["expected_loss"]):
         found = f"{subject}: the loss is {figures['loss']:.4f}, not {figures['expected_loss']:.4f}"
-        yield Finding(rule, found, "", expected)
+        yield Finding(rule, found, NOWHERE, expected)
     if not figures["gradient"] <= tolerance:
-        yield Finding(rule, f"{subject}: gradients are up to {figures['gradient']:.2g} apart, relatively", "", expected)
+        yield Finding(
+            rule, f"{subject}: gradients are up to {figures['gradient']:.2g} apart, relatively", NOWHERE, expected
+        )
 
 
 def _difference_from_whole(harness: TrainerHarness, step: StepRecord) -> dict[str, Any]:
@@ -245,10 +248,10 @@ def _judge_loss(figures: Figures, device: str) -> Iterator[Finding]:
 def _judge_predicting(figures: Figures, device: str) -> Iterator[Finding]:
     if figures["extra"]:
         found = f"a gradient after {len(figures['extra'])} tokens more, first after id {figures['extra'][0]}"
-        yield Finding("ML306", found, "", "none where the next label is -100")
+        yield Finding("ML306", found, NOWHERE, "none where the next label is -100")
     if figures["lacking"]:
         found = f"no gradient after {len(figures['lacking'])} tokens, first after id {figures['lacking'][0]}"
-        yield Finding("ML306", found, "", "one where the next token is supervised")
+        yield Finding("ML306", found, NOWHERE, "one where the next token is supervised")
 
 
 def _judge_cache(figures: Figures, device: str) -> Iterator[Finding]:
@@ -256,7 +259,7 @@ def _judge_cache(figures: Figures, device: str) -> Iterator[Finding]:
         # without any pass, the recording missed them, and nothing would be checked
         if counts["with_cache"] or not counts["passes"]:
             found = f"{counts['with_cache']} of {counts['passes']} passes make a key-value cache"
-            yield Finding("ML312", found, name, "none, in at least one pass")
+            yield Finding("ML312", found, NOWHERE / name, "none, in at least one pass")
 
 
 _judge_accumulation = partial(

@@ -13,6 +13,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import RecipeError, TokenizerError
+from pytest_mistral_lora.places import NOWHERE
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.training.adapter import adapted_layers, peft_targets
 from pytest_mistral_lora.training.devices import precision_of
@@ -107,7 +108,7 @@ class ExportedRun:
         if not alpha.is_integer():
             raise RecipeError(
                 f"{alpha}: the runner takes whole numbers only",
-                place="lora.alpha",
+                place=NOWHERE.within("lora", "alpha"),
                 next_step="Scale r and alpha so that alpha is one, or train here.",
             )
         return int(alpha)

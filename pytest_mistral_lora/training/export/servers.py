@@ -20,6 +20,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import read_header, weight_files
 from pytest_mistral_lora.environment import SERVED_GRAMMAR, KnownFault
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import PLAIN_STARTS, require_supported
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import finished_folder, write_text
@@ -221,7 +222,7 @@ def _served(source: Path, base: Path | None, name: str) -> ServedModel:
         weight_files(source)
         return ServedModel(folder, source.resolve(), name)
     folder.require_adapter()
-    require_supported(folder.config, str(folder.config_file))
+    require_supported(folder.config, Place.of(folder.config_file))
     if folder.recorded_base.weights_sha256:
         _ = folder.base_weights_sha256  # raises if the weights are another base's
     return ServedModel(folder, folder.base.path.resolve(), name)

@@ -17,6 +17,7 @@ from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.checkpoint.devices import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError, one_line
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
@@ -185,7 +186,7 @@ def load_adapted(
             do not have the same tensors. PEFT itself only warns, and the model then answers as its base.
     """
     # PEFT's from_pretrained reports missing and unexpected keys as a warning only: compare every tensor with the file
-    saved, place = adapter.load_tensors(), str(adapter.tensors_file)
+    saved, place = adapter.load_tensors(), Place.of(adapter.tensors_file)
     for name, tensor in saved.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise InputError(f"{name} is not finite", place=place, expected="finite numbers")

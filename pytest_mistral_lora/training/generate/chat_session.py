@@ -18,6 +18,7 @@ from pytest_mistral_lora.checkpoint.base_model import load_base, require_trainab
 from pytest_mistral_lora.checkpoint.devices import Precision, choose_device
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.generate.answers import complete
@@ -44,7 +45,7 @@ class PromptRow:
     has_answer: bool
 
 
-def prompt_row(data: Any, *, place: str = "") -> PromptRow:
+def prompt_row(data: Any, *, place: Place = NOWHERE) -> PromptRow:
     """Return plain JSON data as a row to answer: a conversation that ends with an answer or a question, or a gap.
 
     Raises:
@@ -71,7 +72,7 @@ def read_prompt_rows(path: Path) -> list[PromptRow]:
         try:
             if isinstance(item, RowError):
                 raise item
-            found.append(prompt_row(item[1], place=f"{path}:{item[0]}"))
+            found.append(prompt_row(item[1], place=Place.of(path, item[0])))
         except RowError as error:
             errors.append(error)
     if not found and not errors:
@@ -154,7 +155,7 @@ class ChatSession:
     temperature: float = 0.0
     messages: list[dict[str, str]] = field(default_factory=list)
 
-    def ask(self, text: str, on_text: Callable[[str], None] | None = None, *, place: str = "") -> ChatAnswer:
+    def ask(self, text: str, on_text: Callable[[str], None] | None = None, *, place: Place = NOWHERE) -> ChatAnswer:
         """Return the answer to a message, and keep both as turns; an empty answer does not change the conversation.
 
         Args:

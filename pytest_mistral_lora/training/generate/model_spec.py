@@ -11,13 +11,13 @@ import torch
 from pydantic import ValidationError
 
 from pytest_mistral_lora.chat.completions import FormatCheck
-from pytest_mistral_lora.chat.places import file_of
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.devices import Precision, choose_device
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError, counted
+from pytest_mistral_lora.places import file_of
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import Written
 from pytest_mistral_lora.records.goldens import golden_paths

@@ -20,6 +20,7 @@ from pytest_mistral_lora.checkpoint.devices import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import NoOracleError, RecipeError
+from pytest_mistral_lora.places import NOWHERE
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript
 from pytest_mistral_lora.training.callbacks import FORMAT
@@ -165,7 +166,7 @@ def format_checks(evaluation: Evaluation, encoder: Encoder) -> tuple[FormatCheck
     if any(check.kind == "tool_call" for check in checks) and not encoder.tokenizer.has_oracle:
         raise RecipeError(
             "tool_call, but the base has no Mistral tokenizer, which defines the format of a call",
-            place="evaluation.checks",
+            place=NOWHERE.within("evaluation", "checks"),
             expected="a base with tekken.json or tokenizer.model.vN, its name in base.oracle, or other checks",
         )
     return checks

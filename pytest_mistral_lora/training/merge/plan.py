@@ -20,6 +20,7 @@ from pytest_mistral_lora.checkpoint.architectures import EMBEDDINGS, spelled_nam
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import INDEX, Weights, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError, and_more, one_line
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import CONFIG, require_plain_sum
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import write_json
@@ -99,7 +100,7 @@ def plan_merge(adapter: AdapterFolder, base: BaseFolder) -> dict[str, TensorChan
             this kind cannot be added to the base; if it changes one of two tensors that the base ties.
         PinError: As for `BaseFolder.weights` and `BaseFolder.empty_model`.
     """
-    tensors, place = adapter.weights, str(adapter.tensors_file)
+    tensors, place = adapter.weights, Place.of(adapter.tensors_file)
     model = _model_without_weights(adapter, base)
     # in a wrapper, tensors have other names on disk than in memory
     on_disk = {spelled_name(name, base.weights): name for name in base.weights}
@@ -134,7 +135,7 @@ def _model_without_weights(adapter: AdapterFolder, base: BaseFolder) -> Any:
     Raises:
         InputError: If the configuration is not that of a plain LoRA adapter, or PEFT refuses it on this base.
     """
-    place, model = str(adapter.config_file), base.empty_model()
+    place, model = Place.of(adapter.config_file), base.empty_model()
     config = adapter.lora_config([name for name, _ in model.named_modules()])
     require_plain_sum(config.bias, adapter.config.get("init_lora_weights"), place)
     try:
@@ -168,7 +169,7 @@ def _changes(model: Any, adapter: AdapterFolder) -> Iterator[tuple[str, TensorCh
 
 
 def _check_fit(name: str, change: TensorChange, adapter: AdapterFolder, base: BaseFolder) -> None:
-    place, weights = str(adapter.tensors_file), base.weights
+    place, weights = Place.of(adapter.tensors_file), base.weights
     shared = [part for part in EMBEDDINGS if f".{name}".endswith(f".{part}.weight")]
     if shared and base.is_tied:
         raise InputError(

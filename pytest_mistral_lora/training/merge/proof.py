@@ -19,6 +19,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError, MergeError, and_more
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder
 from pytest_mistral_lora.records.goldens import golden_paths
 from pytest_mistral_lora.records.judgement import AnswerJudgement, check_prompt, difference_text
@@ -140,7 +141,7 @@ def proof_questions(adapter: AdapterFolder, golden: Path | None) -> list[Questio
         )
     data = read_json(rendered)
     named = {key: data[key] for key in record_kind(data).keys if key in data}
-    return [Question(rendered.stem, parse_trained(named, place=str(rendered)), max_new_tokens=_LONGEST_ANSWER)]
+    return [Question(rendered.stem, parse_trained(named, place=Place.of(rendered)), max_new_tokens=_LONGEST_ANSWER)]
 
 
 def prove(

@@ -22,6 +22,8 @@ from pytest_mistral_lora.formats.layouts import KNOWN_ROLES, MESSAGE_FIELDS, REC
 from pytest_mistral_lora.formats.recognition import FORMATS
 from pytest_mistral_lora.formats.report import LOSSES
 from pytest_mistral_lora.formats.sources import open_rows
+from pytest_mistral_lora.places import NOWHERE
+from pytest_mistral_lora.training.recipe.reading import below
 from pytest_mistral_lora.training.recipe.sections import Number, RecipePath, Section
 
 
@@ -170,5 +172,5 @@ def _opened(key: str, entries: Sequence[Path | DataSource], *, is_held_out: bool
             else:
                 yield from entry.files(is_held_out=is_held_out)
         except InputError as error:
-            place = f"data.{key}.{index}, {error.place}"
+            place = below(NOWHERE.within("data", key, str(index)), error.place)
             raise RecipeError(error.found, place=place, expected=error.expected, next_step=error.next_step) from error

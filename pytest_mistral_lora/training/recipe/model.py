@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,12 +16,13 @@ from pytest_mistral_lora.chat.reading import path_of
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.pins import find_commit, resolve
 from pytest_mistral_lora.errors import PinError, RecipeError
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.base_location import base_weights_command
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.schema import error_in_words
 from pytest_mistral_lora.training.recipe.data import FILE, SOURCE, Data
 from pytest_mistral_lora.training.recipe.reading import Field as FieldPath
-from pytest_mistral_lora.training.recipe.reading import dotted, read_yaml, shown, with_base_value
+from pytest_mistral_lora.training.recipe.reading import at_field, read_yaml, shown, with_base_value
 from pytest_mistral_lora.training.recipe.sections import Base, Lora, RecipePath, Section, from_recipe, written_path
 from pytest_mistral_lora.training.recipe.settings import Evaluation, JsonSchemaCheck, Training
 
@@ -130,11 +131,14 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     path = path_of(path, "a recipe")
     data, lines = read_yaml(path)
-    return parse_recipe(data, folder=path.parent, place=str(path), lines=lines)
+    return parse_recipe(data, folder=path.parent, place=Place.of(path), lines=lines)
+
+
+_UNNAMED = Place.of("recipe")
 
 
 def parse_recipe(
-    data: Any, *, folder: Path | None = None, place: str = "recipe", lines: Mapping[FieldPath, int] | None = None
+    data: Any, *, folder: Path | None = None, place: Place = _UNNAMED, lines: Mapping[FieldPath, int] | None = None
 ) -> Recipe:
     """Check plain data and return it as a recipe.
 
@@ -151,7 +155,7 @@ def parse_recipe(
         raise RecipeError(f"is {kind_of(data)}", place=place, expected="a mapping with base, data, training, output")
     for runner, keys in _OTHER_TRAINERS.items():
         if keys <= data.keys() and "training" not in data:
-            quoted = shlex.quote(place)
+            quoted = shlex.quote(str(place))
             # no key would be a recipe's: report one sentence instead of a fault for each
             raise RecipeError(
                 f"this is a configuration of {runner}",
@@ -167,29 +171,29 @@ def parse_recipe(
         # pydantic counts the good entries of a list, and reports a list without good entries once more
         within = {error["loc"][:end] for error in errors for end in range(1, len(error["loc"]))}
         faults = [
-            _fault(error, lines or {}) for error in errors if error["type"] != "too_short" or error["loc"] not in within
+            _fault(error, place, lines or {})
+            for error in errors
+            if error["type"] != "too_short" or error["loc"] not in within
         ]
         if len(faults) == 1:
-            line, field, found = faults[0]
-            raise RecipeError(found, place=f"{place}{line}, {field}") from error
-        text = "\n".join(
-            [f"{len(faults)} bad values", *(f"  {place}{line}, {field}: {found}" for line, field, found in faults)]
-        )
+            where, found = faults[0]
+            raise RecipeError(found, place=where) from error
+        text = "\n".join([f"{len(faults)} bad values", *(f"  {where}: {found}" for where, found in faults)])
         raise RecipeError(text, place=place) from error
     recipe._folder = folder or Path()
     return recipe
 
 
-def _fault(error: Any, lines: Mapping[FieldPath, int]) -> tuple[str, str, str]:
-    """Return `:LINE` (if known), the field and the fault of one of pydantic's errors."""
+def _fault(error: Any, recipe: Place, lines: Mapping[FieldPath, int]) -> tuple[Place, str]:
+    """Return the place and the fault of one of pydantic's errors."""
     # pydantic names the kind of an entry, which is not a key of the recipe
     field: FieldPath = tuple(step for step in error["loc"] if step not in (FILE, SOURCE))
-    known = next((lines[field[:end]] for end in range(len(field), -1, -1) if field[:end] in lines), 0)
+    known = next((lines[field[:end]] for end in range(len(field), -1, -1) if field[:end] in lines), None)
     message = error_in_words(error, Recipe)
     # the value of these is the whole section around the field: too much to show
     whole_section = error["type"] in ("missing", "value_error") and isinstance(error["input"], dict)
     found = message if whole_section else f"{shown(error['input'])}: {message}"
-    return f":{known}" if known else "", dotted(field), found
+    return at_field(recipe if known is None else replace(recipe, line=known), field), found
 
 
 @dataclass(frozen=True)
@@ -227,21 +231,21 @@ def pin_recipe(path: Path, branch: str | None = None) -> PinnedBase:
     base = data.get("base") if isinstance(data, dict) else None
     if not isinstance(base, dict) or not (base.get("repo") or base.get("path")):
         expected = "a recipe with base: {repo: owner/name} or base: {path: FOLDER}"
-        raise RecipeError("there is no base to pin", place=f"{path}, base", expected=expected)
+        raise RecipeError("there is no base to pin", place=Place.of(path) / "base", expected=expected)
     if base.get("repo"):
         pinned = _of_repository(str(base["repo"]), base.get("revision"), branch, path)
         after = "repo"
     else:
         # with any hash: the recipe says which folder its path means
         sound = parse_recipe(
-            {**data, "base": {**base, "weights_sha256": "0" * 64}}, folder=path.parent, place=str(path)
+            {**data, "base": {**base, "weights_sha256": "0" * 64}}, folder=path.parent, place=Place.of(path)
         )
         found = BaseFolder(sound.base.path or path.parent).weights_sha256
         pinned = PinnedBase("base.weights_sha256", str(base.get("weights_sha256") or ""), found, "weights")
         after = "path"
     key = pinned.key.rpartition(".")[2]
     # with its pin, the recipe must be valid: nothing is written into a file with another fault
-    parse_recipe({**data, "base": {**base, key: pinned.value}}, folder=path.parent, place=str(path))
+    parse_recipe({**data, "base": {**base, key: pinned.value}}, folder=path.parent, place=Place.of(path))
     if pinned.value != pinned.before:
         write_text(path, with_base_value(path.read_text(encoding="utf-8-sig"), key, pinned.value, after))
     return pinned
@@ -255,7 +259,7 @@ def _of_repository(repo: str, before: Any, branch: str | None, path: Path) -> Pi
         return PinnedBase("base.revision", written, written, "given", written)
     name = branch or written or "main"
     pin_arguments = shlex.quote(str(path)) + (f" --branch {shlex.quote(branch)}" if branch else "")
-    found = find_commit(repo, name, place=f"{path}, base.revision", pinned=pin_arguments)
+    found = find_commit(repo, name, place=Place.of(path).within("base", "revision"), pinned=pin_arguments)
     return PinnedBase("base.revision", written, found.commit, found.source, name)
 
 
@@ -276,7 +280,7 @@ def resolve_base(base: Base, *, weights: bool = True) -> BaseFolder:
     if found != base.weights_sha256:
         raise PinError(
             f"the weights of {base.path} have SHA-256 {found}",
-            place="base.weights_sha256",
+            place=NOWHERE.within("base", "weights_sha256"),
             expected=str(base.weights_sha256),
             next_step=f"Pin these weights or restore those; the hash is printed by: {base_weights_command(base.path)}",
         )

@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.errors import RecipeError, did_you_mean
+from pytest_mistral_lora.places import NOWHERE, Place
 
 Field = tuple[str | int, ...]
 """A field of a recipe: its keys and positions, from the outside in."""
@@ -72,13 +74,12 @@ def _parse(text: str, path: Path) -> tuple[Any, dict[Field, int]]:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or " ".join(str(error).split())
         raise RecipeError(
-            f"not valid YAML: {reason}", place=f"{path}:{mark.line + 1}" if mark else str(path)
+            f"not valid YAML: {reason}", place=Place.of(path, line=mark.line + 1 if mark else None)
         ) from error
 
 
 def _error(path: Path, at: Any, found: str, field: Field = (), expected: str = "") -> RecipeError:
-    place = f"{path}:{at.start_mark.line + 1}"
-    return RecipeError(found, place=f"{place}, {dotted(field)}" if field else place, expected=expected)
+    return RecipeError(found, place=at_field(Place.of(path, line=at.start_mark.line + 1), field), expected=expected)
 
 
 class _Reader(yaml.SafeLoader):
@@ -178,7 +179,7 @@ def _entry_of(mapping: Any, key: str) -> tuple[yaml.Node, yaml.MappingNode]:
             return name, node
     # a merge key, `<<: *base`, has the value elsewhere
     raise RecipeError(
-        f"{shown(key)} is not written out", place="base", expected=f"{key}: as a key of its own, to be pinned"
+        f"{shown(key)} is not written out", place=NOWHERE / "base", expected=f"{key}: as a key of its own, to be pinned"
     )
 
 
@@ -202,7 +203,19 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def dotted(field: Sequence[str | int]) -> str:
-    """Return a field as messages name it: `training.steps`."""
+def at_field(place: Place, field: Sequence[str | int]) -> Place:
+    """Return the place of a field of a recipe, as messages name it: `recipe.yaml, data.train.0`."""
     steps = map(str, field)
-    return ".".join(step if step.isprintable() and len(step) <= 80 else shown(step) for step in steps)
+    return place.within(*(step if step.isprintable() and len(step) <= 80 else shown(step) for step in steps))
+
+
+def below(outer: Place, inner: Place) -> Place:
+    """Return the place of an error at a value that a recipe names: `recipe.yaml, data.train.0, rows.jsonl:3`.
+
+    Args:
+        outer: The recipe, or its field.
+        inner: A place in the named file, or in the recipe.
+    """
+    if not inner.source.name:
+        return outer.within(*inner.part)
+    return replace(inner, source=replace(inner.source, name=f"{outer}, {inner.source.name}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Discriminator, Field, StrictBool, Tag, field_validator, model_validator
@@ -13,6 +14,7 @@ from pytest_mistral_lora.chat.completions import FormatCheck, Kind, schema_viola
 from pytest_mistral_lora.chat.encoded import Policy, Truncation, Unsupervised
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError, RecipeError
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.training.recipe.sections import NonNegative, Number, Positive, RecipePath, Section, Seed
 
 SHORT_RUN = 20
@@ -96,7 +98,11 @@ class Evaluation(Section):
         names = [check.name for check in found]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise RecipeError(f"two are called {twice}", place="evaluation.checks", expected="files of different names")
+            raise RecipeError(
+                f"two are called {twice}",
+                place=NOWHERE.within("evaluation", "checks"),
+                expected="files of different names",
+            )
         return found
 
     @model_validator(mode="after")
@@ -107,6 +113,10 @@ class Evaluation(Section):
         if len(set(map(repr, self.checks))) < len(self.checks):
             raise ValueError("checks: one of them is given twice")
         return self
+
+
+def _of_schema(file: Path) -> Place:
+    return Place.of("evaluation.checks") / f"json_schema {file}"
 
 
 def _format_check(check: Any) -> FormatCheck:
@@ -120,10 +130,10 @@ def _format_check(check: Any) -> FormatCheck:
     try:
         schema = read_json(file)
     except InputError as error:
-        raise RecipeError(error.found, place=f"evaluation.checks, json_schema {file}") from error
+        raise RecipeError(error.found, place=_of_schema(file)) from error
     wrong = schema_violation(schema)
     if wrong:
-        raise RecipeError(f"not a JSON Schema: {wrong}", place=f"evaluation.checks, json_schema {file}")
+        raise RecipeError(f"not a JSON Schema: {wrong}", place=_of_schema(file))
     return FormatCheck("json_schema", schema, f"json_schema:{file.name}")
 
 
@@ -137,10 +147,8 @@ class Training(Section):
     epochs: Number | None = Field(
         default=None, description="Passes over the training rows; give this or `steps`.", gt=0, le=1e6
     )
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
-        default="adamw",
-        description="AdamW with its two moments in fp32, or in 8 bits by bitsandbytes; paged: they may move to host "
-        "memory.",
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw", description="AdamW with its two moments in fp32, or in 8 bits by bitsandbytes."
     )
     betas: tuple[Beta, Beta] = Field(
         default=(0.9, 0.999), description="AdamW's decay of the mean gradient and of the mean square, per step."

@@ -15,7 +15,6 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError, and_more
-from pytest_mistral_lora.formats.record_places import record_places
 from pytest_mistral_lora.records.data_stats import HASHED, RowCounts, SplitStats, StatsBuilder, hashed_parts
 from pytest_mistral_lora.records.files import is_held_out
 from pytest_mistral_lora.training.rows.dataset import ColumnBuilder
@@ -95,7 +94,7 @@ class ChunkEncoder:
         result = EncodedChunk(chunk.file, 0, ChunkSide(), ChunkSide(), [])
         plan = self._plan
         for number, line in chunk.lines:
-            row = read_row(chunk.path, number, line)
+            row = read_row(chunk.path, number, line, place=chunk.place(number))
             if row is None:
                 continue
             result.rows += 1
@@ -178,15 +177,10 @@ def encode_files(
             advance(bytes_read)
     errors += [RowError(error.found, place=error.place, expected=error.expected) for error in refused]
     if errors:
-        shown = record_places(files, (error.place for error in errors))
-        raise RowsError([_placed(error, shown) for error in errors], place=", ".join(str(file.path) for file in files))
+        raise RowsError(errors, place=", ".join(str(file.path) for file in files))
     return SplitFigures(
         train.build(), held_out.build(), rows, [file.source.facts() if file.source else None for file in files]
     )
-
-
-def _placed(error: RowError, shown: Callable[[str], str]) -> RowError:
-    return type(error)(error.found, place=shown(error.place), expected=error.expected, next_step=error.next_step)
 
 
 @dataclass(frozen=True)
