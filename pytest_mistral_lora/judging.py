@@ -14,6 +14,7 @@ from pytest_mistral_lora.conformance.collection import targets_of
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.known import Xfail, read_xfails
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer, tokenizer_path
+from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath, recognised
 from pytest_mistral_lora.conformance.session import Session, opened_session
 from pytest_mistral_lora.conformance.targets import EMBEDDED, EncodedTarget, Target, is_shipped, name_of
@@ -68,7 +69,7 @@ class Verdict:
     _text: str = field(compare=False)
     _report: Mapping[str, Any] = field(compare=False)
     _rows: tuple[TokenRow, ...] = field(compare=False)
-    _records: Sequence[dict[str, Any]] = field(compare=False)
+    _outcomes: Sequence[CheckOutcome] = field(compare=False)
     _notes: Sequence[str] = field(compare=False)
 
     def __str__(self) -> str:
@@ -405,25 +406,17 @@ def verdict_of(
         pass
     lines = [*(earlier._notes if earlier else ()), *notes(session)]
     if earlier is not None:
-        kept = [record for record in earlier._records if record["nodeid"] not in session.collected]
-        session.records[:0] = kept
-        session.collected[:0] = [record["nodeid"] for record in kept]
-    records = session.records
+        session.go_on_from(earlier._outcomes)
+    outcomes = session.outcomes
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     return Verdict(
         ok=session.exit_code == 0,
-        findings=tuple(
-            session.causes().standing(Finding.from_json(data) for record in records for data in record["findings"])
-        ),
-        not_checked={_name(record): record["not_checked"] for record in records if record["not_checked"]},
-        facts={_name(record): record["facts"] for record in records if record["facts"]},
+        findings=tuple(session.causes().standing(finding for outcome in outcomes for finding in outcome.findings)),
+        not_checked={outcome.name: outcome.not_checked for outcome in outcomes if outcome.not_checked},
+        facts={outcome.name: outcome.facts for outcome in outcomes if outcome.facts},
         _text="\n".join([*session.cause_texts(width), *session.summary_lines(width, lines)]),
         _report=session.report(command, Path.cwd()),
         _rows=(*(earlier._rows if earlier else ()), *session.failed_rows()),
-        _records=records,
+        _outcomes=outcomes,
         _notes=lines,
     )
-
-
-def _name(record: Mapping[str, Any]) -> str:
-    return str(record["nodeid"]).partition("::")[2]

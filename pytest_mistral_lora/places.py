@@ -20,6 +20,8 @@ from pytest_mistral_lora.escaping import printable
 __all__ = ["NOWHERE", "NamedSource", "Place"]
 
 _DIGITS = re.compile(r"[0-9]+")
+_LONGEST = 200
+"""Most characters of a name to print: a row may have a key of any length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ class Place:
         """The path within the record as text, such as `messages[1].content`; empty for the whole record."""
         text = ""
         for step in self.part:
-            text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+            name = f"[{step}]" if isinstance(step, int) else step if len(step) <= _LONGEST else f"{step[:_LONGEST]}…"
+            text += f".{name}" if text and isinstance(step, str) else name
         return text
 
     @property

@@ -12,15 +12,19 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from check_outcomes import outcome_of
 from huggingface_hub import constants
 from packaging.specifiers import SpecifierSet
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.cli.doctor import fault_lines
-from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.conformance.finding import RULES, Finding
+from pytest_mistral_lora.conformance.outcome import CheckOutcome
+from pytest_mistral_lora.conformance.session import opened_session
 from pytest_mistral_lora.environment import (
     KNOWN_FAULTS,
     SERVER_FAULTS,
+    Symptom,
     installed_versions,
     known_cause_lines,
     library_states,
@@ -105,7 +109,7 @@ def test_every_known_fault_has_a_mutant_or_is_a_note() -> None:
 def test_findings_name_the_known_fault_that_can_be_their_cause(
     rules: set[str], changes: dict[str, str], found: list[str]
 ) -> None:
-    lines = known_cause_lines([{"findings": [{"rule": rule, "found": "x"} for rule in rules]}], SOUND | changes)
+    lines = known_cause_lines([Symptom(rule, "x") for rule in rules], SOUND | changes)
     assert [line.startswith(begin) for line, begin in zip(lines, found, strict=True)] == [True] * len(found)
     assert all("Change: pip install '" in line for line in lines)
 
@@ -114,7 +118,7 @@ def test_the_words_of_a_server_name_the_known_fault_whatever_is_installed_here()
     says = "HTTP 400: GrammarFactory.get_lark_from_jinja() missing 1 required positional argument: 'force_tool_names'"
 
     def lines(rule: str, found: str) -> list[str]:
-        return known_cause_lines([{"findings": [{"rule": rule, "found": found}]}], SOUND)
+        return known_cause_lines([Symptom(rule, found)], SOUND)
 
     [line] = lines("ML919", f"single: the request fails: {says}")
     assert line.startswith("known of vllm ==0.32.0, mistral-common >=1.13,<1.14 (ML919): vLLM with --tokenizer-mode")
@@ -256,13 +260,19 @@ def test_the_page_shows_a_fault_as_it_is_printed() -> None:
     assert "\n".join(fault_lines(fault)) in (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
 
 
-def server_record(target: str, proof: str) -> dict[str, Any]:
-    return {"target": target, "subject": "server", "case": "reachable", "findings": [], "facts": {"server of": proof}}
+def known_faults_of(*outcomes: CheckOutcome) -> list[str]:
+    with opened_session([]) as session:
+        for outcome in outcomes:
+            session.take(outcome)
+        return session.known_faults()
 
 
-def answer_record(target: str, case: str, found: str, rule: str = "ML919") -> dict[str, Any]:
-    finding = {"rule": rule, "found": found}
-    return {"target": target, "subject": "answer", "case": case, "findings": [finding], "facts": {}}
+def server_outcome(target: str, proof: str) -> CheckOutcome:
+    return outcome_of(f"{target}::server::reachable", facts={"server of": proof})
+
+
+def answer_outcome(target: str, case: str, found: str) -> CheckOutcome:
+    return outcome_of(f"{target}::answer::{case}", Finding("ML919", found))
 
 
 @pytest.mark.parametrize(
@@ -284,19 +294,19 @@ def answer_record(target: str, case: str, found: str, rule: str = "ML919") -> di
     ],
 )
 def test_a_red_server_names_the_faults_of_its_version(proof: str, case: str, found: str, fault: str | None) -> None:
-    records = [server_record("a", proof), answer_record("a", case, found), server_record("b", "llama.cpp b1, model m")]
-    lines = known_cause_lines(records, SOUND)
+    other = server_outcome("b", "llama.cpp b1, model m")
+    lines = known_faults_of(server_outcome("a", proof), answer_outcome("a", case, found), other)
     expected = [known.found for known in SERVER_FAULTS if known.id == fault]
     assert [line.partition("): ")[2].partition(". Change: ")[0] for line in lines] == expected
 
 
 def test_the_fault_of_one_server_is_not_that_of_another() -> None:
-    records = [
-        server_record("a", "llama.cpp b11549, model m"),
-        server_record("b", "vLLM 0.32.0, model m"),
-        answer_record("b", "decoding", "call: calls weather"),
+    outcomes = [
+        server_outcome("a", "llama.cpp b11549, model m"),
+        server_outcome("b", "vLLM 0.32.0, model m"),
+        answer_outcome("b", "decoding", "call: calls weather"),
     ]
-    assert known_cause_lines(records, SOUND) == []
+    assert known_faults_of(*outcomes) == []
 
 
 def test_doctor_lists_the_faults_of_servers_in_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:

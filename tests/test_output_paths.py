@@ -61,7 +61,8 @@ def test_every_argument_is_declared() -> None:
     assert undeclared == NO_PATHS
     written = {(verb, name) for verb, name, one in of_verbs() if getattr(one.type, "role", "") == "written"}
     assert written == {
-        ("check", "--baseline"), ("check", "--cache"), ("check", "--report"), ("audit", "--output"),
+        ("check", "--cache"), *((verb, option) for verb in JUDGING for option in ("--baseline", "--report")),
+        ("audit", "--output"),
         ("render", "--html"), ("import", "--to"),
         ("smoke", "--record"), ("merge", "output"), ("serve-check", "--report"), ("export", "--output"),
         ("template", "--output"),
@@ -75,7 +76,8 @@ training: {{epochs: 1}}
 output: out
 """
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
-ENDING = {("check", "--report"): ".json", ("serve-check", "--report"): ".json"}
+JUDGING = ("check", "audit", "verify", "smoke")
+ENDING = {(verb, "--report"): ".json" for verb in (*JUDGING, "serve-check")}
 CASES = [
     (verb, output, given)
     for verb, output, one in of_verbs()
@@ -155,7 +157,7 @@ def test_no_output_is_an_input(
 def test_no_output_is_inside_a_folder_that_is_read(
     verb: str, output: str, given: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if (verb, given) in {("check", "--xfails"), ("serve-check", "server"), ("audit", "--runner"), ("smoke", "--check")}:
+    if given == "--xfails" or (verb, given) in {("serve-check", "server"), ("audit", "--runner"), ("smoke", "--check")}:
         return  # never a folder
     (place / "read").mkdir()
     (place / "read" / "manifest.json").write_text("{}")

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.reading.row_source import RowSource
-from pytest_mistral_lora.cli.judging import add_format_option, judged_by, print_verdict
+from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options, command_line
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -27,6 +27,7 @@ from pytest_mistral_lora.cli.verb import (
     whole_number,
 )
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer
+from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.escaping import UNMIXED, own_stream
 from pytest_mistral_lora.formats.row_sources import FileRows, MadeRows
@@ -36,8 +37,10 @@ from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport, LineVerdict
-    from pytest_mistral_lora.conformance.groups import FindingGroups
-    from pytest_mistral_lora.report.judged import JudgedCase, Outcome
+    from pytest_mistral_lora.conformance.finding import Finding
+    from pytest_mistral_lora.conformance.known import Xfail
+    from pytest_mistral_lora.conformance.session import Session
+    from pytest_mistral_lora.conformance.targets import EncodedTarget
 
 _DESCRIPTION = """\
 Check each encoded row of a trainer, token by token, against mistral-common's encoding of the same messages. A row
@@ -50,7 +53,11 @@ for the whole file), state, place, found, expected, detail and row (the chat row
 of a mask, as TRL's collator makes them), columns (rows by each column that says what is trained on), read_back (rows
 without messages, which are read back from their ids), answers_without_labels (answers of such rows that are read with
 weight 0), pairs (chosen and rejected answers in one record; each of the two counts as a row), tokens,
-supervised_tokens, findings and classes (rule, class and count of each)."""
+supervised_tokens, findings, classes (rule, class and count of each) and known (the deviations of --xfails that were
+found, whose findings have no line).
+
+Rows that cannot be read are findings (ML501). The exit code, the known deviations and the reports are those of
+`mistral-lora check ROWS --as encoded`, which runs the same checks."""
 
 
 def _is_earlier(file: Path) -> bool:
@@ -87,7 +94,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="causes of each class to print, each by its simplest row (default: 5)",
     )
-    add_format_option(parser)
+    add_judging_options(parser)
     group = parser.add_argument_group(
         "other trainers", "Encode the rows of --dataset, or else the packaged rows, with the code of another trainer."
     )
@@ -155,17 +162,18 @@ def run(args: argparse.Namespace) -> int:
     """Print every finding; return 1 if one is an error.
 
     Raises:
-        InputError: If lines cannot be read as encoded rows, after the findings in the other lines are printed.
+        InputError: If the rows cannot be opened, or are nothing that `check` knows.
     """
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport, checks_of
+    from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditedTarget, AuditReport
     from pytest_mistral_lora.conformance.encoded.pad_cause import pad_cause_of
     from pytest_mistral_lora.conformance.encoded.template_cause import cause_of
-    from pytest_mistral_lora.conformance.session import opened_session
-    from pytest_mistral_lora.conformance.targets import EncodedTarget, Target, name_of
-    from pytest_mistral_lora.report import found_words
+    from pytest_mistral_lora.conformance.groups import MOST_NAMES
+    from pytest_mistral_lora.conformance.targets import Target, name_of
+    from pytest_mistral_lora.judging import known_deviations
 
     args.tokenizer, args.oracle, _ = named_tokenizer(args.tokenizer, args.oracle)
+    xfails = known_deviations(args.xfails, "--xfails")
     tokenizer = CheckpointTokenizer(args.tokenizer, args.oracle)
     with _encoded_rows(args) as given:
         file = given.file
@@ -186,72 +194,98 @@ def run(args: argparse.Namespace) -> int:
             # a trainer has labels by its own rules, and a configuration for each
             pad=None if args.runner else pad_cause_of(judge),
         )
-        report = AuditReport(audit)
-        verdicts = _verdicts(report, args, given)
-        if args.output_format == "json":
-            _run_as_json(audit, verdicts)
-        elif args.output_format == "text":
-            _run_as_text(audit, verdicts, args.show)
-        else:
-            causes = _group(verdicts)
-            verdict = f"{_rows_line(audit)}; {found_words(audit.summary()['findings'], len(list(causes)))}"
-            print_verdict(args.output_format, judged_by("audit", causes, [*_cases(audit, causes)], verdict, file))
-        target = EncodedTarget(name_of(file), file, judge=judge, dataset=given.dataset)
-        with opened_session([target]) as session:
-            for check in checks_of(target, lambda: report):
-                session.judge(check)
-    audit.raise_unreadable()  # after the findings: bad lines must not hide the faults in the good ones
-    return session.exit_code
+        report = AuditReport(audit, MOST_NAMES)
+        fixes: Mapping[str, str] = {}
+        if args.runner is not None:
+            fixes = runner_fixes(f"{args.runner}-preferences" if given.task else args.runner)
+        name = name_of(file)
+        target = AuditedTarget(name, file, judge=judge, dataset=given.dataset, source=rows, fixes=fixes)
+        show = partial(_print_findings, target, xfails) if args.output_format == "json" else _show_nothing
+        target = replace(target, audited=partial(_read_with_progress, file, report, show))
+        judging = Judging(
+            command_line(args),
+            args.output_format,
+            # the rows of a trainer are in a folder that is removed
+            paths=[{"path": str(path)} for path in (args.dataset if args.runner else [file])],
+            xfails=xfails,
+            baseline=args.baseline,
+            reports=args.report,
+            view=VerbView(
+                partial(_lines, audit, args.show),
+                _last_line,
+                partial(_print_summary, audit),
+                texts=partial(_cause_texts, audit, args.show),
+                verdict=lambda session: f"{_rows_line(audit)}; {_last_line(session)}",
+            ),
+            has_bar=True,
+        )
+        return judging.judge([target])
 
 
-def _group(verdicts: Iterator[LineVerdict]) -> FindingGroups:
-    """Return the findings of an audit by cause."""
-    from pytest_mistral_lora.conformance.groups import FindingGroups
+def _last_line(session: Session) -> str:
+    from pytest_mistral_lora.report import found_words
 
-    causes = FindingGroups()
-    for verdict in verdicts:
-        # the place of a finding names the row, from 1; the numbers of rows are from 0
-        heading = f"the file: {verdict.state}" if verdict.index is None else verdict.state
-        for finding in verdict.findings:
-            causes.add(finding, heading, finding.place)
-    return causes
+    causes = list(session.causes())
+    return found_words(sum(cause.total for cause in causes), len(causes))
 
 
-def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> None:
-    """Run an audit and print it; at most `show` causes of a class are printed, all findings are counted."""
+def _cause_texts(audit: Audit, show: int, session: Session) -> Iterator[str]:
+    """Yield the texts of the first causes of each class; a sign has its line at the end."""
     from pytest_mistral_lora.conformance.finding import RULES
-    from pytest_mistral_lora.conformance.groups import signs_among
-    from pytest_mistral_lora.report import found_words, look_at_lines, write_styled
 
-    shown, kinds = Counter[str](), Counter[str]()
-    causes = _group(verdicts)
-    for cause in causes:
+    kinds = Counter[str]()
+    for cause in session.causes():
         rule = cause.simplest.rule
         kinds[rule] += 1
-        if kinds[rule] <= show:
-            shown[rule] += 1
-            if cause.simplest.is_sign:
-                continue  # it has its line at the end
-            heading = f"{cause.check}: {RULES[rule].fault_class}"
-            write_styled(f"{heading}\n{cause.text(shutil.get_terminal_size().columns)}\n")
-    lines = [f"{'rule':<6}  {'class':<26}  {'found':>9}  causes"] if audit.counts else []
-    for rule, count in sorted(audit.counts.items()):
-        rest = f"  {shown[rule]} shown" if shown[rule] < kinds[rule] else ""
-        lines.append(f"{rule:<6}  {RULES[rule].fault_class:<26}  {count:>9}  {kinds[rule]:>6}{rest}")
+        if kinds[rule] <= show and not cause.simplest.is_sign:
+            heading = f"{_state_of(cause.simplest, audit)}: {RULES[rule].fault_class}"
+            yield f"{heading}\n{cause.text(shutil.get_terminal_size().columns)}\n"
+
+
+def _state_of(finding: Finding, audit: Audit) -> str:
+    """Return what a finding means for its row; a note is not a fault."""
+    from pytest_mistral_lora.conformance.encoded.audit import WITHOUT_VERDICT
+
+    if finding.severity == "note":
+        return "note"
+    if finding.rule in WITHOUT_VERDICT:
+        return "not judged"
+    return "the file: wrong" if finding.place == audit.rows.place else "wrong"
+
+
+def _lines(audit: Audit, show: int, session: Session) -> Iterator[str]:
+    """Yield a table of the classes, the figures of the rows, and everything that was not checked."""
+    from pytest_mistral_lora.conformance.finding import RULES
+    from pytest_mistral_lora.conformance.groups import signs_among
+    from pytest_mistral_lora.report import look_at_lines
+
+    causes = session.causes()
+    counts, kinds = Counter[str](), Counter[str]()
+    for cause in causes:
+        counts[cause.simplest.rule] += cause.count
+        kinds[cause.simplest.rule] += 1
+    if counts:
+        yield f"{'rule':<6}  {'class':<26}  {'found':>9}  causes"
+    for rule, count in sorted(counts.items()):
+        rest = f"  {show} shown" if show < kinds[rule] else ""
+        yield f"{rule:<6}  {RULES[rule].fault_class:<26}  {count:>9}  {kinds[rule]:>6}{rest}"
     data = audit.summary()
-    lines += [
-        _rows_line(audit),
-        f"{data['supervised_tokens']:,} of {data['tokens']:,} tokens are trained on",
-        *([f"labels made of a mask: {counted(masked, 'row')}"] if (masked := data["labels_of_masks"]) else ()),
-        *([_columns_line(columns)] if (columns := data["columns"]).keys() - {"labels"} else ()),
-        *([f"read back from ids: {counted(read, 'row')} without messages"] if (read := data["read_back"]) else ()),
-        *([_weights_line(weightless)] if (weightless := data["answers_without_labels"]) else ()),
-        *([f"preferences: {words}"] if (words := audit.sides.words) else ()),
-        *(f"not checked: {case}: {reason}" for case, reason in audit.not_checked.items()),
-        *look_at_lines(signs_among(causes)),
-        found_words(data["findings"], kinds.total()),
-    ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    yield _rows_line(audit)
+    yield f"{data['supervised_tokens']:,} of {data['tokens']:,} tokens are trained on"
+    if masked := data["labels_of_masks"]:
+        yield f"labels made of a mask: {counted(masked, 'row')}"
+    if (columns := data["columns"]).keys() - {"labels"}:
+        yield _columns_line(columns)
+    if read := data["read_back"]:
+        yield f"read back from ids: {counted(read, 'row')} without messages"
+    if weightless := data["answers_without_labels"]:
+        yield _weights_line(weightless)
+    if words := audit.sides.words:
+        yield f"preferences: {words}"
+    for outcome in session.outcomes:
+        if outcome.not_checked:
+            yield f"not checked: {outcome.case}: {outcome.not_checked}"
+    yield from look_at_lines(signs_among(causes))
 
 
 def _columns_line(columns: Mapping[str, int]) -> str:
@@ -269,63 +303,46 @@ def _rows_line(audit: Audit) -> str:
     return f"{counted(data['rows'], 'row')}: {states}"
 
 
-def _cases(audit: Audit, causes: FindingGroups) -> Iterator[JudgedCase]:
-    """Yield a judged case for each class of faults, since a file may have too many rows for a list of tests."""
-    from pytest_mistral_lora.conformance.encoded.audit import CAUSES
-    from pytest_mistral_lora.conformance.finding import RULES
-    from pytest_mistral_lora.conformance.groups import FILE_WIDTH
-    from pytest_mistral_lora.report.judged import JudgedCase
-
-    reasons = audit.not_checked
-    of_causes = [RULES[rule] for rule in CAUSES.values() if audit.counts[rule]]
-    for rule in [*of_causes, *RULES.of("encoded")]:
-        found = [cause for cause in causes if cause.simplest.rule == rule.id]
-        failed = any(cause.simplest.severity == "error" for cause in found)
-        text = "\n\n".join(cause.text(FILE_WIDTH) for cause in found)
-        outcome: Outcome = "passed"
-        if failed:
-            outcome = "failed"
-        elif rule.case in reasons:
-            outcome = "skipped"
-        shown = reasons[rule.case] if outcome == "skipped" else text
-        data = [cause.to_json() for cause in found]
-        yield JudgedCase(f"audit.{audit.path.name}", rule.fault_class, outcome, shown, data)
+def _show_nothing(verdict: LineVerdict) -> None:
+    """Leave the findings to the session, which keeps the first of each rule."""
 
 
-def _run_as_json(audit: Audit, verdicts: Iterator[LineVerdict]) -> None:
-    """Run an audit and print it as JSON Lines: a finding a line, then the summary."""
-    from pytest_mistral_lora.conformance.finding import RULES
+def _print_findings(target: EncodedTarget, xfails: Sequence[Xfail], verdict: LineVerdict) -> None:
+    """Print the findings of a row as JSON, a line each, but for known deviations: a file may have millions."""
+    from pytest_mistral_lora.conformance.checks import ROOT
+    from pytest_mistral_lora.conformance.encoded.audit import case_of
+    from pytest_mistral_lora.conformance.finding import RULES, in_words
+    from pytest_mistral_lora.conformance.known import unknown_among
     from pytest_mistral_lora.records.secrets import redacted
     from pytest_mistral_lora.report.secrets import public_finding
 
-    for verdict in verdicts:
-        for finding in verdict.findings:
+    for found in in_words(verdict.findings, target.fixes):
+        named = found.with_paths(target.fix_paths)
+        for finding in unknown_among([named], f"{ROOT}::{target.name}::encoded::{case_of(found.rule)}", xfails):
             extra = {"class": RULES[finding.rule].fault_class, "index": verdict.index, "state": verdict.state}
             data = redacted({**public_finding(finding.to_json()), **extra})
             del data["tokens"]  # a line of JSON must be readable in a terminal, too
             print_json(data, indented=False)
-    print_json({"summary": audit.summary()}, indented=False)
 
 
-def _verdicts(report: AuditReport, args: argparse.Namespace, given: _RowsToAudit) -> Iterator[LineVerdict]:
-    """Yield the verdicts of an audit; those of a runner name its rows, and the keys of its configuration."""
-    from pytest_mistral_lora.conformance.finding import in_words
-    from pytest_mistral_lora.conformance.targets import checkpoint_paths
-
-    paths = checkpoint_paths(args.tokenizer)
-    fixes: Mapping[str, str] = {}
-    if args.runner is not None:
-        fixes = runner_fixes(f"{args.runner}-preferences" if given.task else args.runner)
-    for verdict in _verdicts_with_progress(report):
-        findings = in_words(verdict.findings, fixes)
-        yield replace(verdict, findings=tuple(finding.with_paths(paths) for finding in findings))
+def _print_summary(audit: Audit, session: Session) -> None:
+    known = {xfail.id: xfail.reason for outcome in session.outcomes for xfail in outcome.known}
+    entries = [{"id": name, "reason": reason} for name, reason in known.items()]
+    print_json({"summary": {**audit.summary(), "known": entries}}, indented=False)
 
 
-def _verdicts_with_progress(report: AuditReport) -> Iterator[LineVerdict]:
-    """Yield an audit's verdicts, with a progress bar if stderr is a terminal."""
+def _read_with_progress(path: Path, report: AuditReport, show: Callable[[LineVerdict], None]) -> AuditReport:
+    """Run an audit, with a progress bar if stderr is a terminal, and return its report.
+
+    Args:
+        path: The file or folder of the rows.
+        report: The report.
+        show: Called with the verdict on each row, and on the file.
+    """
     if not sys.stderr.isatty():
-        yield from report.verdicts()
-        return
+        for verdict in report.verdicts():
+            show(verdict)
+        return report
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -333,11 +350,13 @@ def _verdicts_with_progress(report: AuditReport) -> Iterator[LineVerdict]:
 
     total = 0
     with suppress(InputError, OSError):  # the audit reports it
-        total = sum(file.stat().st_size for file in every_file(report.audit.path))
+        total = sum(file.stat().st_size for file in every_file(path))
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=own_stream(sys.stderr)), transient=True, **UNMIXED) as progress:
         task = progress.add_task("rows", total=total)
-        yield from report.verdicts(lambda read: progress.advance(task, read))
+        for verdict in report.verdicts(lambda read: progress.advance(task, read)):
+            show(verdict)
+    return report
 
 
 @dataclass(frozen=True)
@@ -376,6 +395,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
             if getattr(args, option):
                 found = f"--{option.replace('_', '-')} is for the rows of --runner, and ROWS are given"
                 raise InputError(found, expected="one of them")
+        recognised(args.rows)  # it refuses what is nothing to check, such as an empty file
         yield _RowsToAudit(args.rows, dataset=tuple(args.dataset))
         return
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer

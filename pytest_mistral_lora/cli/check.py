@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_mistral_lora.cli.judging import (
     Judging,
+    add_baseline_option,
     add_format_option,
     add_report_option,
     add_xfails_option,
@@ -20,7 +21,6 @@ from pytest_mistral_lora.cli.verb import (
     PathArgument,
     Verb,
     add_oracle_option,
-    output_file,
     shown_path,
     tokenizer_argument,
     whole_number,
@@ -77,12 +77,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fail-not-checked", action="store_true", help="fail if a check could not run, too; notes do not fail"
     )
-    parser.add_argument(
-        "--baseline",
-        type=PathArgument("written", output_file()),
-        metavar="FILE",
-        help="write what is found to this new file, with empty reasons to fill in, as --xfails reads it",
-    )
+    add_baseline_option(parser)
     cache = parser.add_mutually_exclusive_group()
     cache.add_argument(
         "--cache",

@@ -7,7 +7,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ from pytest_mistral_lora.cli.verb import (
     INPUT,
     PROGRAM,
     PathArgument,
+    output_file,
     print_json,
     shown_path,
 )
-from pytest_mistral_lora.errors import EXIT_FINDING, InputError
+from pytest_mistral_lora.errors import EXIT_FINDING, InputError, counted
 from pytest_mistral_lora.escaping import UNMIXED, own_stream, printable
 
 if TYPE_CHECKING:
@@ -74,6 +76,24 @@ def _rows_page(report: Path) -> Path:
     return rows_page(report)
 
 
+def add_baseline_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--baseline`, whose file must be new."""
+    parser.add_argument(
+        "--baseline",
+        type=PathArgument("written", output_file()),
+        metavar="FILE",
+        help="write what is found to this new file, with empty reasons to fill in, as --xfails reads it",
+    )
+
+
+def add_judging_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--xfails`, `--baseline`, `--report` and `--output-format`."""
+    add_xfails_option(parser)
+    add_baseline_option(parser)
+    add_report_option(parser)
+    add_format_option(parser)
+
+
 def add_format_option(parser: argparse.ArgumentParser) -> None:
     """Add `--output-format` to a verb that judges, and `--json` as its short form."""
     parser.add_argument(
@@ -98,6 +118,29 @@ def command_line(args: argparse.Namespace) -> str:
 
 
 @dataclass(frozen=True)
+class VerbView:
+    """What a verb prints of its session, if it is not what `check` prints.
+
+    Attributes:
+        lines: Returns the lines for people above the last one.
+        last: Returns the last line for people.
+        print_data: Prints the JSON.
+        texts: Returns texts of findings, which are printed first, in colours.
+        verdict: Returns the verdict for other programs; None for the last line for people.
+    """
+
+    lines: Callable[[Session], Iterable[str]]
+    last: Callable[[Session], str]
+    print_data: Callable[[Session], None]
+    texts: Callable[[Session], Iterable[str]] = lambda session: ()
+    verdict: Callable[[Session], str] | None = None
+
+    def verdict_of(self, session: Session) -> str:
+        """Return the verdict for other programs."""
+        return (self.verdict or self.last)(session)
+
+
+@dataclass(frozen=True)
 class Judging:
     """How targets are judged.
 
@@ -110,6 +153,8 @@ class Judging:
         baseline: The file for the list of all findings, or None.
         reports: The files of reports.
         brief: Whether a run without an error prints a few lines.
+        view: What is printed in place of the output of `check`; None for that.
+        has_bar: Whether the checks draw a bar, so that no other one is needed.
     """
 
     command: str
@@ -120,6 +165,8 @@ class Judging:
     baseline: Path | None = None
     reports: Sequence[Path] = ()
     brief: bool = False
+    view: VerbView | None = None
+    has_bar: bool = False
 
     def judge(self, targets: Sequence[Target], **options: Any) -> int:
         """Judge targets, print and write the outcome, and return the exit code.
@@ -133,25 +180,28 @@ class Judging:
         from pytest_mistral_lora.conformance.session import opened_session
 
         with opened_session(targets, xfails=self.xfails, **options) as session:
-            with _progress() as show:
-                for number, record in enumerate(session.run(self.command), start=1):
-                    record["commands"] = {"rerun": self.narrowest_command(record["target"])}
-                    show(f"{number} checks; {record['nodeid']}")
+            with _progress(shown=not self.has_bar) as show:
+                for number, outcome in enumerate(session.run(self._commands), start=1):
+                    show(f"{number} checks; {outcome.nodeid}")
             if self.baseline is not None:
                 session.write_baseline(self.baseline)
             sys.stderr.write("".join(f"{xfail.unmatched}\n" for xfail in session.unmatched))
             fits = all(recipe.get("fits", True) for recipe in self.memory)
             code = session.exit_code if fits else EXIT_FINDING
             pages = self._write_verdicts(session)
+            prints_report = self.output_format == "json" and self.view is None
             # this asks Git for the commit, which an output for people does not show
-            if pages or self.output_format == "json":
+            if pages or prints_report:
                 data = session.report(self.command, Path.cwd(), code)
                 session.write_reports(pages, data)
-            if self.output_format == "json":
+            if prints_report:
                 print_json({**data, "paths": list(self.paths), "memory": list(self.memory)})
             else:
                 self._print(session)
         return code
+
+    def _commands(self, target: str) -> Mapping[str, str]:
+        return {"rerun": self.narrowest_command(target)}
 
     def narrowest_command(self, target: str) -> str:
         """Return the command that judges one target again, and writes no file.
@@ -160,7 +210,7 @@ class Judging:
             target: The name of the target, which is the last part of its path if no other has that.
         """
         words = shlex.split(self.command)
-        for option in ("--report", "--baseline", "--output-format"):
+        for option in ("--report", "--baseline", "--output", "--output-format"):
             while option in words:
                 at = words.index(option)
                 del words[at : at + 2]
@@ -186,50 +236,70 @@ class Judging:
         return [path for path in self.reports if path not in formats]
 
     def _judged(self, session: Session) -> Judged:
-        from pytest_mistral_lora.conformance.finding import Finding
         from pytest_mistral_lora.conformance.groups import cause_texts
-        from pytest_mistral_lora.report import verdict_line
         from pytest_mistral_lora.report.judged import cases_of
 
-        causes = session.causes()
-        verdict = verdict_line(session.records, [cause.total for cause in causes])
-        texts = ["\n\n".join(cause_texts(map(Finding.from_json, record["findings"]))) for record in session.records]
+        texts = ["\n\n".join(cause_texts(outcome.findings)) for outcome in session.outcomes]
         subject = self.paths[0]["path"] if self.paths else ""
         verb, known = shlex.split(self.command)[1], session.known_faults()
-        return judged_by(verb, causes, [*cases_of(session.records, texts)], verdict, subject, known)
+        cases = [*cases_of(session.outcomes, texts)]
+        verdict = session.verdict() if self.view is None else self.view.verdict_of(session)
+        return _judged_by(verb, session.causes(), cases, verdict, subject, known)
 
     def _print(self, session: Session) -> None:
         from pytest_mistral_lora.conformance.next_command import next_lines
         from pytest_mistral_lora.report import write_styled
 
+        if self.view is not None and self.output_format == "json":
+            self.view.print_data(session)
+            return
         if self.output_format != "text":
-            print_verdict(self.output_format, self._judged(session))
+            _print_verdict(self.output_format, self._judged(session))
+            return
+        if self.view is not None:
+            for text in self.view.texts(session):
+                write_styled(text)
+            lines = [*self.view.lines(session), *_lines_of_any_verb(session), self.view.last(session)]
+            own_stream(sys.stdout).write("".join(f"{line}\n" for line in (*lines, *next_lines(session, self.command))))
             return
         width = shutil.get_terminal_size().columns
         for text in session.cause_texts(width):
             write_styled(text)
         memory = [f"{shown_path(recipe['path'])}: {recipe['text']}" for recipe in self.memory]
         sys.stdout.write(
-            "\n".join([*session.summary_lines(width, memory, brief=self.brief), *next_lines(session)]) + "\n"
+            "\n".join([*session.summary_lines(width, memory, brief=self.brief), *next_lines(session, self.command)])
+            + "\n"
         )
 
 
+def _lines_of_any_verb(session: Session) -> Iterator[str]:
+    """Yield the lines on known deviations and known faults, and one if nothing was judged."""
+    from pytest_mistral_lora.report import NOTHING_WAS_JUDGED
+
+    known = Counter((xfail.id, xfail.reason) for outcome in session.outcomes for xfail in outcome.known)
+    lines = [f"known {name}: {reason} ({counted(count, 'check')})" for (name, reason), count in known.items()]
+    lines += [xfail.not_met for xfail in session.not_met]
+    yield from (printable(line, lines=False) for line in (*lines, *session.known_faults()))
+    if session.nothing_judged:
+        yield NOTHING_WAS_JUDGED
+
+
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows the progress of the checks, if stderr is a terminal."""
-    if not sys.stderr.isatty():
+def _progress(*, shown: bool) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows the progress of the checks, if it is wanted and stderr is a terminal."""
+    if not shown or not sys.stderr.isatty():
         yield lambda text: None
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=Console(file=own_stream(sys.stderr)), transient=True, **UNMIXED) as shown:
-        task = shown.add_task("", total=None)
-        yield lambda text: shown.update(task, description=printable(text, lines=False))
+    with Progress(*columns, console=Console(file=own_stream(sys.stderr)), transient=True, **UNMIXED) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda text: progress.update(task, description=printable(text, lines=False))
 
 
-def judged_by(
+def _judged_by(
     command: str,
     causes: FindingGroups,
     cases: Sequence[JudgedCase],
@@ -254,7 +324,7 @@ def judged_by(
     return Judged(f"{PROGRAM} {command}", found, cases, verdict, str(subject), known)
 
 
-def print_verdict(output_format: str, judged: Judged) -> None:
+def _print_verdict(output_format: str, judged: Judged) -> None:
     """Print a verdict for another program: `github`, `junit` or `sarif`."""
     from pytest_mistral_lora.report.judged import junit_text, sarif_data
 

@@ -8,10 +8,11 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.judging import add_format_option, judged_by, print_verdict
+from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options, command_line
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -22,12 +23,10 @@ from pytest_mistral_lora.cli.verb import (
 )
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, and_more, one_line
 from pytest_mistral_lora.extras import extra
-from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+    from pytest_mistral_lora.conformance.session import Session
     from pytest_mistral_lora.records.verify import FieldCheck
-    from pytest_mistral_lora.report.judged import Outcome
 
 _VERIFY_DESCRIPTION = """\
 Recompute the values that a folder's manifest.json records, and report each mismatch, and what is not available. A value
@@ -82,13 +81,16 @@ def _add_verify_options(parser: argparse.ArgumentParser) -> None:
         "--identity", default="", metavar="WHO", help="author's identity in Sigstore, such as an e-mail"
     )
     signed.add_argument("--issuer", default="", metavar="URL", help="OpenID Connect provider of the identity")
-    add_format_option(parser)
+    add_judging_options(parser)
 
 
 def run_verify(args: argparse.Namespace) -> int:
     """Print what is not a match, and the verdict; return 1 if a value differs."""
     from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+    from pytest_mistral_lora.conformance.manifest import value_results
+    from pytest_mistral_lora.conformance.model_targets import RecordTarget
     from pytest_mistral_lora.formats.sources import recorded_file
+    from pytest_mistral_lora.judging import known_deviations
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
     from pytest_mistral_lora.records.signature import Signature
     from pytest_mistral_lora.records.verify import verify
@@ -97,6 +99,7 @@ def run_verify(args: argparse.Namespace) -> int:
     dataset = args.dataset[0] if args.dataset and len(args.dataset) == 1 else args.dataset
     if args.signature is None and (args.public_key or args.identity or args.issuer):
         raise InputError("an author is named, and no signature", place="--signature", expected="the signature's file")
+    xfails = known_deviations(args.xfails, "--xfails")
     folder = AdapterFolder(args.folder, BaseFolder(args.base) if args.base else None)
     if (args.folder / "adapter_config.json").is_file() and not folder.has_manifest:
         raise InputError(
@@ -115,37 +118,54 @@ def run_verify(args: argparse.Namespace) -> int:
     if args.signature is not None:
         signature = Signature(args.signature, args.public_key, args.identity, args.issuer)
         facts.append(signature.verify(args.folder))
-    if args.output_format == "json":
-        print_json([asdict(fact) for fact in facts])
-    elif args.output_format != "text":
-        _print_judged(args.output_format, folder, facts)
-    else:
-        for state, text in _fact_lines(facts, verbose=args.verbose):
-            # names and values come from a foreign folder: none may look like another line
-            sys.stdout.write(f"{state:<13}  {one_line(text, _LONGEST_LINE)}\n")
-        if args.signature is None:
-            sys.stdout.flush()
-            sys.stderr.write(_NOT_SIGNED)
-        sys.stdout.write(f"{_verdict(facts)}\n")
-    return EXIT_FINDING if any(fact.state == "mismatch" for fact in facts) else EXIT_OK
+    target = RecordTarget.of(folder.path, "manifest", value_results(facts, folder.manifest_file))
+    judging = Judging(
+        command_line(args),
+        args.output_format,
+        paths=[{"path": str(folder.manifest_file)}],
+        xfails=xfails,
+        baseline=args.baseline,
+        reports=args.report,
+        view=VerbView(
+            partial(_lines, facts, verbose=args.verbose),
+            partial(_verdict, facts),
+            lambda session: print_json([asdict(fact) for fact in facts]),
+        ),
+    )
+    if args.output_format == "text" and args.signature is None:
+        sys.stderr.write(_NOT_SIGNED)
+    return judging.judge([target], fails_notes=True)
 
 
-def _fact_lines(facts: Sequence[FieldCheck], *, verbose: bool) -> Iterator[tuple[str, str]]:
+def _lines(facts: Sequence[FieldCheck], session: Session, *, verbose: bool) -> Iterator[str]:
+    for state, text in _fact_lines(facts, session, verbose=verbose):
+        # names and values come from a foreign folder: none may look like another line
+        yield f"{state:<13}  {one_line(text, _LONGEST_LINE)}"
+
+
+def _states(facts: Sequence[FieldCheck], session: Session) -> Iterator[tuple[FieldCheck, str]]:
+    """Yield each recorded value with its state; a mismatch is `known` if a list of known deviations accepts it."""
+    for fact, outcome in zip(facts, session.outcomes, strict=True):
+        yield fact, "known" if outcome.known and not outcome.findings else fact.state
+
+
+def _fact_lines(facts: Sequence[FieldCheck], session: Session, *, verbose: bool) -> Iterator[tuple[str, str]]:
     """Yield the state and the text of each line: what is not a match, and the proofs that were asked for.
 
     Args:
         facts: The recorded values.
+        session: Their session.
         verbose: Whether each value has a line; else values that are not available for one reason share a line.
     """
     from pytest_mistral_lora.records.signature import SIGNATURE
 
     unavailable: dict[str, list[str]] = {}
-    for fact in facts:
+    for fact, state in _states(facts, session):
         if fact.state == "not available" and not verbose:
             unavailable.setdefault(str(fact.found), []).append(fact.name)
         elif fact.state == "mismatch":
             recorded = "" if fact.is_unlisted else f"; recorded {fact.recorded}"
-            yield fact.state, f"{fact.name}: {fact.found}{recorded}"
+            yield state, f"{fact.name}: {fact.found}{recorded}"
         elif fact.state == "not available" or fact.name in ("rerun", SIGNATURE):
             yield fact.state, f"{fact.name}: {fact.found}"
         elif verbose:
@@ -154,32 +174,11 @@ def _fact_lines(facts: Sequence[FieldCheck], *, verbose: bool) -> Iterator[tuple
         yield "not available", f"{', '.join(names[:_MOST_NAMES])}{and_more(_MOST_NAMES, len(names))}: {reason}"
 
 
-def _print_judged(output_format: str, folder: AdapterFolder, fields: Sequence[FieldCheck]) -> None:
-    """Print the states for another machine: a case for each recorded value, a finding for each mismatch."""
-    from pytest_mistral_lora.conformance.groups import FindingGroups, cause_texts
-    from pytest_mistral_lora.conformance.manifest import mismatch_finding
-    from pytest_mistral_lora.report.judged import JudgedCase
-
-    causes, cases, group = FindingGroups(), [], f"verify.{folder.path.name}"
-    for field in fields:
-        findings = [mismatch_finding(field)] if field.state == "mismatch" else []
-        findings = [replace(finding, place=finding.place or Place.of(folder.manifest_file)) for finding in findings]
-        for finding in findings:
-            causes.add(finding, field.name)
-        outcome: Outcome = "passed"
-        if findings:
-            outcome = "failed"
-        elif field.state == "not available":
-            outcome = "skipped"
-        text = "\n\n".join(cause_texts(findings)) or (str(field.found) if outcome == "skipped" else "")
-        cases.append(JudgedCase(group, field.name, outcome, text, [finding.to_json() for finding in findings]))
-    print_verdict(output_format, judged_by("verify", causes, cases, _verdict(fields), folder.manifest_file))
-
-
-def _verdict(facts: Sequence[FieldCheck]) -> str:
+def _verdict(facts: Sequence[FieldCheck], session: Session) -> str:
     """Return the last line: whether a value differs, and how much of the record was judged."""
-    counts = Counter(fact.state for fact in facts)
-    states = ", ".join(f"{counts[state]} {state}" for state in ("match", "mismatch", "not available"))
+    counts = Counter(state for _, state in _states(facts, session))
+    names = ("match", "mismatch", *(["known"] if counts["known"] else []), "not available")
+    states = ", ".join(f"{counts[state]} {state}" for state in names)
     return f"{'a difference' if counts['mismatch'] else 'no difference'}: {states}"
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.cli.judging import add_format_option, judged_by, print_verdict
+from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options, command_line
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -18,11 +18,11 @@ from pytest_mistral_lora.cli.verb import (
     shown_path,
     whole_number,
 )
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
+from pytest_mistral_lora.errors import EXIT_OK, InputError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.completions import FormatCheck
-    from pytest_mistral_lora.report.judged import Outcome
+    from pytest_mistral_lora.conformance.session import Session
     from pytest_mistral_lora.training.display import RunDisplay
     from pytest_mistral_lora.training.generate.judge import TranscriptComparison
 
@@ -80,7 +80,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=whole_number, default=256, metavar="N", help="longest answer, in tokens (default: 256)"
     )
     add_device_option(parser)
-    add_format_option(parser)
+    add_judging_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,10 +100,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.check and not args.record:
         raise InputError("--check is recorded with the answers", expected="--record FOLDER beside it")
-    if (args.rows or args.record) and args.output_format not in _PRINTED:
-        raise InputError(
-            "without transcripts, no answer is judged", place="--output-format", expected=f"{' or '.join(_PRINTED)}"
-        )
+    if args.rows or args.record:
+        _refuse_judging(args)
     from pytest_mistral_lora.chat.reading import existing_path
     from pytest_mistral_lora.records.files import require_folder
 
@@ -123,20 +121,54 @@ def run(args: argparse.Namespace) -> int:
         return _answer(args, display) if args.rows else _compare(args, display)
 
 
+def _refuse_judging(args: argparse.Namespace) -> None:
+    """Refuse the options of judged answers, if answers are only printed or recorded.
+
+    Raises:
+        InputError: If one is given.
+    """
+    found = "without transcripts, no answer is judged"
+    if args.output_format not in _PRINTED:
+        raise InputError(found, place="--output-format", expected=f"{' or '.join(_PRINTED)}")
+    for option in ("xfails", "baseline", "report"):
+        if getattr(args, option):
+            raise InputError(found, place=f"--{option}", expected="neither --rows nor --record")
+
+
 def _compare(args: argparse.Namespace, display: RunDisplay) -> int:
+    from pytest_mistral_lora.conformance.model_targets import RecordTarget
+    from pytest_mistral_lora.conformance.transcript import answer_results
+    from pytest_mistral_lora.judging import known_deviations
     from pytest_mistral_lora.training.generate.judge import compare
 
+    xfails = known_deviations(args.xfails, "--xfails")
     comparison = compare(args.adapter, args.golden, args.base, device=args.device, display=display)
     display.close()
-    if args.output_format not in _PRINTED:
-        _print_judged(args.output_format, comparison)
-        return EXIT_OK if comparison.passed else EXIT_FINDING
-    _print(args, comparison.to_json(), _comparison_text(comparison))
-    return EXIT_OK if comparison.passed else EXIT_FINDING
+    results = answer_results(comparison.judgements, comparison.golden)
+    judging = Judging(
+        command_line(args),
+        args.output_format,
+        paths=[{"path": str(comparison.golden)}],
+        xfails=xfails,
+        baseline=args.baseline,
+        reports=args.report,
+        view=VerbView(
+            lambda session: _comparison_lines(comparison),
+            lambda session: _tier_line(comparison),
+            lambda session: print_json(
+                {**comparison.to_json(), "passed": session.exit_code == EXIT_OK}, allow_nan=False
+            ),
+        ),
+    )
+    return judging.judge([RecordTarget.of(args.adapter, "transcript", results)], fails_notes=True)
 
 
-def _comparison_text(comparison: TranscriptComparison) -> str:
-    """Return a line for each transcript, with the first difference below it, and the count of each tier."""
+def _print_comparison(comparison: TranscriptComparison, session: Session) -> None:
+    print_json({**comparison.to_json(), "passed": session.exit_code == EXIT_OK}, allow_nan=False)
+
+
+def _comparison_lines(comparison: TranscriptComparison) -> list[str]:
+    """Return a line for each transcript, with the first difference below it."""
     from pytest_mistral_lora.records.judgement import difference_text
 
     lines = []
@@ -149,8 +181,7 @@ def _comparison_text(comparison: TranscriptComparison) -> str:
     if not comparison.recorded_adapter:
         model = {"adapter": "adapter", "merged": "model than this merged one"}[comparison.kind]
         lines.append(f"The transcripts were recorded with another {model}.")
-    lines.append(_tier_line(comparison))
-    return "\n".join(lines)
+    return lines
 
 
 def _tier_line(comparison: TranscriptComparison) -> str:
@@ -158,23 +189,6 @@ def _tier_line(comparison: TranscriptComparison) -> str:
     broken = sum(bool(judgement.broken_checks) for judgement in comparison.judgements)
     checks = f", {broken} with a broken check" if broken else ""
     return f"{tiers}{checks}; {comparison.precision} on {comparison.device}"
-
-
-def _print_judged(output_format: str, comparison: TranscriptComparison) -> None:
-    """Print the judgements for another machine: a case for each transcript."""
-    from pytest_mistral_lora.conformance.groups import FindingGroups, cause_texts
-    from pytest_mistral_lora.conformance.transcript import broken_formats, different_answer
-    from pytest_mistral_lora.report.judged import JudgedCase
-
-    causes, cases = FindingGroups(), []
-    for judgement in comparison.judgements:
-        findings = [*different_answer(judgement, comparison.golden), *broken_formats(judgement, comparison.golden)]
-        for finding in findings:
-            causes.add(finding, judgement.case)
-        outcome: Outcome = "passed" if judgement.passed else "failed"
-        text, data = "\n\n".join(cause_texts(findings)), [finding.to_json() for finding in findings]
-        cases.append(JudgedCase(f"smoke.{comparison.golden.name}", judgement.case, outcome, text, data))
-    print_verdict(output_format, judged_by("smoke", causes, cases, _tier_line(comparison), comparison.golden))
 
 
 def _record(args: argparse.Namespace, display: RunDisplay) -> int:

@@ -253,6 +253,10 @@ def _read_proof(value: Any, severity: str, place: str) -> tuple[Proof, ...]:
     return kinds
 
 
+_OF_RULE: Any = ""
+"""The severity of a finding that is made without one: that of its rule."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """A broken rule at a place.
@@ -271,7 +275,8 @@ class Finding:
             fix.
         tokens: The tokens around the first difference, or None.
         name: The name of its cause, by which a list of known deviations accepts only this cause; may be empty.
-        is_error: Whether it is an error although its rule is a note, because the fault breaks every row.
+        severity: `error` fails the check; `note` only under `--mistral-strict`. It is its rule's, unless a note is
+            raised to an error, for example because the fault is in every row.
         effect_of: The rule of the finding that was shown to explain it; empty if it stands for itself. Beside that
             finding, it is only counted.
         covers: The number of findings that this one explains, by their rules.
@@ -288,21 +293,36 @@ class Finding:
     fix: str = ""
     tokens: TokenRow | None = None
     name: str = ""
-    is_error: bool = False
+    severity: Severity = _OF_RULE
     effect_of: str = ""
     covers: tuple[tuple[str, int], ...] = ()
     others: tuple[Place, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Take the severity of the rule, if none is given."""
+        if not self.severity:
+            object.__setattr__(self, "severity", RULES[self.rule].severity)
+
     @property
-    def severity(self) -> Severity:
-        """`error` fails the check; `note` only under `--mistral-strict`."""
-        return "error" if self.is_error else RULES[self.rule].severity
+    def is_raised(self) -> bool:
+        """Whether it is an error although its rule is a note."""
+        return self.severity != RULES[self.rule].severity
 
     @property
     def proof(self) -> Proof:
         """What proves it."""
         kinds = RULES[self.rule].proof
-        return kinds[-1] if self.is_error else kinds[0]
+        return kinds[-1] if self.is_raised else kinds[0]
+
+    def under(self, rule: str, **values: Any) -> Finding:
+        """Return the finding as one of another rule, with that rule's severity unless it is raised.
+
+        Args:
+            rule: The other rule.
+            values: Further attributes that change.
+        """
+        severity = self.severity if self.is_raised else RULES[rule].severity
+        return replace(self, rule=rule, severity=severity, **values)
 
     @property
     def is_sign(self) -> bool:
@@ -374,11 +394,9 @@ class Finding:
         """Return the finding as plain JSON data, with the text of its rule but without the rule's example."""
         rule = RULES[self.rule]
         of_rule = {name: getattr(rule, name) for name in ("title", "why", "source")}
-        of_rule |= {"severity": self.severity, "proof": self.proof}
+        of_rule["proof"] = self.proof
         values = {
-            attribute.name: getattr(self, attribute.name)
-            for attribute in fields(self)
-            if attribute.name not in ("is_error", "others")
+            attribute.name: getattr(self, attribute.name) for attribute in fields(self) if attribute.name != "others"
         }
         return {
             **values,
@@ -409,8 +427,9 @@ class Finding:
         # drop the fix of the rule
         rule = RULES[values["rule"]]
         values["fix"] = "" if values.get("fix") == rule.fix else values.get("fix", "")
-        is_error = rule.severity == "note" and data.get("severity") == "error"
-        return cls(**values, is_error=is_error)
+        # no finding is weaker than its rule
+        values["severity"] = "error" if values.get("severity") == "error" else rule.severity
+        return cls(**values)
 
 
 def in_words(findings: Iterable[Finding], fixes: Mapping[str, str]) -> tuple[Finding, ...]:

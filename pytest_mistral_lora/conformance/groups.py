@@ -6,7 +6,7 @@ import json
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from pytest_mistral_lora.chat.diff import TokenSide
 from pytest_mistral_lora.chat.row_kinds import parse_trained
 from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.conformance.finding import RULES, Finding
+from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.errors import MistralLoraError, named_value
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.places import Place
@@ -38,7 +39,7 @@ class FindingGroup:
     """The findings of one rule that one fault makes.
 
     Attributes:
-        simplest: The finding whose row has the fewest messages and the fewest characters.
+        simplest: The finding whose row has the fewest messages and the fewest characters; an error if any is.
         check: The name of its check, or of its row.
         name: Its name in the list of the others: its check, or its place if the check has several findings.
         others: The names of the other findings, in the order in which they came.
@@ -190,29 +191,27 @@ class FindingGroups:
         return iter(sorted(causes, key=lambda cause: (not cause.shown.covers, cause.simplest.severity != "error")))
 
 
-def signs_among(causes: FindingGroups) -> list[dict[str, Any]]:
-    """Return the causes that nothing proves, as plain data."""
-    return [cause.to_json() for cause in causes if cause.simplest.is_sign]
+def signs_among(causes: FindingGroups) -> list[FindingGroup]:
+    """Return the causes that nothing proves."""
+    return [cause for cause in causes if cause.simplest.is_sign]
 
 
-def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
+def group_findings(outcomes: Iterable[CheckOutcome]) -> FindingGroups:
     """Return the findings of checks by cause.
 
     Args:
-        records: The record of each check, as `CheckOutcome.record` gives it.
+        outcomes: The outcome of each check.
     """
     causes = FindingGroups()
-    for record in records:
-        name = record["nodeid"].partition("::")[2]
-        for data in record["findings"]:
-            finding = Finding.from_json(data)
-            label: str | Place = name
+    for outcome in outcomes:
+        for finding in outcome.findings:
+            label: str | Place = outcome.name
             # a check of the template judges one row, whose name says more than the template's file
-            if len(record["findings"]) > 1 and record["subject"] != "template":
+            if len(outcome.findings) > 1 and outcome.subject != "template":
                 # its name among the findings of its check: its line, or else its tensor
                 first = finding.found.partition(" ")[0]
                 label = first if "." in first and finding.place.record is None else finding.place
-            causes.add(finding, name, label)
+            causes.add(finding, outcome.name, label)
     return causes
 
 
@@ -265,10 +264,11 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return keys
 
 
-def _size(finding: Finding) -> tuple[int, int, int]:
+def _size(finding: Finding) -> tuple[bool, int, int, int]:
     # other characters than ASCII are harder to read in a table of tokens: count their escapes
     length = len(finding.row.encode("unicode_escape")) or len(finding.found)
-    return finding.row.count('"role"'), length, len(finding.detail)
+    # an error fails the check: a note of the same cause must not stand for it
+    return finding.severity != "error", finding.row.count('"role"'), length, len(finding.detail)
 
 
 def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> list[TokenRow]:

@@ -1,13 +1,12 @@
-"""Known deviations: findings that a team accepts, each with its reason, and a first list of them."""
+"""Known deviations: findings that a team accepts, each with its reason."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.conformance.checks import ROOT, SUBJECTS
@@ -15,7 +14,6 @@ from pytest_mistral_lora.conformance.finding import RULES, Finding, Rule
 from pytest_mistral_lora.errors import did_you_mean
 from pytest_mistral_lora.escaping import printable
 
-_LONGEST = 110
 # the date is the last part of a line, and has a # of its own
 _UNTIL = re.compile(r"(?:^|\s)#\s*(?P<end>until\b(?P<date>.*))$", re.IGNORECASE)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -84,12 +82,6 @@ class Xfail:
         """The message if it has no finding, and a check that can find it did not run."""
         return f"not met: {self.id} ({self.place}): a check that can find it did not run"
 
-    def is_met_by(self, record: Mapping[str, Any]) -> bool:
-        """Return whether a check found the deviation, accepted or not."""
-        # an entry whose date has passed does not accept findings, but still matches them
-        found = any(self.id in (data["rule"], record["nodeid"], data.get("name")) for data in record["findings"])
-        return found or any(known["id"] == self.id for known in record["known"])
-
 
 @dataclass(frozen=True, slots=True)
 class Finders:
@@ -126,6 +118,12 @@ _ALSO_FOUND_BY = {
 
 _OF_CAUSES = Finders(frozenset({"template"}), frozenset({"tokenizer", "mask", "dataset", "gguf"}))
 """The subjects that name causes: each compares the chat template with mistral-common."""
+
+
+NAMED_BY_RECORDS = ("manifest", "transcript")
+"""Subjects whose checks have other names in `verify` and `smoke`, those of recorded values and transcripts.
+
+An unknown name of theirs is not misspelled: a list may serve several verbs."""
 
 
 def finders_of(xfail: Xfail) -> Finders:
@@ -275,45 +273,3 @@ def _with_passed_dates(finding: Finding, over: Sequence[Xfail]) -> Finding:
         return finding
     lines = [printable(f"accepted until {xfail.until} ({xfail.place}): {xfail.reason}", lines=False) for xfail in over]
     return replace(finding, detail="\n".join([*filter(None, [finding.detail]), *lines]))
-
-
-def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False, not_checked: bool = False) -> str:
-    """Return the list of known deviations that accepts a run, with empty reasons, as `read_xfails` reads it.
-
-    A finding whose cause has a name is listed by this name. A rule that one check breaks is listed by the node id of
-    this check, so that it still fails in others. A rule that several checks break is listed once.
-
-    Args:
-        records: The record of each check.
-        strict: Whether notes, and checks that could not run, are failures.
-        not_checked: Whether checks that could not run are failures, if `strict` is not set.
-    """
-    headlines: dict[str, list[str]] = {}
-    homes: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for record in records:
-        if (strict or not_checked) and record["not_checked"]:
-            headlines.setdefault(record["nodeid"], []).append(f"not checked: {record['not_checked']}")
-        for finding in record["findings"]:
-            if strict or finding["severity"] == "error":
-                # a named cause, else the remaining findings of a rule
-                checks = homes.setdefault((finding["rule"], finding.get("name", "")), {})
-                checks.setdefault(record["nodeid"], []).append(f"{finding['place']}: {finding['found']}")
-    lines = list(_HEADER)
-    for (rule, cause), checks in homes.items():
-        nodeid, found = next(iter(checks.items()))
-        # the narrowest entry that needs only one reason
-        name = cause or (rule if len(checks) > 1 else nodeid)
-        count = sum(map(len, checks.values()))
-        several = f" in {len(checks)} checks" if len(checks) > 1 else ""
-        counted = f" ({count} findings{several})" if count > 1 else ""
-        headlines.setdefault(name, []).append(f"{rule}{counted} {found[0]}")
-    for name, found in headlines.items():
-        # one line each: a finding's text may quote a row, which must not become an entry
-        lines += ["", *(f"# {' '.join(finding_text.split())}"[:_LONGEST] for finding_text in found), f"{name}  # "]
-    return "\n".join(lines) + "\n"
-
-
-_HEADER = (
-    "# Deviations that were found. Write behind each `#` why you accept it, or fix it and remove its line: a line",
-    "# without a reason is refused, and one that matches no finding any more fails the run.",
-)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,23 @@ def mismatch_finding(field: FieldCheck) -> Finding:
         return Finding("ML712", str(field.found), field.place, f"no less than {field.recorded}")
     found = f"{field.name} {field.found}" if _is_damaged(field) else f"{field.name} is {field.found}"
     return Finding(_rule_of(field), found, field.place, f"{field.recorded}, as recorded")
+
+
+def value_results(fields: Iterable[FieldCheck], manifest: Path) -> Iterator[tuple[str, Result]]:
+    """Yield the name and the result of each recorded value: a mismatch is a finding, a missing source is not checked.
+
+    Args:
+        fields: The recorded values.
+        manifest: The file that records them, for findings without a place.
+    """
+    for field in fields:
+        facts = tuple((name, getattr(field, name)) for name in ("state", "recorded", "found"))
+        if field.state == "mismatch":
+            finding = mismatch_finding(field)
+            yield field.name, Result((replace(finding, place=finding.place or Place.of(manifest)),), facts=facts)
+        else:
+            reason = str(field.found) if field.state == "not available" else ""
+            yield field.name, Result(not_checked=reason, facts=facts)
 
 
 def _rule_of(field: FieldCheck) -> str:

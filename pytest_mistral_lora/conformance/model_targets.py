@@ -14,8 +14,16 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.targets import RecipeTarget, Target, checkpoint_paths, given_path
+from pytest_mistral_lora.conformance.targets import (
+    RecipeTarget,
+    Target,
+    checkpoint_paths,
+    free_name,
+    given_path,
+    name_of,
+)
 from pytest_mistral_lora.errors import NoOracleError, PinError, RecipeError
+from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.places import NamedSource, Place
 
 if TYPE_CHECKING:
@@ -277,7 +285,7 @@ class TrainerTarget(Target):
         if not found:
             # as the base has it, and so no fault of this run alone
             of_base = self.with_places(loaded_template_result(self.tokenizer, self.template_text or "", None).findings)
-            found = tuple(replace(finding, rule="ML004") for finding in of_base)
+            found = tuple(finding.under("ML004") for finding in of_base)
         return next(iter(found), None)
 
     @cached_property
@@ -340,10 +348,46 @@ class TrainerTarget(Target):
 
 @dataclass(frozen=True)
 class WatchedTarget(Target):
-    """What was watched while a trainer ran: the session has its results, and cannot judge it again.
+    """Something that was judged before the session: it has the results, and cannot judge it again.
 
     Attributes:
         results: The result of each check, by its subject and its case.
     """
 
     results: Mapping[tuple[Subject, str], Result] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RecordTarget(WatchedTarget):
+    """The record of an adapter's or a merged model's folder: a check has the name of a recorded value or transcript.
+
+    `path` is the folder.
+    """
+
+    @classmethod
+    def of(cls, folder: Path, subject: Subject, results: Iterable[tuple[str, Result]]) -> RecordTarget:
+        """Return the target of a folder whose record was compared.
+
+        Args:
+            folder: The folder.
+            subject: The subject of the checks.
+            results: The name of each recorded thing, and its result. A name becomes a part of a node id; a taken one
+                gets a number.
+        """
+        cases: dict[str, Result] = {}
+        for name, result in results:
+            # a list of known deviations has a node id a line, and a # after white space ends it
+            case = re.sub(r"\s", "_", printable(name, lines=False)) or "_"
+            cases[free_name(case, cases)] = result
+        return cls(name_of(folder), folder, results={(subject, case): result for case, result in cases.items()})
+
+    @property
+    def fix_paths(self) -> dict[str, str]:
+        """The paths of the folder."""
+        folder = given_path(self.path)
+        return {**checkpoint_paths(folder), "adapter": str(folder)}
+
+    @property
+    def has_manifest_values(self) -> bool:
+        """Whether its checks are the values of a manifest."""
+        return any(subject == "manifest" for subject, _ in self.results)

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.conformance.model_targets import AdapterTarget
-from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target, is_shipped
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget, RecordTarget
+from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target, given_path, is_shipped
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.manifest import MANIFEST
@@ -25,33 +25,42 @@ _ACCEPTS = ("--update", "--mistral-golden-update", "--record")
 """Options that record what was found as right: a person decides about that."""
 
 
-def next_command(session: Session) -> str:
+def next_command(session: Session, command: str = "") -> str:
     """Return the command to run after a session; empty if there is no obvious one.
 
     Args:
         session: The session, which has run.
+        command: The command that it ran for, which is not repeated; may be empty.
     """
     from pytest_mistral_lora.report import commands_in
 
-    failing = [cause.simplest for cause in session.causes() if session.strict or cause.simplest.severity == "error"]
+    failing = [
+        cause.simplest for cause in session.causes() if session.fails_notes or cause.simplest.severity == "error"
+    ]
     if failing:
         commands = commands_in(failing[0].next_step)
-        return next(filter(_is_ready, commands), f"{_PROGRAM} rules {failing[0].rule}")
-    if session.exit_code or not session.records or session.deselected or session.not_run:
+        done = {*shlex.split(command)}
+        ready = (fix for fix in filter(_is_ready, commands) if not done.issuperset(shlex.split(fix)))
+        return next(ready, f"{_PROGRAM} rules {failing[0].rule}")
+    if session.exit_code or not session.outcomes or session.deselected or session.not_run:
         return ""
     with suppress(MistralLoraError, OSError):  # a target that cannot be read has a finding, and a known one may pass
         return _next_work(session)
     return ""
 
 
-def next_lines(session: Session) -> list[str]:
+def next_lines(session: Session, command: str = "") -> list[str]:
     """Return the line that names the next command, for people; no line without an obvious one.
 
     If a part of the command is spelled out on a terminal, as a name that is not UTF-8 is, it cannot be copied: then
     there is no line.
+
+    Args:
+        session: As for `next_command`.
+        command: As for `next_command`.
     """
-    command = next_command(session)
-    return [f"next: {command}"] if command and printable(command, lines=False) == command else []
+    following = next_command(session, command)
+    return [f"next: {following}"] if following and printable(following, lines=False) == following else []
 
 
 def _is_ready(command: str) -> bool:
@@ -74,6 +83,8 @@ def _next_work(session: Session) -> str:
     for target in targets:
         if isinstance(target, AdapterTarget):
             return _of_adapter(target.folder)
+        if isinstance(target, RecordTarget):
+            return _to_ask(given_path(target.path)) if target.has_manifest_values else ""
     for target in targets:
         if isinstance(target, DatasetTarget):
             # preference pairs are for another trainer, which the user names
@@ -83,14 +94,17 @@ def _next_work(session: Session) -> str:
 
 
 def _has_sides(session: Session) -> bool:
-    return any(record["case"] == "statistics" and "sides" in record["facts"] for record in session.records)
+    return any(outcome.case == "statistics" and "sides" in outcome.facts for outcome in session.outcomes)
 
 
 def _of_adapter(folder: Path) -> str:
     # `verify` recomputes the facts of a manifest, and `smoke` compares with transcripts; other trainers write neither
     commands = [_command("verify", folder)] if (folder / MANIFEST).is_file() else []
-    commands.append(_command("smoke" if (folder / TRANSCRIPTS).is_dir() else "chat", folder))
-    return " && ".join(commands)
+    return " && ".join([*commands, _to_ask(folder)])
+
+
+def _to_ask(folder: Path) -> str:
+    return _command("smoke" if (folder / TRANSCRIPTS).is_dir() else "chat", folder)
 
 
 def _base(judge: Target) -> str:

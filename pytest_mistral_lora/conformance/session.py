@@ -1,23 +1,25 @@
-"""One run of the suite, for every front: its checks, their records, the known deviations, and the verdict."""
+"""One run of the suite, for every front: its checks, their outcomes, the known deviations, and the verdict."""
 
 from __future__ import annotations
 
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.conformance.baseline import baseline_text
 from pytest_mistral_lora.conformance.checks import ROOT, Check, Settings
 from pytest_mistral_lora.conformance.collection import collect
-from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.groups import FindingGroups, failed_rows, group_findings, signs_among
-from pytest_mistral_lora.conformance.known import Xfail, baseline_text, finders_of, known_among, unknown_among
+from pytest_mistral_lora.conformance.known import NAMED_BY_RECORDS, Xfail, finders_of, known_among, unknown_among
+from pytest_mistral_lora.conformance.outcome import CheckOutcome, State
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted, one_line
 from pytest_mistral_lora.escaping import printable
 
@@ -26,81 +28,24 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.kept_results import KeptResults
     from pytest_mistral_lora.conformance.targets import Target
 
-State = Literal["passed", "failed", "known", "skipped"]
-"""The end of a check; `known`: each error is a known deviation; `skipped`: the check could not judge."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckOutcome:
-    """The result of one check, divided by the known deviations of its session.
-
-    Attributes:
-        check: The check.
-        result: Its result; None if it stopped with an error.
-        findings: The findings that no known deviation covers.
-        known: The known deviations that a finding matches.
-        failing: The findings that fail the check.
-        fails_unchecked: Whether it fails because it could not judge.
-    """
-
-    check: Check
-    result: Result | None
-    findings: tuple[Finding, ...] = ()
-    known: tuple[Xfail, ...] = ()
-    failing: tuple[Finding, ...] = ()
-    fails_unchecked: bool = False
-
-    @property
-    def state(self) -> State:
-        """How the check ended."""
-        if self.result is None or self.failing or self.fails_unchecked:
-            return "failed"
-        if any(finding.severity == "error" for finding in self.result.findings):
-            return "known"
-        return "skipped" if self.result.not_checked else "passed"
-
-    def record(self, *, seconds: float, state: str = "", commands: dict[str, str] | None = None) -> dict[str, Any]:
-        """Return the outcome as plain data, for tables and reports, and for another process.
-
-        Args:
-            seconds: The duration of the check.
-            state: The outcome that the front has reported; empty for the property `state`.
-            commands: Commands that repeat the check, by name; kept if there are findings.
-        """
-        result = self.result or Result()
-        return {
-            "nodeid": f"{ROOT}::{self.check.name}",
-            "outcome": state or self.state,
-            "seconds": round(seconds, 4),
-            "target": self.check.target.name,
-            "subject": self.check.subject,
-            "case": self.check.case,
-            "findings": [finding.to_json() for finding in self.findings],
-            "known": [{"id": xfail.id, "reason": xfail.reason} for xfail in self.known],
-            "not_checked": result.not_checked,
-            "facts": dict(result.facts),
-            "commands": commands if commands and self.findings else {},
-        }
-
 
 class Session:
     """A run of the suite.
 
     A front that runs checks by another runner, perhaps in other processes, takes the checks from `collect`, asks
-    `outcome_of` for each result and gives the record to `take`. Other fronts call `run`, or `judge` for a prepared
-    check.
+    `outcome_of` for each result and gives the outcome to `take`. Other fronts call `run`.
 
     Attributes:
         settings: The settings of the checks.
         xfails: The known deviations.
-        strict: Whether notes, and checks that could not judge, fail.
-        fails_not_checked: Whether checks that could not judge fail, if `strict` is not set.
+        fails_notes: Whether notes fail.
+        fails_not_checked: Whether checks that could not judge fail.
         leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
         kept: The results of earlier runs, or None.
         keeps_going: Whether a check that stops with an error is not checked, and the run goes on.
         collected: The node id of each check, deselected ones included.
         deselected: The number of deselected checks.
-        records: A record for each check that ran, as `CheckOutcome.record` gives it.
+        outcomes: The outcome of each check that ran.
     """
 
     def __init__(
@@ -109,7 +54,7 @@ class Session:
         settings: Settings,
         *,
         xfails: Sequence[Xfail] = (),
-        strict: bool = False,
+        fails_notes: bool = False,
         fails_not_checked: bool = False,
         leaves_out_targets: bool = False,
         kept: KeptResults | None = None,
@@ -122,22 +67,22 @@ class Session:
                 cannot be used.
             settings: The settings of the checks.
             xfails: The known deviations.
-            strict: Whether notes, and checks that could not judge, fail.
-            fails_not_checked: Whether checks that could not judge fail, if `strict` is not set.
+            fails_notes: Whether notes fail.
+            fails_not_checked: Whether checks that could not judge fail.
             leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
             kept: The results of earlier runs, for a run by `run`; None to run every check.
             keeps_going: Whether a check that stops with an error is not checked, and the run goes on.
         """
         self.settings = settings
         self.xfails: tuple[Xfail, ...] = tuple(xfails)
-        self.strict = strict
-        self.fails_not_checked = fails_not_checked or strict
+        self.fails_notes = fails_notes
+        self.fails_not_checked = fails_not_checked
         self.leaves_out_targets = leaves_out_targets
         self.kept = kept
         self.keeps_going = keeps_going
         self.collected: list[str] = []
         self.deselected = 0
-        self.records: list[dict[str, Any]] = []
+        self.outcomes: list[CheckOutcome] = []
         self._make_targets = targets
         self._causes: FindingGroups | None = None
         self._started, self._start = datetime.now(UTC), time.perf_counter()
@@ -162,22 +107,21 @@ class Session:
             self.collected.append(f"{ROOT}::{check.name}")
             yield check
 
-    def run(self, command: str = "") -> Iterator[dict[str, Any]]:
-        """Run every check in this process, and yield the record of each.
+    def run(
+        self,
+        commands: Callable[[str], Mapping[str, str]] = lambda target: {},
+    ) -> Iterator[CheckOutcome]:
+        """Run every check in this process; keep and yield the outcome of each.
 
         Args:
-            command: The command that repeats the run, for the records of checks with findings; may be empty.
+            commands: Returns commands that judge a target again, by name, for the outcomes of checks with findings.
         """
         for check in self.collect():
-            yield self.judge(check, command)
+            outcome = self._judge(check, commands(check.target.name))
+            self.take(outcome)
+            yield outcome
 
-    def judge(self, check: Check, command: str = "") -> dict[str, Any]:
-        """Run a check in this process, keep its record and return it.
-
-        Args:
-            check: The check, from `collect` or from the front.
-            command: As for `run`.
-        """
+    def _judge(self, check: Check, commands: Mapping[str, str]) -> CheckOutcome:
         start = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
@@ -185,10 +129,7 @@ class Session:
         if self.kept is not None and not check.is_kept:
             self.kept.take(check, result, self.settings)
         outcome = self.outcome_of(check, result)
-        commands = {"rerun": command} if command else {}
-        record = outcome.record(seconds=time.perf_counter() - start, commands=commands)
-        self.take(record)
-        return record
+        return replace(outcome, seconds=time.perf_counter() - start, commands=commands)
 
     def _result_of(self, check: Check) -> Result:
         try:
@@ -198,42 +139,58 @@ class Session:
                 raise
             return Result(not_checked=f"the check ended with {type(error).__name__}: {one_line(error)}")
 
-    def outcome_of(self, check: Check, result: Result | None) -> CheckOutcome:
-        """Return the outcome of a check, without known deviations.
+    def outcome_of(self, check: Check, result: Result) -> CheckOutcome:
+        """Return the outcome of a check, divided by the known deviations.
 
         Args:
             check: The check.
-            result: Its result; None if it stopped with an error.
+            result: Its result.
         """
-        if result is None:
-            return CheckOutcome(check, None)
         nodeid = f"{ROOT}::{check.name}"
-        findings = unknown_among(result.findings, nodeid, self.xfails)
-        # a check that could not judge breaks no rule, so only its node id can accept it
-        is_accepted = any(xfail.id == nodeid and not xfail.is_over for xfail in self.xfails)
-        return CheckOutcome(
-            check,
-            result,
-            findings=tuple(findings),
+        outcome = CheckOutcome(
+            check.target.name,
+            check.subject,
+            check.case,
+            "passed",
+            findings=tuple(unknown_among(result.findings, nodeid, self.xfails)),
             known=tuple(known_among(result.findings, nodeid, self.xfails)),
-            failing=tuple(finding for finding in findings if self.strict or finding.severity == "error"),
-            fails_unchecked=bool(result.not_checked) and self.fails_not_checked and not is_accepted,
+            not_checked=result.not_checked,
+            facts=dict(result.facts),
         )
+        state: State = "skipped" if result.not_checked else "passed"
+        if outcome.failing(notes=self.fails_notes) or self.fails_unchecked(outcome):
+            state = "failed"
+        elif any(finding.severity == "error" for finding in result.findings):
+            state = "known"
+        return replace(outcome, state=state)
 
-    def take(self, record: dict[str, Any]) -> None:
-        """Keep the record of a check from this or another process."""
-        self.records.append(record)
+    def fails_unchecked(self, outcome: CheckOutcome) -> bool:
+        """Return whether a check fails because it could not judge."""
+        # such a check breaks no rule, so only its node id can accept it
+        is_accepted = any(xfail.id == outcome.nodeid and not xfail.is_over for xfail in self.xfails)
+        return bool(outcome.not_checked) and self.fails_not_checked and not is_accepted
+
+    def take(self, outcome: CheckOutcome) -> None:
+        """Keep the outcome of a check of this or another process."""
+        self.outcomes.append(outcome)
+        self._causes = None
+
+    def go_on_from(self, earlier: Sequence[CheckOutcome]) -> None:
+        """Put outcomes of an earlier session in front, but for those of checks that this session has run again."""
+        kept = [outcome for outcome in earlier if outcome.nodeid not in self.collected]
+        self.outcomes[:0] = kept
+        self.collected[:0] = [outcome.nodeid for outcome in kept]
         self._causes = None
 
     @property
     def not_run(self) -> int:
-        """The number of chosen checks without a record, for example because the run stopped."""
-        return len(self.collected) - self.deselected - len(self.records)
+        """The number of chosen checks without an outcome, for example because the run stopped."""
+        return len(self.collected) - self.deselected - len(self.outcomes)
 
     @property
     def nothing_judged(self) -> bool:
         """Whether checks ran, but none could judge: such a run must not count as a pass."""
-        return bool(self.records) and all(record["outcome"] == "skipped" for record in self.records)
+        return bool(self.outcomes) and all(outcome.state == "skipped" for outcome in self.outcomes)
 
     @property
     def unmatched(self) -> list[Xfail]:
@@ -246,14 +203,16 @@ class Session:
         return [xfail for xfail in self._without_finding() if not self._is_looked_for(xfail)]
 
     def _without_finding(self) -> list[Xfail]:
-        return [xfail for xfail in self.xfails if not any(xfail.is_met_by(record) for record in self.records)]
+        return [xfail for xfail in self.xfails if not any(outcome.meets(xfail) for outcome in self.outcomes)]
 
     def _is_looked_for(self, xfail: Xfail) -> bool:
         """Return whether every check that can find a deviation ran, and a check of its own subjects could judge."""
-        outcomes: dict[str, str] = {record["nodeid"]: record["outcome"] for record in self.records}
+        outcomes: dict[str, str] = {outcome.nodeid: outcome.state for outcome in self.outcomes}
         if xfail.is_of_one_check:
             if xfail.id in self.collected:
                 return outcomes.get(xfail.id, "skipped") != "skipped"
+            if xfail.id.split("::", 3)[2] in NAMED_BY_RECORDS:
+                return False
             # the other checks of this target and subject are in the run: the name of the check is wrong
             of_subject = xfail.id.split("::", 3)[:3]
             return any(nodeid.split("::", 3)[:3] == of_subject for nodeid in self.collected)
@@ -276,20 +235,32 @@ class Session:
     @property
     def exit_code(self) -> int:
         """1 if a check failed, a known deviation is out of date, or nothing was judged; else 0."""
-        failed = any(record["outcome"] == "failed" for record in self.records)
+        failed = any(outcome.state == "failed" for outcome in self.outcomes)
         return EXIT_FINDING if failed or self.unmatched or self.nothing_judged else EXIT_OK
 
     def causes(self) -> FindingGroups:
         """Return the findings by cause; they are grouped once for all outputs."""
         if self._causes is None:
-            self._causes = group_findings(self.records)
+            self._causes = group_findings(self.outcomes)
         return self._causes
+
+    def verdict(self) -> str:
+        """Return the last line for people: the numbers of findings and of judged checks."""
+        from pytest_mistral_lora.report import verdict_line
+
+        return verdict_line(self.outcomes, [cause.total for cause in self.causes()])
 
     def known_faults(self) -> list[str]:
         """Return a line for each known fault of the installed libraries that can cause a finding."""
-        from pytest_mistral_lora.environment import known_cause_lines
+        from pytest_mistral_lora.environment import Symptom, known_cause_lines
 
-        return known_cause_lines(self.records)
+        servers = {outcome.target: proof for outcome in self.outcomes if (proof := outcome.facts.get("server of"))}
+        symptoms = (
+            Symptom(finding.rule, finding.found, outcome.subject, outcome.case, servers.get(outcome.target, ""))
+            for outcome in self.outcomes
+            for finding in outcome.findings
+        )
+        return known_cause_lines(symptoms)
 
     def cause_texts(self, width: int) -> list[str]:
         """Return a text for each cause of findings: its check, its simplest finding, and the places of the others.
@@ -321,7 +292,6 @@ class Session:
             brief_lines,
             look_at_lines,
             unchecked_lines,
-            verdict_line,
         )
         from pytest_mistral_lora.report.tables import figure_lines, outcome_table, statistics_of
 
@@ -329,13 +299,13 @@ class Session:
         table: list[str] = []
         facts: list[str] = []
         if not is_brief:
-            table = outcome_table(self.records, width)
+            table = outcome_table(self.outcomes, width)
             figures = [
                 line
-                for target, found in statistics_of(self.records).items()
+                for target, found in statistics_of(self.outcomes).items()
                 for line in (f"figures of {target}:", *figure_lines(found, width))
             ]
-            facts += [*basis_lines(self.records), *self.known_faults(), *figures, *unchecked_lines(self.records)]
+            facts += [*basis_lines(self.outcomes), *self.known_faults(), *figures, *unchecked_lines(self.outcomes)]
         facts += [xfail.not_met for xfail in self.not_met]
         if self.kept is not None and self.kept.found:
             facts.append(
@@ -346,14 +316,14 @@ class Session:
             facts.append(f"results of earlier runs are not used, and none are kept: {self.kept.distrust}")
         signs = look_at_lines(signs_among(self.causes()))
         if is_brief:
-            facts = [*brief_lines(self.records, self.known_faults(), [*facts, *notes], signs)]
+            facts = [*brief_lines(self.outcomes, self.known_faults(), [*facts, *notes], signs)]
         return [
             *table,
             # one line each, for any name or reason
             *(line if line in notes else printable(line, lines=False) for line in facts),
             *([] if is_brief else [*notes, "", *signs]),
             *([NOTHING_WAS_JUDGED] if self.nothing_judged else []),
-            verdict_line(self.records, [cause.total for cause in self.causes()]),
+            self.verdict(),
         ]
 
     def failed_rows(self) -> list[TokenRow]:
@@ -369,7 +339,7 @@ class Session:
         """
         from pytest_mistral_lora.records.files import write_text
 
-        write_text(path, baseline_text(self.records, strict=self.strict, not_checked=self.fails_not_checked))
+        write_text(path, baseline_text(self.outcomes, notes=self.fails_notes, not_checked=self.fails_not_checked))
 
     def report(self, command: str, folder: Path, exit_code: int | None = None) -> dict[str, Any]:
         """Return the report of the run as plain JSON data.
@@ -384,9 +354,10 @@ class Session:
 
         seconds = time.perf_counter() - self._start
         return report_data(
-            self.records,
+            [outcome.to_json() for outcome in self.outcomes],
             self.exit_code if exit_code is None else exit_code,
             RunFacts(command, self._started, seconds, code_of(folder)),
+            verdict=self.verdict(),
             causes=[cause.to_json() for cause in self.causes()],
             deselected=self.deselected,
             not_run=self.not_run,
@@ -418,6 +389,7 @@ def opened_session(
     device: str = "auto",
     train: bool = False,
     xfails: Sequence[Xfail] = (),
+    fails_notes: bool = False,
     fails_not_checked: bool = False,
     kept: Path | None = None,
     keeps_going: bool = False,
@@ -430,6 +402,7 @@ def opened_session(
         device: Device of the models: `auto`, `cpu` or `cuda`.
         train: Whether to run the tiny train with the tokenizers.
         xfails: The known deviations.
+        fails_notes: Whether notes fail.
         fails_not_checked: Whether checks that could not judge fail.
         kept: The folder of the results of earlier runs; None to run every check.
         keeps_going: As for `Session`.
@@ -453,6 +426,7 @@ def opened_session(
             lambda: targets,
             settings,
             xfails=xfails,
+            fails_notes=fails_notes,
             fails_not_checked=fails_not_checked,
             kept=results,
             keeps_going=keeps_going,

@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizer_folder import in_folder, loaded_place, own_template
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.finding import Finding, Result, shown_difference
+from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, shown_difference
 from pytest_mistral_lora.conformance.mask.fim_law import fim_violation
 from pytest_mistral_lora.conformance.mask.row_laws import assistant_text_violation
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
@@ -356,7 +356,7 @@ def own_prompt_finding(template: ChatTemplate, place: Place, *, has_oracle: bool
         detail="\n".join(["the prompt:", *(f"| {line}".rstrip() for line in prompt.text.splitlines())]),
         fix=f"Choose: {choice}" if has_oracle else "",
         name=OWN_PROMPT,
-        is_error=bool(faults),
+        severity="error" if faults else RULES["ML224"].severity,
     )
 
 

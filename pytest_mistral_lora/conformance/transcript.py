@@ -286,6 +286,18 @@ class TranscriptChecks:
         )
 
 
+def answer_results(judgements: Iterable[AnswerJudgement], golden: Path) -> Iterator[tuple[str, Result]]:
+    """Yield the name and the result of each transcript: another answer or a broken format is a finding.
+
+    Args:
+        judgements: The judgement of each transcript.
+        golden: The transcripts' folder, or one transcript.
+    """
+    for judgement in judgements:
+        findings = (*different_answer(judgement, golden), *broken_formats(judgement, golden))
+        yield judgement.case, Result(findings, facts=(("tier", judgement.tier),))
+
+
 def different_answer(judgement: AnswerJudgement, golden: Path) -> Iterator[Finding]:
     """Yield the finding of an answer that differs from the one recorded in a folder or file of transcripts."""
     from pytest_mistral_lora.records.judgement import difference_text

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
-from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -45,6 +44,25 @@ class LibraryState:
     def command(self) -> str:
         """The command that installs a supported version."""
         return f"pip install '{self.name}{self.supported}'"
+
+
+@dataclass(frozen=True, slots=True)
+class Symptom:
+    """A finding that a known fault may explain.
+
+    Attributes:
+        rule: The rule that is broken.
+        found: The value, tokens or text that break it.
+        subject: The subject of the check that found it.
+        case: The name of that check within its subject.
+        server: The server that was judged, with its version; empty for everything else.
+    """
+
+    rule: str
+    found: str
+    subject: str = ""
+    case: str = ""
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +117,10 @@ class KnownFault:
             number is None or all(SpecifierSet(range_).contains(number[0]) for range_ in self.versions.values())
         )
 
-    def explains(self, finding: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
-        """Return whether a finding of a server is one that the fault can cause.
-
-        Args:
-            finding: The finding.
-            record: The record of the check that has it.
-        """
-        is_of_answers = record.get("subject") == "answer" and record.get("case") in self.answers
-        return (finding["rule"] in self.rules or is_of_answers) and bool(re.search(self.says, finding["found"]))
+    def explains(self, symptom: Symptom) -> bool:
+        """Return whether a finding of a server is one that the fault can cause."""
+        is_of_answers = symptom.subject == "answer" and symptom.case in self.answers
+        return (symptom.rule in self.rules or is_of_answers) and bool(re.search(self.says, symptom.found))
 
 
 SERVED_GRAMMAR = KnownFault(
@@ -384,17 +397,15 @@ def present_faults(
     return sorted([*found, *known], key=lambda fault: fault.severity == "note")
 
 
-def known_cause_lines(records: Iterable[Mapping[str, Any]], installed: Mapping[str, str] | None = None) -> list[str]:
+def known_cause_lines(symptoms: Iterable[Symptom], installed: Mapping[str, str] | None = None) -> list[str]:
     """Return a line for each known fault of the installed versions that can cause a finding.
 
     Args:
-        records: One record for each check that ran.
+        symptoms: The findings.
         installed: The installed versions by name; they are only looked up if there is a finding.
     """
-    judged = list(records)
-    found = [(record, finding) for record in judged for finding in record["findings"]]
-    rules = {finding["rule"] for _, finding in found}
-    proofs = {record["target"]: proof for record in judged if (proof := record.get("facts", {}).get("server of"))}
+    found = list(symptoms)
+    rules = {symptom.rule for symptom in found}
     lines = []
     for fault in KNOWN_FAULTS if rules else ():
         installed = installed or installed_versions()
@@ -403,10 +414,9 @@ def known_cause_lines(records: Iterable[Mapping[str, Any]], installed: Mapping[s
         if fault.says or fault.server:
             # the server's words or its version name the fault, whatever is installed here
             explained = (
-                finding["rule"]
-                for record, finding in found
-                if fault.explains(finding, record)
-                and (not fault.server or fault.is_of_server(proofs.get(record.get("target"), "")))
+                symptom.rule
+                for symptom in found
+                if fault.explains(symptom) and (not fault.server or fault.is_of_server(symptom.server))
             )
             broken = list(dict.fromkeys(explained))
         elif not fault.applies(installed):

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_mistral_lora.conformance.checks import ROOT
+from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.escaping import printable, safe_text
 from pytest_mistral_lora.plugin.settings import PluginSettings
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
-    from pytest_mistral_lora.conformance.session import CheckOutcome, Session
+    from pytest_mistral_lora.conformance.session import Session
 
 
 class CheckFailedError(AssertionError):
@@ -55,7 +56,7 @@ class CheckItem(pytest.Item):
         self.check = check
         self.settings = settings
         self._session = suite_session
-        self.judged: CheckOutcome = suite_session.outcome_of(check, None)
+        self.judged = CheckOutcome.stopped(check)
         self.add_marker("mistral_golden")
         if check.subject == "train":
             self.add_marker("mistral_training")
@@ -71,7 +72,7 @@ class CheckItem(pytest.Item):
         from pytest_mistral_lora.conformance.groups import cause_texts
 
         # left by an earlier attempt, if pytest-rerunfailures repeats the check
-        self.judged = self._session.outcome_of(self.check, None)
+        self.judged = CheckOutcome.stopped(self.check)
         # a user's test may have changed the working directory
         home = chdir(self.config.invocation_params.dir)
         with home, warnings.catch_warnings(), self._progress_bar_allowed():
@@ -83,11 +84,12 @@ class CheckItem(pytest.Item):
             from pytest_mistral_lora.report.judged import finding_properties
 
             # pytest writes them into its JUnit file, and pytest-xdist sends them to the process that does
-            properties = finding_properties(finding.to_json() for finding in judged.findings)
+            properties = finding_properties(judged.findings)
             self.user_properties += [(name, printable(value, lines=False)) for name, value in properties]
         unchecked = f"not checked: {result.not_checked}"
         if judged.state == "failed":
-            texts = [*cause_texts(judged.failing), *([unchecked] if judged.fails_unchecked else [])]
+            failing = judged.failing(notes=self._session.fails_notes)
+            texts = [*cause_texts(failing), *([unchecked] if self._session.fails_unchecked(judged) else [])]
             raise CheckFailedError("\n\n".join([*texts, self.next_step()]))
         if judged.state == "known":
             pytest.xfail(printable("; ".join(xfail.reason for xfail in judged.known), lines=False))

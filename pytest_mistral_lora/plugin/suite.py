@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import chdir
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_mistral_lora.conformance.checks import ROOT
+from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.plugin.items import CheckItem, SuiteCollector
 from pytest_mistral_lora.plugin.options import PATH_FLAGS
 from pytest_mistral_lora.plugin.settings import PluginSettings
 from pytest_mistral_lora.plugin.summary import (
+    OUTCOME,
     FailedChecks,
     write_annotations,
     write_left_out_tests,
@@ -72,7 +75,7 @@ class Suite:
     def session(self) -> Session:
         """The run of the suite.
 
-        With pytest-xdist, each worker has its own suite, and the first process's suite takes the records of all
+        With pytest-xdist, each worker has its own suite, and the first process's suite takes the outcomes of all
         workers.
         """
         from pytest_mistral_lora.conformance.checks import Settings
@@ -93,8 +96,8 @@ class Suite:
             self._targets,
             settings,
             xfails=given.xfails,
-            strict=given.strict,
-            fails_not_checked=given.fails_not_checked,
+            fails_notes=given.strict,
+            fails_not_checked=given.fails_not_checked or given.strict,
             leaves_out_targets=given.leaves_out_targets,
         )
 
@@ -191,23 +194,39 @@ class Suite:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Put the findings on the report, as plain data: pytest-xdist sends reports to another process."""
+        """Put the outcome of a check on its report."""
         report = yield
         if isinstance(item, CheckItem) and report.when == "call":
-            state = "known" if hasattr(report, "wasxfail") else report.outcome
-            record = item.judged.record(seconds=report.duration, state=state, commands=item.commands())
-            # pytest-xdist sends every attribute that is plain data
-            vars(report)["mistral_golden"] = record
+            state: Any = "known" if hasattr(report, "wasxfail") else report.outcome
+            outcome = replace(item.judged, state=state, seconds=report.duration, commands=item.commands())
+            vars(report)[OUTCOME] = outcome
             if report.failed:
                 vars(report)["mistral_rerun"] = item.next_step()
         return report
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_to_serializable(self) -> Generator[None, dict[str, Any] | None, dict[str, Any] | None]:
+        """Write an outcome as plain data, for another process or a log of reports."""
+        data = yield
+        if data is None or data.get(OUTCOME) is None:
+            return data
+        return {**data, OUTCOME: data[OUTCOME].to_json()}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_from_serializable(self) -> Generator[None, pytest.TestReport | None, pytest.TestReport | None]:
+        """Read the outcome of a check in another process."""
+        report = yield
+        data = getattr(report, OUTCOME, None)
+        if data is not None:
+            vars(report)[OUTCOME] = CheckOutcome.from_json(data)
+        return report
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the record of a check."""
-        data = getattr(report, "mistral_golden", None)
+        """Keep the outcome of a check."""
+        outcome = getattr(report, OUTCOME, None)
         # pytest-rerunfailures also reports repeated attempts, with an outcome of its own
-        if data is not None and report.outcome in ("passed", "failed", "skipped"):
-            self.session.take(data)
+        if outcome is not None and report.outcome in ("passed", "failed", "skipped"):
+            self.session.take(outcome)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the table, the notes, and the checks that could not run."""

@@ -17,10 +17,13 @@ from pytest_mistral_lora.plugin.settings import PluginSettings
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.groups import FindingGroup, FindingGroups
+    from pytest_mistral_lora.conformance.outcome import CheckOutcome
     from pytest_mistral_lora.conformance.session import Session
 
 _SUBJECTS_OF_TARGETS = ("dataset", "encoded", "adapter", "merged", "manifest", "transcript", "gguf", "server", "runner")
 _TIERS = ("exact", "equivalent", "different")
+OUTCOME = "mistral_golden"
+"""The attribute of a report that holds the outcome of a check."""
 
 
 class FailedChecks:
@@ -39,17 +42,17 @@ class FailedChecks:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Shorten the text of a failed check if an earlier check has shown the same cause in full."""
         # before other plugins: those that write files, such as JUnit's, take the report's text immediately
-        data = getattr(report, "mistral_golden", None)
-        if data is None or not report.failed or not isinstance(report.longrepr, str):
+        outcome = getattr(report, OUTCOME, None)
+        if outcome is None or not report.failed or not isinstance(report.longrepr, str):
             return
         from pytest_mistral_lora.conformance.groups import group_findings
 
-        causes = [group for group in group_findings([data]) if self._fails(group)]
+        causes = [group for group in group_findings([outcome]) if self._fails(group)]
         if causes:
             self._reports.append(report)
         keys = {group.simplest.cause: group.headline() for group in causes}
         if not causes:  # not checked, if that fails, or stopped by an error
-            reason = data["not_checked"] or report.longrepr
+            reason = outcome.not_checked or report.longrepr
             keys = {reason: reason.partition("\n")[0]}
         if all(key in self._first for key in keys):
             lines = [f"{line}\n  same cause as {self._first[key]}" for key, line in keys.items()]
@@ -88,7 +91,7 @@ class FailedChecks:
     def _causes(self) -> FindingGroups:
         from pytest_mistral_lora.conformance.groups import group_findings
 
-        return group_findings(vars(report)["mistral_golden"] for report in self._reports)
+        return group_findings(vars(report)[OUTCOME] for report in self._reports)
 
     def write_findings(self, terminal: Any) -> None:
         """Write each cause in full: its simplest finding, the other checks' names, the command to repeat it."""
@@ -132,7 +135,7 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
     from pytest_mistral_lora.report import look_at_lines
 
     terminal.section("Mistral conformance", sep="=")
-    outcomes = session.records
+    outcomes = session.outcomes
     if outcomes:
         from pytest_mistral_lora.report import NOTHING_WAS_JUDGED, basis_lines
         from pytest_mistral_lora.report.tables import outcome_table, statistics_line, statistics_of
@@ -146,11 +149,11 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
             write_line(terminal, line)
         if session.nothing_judged:
             write_line(terminal, NOTHING_WAS_JUDGED, red=True)
-    ran = dict.fromkeys((outcome["target"], outcome["facts"].get("ran under")) for outcome in outcomes)
+    ran = dict.fromkeys((outcome.target, outcome.facts.get("ran under")) for outcome in outcomes)
     lines = [*_answer_lines(outcomes), *(f"{target} ran under {versions}" for target, versions in ran if versions)]
     if settings.update:
         lines += _golden_lines(outcomes)
-    known = Counter((known["id"], known["reason"]) for outcome in outcomes for known in outcome["known"])
+    known = Counter((known.id, known.reason) for outcome in outcomes for known in outcome.known)
     lines += [f"known {name}: {reason} ({counted(count, 'check')})" for (name, reason), count in known.items()]
     for line in lines:
         write_line(terminal, line)
@@ -189,36 +192,34 @@ def write_left_out_tests(terminal: Any, folder: Path) -> None:
 def write_annotations(terminal: Any, session: Session) -> None:
     """Write an annotation for each cause, and extend the job's summary, for a GitHub workflow."""
     from pytest_mistral_lora.conformance.groups import FILE_WIDTH
-    from pytest_mistral_lora.report import verdict_line
     from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
     from pytest_mistral_lora.report.judged import Judged, cases_of
 
-    outcomes, groups = session.records, session.causes()
-    causes = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in groups]
+    outcomes = session.outcomes
+    causes = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in session.causes()]
     terminal.ensure_newline()
     for line in annotation_lines(causes):
         terminal.write_line(line)  # a workflow command, whose values are escaped
     cases = [*cases_of(outcomes, [""] * len(outcomes))]
-    verdict = verdict_line(outcomes, [group.total for group in groups])
-    add_job_summary(Judged("pytest --mistral-golden", causes, cases, verdict, known=session.known_faults()))
+    add_job_summary(Judged("pytest --mistral-golden", causes, cases, session.verdict(), known=session.known_faults()))
 
 
-def _answer_lines(outcomes: list[dict[str, Any]]) -> list[str]:
+def _answer_lines(outcomes: Sequence[CheckOutcome]) -> list[str]:
     """Return a line for each adapter whose transcripts were compared: the number of answers in each tier."""
     tiers: dict[str, Counter[str]] = {}
     for outcome in outcomes:
-        found = {tier: outcome["facts"][tier] for tier in _TIERS if tier in outcome["facts"]}
-        if found and outcome["subject"] == "transcript":
-            tiers.setdefault(outcome["target"], Counter()).update(found)
+        found = {tier: outcome.facts[tier] for tier in _TIERS if tier in outcome.facts}
+        if found and outcome.subject == "transcript":
+            tiers.setdefault(outcome.target, Counter()).update(found)
     return [
         f"answers of {target}: " + ", ".join(f"{count[tier]} {tier}" for tier in _TIERS)
         for target, count in tiers.items()
     ]
 
 
-def _golden_lines(outcomes: list[dict[str, Any]]) -> list[str]:
+def _golden_lines(outcomes: Sequence[CheckOutcome]) -> list[str]:
     """Return a line for each recorded golden, and their counts."""
-    facts = [outcome["facts"] for outcome in outcomes if "golden" in outcome["facts"]]
+    facts = [outcome.facts for outcome in outcomes if "golden" in outcome.facts]
     lines = [
         f"golden {fact['written']}: {fact['golden']}"
         + (" (no row has this name any more; remove the file if you do not need it)" if fact["orphan"] else "")
@@ -233,7 +234,7 @@ def _unchecked_lines(session: Session, settings: PluginSettings, unused: Sequenc
     """Return the list of everything that this run did not check, so that a green run does not claim more."""
     from pytest_mistral_lora.report import unchecked_lines
 
-    outcomes = session.records
+    outcomes = session.outcomes
     lines = unchecked_lines(outcomes) or ["not checked:"]
     lines += [f"  {folder}: goldens of no target in this run" for folder in unused]
     lines += [f"  {xfail.not_met}" for xfail in session.not_met]
@@ -243,8 +244,8 @@ def _unchecked_lines(session: Session, settings: PluginSettings, unused: Sequenc
         lines.append(f"  {counted(session.not_run, 'check')} not run")
     if settings.skip_training:
         lines.append("  train: left out by --mistral-golden-skip-training")
-    elif {outcome["facts"].get("device") for outcome in outcomes if outcome["subject"] == "train"} == {"cpu"}:
+    elif {outcome.facts.get("device") for outcome in outcomes if outcome.subject == "train"} == {"cpu"}:
         lines.append("  train on CUDA: models ran on the CPU")
-    seen = {outcome["subject"] for outcome in outcomes}
+    seen = {outcome.subject for outcome in outcomes}
     lines.append(f"  {', '.join(name for name in _SUBJECTS_OF_TARGETS if name not in seen)}: no target of that kind")
     return lines

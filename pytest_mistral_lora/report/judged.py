@@ -21,9 +21,10 @@ from pytest_mistral_lora.escaping import printable, safe_json, safe_xml
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import beginning, put_text, require_writable
 from pytest_mistral_lora.records.secrets import redacted
+from pytest_mistral_lora.report.outcomes import Found, JudgedOutcome
 from pytest_mistral_lora.report.secrets import public_text
 
-Outcome = Literal["passed", "failed", "skipped"]
+CaseState = Literal["passed", "failed", "skipped"]
 
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 # the two characters that XML 1.0 cannot write, not even as references; terminals do not obey them
@@ -39,15 +40,15 @@ class JudgedCase:
         name: The last part.
         outcome: `passed`, `failed`, or `skipped` if it was not checked.
         text: The findings for people, or the reason why it was not checked.
-        findings: Its findings as plain data: `rule` and `place` are read.
+        findings: Its findings.
         seconds: Its duration.
     """
 
     group: str
     name: str
-    outcome: Outcome
+    outcome: CaseState
     text: str = ""
-    findings: Sequence[Mapping[str, Any]] = ()
+    findings: Sequence[Found] = ()
     seconds: float = 0.0
 
 
@@ -116,20 +117,20 @@ def _in_workspace(file: str) -> Path:
     return path
 
 
-def cases_of(records: Iterable[Mapping[str, Any]], texts: Iterable[str]) -> Iterator[JudgedCase]:
+def cases_of(outcomes: Iterable[JudgedOutcome], texts: Iterable[str]) -> Iterator[JudgedCase]:
     """Yield the judged case of each check.
 
     Args:
-        records: The record of each check.
+        outcomes: The outcome of each check.
         texts: The text of each check's findings.
     """
     # a known deviation passes
-    outcomes: Mapping[str, Outcome] = {"failed": "failed", "skipped": "skipped"}
-    for record, text in zip(records, texts, strict=True):
-        group, _, name = record["nodeid"].rpartition("::")
-        outcome = outcomes.get(record["outcome"], "passed")
-        shown = record["not_checked"] if outcome == "skipped" else text
-        yield JudgedCase(group.replace("::", "."), name, outcome, shown, record["findings"], record["seconds"])
+    states: Mapping[str, CaseState] = {"failed": "failed", "skipped": "skipped"}
+    for outcome, text in zip(outcomes, texts, strict=True):
+        group, _, name = outcome.nodeid.rpartition("::")
+        state = states.get(outcome.state, "passed")
+        shown = outcome.not_checked if state == "skipped" else text
+        yield JudgedCase(group.replace("::", "."), name, state, shown, outcome.findings, outcome.seconds)
 
 
 def message_of(cause: Mapping[str, Any]) -> str:
@@ -165,7 +166,7 @@ def junit_text(judged: Judged) -> str:
             group = ElementTree.SubElement(test, "properties")
             for name, value in properties:
                 ElementTree.SubElement(group, "property", {"name": name, "value": _in_xml(value)})
-        shown = public_text(case.text, case.findings)
+        shown = public_text(case.text, [finding.to_json() for finding in case.findings])
         first = shown.partition("\n")[0]
         if case.outcome == "failed":
             rule = next((value for name, value in properties if name == "rule"), "")
@@ -180,20 +181,20 @@ def junit_text(judged: Judged) -> str:
     return safe_xml(f"{text.decode()}\n")
 
 
-def finding_properties(findings: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+def finding_properties(findings: Iterable[Found]) -> Iterator[tuple[str, str]]:
     """Yield name and value of the properties of a test: each rule that it breaks, with the first file and line."""
     # a check of a long file has thousands of findings; a test report needs the rule and one place
     seen = set()
     for finding in findings:
-        if finding["rule"] in seen:
+        if finding.rule in seen:
             continue
-        seen.add(finding["rule"])
-        yield "rule", finding["rule"]
+        seen.add(finding.rule)
+        yield "rule", finding.rule
         yield from _file_and_line(finding)
 
 
-def _file_and_line(finding: Mapping[str, Any]) -> list[tuple[str, str]]:
-    place = _place_of(finding)
+def _file_and_line(finding: Found) -> list[tuple[str, str]]:
+    place = file_place(finding.place)
     if place is None:
         return []
     file = ("file", redacted(place.file.as_posix()))

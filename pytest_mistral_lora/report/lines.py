@@ -6,18 +6,18 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from pytest_mistral_lora.errors import and_more, counted
 from pytest_mistral_lora.escaping import own_stream, printable, safe_text
+from pytest_mistral_lora.report.outcomes import FoundCause, Outcome
 
 
-def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def basis_lines(outcomes: Sequence[Outcome]) -> list[str]:
     """Return a line for each fact about the basis of a check, such as `oracle of`."""
     named = [
-        (name, record["target"], text)
-        for record in records
-        for name, text in record["facts"].items()
+        (name, outcome.target, text)
+        for outcome in outcomes
+        for name, text in outcome.facts.items()
         if name.endswith(" of")
     ]
     return [f"{name} {target}: {text}" for name, target, text in dict.fromkeys(named) if text]
@@ -30,12 +30,12 @@ _MOST_TARGETS = 3
 """Most targets to name beside one reason."""
 
 
-def unchecked_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def unchecked_lines(outcomes: Sequence[Outcome]) -> list[str]:
     """Return a line for each reason, with its targets and its number: one missing base stops dozens of checks."""
     reasons: dict[str, Counter[str]] = {}
-    for record in records:
-        if record["not_checked"]:
-            reasons.setdefault(record["not_checked"], Counter())[record["target"]] += 1
+    for outcome in outcomes:
+        if outcome.not_checked:
+            reasons.setdefault(outcome.not_checked, Counter())[outcome.target] += 1
     lines = []
     for reason, targets in reasons.items():
         names = f"{', '.join([*targets][:_MOST_TARGETS])}{and_more(_MOST_TARGETS, len(targets))}"
@@ -47,22 +47,23 @@ LOOK_AT = "look at these:"
 """The title of the list of signs."""
 
 
-def look_at_lines(signs: Iterable[Mapping[str, Any]]) -> list[str]:
+def look_at_lines(signs: Iterable[FoundCause]) -> list[str]:
     """Return a line for each sign, with one row that has it.
 
     Args:
-        signs: The causes that nothing proves, as plain data.
+        signs: The causes that nothing proves.
     """
     lines = [f"  {_look_at(sign)}" for sign in signs]
     return [LOOK_AT, *lines] if lines else []
 
 
-def _look_at(sign: Mapping[str, Any]) -> str:
+def _look_at(sign: FoundCause) -> str:
+    finding = sign.shown
     # a sign of a file lists its first rows, each with the letters that show it
-    example = sign["detail"].partition("\n")[0]
-    place = example if example.startswith(sign["place"]) else sign["place"]
-    more = f" ({counted(sign['count'], 'finding')})" if sign["count"] > 1 else ""
-    return printable(f"{sign['rule']} {place}: {' '.join(sign['found'].split())}{more}", lines=False)
+    example = finding.detail.partition("\n")[0]
+    place = example if example.startswith(str(finding.place)) else str(finding.place)
+    more = f" ({counted(sign.count, 'finding')})" if sign.count > 1 else ""
+    return printable(f"{finding.rule} {place}: {' '.join(finding.words.split())}{more}", lines=False)
 
 
 _MOST_BRIEF = 6
@@ -70,29 +71,29 @@ _MOST_BRIEF = 6
 
 
 def brief_lines(
-    records: Sequence[Mapping[str, Any]], known: Sequence[str], others: Sequence[str], signs: Sequence[str]
+    outcomes: Sequence[Outcome], known: Sequence[str], others: Sequence[str], signs: Sequence[str]
 ) -> list[str]:
     """Return the lines above the verdict of a run without an error: what was judged, and what needs a look.
 
     If there are too many, the oracles go first, then the figures; lines of targets, known faults and signs are cut.
 
     Args:
-        records: One record for each check that ran.
+        outcomes: The outcome of each check that ran.
         known: The lines on known faults.
         others: Further lines, which stay.
         signs: The lines of `look_at_lines`.
     """
     from pytest_mistral_lora.report.tables import statistics_line, statistics_of
 
-    figures = [f"figures of {name}: {statistics_line(found)}" for name, found in [*statistics_of(records).items()][:1]]
-    reasons = Counter(record["not_checked"] for record in records if record["not_checked"])
+    figures = [f"figures of {name}: {statistics_line(found)}" for name, found in [*statistics_of(outcomes).items()][:1]]
+    reasons = Counter(outcome.not_checked for outcome in outcomes if outcome.not_checked)
     unchecked = []
     if reasons:
         why = f": {next(iter(reasons))}" if len(reasons) == 1 else f", for {len(reasons)} reasons: -v lists them"
         unchecked.append(f"not checked: {counted(reasons.total(), 'check')}{why}")
     # the oracle, and how many rows were judged
-    basis = [line for line in basis_lines(records) if not line.startswith("layers of ")][:3]
-    targets, faults, shown = _target_lines(records), [*known], [*signs]
+    basis = [line for line in basis_lines(outcomes) if not line.startswith("layers of ")][:3]
+    targets, faults, shown = _target_lines(outcomes), [*known], [*signs]
 
     def room() -> int:
         return _MOST_BRIEF - sum(map(len, (targets, figures, unchecked, basis, faults, others, shown)))
@@ -100,7 +101,7 @@ def brief_lines(
     while basis and room() < 0:
         basis.pop()
     if len(targets) > 1 and room() < 0:
-        targets = _target_lines(records, most=max(0, len(targets) + room() - 1))
+        targets = _target_lines(outcomes, most=max(0, len(targets) + room() - 1))
     if room() < 0:
         figures = []
     if len(faults) > 1 and room() < 0:
@@ -115,13 +116,13 @@ _FEWEST_SIGNS = 2
 """The title and one sign."""
 
 
-def _target_lines(records: Sequence[Mapping[str, Any]], most: int = _MOST_TARGETS) -> list[str]:
+def _target_lines(outcomes: Sequence[Outcome], most: int = _MOST_TARGETS) -> list[str]:
     """Return a line for each of the first targets, and one for all the others."""
     targets: dict[str, Counter[str]] = {}
     subjects: dict[str, dict[str, None]] = {}
-    for record in records:
-        targets.setdefault(record["target"], Counter())[record["outcome"]] += 1
-        subjects.setdefault(record["target"], {})[record["subject"]] = None
+    for outcome in outcomes:
+        targets.setdefault(outcome.target, Counter())[outcome.state] += 1
+        subjects.setdefault(outcome.target, {})[outcome.subject] = None
     lines = []
     for target, counts in [*targets.items()][:most]:
         lines.append(f"{target}: {_numbers(counts)} ({', '.join(subjects[target])})")
@@ -141,14 +142,14 @@ def _numbers(counts: Mapping[str, int]) -> str:
 _STATES = {"known": "known", "skipped": "not checked"}
 
 
-def verdict_line(records: Sequence[Mapping[str, Any]], causes: Sequence[int]) -> str:
+def verdict_line(outcomes: Sequence[Outcome], causes: Sequence[int]) -> str:
     """Return the last line of a run: the numbers of findings and of judged checks.
 
     Args:
-        records: One record for each check that ran.
+        outcomes: The outcome of each check that ran.
         causes: The number of findings of each cause.
     """
-    counts = Counter(record["outcome"] for record in records)
+    counts = Counter(outcome.state for outcome in outcomes)
     found = found_words(sum(causes), len(causes))
     return f"{found}; {counts['passed']} checks passed, {counts['failed']} failed, {counts['skipped']} not checked"
 

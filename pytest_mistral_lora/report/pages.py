@@ -19,6 +19,7 @@ from pytest_mistral_lora.chat.token_rows import Column, TokenRow
 from pytest_mistral_lora.errors import one_line
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.files import beginning
+from pytest_mistral_lora.report.outcomes import RecordedOutcome
 from pytest_mistral_lora.report.tables import OUTCOMES, outcome_counts
 from pytest_mistral_lora.report.tokens import MOST, differences, ends_line, facts, glyphs, label_words, owner
 
@@ -92,6 +93,7 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
     """
     from pytest_mistral_lora.report.tables import named_figures, statistics_of
 
+    outcomes = [*map(RecordedOutcome.of, data["checks"])]
     # one script element: the page's policy allows the hash of this text, and no script that a row could inject
     script = f"{asset('page.js')}\n{asset('tokens.js')}"
     causes, sides = [], 0
@@ -113,8 +115,8 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
             rule_urls={cause["rule"]: rule_url(cause["rule"]) for cause in causes},
             checks=sorted(data["checks"], key=lambda record: _WORST_FIRST.index(record["outcome"])),
             outcomes=OUTCOMES,
-            table=outcome_counts(data["checks"]),
-            figures={name: (facts, [*named_figures(facts)]) for name, facts in statistics_of(data["checks"]).items()},
+            table=outcome_counts(outcomes),
+            figures={name: (facts, [*named_figures(facts)]) for name, facts in statistics_of(outcomes).items()},
             rows_page=rows_page,
             css=f"{asset('page.css')}\n{asset('tokens.css')}",
             script=script,

@@ -16,7 +16,7 @@ from pytest_mistral_lora.escaping import safe_json
 from pytest_mistral_lora.records.files import beginning, put_text, require_writable
 from pytest_mistral_lora.records.goldens import library_versions
 from pytest_mistral_lora.records.secrets import redacted
-from pytest_mistral_lora.report.lines import commands_in, verdict_line
+from pytest_mistral_lora.report.lines import commands_in
 from pytest_mistral_lora.report.row_lines import with_rows
 from pytest_mistral_lora.report.secrets import public_finding
 
@@ -46,10 +46,11 @@ class RunFacts:
 
 
 def report_data(
-    records: Sequence[dict[str, Any]],
+    records: Sequence[Mapping[str, Any]],
     exit_status: int,
     run: RunFacts,
     *,
+    verdict: str,
     causes: Sequence[Mapping[str, Any]],
     deselected: int,
     not_run: int,
@@ -58,9 +59,10 @@ def report_data(
     """Return the report as plain JSON data.
 
     Args:
-        records: One record for each check that ran.
+        records: The outcome of each check that ran, as plain data.
         exit_status: The exit code.
         run: The facts of the run.
+        verdict: The last line for people.
         causes: The findings by cause: the simplest finding of each, with its check, its number and the others' names.
         deselected: Number of checks left out by `-k`, `-m` or `--lf`.
         not_run: Number of selected checks that did not run, because of `-x` or an interruption.
@@ -86,7 +88,7 @@ def report_data(
         "seconds": round(run.seconds, 3),
         "command": run.command,
         "code": run.code,
-        "verdict": verdict_line(records, [cause["count"] + sum(dict(cause["covers"]).values()) for cause in causes]),
+        "verdict": verdict,
         "exit_status": exit_status,
         "counts": {
             "passed": counts["passed"],

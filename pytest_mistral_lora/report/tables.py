@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.errors import counted, one_line
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, RunsDiff
+from pytest_mistral_lora.report.outcomes import Outcome
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,35 +57,35 @@ def table_lines(
     return [line.rstrip() for line in file.getvalue().splitlines() if line.strip()]
 
 
-def outcome_counts(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Counter[str]]:
+def outcome_counts(outcomes: Iterable[Outcome]) -> dict[tuple[str, str], Counter[str]]:
     """Count the outcomes of each target and subject, in order of first appearance."""
     counts: dict[tuple[str, str], Counter[str]] = {}
-    for record in records:
-        counts.setdefault((record["target"], record["subject"]), Counter())[record["outcome"]] += 1
+    for outcome in outcomes:
+        counts.setdefault((outcome.target, outcome.subject), Counter())[outcome.state] += 1
     return counts
 
 
-def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+def outcome_table(outcomes: Sequence[Outcome], width: int) -> list[str]:
     """Return the lines of a table with the number of outcomes of each target and subject.
 
     Args:
-        records: One record for each check that ran.
+        outcomes: The outcome of each check that ran.
         width: Columns of the terminal.
     """
     # few runs have known deviations: for the others the column is noise
-    shown = [name for name in OUTCOMES if name != "known" or any(record["outcome"] == "known" for record in records)]
+    shown = [name for name in OUTCOMES if name != "known" or any(outcome.state == "known" for outcome in outcomes)]
     titles = ("target", "subject", *(f"*{OUTCOMES[name]}" for name in shown))
     rows = (
         (target, subject, *(str(count[name] or "-") for name in shown))
-        for (target, subject), count in outcome_counts(records).items()
+        for (target, subject), count in outcome_counts(outcomes).items()
     )
     return table_lines(titles, rows, width)
 
 
-def statistics_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Return the figures of each dataset among the records of checks, by target."""
-    chosen = (record for record in records if (record["subject"], record["case"]) == ("dataset", "statistics"))
-    return {record["target"]: record["facts"] for record in chosen if record["facts"].get("rows")}
+def statistics_of(outcomes: Sequence[Outcome]) -> dict[str, Mapping[str, Any]]:
+    """Return the figures of each dataset among the outcomes of checks, by target."""
+    chosen = (outcome for outcome in outcomes if (outcome.subject, outcome.case) == ("dataset", "statistics"))
+    return {outcome.target: outcome.facts for outcome in chosen if outcome.facts.get("rows")}
 
 
 def statistics_line(figures: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+from check_outcomes import outcome_of
 from derived_tekken import write_derived
 from packaging.version import Version
 
@@ -30,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(not TEKKEN_FIRST, reason="this transformers does not look for tekken.json first")
 def test_the_backend_of_a_folder_with_tekken_is_in_the_summary(folder: Path) -> None:
     facts = dict(loaded(Target("one", folder)).facts)
-    [line] = basis_lines([{"target": "one", "facts": facts}])
+    [line] = basis_lines([outcome_of("one::tokenizer::x", facts=facts)])
     assert line.startswith(f"backend of one: AutoTokenizer takes MistralCommonBackend in transformers {VERSION}:")
     assert "return_assistant_tokens_mask is ignored" in line
 

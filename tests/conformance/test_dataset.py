@@ -118,7 +118,7 @@ def test_findings_of_one_rule_are_shown_up_to_a_number_and_all_counted(tmp_path:
     assert (findings[-1].found, findings[-1].more) == ("… and 40 more", 40)
     assert facts(results)["rows_refused"] == 60
     [repeated] = found(results, "ML608")
-    assert repeated.found == f"the same row as {tmp_path / 'rows.jsonl'}:1 (3 times in all)"
+    assert (repeated.found, str(repeated.others[0])) == ("the row is there 3 times", f"{tmp_path / 'rows.jsonl'}:1")
 
 
 def test_a_named_deviation_is_counted_and_no_error_where_mistral_common_encodes(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_byte_that_the_vocabulary_lacks_is_no_fault_of_the_decoder(tmp_path: P
 def test_a_decoder_that_cleans_is_found_whatever_the_vocabulary_has(tmp_path: Path, alphabet: list[str]) -> None:
     cleaning = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(" ,", ","), decoders.Fuse()])
     [finding] = decoding(byte_tokenizer(tmp_path, alphabet, cleaning))
-    assert (finding.rule, finding.is_error) == ("ML239", True)
+    assert (finding.rule, finding.severity) == ("ML239", "error")
 
 
 def test_another_family_s_decoder_that_keeps_every_text_is_sound(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pytest_mistral_lora.conformance.encoded.audit import CASES
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison, row_findings
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import rows, tool_rows
 
 FAULTS = {
@@ -50,7 +51,7 @@ def _line(oracle: Oracle, cases: list[Case], **changes: Any) -> EncodedLineCompa
         "position_ids": tuple(n for part in parts for n in range(len(part.input_ids))),
     }
     return EncodedLineComparison(
-        EncodedLine("rows", 0, tuple(case.row for case in cases), **{**line, **changes}), parts, oracle
+        EncodedLine(Place.of("rows"), 0, tuple(case.row for case in cases), **{**line, **changes}), parts, oracle
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from check_outcomes import outcome_of
 
 from pytest_mistral_lora.conformance.finding import RULES, Finding, rest_of_findings
 from pytest_mistral_lora.conformance.groups import MOST_CAUSES, MOST_NAMES, FindingGroups, group_findings, listed_names
@@ -70,6 +71,15 @@ def test_an_effect_without_its_cause_stands_for_itself() -> None:
     assert causes.standing(found) == found
 
 
+def test_an_error_stands_for_the_notes_of_its_cause() -> None:
+    causes = FindingGroups()
+    causes.add(Finding("ML628", "marked up", "rows.jsonl:1", row="{}"), "check")
+    causes.add(Finding("ML628", "marked up", "rows.jsonl:2", row='{"messages": []}', severity="error"), "check")
+    causes.add(Finding("ML628", "marked up", "rows.jsonl:3", row="{}"), "check")
+    [cause] = causes
+    assert (cause.simplest.severity, cause.simplest.place, cause.count) == ("error", "rows.jsonl:2", 3)
+
+
 def test_notes_come_after_errors() -> None:
     causes = FindingGroups()
     for rule in ("ML227", "ML004"):
@@ -107,8 +117,7 @@ def test_names_are_listed_in_short() -> None:
 def test_one_fault_in_each_tensor_is_one_cause() -> None:
     names = [f"model.layers.{n}.self_attn.{kind}_proj.lora_B.weight" for n in range(32) for kind in "qkvo"]
     found = [Finding("ML403", f"{name} is zero: this layer learned nothing", "lora-out/x") for name in names]
-    record = {"nodeid": "mistral-golden::lora-out::adapter::x", "subject": "adapter"}
-    [cause] = group_findings([{**record, "findings": [finding.to_json() for finding in found]}])
+    [cause] = group_findings([outcome_of("lora-out::adapter::x", *found)])
     assert cause.count == 128
     assert "model.layers.0.self_attn.o_proj.lora_B.weight" in cause.text(120)
     assert "… and 1" in cause.text(120)

@@ -2,25 +2,25 @@ from __future__ import annotations
 
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
+from check_outcomes import outcome_of
 
+from pytest_mistral_lora.conformance.baseline import baseline_text
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.known import (
     Xfail,
-    baseline_text,
     finders_of,
     known_among,
     read_xfails,
     unknown_among,
 )
+from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.places import Place
 
 
-def record(case: str, *findings: Finding, not_checked: str = "") -> dict[str, Any]:
-    data = [finding.to_json() for finding in findings]
-    return {"nodeid": f"mistral-golden::a::{case}", "findings": data, "not_checked": not_checked}
+def outcome(case: str, *findings: Finding, not_checked: str = "") -> CheckOutcome:
+    return outcome_of(f"a::{case}", *findings, not_checked=not_checked)
 
 
 def entries(text: str) -> list[str]:
@@ -30,41 +30,41 @@ def entries(text: str) -> list[str]:
 def test_a_rule_of_one_check_is_listed_by_the_check_and_one_of_several_by_itself() -> None:
     text = baseline_text(
         [
-            record(
-                "x",
+            outcome(
+                "dataset::x",
                 Finding("ML601", "'bot'", Place.of("rows.jsonl", 3)),
                 Finding("ML601", "'cat'", Place.of("rows.jsonl", 4)),
             ),
-            record("y", Finding("ML004", "other ids")),
-            record("z", Finding("ML004", "other ids"), Finding("ML426", "a note")),
-            record("w", not_checked="no base"),
+            outcome("dataset::y", Finding("ML004", "other ids")),
+            outcome("dataset::z", Finding("ML004", "other ids"), Finding("ML426", "a note")),
+            outcome("dataset::w", not_checked="no base"),
         ]
     )
-    assert entries(text) == ["mistral-golden::a::x  # ", "ML004  # "]
+    assert entries(text) == ["mistral-golden::a::dataset::x  # ", "ML004  # "]
     assert "# ML601 (2 findings) rows.jsonl:3: 'bot'" in text
     assert "# ML004 (2 findings in 2 checks) " in text
 
 
 def test_a_cause_with_a_name_is_listed_and_accepted_by_it(tmp_path: Path) -> None:
     named, other = Finding("ML004", "dropped", name="content-beside-call-dropped"), Finding("ML004", "a space")
-    text = baseline_text([record("x", named), record("y", named), record("z", other)])
-    assert entries(text) == ["content-beside-call-dropped  # ", "mistral-golden::a::z  # "]
+    text = baseline_text([outcome("dataset::x", named), outcome("dataset::y", named), outcome("dataset::z", other)])
+    assert entries(text) == ["content-beside-call-dropped  # ", "mistral-golden::a::dataset::z  # "]
     file = tmp_path / "known.txt"
     file.write_text("content-beside-call-dropped  # we never mix them\n")
     xfails = read_xfails(file)
-    assert unknown_among([named, other], "mistral-golden::a::x", xfails) == [other]
-    assert known_among([other], "mistral-golden::a::x", xfails) == []
-    assert known_among([named], "mistral-golden::a::x", xfails) == list(xfails)
+    assert unknown_among([named, other], "mistral-golden::a::dataset::x", xfails) == [other]
+    assert known_among([other], "mistral-golden::a::dataset::x", xfails) == []
+    assert known_among([named], "mistral-golden::a::dataset::x", xfails) == list(xfails)
     file.write_text("content-beside-call-droped  # a typo\n")
     with pytest.raises(ValueError, match=r"known\.txt:1: .*did you mean 'content-beside-call-dropped'"):
         read_xfails(file)
 
 
 def test_strict_runs_fail_by_notes_and_unchecked_items_too() -> None:
-    records = [record("z", Finding("ML426", "a note")), record("w", not_checked="no base")]
-    assert entries(baseline_text(records)) == []
-    strict = baseline_text(records, strict=True)
-    assert entries(strict) == ["mistral-golden::a::w  # ", "mistral-golden::a::z  # "]
+    outcomes = [outcome("dataset::z", Finding("ML426", "a note")), outcome("dataset::w", not_checked="no base")]
+    assert entries(baseline_text(outcomes)) == []
+    strict = baseline_text(outcomes, notes=True, not_checked=True)
+    assert entries(strict) == ["mistral-golden::a::dataset::w  # ", "mistral-golden::a::dataset::z  # "]
     assert "# not checked: no base" in strict
 
 
@@ -78,7 +78,9 @@ def test_a_list_of_an_editor_on_windows_is_read(tmp_path: Path) -> None:
 
 
 def test_a_hostile_text_is_no_entry(tmp_path: Path) -> None:
-    text = baseline_text([record("dataset::x", Finding("ML601", "a\nML004  # fine\u2028ML005 # fine\x1e" + 200 * "b"))])
+    text = baseline_text(
+        [outcome("dataset::x", Finding("ML601", "a\nML004  # fine\u2028ML005 # fine\x1e" + 200 * "b"))]
+    )
     assert entries(text) == ["mistral-golden::a::dataset::x  # "]
     file = tmp_path / "known.txt"
     file.write_text(text)

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from peft_bases import write_base_and_lora
 from safetensors.torch import load_file, save_file
 from sampling import sampled_case
-from suite_records import suite_records
+from suite_outcomes import suite_outcomes
 from transformers import MistralConfig
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
@@ -268,8 +268,8 @@ def test_ties_are_judged_at_both_levels(
 
 def test_check_takes_a_merged_folder_with_its_base_and_its_adapter(merge: Merge) -> None:
     folder = merge()
-    records = list(suite_records([folder / "merged", folder / "lora"], folder / "base"))
-    outcomes = {record["nodeid"].partition("::")[2]: record["outcome"] for record in records}
+    judged = suite_outcomes([folder / "merged", folder / "lora"], folder / "base")
+    outcomes = {outcome.name: outcome.state for outcome in judged}
     assert outcomes["merged::merged::adapter-product"] == outcomes["merged::merged::low-rank"] == "passed"
     assert "failed" not in outcomes.values()
     # without a base it is a checkpoint like any other

@@ -104,7 +104,7 @@ def test_a_row_is_reported_once_and_counted(tmp_path: Path) -> None:
     assert places.items() >= {"ML608": "5", "ML610": "1", "ML632": "2", "ML633": "3"}.items()
     [finding] = results["no-near-leakage"].findings
     assert finding.severity == "note"
-    assert finding.found.endswith(f": {tmp_path / 'rows.jsonl'}:1")
+    assert [str(place) for place in finding.others] == [f"{tmp_path / 'rows.jsonl'}:1"]
     assert dict(results["statistics"].facts)["repeats"] == {
         "within_a_side": {"same": 1, "another_form": 2, "near": 1},
         "across_the_split": {"same": 1, "another_form": 1, "near": 1},

@@ -13,7 +13,7 @@ from sampling import sampled
 
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.conformance.mask.checks import RowSource, checks
+from pytest_mistral_lora.conformance.mask.checks import LawRows, checks
 from pytest_mistral_lora.conformance.targets import Target
 
 NEWER = {"call-ids-change-no-id", "settings-are-the-rows", "thoughts-have-their-markers"}
@@ -51,7 +51,7 @@ def test_a_law_that_is_not_about_a_version_is_not_checked(name: str) -> None:
 
 
 def test_the_rows_are_as_rich_as_the_tokenizer() -> None:
-    newest, older = (RowSource.of("parallel", target(name).oracle) for name in ("derived-v15-schema", "derived-v11"))
+    newest, older = (LawRows.of("parallel", target(name).oracle) for name in ("derived-v15-schema", "derived-v11"))
     assert (newest.thinking, newest.efforts, newest.schemas, newest.any_ids) == (
         *(True, ("none", "low", "high")),
         *(True, True),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from check_outcomes import outcome_of
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.collection import NamedPaths
@@ -28,10 +29,8 @@ def session_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSession:
 
     def make(*findings: Finding) -> Session:
         with opened_session([Target("spm-v3")]) as session:
-            data = [finding.to_json() for finding in findings]
             session.collected = ["mistral-golden::t::template::x"]
-            record = {"nodeid": "mistral-golden::t::template::x", "findings": data, "outcome": "failed", "target": "t"}
-            session.take({**record, "subject": "template", "case": "x"})
+            session.take(outcome_of("t::template::x", *findings))
         return session
 
     return make
@@ -45,6 +44,13 @@ def test_a_fix_that_can_be_run_as_it_is_comes_first(session_of: MakeSession) -> 
     assert next_command(session_of(Finding("ML004", "x"))) == "mistral-lora rules ML004"
 
 
+def test_the_command_that_was_run_is_not_the_next_one(session_of: MakeSession) -> None:
+    found = Finding("ML702", "x").with_paths({"adapter": "lora-out"})
+    assert next_command(session_of(found), "mistral-lora check lora-out") == "mistral-lora verify lora-out"
+    for command in ("mistral-lora verify lora-out", "mistral-lora verify lora-out --dataset rows.jsonl"):
+        assert next_command(session_of(found), command) == "mistral-lora rules ML702"
+
+
 @pytest.mark.parametrize("rule", ["ML005", "ML804", "ML601"], ids=["VERSION", "--update", "no command"])
 def test_what_must_be_filled_in_or_accepted_is_only_explained(rule: str, session_of: MakeSession) -> None:
     found = Finding(rule, "x").with_paths({"adapter": "lora-out"})
@@ -54,15 +60,13 @@ def test_what_must_be_filled_in_or_accepted_is_only_explained(rule: str, session
 def test_a_note_is_no_reason_to_stop(session_of: MakeSession) -> None:
     note = next(rule.id for rule in RULES.values() if rule.severity == "note")
     session = session_of(Finding(note, "x"))
-    session.records[0]["outcome"] = "passed"
     assert next_command(session) == "mistral-lora init --demo"
-    session.strict = True
+    session.fails_notes = True
     assert next_command(session) == f"mistral-lora rules {note}"
 
 
 def test_part_of_a_run_leads_nowhere(session_of: MakeSession) -> None:
     session = session_of()
-    session.records[0]["outcome"] = "passed"
     session.collected.append("mistral-golden::t::template::y")
     assert next_command(session) == ""
 
@@ -81,7 +85,7 @@ def test_pairs_are_for_another_trainer(tmp_path: Path, monkeypatch: pytest.Monke
     Path("rows.jsonl").write_text(json.dumps(rated) + "\n")
     with opened_session(NamedPaths(datasets=[Path("rows.jsonl")], judges=[Path("spm-v3")]).targets()) as session:
         list(session.run())
-        assert {record["outcome"] for record in session.records} <= {"passed", "skipped"}
+        assert {outcome.state for outcome in session.outcomes} <= {"passed", "skipped"}
         assert next_command(session) == ""
 
 

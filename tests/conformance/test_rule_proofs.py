@@ -31,7 +31,7 @@ def test_no_sign_is_an_error() -> None:
     for name in ("ML584", "ML628", "ML636", "ML643"):
         assert RULES[name].proof[0] == "sign"
         assert Finding(name, "a").is_sign
-        assert Finding(name, "a", is_error=True).proof in ("declaration", "contradiction")
+        assert Finding(name, "a", severity="error").proof in ("declaration", "contradiction")
     for fault in FILE_FAULTS:
         assert fault.error is None or RULES[fault.rule].proof[-1] != "sign"
 

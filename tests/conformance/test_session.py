@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from check_outcomes import outcome_of
 
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.known import Xfail, read_xfails
+from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.conformance.session import Session
 from pytest_mistral_lora.conformance.targets import Target
 
@@ -24,14 +27,14 @@ def session_of(*xfails: Xfail, **options: Any) -> Session:
     return Session(lambda: targets, settings, xfails=xfails, **options)
 
 
-def judge(session: Session, subject: Any, case: str, result: Result | None) -> dict[str, Any]:
+def judge(session: Session, subject: Any, case: str, result: Result | None) -> CheckOutcome:
     check = Check(TARGET, subject, case, Result)
     nodeid = f"mistral-golden::{check.name}"
     if nodeid not in session.collected:
         session.collected.append(nodeid)
-    record = session.outcome_of(check, result).record(seconds=0)
-    session.take(record)
-    return record
+    outcome = CheckOutcome.stopped(check) if result is None else session.outcome_of(check, result)
+    session.take(outcome)
+    return outcome
 
 
 def entry(name: str, until: date | None = None) -> Xfail:
@@ -95,8 +98,8 @@ def test_the_tiny_train_judges_its_own_adapter_too(skip: bool, out_of_date: bool
 
 def test_a_known_finding_is_accepted_and_met() -> None:
     session = session_of(entry("ML608"))
-    record = judge(session, "dataset", "no-duplicates", Result((DUPLICATE,)))
-    assert (record["findings"], record["known"]) == ([], [{"id": "ML608", "reason": "looked at"}])
+    outcome = judge(session, "dataset", "no-duplicates", Result((DUPLICATE,)))
+    assert (outcome.findings, outcome.known) == ((), (entry("ML608"),))
     assert (session.unmatched, session.not_met, session.exit_code) == ([], [], 0)
 
 
@@ -105,23 +108,38 @@ def test_from_its_date_on_a_finding_fails_and_names_the_entry() -> None:
     over, valid = entry("ML601", today), entry("ML602", today + timedelta(days=1))
     session = session_of(over, valid)
     findings = (Finding("ML601", "'bot'", "rows.jsonl:1"), Finding("ML602", "no JSON", "rows.jsonl:2"))
-    record = judge(session, "dataset", "rows-are-valid", Result(findings))
-    assert record["outcome"] == "failed"
-    [finding] = record["findings"]
-    assert finding["rule"] == "ML601"
-    assert finding["detail"] == f"accepted until {today} (known.txt:1): looked at"
-    assert [known["id"] for known in record["known"]] == ["ML602"]
+    outcome = judge(session, "dataset", "rows-are-valid", Result(findings))
+    assert outcome.state == "failed"
+    [finding] = outcome.findings
+    assert finding.rule == "ML601"
+    assert finding.detail == f"accepted until {today} (known.txt:1): looked at"
+    assert [known.id for known in outcome.known] == ["ML602"]
     # it is met: the finding is there
     assert (session.unmatched, session.not_met) == ([], [])
 
 
-def test_records_of_another_process_count_like_those_of_this_one() -> None:
+def test_outcomes_of_another_process_count_like_those_of_this_one() -> None:
     made = session_of(entry("ML608"))
     here = session_of(entry("ML608"))
-    record = judge(made, "dataset", "no-duplicates", Result((DUPLICATE,)))
+    outcome = judge(made, "dataset", "no-duplicates", Result((DUPLICATE,)))
     here.collected, here.deselected = made.collected, made.deselected
-    here.take(record)
+    here.take(CheckOutcome.from_json(json.loads(json.dumps(outcome.to_json()))))
     assert (here.unmatched, here.exit_code, here.not_run) == ([], 0, 0)
+
+
+def test_an_outcome_comes_back_from_its_plain_data() -> None:
+    findings = (
+        Finding("ML628", "marked up", "rows.jsonl:2", row="{}", name="a", severity="error", covers=(("ML601", 2),)),
+        Finding("ML628", "marked up", "rows.jsonl:3", detail="first", shape="x", more=3, fix="`pip install x`"),
+        Finding("ML533", "a turn is lost", "rows.jsonl:4", effect_of="ML442"),
+    )
+    here = outcome_of("a::dataset::texts", *findings, facts={"rows": 3}, seconds=0.25, commands={"rerun": "x"})
+    there = CheckOutcome.from_json(json.loads(json.dumps(here.to_json())))
+    assert there == here
+    assert [finding.severity for finding in there.findings] == ["error", "note", "error"]
+    known = outcome_of("a::dataset::texts", known=(entry("ML608"),), state="known")
+    [xfail] = CheckOutcome.from_json(known.to_json()).known
+    assert (xfail.id, xfail.reason) == ("ML608", "looked at")
 
 
 def test_a_run_in_which_nothing_was_judged_is_not_fine() -> None:
@@ -134,16 +152,16 @@ def test_a_run_in_which_nothing_was_judged_is_not_fine() -> None:
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_strict_runs_fail_by_notes_and_by_checks_that_could_not_judge(strict: bool) -> None:
-    session = session_of(strict=strict)
+    session = session_of(fails_notes=strict, fails_not_checked=strict)
     note = judge(session, "dataset", "texts-are-whole", Result((Finding("ML609", "near"),)))
     unchecked = judge(session, "dataset", "backends-agree", Result(not_checked="one backend"))
     expected = ["failed", "failed"] if strict else ["passed", "skipped"]
-    assert [note["outcome"], unchecked["outcome"]] == expected
+    assert [note.state, unchecked.state] == expected
 
 
 def test_a_check_that_stopped_with_an_error_has_failed() -> None:
     session = session_of()
-    assert judge(session, "dataset", "statistics", None)["outcome"] == "failed"
+    assert judge(session, "dataset", "statistics", None).state == "failed"
     assert session.exit_code == 1
 
 

@@ -11,11 +11,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from check_outcomes import outcome_of
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.plugin.summary import FailedChecks
+from pytest_mistral_lora.plugin.summary import OUTCOME, FailedChecks
 
 Run = Callable[..., pytest.RunResult]
 CASES = ("astral", "cjk", "hostile-user", "multi-turn", "repeated-text", "single")
@@ -163,7 +164,7 @@ def test_errors_without_a_finding_are_the_same_only_if_their_texts_are() -> None
     texts = []
     for case, text in (("a", "no server\n  expected: one"), ("b", "no disk"), ("c", "no server\n  expected: one")):
         report = pytest.TestReport(f"mistral-golden::{case}", ("", None, ""), {}, "failed", text, "call")
-        vars(report)["mistral_golden"] = {"nodeid": report.nodeid, "findings": [], "not_checked": ""}
+        vars(report)[OUTCOME] = outcome_of(f"a::dataset::{case}", state="failed")
         failed.pytest_runtest_logreport(report)
         texts.append(report.longrepr)
     assert texts == ["no server\n  expected: one", "no disk", "no server\n  same cause as mistral-golden::a"]

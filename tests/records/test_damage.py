@@ -15,7 +15,7 @@ from converted import converted_tokenizer
 from damage import damaged_bytes, damaged_json
 from manifests import adapter
 from sample_transcripts import transcript
-from suite_records import suite_records
+from suite_outcomes import suite_outcomes
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.oracle.hazards import MAX_CONTAINERS, json_hazard, refuse_damaged
@@ -132,8 +132,8 @@ def test_damaged_files_of_a_checkpoint_are_judged(name: str, checkpoint: Path, t
     for seed in range(8, 16):
         folder = damaged_copy(checkpoint, name, seed, tmp_path / "folder")
         with only_our_errors(f"{name}, seed {seed}"):
-            for record in suite_records([folder]):
-                if record["subject"] not in ("tokenizer", "template"):
+            for outcome in suite_outcomes([folder]):
+                if outcome.subject not in ("tokenizer", "template"):
                     break
 
 
@@ -142,7 +142,7 @@ def test_damaged_files_of_a_checkpoint_are_judged(name: str, checkpoint: Path, t
     [
         ("manifest.json", lambda folder: verify(AdapterFolder(folder), base=AdapterFolder(folder).located_base)),
         ("manifest.json", write_notes),
-        ("manifest.json", lambda folder: list(suite_records([folder]))),
+        ("manifest.json", lambda folder: list(suite_outcomes([folder]))),
         ("DECISION.md", write_notes),
         ("README.md", lambda folder: verify(AdapterFolder(folder), base=AdapterFolder(folder).located_base)),
         ("transcripts/row-0001.json", lambda folder: transcripts.load_folder(folder / "transcripts")),

@@ -21,9 +21,10 @@ def causes_of(*findings: Finding) -> list[dict[str, Any]]:
 
 
 def judged(*findings: Finding, subject: str = "") -> Judged:
-    data = [one.to_json() for one in findings]
     cases = [
-        JudgedCase("mistral-golden.spm-v3.dataset", "rows", "failed", "\n\n".join(cause_texts(findings)), data, 0.25),
+        JudgedCase(
+            "mistral-golden.spm-v3.dataset", "rows", "failed", "\n\n".join(cause_texts(findings)), findings, 0.25
+        ),
         JudgedCase("mistral-golden.spm-v3.dataset", "sound", "passed"),
         JudgedCase("mistral-golden.spm-v3.train", "cuda", "skipped", "no CUDA device"),
     ]

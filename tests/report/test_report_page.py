@@ -20,6 +20,7 @@ from judged_samples import HOSTILE, judged
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.groups import group_findings
+from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.report import RunFacts, report_data, write_report
 from pytest_mistral_lora.report.judged import sarif_data
@@ -179,13 +180,12 @@ class _Elements(HTMLParser):
 
 
 def _page(*findings: Finding) -> str:
-    data = [finding.to_json() for finding in findings]
-    nodeid = f"mistral-golden::{HOSTILE}::mask::c"
-    record = {"nodeid": nodeid, "outcome": "failed", "target": HOSTILE, "subject": "mask", "case": "c", "seconds": 0.0}
-    record |= {"not_checked": "", "facts": {}, "findings": data, "known": [], "commands": {"rerun": HOSTILE}}
-    causes = [one.to_json() for one in group_findings([record])]
+    outcome = CheckOutcome(HOSTILE, "mask", "c", "failed", findings, commands={"rerun": HOSTILE})
+    causes = [one.to_json() for one in group_findings([outcome])]
     run = RunFacts(HOSTILE, datetime.now(UTC), 1.0, None)
-    return html_page(report_data([record], 1, run, causes=causes, deselected=0, not_run=0, known_faults=[HOSTILE]))
+    counts = {"deselected": 0, "not_run": 0}
+    texts = {"verdict": HOSTILE, "known_faults": [HOSTILE]}
+    return html_page(report_data([outcome.to_json()], 1, run, causes=causes, **counts, **texts))
 
 
 def test_text_of_rows_is_text(report: dict[str, Any]) -> None:

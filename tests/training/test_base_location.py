@@ -15,7 +15,7 @@ import yaml
 from forked import run_forked
 from safetensors.torch import load_file, save_file
 from sampling import sampled
-from suite_records import suite_records
+from suite_outcomes import suite_outcomes
 from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora import cli
@@ -60,9 +60,9 @@ def adapter(request: pytest.FixtureRequest, project: Path, monkeypatch: pytest.M
 
 def not_checked(adapter: Path, base: Path | None = None) -> dict[str, str]:
     """Return the reason of each check of the suite that did not run; no check may fail."""
-    records = {f"{record['subject']}::{record['case']}": record for record in suite_records([adapter], base)}
-    assert [name for name, record in records.items() if record["outcome"] == "failed"] == []
-    return {name: record["not_checked"] for name, record in records.items() if record["not_checked"]}
+    outcomes = {f"{outcome.subject}::{outcome.case}": outcome for outcome in suite_outcomes([adapter], base)}
+    assert [name for name, outcome in outcomes.items() if outcome.state == "failed"] == []
+    return {name: outcome.not_checked for name, outcome in outcomes.items() if outcome.not_checked}
 
 
 def verified(adapter: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:

@@ -70,9 +70,10 @@ def test_a_broken_adapter_is_different(adapter: Path, base: Path, capsys: pytest
     assert lines[0] == "different   row-0001"
     assert lines[1].startswith("  token 0: recorded 6233 '▁Paris' (probability 0.")
     assert lines[3] == "  recorded: 'Paris is the capital of France.'"
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         "The transcripts were recorded with another adapter.",
         "0 exact, 0 equivalent, 5 different; fp32 on cpu",
+        "next: mistral-lora rules ML804",
     ]
     assert smoke(adapter, "--base", base, "--json") == 1
     data = json.loads(capsys.readouterr().out)
@@ -85,6 +86,33 @@ def test_a_broken_adapter_is_different(adapter: Path, base: Path, capsys: pytest
     assert verdict.startswith("0 exact, 0 equivalent, 5 different; ")
     assert smoke(adapter, "--base", base, "--rows", adapter, "--output-format", "sarif") == 2
     assert "--output-format: without transcripts, no answer is judged" in capsys.readouterr().err
+
+
+def test_a_known_answer_does_not_fail_and_a_report_has_each_transcript(
+    adapter: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = adapter / TRANSCRIPTS / "row-0002.json"
+    transcript = load(file)
+    # another answer was recorded
+    ids = (*transcript.completion_ids[:-2], 1117, transcript.completion_ids[-1])
+    replace(transcript, completion_ids=ids).write(file.parent)
+    known, report = tmp_path / "known.txt", tmp_path / "report.json"
+    assert smoke(adapter, "--base", base, "--baseline", known, "--report", report) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "next: mistral-lora rules ML804"
+    nodeid = f"mistral-golden::{adapter.name}::transcript::row-0002"
+    data = json.loads(report.read_text())
+    assert {check["nodeid"]: check["outcome"] for check in data["checks"] if check["outcome"] != "passed"} == {
+        nodeid: "failed"
+    }
+    assert (data["counts"]["passed"], data["counts"]["failed"]) == (4, 1)
+    known.write_text(known.read_text().replace("  # \n", "  # we know\n"))
+    assert nodeid in known.read_text()
+    assert smoke(adapter, "--base", base, "--xfails", known) == 0
+    out = capsys.readouterr().out
+    assert f"known {nodeid}: we know (1 check)" in out
+    assert "4 exact, 0 equivalent, 1 different" in out
+    assert smoke(adapter, "--base", base, "--rows", file, "--report", report) == 2
+    assert "--report: without transcripts, no answer is judged" in capsys.readouterr().err
 
 
 def with_another_choice(run: RunResult, *, margin: float, moved: float = 0.0) -> Transcript:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from suite_records import suite_records
+from suite_outcomes import suite_outcomes
 from tiny_runs import zero_a_layer
 
 from pytest_mistral_lora.assertions import assert_transcript_matches
@@ -65,8 +65,8 @@ def test_answers_that_cannot_be_generated_are_no_pass(
 
 def test_the_suite_says_what_it_did_not_check(adapter: Path, base: Path) -> None:
     def states(base: Path | None) -> dict[str, str]:
-        records = [record for record in suite_records([adapter], base) if record["subject"] == "transcript"]
-        return {record["case"]: record["outcome"] for record in records}
+        outcomes = [outcome for outcome in suite_outcomes([adapter], base) if outcome.subject == "transcript"]
+        return {outcome.case: outcome.state for outcome in outcomes}
 
     every = ("files", "recorded-on", "prompts", "answers", "formats")
     assert states(base) == dict.fromkeys(every, "passed")

@@ -11,7 +11,7 @@ import torch
 from declared import declare
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from suite_records import suite_records
+from suite_outcomes import suite_outcomes
 from tiny_runs import CONVERSATIONS, MakeRecipe
 from transformers import AutoModelForCausalLM
 
@@ -138,10 +138,10 @@ def test_its_transcripts_are_its_own(run: RunResult, merged: MergedModel) -> Non
 
 
 def test_every_check_of_the_suite_passes(run: RunResult, merged: MergedModel, tmp_path: Path) -> None:
-    records = list(suite_records([merged.output], run.base_folder))
-    assert {record["outcome"] for record in records} <= {"passed", "skipped"}, records
-    assert not any(record["findings"] for record in records)
-    passed = {f"{record['subject']}::{record['case']}" for record in records if record["outcome"] == "passed"}
+    outcomes = list(suite_outcomes([merged.output], run.base_folder))
+    assert {outcome.state for outcome in outcomes} <= {"passed", "skipped"}, outcomes
+    assert not any(outcome.findings for outcome in outcomes)
+    passed = {f"{outcome.subject}::{outcome.case}" for outcome in outcomes if outcome.state == "passed"}
     assert {"adapter::changes-the-base", "manifest::facts", "manifest::declared", "manifest::base"} <= passed
     assert {"transcript::answers", "transcript::recorded-on", "transcript::prompts"} <= passed
 

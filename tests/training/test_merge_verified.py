@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from declared import declare
 from safetensors.torch import load_file, save_file
-from suite_records import suite_records
+from suite_outcomes import suite_outcomes
 from tiny_runs import CONVERSATIONS, write_rows
 
 from pytest_mistral_lora import cli
@@ -86,9 +86,9 @@ def test_answers_of_the_adapter_are_not_the_merged_models_own(
 ) -> None:
     copy = Path(shutil.copytree(merged.output, tmp_path / "copy"))
     shutil.copytree(run.output / TRANSCRIPTS, copy / TRANSCRIPTS, dirs_exist_ok=True)
-    findings = [finding for record in suite_records([copy]) for finding in record["findings"]]
-    assert {finding["rule"] for finding in findings} == {"ML702", "ML803"}
-    assert any("the model's tensors have SHA-256" in finding["found"] for finding in findings)
+    findings = [finding for outcome in suite_outcomes([copy]) for finding in outcome.findings]
+    assert {finding.rule for finding in findings} == {"ML702", "ML803"}
+    assert any("the model's tensors have SHA-256" in finding.found for finding in findings)
 
 
 def test_smoke_needs_no_base(

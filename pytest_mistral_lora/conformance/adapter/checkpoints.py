@@ -40,7 +40,7 @@ def checkpoint_findings(folder: AdapterFolder) -> Iterator[Finding]:
     if type(at_top) is int:
         if at_top < step:
             text = f"was saved at step {at_top}, and {last.name} below it at step {step}"
-            yield Finding("ML455", text, Place.of(folder.tensors_file), expected, is_error=True)
+            yield Finding("ML455", text, Place.of(folder.tensors_file), expected, severity="error")
         return
     later = tensors.stat().st_mtime - folder.tensors_file.stat().st_mtime
     if later > _APART:

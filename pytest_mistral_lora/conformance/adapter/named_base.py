@@ -66,7 +66,7 @@ def _compared(named: BaseFolder, base: BaseFolder, place: Place) -> Iterator[Fin
     if differs:
         key = differs[0]
         found = f"names {named}, whose {key} is {short_json(recorded[key])}, and that of {base} is "
-        yield Finding("ML429", found + short_json(now.get(key)), place, _GIVE, is_error=True)
+        yield Finding("ML429", found + short_json(now.get(key)), place, _GIVE, severity="error")
 
 
 def _by_name(name: str, base: BaseFolder, place: Place) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +26,7 @@ from pytest_mistral_lora.conformance.dataset.fim import (
     SUFFIX_REPEATED,
 )
 from pytest_mistral_lora.conformance.dataset.tally import LINE_BITS, DatasetTally, SignCount, SignExample
-from pytest_mistral_lora.conformance.finding import RULES, Finding
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.places import Place
 
@@ -151,8 +151,8 @@ class FaultyRows:
         found = (
             f"{self.fault.sign}{self.more} in {rows:,} of {counted(self.of, self.fault.unit)} ({rows / self.of:.1%})"
         )
-        is_error = self.severity == "error" and RULES[rule].severity == "note"
-        return Finding(rule, found, examples[0].place, detail=detail, is_error=is_error)
+        finding = Finding(rule, found, examples[0].place, detail=detail)
+        return replace(finding, severity="error") if self.severity == "error" else finding
 
 
 def faulty_rows(tally: DatasetTally, files: int, place: Callable[[int], Place]) -> Iterator[FaultyRows]:

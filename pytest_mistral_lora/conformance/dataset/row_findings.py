@@ -190,7 +190,7 @@ def _forbidden_words(row: Row, response_format: Mapping[str, Any]) -> Iterator[F
         for path, word in _missing_in(text, schema):
             found = f"{word!r} at {path}, which the schema of the row forbids"
             place, expected = row.place / "messages" / index / "content", "a value of the schema in response_format"
-            yield Finding("ML643", found, place, expected, is_error=True)
+            yield Finding("ML643", found, place, expected, severity="error")
             break
 
 

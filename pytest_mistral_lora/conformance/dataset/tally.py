@@ -50,7 +50,7 @@ class BoundedFindings:
 
     def add(self, finding: Finding) -> None:
         """Count a finding, and keep it if it is among the first; a text of a very long row is cut."""
-        key = finding.rule, finding.is_error
+        key = finding.rule, finding.is_raised
         self._total[key] += 1
         kept = self._kept.setdefault(key, [])
         if len(kept) < SHOWN or self.at < kept[-1][0]:
@@ -79,26 +79,27 @@ class BoundedFindings:
 
     def rename(self, rule: str, other: str) -> None:
         """Move the findings of a rule to another rule."""
-        for is_error in (False, True):
-            found = self._kept.pop((rule, is_error), [])
-            self._keep((other, is_error), [(at, replace(finding, rule=other)) for at, finding in found])
-            self._total[other, is_error] += self._total.pop((rule, is_error), 0)
+        for is_raised in (False, True):
+            found = self._kept.pop((rule, is_raised), [])
+            self._keep((other, is_raised), [(at, finding.under(other)) for at, finding in found])
+            self._total[other, is_raised] += self._total.pop((rule, is_raised), 0)
 
     def weaken(self, rule: str) -> None:
         """Make the errors of a rule that is a note notes."""
         found = self._kept.pop((rule, True), [])
-        self._keep((rule, False), [(at, replace(finding, is_error=False)) for at, finding in found])
+        self._keep((rule, False), [(at, replace(finding, severity="note")) for at, finding in found])
         self._total[rule, False] += self._total.pop((rule, True), 0)
 
     def of(self, *rules: str) -> Iterator[Finding]:
         """Yield the findings of some rules; the last finding of a rule gives the number of dropped ones."""
         for rule in rules:
-            for is_error in (True, False):
-                kept = self._kept.get((rule, is_error), [])
+            for is_raised in (True, False):
+                kept = self._kept.get((rule, is_raised), [])
                 yield from (finding for _, finding in kept)
-                more = self._total[rule, is_error] - len(kept)
+                more = self._total[rule, is_raised] - len(kept)
                 if more:
-                    yield replace(rest_of_findings(rule, more), is_error=is_error)
+                    rest = rest_of_findings(rule, more)
+                    yield replace(rest, severity="error") if is_raised else rest
 
 
 class SignExample(NamedTuple):

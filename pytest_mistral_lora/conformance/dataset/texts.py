@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -166,7 +166,8 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
             seen["ML626"] = Finding("ML626", f"the text has {found!r} {beside}", place)
         if COMPLETE_TURNS.rule not in seen and (marker := _marker(said)):
             is_complete = _has_turn(said)
-            marked = Finding("ML628", f"the text is marked up with {marker}", place, is_error=is_complete)
+            marked = Finding("ML628", f"the text is marked up with {marker}", place)
+            marked = replace(marked, severity="error") if is_complete else marked
             if "ML628" not in seen or (is_complete and COMPLETE_TURNS.rule not in seen):
                 seen["ML628"] = marked
             if is_complete:

@@ -55,6 +55,8 @@ CAUSES = {"ids": "ML004", "labels": "ML204"}
 """The rules of causes by the check that reports them: another chat template, and a pad token that is EOS."""
 _UNREAD = ("ML560", "ML524", "ML532", "ML507")
 """Rules of ids that cannot be read back."""
+WITHOUT_VERDICT = ("ML501", "ML507", *_UNREAD)
+"""Rules of lines that cannot be read or encoded, which are not judged."""
 _OF_ANSWERS = {"ML649": "ML562", "ML650": "ML562", "ML651": "ML563"}
 """The rules of encoded rows by those of chat rows. A character that is not encoded is a matter of the chat rows."""
 
@@ -193,7 +195,7 @@ class Audit:
         for cause in (self.cause, self.pad):
             findings += cause.findings() if cause is not None else ()
         if self._refused_call_ids:
-            findings.append(replace(call_ids_finding(self._refused_call_ids, self._first_refused), rule="ML564"))
+            findings.append(call_ids_finding(self._refused_call_ids, self._first_refused).under("ML564"))
         self.counts.update(finding.rule for finding in findings)
         yield LineVerdict(None, self.rows.place, "wrong" if findings else "sound", tuple(findings))
 
@@ -271,7 +273,7 @@ class Audit:
         of_calls = [list(call_findings(row)) for row in line.rows]
         for row, found in zip(line.rows, of_calls, strict=True):
             padded = (finding for finding in found if finding.rule == "ML623")
-            findings += (replace(finding, rule="ML558", row=row.to_jsonl()) for finding in padded)
+            findings += (finding.under("ML558", row=row.to_jsonl()) for finding in padded)
         self.tokens += len(comparison.padding.real)
         if line.side is None or line.side.has_labels:
             self._has_labels = True
@@ -347,7 +349,7 @@ class Audit:
             self._first_refused = self._first_refused or place
         for finding in judged.findings:
             if finding.rule in _OF_ANSWERS:
-                yield replace(finding, rule=_OF_ANSWERS[finding.rule], row=row.to_jsonl())
+                yield finding.under(_OF_ANSWERS[finding.rule], row=row.to_jsonl())
 
     def _note_markers(self, rows: Sequence[Row]) -> None:
         """Count the conversations that were read back and are marked up for another family.
@@ -370,7 +372,7 @@ class Audit:
         count, read = self._marked_conversations, self._read_conversations
         found = f"{first.found}, as {count:,} of {counted(read, 'conversation')} are"
         # a template marks up every row; a few rows may have it of their source
-        return replace(first, found=found, is_error=count == read > 1)
+        return replace(first, found=found, severity="error" if count == read > 1 else first.severity)
 
     def _as_encoded(self, line: EncodedLine) -> EncodedLine:
         """Return a row of a table with the nulls that the table gave its calls and tools, if its ids have them, too."""
@@ -502,10 +504,12 @@ class AuditReport:
 
     Attributes:
         audit: The audit.
+        most: Most findings of a rule to keep; more are counted.
         kept: The first findings of each rule.
     """
 
     audit: Audit
+    most: int = KEPT
     kept: dict[str, list[Finding]] = field(default_factory=dict)
 
     @classmethod
@@ -541,7 +545,7 @@ class AuditReport:
         for verdict in self.audit.verdicts(progress):
             for finding in verdict.findings:
                 kept = self.kept.setdefault(finding.rule, [])
-                if len(kept) < KEPT:
+                if len(kept) < self.most:
                     kept.append(finding)
             yield verdict
 
@@ -554,11 +558,24 @@ class AuditReport:
             yield rest_of_findings(rule, more, self.audit.rows.place)
 
 
+@dataclass(frozen=True)
+class AuditedTarget(EncodedTarget):
+    """Encoded rows with an audit by a caller's settings.
+
+    Attributes:
+        audited: Runs the audit, and returns its report.
+    """
+
+    audited: Callable[[], AuditReport] | None = None
+
+
 def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
     """Yield the checks of an encoded-rows file; the first check that runs reads the file for all."""
 
     @cache
     def audited() -> AuditReport:
+        if isinstance(target, AuditedTarget) and target.audited is not None:
+            return target.audited()
         return AuditReport.read(
             target.rows,
             target.oracle,
@@ -568,16 +585,6 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
             pad=pad_cause_of(target.judge),
         )
 
-    return checks_of(target, audited)
-
-
-def checks_of(target: EncodedTarget, audited: Callable[[], AuditReport]) -> Iterator[Check]:
-    """Yield the checks of an encoded-rows file by a report on it.
-
-    Args:
-        target: The file.
-        audited: Returns the report; the first check that runs makes it.
-    """
     for case in CASES:
         yield Check(target, "encoded", case, partial(_run_check, audited, case, target.fixes))
 
@@ -586,6 +593,12 @@ def rules_of(case: str) -> list[str]:
     """Return the rules that a check of `CASES` reports."""
     # the cause in front
     return [*([CAUSES[case]] if case in CAUSES else ()), *(rule.id for rule in RULES.of("encoded", case))]
+
+
+@cache
+def case_of(rule: str) -> str:
+    """Return the check of `CASES` that reports a rule."""
+    return next(case for case in CASES if rule in rules_of(case))
 
 
 def _run_check(audited: Callable[[], AuditReport], case: str, fixes: Mapping[str, str]) -> Result:

@@ -207,7 +207,7 @@ def _finding_of_folder(target: Target) -> Finding | None:
     found = loaded_template_result(target.tokenizer, target.template.source, None).findings
     write = "`mistral-lora template --tokenizer {checkpoint} --output {template}`"
     fix = f"Write the template that mistral-common generates, {write}, and encode the rows again."
-    return replace(found[0], rule="ML004", place=template_file(target), fix=fix) if found else None
+    return found[0].under("ML004", place=template_file(target), fix=fix) if found else None
 
 
 @dataclass(frozen=True, slots=True)

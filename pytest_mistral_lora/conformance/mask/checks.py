@@ -154,7 +154,7 @@ def _law(target: Target, law: RowLaw, settings: Settings) -> Result:
         detail = encoded_text(encoded, oracle.piece) if violation else ""
         return Finding(law.rule, violation, detail=detail, row=row.to_jsonl()) if violation else None
 
-    return Result(tuple(search(finding, RowSource.of(law.rows, oracle), settings)))
+    return Result(tuple(search(finding, LawRows.of(law.rows, oracle), settings)))
 
 
 def _own_law(
@@ -166,7 +166,7 @@ def _own_law(
         found = violation(row, target.oracle)
         return Finding(rule, found, row=row.to_jsonl()) if found else None
 
-    return Result(tuple(search(finding, RowSource.of(kind, target.oracle), settings)))
+    return Result(tuple(search(finding, LawRows.of(kind, target.oracle), settings)))
 
 
 def _template_agrees(target: Target, settings: Settings) -> Result:
@@ -174,12 +174,12 @@ def _template_agrees(target: Target, settings: Settings) -> Result:
 
     # refuse a target without a template before making any row
     template, oracle = target.template, target.oracle
-    source, find = RowSource.of("template", oracle), partial(template_findings, oracle, template)
+    source, find = LawRows.of("template", oracle), partial(template_findings, oracle, template)
     return Result(tuple(search_all(partial(find, place=template_file(target)), source, settings)))
 
 
 @dataclass(frozen=True, slots=True)
-class RowSource:
+class LawRows:
     """A kind of generated rows; equal sources give equal rows, made once for all laws and targets.
 
     Attributes:
@@ -201,7 +201,7 @@ class RowSource:
     any_ids: bool = False
 
     @classmethod
-    def of(cls, kind: str, oracle: Oracle) -> RowSource:
+    def of(cls, kind: str, oracle: Oracle) -> LawRows:
         """Return the source of a kind of rows for a tokenizer."""
         # equal sources share their rows, so the source omits facts that do not change them
         if kind == "messy":
@@ -237,7 +237,7 @@ class _BrokenLawError(Exception):
     """Carries a finding and its row out of Hypothesis, which shrinks the row until this is the smallest row."""
 
 
-def search(finding: Callable[[Row], Finding | None], source: RowSource, settings: Settings) -> list[Finding]:
+def search(finding: Callable[[Row], Finding | None], source: LawRows, settings: Settings) -> list[Finding]:
     """Look for a row with a finding; return the finding of the smallest such row, or None.
 
     The search is the same in every run unless a seed is given, has no deadline and keeps no database, so that a
@@ -265,7 +265,7 @@ def search(finding: Callable[[Row], Finding | None], source: RowSource, settings
     return [shrink_finding(finding, found, smallest)]
 
 
-def search_all(judge: Callable[[Row], Iterable[Finding]], source: RowSource, settings: Settings) -> list[Finding]:
+def search_all(judge: Callable[[Row], Iterable[Finding]], source: LawRows, settings: Settings) -> list[Finding]:
     """Look for rows with findings; return a finding for each cause, of a small row.
 
     One cause must not hide another, so all rows are judged. The smallest row of each cause shrinks by leaving out
@@ -289,7 +289,7 @@ def search_all(judge: Callable[[Row], Iterable[Finding]], source: RowSource, set
 
 
 @cache
-def _generated(source: RowSource, examples: int, seed: int | None) -> tuple[Row, ...]:
+def _generated(source: LawRows, examples: int, seed: int | None) -> tuple[Row, ...]:
     # making rows takes far longer than judging them
     made: list[Row] = []
     _explore(lambda data: made.append(_as_read(data)), source, examples, seed)
@@ -301,7 +301,7 @@ def _as_read(data: Mapping[str, Any]) -> Row:
     return parse_row(json.loads(json.dumps(data)))
 
 
-def _explore(use: Callable[[Mapping[str, Any]], None], source: RowSource, examples: int, seed: int | None) -> None:
+def _explore(use: Callable[[Mapping[str, Any]], None], source: LawRows, examples: int, seed: int | None) -> None:
     import hypothesis
 
     # no deadline, database or health check: a slow machine or an earlier run must not change the result

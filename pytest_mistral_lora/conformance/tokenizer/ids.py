@@ -223,7 +223,7 @@ def decoding(target: Target) -> Iterator[Finding]:
         if decoded != text:
             at = equal_beginning(text, decoded)
             found, expected = (repr(side[max(0, at - 20) : at + 20]) for side in (decoded, text))
-            yield Finding("ML239", f"the ids of a text are decoded to {found}", place, expected, is_error=True)
+            yield Finding("ML239", f"the ids of a text are decoded to {found}", place, expected, severity="error")
             return
     if files.json(TOKENIZER_CONFIG).get("clean_up_tokenization_spaces"):
         found = (
