@@ -244,7 +244,7 @@ def judged_pairs(encoded: Path, tokenizer: str, *, is_rated: bool = False) -> di
     costs = {case.name: (case.is_refused, len(json.dumps(record_of(case.rows)))) for case in given}
     verdicts: dict[str, list[str]] = {}
     simplest: dict[str, Example] = {}
-    *of_lines, _ = Audit(FileRows(encoded), oracle(tokenizer), judges_answers=False).verdicts()
+    *of_lines, _ = Audit(FileRows(encoded), oracle(tokenizer), judges_texts=False).verdicts()
     for verdict in of_lines:
         if verdict.index is None:
             raise ValueError(f"{verdict.place!s}: {verdict.findings}")

@@ -27,6 +27,9 @@ class TextModel:
         has_oracle: Whether it is Mistral's own. The others are trained only by their chat template.
         has_window: Whether attention can have a window (`sliding_window`).
         router: Last name of the module that chooses a token's experts; empty without experts.
+        scales_from: The position from which its own default scales attention by the position; 0 if it does not.
+        named: Words, as a regular expression, of the names of repositories that have such a model; empty if the words
+            of another model name it, too.
     """
 
     name: str
@@ -37,6 +40,8 @@ class TextModel:
     has_oracle: bool = True
     has_window: bool = True
     router: str = ""
+    scales_from: int = 0
+    named: str = ""
 
     @property
     def decoder(self) -> str:
@@ -47,13 +52,15 @@ class TextModel:
 # multi-head latent attention: queries, and keys with values, are projected through a narrow layer
 _LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 
+_OF_MISTRAL = "mistral|ministral|devstral|magistral|codestral|pixtral|leanstral"
+
 TEXT_MODELS: Mapping[str, TextModel] = {
     model.model_type: model
     for model in (
-        TextModel("MistralForCausalLM", "mistral"),
-        TextModel("MinistralForCausalLM", "ministral"),
-        TextModel("Ministral3ForCausalLM", "ministral3", since="5.0"),
-        TextModel("MixtralForCausalLM", "mixtral", mlp=(), router="gate"),
+        TextModel("MistralForCausalLM", "mistral", named=_OF_MISTRAL),
+        TextModel("MinistralForCausalLM", "ministral", named=_OF_MISTRAL),
+        TextModel("Ministral3ForCausalLM", "ministral3", since="5.0", scales_from=16384, named=_OF_MISTRAL),
+        TextModel("MixtralForCausalLM", "mixtral", mlp=(), router="gate", named="mixtral"),
         TextModel(
             "Mistral4ForCausalLM",
             "mistral4",
@@ -62,10 +69,12 @@ TEXT_MODELS: Mapping[str, TextModel] = {
             since="5.4",
             has_window=False,
             router="gate",
+            scales_from=8192,
+            named=_OF_MISTRAL,
         ),
-        TextModel("LlamaForCausalLM", "llama", has_oracle=False, has_window=False),
-        TextModel("Qwen2ForCausalLM", "qwen2", has_oracle=False),
-        TextModel("Qwen3ForCausalLM", "qwen3", has_oracle=False),
+        TextModel("LlamaForCausalLM", "llama", has_oracle=False, has_window=False, named="llama"),
+        TextModel("Qwen2ForCausalLM", "qwen2", has_oracle=False, named="qwen-?2"),
+        TextModel("Qwen3ForCausalLM", "qwen3", has_oracle=False, named="qwen-?3"),
     )
 }
 """The text models by their `model_type`."""

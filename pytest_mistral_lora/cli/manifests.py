@@ -129,7 +129,7 @@ def run_verify(args: argparse.Namespace) -> int:
         view=VerbView(
             partial(_lines, facts, verbose=args.verbose),
             partial(_verdict, facts),
-            lambda session: print_json([asdict(fact) for fact in facts]),
+            partial(_print_facts, facts),
         ),
     )
     if args.output_format == "text" and args.signature is None:
@@ -141,6 +141,14 @@ def _lines(facts: Sequence[FieldCheck], session: Session, *, verbose: bool) -> I
     for state, text in _fact_lines(facts, session, verbose=verbose):
         # names and values come from a foreign folder: none may look like another line
         yield f"{state:<13}  {one_line(text, _LONGEST_LINE)}"
+
+
+def _print_facts(facts: Sequence[FieldCheck], session: Session) -> None:
+    """Print each recorded value as JSON; an accepted mismatch has the reasons of its known deviations."""
+    reasons = ([xfail.reason for xfail in outcome.known] for outcome in session.outcomes)
+    print_json(
+        [{**asdict(fact), **({"known": known} if known else {})} for fact, known in zip(facts, reasons, strict=True)]
+    )
 
 
 def _states(facts: Sequence[FieldCheck], session: Session) -> Iterator[tuple[FieldCheck, str]]:

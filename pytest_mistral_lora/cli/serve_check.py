@@ -28,8 +28,8 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.extras import require_extra
 
 _DESCRIPTION = """\
-Send the packaged rows to a running server, and hold the prompts that it makes of them to mistral-common: ids, text that
-becomes a control token, and refusals. How much an answer proves is printed: vLLM shows the ids that it fed, llama.cpp a
+Send the packaged rows to a running server, and compare its prompts with mistral-common: ids, text that becomes a
+control token, and refusals. How much an answer proves is printed: vLLM shows the ids that it fed, llama.cpp a
 preview, and a server with OpenAI's API alone (openai: transformers serve, LM Studio, ...) the number of tokens. The
 clients of sglang and ollama were never run: they are written from the source of these servers. For a server of another
 kind, give the path of a script of your own, which gets the rows and writes ids: see docs/serving.md. Without a NAME the
@@ -211,5 +211,5 @@ VERB = Verb(
         "mistral-lora serve-check vllm-parsers=/opt/vllm/bin/python --tokenizer models/base",
         "mistral-lora serve-check ./my_server.py=http://127.0.0.1:9000 --tokenizer models/base",
     ),
-    failure="a prompt or an answer is another than expected, or no check could judge anything",
+    failure="a prompt or an answer differs, or no check could judge anything",
 )

@@ -154,6 +154,11 @@ class Rule:
         return with_paths(self.fix_text)
 
     @property
+    def former_ids(self) -> tuple[str, ...]:
+        """Ids that it had in other checks."""
+        return tuple(former for former, rules in ALIASES.items() if self.id in rules)
+
+    @property
     def case(self) -> str:
         """The main check of its subject that reports it."""
         return self.cases[0]
@@ -181,6 +186,16 @@ class Rule:
 
 _DIGITS = 3
 """The digits of a rule's id after `ML`."""
+
+
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "ML558": ("ML623",),
+    "ML562": ("ML649", "ML650"),
+    "ML563": ("ML651",),
+    "ML564": ("ML652",),
+    "ML566": ("ML655",),
+}
+"""Former ids of rules, each with the rules that it stands for: a list of known deviations may have either."""
 
 
 class RuleTable(Mapping[str, Rule]):
@@ -270,7 +285,7 @@ class Finding:
         detail: Lines with more, such as the tokens around the first difference.
         row: The chat row as one line of JSON that you can paste into a dataset, or empty.
         shape: The shape of the first difference, such as `after [INST]: ␣ → nothing`; empty if no tokens are compared.
-        more: The number of findings of the rule that this one counts, for too long a list; else 0.
+        more: How many further findings this one stands for; 0 if none.
         fix: The way to mend it in the tool that made it, perhaps with placeholders for paths; empty for the rule's own
             fix.
         tokens: The tokens around the first difference, or None.

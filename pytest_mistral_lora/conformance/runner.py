@@ -104,7 +104,7 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputEr
         MadeRows(FileRows(file), [row.place for row in rows], Place.of(target.name)),
         target.oracle,
         base=target.tokenizer.path,
-        judges_answers=bool(own.rows),
+        judges_texts=bool(own.rows),
         trained=trained,
         cause=cause_of(target.judge),
     )

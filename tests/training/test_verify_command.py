@@ -116,6 +116,9 @@ def test_a_known_mismatch_does_not_fail_and_a_report_has_each_value(
     assert "known          files.later file.txt: is not listed" in out
     assert f"known {nodeid}: a note of ours (1 check)" in out
     assert ", 0 mismatch, 1 known, " in out[-2]
+    assert main([*words, "--json"]) == 0
+    [fact] = [fact for fact in json.loads(capsys.readouterr().out) if fact["state"] == "mismatch"]
+    assert (fact["name"], fact["known"]) == ("files.later file.txt", ["a note of ours"])
     stale = f"mistral-golden::{adapter.name}::manifest::seal"
     known.write_text(f"{known.read_text()}{stale}  # it matches\n")
     assert main(words) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pytest_mistral_lora.checkpoint.architectures import text_part
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, text_part
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError, short_json
@@ -13,15 +13,8 @@ from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import RecordedBase, locate_base
 
-_FAMILIES = (
-    ("mixtral", {"mixtral"}),
-    ("mistral|ministral|devstral|magistral|codestral|pixtral|leanstral", {"mistral", "ministral", "mistral4"}),
-    ("llama", {"llama"}),
-    ("qwen-?2", {"qwen2"}),
-    ("qwen-?3", {"qwen3"}),
-    ("gemma|phi-?[34]|falcon|gpt-|granite|olmo|deepseek", set[str]()),
-)
-"""Words of a repository's name, each with the beginnings of the model types that such models have."""
+_OTHERS = "gemma|phi-?[34]|falcon|gpt-|granite|olmo|deepseek"
+"""Words of the names of models of other classes than `TEXT_MODELS`."""
 
 _VOCABULARIES = (
     (r"mistral-7b(-instruct)?-v0\.[12]\b", 32000),
@@ -76,8 +69,9 @@ def _by_name(name: str, base: BaseFolder, place: Place) -> Iterator[Finding]:
         kind, size = str(text.get("model_type")), base.vocab_size
     except MistralLoraError:
         return  # other checks report a base that cannot be read
-    types = next((types for words, types in _FAMILIES if re.search(words, last)), None)
-    if types is not None and not any(kind.startswith(start) for start in types):
+    types = {model.model_type for model in TEXT_MODELS.values() if re.search(model.named, last)}
+    # a later class of a family has a type that begins like it
+    if (types or re.search(_OTHERS, last)) and not any(map(kind.startswith, types)):
         yield Finding("ML429", f"names {name!r}, and {base} is a model of type {kind}", place, _GIVE)
         return
     expected = next((count for pattern, count in _VOCABULARIES if re.search(pattern, last)), None)

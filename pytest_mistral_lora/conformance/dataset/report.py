@@ -12,40 +12,29 @@ from functools import lru_cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pytest_mistral_lora.chat.pairs import CHOSEN, REJECTED
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.answers import (
     BY_GRAMMAR,
-    CALL_IDS_REFUSED,
-    LOST,
     NOT_BY_GRAMMAR,
     NOT_READ_BACK,
-    call_ids_finding,
-    lost_finding,
 )
 from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_CONVERSATIONS, OF_KEPT_ROWS
-from pytest_mistral_lora.conformance.dataset.file_faults import faulty_rows
+from pytest_mistral_lora.conformance.dataset.file_rules import note_files
 from pytest_mistral_lora.conformance.dataset.fim import FIM_ROWS
 from pytest_mistral_lora.conformance.dataset.pairs import (
-    CHOSEN_LONGER,
-    REJECTED_LONGER,
-    length_finding,
     side_figures,
 )
-from pytest_mistral_lora.conformance.dataset.repeats import Repeats
 from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
 from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import (
     DatasetTally,
-    SignCount,
     cuts,
     histogram,
     packed_place,
     spread,
     unpacked_place,
 )
-from pytest_mistral_lora.conformance.dataset.texts import COMPLETE_TURNS, SIGNS
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.places import Place
@@ -142,20 +131,7 @@ def report(
     tally = tally.ordered()
     found = _Report(tally, files, plan)
     found.note_settings(recipe)
-    texts = found.note_file_faults()
-    found.note_decoding()
-    if not COMPLETE_TURNS.is_systematic(tally.counts, len(files)):
-        tally.findings.weaken("ML628")
-    for sign in SIGNS:
-        if sign.rule in tally.findings and not sign.is_systematic(tally.counts, len(files)):
-            tally.findings.rename(sign.rule, sign.note)
-    repeats = Repeats(tally, found.place)
-    # rows before prompts: the prompt of a row that is trained on is not reported again
-    repeats.note_equal_rows()
-    repeats.note_near_rows()
-    repeats.note_repeated_prompts()
-    repeats.note_opposites()
-    found.note_lengths()
+    of_files = note_files(tally, [Place.of(file.path) for file in files])
     deviations = {name: count for name, (count, *_) in sorted(tally.deviations.items())}
     cut, changed = (
         {name.replace(" ", "_"): number for name, number in counts.items()} for counts in (tally.beyond, tally.changed)
@@ -163,11 +139,11 @@ def report(
     facts: dict[str, dict[str, Any]] = {
         "backends-agree": {"deviations": deviations},
         "nothing-is-cut": {"beyond_max_length": cut, "rows_changed": changed},
-        "statistics": found.statistics(repeats.counts(), texts),
+        "statistics": found.statistics(of_files.repeats, of_files.texts),
     }
     not_checked = {
         "backends-agree": no_comparison,
-        "no-near-leakage": repeats.no_near_rows,
+        "no-near-leakage": of_files.no_near_rows,
         "answers-are-read-back": next((why for kind, why in tally.named if kind == NOT_READ_BACK), ""),
         "decoding-allows-answers": next((why for kind, why in tally.named if kind == NOT_BY_GRAMMAR), ""),
     }
@@ -208,11 +184,6 @@ class _Report:
     files: Sequence[DataFile]
     plan: ScanPlan
 
-    def place(self, row: int) -> Place:
-        """Return the place of a row of the table by its index."""
-        file, record = unpacked_place(self.tally.places[row])
-        return Place.of(self.files[file].path, record, self.tally.lines[row] or None)
-
     @property
     def _longest(self) -> str:
         # it may be refused, and then it is not in the table
@@ -239,44 +210,6 @@ class _Report:
         for name, (count, _, first) in deviations:
             found = f"{name} in {counted(count, 'row')}; the first is here"
             self.tally.findings.add(Finding("ML604", found, first))
-
-    def note_file_faults(self) -> dict[str, Any]:
-        """Note the faults of whole files, and return the rows that have each, and the first of them, by its name."""
-        figures: dict[str, dict[str, Any]] = {}
-        for faulty in faulty_rows(self.tally, len(self.files), self.place):
-            examples = faulty.count.examples
-            if faulty.severity:
-                self.tally.findings.at = examples[0].at
-                self.tally.findings.add(faulty.finding())
-            known = figures.setdefault(faulty.fault.name, {"rows": 0, "examples": []})
-            known["rows"] += faulty.count.rows
-            known["examples"] += [str(example.place) for example in examples][: SignCount.MOST - len(known["examples"])]
-        return figures
-
-    def note_decoding(self) -> None:
-        """Note once what many rows can have in common: characters that are not encoded, and ids that are refused."""
-        found: dict[str, SignCount] = {CALL_IDS_REFUSED: SignCount(), LOST: SignCount()}
-        for (_, sign), evidence in self.tally.signs.items():
-            if sign in found:
-                found[sign].extend(evidence)
-        refused, lost = found[CALL_IDS_REFUSED], found[LOST]
-        if refused.rows:
-            self.tally.findings.at = refused.examples[0].at
-            self.tally.findings.add(call_ids_finding(refused.rows, refused.examples[0].place))
-        if lost.rows:
-            self.tally.findings.at = lost.examples[0].at
-            self.tally.findings.add(lost_finding(lost))
-
-    def note_lengths(self) -> None:
-        """Note once for each file of pairs that the lengths of their answers tell the sides apart."""
-        for index, file in enumerate(self.files):
-            lengths = {side: tokens for (at, side), tokens in self.tally.answer_tokens.items() if at == index}
-            counts = self.tally.counts
-            longer = {CHOSEN: counts[index, CHOSEN_LONGER], REJECTED: counts[index, REJECTED_LONGER]}
-            finding = length_finding(lengths, longer, Place.of(file.path))
-            if finding is not None:
-                self.tally.findings.at = packed_place(index, 0)
-                self.tally.findings.add(finding)
 
     def statistics(self, repeats: dict[str, Any], texts: dict[str, Any]) -> dict[str, Any]:
         """Return the figures of the dataset, as plain JSON data.

@@ -2,54 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import re
-from array import array
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pytest_mistral_lora.chat.diff import TokenDiff, with_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
 from pytest_mistral_lora.chat.fim import FimRow
-from pytest_mistral_lora.chat.pairs import REJECTED, SIDES, answer_of, is_wanted, prompt_of
 from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.row_files import read_record
 from pytest_mistral_lora.chat.row_kinds import trained_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.dataset.answers import (
-    BY_GRAMMAR,
-    CALL_IDS_REFUSED,
-    LOST,
-    NOT_BY_GRAMMAR,
-    NOT_READ_BACK,
-    DecodingJudge,
-)
-from pytest_mistral_lora.conformance.dataset.file_signs import note_file_signs
-from pytest_mistral_lora.conformance.dataset.fim import FIM_ROWS
+from pytest_mistral_lora.conformance.dataset.observers import RowRules
 from pytest_mistral_lora.conformance.dataset.pairs import (
-    LEGITIMATE_IF_UNWANTED,
-    add_sides,
     empty_side,
-    pair_findings,
-    record_digests,
 )
-from pytest_mistral_lora.conformance.dataset.repeats import row_likeness, row_sketch
 from pytest_mistral_lora.conformance.dataset.row_findings import (
     beyond,
     changes,
     column_findings,
     fault_finding,
     law_findings,
-    text_findings,
 )
-from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, SignCount, packed_place
-from pytest_mistral_lora.conformance.dataset.texts import main_script, sign_findings, spelled_tokens
+from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
+from pytest_mistral_lora.conformance.row_pass import JudgedRecord
 from pytest_mistral_lora.conformance.template import difference_words
 from pytest_mistral_lora.errors import NoOracleError, RowError
 from pytest_mistral_lora.records.files import is_held_out
@@ -121,16 +101,10 @@ class RowJudge:
         except NoOracleError:
             if plan.backend == "mistral-common":
                 raise
-        self._answers = None if self._oracle is None else DecodingJudge(self._oracle)
+        self.rules = RowRules(self._oracle, sketches=plan.sketches)
         # this process renders mistral-common's own template if it has made it, which is faster
         if plan.official and self._oracle is not None:
             self._oracle.chat_template()
-        literals = self._oracle.control_tokens.values() if self._oracle else ()
-        self._thinks = "[THINK]" in literals
-        self._literals = re.compile("|".join(map(re.escape, literals)) or r"(?!)")
-        self._begin = {literal[:1] for literal in literals} <= {"[", "<"}
-        # rule, text and field, without the side, of the findings of the record that is judged
-        self._noted: set[tuple[str, str, tuple[str | int, ...]]] = set()
 
     def judge_chunk(self, chunk: Chunk) -> DatasetTally:
         """Judge the lines of a chunk, and return their rows, counts and findings."""
@@ -146,11 +120,11 @@ class RowJudge:
             ]
         )
         for number, line in chunk.lines if self.plan.alone else ():
-            tally.look_at(chunk, number)
+            tally.look_at(chunk.file, chunk.place(number))
             for finding in column_findings(chunk, number, line):
                 tally.findings.add(finding)
         for record in records:
-            tally.look_at(chunk, record.number)
+            tally.look_at(chunk.file, chunk.place(record.number))
             self._judge_record(record, by_template, tally, chunk)
         return tally
 
@@ -172,7 +146,7 @@ class RowJudge:
         self, record: _Record, by_template: Iterator[_ByTemplate], tally: DatasetTally, chunk: Chunk
     ) -> None:
         """Add the rows, counts and findings of a record to a tally."""
-        self._noted.clear()
+        self.rules.begin_record()
         errors = [] if record.error is None else [record.error]
         empty = [finding for row in record.rows if (finding := empty_side(row)) is not None]
         judged: list[EncodedRow] = []
@@ -196,7 +170,7 @@ class RowJudge:
             # the row is valid, but not for this backend: mistral-common could train on it
             rule = "ML613" if isinstance(error, _LiteralError) else "ML601"
             finding = Finding(rule, error.found, error.place, error.expected, error.next_step)
-            self._note(tally, finding, record.rows[0] if record.rows else None)
+            self.rules.note(tally, finding, record.rows[0] if record.rows else None)
         if errors or empty:
             tally.counts[chunk.file, "refused"] += 1
             return
@@ -208,20 +182,8 @@ class RowJudge:
         first = record.rows[0]
         # a file for evaluation is held out as a whole; the split by hash is for the other files
         held_out = chunk.is_held_out or (self.plan.held_out > 0 and is_held_out(first, self.plan.held_out))
-        _add(tally, chunk, record, kept, held_out=held_out, sketches=self.plan.sketches)
-        note_file_signs(tally, chunk.file, first, judged[0])
-        for finding in pair_findings(record.rows, judged):
-            tally.findings.add(finding)
-
-    def _note(self, tally: DatasetTally, finding: Finding, row: Row | None) -> None:
-        """Add a finding of a row to a tally; of both sides of a pair, a fault of their prompt once."""
-        if row is not None and row.side:
-            part = finding.place.part
-            noted = (finding.rule, finding.found, part[1:] if part and part[0] in SIDES else part)
-            if noted in self._noted:
-                return
-            self._noted.add(noted)
-        tally.findings.add(finding)
+        judged_record = JudgedRecord(tally.place, record.rows, tuple(judged), tuple(kept), is_held_out=held_out)
+        self.rules.observe_record(judged_record, tally)
 
     def _expected(self, row: Row) -> EncodedRow | RowError | None:
         """Return mistral-common's encoding of a row, or its reason to refuse it; None without a Mistral tokenizer."""
@@ -231,15 +193,6 @@ class RowJudge:
             return self._oracle.encode(row)
         except RowError as error:
             return error
-
-    def _spelled(self, row: Row) -> list[str]:
-        """Return the control tokens that a row spells, unless it is about them."""
-        text = row.to_jsonl()
-        # most rows have no bracket but that of the messages, and a search for it is faster
-        own = 0 if isinstance(row, FimRow) else 1
-        if self._begin and text.count("[") == own and "<" not in text:
-            return []
-        return spelled_tokens(row, self._literals)
 
     def _by_template(self, rows: Sequence[Row]) -> Iterator[_ByTemplate]:
         """Yield the ids of each row by the chat template; as the backend, its encoding, or its reason to refuse it."""
@@ -269,9 +222,6 @@ class RowJudge:
             raise by_template
         # the backend mistral-common has an oracle, and has not refused the row
         encoded = by_template if isinstance(by_template, EncodedRow) else cast("EncodedRow", expected)
-        if encoded is expected and (literals := self._spelled(row)):
-            found = f"the text spells {', '.join(sorted(set(literals)))}"
-            self._note(tally, Finding("ML612", found, row.place), row)
         layout, length = expected or encoded, self.plan.policy.max_length
         tally.lengths[len(encoded.input_ids)] += 1
         tally.longest = max(tally.longest, (len(encoded.input_ids), -tally.findings.at))
@@ -281,63 +231,19 @@ class RowJudge:
             tally.beyond.update(cut)
         faults = list(self.plan.policy.faults(encoded, row))
         for fault, error in faults:
-            self._note(tally, fault_finding(fault, error, encoded, cut), row)
+            self.rules.note(tally, fault_finding(fault, error, encoded, cut), row)
         for change, finding in () if faults else changes(row, encoded, self.plan.policy, cut):
             tally.changed[change] += 1
             tally.findings.add(finding)
         kept = law_findings(row, expected, self._oracle) if expected and self._oracle else ()
-        texts = list(text_findings(row, layout))
-        if not is_wanted(row):
-            texts = [finding for finding in texts if finding.rule not in LEGITIMATE_IF_UNWANTED]
-            of_prompt = text_findings(prompt_of(row), layout)
-            texts += [finding for finding in of_prompt if finding.rule in LEGITIMATE_IF_UNWANTED]
-        for finding in (*texts, *kept):
-            self._note(tally, finding, row)
-        if is_wanted(row) and not isinstance(row, FimRow):
-            self._judge_answers(row, expected, {finding.rule for finding in texts}, tally, file)
-        self._note_signs(row, tally, file)
+        for finding in kept:
+            self.rules.note(tally, finding, row)
+        self.rules.observe_row(row, layout, expected, tally, spells=encoded is expected)
         if expected is not None and self.plan.compares and not isinstance(row, FimRow):
             ids = by_template.input_ids if isinstance(by_template, EncodedRow) else by_template
             if not self._agrees(row, expected, encoded, ids, tally):
                 return expected
         return encoded
-
-    def _note_signs(self, row: Row, tally: DatasetTally, file: int) -> None:
-        """Add the signs of the texts of a row to a tally: an answer that is not wanted may show any of them."""
-        if row.side == REJECTED:
-            return  # the prompt is judged with the chosen answer
-        for name, sign in sign_findings(row if is_wanted(row) else prompt_of(row), thinks=self._thinks):
-            tally.counts[file, name] += 1
-            if sign is not None:
-                tally.findings.add(sign)
-
-    def _judge_answers(
-        self, row: Row, expected: EncodedRow | None, broken: Collection[str], tally: DatasetTally, file: int
-    ) -> None:
-        """Add the findings of the answers of a row to a tally.
-
-        Args:
-            row: The row.
-            expected: mistral-common's encoding; None without an oracle.
-            broken: Rules of texts that the row breaks.
-            tally: The tally.
-            file: Index of the file.
-        """
-        if self._answers is None or expected is None:
-            for kind in (NOT_READ_BACK, NOT_BY_GRAMMAR):
-                tally.named[kind, "there is no Mistral tokenizer to decode answers with"] += 1
-            return
-        judged = self._answers.judge(row, expected, broken)
-        for finding in judged.findings:
-            tally.findings.add(finding)
-        if judged.no_decoder:
-            tally.named[NOT_READ_BACK, judged.no_decoder] += 1
-        if judged.has_grammar:
-            tally.named[NOT_BY_GRAMMAR if judged.no_grammar else BY_GRAMMAR, judged.no_grammar] += 1
-        signs = {CALL_IDS_REFUSED: "calls" if judged.refuses_call_ids else "", LOST: judged.lost}
-        for sign, shown in signs.items():
-            if shown:
-                tally.signs.setdefault((file, sign), SignCount()).add(tally.findings.at, shown, tally.place)
 
     def _agrees(
         self,
@@ -359,7 +265,7 @@ class RowJudge:
         difference = TokenDiff.of(*sides, oracle.piece, _NAMES, expected.spans)
         parts = shown_difference(difference, row.place)
         found = with_shape("the generation blocks mark other tokens than the assistant's", parts["shape"])
-        self._note(tally, Finding("ML606", found, row.place, row=_printed_row(row), **parts), row)
+        self.rules.note(tally, Finding("ML606", found, row.place, row=_printed_row(row), **parts), row)
         return False
 
     def _explain(
@@ -379,7 +285,7 @@ class RowJudge:
             comparison = compare(row, oracle, template)
         except RowError as error:
             text = f"the chat template differs from mistral-common, and the two cannot be compared: {error.found}"
-            self._note(tally, Finding("ML603", text, row.place, row=_printed_row(row)), row)
+            self.rules.note(tally, Finding("ML603", text, row.place, row=_printed_row(row)), row)
             return
         for name in (*comparison.deviations, *([OWN_PROMPT] if comparison.own_prompt else [])):
             tally.add_deviation(name, row.place, tally.findings.at)
@@ -393,7 +299,7 @@ class RowJudge:
             text, ids = difference_words(difference)
             detail = "\n".join(filter(None, (ids, parts["detail"])))
             parts |= {"detail": detail, "shape": difference.shape, "name": difference.fault}
-            self._note(tally, Finding("ML603", text, row.place, row=_printed_row(row), **parts), row)
+            self.rules.note(tally, Finding("ML603", text, row.place, row=_printed_row(row), **parts), row)
 
 
 class _LiteralError(RowError):
@@ -403,83 +309,3 @@ class _LiteralError(RowError):
 def _printed_row(row: Row) -> str:
     text = row.to_jsonl()
     return text if len(text) <= _ROW_CHARACTERS else ""
-
-
-def _add(
-    tally: DatasetTally,
-    chunk: Chunk,
-    record: _Record,
-    encoded: Sequence[EncodedRow],
-    *,
-    held_out: bool,
-    sketches: bool,
-) -> None:
-    """Add a record to the columns of a tally, and to the counts of its file.
-
-    Args:
-        tally: The tally.
-        chunk: The chunk of the record.
-        record: The record.
-        encoded: The encodings of its rows that are trained on.
-        held_out: Whether the record is held out.
-        sketches: Whether to make its sketch.
-    """
-    index, first = len(tally), record.rows[0]
-    tally.places.append(packed_place(chunk.file, record.number))
-    tally.lines.append(chunk.first_lines.get(record.number, 0))
-    tally.held_out.append(held_out)
-    for side in encoded:
-        tally.tokens[len(side.input_ids)] += 1
-        tally.supervised[side.supervised_tokens] += 1
-    digests = [_digests(side) for side in encoded]
-    if first.side:
-        # answers to one prompt are the point of such records: their prompts are not compared
-        whole, opposite = record_digests(record.rows, [digest for _, digest in digests])
-        tally.sided.append(index)
-        tally.opposites += opposite
-        add_sides(tally, chunk.file, record.rows, encoded)
-    else:
-        [(prompts, whole)] = digests
-        for prompt in prompts:
-            tally.prompts += prompt
-            tally.owners.append(index)
-    tally.rows += whole
-    parts = (first, *map(answer_of, record.rows[1:]))
-    row = replace(first, messages=tuple(message for part in parts for message in part.messages))
-    tally.likenesses += row_likeness(row)
-    if sketches:
-        tally.sketches += row_sketch(row)
-    roles = [message["role"] for message in row.messages]
-    calls = [call["function"]["name"] for message in row.messages for call in message.get("tool_calls") or ()]
-    tally.named.update([*(("roles", role) for role in roles), *(("tools", name) for name in calls)])
-    tally.named["scripts", main_script(row)] += 1
-    tokens = sum(len(side.input_ids) for side in encoded)
-    figures = {
-        "rows": 1,
-        "tokens": tokens,
-        "supervised_tokens": sum(side.supervised_tokens for side in encoded),
-        "tokens_trained_on": 0 if held_out else tokens,
-        FIM_ROWS: int(isinstance(row, FimRow)),
-        "messages": 0 if isinstance(row, FimRow) else len(roles),
-        "assistant_turns": 0 if isinstance(row, FimRow) else sum(len(part.assistant_groups()) for part in parts),
-        "rows_with_system_prompt": int("system" in roles),
-        "rows_with_tools": int(bool(row.tools) or any("tool_calls" in message for message in row.messages)),
-    }
-    tally.counts.update({(chunk.file, name): figure for name, figure in figures.items()})
-
-
-def _digests(encoded: EncodedRow) -> tuple[list[bytes], bytes]:
-    """Return a digest of the ids before each turn that is trained on, and one of the whole row with its labels."""
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    turns = (next(spans) for _, spans in itertools.groupby(encoded.spans, key=lambda span: span.turn))
-    starts = [first.start for first in turns if first.supervised]
-    # one growing digest: hashing each prompt from its beginning would be quadratic in the turns
-    prompts = []
-    end = 0
-    for start in starts:
-        digest.update(array("q", encoded.input_ids[end:start]).tobytes())
-        prompts.append(digest.copy().digest())
-        end = start
-    digest.update(array("q", encoded.input_ids[end:]).tobytes())
-    digest.update(array("q", encoded.labels or ()).tobytes())
-    return prompts, digest.digest()

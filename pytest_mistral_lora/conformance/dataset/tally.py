@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, count, pairwise, takewhile
 from typing import Any, ClassVar, NamedTuple
 
-from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
+from pytest_mistral_lora.conformance.row_pass import ObserverStates
 from pytest_mistral_lora.places import NOWHERE, Place
 
 SHOWN = 20
@@ -30,6 +30,10 @@ SKETCH_BYTES = 64
 LINE_BITS = 40
 
 
+DECIDED_BY_FILE = frozenset({"ML624", "ML626", "ML628", "ML630"})
+"""Rules on rows whose severity the whole file decides."""
+
+
 class BoundedFindings:
     """Findings by rule: the first of each rule, in the order of the files, are kept; all are counted.
 
@@ -37,12 +41,19 @@ class BoundedFindings:
 
     Attributes:
         at: Place of the judged row, as `packed_place` returns it.
+        caught: The findings of the judged row that no other row decides, if a pass reports them by row; else None.
     """
 
     def __init__(self) -> None:
         self.at = 0
+        self.caught: list[Finding] | None = None
         self._kept: dict[tuple[str, bool], list[tuple[int, Finding]]] = {}
         self._total: Counter[tuple[str, bool]] = Counter()
+
+    @property
+    def rules(self) -> list[str]:
+        """The rules that have findings."""
+        return sorted({rule for (rule, _), count in self._total.items() if count})
 
     def __contains__(self, rule: str) -> bool:
         """Return whether a rule has findings."""
@@ -50,6 +61,9 @@ class BoundedFindings:
 
     def add(self, finding: Finding) -> None:
         """Count a finding, and keep it if it is among the first; a text of a very long row is cut."""
+        if self.caught is not None and finding.rule not in DECIDED_BY_FILE:
+            self.caught.append(finding)
+            return
         key = finding.rule, finding.is_raised
         self._total[key] += 1
         kept = self._kept.setdefault(key, [])
@@ -177,6 +191,7 @@ class DatasetTally:
         alike: Number of pairs by the tokens that both sides begin with.
         open_answers: For each file and unit, those that end in the middle of a sentence, by length.
         findings: The findings, rule by rule.
+        states: The states of further observers.
     """
 
     place: Place = NOWHERE
@@ -207,19 +222,20 @@ class DatasetTally:
     answer_tokens: dict[tuple[int, str], Counter[int]] = field(default_factory=dict)
     alike: Counter[int] = field(default_factory=Counter)
     findings: BoundedFindings = field(default_factory=BoundedFindings)
+    states: ObserverStates = field(default_factory=ObserverStates)
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.places)
 
-    def look_at(self, chunk: Chunk, number: int) -> None:
+    def look_at(self, file: int, place: Place) -> None:
         """Take the record to which the next findings and signs belong.
 
         Args:
-            chunk: The chunk of the record.
-            number: Its number.
+            file: The index of its file.
+            place: The place of the record.
         """
-        self.findings.at, self.place = packed_place(chunk.file, number), chunk.place(number)
+        self.findings.at, self.place = packed_place(file, place.record or 0), place
 
     def extend(self, other: DatasetTally) -> None:
         """Add the rows, counts and findings of another part of the dataset."""
@@ -249,6 +265,7 @@ class DatasetTally:
             self.add_deviation(deviation, place, at, shown)
         self._extend_signs(other)
         self.findings.extend(other.findings)
+        self.states.extend(other.states)
 
     def _extend_signs(self, other: DatasetTally) -> None:
         for sign, evidence in other.signs.items():

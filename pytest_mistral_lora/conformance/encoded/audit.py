@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.fim import FimRow
@@ -16,8 +16,10 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading.row_source import RowSource
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.dataset.answers import DecodingJudge, call_ids_finding
-from pytest_mistral_lora.conformance.dataset.row_findings import call_findings
+from pytest_mistral_lora.conformance.dataset.answers import BY_GRAMMAR, NOT_BY_GRAMMAR, NOT_READ_BACK
+from pytest_mistral_lora.conformance.dataset.file_rules import note_files
+from pytest_mistral_lora.conformance.dataset.observers import RowRules
+from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
 from pytest_mistral_lora.conformance.dataset.texts import markup_of
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison
 from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
@@ -29,10 +31,11 @@ from pytest_mistral_lora.conformance.encoded.read_lines import LineReader
 from pytest_mistral_lora.conformance.encoded.side_faults import SideJudge
 from pytest_mistral_lora.conformance.encoded.template_cause import TemplateCause, cause_of
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, in_words, rest_of_findings
+from pytest_mistral_lora.conformance.row_pass import GivenIds, JudgedRecord, Origin
 from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError, counted
 from pytest_mistral_lora.formats.row_sources import FileRows
-from pytest_mistral_lora.places import NOWHERE, Place
+from pytest_mistral_lora.places import NamedSource, Place
 
 State = Literal["sound", "wrong", "not judged"]
 
@@ -43,9 +46,21 @@ MOST_ERRORS = 1000
 KEPT = 20
 """Most findings of a rule to keep; more are counted."""
 
-CASES = ("file", "rows-complete", "ids", "labels", "packing", "supervised-text", "answers", "decoding")
-"""Every check of the subject: a rule names its check in `rules/encoded.toml`."""
-OF_ROWS = ("ids", "labels", "packing", "supervised-text", "answers", "decoding")
+OF_CHAT_ROWS = (
+    "no-duplicates",
+    "no-control-literals",
+    "turns-stay-apart",
+    "answers-are-not-empty",
+    "texts-are-whole",
+    "tool-calls-fit-the-tools",
+    "statistics",
+)
+"""Checks of chat rows that judge the conversations of encoded rows, too, by their names in `rules/dataset.toml`."""
+CASES = ("file", "rows-complete", "ids", "labels", "packing", "supervised-text", "answers", "decoding", *OF_CHAT_ROWS)
+"""Every check of the subject: a rule names its check in `rules/encoded.toml` or `rules/dataset.toml`."""
+_BY_CHAT_CASE = {"answers": "answers-are-read-back", "decoding": "decoding-allows-answers"}
+"""Checks whose rules are those of a check of chat rows with another name."""
+OF_ROWS = ("ids", "labels", "packing", "supervised-text", "answers", "decoding", *OF_CHAT_ROWS)
 """Checks that would pass on nothing if no row can be judged."""
 NOTHING_JUDGED = "no row of the file can be judged"
 _IMAGES_ALONE = "images: each row has ids of images, and no messages"
@@ -57,8 +72,9 @@ _UNREAD = ("ML560", "ML524", "ML532", "ML507")
 """Rules of ids that cannot be read back."""
 WITHOUT_VERDICT = ("ML501", "ML507", *_UNREAD)
 """Rules of lines that cannot be read or encoded, which are not judged."""
-_OF_ANSWERS = {"ML649": "ML562", "ML650": "ML562", "ML651": "ML563"}
-"""The rules of encoded rows by those of chat rows. A character that is not encoded is a matter of the chat rows."""
+_BY_IDS = frozenset({"ML655", "ML656", "ML659"})
+"""Rules on pairs that encoded pairs are judged by in their ids alone."""
+_NO_ROW = "no conversation of the file can be judged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +92,14 @@ class LineVerdict:
     place: Place
     state: State
     findings: tuple[Finding, ...] = ()
+
+
+class _ObservedSide(NamedTuple):
+    """A side of a preference record, with its encoding by mistral-common."""
+
+    line: EncodedLine
+    row: Row
+    encoded: EncodedRow
 
 
 class Audit:
@@ -106,7 +130,7 @@ class Audit:
         dataset: tuple[Path, ...] = (),
         *,
         base: Path | None = None,
-        judges_answers: bool = True,
+        judges_texts: bool = True,
         trained: Sequence[Row] = (),
         cause: TemplateCause | None = None,
         pad: PadCause | None = None,
@@ -119,8 +143,8 @@ class Audit:
             dataset: The chat JSONL files that the rows come from, in order; empty if they are missing.
             base: The checkpoint folder, whose `config.json` states the use of positions; None for the tokenizer's
                 folder.
-            judges_answers: Whether to judge what decoding makes of the answers: not for packaged rows, which hold
-                odd ones on purpose.
+            judges_texts: Whether to judge the texts and answers of the rows: not those of packaged rows, which are odd
+                on purpose.
             trained: The rows that the model of an evaluation was trained on; empty if they are not known.
             cause: The chat template that rows may be encoded by; None if there is none.
             pad: The pad token by which labels may be masked; None if it is no EOS.
@@ -146,15 +170,15 @@ class Audit:
         self.sides: SideJudge = SideJudge(oracle)
         self._balance = AnswerBalance()
         self._evaluation = EvaluationJudge(trained)
-        self._answers = DecodingJudge(oracle) if judges_answers else None
+        self._rules = RowRules(oracle) if judges_texts else None
+        self._tally = DatasetTally()
+        self._files: dict[tuple[NamedSource, str | int | None], int] = {}
+        self._other_side: _ObservedSide | None = None
         self._unjudged_answers: dict[str, str] = {}
-        self._by_grammar = False
         self._gaps = 0
         self._conversations = 0
         self._has_labels = False
         self._is_scored_whole = False
-        self._refused_call_ids = 0
-        self._first_refused = NOWHERE
         self._read_conversations = 0
         self._marked_conversations = 0
         self._first_marked: Finding | None = None
@@ -194,9 +218,9 @@ class Audit:
             findings.append(self._marked_finding(self._first_marked))
         for cause in (self.cause, self.pad):
             findings += cause.findings() if cause is not None else ()
-        if self._refused_call_ids:
-            findings.append(call_ids_finding(self._refused_call_ids, self._first_refused).under("ML564"))
-        self.counts.update(finding.rule for finding in findings)
+        findings += self._of_all_rows()
+        for finding in findings:
+            self.counts[finding.rule] += finding.more or 1
         yield LineVerdict(None, self.rows.place, "wrong" if findings else "sound", tuple(findings))
 
     def _take_line(self, line: EncodedLine) -> LineVerdict:
@@ -231,7 +255,7 @@ class Audit:
             self.without_labels += read.without_labels
             self.packed += read.line.packed
             self._note_markers(read.line.rows)
-            return self._compare(read.line, read.expected, findings, new=new)
+            return self._compare(read.line, read.expected, findings, new=new, origin="read back")
         self.packed += line.packed
         if line.error or not line.rows:
             # A source knows its answers better than a row that the trainer wrote beside its error.
@@ -249,7 +273,13 @@ class Audit:
         return self._compare(line, expected, findings, new=new)
 
     def _compare(
-        self, line: EncodedLine, expected: Sequence[EncodedRow], findings: list[Finding], *, new: bool
+        self,
+        line: EncodedLine,
+        expected: Sequence[EncodedRow],
+        findings: list[Finding],
+        *,
+        new: bool,
+        origin: Origin = "written",
     ) -> LineVerdict:
         """Return the verdict on a line with conversations.
 
@@ -258,6 +288,7 @@ class Audit:
             expected: mistral-common's encoding of each conversation.
             findings: The findings about the line so far.
             new: Whether no line before it has its number.
+            origin: Where its messages come from.
         """
         comparison = EncodedLineComparison(line, expected, self._oracle, self.scaling)
         of_tokens = list(comparison.findings())
@@ -270,10 +301,6 @@ class Audit:
             without = list(restored.findings())
             self.pad.take(of_tokens, without)
             of_tokens = without
-        of_calls = [list(call_findings(row)) for row in line.rows]
-        for row, found in zip(line.rows, of_calls, strict=True):
-            padded = (finding for finding in found if finding.rule == "ML623")
-            findings += (finding.under("ML558", row=row.to_jsonl()) for finding in padded)
         self.tokens += len(comparison.padding.real)
         if line.side is None or line.side.has_labels:
             self._has_labels = True
@@ -295,12 +322,95 @@ class Audit:
             self._unjudged_answers |= dict.fromkeys(
                 ("answers", "decoding"), "the answers of an evaluation are not trained on"
             )
-        # an answer that is not wanted may be one that cannot be decoded
-        elif not of_tokens and (line.side is None or line.side.is_wanted):
-            for row, encoded, found in zip(line.rows, expected, of_calls, strict=True):
-                findings += self._answer_findings(line.place, row, encoded, {finding.rule for finding in found})
+            return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
         is_wrong = bool(findings) or restored is not None
+        whole = tuple(token for encoded in expected for token in encoded.input_ids)
+        # what was read back is judged only if it gives the ids again: else the ids have a finding
+        if origin == "written" or comparison.ids == whole:
+            given = GivenIds(comparison.ids, comparison.labels)
+            observed = self._observe(line, expected, origin, given, is_exact=not of_tokens)
+            is_wrong |= any(finding.severity == "error" for finding in observed)
+            findings += observed
         return LineVerdict(line.index, line.place, "wrong" if is_wrong else "sound", tuple(findings))
+
+    def _observe(
+        self, line: EncodedLine, expected: Sequence[EncodedRow], origin: Origin, given: GivenIds, *, is_exact: bool
+    ) -> list[Finding]:
+        """Show the conversations of a line to the rules on rows, and return their findings about these alone.
+
+        Args:
+            line: The line.
+            expected: mistral-common's encoding of each conversation.
+            origin: Where the messages come from.
+            given: The ids and labels of the line, without padding.
+            is_exact: Whether ids and labels are mistral-common's: else the answers are not decoded.
+        """
+        if self._rules is None:
+            return []
+        found: list[Finding] = []
+        tally = self._tally
+        file = self._files.setdefault((line.place.source, line.place.split), len(self._files))
+        for row, encoded in zip(line.rows, expected, strict=True):
+            if not row.messages:
+                continue  # a conversation that cannot be read back
+            is_gap = isinstance(row, FimRow)
+            self._gaps += is_gap
+            self._conversations += not is_gap
+            tally.look_at(file, line.place.row)
+            caught: list[Finding] = []
+            tally.findings.caught = caught
+            if line.chosen is None:
+                self._rules.begin_record()
+                tally.counts[file, "judged"] += 1
+            self._rules.observe_row(row, encoded, encoded if is_exact else None, tally, origin=origin)
+            self._observe_record(_ObservedSide(line, row, encoded), origin, given, is_exact=is_exact)
+            tally.findings.caught = None
+            shown = row.to_jsonl() if caught else ""
+            found += (replace(finding, row=finding.row or shown) for finding in caught if finding.rule not in _BY_IDS)
+        return found
+
+    def _observe_record(self, side: _ObservedSide, origin: Origin, given: GivenIds, *, is_exact: bool) -> None:
+        """Show a record to the rules: of a pair, when its second side has come."""
+        if self._rules is None:
+            return
+        line = side.line
+        sides: tuple[_ObservedSide, ...] = (side,)
+        if line.side is not None and line.side.is_of_pair:
+            if line.chosen is None:
+                self._other_side = side
+                return
+            first, self._other_side = self._other_side, None
+            if first is None or first.line.place.row != line.place.row:
+                return  # the chosen side could not be judged
+            sides = (first, side)
+        encodings = tuple(each.encoded for each in sides)
+        record = JudgedRecord(
+            line.place.row,
+            tuple(each.row for each in sides),
+            encodings,
+            encodings,
+            origin,
+            given=given,
+            is_exact=is_exact,
+        )
+        self._rules.observe_record(record, self._tally)
+
+    def _of_all_rows(self) -> Iterator[Finding]:
+        """Yield what only all rows together show of their texts, answers and repeats."""
+        if self._rules is None:
+            return
+        files = [Place(source, split=split) for source, split in self._files]
+        self._tally = self._tally.ordered()
+        note_files(self._tally, files, is_sample=self.rows.is_sample)
+        kinds = {NOT_READ_BACK: "answers", NOT_BY_GRAMMAR: "decoding"}
+        for kind, reason in self._tally.named:
+            # a grammar that judges some of the rows has judged something
+            is_partly = kind == NOT_BY_GRAMMAR and self._tally.named[BY_GRAMMAR, ""]
+            if kind in kinds and not is_partly:
+                self._unjudged_answers.setdefault(kinds[kind], reason)
+        for rule in self._tally.findings.rules:
+            if rule not in _BY_IDS:
+                yield from self._tally.findings.of(rule)
 
     def _explained(self, line: EncodedLine, before: Sequence[Finding]) -> list[Finding] | None:
         """Return the findings of a line that the chat template does not explain; None if the line is not encoded by it.
@@ -322,34 +432,6 @@ class Audit:
             self._has_labels = True
             self.supervised += sum(label != IGNORE_INDEX for label in line.labels)
         return after
-
-    def _answer_findings(self, place: Place, row: Row, encoded: EncodedRow, broken: set[str]) -> Iterator[Finding]:
-        """Yield the findings of the answers of a conversation whose ids and labels are mistral-common's.
-
-        Args:
-            place: The place of its line.
-            row: The conversation; without messages if it cannot be read back.
-            encoded: Its encoding.
-            broken: Rules of calls that it breaks.
-        """
-        if self._answers is None or not row.messages:
-            return
-        if isinstance(row, FimRow):
-            # decoders read messages, and a completion is a bare text
-            self._gaps += 1
-            return
-        self._conversations += 1
-        judged = self._answers.judge(row, encoded, broken)
-        for case, reason in (("answers", judged.no_decoder), ("decoding", judged.no_grammar)):
-            if reason:
-                self._unjudged_answers.setdefault(case, reason)
-        self._by_grammar |= judged.has_grammar and not judged.no_grammar
-        if judged.refuses_call_ids:
-            self._refused_call_ids += 1
-            self._first_refused = self._first_refused or place
-        for finding in judged.findings:
-            if finding.rule in _OF_ANSWERS:
-                yield finding.under(_OF_ANSWERS[finding.rule], row=row.to_jsonl())
 
     def _note_markers(self, rows: Sequence[Row]) -> None:
         """Count the conversations that were read back and are marked up for another family.
@@ -416,15 +498,15 @@ class Audit:
         if self._is_scored_whole and not self._has_labels:
             reasons.setdefault("labels", SCORED_WHOLE)
         for case, reason in self._unjudged_answers.items():
-            # a grammar that judges some of the rows has judged something
-            if case != "decoding" or not self._by_grammar:
-                reasons.setdefault(case, reason)
+            reasons.setdefault(case, reason)
+        if self._rules is None or not (self._conversations or self._gaps):
+            reasons = dict.fromkeys(OF_CHAT_ROWS, _NO_ROW) | reasons
         if self.states.total() == self.counts["ML501"]:
             reasons = dict.fromkeys(CASES, "no line of the file can be read: see the check `file`") | reasons
         if self.cause is not None and self.cause.counts and self.cause.finding is not None:
             reason = f"rows are encoded by a chat template that is not mistral-common's: see {self.cause.finding.rule}"
-            reasons |= dict.fromkeys(("supervised-text", "answers", "decoding"), reason)
-        found = {RULES[rule].case for rule, count in self.counts.items() if count}
+            reasons |= dict.fromkeys(("supervised-text", "answers", "decoding", *OF_CHAT_ROWS), reason)
+        found = {case_of(rule) for rule, count in self.counts.items() if count}
         return {case: why for case, why in reasons.items() if case not in found}
 
     @property
@@ -553,7 +635,7 @@ class AuditReport:
         """Yield the kept findings of a rule, and a finding that counts the others."""
         kept = self.kept.get(rule, [])
         yield from kept
-        more = self.audit.counts[rule] - len(kept)
+        more = self.audit.counts[rule] - sum(finding.more or 1 for finding in kept)
         if more > 0:
             yield rest_of_findings(rule, more, self.audit.rows.place)
 
@@ -592,7 +674,12 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
 def rules_of(case: str) -> list[str]:
     """Return the rules that a check of `CASES` reports."""
     # the cause in front
-    return [*([CAUSES[case]] if case in CAUSES else ()), *(rule.id for rule in RULES.of("encoded", case))]
+    of_chat_rows = _BY_CHAT_CASE.get(case, case if case in OF_CHAT_ROWS else "")
+    return [
+        *([CAUSES[case]] if case in CAUSES else ()),
+        *(rule.id for rule in RULES.of("encoded", case)),
+        *(rule.id for rule in (RULES.of("dataset", of_chat_rows) if of_chat_rows else ())),
+    ]
 
 
 @cache

@@ -13,6 +13,7 @@ from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.read_back import OPENING
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.errors import InputError, and_more
@@ -212,8 +213,6 @@ def order_faults(matches: Sequence[ConversationMatch], count: int) -> Iterator[E
         yield EncodingFault("ML516", "the conversations stand in another order than they are listed")
 
 
-_SCALED = {"ministral3": 16384, "mistral4": 8192}
-"""Model types whose own default scales attention by the position, and the position from which it does."""
 _BY_LENGTH = ("dynamic", "longrope")
 """RoPE types whose frequencies change if a position reaches the original length."""
 
@@ -247,9 +246,10 @@ class PositionScaling:
             return cls(f"plain RoPE is assumed: config.json cannot be read: {error.found}")
         config = data.get("text_config", data) if isinstance(data, Mapping) else {}
         config = config if isinstance(config, Mapping) else {}
-        default = _SCALED.get(str(config.get("model_type")))
+        model = TEXT_MODELS.get(str(config.get("model_type")))
+        default = model.scales_from if model is not None else 0
         given = next((config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)), None)
-        if given is None and default is not None:
+        if given is None and default:
             return cls(str(file), "llama_4_scaling_beta", default)
         # one for all layers, or one for each type of layer
         given = given if isinstance(given, Mapping) else {}

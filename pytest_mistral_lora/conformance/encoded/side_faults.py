@@ -77,7 +77,7 @@ class SideJudge:
             found = f"both answers are cut, and nothing is left of their difference: {text}"
             yield Finding("ML568", found, place, "answers that differ after the cut", row=row)
         else:
-            yield Finding("ML566", f"both answers are {text}", place, "answers that differ", row=row)
+            yield Finding("ML655", f"both answers are {text}", place, "answers that differ", row=row)
 
     def file_findings(self, place: Place) -> Iterator[Finding]:
         """Yield a note if the answers of one side are much longer than those of the other."""

@@ -1,0 +1,121 @@
+"""One judged record, and the rules that observe it, whatever source it comes from.
+
+Chat rows, encoded rows with messages, and conversations that are read back from ids become a `JudgedRecord`. Each rule
+on rows is an observer: it sees one record at a time, and may keep a state of the file, which is merged over parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal, NamedTuple, Protocol
+
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.places import Place
+
+Origin = Literal["written", "read back"]
+"""Where the messages of a record come from: the record itself, or its ids."""
+
+
+class GivenIds(NamedTuple):
+    """What a trainer made of a record, without padding; of a packed sequence, of all its conversations.
+
+    Attributes:
+        ids: The ids.
+        labels: The labels, as many as ids; fewer if the record has fewer.
+    """
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRecord:
+    """A record whose rows were encoded: what a rule on rows sees.
+
+    Attributes:
+        place: Its place.
+        rows: Its rows: both sides of a pair, or one.
+        layouts: The encoding of each row by mistral-common; without an oracle, by the backend.
+        trained: The encoding of each row that is trained on.
+        origin: Where its messages come from.
+        is_held_out: Whether it is held out.
+        given: The ids and labels that stand beside it; None for chat rows.
+        is_exact: Whether its ids and labels are mistral-common's: only then its answers are decoded.
+    """
+
+    place: Place
+    rows: tuple[Row, ...]
+    layouts: tuple[EncodedRow, ...]
+    trained: tuple[EncodedRow, ...]
+    origin: Origin = "written"
+    is_held_out: bool = False
+    given: GivenIds | None = None
+    is_exact: bool = True
+
+
+class RowState(Protocol):
+    """What an observer keeps of the rows of a file, in one process."""
+
+    def extend(self, other: Any) -> None:
+        """Add the state of other rows, which may come before or after these."""
+
+
+class RowObserver(Protocol):
+    """A rule on rows, or several rules that read the same texts.
+
+    An observer is given to worker processes by its importable name, `package.module:NAME`.
+
+    Attributes:
+        case: The check that reports its findings.
+    """
+
+    case: str
+
+    def start(self) -> RowState:
+        """Return the state of no row."""
+
+    def observe(self, record: JudgedRecord, state: Any) -> Iterator[Finding]:
+        """Yield the findings of a record, and note it in the state."""
+
+    def report(self, state: Any, files: Sequence[Place]) -> Iterator[Finding]:
+        """Yield the findings of whole files; not called for a sample, such as the batches of a guard.
+
+        Args:
+            state: The state of all rows, merged over processes.
+            files: The place of each file.
+        """
+
+
+OBSERVERS: list[str] = []
+"""The importable names of further observers, in order: `package.module:NAME`."""
+
+
+def named_observer(name: str) -> RowObserver:
+    """Return the observer of an importable name.
+
+    Raises:
+        ImportError: If there is no such module.
+        AttributeError: If the module has no such name.
+    """
+    module, _, attribute = name.partition(":")
+    found: RowObserver = getattr(import_module(module), attribute)
+    return found
+
+
+@dataclass
+class ObserverStates:
+    """The states of further observers, by their importable names."""
+
+    by_name: dict[str, RowState] = field(default_factory=dict)
+
+    def extend(self, other: ObserverStates) -> None:
+        """Add the states of other rows."""
+        for name, state in other.by_name.items():
+            if name in self.by_name:
+                self.by_name[name].extend(state)
+            else:
+                self.by_name[name] = state
