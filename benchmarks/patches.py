@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +78,14 @@ def with_library_layers() -> None:
     kernels_cpu.use_frozen_layers = lambda model: None
 
 
+def with_plain_conversion() -> None:
+    """Let transformers copy the tokenizer that it has made, and make the merges of a Tekken file by its function."""
+    from pytest_mistral_lora.checkpoint import tokenizers
+
+    tokenizers.quick_conversion = nullcontext  # type: ignore[assignment]
+    tokenizers.with_quick_merges = lambda convert: convert
+
+
 def encode(count: int) -> Callable[[], object]:
     """Return what encodes generated rows, tools among them."""
     judge, plain = Oracle(shipped_tokenizer(TOKENIZER)), generated(count)
@@ -114,6 +123,17 @@ def generate_template(count: int) -> Callable[[], object]:
     """Return what generates the chat template of a Tekken tokenizer."""
     judge = Oracle(shipped_tokenizer(TEKKEN))
     return judge.chat_template
+
+
+def convert_tekken(count: int) -> Callable[[], object]:
+    """Return what converts a Tekken tokenizer."""
+    from transformers import AutoTokenizer  # noqa: F401  the import is no part of the work
+
+    from pytest_mistral_lora.checkpoint.tokenizers import convert
+
+    judge = Oracle(shipped_tokenizer(TEKKEN))
+    judge.chat_template()
+    return lambda: convert(judge)
 
 
 def train_tiny(count: int) -> Callable[[], object]:
@@ -156,6 +176,7 @@ PATCHES: dict[str, tuple[Callable[[], None], Callable[[int], Callable[[], object
     "decode": (with_decoding, encode),
     "sandbox": (with_plain_sandbox, render),
     "template": (with_loaded_file, generate_template),
+    "conversion": (with_plain_conversion, convert_tekken),
     "freeze": (with_all_objects_collected, train_tiny),
     "layers": (with_library_layers, train_layers),
 }

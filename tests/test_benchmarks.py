@@ -20,13 +20,13 @@ from pytest_mistral_lora.training.adapter import peft_quiet
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 README = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-SCRIPTS = ("train.py", "encode.py", "dataset_rows.py", "load.py", "patches.py", "answers.py")
+SCRIPTS = ("train.py", "encode.py", "dataset_rows.py", "load.py", "patches.py", "answers.py", "golden.py")
 
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(BENCHMARKS)
-    return {name: importlib.import_module(name) for name in ("report", "meters", "rows")}
+    return {name: importlib.import_module(name) for name in ("report", "meters", "rows", "golden")}
 
 
 def run(script: str, *options: object) -> subprocess.CompletedProcess[str]:
@@ -57,7 +57,9 @@ def test_encoding_is_measured_beside_mistral_common(tmp_path: Path) -> None:
     assert {"mistral-common alone: ids", "ours, one process: ids and labels"} <= figures.keys()
 
 
-@pytest.mark.parametrize("patch", sampled(["tools", "decode", "sandbox", "template", "layers"], ["template"]))
+@pytest.mark.parametrize(
+    "patch", sampled(["tools", "decode", "sandbox", "template", "conversion", "layers"], ["template"])
+)
 @pytest.mark.parametrize("side", [pytest.param("with", marks=pytest.mark.slow), "without"])
 def test_a_side_of_a_speed_patch_is_measured(patch: str, side: str) -> None:
     done = run("patches.py", "--side", side, "--patch", patch, "--rows", 2)
@@ -65,6 +67,24 @@ def test_a_side_of_a_speed_patch_is_measured(patch: str, side: str) -> None:
     seconds, memory = json.loads(done.stdout)
     assert seconds > 0
     assert memory >= 0
+
+
+def test_the_suite_is_measured_beside_its_imports(
+    modules: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden, file = modules["golden"], tmp_path / "found.json"
+    monkeypatch.setattr(golden, "IMPORTS", (sys.executable, "-c", "import json"))
+    golden.main(["--pairs", "1", "--select", "spm-v1 and bos-once", "--json", str(file)])
+    found = json.loads(file.read_text())
+    ((imports, _),), ((suite, _),) = found["imports"], found["suite"]
+    assert found["ratios"] == [suite / imports]
+    assert suite > imports > 0
+    assert "pytest --mistral-golden -k spm-v1 and bos-once" in capsys.readouterr().out
+
+
+def test_the_costs_of_a_run_that_fails_are_not_reported(modules: dict[str, ModuleType]) -> None:
+    with pytest.raises(SystemExit, match="ended with exit code 3:\nred"):
+        modules["golden"].cost_of([sys.executable, "-c", "print('red'); raise SystemExit(3)"])
 
 
 def a_run(losses: tuple[float, ...], held_out: float = 3.0, wall: float = 1.0) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from pytest_mistral_lora.checkpoint.architectures import (
     tie_flags,
 )
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, fp8_layout, is_fp8, quantization_facts
-from pytest_mistral_lora.checkpoint.hashes import sha256_files
+from pytest_mistral_lora.checkpoint.hashes import sha256_file, sha256_files
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
-from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG, TokenizerFiles
+from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG, TokenizerFiles, read_regular
 from pytest_mistral_lora.checkpoint.weights import INDEX, TensorInfo, Weights, read_header, read_index, weight_files
 from pytest_mistral_lora.errors import (
     InputError,
@@ -79,6 +79,7 @@ class BaseFolder:
         self.path: Path = path
         self.config_file: Path = path / MODEL_CONFIG
         self._headers: dict[Path, dict[str, TensorInfo]] = {}
+        self._hashes: dict[str, str] = {}
 
     def __str__(self) -> str:
         return str(self.path)
@@ -341,8 +342,23 @@ class BaseFolder:
         """The files that decide how text becomes ids."""
         return TokenizerFiles(self.path, self._read)
 
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of a file of the folder, in hex; the bytes of a tokenizer file serve its later readers.
+
+        Args:
+            name: The path of the file below the folder, which leads nowhere else.
+
+        Raises:
+            InputError: If the file cannot be read.
+        """
+        if name in self.tokenizer_files.names:
+            return self.tokenizer_files.sha256(name)
+        if name not in self._hashes:
+            self._hashes[name] = sha256_file(self.path / name)
+        return self._hashes[name]
+
     def _read(self, file: Path) -> bytes:
-        return self._config_bytes if file == self.config_file else file.read_bytes()
+        return self._config_bytes if file == self.config_file else read_regular(file)
 
     def tokenizer(self, declared: str | None = None) -> CheckpointTokenizer:
         """Return the tokenizer of the folder, which shares its files.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
-from pytest_mistral_lora.checkpoint.recognition import Recognition
-from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_CONFIG
+from pytest_mistral_lora.checkpoint.recognition import Recognition, StoredVocabulary, recognise_vocabulary
+from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_CONFIG, GivenFiles
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.errors import TokenizerError
+from pytest_mistral_lora.errors import one_line
 
 
 def text_tokenizer(loaded: Any) -> Any:
@@ -34,21 +34,50 @@ def source_of(loaded: Any) -> CheckpointTokenizer | None:
     return source if source.is_there else None
 
 
-def recognise_copy(loaded: Any, folder: Path) -> Recognition:
-    """Return the Mistral tokenizer of a loaded tokenizer by a copy of its vocabulary, or the reason why none applies.
+@dataclass(frozen=True)
+class LoadedTokenizer(CheckpointTokenizer):
+    """The tokenizer of a program, in memory: nothing lies at its path, which is the name of its files."""
+
+    def __post_init__(self) -> None:
+        """Take the path as it is."""
+
+    @classmethod
+    def of(cls, fast: Any, files: GivenFiles, known: Recognition) -> LoadedTokenizer:
+        """Return the tokenizer of a program.
+
+        Args:
+            fast: The tokenizer of transformers; None if the program has none.
+            files: The configurations of the program's model.
+            known: The Mistral tokenizer that applies.
+        """
+        tokenizer = cls(files.path)
+        tokenizer.use_files(files)
+        tokenizer.use_recognition(known)
+        if fast is not None:
+            tokenizer.use_fast(fast)
+        return tokenizer
+
+    @property
+    def has_fast(self) -> bool:
+        """Whether the program has a tokenizer of transformers."""
+        return "fast" in vars(self)
+
+
+def recognise_loaded(loaded: Any) -> Recognition:
+    """Return the Mistral tokenizer of a loaded tokenizer by its vocabulary, or the reason why none applies.
 
     Args:
         loaded: A tokenizer of transformers.
-        folder: An empty folder for the copy.
-
-    Raises:
-        TokenizerError: If the tokenizer cannot be saved.
     """
     try:
-        loaded.save_pretrained(folder)
-    except (OSError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
-        raise TokenizerError(f"a {type(loaded).__name__} cannot be saved: {error}") from error
-    return recognition_of(CheckpointTokenizer(folder))
+        added = {number: str(token) for number, token in loaded.added_tokens_decoder.items()}
+        stored = StoredVocabulary.of(loaded.get_vocab(), added, type(loaded).__name__)
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        reason = f"the vocabulary of a {type(loaded).__name__} cannot be read: {one_line(error)}"
+        return Recognition(None, "", reason=reason)
+    templates = getattr(loaded, "chat_template", None)
+    template = templates.get("default") if isinstance(templates, dict) else templates
+    return recognise_vocabulary(stored, template if isinstance(template, str) else "")
 
 
 def recognition_of(tokenizer: CheckpointTokenizer) -> Recognition:
@@ -57,7 +86,7 @@ def recognition_of(tokenizer: CheckpointTokenizer) -> Recognition:
     Raises:
         TokenizerError: If a file is dangerous, or does not load.
     """
-    if oracle_file(tokenizer.path) is None:
+    if tokenizer.files.oracle_file is None:
         return tokenizer.recognition
     oracle = tokenizer.oracle
     return Recognition(oracle, str(tokenizer.path), oracle.vocab_size, declared=True)

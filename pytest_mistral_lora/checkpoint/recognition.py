@@ -98,7 +98,7 @@ class StoredVocabulary:
     Attributes:
         kind: `spm` for SentencePiece pieces, `tekken` for byte-level tokens.
         tokens: The bytes of each id, as `Oracle.vocabulary` has them.
-        file: The file that it was read from.
+        file: The file that it was read from, or the class that has it.
     """
 
     kind: Literal["spm", "tekken"]
@@ -115,21 +115,36 @@ class StoredVocabulary:
             # a Unigram model: its pieces with their scores, in the order of the ids
             vocabulary = {str(entry[0]): n for n, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
         if isinstance(vocabulary, dict):
-            numbered = {number: str(piece) for piece, number in vocabulary.items() if isinstance(number, int)}
-            kind: Literal["spm", "tekken"] = "spm" if "<0x0A>" in vocabulary else "tekken"
-            tokens = {number: as_bytes(piece, kind) for number, piece in numbered.items()}
             added = data.get("added_tokens")
-            for token in added if isinstance(added, list) else ():
-                if isinstance(token, dict) and isinstance(token.get("id"), int):
-                    tokens[token["id"]] = str(token.get("content")).encode(errors="surrogatepass")
-            return cls(kind, tokens, TOKENIZER_JSON)
-        if TOKENIZER_JSON in files.names or SPM_MODEL not in files.names or SPM_MODEL in files.faults:
+            literals = {
+                token["id"]: str(token.get("content"))
+                for token in (added if isinstance(added, list) else ())
+                if isinstance(token, dict) and isinstance(token.get("id"), int)
+            }
+            return cls.of(vocabulary, literals, TOKENIZER_JSON)
+        model_proto = None if TOKENIZER_JSON in files.names else files.spm_model()
+        if model_proto is None:
             return None
         try:
-            pieces = spm_pieces(files.file(SPM_MODEL))
+            pieces = spm_pieces(files.file(SPM_MODEL), model_proto)
         except TokenizerError:
             return None
         return cls("spm", {number: piece.encode() for number, (piece, _) in enumerate(pieces)}, SPM_MODEL)
+
+    @classmethod
+    def of(cls, vocabulary: Mapping[str, Any], added: Mapping[int, str], file: str) -> StoredVocabulary:
+        """Return a vocabulary of pieces.
+
+        Args:
+            vocabulary: The id of each piece; a value that is no integer is left out.
+            added: The added tokens, by their ids: texts, and not pieces.
+            file: The file that it was read from, or the class that has it.
+        """
+        kind: Literal["spm", "tekken"] = "spm" if "<0x0A>" in vocabulary else "tekken"
+        numbered = {number: str(piece) for piece, number in vocabulary.items() if isinstance(number, int)}
+        tokens = {number: as_bytes(piece, kind) for number, piece in numbered.items()}
+        tokens |= {number: literal.encode(errors="surrogatepass") for number, literal in added.items()}
+        return cls(kind, tokens, file)
 
     def counts(self, oracle: Oracle) -> tuple[int, int]:
         """Return the number of an oracle's ids with the same bytes here, and of ids that the oracle does not have."""
@@ -159,15 +174,19 @@ def as_bytes(token: str, kind: str) -> bytes:
     return token.encode(errors="surrogatepass")
 
 
-def spm_pieces(file: Path) -> list[tuple[str, float]]:
+def spm_pieces(file: Path, content: bytes | None = None) -> list[tuple[str, float]]:
     """Return the pieces of a SentencePiece file with their scores, in the order of the ids.
+
+    Args:
+        file: The file.
+        content: Its bytes; None to read it.
 
     Raises:
         TokenizerError: If it is not a SentencePiece file.
     """
     from sentencepiece import SentencePieceProcessor
 
-    data = file.read_bytes()
+    data = file.read_bytes() if content is None else content
     if not data:
         raise TokenizerError("is empty", place=str(file))
     try:

@@ -5,12 +5,11 @@ A file is opened only after its kind, its size and the target of its link are ch
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
@@ -18,8 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.oracle.hazards import MAX_CONTAINERS, json_hazard
-from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
-from pytest_mistral_lora.chat.reading import loads_strict
+from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN, oracle_file
+from pytest_mistral_lora.chat.reading import loads_strict, open_regular
+from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.checkpoint.hub_cache import link_homes
 from pytest_mistral_lora.errors import TokenizerError
 from pytest_mistral_lora.places import NOWHERE, NamedSource, Place
@@ -78,16 +78,28 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class _FileContent:
-    """A file, read: its hash, and the value of a JSON file or the text of a template, or its fault."""
+    """The value of a JSON file, the text of a template or the bytes of `tokenizer.model`; or the fault of the file."""
 
-    sha256: str
     value: Any
     fault: Fault | None
+
+
+def read_regular(file: Path) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        InputError: As for `open_regular`.
+    """
+    with open_regular(file) as content:
+        return content.read()
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
     """The tokenizer and template files of a checkpoint folder, or one tokenizer file.
+
+    A file is opened and hashed once, if its value is asked for before the oracle is: a run over rows alone keeps
+    neither the bytes nor the value of a large file.
 
     Attributes:
         path: The folder or file.
@@ -95,9 +107,16 @@ class TokenizerFiles:
     """
 
     path: Path
-    read: Callable[[Path], bytes] = field(default=Path.read_bytes, compare=False, repr=False)
+    read: Callable[[Path], bytes] = field(default=read_regular, compare=False, repr=False)
     _contents: dict[str, _FileContent] = field(default_factory=dict, compare=False, repr=False)
+    _faults_of: dict[str, Fault | None] = field(default_factory=dict, compare=False, repr=False)
     _faults_within: dict[str, Fault | None] = field(default_factory=dict, compare=False, repr=False)
+    _hashes: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    _unused: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+    def alone(self, name: str) -> TokenizerFiles:
+        """Return one of the files without those beside it; what has been read of it is shared."""
+        return TokenizerFiles(self.file(name), self.read, _hashes=self._hashes, _unused=self._unused)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -114,11 +133,40 @@ class TokenizerFiles:
         """Return the path of one of the files."""
         return self.path / name if self.path.is_dir() else self.path
 
+    def place(self, name: str = "") -> Place:
+        """Return the place of one of the files; without a name, that of the whole folder or file."""
+        return Place.of(self.file(name) if name else self.path)
+
+    def is_file(self, name: str) -> bool:
+        """Return whether the folder has a regular file of this name, perhaps by a link."""
+        return (self.path / name).is_file()
+
+    @property
+    def of_folder(self) -> TokenizerFiles:
+        """The files of the folder: for a single tokenizer file, those beside it."""
+        return self if self.path.is_dir() else TokenizerFiles(self.path.parent)
+
+    @property
+    def oracle_file(self) -> Path | None:
+        """The Mistral tokenizer file; None if there is none."""
+        return oracle_file(self.path)
+
+    @property
+    def weights(self) -> list[Path]:
+        """The safetensors files of the model beside the tokenizer."""
+        return sorted(self.path.glob("model*.safetensors"))
+
     @cached_property
     def faults(self) -> dict[str, Fault]:
         """The fault of each file that must not be used, by name."""
-        faults = {name: self._hazard(name) or self._content(name).fault for name in self.names}
+        faults = {name: self.fault_of(name) for name in self.names}
         return {name: fault for name, fault in faults.items() if fault is not None}
+
+    def fault_of(self, name: str) -> Fault | None:
+        """Return the fault of an existing file that must not be used; None without a fault. No other file is read."""
+        if name not in self._faults_of:
+            self._faults_of[name] = self._hazard(name) or self._content(name).fault
+        return self._faults_of[name]
 
     def refuse_hazards(self) -> None:
         """Refuse a folder with a dangerous file, before any library opens it.
@@ -143,20 +191,53 @@ class TokenizerFiles:
 
     def json(self, name: str) -> dict[str, Any]:
         """Return the object of a JSON file; an empty one if the file is missing or has a fault."""
-        usable = name in self.names and name not in self.faults
+        usable = name in self.names and self.fault_of(name) is None
         value: dict[str, Any] = self._content(name).value if usable else {}
         return value
 
     def text(self, name: str) -> str | None:
         """Return the text of a template file; None if the file is missing or has a fault."""
-        usable = name in self.names and name not in self.faults
+        usable = name in self.names and self.fault_of(name) is None
         text: str | None = self._content(name).value if usable else None
         return text
+
+    def spm_model(self) -> bytes | None:
+        """Return the bytes of `tokenizer.model`; None if the file is missing or has a fault."""
+        usable = SPM_MODEL in self.names and self.fault_of(SPM_MODEL) is None
+        data: bytes | None = self._content(SPM_MODEL).value if usable else None
+        return data
+
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of a file without a hazard, in hex.
+
+        Raises:
+            InputError: If the file cannot be read.
+        """
+        if name not in self._hashes:
+            # the bytes stay for the next caller, who opens what has been hashed
+            self._unused[name] = self.take(name)
+        return self._hashes[name]
+
+    def take(self, name: str) -> bytes:
+        """Return the bytes of a file without a hazard, for the caller to keep: a second call reads the file again.
+
+        Raises:
+            InputError: If the file cannot be read.
+        """
+        data = self._unused.pop(name, None)
+        if data is None:
+            data = self._bytes(name)
+        self._hashes.setdefault(name, sha256_bytes(data))
+        return data
+
+    def release(self, name: str) -> None:
+        """Forget the bytes of a file that nobody has taken."""
+        self._unused.pop(name, None)
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of each file that can be read, in hex, by name."""
-        return {name: self._content(name).sha256 for name in self.names if self._hazard(name) is None}
+        return {name: self.sha256(name) for name in self.names if self._hazard(name) is None}
 
     @cached_property
     def mistral_files(self) -> tuple[str, ...]:
@@ -182,10 +263,10 @@ class TokenizerFiles:
         return None
 
     def _content(self, name: str) -> _FileContent:
-        """Return the bytes of a file without a hazard; it is read once."""
+        """Return the content of a file without a hazard; it is read once."""
         if name in self._contents:
             return self._contents[name]
-        data = self.read(self.file(name))
+        data = self.take(name)
         value: Any = None
         fault = None
         if data.startswith(_POINTER):
@@ -200,6 +281,9 @@ class TokenizerFiles:
                 value = loads_strict(text) if name.endswith(".json") else text
                 if name.endswith(".json") and not isinstance(value, dict):
                     fault = Fault("form", "is not a JSON object")
+                elif name == TEKKEN:
+                    # a hundred megabytes, of which mistral-common makes its own
+                    value = None
                 elif name == TOKENIZER_CONFIG:
                     fault = _escaping_name(value)
                 elif name == TOKENIZER_JSON and (found := json_hazard(value)):
@@ -208,8 +292,65 @@ class TokenizerFiles:
                 fault = Fault("form", f"is not UTF-8: byte {data[error.start]:#04x} at {error.start:,}")
             except ValueError as error:
                 fault = Fault("form", str(error) if data.strip() else "is empty")
-        self._contents[name] = _FileContent(hashlib.sha256(data).hexdigest(), value, fault)
+        elif name == SPM_MODEL:
+            value = data
+        if name in self.mistral_files:
+            self._unused[name] = data  # the oracle is made of it
+        self._contents[name] = _FileContent(value, fault)
         return self._contents[name]
+
+    def _bytes(self, name: str) -> bytes:
+        return self.read(self.file(name))
+
+
+@dataclass(frozen=True)
+class GivenFiles(TokenizerFiles):
+    """Files that a program has in memory, under the names that they would have in a folder. No disk is asked.
+
+    Attributes:
+        path: The name of the tokenizer, as `place` shows it; nothing lies there.
+        home: The place of the tokenizer.
+        contents: The content of each file, by name.
+        places: The place of each file, by name.
+    """
+
+    home: Place = NOWHERE
+    contents: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    places: Mapping[str, Place] = field(default_factory=dict)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the files, in order."""
+        return tuple(sorted(self.contents))
+
+    def place(self, name: str = "") -> Place:
+        """Return the place of one of the files; without a name, that of the tokenizer."""
+        return self.places[name] if name else self.home
+
+    def is_file(self, name: str) -> bool:
+        """Return whether the program has a file of this name."""
+        return name in self.contents
+
+    @property
+    def of_folder(self) -> TokenizerFiles:
+        """The files themselves."""
+        return self
+
+    @property
+    def oracle_file(self) -> Path | None:
+        """The Mistral tokenizer file: none is on a disk."""
+        return None
+
+    @property
+    def weights(self) -> list[Path]:
+        """The safetensors files: none is on a disk."""
+        return []
+
+    def _hazard(self, name: str) -> Fault | None:
+        return None
+
+    def _bytes(self, name: str) -> bytes:
+        return self.contents[name]
 
 
 def _limit(name: str) -> int | None:

@@ -9,19 +9,18 @@ import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
-from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.chat.reading import in_utf8, path_of, read_bounded, similar_path
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.isolated import ask
 from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt
-from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
+from pytest_mistral_lora.checkpoint.quick_conversion import quick_conversion, with_quick_merges
 from pytest_mistral_lora.checkpoint.recognition import NAME_IT, Recognition, accept_oracle, recognise
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     NO_ORACLE,
@@ -33,6 +32,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
 )
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON as TOKENIZER_JSON
 from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateError, TokenizerError, loading
+from pytest_mistral_lora.places import Place
 
 _LOADABLE = ((TOKENIZER_JSON,), (SPM_MODEL, TOKENIZER_CONFIG))
 """Groups of files; transformers needs one complete group."""
@@ -77,6 +77,11 @@ class CheckpointTokenizer:
         """Use files of the same path that another object shares, so that each is read once."""
         vars(self)["files"] = files
 
+    @property
+    def place(self) -> Place:
+        """The place of the file or folder."""
+        return self.files.place()
+
     def use_recognition(self, found: Recognition) -> None:
         """Use the Mistral tokenizer that another object has found for a folder without a Mistral tokenizer file."""
         vars(self)["recognition"] = found
@@ -90,14 +95,14 @@ class CheckpointTokenizer:
             TokenizerError: If it cannot be loaded.
         """
         self.files.refuse_hazards()
-        file = oracle_file(self.path)
+        file = self.files.oracle_file
         if file is not None:
-            return _oracle_of(file)
+            return _oracle_of(file, self.files)
         found = self.recognition
         if found.oracle is None:
             raise NoOracleError(
                 f"no Mistral tokenizer file, and {found.reason}",
-                place=str(self.path),
+                place=self.place,
                 expected="tekken.json or tokenizer.model.vN",
                 next_step="" if self.declared == NO_ORACLE else NAME_IT,
             )
@@ -123,7 +128,7 @@ class CheckpointTokenizer:
         Raises:
             TokenizerError: If an id or a probe differs, or no oracle applies.
         """
-        if oracle_file(self.path) is not None:
+        if self.files.oracle_file is not None:
             return
         _ = self.oracle
         found = accept_oracle(self.recognition.name, self.files, self.fast if self.loads_as_it_is else None)
@@ -134,7 +139,7 @@ class CheckpointTokenizer:
     @property
     def has_oracle(self) -> bool:
         """Whether a Mistral tokenizer applies: the folder's own file, or a known one."""
-        return oracle_file(self.path) is not None or self.recognition.oracle is not None
+        return self.files.oracle_file is not None or self.recognition.oracle is not None
 
     @property
     def has_template(self) -> bool:
@@ -174,6 +179,11 @@ class CheckpointTokenizer:
         return tokenizer
 
     @property
+    def has_fast(self) -> bool:
+        """Whether there is a `transformers` tokenizer, or files that it is made of."""
+        return True
+
+    @property
     def loaded_fast(self) -> Any:
         """The `transformers` tokenizer, if it is loaded and another process of this run can receive it; else None."""
         fast = vars(self).get("fast")
@@ -197,25 +207,39 @@ class CheckpointTokenizer:
     @property
     def is_there(self) -> bool:
         """Whether the path holds any tokenizer at all: Mistral's own, or one that transformers loads."""
-        return oracle_file(self.path) is not None or self.loads_as_it_is or SPM_MODEL in self.files.names
+        return self.files.oracle_file is not None or self.loads_as_it_is or SPM_MODEL in self.files.names
 
     @property
     def loads_as_it_is(self) -> bool:
         """Whether transformers loads the folder: from `tokenizer.json`, or `tokenizer.model` and its configuration."""
-        return any(all((self.path / name).is_file() for name in names) for names in _LOADABLE)
+        return any(all(map(self.files.is_file, names)) for names in _LOADABLE)
 
 
-def _oracle_of(file: Path) -> Oracle:
-    """Return the oracle of a tokenizer file: the one that is in use, if the file is the same."""
-    key = (file.absolute(), sha256_file(file))
+def _oracle_of(file: Path, files: TokenizerFiles) -> Oracle:
+    """Return the oracle of a tokenizer file: the one that is in use, if the file is the same.
+
+    Args:
+        file: The file.
+        files: The file alone, or the folder that holds it.
+    """
+    digest = files.sha256(file.name)
+    key = (file.absolute(), digest)
     oracle = _IN_USE.get(key)
     if oracle is None:
-        oracle = _IN_USE[key] = Oracle(file)
+        oracle = _IN_USE[key] = Oracle(file, sha256=digest, read=partial(files.take, file.name))
+    files.release(file.name)
     return oracle
 
 
 def convert(oracle: Oracle) -> Any:
     """Convert a Mistral tokenizer file to a `transformers` tokenizer with the generated chat template."""
+    with quick_conversion():
+        tokenizer = _converted(oracle)
+    tokenizer.chat_template = oracle.chat_template()
+    return tokenizer
+
+
+def _converted(oracle: Oracle) -> Any:
     import transformers
 
     is_version_5 = hasattr(transformers, "TokenizersBackend")
@@ -226,23 +250,19 @@ def convert(oracle: Oracle) -> Any:
         takes_template = "chat_template" in inspect.signature(convert_tekken_tokenizer).parameters
         given = {"chat_template": oracle.chat_template()} if takes_template else {}
         with in_utf8(oracle.path) as named:
-            tokenizer = convert_tekken_tokenizer(str(named), **given)
-    elif oracle.kind == "tekken":
-        tokenizer = _from_tekken_before_5(oracle)
-    else:
-        # transformers looks for the exact name tokenizer.model; legacy=True would add a space after every control
-        # token, and add_bos_token=True a second BOS before a rendered conversation
-        with tempfile.TemporaryDirectory() as folder:
-            shutil.copy(oracle.path, Path(folder) / "tokenizer.model")
-            if is_version_5:
-                # from version 5 on, LlamaTokenizer orders the merges by id, which splits runs of spaces wrongly
-                tokenizer = transformers.TokenizersBackend.from_pretrained(folder, legacy=False)
-            else:
-                tokenizer = transformers.LlamaTokenizerFast.from_pretrained(
-                    folder, legacy=False, from_slow=True, add_bos_token=False
-                )
-    tokenizer.chat_template = oracle.chat_template()
-    return tokenizer
+            return with_quick_merges(convert_tekken_tokenizer)(str(named), **given)
+    if oracle.kind == "tekken":
+        return _from_tekken_before_5(oracle)
+    # transformers looks for the exact name tokenizer.model; legacy=True would add a space after every control token,
+    # and add_bos_token=True a second BOS before a rendered conversation
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(oracle.path, Path(folder) / "tokenizer.model")
+        if is_version_5:
+            # from version 5 on, LlamaTokenizer orders the merges by id, which splits runs of spaces wrongly
+            return transformers.TokenizersBackend.from_pretrained(folder, legacy=False)
+        return transformers.LlamaTokenizerFast.from_pretrained(
+            folder, legacy=False, from_slow=True, add_bos_token=False
+        )
 
 
 class _Literals(list[str]):
@@ -321,7 +341,7 @@ def official_template(
         NoTemplateError: If no template exists.
     """
     # a derivative with its own tokens, such as ChatML's, has its own template, too
-    if oracle_file(tokenizer.path) is not None or tokenizer.recognition.is_exact:
+    if tokenizer.files.oracle_file is not None or tokenizer.recognition.is_exact:
         plain_thinking = None if thinking else False
         return tokenizer.oracle.chat_template(plain_thinking=plain_thinking, system_prompt=system_prompt)
     if system_prompt is not None:

@@ -36,7 +36,8 @@ from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
-    from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport, LineVerdict
+    from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditReport
+    from pytest_mistral_lora.conformance.encoded.line_judge import LineVerdict
     from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.conformance.session import Session
@@ -188,11 +189,12 @@ def run(args: argparse.Namespace) -> int:
             rows,
             tokenizer.oracle,
             given.dataset,
-            base=args.tokenizer,
+            base=tokenizer.files,
             trained=given.trained,
             cause=cause_of(judge),
             # a trainer has labels by its own rules, and a configuration for each
             pad=None if args.runner else pad_cause_of(judge),
+            tokenizer=tokenizer,
         )
         report = AuditReport(audit, MOST_NAMES)
         fixes: Mapping[str, str] = {}

@@ -26,7 +26,7 @@ from pytest_mistral_lora.cli.verb import (
     whole_number,
 )
 from pytest_mistral_lora.conformance.path_kinds import KINDS
-from pytest_mistral_lora.conformance.targets import is_shipped
+from pytest_mistral_lora.conformance.targets import RecipeTarget, is_shipped
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 
 _DESCRIPTION = """\
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         baseline=args.baseline,
         option="--{}".format,
     )
-    recipes = [recipe.path for recipe in plan.paths if recipe.kind == "recipe"]
+    recipes = [target for target in plan.targets if isinstance(target, RecipeTarget)]
     if args.device_memory is not None and not recipes:
         raise InputError("--device-memory is for recipes, and no path is one", expected="a recipe.yaml")
     if args.output_format == "text":
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
-def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:
+def _memory(recipes: Sequence[RecipeTarget], size: str | None) -> list[dict[str, Any]]:
     """Return the estimate of memory for each recipe, as plain data with a text; empty without a size.
 
     Raises:
@@ -153,13 +153,12 @@ def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:
     if size is None:
         return []
     from pytest_mistral_lora.training.memory import parse_size, recipe_memory
-    from pytest_mistral_lora.training.recipe import load_recipe, resolve_base
 
     memory, found = parse_size(size, place="--device-memory"), []
-    for path in recipes:
+    for target in recipes:
+        path = target.path
         try:
-            recipe = load_recipe(path)
-            estimate = recipe_memory(recipe, resolve_base(recipe.base, weights=False))
+            estimate = recipe_memory(target.recipe, target.base_folder)
             found.append({"path": str(path), "text": estimate.text(memory), **estimate.to_json(memory)})
         except MistralLoraError as error:  # a check reports this error
             found.append({"path": str(path), "text": f"memory: no estimate: {error.found}"})

@@ -85,7 +85,7 @@ def template_result(folder: AdapterFolder, *, is_model: bool = False) -> Result:
     text, other = texts
     if is_model and text is None and other is not None and saved.is_there:
         expected = f"that of {base.path}"
-        return Result((Finding("ML442", "there is a tokenizer, and no chat template", Place.of(saved.path), expected),))
+        return Result((Finding("ML442", "there is a tokenizer, and no chat template", saved.place, expected),))
     if text is None or (other is None and not (base.is_there and base.has_oracle)):
         return Result(not_checked=f"no chat template in {(saved if text is None else base).path}")
     # a base without a template is used with the template that mistral-common generates
@@ -107,7 +107,9 @@ def _is_same_text(text: str, other: str) -> bool:
     return GENERATION.sub("", text).strip() == GENERATION.sub("", other).strip()
 
 
-def loaded_template_result(loaded: CheckpointTokenizer, text: str, base: CheckpointTokenizer | None) -> Result:
+def loaded_template_result(
+    loaded: CheckpointTokenizer, text: str, base: CheckpointTokenizer | None, place: Place | None = None
+) -> Result:
     """Compare the chat template of a loaded tokenizer with its base's and with mistral-common: ML442.
 
     A program may replace the template of its base by one that has mistral-common's ids: that is no fault.
@@ -116,11 +118,12 @@ def loaded_template_result(loaded: CheckpointTokenizer, text: str, base: Checkpo
         loaded: The loaded tokenizer, with its oracle.
         text: Its template.
         base: The folder that it was loaded from; None if it is not on this machine.
+        place: The place of the template; None for the tokenizer's key.
 
     Raises:
         NoOracleError: If no Mistral tokenizer applies, and the template is not the base's.
     """
-    place = Place.of(loaded.path) / "chat_template"
+    place = place or loaded.place / "chat_template"
     if not text.strip():
         return Result((Finding("ML442", "the chat template is empty", place, "a template that renders a row"),))
     if _is_same_text(text, loaded.oracle.chat_template()):
@@ -147,7 +150,7 @@ def base_result(folder: AdapterFolder) -> Result:
 def _tokenizers(folder: AdapterFolder) -> tuple[CheckpointTokenizer, Target | None, str]:
     base = folder.located_base
     target = None if base.folder is None else Target.of_base(base.folder)
-    return CheckpointTokenizer(folder.path), target, base.missing
+    return folder.checkpoint.tokenizer(), target, base.missing
 
 
 def _stored_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer) -> Iterator[Finding]:
@@ -157,11 +160,11 @@ def _stored_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer) -> I
         if name in others.digests:
             if files.digests.get(name) != others.digests[name]:
                 expected = f"the bytes of {others.file(name)}"
-                yield Finding("ML440", f"has SHA-256 {files.digests.get(name)}", Place.of(files.file(name)), expected)
+                yield Finding("ML440", f"has SHA-256 {files.digests.get(name)}", files.place(name), expected)
         elif base.has_oracle and _tokens_of(Oracle(files.file(name))) != _tokens_of(base.oracle):
             # vLLM and transformers take such a file before tokenizer.json
             expected = f"no such file, as in the base, or {base.oracle.path.name} ({base.oracle.version})"
-            yield Finding("ML440", "is another tokenizer than the base's", Place.of(files.file(name)), expected)
+            yield Finding("ML440", "is another tokenizer than the base's", files.place(name), expected)
     for key in _MARKS:
         value = files.json(TOKENIZER_JSON).get(key)
         # padding to the longest row of a batch does not change a single text
@@ -170,7 +173,7 @@ def _stored_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer) -> I
             found = (
                 f"{key} is {value}: every text is {'cut' if key == 'truncation' else 'padded'} to a length of training"
             )
-            yield Finding("ML440", found, Place.of(files.file(TOKENIZER_JSON)), f'"{key}": null, as in the base')
+            yield Finding("ML440", found, files.place(TOKENIZER_JSON), f'"{key}": null, as in the base')
 
 
 def _tokens_of(oracle: Oracle) -> tuple[Any, ...]:
@@ -188,7 +191,7 @@ def _loaded_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer, rows
     same = settings[0] == settings[1] and all(digests[0].get(name) == digests[1].get(name) for name in names)
     if TOKENIZER_JSON in digests[0] and same:
         return  # both load as the same tokenizer; this saves seconds for a large vocabulary
-    place, fast, others = Place.of(saved.path), saved.fast, base.fast
+    place, fast, others = saved.place, saved.fast, base.fast
     for name in _NAMES:
         found, expected = (getattr(tokenizer, f"{name}_token") for tokenizer in (fast, others))
         if found != expected and expected is not None:

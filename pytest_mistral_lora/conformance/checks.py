@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import hashlib
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -42,21 +43,45 @@ class Causes:
     """The errors that stop several checks of a run, such as a missing base: one check reports each error.
 
     Attributes:
-        folder: A folder that all workers of the run share.
+        folder: A folder that all workers of the run share; None for a run in one process, which needs no file.
     """
 
-    folder: Path
+    folder: Path | None
+    _reporters: dict[str, str] = field(default_factory=dict, repr=False)
 
     def reporter(self, error: Exception, name: str) -> str:
         """Return the name of the check that reports an error: the first check that met it, in any process."""
+        text = f"{type(error).__name__}: {error}"
+        if self.folder is None:
+            return self._reporters.setdefault(text, name)
         from filelock import FileLock
 
-        digest = hashlib.sha256(f"{type(error).__name__}: {error}".encode("utf-8", "surrogatepass")).hexdigest()
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         file = self.folder / f"cause-{digest[:16]}.txt"
         with FileLock(f"{file}.lock"):
             if not file.is_file():
                 file.write_text(name, encoding="utf-8")
             return file.read_text(encoding="utf-8")
+
+
+class MadeFolder:
+    """A temporary folder that is made when it is first asked for: many runs need no file."""
+
+    def __init__(self) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="mistral-check-")
+        return Path(self._folder.name)
+
+    def remove(self) -> None:
+        """Remove the folder, if it was made."""
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +95,8 @@ class Settings:
         skip_training: Whether the end-to-end train is left out.
         golden_folders: The user's own goldens.
         update: Whether to record them instead of judging by them.
-        work_folder: The folder of training runs and extractions; the workers of one session share it.
+        shared_folder: The folder that the workers of one session share for `work_folder`; None for a session in one
+            process, which makes its folder when it needs one.
         require_manifest: Whether an adapter folder without a manifest is an error, not just not checked.
     """
 
@@ -80,8 +106,18 @@ class Settings:
     skip_training: bool
     golden_folders: tuple[Path, ...]
     update: bool
-    work_folder: Path
+    shared_folder: Path | None
     require_manifest: bool = False
+    _made: MadeFolder = field(default_factory=MadeFolder, repr=False, compare=False)
+
+    @property
+    def work_folder(self) -> Path:
+        """The folder of training runs and extractions."""
+        return self._made.path if self.shared_folder is None else self.shared_folder
+
+    def close(self) -> None:
+        """Remove the folder that the session has made."""
+        self._made.remove()
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -71,6 +71,7 @@ def targets_of(
         tokenizers=by_kind["tokenizer"],
         judges=() if tokenizer is None else (tokenizer,),
         recipes=by_kind["recipe"],
+        contents={given.path: given.content for given in paths if given.content is not None},
         datasets=by_kind["rows"],
         encoded=by_kind["encoded"],
         adapters=by_kind["adapter"],
@@ -88,6 +89,7 @@ class NamedPaths:
         tokenizers: Tokenizer files, checkpoint folders, or names of shipped tokenizers.
         judges: Tokenizers that encode the rows of the other targets, and are not targets themselves.
         recipes: Recipe files.
+        contents: The bytes of those that have been read, by path.
         datasets: Files of chat rows; each is judged with every tokenizer, or else with every recipe's.
         encoded: Encoded-rows files; they are compared with the first tokenizer or recipe.
         runners: Runners; each gets the rows of every dataset and recipe, or else the packaged ones with each tokenizer.
@@ -104,6 +106,7 @@ class NamedPaths:
     tokenizers: Sequence[Path] = ()
     judges: Sequence[Path] = ()
     recipes: Sequence[Path] = ()
+    contents: Mapping[Path, bytes] = field(default_factory=dict)
     datasets: Sequence[Path] = ()
     encoded: Sequence[Path] = ()
     runners: Sequence[RunnerChoice] = ()
@@ -121,7 +124,7 @@ class NamedPaths:
         name = _Names()
         tokenizers = [self._tokenizer(path, name, trains=True) for path in self.tokenizers]
         encoders = [*(self._tokenizer(path, name, trains=False) for path in self.judges), *tokenizers]
-        recipes = [RecipeTarget(name(path), path, trains=True, oracle_name=self.oracle) for path in self.recipes]
+        recipes = [self._recipe(path, name) for path in self.recipes]
         datasets = [*self._datasets(encoders or recipes, name)]
         judges = [*encoders, *recipes]
         # rows without a judge are compared with the embedded tokenizer
@@ -144,6 +147,12 @@ class NamedPaths:
         from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 
         return Target(name(path), shipped_tokenizer(str(path)), trains=trains)
+
+    def _recipe(self, path: Path, name: _Names) -> RecipeTarget:
+        target = RecipeTarget(name(path), path, trains=True, oracle_name=self.oracle)
+        if path in self.contents:
+            target.use_content(self.contents[path])
+        return target
 
     def _datasets(self, judges: Sequence[Target], name: _Names) -> Iterator[Target]:
         for judge in judges:
@@ -254,7 +263,7 @@ def collect(targets: Sequence[Target], settings: Settings, kept: KeptResults | N
         kept: The results of earlier runs; None to run every check. With them, a recipe's base is opened here.
     """
     results: _Results = {}
-    causes = Causes(settings.work_folder)
+    causes = Causes(settings.shared_folder)
     for target in targets:
         yield from (replace(check, causes=causes) for check in _checks(target, settings, results, kept))
     for target in targets:
@@ -264,20 +273,20 @@ def collect(targets: Sequence[Target], settings: Settings, kept: KeptResults | N
 
 def _checks(target: Target, settings: Settings, results: _Results, kept: KeptResults | None = None) -> Iterator[Check]:
     for named in next(_OF_TARGET[kind] for kind in type(target).mro() if kind in _OF_TARGET):
-        is_merged = named == "adapter" and isinstance(target, AdapterTarget) and target.is_merged
-        subject = "merged" if is_merged else named
-        if subject in _OF_USER_GOLDENS and not settings.golden_folders:
+        if named in _OF_USER_GOLDENS and not settings.golden_folders:
             continue
-        make = partial(_made_checks, subject, target, settings, results)
-        yield from make() if kept is None else kept.checks_of(subject, target, settings, make)
+        make = partial(_made_checks, named, target, settings, results)
+        yield from make() if kept is None else kept.checks_of(named, target, settings, make)
     if isinstance(target, RecipeTarget):
+        # an unchanged recipe is not parsed again to find what it has made
         output = None if kept is None else kept.output_of(target)
-        # an unchanged recipe is not parsed again to find that it has made nothing
-        if (output is None or output.is_dir()) and (made := AdapterTarget.made_by(target)) is not None:
-            yield from _checks(made, settings, results)
+        if (made := AdapterTarget.made_by(target, output)) is not None:
+            yield from _checks(made, settings, results, kept)
 
 
-def _made_checks(subject: str, target: Target, settings: Settings, results: _Results) -> Iterator[Check]:
+def _made_checks(named: str, target: Target, settings: Settings, results: _Results) -> Iterator[Check]:
+    is_merged = named == "adapter" and isinstance(target, AdapterTarget) and target.is_merged
+    subject = "merged" if is_merged else named
     # which of the user's goldens apply depends on the target's name
     is_shared = subject in _OF_TOKENIZER and subject != "user goldens"
     for check in _subject_checks(subject, target, settings):

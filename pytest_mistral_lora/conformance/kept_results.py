@@ -2,8 +2,9 @@
 
 The checks of a subject are kept together. They are found again if this package, the installed packages, the files of
 the libraries that make ids, Python, the options, the variables of the environment, the devices and the date are the
-same, and if every file that the subject reads has the same content. `INPUTS` declares these files, and nothing else
-does: a subject without an entry there is judged in each run. So are checks that found an error.
+same, and if every file that the subject reads has the same content. For an adapter or a model, so must be the files of
+the libraries that compute with it, the processor and the driver. `INPUTS` declares the files that are read, and nothing
+else does: a subject without an entry there is judged in each run. So are checks that found an error.
 
 An entry has a seal by a key of the user. A folder that other users can write is neither read nor written.
 """
@@ -11,15 +12,17 @@ An entry has a seal by a key of the user. A folder that other users can write is
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,16 +33,19 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file
 from pytest_mistral_lora.checkpoint.hub_cache import listing_note, snapshot_of
+from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.conformance.checks import Check, Settings, Subject
 from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.conformance.targets import DatasetTarget, JudgedTarget, RecipeTarget, Target, given_path
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.records.files import cache_folder, write_text
+from pytest_mistral_lora.records.git import ask_git, is_in_repository
 from pytest_mistral_lora.records.goldens import goldens_folder
 from pytest_mistral_lora.records.secrets import is_secret_name
 from pytest_mistral_lora.records.trust import is_sealed, seal, shared_by, user_key
 
-FORMAT = 2
+FORMAT = 3
 """Number of the form of an entry."""
 
 _LARGE = 64 * 1024 * 1024
@@ -53,6 +59,11 @@ _LIBRARIES = (
     "mistral_common", "transformers", "tokenizers", "jinja2", "sentencepiece", "tiktoken", "huggingface_hub"
 )  # fmt: skip
 """The packages whose code makes ids, templates and paths of the Hub: a change of their files changes results."""
+
+_LIBRARIES_OF_WEIGHTS = ("torch", "peft", "safetensors", "accelerate", "bitsandbytes", "numpy")
+"""The packages whose code loads an adapter and computes with it."""
+_OF_WEIGHTS = ("adapter", "merged", "manifest", "transcript")
+"""The subjects that load an adapter or a model."""
 
 # of the terminal, the session and the caller; each new window has other values
 _IGNORED = re.compile(
@@ -73,10 +84,14 @@ class Inputs:
     Attributes:
         content: Files and folders whose content is read; a folder stands for everything in it.
         places: Paths of which only the kind and the destination matter, such as an output.
+        times: Files whose last change is compared with that of another file.
+        histories: Folders whose history in Git is read.
     """
 
     content: tuple[Path, ...] = ()
     places: tuple[Path, ...] = ()
+    times: tuple[Path, ...] = ()
+    histories: tuple[Path, ...] = ()
 
 
 class _UnknownInputsError(Exception):
@@ -129,12 +144,50 @@ def _of_recipe(target: Target) -> Inputs:
     return Inputs(content, (recipe.output, work_folder(recipe), *recipe.data.paths))
 
 
+def _of_adapter(target: Target) -> Inputs:
+    """Return the folder of an adapter or a merged model, its base, and each place where a base is looked for."""
+    from pytest_mistral_lora.records.base_location import places_of_base
+
+    # the checks of several folders compare them with each other
+    if not isinstance(target, AdapterTarget) or len(target.beside) > 1:
+        raise _UnknownInputsError
+    folder = target.adapter
+    base = folder.located_base.folder
+    if base is None:
+        # it can turn up in many places
+        raise _UnknownInputsError
+    content = [target.folder, base.path]
+    if target.maker is not None:
+        content += _of_tokenizer(target.maker).content
+    if snapshot_of(base.path):
+        content.append(listing_note(base.path))
+    places = [place for recorded in folder.named_bases for place in places_of_base(recorded, target.folder)]
+    # a checkpoint has a configuration; the name in a record can lead to any other folder
+    content += [place for place in places if (place / MODEL_CONFIG).is_file()]
+    configurations = [place / MODEL_CONFIG for place in places]
+    # a checkpoint of the run that is newer than the adapter
+    times = [folder.tensors_file, *sorted(target.folder.glob(f"checkpoint-*/{folder.tensors_file.name}"))]
+    return Inputs(tuple(dict.fromkeys(content)), tuple(dict.fromkeys(configurations)), tuple(times))
+
+
+def _of_manifest(target: Target) -> Inputs:
+    """Return what the checks of an adapter read, its recipe's rows, and the history of its record."""
+    found = _of_adapter(target)
+    maker = target.maker if isinstance(target, AdapterTarget) else None
+    rows = () if maker is None else _of_rows(maker).content
+    return replace(found, content=tuple(dict.fromkeys((*found.content, *rows))), histories=(given_path(target.path),))
+
+
 INPUTS: Mapping[str, Callable[[Target], Inputs]] = {
     "recipe": _of_recipe,
     "tokenizer": _of_tokenizer,
     "template": _of_tokenizer,
     "mask": _of_tokenizer,
     "dataset": _of_rows,
+    "adapter": _of_adapter,
+    "merged": _of_adapter,
+    "manifest": _of_manifest,
+    "transcript": _of_adapter,
 }
 """What the checks of a subject read, by the subject's name in `collection`. Without an entry, nothing is kept."""
 
@@ -152,6 +205,7 @@ class _Entry:
     """The results of one subject of a target, while its checks run."""
 
     file: Path
+    key: str
     inputs: Inputs
     before: Mapping[str, str]
     expected: list[Check]
@@ -187,6 +241,7 @@ class KeptResults:
             self.distrust = f"{error.place}: {error.found}"
         except (OSError, ValueError) as error:
             self.distrust = str(error)
+        self._started = time.time()
         self._entries: dict[str, _Entry] = {}
         self._digests: dict[Path, str] = {}
         self._outputs: dict[str, Path] = {}
@@ -197,7 +252,8 @@ class KeptResults:
         """Yield the checks of a subject: with the results of an earlier run, or the real ones.
 
         Args:
-            subject: The name of the subject in `collection`.
+            subject: The name of the subject in `collection`; `adapter` for a merged model, too, since what a folder
+                holds is not known before it is read.
             target: The target.
             settings: The settings of the run.
             make: Makes the real checks.
@@ -211,8 +267,13 @@ class KeptResults:
         ):
             yield from make()
             return
+        if isinstance(target, RecipeTarget) and target.content is not None:
+            # what is judged is what was read, even if the file has changed since
+            path = given_path(target.path)
+            self._digests.setdefault(path, _content_digest(path, sha256_bytes(target.content)))
         file = self.folder / f"{_hash([str(Path.cwd()), subject, _identity(target)])[:32]}.json"
-        kept = self._read(file, self._key(settings))
+        key = self._key(settings, subject)
+        kept = self._read(file, key)
         if kept is not None:
             if subject == "recipe":
                 self._outputs[target.name] = kept.inputs.places[0]
@@ -224,7 +285,7 @@ class KeptResults:
         # an error here is a finding of the checks, and then nothing is kept
         with suppress(_UnknownInputsError, MistralLoraError, OSError):
             inputs = INPUTS[subject](target)
-            entry = _Entry(file, inputs, _state(inputs, self._digest), checks)
+            entry = _Entry(file, key, inputs, _state(inputs, self._digest), checks)
             self._entries.update(dict.fromkeys((check.name for check in checks), entry))
         yield from checks
 
@@ -232,7 +293,7 @@ class KeptResults:
         """Return the output folder of a recipe whose results were found; None for another recipe."""
         return self._outputs.get(target.name)
 
-    def take(self, check: Check, result: Result, settings: Settings) -> None:
+    def take(self, check: Check, result: Result) -> None:
         """Take the result of a check; with the last one of its subject, write the entry."""
         entry = self._entries.get(check.name)
         if entry is None:
@@ -243,17 +304,18 @@ class KeptResults:
         # a file that has changed while its checks ran: they may have seen either content
         with suppress(_UnknownInputsError, MistralLoraError, OSError):
             if _state(entry.inputs, _digest) == entry.before:
-                self._write(entry, self._key(settings))
+                self._write(entry)
 
     def _digest(self, path: Path) -> str:
         # the subjects of a recipe read the same base
         if path not in self._digests:
-            self._digests[path] = _digest(path)
+            self._digests[path] = _digest(path, self._started)
         return self._digests[path]
 
-    def _key(self, settings: Settings) -> str:
-        chosen = {name: value for name, value in asdict(settings).items() if name != "work_folder"}
-        return _hash([self._surroundings, chosen])
+    def _key(self, settings: Settings, subject: str) -> str:
+        names = (one.name for one in fields(settings) if one.name not in ("shared_folder", "_made"))
+        chosen = {name: getattr(settings, name) for name in names}
+        return _hash([self._surroundings, self._machine if subject in _OF_WEIGHTS else [], chosen])
 
     @cached_property
     def _surroundings(self) -> list[Any]:
@@ -268,6 +330,12 @@ class KeptResults:
         system = [sys.version, platform.machine(), devices, date.today().isoformat()]
         libraries = {name: _library_files(name) for name in _LIBRARIES}
         return [FORMAT, _own_code(), _installed_packages(), libraries, system, variables]
+
+    @cached_property
+    def _machine(self) -> list[Any]:
+        """What a model computes with: libraries, processor and driver, as plain JSON data."""
+        libraries = {name: _library_files(name) for name in _LIBRARIES_OF_WEIGHTS}
+        return [libraries, os.cpu_count(), *map(_first_bytes, ("/proc/cpuinfo", "/proc/driver/nvidia/version"))]
 
     def _read(self, file: Path, key: str) -> _KeptEntry | None:
         """Return an entry whose inputs are unchanged; None without one."""
@@ -285,12 +353,11 @@ class KeptResults:
         except (_UnknownInputsError, MistralLoraError, OSError, LookupError, TypeError, ValueError, RecursionError):
             return None
 
-    def _write(self, entry: _Entry, key: str) -> None:
+    def _write(self, entry: _Entry) -> None:
         content = {
             "of": entry.file.stem,
-            "key": key,
-            "content": [str(path) for path in entry.inputs.content],
-            "places": [str(path) for path in entry.inputs.places],
+            "key": entry.key,
+            **{name: [str(path) for path in paths] for name, paths in asdict(entry.inputs).items()},
             "state": dict(entry.before),
             "checks": [
                 {
@@ -334,7 +401,7 @@ class _KeptEntry:
             TypeError: If a part is of another type.
             ValueError: If a part is not as it would be written.
         """
-        inputs = Inputs(*(tuple(map(Path, _typed(content[name], list))) for name in ("content", "places")))
+        inputs = Inputs(*(tuple(map(Path, _typed(content[part.name], list))) for part in fields(Inputs)))
         checks = [_typed(check, dict) for check in _typed(content["checks"], list)]
         if any(check["subject"] == "recipe" for check in checks) and not inputs.places:
             raise ValueError("a recipe without its output")
@@ -415,8 +482,8 @@ def _hash(data: Any) -> str:
 
 
 def _can_be_kept(result: Result) -> bool:
-    # a check that another one stopped says nothing about its own inputs
-    is_stopped = re.search(r" failed \(ML\d{3}\)$", result.not_checked)
+    # a check that another one stopped says nothing about its own inputs; and a model may fit into memory the next time
+    is_stopped = re.search(r" failed \(ML\d{3}\)$|\bmemory\b", result.not_checked)
     return not is_stopped and all(finding.severity != "error" for finding in result.findings)
 
 
@@ -426,8 +493,13 @@ def _as_kept(result: Result) -> Result:
 
 def _identity(target: Target) -> list[Any]:
     """Return how a run names a target, as plain JSON data."""
-    judge = _identity(target.judge) if isinstance(target, JudgedTarget) else None
-    return [type(target).__name__, target.name, str(target.path), target.oracle_name, target.trains, judge]
+    more: list[Any] = []
+    if isinstance(target, JudgedTarget):
+        more = _identity(target.judge)
+    elif isinstance(target, AdapterTarget):
+        maker = None if target.maker is None else _identity(target.maker)
+        more = [maker, str(target.base), [str(path) for path in target.beside]]
+    return [type(target).__name__, target.name, str(target.path), target.oracle_name, target.trains, more]
 
 
 def _state(inputs: Inputs, digest: Callable[[Path], str]) -> dict[str, str]:
@@ -441,6 +513,8 @@ def _state(inputs: Inputs, digest: Callable[[Path], str]) -> dict[str, str]:
     return {
         **{f"content {path}": digest(path) for path in inputs.content},
         **{f"place {path}": _kind(path) for path in inputs.places},
+        **{f"time {path}": _time(path) for path in inputs.times},
+        **{f"history {path}": _commit(path) for path in inputs.histories},
     }
 
 
@@ -451,8 +525,41 @@ def _kind(path: Path) -> str:
     return f"{real} {existing} {stat.S_IFMT(Path(existing).lstat().st_mode)}"
 
 
-def _digest(path: Path) -> str:
+def _time(file: Path) -> str:
+    return str(file.stat().st_mtime_ns) if file.is_file() else "missing"
+
+
+def _commit(folder: Path) -> str:
+    """Return the commit that a folder is at, or why there is none.
+
+    Raises:
+        _UnknownInputsError: If the history is cut off: more of it may be fetched for the same commit.
+    """
+    if not is_in_repository(folder):
+        return "no repository"
+    try:
+        answer = ask_git(folder, "rev-parse", "HEAD", "--is-shallow-repository").decode().split()
+    except (OSError, subprocess.SubprocessError) as error:
+        return type(error).__name__
+    if answer[-1] != "false":
+        raise _UnknownInputsError
+    return answer[0]
+
+
+def _first_bytes(path: str) -> str:
+    """Return the beginning of a file of the system: of many equal processors, the first one."""
+    with suppress(OSError), Path(path).open("rb") as file:
+        # the clock rate is another one at each moment
+        return re.sub(rb"(?m)^cpu MHz.*$", b"", file.read(2048)).decode(errors="replace")
+    return ""
+
+
+def _digest(path: Path, since: float = math.inf) -> str:
     """Return a hash of the content of a file or a folder, or that it is missing.
+
+    Args:
+        path: The file or folder.
+        since: The time from which no file may have changed: it may have been read before.
 
     Raises:
         _UnknownInputsError: If a folder below has a link to a folder, or anything but files, or a file has just
@@ -463,9 +570,9 @@ def _digest(path: Path) -> str:
     if not os.path.lexists(path):
         return "missing"
     if not path.is_dir():
-        return _file_digest(path)
+        return _file_digest(path, since)
     parts = [
-        [os.path.relpath(entry, path), "folder" if entry.is_dir() else _file_digest(Path(entry))]
+        [os.path.relpath(entry, path), "folder" if entry.is_dir() else _file_digest(Path(entry), since)]
         for entry in _entries_below(path)
     ]
     return _hash([os.path.realpath(path), parts])
@@ -485,13 +592,17 @@ def _entries_below(folder: Path | str) -> Iterator[os.DirEntry[str]]:
             yield from _entries_below(entry.path)
 
 
-def _file_digest(file: Path) -> str:
+def _content_digest(file: Path, sha256: str) -> str:
+    return f"{sha256} {os.path.realpath(file) if file.is_symlink() else ''}"
+
+
+def _file_digest(file: Path, since: float) -> str:
     status = file.stat()
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode) or status.st_ctime > since:
         raise _UnknownInputsError
-    link = os.path.realpath(file) if file.is_symlink() else ""
     if status.st_size <= _LARGE:
-        return f"{sha256_file(file)} {link}"
+        return _content_digest(file, sha256_file(file))
+    link = os.path.realpath(file) if file.is_symlink() else ""
     if time.time() - status.st_ctime < _UNSETTLED:
         raise _UnknownInputsError
     # the time of the last change of the inode cannot be set, unlike that of the content
@@ -534,8 +645,8 @@ def _library_files(name: str) -> str:
     digest = sha256_file if _is_editable(name, folder) else _size_and_time
     states = [spec.origin]
     for parent, folders, files in os.walk(folder):
-        # compiled files follow their sources
-        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        # compiled files follow their sources, and no check compiles the ten thousand headers of torch
+        folders[:] = sorted(name for name in folders if name not in ("__pycache__", "include"))
         for file in sorted(files):
             with suppress(OSError):  # a link to nowhere, or removed since
                 states.append(f"{parent}/{file} {digest(Path(parent, file))}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ from typing import Any
 from pytest_mistral_lora.chat.reading import existing_path, read_json
 from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, in_folder, template_places
+from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
+from pytest_mistral_lora.checkpoint.tokenizer_folder import in_folder, template_places
 from pytest_mistral_lora.checkpoint.weights import DTYPES
 from pytest_mistral_lora.conformance.base_tokenizer import GENERATION
 from pytest_mistral_lora.conformance.checks import Check, Settings
@@ -22,8 +21,8 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder
 from pytest_mistral_lora.records.files import inside
+from pytest_mistral_lora.records.git import is_in_repository
 from pytest_mistral_lora.records.manifest import MANIFEST, violations
-from pytest_mistral_lora.records.proven import is_in_repository
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.records.verify import PROOF, FieldCheck, verify
 
@@ -88,14 +87,20 @@ def verify_findings(folder: Path, *, base: Path | None, dataset: Sequence[Path] 
     yield from (mismatch_finding(field) for field in fields if field.state == "mismatch")
 
 
-def mismatch_finding(field: FieldCheck) -> Finding:
-    """Return the finding of a recorded value that differs from the recomputed one."""
+def mismatch_finding(field: FieldCheck, manifest: Path | None = None) -> Finding:
+    """Return the finding of a recorded value that differs from the recomputed one.
+
+    Args:
+        field: The value.
+        manifest: The file that records it, for a value without a place; None for no place.
+    """
+    place = field.place or (NOWHERE if manifest is None else Place.of(manifest))
     if field.is_unlisted:
-        return Finding("ML708", f"{field.name.removeprefix('files.')} is not listed", field.place, _LISTED)
+        return Finding("ML708", f"{field.name.removeprefix('files.')} is not listed", place, _LISTED)
     if _rule_of(field) == "ML712":
-        return Finding("ML712", str(field.found), field.place, f"no less than {field.recorded}")
+        return Finding("ML712", str(field.found), place, f"no less than {field.recorded}")
     found = f"{field.name} {field.found}" if _is_damaged(field) else f"{field.name} is {field.found}"
-    return Finding(_rule_of(field), found, field.place, f"{field.recorded}, as recorded")
+    return Finding(_rule_of(field), found, place, f"{field.recorded}, as recorded")
 
 
 def value_results(fields: Iterable[FieldCheck], manifest: Path) -> Iterator[tuple[str, Result]]:
@@ -108,8 +113,7 @@ def value_results(fields: Iterable[FieldCheck], manifest: Path) -> Iterator[tupl
     for field in fields:
         facts = tuple((name, getattr(field, name)) for name in ("state", "recorded", "found"))
         if field.state == "mismatch":
-            finding = mismatch_finding(field)
-            yield field.name, Result((replace(finding, place=finding.place or Place.of(manifest)),), facts=facts)
+            yield field.name, Result((mismatch_finding(field, manifest),), facts=facts)
         else:
             reason = str(field.found) if field.state == "not available" else ""
             yield field.name, Result(not_checked=reason, facts=facts)
@@ -154,7 +158,7 @@ class ManifestChecks:
         """Every recorded value, recomputed if its source exists."""
         from pytest_mistral_lora.formats.sources import recorded_file
 
-        located, dataset = self.folder.located_base, self.target.dataset or None
+        located, dataset = self.folder.located_base, self.target.trained_on or None
         return verify(self.folder, base=located, dataset=dataset, open_file=recorded_file)
 
     @property
@@ -193,10 +197,11 @@ class ManifestChecks:
         recorded_file = self._data.get("template", {}).get("file")
         trained_file = Place.of(recorded_file) if recorded_file is not None else NOWHERE
         # an unreadable file is already a finding of its hash or of the subject `tokenizer`
-        places = template_places(TokenizerFiles(folder)).get("default", {}) if trained_file else {}
+        files = self.folder.checkpoint.tokenizer_files
+        places = template_places(files).get("default", {}) if trained_file else {}
         for place, text in places.items() if trained_file in places else ():
             if GENERATION.sub("", text) != GENERATION.sub("", places[trained_file]):
-                found = f"another chat template, with SHA-256 {hashlib.sha256(text.encode()).hexdigest()}"
+                found = f"another chat template, with SHA-256 {sha256_bytes(text.encode())}"
                 expected = f"that of {trained_file}, which was trained with"
                 findings.append(Finding("ML705", found, in_folder(folder, place).whole, expected))
         return Result(tuple(findings), result.not_checked)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
-from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG
+from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG, GivenFiles
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import (
     RecipeTarget,
@@ -40,8 +40,8 @@ class AdapterTarget(Target):
     """An adapter folder, or a merged model's.
 
     Attributes:
-        base: The base checkpoint's folder, or None to look for it.
-        dataset: The files that it was trained on, in the order of its recipe; may be empty.
+        base: The base checkpoint's folder as the user named it, or None to look for it, or to take the recipe's.
+        dataset: The files that it was trained on, in order, if it was named without its recipe; may be empty.
         beside: The folders of the run; one of them may be the adapter of a merged model.
         maker: The recipe that made it; None if it was named without one.
     """
@@ -52,16 +52,24 @@ class AdapterTarget(Target):
     maker: RecipeTarget | None = None
 
     @classmethod
-    def made_by(cls, recipe: RecipeTarget) -> AdapterTarget | None:
-        """Return the folder that a recipe made, with its base and rows; None if folder or recipe is missing."""
+    def made_by(cls, recipe: RecipeTarget, output: Path | None = None) -> AdapterTarget | None:
+        """Return the folder that a recipe made, with its base and rows; None if folder or recipe is missing.
+
+        Args:
+            recipe: The recipe.
+            output: The folder, if it is known without the recipe.
+        """
         # a check reports a bad recipe: an error during collection would also end the user's own tests
         with suppress(RecipeError):
-            parsed = recipe.recipe
-            if parsed.output.is_dir():
-                return cls(
-                    recipe.name, parsed.output, base=parsed.base.path, dataset=parsed.data.train_paths, maker=recipe
-                )
+            output = recipe.recipe.output if output is None else output
+            if output.is_dir():
+                return cls(recipe.name, output, maker=recipe)
         return None
+
+    @property
+    def trained_on(self) -> tuple[Path, ...]:
+        """The files that it was trained on, in the order of its recipe; may be empty."""
+        return self.dataset if self.maker is None else self.maker.recipe.data.train_paths
 
     @cached_property
     def adapter(self) -> AdapterFolder:
@@ -87,12 +95,14 @@ class AdapterTarget(Target):
     @property
     def _given_base(self) -> BaseFolder | None:
         """The named base; for a recipe's adapter, the base that the recipe's checks have read."""
-        if self.base is None:
+        if self.maker is None:
+            return None if self.base is None else BaseFolder(self.base)
+        path = self.maker.recipe.base.path
+        if path is None:
             return None
-        if self.maker is not None:
-            with suppress(PinError):
-                return self.maker.base_folder
-        return BaseFolder(self.base)
+        with suppress(PinError):
+            return self.maker.base_folder
+        return BaseFolder(path)
 
     @property
     def folder(self) -> Path:
@@ -196,7 +206,7 @@ _WRAPPERS = re.compile(r"(?:^module\.|_fsdp_wrapped_module\.|_orig_mod\.)")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrainerTarget(Target):
-    """The model and the tokenizer of a trainer; `path` is a folder for copies of the model's configurations.
+    """The model and the tokenizer of a trainer, in memory: it has no path.
 
     Attributes:
         model: The model, with its adapter.
@@ -220,16 +230,6 @@ class TrainerTarget(Target):
     has_eos: bool = False
     left_out: Mapping[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        folder = given_path(self.path)
-        for name, config in (
-            (MODEL_CONFIG, getattr(self.model, "config", None)),
-            (GENERATION_CONFIG, getattr(self.model, "generation_config", None)),
-        ):
-            # a model of a user's own may have another kind of configuration
-            if config is not None and hasattr(config, "to_json_string"):
-                (folder / name).write_text(config.to_json_string(use_diff=False), encoding="utf-8")
-
     @property
     def fix_paths(self) -> dict[str, str]:
         """The paths of the folder that the tokenizer was loaded from, or else of the Mistral tokenizer that applies."""
@@ -244,14 +244,21 @@ class TrainerTarget(Target):
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:
         """The trainer's tokenizer, beside the model's configurations and with the Mistral tokenizer that applies."""
-        from pytest_mistral_lora.checkpoint.loaded_tokenizer import text_tokenizer
-        from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+        from pytest_mistral_lora.checkpoint.loaded_tokenizer import LoadedTokenizer, text_tokenizer
 
-        tokenizer = CheckpointTokenizer(given_path(self.path))
-        if (loaded := text_tokenizer(self.processing_class)) is not None:
-            tokenizer.use_fast(loaded)
-        tokenizer.use_recognition(self.known)
-        return tokenizer
+        return LoadedTokenizer.of(text_tokenizer(self.processing_class), self._configurations, self.known)
+
+    @property
+    def _configurations(self) -> GivenFiles:
+        """The model's configurations as a checkpoint has them in files."""
+        contents, places = {}, {}
+        for name, key in ((MODEL_CONFIG, "config"), (GENERATION_CONFIG, "generation_config")):
+            config = getattr(self.model, key, None)
+            # a model of a user's own may have another kind of configuration
+            if config is not None and hasattr(config, "to_json_string"):
+                contents[name] = config.to_json_string(use_diff=False).encode()
+                places[name] = Place(NamedSource(f"{MODEL_PLACE}.{key}", is_value=True))
+        return GivenFiles(Path(str(TOKENIZER_PLACE)), home=TOKENIZER_PLACE, contents=contents, places=places)
 
     @property
     def template_text(self) -> str | None:
@@ -284,7 +291,7 @@ class TrainerTarget(Target):
         found = self.template_findings.findings or self._named_tokens
         if not found:
             # as the base has it, and so no fault of this run alone
-            of_base = self.with_places(loaded_template_result(self.tokenizer, self.template_text or "", None).findings)
+            of_base = loaded_template_result(self.tokenizer, self.template_text or "", None).findings
             found = tuple(finding.under("ML004") for finding in of_base)
         return next(iter(found), None)
 
@@ -293,8 +300,7 @@ class TrainerTarget(Target):
         from pytest_mistral_lora.conformance.tokenizer.ids import named_tokens
 
         # a template writes BOS and EOS
-        found = (finding for finding in named_tokens(self) if not finding.found.startswith("unk"))
-        return tuple(self.with_places(found))
+        return tuple(named_tokens(self, ("bos", "eos")))
 
     @cached_property
     def pad_findings(self) -> tuple[Finding, ...]:
@@ -304,7 +310,7 @@ class TrainerTarget(Target):
 
         if self.trains_eos or not self.has_eos or text_tokenizer(self.processing_class) is None:
             return ()
-        return tuple(finding for finding in self.with_places(pad(self)) if finding.rule == "ML204")
+        return tuple(finding for finding in pad(self) if finding.rule == "ML204")
 
     @cached_property
     def template_findings(self) -> Result:
@@ -327,23 +333,6 @@ class TrainerTarget(Target):
         if callable(active) or not active:
             active = set(found.values())
         return {name: self.parameters[name] for name, adapter in found.items() if adapter in active}
-
-    def with_places(self, findings: Iterable[Finding]) -> Iterator[Finding]:
-        """Yield findings about the copies, with the names of the things in the trainer as places."""
-        folder = given_path(self.path)
-        names = {
-            MODEL_CONFIG: f"{MODEL_PLACE}.config",
-            GENERATION_CONFIG: f"{MODEL_PLACE}.generation_config",
-            ".": str(TOKENIZER_PLACE),
-        }
-        for finding in findings:
-            path = Path(finding.place.source.name)
-            if not path.is_relative_to(folder):
-                yield finding
-                continue
-            file = path.relative_to(folder).as_posix()
-            source = NamedSource(names.get(file, f"{TOKENIZER_PLACE}/{file}"), is_value=True)
-            yield replace(finding, place=replace(finding.place, source=source))
 
 
 @dataclass(frozen=True)

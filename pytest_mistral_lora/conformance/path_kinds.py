@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from pytest_mistral_lora.chat.remedies import (
 from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.formats.recognition import ids_key, recognise
-from pytest_mistral_lora.records.manifest import MANIFEST
+from pytest_mistral_lora.records.files import inside
+from pytest_mistral_lora.records.manifest import MANIFEST, is_foreign
 
 KINDS = {
     "recipe": "a recipe (YAML with base, data, training, output)",
@@ -38,6 +39,8 @@ _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "manifest.json"
 _TOKENIZERS = ("tekken.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _RECIPE_KEYS = frozenset({"base", "backend", "data", "lora", "training", "evaluation", "output", "card"})
 _HEAD = 1 << 16
+_YAML_BYTES = (1 << 20) + 1
+"""One byte more than a recipe has: a larger file is refused where it is parsed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,13 @@ class RecognisedPath:
         path: The path.
         kind: A key of `KINDS`.
         title: The kind in words, with the evidence.
+        content: The bytes of a recipe, for whoever parses it; None for any other path.
     """
 
     path: Path
     kind: str
     title: str
+    content: bytes | None = field(default=None, compare=False, repr=False)
 
 
 def recognised(path: Path, base: Path | None = None, kind: str = "") -> RecognisedPath:
@@ -85,9 +90,8 @@ def _folder(path: Path, base: Path | None) -> RecognisedPath:
     # even a folder, a pipe or a broken link: the check `files` names it
     marks = [name for name in _ADAPTERS if (path / name).exists() or (path / name).is_symlink()]
     if marks == [MANIFEST]:  # beside an adapter, the checks read it, and report another tool's manifest
-        from pytest_mistral_lora.records.adapter_folder import AdapterFolder  # mistral-common takes a second to import
-
-        marks = marks if AdapterFolder(path).has_manifest else []
+        with suppress(InputError):  # the check of its schema reports the error
+            marks = [] if is_foreign(read_json(inside(path, MANIFEST))) else marks
     weights = sorted(file.name for file in path.glob("*.safetensors") if file.name not in _ADAPTERS)
     if marks:
         merged = marks == [MANIFEST] and weights
@@ -146,16 +150,17 @@ def _encoded_folder(path: Path) -> RecognisedPath | None:
 
 
 def _file(path: Path) -> RecognisedPath:
+    is_yaml = path.suffix.lower() in (".yaml", ".yml")
     try:
         with opened(path) as file:
-            head = file.read(_HEAD)
+            head = file.read(_YAML_BYTES if is_yaml else _HEAD)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
     if not head:
         raise InputError("the file is empty", place=str(path))
     if head.startswith(b"GGUF"):
         return RecognisedPath(path, "gguf", "a GGUF file")
-    if path.suffix.lower() in (".yaml", ".yml"):
+    if is_yaml:
         return _yaml(path, head)
     if path.name.startswith("tekken") and path.suffix == ".json":
         return RecognisedPath(path, "tokenizer", "a tokenizer file (Tekken)")
@@ -280,8 +285,12 @@ def _json(path: Path, container: Container) -> RecognisedPath:
     raise _unknown(path, keys=data)
 
 
-def _yaml(path: Path, head: bytes) -> RecognisedPath:
+def _yaml(path: Path, content: bytes) -> RecognisedPath:
     """Recognise a YAML file, or rows in a file that is only named like one.
+
+    Args:
+        path: The file.
+        content: Its first `_YAML_BYTES` bytes.
 
     Raises:
         RecipeError: If it is neither YAML nor rows; with the line, before any slow import.
@@ -290,16 +299,15 @@ def _yaml(path: Path, head: bytes) -> RecognisedPath:
     import yaml
 
     try:
-        with opened(path) as file:
-            # a larger file is not a recipe, and its check refuses it
-            data = yaml.safe_load(file.read(1 << 20))
+        # a larger file is not a recipe, and its check refuses it
+        data = yaml.safe_load(content[: _YAML_BYTES - 1])
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         with suppress(InputError):
-            if container_of(head, path) == Container(LINES):
+            if container_of(content[:_HEAD], path) == Container(LINES):
                 return _lines(path)
         from pytest_mistral_lora.training.recipe import load_recipe
 
-        load_recipe(path)
+        load_recipe(path, content)
         raise _unknown(path) from error
     if isinstance(data, Mapping):
         known_keys = _RECIPE_KEYS & data.keys()
@@ -307,8 +315,9 @@ def _yaml(path: Path, head: bytes) -> RecognisedPath:
         if answer is not None and not {"base", "training"} <= known_keys:
             raise _unknown(path, *_of_configuration(path, *answer))
         if len(known_keys) > 1 or known_keys == data.keys():
-            return RecognisedPath(path, "recipe", f"a recipe ({', '.join(key for key in data if key in known_keys)})")
-        if recognise(data) is not None and container_of(head, path) == Container(LINES):
+            keys = ", ".join(key for key in data if key in known_keys)
+            return RecognisedPath(path, "recipe", f"a recipe ({keys})", content)
+        if recognise(data) is not None and container_of(content[:_HEAD], path) == Container(LINES):
             return _lines(path)
     raise _unknown(path, keys=data)
 

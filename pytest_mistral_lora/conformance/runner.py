@@ -13,7 +13,8 @@ from filelock import FileLock
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, NOTHING_JUDGED, Audit, LineVerdict, rules_of
+from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, NOTHING_JUDGED, Audit, rules_of
+from pytest_mistral_lora.conformance.encoded.line_judge import LineVerdict
 from pytest_mistral_lora.conformance.encoded.template_cause import cause_of
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings, in_words
 from pytest_mistral_lora.conformance.targets import RunnerTarget
@@ -103,7 +104,7 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputEr
     audit = Audit(
         MadeRows(FileRows(file), [row.place for row in rows], Place.of(target.name)),
         target.oracle,
-        base=target.tokenizer.path,
+        base=target.tokenizer.files,
         judges_texts=bool(own.rows),
         trained=trained,
         cause=cause_of(target.judge),

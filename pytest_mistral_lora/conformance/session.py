@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -127,7 +126,7 @@ class Session:
             warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
             result = self._result_of(check)
         if self.kept is not None and not check.is_kept:
-            self.kept.take(check, result, self.settings)
+            self.kept.take(check, result)
         outcome = self.outcome_of(check, result)
         return replace(outcome, seconds=time.perf_counter() - start, commands=commands)
 
@@ -394,7 +393,7 @@ def opened_session(
     kept: Path | None = None,
     keeps_going: bool = False,
 ) -> Iterator[Session]:
-    """Yield a session in this process only; its folder is removed at the end.
+    """Yield a session in this process only; if it makes a folder, the folder is removed at the end.
 
     Args:
         targets: The targets.
@@ -407,16 +406,16 @@ def opened_session(
         kept: The folder of the results of earlier runs; None to run every check.
         keeps_going: As for `Session`.
     """
-    with tempfile.TemporaryDirectory(prefix="mistral-check-") as folder:
-        settings = Settings(
-            examples=examples,
-            seed=None,
-            device=device,
-            skip_training=not train,
-            golden_folders=(),
-            update=False,
-            work_folder=Path(folder),
-        )
+    settings = Settings(
+        examples=examples,
+        seed=None,
+        device=device,
+        skip_training=not train,
+        golden_folders=(),
+        update=False,
+        shared_folder=None,
+    )
+    with closing(settings):
         results = None
         if kept is not None:
             from pytest_mistral_lora.conformance.kept_results import KeptResults

@@ -136,6 +136,16 @@ class Target:
 class RecipeTarget(Target):
     """A recipe: its pinned base, its rows, and the adapter of a finished run."""
 
+    @property
+    def content(self) -> bytes | None:
+        """The bytes of the file, if it has been read; else None."""
+        content: bytes | None = vars(self).get("read")
+        return content
+
+    def use_content(self, content: bytes) -> None:
+        """Use the bytes that the recognition of the path has read, so that the file is read once."""
+        vars(self)["read"] = content
+
     @KeptProperty
     def recipe(self) -> Recipe:
         """The recipe, checked.
@@ -145,7 +155,7 @@ class RecipeTarget(Target):
         """
         from pytest_mistral_lora.training.recipe import load_recipe
 
-        return load_recipe(given_path(self.path))
+        return load_recipe(given_path(self.path), self.content)
 
     @KeptProperty
     def base_folder(self) -> BaseFolder:

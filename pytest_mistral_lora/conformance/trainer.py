@@ -59,7 +59,7 @@ def _oracle(target: TrainerTarget) -> Result:
 def _named_tokens(target: TrainerTarget) -> Result:
     if text_tokenizer(target.processing_class) is None:
         return Result(not_checked="the trainer has no processing_class with a tokenizer")
-    return Result(tuple(target.with_places(tokenizer_ids.named_tokens(target))))
+    return Result(tuple(tokenizer_ids.named_tokens(target)))
 
 
 def _model_config(target: TrainerTarget) -> Result:
@@ -71,7 +71,7 @@ def _model_config(target: TrainerTarget) -> Result:
     if MODEL_CONFIG not in target.tokenizer.files.names:
         reason = "the model has no configuration of transformers"
         return Result((*target.pad_findings, *_embeddings(target)), not_checked=reason)
-    found = list(target.with_places(tokenizer_ids.model_config(target)))
+    found = list(tokenizer_ids.model_config(target))
     if target.trains_eos:
         found = [finding for finding in found if finding.rule != "ML204"]
     if target.pad_findings:
@@ -99,8 +99,7 @@ def _template(target: TrainerTarget) -> Result:
         return Result(not_checked="the trainer's tokenizer has no chat template")
     found = target.template_findings
     fix = "Set the one that mistral-common generates: tokenizer.chat_template = training_template({checkpoint!r})."
-    findings = (replace(finding, fix=fix) for finding in target.with_places(found.findings))
-    return replace(found, findings=tuple(findings))
+    return replace(found, findings=tuple(replace(finding, fix=fix) for finding in found.findings))
 
 
 def _placement(target: TrainerTarget) -> Result:

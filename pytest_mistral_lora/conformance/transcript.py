@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,14 +79,20 @@ def read_transcripts(paths: Iterable[Path]) -> tuple[Sequence[Transcript], Seque
     return found, wrong
 
 
-def prompt_finding(encoder: Encoder, transcript: Transcript) -> Finding | None:
-    """Return the finding of a transcript whose prompt now has other ids than recorded; None if they are equal."""
+def prompt_finding(encoder: Encoder, transcript: Transcript, place: Place | None = None) -> Finding | None:
+    """Return the finding of a transcript whose prompt now has other ids than recorded; None if they are equal.
+
+    Args:
+        encoder: The encoder of the model.
+        transcript: The transcript.
+        place: The place of its file; None for the name of its case.
+    """
     from pytest_mistral_lora.records.judgement import check_prompt
 
     try:
         check_prompt(encoder, transcript)
     except InputError as error:
-        return Finding("ML802", error.found, error.place, error.expected, error.next_step)
+        return Finding("ML802", error.found, place or error.place, error.expected, error.next_step)
     return None
 
 
@@ -170,10 +175,12 @@ class TranscriptChecks:
     @cached_property
     def _moved_prompts(self) -> dict[str, Finding]:
         """A finding for each transcript whose prompt now has other ids than recorded, by case."""
+        places = {transcript.case: _file_of(transcript.case, self.golden) for transcript in self.transcripts}
         found = {
-            transcript.case: prompt_finding(self.model.spec.encoder, transcript) for transcript in self.transcripts
+            transcript.case: prompt_finding(self.model.spec.encoder, transcript, places[transcript.case])
+            for transcript in self.transcripts
         }
-        return {case: replace(finding, place=_file_of(case, self.golden)) for case, finding in found.items() if finding}
+        return {case: finding for case, finding in found.items() if finding}
 
     @cached_property
     def _foreign_ids(self) -> dict[str, Finding]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -191,13 +192,20 @@ def _as_read(row: Mapping[str, Any], place: Place) -> Any:
         InputError: If a value has a type that JSON lacks.
     """
     try:
-        text = json.dumps(_plain(row, place))
-    except (TypeError, ValueError) as error:
+        plain = _plain(row, place)
+        text = json.dumps(plain)
+    except TypeError as error:
         raise InputError(str(error), place=place, expected="plain data or tensors") from error
     except RecursionError as error:
         raise InputError(_ENDLESS, place=place, expected="plain data or tensors") from error
+    except ValueError:  # Python writes no number that it would not read
+        characters = next(filter(None, map(_refused_length, _numbers(plain))))
+        return RowError(f"a number has {characters} characters, which is too many to read", place=place)
     if len(text) > limits.MAX_ROW_BYTES:
-        return limits.row_too_large(len(text), place)
+        # a file may have its texts without escapes
+        size = len(json.dumps(plain, ensure_ascii=False).encode(errors="surrogatepass"))
+        if size > limits.MAX_ROW_BYTES:
+            return limits.row_too_large(size, place)
     try:
         return loads_strict(text)
     except ValueError as error:
@@ -224,17 +232,45 @@ def _rows_of_batch(batch: Mapping[str, Any], place: Place) -> list[dict[str, Any
     return [{name: values[number] for name, values in columns.items()} for number in range(len(ids))]
 
 
+def _numbers(value: Any) -> Iterator[int]:
+    """Yield the integers of plain data in the order in which they are written."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)
+
+
+def _refused_length(number: int) -> int:
+    """Return the number of characters of an integer that Python does not write; 0 if it does."""
+    try:
+        str(number)
+    except ValueError:
+        return len(str(Decimal(number)))
+    return 0
+
+
 def _plain(value: Any, place: Place) -> Any:
     """Return a value with its arrays and tensors as lists, at any depth.
+
+    Keys are written by `json.dumps`: the key 1 becomes "1", and True becomes "true".
 
     Raises:
         InputError: If a tensor has no values, as on the device `meta`.
     """
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, place) for key, item in value.items()}
+        return {_key(key): _plain(item, place) for key, item in value.items()}
     if hasattr(value, "tolist"):
         try:
-            return value.tolist()
+            listed = value.tolist()
         except NotImplementedError as error:
             raise InputError(one_line(error), place=place, expected="tensors with values") from error
+        # the items of an array of objects may be arrays
+        return _plain(listed, place) if str(getattr(value, "dtype", "")) == "object" else listed
     return [_plain(item, place) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _key(key: Any) -> Any:
+    """Return a key that `json.dumps` takes: a number of an array as a number, and anything else as text."""
+    key = key.tolist() if hasattr(key, "tolist") else key
+    return key if isinstance(key, str | int | float | None) else str(key)

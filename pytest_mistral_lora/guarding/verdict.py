@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_copy, recognition_of, source_of, text_tokenizer
+from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_loaded, recognition_of, source_of, text_tokenizer
 from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Subject
@@ -166,8 +163,7 @@ class GuardedRun:
                 return recognition_of(source)
             if loaded is None:
                 return Recognition(None, "", reason="the trainer has no processing_class with a tokenizer")
-            with tempfile.TemporaryDirectory(prefix="mistral-guard-") as folder:
-                return recognise_copy(loaded, Path(folder))
+            return recognise_loaded(loaded)
         except TokenizerError as error:
             return Recognition(None, "", reason=str(error))
 
@@ -214,33 +210,31 @@ def judge_run(
     """
     rows, oracle = read.rows, run.known.oracle
     fixes = run.fixes(read.sample, of_preferences=any("input_ids" not in row.record for row in rows))
-    with _work_folder() as configurations:
-        trainer = TrainerTarget(
-            "trainer",
-            configurations,
-            model=run.model,
-            processing_class=run.processing_class,
-            known=run.known,
-            base=run.source,
-            optimizer=run.optimizer,
-            has_images=IMAGES in read.left_out or any(row.has_images for row in rows),
-            trains_eos=oracle is not None and oracle.eos_id in read.labels,
-            has_eos=oracle is not None and trains(read.sample, oracle.eos_id),
-            left_out=read.left_out,
-        )
-        # first: rows are shown by the last target of a name
-        targets: list[Target] = [_watched(first_step)]
-        for name, part in (("batches", read), (EVALUATION, evaluation)):
-            if part is None:
-                continue
-            if name == EVALUATION and part.left_out:
-                targets.append(_not_checked(part.left_out))
-            if part.rows:
-                source = _source(part.rows, name)
-                targets.append(EncodedTarget(name, judge=trainer, source=source, fixes=fixes))
+    trainer = TrainerTarget(
+        "trainer",
+        model=run.model,
+        processing_class=run.processing_class,
+        known=run.known,
+        base=run.source,
+        optimizer=run.optimizer,
+        has_images=IMAGES in read.left_out or any(row.has_images for row in rows),
+        trains_eos=oracle is not None and oracle.eos_id in read.labels,
+        has_eos=oracle is not None and trains(read.sample, oracle.eos_id),
+        left_out=read.left_out,
+    )
+    # first: rows are shown by the last target of a name
+    targets: list[Target] = [_watched(first_step)]
+    for name, part in (("batches", read), (EVALUATION, evaluation)):
+        if part is None:
+            continue
+        if name == EVALUATION and part.left_out:
+            targets.append(_not_checked(part.left_out))
+        if part.rows:
+            source = _source(part.rows, name)
+            targets.append(EncodedTarget(name, judge=trainer, source=source, fixes=fixes))
 
-        with opened_session([*targets, trainer], keeps_going=True) as session:
-            return verdict_of(session, _COMMAND, lambda session: [_cost(read, time.perf_counter() - started)])
+    with opened_session([*targets, trainer], keeps_going=True) as session:
+        return verdict_of(session, _COMMAND, lambda session: [_cost(read, time.perf_counter() - started)])
 
 
 EVALUATION = "eval_batches"
@@ -306,13 +300,6 @@ def _has_image(row: GuardedRow, images: Collection[int], *, are_shown: bool) -> 
         return row.holds(images) or not are_shown
     # without pixels, a text that spells the marker may have become it
     return row.holds(images) and "[IMG" not in json.dumps(row.record.get("messages"))
-
-
-@contextmanager
-def _work_folder() -> Iterator[Path]:
-    """Yield a folder for copies of the model's configurations, removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="mistral-guard-") as folder:
-        yield Path(folder)
 
 
 def _source(rows: Sequence[GuardedRow], name: str) -> ListedRows:

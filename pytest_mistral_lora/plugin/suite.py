@@ -30,8 +30,6 @@ from pytest_mistral_lora.plugin.summary import (
 )
 
 if TYPE_CHECKING:
-    import subprocess
-
     from pytest_mistral_lora.conformance.session import Session
     from pytest_mistral_lora.conformance.targets import Target
 
@@ -89,7 +87,7 @@ class Suite:
             skip_training=given.skip_training,
             golden_folders=given.golden_folders,
             update=given.update,
-            work_folder=self._work_folder,
+            shared_folder=self._work_folder,
             require_manifest=given.require_manifest,
         )
         return Session(
@@ -148,7 +146,8 @@ class Suite:
         with chdir(self._home):
             return NamedPaths(
                 # beside rows, a tokenizer only judges the rows: its own checks, and its model, are another run
-                **({"judges": given.tokenizers} if given.datasets else {"tokenizers": given.tokenizers}),
+                judges=given.tokenizers if given.datasets else (),
+                tokenizers=() if given.datasets else given.tokenizers,
                 recipes=given.recipes,
                 datasets=given.datasets,
                 adapters=given.adapters,
@@ -186,11 +185,10 @@ class Suite:
         first = next((item.check for item in items if item.check.subject == "train"), None)
         if first is None or first is items[0].check:
             return None
-        from pytest_mistral_lora.conformance.train.tiny_run import start
+        from pytest_mistral_lora.conformance.train.started_run import start
 
         with chdir(self._home):
-            process = start(first.target, self._work_folder, device=self.settings.device)
-        return None if process is None else partial(_end, process)
+            return start(first.target, self._work_folder, device=self.settings.device)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -267,11 +265,6 @@ class Suite:
             with chdir(self._home):
                 data = self.session.report(command, params.dir, int(exitstatus))
                 self.session.write_reports([self.settings.report], data)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
 
 
 def unread_configuration(config: pytest.Config, flags: tuple[str, ...]) -> str:

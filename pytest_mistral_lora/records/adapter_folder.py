@@ -109,6 +109,15 @@ class AdapterFolder:
         except InputError:
             return None
 
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of a file that the manifest names, in hex; it is read once for all fields that record it.
+
+        Raises:
+            InputError: If it is missing, a link leaves the folder, or it cannot be read.
+        """
+        inside(self.path, name)
+        return self.checkpoint.sha256(name)
+
     def require_manifest(self) -> Manifest:
         """Return the manifest.
 
@@ -214,6 +223,18 @@ class AdapterFolder:
             name = revision = None
         name = name if isinstance(name, str) and len(name) <= 4096 else ""
         return RecordedBase(name, revision if isinstance(revision, str) else None)
+
+    @property
+    def named_bases(self) -> tuple[RecordedBase, ...]:
+        """The bases that are looked for: the recorded one, and the one that `adapter_config.json` names beside it."""
+        try:
+            name = self.config.get("base_model_name_or_path")
+        except InputError:
+            name = None
+        recorded = self.recorded_base
+        if not isinstance(name, str) or len(name) > 4096:
+            return (recorded,)
+        return recorded, RecordedBase(name, recorded.revision)
 
     @cached_property
     def located_base(self) -> LocatedBase:
@@ -329,7 +350,7 @@ class AdapterFolder:
         has_tokenizer = (
             oracle_file(self.path) if backend == "mistral-common" else (self.path / TOKENIZER_JSON).is_file()
         )
-        return make_encoder(backend, CheckpointTokenizer(self.path) if has_tokenizer else self.base.tokenizer())
+        return make_encoder(backend, (self.checkpoint if has_tokenizer else self.base).tokenizer())
 
     @cached_property
     def recorded_encoder(self) -> Encoder:
@@ -342,7 +363,11 @@ class AdapterFolder:
         """
         data = self.require_manifest().data
         if data["tokenizer"]["backend"] == "mistral-common":
-            return make_encoder("mistral-common", CheckpointTokenizer(inside(self.path, data["tokenizer"]["file"])))
+            file = inside(self.path, data["tokenizer"]["file"])
+            alone = CheckpointTokenizer(file)
+            if file.parent == self.path:
+                alone.use_files(self.checkpoint.tokenizer_files.alone(file.name))
+            return make_encoder("mistral-common", alone)
         # as bytes: line ends are part of the rendering
         template = inside(self.path, data["template"]["file"]).read_bytes().decode()
-        return make_encoder(data["tokenizer"]["backend"], CheckpointTokenizer(self.path), template=template)
+        return make_encoder(data["tokenizer"]["backend"], self.checkpoint.tokenizer(), template=template)

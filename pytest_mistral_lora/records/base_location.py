@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot, is_repository
+from pytest_mistral_lora.checkpoint.hub_cache import COMMIT, cached_snapshot, is_repository, snapshot_place
 from pytest_mistral_lora.checkpoint.pins import resolve
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 
@@ -140,15 +140,27 @@ def recipe_folder(adapter: Path, output: str) -> Path:
     return adapter.parents[len(parts) - 1 if below and 0 < len(parts) <= len(adapter.parents) else 0]
 
 
-def _local_base(recorded: RecordedBase, adapter: Path) -> tuple[LocatedBase | None, list[Path]]:
-    """Return the first local folder that can be the recorded base, and the folders of its name with other weights."""
+def places_of_base(recorded: RecordedBase, adapter: Path) -> list[Path]:
+    """Return every folder in which a recorded base is looked for, whether or not it exists."""
+    places = [*_local_places(recorded, adapter.resolve())]
+    if recorded.revision is not None and COMMIT.fullmatch(recorded.revision):
+        places.append(snapshot_place(recorded.name, recorded.revision))
+    return places
+
+
+def _local_places(recorded: RecordedBase, adapter: Path) -> list[Path]:
     # A recipe names its base by the path from its own folder, in which the output often is, too. Joining an absolute
     # name gives that name alone. The working directory comes last, so that it decides nothing that the adapter's place
     # decides.
     name, homes = Path(recorded.name), (adapter.parent, recipe_folder(adapter, recorded.output))
     places = [*(home / name for home in homes), adapter.parent / name.name, name]
+    return [*dict.fromkeys(Path(os.path.normpath(Path.cwd() / place)) for place in places)]
+
+
+def _local_base(recorded: RecordedBase, adapter: Path) -> tuple[LocatedBase | None, list[Path]]:
+    """Return the first local folder that can be the recorded base, and the folders of its name with other weights."""
     others: list[Path] = []
-    for folder in dict.fromkeys(Path(os.path.normpath(Path.cwd() / place)) for place in places):
+    for folder in _local_places(recorded, adapter):
         try:
             if not (folder / "config.json").is_file():
                 continue

@@ -42,6 +42,12 @@ def ask_git(folder: Path, *question: str) -> bytes:
     return done.stdout
 
 
+def is_in_repository(folder: Path) -> bool:
+    """Return whether a folder is in the work tree of a Git repository, whose history may have its manifest."""
+    here = folder.resolve()
+    return any((above / ".git").exists() for above in (here, *here.parents))
+
+
 def code_of(folder: Path) -> dict[str, Any] | None:
     """Return `commit` and `dirty` of the repository that a folder is in: the manifest's `environment.code`.
 

@@ -24,12 +24,6 @@ _WITHOUT_KEYS = ("files", "recipe")
 """Parts whose keys are not facts of the record itself."""
 
 
-def is_in_repository(folder: Path) -> bool:
-    """Return whether a folder is in the work tree of a Git repository, whose history may have its manifest."""
-    here = folder.resolve()
-    return any((above / ".git").exists() for above in (here, *here.parents))
-
-
 def less_proven_than_committed(folder: AdapterFolder) -> tuple[str, list[str]]:
     """Return the commit to compare with, and each thing that the manifest of a folder proves less than its manifest.
 

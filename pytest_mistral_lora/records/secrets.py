@@ -66,14 +66,23 @@ def redacted(data: _T) -> _T:
             text = echoed.sub(HIDDEN, text) if echoed else text
             for pattern, replacement in _PATTERNS:
                 text = pattern.sub(replacement, text)
-            # a cut JSON escape leaves half a character, which cannot be written as UTF-8
-            return text.encode("utf-8", "backslashreplace").decode()
+            return _writable(text)
         if isinstance(value, dict):
             return {redact(key): redact(item) for key, item in value.items()}
         return [redact(item) for item in value] if isinstance(value, list | tuple) else value
 
     result: _T = redact(data)
     return result
+
+
+def _writable(text: str) -> str:
+    """Return a text that can be written as UTF-8: a name of a file, or a cut JSON escape, may have half a character."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def holds_secret(text: str) -> bool:
+    """Return whether `redacted` replaces a secret in a text."""
+    return redacted(text) != _writable(text)
 
 
 @cache
@@ -102,4 +111,4 @@ def spells_secret(row: TokenRow) -> bool:
     """Return whether the tokens of a row spell a secret, which cannot be replaced in them."""
     columns = [column.tokens for column in row.columns]
     texts = ("".join(plain_text(token.piece) for token in side if token) for side in zip(*columns, strict=True))
-    return any(redacted(text) != text for text in (*texts, row.title))
+    return any(map(holds_secret, (*texts, row.title)))

@@ -20,11 +20,11 @@ from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import LocatedBase, changed_config
 from pytest_mistral_lora.records.data_stats import PROBES, probe_sha256, recount_rows
 from pytest_mistral_lora.records.files import inside
+from pytest_mistral_lora.records.git import is_in_repository
 from pytest_mistral_lora.records.manifest import MANIFEST, Opener, held_files, open_data_files, seal_of, training_files
 from pytest_mistral_lora.records.merged_weights import is_rounded_sum
 from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts, noted_by
 from pytest_mistral_lora.records.proven import (
-    is_in_repository,
     less_proven_than_committed,
     less_proven_than_merged,
 )
@@ -131,7 +131,7 @@ def folder_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
     for name, entry in data.get("files", {}).items():
         # a note counts without its author's section, which may be rewritten at any time
         text = partial(note_bytes, path, name) if name in NOTES else None
-        digest = (lambda text=text: sha256_bytes(text())) if text else partial(_file_sha256, path, name)
+        digest = (lambda text=text: sha256_bytes(text())) if text else partial(folder.sha256, name)
         size = (lambda text=text: len(text())) if text else (lambda name=name: inside(path, name).stat().st_size)
         yield recompute_field(f"files.{name}.sha256", entry["sha256"], digest, path / name)
         yield recompute_field(f"files.{name}.size", entry["size"], size, path / name)
@@ -167,10 +167,6 @@ def _history_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
     yield FieldCheck(PROOF, "mismatch" if lost else "match", recorded, found, Place.of(folder.manifest_file))
 
 
-def _file_sha256(folder: Path, name: str) -> str:
-    return sha256_file(inside(folder, name))
-
-
 def _tokenizer_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
     data, path = folder.require_manifest().data, folder.path
     tokenizer, template = data.get("tokenizer"), data.get("template")
@@ -179,12 +175,12 @@ def _tokenizer_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
         digests = {"sha256": (tokenizer["file"], tokenizer["sha256"])}
         digests |= {f"files.{name}": (name, digest) for name, digest in tokenizer.get("files", {}).items()}
         for key, (name, digest) in digests.items():
-            yield recompute_field(f"tokenizer.{key}", digest, partial(_file_sha256, path, name), path / name)
+            yield recompute_field(f"tokenizer.{key}", digest, partial(folder.sha256, name), path / name)
         for key in ("version", "vocab_size") if tokenizer["backend"] == "mistral-common" else ():
             found = partial(lambda key: getattr(folder.recorded_encoder.tokenizer.oracle, key), key)
             yield recompute_field(f"tokenizer.{key}", tokenizer[key], found, file)
     if template:
-        digest, file = partial(_file_sha256, path, template["file"]), path / template["file"]
+        digest, file = partial(folder.sha256, template["file"]), path / template["file"]
         yield recompute_field("template.sha256", template["sha256"], digest, file)
         if "probe_sha256" not in template:
             return
@@ -242,8 +238,9 @@ def _base_fields(data: Mapping[str, Any], base: LocatedBase) -> Iterator[FieldCh
         if not differing:
             yield whole
     file = oracle_file(folder.path) if folder is not None else None
-    if file is not None and "tokenizer" in data:
-        yield recompute_field("tokenizer.base_sha256", data["tokenizer"]["sha256"], partial(sha256_file, file), file)
+    if file is not None and folder is not None and "tokenizer" in data:
+        digest = partial(folder.tokenizer_files.sha256, file.name)
+        yield recompute_field("tokenizer.base_sha256", data["tokenizer"]["sha256"], digest, file)
 
 
 def _weights_of_base(base: BaseFolder, recorded: str) -> str:

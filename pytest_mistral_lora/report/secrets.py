@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pytest_mistral_lora.chat.token_rows import TokenRow
-from pytest_mistral_lora.records.secrets import redacted, spells_secret
+from pytest_mistral_lora.records.secrets import holds_secret, redacted, spells_secret
 
 _NOT_SHOWN = "tokens are not shown: they spell a secret"
 
@@ -28,4 +28,4 @@ def public_text(text: str, findings: Iterable[Mapping[str, Any]]) -> str:
 def _spells(finding: Mapping[str, Any]) -> bool:
     tokens = finding.get("tokens")
     # a long row is not kept with its finding, and its tokens may be only a part of it
-    return redacted(finding["row"]) != finding["row"] or bool(tokens and spells_secret(TokenRow.from_json(tokens)))
+    return holds_secret(finding["row"]) or bool(tokens and spells_secret(TokenRow.from_json(tokens)))

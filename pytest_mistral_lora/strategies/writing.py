@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
+from hypothesis import reject
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -26,6 +28,16 @@ from pytest_mistral_lora.strategies.texts import (
 )
 
 Message = dict[str, Any]
+T = TypeVar("T")
+
+_TRIES = 3
+"""Draws before a row is given up whose value does not fit: as many as `SearchStrategy.filter` makes."""
+# a text that was said before comes as often as each of two kinds of new texts, and chunks as often as each kind of text
+_REPEATS = st.sampled_from((False, False, True))
+_IN_CHUNKS = st.sampled_from((False, False, False, True))
+_ROLES = st.lists(st.sampled_from(("user", "system")), min_size=1, max_size=3)
+_NO_TEXT = st.sampled_from(("absent", "", None))
+"""Three ways to write a call without a text."""
 
 
 @dataclass
@@ -91,7 +103,7 @@ class _Writer:
             self.messages.append(message_of("user", self.content()))
             return
         first = not self.messages
-        roles = self.draw(st.lists(st.sampled_from(("user", "system")), min_size=1, max_size=3))
+        roles = self.draw(_ROLES)
         if first and not required and self.draw(st.booleans()):
             return
         for index, role in enumerate(roles):
@@ -104,12 +116,11 @@ class _Writer:
         ids = self.draw(self.plan.call_ids)
         made: list[dict[str, Any]] = []
         for call_id in ids:
-            tool = self.draw(st.sampled_from(self.tools))
+            tool = self.one_of(self.tools)
             function = {"name": name_of(tool), "arguments": self.arguments(tool)}
             made.append({"id": call_id, "type": "function", "function": function})
         message: Message = {"role": "assistant", "tool_calls": made}
-        # three ways to write a call without a text
-        if (content := self.draw(st.sampled_from(("absent", "", None)))) != "absent":
+        if (content := self.draw(_NO_TEXT)) != "absent":
             message["content"] = content
         if self.plan.thinking and self.draw(st.booleans()):
             message["content"] = self.draw(self.plan.thoughts)
@@ -124,12 +135,12 @@ class _Writer:
 
     def arguments(self, tool: dict[str, Any]) -> Any:
         """Draw arguments of any form that fit a tool; an object may have some of its parameters."""
-        arguments = self.draw(self.plan.arguments.filter(partial(fits_tool, tool=tool)))
+        arguments = self.fitting(lambda: self.draw(self.plan.arguments), partial(fits_tool, tool=tool))
         if isinstance(arguments, dict):
             for name, parameter in tool["function"]["parameters"]["properties"].items():
                 kinds = parameter["type"] if isinstance(parameter["type"], list) else [parameter["type"]]
                 if self.draw(st.booleans()):
-                    arguments[name] = self.draw(self.plan.values[self.draw(st.sampled_from(kinds))])
+                    arguments[name] = self.draw(self.plan.values[self.one_of(kinds)])
         return arguments
 
     def answer(self) -> None:
@@ -147,14 +158,35 @@ class _Writer:
 
     def content(self, *, speaks: bool = False) -> Any:
         """Draw a content; if it `speaks`, it is more than spaces."""
-        text = st.one_of(self.plan.text, st.sampled_from(self.said)) if self.said else self.plan.text
-        contents: SearchStrategy[Any] = text
-        if not self.plan.alternating:
-            contents = st.one_of(text, st.lists(st.builds(text_chunk, text), min_size=1, max_size=3))
-        content = self.draw(contents.filter(is_spoken) if speaks else contents)
+        content = self.fitting(self.any_content, is_spoken) if speaks else self.any_content()
         # code that searches for a repeated text finds it at the wrong place
         self.said.append(text_of(content))
         return content
+
+    def any_content(self) -> Any:
+        """Draw a text, or chunks of text."""
+        if self.plan.alternating or not self.draw(_IN_CHUNKS):
+            return self.text()
+        return [text_chunk(self.text()) for _ in range(self.draw(st.integers(1, 3)))]
+
+    def text(self) -> str:
+        """Draw a text: a new one, or one that was said before."""
+        repeats = bool(self.said) and self.draw(_REPEATS)
+        return self.one_of(self.said) if repeats else self.draw(self.plan.text)
+
+    # Hypothesis examines each new strategy, which takes as long as to draw from it: so none is made for a draw. It
+    # keeps equal strategies of whole numbers.
+
+    def one_of(self, values: Sequence[T]) -> T:
+        """Draw one of some values."""
+        return values[self.draw(st.integers(0, len(values) - 1))]
+
+    def fitting(self, draw: Callable[[], T], fits: Callable[[T], bool]) -> T:
+        """Draw a value that fits; if it takes too many draws, give up the row, as a filter does."""
+        for _ in range(_TRIES):
+            if fits(value := draw()):
+                return value
+        reject()
 
 
 @st.composite

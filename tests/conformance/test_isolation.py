@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.encoded.packing import PLAIN_ROPE, PositionScaling
 from pytest_mistral_lora.conformance.finding import Finding
@@ -56,7 +57,7 @@ def write_config(folder: Path, config: Any) -> Path:
 
 @pytest.mark.parametrize("config", PLAIN)
 def test_plain_rope_sees_differences_alone(config: Any, tmp_path: Path) -> None:
-    scaling = PositionScaling.of_folder(write_config(tmp_path, config))
+    scaling = PositionScaling.of_files(TokenizerFiles(write_config(tmp_path, config)))
     assert not scaling.key
     assert not scaling.matters(range(10**6))
 
@@ -65,16 +66,16 @@ def test_plain_rope_sees_differences_alone(config: Any, tmp_path: Path) -> None:
 def test_a_model_that_scales_by_the_position_is_known_by_its_configuration(
     config: Any, key: str, limit: int, tmp_path: Path
 ) -> None:
-    scaling = PositionScaling.of_folder(write_config(tmp_path, config))
+    scaling = PositionScaling.of_files(TokenizerFiles(write_config(tmp_path, config)))
     assert (scaling.key, scaling.limit) == (key, limit)
     assert scaling.matters([limit])
     assert not scaling.matters([limit - 1])
 
 
 def test_without_a_configuration_plain_rope_is_assumed_and_reported(tmp_path: Path) -> None:
-    assert PositionScaling.of_folder(tmp_path) == PLAIN_ROPE
+    assert PositionScaling.of_files(TokenizerFiles(tmp_path)) == PLAIN_ROPE
     (tmp_path / "config.json").write_text("{")
-    assert "cannot be read" in PositionScaling.of_folder(tmp_path / "tekken.json").source
+    assert "cannot be read" in PositionScaling.of_files(TokenizerFiles(tmp_path / "tekken.json")).source
 
 
 def packed(tmp_path: Path, **change: Any) -> Path:
@@ -93,7 +94,8 @@ def packed(tmp_path: Path, **change: Any) -> Path:
 
 
 def findings(file: Path, base: Path | None = None) -> list[Finding]:
-    audit = Audit(FileRows(file), Oracle(shipped_tokenizer("spm-v3")), base=base)
+    files = None if base is None else TokenizerFiles(base)
+    audit = Audit(FileRows(file), Oracle(shipped_tokenizer("spm-v3")), base=files)
     return [finding for verdict in audit.verdicts() for finding in verdict.findings]
 
 

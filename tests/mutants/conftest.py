@@ -44,7 +44,7 @@ def findings_of(tmp_path_factory: pytest.TempPathFactory) -> FindingsOf:
             skip_training=True,
             golden_folders=(),
             update=False,
-            work_folder=tmp_path_factory.getbasetemp(),
+            shared_folder=tmp_path_factory.getbasetemp(),
         )
         [target] = NamedPaths(tokenizers=[folder]).targets()
         chosen = [c for c in collect([target], settings) if c.subject == subject and case in c.case]

@@ -1,4 +1,4 @@
-"""Each command reads the configuration, the record and the tensors' headers of its folders once."""
+"""Each command reads the recipe, the configuration, the tokenizer, the record and the tensors' headers once."""
 
 from __future__ import annotations
 
@@ -72,13 +72,21 @@ COMMANDS = {
     "verify": ("verify", "{adapter}", "--base", "{base}"),
     "merge": ("merge", "{adapter}", "{adapter}-merged", "--base", "{base}"),
     "train": ("train", "{recipe}"),
+    # the recipe with the adapter that the command before has made
+    "check recipe": ("check", "{recipe}", "--no-cache"),
 }
+_OF_RECIPE = ("train", "check recipe")
+_LOADS = "transformers loads the tokenizer from a path"
 AGAIN = {
     ("train", "config.json"): (
         1,
         "PEFT compares the vocabulary with the base's when transformers saves the last checkpoint: resized embeddings "
         "would have to be saved, too",
     ),
+    ("check recipe", "config.json"): (1, _LOADS),
+    ("check recipe", "tokenizer.json"): (1, _LOADS),
+    ("check recipe", "tokenizer_config.json"): (3, _LOADS),
+    ("check recipe", "chat_template.jinja"): (1, _LOADS),
 }
 """How often a command opens a file of the base once more, and why."""
 
@@ -89,7 +97,7 @@ class Counted:
 
     Attributes:
         code: The exit code.
-        opened: How often it opened each file of its adapter and of its base.
+        opened: How often it opened each file of its adapter, of its base and beside its recipe.
         headers: How often it read the header of each tensor file, by the last two parts of its path.
         models: The number of models that were made, those without a weight included.
         errors: The errors of all commands.
@@ -103,14 +111,18 @@ class Counted:
 
 
 @pytest.fixture(scope="module")
-def counted(run: RunResult, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counted]:
+def counted(
+    run: RunResult, base: Path, full_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Counted]:
     folder = tmp_path_factory.mktemp("commands")
     given = {"rows": write_rows(folder / "rows.jsonl", CONVERSATIONS[:1]), "recipe": folder / "recipe.yaml"}
-    given["recipe"].write_text(json.dumps(recipe_data(base), default=str))
+    given["recipe"].write_text(json.dumps(recipe_data(full_base), default=str))
     commands = {}
     for name, words in COMMANDS.items():
         folders = {"base": str(base)}
-        if name != "train":
+        if name in _OF_RECIPE:
+            folders = {"base": str(full_base), "work": str(folder), "adapter": str(folder / "out")}
+        else:
             folders["adapter"] = str(shutil.copytree(run.output, folder / name.replace(" ", "") / "adapter"))
         commands[name] = (folders, [word.format(**given, **folders) for word in words])
     done = run_forked([sys.executable, "-c", COUNT, json.dumps(commands)])
@@ -140,3 +152,20 @@ def test_the_header_of_each_tensor_file_is_read_once(name: str, counted: dict[st
 def test_a_run_makes_one_model_without_weights(counted: dict[str, Counted]) -> None:
     # and the one that it trains
     assert counted["train"].models == 2
+
+
+def test_a_check_opens_the_recipe_once(counted: dict[str, Counted]) -> None:
+    assert counted["check recipe"].code == 0, counted["check recipe"].errors
+    assert counted["check recipe"].opened["work"]["recipe.yaml"] == 1
+
+
+def test_a_check_opens_and_hashes_each_file_of_a_tokenizer_once(counted: dict[str, Counted]) -> None:
+    opened = counted["check recipe"].opened
+    names = ("tokenizer.model.v3", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    of_base = {name: times for name, times in opened["base"].items() if name in names}
+    assert {"tokenizer.model.v3", "tokenizer.json", "tokenizer_config.json"} <= of_base.keys()
+    again = {name: AGAIN.get(("check recipe", name), (0, ""))[0] for name in of_base}
+    assert of_base == {name: 1 + again[name] for name in of_base}
+    of_adapter = {name: times for name, times in opened["adapter"].items() if name in names}
+    assert "tokenizer.model.v3" in of_adapter
+    assert set(of_adapter.values()) == {1}, of_adapter

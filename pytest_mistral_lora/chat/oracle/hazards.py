@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,17 @@ PROBE = "".join(f"{run * 400}\n" for run in ("a", "A", "1", " ", "-", "é", "aA"
 """Long runs of each kind of character that patterns tell apart."""
 
 
-def refuse_damaged(path: Path) -> None:
+def refuse_damaged(path: Path, read: Callable[[], bytes] | None = None) -> None:
     """Refuse a Tekken file that cannot be a tokenizer's.
+
+    Args:
+        path: The file.
+        read: Returns its bytes; None to read it.
 
     Raises:
         TokenizerError: With the key of the first fault.
     """
-    with opened(path) as file:
-        data = file.read(MAX_BYTES + 1)
+    data = _read_tekken(path) if read is None else read()
     if len(data) > MAX_BYTES:
         raise TokenizerError(f"more than {MAX_BYTES // _MIB} MiB", place=str(path), expected="a tekken.json")
     # empty lists and objects take twenty times the memory that they take on disk
@@ -61,6 +64,11 @@ def refuse_damaged(path: Path) -> None:
     for place, found, expected in _faults(value):
         next_step = "Download the file again, and compare its SHA-256 with that of the release."
         raise TokenizerError(found, place=Place.of(path) / place, expected=expected, next_step=next_step)
+
+
+def _read_tekken(path: Path) -> bytes:
+    with opened(path) as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def _faults(value: Any) -> Iterator[tuple[str, str, str]]:

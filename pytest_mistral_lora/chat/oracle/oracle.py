@@ -7,7 +7,8 @@ and the text of every token: nothing is searched for in text or ids, since text 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, groupby, starmap
@@ -157,11 +158,14 @@ class Oracle:
             )
         return cls(file)
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, sha256: str | None = None, read: Callable[[], bytes] | None = None) -> None:
         """Load a tokenizer file.
 
         Args:
             path: A `tekken.json`, or a SentencePiece file whose name ends in `.model.vN`.
+            sha256: The SHA-256 of the file, in hex; None to compute it when it is asked for.
+            read: Returns the bytes of the file, which may have been read already; None to read it. mistral-common
+                takes a path, and opens the file again.
 
         Raises:
             TokenizerError: If the file is missing, is not a Mistral tokenizer, does not give its version, or is of a
@@ -185,7 +189,9 @@ class Oracle:
             )
         # the files that mistral-common ships are trusted like its code
         if self.path.suffix == ".json" and self.path.parent != Path(mistral_common.__file__).parent / "data":
-            refuse_damaged(self.path)
+            refuse_damaged(self.path, read)
+        if sha256 is not None:
+            vars(self)["sha256"] = sha256
         expected = f"a tekken.json, or a {_SPM_NAMES}"
         with in_utf8(self.path) as named, loading(f"mistral-common {VERSION}", self.path, expected):
             self._instruct: Any = MistralTokenizer.from_file(str(named)).instruct_tokenizer
@@ -228,6 +234,11 @@ class Oracle:
     def control_ids(self) -> Mapping[str, int]:
         """The id of each control token by its literal."""
         return {literal: token for token, literal in self.control_tokens.items()}
+
+    @cached_property
+    def control_pattern(self) -> re.Pattern[str]:
+        """What finds the spelling of a control token in a text."""
+        return re.compile("|".join(map(re.escape, self.control_tokens.values())))
 
     @cached_property
     def markers(self) -> Mapping[int, str]:
@@ -349,6 +360,8 @@ class Oracle:
 
         An id that is not in the vocabulary becomes U+FFFD: a model with a larger output layer can generate it.
         """
+        if len(ids) and 0 <= min(ids) <= max(ids) < self.vocab_size:
+            return str(self._text.decode([*ids], special_token_policy=SpecialTokenPolicy.IGNORE))
         parts = groupby(ids, lambda token: 0 <= token < self.vocab_size)
         return "".join(
             str(self._text.decode([*run], special_token_policy=SpecialTokenPolicy.IGNORE))
@@ -366,9 +379,13 @@ class Oracle:
     @cached_property
     def vocabulary(self) -> tuple[bytes, ...]:
         """The bytes of each id: of a piece or a control token, its spelling; never U+FFFD for a part of a character."""
+        return tuple(map(self.token_bytes, range(self.vocab_size)))
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of one id, as `vocabulary` has them: making all of them takes a tenth of a second."""
         if self.kind == "tekken":
-            return tuple(self._text.id_to_byte_piece(n, SpecialTokenPolicy.KEEP) for n in range(self.vocab_size))
-        return tuple(self.piece(n).encode() for n in range(self.vocab_size))
+            return bytes(self._text.id_to_byte_piece(token, SpecialTokenPolicy.KEEP))
+        return self.piece(token).encode()
 
     def chat_template(self, *, plain_thinking: bool | None = None, system_prompt: str | None = None) -> str:
         """Return the Jinja chat template that mistral-common generates for this tokenizer.

@@ -177,7 +177,16 @@ def _state(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+class SizedPart(Protocol):
+    """A part of the work on a file."""
+
+    @property
+    def size(self) -> int:
+        """Number of bytes of the file that were read for it."""
+
+
 PlanT = TypeVar("PlanT")
+PartT = TypeVar("PartT", bound=SizedPart)
 ResultT = TypeVar("ResultT")
 
 
@@ -201,11 +210,11 @@ def processes_for(files: Sequence[DataFile]) -> int:
 
 
 def in_order(
-    prepare: Callable[[PlanT], Callable[[Chunk], ResultT]],
+    prepare: Callable[[PlanT], Callable[[PartT], ResultT]],
     plan: PlanT,
-    chunks: Iterable[Chunk],
+    chunks: Iterable[PartT],
     processes: int,
-    here: Callable[[Chunk], ResultT] | None = None,
+    here: Callable[[PartT], ResultT] | None = None,
 ) -> Iterator[tuple[ResultT, int]]:
     """Yield the result of each chunk, in order, with the number of bytes that were read for it.
 
@@ -236,11 +245,11 @@ def in_order(
 
 
 def _in_pool(
-    prepare: Callable[[PlanT], Callable[[Chunk], ResultT]],
+    prepare: Callable[[PlanT], Callable[[PartT], ResultT]],
     plan: PlanT,
-    chunks: Iterable[Chunk],
+    chunks: Iterable[PartT],
     processes: int,
-    here: Callable[[Chunk], ResultT] | None,
+    here: Callable[[PartT], ResultT] | None,
 ) -> Iterator[tuple[ResultT, int]]:
     from multiprocessing import get_context
 
@@ -267,10 +276,10 @@ def _in_pool(
         pool.shutdown(cancel_futures=True)
 
 
-_work: Callable[[Chunk], Any] | None = None
+_work: Callable[[Any], Any] | None = None
 
 
-def _start(prepare: Callable[[Any], Callable[[Chunk], Any]], plan: Any) -> None:
+def _start(prepare: Callable[[Any], Callable[[Any], Any]], plan: Any) -> None:
     """Prepare a process of the pool."""
     import signal
     import threading
@@ -295,7 +304,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _do(chunk: Chunk) -> Any:
+def _do(chunk: Any) -> Any:
     if _work is None:
         raise RuntimeError("the process was not prepared")
     return _work(chunk)

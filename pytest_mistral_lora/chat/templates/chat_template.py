@@ -150,7 +150,7 @@ class ChatTemplate:
             if blocks is None or weights is None:
                 encoded.append(EncodedRow(ids, None, (Span(None, None, "text", 0, len(ids), False),)))
             else:
-                spans = block_spans(self.tokenizer, ids, offsets, blocks, weights)
+                spans = block_spans(self._added, self.tokenizer.eos_token_id, ids, offsets, blocks, weights)
                 encoded.append(EncodedRow.from_spans(ids, spans))
         return encoded
 
@@ -234,10 +234,15 @@ class ChatTemplate:
         return bool(self._literals.search(text))
 
     @cached_property
+    def _added(self) -> Mapping[int, str]:
+        """The added tokens by id, in a dict: transformers makes a thousand objects of them at each access."""
+        return {token_id: token.content for token_id, token in self.tokenizer.added_tokens_decoder.items()}
+
+    @cached_property
     def _literals(self) -> re.Pattern[str]:
-        tokens = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        tokens = sorted(set(self._added.values()), key=len, reverse=True)
         # without tokens, a pattern that matches nothing
-        return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
     def printed_unknowns(self, rows: Iterable[Row]) -> list[str]:
         """Return the names of undefined variables that the template prints for some rows that it renders.

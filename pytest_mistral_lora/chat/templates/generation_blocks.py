@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +123,8 @@ def _asks_backend(tokenizer: Any) -> bool:
 
 
 def block_spans(
-    tokenizer: Any,
+    special: Container[int],
+    eos: int | None,
     ids: Sequence[int],
     offsets: Sequence[tuple[int, int]],
     blocks: Sequence[tuple[int, int]],
@@ -132,7 +133,8 @@ def block_spans(
     """Yield the spans of a row: turns of the assistant where its generation blocks are, and no turn elsewhere.
 
     Args:
-        tokenizer: The tokenizer, which tells control tokens.
+        special: The ids of the control tokens.
+        eos: The id of EOS.
         ids: The row's ids.
         offsets: The place of each id in the text.
         blocks: The generation blocks, in order.
@@ -145,8 +147,6 @@ def block_spans(
         while block < len(blocks) and start >= blocks[block][1]:
             block += 1
         owners.append(block if block < len(blocks) and end > blocks[block][0] else None)
-    # looked up once: transformers searches lists for both
-    special, eos = frozenset(tokenizer.added_tokens_decoder), tokenizer.eos_token_id
 
     def kind_of_token(token: int, owner: int | None) -> SpanKind:
         if owner is not None and token == eos:

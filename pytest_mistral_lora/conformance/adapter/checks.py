@@ -37,7 +37,7 @@ _SHOWN = 1000
 def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
     """Yield the checks of an adapter folder."""
     # only an adapter that a recipe made has known rows; the recipe's checks judge the base
-    found = {**cases(target.adapter), **base_cases(target.adapter, judges_base=not target.dataset)}
+    found = {**cases(target.adapter), **base_cases(target.adapter, judges_base=not target.trained_on)}
     for case, judge in found.items():
         yield Check(target, "adapter", case, judge)
 

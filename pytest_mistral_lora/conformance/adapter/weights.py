@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.reading import in_utf8
 from pytest_mistral_lora.checkpoint.architectures import EMBEDDINGS
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
@@ -181,7 +182,8 @@ def effect_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding
             raise PinError(f"the base does not load: {error}", place=str(base)) from error
         try:
             config = folder.lora_config([name for name, _ in model.named_modules()])
-            adapted = PeftModel.from_pretrained(model, str(folder.path), config=config).eval()
+            with in_utf8(folder.path) as named:
+                adapted = PeftModel.from_pretrained(model, str(named), config=config).eval()
         except Exception as error:  # PEFT raises many types, some far from the cause
             yield Finding(
                 "ML413", f"PEFT cannot put it on the base: {one_line(error)}", place, "an adapter of this base"

@@ -43,6 +43,8 @@ def _judge_recipe(target: RecipeTarget) -> Result:
         return Finding(rule, error.found, where, error.expected, error.next_step)
 
     base = target.base_folder
+    # here: a file of the tokenizer whose value is asked for before the oracle is loaded is opened once
+    _ = target.tokenizer.files.faults
     facts: dict[str, str] = {}
     # the last check names the layers to adapt
     steps = (

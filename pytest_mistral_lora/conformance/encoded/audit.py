@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
-from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.reading.row_source import RowSource
+from pytest_mistral_lora.chat.reading.chunks import CHUNK_BYTES, CHUNK_LINES, DataFile, in_order, processes_for
+from pytest_mistral_lora.chat.reading.row_source import RowSource, SourceRecord
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.dataset.answers import BY_GRAMMAR, NOT_BY_GRAMMAR, NOT_READ_BACK
 from pytest_mistral_lora.conformance.dataset.file_rules import note_files
-from pytest_mistral_lora.conformance.dataset.observers import RowRules
-from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
-from pytest_mistral_lora.conformance.dataset.texts import markup_of
-from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison
 from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
-from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance, SourceTracker
-from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_lines
+from pytest_mistral_lora.conformance.encoded.file_faults import SourceTracker
+from pytest_mistral_lora.conformance.encoded.line_judge import (
+    BY_IDS,
+    MOST_ERRORS,
+    UNREAD,
+    AuditPart,
+    AuditState,
+    LineJudge,
+    LineVerdict,
+    RecordPart,
+)
+from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, TakenLine, scan_lines
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
 from pytest_mistral_lora.conformance.encoded.pad_cause import PadCause, pad_cause_of
-from pytest_mistral_lora.conformance.encoded.read_lines import LineReader
-from pytest_mistral_lora.conformance.encoded.side_faults import SideJudge
 from pytest_mistral_lora.conformance.encoded.template_cause import TemplateCause, cause_of
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, in_words, rest_of_findings
-from pytest_mistral_lora.conformance.row_pass import GivenIds, JudgedRecord, Origin
-from pytest_mistral_lora.conformance.targets import EncodedTarget
-from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError, counted
+from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
+from pytest_mistral_lora.errors import InputError, RowError, RowsError, counted
+from pytest_mistral_lora.formats.files import every_file
 from pytest_mistral_lora.formats.row_sources import FileRows
 from pytest_mistral_lora.places import NamedSource, Place
 
-State = Literal["sound", "wrong", "not judged"]
-
-LOSES = frozenset({"ML515", "ML531", "ML533", "ML544", "ML551"})
-"""Rules whose rows may lose whole answers. Only texts of these rows are counted over the file."""
-MOST_ERRORS = 1000
-"""Most unreadable lines to name; more are only counted."""
 KEPT = 20
 """Most findings of a rule to keep; more are counted."""
 
@@ -68,59 +67,57 @@ SCORED_WHOLE = "a reward model scores conversations as a whole: no token has a l
 
 CAUSES = {"ids": "ML004", "labels": "ML204"}
 """The rules of causes by the check that reports them: another chat template, and a pad token that is EOS."""
-_UNREAD = ("ML560", "ML524", "ML532", "ML507")
-"""Rules of ids that cannot be read back."""
-WITHOUT_VERDICT = ("ML501", "ML507", *_UNREAD)
+WITHOUT_VERDICT = ("ML501", "ML507", *UNREAD)
 """Rules of lines that cannot be read or encoded, which are not judged."""
-_BY_IDS = frozenset({"ML655", "ML656", "ML659"})
-"""Rules on pairs that encoded pairs are judged by in their ids alone."""
 _NO_ROW = "no conversation of the file can be judged"
 
 
 @dataclass(frozen=True, slots=True)
-class LineVerdict:
-    """The findings of one line, or of the file as a whole.
+class AuditPlan:
+    """The settings for judging records, in a form that crosses process boundaries.
 
     Attributes:
-        index: The row's number in its source; None for a line that cannot be read, and for the file.
-        place: File and line, or the file.
-        state: `sound`, `wrong`, or `not judged` if mistral-common refuses the row or the line cannot be read.
-        findings: The broken rules.
+        tokenizer: The tokenizer file or checkpoint folder.
+        oracle_name: The declared oracle of a folder without a Mistral tokenizer file, or None.
+        scaling: The model's use of positions.
+        path: The file or folder of the rows.
+        judges_texts: As for `Audit`.
+        has_cause: Whether rows may be encoded by the chat template of the folder.
+        has_pad: Whether labels may be masked by its pad token.
     """
 
-    index: int | None
-    place: Place
-    state: State
-    findings: tuple[Finding, ...] = ()
+    tokenizer: Path
+    oracle_name: str | None
+    scaling: PositionScaling
+    path: Path
+    judges_texts: bool
+    has_cause: bool
+    has_pad: bool
+
+    def prepare(self) -> Callable[[RecordPart], AuditPart]:
+        """Return the judge of records."""
+        judge = Target.of_loaded(CheckpointTokenizer(self.tokenizer, self.oracle_name))
+        return LineJudge(
+            judge.oracle,
+            self.scaling,
+            path=self.path,
+            judges_texts=self.judges_texts,
+            cause=cause_of(judge) if self.has_cause else None,
+            pad=pad_cause_of(judge) if self.has_pad else None,
+        ).judge
 
 
-class _ObservedSide(NamedTuple):
-    """A side of a preference record, with its encoding by mistral-common."""
-
-    line: EncodedLine
-    row: Row
-    encoded: EncodedRow
-
-
-class Audit:
-    """The audit of a file, to be run once.
+class Audit(AuditState):
+    """The audit of a file, to be run once: its records are judged in parts, perhaps by several processes.
 
     Attributes:
         rows: The encoded rows.
-        states: Number of rows that are sound, wrong, and not judged.
         counts: Findings by rule.
-        tokens: Tokens of all judged rows, without padding.
-        supervised: Supervised tokens of the judged rows.
-        packed: Lines that hold several conversations.
-        masked: Lines whose labels come from a mask beside the ids.
-        columns: Number of lines by each column that says what is trained on.
-        read_back: Lines without messages, whose conversations are read back from their ids.
-        without_labels: Answers of these lines without a label, which are read as answers of weight 0.
-        images: Lines without messages whose ids have an image, which mistral-common encodes from its pixels alone.
         errors: Lines that cannot be read, the first thousand.
         scaling: The model's use of positions.
         source: The rows of the source that the file has had so far.
-        sides: The answers of preference records, such as pairs, that the file has had so far.
+        cause: The chat template that rows may be encoded by; None if there is none.
+        pad: The pad token by which labels may be masked; None if it is no EOS.
     """
 
     def __init__(
@@ -129,11 +126,13 @@ class Audit:
         oracle: Oracle,
         dataset: tuple[Path, ...] = (),
         *,
-        base: Path | None = None,
+        base: TokenizerFiles | None = None,
         judges_texts: bool = True,
         trained: Sequence[Row] = (),
         cause: TemplateCause | None = None,
         pad: PadCause | None = None,
+        tokenizer: CheckpointTokenizer | None = None,
+        processes: int | None = None,
     ) -> None:
         """Prepare the audit.
 
@@ -141,47 +140,43 @@ class Audit:
             rows: The encoded rows.
             oracle: Mistral's own tokenization.
             dataset: The chat JSONL files that the rows come from, in order; empty if they are missing.
-            base: The checkpoint folder, whose `config.json` states the use of positions; None for the tokenizer's
-                folder.
+            base: The files of the checkpoint, whose `config.json` states the use of positions; None for those of the
+                tokenizer.
             judges_texts: Whether to judge the texts and answers of the rows: not those of packaged rows, which are odd
                 on purpose.
             trained: The rows that the model of an evaluation was trained on; empty if they are not known.
             cause: The chat template that rows may be encoded by; None if there is none.
             pad: The pad token by which labels may be masked; None if it is no EOS.
+            tokenizer: The tokenizer, if other processes may load it; None to judge in this process alone.
+            processes: Number of processes that judge; None for one if the file is short, else one for each CPU.
         """
+        super().__init__(evaluation=EvaluationJudge(trained))
         self.cause: TemplateCause | None = cause
         self.pad: PadCause | None = pad
-        self.scaling: PositionScaling = PositionScaling.of_folder(base or oracle.path)
+        self.scaling: PositionScaling = PositionScaling.of_files(base or TokenizerFiles(oracle.path))
         self.rows = rows
-        self.states: Counter[State] = Counter()
         self.counts: Counter[str] = Counter()
-        self.tokens: int = 0
-        self.supervised: int = 0
-        self.packed: int = 0
-        self.masked: int = 0
-        self.columns: Counter[str] = Counter()
-        self.read_back: int = 0
-        self.without_labels: int = 0
-        self.images: int = 0
         self.errors: list[RowError] = []
-        self._oracle = oracle
-        self._reader = LineReader(oracle, rows.path if isinstance(rows, FileRows) else None)
         self.source: SourceTracker = SourceTracker(dataset)
-        self.sides: SideJudge = SideJudge(oracle)
-        self._balance = AnswerBalance()
-        self._evaluation = EvaluationJudge(trained)
-        self._rules = RowRules(oracle) if judges_texts else None
-        self._tally = DatasetTally()
+        self._oracle = oracle
+        self._tokenizer = tokenizer
+        self._processes = processes
+        self._judges_texts = judges_texts
         self._files: dict[tuple[NamedSource, str | int | None], int] = {}
-        self._other_side: _ObservedSide | None = None
-        self._unjudged_answers: dict[str, str] = {}
-        self._gaps = 0
-        self._conversations = 0
-        self._has_labels = False
-        self._is_scored_whole = False
-        self._read_conversations = 0
-        self._marked_conversations = 0
-        self._first_marked: Finding | None = None
+        self._again: set[int] = set()
+        self._judge = LineJudge(
+            oracle,
+            self.scaling,
+            path=self._path,
+            judges_texts=judges_texts,
+            evaluation=self.evaluation,
+            cause=cause,
+            pad=pad,
+        )
+
+    @property
+    def _path(self) -> Path | None:
+        return self.rows.path if isinstance(self.rows, FileRows) else None
 
     def verdicts(self, progress: Callable[[int], None] = lambda read: None) -> Iterator[LineVerdict]:
         """Yield a verdict for each line, and a last one for the file.
@@ -193,29 +188,27 @@ class Audit:
             InputError: If the file, or one of the dataset, cannot be opened.
             RowsError: If a row of the dataset cannot be read.
         """
-        for item in scan_lines(self.rows, progress, has_source=bool(self.source.paths)):
-            if isinstance(item, RowError):
-                self.source.unreadable += 1
-                # a file of another format has an error in each of its lines: memory stays bounded
-                if len(self.errors) < MOST_ERRORS:
-                    self.errors.append(item)
-                finding = Finding("ML501", item.found, item.place, item.expected, item.next_step)
-                verdict = LineVerdict(None, item.place, "not judged", (finding,))
-            else:
-                verdict = self._take_line(item)
-            self.states[verdict.state] += 1
-            self.counts.update(finding.rule for finding in verdict.findings)
-            yield verdict
+        lines = 0
+        for part in self._parts(progress):
+            taken = iter(part.taken)
+            for verdict in part.verdicts:
+                verdict = self._in_order(verdict, None if self.source.paths else next_line(verdict, taken), lines)
+                lines += 1
+                self.states[verdict.state] += 1
+                self.counts.update(finding.rule for finding in verdict.findings)
+                yield verdict
+            self._take(part)
         findings = list(self.source.missing_findings(self.rows.place))
         # The answers of missing rows are known only now.
         for row in self.source.missing_rows():
-            self._add_expected(row, row.place)
+            self._judge.expected_answers(row, row.place, 1, self.balance)
+        self._correct_repeated()
         if self.states["not judged"] < self.states.total():  # else no answer was read, and no answer can be lost
-            findings += self._balance.findings(self.rows.place, self._oracle)
-        findings += self._evaluation.file_findings(self.rows.place)
+            findings += self.balance.findings(self.rows.place, self._oracle)
+        findings += self.evaluation.file_findings(self.rows.place)
         findings += self.sides.file_findings(self.rows.place)
-        if self._first_marked is not None:
-            findings.append(self._marked_finding(self._first_marked))
+        if self.first_marked is not None:
+            findings.append(self._marked_finding(self.first_marked))
         for cause in (self.cause, self.pad):
             findings += cause.findings() if cause is not None else ()
         findings += self._of_all_rows()
@@ -223,253 +216,111 @@ class Audit:
             self.counts[finding.rule] += finding.more or 1
         yield LineVerdict(None, self.rows.place, "wrong" if findings else "sound", tuple(findings))
 
-    def _take_line(self, line: EncodedLine) -> LineVerdict:
-        line = self.source.numbered(self._as_encoded(self.source.with_messages(line)))
-        new = self.source.is_new(line)
-        findings = self.source.take(line)
-        asked = tuple(self._evaluation.findings(line))
-        if asked and not line.rows:
-            return LineVerdict(line.index, line.place, "wrong", asked)
-        findings += asked
-        shown = line.rows[0].to_jsonl() if line.rows else ""
-        findings += (Finding(one.rule, one.found, line.place, one.expected, row=shown) for one in line.faults)
-        self.masked += line.masked
-        self.columns.update(() if line.error else line.columns)
-        is_empty = line.side is not None and self.sides.is_empty(line.side)
-        if line.side is not None:
-            findings += self.sides.take(line, line.side)
-            if is_empty and not line.rows:
-                # no conversation can be read back from it
-                return LineVerdict(line.index, line.place, "wrong", tuple(findings))
-        if not (line.rows or line.error or self.source.paths):
-            if not self._oracle.image_ids.isdisjoint(line.input_ids):
-                self.images += 1
-                return LineVerdict(line.index, line.place, "not judged", tuple(findings))
-            read = self._reader.read(line)
-            if read.findings and (explained := self._explained(line, read.findings)) is not None:
-                return LineVerdict(line.index, line.place, "wrong", (*findings, *explained))
-            findings += read.findings
-            if not read.expected:
-                return LineVerdict(line.index, line.place, "not judged", tuple(findings))
-            self.read_back += 1
-            self.without_labels += read.without_labels
-            self.packed += read.line.packed
-            self._note_markers(read.line.rows)
-            return self._compare(read.line, read.expected, findings, new=new, origin="read back")
-        self.packed += line.packed
-        if line.error or not line.rows:
-            # A source knows its answers better than a row that the trainer wrote beside its error.
-            for row in () if self.source.paths else line.rows:
-                self._add_expected(row, line.place)
-            return LineVerdict(line.index, line.place, "not judged", tuple(findings))
-        try:
-            expected = [self._oracle.encode(row) for row in line.rows]
-        except OracleRejection as error:
-            if is_empty:
-                # the message is empty as well
-                return LineVerdict(line.index, line.place, "wrong", tuple(findings))
-            findings.append(Finding("ML507", error.found, error.place, error.expected, row=line.rows[0].to_jsonl()))
-            return LineVerdict(line.index, line.place, "not judged", tuple(findings))
-        return self._compare(line, expected, findings, new=new)
+    def _in_order(self, verdict: LineVerdict, taken: TakenLine | None, line: int) -> LineVerdict:
+        """Return a verdict with the findings about the order of the lines."""
+        if taken is None:
+            return verdict
+        if not self.source.is_new_number(taken.index, is_second=taken.is_second):
+            self._again.add(line)
+        findings = self.source.take_in_order(taken)
+        if not findings:
+            return verdict
+        state = "wrong" if verdict.state == "sound" else verdict.state
+        return replace(verdict, state=state, findings=(*findings, *verdict.findings))
 
-    def _compare(
-        self,
-        line: EncodedLine,
-        expected: Sequence[EncodedRow],
-        findings: list[Finding],
-        *,
-        new: bool,
-        origin: Origin = "written",
-    ) -> LineVerdict:
-        """Return the verdict on a line with conversations.
+    def _take(self, part: AuditPart) -> None:
+        """Add what the lines of a part add up to."""
+        self.source.unreadable += len(part.unreadable)
+        # a file of another format has an error in each of its lines: memory stays bounded
+        self.errors += part.unreadable[: MOST_ERRORS - len(self.errors)]
+        self.extend(part.state)
+        for cause, found in zip((self.cause, self.pad), part.causes, strict=True):
+            if cause is not None and found is not None:
+                cause.extend(*found)
 
-        Args:
-            line: The line.
-            expected: mistral-common's encoding of each conversation.
-            findings: The findings about the line so far.
-            new: Whether no line before it has its number.
-            origin: Where its messages come from.
-        """
-        comparison = EncodedLineComparison(line, expected, self._oracle, self.scaling)
-        of_tokens = list(comparison.findings())
-        if any(RULES[finding.rule].case == "ids" for finding in of_tokens):
-            explained = self._explained(line, of_tokens)
-            if explained is not None:
-                return LineVerdict(line.index, line.place, "wrong", (*findings, *explained))
-        restored = self.pad.restored(comparison) if self.pad is not None else None
-        if restored is not None and self.pad is not None:
-            without = list(restored.findings())
-            self.pad.take(of_tokens, without)
-            of_tokens = without
-        self.tokens += len(comparison.padding.real)
-        if line.side is None or line.side.has_labels:
-            self._has_labels = True
-            self.supervised += sum(label != IGNORE_INDEX for label in line.labels)
-        else:
-            self._is_scored_whole = True
-        # The answers of a sound row are on both sides, and a row with another fault is reported for that fault.
-        is_trained = line.few_shot is None
-        if (
-            is_trained
-            and comparison.comparable
-            and (not new or LOSES.intersection(finding.rule for finding in of_tokens))
-        ):
-            for encoded in expected if new else ():
-                self._balance.add(encoded.input_ids, encoded.labels or (), self._oracle, line.place, 1)
-            self._balance.add(comparison.ids, comparison.labels, self._oracle, line.place, -1)
-        findings += of_tokens
-        if not is_trained:
-            self._unjudged_answers |= dict.fromkeys(
-                ("answers", "decoding"), "the answers of an evaluation are not trained on"
-            )
-            return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
-        is_wrong = bool(findings) or restored is not None
-        whole = tuple(token for encoded in expected for token in encoded.input_ids)
-        # what was read back is judged only if it gives the ids again: else the ids have a finding
-        if origin == "written" or comparison.ids == whole:
-            given = GivenIds(comparison.ids, comparison.labels)
-            observed = self._observe(line, expected, origin, given, is_exact=not of_tokens)
-            is_wrong |= any(finding.severity == "error" for finding in observed)
-            findings += observed
-        return LineVerdict(line.index, line.place, "wrong" if is_wrong else "sound", tuple(findings))
-
-    def _observe(
-        self, line: EncodedLine, expected: Sequence[EncodedRow], origin: Origin, given: GivenIds, *, is_exact: bool
-    ) -> list[Finding]:
-        """Show the conversations of a line to the rules on rows, and return their findings about these alone.
-
-        Args:
-            line: The line.
-            expected: mistral-common's encoding of each conversation.
-            origin: Where the messages come from.
-            given: The ids and labels of the line, without padding.
-            is_exact: Whether ids and labels are mistral-common's: else the answers are not decoded.
-        """
-        if self._rules is None:
-            return []
-        found: list[Finding] = []
-        tally = self._tally
-        file = self._files.setdefault((line.place.source, line.place.split), len(self._files))
-        for row, encoded in zip(line.rows, expected, strict=True):
-            if not row.messages:
-                continue  # a conversation that cannot be read back
-            is_gap = isinstance(row, FimRow)
-            self._gaps += is_gap
-            self._conversations += not is_gap
-            tally.look_at(file, line.place.row)
-            caught: list[Finding] = []
-            tally.findings.caught = caught
-            if line.chosen is None:
-                self._rules.begin_record()
-                tally.counts[file, "judged"] += 1
-            self._rules.observe_row(row, encoded, encoded if is_exact else None, tally, origin=origin)
-            self._observe_record(_ObservedSide(line, row, encoded), origin, given, is_exact=is_exact)
-            tally.findings.caught = None
-            shown = row.to_jsonl() if caught else ""
-            found += (replace(finding, row=finding.row or shown) for finding in caught if finding.rule not in _BY_IDS)
-        return found
-
-    def _observe_record(self, side: _ObservedSide, origin: Origin, given: GivenIds, *, is_exact: bool) -> None:
-        """Show a record to the rules: of a pair, when its second side has come."""
-        if self._rules is None:
+    def _parts(self, progress: Callable[[int], None]) -> Iterator[AuditPart]:
+        """Yield the verdicts on the parts of the rows, in order."""
+        records = self._records(progress)
+        if self.source.paths:
+            # the dataset is read beside the lines, in order
+            yield from (self._judge.judge(part, self.source) for part in records)
             return
-        line = side.line
-        sides: tuple[_ObservedSide, ...] = (side,)
-        if line.side is not None and line.side.is_of_pair:
-            if line.chosen is None:
-                self._other_side = side
-                return
-            first, self._other_side = self._other_side, None
-            if first is None or first.line.place.row != line.place.row:
-                return  # the chosen side could not be judged
-            sides = (first, side)
-        encodings = tuple(each.encoded for each in sides)
-        record = JudgedRecord(
-            line.place.row,
-            tuple(each.row for each in sides),
-            encodings,
-            encodings,
-            origin,
-            given=given,
-            is_exact=is_exact,
+        processes = self._processes if self._processes is not None else self._processes_for_file()
+        if self._tokenizer is None or self._path is None or processes <= 1:
+            yield from map(self._judge.judge, records)
+            return
+        plan = AuditPlan(
+            self._tokenizer.path,
+            self._tokenizer.declared,
+            self.scaling,
+            self._path,
+            self._judges_texts,
+            self.cause is not None,
+            self.pad is not None,
         )
-        self._rules.observe_record(record, self._tally)
+        yield from (part for part, _ in in_order(AuditPlan.prepare, plan, records, processes, self._judge.judge))
+
+    def _processes_for_file(self) -> int:
+        if self._path is None or self._tokenizer is None:
+            return 1
+        with suppress(InputError):  # reading it reports the error
+            return processes_for([DataFile(file) for file in every_file(self._path)])
+        return 1
+
+    def _records(self, progress: Callable[[int], None]) -> Iterator[RecordPart]:
+        """Yield the records in parts."""
+        number = size = 0
+        read = 0
+
+        def count(more: int) -> None:
+            nonlocal read
+            read += more
+            progress(more)
+
+        records: list[SourceRecord] = []
+        for record in self.rows.records(count):
+            self._files.setdefault((record.place.source, record.place.split), len(self._files))
+            records.append(record)
+            if len(records) >= CHUNK_LINES or read - size >= CHUNK_BYTES:
+                yield RecordPart(number, records, dict(self._files), read - size)
+                number, size, records = number + len(records), read, []
+        if records:
+            yield RecordPart(number, records, dict(self._files), read - size)
+        elif not number:
+            found = "there are no rows" if self.rows.place.source.is_value else "the file has no rows"
+            yield RecordPart(0, [SourceRecord(self.rows.place, RowError(found, place=self.rows.place))], {}, 0)
+
+    def _correct_repeated(self) -> None:
+        """Take the answers of lines back whose number came before: they were counted as those of a new row."""
+        if not self._again or not self.rows.is_repeatable:
+            return
+        for number, line in enumerate(scan_lines(self.rows)):
+            if number in self._again and isinstance(line, EncodedLine):
+                for row in line.rows or self._judge.read_rows(line):
+                    self._judge.expected_answers(row, line.place, -1, self.balance)
 
     def _of_all_rows(self) -> Iterator[Finding]:
         """Yield what only all rows together show of their texts, answers and repeats."""
-        if self._rules is None:
+        if not self._judges_texts:
             return
         files = [Place(source, split=split) for source, split in self._files]
-        self._tally = self._tally.ordered()
-        note_files(self._tally, files, is_sample=self.rows.is_sample)
+        self.tally = self.tally.ordered()
+        note_files(self.tally, files, is_sample=self.rows.is_sample)
         kinds = {NOT_READ_BACK: "answers", NOT_BY_GRAMMAR: "decoding"}
-        for kind, reason in self._tally.named:
+        for kind, reason in self.tally.named:
             # a grammar that judges some of the rows has judged something
-            is_partly = kind == NOT_BY_GRAMMAR and self._tally.named[BY_GRAMMAR, ""]
+            is_partly = kind == NOT_BY_GRAMMAR and self.tally.named[BY_GRAMMAR, ""]
             if kind in kinds and not is_partly:
-                self._unjudged_answers.setdefault(kinds[kind], reason)
-        for rule in self._tally.findings.rules:
-            if rule not in _BY_IDS:
-                yield from self._tally.findings.of(rule)
-
-    def _explained(self, line: EncodedLine, before: Sequence[Finding]) -> list[Finding] | None:
-        """Return the findings of a line that the chat template does not explain; None if the line is not encoded by it.
-
-        Args:
-            line: The line.
-            before: Its findings by mistral-common's encoding.
-        """
-        found = None if self.cause is None else self.cause.encode(line, self._oracle)
-        if found is None or self.cause is None:
-            return None
-        line, encoded = found
-        comparison = EncodedLineComparison(line, encoded, self._oracle, self.scaling)
-        after = list(comparison.findings())
-        self.cause.take(before, after)
-        self.read_back += not self.source.paths and before[0].rule in _UNREAD
-        self.tokens += len(comparison.padding.real)
-        if line.side is None or line.side.has_labels:
-            self._has_labels = True
-            self.supervised += sum(label != IGNORE_INDEX for label in line.labels)
-        return after
-
-    def _note_markers(self, rows: Sequence[Row]) -> None:
-        """Count the conversations that were read back and are marked up for another family.
-
-        With messages, such markers are the row's own, or the comparison shows that a template wrote them.
-        """
-        for row in rows:
-            # markers are at home in code; a row that cannot be read back has no messages, and a finding of its own
-            if isinstance(row, FimRow) or not row.messages:
-                continue
-            self._read_conversations += 1
-            if marked := markup_of(row):
-                index, marker, is_asked_for = marked
-                self._marked_conversations += 1
-                if not is_asked_for:
-                    place, found = row.place / "messages" / index / "content", f"the text is marked up with {marker}"
-                    self._first_marked = self._first_marked or Finding("ML584", found, place, row=row.to_jsonl())
+                self.unjudged_answers.setdefault(kinds[kind], reason)
+        for rule in self.tally.findings.rules:
+            if rule not in BY_IDS:
+                yield from self.tally.findings.of(rule)
 
     def _marked_finding(self, first: Finding) -> Finding:
-        count, read = self._marked_conversations, self._read_conversations
+        count, read = self.marked_conversations, self.read_conversations
         found = f"{first.found}, as {count:,} of {counted(read, 'conversation')} are"
         # a template marks up every row; a few rows may have it of their source
         return replace(first, found=found, severity="error" if count == read > 1 else first.severity)
-
-    def _as_encoded(self, line: EncodedLine) -> EncodedLine:
-        """Return a row of a table with the nulls that the table gave its calls and tools, if its ids have them, too."""
-        with suppress(OracleRejection):
-            for rows in filter(None, (line.as_stored and line.rows, line.as_stored)):
-                if _hold(line.input_ids, [self._oracle.encode(row) for row in rows]):
-                    return replace(line, rows=rows)
-        return line
-
-    def _add_expected(self, row: Row, place: Place) -> None:
-        try:
-            encoded = self._oracle.encode(row)
-        except OracleRejection:
-            return  # a row that mistral-common refuses has no answers to train on
-        self._balance.add(encoded.input_ids, encoded.labels or (), self._oracle, place, 1)
 
     def raise_unreadable(self) -> None:
         """Raise an error for unreadable lines, if any.
@@ -492,14 +343,14 @@ class Audit:
             reasons = dict.fromkeys(OF_ROWS, _IMAGES_ALONE if has_images else NOTHING_JUDGED)
         elif not self.source.is_known:
             reasons = {"rows-complete": "no rows are given to compare with: mistral-lora audit --dataset ROWS"}
-        if self._gaps and not self._conversations:
+        if self.gaps and not self.conversations:
             reason = "no sound row is a conversation: they are fill-in-the-middle"
             reasons |= dict.fromkeys(("answers", "decoding"), reason)
-        if self._is_scored_whole and not self._has_labels:
+        if self.is_scored_whole and not self.has_labels:
             reasons.setdefault("labels", SCORED_WHOLE)
-        for case, reason in self._unjudged_answers.items():
+        for case, reason in self.unjudged_answers.items():
             reasons.setdefault(case, reason)
-        if self._rules is None or not (self._conversations or self._gaps):
+        if not self._judges_texts or not (self.conversations or self.gaps):
             reasons = dict.fromkeys(OF_CHAT_ROWS, _NO_ROW) | reasons
         if self.states.total() == self.counts["ML501"]:
             reasons = dict.fromkeys(CASES, "no line of the file can be read: see the check `file`") | reasons
@@ -555,18 +406,6 @@ class Audit:
         }
 
 
-def _hold(ids: Sequence[int], rows: Sequence[EncodedRow]) -> bool:
-    """Return whether some ids contain each of some rows, with padding and other rows around it."""
-    wanted = [encoded.input_ids for encoded in rows]
-    firsts, size = {row[0] for row in wanted}, min(map(len, wanted), default=0)
-    # found by as many ids as the shortest row has: a packed sequence has thousands of rows
-    starts: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for n, token in enumerate(ids):
-        if token in firsts:
-            starts[tuple(ids[n : n + size])].append(n)
-    return all(any(tuple(ids[n : n + len(row)]) == row for n in starts.get(row[:size], ())) for row in wanted)
-
-
 def file_findings(rows: RowSource, oracle: Oracle) -> Iterator[Finding]:
     """Yield the findings of encoded rows: of every row, and of all together.
 
@@ -578,6 +417,12 @@ def file_findings(rows: RowSource, oracle: Oracle) -> Iterator[Finding]:
     for verdict in audit.verdicts():
         yield from (finding for finding in verdict.findings if finding.rule != "ML501")
     audit.raise_unreadable()
+
+
+def next_line(verdict: LineVerdict, taken: Iterator[TakenLine]) -> TakenLine | None:
+    """Return what the sequence needs of the line of a verdict; None for a line that cannot be read."""
+    is_unread = verdict.index is None
+    return None if is_unread else next(taken)
 
 
 @dataclass
@@ -601,16 +446,17 @@ class AuditReport:
         oracle: Oracle,
         dataset: tuple[Path, ...] = (),
         *,
-        base: Path | None = None,
+        base: TokenizerFiles | None = None,
         cause: TemplateCause | None = None,
         pad: PadCause | None = None,
+        tokenizer: CheckpointTokenizer | None = None,
     ) -> AuditReport:
         """Audit a file.
 
         Raises:
             InputError: If the file cannot be opened.
         """
-        report = cls(Audit(rows, oracle, dataset, base=base, cause=cause, pad=pad))
+        report = cls(Audit(rows, oracle, dataset, base=base, cause=cause, pad=pad, tokenizer=tokenizer))
         for _ in report.verdicts():
             pass
         return report
@@ -662,9 +508,10 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
             target.rows,
             target.oracle,
             target.dataset,
-            base=target.tokenizer.path,
+            base=target.tokenizer.files,
             cause=cause_of(target.judge),
             pad=pad_cause_of(target.judge),
+            tokenizer=target.tokenizer,
         )
 
     for case in CASES:

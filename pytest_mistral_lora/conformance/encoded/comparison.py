@@ -109,11 +109,15 @@ class EncodedLineComparison:
     @cached_property
     def ids(self) -> Ids:
         """The ids without padding."""
+        if len(self.padding.real) == len(self.line.input_ids):
+            return self.line.input_ids
         return tuple(self.line.input_ids[n] for n in self.padding.real)
 
     @cached_property
     def labels(self) -> Ids:
         """The labels without those of the padding; as many as ids if the line is `comparable`."""
+        if len(self.padding.real) == len(self.line.input_ids) >= len(self.line.labels):
+            return self.line.labels
         return tuple(self.line.labels[n] for n in self.padding.real if n < len(self.line.labels))
 
     def findings(self) -> Iterator[Finding]:

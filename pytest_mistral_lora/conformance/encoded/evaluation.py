@@ -28,6 +28,17 @@ class EvaluationJudge:
         self._prompts = 0
         self._other: list[tuple[str | None, Place]] = []
 
+    def fresh(self) -> EvaluationJudge:
+        """Return a judge of no prompt, with the same system prompts of training."""
+        judge = EvaluationJudge()
+        judge._trained, judge._trained_rows = self._trained, self._trained_rows
+        return judge
+
+    def extend(self, other: EvaluationJudge) -> None:
+        """Add the prompts of later lines."""
+        self._prompts += other._prompts
+        self._other += other._other
+
     def findings(self, line: EncodedLine) -> Iterator[Finding]:
         """Yield the findings of a line; none if it is no prompt of an evaluation."""
         if line.few_shot is None:

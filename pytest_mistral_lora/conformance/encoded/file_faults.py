@@ -19,7 +19,7 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.pairs import UNWANTED, WANTED, is_wanted
 from pytest_mistral_lora.chat.row_files import scan_records
 from pytest_mistral_lora.chat.rows import Row, compact_json, sorted_keys, weight_of
-from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
+from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, TakenLine
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RowError, RowsError
 from pytest_mistral_lora.places import Place
@@ -89,6 +89,20 @@ class AnswerBalance:
             entry.balance += by
             if not entry.balance:
                 del self._texts[key]
+
+    def extend(self, other: AnswerBalance) -> None:
+        """Add the texts of later lines."""
+        self._beyond += other._beyond
+        for key, entry in other._texts.items():
+            known = self._texts.get(key)
+            if known is None and len(self._texts) >= MOST:
+                self._beyond += 1
+            elif known is None:
+                self._texts[key] = entry
+            else:
+                known.balance += entry.balance
+                if not known.balance:
+                    del self._texts[key]
 
     def findings(self, place: Place, oracle: Oracle) -> Iterator[Finding]:
         """Yield a finding for lost texts, and a finding for texts that are trained on too often."""
@@ -236,27 +250,36 @@ class SourceTracker:
 
     def is_new(self, line: EncodedLine) -> bool:
         """Whether no line has had this row's number; the two lines of a pair have one number."""
-        return line.index not in (self._seen if line.chosen is None else self._seen_rejected)
+        return self.is_new_number(line.index, is_second=line.chosen is not None)
+
+    def is_new_number(self, index: int, *, is_second: bool) -> bool:
+        """Whether no line has had a number, as the first or as the second line of a pair."""
+        return index not in (self._seen_rejected if is_second else self._seen)
 
     def take(self, line: EncodedLine) -> list[Finding]:
         """Note a line, and return the findings about its place in the source."""
-        if line.chosen is not None:
+        findings = self.take_in_order(TakenLine.of(line))
+        if self.paths and not line.error:
+            findings += self._take_from_source(line)
+        return findings
+
+    def take_in_order(self, line: TakenLine) -> list[Finding]:
+        """Note the number of a line, and return the findings about the order of the numbers."""
+        if line.is_second:
             # the line of the chosen answer stands for the record
             self._seen_rejected.add(line.index)
-            return [*self._take_from_source(line)] if self.paths else []
+            return []
         findings = []
         self.is_known = self.is_known or line.numbered or bool(self.paths)
-        shown = line.rows[0].to_jsonl() if line.rows else ""
-        if not self.is_new(line):
-            findings.append(Finding("ML503", f"row {line.index} comes again", line.place, "each row once", row=shown))
+        if line.index in self._seen:
+            findings.append(Finding("ML503", f"row {line.index} comes again", line.place, "each row once"))
         elif line.index < self._last:
             found, expected = f"row {line.index} comes after row {self._last}", "rows in the order of their numbers"
-            findings.append(Finding("ML504", found, line.place, expected, row=shown))
+            findings.append(Finding("ML504", found, line.place, expected))
         if line.error:
             self._refused.add(line.index)
-            findings.append(Finding("ML502", f"row {line.index} was dropped: {line.error}", line.place, row=shown))
-        elif self.paths:
-            findings += self._take_from_source(line)
+            found = f"row {line.index} was dropped: {line.error}"
+            findings.append(Finding("ML502", found, line.place, row=line.shown))
         self._seen.add(line.index)
         self._last = max(self._last, line.index)
         self.packed = self.packed or line.packed

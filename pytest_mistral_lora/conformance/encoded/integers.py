@@ -27,6 +27,8 @@ def read_integers(values: Any, place: Place, *, weights: bool = False, mask: boo
         found = "is missing" if values is None else f"is {kind_of(values)}"
         raise RowError(found, place=place, expected="a list of integers")
     kinds = (int, float) if weights else (int,)
+    if not weights and {*map(type, values)} <= {int}:
+        return tuple(values)
     for index, value in enumerate(values):
         # not isinstance: True is an int in Python, but not an id
         if type(value) not in kinds and not (mask and type(value) in (bool, float) and value in (0, 1)):

@@ -6,7 +6,7 @@ The records are the lines of a file, or those of any other container: a table, a
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -15,7 +15,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
 from pytest_mistral_lora.chat.fim import is_fim, parse_fim_row
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.reading.row_source import RowSource
+from pytest_mistral_lora.chat.reading.row_source import RowSource, SourceRecord
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.encoded.columns import (
     LENGTHS,
@@ -87,6 +87,43 @@ class EncodedLine:
         return (*(() if self.masked else ("labels",)), *self.masks)
 
 
+@dataclass(frozen=True, slots=True)
+class TakenLine:
+    """What the sequence of lines needs of one of them.
+
+    Attributes:
+        index: Its number in the source.
+        place: Its place.
+        numbered: Whether it names its number.
+        packed: Whether it has several conversations.
+        error: The trainer's reason for encoding nothing; may be empty.
+        is_second: Whether it is the rejected side of a pair.
+        shown: The row as one line of JSON, if the trainer encoded nothing.
+    """
+
+    index: int
+    place: Place
+    numbered: bool
+    packed: bool
+    error: str
+    is_second: bool
+    shown: str = ""
+
+    @classmethod
+    def of(cls, line: EncodedLine) -> TakenLine:
+        """Return the parts of a line."""
+        shown = line.rows[0].to_jsonl() if line.error and line.rows else ""
+        return cls(
+            line.index,
+            line.place,
+            line.numbered,
+            line.packed,
+            line.error,
+            is_second=line.chosen is not None,
+            shown=shown,
+        )
+
+
 def scan_lines(
     source: RowSource, progress: Callable[[int], None] = lambda read: None, *, has_source: bool = False
 ) -> Iterator[EncodedLine | RowError]:
@@ -100,18 +137,33 @@ def scan_lines(
     Raises:
         InputError: If the source cannot be read.
     """
-    count = -1
-    for count, record in enumerate(source.records(progress)):
-        try:
-            if isinstance(record.value, RowError):
-                raise record.value
-            yield from _RecordReader(record.place, record.is_padded, has_source).lines(record.value, count)
-        except RowError as error:
-            yield error
-    if count < 0:
+    number = 0
+    for record in source.records(progress):
+        yield from lines_of([record], number, has_source=has_source)
+        number += 1
+    if not number:
         yield RowError(
             "there are no rows" if source.place.source.is_value else "the file has no rows", place=source.place
         )
+
+
+def lines_of(
+    records: Iterable[SourceRecord], first: int, *, has_source: bool = False
+) -> Iterator[EncodedLine | RowError]:
+    """Yield the lines of some records, as `scan_lines` does.
+
+    Args:
+        records: The records.
+        first: The number of records before them.
+        has_source: As for `scan_lines`.
+    """
+    for number, record in enumerate(records, start=first):
+        try:
+            if isinstance(record.value, RowError):
+                raise record.value
+            yield from _RecordReader(record.place, record.is_padded, has_source).lines(record.value, number)
+        except RowError as error:
+            yield error
 
 
 def has_row(record: Mapping[str, Any]) -> bool:
@@ -387,6 +439,8 @@ def find_padding(line: EncodedLine, expected: Ids, oracle: Oracle) -> LinePaddin
             padded, hidden = exact, sorted(set(zeros).difference(exact))
     else:
         padded = exact if exact is not None else _padding_of_other_row(line, pads, oracle)
+    if not padded:
+        return LinePadding(tuple(range(len(ids))), (), tuple(hidden))
     real = set(range(len(ids))).difference(padded)
     return LinePadding(tuple(sorted(real)), tuple(padded), tuple(hidden))
 
@@ -421,6 +475,8 @@ def likely_tokens(line: EncodedLine, oracle: Oracle) -> Ids:
             padded.update(run)
     # padding between the turns, which ML511 reports
     padded.update(n for n in hidden if ids[n] == oracle.unk_id)
+    if not padded and pads.isdisjoint(ids):
+        return tuple(range(len(ids)))
     return tuple(n for n, token in enumerate(ids) if n not in padded and token not in pads)
 
 

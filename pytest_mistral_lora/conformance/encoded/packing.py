@@ -7,16 +7,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.read_back import OPENING
-from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
+from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG, TokenizerFiles
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.integers import Ids
-from pytest_mistral_lora.errors import InputError, and_more
+from pytest_mistral_lora.errors import and_more
 
 Stretch = tuple[int, int]
 """First token of a conversation in a packed sequence, and the token after its last."""
@@ -235,32 +234,35 @@ class PositionScaling:
     limit: int = 0
 
     @classmethod
-    def of_folder(cls, folder: Path) -> PositionScaling:
-        """Read it from the `config.json` of a checkpoint folder; without the file, assume plain RoPE."""
-        file = (folder if folder.is_dir() else folder.parent) / "config.json"
-        if not file.is_file():
+    def of_files(cls, files: TokenizerFiles) -> PositionScaling:
+        """Read it from the configuration of a model; without one, assume plain RoPE.
+
+        Args:
+            files: The files of the checkpoint's folder, or a tokenizer file in it.
+        """
+        files = files.of_folder
+        if MODEL_CONFIG not in files.names:
             return PLAIN_ROPE
-        try:
-            data = read_json(file)
-        except InputError as error:
-            return cls(f"plain RoPE is assumed: config.json cannot be read: {error.found}")
-        config = data.get("text_config", data) if isinstance(data, Mapping) else {}
+        if fault := files.fault_of(MODEL_CONFIG):
+            return cls(f"plain RoPE is assumed: {MODEL_CONFIG} cannot be read: {fault.found}")
+        data, source = files.json(MODEL_CONFIG), str(files.place(MODEL_CONFIG))
+        config = data.get("text_config", data)
         config = config if isinstance(config, Mapping) else {}
         model = TEXT_MODELS.get(str(config.get("model_type")))
         default = model.scales_from if model is not None else 0
         given = next((config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)), None)
         if given is None and default:
-            return cls(str(file), "llama_4_scaling_beta", default)
+            return cls(source, "llama_4_scaling_beta", default)
         # one for all layers, or one for each type of layer
         given = given if isinstance(given, Mapping) else {}
         for rope in (given, *(part for part in given.values() if isinstance(part, Mapping))):
             limit = rope.get("original_max_position_embeddings") or config.get("max_position_embeddings")
             limit = limit if type(limit) is int and limit > 0 else default or 1
             if rope.get("llama_4_scaling_beta"):
-                return cls(str(file), "llama_4_scaling_beta", limit)
+                return cls(source, "llama_4_scaling_beta", limit)
             if (kind := rope.get("rope_type", rope.get("type"))) in _BY_LENGTH:
-                return cls(str(file), f"rope_type {kind}", limit)
-        return cls(str(file))
+                return cls(source, f"rope_type {kind}", limit)
+        return cls(source)
 
     def matters(self, positions: Sequence[int]) -> bool:
         """Return whether these positions reach the limit."""

@@ -56,7 +56,8 @@ def pad_cause_of(target: Target | None) -> PadCause | None:
 
     if isinstance(target, TrainerTarget):
         return PadCause(judge=lambda: target.pad_findings[0], is_reported=True) if target.pad_findings else None
-    if target is None or target.checkpoint is None:
+    # a tokenizer that is converted from Mistral's own file never pads with EOS
+    if target is None or target.checkpoint is None or not target.tokenizer.loads_as_it_is:
         return None
     found: list[Finding] = []
     with suppress(MistralLoraError):  # a check of the tokenizer reports it

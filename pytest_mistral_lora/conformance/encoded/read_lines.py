@@ -73,6 +73,10 @@ class LineReader:
         self._path = path
         self._tries = _MOST_TRIES
 
+    def begin(self) -> None:
+        """Begin a part of a file: each part has tries of its own, so that its verdict depends on no other part."""
+        self._tries = _MOST_TRIES
+
     def read(self, line: EncodedLine) -> ReadLine:
         """Read the conversations of a line that has ids alone."""
         rows: list[Row] = []
@@ -153,13 +157,19 @@ class _UnreadStretchError(Exception):
 def stretches_of(line: EncodedLine, oracle: Oracle) -> Iterator[LineStretch]:
     """Yield the ids of each conversation of a line, by its position ids and BOS tokens."""
     real = likely_tokens(line, oracle)
-    ids = tuple(line.input_ids[n] for n in real)
-    positions = None if line.position_ids is None else tuple(line.position_ids[n] for n in real)
+    # most lines have no padding
+    is_whole = len(real) == len(line.input_ids)
+    ids = line.input_ids if is_whole else tuple(line.input_ids[n] for n in real)
+    positions = line.position_ids
+    if positions is not None and not is_whole:
+        positions = tuple(positions[n] for n in real)
     # a side of a pair is one conversation, however many BOS it has
     cuts = [(0, len(ids))] if line.side else cut_at_starts(ids, positions, oracle)
     for number, (start, end) in enumerate(cuts or [(0, 0)]):
         place = line.place / "conversations" / number if len(cuts) > 1 else line.place
-        labels = tuple(line.labels[n] for n in real[start:end] if n < len(line.labels))
+        labels = line.labels[start:end]
+        if not is_whole:
+            labels = tuple(line.labels[n] for n in real[start:end] if n < len(line.labels))
         yield LineStretch(place, real[start:end], ids[start:end], labels)
 
 

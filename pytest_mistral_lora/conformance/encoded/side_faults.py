@@ -23,67 +23,31 @@ _ANSWERS = ("wanted answer", "unwanted answer")
 
 
 @dataclass
-class SideJudge:
-    """Judges the answers of preference records, and keeps their lengths for the file.
+class SideLengths:
+    """The lengths of the answers of preference records.
 
     Attributes:
-        oracle: Mistral's own tokenization.
         sides: Number of answers so far.
         pairs: Number of pairs so far.
+        lengths: The tokens of each answer, by whether it is wanted.
     """
 
-    oracle: Oracle
     sides: int = 0
     pairs: int = 0
-    _lengths: dict[bool, array[int]] = field(default_factory=lambda: {True: array("q"), False: array("q")})
+    lengths: dict[bool, array[int]] = field(default_factory=lambda: {True: array("q"), False: array("q")})
 
-    def is_empty(self, side: Side) -> bool:
-        """Return whether an answer has no text and no call."""
-        text = self._without_eos(side.answer)
-        return not any(token in self.oracle.markers for token in text) and not self._decoded(text).strip()
-
-    def take(self, line: EncodedLine, side: Side) -> Iterator[Finding]:
-        """Yield the findings of an answer, and with the second answer of a pair those of the pair."""
-        row = line.rows[0].to_jsonl() if line.rows else ""
-        self.sides += 1
-        answer = self._without_eos(side.answer)
-        if self.is_empty(side):
-            found = "the answer is nothing but EOS"
-            if answer:
-                found = f"the answer is nothing but white space: {self._decoded(answer)!r}"
-            elif not side.answer:
-                found = "the answer has no token"
-            yield Finding("ML567", found, line.place, "a text or a call, closed by EOS", row=row)
-        if line.chosen is None or line.chosen.side is None:
-            if not side.is_of_pair:
-                self._lengths[side.is_wanted].append(len(answer))
-            return
-        self.pairs += 1
-        first = line.chosen.side
-        # whole conversations begin with their prompt
-        shared = 0 if side.has_labels else equal_beginning(first.answer, side.answer)
-        self._lengths[True].append(len(self._without_eos(first.answer[shared:])))
-        self._lengths[False].append(len(self._without_eos(side.answer[shared:])))
-        place = line.place.row
-        if first.prompt != side.prompt:
-            at = equal_beginning(first.prompt, side.prompt)
-            shown = [self._shown(prompt, at) for prompt in (first.prompt, side.prompt)]
-            found = f"token {at} of the prompt: {shown[0]} before the chosen answer, {shown[1]} before the rejected one"
-            yield Finding("ML565", found, place, "one prompt", row=row)
-        if self.is_empty(first) or self.is_empty(side) or not self._are_alike(first.answer, side.answer):
-            return
-        text = repr(self._decoded(answer[:_SHOWN_IDS]).strip()) + ("…" if len(answer) > _SHOWN_IDS else "")
-        if first.answer == side.answer and answer == side.answer:
-            found = f"both answers are cut, and nothing is left of their difference: {text}"
-            yield Finding("ML568", found, place, "answers that differ after the cut", row=row)
-        else:
-            yield Finding("ML655", f"both answers are {text}", place, "answers that differ", row=row)
+    def extend(self, other: SideLengths) -> None:
+        """Add the answers of other records."""
+        self.sides += other.sides
+        self.pairs += other.pairs
+        for is_wanted, lengths in other.lengths.items():
+            self.lengths[is_wanted].extend(lengths)
 
     def file_findings(self, place: Place) -> Iterator[Finding]:
         """Yield a note if the answers of one side are much longer than those of the other."""
-        if not all(self._lengths.values()):
+        if not all(self.lengths.values()):
             return
-        sides = [AnswerLengths(len(tokens), fmean(tokens), median(tokens)) for tokens in self._lengths.values()]
+        sides = [AnswerLengths(len(tokens), fmean(tokens), median(tokens)) for tokens in self.lengths.values()]
         index = longer_side(*sides)
         if index is None:
             return
@@ -100,10 +64,65 @@ class SideJudge:
             return ""
         lengths = [
             f"{counted(len(lengths), name)} of {fmean(lengths):.1f} tokens in the mean"
-            for name, lengths in zip(_ANSWERS, self._lengths.values(), strict=True)
+            for name, lengths in zip(_ANSWERS, self.lengths.values(), strict=True)
             if lengths
         ]
         return ", ".join([*([counted(self.pairs, "pair")] if self.pairs else ()), *lengths])
+
+
+@dataclass
+class SideJudge:
+    """Judges the answers of preference records, and notes their lengths.
+
+    Attributes:
+        oracle: Mistral's own tokenization.
+        noted: Where the lengths are noted.
+    """
+
+    oracle: Oracle
+    noted: SideLengths
+
+    def is_empty(self, side: Side) -> bool:
+        """Return whether an answer has no text and no call."""
+        text = self._without_eos(side.answer)
+        return not any(token in self.oracle.markers for token in text) and not self._decoded(text).strip()
+
+    def take(self, line: EncodedLine, side: Side) -> Iterator[Finding]:
+        """Yield the findings of an answer, and with the second answer of a pair those of the pair."""
+        row = line.rows[0].to_jsonl() if line.rows else ""
+        self.noted.sides += 1
+        answer = self._without_eos(side.answer)
+        if self.is_empty(side):
+            found = "the answer is nothing but EOS"
+            if answer:
+                found = f"the answer is nothing but white space: {self._decoded(answer)!r}"
+            elif not side.answer:
+                found = "the answer has no token"
+            yield Finding("ML567", found, line.place, "a text or a call, closed by EOS", row=row)
+        if line.chosen is None or line.chosen.side is None:
+            if not side.is_of_pair:
+                self.noted.lengths[side.is_wanted].append(len(answer))
+            return
+        self.noted.pairs += 1
+        first = line.chosen.side
+        # whole conversations begin with their prompt
+        shared = 0 if side.has_labels else equal_beginning(first.answer, side.answer)
+        self.noted.lengths[True].append(len(self._without_eos(first.answer[shared:])))
+        self.noted.lengths[False].append(len(self._without_eos(side.answer[shared:])))
+        place = line.place.row
+        if first.prompt != side.prompt:
+            at = equal_beginning(first.prompt, side.prompt)
+            shown = [self._shown(prompt, at) for prompt in (first.prompt, side.prompt)]
+            found = f"token {at} of the prompt: {shown[0]} before the chosen answer, {shown[1]} before the rejected one"
+            yield Finding("ML565", found, place, "one prompt", row=row)
+        if self.is_empty(first) or self.is_empty(side) or not self._are_alike(first.answer, side.answer):
+            return
+        text = repr(self._decoded(answer[:_SHOWN_IDS]).strip()) + ("…" if len(answer) > _SHOWN_IDS else "")
+        if first.answer == side.answer and answer == side.answer:
+            found = f"both answers are cut, and nothing is left of their difference: {text}"
+            yield Finding("ML568", found, place, "answers that differ after the cut", row=row)
+        else:
+            yield Finding("ML655", f"both answers are {text}", place, "answers that differ", row=row)
 
     def _without_eos(self, answer: Ids) -> Ids:
         end = len(answer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -63,6 +63,15 @@ class Cause:
                 self.counts[finding.rule] += 1
                 self.effects.setdefault(finding.rule, finding)
 
+    def begin(self) -> None:
+        """Begin a part of a file."""
+        self.effects, self.counts = {}, Counter()
+
+    def extend(self, effects: Mapping[str, Finding], counts: Counter[str]) -> None:
+        """Add the findings of a later part that this is the cause of."""
+        self.counts.update(counts)
+        self.effects = {**effects, **self.effects}
+
     def findings(self) -> Iterator[Finding]:
         """Yield the findings of the file: the one about the cause with the number of those that it explains, or these.
 
@@ -90,6 +99,11 @@ class TemplateCause(Cause):
 
     load: Callable[[], ChatTemplate]
     _tries: int = _MOST_TRIES
+
+    def begin(self) -> None:
+        """Begin a part of a file: each part has tries of its own, so that its verdict depends on no other part."""
+        super().begin()
+        self._tries = _MOST_TRIES
 
     @cached_property
     def template(self) -> ChatTemplate | None:
@@ -204,10 +218,11 @@ def _finding_of_folder(target: Target) -> Finding | None:
     from pytest_mistral_lora.conformance.base_tokenizer import loaded_template_result
     from pytest_mistral_lora.conformance.template import template_file
 
-    found = loaded_template_result(target.tokenizer, target.template.source, None).findings
+    place = template_file(target)
+    found = loaded_template_result(target.tokenizer, target.template.source, None, place).findings
     write = "`mistral-lora template --tokenizer {checkpoint} --output {template}`"
     fix = f"Write the template that mistral-common generates, {write}, and encode the rows again."
-    return found[0].under("ML004", place=template_file(target), fix=fix) if found else None
+    return found[0].under("ML004", fix=fix) if found else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -152,12 +151,11 @@ def injection_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
             for index in range(span.start, span.end):
                 if encoded.input_ids[index] in oracle.control_tokens:
                     return f"control token {oracle.piece(encoded.input_ids[index])} inside a text, at token {index}"
-    literals = re.compile("|".join(re.escape(literal) for literal in oracle.control_tokens.values()))
 
     def broken(value: Any) -> Any:
         # a hyphen in every control token that the row's texts spell
         if isinstance(value, str):
-            return literals.sub(lambda match: match[0][0] + "-" + match[0][1:], value)
+            return oracle.control_pattern.sub(lambda match: match[0][0] + "-" + match[0][1:], value)
         if isinstance(value, Mapping):
             return {key: broken(item) for key, item in value.items()}
         return [broken(item) for item in value] if isinstance(value, list | tuple) else value

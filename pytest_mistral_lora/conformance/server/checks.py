@@ -20,7 +20,7 @@ from pytest_mistral_lora.conformance.server.deviations import (
 )
 from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding
 from pytest_mistral_lora.conformance.server.shown import judged_publicly
-from pytest_mistral_lora.conformance.server_target import NOT_ASKED, ParsersTarget, ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.server_target import NOT_ASKED, AskedRow, ParsersTarget, ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError, RunnerError, TokenizerError, counted
 from pytest_mistral_lora.places import Place
@@ -170,9 +170,7 @@ class ServerChecks:
         findings = []
         for asked_row in answers.rows:
             if isinstance(asked_row.served, InputError):
-                error, row = asked_row.served, asked_row.row.to_jsonl()
-                found, shape = f"{asked_row.name}: {error.found}", cause_of(error.found)
-                findings.append(replace(_of_error(error), found=found, row=row, shape=shape))
+                findings.append(_of_error(asked_row.served, asked_row))
         if self._taken and not any(row.ids is not None or row.count is not None for row in self._taken):
             # it answers, but its prompts cannot be judged
             found, expected = "no answer has the ids of its prompt, or their number", "usage.prompt_tokens"
@@ -309,10 +307,20 @@ class ServerChecks:
                 yield Finding(rule, found, self._place, fault.expected, row=row, **parts)
 
 
-def _of_error(error: InputError) -> Finding:
+def _of_error(error: InputError, asked_row: AskedRow | None = None) -> Finding:
+    """Return the finding of a request that failed.
+
+    Args:
+        error: The error.
+        asked_row: The row that was asked; None if the server could not be asked at all.
+    """
     step = "Name the tokenizer of the served model." if isinstance(error, TokenizerError) else ""
     step = "Mend your script: docs/serving.md has its interface." if isinstance(error, RunnerError) else step
-    return Finding("ML901", error.found, error.place, error.expected, fix=error.next_step or step)
+    fix = error.next_step or step
+    if asked_row is None:
+        return Finding("ML901", error.found, error.place, error.expected, fix=fix)
+    found, row = f"{asked_row.name}: {error.found}", asked_row.row.to_jsonl()
+    return Finding("ML901", found, error.place, error.expected, row=row, shape=cause_of(error.found), fix=fix)
 
 
 def served_findings(url: str, rows: Sequence[Row], tokenizer: CheckpointTokenizer, model: str) -> Iterator[Finding]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, partial
 
-from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN, oracle_file
+from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
+from pytest_mistral_lora.chat.reading import in_utf8
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     GENERATION_CONFIG,
     MODEL_CONFIG,
@@ -26,7 +27,6 @@ from pytest_mistral_lora.conformance.tokenizer.folder import MISTRAL_COMMON
 from pytest_mistral_lora.conformance.tokenizer.images import image_settings
 from pytest_mistral_lora.conformance.tokenizer.template_traits import PLAIN, TemplateTraits
 from pytest_mistral_lora.errors import TokenizerError
-from pytest_mistral_lora.places import Place
 
 Judge = Callable[[Target], Iterator[Finding] | Result]
 
@@ -81,7 +81,7 @@ def oracle(target: Target) -> Result:
     """Judge which Mistral tokenizer is a target's oracle: its own file, or a recognised or declared tokenizer."""
     tokenizer = target.tokenizer
     tokenizer.files.refuse_hazards()
-    declared = oracle_file(tokenizer.path)
+    declared = tokenizer.files.oracle_file
     if declared is not None and declared == tokenizer.path:
         return Result(facts=(("template of", "mistral-common generates it, since a single file has none"),))
     if declared is not None:
@@ -94,7 +94,7 @@ def oracle(target: Target) -> Result:
     if found.name == NO_ORACLE:
         return Result(not_checked=found.reason)
     rule, expected = ("ML230", "its own ids") if found.declared else ("ML229", "the vocabulary of a known tokenizer")
-    return Result((Finding(rule, found.reason, Place.of(tokenizer.path), expected),))
+    return Result((Finding(rule, found.reason, tokenizer.place, expected),))
 
 
 _CHANGES = (
@@ -114,9 +114,9 @@ def loaded(target: Target) -> Result:
     # ask transformers instead of reading the files: the choice has a dozen conditions, which change between versions;
     # other checks report a folder that does not load
     name = ""
-    with suppress(Exception):
+    with suppress(Exception), in_utf8(files.path) as named:
         load = transformers.AutoTokenizer.from_pretrained
-        name = type(load(files.path, local_files_only=True, trust_remote_code=False)).__name__
+        name = type(load(named, local_files_only=True, trust_remote_code=False)).__name__
     if name not in MISTRAL_COMMON:
         return Result()
     takes = f"AutoTokenizer takes {name} in transformers {transformers.__version__}"

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.chat.reading import in_utf8
 from pytest_mistral_lora.checkpoint.hub_cache import check_file, kept_listing, snapshot_of
 from pytest_mistral_lora.checkpoint.recognition import PROBES, Recognition, spm_pieces
@@ -168,7 +167,7 @@ def file(target: Target) -> Result:
     """Judge the files one by one; the facts name the files that load."""
     files = target.tokenizer.files
     findings = [
-        Finding(_FAULT_RULES[fault.kind], fault.found, Place.of(files.file(name)), "a file of the folder")
+        Finding(_FAULT_RULES[fault.kind], fault.found, files.place(name), "a file of the folder")
         for name, fault in files.faults.items()
     ]
     for weights in sorted(files.path.glob("*.safetensors")) if files.path.is_dir() else ():
@@ -178,9 +177,7 @@ def file(target: Target) -> Result:
             findings.append(Finding("ML209", error.found, error.place, "a whole safetensors file"))
     if not target.tokenizer.is_there:
         found = "there is no tokenizer"
-        findings.append(
-            Finding("ML201", found, Place.of(files.path), "tekken.json, tokenizer.model.vN or tokenizer.json")
-        )
+        findings.append(Finding("ML201", found, files.place(), "tekken.json, tokenizer.model.vN or tokenizer.json"))
     if target.path is None:
         from pytest_mistral_lora.records.goldens import shipped_hashes
 
@@ -199,7 +196,7 @@ def _facts(files: TokenizerFiles) -> Iterator[tuple[str, Any]]:
     """Yield the files that load, their hashes, the class, and the repository of a snapshot."""
     hashes = files.digests
     yield "files", hashes
-    declared = oracle_file(files.path)
+    declared = files.oracle_file
     yield (
         "oracle_file",
         declared.relative_to(files.path).as_posix() if declared and declared != files.path else str(declared),
@@ -216,7 +213,7 @@ def _facts(files: TokenizerFiles) -> Iterator[tuple[str, Any]]:
 def nothing_cut_or_padded(target: Target) -> Iterator[Finding]:
     """Yield ML231 for a tokenizer.json that cuts texts or pads each of them, ML232 for one that pads batches."""
     files = target.tokenizer.files
-    data, place = files.json(TOKENIZER_JSON), Place.of(files.file(TOKENIZER_JSON))
+    data, place = files.json(TOKENIZER_JSON), files.place(TOKENIZER_JSON)
     truncation, padding = data.get("truncation"), data.get("padding")
     if truncation is not None:
         most = truncation.get("max_length") if isinstance(truncation, dict) else truncation
@@ -239,7 +236,7 @@ def has_template(target: Target) -> Result:
         return Result(not_checked="transformers does not load the folder as it is")
     places = template_places(files)
     if not places:
-        return Result((Finding("ML233", "there is no chat template", Place.of(files.path), "chat_template.jinja"),))
+        return Result((Finding("ML233", "there is no chat template", files.place(), "chat_template.jinja"),))
     if (place := loaded_place(files)) and not places["default"][place].strip():
         return Result(
             (Finding("ML222", "the chat template is empty", in_folder(files.path, place), "a Jinja template"),)
@@ -269,15 +266,15 @@ def other_pieces(file: Path, known: Recognition) -> Iterator[Finding]:
 def one_tokenizer(target: Target) -> Iterator[Finding]:
     """Yield ML211 if a folder holds Mistral tokenizer files of several versions, or two that differ."""
     files = target.tokenizer.files
-    chosen = oracle_file(files.path)
+    chosen = files.oracle_file
     for name in files.mistral_files:
         if chosen is not None and name != chosen.name:
             found = f"{name} stands beside {chosen.name}, which is the one that loads"
-            yield Finding("ML211", found, Place.of(files.file(name)), "one Mistral tokenizer file")
+            yield Finding("ML211", found, files.place(name), "one Mistral tokenizer file")
     plain, hashes = "tokenizer.model", files.digests
     spm = [name for name in files.mistral_files if name.startswith(f"{plain}.")]
     if plain in hashes and len(spm) == 1 and hashes.get(spm[0]) != hashes[plain]:
-        yield Finding("ML211", f"{plain} and {spm[0]} differ", Place.of(files.file(plain)), "the same bytes")
+        yield Finding("ML211", f"{plain} and {spm[0]} differ", files.place(plain), "the same bytes")
     if plain in hashes and chosen is None and target.tokenizer.has_oracle:
         yield from other_pieces(files.file(plain), target.tokenizer.recognition)
 
@@ -303,7 +300,7 @@ def one_revision(target: Target) -> Result:
     if len(set(commits.values())) > 1:
         detail = "\n".join(f"{name}: {commit}" for name, commit in commits.items())
         found = f"files of {len(set(commits.values()))} commits"
-        findings.append(Finding("ML212", found, Place.of(files.path), "one commit", detail))
+        findings.append(Finding("ML212", found, files.place(), "one commit", detail))
     unknown = "" if is_snapshot or len(commits) > 1 else "the commits of the files are not known: no file names them"
     return Result(tuple(findings), unknown)
 
@@ -311,14 +308,14 @@ def one_revision(target: Target) -> Result:
 def ends_agree(files: TokenizerFiles) -> Iterator[Finding]:
     """Yield ML238 if `add_bos_token` or `add_eos_token` contradicts what `tokenizer.json` writes around a text."""
     for name, found, expected in _ends_of_a_text(files):
-        yield Finding("ML238", found, Place.of(files.file(name)), expected)
+        yield Finding("ML238", found, files.place(name), expected)
 
 
 def files_agree(target: Target) -> Iterator[Finding]:
     """Yield ML213 for each declaration that contradicts `tokenizer.json` or `tokenizer_config.json`, and ML238."""
     files = target.tokenizer.files
     for name, found, expected in (*_within_tokenizer_json(files), *_named_tokens(files), *_added_tokens(files)):
-        yield Finding("ML213", found, Place.of(files.file(name)), expected)
+        yield Finding("ML213", found, files.place(name), expected)
     yield from ends_agree(files)
 
 
@@ -328,7 +325,7 @@ def tokenizer_class(target: Target) -> Iterator[Finding]:
     from tokenizers import Tokenizer
 
     files = target.tokenizer.files
-    place, config = Place.of(files.file(TOKENIZER_CONFIG)), files.json(TOKENIZER_CONFIG)
+    place, config = files.place(TOKENIZER_CONFIG), files.json(TOKENIZER_CONFIG)
     name = config.get("tokenizer_class")
     if config.get("auto_map"):
         yield Finding("ML218", "auto_map asks for code from the repository", place, "a class of transformers")
@@ -356,7 +353,7 @@ def tokenizer_class(target: Target) -> Iterator[Finding]:
 def one_template(target: Target) -> Result:
     """Judge whether the places of the chat template hold different templates, or no default: ML220."""
     files, findings = target.tokenizer.files, list[Finding]()
-    places, home, loads = template_places(files), Place.of(files.path), loaded_place(files)
+    places, home, loads = template_places(files), files.place(), loaded_place(files)
     if not places:
         return Result(not_checked="there is no chat template")
     if "default" not in places:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import TokenDiff, equal_beginning
+from pytest_mistral_lora.checkpoint.quick_conversion import quick_conversion
 from pytest_mistral_lora.checkpoint.recognition import PROBES, as_bytes, probe_differences
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     GENERATION_CONFIG,
@@ -47,17 +48,22 @@ def oracle_of(target: Target) -> Oracle | None:
 
 def end_ids(target: Target) -> set[int]:
     """Return the ids that end an answer: EOS of the tokenizer, and those at which the folder's model stops."""
-    fast, files = target.tokenizer.fast, target.tokenizer.files
+    files = target.tokenizer.files
     stops = files.json(GENERATION_CONFIG).get("eos_token_id", files.json(MODEL_CONFIG).get("eos_token_id"))
-    special = {token for token, added in fast.added_tokens_decoder.items() if added.special}
+    if target.tokenizer.has_fast:
+        fast = target.tokenizer.fast
+        special = {token for token, added in fast.added_tokens_decoder.items() if added.special}
+        eos = fast.eos_token_id
+    else:
+        special, eos = {*target.oracle.control_tokens}, target.oracle.eos_id
     given = {token for token in (stops if isinstance(stops, list) else [stops]) if isinstance(token, int)} & special
-    return {token for token in (*given, fast.eos_token_id) if token is not None}
+    return {token for token in (*given, eos) if token is not None}
 
 
 def control_tokens(target: Target) -> Iterator[Finding]:
     """Yield ML202 for control tokens that differ from mistral-common's, are not special, or swallow spaces."""
     oracle, fast = target.oracle, target.tokenizer.fast
-    place = Place.of(target.tokenizer.path)
+    place = target.tokenizer.place
     # transformers recounts its tokens for each of these two
     added, size = fast.added_tokens_decoder, len(fast)
     findings: list[Finding] = []
@@ -77,20 +83,25 @@ def control_tokens(target: Target) -> Iterator[Finding]:
     yield from first_findings(findings, _SHOWN, place)
 
 
-def named_tokens(target: Target) -> Iterator[Finding]:
-    """Yield ML203 if BOS, EOS or UNK is not mistral-common's."""
+def named_tokens(target: Target, names: Sequence[str] = ("bos", "eos", "unk")) -> Iterator[Finding]:
+    """Yield ML203 if a named token is not mistral-common's.
+
+    Args:
+        target: The target.
+        names: The tokens to judge.
+    """
     oracle, fast = target.oracle, target.tokenizer.fast
-    for name, want in (("bos", oracle.bos_id), ("eos", oracle.eos_id), ("unk", oracle.unk_id)):
-        have = getattr(fast, f"{name}_token_id")
+    for name in names:
+        want, have = getattr(oracle, f"{name}_id"), getattr(fast, f"{name}_token_id")
         if have != want:
             found = "is not set" if have is None else f"is {have} {oracle.piece(have)!r}"
-            yield Finding(
-                "ML203", f"{name}_token {found}", Place.of(target.tokenizer.path), f"{want} {oracle.piece(want)!r}"
-            )
+            yield Finding("ML203", f"{name}_token {found}", target.tokenizer.place, f"{want} {oracle.piece(want)!r}")
 
 
 def eos_ids(target: Target) -> set[int]:
     """Return the ids of EOS as mistral-common and as transformers see it."""
+    if not target.tokenizer.has_fast:
+        return {target.oracle.eos_id}
     oracle = oracle_of(target)
     ids = {target.tokenizer.fast.eos_token_id, oracle.eos_id if oracle else None}
     return {token for token in ids if token is not None}
@@ -99,7 +110,7 @@ def eos_ids(target: Target) -> set[int]:
 def pad(target: Target) -> Iterator[Finding]:
     """Yield ML204 if the tokenizer pads with an EOS, ML203 if the pad is text."""
     fast, oracle = target.tokenizer.fast, oracle_of(target)
-    place, token = Place.of(target.tokenizer.path), fast.pad_token_id
+    place, token = target.tokenizer.place, fast.pad_token_id
     if token is not None and token in eos_ids(target):
         yield Finding("ML204", f"pad_token is EOS ({fast.pad_token!r}, id {token})", place, "another token")
     elif token is not None and oracle and token not in {*oracle.control_tokens, oracle.unk_id}:
@@ -110,7 +121,7 @@ def pad(target: Target) -> Iterator[Finding]:
 def vocabulary(target: Target) -> Iterator[Finding]:
     """Yield ML214 if an id has another text than in mistral-common's vocabulary."""
     oracle, fast = target.oracle, target.tokenizer.fast
-    place = Place.of(target.tokenizer.path)
+    place = target.tokenizer.place
     if len(fast) != oracle.vocab_size:
         yield Finding("ML214", f"{len(fast):,} tokens", place, f"{oracle.vocab_size:,} tokens")
     known = range(min(len(fast), oracle.vocab_size))
@@ -119,12 +130,18 @@ def vocabulary(target: Target) -> Iterator[Finding]:
         text_ids = text_ids[:_SAMPLE]
     # bytes, not text: every token with a part of a character reads as U+FFFD
     have = dict(zip(text_ids, fast.convert_ids_to_tokens(text_ids), strict=True))
-    other = [token for token in text_ids if as_bytes(have[token], oracle.kind) != oracle.vocabulary[token]]
+    want = _bytes_of(oracle, text_ids)
+    other = [token for token in text_ids if as_bytes(have[token], oracle.kind) != want[token]]
     if other:
-        sides = (as_bytes(have[other[0]], oracle.kind), oracle.vocabulary[other[0]])
+        sides = (as_bytes(have[other[0]], oracle.kind), want[other[0]])
         found, expected = (repr(side.decode(errors="backslashreplace")) for side in sides)
         found = f"{len(other):,} ids stand for other text, the first is {other[0]}: {found}"
         yield Finding("ML214", found, place, expected)
+
+
+def _bytes_of(oracle: Oracle, tokens: Sequence[int]) -> Sequence[bytes] | Mapping[int, bytes]:
+    """Return the bytes of some tokens, by id; more than a sample of them as the oracle keeps them."""
+    return oracle.vocabulary if len(tokens) > _SAMPLE else {token: oracle.token_bytes(token) for token in tokens}
 
 
 def text_ids(target: Target) -> Iterator[Finding]:
@@ -133,10 +150,10 @@ def text_ids(target: Target) -> Iterator[Finding]:
     model = files.json(TOKENIZER_JSON).get("model")
     if isinstance(model, dict) and model.get("dropout"):
         found = f"model.dropout is {model['dropout']}: a text gets other ids each time"
-        yield Finding("ML205", found, Place.of(files.file(TOKENIZER_JSON)), '"dropout": null')
+        yield Finding("ML205", found, files.place(TOKENIZER_JSON), '"dropout": null')
         return
     oracle, fast = target.oracle, target.tokenizer.fast
-    place = Place.of(target.tokenizer.path)
+    place = target.tokenizer.place
     for text, want, have in probe_differences(oracle, fast):
         yield Finding("ML205", f"{text!r} gets other ids", place, detail=_difference(want, have, oracle))
     # each control token between two texts: the space before it and the text after it must not change
@@ -174,9 +191,9 @@ def _texts_of_all_tokens(target: Target) -> list[str]:
     if TOKENIZER_JSON not in target.tokenizer.files.names:
         tokens = tokens[:_SAMPLE]
     literals = re.compile("|".join(re.escape(token.content) for token in fast.added_tokens_decoder.values()))
-    texts = []
+    texts, spelled = [], _bytes_of(oracle, tokens)
     for token in tokens:
-        piece = oracle.vocabulary[token].decode(errors="replace")
+        piece = spelled[token].decode(errors="replace")
         if oracle.kind == "spm":
             piece = "" if piece.startswith("<0x") else piece.replace("▁", " ")
         # A token with a part of a character has no text, and decodes to U+FFFD.
@@ -196,7 +213,7 @@ def decoding(target: Target) -> Iterator[Finding]:
     From 5.7 on, transformers ignores `clean_up_tokenization_spaces` for the tokenizers that Mistral has.
     """
     files, fast = target.tokenizer.files, target.tokenizer.fast
-    place = Place.of(files.file(TOKENIZER_JSON))
+    place = files.place(TOKENIZER_JSON)
     oracle = oracle_of(target)
     texts = [*PROBES, *_SPACED, *(_texts_of_all_tokens(target) if oracle else ())]
     if oracle is None:
@@ -229,7 +246,7 @@ def decoding(target: Target) -> Iterator[Finding]:
         found = (
             "clean_up_tokenization_spaces is true: transformers before 5.7 decodes 'No , it is n't' to 'No, it isn't'"
         )
-        yield Finding("ML239", found, Place.of(files.file(TOKENIZER_CONFIG)), '"clean_up_tokenization_spaces": false')
+        yield Finding("ML239", found, files.place(TOKENIZER_CONFIG), '"clean_up_tokenization_spaces": false')
 
 
 def _characters_without_ids(fast: Any, texts: list[str]) -> set[str]:
@@ -249,8 +266,8 @@ def save_and_load(target: Target) -> Iterator[Finding]:
     import transformers
 
     fast = target.tokenizer.fast
-    place = Place.of(target.tokenizer.path)
-    with tempfile.TemporaryDirectory() as folder:
+    place = target.tokenizer.place
+    with tempfile.TemporaryDirectory() as folder, quick_conversion():
         fast.save_pretrained(folder)
         first = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded = [first]
@@ -281,17 +298,16 @@ def model_config(target: Target) -> Iterator[Finding]:
         config = files.json(name)
         for part in (config, config.get("text_config")):
             if isinstance(part, dict):
-                yield from _named_ids(target, part, Place.of(files.file(name)))
+                yield from _named_ids(target, part, files.place(name))
     if GENERATION_CONFIG in files.names and GENERATION_CONFIG not in files.faults:
-        place = Place.of(files.file(GENERATION_CONFIG))
+        place = files.place(GENERATION_CONFIG)
         yield from generation_findings(files.json(GENERATION_CONFIG), end_ids(target), place)
     yield from _embedding_findings(target)
 
 
 def _named_ids(target: Target, config: dict[str, Any], place: Place) -> Iterator[Finding]:
-    fast, oracle = target.tokenizer.fast, oracle_of(target)
-    eos = eos_ids(target)
-    known, rows = oracle.vocab_size if oracle else len(fast), _declared_rows(target)
+    oracle, eos = oracle_of(target), eos_ids(target)
+    known, rows = oracle.vocab_size if oracle else len(target.tokenizer.fast), _declared_rows(target)
     # a pad may be added, if the embeddings have a row for it
     sizes = {"bos": known, "eos": known, "pad": rows if isinstance(rows, int) else known}
     given: dict[str, list[Any]] = {}
@@ -301,7 +317,7 @@ def _named_ids(target: Target, config: dict[str, Any], place: Place) -> Iterator
         if value is None:
             values = []
         given[key] = [item if isinstance(item, int) else repr(item) for item in values]
-    bos = oracle.bos_id if oracle else fast.bos_token_id
+    bos = oracle.bos_id if oracle else target.tokenizer.fast.bos_token_id
     for key, ids in given.items():
         for token in ids:
             if not (isinstance(token, int) and 0 <= token < sizes[key]):
@@ -328,7 +344,7 @@ def _embedding_findings(target: Target) -> Iterator[Finding]:
     """Compare the vocabulary with `vocab_size`, and `vocab_size` with the rows of the embeddings."""
     files, declared = target.tokenizer.files, _declared_rows(target)
     rows: dict[str, int] = {}
-    for weights in sorted(files.path.glob("model*.safetensors")):
+    for weights in files.weights:
         try:
             rows |= embedding_rows(target.weights_header(weights))
         except InputError:
@@ -336,17 +352,17 @@ def _embedding_findings(target: Target) -> Iterator[Finding]:
     if declared is not None:
         for name, count in rows.items():
             if count != declared:
-                yield Finding("ML215", f"{name} has {count:,} rows", Place.of(files.path), f"vocab_size {declared}")
+                yield Finding("ML215", f"{name} has {count:,} rows", files.place(), f"vocab_size {declared}")
         rows = {"vocab_size": declared, **rows}
-    tokens = len(target.tokenizer.fast)
+    tokens = len(target.tokenizer.fast) if target.tokenizer.has_fast else target.oracle.vocab_size
     for name, count in rows.items():
         if not isinstance(count, int) or count < tokens:
             found = f"{name} is {count!r}, and the tokenizer has {tokens:,} tokens"
-            yield Finding("ML215", found, Place.of(files.path), "a row for each token")
+            yield Finding("ML215", found, files.place(), "a row for each token")
             return
         if count > tokens and count % _ROUND:
             found = f"{name} is {count:,}, more than the {tokens:,} tokens"
-            yield Finding("ML216", found, Place.of(files.path), f"{tokens:,}, or a multiple of {_ROUND}")
+            yield Finding("ML216", found, files.place(), f"{tokens:,}, or a multiple of {_ROUND}")
             return
 
 

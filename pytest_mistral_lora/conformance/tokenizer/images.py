@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import short_json
-from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import ImageSizes
@@ -36,7 +34,7 @@ def image_settings(target: Target) -> Result:
     named = tuple(_image_token_findings(target))
     if not any("patch_size" in part or "size" in part for part in (processor, *parts.values())):
         return Result(named)  # a model of text alone, or a folder without its processor
-    file = oracle_file(files.path)
+    file = files.oracle_file
     sizes = None if file is None else target.oracle.image_sizes
     if file is None or sizes is None:
         reason = "no tekken.json" if file is None else f"no image settings in {file.name}"
@@ -44,8 +42,7 @@ def image_settings(target: Target) -> Result:
     found = [(PROCESSOR_CONFIG, *differs) for differs in _processor_differs(processor, sizes)]
     found += [(name, *differs) for name, part in parts.items() for differs in _image_processor_differs(part, sizes)]
     findings = (
-        Finding("ML242", shown, Place.of(files.file(name)), f"{expected}, as in {file.name}")
-        for name, shown, expected in found
+        Finding("ML242", shown, files.place(name), f"{expected}, as in {file.name}") for name, shown, expected in found
     )
     return Result((*named, *findings))
 
@@ -57,14 +54,14 @@ def _image_token_findings(target: Target) -> Iterator[Finding]:
     given = {key: config[key] for key in _INDEXES if config.get(key) is not None}
     if not given:
         return
-    if oracle_file(files.path) is not None:
+    if files.oracle_file is not None:
         expected = target.oracle.control_ids.get(_TOKENS["image_token"])
     else:
         expected = target.tokenizer.fast.get_vocab().get(_TOKENS["image_token"])
     for key, value in given.items():
         if expected is not None and value != expected:
             wanted = f"{expected}, the id of {_TOKENS['image_token']}"
-            yield Finding("ML242", f"{key} is {short_json(value)}", Place.of(files.file(MODEL_CONFIG)), wanted)
+            yield Finding("ML242", f"{key} is {short_json(value)}", files.place(MODEL_CONFIG), wanted)
 
 
 def _processor_differs(config: Mapping[str, Any], sizes: ImageSizes) -> Iterator[tuple[str, str]]:

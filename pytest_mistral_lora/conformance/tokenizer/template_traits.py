@@ -94,7 +94,7 @@ class TemplateTraits:
         self.fast: Any = target.tokenizer.fast
         self.template: ChatTemplate = target.template
         self.oracle: Oracle | None = oracle_of(target)
-        self.place: Place = Place.of(target.tokenizer.path)
+        self.place: Place = target.tokenizer.place
         self.eos_ids: set[int] = end_ids(target)
 
     @property
@@ -325,7 +325,7 @@ def unread_template(traits: TemplateTraits) -> Iterator[Finding]:
     import transformers
     from packaging.version import Version
 
-    place, since = Place.of(files.file(TEKKEN)), "5.15"
+    place, since = files.place(TEKKEN), "5.15"
     number = transformers.__version__ if Version(transformers.__version__) >= Version(since) else f"{since} and later"
     gives = f"beside {TEKKEN}, AutoTokenizer of transformers {number} takes MistralCommonBackend, which gives"
     question = next(iter(traits.rendered.texts.values()), "")

@@ -6,21 +6,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from pytest_mistral_lora.checkpoint.tiny_model import TinyKind
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.train.harness import TrainingLaw
+from pytest_mistral_lora.conformance.train.tiny_run import LAWS, TinyRun, attempt
 from pytest_mistral_lora.errors import MistralLoraError, PinError
 from pytest_mistral_lora.extras import require_extra
 from pytest_mistral_lora.places import Place
 
-if TYPE_CHECKING:
-    from pytest_mistral_lora.conformance.train.tiny_run import TinyRun
-
-_Judge: TypeAlias = "Callable[[TinyRun], Iterator[Finding]]"
+_Judge: TypeAlias = Callable[[TinyRun], Iterator[Finding]]
 
 _LOGIT_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
 """Largest difference of a logit between the trained model and the reloaded model; 0 on a CPU."""
@@ -28,9 +26,6 @@ _LOGIT_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield a check for each property of the tiny train's own adapter, and one for each law."""
-    # a late import: the module also runs as a script, and must not be imported before that
-    from pytest_mistral_lora.conformance.train.tiny_run import LAWS
-
     table: tuple[tuple[str, _Judge], ...] = (
         ("only-lora-changed", _judge_base),
         ("every-layer-moved", _judge_layers),
@@ -50,8 +45,6 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
 
 def _judge_run(target: Target, settings: Settings, judge: _Judge | TrainingLaw, needs_adapter: bool) -> Result:
     require_extra("train")
-    from pytest_mistral_lora.conformance.train.tiny_run import attempt
-
     oracle = target.oracle
     try:
         kind = TinyKind.of(target.checkpoint)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import gc
 import math
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,14 +23,12 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.devices import choose_device
 from pytest_mistral_lora.checkpoint.tiny_model import TinyKind
-from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.train.harness import Figures, TinyFolder, TrainerHarness, TrainingLaw
 from pytest_mistral_lora.conformance.train.model_laws import MODEL_LAWS
 from pytest_mistral_lora.conformance.train.run_laws import RUN_LAWS
 from pytest_mistral_lora.conformance.train.saved_adapter import ADAPTER_LAWS, ForkedProcess, in_a_new_process
 from pytest_mistral_lora.conformance.train.step_laws import STEP_LAWS, plain_model
 from pytest_mistral_lora.errors import MistralLoraError
-from pytest_mistral_lora.extras import require_extra
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.goldens import goldens_folder
 
@@ -80,20 +76,6 @@ class TinyRun(TinyFolder):
     def device(self) -> str:
         """The device of the models: `cpu` or `cuda`."""
         return str(self.evidence["device"])
-
-
-def start(target: Target, work_folder: Path, *, device: str) -> subprocess.Popen[bytes] | None:
-    """Start the tiny run of a target in a new process, for `attempt` to wait for; None if it cannot start.
-
-    If the process ends early, `attempt` makes the run itself.
-    """
-    try:
-        require_extra("train")
-        file, label = target.oracle.path, TinyKind.of(target.checkpoint).label
-    except Exception:  # missing torch, or a tokenizer, base or recipe that does not load: a check reports it
-        return None
-    command = [sys.executable, "-m", __name__, str(file), str(work_folder), device, label]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def tiny_run(oracle: Oracle, work_folder: Path, *, device: str, kind: TinyKind = _MISTRAL) -> TinyRun:
@@ -272,8 +254,3 @@ def unmoved_tensors(before: Mapping[str, torch.Tensor], after: Mapping[str, torc
     import torch
 
     return [name for name, tensor in after.items() if torch.equal(tensor, before[name])]
-
-
-if __name__ == "__main__":
-    _tokenizer, _folder, _device, _label = sys.argv[1:]
-    attempt(Oracle(_tokenizer), Path(_folder), device=_device, kind=TinyKind.labelled(_label), is_new=True)

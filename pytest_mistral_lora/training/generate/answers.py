@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.reading import in_utf8
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
@@ -202,8 +203,8 @@ def load_adapted(
         expected = f"those of the {len(saved)} tensors, of which no side is longer than {longest}"
         raise InputError(found, place=str(adapter.config_file), expected=expected)
     try:
-        with peft_quiet():
-            model = PeftModel.from_pretrained(model, adapter.path, config=config)
+        with peft_quiet(), in_utf8(adapter.path) as named:
+            model = PeftModel.from_pretrained(model, named, config=config)
     except Exception as error:  # PEFT raises many types
         raise InputError(
             f"PEFT cannot put it on this base: {one_line(error)}", place=str(adapter.config_file)

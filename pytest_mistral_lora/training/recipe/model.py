@@ -123,14 +123,18 @@ _OTHER_TRAINERS = {
 """Keys that only configurations of other trainers have."""
 
 
-def load_recipe(path: str | Path) -> Recipe:
+def load_recipe(path: str | Path, content: bytes | None = None) -> Recipe:
     """Read a recipe from a YAML file; its relative paths are relative to the file.
+
+    Args:
+        path: The file.
+        content: Its bytes, if they have been read; None to read it.
 
     Raises:
         RecipeError: If the file cannot be read, is not YAML, names a key twice, or a value is wrong; all are named.
     """
     path = path_of(path, "a recipe")
-    data, lines = read_yaml(path)
+    data, lines = read_yaml(path, content)
     return parse_recipe(data, folder=path.parent, place=Place.of(path), lines=lines)
 
 

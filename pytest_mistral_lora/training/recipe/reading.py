@@ -28,10 +28,14 @@ _TEXT = "tag:yaml.org,2002:str"
 _TYPES = {_TEXT, *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))}
 
 
-def read_yaml(path: Path) -> tuple[Any, dict[Field, int]]:
+def read_yaml(path: Path, content: bytes | None = None) -> tuple[Any, dict[Field, int]]:
     """Return the content of a YAML file as plain JSON data, and the line of each of its fields.
 
     A date stays text, as in the file: JSON has no dates.
+
+    Args:
+        path: The file.
+        content: Its bytes, or the first ones of a file that is too large; None to read it.
 
     Raises:
         RecipeError: If the file cannot be read, is not YAML, is larger or deeper than a recipe, names a key twice, or
@@ -41,19 +45,23 @@ def read_yaml(path: Path) -> tuple[Any, dict[Field, int]]:
         step = f"Write a recipe for it: mistral-lora init {shlex.quote(str(path))} --base OWNER/NAME"
         raise RecipeError("this is data", place=str(path), expected="a recipe (recipe.yaml)", next_step=step)
     try:
-        if not path.is_file():
-            # a pipe or a device may have no end
-            hint = did_you_mean(path.name, [file.name for file in path.parent.glob("*.y*ml")])
-            found = "is not a file" if path.exists() else f"No such file{hint}"
-            raise RecipeError(found, place=str(path), expected="a recipe")
-        with opened(path) as file:
-            data = file.read(_MOST_BYTES + 1)
+        data = _read(path) if content is None else content
         if len(data) > _MOST_BYTES:
             raise RecipeError(f"has more than {_MOST_BYTES:,} bytes", place=str(path), expected="a recipe")
         return _parse(data.decode("utf-8-sig"), path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 text: {error}"
         raise RecipeError(f"cannot be read: {reason}", place=str(path)) from error
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        # a pipe or a device may have no end
+        hint = did_you_mean(path.name, [file.name for file in path.parent.glob("*.y*ml")])
+        found = "is not a file" if path.exists() else f"No such file{hint}"
+        raise RecipeError(found, place=str(path), expected="a recipe")
+    with opened(path) as file:
+        return file.read(_MOST_BYTES + 1)
 
 
 def _parse(text: str, path: Path) -> tuple[Any, dict[Field, int]]:

@@ -1,0 +1,552 @@
+"""The verdict on each record of encoded rows, by itself: parts of a file are judged in any process.
+
+What depends on the order of records, such as a number that comes again, is the collecting process's: see `audit`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.fim import FimRow
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.reading.row_source import SourceRecord
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.conformance.dataset.observers import RowRules
+from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
+from pytest_mistral_lora.conformance.dataset.texts import markup_of
+from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison
+from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
+from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance
+from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, TakenLine, lines_of
+from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
+from pytest_mistral_lora.conformance.encoded.pad_cause import PadCause
+from pytest_mistral_lora.conformance.encoded.read_lines import LineReader
+from pytest_mistral_lora.conformance.encoded.side_faults import SideJudge, SideLengths
+from pytest_mistral_lora.conformance.encoded.template_cause import TemplateCause
+from pytest_mistral_lora.conformance.finding import RULES, Finding
+from pytest_mistral_lora.conformance.row_pass import GivenIds, JudgedRecord, Origin
+from pytest_mistral_lora.errors import OracleRejection, RowError
+from pytest_mistral_lora.places import NamedSource, Place
+
+State = Literal["sound", "wrong", "not judged"]
+
+LOSES = frozenset({"ML515", "ML531", "ML533", "ML544", "ML551"})
+"""Rules whose rows may lose whole answers. Only texts of these rows are counted over the file."""
+UNREAD = ("ML560", "ML524", "ML532", "ML507")
+"""Rules of ids that cannot be read back."""
+BY_IDS = frozenset({"ML655", "ML656", "ML659"})
+"""Rules on pairs that encoded pairs are judged by in their ids alone."""
+MOST_ERRORS = 1000
+"""Most unreadable lines to name; more are only counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineVerdict:
+    """The findings of one line, or of the file as a whole.
+
+    Attributes:
+        index: The row's number in its source; None for a line that cannot be read, and for the file.
+        place: File and line, or the file.
+        state: `sound`, `wrong`, or `not judged` if mistral-common refuses the row or the line cannot be read.
+        findings: The broken rules.
+    """
+
+    index: int | None
+    place: Place
+    state: State
+    findings: tuple[Finding, ...] = ()
+
+
+class _ObservedSide(NamedTuple):
+    """A side of a preference record, with its encoding by mistral-common."""
+
+    line: EncodedLine
+    row: Row
+    encoded: EncodedRow
+
+
+class LineTracker(Protocol):
+    """What knows the rows of a dataset beside the lines."""
+
+    def with_messages(self, line: EncodedLine) -> EncodedLine:
+        """Return a line with the messages of its number."""
+
+    def numbered(self, line: EncodedLine) -> EncodedLine:
+        """Return a line with its number."""
+
+    def is_new(self, line: EncodedLine) -> bool:
+        """Return whether no line before has its number."""
+
+    def take(self, line: EncodedLine) -> list[Finding]:
+        """Note a line, and return the findings about its place in the dataset."""
+
+
+class LaterTracker:
+    """Notes the lines of a part for the process that collects the parts, which knows those before.
+
+    Attributes:
+        taken: The lines.
+    """
+
+    def __init__(self) -> None:
+        self.taken: list[TakenLine] = []
+
+    def with_messages(self, line: EncodedLine) -> EncodedLine:
+        """Return the line: there is no dataset."""
+        return line
+
+    def numbered(self, line: EncodedLine) -> EncodedLine:
+        """Return the line: there is no dataset."""
+        return line
+
+    def is_new(self, line: EncodedLine) -> bool:
+        """Return true: the collecting process corrects what is counted of a number that comes again."""
+        return True
+
+    def take(self, line: EncodedLine) -> list[Finding]:
+        """Note a line; there is no finding yet."""
+        self.taken.append(TakenLine.of(line))
+        return []
+
+
+@dataclass
+class AuditState:
+    """What the lines of a file, or of a part of it, add up to.
+
+    Attributes:
+        states: Number of rows that are sound, wrong, and not judged.
+        tokens: Tokens of all judged rows, without padding.
+        supervised: Supervised tokens of the judged rows.
+        packed: Lines that hold several conversations.
+        masked: Lines whose labels come from a mask beside the ids.
+        columns: Number of lines by each column that says what is trained on.
+        read_back: Lines without messages, whose conversations are read back from their ids.
+        without_labels: Answers of these lines without a label, which are read as answers of weight 0.
+        images: Lines without messages whose ids have an image, which mistral-common encodes from its pixels alone.
+        unjudged_answers: Why answers are not judged, by the check.
+        gaps: Fill-in-the-middle rows.
+        conversations: Conversations that the rules on rows have seen.
+        has_labels: Whether a row has labels.
+        is_scored_whole: Whether a row has none by its kind.
+        read_conversations: Conversations that were read back.
+        marked_conversations: Those among them that are marked up for another family.
+        first_marked: The first of them that does not ask for it, as a finding.
+        sides: The answers of preference records.
+        balance: The texts of answers, expected and trained.
+        evaluation: The prompts of an evaluation.
+        tally: The rows, for the rules on rows and on whole files.
+    """
+
+    states: Counter[State] = field(default_factory=Counter)
+    tokens: int = 0
+    supervised: int = 0
+    packed: int = 0
+    masked: int = 0
+    columns: Counter[str] = field(default_factory=Counter)
+    read_back: int = 0
+    without_labels: int = 0
+    images: int = 0
+    unjudged_answers: dict[str, str] = field(default_factory=dict)
+    gaps: int = 0
+    conversations: int = 0
+    has_labels: bool = False
+    is_scored_whole: bool = False
+    read_conversations: int = 0
+    marked_conversations: int = 0
+    first_marked: Finding | None = None
+    sides: SideLengths = field(default_factory=SideLengths)
+    balance: AnswerBalance = field(default_factory=AnswerBalance)
+    evaluation: EvaluationJudge = field(default_factory=EvaluationJudge)
+    tally: DatasetTally = field(default_factory=DatasetTally)
+
+    def extend(self, other: AuditState) -> None:
+        """Add the lines of a later part."""
+        for name in _NUMBERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.states.update(other.states)
+        self.columns.update(other.columns)
+        self.unjudged_answers = {**other.unjudged_answers, **self.unjudged_answers}
+        self.has_labels |= other.has_labels
+        self.is_scored_whole |= other.is_scored_whole
+        self.first_marked = self.first_marked or other.first_marked
+        self.sides.extend(other.sides)
+        self.balance.extend(other.balance)
+        self.evaluation.extend(other.evaluation)
+        self.tally.extend(other.tally)
+
+
+_NUMBERS = (
+    "tokens",
+    "supervised",
+    "packed",
+    "masked",
+    "read_back",
+    "without_labels",
+    "images",
+    "gaps",
+    "conversations",
+    "read_conversations",
+    "marked_conversations",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPart:
+    """Some records of a source, in order.
+
+    Attributes:
+        first: The number of records before them.
+        records: The records.
+        files: The index of each file, by its source and split.
+        size: Number of bytes that were read for them.
+    """
+
+    first: int
+    records: Sequence[SourceRecord]
+    files: Mapping[tuple[NamedSource, str | int | None], int]
+    size: int
+
+
+@dataclass
+class AuditPart:
+    """The verdicts on the records of a part.
+
+    Attributes:
+        verdicts: The verdict on each line, in order.
+        taken: What the sequence needs of each line that can be read; empty if a dataset is at hand.
+        unreadable: The errors of lines that cannot be read.
+        state: What the lines add up to.
+        causes: The findings that each cause explains, and their number: of the template, and of the pad token.
+    """
+
+    verdicts: list[LineVerdict]
+    taken: list[TakenLine]
+    unreadable: list[RowError]
+    state: AuditState
+    causes: tuple[tuple[Mapping[str, Finding], Counter[str]] | None, ...]
+
+
+class LineJudge:
+    """Judges the records of parts."""
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        scaling: PositionScaling,
+        *,
+        path: Path | None = None,
+        judges_texts: bool = True,
+        evaluation: EvaluationJudge | None = None,
+        cause: TemplateCause | None = None,
+        pad: PadCause | None = None,
+    ) -> None:
+        """Prepare the judge.
+
+        Args:
+            oracle: Mistral's own tokenization.
+            scaling: The model's use of positions.
+            path: The file or folder, for the next steps of findings; None if the rows are in no file of the user.
+            judges_texts: As for `Audit`.
+            evaluation: The judge of the prompts of an evaluation, with the rows that are known.
+            cause: As for `Audit`.
+            pad: As for `Audit`.
+        """
+        self._oracle = oracle
+        self._scaling = scaling
+        self._cause = cause
+        self._pad = pad
+        self._reader = LineReader(oracle, path)
+        self._rules = RowRules(oracle) if judges_texts else None
+        self._evaluation = evaluation or EvaluationJudge()
+        self._other_side: _ObservedSide | None = None
+        self._has_dataset = False
+        self._tracker: LineTracker = LaterTracker()
+        self._files: Mapping[tuple[NamedSource, str | int | None], int] = {}
+        self._state = AuditState()
+        self._sides = SideJudge(oracle, self._state.sides)
+
+    def judge(self, part: RecordPart, tracker: LineTracker | None = None) -> AuditPart:
+        """Return the verdicts on the records of a part.
+
+        Args:
+            part: The part.
+            tracker: What knows the dataset beside the lines; None if there is no dataset.
+        """
+        later = LaterTracker()
+        self._has_dataset = tracker is not None
+        self._tracker = later if tracker is None else tracker
+        self._files = part.files
+        self._state = AuditState(evaluation=self._evaluation.fresh())
+        self._sides = SideJudge(self._oracle, self._state.sides)
+        self._reader.begin()
+        for cause in (self._cause, self._pad):
+            if cause is not None:
+                cause.begin()
+        verdicts, unreadable = [], []
+        for item in lines_of(part.records, part.first, has_source=self._has_dataset):
+            if isinstance(item, RowError):
+                unreadable.append(item)
+                finding = Finding("ML501", item.found, item.place, item.expected, item.next_step)
+                verdict = LineVerdict(None, item.place, "not judged", (finding,))
+            else:
+                verdict = self._take_line(item)
+            verdicts.append(verdict)
+        causes = tuple(None if cause is None else (cause.effects, cause.counts) for cause in (self._cause, self._pad))
+        return AuditPart(verdicts, later.taken, unreadable, self._state, causes)
+
+    def read_rows(self, line: EncodedLine) -> tuple[Row, ...]:
+        """Return the conversations that are read back from the ids of a line."""
+        return tuple(row for row in self._reader.read(line).line.rows if row.messages)
+
+    def expected_answers(self, row: Row, place: Place, by: int, balance: AnswerBalance) -> None:
+        """Count the answers of a row as mistral-common encodes them; a row that it refuses has none.
+
+        Args:
+            row: The row.
+            place: Its place.
+            by: As for `AnswerBalance.add`.
+            balance: The balance.
+        """
+        try:
+            encoded = self._oracle.encode(row)
+        except OracleRejection:
+            return
+        balance.add(encoded.input_ids, encoded.labels or (), self._oracle, place, by)
+
+    def _take_line(self, line: EncodedLine) -> LineVerdict:
+        line = self._tracker.numbered(self._as_encoded(self._tracker.with_messages(line)))
+        new = self._tracker.is_new(line)
+        findings = self._tracker.take(line)
+        asked = tuple(self._state.evaluation.findings(line))
+        if asked and not line.rows:
+            return LineVerdict(line.index, line.place, "wrong", asked)
+        findings += asked
+        shown = line.rows[0].to_jsonl() if line.rows else ""
+        findings += (Finding(one.rule, one.found, line.place, one.expected, row=shown) for one in line.faults)
+        self._state.masked += line.masked
+        self._state.columns.update(() if line.error else line.columns)
+        is_empty = line.side is not None and self._sides.is_empty(line.side)
+        if line.side is not None:
+            findings += self._sides.take(line, line.side)
+            if is_empty and not line.rows:
+                # no conversation can be read back from it
+                return LineVerdict(line.index, line.place, "wrong", tuple(findings))
+        if not (line.rows or line.error or self._has_dataset):
+            if not self._oracle.image_ids.isdisjoint(line.input_ids):
+                self._state.images += 1
+                return LineVerdict(line.index, line.place, "not judged", tuple(findings))
+            read = self._reader.read(line)
+            if read.findings and (explained := self._explained(line, read.findings)) is not None:
+                return LineVerdict(line.index, line.place, "wrong", (*findings, *explained))
+            findings += read.findings
+            if not read.expected:
+                return LineVerdict(line.index, line.place, "not judged", tuple(findings))
+            self._state.read_back += 1
+            self._state.without_labels += read.without_labels
+            self._state.packed += read.line.packed
+            self._note_markers(read.line.rows)
+            return self._compare(read.line, read.expected, findings, new=new, origin="read back")
+        self._state.packed += line.packed
+        if line.error or not line.rows:
+            # A source knows its answers better than a row that the trainer wrote beside its error.
+            for row in () if self._has_dataset else line.rows:
+                self.expected_answers(row, line.place, 1, self._state.balance)
+            return LineVerdict(line.index, line.place, "not judged", tuple(findings))
+        try:
+            expected = [self._oracle.encode(row) for row in line.rows]
+        except OracleRejection as error:
+            if is_empty:
+                # the message is empty as well
+                return LineVerdict(line.index, line.place, "wrong", tuple(findings))
+            findings.append(Finding("ML507", error.found, error.place, error.expected, row=line.rows[0].to_jsonl()))
+            return LineVerdict(line.index, line.place, "not judged", tuple(findings))
+        return self._compare(line, expected, findings, new=new)
+
+    def _compare(
+        self,
+        line: EncodedLine,
+        expected: Sequence[EncodedRow],
+        findings: list[Finding],
+        *,
+        new: bool,
+        origin: Origin = "written",
+    ) -> LineVerdict:
+        """Return the verdict on a line with conversations.
+
+        Args:
+            line: The line.
+            expected: mistral-common's encoding of each conversation.
+            findings: The findings about the line so far.
+            new: Whether no line before it has its number.
+            origin: Where its messages come from.
+        """
+        comparison = EncodedLineComparison(line, expected, self._oracle, self._scaling)
+        of_tokens = list(comparison.findings())
+        if any(RULES[finding.rule].case == "ids" for finding in of_tokens):
+            explained = self._explained(line, of_tokens)
+            if explained is not None:
+                return LineVerdict(line.index, line.place, "wrong", (*findings, *explained))
+        restored = self._pad.restored(comparison) if self._pad is not None else None
+        if restored is not None and self._pad is not None:
+            without = list(restored.findings())
+            self._pad.take(of_tokens, without)
+            of_tokens = without
+        self._state.tokens += len(comparison.padding.real)
+        if line.side is None or line.side.has_labels:
+            self._state.has_labels = True
+            self._state.supervised += sum(label != IGNORE_INDEX for label in line.labels)
+        else:
+            self._state.is_scored_whole = True
+        # The answers of a sound row are on both sides, and a row with another fault is reported for that fault.
+        is_trained = line.few_shot is None
+        if (
+            is_trained
+            and comparison.comparable
+            and (not new or LOSES.intersection(finding.rule for finding in of_tokens))
+        ):
+            for encoded in expected if new else ():
+                self._state.balance.add(encoded.input_ids, encoded.labels or (), self._oracle, line.place, 1)
+            self._state.balance.add(comparison.ids, comparison.labels, self._oracle, line.place, -1)
+        findings += of_tokens
+        if not is_trained:
+            self._state.unjudged_answers |= dict.fromkeys(
+                ("answers", "decoding"), "the answers of an evaluation are not trained on"
+            )
+            return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
+        is_wrong = bool(findings) or restored is not None
+        whole = tuple(token for encoded in expected for token in encoded.input_ids)
+        # what was read back is judged only if it gives the ids again: else the ids have a finding
+        if origin == "written" or comparison.ids == whole:
+            given = GivenIds(comparison.ids, comparison.labels)
+            observed = self._observe(line, expected, origin, given, is_exact=not of_tokens)
+            is_wrong |= any(finding.severity == "error" for finding in observed)
+            findings += observed
+        return LineVerdict(line.index, line.place, "wrong" if is_wrong else "sound", tuple(findings))
+
+    def _observe(
+        self, line: EncodedLine, expected: Sequence[EncodedRow], origin: Origin, given: GivenIds, *, is_exact: bool
+    ) -> list[Finding]:
+        """Show the conversations of a line to the rules on rows, and return their findings about these alone.
+
+        Args:
+            line: The line.
+            expected: mistral-common's encoding of each conversation.
+            origin: Where the messages come from.
+            given: The ids and labels of the line, without padding.
+            is_exact: Whether ids and labels are mistral-common's: else the answers are not decoded.
+        """
+        if self._rules is None:
+            return []
+        found: list[Finding] = []
+        tally = self._state.tally
+        file = self._files[line.place.source, line.place.split]
+        for row, encoded in zip(line.rows, expected, strict=True):
+            if not row.messages:
+                continue  # a conversation that cannot be read back
+            is_gap = isinstance(row, FimRow)
+            self._state.gaps += is_gap
+            self._state.conversations += not is_gap
+            tally.look_at(file, line.place.row)
+            caught: list[Finding] = []
+            tally.findings.caught = caught
+            if line.chosen is None:
+                self._rules.begin_record()
+                tally.counts[file, "judged"] += 1
+            self._rules.observe_row(row, encoded, encoded if is_exact else None, tally, origin=origin)
+            self._observe_record(_ObservedSide(line, row, encoded), origin, given, is_exact=is_exact)
+            tally.findings.caught = None
+            shown = row.to_jsonl() if caught else ""
+            found += (replace(finding, row=finding.row or shown) for finding in caught if finding.rule not in BY_IDS)
+        return found
+
+    def _observe_record(self, side: _ObservedSide, origin: Origin, given: GivenIds, *, is_exact: bool) -> None:
+        """Show a record to the rules: of a pair, when its second side has come."""
+        if self._rules is None:
+            return
+        line = side.line
+        sides: tuple[_ObservedSide, ...] = (side,)
+        if line.side is not None and line.side.is_of_pair:
+            if line.chosen is None:
+                self._other_side = side
+                return
+            first, self._other_side = self._other_side, None
+            if first is None or first.line.place.row != line.place.row:
+                return  # the chosen side could not be judged
+            sides = (first, side)
+        encodings = tuple(each.encoded for each in sides)
+        record = JudgedRecord(
+            line.place.row,
+            tuple(each.row for each in sides),
+            encodings,
+            encodings,
+            origin,
+            given=given,
+            is_exact=is_exact,
+        )
+        self._rules.observe_record(record, self._state.tally)
+
+    def _explained(self, line: EncodedLine, before: Sequence[Finding]) -> list[Finding] | None:
+        """Return the findings of a line that the chat template does not explain; None if the line is not encoded by it.
+
+        Args:
+            line: The line.
+            before: Its findings by mistral-common's encoding.
+        """
+        found = None if self._cause is None else self._cause.encode(line, self._oracle)
+        if found is None or self._cause is None:
+            return None
+        line, encoded = found
+        comparison = EncodedLineComparison(line, encoded, self._oracle, self._scaling)
+        after = list(comparison.findings())
+        self._cause.take(before, after)
+        self._state.read_back += not self._has_dataset and before[0].rule in UNREAD
+        self._state.tokens += len(comparison.padding.real)
+        if line.side is None or line.side.has_labels:
+            self._state.has_labels = True
+            self._state.supervised += sum(label != IGNORE_INDEX for label in line.labels)
+        return after
+
+    def _note_markers(self, rows: Sequence[Row]) -> None:
+        """Count the conversations that were read back and are marked up for another family.
+
+        With messages, such markers are the row's own, or the comparison shows that a template wrote them.
+        """
+        for row in rows:
+            # markers are at home in code; a row that cannot be read back has no messages, and a finding of its own
+            if isinstance(row, FimRow) or not row.messages:
+                continue
+            self._state.read_conversations += 1
+            if marked := markup_of(row):
+                index, marker, is_asked_for = marked
+                self._state.marked_conversations += 1
+                if not is_asked_for:
+                    place, found = row.place / "messages" / index / "content", f"the text is marked up with {marker}"
+                    self._state.first_marked = self._state.first_marked or Finding(
+                        "ML584", found, place, row=row.to_jsonl()
+                    )
+
+    def _as_encoded(self, line: EncodedLine) -> EncodedLine:
+        """Return a row of a table with the nulls that the table gave its calls and tools, if its ids have them, too."""
+        with suppress(OracleRejection):
+            for rows in filter(None, (line.as_stored and line.rows, line.as_stored)):
+                if _hold(line.input_ids, [self._oracle.encode(row) for row in rows]):
+                    return replace(line, rows=rows)
+        return line
+
+
+def _hold(ids: Sequence[int], rows: Sequence[EncodedRow]) -> bool:
+    """Return whether some ids contain each of some rows, with padding and other rows around it."""
+    wanted = [encoded.input_ids for encoded in rows]
+    firsts, size = {row[0] for row in wanted}, min(map(len, wanted), default=0)
+    # found by as many ids as the shortest row has: a packed sequence has thousands of rows
+    starts: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for n, token in enumerate(ids):
+        if token in firsts:
+            starts[tuple(ids[n : n + size])].append(n)
+    return all(any(tuple(ids[n : n + len(row)]) == row for n in starts.get(row[:size], ())) for row in wanted)
