@@ -27,8 +27,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer

@@ -25,8 +25,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, encoder_trace, oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import renderer
 from pytest_mistral_lora.conformance.train.tiny_run import tiny_run
 

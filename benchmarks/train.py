@@ -25,8 +25,8 @@ import report
 import rows
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.reading import existing_path
-from pytest_mistral_lora.chat.row_kinds import as_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.extras import missing_extra

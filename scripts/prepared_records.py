@@ -17,8 +17,9 @@ import datasets
 from prepared_page import PREPARED, read_prepared
 from scoreboard_records import HUB, ROOT, TIME_LIMIT, Column, cases, checkpoint, loaded, oracle, real_rows
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizers import training_template
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.errors import RunnerError

@@ -25,7 +25,6 @@ from scoreboard_records import (
     record_verdicts,
 )
 
-from pytest_mistral_lora.chat.pairs import record_of
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.records.goldens import PairCase, packaged_cases, packaged_pairs
 from pytest_mistral_lora.runners.given_rows import by_record, preference_rows
@@ -229,7 +228,7 @@ def _reproductions() -> Iterator[str]:
 def _given_lines(case: PairCase, column: Column) -> str:
     """Return a pair as a configuration is given it: a line of JSON, or one for each of its rated answers."""
     records = by_record(preference_rows([case.rows], column.runner, column.task))
-    return "\n".join(json.dumps(record_of(record), ensure_ascii=False) for record in records)
+    return "\n".join(json.dumps(record[0].kind.record(record), ensure_ascii=False) for record in records)
 
 
 def _reproductions_of(column: Column, rows: dict[str, str]) -> Iterator[str]:

@@ -19,10 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.kinds.preference import SIDES
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
-from pytest_mistral_lora.chat.pairs import SIDES, record_of
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.encoded.comparison import row_findings
@@ -241,7 +242,7 @@ def judged_pairs(encoded: Path, tokenizer: str, *, is_rated: bool = False) -> di
     if is_rated:
         names = [f"{case.name}, {row.side}" for case in given for row in case.rows]
     # a pair that can only be refused shows no fault if another one does
-    costs = {case.name: (case.is_refused, len(json.dumps(record_of(case.rows)))) for case in given}
+    costs = {case.name: (case.is_refused, len(json.dumps(case.rows[0].kind.record(case.rows)))) for case in given}
     verdicts: dict[str, list[str]] = {}
     simplest: dict[str, Example] = {}
     *of_lines, _ = Audit(FileRows(encoded), oracle(tokenizer), judges_texts=False).verdicts()

@@ -14,7 +14,7 @@ from typing import Any
 
 from scoreboard_records import loaded, tokenizer_file
 
-from pytest_mistral_lora.chat.row_kinds import as_row
+from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
 from pytest_mistral_lora.conformance.finding import Finding

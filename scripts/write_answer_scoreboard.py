@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.conformance.answer.checks import AnswerChecks
 from pytest_mistral_lora.conformance.server.failures import no_answer
 from pytest_mistral_lora.conformance.server_target import ServerTarget

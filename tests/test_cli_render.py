@@ -19,8 +19,8 @@ from test_token_page import HOSTILE, hostile_row
 
 from pytest_mistral_lora.chat.diff import TokenDiff, TokenSide
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.kinds.records import parse_rows
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.row_kinds import parse_rows
 from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.cli import main

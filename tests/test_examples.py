@@ -19,8 +19,9 @@ import pytest
 import yaml
 from converted import converted_tokenizer
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.row_files import read_rows
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import is_held_out

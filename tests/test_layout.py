@@ -47,7 +47,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT_AS_ENTRY = {"training.__main__": {"cli"}}
 """Launchers such as `accelerate launch -m` start a module: it is the verb `train` under another name."""
-MAY_NAME_FORMATS = {"chat.rows": {"formats"}}
+MAY_NAME_FORMATS = {"chat.kinds.conversation": {"formats"}}
 """Formats stand on `chat`. This module alone asks them for the name of a format, for the error of a foreign row."""
 MAY_IMPORT_LATE = {
     "": {
@@ -90,8 +90,8 @@ NEVER = {
 HEAVY = {"torch", "transformers", "peft", "accelerate", "safetensors", "hypothesis", "mistral_common"}
 LIGHT = ("chat", "conformance", "assertions", "judging", "plugin", "report", "cli")
 ORACLE = "chat.oracle.oracle"
-READERS = {"chat.oracle.answer_decoder", "chat.oracle.answer_grammar"}
-"""They call mistral-common's decoder and grammar, which the oracle does without."""
+READERS = {"chat.oracle.answer_decoder", "chat.oracle.answer_grammar", "chat.kinds.fim.encoder"}
+"""They call the decoder, the grammar and the request of a gap of mistral-common, which the oracle does without."""
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from hypothesis.errors import NoSuchExample
 from mistral_common.tokens.tokenizers.base import SpecialTokens
 
 from pytest_mistral_lora import strategies
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.kinds.records import parse_rows
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.row_kinds import parse_rows
-from pytest_mistral_lora.chat.rows import parse_row, text_of
+from pytest_mistral_lora.chat.rows import text_of
 from pytest_mistral_lora.strategies import (
     CONTROL_LITERALS,
     conversations,

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pytest_mistral_lora.chat.chunks.registry import type_of
 from pytest_mistral_lora.chat.completions import GeneratedCall
 from pytest_mistral_lora.chat.rows import Row, merged_chunks
 
@@ -64,10 +65,8 @@ class AnswerMessage:
         calls = [call for message in messages for call in message.get("tool_calls") or ()]
         return cls(
             tuple(
-                AnswerChunk(chunk["thinking"], is_thinking=True, is_closed=chunk.get("closed") is not False)
-                if chunk["type"] == "thinking"
-                else AnswerChunk(chunk["text"])
-                for chunk in chunks
+                AnswerChunk(kind.text(chunk), is_thinking=kind.is_thought, is_closed=kind.is_closed(chunk))
+                for chunk, kind in zip(chunks, map(type_of, chunks), strict=True)
             ),
             tuple(_call(call, facts) for call in calls),
         )

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pytest_mistral_lora.chat.chunks.registry import chunk_types
 from pytest_mistral_lora.chat.foreign_fields import MEDIA, MEDIA_PARTS
 from pytest_mistral_lora.chat.remedies import field_step, import_command, media_step, role_step
 from pytest_mistral_lora.errors import RowError
@@ -23,9 +24,6 @@ _MESSAGE_KEYS = {
 ROW_KEYS = ("messages", "tools", "reasoning_effort", "response_format")
 """The keys of a row that decide its ids."""
 
-FIM_KEYS = ("prompt", "suffix", "completion")
-"""The keys of a fill-in-the-middle row, in the order of its JSON."""
-
 REFUSED_KEYS = {
     "continue_final_message": "leaves out the EOS of the last answer",
     "truncate_for_context_length": "leaves out the oldest turns of a long row",
@@ -34,9 +32,6 @@ REFUSED_KEYS = {
 
 IN_ORDER = frozenset({"parameters", "arguments", "schema"})
 """Fields whose JSON is encoded with its keys in the order given; everywhere else the order changes no id."""
-
-_CHUNK_KEYS = {"text": ("type", "text"), "thinking": ("type", "thinking", "closed")}
-_THINKERS = ("assistant", "system")
 
 
 def error_at(place: Place, found: str, expected: str = "", next_step: str = "") -> RowError:
@@ -137,25 +132,20 @@ def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) 
         if isinstance(kind, str) and kind in MEDIA_PARTS:
             medium = next((name for name in ("image", "audio", "video") if name in kind), kind)
             raise error_at(here, f"{medium} chunk (type {kind!r})", "text only", media_step(place))
-        if not isinstance(kind, str) or kind not in _CHUNK_KEYS:
-            expected = "'text' or 'thinking'" if role in _THINKERS else "'text'"
+        types = chunk_types()
+        if not isinstance(kind, str) or kind not in types:
+            expected = " or ".join(repr(name) for name, chunk_type in types.items() if role in chunk_type.roles)
             raise error_at(here / "type", "is missing" if "type" not in chunk else repr(kind), expected)
-        if kind == "thinking" and role not in _THINKERS:
-            found = f"thinking chunk of a message with role {role!r}"
-            raise error_at(here, found, "thinking of the assistant or the system")
+        if role not in types[kind].roles:
+            found = f"{kind} chunk of a message with role {role!r}"
+            raise error_at(here, found, f"{kind} of {types[kind].whose}")
         for key, value in chunk.items():
-            known = " and ".join(_CHUNK_KEYS[kind])
-            if key not in _CHUNK_KEYS[kind]:
+            known = " and ".join(types[kind].keys)
+            if key not in types[kind].keys:
                 # a table gives every chunk the fields of all chunks
                 step = f"To leave out fields of null: {import_command(place)}" if value is None else ""
                 raise error_at(here / str(key), f"unknown field of a {kind} chunk", known, step)
-        if kind == "thinking" and isinstance(chunk.get(kind), list):
-            # Mistral's API returns thinking in this form
-            step = f"To join its texts: {import_command(place)}"
-            raise error_at(here / kind, "is a list of chunks", "a string", step)
-        check_text(chunk.get(kind), here / kind)
-        if not isinstance(chunk.get("closed", True), bool):
-            raise error_at(here / "closed", f"is {kind_of(chunk['closed'])}", "true or false")
+        types[kind].check(chunk, here)
 
 
 def check_text(text: Any, place: Place) -> None:

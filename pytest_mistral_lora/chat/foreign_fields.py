@@ -23,7 +23,7 @@ OTHER_ROLES = {
 
 FLAGS = {"weight": 1, "train": 1, "training": 1, "trainable": 1, "loss": 1, "loss_weight": 1, "mask": 0}
 """Fields of messages that decide about training: 1 if true means that the message is trained on, else 0."""
-THINKING = ("reasoning_content", "reasoning", "thinking")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Fields of messages that hold the thinking."""
 CONTENT = ("content", "value", "text", "parts")
 """Fields of messages that hold the content."""

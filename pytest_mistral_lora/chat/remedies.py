@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.container import ARRAY, PARQUET, VALUES, Container
-from pytest_mistral_lora.chat.foreign_fields import CALL, CONTENT, FLAGS, MEDIA_PARTS, OTHER_ROLES, THINKING
+from pytest_mistral_lora.chat.foreign_fields import CALL, CONTENT, FLAGS, MEDIA_PARTS, OTHER_ROLES, THOUGHTS
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.places import Place, file_of
 
@@ -74,7 +74,7 @@ def field_step(name: Any, origin: Place, known: Collection[str]) -> str:
     """
     fields = {
         tuple(FLAGS): "`weight`",
-        THINKING: "a thinking chunk",
+        THOUGHTS: "a thinking chunk",
         (*CONTENT, "refusal"): "`content`",
         (CALL,): "`tool_calls`",
     }

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from pytest_mistral_lora.chat.kinds.records import parse_rows, trained_row
 from pytest_mistral_lora.chat.reading import path_of, read_line, scan_lines
-from pytest_mistral_lora.chat.row_kinds import parse_rows, trained_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError, RowsError
 from pytest_mistral_lora.places import NOWHERE, Place

@@ -1,33 +1,44 @@
-"""Chat rows: one conversation each, checked field by field before anything is encoded.
+"""Rows: one conversation each, or the texts of a record of another kind, already checked.
 
 A row is `{"messages": [{"role": …, "content": …}, …], "tools": […], "reasoning_effort": …, "response_format": …}`; all
 but the messages may be absent. Other keys of a row are the user's own; unknown keys of a *message* are refused, since a
-misspelt `weight` or `tool_calls` would train on something else.
+misspelt `weight` or `tool_calls` would train on something else. The kinds of records (`chat.kinds`) make rows.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_mistral_lora.chat.fields import (
-    IN_ORDER,
-    check_message,
-    check_response_format,
-    check_text,
-    check_tools,
-    is_plain,
-    kind_of,
-    refuse_keys,
-    refuse_near_misses,
-)
-from pytest_mistral_lora.errors import RowError
-from pytest_mistral_lora.places import NOWHERE, Place, file_of
+from pytest_mistral_lora.chat.chunks.registry import type_of
+from pytest_mistral_lora.chat.fields import IN_ORDER
+from pytest_mistral_lora.chat.turns import Tokenization, Turn
+from pytest_mistral_lora.errors import MistralLoraError, RowError
+from pytest_mistral_lora.places import NOWHERE, Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle.versions import VersionFacts
+
+
+def imported(name: str) -> Any:
+    """Return the object of an importable name, `package.module:ATTRIBUTE`."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+@cache
+def _conversation() -> RecordKind:
+    # the kinds stand on rows: one is named here, and not imported
+    kind: RecordKind = imported("pytest_mistral_lora.chat.kinds.conversation:CONVERSATION")
+    return kind
+
+
+Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +53,8 @@ class Row:
             much the answer is thought about, such as `none` or `high`. None for the tokenizer's own default.
         response_format: As in mistral-common's request; its schema is encoded by tokenizers whose
             `model_settings_builder` has a `json_schema`. None for plain text.
-        side: The row's part in its record: a name of `chat.pairs.SIDES`, or empty for a conversation.
+        side: The row's part in its record, by the name that its kind has for it; empty if the record is the row.
+        kind: The kind of the record that it is read from.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -51,6 +63,7 @@ class Row:
     reasoning_effort: str | None = None
     response_format: Mapping[str, Any] | None = None
     side: str = field(default="", compare=False)
+    kind: RecordKind = field(default_factory=_conversation, compare=False, repr=False)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Row:
@@ -68,7 +81,7 @@ class Row:
             Traceback (most recent call last):
             pytest_mistral_lora.errors.RowError: messages[1].role: 'poet'; expected one of system, user, assistant, tool
         """
-        return parse_row(data)
+        return _conversation().parse(data)[0]
 
     def __eq__(self, other: object) -> bool:
         """Return whether two rows are encoded alike: the order of keys matters where mistral-common keeps it."""
@@ -76,18 +89,11 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain JSON data, fit for one line of a dataset."""
-        data: dict[str, Any] = {"messages": [dict(message) for message in self.messages]}
-        if self.tools:
-            data["tools"] = [dict(tool) for tool in self.tools]
-        if self.reasoning_effort is not None:
-            data["reasoning_effort"] = self.reasoning_effort
-        if self.response_format is not None:
-            data["response_format"] = dict(self.response_format)
-        return data
+        return self.kind.to_json(self)
 
     def prompt_json(self) -> dict[str, Any]:
         """Return what the last answer follows, as plain JSON data."""
-        return replace(self, messages=self.messages[: self.assistant_groups()[-1][0]]).to_json()
+        return self.kind.prompt_json(self)
 
     def to_jsonl(self) -> str:
         """Return the row as one line that can be pasted into a dataset."""
@@ -99,23 +105,217 @@ class Row:
 
     def content_field(self, index: int) -> str:
         """Return the field that holds the text of a message, for places: `messages[1].content`."""
-        return f"messages[{index}].content"
+        return self.kind.content_field(self, index)
 
     def assistant_groups(self) -> list[list[int]]:
-        """Group the indices of the assistant messages that become one encoded turn.
+        """Return the indices of the messages of each turn that the model writes."""
+        return self.kind.answer_groups(self)
 
-        Consecutive assistant messages of equal weight are one turn, as in mistral-common's normaliser.
+
+class RecordKind(ABC):
+    """A kind of record: an object that answers what the rest of the package asks about its records and rows.
+
+    The defaults are those of texts without turns, one answer of which is trained on.
+
+    Attributes:
+        name: Its name.
+        title: Its records in sentences: "a preference pair".
+        row_title: One of its rows in sentences.
+        importable: The importable name of the object, `package.module:ATTRIBUTE`, by which other processes find it.
+        keys: The keys of a record that decide ids, in order; its other keys are the user's own.
+        order: Kinds of a lower order are asked first whether a record is theirs.
+        is_chat: Whether its rows are conversations: chat templates, requests of a chat and servers take these alone.
+        is_prose: Whether its texts are written for people, so that escapes, tags and markers in them are signs of a
+            fault. In code they are no signs.
+        is_trained: Whether its rows are trained on here; if not, `otherwise` says what trains on them.
+        tasks: The field of `PreferenceTasks` with the commands of trainers that take its records; empty for a kind
+            that trainers take without such a command.
+        sides: The names of the two sides of its rows, the wanted one first; empty if a record is one row without a
+            label.
+        roles: The roles of its turns beside those of a conversation. The turn that is trained on has one of
+            `chat.encoded.ANSWERS`.
+        placeholder: The answer that stands for the one that a model generates.
+        count: The name of the count of its rows in statistics; empty if they are counted as conversations.
+        text_law: The importable name of the law of its texts: a function that takes a row, its encoding and the oracle,
+            and returns how the tokens differ from the row's texts. Empty if it has none.
+        text_rule: The rule of that law.
+        signs: The importable name of a function that yields the name of each sign of a row, and what shows it. Empty
+            if it has no signs beside those of every text.
+        id_fault: The importable name of a function that takes a row, a trainer's ids and the oracle, and returns the
+            fault that only ids of this kind have, or None. Empty if there is none.
+        answer_marker: The control token in front of the answer, without which ids are a bare text and not a cut row;
+            empty if there is none.
+        row_format: The importable name of the `RowFormat` that reads its records under other names. Without one,
+            `import` takes them as they are. Records of turns have the formats of turns.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    row_title: ClassVar[str]
+    importable: ClassVar[str]
+    keys: ClassVar[tuple[str, ...]]
+    order: ClassVar[int] = 100
+    is_chat: ClassVar[bool] = False
+    is_prose: ClassVar[bool] = False
+    is_trained: ClassVar[bool] = True
+    tasks: ClassVar[str] = ""
+    sides: ClassVar[tuple[str, ...]] = ()
+    roles: ClassVar[tuple[str, ...]] = ()
+    placeholder: ClassVar[Message] = {"role": "assistant", "content": ""}
+    count: ClassVar[str] = ""
+    text_law: ClassVar[str] = ""
+    text_rule: ClassVar[str] = ""
+    signs: ClassVar[str] = ""
+    id_fault: ClassVar[str] = ""
+    answer_marker: ClassVar[str] = ""
+    row_format: ClassVar[str] = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross process boundaries as the importable name: a kind is one object in each process."""
+        return imported, (self.importable,)
+
+    # reading
+
+    @abstractmethod
+    def claims(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a record without `messages` is of this kind, by its keys and their types."""
+
+    @abstractmethod
+    def parse(self, data: Any, place: Place = NOWHERE) -> tuple[Row, ...]:
+        """Check a record of this kind with its place, and return the rows that it stands for, at least one.
+
+        Raises:
+            RowError: With the field and the value, if the record is faulty.
         """
-        groups: list[list[int]] = []
-        for index, message in enumerate(self.messages):
-            if message["role"] != "assistant":
-                continue
-            joins = groups and groups[-1][-1] == index - 1 and weight_of(self.messages[index - 1]) == weight_of(message)
-            if joins:
-                groups[-1].append(index)
-            else:
-                groups.append([index])
-        return groups
+
+    def claims_prompt(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a record is one of this kind without its answer, for a model to continue."""
+        return False
+
+    def answered(self, prompt: Mapping[str, Any], answer: Sequence[Message], place: Place = NOWHERE) -> Row:
+        """Check a record without its answer, put the answer behind it, and return the row.
+
+        Args:
+            prompt: The record.
+            answer: The messages of the answer.
+            place: The place of the row.
+
+        Raises:
+            RowError: If the prompt or the answer is faulty.
+        """
+        raise RowError(f"{self.title} is not answered", place=place, expected="a conversation")
+
+    # a row, and the record of rows
+
+    @abstractmethod
+    def to_json(self, row: Row) -> dict[str, Any]:
+        """Return a row as plain JSON data, fit for one line of a dataset."""
+
+    @abstractmethod
+    def prompt_json(self, row: Row) -> dict[str, Any]:
+        """Return what the last answer of a row follows, as plain JSON data."""
+
+    def record(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Return the record that stands for rows: what `parse` reads."""
+        return self.to_json(rows[0])
+
+    @abstractmethod
+    def answer_groups(self, row: Row) -> list[list[int]]:
+        """Return the indices of the messages of each turn that the model writes."""
+
+    @abstractmethod
+    def content_field(self, row: Row, index: int) -> str:
+        """Return the field that holds the text of a message, for places."""
+
+    def answer_words(self, turn: int | None) -> str:
+        """Return an answer in words, by the number of its turn."""
+        return f"the answer of turn {turn}"
+
+    # sides
+
+    def starts_record(self, row: Row) -> bool:
+        """Return whether a row is the first of its record."""
+        return True
+
+    def counts_as_wanted(self, row: Row) -> bool:
+        """Return whether the answer of a row is one that the model should give."""
+        return True
+
+    def side_part(self, row: Row) -> tuple[str, ...]:
+        """Return the part of a place that leads from the record to the row; empty if the record is the row."""
+        return ()
+
+    def other_side(self, row: Row) -> str:
+        """Return the side that says the opposite of a row's; empty if its rows have no sides."""
+        places = {side: n for n, side in enumerate(self.sides)}
+        return self.sides[1 - places[row.side]] if row.side in places else ""
+
+    def wanted_part(self, row: Row) -> Row:
+        """Return a row without an answer that the model should not give."""
+        return row
+
+    def answer_part(self, row: Row) -> Row:
+        """Return a row without what it shares with the other rows of its record."""
+        return row
+
+    def answer_key(self, row: Row) -> str:
+        """Return the key of the answer, if the record has the prompt apart from its answers; else empty."""
+        return ""
+
+    # encoding
+
+    @abstractmethod
+    def turns(self, oracle: Tokenization, row: Row) -> list[Turn]:
+        """Return the turns of a row after BOS, as the model is trained on it.
+
+        Raises:
+            OracleRejection: If the tokenizer cannot encode the row.
+        """
+
+    @abstractmethod
+    def prompt_turns(self, oracle: Tokenization, row: Row) -> list[Turn]:
+        """Return the turns that the last answer of a row follows, as at inference.
+
+        Raises:
+            OracleRejection: If the tokenizer cannot encode them.
+        """
+
+    def answer_text(self, oracle: Tokenization, ids: Sequence[int]) -> str:
+        """Return the text of a generated answer.
+
+        Args:
+            oracle: Mistral's own tokenization.
+            ids: The ids behind the prompt.
+        """
+        return oracle.decode(list(ids))
+
+    def claims_ids(self, ids: Sequence[int], oracle: Tokenization) -> bool:
+        """Return whether ids are an encoding of this kind, by its markers; a conversation is what no kind claims."""
+        return False
+
+    def read_ids(self, ids: Sequence[int], oracle: Tokenization, labels: Sequence[int] | None, place: Place) -> Row:
+        """Return the row of ids that this kind claims; the arguments are those of `read_back`.
+
+        Raises:
+            UnreadableIdsError: If no row of this kind explains the ids.
+        """
+        raise MistralLoraError(f"ids are not read back into {self.row_title}", place=place)
+
+    # training
+
+    def otherwise(self, place: Place) -> str:
+        """Return the next step of someone who wants to train on records that are not trained on here."""
+        return ""
+
+
+def require_chat(row: Row) -> None:
+    """Refuse a row that is not a conversation.
+
+    Raises:
+        RowError: If it is not.
+    """
+    if not row.kind.is_chat:
+        raise RowError(f"{row.kind.row_title} is not a conversation", place=row.place, expected="a row of turns")
 
 
 def compact_json(value: Any) -> str:
@@ -146,18 +346,32 @@ def unscored(messages: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def text_of(content: Any) -> str:
     """Return the text of a checked `content`: a string, or text chunks joined as mistral-common joins them up to v13.
 
-    Thinking chunks are left out; null is the empty text.
+    Chunks that are no text, such as thinking, are left out; null is the empty text.
     """
     if content is None:
         return ""
     if isinstance(content, str):
         return content
-    return "\n\n".join(chunk["text"] for chunk in content if chunk.get("text"))
+    given = (type_of(chunk).native(chunk) for chunk in content)
+    return "\n\n".join(chunk["text"] for chunk in given if chunk.get("text"))
 
 
-def has_thinking(content: Any) -> bool:
-    """Return whether a checked `content` has a chunk of type `thinking`."""
-    return not isinstance(content, str | None) and any(chunk["type"] == "thinking" for chunk in content)
+def native_content(content: Any) -> Any:
+    """Return a checked `content` as mistral-common and chat templates take it."""
+    if isinstance(content, str | None):
+        return content
+    given = [type_of(chunk).native(chunk) for chunk in content]
+    return content if all(new is chunk for new, chunk in zip(given, content, strict=True)) else given
+
+
+def has_more_than_text(content: Any) -> bool:
+    """Return whether a checked `content` has a chunk that is not encoded as text, such as thinking."""
+    return not isinstance(content, str | None) and any(not is_text_chunk(chunk) for chunk in content)
+
+
+def is_text_chunk(chunk: Mapping[str, Any]) -> bool:
+    """Return whether a checked chunk is encoded as text."""
+    return bool(type_of(chunk).native(chunk)["type"] == "text")
 
 
 def merged_chunks(contents: Iterable[Any], facts: VersionFacts) -> list[dict[str, Any]]:
@@ -173,8 +387,9 @@ def merged_chunks(contents: Iterable[Any], facts: VersionFacts) -> list[dict[str
     chunks: list[dict[str, Any]] = []
     for content in contents:
         join = "\n\n"
-        for chunk in [{"type": "text", "text": content}] if isinstance(content, str) else content or ():
-            if chunk["type"] == "thinking":
+        for given in [{"type": "text", "text": content}] if isinstance(content, str) else content or ():
+            chunk = type_of(given).native(given)
+            if chunk["type"] != "text":
                 chunks.append(dict(chunk))
             elif chunk["text"]:
                 before = chunks.pop()["text"] + join if chunks and chunks[-1]["type"] == "text" else ""
@@ -186,81 +401,12 @@ def merged_chunks(contents: Iterable[Any], facts: VersionFacts) -> list[dict[str
 def assistant_text(contents: Iterable[Any], facts: VersionFacts) -> str:
     """Return the text of one assistant turn, thinking included, as mistral-common encodes it.
 
-    Most versions strip spaces at the end, unless the turn has thinking.
+    Most versions strip spaces at the end, unless the turn has more than text.
 
     Args:
         contents: The checked `content` of each message of the turn, in order.
         facts: The facts of the tokenizer version.
     """
     chunks = merged_chunks(contents, facts)
-    text = "".join(chunk[chunk["type"]] for chunk in chunks)
-    return text.rstrip(" ") if facts.strips_answers and not has_thinking(chunks) else text
-
-
-def parse_row(data: Any, *, place: Place = NOWHERE) -> Row:
-    """Check plain JSON data and return it as a `Row`.
-
-    Raises:
-        RowError: With the field and the value, if the data is not a row.
-    """
-    messages = data.get("messages") if isinstance(data, Mapping) else None
-    first = messages[0] if isinstance(messages, Sequence) and messages else None
-    is_list = isinstance(messages, Sequence) and not isinstance(messages, str)
-    if not is_list or (isinstance(first, Mapping) and "from" in first and "role" not in first):
-        _refuse_another_format(data, place)
-    if not isinstance(data, Mapping):
-        raise RowError(f"a row is {kind_of(data)}", place=place, expected='an object with "messages"')
-    refuse_near_misses(data, place)
-    refuse_keys(data, place)
-    if messages is None:
-        raise RowError('no "messages"', place=place, expected='a list under "messages"')
-    if not isinstance(messages, Sequence) or isinstance(messages, str):
-        raise RowError(f"messages is {kind_of(messages)}", place=place, expected="a list")
-    if not messages:
-        raise RowError("messages is empty", place=place, expected="at least one user and one assistant message")
-    for index, message in enumerate(messages):
-        # most messages are plain, and a dataset has millions: the place of a field is made for the others alone
-        if not is_plain(message):
-            check_message(message, place.within("messages", index))
-    if not any(message["role"] == "assistant" for message in messages):
-        raise RowError("no assistant message", place=place / "messages", expected="a turn that can be trained on")
-    return Row(tuple(messages), place=place, **row_settings(data, place))
-
-
-def row_settings(data: Mapping[str, Any], place: Place) -> dict[str, Any]:
-    """Check the settings of a record, and return them as arguments of `Row`.
-
-    Raises:
-        RowError: With the field and the value, if one cannot be used.
-    """
-    tools, effort, response_format = (data.get(key) for key in ("tools", "reasoning_effort", "response_format"))
-    if tools is not None:
-        check_tools(tools, place / "tools")
-    if effort is not None:
-        check_text(effort, place / "reasoning_effort")
-    if response_format is not None:
-        check_response_format(response_format, place / "response_format")
-    return {
-        "tools": tuple(tools) if tools else None,
-        "reasoning_effort": effort,
-        "response_format": response_format,
-    }
-
-
-def _refuse_another_format(data: Any, place: Place) -> None:
-    """Refuse a record of another format by the format's name.
-
-    Raises:
-        RowError: If the format is known.
-    """
-    # the only import of a higher room in `chat`: only the formats know how records of theirs look
-    from pytest_mistral_lora.formats.recognition import recognise
-
-    recognised = recognise(data)
-    if recognised is not None:
-        raise RowError(
-            f"this is {recognised.title}",
-            place=place,
-            expected='an object with "messages" of role/content',
-            next_step=recognised.next_step(file_of(place)),
-        )
+    text = "".join(type_of(chunk).text(chunk) for chunk in chunks)
+    return text.rstrip(" ") if facts.strips_answers and not has_more_than_text(chunks) else text

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN, oracle_file
 from pytest_mistral_lora.chat.pieces import spelled_bytes
 from pytest_mistral_lora.chat.rows import Row
@@ -122,9 +121,7 @@ class OracleEncoder(Encoder):
 
     def answer_text(self, row: Row, ids: Sequence[int]) -> str:
         """Return the text of mistral-common's decoder; a completion keeps the space that it begins with."""
-        if isinstance(row, FimRow):
-            return self.tokenizer.oracle.fim.decode_completion(ids, self.decode)
-        return self.decode(ids)
+        return row.kind.answer_text(self.tokenizer.oracle, ids)
 
     def piece(self, token: int) -> str:
         """Return the token in the vocabulary of the Mistral tokenizer file."""

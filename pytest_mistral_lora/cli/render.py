@@ -304,7 +304,7 @@ def _json_data(
         sides: The encodings of each.
         shown: The rows to show.
     """
-    if len(sides[0]) == 1 and isinstance(rows[0], Row) and rows[0].side:
+    if len(sides[0]) == 1 and isinstance(rows[0], Row) and rows[0].kind.answer_key(rows[0]):
         yield _encoded_pair([row for row in rows if isinstance(row, Row)], [side for [side] in sides])
         return
     for row, encodings, tokens in zip(rows, sides, shown, strict=True):
@@ -334,13 +334,11 @@ def _json_data(
 
 def _encoded_pair(rows: Sequence[Row], sides: Sequence[TokenSide]) -> dict[str, Any]:
     """Return a pair or a rated answer with its ids, in the form of TRL's trainers."""
-    from pytest_mistral_lora.chat.pairs import record_of
-
-    data = record_of(rows)
+    data = rows[0].kind.record(rows)
     starts = [_answer_start(side) for side in sides]
     data["prompt_ids"] = list(sides[0].ids[: starts[0]])
     for row, side, start in zip(rows, sides, starts, strict=True):
-        name = row.side if len(rows) > 1 else "completion"
+        name = row.kind.answer_key(row)
         data[f"{name}_ids"] = list(side.ids[start:])
         scored = [int(label != IGNORE_INDEX) for label in (side.labels or ())[start:]]
         if not all(scored):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import TokenSide
-from pytest_mistral_lora.chat.row_kinds import parse_trained
+from pytest_mistral_lora.chat.kinds.records import parse_trained
 from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.conformance.finding import RULES, Finding
 from pytest_mistral_lora.conformance.outcome import CheckOutcome

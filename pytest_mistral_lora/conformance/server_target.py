@@ -223,7 +223,6 @@ class ServerTarget(JudgedTarget):
 
     def _read(self, places: Sequence[Path]) -> tuple[Sequence[Transcript], Sequence[Finding]]:
         """Return the transcripts of folders whose prompts have the tokenizer's ids, and the findings of the others."""
-        from pytest_mistral_lora.chat.fim import FimRow
         from pytest_mistral_lora.checkpoint.encoder import make_encoder
         from pytest_mistral_lora.conformance.transcript import prompt_finding, read_transcripts
         from pytest_mistral_lora.records.goldens import golden_paths
@@ -234,8 +233,8 @@ class ServerTarget(JudgedTarget):
         for transcript in found:
             finding = prompt_finding(make_encoder(transcript.tokenizer["backend"], self.tokenizer), transcript)
             if finding is None:
-                # a server is asked by messages, too, and a gap has none
-                sound += [] if isinstance(transcript.row, FimRow) else [transcript]
+                # a server is asked by messages, too, which a conversation alone has
+                sound += [transcript] if transcript.row.kind.is_chat else []
             else:
                 wrong = [*wrong, finding]
         return sound, wrong
@@ -308,7 +307,6 @@ class ServerTarget(JudgedTarget):
 
     def asked_rows(self) -> list[AskedRow]:
         """Return the rows that a chat request can hold, each with mistral-common's prompt."""
-        from pytest_mistral_lora.chat.fim import FimRow
         from pytest_mistral_lora.chat.row_files import scan_rows
         from pytest_mistral_lora.chat.rows import Row
         from pytest_mistral_lora.records.goldens import packaged_cases
@@ -328,7 +326,7 @@ class ServerTarget(JudgedTarget):
             # each server has its own request keys for settings and thinking
             if row.reasoning_effort is not None or row.response_format is not None or not row.assistant_groups():
                 continue
-            if isinstance(row, FimRow):
+            if not row.kind.is_chat:
                 continue
             expected, refusal = None, ""
             try:

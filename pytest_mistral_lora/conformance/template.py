@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import TokenDiff, with_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.fim import FimRow
-from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.rows import Row, imported
 from pytest_mistral_lora.checkpoint.tokenizer_folder import in_folder, loaded_place, own_template
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, shown_difference
-from pytest_mistral_lora.conformance.mask.fim_law import fim_violation
-from pytest_mistral_lora.conformance.mask.row_laws import assistant_text_violation
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
 from pytest_mistral_lora.errors import MistralLoraError, OracleRejection, RowError
 from pytest_mistral_lora.places import NOWHERE, Place
@@ -159,8 +156,8 @@ def judge(target: Target, case: Golden | Case) -> Result:
             return Result((finding,))
         return Result(not_checked=f"{target.oracle.version} cannot encode this case: {error.found}")
     findings = list(_against_record(target, golden, encoded)) if golden else []
-    # no chat template has a layout for a gap
-    if not findings and target.has_template and not isinstance(case.row, FimRow):
+    # chat templates have a layout of conversations alone
+    if not findings and target.has_template and case.row.kind.is_chat:
         file = template_file(target)
         findings += template_findings(
             target.oracle,
@@ -196,11 +193,8 @@ def _place(golden: Golden) -> Place:
 
 def _against_record(target: Target, golden: Golden, now: EncodedRow) -> Iterator[Finding]:
     row = golden.row.to_jsonl()
-    if isinstance(golden.row, FimRow):
-        violation = fim_violation(golden.row, golden.encoded, target.oracle)
-    else:
-        violation = assistant_text_violation(golden.row, golden.encoded, target.oracle)
-    if violation:
+    law = golden.row.kind.text_law
+    if law and (violation := imported(law)(golden.row, golden.encoded, target.oracle)):
         yield Finding("ML001", violation, _place(golden), "the assistant's own text", row=row)
         return
     recorded = (golden.encoded.input_ids, golden.encoded.labels)

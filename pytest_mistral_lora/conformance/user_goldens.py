@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_mistral_lora.chat.kinds.records import parse_trained
 from pytest_mistral_lora.chat.reading import scan_jsonl
-from pytest_mistral_lora.chat.row_kinds import parse_trained
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result

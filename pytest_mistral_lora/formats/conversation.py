@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pytest_mistral_lora.chat.chunks.registry import chunk_types
+from pytest_mistral_lora.chat.chunks.thinking import THINKING
 from pytest_mistral_lora.chat.fields import ROLES, error_at, kind_of
-from pytest_mistral_lora.chat.foreign_fields import CALL, CONTENT, FLAGS, MEDIA_PARTS, THINKING
+from pytest_mistral_lora.chat.foreign_fields import CALL, CONTENT, FLAGS, MEDIA_PARTS, THOUGHTS
 from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.report import Change, changed, lost
@@ -310,20 +312,18 @@ def _chunks(chunks: Sequence[Any], role: str, place: Place, layout: Layout) -> t
             calls.append({_TOOL_USE[key]: value for key, value in chunk.items() if key in _TOOL_USE})
             changes += [lost("message-keys", other) for other in chunk if other not in {"type", *_TOOL_USE}]
             continue
-        if ours not in ("text", "thinking", "tool_call"):
+        types = chunk_types()
+        if ours is None or (ours not in types and ours != "tool_call"):
             found.append(chunk)  # the check of the row reports it
             continue
         key = ours if ours in chunk else next((key for key in CONTENT if key in chunk), "")
         value, read = chunk.get(key), {"type", key}
         if ours == "tool_call":
             calls.append(from_json(value, changes, place / index))
-        elif ours == "thinking":
-            closed = {"closed": chunk["closed"]} if "closed" in chunk else {}
-            found.append({"type": ours, ours: _joined_text(value), **closed})
-            read |= closed.keys()
         else:
-            joined = joined or key != ours
-            found.append({"type": ours, ours: value})
+            joined = joined or (ours == "text" and key != ours)
+            found.append(types[ours].from_foreign(chunk, value))
+            read |= found[-1].keys()
         changes += [lost("message-keys", other) for other in chunk if other not in read]
     if joined and all(chunk["type"] == "text" and isinstance(chunk.get("text"), str) for chunk in found):
         # trainers with such chunks join them without a blank line
@@ -334,18 +334,10 @@ def _chunks(chunks: Sequence[Any], role: str, place: Place, layout: Layout) -> t
     return found if found or not calls else None, calls or None, changes
 
 
-def _joined_text(thinking: Any) -> Any:
-    """Return thinking as one text if it is a list of text chunks, as in Mistral's API; any other value unchanged."""
-    chunks = thinking if isinstance(thinking, list | tuple) else ()
-    texts = [chunk["text"] for chunk in chunks if isinstance(chunk, Mapping) and chunk.keys() == {"type", "text"}]
-    is_text = len(texts) == len(chunks) and all(isinstance(text, str) for text in texts)
-    return "".join(texts) if chunks and is_text else thinking
-
-
 def _thoughts(item: Mapping[str, Any], layout: Layout) -> dict[str, str]:
     """Return the texts of the thinking of a message, by their keys."""
     declared = layout.message_keys.get("thinking")
-    keys = (declared, *THINKING) if declared else THINKING
+    keys = (declared, *THOUGHTS) if declared else THOUGHTS
     return {key: item[key] for key in keys if isinstance(item.get(key), str)}
 
 
@@ -355,7 +347,7 @@ def _with_thoughts(content: Any, thoughts: Mapping[str, str]) -> Any:
         return content
     texts = [{"type": "text", "text": content}] if isinstance(content, str) and content else content or []
     # two servers' names for one text
-    return [*({"type": "thinking", "thinking": text} for text in dict.fromkeys(thoughts.values())), *texts]
+    return [*map(THINKING.chunk, dict.fromkeys(thoughts.values())), *texts]
 
 
 def _weigh(

@@ -1,6 +1,6 @@
 """Convert files of other formats to rows: each record becomes a row, or an error with its place.
 
-The judge of every converted row is `chat.row_kinds.parse_rows`.
+The judge of every converted row is `chat.kinds.records.parse_rows`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from pytest_mistral_lora.chat.fields import check_text, kind_of
+from pytest_mistral_lora.chat.kinds.records import parse_rows, record_kind
 from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
-from pytest_mistral_lora.chat.row_kinds import parse_rows, record_kind
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError, and_more, one_line
 from pytest_mistral_lora.formats.containers import Record, SourceFile, open_source

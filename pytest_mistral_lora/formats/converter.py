@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.fields import error_at, kind_of, refuse_near_misses
 from pytest_mistral_lora.chat.foreign_fields import MEDIA
-from pytest_mistral_lora.chat.row_kinds import CONVERSATION, record_kind
+from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
+from pytest_mistral_lora.chat.kinds.records import record_kind
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.answers_apart import after_prompt, pair_of, rated_of
 from pytest_mistral_lora.formats.containers import Record

@@ -47,7 +47,7 @@ class Draft(NamedTuple):
         calls: The tool calls of the row so far.
         answer_at: Index of the first message of the answer; None if its record does not tell.
         rejected: Of a pair, the messages with the worse answer; None for a record with one answer.
-        texts: The texts of a row that is not a conversation, by their keys.
+        texts: The fields of a row that is not a conversation, by their keys.
     """
 
     messages: list[dict[str, Any]]
@@ -55,7 +55,7 @@ class Draft(NamedTuple):
     calls: ToolCalls
     answer_at: int | None = None
     rejected: list[dict[str, Any]] | None = None
-    texts: Mapping[str, str] = MappingProxyType({})
+    texts: Mapping[str, Any] = MappingProxyType({})
 
 
 def take(draft: Draft, name: str, reading: RecordReading) -> tuple[Any, Draft]:

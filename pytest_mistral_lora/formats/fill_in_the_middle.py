@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pytest_mistral_lora.chat.fields import FIM_KEYS, error_at, kind_of
+from pytest_mistral_lora.chat.fields import error_at, kind_of
+from pytest_mistral_lora.chat.kinds.fim.rows import FIM_KEYS
 from pytest_mistral_lora.formats.conversation import MESSAGE_LISTS
 from pytest_mistral_lora.formats.drafts import Draft, RecordReading, take
 from pytest_mistral_lora.formats.report import Change, changed
@@ -45,10 +46,24 @@ def _convert(draft: Draft, reading: RecordReading) -> tuple[Draft, list[Change]]
     return draft._replace(texts=texts), changes
 
 
+def _unread(record: Mapping[str, Any], present: Collection[str]) -> tuple[str, str] | None:
+    """Return what a record with a suffix is: no format of turns has one, and without it other rows are trained on."""
+    if "suffix" not in present:
+        return None
+    if "prompt" in present and not any(name in present for name in MESSAGE_LISTS):
+        title = "fill-in-the-middle without a completion (prompt, suffix)"
+        advice = "Put the text that fills the gap beside them, under `completion`; all three are texts."
+    else:
+        title = "a row with a suffix (suffix)"
+        advice = "A row of turns has none: write it into a message, or rename the key if it is no text to train on."
+    return title, advice
+
+
 FILL_IN_THE_MIDDLE = RowFormat(
     "fim",
     "fill-in-the-middle",
     dict(zip(FIM_KEYS, FIM_KEYS, strict=True)),
     _recognise,
     _convert,
+    unread=_unread,
 )

@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
+from pytest_mistral_lora.chat.kinds.registry import KINDS
+from pytest_mistral_lora.chat.rows import RecordKind, imported
 from pytest_mistral_lora.formats.alpaca import ALPACA
 from pytest_mistral_lora.formats.conversation import MESSAGE_LISTS, message_keys
-from pytest_mistral_lora.formats.fill_in_the_middle import FILL_IN_THE_MIDDLE
+from pytest_mistral_lora.formats.kept import kept_format
 from pytest_mistral_lora.formats.messages import MESSAGES
 from pytest_mistral_lora.formats.preference import PREFERENCE
 from pytest_mistral_lora.formats.prompt_completion import PROMPT_COMPLETION
 from pytest_mistral_lora.formats.row_format import Recognised, RowFormat
 from pytest_mistral_lora.formats.sharegpt import SHAREGPT
 
-FORMATS: Mapping[str, RowFormat] = {
-    row_format.name: row_format
-    for row_format in (MESSAGES, SHAREGPT, ALPACA, PROMPT_COMPLETION, PREFERENCE, FILL_IN_THE_MIDDLE)
+_OF_TURNS: Mapping[str, RowFormat] = {
+    row_format.name: row_format for row_format in (MESSAGES, SHAREGPT, ALPACA, PROMPT_COMPLETION, PREFERENCE)
 }
-"""The formats that are converted to rows, by name. A new one is a module beside these, and an entry here."""
+"""The formats of turns, by name. A new one is a module beside these, and an entry here."""
 
 # sorted() is stable: equals keep the order of the table
-_IN_ORDER = sorted(FORMATS.values(), key=lambda row_format: not row_format.is_tried_first)
+_IN_ORDER = sorted(_OF_TURNS.values(), key=lambda row_format: not row_format.is_tried_first)
+
+
+@cache
+def _format_of(kind: RecordKind) -> RowFormat:
+    """Return the format of the records of a kind without turns: its own one, or one that keeps them as they are."""
+    own: RowFormat = imported(kind.row_format) if kind.row_format else kept_format(kind)
+    return own
+
+
+class _Formats(Mapping[str, RowFormat]):
+    """The formats of turns, and those of each kind of record without turns, which may be registered at any time."""
+
+    def __getitem__(self, name: str) -> RowFormat:
+        found = {**_OF_TURNS, **self.of_kinds()}
+        return found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**_OF_TURNS, **self.of_kinds()})
+
+    def __len__(self) -> int:
+        return len(_OF_TURNS) + len(self.of_kinds())
+
+    def of_kinds(self) -> dict[str, RowFormat]:
+        """Return the formats of kinds without turns, by name."""
+        found = (_format_of(kind) for kind in KINDS.values() if not kind.is_chat)
+        return {row_format.name: row_format for row_format in found}
+
+
+FORMATS = _Formats()
+"""The formats that are converted to rows, by name."""
 
 IDS = ("input_ids", "chosen_ids", "chosen_input_ids", "completion_ids", "completion_input_ids")
 """The columns of a trainer's ids, by which encoded rows are recognised: of rows, of pairs, and of answers alone."""
@@ -60,8 +92,13 @@ def recognise(record: Any) -> Recognised | None:
         return None
     # a table of many sources pads the keys of other sources with null; if no format matches, the null is the fault
     present = {key for key, value in record.items() if value is not None}
-    if "suffix" in present:
-        return _with_a_suffix(record, present)
+    for row_format in FORMATS.of_kinds().values():
+        evidence = row_format.recognise(record, present)
+        if evidence is not None:
+            return _recognised(row_format, evidence.words, evidence.keys)
+        if unread := row_format.unread(record, present):
+            title, advice = unread
+            return Recognised("", title, title, {}, advice)
     for named in (present, record.keys()):
         for row_format in _IN_ORDER:
             evidence = row_format.recognise(record, named)
@@ -71,20 +108,6 @@ def recognise(record: Any) -> Recognised | None:
         if key in present and present.isdisjoint(MESSAGE_LISTS):
             return Recognised("", title, title, {}, advice)
     return None
-
-
-def _with_a_suffix(record: Mapping[str, Any], present: Collection[str]) -> Recognised:
-    """Return what a record with a suffix is: no format of turns has one, and without it other rows are trained on."""
-    evidence = FILL_IN_THE_MIDDLE.recognise(record, present)
-    if evidence is not None:
-        return _recognised(FILL_IN_THE_MIDDLE, evidence.words, evidence.keys)
-    if "prompt" in present and not any(name in present for name in MESSAGE_LISTS):
-        title = "fill-in-the-middle without a completion (prompt, suffix)"
-        advice = "Put the text that fills the gap beside them, under `completion`; all three are texts."
-    else:
-        title = "a row with a suffix (suffix)"
-        advice = "A row of turns has none: write it into a message, or rename the key if it is no text to train on."
-    return Recognised("", title, title, {}, advice)
 
 
 def _recognised(row_format: RowFormat, evidence: str, keys: Mapping[str, str]) -> Recognised:

@@ -36,6 +36,8 @@ class RowFormat:
             that count as present: those with a value, or all of them.
         convert: Moves the messages of a record from its fields to the draft of its row, and returns the changes.
         is_tried_first: Whether its records may also have the keys of other formats.
+        unread: Returns what a record is that looks like one of this format and is none, and what to do; None for any
+            other record. The arguments are those of `recognise`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class RowFormat:
     recognise: Callable[[Mapping[str, Any], Collection[str]], Evidence | None]
     convert: Callable[[Draft, RecordReading], tuple[Draft, list[Change]]]
     is_tried_first: bool = False
+    unread: Callable[[Mapping[str, Any], Collection[str]], tuple[str, str] | None] = lambda record, present: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
+from pytest_mistral_lora.chat.kinds.records import record_kind
 from pytest_mistral_lora.chat.reading import first_values
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import scan_rows
-from pytest_mistral_lora.chat.row_kinds import CONVERSATION, record_kind
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.formats.convert import Conversion, Source, conversions

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.chat.pairs import CHOSEN, REJECTED
+from pytest_mistral_lora.chat.kinds.preference import CHOSEN, REJECTED
 from pytest_mistral_lora.conformance.encoded.columns import MASKS
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.runners import runner_fixes

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from pytest_mistral_lora.chat.fields import FIM_KEYS
+from pytest_mistral_lora.chat.kinds.records import record_kind
 from pytest_mistral_lora.conformance.encoded.lines import has_row
 from pytest_mistral_lora.conformance.encoded.sides import has_sides, split_sides
 from pytest_mistral_lora.errors import RowError
@@ -81,7 +81,8 @@ def _texts_of(item: Mapping[str, Any]) -> dict[str, Any]:
     elif item.get("messages") is not None:
         keys = ("messages", "tools")
     else:
-        keys = FIM_KEYS if all(item.get(key) is not None for key in FIM_KEYS) else ()
+        kind = record_kind(item)
+        keys = () if kind.is_chat else kind.keys
     texts = {key: item[key] for key in keys if item.get(key) is not None}
     try:
         json.dumps(texts)

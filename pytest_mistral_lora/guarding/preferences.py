@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.chat.pairs import CHOSEN, REJECTED
+from pytest_mistral_lora.chat.kinds.preference import CHOSEN, REJECTED
 
 Record = dict[str, Any]
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import DROPPED, EncodedRow, Policy, PolicyResult
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import read_rows
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder

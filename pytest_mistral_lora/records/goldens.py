@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
-from pytest_mistral_lora.chat.fim import FimRow
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.kinds.records import parse_rows, parse_trained
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts, versions_between
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.chat.row_kinds import parse_rows, parse_trained
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.files import Written, put_text, write_text
@@ -227,8 +227,8 @@ def record(case: Case, tokenizer: CheckpointTokenizer, folder: Path) -> Golden:
     from pytest_mistral_lora.chat.templates.compare import compare
 
     oracle = tokenizer.oracle
-    # no chat template has a layout for a gap
-    comparison = None if isinstance(case.row, FimRow) else compare(case.row, oracle, tokenizer.template)
+    # chat templates have a layout of conversations alone
+    comparison = compare(case.row, oracle, tokenizer.template) if case.row.kind.is_chat else None
     # a golden must not record a fault as expected
     if comparison is not None and comparison.unexplained:
         raise MistralLoraError(

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.answer_message import AnswerMessage
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts, versions_between
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.goldens import goldens_folder
 

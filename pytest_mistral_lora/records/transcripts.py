@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.completions import FormatCheck, schema_violation
-from pytest_mistral_lora.chat.fim import parse_fim_row
+from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
+from pytest_mistral_lora.chat.kinds.records import prompt_kind
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.chat.rows import Row, compact_json, parse_row
+from pytest_mistral_lora.chat.rows import Row, compact_json
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import Written, put_text, require_folder, write_text
@@ -212,8 +213,5 @@ def violations(data: Any, case: str) -> list[Violation]:
 
 
 def _whole_row(data: Mapping[str, Any]) -> Row:
-    if "suffix" not in data["row"]:
-        return parse_row({**data["row"], "messages": [*data["row"]["messages"], *data["answer"]]})
-    if len(data["answer"]) != 1:
-        raise RowError(f"{len(data['answer'])} answers", expected="the completion alone")
-    return parse_fim_row({**data["row"], "completion": data["answer"][0].get("content")})
+    kind = prompt_kind(data["row"]) or CONVERSATION
+    return kind.answered(data["row"], data["answer"])

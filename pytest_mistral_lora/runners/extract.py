@@ -16,8 +16,6 @@ from typing import Any
 
 import yaml
 
-from pytest_mistral_lora.chat.fim import FimRow
-from pytest_mistral_lora.chat.pairs import record_of
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -222,18 +220,18 @@ def extract(
     Raises:
         RunnerError: If the runner is missing, hangs, passes a limit, refuses its configuration or even a plain row, or
             breaks the contract of its output; if the configuration names code that ids can depend on; or if a row is
-            fill-in-the-middle, and the runner is a packaged one.
+            no conversation, and the runner is a packaged one.
         TokenizerError: If the tokenizer cannot be loaded.
     """
-    gap = next((row for row in rows if isinstance(row, FimRow)), None)
-    if gap is not None and runner.module:
+    other = next((row for row in rows if not row.kind.is_chat), None)
+    if other is not None and runner.module:
         raise RunnerError(
-            f"{runner.title} is given conversations, and this row is fill-in-the-middle",
-            place=gap.place,
+            f"{runner.title} is given conversations, and this row is {other.kind.title}",
+            place=other.place,
             next_step="Judge the rows that it has prepared: mistral-lora audit FOLDER --tokenizer PATH",
         )
     # in ASCII: a script that splits the text into lines must not split at a line separator within a row
-    records = [record_of(rows) if rows[0].side else rows[0].to_json() for rows in by_record(rows)]
+    records = [rows[0].kind.record(rows) for rows in by_record(rows)]
     given = "".join(f"{json.dumps(record)}\n" for record in records)
     source = CheckpointTokenizer(tokenizer, oracle)
     words = [*(["--own-data"] if own_data else []), *(["--task", task] if task else [])]

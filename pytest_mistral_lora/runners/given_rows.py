@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
+from pytest_mistral_lora.chat.kinds.pair import PAIR
+from pytest_mistral_lora.chat.kinds.rated import RATED
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.pairs import REJECTED, rated
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import read_records, read_rows
-from pytest_mistral_lora.chat.row_kinds import CONVERSATION, PAIR, UNPAIRED, RowKind, kind_of_row
-from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.rows import RecordKind, Row
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.goldens import packaged_cases, packaged_pairs
 from pytest_mistral_lora.runners.runner import Runner
@@ -79,10 +80,10 @@ def by_record(rows: Sequence[Row]) -> list[tuple[Row, ...]]:
     """Return the rows of each record: both sides of a pair, or one row."""
     records: list[tuple[Row, ...]] = []
     for row in rows:
-        if row.side == REJECTED:
-            records[-1] += (row,)
-        else:
+        if row.kind.starts_record(row):
             records.append((row,))
+        else:
+            records[-1] += (row,)
     return records
 
 
@@ -96,20 +97,20 @@ def preference_rows(pairs: Iterable[Sequence[Row]], runner: Runner, task: str) -
     """
     if task in runner.tasks.pairs:
         return [row for pair in pairs for row in pair]
-    return [row for pair in pairs for row in rated(pair)]
+    return [row for pair in pairs for row in RATED.of_pair(pair)]
 
 
-def _kind_of_packaged(tasks: PreferenceTasks, task: str | None, config: Path | None) -> RowKind:
+def _kind_of_packaged(tasks: PreferenceTasks, task: str | None, config: Path | None) -> RecordKind:
     """Return the kind of the packaged rows that stand in for a user's: pairs if a task of preferences is named."""
     named = task or tasks.configured(config)
     if task is None and named not in (*tasks.pairs, *tasks.rated):
         return CONVERSATION
-    return UNPAIRED if named in tasks.rated and named not in tasks.pairs else PAIR
+    return RATED if named in tasks.rated and named not in tasks.pairs else PAIR
 
 
-def _kind_of(records: Sequence[tuple[Row, ...]]) -> RowKind:
+def _kind_of(records: Sequence[tuple[Row, ...]]) -> RecordKind:
     """Return the kind of all records."""
-    kinds = {kind.name: kind for kind in (kind_of_row(record[0]) for record in records)}
+    kinds = {kind.name: kind for kind in (record[0].kind for record in records)}
     if len(kinds) > 1:
         found = " and ".join(kind.title for kind in kinds.values())
         place = records[0][0].place.row

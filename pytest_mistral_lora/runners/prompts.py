@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import scan_jsonl
-from pytest_mistral_lora.chat.rows import Row, parse_row, unscored
+from pytest_mistral_lora.chat.rows import Row, unscored
 from pytest_mistral_lora.errors import RowError, RunnerError
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.runners.process import RunnerOutput, integers, row_number

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.errors import InputError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.row_kinds import RowKind
+    from pytest_mistral_lora.chat.rows import RecordKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,12 @@ class PreferenceTasks:
     key: str = ""
     configs: Mapping[str, str] = field(default_factory=dict)
 
-    def of_kind(self, kind: RowKind) -> tuple[str, ...]:
+    def of_kind(self, kind: RecordKind) -> tuple[str, ...]:
         """Return the commands that take rows of a kind; empty for chat rows."""
-        from pytest_mistral_lora.chat.row_kinds import PAIR, UNPAIRED
+        taking: tuple[str, ...] = getattr(self, kind.tasks) if kind.tasks else ()
+        return taking
 
-        return {PAIR.name: self.pairs, UNPAIRED.name: self.rated}.get(kind.name, ())
-
-    def task_for(self, kind: RowKind, named: str | None, config: Path | None) -> str:
+    def task_for(self, kind: RecordKind, named: str | None, config: Path | None) -> str:
         """Return the command for rows of a kind: the named one, that of the configuration, or the default.
 
         Args:

@@ -8,9 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pytest_mistral_lora.chat.fim import FimRow
-from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.errors import InputError, RowError, shortened
+from pytest_mistral_lora.chat.rows import Row, require_chat
+from pytest_mistral_lora.errors import InputError, shortened
 from pytest_mistral_lora.serving.answers import (
     LISTED,
     ServedAnswer,
@@ -126,8 +125,7 @@ def chat_request(row: Row) -> dict[str, Any]:
     Raises:
         RowError: If the row is not a conversation.
     """
-    if isinstance(row, FimRow):
-        raise RowError("a fill-in-the-middle row is not a conversation", place=row.place, expected="a row of turns")
+    require_chat(row)
 
     def as_text(given: Any) -> Any:
         # vLLM refuses a request whose arguments are an object

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import scan_rows
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, NoOracleError, PinError, RowError
 from pytest_mistral_lora.formats.recognition import FORMATS
 from pytest_mistral_lora.formats.tool_calls import has_foreign_ids

@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from pytest_mistral_lora.chat.chunks.thinking import THINKING
 from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object
 
 TextStrategy = SearchStrategy[str]
@@ -265,7 +266,7 @@ def _message(turn: str) -> SearchStrategy[dict[str, Any]]:
         )
     contents: SearchStrategy[Any] = text | st.just([]) | st.just([{"type": "text", "text": "x"}])
     if turn in ("assistant", "system"):
-        contents = contents | st.just([{"type": "thinking", "thinking": "x"}])
+        contents = contents | st.just([THINKING.chunk("x")])
     if turn != "calls":
         return st.fixed_dictionaries({"role": st.just(turn), "content": contents})
     function = st.fixed_dictionaries({"name": st.sampled_from(("f", "no name")), "arguments": st.just({})})

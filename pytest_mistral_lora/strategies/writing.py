@@ -11,6 +11,7 @@ from hypothesis import reject
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from pytest_mistral_lora.chat.chunks.thinking import THINKING
 from pytest_mistral_lora.chat.rows import text_of
 from pytest_mistral_lora.strategies.texts import (
     CALL_IDS,
@@ -76,7 +77,7 @@ class RowPlan:
         if self.result_chunks:
             self.results = self.results | st.lists(st.builds(text_chunk, self.results), min_size=1, max_size=3)
         closed = st.sampled_from(({}, {"closed": True}, {"closed": False}))
-        thought = st.builds(lambda text, closed: {"type": "thinking", "thinking": text, **closed}, self.text, closed)
+        thought = st.builds(lambda text, closed: {**THINKING.chunk(text), **closed}, self.text, closed)
         self.thoughts = st.lists(thought, min_size=1, max_size=2)
         settings: dict[str, SearchStrategy[Any]] = {}
         if self.efforts:

@@ -20,8 +20,8 @@ from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
+from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.row_kinds import as_row
 from pytest_mistral_lora.chat.rows import text_of, weight_of
 
 CALL = {"id": "abcdefgh1", "type": "function", "function": {"name": "f", "arguments": {"k": 1}}}

@@ -12,8 +12,8 @@ from converted import converted_tokenizer
 from each_oracle import ALL, oracle_named
 from sampling import sampled
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import compare
 from pytest_mistral_lora.chat.templates.isolated import trust

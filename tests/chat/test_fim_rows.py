@@ -13,7 +13,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from pytest_mistral_lora.assertions import assert_labels_exact, assert_no_control_token_injection
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
-from pytest_mistral_lora.chat.fim import FimRow, parse_fim_row
+from pytest_mistral_lora.chat.kinds.fim import FIM, FimRow, parse_fim_row
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.request import request_data
 from pytest_mistral_lora.errors import OracleRejection, RowError
@@ -55,7 +55,7 @@ def hold(oracle: Oracle, data: dict[str, Any]) -> EncodedRow:
     assert [span.end for span in encoded.spans[:-1]] == [span.start for span in encoded.spans[1:]]
     assert {span.role for span in encoded.spans if span.supervised} == {"completion"}
     assert encoded.spans[-1].kind == "eos"
-    read = oracle.fim.decode_completion(completion, oracle.decode)
+    read = FIM.answer_text(oracle, completion)
     written = data["completion"]
     assert read == (written.replace("\u2581", " ") if oracle.kind == "spm" else written)
     traced = oracle.traced_texts(row)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.reading.chunks import DataFile, chunks
 from pytest_mistral_lora.chat.row_files import read_rows, scan_rows
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError, OracleRejection, RowError, RowsError
 from pytest_mistral_lora.formats.recognition import FORMATS, recognise

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import SecurityError
 
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate, renderer
 from pytest_mistral_lora.chat.templates.generation_blocks import ids_of
 from pytest_mistral_lora.chat.templates.own_rows import _PROBES, OwnRows, own_renderer

@@ -13,11 +13,13 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
+from pytest_mistral_lora.chat.kinds import rated
+from pytest_mistral_lora.chat.kinds.pair import PAIR
+from pytest_mistral_lora.chat.kinds.preference import answer_start
+from pytest_mistral_lora.chat.kinds.records import parse_rows, record_kind
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.oracle.request import request_data
-from pytest_mistral_lora.chat.pairs import answer_start, is_wanted, record_of
 from pytest_mistral_lora.chat.row_files import read_rows, scan_records, scan_rows
-from pytest_mistral_lora.chat.row_kinds import PAIR, UNPAIRED, parse_rows, record_kind
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError, RowsError
 from pytest_mistral_lora.places import Place
@@ -39,14 +41,14 @@ def test_a_pair_is_two_rows_with_one_prompt():
     for row, answer in ((chosen, RED), (rejected, BLUE)):
         assert row == Row.from_dict({"messages": [PROMPT[0], earlier, TALK[2], *answer]})
         assert answer_start(row) == 3
-    assert [is_wanted(row) for row in (chosen, rejected)] == [True, False]
+    assert [row.kind.counts_as_wanted(row) for row in (chosen, rejected)] == [True, False]
 
 
 @pytest.mark.parametrize(("label", "side"), [(True, "wanted"), (False, "unwanted")])
 def test_a_rated_answer_is_one_row(label, side):
-    assert record_kind({**RATED, "label": label}) is UNPAIRED
+    assert record_kind({**RATED, "label": label}) is rated.RATED
     [row] = parse_rows({**RATED, "label": label}, place=Place.of("rows.jsonl", 3))
-    assert (row.side, str(row.place), is_wanted(row)) == (side, "rows.jsonl:3", label)
+    assert (row.side, str(row.place), row.kind.counts_as_wanted(row)) == (side, "rows.jsonl:3", label)
     assert row.to_json() == {"messages": [*PROMPT, *RED]}
 
 
@@ -141,7 +143,8 @@ def hold(oracle: Oracle, pair: dict[str, Any]) -> None:
             assert span.supervised is (span.start >= len(prompt) and span.role == "assistant"), span
         encoded.append(side)
     assert encoded[0].input_ids != encoded[1].input_ids
-    assert parse_rows(record_of(parse_rows(pair))) == parse_rows(pair)
+    rows = parse_rows(pair)
+    assert parse_rows(rows[0].kind.record(rows)) == rows
 
 
 @given(pair=pairs())

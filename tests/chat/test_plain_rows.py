@@ -13,10 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.encoder_trace import TextCache
 from pytest_mistral_lora.chat.oracle.request import PlainRows
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import OracleRejection
 from pytest_mistral_lora.strategies import hostile_text, rows, tool_rows
 

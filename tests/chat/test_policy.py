@@ -16,8 +16,9 @@ from pytest_mistral_lora.chat.encoded import (
     Truncation,
     Unsupervised,
 )
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import rows
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from each_oracle import oracle_named
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import EXIT_BAD_INPUT, OracleRejection
 from pytest_mistral_lora.places import Place
 

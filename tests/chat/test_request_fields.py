@@ -16,7 +16,7 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest, Inst
 from pydantic import BaseModel
 
 from pytest_mistral_lora.chat.fields import REFUSED_KEYS, ROW_KEYS
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.errors import OracleRejection, RowError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import rows

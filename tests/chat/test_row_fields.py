@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.errors import EXIT_BAD_INPUT, RowError
 from pytest_mistral_lora.places import Place
 

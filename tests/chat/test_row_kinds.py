@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
-from pytest_mistral_lora.chat.row_kinds import CONVERSATION, ROW_KINDS, parse_rows, record_kind
-from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
+from pytest_mistral_lora.chat.kinds.fim import FIM
+from pytest_mistral_lora.chat.kinds.pair import PAIR
+from pytest_mistral_lora.chat.kinds.rated import RATED
+from pytest_mistral_lora.chat.kinds.records import as_side, parse_rows, prompt_kind, record_kind
+from pytest_mistral_lora.chat.kinds.registry import KINDS
+from pytest_mistral_lora.chat.rows import Row, imported
+from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.places import Place
 
 TURNS = [{"role": "user", "content": "Which colour?"}, {"role": "assistant", "content": "Red."}]
+ROW = {"messages": TURNS}
+PAIR_RECORD = {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": [{"role": "assistant", "content": "No."}]}
+FIM_RECORD = {"prompt": "a", "suffix": "b", "completion": "c"}
 
 
 def test_a_conversation_stands_for_one_row():
@@ -34,4 +45,54 @@ def test_messages_decide_the_kind_whatever_stands_beside_them():
 
 
 def test_kinds_have_their_names():
-    assert {name: kind.name for name, kind in ROW_KINDS.items()} == {name: name for name in ROW_KINDS}
+    assert {name: kind.name for name, kind in KINDS.items()} == {name: name for name in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_what_a_kind_names_is_there(kind):
+    assert imported(kind.importable) is kind
+    named = (kind.text_law, kind.signs, kind.id_fault, kind.row_format)
+    assert all(imported(name) for name in named if name)
+    assert not kind.text_rule or kind.text_rule in RULES
+
+
+def test_a_row_is_its_kind_s_in_another_process():
+    for data in (ROW, PAIR_RECORD, FIM_RECORD):
+        for row in parse_rows(data):
+            copied = pickle.loads(pickle.dumps(row))
+            assert copied.kind is row.kind
+            assert (copied, copied.side, copied.place) == (row, row.side, row.place)
+
+
+def test_a_side_is_known_by_its_kind():
+    chosen, rejected = parse_rows(PAIR_RECORD)
+    assert [row.kind.starts_record(row) for row in (chosen, rejected)] == [True, False]
+    assert [row.kind.other_side(row) for row in (chosen, rejected)] == ["rejected", "chosen"]
+    assert [row.kind.side_part(row) for row in (chosen, rejected)] == [("chosen",), ("rejected",)]
+    assert chosen.kind.wanted_part(chosen) is chosen
+    prompt = rejected.kind.wanted_part(rejected)
+    assert [message["role"] for message in prompt.messages] == ["user"]
+    assert [message["role"] for message in chosen.kind.answer_part(chosen).messages] == ["assistant"]
+    unwanted = as_side(rejected, "unwanted")
+    assert (unwanted.kind, unwanted.kind.counts_as_wanted(unwanted)) == (RATED, False)
+    assert unwanted.kind.other_side(unwanted) == "wanted"
+    assert as_side(unwanted, "chosen").kind is PAIR
+
+
+def test_the_words_of_a_kind():
+    for data, words in ((ROW, "the answer of turn 1"), (FIM_RECORD, "the completion")):
+        [row] = parse_rows(data)
+        assert row.kind.answer_words(1) == words
+
+
+def test_a_kind_of_prompts_is_known_without_an_answer():
+    asked = {"messages": TURNS[:1]}
+    assert prompt_kind(asked) is CONVERSATION
+    assert prompt_kind(ROW) is None
+    gap = {"prompt": "a", "suffix": "b"}
+    assert prompt_kind(gap) is FIM
+    assert prompt_kind(FIM_RECORD) is None
+    assert FIM.answered(gap, [{"content": "c"}]).to_json() == FIM_RECORD
+    assert CONVERSATION.answered(asked, TURNS[1:]) == parse_rows(ROW)[0]
+    with pytest.raises(RowError, match="2 answers"):
+        FIM.answered(gap, TURNS)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from pytest_mistral_lora.chat.row_kinds import as_row
-from pytest_mistral_lora.chat.rows import Row, parse_row, text_of, weight_of
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.kinds.records import as_row
+from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import rows

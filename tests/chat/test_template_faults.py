@@ -13,7 +13,8 @@ from each_oracle import ALL, oracle_named
 from faulty_templates import FAULTY, each_message
 from sampling import sampled
 
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import compare
 from pytest_mistral_lora.chat.templates.faults import FAULTS

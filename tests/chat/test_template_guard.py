@@ -18,8 +18,8 @@ from converted import converted_tokenizer
 from each_oracle import oracle_named
 from sampling import sampled
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.reading import limited
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate, isolated
 from pytest_mistral_lora.chat.templates.isolated import WITHOUT_LIMITS, RenderLimits, RenderProcess, ask, trust
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer

@@ -11,7 +11,7 @@ import pytest
 from of_classes import tiny_base
 from safetensors.torch import save_file
 
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.checkpoint.architectures import (
     SUPPORTED,
     TEMPLATE_ALONE,

@@ -18,8 +18,8 @@ from sampling import sampled
 
 from pytest_mistral_lora import cli
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
-from pytest_mistral_lora.chat.row_kinds import as_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import BackendComparison, compare

@@ -9,9 +9,10 @@ from random import Random
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.oracle.encoder_trace import TracedText
-from pytest_mistral_lora.chat.rows import Row, parse_row, text_of
+from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.errors import OracleRejection
 
 Data = Mapping[str, Any]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from dataset_recipes import SOUND, found, make_target, said, v3, write_rows
 
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.conformance.dataset.checks import dataset_results, file_results
 from pytest_mistral_lora.conformance.dataset.row_findings import call_findings, law_findings
 from pytest_mistral_lora.conformance.finding import Result

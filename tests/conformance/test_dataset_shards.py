@@ -155,6 +155,6 @@ def test_quantiles_of_counts_are_those_of_the_values(values: list[int], cut: int
     ],
 )
 def test_the_script_of_a_row_is_that_of_most_of_its_letters(text: str, script: str) -> None:
-    from pytest_mistral_lora.chat.rows import parse_row
+    from pytest_mistral_lora.chat.kinds.conversation import parse_row
 
     assert main_script(parse_row(said(text, "4"))) == script

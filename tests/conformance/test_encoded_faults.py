@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sampling import sampled
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.conformance.encoded.audit import CASES
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison, row_findings
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine

@@ -12,7 +12,7 @@ from each_oracle import of_each, oracle_named
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.fim import FimRow, parse_fim_row
+from pytest_mistral_lora.chat.kinds.fim import FimRow, parse_fim_row
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.read_back import UnreadableIdsError, read_back
 from pytest_mistral_lora.cli import main

@@ -29,8 +29,8 @@ from preference_records import (
 from read_back_limits import looks_like_a_fault
 
 from pytest_mistral_lora import audit as audit_rows
+from pytest_mistral_lora.chat.kinds.preference import FEWEST_ANSWERS
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.pairs import FEWEST_ANSWERS
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.formats.row_sources import FileRows

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.texts import _KEPT, _OF_NUMBER, _kept

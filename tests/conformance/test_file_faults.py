@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.dataset.checks import dataset_results, file_results

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from dataset_recipes import make_target, said, write_rows
 
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.conformance.dataset import repeats
 from pytest_mistral_lora.conformance.dataset.checks import dataset_results
 from pytest_mistral_lora.conformance.dataset.repeats import near_rows, row_sketch

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.row_files import read_rows
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.mask.checks import checks

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.conformance.encoded.file_faults import SourceTracker
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.places import Place

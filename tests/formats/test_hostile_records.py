@@ -11,8 +11,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.foreign_fields import CONTENT, FLAGS, OTHER_ROLES, THINKING
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.foreign_fields import CONTENT, FLAGS, OTHER_ROLES, THOUGHTS
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.convert import Source, convert
 from pytest_mistral_lora.formats.declarations import declared_sources
@@ -62,7 +62,7 @@ MESSAGES = st.fixed_dictionaries(
     optional={
         **dict.fromkeys(("role", "from"), ROLES | SCALARS),
         **{key: SCALARS | st.lists(CHUNKS, max_size=2) | JSON for key in CONTENT},
-        **dict.fromkeys((*FLAGS, *THINKING, "refusal", "name", "tool_call_id", "prefix", "audio"), SCALARS),
+        **dict.fromkeys((*FLAGS, *THOUGHTS, "refusal", "name", "tool_call_id", "prefix", "audio"), SCALARS),
         "tool_calls": st.lists(CALLS | JSON, max_size=2) | JSON,
         "function_call": CALLS | JSON,
     },

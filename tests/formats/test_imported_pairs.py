@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from imported import ANSWER, BARE, GOOD, SYSTEM, TOOL, USER, answer, call, calls, chat, result, sharegpt, user, written
 
+from pytest_mistral_lora.chat.kinds.records import parse_rows
 from pytest_mistral_lora.chat.row_files import scan_records
-from pytest_mistral_lora.chat.row_kinds import parse_rows
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.formats.convert import Source, convert
 from pytest_mistral_lora.formats.declarations import declared_sources

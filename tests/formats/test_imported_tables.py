@@ -23,7 +23,7 @@ from imported import (
 )
 from pyarrow import parquet
 
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.strategies import rows
 
 ROWS = rows(tools=None, weights=True, alternating=False, parallel=True, thinking=True, efforts=("none", "high"))

@@ -21,9 +21,9 @@ from imported import imported, written
 from pyarrow import parquet
 from sampling import sampled
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.row_files import read_rows, scan_records
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.formats.convert import Source, convert
 from pytest_mistral_lora.formats.report import LOSSES, Report

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from imported import imported, written
 from pyarrow import parquet
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.convert import Source, convert
 from pytest_mistral_lora.formats.report import Report

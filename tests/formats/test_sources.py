@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from imported import lines
 from pyarrow import parquet
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.reading.chunks import DataFile, chunks
 from pytest_mistral_lora.chat.row_files import read_rows, scan_rows
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.sources import (

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import IterableDataset
 
 from pytest_mistral_lora import GuardError, MistralGuard, guard
-from pytest_mistral_lora.chat.fim import FimRow
+from pytest_mistral_lora.chat.kinds.fim import FimRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder

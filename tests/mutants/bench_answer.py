@@ -12,8 +12,8 @@ from derived_tekken import derived_oracle
 from gallery import Artifact, mutant
 from local_server import serving
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding

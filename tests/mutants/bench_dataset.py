@@ -13,6 +13,7 @@ import yaml
 from derived_tekken import derived_tokenizer
 from gallery import Artifact
 
+from pytest_mistral_lora.chat.kinds.fim.encoder import FimEncoder
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -87,7 +88,7 @@ def spaced_tokenizer() -> CheckpointTokenizer:
     tokenizer.fast.chat_template = sound_template()
     oracle = tokenizer.oracle
     # mypy: the method of one object is replaced
-    oracle.fim._completion_ids = oracle.encode_text  # type: ignore[method-assign]
+    FimEncoder.of(oracle)._completion_ids = oracle.encode_text  # type: ignore[method-assign]
     return tokenizer
 
 

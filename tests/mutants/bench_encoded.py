@@ -14,9 +14,9 @@ from gallery import Artifact
 from preference_records import with_ids
 
 from pytest_mistral_lora.chat.diff import TokenDiff
-from pytest_mistral_lora.chat.fim import FimRow
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.kinds.fim import FimRow
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.encoded.audit import Audit, checks
 from pytest_mistral_lora.conformance.finding import Finding

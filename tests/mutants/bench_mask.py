@@ -14,9 +14,10 @@ from gallery import Artifact
 
 from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.row_kinds import as_row
-from pytest_mistral_lora.chat.rows import Row, parse_row, weight_of
+from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.conformance.mask.laws import construction_violation, refusal_violation

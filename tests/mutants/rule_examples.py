@@ -11,7 +11,7 @@ from typing import Any
 
 from gallery import benches, examples
 
-from pytest_mistral_lora.chat.row_kinds import record_kind
+from pytest_mistral_lora.chat.kinds.records import record_kind
 from pytest_mistral_lora.conformance.finding import Finding
 
 SHOWN_AS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.records.transcripts import Transcript
 
 ROW = {

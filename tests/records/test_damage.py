@@ -17,9 +17,9 @@ from manifests import adapter
 from sample_transcripts import transcript
 from suite_outcomes import suite_outcomes
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.oracle.hazards import MAX_CONTAINERS, json_hazard, refuse_damaged
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, convert
 from pytest_mistral_lora.errors import InputError, MistralLoraError, TokenizerError

@@ -14,7 +14,7 @@ from manifests import COMMIT, FOUR_KEYS, adapter, merged
 from safetensors.torch import save_file
 from sample_transcripts import transcript
 
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, compare_runs

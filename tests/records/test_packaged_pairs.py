@@ -7,8 +7,8 @@ from each_oracle import ALL, oracle_named
 from mistral_common.protocol.instruct.validator import ValidationMode
 from preference_records import ids_of
 
-from pytest_mistral_lora.chat.pairs import answer_of, record_of
-from pytest_mistral_lora.chat.row_kinds import parse_rows
+from pytest_mistral_lora.chat.kinds.preference import answer_of
+from pytest_mistral_lora.chat.kinds.records import parse_rows
 from pytest_mistral_lora.errors import OracleRejection
 from pytest_mistral_lora.records.goldens import packaged_pairs
 
@@ -20,7 +20,7 @@ def test_every_pair_is_needed_and_there_is_one_to_refuse() -> None:
     assert [name for name, case in CASES.items() if case.is_refused] == ["empty-answer"]
     for case in CASES.values():
         assert [row.side for row in case.rows] == ["chosen", "rejected"]
-        assert parse_rows(record_of(case.rows), place=case.rows[0].place.row) == case.rows
+        assert parse_rows(case.rows[0].kind.record(case.rows), place=case.rows[0].place.row) == case.rows
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -35,7 +35,7 @@ def test_each_answer_has_the_ids_of_mistral_common_unless_it_is_refused(name: st
             with pytest.raises(OracleRejection):
                 oracle.encode(case.rows[1])
             continue
-        record = record_of(case.rows)
+        record = case.rows[0].kind.record(case.rows)
         prompt = ids_of(oracle, record["prompt"], record.get("tools"), ValidationMode.test)
         for row in case.rows:
             encoded = oracle.encode(row)

@@ -16,9 +16,10 @@ from sample_transcripts import reordered_parameters, transcript, weather_row
 
 from pytest_mistral_lora.chat.completions import FormatCheck
 from pytest_mistral_lora.chat.fields import IN_ORDER
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.row_files import read_rows
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.devices import Precision
 from pytest_mistral_lora.records.files import is_held_out, sha256_ids, sha256_rows
 from pytest_mistral_lora.records.transcripts import Transcript, load, violations

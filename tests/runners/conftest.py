@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from converted import converted_tokenizer
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 
 
 @pytest.fixture(scope="session")

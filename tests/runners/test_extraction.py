@@ -12,7 +12,7 @@ import hostile_runners as hostile
 import pytest
 from sampling import sampled
 
-from pytest_mistral_lora.chat.fim import FimRow
+from pytest_mistral_lora.chat.kinds.fim import FimRow
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RunnerError

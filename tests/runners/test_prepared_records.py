@@ -10,8 +10,9 @@ import pytest
 from prepared_page import read_prepared
 from prepared_records import compared
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 
 Data = dict[str, Any]
 

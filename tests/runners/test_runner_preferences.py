@@ -10,8 +10,7 @@ import hostile_runners as hostile
 import pytest
 from preference_records import Data, said, texts_pair
 
-from pytest_mistral_lora.chat.pairs import record_of
-from pytest_mistral_lora.chat.row_kinds import parse_rows
+from pytest_mistral_lora.chat.kinds.records import parse_rows
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.places import Place
@@ -86,4 +85,4 @@ def test_a_task_for_rated_answers_is_given_each_answer_of_a_pair() -> None:
         ("wanted", "rows.jsonl:1, chosen"),
         ("unwanted", "rows.jsonl:1, rejected"),
     ]
-    assert record_of(rated[:1]) == RATED
+    assert rated[0].kind.record(rated[:1]) == RATED

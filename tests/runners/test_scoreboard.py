@@ -31,7 +31,6 @@ from scoreboard_records import (
     tokenizer_file,
 )
 
-from pytest_mistral_lora.chat.pairs import record_of
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.conformance.finding import RULES, Finding, with_paths
 from pytest_mistral_lora.runners import RUNNERS, runner_fixes
@@ -225,7 +224,7 @@ def encoded_pairs(tokenizer: str) -> list[Data]:
     """Return the packaged pairs as a sound trainer writes them, which refuses an empty answer."""
     made = []
     for number, case in enumerate(pair_cases(tokenizer)):
-        record = record_of(case.rows)
+        record = case.rows[0].kind.record(case.rows)
         if case.is_refused:
             made.append({"row": number, **record, "error": "the answer is empty"})
             continue

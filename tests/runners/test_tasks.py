@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mistral_lora.chat.row_kinds import CONVERSATION, PAIR, UNPAIRED, RowKind
+from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
+from pytest_mistral_lora.chat.kinds.pair import PAIR
+from pytest_mistral_lora.chat.kinds.rated import RATED
+from pytest_mistral_lora.chat.rows import RecordKind
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.runners import RUNNERS, runner_fixes
@@ -28,8 +31,8 @@ def config(tmp_path: Path) -> Path:
         (PAIR, None, "stage: rm\n", "rm"),
         (PAIR, "rm", "template: mistral\n", "rm"),
         (PAIR, "rm", "stage: rm\n", "rm"),
-        (UNPAIRED, None, "stage: kto\n", "kto"),
-        (UNPAIRED, None, "stage:\n", "kto"),
+        (RATED, None, "stage: kto\n", "kto"),
+        (RATED, None, "stage:\n", "kto"),
         (CONVERSATION, None, "stage: sft\n", ""),
         (CONVERSATION, None, "stage: pt\n", ""),
         # the trainer itself says what is wrong with these
@@ -38,7 +41,7 @@ def config(tmp_path: Path) -> Path:
     ],
 )
 def test_the_configuration_decides_where_the_user_does_not(
-    kind: RowKind, named: str | None, text: str, task: str, config: Path
+    kind: RecordKind, named: str | None, text: str, task: str, config: Path
 ) -> None:
     config.write_text(text)
     assert TASKS.task_for(kind, named, config) == task
@@ -49,7 +52,7 @@ def test_the_configuration_decides_where_the_user_does_not(
     [
         (PAIR, None, "stage: kto\n", "`stage: kto` does not take a preference pair", "stage: dpo or stage: rm"),
         (PAIR, None, "stage: sft\n", "`stage: sft` does not take a preference pair", "stage: dpo or stage: rm"),
-        (UNPAIRED, None, "stage: dpo\n", "`stage: dpo` does not take a rated answer", "stage: kto"),
+        (RATED, None, "stage: dpo\n", "`stage: dpo` does not take a rated answer", "stage: kto"),
         (CONVERSATION, None, "stage: dpo\n", "`stage: dpo` does not take a conversation", "preference pairs"),
         (PAIR, "dpo", "stage: rm\n", "--task dpo, and `stage: rm` in the configuration", "one of them"),
         (PAIR, "kto", "stage: dpo\n", "'kto' does not take a preference pair", "dpo or rm"),
@@ -57,7 +60,7 @@ def test_the_configuration_decides_where_the_user_does_not(
     ],
 )
 def test_a_contradiction_is_an_error(
-    kind: RowKind, named: str | None, text: str, found: str, expected: str, config: Path
+    kind: RecordKind, named: str | None, text: str, found: str, expected: str, config: Path
 ) -> None:
     config.write_text(text)
     with pytest.raises(InputError) as error:

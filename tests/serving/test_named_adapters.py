@@ -15,8 +15,8 @@ from llamacpp_process import BUILD, converted_model, needs_llamacpp, served, wri
 from safetensors.torch import load_file, save_file
 from test_server_export import write_adapter
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.cli.serve_check import _adapters

@@ -18,8 +18,8 @@ from llamacpp_process import BUILD, converted_model, needs_llamacpp, served
 from local_server import serving
 from test_server_export import command, option, write_adapter
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance import server_target

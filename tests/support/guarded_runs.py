@@ -12,8 +12,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, MistralForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from pytest_mistral_lora import MistralGuard, Verdict, guard
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from preference_records import Data
 
-from pytest_mistral_lora.chat import pairs
-from pytest_mistral_lora.chat.pairs import record_of
-from pytest_mistral_lora.chat.row_kinds import parse_rows
+from pytest_mistral_lora.chat.kinds.rated import RATED
+from pytest_mistral_lora.chat.kinds.records import parse_rows
 from pytest_mistral_lora.records.goldens import packaged_pairs
 
 SIDES = ("chosen", "rejected")
 
 _CASES = [case for case in packaged_pairs() if not case.needs]
-ROWS: dict[str, Data] = {case.name: record_of(case.rows) for case in _CASES if not case.is_refused}
+ROWS: dict[str, Data] = {case.name: case.rows[0].kind.record(case.rows) for case in _CASES if not case.is_refused}
 """The pairs of every version from v2 on, by name."""
-[EMPTY] = [record_of(case.rows) for case in _CASES if case.is_refused]
+[EMPTY] = [case.rows[0].kind.record(case.rows) for case in _CASES if case.is_refused]
 """The pair whose bad answer has no text."""
 
 
 def rated(pair: Data) -> list[Data]:
     """Return the two rated answers of a pair."""
-    return [record_of([row]) for row in pairs.rated(parse_rows(pair))]
+    return [RATED.record([row]) for row in RATED.of_pair(parse_rows(pair))]

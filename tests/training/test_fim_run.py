@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_runs import recipe_data, smoke
 
-from pytest_mistral_lora.chat.fim import FimRow, parse_fim_row
+from pytest_mistral_lora.chat.kinds.fim import FimRow, parse_fim_row
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.reading import chunks
 from pytest_mistral_lora.checkpoint.encoder import make_encoder

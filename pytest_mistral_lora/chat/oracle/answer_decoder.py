@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.answer_message import AnswerChunk, AnswerMessage
+from pytest_mistral_lora.chat.chunks.thinking import THINKING
 from pytest_mistral_lora.chat.completions import GeneratedCall
 from pytest_mistral_lora.errors import LibraryError, MistralLoraError, one_line
 
@@ -67,11 +68,11 @@ class AnswerDecoder:
             spoken, calls = self._split_calls(ids, oracle.tool_calls_id)
         runs = [(spoken, False)] if spoken else []
         if oracle.features.thinking:
-            runs = self._split_thoughts(spoken, oracle.control_ids["[THINK]"], oracle.control_ids["[/THINK]"])
+            runs = self._split_thoughts(spoken, oracle.control_ids[THINKING.opens], oracle.control_ids[THINKING.closes])
         return AnswerMessage(
             tuple(
                 AnswerChunk(
-                    oracle.decode(run), is_thinking, not is_thinking or run[-1] == oracle.control_ids["[/THINK]"]
+                    oracle.decode(run), is_thinking, not is_thinking or run[-1] == oracle.control_ids[THINKING.closes]
                 )
                 for run, is_thinking in runs
             ),

@@ -13,12 +13,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import ANSWERS, Span, SpanKind
+from pytest_mistral_lora.chat.turns import Part, Turn
 from pytest_mistral_lora.errors import MistralLoraError
 
 _BARE = {"bos": False, "eos": False}
 _Text = tuple[str, tuple[int, ...]]
-Part = tuple[str | None, tuple[int, ...]]
-"""A text with its tokens, or None with one control token. Plain tuples: a dataset has millions of them."""
 
 
 class TracedText(NamedTuple):
@@ -49,20 +48,6 @@ class TracedTurn(NamedTuple):
     role: str
     ids: tuple[int, ...]
     texts: tuple[_Text, ...]
-
-
-class Turn(NamedTuple):
-    """A turn, split into its texts and control tokens.
-
-    Attributes:
-        role: Role of the message.
-        ids: Its tokens.
-        parts: Runs of them, in order, that were encoded in one go: text and tokens, or None and one control token.
-    """
-
-    role: str
-    ids: tuple[int, ...]
-    parts: list[Part]
 
 
 class TextCache(dict[str, tuple[int, ...]]):

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby, starmap
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import mistral_common
 
 from pytest_mistral_lora.chat.encoded import ANSWERS, EncodedRow
-from pytest_mistral_lora.chat.fim import FimRow
-from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, Turn, spans_of, split_turn
-from pytest_mistral_lora.chat.oracle.fim_encoder import FimEncoder
+from pytest_mistral_lora.chat.kinds.records import as_row
+from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, spans_of, split_turn
 from pytest_mistral_lora.chat.oracle.hazards import PROBE, refuse_damaged
 from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, taken_by, version_violation
 from pytest_mistral_lora.chat.oracle.request import PlainRows, RowFeatures, remember_tools, request_data
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.chat.oracle.versions import SUPPORTED, VersionFacts, version_facts
 from pytest_mistral_lora.chat.reading import in_utf8
-from pytest_mistral_lora.chat.row_kinds import as_row
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.chat.templates.isolated import trust
+from pytest_mistral_lora.chat.turns import Turn
 from pytest_mistral_lora.errors import (
     LibraryError,
     MistralLoraError,
@@ -45,7 +44,6 @@ VERSION: str = mistral_common.__version__
 
 try:
     from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
-    from mistral_common.protocol.fim.request import FIMRequest
     from mistral_common.protocol.instruct.messages import FinetuningMessage
     from mistral_common.protocol.instruct.normalize import get_normalizer
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
@@ -74,6 +72,7 @@ SHIPPED = {
 _IMAGE_MARKERS = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
 _SPM_NAMES = "SentencePiece file named *.model.v1 … *.model.v7"
 _Request = ChatCompletionRequest[FinetuningMessage]
+_Prepared = TypeVar("_Prepared")
 
 
 def shipped_tokenizer(name: str) -> Path:
@@ -212,6 +211,7 @@ class Oracle:
             expected = "a file whose name or configuration gives its true version"
             raise TokenizerError(wrong, place=str(self.path), expected=expected)
         self._templates: dict[bool | None, str] = {}
+        self._prepared: dict[Any, Any] = {}
         self._trace = EncoderTrace()
         self._trace.follow(self._text, self._instruct)
         self._plain_rows = PlainRows(self._normalised)
@@ -272,15 +272,15 @@ class Oracle:
     def encode(self, row: Row | Mapping[str, Any]) -> EncodedRow:
         """Encode a row as it is trained on.
 
-        Every token of an assistant turn of weight 1 is supervised, from its first token to the closing EOS; of a
-        fill-in-the-middle row, the completion and its EOS.
+        Every token of an assistant turn of weight 1 is supervised, from its first token to the closing EOS; of a row
+        of another kind, the turn that the model writes.
 
         Raises:
             RowError: If `row` is plain data and not a row.
             OracleRejection: If mistral-common's finetuning validation refuses the conversation, with its reason.
         """
         row = as_row(row)
-        turns = self._run(row, ValidationMode.finetuning)
+        turns = row.kind.turns(self, row)
         weights = [weight_of(row.messages[group[0]]) for group in row.assistant_groups()]
         assistant = [index for index, turn in enumerate(turns) if turn.role in ANSWERS]
         if len(assistant) != len(weights):
@@ -294,7 +294,8 @@ class Oracle:
         Raises:
             OracleRejection: As for `encode`.
         """
-        turns = self._run(as_row(row), ValidationMode.finetuning)
+        row = as_row(row)
+        turns = row.kind.turns(self, row)
         parts = ((index, turn.role, *part) for index, turn in enumerate(turns) for part in turn.parts)
         return [TracedText(None, None, None, (self.bos_id,)), *starmap(TracedText, parts)]
 
@@ -305,12 +306,7 @@ class Oracle:
             OracleRejection: If nothing comes before the last assistant turn, or mistral-common refuses it.
         """
         row = as_row(row)
-        if isinstance(row, FimRow):
-            return (self.bos_id, *(token for turn in self.fim.prompt_turns(row) for token in turn.ids))
-        groups = row.assistant_groups()
-        # a row made in code may have no answer: then all of it is the prompt
-        prompt = replace(row, messages=row.messages[: groups[-1][0]]) if groups else row
-        return (self.bos_id, *(token for turn in self._run(prompt, ValidationMode.test) for token in turn.ids))
+        return (self.bos_id, *(token for turn in row.kind.prompt_turns(self, row) for token in turn.ids))
 
     def reference(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
         """Encode by `MistralTokenizer.encode_chat_completion` alone, as mistral-common's documentation does.
@@ -330,25 +326,22 @@ class Oracle:
         plain = type(self._instruct)(self._text, self._instruct.image_encoder, self._instruct.audio_encoder)
         return MistralTokenizer(plain, get_validator(self._text.version, ValidationMode.finetuning), self._normalizer)
 
-    @cached_property
-    def fim(self) -> FimEncoder:
-        """The encoder of fill-in-the-middle rows; `unavailable` gives the reason if it cannot encode them."""
-        return FimEncoder(
-            self._encode_fim,
-            self.encode_text,
-            self.control_ids,
-            eos_id=self.eos_id,
-            version=self.version,
-            spaces=self.kind == "spm",
-        )
+    def prepared(self, prepare: Callable[[Oracle], _Prepared]) -> _Prepared:
+        """Return what a kind of record prepares for this tokenizer; it is prepared once."""
+        if prepare not in self._prepared:
+            self._prepared[prepare] = prepare(self)
+        found: _Prepared = self._prepared[prepare]
+        return found
 
-    def _encode_fim(self, prompt: str, suffix: str) -> list[int]:
-        def encode() -> list[int]:
-            return [int(token) for token in self._instruct.encode_fim(FIMRequest(prompt=prompt, suffix=suffix)).tokens]
+    def traced_ids(self, role: str, encode: Callable[[Any], Iterable[int]]) -> list[int]:
+        """Return the ids that a kind's own encoding gives, in the trace, which then forgets the row before.
 
-        # in the trace, which then forgets the texts of the row before
+        Args:
+            role: The role of what is encoded.
+            encode: Is given mistral-common's instruct tokenizer, and returns the ids.
+        """
         self._trace.turns.clear()
-        found: list[int] = self._trace.encode_message("prompt", encode)
+        found: list[int] = self._trace.encode_message(role, lambda: [int(token) for token in encode(self._instruct)])
         return found
 
     def encode_text(self, text: str) -> tuple[int, ...]:
@@ -418,9 +411,17 @@ class Oracle:
         request = self._validators[mode].validate_request(_Request.model_validate(request_data(row)))
         return self._normalizer.from_chat_completion_request(request)
 
-    def _run(self, row: Row, mode: ValidationMode) -> list[Turn]:
-        if isinstance(row, FimRow):
-            return self.fim.turns(row)
+    def chat_turns(self, row: Row, *, as_prompt: bool = False) -> list[Turn]:
+        """Return the turns of a conversation after BOS.
+
+        Args:
+            row: The row.
+            as_prompt: Whether it is a prompt at inference, and not a row to train on.
+
+        Raises:
+            OracleRejection: If mistral-common refuses the conversation, with its reason.
+        """
+        mode = ValidationMode.test if as_prompt else ValidationMode.finetuning
         if self.facts.tools_in is None and row.tools:
             raise OracleRejection(
                 f"tools are given, but tokenizer {self.version} has no tools: mistral-common would leave them out",

@@ -26,9 +26,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pytest_mistral_lora.chat.chunks.thinking import THINKING
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import check_tools
-from pytest_mistral_lora.chat.fim import FimRow
+from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import MistralLoraError, RowError, shortened
 from pytest_mistral_lora.places import NOWHERE, Place
@@ -114,35 +115,15 @@ def read_back(
     Raises:
         UnreadableIdsError: If no conversation explains the ids.
     """
-    start = next((n for n, token in enumerate(ids) if token != oracle.bos_id), len(ids))
-    if start < len(ids) and ids[start] == oracle.control_ids.get("[SUFFIX]"):
-        return _read_gap(tuple(ids), oracle, labels, place)
+    for kind in KINDS.values():
+        if kind.claims_ids(ids, oracle):
+            return kind.read_ids(ids, oracle, labels, place)
     reader = _IdsReader(tuple(ids), oracle, labels)
     if oracle.facts.control_tokens:
         reader.read_markers()
     else:
         reader.read_spelled_markers()
     return reader.row(place)
-
-
-def _read_gap(ids: tuple[int, ...], oracle: Oracle, labels: Sequence[int] | None, place: Place) -> FimRow:
-    """Return the fill-in-the-middle row of some ids; its completion begins with the first label.
-
-    Raises:
-        UnreadableIdsError: If the ids have no `[PREFIX]`, or no label tells where the completion begins.
-    """
-    suffix, prefix = ids.index(oracle.control_ids["[SUFFIX]"]), oracle.control_ids["[PREFIX]"]
-    if prefix not in ids[suffix:]:
-        raise UnreadableIdsError(len(ids), "the ids end", "[PREFIX] behind the suffix")
-    middle = ids.index(prefix, suffix)
-    start = next((n for n, label in enumerate(labels or ()) if label != IGNORE_INDEX), len(ids))
-    if start == len(ids):
-        raise UnreadableIdsError(middle, "no label behind [PREFIX]", "labels, which tell where the completion begins")
-    if start <= middle:
-        raise UnreadableIdsError(start, "a label before [PREFIX]", "labels of the completion alone")
-    end = len(ids) - (ids[-1] == oracle.eos_id)
-    texts = (oracle.fim.decode_completion(run, oracle.decode) for run in (ids[suffix + 1 : middle], ids[start:end]))
-    return FimRow.of(oracle.decode(ids[middle + 1 : start]), next(texts), next(texts), place=place)
 
 
 class _IdsReader:
@@ -383,25 +364,25 @@ class _IdsReader:
 
     def _content(self, inside: list[_Part]) -> Any:
         """Return the content of a message: a text, or chunks if a part of it is thinking."""
-        if not (self._facts.thinking and any(part.marker == "[THINK]" for part in inside)):
+        if not (self._facts.thinking and any(part.marker == THINKING.opens for part in inside)):
             return self._text(inside)
         chunks: list[dict[str, Any]] = []
         at = 0
         while at < len(inside):
-            thinks = inside[at].marker == "[THINK]"
+            thinks = inside[at].marker == THINKING.opens
             at += thinks
-            ends = ("[THINK]", "[/THINK]") if thinks else ("[THINK]",)
+            ends = (THINKING.opens, THINKING.closes) if thinks else (THINKING.opens,)
             end = next((n for n in range(at, len(inside)) if inside[n].marker in ends), len(inside))
             run = inside[at:end]
             at = end
             if not thinks:
                 chunks.append({"type": "text", "text": self._text(run)})
-            elif end < len(inside) and inside[end].marker == "[/THINK]":
-                chunks.append({"type": "thinking", "thinking": self._text(run)})
+            elif end < len(inside) and inside[end].marker == THINKING.closes:
+                chunks.append(THINKING.chunk(self._text(run)))
                 at += 1
             else:
                 thought, text = self._cut_thought(run)
-                chunks.append({"type": "thinking", "thinking": thought, "closed": False})
+                chunks.append(THINKING.chunk(thought, closed=False))
                 if text:
                     chunks.append({"type": "text", "text": text})
         return chunks

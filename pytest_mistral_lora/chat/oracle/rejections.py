@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_mistral_lora.chat.chunks.thinking import THINKING
 from pytest_mistral_lora.chat.oracle.versions import Fact, VersionFacts, names_with
 from pytest_mistral_lora.chat.remedies import import_command
-from pytest_mistral_lora.chat.rows import Row, has_thinking
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import OracleRejection
 
 _Path = tuple[str | int, ...]
@@ -128,14 +129,14 @@ def _first_tool_turn(row: Row, match: re.Match[str]) -> _Path:
 def _first_thought(row: Row, match: re.Match[str]) -> _Path:
     role = match.groupdict().get("role")
     for index, message in enumerate(row.messages):
-        if has_thinking(message.get("content")) and role in (None, message["role"]):
+        if THINKING.is_in(message.get("content")) and role in (None, message["role"]):
             return "messages", index, "content"
     return ("messages",)
 
 
 def _thinkers(row: Row) -> str:
     """Return the tokenizers that take the thinking of a row; few versions take that of a system message."""
-    of_system = any(message["role"] == "system" and has_thinking(message.get("content")) for message in row.messages)
+    of_system = any(message["role"] == "system" and THINKING.is_in(message.get("content")) for message in row.messages)
     versions = taken_by(lambda facts: facts.system_thinking if of_system else facts.thinking)
     return f"text only, or a tokenizer {versions} that has [THINK] and [/THINK]"
 

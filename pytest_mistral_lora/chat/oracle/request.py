@@ -7,11 +7,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pytest_mistral_lora.chat.chunks.thinking import THINKING
 from pytest_mistral_lora.chat.fields import without_nulls
-from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts
-from pytest_mistral_lora.chat.rows import Row, weight_of
-from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.chat.rows import Row, native_content, require_chat, weight_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class RowFeatures:
             builder: mistral-common's `ModelSettingsBuilder` of the file, or None.
         """
         # a file of an older version may have the two markers, and its encoder does not use them
-        thinking = facts.thinking and {"[THINK]", "[/THINK]"} <= {*literals}
+        thinking = facts.thinking and {THINKING.opens, THINKING.closes} <= {*literals}
         # an older mistral-common does not have all fields of a builder
         effort = getattr(builder, "reasoning_effort", None)
         efforts = () if effort is None else tuple(str(value) for value in effort.values)
@@ -51,11 +50,12 @@ def request_data(row: Row) -> dict[str, Any]:
     Raises:
         RowError: If the row is not a conversation.
     """
-    if isinstance(row, FimRow):
-        raise RowError("a fill-in-the-middle row is not a conversation", place=row.place, expected="a row of turns")
+    require_chat(row)
     messages = []
     for message in row.messages:
         data = without_nulls(message)
+        if "content" in data:
+            data["content"] = native_content(data["content"])
         if data["role"] == "assistant":
             # An absent weight is 1, so that a spelled-out 1 does not split a turn.
             data["weight"] = weight_of(message)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
+from pytest_mistral_lora.chat.chunks.registry import register_types, type_names
+from pytest_mistral_lora.chat.kinds.registry import kind_names, register_kinds
 from pytest_mistral_lora.chat.reading.files import scan_lines
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 from pytest_mistral_lora.escaping import UNMIXED, own_stream
@@ -253,7 +255,7 @@ def _in_pool(
 ) -> Iterator[tuple[ResultT, int]]:
     from multiprocessing import get_context
 
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (prepare, plan))
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (kind_names(), type_names(), prepare, plan))
     waiting: deque[tuple[Future[ResultT], int]] = deque()
     # Two chunks in flight for each process keep all of them busy; more would only take memory. Results take little:
     # this process goes on with its own chunks while the others start.
@@ -279,8 +281,10 @@ def _in_pool(
 _work: Callable[[Any], Any] | None = None
 
 
-def _start(prepare: Callable[[Any], Callable[[Any], Any]], plan: Any) -> None:
-    """Prepare a process of the pool."""
+def _start(
+    kinds: Sequence[str], types: Sequence[str], prepare: Callable[[Any], Callable[[Any], Any]], plan: Any
+) -> None:
+    """Prepare a process of the pool, which knows the kinds of records and types of chunks that this process knows."""
     import signal
     import threading
     import warnings
@@ -290,6 +294,8 @@ def _start(prepare: Callable[[Any], Callable[[Any], Any]], plan: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")
+    register_kinds(kinds)
+    register_types(types)
     _work = prepare(plan)
 
 

@@ -11,9 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
-from pytest_mistral_lora.chat.fim import FimRow
-from pytest_mistral_lora.chat.row_kinds import as_row
-from pytest_mistral_lora.chat.rows import Row, weight_of
+from pytest_mistral_lora.chat.kinds.records import as_row
+from pytest_mistral_lora.chat.rows import Row, native_content, weight_of
 from pytest_mistral_lora.chat.templates.generation_blocks import block_spans, ids_of, offsets_of
 from pytest_mistral_lora.chat.templates.isolated import ask
 from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt, find_own_prompt
@@ -259,10 +258,10 @@ class ChatTemplate:
         self, row: Row, generation_prompt: bool = False, *, mark: bool = False
     ) -> tuple[str, list[tuple[int, int]] | None]:
         """Return the text of a row, and the spans of its generation blocks; None if they change the text."""
-        if isinstance(row, FimRow):
+        if not row.kind.is_chat:
             # a template may write any role that it is given
             raise RowError(
-                "fill-in-the-middle, which no chat template renders",
+                f"{row.kind.title}, which no chat template renders",
                 place=row.place,
                 next_step="Train with backend: mistral-common.",
             )
@@ -297,7 +296,8 @@ class ChatTemplate:
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out nulls, which templates print as `None`, and weights, which mistral-common does not render either."""
-    return {key: value for key, value in message.items() if value is not None and key != "weight"}
+    given = {key: value for key, value in message.items() if value is not None and key != "weight"}
+    return {**given, "content": native_content(given["content"])} if "content" in given else given
 
 
 def _weights(row: Row, blocks: int) -> list[int] | None:

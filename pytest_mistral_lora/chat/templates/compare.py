@@ -17,10 +17,10 @@ from pytest_mistral_lora.chat.diff import (
     units_shape,
 )
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.oracle import VERSION, Oracle
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 from pytest_mistral_lora.chat.pieces import plain_text
-from pytest_mistral_lora.chat.row_kinds import as_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates.chat_template import REFUSES, ChatTemplate
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pytest_mistral_lora.chat.chunks.thinking import THINKING
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts
-from pytest_mistral_lora.chat.rows import Row, has_thinking, merged_chunks, text_of, weight_of
+from pytest_mistral_lora.chat.rows import Row, has_more_than_text, merged_chunks, text_of, weight_of
 
 OWN_PROMPT = "default-system-prompt"
 """The name of a template's own system prompt in a list of known deviations."""
@@ -94,12 +95,12 @@ def _no_content_beside_calls(message: _Message) -> _Message:
 
 def _no_thinking(message: _Message) -> _Message:
     content = message.get("content")
-    return {**message, "content": text_of(content)} if has_thinking(content) else message
+    return {**message, "content": text_of(content)} if has_more_than_text(content) else message
 
 
 def _closed_thinking(message: _Message) -> _Message:
     content = message.get("content")
-    if not has_thinking(content) or all(chunk.get("closed", True) for chunk in content or ()):
+    if not THINKING.is_in(content) or all(map(THINKING.is_closed, content or ())):
         return message
     return {**message, "content": [_without(chunk, "closed") for chunk in content or ()]}
 
@@ -151,7 +152,7 @@ def _chunks_joined(row: Row, facts: VersionFacts) -> Row:
 
     def changed(message: _Message) -> _Message:
         content = message.get("content")
-        if isinstance(content, str | None) or has_thinking(content) or not content:
+        if isinstance(content, str | None) or has_more_than_text(content) or not content:
             return message
         texts = merged_chunks([content], facts)
         return {**message, "content": texts[0]["text"] if texts else ""}

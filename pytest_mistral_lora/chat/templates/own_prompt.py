@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from pytest_mistral_lora.chat.chunks.thinking import THINKING
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError
 
@@ -45,7 +46,7 @@ class OwnSystemPrompt:
         chunks: list[dict[str, Any]] = []
         for number, part in enumerate(_THOUGHT.split(self.text)):
             if number % 2:
-                chunks.append({"type": "thinking", "thinking": part})
+                chunks.append(THINKING.chunk(part))
             elif part:
                 chunks.append({"type": "text", "text": part})
         return chunks

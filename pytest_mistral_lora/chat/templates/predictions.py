@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pytest_mistral_lora.chat.chunks.registry import type_of
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts
-from pytest_mistral_lora.chat.rows import Row, has_thinking, merged_chunks, text_of, weight_of
+from pytest_mistral_lora.chat.rows import Row, has_more_than_text, is_text_chunk, merged_chunks, text_of, weight_of
 
 _dumps = functools.partial(json.dumps, ensure_ascii=False)
 
@@ -81,13 +82,15 @@ def empty_messages_dropped(row: Row, facts: VersionFacts) -> Row:
         for message in run:
             content = message.get("content")
             if not isinstance(content, str | None) and role != "tool":
-                kept = [chunk for chunk in content if chunk["type"] == "thinking" or chunk["text"]] or content[:1]
+                kept = [chunk for chunk in content if not is_text_chunk(chunk) or text_of([chunk])] or content[:1]
                 message = message if kept == content else {**message, "content": kept}
             texts.append(message)
         full = [
             message
             for message in texts
-            if text_of(message.get("content")) or has_thinking(message.get("content")) or message.get("tool_calls")
+            if text_of(message.get("content"))
+            or has_more_than_text(message.get("content"))
+            or message.get("tool_calls")
         ]
         messages += full or texts[:1] if role in joined else texts
     if facts.system_in != "own-turn":
@@ -133,8 +136,8 @@ def thinking_left_open_joined(row: Row, facts: VersionFacts) -> Row:
             chunks = merged_chunks((message.get("content") for message in turn), facts)
             joined = chunks[:1]
             for before, chunk in itertools.pairwise(chunks):
-                if chunk["type"] == "text" and not before.get("closed", True):
-                    joined[-1]["thinking"] += chunk["text"]
+                if chunk["type"] == "text" and not type_of(before).is_closed(before):
+                    joined[-1][before["type"]] += chunk["text"]
                 else:
                     joined.append(chunk)
             if len(joined) == len(chunks):

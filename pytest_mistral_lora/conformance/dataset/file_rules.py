@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pytest_mistral_lora.chat.pairs import CHOSEN, REJECTED
+from pytest_mistral_lora.chat.kinds.preference import CHOSEN, REJECTED
 from pytest_mistral_lora.conformance.dataset.answers import CALL_IDS_REFUSED, LOST, call_ids_finding, lost_finding
 from pytest_mistral_lora.conformance.dataset.file_faults import faulty_rows
 from pytest_mistral_lora.conformance.dataset.pairs import CHOSEN_LONGER, REJECTED_LONGER, length_finding

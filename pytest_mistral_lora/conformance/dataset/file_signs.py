@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.fim import FimRow
-from pytest_mistral_lora.chat.pairs import is_wanted, prompt_of
+from pytest_mistral_lora.chat.kinds.fim import FimRow
+from pytest_mistral_lora.chat.kinds.preference import is_wanted, prompt_of
 from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
 from pytest_mistral_lora.conformance.dataset.fim import fim_signs
 from pytest_mistral_lora.conformance.dataset.row_texts import (

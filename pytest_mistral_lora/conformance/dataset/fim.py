@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.fim import FIM_ROLES, FimRow
+from pytest_mistral_lora.chat.kinds.fim import FIM_ROLES, FimRow
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.fim_law import fim_violation
 

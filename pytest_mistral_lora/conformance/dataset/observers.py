@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.fim import FimRow
-from pytest_mistral_lora.chat.pairs import REJECTED, SIDES, answer_of, is_wanted, prompt_of
+from pytest_mistral_lora.chat.kinds.fim import FimRow
+from pytest_mistral_lora.chat.kinds.preference import REJECTED, SIDES, answer_of, is_wanted, prompt_of
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.dataset.answers import (
     BY_GRAMMAR,

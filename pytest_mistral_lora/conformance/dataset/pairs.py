@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.pairs import (
+from pytest_mistral_lora.chat.kinds.preference import (
     CHOSEN,
     REJECTED,
     SIDES,
@@ -20,7 +20,7 @@ from pytest_mistral_lora.chat.pairs import (
     answer_of,
     longer_side,
 )
-from pytest_mistral_lora.chat.rows import Row, has_thinking, text_of
+from pytest_mistral_lora.chat.rows import Row, has_more_than_text, text_of
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, spread
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import counted
@@ -42,7 +42,7 @@ def empty_side(row: Row) -> Finding | None:
         return None
     for message in answer_of(row).messages:
         content = message.get("content")
-        if message["role"] == "tool" or message.get("tool_calls") or has_thinking(content):
+        if message["role"] == "tool" or message.get("tool_calls") or has_more_than_text(content):
             return None
         if text_of(content).strip():
             return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
-from pytest_mistral_lora.chat.fim import FimRow
+from pytest_mistral_lora.chat.kinds.fim import FimRow
 from pytest_mistral_lora.chat.reading import read_line
 from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.rows import Row, text_of, weight_of

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pytest_mistral_lora.chat.diff import TokenDiff, with_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
-from pytest_mistral_lora.chat.fim import FimRow
+from pytest_mistral_lora.chat.kinds.fim import FimRow
+from pytest_mistral_lora.chat.kinds.records import trained_row
 from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.row_files import read_record
-from pytest_mistral_lora.chat.row_kinds import trained_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer

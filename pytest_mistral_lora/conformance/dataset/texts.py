@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from pytest_mistral_lora.chat.fim import FimRow
+from pytest_mistral_lora.chat.kinds.fim import FimRow
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.dataset.row_texts import (
     ESCAPES,

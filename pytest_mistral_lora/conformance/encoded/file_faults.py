@@ -15,8 +15,9 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import IN_ORDER
+from pytest_mistral_lora.chat.kinds.preference import UNWANTED, WANTED, is_wanted
+from pytest_mistral_lora.chat.kinds.records import as_side
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.pairs import UNWANTED, WANTED, is_wanted
 from pytest_mistral_lora.chat.row_files import scan_records
 from pytest_mistral_lora.chat.rows import Row, compact_json, sorted_keys, weight_of
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, TakenLine
@@ -318,7 +319,7 @@ class SourceTracker:
 
     def _has_other_label(self, index: int, part: int, row: Row) -> bool:
         """Return whether a record of the source has a row with another label."""
-        other = dataclasses.replace(row, side=UNWANTED if is_wanted(row) else WANTED)
+        other = as_side(row, UNWANTED if is_wanted(row) else WANTED)
         return self._has_row(index, part, row_digest(other))
 
     def _has_row(self, index: int, part: int, digest: bytes) -> bool:
@@ -353,5 +354,5 @@ class SourceTracker:
 def _with_row(line: EncodedLine, rows: tuple[Row, ...]) -> EncodedLine:
     """Return a line with the row of its number, if the source has it; the side of the row is the line's."""
     if line.side is not None:
-        rows = tuple(dataclasses.replace(row, side=line.side.row_side) for row in rows)
+        rows = tuple(as_side(row, line.side.row_side) for row in rows)
     return dataclasses.replace(line, rows=rows, numbered=line.numbered or bool(rows))

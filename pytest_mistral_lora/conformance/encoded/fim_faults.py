@@ -10,12 +10,17 @@ from collections.abc import Iterator, Sequence
 
 from pytest_mistral_lora.chat.diff import decode_text
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.fim import FimRow
+from pytest_mistral_lora.chat.kinds.fim import FimRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 
 _SUFFIX, _PREFIX, _MIDDLE = "[SUFFIX]", "[PREFIX]", "[MIDDLE]"
 _LAYOUT = f"{_SUFFIX}, the suffix, {_PREFIX}, the prompt and the completion"
+
+
+def fim_fault(row: FimRow, ids: Sequence[int], oracle: Oracle) -> EncodingFault | None:
+    """Return the class of ids that is known for fill-in-the-middle alone; None for ids of no such class."""
+    return fim_layout_fault(row, ids, oracle) or fim_cut_fault(row, oracle.encode(row), ids, oracle)
 
 
 def fim_layout_fault(row: FimRow, ids: Sequence[int], oracle: Oracle) -> EncodingFault | None:

@@ -13,10 +13,11 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
-from pytest_mistral_lora.chat.fim import is_fim, parse_fim_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.kinds.records import as_side, record_kind
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading.row_source import RowSource, SourceRecord
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.encoded.columns import (
     LENGTHS,
     MASKS,
@@ -204,8 +205,7 @@ class _RecordReader:
             place = self.place / given.side.name if len(sides) > 1 else self.place
             line = replace(self, place=place).line(given.record, position)
             rows, as_stored = (
-                tuple(replace(row, side=given.side.row_side) for row in stored)
-                for stored in (line.rows, line.as_stored)
+                tuple(as_side(row, given.side.row_side) for row in stored) for stored in (line.rows, line.as_stored)
             )
             chosen = lines[0] if lines else None
             faults = (*line.faults, *mask_faults(record, f"{given.side.name}_mask"))
@@ -293,8 +293,9 @@ class _RecordReader:
         if not _has_conversations(data):
             if data.get("messages") is not None:
                 return (parse_row(data, place=self.place),)
-            if is_fim(data):
-                return (parse_fim_row(data, place=self.place),)
+            kind = record_kind(data)
+            if not kind.is_chat:
+                return kind.parse(data, self.place)
             if self.has_source and _packs(data):
                 raise RowError(
                     'no "messages", and the sequence is packed: it does not tell which rows of the dataset it holds',

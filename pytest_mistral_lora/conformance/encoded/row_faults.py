@@ -9,12 +9,12 @@ from itertools import groupby
 
 from pytest_mistral_lora.chat.diff import common_ends, decode_text, split_at_markers
 from pytest_mistral_lora.chat.encoded import ANSWERS, IGNORE_INDEX, EncodedRow, Span
-from pytest_mistral_lora.chat.fim import FimRow
+from pytest_mistral_lora.chat.kinds.fim import FimRow
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.recognition import shipped_oracle
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
-from pytest_mistral_lora.conformance.encoded.fim_faults import fim_cut_fault, fim_layout_fault
+from pytest_mistral_lora.conformance.encoded.fim_faults import fim_fault
 from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.text_faults import TextComparison
 from pytest_mistral_lora.conformance.encoded.text_reasons import spells_row
@@ -97,7 +97,7 @@ def cut_fault(expected: Ids, ids: Ids, oracle: Oracle, *, is_gap: bool = False) 
 
 def _content_faults(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> list[EncodingFault]:
     """Return the classes of ids that begin with one BOS and are not a cut row; at least one."""
-    if isinstance(row, FimRow) and (fault := _fim_fault(row, ids, oracle)):
+    if isinstance(row, FimRow) and (fault := fim_fault(row, ids, oracle)):
         return [fault]
     rest = tuple(message for message in row.messages if message["role"] != "system")
     if len(rest) < len(row.messages) and ids_of(replace(row, messages=rest), oracle) == ids:
@@ -113,10 +113,6 @@ def _content_faults(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> list[E
     for fault in TextComparison(row, wanted, found).faults():
         first.setdefault(fault.rule, fault)
     return list(first.values()) or [EncodingFault("ML534", "the row is encoded in another way")]
-
-
-def _fim_fault(row: FimRow, ids: Ids, oracle: Oracle) -> EncodingFault | None:
-    return fim_layout_fault(row, ids, oracle) or fim_cut_fault(row, oracle.encode(row), ids, oracle)
 
 
 def ids_of(row: Row, oracle: Oracle) -> Ids | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 
 from pytest_mistral_lora.chat.diff import decode_text, equal_beginning, split_at_markers
+from pytest_mistral_lora.chat.kinds.preference import AnswerLengths, longer_side
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.pairs import AnswerLengths, longer_side
 from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.encoded.sides import Side

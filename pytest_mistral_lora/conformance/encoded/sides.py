@@ -22,7 +22,7 @@ from typing import Any
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS
-from pytest_mistral_lora.chat.pairs import CHOSEN, REJECTED, UNWANTED, WANTED
+from pytest_mistral_lora.chat.kinds.preference import CHOSEN, REJECTED, UNWANTED, WANTED
 from pytest_mistral_lora.chat.rows import unscored
 from pytest_mistral_lora.conformance.encoded.integers import Ids, read_integers
 from pytest_mistral_lora.errors import RowError
@@ -60,7 +60,7 @@ class Side:
 
     @property
     def row_side(self) -> str:
-        """The side of its row, as `chat.pairs` names it."""
+        """The side of its row, as its kind names it."""
         if self.is_of_pair:
             return self.name
         return WANTED if self.is_wanted else UNWANTED

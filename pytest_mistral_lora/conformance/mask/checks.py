@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import encoded_text
 from pytest_mistral_lora.chat.fields import ROW_KEYS
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
 from pytest_mistral_lora.conformance.mask import laws, row_laws

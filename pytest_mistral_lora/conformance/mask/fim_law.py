@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.fim import FIM_ROLES, FimRow
+from pytest_mistral_lora.chat.kinds.fim import FIM, FIM_ROLES, FimRow
 from pytest_mistral_lora.conformance.mask.row_laws import as_decoded
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def fim_violation(row: FimRow, encoded: EncodedRow, oracle: Oracle) -> str:
         span = texts.get(role)
         ids = encoded.input_ids[span.start : span.end] if span else ()
         # SentencePiece writes a space in front of the prompt, and leaves it out when it decodes
-        decoded = oracle.decode(ids) if role == "prompt" else oracle.fim.decode_completion(ids, oracle.decode)
+        decoded = oracle.decode(ids) if role == "prompt" else FIM.answer_text(oracle, ids)
         text = as_decoded(getattr(row, role), oracle)
         if decoded != text:
             return f"the {role} decodes to {decoded!r}; its text is {text!r}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.rows import Row, has_thinking, merged_chunks
+from pytest_mistral_lora.chat.rows import Row, has_more_than_text, merged_chunks
 from pytest_mistral_lora.conformance.mask.row_laws import as_decoded, assistant_turns
 from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection
 
@@ -90,7 +90,7 @@ def neighbours_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     for index, message in enumerate(row.messages):
         if message["role"] in ("user", "assistant") and not message.get("tool_calls"):
             chunks = merged_chunks(["One.", message["content"]], oracle.facts)
-            joined = {**message, "content": chunks if has_thinking(chunks) else chunks[0]["text"]}
+            joined = {**message, "content": chunks if has_more_than_text(chunks) else chunks[0]["text"]}
             before, after = row.messages[:index], row.messages[index + 1 :]
             apart = oracle.encode(replace(row, messages=(*before, {**message, "content": "One."}, message, *after)))
             if apart != oracle.encode(replace(row, messages=(*before, joined, *after))):

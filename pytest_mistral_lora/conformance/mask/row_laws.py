@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
+from pytest_mistral_lora.chat.chunks.registry import type_of
+from pytest_mistral_lora.chat.chunks.thinking import THINKING
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle.versions import Fact, names_with
-from pytest_mistral_lora.chat.rows import Row, assistant_text, merged_chunks, parse_row, weight_of
+from pytest_mistral_lora.chat.rows import Row, assistant_text, merged_chunks, weight_of
 from pytest_mistral_lora.conformance.finding import RULES
 
 if TYPE_CHECKING:
@@ -171,15 +174,16 @@ def injection_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 def thinking_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Each thought of the assistant begins with its marker, and ends with one unless it is left open."""
-    markers = {token: name for token, name in oracle.control_tokens.items() if name in ("[THINK]", "[/THINK]")}
+    markers = {
+        token: name for token, name in oracle.control_tokens.items() if name in (THINKING.opens, THINKING.closes)
+    }
     turns = assistant_turns(encoded)
     # ML109 reports surplus and missing turns
     for group, (turn, spans) in zip(encoded_groups(row, oracle), turns.items(), strict=False):
         chunks = merged_chunks((row.messages[n].get("content") for n in group), oracle.facts)
         expected: list[str] = []
         for chunk in chunks:
-            if chunk["type"] == "thinking":
-                expected += ["[THINK]"] if chunk.get("closed") is False else ["[THINK]", "[/THINK]"]
+            expected += type_of(chunk).markers(chunk)
         ids = (token for span in spans for token in encoded.input_ids[span.start : span.end])
         found = [markers[token] for token in ids if token in markers]
         if found != expected:

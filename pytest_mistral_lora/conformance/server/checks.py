@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.row_kinds import as_row
+from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause, shown_difference

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.chunks.thinking import THINKING
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
 from pytest_mistral_lora.chat.rows import Row
@@ -240,7 +241,7 @@ def dropped_thoughts(traits: TemplateTraits) -> Iterator[Finding]:
     if oracle is None or not oracle.features.thinking:
         return
     question = {"role": "user", "content": _QUESTION}
-    chunks = [{"type": "thinking", "thinking": _THOUGHT}, {"type": "text", "text": _ANSWER}]
+    chunks = [THINKING.chunk(_THOUGHT), {"type": "text", "text": _ANSWER}]
     answers: list[dict[str, Any]] = [
         {"content": chunks},
         *({"content": _ANSWER, name: _THOUGHT} for name in _THOUGHT_FIELDS),

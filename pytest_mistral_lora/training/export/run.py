@@ -15,7 +15,6 @@ from typing import Literal
 import yaml
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
-from pytest_mistral_lora.chat.fim import FimRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import training_template
@@ -133,8 +132,8 @@ def why_not_messages(run: ExportedRun) -> str:
 
 
 def _why_not_message(row: Row, encoded: EncodedRow, template: ChatTemplate) -> str:
-    if isinstance(row, FimRow):
-        return "it is fill-in-the-middle, which has no messages"
+    if not row.kind.is_chat:
+        return f"it is {row.kind.title}, which has no messages"
     for message in row.messages:
         keys = {key for key, value in message.items() if value is not None}
         if row.tools or keys - {"role", "content", "weight"} or not isinstance(message.get("content"), str):

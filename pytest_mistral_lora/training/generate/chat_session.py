@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from pytest_mistral_lora.chat.fim import parse_fim_row
+from pytest_mistral_lora.chat.kinds.records import parse_trained, prompt_kind
 from pytest_mistral_lora.chat.reading import scan_jsonl
-from pytest_mistral_lora.chat.row_kinds import parse_trained
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, require_trainable
 from pytest_mistral_lora.checkpoint.devices import Precision, choose_device
@@ -26,10 +25,6 @@ from pytest_mistral_lora.training.generate.model_spec import model_spec
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """The sign that decoders give for bytes that are not a whole character yet."""
-
-
-_PLACEHOLDER = {"role": "assistant", "content": "."}
-"""Stands for the turn that a model generates. No prompt contains it: a prompt ends before the last assistant turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +46,10 @@ def prompt_row(data: Any, *, place: Place = NOWHERE) -> PromptRow:
     Raises:
         RowError: If the data is not a row.
     """
-    messages = data.get("messages") if isinstance(data, Mapping) else None
-    last = messages[-1] if isinstance(messages, Sequence) and messages else None
-    if isinstance(messages, Sequence) and isinstance(last, Mapping) and last.get("role") in ("user", "tool"):
-        return PromptRow(parse_row({**data, "messages": [*messages, _PLACEHOLDER]}, place=place), has_answer=False)
-    if isinstance(data, Mapping) and data.get("suffix") is not None and data.get("completion") is None:
-        return PromptRow(parse_fim_row({**data, "completion": ""}, place=place), has_answer=False)
+    kind = prompt_kind(data) if isinstance(data, Mapping) else None
+    if kind is not None:
+        # it stands for the answer that a model generates; no prompt contains it
+        return PromptRow(kind.answered(data, [kind.placeholder], place), has_answer=False)
     return PromptRow(parse_trained(data, place=place), has_answer=True)
 
 

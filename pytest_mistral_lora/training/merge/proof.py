@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from pytest_mistral_lora.chat.kinds.records import parse_trained, record_kind
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.chat.row_kinds import parse_trained, record_kind
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.weights import Weights

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
-from pytest_mistral_lora.chat.fim import FIM_ROLES
+from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.row_files import read_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.records.data_stats import SplitStats
@@ -29,12 +29,17 @@ from pytest_mistral_lora.records.data_stats import SplitStats
 Ints = npt.NDArray[np.integer[Any]]
 
 # the cache holds indices: new roles go to the end
-_ROLES = (None, "system", "user", "assistant", "tool", *FIM_ROLES)
+_CHAT_ROLES = (None, "system", "user", "assistant", "tool")
 _KINDS: tuple[Any, ...] = ("control", "text", "tool_call", "eos")
 _LISTS = ("input_ids", "labels", "spans")
 _SPAN_FIELDS = 6
 _BATCH_BYTES = 32 * 1024 * 1024
 """Size of a batch in a file: a gigabyte of rows has 32, among which a row is found by bisection."""
+
+
+def _roles() -> list[str | None]:
+    """Return the roles of turns, by their index in the column `spans`."""
+    return [*dict.fromkeys((*_CHAT_ROLES, *(role for kind in KINDS.values() for role in kind.roles)))]
 
 
 @dataclass
@@ -46,6 +51,7 @@ class ColumnBuilder:
     _ends: dict[str, list[int]] = field(default_factory=lambda: {name: [0] for name in _LISTS})
     _lines: list[bytes] = field(default_factory=list)
     _numbers: list[int] = field(default_factory=list)
+    _roles: list[str | None] = field(default_factory=_roles)
 
     def add(self, encoded: EncodedRow, number: int, line: bytes) -> None:
         """Add a row, with the number and the bytes of its line."""
@@ -54,7 +60,7 @@ class ColumnBuilder:
             for span in encoded.spans
             for value in (
                 -1 if span.turn is None else span.turn,
-                _ROLES.index(span.role),
+                self._roles.index(span.role),
                 _KINDS.index(span.kind),
                 span.start,
                 span.end,
@@ -207,10 +213,10 @@ class EncodedRows(_Lazy[EncodedRow]):
 
     def _at(self, index: int) -> EncodedRow:
         ids, labels, spans = (self.table.values(name, index).tolist() for name in _LISTS)
-        found = []
+        found, roles = [], _roles()
         for turn, role, kind, start, end, supervised in zip(*[iter(spans)] * _SPAN_FIELDS, strict=True):
             span_turn = None if turn < 0 else turn
-            found.append(Span(span_turn, _ROLES[role], _KINDS[kind], start, end, bool(supervised)))
+            found.append(Span(span_turn, roles[role], _KINDS[kind], start, end, bool(supervised)))
         return EncodedRow(tuple(ids), tuple(labels), tuple(found))
 
 

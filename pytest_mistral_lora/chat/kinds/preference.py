@@ -1,4 +1,4 @@
-"""Preference pairs and rated answers, in TRL's form: an answer that is wanted, and one that is not, to one prompt.
+"""What preference pairs and rated answers share, in TRL's form: a prompt, and answers that stand apart from it.
 
 A pair is `{"prompt": [messages], "chosen": [messages], "rejected": [messages]}`, and a rated answer is
 `{"prompt": [messages], "completion": [messages], "label": true|false}`, each with the settings of a row. Each answer
@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from pytest_mistral_lora.chat.fields import check_message, error_at, refuse_keys, refuse_near_misses
-from pytest_mistral_lora.chat.rows import Row, row_settings, unscored, weight_of
+from pytest_mistral_lora.chat.fields import ROW_KEYS, check_message, error_at, refuse_keys, refuse_near_misses
+from pytest_mistral_lora.chat.kinds.conversation import Conversation, row_settings
+from pytest_mistral_lora.chat.remedies import import_command
+from pytest_mistral_lora.chat.rows import Row, unscored, weight_of
 from pytest_mistral_lora.places import Place
 
 CHOSEN, REJECTED, WANTED, UNWANTED = "chosen", "rejected", "wanted", "unwanted"
 SIDES = (CHOSEN, REJECTED, WANTED, UNWANTED)
 """The sides of a record: both answers of a pair, then a rated answer by its label."""
+
+SETTINGS = tuple(key for key in ROW_KEYS if key != "messages")
+"""The keys of a record that decide ids, beside its messages."""
 
 FEWEST_ANSWERS = 10
 """Fewest answers of each side whose lengths are compared."""
@@ -49,19 +54,9 @@ def longer_side(first: AnswerLengths, second: AnswerLengths) -> int | None:
     return None
 
 
-def is_pair(record: Mapping[str, Any]) -> bool:
-    """Return whether a record has the keys and the lists of a pair."""
-    return all(_is_list(record.get(key)) for key in ("prompt", CHOSEN, REJECTED))
-
-
-def is_rated(record: Mapping[str, Any]) -> bool:
-    """Return whether a record has the keys, the lists and the label of a rated answer."""
-    return all(_is_list(record.get(key)) for key in ("prompt", "completion")) and isinstance(record.get("label"), bool)
-
-
 def is_wanted(row: Row) -> bool:
-    """Return whether the answer of a row is one that the model should give: every answer but a worse or a bad one."""
-    return row.side not in (REJECTED, UNWANTED)
+    """Return whether the answer of a row is one that the model should give."""
+    return row.kind.counts_as_wanted(row)
 
 
 def answer_start(row: Row) -> int:
@@ -81,54 +76,71 @@ def answer_of(row: Row) -> Row:
     return replace(row, messages=row.messages[answer_start(row) :])
 
 
-def record_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the record of both sides of a pair, or of a rated answer: what `parse_pair` and `parse_rated` read."""
-    first = rows[0].to_json()
-    prompt = prompt_of(rows[0]).messages
-    record: dict[str, Any] = {
-        "prompt": [{key: value for key, value in message.items() if key != "weight"} for message in prompt]
-    }
-    for row in rows:
-        key = row.side if row.side in (CHOSEN, REJECTED) else "completion"
-        record[key] = [dict(message) for message in answer_of(row).messages]
-        if key == "completion":
-            record["label"] = row.side == WANTED
-    return record | {key: value for key, value in first.items() if key != "messages"}
+class Preference(Conversation):
+    """A record whose prompt stands apart from its answers, at most one of which the model should give.
 
-
-def rated(rows: Sequence[Row]) -> list[Row]:
-    """Return the sides of a pair as rated answers: the chosen one is wanted, and the rejected one is not."""
-    return [replace(row, side=WANTED if row.side == CHOSEN else UNWANTED) for row in rows]
-
-
-def parse_pair(data: Mapping[str, Any], place: Place) -> tuple[Row, ...]:
-    """Check a pair, and return the rows of both sides; their places end with the side.
-
-    Raises:
-        RowError: With the field and the value, if it is faulty.
+    Attributes:
+        loss: The kind of loss by which `import` makes conversations of its records.
+        trainers: TRL's trainers of such records.
     """
-    return tuple(_row(data, key, key, place, place / key) for key in (CHOSEN, REJECTED))
+
+    is_trained = False
+    loss: ClassVar[str]
+    trainers: ClassVar[str]
+
+    def claims_prompt(self, record: Mapping[str, Any]) -> bool:
+        """Return False: what a model continues is a conversation."""
+        return False
+
+    def wanted_part(self, row: Row) -> Row:
+        """Return a row, or its prompt alone if its answer is not wanted."""
+        return row if self.counts_as_wanted(row) else prompt_of(row)
+
+    def answer_part(self, row: Row) -> Row:
+        """Return a row without its prompt."""
+        return answer_of(row)
+
+    def record(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Return the record of the rows of its answers."""
+        prompt = prompt_of(rows[0]).messages
+        record: dict[str, Any] = {
+            "prompt": [{key: value for key, value in message.items() if key != "weight"} for message in prompt]
+        }
+        for row in rows:
+            record |= self.answer_json(row)
+        return record | {key: value for key, value in self.to_json(rows[0]).items() if key != "messages"}
+
+    def answer_json(self, row: Row) -> dict[str, Any]:
+        """Return the fields of a record that hold the answer of a row."""
+        return {self.answer_key(row): [dict(message) for message in answer_of(row).messages]}
+
+    def otherwise(self, place: Place) -> str:
+        """Return how to train on its wanted answers, and on both."""
+        return (
+            f"To train on the answers that are wanted: {import_command(place, '--lossy', self.loss)}, or `lossy: "
+            f"[{self.loss}]` of the source in the recipe. To train on both: TRL's {self.trainers}, with "
+            "pytest_mistral_lora.guard(trainer)."
+        )
+
+    def row_of(self, data: Mapping[str, Any], key: str, side: str, place: Place, row_place: Place) -> Row:
+        """Check the prompt of a record and the answer under a key, and return their row.
+
+        Args:
+            data: The record.
+            key: The key of the answer.
+            side: The side.
+            place: The place of the record.
+            row_place: The place of the row.
+
+        Raises:
+            RowError: With the field and the value, if it is faulty.
+        """
+        messages = _messages_of(data, key, place)
+        return Row(messages, place=row_place, side=side, kind=self, **row_settings(data, place))
 
 
-def parse_rated(data: Mapping[str, Any], place: Place) -> tuple[Row, ...]:
-    """Check a rated answer, and return its row.
-
-    Raises:
-        RowError: With the field and the value, if it is faulty.
-    """
-    return (_row(data, "completion", WANTED if data["label"] else UNWANTED, place, place),)
-
-
-def _row(data: Mapping[str, Any], key: str, side: str, place: Place, row_place: Place) -> Row:
-    """Return the row of the answer under a key.
-
-    Args:
-        data: The record.
-        key: The key of the answer.
-        side: The side.
-        place: The place of the record.
-        row_place: The place of the row.
-    """
+def _messages_of(data: Mapping[str, Any], key: str, place: Place) -> tuple[Mapping[str, Any], ...]:
+    """Return the messages of the prompt, whose answers are not scored, and those of the answer under a key."""
     refuse_near_misses(data, place)
     refuse_keys(data, place)
     prompt, answer = (_checked_messages(data[name], place / name) for name in ("prompt", key))
@@ -145,7 +157,7 @@ def _row(data: Mapping[str, Any], key: str, side: str, place: Place, row_place: 
             if message.get("weight") not in (None, weight):
                 expected = f"no weight: the answers of `{name}` are {scored}"
                 raise error_at(place / name / index / "weight", repr(message["weight"]), expected)
-    return Row((*unscored(prompt), *answer), place=row_place, side=side, **row_settings(data, place))
+    return (*unscored(prompt), *answer)
 
 
 def _checked_messages(messages: Any, place: Place) -> Sequence[Mapping[str, Any]]:
@@ -161,5 +173,6 @@ def _checked_messages(messages: Any, place: Place) -> Sequence[Mapping[str, Any]
     return list(messages)
 
 
-def _is_list(value: Any) -> bool:
+def is_list(value: Any) -> bool:
+    """Return whether a value of a record is a list."""
     return isinstance(value, Sequence) and not isinstance(value, str)

@@ -11,10 +11,13 @@ add upon encoding the middle part and the suffix", arXiv 2308.12950, section 2.3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
-from pytest_mistral_lora.chat.fim import FimRow
-from pytest_mistral_lora.chat.oracle.encoder_trace import Part, Turn
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.kinds.fim.rows import FIM_ROLES
+from pytest_mistral_lora.chat.oracle.read_back import UnreadableIdsError
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.turns import Part, Tokenization, Turn
 from pytest_mistral_lora.errors import MistralLoraError, OracleRejection
 
 SENTINEL = "\u263a"
@@ -50,46 +53,33 @@ def fim_unavailable(version: str, literals: Collection[str], sentinel: Sequence[
 class FimEncoder:
     """Encodes fill-in-the-middle rows with one tokenizer."""
 
-    def __init__(
-        self,
-        encode_fim: Callable[[str, str], Sequence[int]],
-        encode_text: Callable[[str], tuple[int, ...]],
-        control_ids: Mapping[str, int],
-        *,
-        eos_id: int,
-        version: str,
-        spaces: bool,
-    ) -> None:
-        """Prepare the encoder.
+    def __init__(self, oracle: Tokenization) -> None:
+        """Prepare the encoder of a tokenizer; `unavailable` gives the reason if it cannot encode such rows."""
+        self._oracle = oracle
+        self._suffix, self._prefix = (oracle.control_ids.get(marker) for marker in _MARKERS)
+        # SentencePiece writes a space in front of each text
+        self._spaces = oracle.kind == "spm"
+        self._sentinel = oracle.encode_text(SENTINEL)
+        self.unavailable: str = fim_unavailable(oracle.version, oracle.control_ids, self._sentinel)
 
-        Args:
-            encode_fim: mistral-common's `encode_fim`: returns the ids of a prompt and a suffix.
-            encode_text: Encodes a bare text.
-            control_ids: The id of each control token by its literal.
-            eos_id: The id of `</s>`.
-            version: The tokenizer's version, for errors.
-            spaces: Whether the tokenizer writes a space in front of each text, as SentencePiece does.
-        """
-        self._encode_fim = encode_fim
-        self._encode_text = encode_text
-        self._suffix, self._prefix = (control_ids.get(marker) for marker in _MARKERS)
-        self._eos = eos_id
-        self._spaces = spaces
-        self._sentinel = encode_text(SENTINEL)
-        self.unavailable = fim_unavailable(version, control_ids, self._sentinel)
+    @classmethod
+    def of(cls, oracle: Tokenization) -> FimEncoder:
+        """Return the encoder of a tokenizer, which is prepared once."""
+        return oracle.prepared(cls)
 
-    def turns(self, row: FimRow) -> list[Turn]:
+    def turns(self, row: Row) -> list[Turn]:
         """Return the turns of a row after BOS: suffix, prompt and completion, with EOS behind it.
 
         Raises:
             OracleRejection: If the tokenizer has no encoding of fill-in-the-middle.
         """
-        prompt = self.prompt_turns(row)
-        completion = self._completion_ids(row.completion)
-        text: list[Part] = [(row.completion, completion)] if completion else []
-        return [*prompt, Turn("completion", (*completion, self._eos), [*text, (None, (self._eos,))])]
+        prompt, eos = self.prompt_turns(row), self._oracle.eos_id
+        written = _text(row, "completion")
+        completion = self._completion_ids(written)
+        text: list[Part] = [(written, completion)] if completion else []
+        return [*prompt, Turn("completion", (*completion, eos), [*text, (None, (eos,))])]
 
-    def prompt_turns(self, row: FimRow) -> list[Turn]:
+    def prompt_turns(self, row: Row) -> list[Turn]:
         """Return the turns that the completion follows.
 
         Raises:
@@ -101,29 +91,56 @@ class FimEncoder:
                 place=row.place,
                 expected="a tokenizer with [SUFFIX] and [PREFIX], such as Codestral's",
             )
-        _, *ids = self._encode_fim(row.prompt, row.suffix)
+        prompt, suffix = _text(row, "prompt"), _text(row, "suffix")
+        _, *ids = self._prompt_ids(prompt, suffix)
         # text never holds a control token, so that the first one is the marker
         middle = ids.index(self._prefix) if self._prefix in ids else 0
         if ids[:1] != [self._suffix] or not middle:
             raise MistralLoraError(
                 "mistral-common builds fill-in-the-middle in a way that this package does not know", place=row.place
             )
-        pieces = ((("suffix", row.suffix), ids[:middle]), (("prompt", row.prompt), ids[middle:]))
+        pieces = ((("suffix", suffix), ids[:middle]), (("prompt", prompt), ids[middle:]))
         return [_marked_turn(role, text, tuple(run)) for (role, text), run in pieces]
 
-    def decode_completion(self, ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
+    def decode_completion(self, ids: Sequence[int]) -> str:
         """Return the text of a completion: by itself, SentencePiece would drop the space that it begins with.
 
         Args:
             ids: The ids, with or without EOS.
-            decode: Decodes ids to text, without control tokens.
         """
-        return decode([*self._sentinel, *ids]).removeprefix(SENTINEL) if self._spaces else decode(ids)
+        decode = self._oracle.decode
+        return decode([*self._sentinel, *ids]).removeprefix(SENTINEL) if self._spaces else decode(list(ids))
+
+    def texts_of(self, ids: tuple[int, ...], labels: Sequence[int] | None) -> tuple[str, str, str]:
+        """Return the prompt, the suffix and the completion of some ids; the first label begins the completion.
+
+        Raises:
+            UnreadableIdsError: If the ids have no `[PREFIX]`, or no label tells where the completion begins.
+        """
+        suffix, prefix = ids.index(self._oracle.control_ids["[SUFFIX]"]), self._oracle.control_ids["[PREFIX]"]
+        if prefix not in ids[suffix:]:
+            raise UnreadableIdsError(len(ids), "the ids end", "[PREFIX] behind the suffix")
+        middle = ids.index(prefix, suffix)
+        start = next((n for n, label in enumerate(labels or ()) if label != IGNORE_INDEX), len(ids))
+        if start == len(ids):
+            expected = "labels, which tell where the completion begins"
+            raise UnreadableIdsError(middle, "no label behind [PREFIX]", expected)
+        if start <= middle:
+            raise UnreadableIdsError(start, "a label before [PREFIX]", "labels of the completion alone")
+        end = len(ids) - (ids[-1] == self._oracle.eos_id)
+        after, written = (self.decode_completion(run) for run in (ids[suffix + 1 : middle], ids[start:end]))
+        return self._oracle.decode(ids[middle + 1 : start]), after, written
+
+    def _prompt_ids(self, prompt: str, suffix: str) -> list[int]:
+        from mistral_common.protocol.fim.request import FIMRequest
+
+        request = FIMRequest(prompt=prompt, suffix=suffix)
+        return self._oracle.traced_ids("prompt", lambda instruct: instruct.encode_fim(request).tokens)
 
     def _completion_ids(self, text: str) -> tuple[int, ...]:
         if not self._spaces:
-            return self._encode_text(text)
-        ids = self._encode_text(SENTINEL + text)
+            return self._oracle.encode_text(text)
+        ids = self._oracle.encode_text(SENTINEL + text)
         if ids[:_SENTINEL_IDS] != self._sentinel:
             raise MistralLoraError(f"the tokenizer joins {SENTINEL!r} with the text after it: {text[:20]!r}")
         return ids[_SENTINEL_IDS:]
@@ -133,3 +150,7 @@ def _marked_turn(role: str, text: str, ids: tuple[int, ...]) -> Turn:
     """Return a turn of a marker and a text, which may be empty."""
     parts: list[Part] = [(text, ids[1:])] if len(ids) > 1 else []
     return Turn(role, ids, [(None, ids[:1]), *parts])
+
+
+def _text(row: Row, role: str) -> str:
+    return str(row.messages[FIM_ROLES.index(role)]["content"])

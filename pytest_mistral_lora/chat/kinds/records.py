@@ -1,0 +1,79 @@
+"""Read a record of any kind: how it shows its kind, the rows that it stands for, and the one that is trained on.
+
+Everything that reads rows takes the rows of a record, and asks `row.kind` what it needs to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
+from pytest_mistral_lora.chat.kinds.registry import KINDS
+from pytest_mistral_lora.chat.rows import RecordKind, Row
+from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.places import NOWHERE, Place
+
+
+def record_kind(data: Any) -> RecordKind:
+    """Return the kind of a record; a conversation if no kind is shown, so that its check names the fault."""
+    # messages come first: most records have them, and their other keys are the user's own
+    if isinstance(data, Mapping) and data.get("messages") is None:
+        return next((kind for kind in KINDS.values() if kind.claims(data)), CONVERSATION)
+    return CONVERSATION
+
+
+def parse_rows(data: Any, *, place: Place = NOWHERE) -> tuple[Row, ...]:
+    """Check a record of any kind, and return the rows that it stands for.
+
+    Raises:
+        RowError: With the field and the value, if the record is no row of any kind.
+    """
+    return record_kind(data).parse(data, place)
+
+
+def prompt_kind(data: Mapping[str, Any]) -> RecordKind | None:
+    """Return the kind of a record without its answer, which a model is to continue; None if no kind claims it."""
+    return next((kind for kind in KINDS.values() if kind.claims_prompt(data)), None)
+
+
+def as_side(row: Row, side: str) -> Row:
+    """Return a row as a side of a record: of the kind that has a side of that name."""
+    return replace(row, side=side, kind=next(kind for kind in KINDS.values() if side in kind.sides))
+
+
+def trained_row(rows: tuple[Row, ...]) -> Row:
+    """Return the row of a record that is trained on.
+
+    Raises:
+        RowError: With the way out, if the record has a kind that is not trained on here.
+    """
+    row = rows[0]
+    if row.kind.is_trained:
+        return row
+    place = row.place.row
+    raise RowError(
+        f"this is {row.kind.title}",
+        place=place,
+        expected="a row with one answer to train on",
+        next_step=row.kind.otherwise(place),
+    )
+
+
+def parse_trained(data: Any, *, place: Place = NOWHERE) -> Row:
+    """Check a record of any kind, and return its row that is trained on.
+
+    Raises:
+        RowError: As for `parse_rows` and `trained_row`.
+    """
+    return trained_row(parse_rows(data, place=place))
+
+
+def as_row(row: Row | Mapping[str, Any]) -> Row:
+    """Return a `Row` for a row given as a `Row`, or as plain JSON data of a kind that is trained on.
+
+    Raises:
+        RowError: If the data is not a row.
+    """
+    return row if isinstance(row, Row) else parse_trained(row)

@@ -1,0 +1,56 @@
+"""A kind of record that the package does not know: a poem, which is trained on as a whole, without turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_mistral_lora.chat.fields import check_text, error_at, kind_of
+from pytest_mistral_lora.chat.rows import RecordKind, Row
+from pytest_mistral_lora.chat.turns import Tokenization, Turn
+from pytest_mistral_lora.places import NOWHERE, Place
+
+
+class Poem(RecordKind):
+    """A poem: `{"poem": [line, ...]}`."""
+
+    name = "poem"
+    title = row_title = "a poem"
+    importable = f"{__name__}:POEM"
+    keys = ("poem",)
+    roles = ("completion",)
+
+    def claims(self, record: Mapping[str, Any]) -> bool:
+        return "poem" in record
+
+    def parse(self, data: Any, place: Place = NOWHERE) -> tuple[Row, ...]:
+        lines = data["poem"]
+        if not isinstance(lines, list) or not lines:
+            found = f"is {kind_of(lines)}" if lines != [] else "is empty"
+            raise error_at(place / "poem", found, "a list of lines")
+        for index, line in enumerate(lines):
+            check_text(line, place / "poem" / index)
+        return (Row(tuple({"role": "verse", "content": line} for line in lines), place=place, kind=self),)
+
+    def to_json(self, row: Row) -> dict[str, Any]:
+        return {"poem": [message["content"] for message in row.messages]}
+
+    def prompt_json(self, row: Row) -> dict[str, Any]:
+        return {"poem": []}
+
+    def answer_groups(self, row: Row) -> list[list[int]]:
+        return [[*range(len(row.messages))]]
+
+    def content_field(self, row: Row, index: int) -> str:
+        return f"poem[{index}]"
+
+    def turns(self, oracle: Tokenization, row: Row) -> list[Turn]:
+        text = "\n".join(message["content"] for message in row.messages)
+        ids, end = oracle.encode_text(text), (oracle.eos_id,)
+        return [Turn("completion", (*ids, *end), [(text, ids), (None, end)])]
+
+    def prompt_turns(self, oracle: Tokenization, row: Row) -> list[Turn]:
+        return []
+
+
+POEM = Poem()
