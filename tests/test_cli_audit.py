@@ -26,7 +26,8 @@ def lines() -> list[dict[str, Any]]:
     oracle = Oracle(FILE)
     result = []
     for number in range(8):
-        row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"It is {number}."}]}
+        question = {"role": "user", "content": f"Is it {number}?"}
+        row = {"messages": [question, {"role": "assistant", "content": f"It is {number}."}]}
         encoded = oracle.encode(row)
         ids, labels = list(encoded.input_ids), list(encoded.labels or ())
         result.append({"row": number, **row, "input_ids": ids, "labels": labels})

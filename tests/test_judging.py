@@ -34,6 +34,11 @@ ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "co
 IDS = [1, 3, 16127, 4, 23325, 2]
 SOUND = ROW | {"input_ids": IDS, "labels": [-100] * 4 + [23325, 2]}
 EOS_MASKED = ROW | {"input_ids": IDS, "labels": [-100] * 4 + [23325, -100]}
+OTHER = {
+    "messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}],
+    "input_ids": [1, 3, 23325, 4, 16127, 2],
+    "labels": [-100] * 4 + [16127, 2],
+}
 PAGE = (Path(__file__).parents[1] / "docs" / "notebook.md").read_text(encoding="utf-8")
 
 
@@ -45,7 +50,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def faulty() -> Verdict:
-    return audit([SOUND, EOS_MASKED], tokenizer="spm-v3")
+    return audit([OTHER, EOS_MASKED], tokenizer="spm-v3")
 
 
 def test_judge_finds_what_check_finds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,15 +202,19 @@ BATCHES: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
 
 @pytest.mark.parametrize("form", BATCHES)
 def test_rows_are_audited_in_any_form(form: str) -> None:
-    verdict = audit(BATCHES[form]([SOUND, EOS_MASKED]), tokenizer="spm-v3")
+    verdict = audit(BATCHES[form]([OTHER, EOS_MASKED]), tokenizer="spm-v3")
     assert [(finding.rule, str(finding.place)) for finding in verdict.findings] == [("ML546", "rows[1]")]
-    assert audit(BATCHES[form]([SOUND, SOUND]), tokenizer="spm-v3").ok
+    assert audit(BATCHES[form]([SOUND, OTHER]), tokenizer="spm-v3").ok
 
 
 def test_the_splits_of_a_dataset_are_named() -> None:
-    splits = {"train": Dataset.from_list([SOUND]), "test": Dataset.from_list([SOUND, EOS_MASKED])}
+    splits = {"train": Dataset.from_list([OTHER]), "test": Dataset.from_list([OTHER, EOS_MASKED])}
     verdict = audit(DatasetDict(splits), tokenizer="spm-v3")
-    assert [(finding.rule, str(finding.place)) for finding in verdict.findings] == [("ML546", "rows['test'][1]")]
+    assert [(finding.rule, str(finding.place)) for finding in verdict.findings] == [
+        ("ML546", "rows['test'][1]"),
+        # the row of the other split
+        ("ML608", "rows['test'][0]"),
+    ]
 
 
 def test_a_padded_batch_is_audited_by_its_attention_mask() -> None:
@@ -243,7 +252,7 @@ def test_rows_without_messages_are_judged_by_the_dataset(here: Path) -> None:
 
 
 def test_rows_without_messages_are_read_back(here: Path) -> None:
-    bare = [{name: row[name] for name in ("input_ids", "labels")} for row in (SOUND, EOS_MASKED)]
+    bare = [{name: row[name] for name in ("input_ids", "labels")} for row in (OTHER, EOS_MASKED)]
     [finding] = audit(bare, tokenizer="spm-v3").findings
     assert (finding.rule, str(finding.place)) == ("ML546", "rows[1]")
     assert json.loads(finding.row)["messages"] == ROW["messages"]

@@ -38,17 +38,17 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: If no rule has a given id, or all words of a search.
     """
-    from pytest_mistral_lora.conformance.finding import RULES
+    from pytest_mistral_lora.conformance.finding import ALIASES, RULES, rules_named
 
     ids = [name.upper() for name in args.ids]
-    unknown = [name for name in ids if name not in RULES]
+    unknown = [name for name in ids if not rules_named(name)]
     if unknown:
         raise InputError(
             f"there is no rule {unknown[0]!r}",
             expected="an id such as ML204",
             next_step="List them: mistral-lora rules.",
         )
-    chosen = [RULES[name] for name in ids or RULES]
+    chosen = [RULES[rule] for rule in dict.fromkeys(rule for name in ids or RULES for rule in rules_named(name))]
     if args.search is not None:
         chosen = _with_words(chosen, args.search)
         if not chosen:
@@ -59,10 +59,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json([asdict(rule) for rule in chosen])
     elif args.ids:
+        former = [name for name in dict.fromkeys(ids) if name in ALIASES]
+        notes = (f"{name}, a former id in encoded rows, stands for {' and '.join(ALIASES[name])}" for name in former)
+        sys.stdout.writelines(f"{note}\n\n" for note in notes)
         sys.stdout.write("\n\n".join(rule.text() for rule in chosen) + "\n")
     else:
-        lines = (f"{rule.id}  {rule.subject:<10}  {rule.severity:<5}  {rule.title}\n" for rule in chosen)
-        sys.stdout.writelines(lines)
+        table = (f"{rule.id}  {rule.subject:<10}  {rule.severity:<5}  {rule.title}\n" for rule in chosen)
+        sys.stdout.writelines(table)
     return EXIT_OK
 
 

@@ -155,7 +155,7 @@ class Rule:
 
     @property
     def former_ids(self) -> tuple[str, ...]:
-        """Ids that it had in other checks."""
+        """Ids that it had in checks of encoded rows."""
         return tuple(former for former, rules in ALIASES.items() if self.id in rules)
 
     @property
@@ -178,6 +178,8 @@ class Rule:
             "source": self.source,
             "example": self.example.fault,
         }
+        if self.former_ids:
+            values["formerly"] = f"{', '.join(self.former_ids)}, in encoded rows"
         lines = [f"{self.id} {self.title}", *(f"  {name + ':':<9} {text}" for name, text in values.items())]
         for part in (self.example.excerpt, self.example.row, self.example.report, f"$ {self.example.command}"):
             lines += ["", *(f"    {line}" for line in part.splitlines())] if part else []
@@ -196,6 +198,23 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "ML566": ("ML655",),
 }
 """Former ids of rules, each with the rules that it stands for: a list of known deviations may have either."""
+
+FORMER_CASES: Mapping[str, str] = {
+    "ML558": "ids",
+    "ML562": "answers",
+    "ML563": "decoding",
+    "ML564": "decoding",
+    "ML566": "supervised-text",
+}
+"""The check of encoded rows that reported each former id: a list of known deviations may have its node id."""
+
+ENCODED_CASES: Mapping[str, str] = {"answers-are-read-back": "answers", "decoding-allows-answers": "decoding"}
+"""Checks of chat rows that have another name where they judge the conversations of encoded rows."""
+
+
+def rules_named(rule_id: str) -> tuple[str, ...]:
+    """Return the rules that an id stands for: those of a former id, or the rule itself; empty if there is none."""
+    return ALIASES.get(rule_id, (rule_id,) if rule_id in RULES else ())
 
 
 class RuleTable(Mapping[str, Rule]):

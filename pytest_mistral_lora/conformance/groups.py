@@ -113,7 +113,8 @@ class FindingGroup:
         """Return the cause as plain JSON data: its key, its simplest finding, their number, the names of the others."""
         others = sorted(map(str, self.others), key=_by_number)
         extra = {"cause": self.simplest.cause, "check": self.check, "count": self.count, "others": others}
-        return {**self.shown.to_json(), **extra}
+        former = RULES[self.simplest.rule].former_ids
+        return {**self.shown.to_json(), **extra, **({"former_ids": [*former]} if former else {})}
 
 
 class FindingGroups:

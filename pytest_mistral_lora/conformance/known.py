@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.conformance.checks import ROOT, SUBJECTS
-from pytest_mistral_lora.conformance.finding import RULES, Finding, Rule
+from pytest_mistral_lora.conformance.finding import ALIASES, ENCODED_CASES, FORMER_CASES, RULES, Finding, rules_named
 from pytest_mistral_lora.errors import did_you_mean
 from pytest_mistral_lora.escaping import printable
 
@@ -50,8 +50,9 @@ class Xfail:
     """One known deviation.
 
     Attributes:
-        id: A rule id, for the findings of this rule in every check; a node id, for all findings of this check; or the
-            name of a cause, such as `default-system-prompt`, for the findings of this cause in every check.
+        id: A rule id, for the findings of this rule in every check; a former id, for those of its rules in encoded
+            rows; a node id, for all findings of this check; or the name of a cause, such as `default-system-prompt`,
+            for the findings of this cause in every check.
         reason: Why it is accepted.
         place: File and line.
         until: The first day on which it is no longer accepted; None for no end.
@@ -90,24 +91,28 @@ class Finders:
     Attributes:
         homes: The subjects of the deviation. If none of their checks could judge, no check could find it.
         others: Other subjects that report it beside their own rules.
-        rule: The rule that it is listed by; None for a cause.
+        cases: The checks of the homes that report it; `*` if each can.
     """
 
     homes: frozenset[str]
     others: frozenset[str] = frozenset()
-    rule: Rule | None = None
+    cases: frozenset[str] = frozenset("*")
 
     def are_at_home_in(self, subject: str, case: str) -> bool:
         """Return whether a check belongs to the deviation's own subjects."""
         # the checks of a runner have the names of rows
-        return subject in self.homes and (self.rule is None or subject == "runner" or self.rule.is_reported_by(case))
+        return subject in self.homes and (subject == "runner" or not self.cases.isdisjoint((case, "*")))
 
     def have(self, subject: str, case: str) -> bool:
         """Return whether a check can find the deviation."""
         return subject in self.others or self.are_at_home_in(subject, case)
 
 
+_OF_ENCODED_ROWS = frozenset({"encoded", "runner"})
+"""Subjects of encoded rows: those of a runner are judged by the same rules."""
+
 _ALSO_FOUND_BY = {
+    "dataset": _OF_ENCODED_ROWS,
     "mask": ("dataset",),
     "tokenizer": ("template",),
     "adapter": ("merged", "train"),
@@ -128,13 +133,14 @@ An unknown name of theirs is not misspelled: a list may serve several verbs."""
 
 def finders_of(xfail: Xfail) -> Finders:
     """Return the checks that can find a deviation listed by a rule or a cause."""
+    if xfail.id in ALIASES:
+        cases = (case for rule in ALIASES[xfail.id] for case in RULES[rule].cases)
+        return Finders(_OF_ENCODED_ROWS, cases=frozenset(ENCODED_CASES.get(case, case) for case in cases))
     if xfail.id not in RULES:
         return _OF_CAUSES
     rule = RULES[xfail.id]
-    subject = rule.subject
-    # the rows of a runner are encoded rows, judged by the same rules
-    homes = frozenset({subject, "runner"} if subject == "encoded" else {subject})
-    return Finders(homes, frozenset(_ALSO_FOUND_BY.get(subject, ())), rule)
+    homes = _OF_ENCODED_ROWS if rule.subject == "encoded" else frozenset({rule.subject})
+    return Finders(homes, frozenset(_ALSO_FOUND_BY.get(rule.subject, ())), frozenset(rule.cases))
 
 
 def read_xfails(path: Path) -> tuple[Xfail, ...]:
@@ -173,7 +179,7 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
             raise ValueError(
                 f"{place}: {name!r} is not the node id of a check{did_you_mean(subject, SUBJECTS)}; expected {expected}"
             )
-        if "::" not in name and name not in RULES and name not in _cause_names():
+        if "::" not in name and not rules_named(name) and name not in _cause_names():
             hint = did_you_mean(name, _cause_names())
             expected = "a rule id such as ML204, a node id, or the name of a cause such as default-system-prompt"
             raise ValueError(f"{place}: there is no rule or cause {name!r}{hint}; expected {expected}")
@@ -238,9 +244,18 @@ def _cause_names() -> frozenset[str]:
     return CAUSE_NAMES
 
 
-def _ids(finding: Finding, nodeid: str) -> set[str]:
-    """Return the ids by which a list of known deviations accepts a finding of a check."""
-    return {finding.rule, nodeid, finding.name} - {""}
+def ids_of(finding: Finding, nodeid: str) -> set[str]:
+    """Return the ids by which a list of known deviations accepts a finding of a check.
+
+    In encoded rows, these are also the former ids of the rule, and the node ids of the checks that reported them: a
+    list goes on to accept what it was written for, and no finding in chat rows.
+    """
+    former: set[str] = set()
+    *target, subject, _ = nodeid.split("::", 3)
+    if subject in _OF_ENCODED_ROWS:
+        ids = RULES[finding.rule].former_ids
+        former = {*ids, *("::".join([*target, subject, FORMER_CASES[name]]) for name in ids)}
+    return {finding.rule, nodeid, finding.name, *former} - {""}
 
 
 def known_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail]) -> list[Xfail]:
@@ -248,7 +263,7 @@ def known_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail
     return [
         xfail
         for xfail in xfails
-        if not xfail.is_over and any(xfail.id in _ids(finding, nodeid) for finding in findings)
+        if not xfail.is_over and any(xfail.id in ids_of(finding, nodeid) for finding in findings)
     ]
 
 
@@ -262,7 +277,7 @@ def unknown_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfa
             known.add(xfail.id)
     unknown = []
     for finding in findings:
-        ids = _ids(finding, nodeid)
+        ids = ids_of(finding, nodeid)
         if known.isdisjoint(ids):
             unknown.append(_with_passed_dates(finding, [xfail for xfail in over if xfail.id in ids]))
     return unknown

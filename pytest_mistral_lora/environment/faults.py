@@ -319,7 +319,7 @@ KNOWN_FAULTS: tuple[KnownFault, ...] = (
         "nothing in the rows; serve a base of v13 or later under a grammar",
         _UPSTREAM,
         "note",
-        rules=("ML652", "ML564"),
+        rules=("ML652",),
     ),
     COMBINED_RSLORA,
     *SERVER_FAULTS,

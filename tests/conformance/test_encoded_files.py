@@ -10,7 +10,7 @@ from encoded_files import Data, audit_findings, audit_rules, number_line, number
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.encoded.audit import CASES, Audit, checks
+from pytest_mistral_lora.conformance.encoded.audit import CASES, OF_CHAT_ROWS, Audit, checks
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 from pytest_mistral_lora.formats.row_sources import FileRows
 
@@ -95,7 +95,8 @@ def test_a_dataset_of_several_files_counts_through(lines: list[Data], write: Wri
 def test_rows_of_a_dataset_that_say_the_same_may_come_as_often(write: Write, oracle: Oracle) -> None:
     twice = write([number_row(1), number_row(1)], "dataset.jsonl")
     lines = [{**number_line(oracle, 1), "row": row} for row in range(2)]
-    assert audit_rules(write(lines), oracle, twice) == []
+    # that the row is there twice is a note, as for the dataset
+    assert audit_rules(write(lines), oracle, twice) == ["ML608"]
     assert audit_rules(write(lines[:1]), oracle, twice) == ["ML502", "ML506"]
 
 
@@ -135,7 +136,7 @@ def test_packed_conversations_are_counted_over_the_whole_file(
     assert [finding.rule for finding in lost] == ["ML502", "ML506"]
     assert lost[1].detail == f"{dataset}:3: 'It is 2.'"
     doubled = audit_findings(write([pack(0, 3, 0), pack(1, 4, 1, 2, 3)]), oracle, dataset)
-    assert [finding.rule for finding in doubled] == ["ML505"]
+    assert [finding.rule for finding in doubled] == ["ML505", "ML608"]
 
 
 def test_conversations_of_a_packed_sequence_may_have_tools_of_their_own(write: Write, oracle: Oracle) -> None:
@@ -179,6 +180,7 @@ def test_the_checks_of_a_file_share_one_pass_and_part_its_findings(
         "supervised-text": ["ML506"],
         "answers": [],
         "decoding": [],
+        **{case: [] for case in OF_CHAT_ROWS},
     }
     counts = {"rows": 4, "judged": 4, "wrong": 2, "packed": 0}
     assert dict(results["ids"].facts) == {**counts, "encoded rows of": "4 rows, 4 judged"}

@@ -157,9 +157,9 @@ def test_a_file_that_is_wrong_all_over_is_judged_in_bounded_memory(write: Write,
     more = MOST_ERRORS + 10
     path = write([*({**line, "row": row} for row in range(50)), *["{"] * more])
     report = AuditReport.read(FileRows(path), oracle)
-    assert report.audit.counts == {"ML543": 50, "ML501": more}
+    assert report.audit.counts == {"ML543": 50, "ML501": more, "ML608": 1}
     assert len(report.audit.errors) == MOST_ERRORS
-    assert [len(kept) for kept in report.kept.values()] == [KEPT, KEPT]
+    assert {rule: len(kept) for rule, kept in report.kept.items()} == {"ML543": KEPT, "ML501": KEPT, "ML608": 1}
     assert [finding.found for finding in report.findings_of("ML543")][KEPT:] == ["… and 30 more"]
     with pytest.raises(RowsError, match=r"10 more lines cannot be read|and 981 more"):
         report.audit.raise_unreadable()

@@ -191,7 +191,7 @@ def test_rejected_answers_may_be_such_that_decoding_forbids_them(tmp_path: Path,
     record = pair([said("user", "Is it warm?")], [said("assistant", "No.")], called, [TOOL])
     assert audit_rules(write_lines(tmp_path, [with_ids(oracle, record)]), oracle) == []
     swapped = record | {"chosen": record["rejected"], "rejected": record["chosen"]}
-    assert audit_rules(write_lines(tmp_path, [with_ids(oracle, swapped)]), oracle) == ["ML562"]
+    assert audit_rules(write_lines(tmp_path, [with_ids(oracle, swapped)]), oracle) == ["ML649"]
 
 
 # A pair has laws of its own.
@@ -236,7 +236,7 @@ def test_padding_of_a_batch_is_no_part_of_a_side(
 
 @pytest.mark.parametrize(
     ("rejected", "rules"),
-    [("Red.", ["ML566"]), ("Red.  ", ["ML566"]), ("\nRed.", ["ML566"]), ("red.", []), ("Red .", [])],
+    [("Red.", ["ML655"]), ("Red.  ", ["ML655"]), ("\nRed.", ["ML655"]), ("red.", []), ("Red .", [])],
 )
 @pytest.mark.parametrize("name", ["spm-v3", "tekken-240911"])
 def test_equal_answers_are_found(rejected: str, rules: list[str], name: str, tmp_path: Path) -> None:

@@ -255,7 +255,8 @@ def test_lengths_stand_for_the_positions_that_trl_makes_of_them(
     packed = {key: [value for line in lines for value in line[key]] for key in ("input_ids", "labels")}
     for name, columns in {"seq_lengths": lengths, "cu_seqlens": [0, *accumulate(lengths)]}.items():
         saved([packed | {name: columns}, packed | {name: columns}], tmp_path / name)
-        assert audit_rules(tmp_path / name, oracle) == []
+        # each conversation is there twice, which is a note
+        assert audit_rules(tmp_path / name, oracle) == ["ML608"] * len(lines)
     # one for all of them: the conversations see each other
     saved([packed | {"seq_lengths": [sum(lengths)]}] * 2, tmp_path / "one")
     assert audit_rules(tmp_path / "one", oracle) == ["ML512", "ML512"]
@@ -368,7 +369,7 @@ def test_nulls_that_were_encoded_are_a_finding(calls: list[Data], tmp_path: Path
     row["messages"][1] = {**row["messages"][1], "tool_calls": padded["messages"][1]["tool_calls"]}
     saved([with_ids(oracle, row), calls[1]], tmp_path / "rows")
     [finding] = audit_findings(tmp_path / "rows", oracle)
-    assert finding.rule == "ML558"
+    assert finding.rule == "ML623"
     assert "null at $.zone" in finding.found
 
 

@@ -9,7 +9,7 @@ import pytest
 from encoded_files import Data, audit_findings, audit_rules, number_line, write_lines
 
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.conformance.encoded.audit import Audit
+from pytest_mistral_lora.conformance.encoded.audit import OF_CHAT_ROWS, Audit
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.formats.row_sources import FileRows
 
@@ -93,7 +93,7 @@ def test_nothing_is_green_if_no_row_can_be_read(tmp_path: Path, oracle: Oracle) 
     [unread, _] = audit.verdicts()
     assert (unread.state, [finding.rule for finding in unread.findings]) == ("not judged", ["ML560"])
     assert "--dataset rows.jsonl" in unread.findings[0].detail
-    assert set(audit.not_checked) == {"labels", "packing", "supervised-text", "answers", "decoding"}
+    assert set(audit.not_checked) == {"labels", "packing", "supervised-text", "answers", "decoding", *OF_CHAT_ROWS}
 
 
 def marked_lines(oracle: Oracle, *marked: bool) -> list[Data]:
@@ -141,7 +141,8 @@ def test_markers_of_rows_with_messages_are_those_of_the_rows(tmp_path: Path, ora
     row = {"messages": [{"role": "user", "content": "<<SYS>>\nHi\n<</SYS>>"}, {"role": "assistant", "content": "Yes."}]}
     encoded = oracle.encode(row)
     line = row | {"input_ids": [*encoded.input_ids], "labels": [*(encoded.labels or ())]}
-    assert audit_rules(write_lines(tmp_path, [line]), oracle) == []
+    # the note of chat rows, and not the finding of ids
+    assert audit_rules(write_lines(tmp_path, [line]), oracle) == ["ML629"]
 
 
 @pytest.mark.parametrize("name", ["spm-v1", "spm-v2", "spm-v7"])

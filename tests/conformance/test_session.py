@@ -16,6 +16,7 @@ from pytest_mistral_lora.conformance.known import Xfail, read_xfails
 from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.conformance.session import Session
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.places import Place
 
 TARGET = Target("a", Path("a"))
 DUPLICATE = Finding("ML608", "the same row", "rows.jsonl:2")
@@ -129,9 +130,19 @@ def test_outcomes_of_another_process_count_like_those_of_this_one() -> None:
 
 def test_an_outcome_comes_back_from_its_plain_data() -> None:
     findings = (
-        Finding("ML628", "marked up", "rows.jsonl:2", row="{}", name="a", severity="error", covers=(("ML601", 2),)),
-        Finding("ML628", "marked up", "rows.jsonl:3", detail="first", shape="x", more=3, fix="`pip install x`"),
-        Finding("ML533", "a turn is lost", "rows.jsonl:4", effect_of="ML442"),
+        Finding(
+            "ML628",
+            "marked up",
+            Place.of("rows.jsonl", 2),
+            row="{}",
+            name="a",
+            severity="error",
+            covers=(("ML601", 2),),
+        ),
+        Finding(
+            "ML628", "marked up", Place.of("rows.jsonl", 3), detail="first", shape="x", more=3, fix="`pip install x`"
+        ),
+        Finding("ML533", "a turn is lost", Place.of("rows.jsonl", 4), effect_of="ML442"),
     )
     here = outcome_of("a::dataset::texts", *findings, facts={"rows": 3}, seconds=0.25, commands={"rerun": "x"})
     there = CheckOutcome.from_json(json.loads(json.dumps(here.to_json())))

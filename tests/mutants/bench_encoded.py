@@ -59,11 +59,19 @@ ROWS: list[Data] = [
     },
     {
         "messages": [
-            {"role": "user", "content": "  Say [INST] and </s> to me"},
+            {"role": "user", "content": "  Say the tokens [INST] and </s> to me"},
             {"role": "assistant", "content": "\nAs you like: [/INST] </s>"},
         ]
     },
 ]
+
+
+def asked_again(row: Data) -> Data:
+    """Return a row with another question in front of its first one: a file that repeats a row has a finding."""
+    row = copy.deepcopy(row)
+    first = next(message for message in row["messages"] if message["role"] == "user")
+    first["content"] = f"Once again: {first['content'].strip()}"
+    return row
 
 
 @cache
@@ -141,7 +149,10 @@ class _Bench:
         dataset = copy.deepcopy(ROWS)
         return {
             "lines": [{"row": index, **copy.deepcopy(row), **encode(row)} for index, row in enumerate(dataset)],
-            "packed": [{"row": 0, **pack(copy.deepcopy(ROWS[:3]))}, {"row": 1, **pack(copy.deepcopy(ROWS[1:]))}],
+            "packed": [
+                {"row": 0, **pack(copy.deepcopy(ROWS[:3]))},
+                {"row": 1, **pack([asked_again(row) for row in ROWS[1:]])},
+            ],
             "prompts": [scored_prompt(copy.deepcopy(ROWS[0])), generated_prompt("Which colour is snow?")],
             "asked": TOKENIZER,
             "trained": copy.deepcopy(ROWS[:1]),

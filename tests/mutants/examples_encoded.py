@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bench_encoded as bench
-import mutants_encoded_answers as answers
 import mutants_encoded_fim as gaps
 import mutants_encoded_ids as ids
 import mutants_encoded_labels as labels
@@ -12,7 +11,7 @@ import mutants_encoded_packing as packing
 import mutants_encoded_pairs as pairs
 import mutants_encoded_prompts as prompts
 import mutants_encoded_texts as texts
-from bench_encoded import encode, encode_text, hold_pairs, hold_row, pack, scored_prompt
+from bench_encoded import encode, encode_text, hold_pairs, pack, scored_prompt
 from gallery import Artifact, Example
 from preference_records import texts_pair
 
@@ -343,13 +342,6 @@ class ML557(EncodedExample):
         texts.tool_row(artifact)
 
 
-class ML558(EncodedExample):
-    mutant = texts.arguments_padded_in_the_row
-
-    def sound(self, artifact: Artifact) -> None:
-        texts.tool_row(artifact)
-
-
 class ML559(EncodedExample):
     mutant = labels.mask_of_zeros_beside_labels
 
@@ -375,39 +367,11 @@ class ML561(EncodedExample):
         artifact["packed"][0]["cu_seqlens"] = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
 
 
-class ML562(EncodedExample):
-    mutant = answers.encoded_space_of_sentencepiece
-
-    def sound(self, artifact: Artifact) -> None:
-        hold_row(artifact, answers.called_with({"city": "Rome 🦥"}))
-
-
-class ML563(EncodedExample):
-    mutant = answers.encoded_strict_arguments_in_another_order
-
-    def sound(self, artifact: Artifact) -> None:
-        hold_row(artifact, answers.called_with({"city": "Rome", "days": 3}, strict=True), "derived-v13")
-
-
-class ML564(EncodedExample):
-    mutant = answers.encoded_ids_of_calls
-
-    def sound(self, artifact: Artifact) -> None:
-        hold_row(artifact, answers.called_with({"city": "Rome"}), "derived-v13")
-
-
 class ML565(EncodedExample):
     mutant = pairs.another_question_before_the_rejected_answer
 
     def sound(self, artifact: Artifact) -> None:
         pairs.hold_two_prompts(artifact, list)
-
-
-class ML566(EncodedExample):
-    mutant = pairs.pair_that_differs_in_a_space
-
-    def sound(self, artifact: Artifact) -> None:
-        hold_pairs(artifact, pairs.asked("Blue, mostly.", "Blue, mainly."))
 
 
 class ML567(EncodedExample):

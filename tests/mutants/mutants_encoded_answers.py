@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from bench_encoded import CALL, Data, hold_row
+from bench_encoded import CALL, Data, encode_with, hold_row
 from gallery import Artifact, mutant
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
@@ -28,29 +28,29 @@ def spoken(*chunks: tuple[str, str]) -> Data:
     return {"messages": [{"role": "user", "content": "Is it warm?"}, {"role": "assistant", "content": content}]}
 
 
-@mutant("ML562", says="the arguments of a call of weather read as")
+@mutant("ML649", says="the arguments of a call of weather read as")
 def encoded_space_of_sentencepiece(artifact: Artifact) -> None:
     """An argument has the character by which SentencePiece writes a space."""
     hold_row(artifact, called_with({"city": "Rome\u2581Nord"}))
 
 
-@mutant("ML562", says="a text before the thought: 'It is.'")
+@mutant("ML650", says="a text before the thought: 'It is.'")
 def encoded_thought_after_a_text(artifact: Artifact) -> None:
     """The ids of an answer have its thought behind its text."""
     hold_row(artifact, spoken(("text", "It is."), ("thinking", "Is it?")), "derived-v13-thinking")
 
 
-@mutant("ML563", "N140", says="refuses token 6 of the answer, d")
+@mutant("ML651", "N140", says="refuses token 6 of the answer, d")
 def encoded_strict_arguments_in_another_order(artifact: Artifact) -> None:
     """The ids of a call have the arguments in another order than the schema of a strict tool."""
     hold_row(artifact, called_with({"days": 3, "city": "Rome"}, strict=True), "derived-v13")
 
 
-@mutant("ML564", says="in calls of 2 rows")
+@mutant("ML652", says="in calls of 2 rows")
 def encoded_ids_of_calls(artifact: Artifact) -> None:
     """The tokenizer is of v11, whose calls have ids that mistral-common's own grammar refuses."""
-    row = called_with({"city": "Rome"})
-    hold_row(artifact, row, "derived-v11")
-    line = artifact["lines"][0]
-    artifact["lines"].append({**line, "row": 1})
+    hold_row(artifact, called_with({"city": "Rome"}), "derived-v11")
+    row = called_with({"city": "Oslo"})
+    row["messages"][0]["content"] = "Is it warm in Oslo?"
+    artifact["lines"].append({"row": 1, **row, **encode_with("derived-v11", row)})
     artifact["dataset"].append(row)

@@ -54,13 +54,13 @@ def another_question_before_the_rejected_answer(artifact: Artifact) -> None:
     hold_two_prompts(artifact, lambda prompt: [*prompt[: -len(sky) - 1], *sea, prompt[-1]])
 
 
-@mutant("ML566", says="both answers are")
+@mutant("ML655", says="both answers are")
 def pair_that_differs_in_a_space(artifact: Artifact) -> None:
     """The rejected answer of a pair is the chosen one with a space at its end."""
     hold_pairs(artifact, asked("Blue, mostly.", "Blue,  mostly."))
 
 
-@mutant("ML566")
+@mutant("ML655")
 def pair_of_one_answer(artifact: Artifact) -> None:
     """The rejected answer of a pair is the chosen one."""
     hold_pairs(artifact, asked("Blue, mostly.", "Blue, mostly."))

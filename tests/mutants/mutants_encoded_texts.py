@@ -72,7 +72,7 @@ def call_id_rewritten(artifact: Artifact) -> None:
     artifact["lines"][1].update(encode({**artifact["lines"][1], "messages": json.loads(text)}))
 
 
-@mutant("ML533", "I48", says="joined in another way")
+@mutant("ML533 ML614", "I48", says="joined in another way")
 def messages_joined_by_a_newline(artifact: Artifact) -> None:
     """Two messages of one user are joined by one newline, not by a blank line."""
     two = [{"role": "user", "content": "One."}, {"role": "user", "content": "Two."}]
@@ -162,7 +162,7 @@ def messages_with_sorted_keys(artifact: Artifact) -> None:
     line.update(encode(line))
 
 
-@mutant("ML558", "N13", says="null at $.day, which the tool does not take")
+@mutant("ML623", "N13", says="null at $.day, which the tool does not take")
 def arguments_padded_in_the_row(artifact: Artifact) -> None:
     """A table format gave the call the column of another row, and ids and messages have it both."""
     line = tool_row(artifact)
@@ -182,7 +182,7 @@ def change_texts(artifact: Artifact, texts: list[str], change: Callable[[str], s
     line.update(encode({"messages": [{**one, "content": change(one["content"])} for one in line["messages"]]}))
 
 
-@mutant("ML554", "N73", says="U+0007")
+@mutant("ML554 ML617", "N73", says="U+0007")
 def control_character_lost(artifact: Artifact) -> None:
     """A filter removed a control character from every text of a row."""
     change_texts(artifact, ["Ring the\x07 bell", "Ding\x07."], lambda text: text.replace("\x07", ""))

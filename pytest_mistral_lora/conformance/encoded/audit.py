@@ -35,7 +35,14 @@ from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, TakenLine
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
 from pytest_mistral_lora.conformance.encoded.pad_cause import PadCause, pad_cause_of
 from pytest_mistral_lora.conformance.encoded.template_cause import TemplateCause, cause_of
-from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, in_words, rest_of_findings
+from pytest_mistral_lora.conformance.finding import (
+    ENCODED_CASES,
+    RULES,
+    Finding,
+    Result,
+    in_words,
+    rest_of_findings,
+)
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 from pytest_mistral_lora.errors import InputError, RowError, RowsError, counted
 from pytest_mistral_lora.formats.files import every_file
@@ -57,8 +64,6 @@ OF_CHAT_ROWS = (
 """Checks of chat rows that judge the conversations of encoded rows, too, by their names in `rules/dataset.toml`."""
 CASES = ("file", "rows-complete", "ids", "labels", "packing", "supervised-text", "answers", "decoding", *OF_CHAT_ROWS)
 """Every check of the subject: a rule names its check in `rules/encoded.toml` or `rules/dataset.toml`."""
-_BY_CHAT_CASE = {"answers": "answers-are-read-back", "decoding": "decoding-allows-answers"}
-"""Checks whose rules are those of a check of chat rows with another name."""
 OF_ROWS = ("ids", "labels", "packing", "supervised-text", "answers", "decoding", *OF_CHAT_ROWS)
 """Checks that would pass on nothing if no row can be judged."""
 NOTHING_JUDGED = "no row of the file can be judged"
@@ -312,8 +317,9 @@ class Audit(AuditState):
             is_partly = kind == NOT_BY_GRAMMAR and self.tally.named[BY_GRAMMAR, ""]
             if kind in kinds and not is_partly:
                 self.unjudged_answers.setdefault(kinds[kind], reason)
+        known = BY_IDS | {"ML608"} if self._again else BY_IDS  # a line that comes again is known by its number
         for rule in self.tally.findings.rules:
-            if rule not in BY_IDS:
+            if rule not in known:
                 yield from self.tally.findings.of(rule)
 
     def _marked_finding(self, first: Finding) -> Finding:
@@ -521,11 +527,11 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
 def rules_of(case: str) -> list[str]:
     """Return the rules that a check of `CASES` reports."""
     # the cause in front
-    of_chat_rows = _BY_CHAT_CASE.get(case, case if case in OF_CHAT_ROWS else "")
+    named = {encoded: name for name, encoded in ENCODED_CASES.items()} | {name: name for name in OF_CHAT_ROWS}
     return [
         *([CAUSES[case]] if case in CAUSES else ()),
         *(rule.id for rule in RULES.of("encoded", case)),
-        *(rule.id for rule in (RULES.of("dataset", of_chat_rows) if of_chat_rows else ())),
+        *(rule.id for rule in (RULES.of("dataset", named[case]) if case in named else ())),
     ]
 
 

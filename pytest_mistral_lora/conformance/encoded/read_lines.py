@@ -97,6 +97,8 @@ class LineReader:
         answers = [message for row in rows for message in row.messages if message["role"] == "assistant"]
         # the answers in the prompt of a pair have no labels
         weightless = 0 if line.side else sum(not weight_of(message) for message in answers)
+        if line.side is not None:
+            rows = [replace(row, side=line.side.row_side) for row in rows]
         line = replace(line, rows=tuple(rows), packed=len(rows) > 1)
         return ReadLine(line, tuple(expected), tuple(findings), weightless)
 
