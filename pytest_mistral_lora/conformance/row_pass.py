@@ -45,6 +45,9 @@ class JudgedRecord:
         is_held_out: Whether it is held out.
         given: The ids and labels that stand beside it; None for chat rows.
         is_exact: Whether its ids and labels are mistral-common's: only then its answers are decoded.
+        joins_system: Whether the tokenizer writes the system prompt into a text of the user, so that conversations that
+            are read back have it there.
+        label: What the record has under `label`, if that is letters.
     """
 
     place: Place
@@ -55,6 +58,8 @@ class JudgedRecord:
     is_held_out: bool = False
     given: GivenIds | None = None
     is_exact: bool = True
+    joins_system: bool = False
+    label: str = ""
 
 
 class RowState(Protocol):
@@ -71,9 +76,12 @@ class RowObserver(Protocol):
 
     Attributes:
         case: The check that reports its findings.
+        fires_on_sample: Whether `report` is asked about a sample, too, such as the batches of a guard, behind which
+            more rows follow.
     """
 
     case: str
+    fires_on_sample: bool
 
     def start(self) -> RowState:
         """Return the state of no row."""
@@ -82,7 +90,7 @@ class RowObserver(Protocol):
         """Yield the findings of a record, and note it in the state."""
 
     def report(self, state: Any, files: Sequence[Place]) -> Iterator[Finding]:
-        """Yield the findings of whole files; not called for a sample, such as the batches of a guard.
+        """Yield the findings of whole files; of a sample only if the observer `fires_on_sample`.
 
         Args:
             state: The state of all rows, merged over processes.
@@ -90,8 +98,19 @@ class RowObserver(Protocol):
         """
 
 
-OBSERVERS: list[str] = []
-"""The importable names of further observers, in order: `package.module:NAME`."""
+OBSERVERS: list[str] = [
+    f"pytest_mistral_lora.conformance.dataset.{name}"
+    for name in (
+        "every_text:EDGES",
+        "every_row:TURN_ALONE",
+        "every_text:OPENINGS",
+        "every_row:ONE_LENGTH",
+        "every_side:SIDES",
+        "every_side:RATINGS",
+        "every_side:LETTERS",
+    )
+]
+"""The importable names of the observers, in order: `package.module:NAME`. Add yours behind them."""
 
 
 def named_observer(name: str) -> RowObserver:

@@ -75,6 +75,8 @@ def convert_record(
     if bad:
         return None, [*changes, lost("unwanted", bad)]
     if mark is not None and "unwanted" not in lossy:
+        if isinstance(letters := draft.fields[mark.key], str):
+            changes.append(changed("label-letters", letters))
         draft = draft._replace(fields={key: item for key, item in draft.fields.items() if key != mark.key})
     else:
         mark = None

@@ -45,6 +45,7 @@ CHANGES = {
     "pair": "a pair is `prompt`, `chosen` and `rejected`",
     "best-worst": "the best and the worst of `{detail}` are the chosen and the rejected answer",
     "rated": "an answer that is marked as good or bad is `prompt`, `completion` and `label`, by `{detail}`",
+    "label-letters": "a label in letters is true or false: {detail}",
     "fim-keys": "texts of fill-in-the-middle have the names of Mistral's API: {detail}",
     "completion-space": "one space at the start of a completion is left out",
 }

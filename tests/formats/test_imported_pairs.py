@@ -163,7 +163,7 @@ CASES: list[tuple[str, Any, Any, set[str]]] = [
         "a mark as text, as in CSV",
         GOOD | {"label": "FALSE", "functions": [BARE]},
         rated(False, tools=[TOOL]),
-        {"rated", "function-call", "tool-form"},
+        {"rated", "label-letters", "function-call", "tool-form"},
     ),
 ]
 

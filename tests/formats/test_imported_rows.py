@@ -303,5 +303,14 @@ def test_each_kind_is_seen_in_a_case() -> None:
     # these are seen in test_declared_layouts.py, test_no_silent_loss.py, test_kinds_of_rows.py and
     # test_imported_pairs.py
     elsewhere = {"system-dropped", "untrained-roles", "bad-records", "part-weights", "tool-keys", "refusals"}
-    elsewhere |= {"call-text", "result-chunks", "pair", "rated", "best-worst", "chosen-copy", "fim-keys"}
+    elsewhere |= {
+        "call-text",
+        "result-chunks",
+        "pair",
+        "rated",
+        "best-worst",
+        "chosen-copy",
+        "fim-keys",
+        "label-letters",
+    }
     assert CHANGES.keys() | LOSSES.keys() == seen | elsewhere

@@ -14,6 +14,7 @@ import mutants_dataset_pairs as pairs
 import mutants_dataset_recipe as recipe
 import mutants_dataset_repeats as repeats
 import mutants_dataset_rows as bad_rows
+import mutants_dataset_signs as signs
 import mutants_dataset_texts as texts
 from bench_dataset import gap, use_tokenizer
 from gallery import Artifact, Example
@@ -586,6 +587,70 @@ class ML660(Example):
             artifact, lambda number: f"<p>It is thing {number}.</p>", lambda number: f"Write thing {number} as HTML."
         )
         whole_files.add_rows(artifact, lambda number: f"Thing {number}:\n```\n<p>{number}</p>\n```")
+
+
+class ML661(Example):
+    mutant = signs.a_line_break_and_a_space
+
+    def sound(self, artifact: Artifact) -> None:
+        self.broken(artifact)
+        question, answer = artifact["rows"][0]["messages"]
+        question["content"], answer["content"] = question["content"].strip(), answer["content"].strip()
+
+
+class ML662(Example):
+    mutant = signs.first_answers_alone
+
+    def sound(self, artifact: Artifact) -> None:
+        self.broken(artifact)
+        artifact["rows"][0]["messages"][3]["weight"] = 1
+
+
+class ML663(Example):
+    mutant = signs.a_system_prompt_in_each_request
+
+    def sound(self, artifact: Artifact) -> None:
+        signs.ask(artifact)
+        for row in artifact["rows"]:
+            row["messages"].insert(0, {"role": "system", "content": "You are terse."})
+
+
+class ML664(Example):
+    mutant = signs.rows_cut_at_one_length
+
+    def sound(self, artifact: Artifact) -> None:
+        self.broken(artifact)
+        artifact["rows"][0]["messages"][1]["content"] += " of the owner."
+
+
+class ML665(Example):
+    mutant = signs.one_text_for_all_rejected_sides
+
+    def sound(self, artifact: Artifact) -> None:
+        pairs.use_pairs(artifact, signs.COUNT)
+
+
+class ML666(Example):
+    mutant = signs.one_prefix_of_all_chosen_sides
+
+    def sound(self, artifact: Artifact) -> None:
+        self.broken(artifact)
+        for row in artifact["rows"]:
+            row["rejected"][0]["content"] = f"Answer: {row['rejected'][0]['content']}"
+
+
+class ML667(Example):
+    mutant = signs.all_rated_answers_are_wanted
+
+    def sound(self, artifact: Artifact) -> None:
+        signs.rate(artifact, *[True] * (signs.COUNT - 1), False)
+
+
+class ML668(Example):
+    mutant = signs.labels_as_letters
+
+    def sound(self, artifact: Artifact) -> None:
+        signs.rate(artifact, *[number % 3 > 0 for number in range(signs.COUNT)])
 
 
 class ML670(Example):

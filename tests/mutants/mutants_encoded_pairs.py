@@ -95,7 +95,7 @@ def rejected_answer_that_is_cut(artifact: Artifact) -> None:
 @mutant("ML569", says="the wanted answers are longer")
 def wanted_answers_are_longer(artifact: Artifact) -> None:
     """The chosen answers of all pairs are several times as long as the rejected ones."""
-    hold_pairs(artifact, *(texts_pair(f"Is {n} more than 3?", f"{LONG} {n}", f"No. {n}") for n in range(COUNT)))
+    hold_pairs(artifact, *(texts_pair(f"Is {n} more than 3?", f"{n}: {LONG}", f"No. {n}") for n in range(COUNT)))
 
 
 @mutant("ML569", says="the unwanted answers are longer")

@@ -159,7 +159,8 @@ def _judged(
 
 
 def _note_columns(tally: DatasetTally, files: Sequence[DataFile]) -> None:
-    """Note the columns of converted files that another trainer may train on, as the import has counted them."""
+    """Note the columns of converted files that another trainer reads otherwise, as the import has counted them."""
+    from pytest_mistral_lora.conformance.dataset.every_side import letters_finding
     from pytest_mistral_lora.conformance.dataset.row_findings import column_finding
     from pytest_mistral_lora.conformance.dataset.tally import packed_place
     from pytest_mistral_lora.formats.sources import ConvertedSource
@@ -171,6 +172,12 @@ def _note_columns(tally: DatasetTally, files: Sequence[DataFile]) -> None:
                 tally.findings.add(
                     column_finding(keys, Place.of(file.path), file.path, f"each of {counted(rows, 'row')}")
                 )
+            letters = file.source.report.changes.get("label-letters")
+            # a table of CSV has nothing but letters
+            if letters is not None and not any("CSV" in one["container"] for one in file.source.report.sources):
+                effect = "which TRL's KTOTrainer takes for neither; it is read as true or false here"
+                place = Place.of(file.path)
+                tally.findings.add(letters_finding(sorted(letters.details), letters.count, place, effect))
 
 
 def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> Iterator[tuple[str, str]]:

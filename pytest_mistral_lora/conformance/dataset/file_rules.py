@@ -47,6 +47,7 @@ def note_files(tally: DatasetTally, files: Sequence[Place], *, is_sample: bool =
     for sign in SIGNS:
         if sign.rule in tally.findings and (is_sample or not sign.is_systematic(tally.counts, len(files))):
             tally.findings.rename(sign.rule, sign.note)
+    found.note_observers(is_sample=is_sample)
     if is_sample:
         return FileFigures()
     texts = found.note_file_faults()
@@ -57,10 +58,6 @@ def note_files(tally: DatasetTally, files: Sequence[Place], *, is_sample: bool =
     repeats.note_repeated_prompts()
     repeats.note_opposites()
     found.note_lengths()
-    for name, state in tally.states.by_name.items():
-        for finding in named_observer(name).report(state, files):
-            tally.findings.at = packed_place(0, finding.place.record or 0)
-            tally.findings.add(finding)
     return FileFigures(repeats.counts(), repeats.no_near_rows, texts)
 
 
@@ -100,6 +97,18 @@ class _FileRules:
         if lost.rows:
             self.tally.findings.at = lost.examples[0].at
             self.tally.findings.add(lost_finding(lost))
+
+    def note_observers(self, *, is_sample: bool) -> None:
+        """Note the findings of observers; of a sample, those of the observers that may judge one."""
+        indices = {file.whole: index for index, file in reversed([*enumerate(self.files)])}
+        for name, state in self.tally.states.by_name.items():
+            observer = named_observer(name)
+            if is_sample and not observer.fires_on_sample:
+                continue
+            for finding in observer.report(state, self.files):
+                place = finding.place
+                self.tally.findings.at = packed_place(indices.get(place.whole, 0), place.record or 0)
+                self.tally.findings.add(finding)
 
     def note_lengths(self) -> None:
         """Note once for each file of pairs that the lengths of their answers tell the sides apart."""

@@ -173,7 +173,7 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
     index = max(index for index, message in enumerate(row.messages) if message["role"] == "assistant")
     answer = text_of(row.messages[index].get("content")).rstrip() if weight_of(row.messages[index]) else ""
     asked = any(answer in text_of(message.get("content")) for message in row.messages[:index]) if answer else False
-    tally.answers.append(_checksum(answer, is_label=asked or _is_refusal(answer)) if answer else 0)
+    tally.answers.append(_checksum(answer, is_label=asked or is_refusal(answer)) if answer else 0)
     tally.counts[file, OF_A_PROGRAM] += _OF_A_PROGRAM.search(answer) is not None
     # a call behind the text would count as tokens of the answer
     if answer and not row.messages[index].get("tool_calls"):
@@ -374,7 +374,7 @@ def _missing_values(said: RowText) -> Iterator[tuple[str, str]]:
         yield "missing_value", repr(end)
 
 
-def _is_refusal(answer: str) -> bool:
+def is_refusal(answer: str) -> bool:
     """Return whether an answer refuses, which many different questions may have in common."""
     return _REFUSAL.search(answer) is not None and _OF_A_PROGRAM.search(answer) is None
 

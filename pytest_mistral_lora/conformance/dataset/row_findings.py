@@ -125,6 +125,15 @@ def column_findings(chunk: Chunk, number: int, line: bytes | int | RowError) -> 
         yield column_finding(keys, chunk.place(number), chunk.path)
 
 
+def label_letters(chunk: Chunk, number: int, line: bytes | int | RowError) -> str:
+    """Return what a line has under `label`, if that is letters; else the empty string."""
+    if not isinstance(line, bytes) or b'"label"' not in line:
+        return ""
+    item = read_line(chunk.path, number, line)
+    label = item[1].get("label") if isinstance(item, tuple) else None
+    return label if isinstance(label, str) else ""
+
+
 def column_finding(keys: Sequence[str], place: Place, path: Path, rows: str = "the row") -> Finding:
     """Return the finding of columns that another trainer may train on, beside the messages.
 

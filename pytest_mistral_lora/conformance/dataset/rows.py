@@ -25,6 +25,7 @@ from pytest_mistral_lora.conformance.dataset.row_findings import (
     changes,
     column_findings,
     fault_finding,
+    label_letters,
     law_findings,
 )
 from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
@@ -80,12 +81,14 @@ class _Record(NamedTuple):
         rows: The rows; empty if it cannot be read.
         expected: The encoding of each row, or the error; None without a Mistral tokenizer.
         error: Why it cannot be read.
+        label: What it has under `label`, if that is letters.
     """
 
     number: int
     rows: tuple[Row, ...]
     expected: tuple[EncodedRow | RowError | None, ...]
     error: RowError | None = None
+    label: str = ""
 
 
 class RowJudge:
@@ -140,7 +143,8 @@ class RowJudge:
             if isinstance(rows, RowError):
                 yield _Record(number, (), (), rows)
             elif rows is not None:
-                yield _Record(number, rows, tuple(map(self._expected, rows)))
+                label = label_letters(chunk, number, line) if self.plan.alone else ""
+                yield _Record(number, rows, tuple(map(self._expected, rows)), label=label)
 
     def _judge_record(
         self, record: _Record, by_template: Iterator[_ByTemplate], tally: DatasetTally, chunk: Chunk
@@ -182,7 +186,9 @@ class RowJudge:
         first = record.rows[0]
         # a file for evaluation is held out as a whole; the split by hash is for the other files
         held_out = chunk.is_held_out or (self.plan.held_out > 0 and is_held_out(first, self.plan.held_out))
-        judged_record = JudgedRecord(tally.place, record.rows, tuple(judged), tuple(kept), is_held_out=held_out)
+        judged_record = JudgedRecord(
+            tally.place, record.rows, tuple(judged), tuple(kept), is_held_out=held_out, label=record.label
+        )
         self.rules.observe_record(judged_record, tally)
 
     def _expected(self, row: Row) -> EncodedRow | RowError | None:

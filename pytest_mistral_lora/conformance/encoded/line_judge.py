@@ -491,6 +491,7 @@ class LineJudge:
             origin,
             given=given,
             is_exact=is_exact,
+            joins_system=self._oracle.facts.system_in != "own-turn",
         )
         self._rules.observe_record(record, self._state.tally)
 

@@ -90,15 +90,14 @@ class LineReader:
                 findings.append(error.finding)
                 # it stands for itself, so that the others can be judged
                 row, encoded = Row(()), EncodedRow(stretch.ids, stretch.labels, ())
-            rows.append(row)
+            # a side of a pair is a side without its messages, too
+            rows.append(row if line.side is None else replace(row, side=line.side.row_side))
             expected.append(encoded)
         if len(findings) == len(stretches):
             return ReadLine(line, (), tuple(findings), 0)
         answers = [message for row in rows for message in row.messages if message["role"] == "assistant"]
         # the answers in the prompt of a pair have no labels
         weightless = 0 if line.side else sum(not weight_of(message) for message in answers)
-        if line.side is not None:
-            rows = [replace(row, side=line.side.row_side) for row in rows]
         line = replace(line, rows=tuple(rows), packed=len(rows) > 1)
         return ReadLine(line, tuple(expected), tuple(findings), weightless)
 

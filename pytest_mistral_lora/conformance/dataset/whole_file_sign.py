@@ -1,0 +1,82 @@
+"""A sign of a whole file as an observer: a state for each file, which is merged over parts in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, Protocol, Self, TypeVar
+
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.row_pass import JudgedRecord
+from pytest_mistral_lora.places import NamedSource, Place
+
+FEWEST = 10
+"""Fewest rows, pairs or answers of a file that show a sign: fewer can have something in common by chance."""
+
+
+class FileState(Protocol):
+    """What a sign keeps of the rows of one file; its size does not grow with the file."""
+
+    def note(self, record: JudgedRecord) -> None:
+        """Add a record."""
+
+    def extend(self, other: Self) -> None:
+        """Add the state of other rows of the file, which may come before or after these."""
+
+    def findings(self, file: Place) -> Iterator[Finding]:
+        """Yield what the whole file shows.
+
+        Args:
+            file: The place of the file.
+        """
+
+
+State = TypeVar("State", bound=FileState)
+
+
+@dataclass
+class FileStates(Generic[State]):
+    """The state of each file."""
+
+    by_file: dict[tuple[NamedSource, str | int | None], State] = field(default_factory=dict)
+
+    def extend(self, other: FileStates[State]) -> None:
+        """Add the states of other rows."""
+        for file, state in other.by_file.items():
+            if file in self.by_file:
+                self.by_file[file].extend(state)
+            else:
+                self.by_file[file] = state
+
+
+@dataclass(frozen=True)
+class WholeFileSign(Generic[State]):
+    """The observer of a sign that only a whole file shows.
+
+    Attributes:
+        make: Returns the state of no row.
+    """
+
+    make: Callable[[], State]
+    case: ClassVar[str] = "statistics"
+    fires_on_sample: ClassVar[bool] = False
+
+    def start(self) -> FileStates[State]:
+        """Return the state of no row."""
+        return FileStates()
+
+    def observe(self, record: JudgedRecord, state: FileStates[State]) -> Iterator[Finding]:
+        """Note a record in the state of its file."""
+        file = record.place.source, record.place.split
+        of_file = state.by_file.get(file)
+        if of_file is None:
+            of_file = state.by_file[file] = self.make()
+        of_file.note(record)
+        return iter(())
+
+    def report(self, state: FileStates[State], files: Sequence[Place]) -> Iterator[Finding]:
+        """Yield the findings of each file, at the file."""
+        for file in files:
+            of_file = state.by_file.get((file.source, file.split))
+            if of_file is not None:
+                yield from of_file.findings(file)
