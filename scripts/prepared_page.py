@@ -9,12 +9,17 @@ from typing import Any
 
 from scoreboard_records import COLUMNS, RECORDED, ROOT
 
-from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.conformance.dataset.file_rules import OF_WHOLE_FILES
+from pytest_mistral_lora.conformance.dataset.observers import LOST_IN_IDS, LOST_IN_PART
+from pytest_mistral_lora.conformance.encoded.audit import OF_CHAT_ROWS
+from pytest_mistral_lora.conformance.encoded.line_judge import BY_IDS
+from pytest_mistral_lora.conformance.finding import ENCODED_CASES, RULES
 
 PREPARED = RECORDED / "prepared.json"
 """What is recorded, by configuration and tokenizer."""
 PAGE = ROOT / "docs" / "prepared.md"
 _START, _END = "<!-- prepared: start -->\n", "<!-- prepared: end -->\n"
+_SOURCES_START, _SOURCES_END = "<!-- sources: start -->\n", "<!-- sources: end -->\n"
 _KINDS = ("packaged", "real")
 _MOST_NAMES = 3
 
@@ -32,7 +37,24 @@ def prepared_page() -> str:
     head, _, rest = PAGE.read_text(encoding="utf-8").partition(_START)
     _, _, tail = rest.partition(_END)
     tables = "\n".join([*_verdicts(), "", *_differences()])
-    return f"{head}{_START}{tables}\n{_END}{tail}"
+    head, _, rest = f"{head}{_START}{tables}\n{_END}{tail}".partition(_SOURCES_START)
+    _, _, tail = rest.partition(_SOURCES_END)
+    sources = "\n".join(_sources())
+    return f"{head}{_SOURCES_START}{sources}\n{_SOURCES_END}{tail}"
+
+
+def _sources() -> Iterator[str]:
+    """Yield a table of the sources in which each rule on rows is found, or the reason why it is not."""
+    yield "| rule | chat rows | ids with messages | ids alone | guard |"
+    yield "|---|---|---|---|---|"
+    for case in (*OF_CHAT_ROWS, *ENCODED_CASES):
+        for rule in (rule.id for rule in RULES.of("dataset", case)):
+            by_ids = BY_IDS.get(rule, "")
+            alone = (
+                by_ids or LOST_IN_IDS.get(rule) or (f"in part: {LOST_IN_PART[rule]}" if rule in LOST_IN_PART else "yes")
+            )
+            guard = "no: a sample" if rule in OF_WHOLE_FILES else alone
+            yield f"| [{rule}](rules.md#{rule.lower()}) | yes | {by_ids or 'yes'} | {alone} | {guard} |"
 
 
 def _verdicts() -> Iterator[str]:

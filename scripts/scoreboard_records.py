@@ -30,6 +30,7 @@ from pytest_mistral_lora.conformance.encoded.comparison import row_findings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.formats.row_sources import FileRows
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.goldens import Case, PairCase, packaged_cases, packaged_pairs
 from pytest_mistral_lora.runners import RUNNERS, Runner, interpreter
@@ -224,7 +225,7 @@ def judged(lines: dict[str, dict[str, Any]], tokenizer: str) -> dict[str, Any]:
 
 def _findings(case: Case, line: dict[str, Any], tokenizer: str) -> Iterator[Finding]:
     if "error" in line:
-        yield Finding("ML502", f"the row was dropped: {line['error']}", case.name, row=case.row.to_jsonl())
+        yield Finding("ML502", f"the row was dropped: {line['error']}", Place.of(case.name), row=case.row.to_jsonl())
     else:
         yield from row_findings(case.row, line["input_ids"], line["labels"], oracle(tokenizer))
 
@@ -250,13 +251,12 @@ def judged_pairs(encoded: Path, tokenizer: str, *, is_rated: bool = False) -> di
         if verdict.index is None:
             raise ValueError(f"{verdict.place!s}: {verdict.findings}")
         record, name = names[verdict.index], names[verdict.index]
-        place, _, side = verdict.place.rpartition(", ")
-        if side in SIDES:
+        if (side := verdict.place.field) in SIDES:
             name = f"{record}, {side}"
         if verdict.state != "not judged":
             verdicts.setdefault(name, [])
         for finding in verdict.findings:
-            broken = record if str(finding.place) == place else name
+            broken = record if finding.place == verdict.place.row else name
             verdicts.setdefault(broken, []).append(finding.rule)
             # the number of a pair among the packaged ones says nothing of its reproduction
             example = Example(broken, re.sub(r"^row \d+ was", "it was", finding.found), finding.expected)

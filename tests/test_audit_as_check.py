@@ -24,7 +24,12 @@ Found = set[tuple[str, str]]
 def _encoded() -> Lines:
     oracle, lines = Oracle(shipped_tokenizer("spm-v3")), []
     for number in range(4):
-        row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"It is {number}."}]}
+        row = {
+            "messages": [
+                {"role": "user", "content": f"Add 1 to {number}."},
+                {"role": "assistant", "content": f"{number + 1}"},
+            ]
+        }
         encoded = oracle.encode(row)
         labels = list(encoded.labels or ())
         lines.append({"row": number, **row, "input_ids": list(encoded.input_ids), "labels": labels})

@@ -29,16 +29,16 @@ from pytest_mistral_lora.places import Place
     ("fields", "said"),
     [
         ({}, "'bot'"),
-        ({"place": "a.jsonl:3, messages[1].role"}, "a.jsonl:3, messages[1].role: 'bot'"),
+        ({"place": Place.of("a.jsonl", 3).within("messages", 1, "role")}, "a.jsonl:3, messages[1].role: 'bot'"),
         ({"expected": "user"}, "'bot'; expected user"),
         ({"next_step": "Rename it."}, "'bot'. Rename it."),
         (
-            {"place": "a.jsonl:3", "expected": "user", "next_step": "Rename it."},
+            {"place": Place.of("a.jsonl", 3), "expected": "user", "next_step": "Rename it."},
             "a.jsonl:3: 'bot'; expected user. Rename it.",
         ),
     ],
 )
-def test_an_error_says_where_what_and_what_to_do(fields: dict[str, str], said: str) -> None:
+def test_an_error_says_where_what_and_what_to_do(fields: dict[str, Any], said: str) -> None:
     error = MistralLoraError("'bot'", **fields)
     assert str(error) == said
     assert error.found == "'bot'"

@@ -256,7 +256,8 @@ def test_reports_keep_the_values_and_no_character_is_obeyed(place: Path, capfd: 
     data = json.loads((place / f"{NAME}.json").read_text())
     # JSON has escapes for them: the value is the file's own
     assert f"{NAME}.jsonl" in data["command"]
-    assert any(f"{NAME}.jsonl" in cause["place"] for cause in data["causes"])
+    assert any(f"{NAME}.jsonl" in cause["structured"]["place"]["source"] for cause in data["causes"])
+    assert all(cause["place"] == printable(cause["place"], lines=False) for cause in data["causes"])
     for file in (*place.glob("*.json"), *place.glob("*.html")):
         text = file.read_text()
         assert printable(text) == text

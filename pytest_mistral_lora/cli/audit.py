@@ -190,6 +190,7 @@ def run(args: argparse.Namespace) -> int:
             tokenizer.oracle,
             given.dataset,
             base=tokenizer.files,
+            judges_texts=args.runner is None or bool(args.dataset),  # the packaged rows are chosen, not written
             trained=given.trained,
             cause=cause_of(judge),
             # a trainer has labels by its own rules, and a configuration for each

@@ -75,7 +75,9 @@ class ComparedCause:
     @property
     def text(self) -> str:
         """The rule, what was found, its place, and how the number of findings changed, in one line."""
-        place, field = self.cause["place"], Place.from_json(self.cause["structured"]["place"]).field
+        place, structured = self.cause["place"], self.cause.get("structured")
+        # reports of earlier versions have a place as text alone
+        field = Place.from_json(structured["place"]).field if structured else ""
         found = _cut(named_value(self.cause["found"], field, self.cause["title"]))
         numbers = counted(self.after or self.before, "finding")
         if self.before and self.after and self.before != self.after:

@@ -14,6 +14,7 @@ from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import read_records, read_rows
 from pytest_mistral_lora.chat.rows import RecordKind, Row
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.goldens import packaged_cases, packaged_pairs
 from pytest_mistral_lora.runners.runner import Runner
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
@@ -73,7 +74,7 @@ class GivenRows:
     def by_line(self) -> list[Row]:
         """The first row of each record, with the place of the record: that of each line of an encoded-rows file."""
         firsts = (record[0] for record in by_record(self.rows))
-        return [replace(row, place=row.place.row) for row in firsts]
+        return [replace(row, place=_record_place(row)) for row in firsts]
 
 
 def by_record(rows: Sequence[Row]) -> list[tuple[Row, ...]]:
@@ -100,6 +101,12 @@ def preference_rows(pairs: Iterable[Sequence[Row]], runner: Runner, task: str) -
     return [row for pair in pairs for row in RATED.of_pair(pair)]
 
 
+def _record_place(row: Row) -> Place:
+    """Return the place of the record of a row; that of a packaged row has the name of its case."""
+    *record, last = row.place.part or ("",)
+    return replace(row.place, part=tuple(record)) if last and last == row.side else row.place
+
+
 def _kind_of_packaged(tasks: PreferenceTasks, task: str | None, config: Path | None) -> RecordKind:
     """Return the kind of the packaged rows that stand in for a user's: pairs if a task of preferences is named."""
     named = task or tasks.configured(config)
@@ -113,6 +120,6 @@ def _kind_of(records: Sequence[tuple[Row, ...]]) -> RecordKind:
     kinds = {kind.name: kind for kind in (record[0].kind for record in records)}
     if len(kinds) > 1:
         found = " and ".join(kind.title for kind in kinds.values())
-        place = records[0][0].place.row
+        place = _record_place(records[0][0])
         raise InputError(f"{found} in one dataset", place=place, expected="rows of one kind")
     return next(iter(kinds.values()))

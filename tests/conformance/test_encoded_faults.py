@@ -15,10 +15,10 @@ from sampling import sampled
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.conformance.encoded.audit import CASES
+from pytest_mistral_lora.conformance.encoded.audit import CASES, OF_CHAT_ROWS
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison, row_findings
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
-from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.conformance.finding import ENCODED_CASES, RULES
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import rows, tool_rows
 
@@ -61,7 +61,8 @@ def _rules(judge: EncodedLineComparison) -> set[str]:
 
 def test_every_class_is_a_rule_of_the_subject() -> None:
     rules = RULES.of("encoded")
-    assert {rule.case for rule in rules} == set(CASES)
+    of_chat_rows = {*OF_CHAT_ROWS, *ENCODED_CASES.values()}
+    assert {rule.case for rule in rules} | of_chat_rows == set(CASES)
     assert len({rule.fault_class for rule in rules}) == len(rules)
     assert "" not in {rule.fault_class for rule in rules}
 

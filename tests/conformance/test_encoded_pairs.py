@@ -55,7 +55,9 @@ def oracle() -> Oracle:
 
 
 def broken_rules(records: list[Data], oracle: Oracle, folder: Path) -> set[str]:
-    return set(audit_rules(write_lines(folder, records), oracle))
+    found = audit_findings(write_lines(folder, records), oracle)
+    # generated texts spell control tokens, and generated calls repeat a key: chat rows have a note on that, too
+    return {finding.rule for finding in found if finding.severity == "error" or finding.rule < "ML600"}
 
 
 def cut_at_last_question(row: Data) -> tuple[list[Data], list[Data]]:
@@ -74,7 +76,9 @@ def test_pairs_of_texts_are_sound(tmp_path: Path) -> None:
     def law(oracle: Oracle, row: Data, answer: str, form: str) -> None:
         prompt, chosen = cut_at_last_question(row)
         rejected = [said("assistant", answer)]
-        assume(answer.split() != chosen[0]["content"].split() and answer.strip(" \u2581"))
+        words = [text.replace("\u2581", " ").split() for text in (chosen[0]["content"], answer)]
+        # white space alone is no answer, and two equal answers are no pair
+        assume(all(words) and words[0] != words[1])
         assume(not any(looks_like_a_fault({"messages": prompt + side}, oracle) for side in (chosen, rejected)))
         made = FORMS[form](with_ids(oracle, pair(prompt, chosen, rejected)))
         assert broken_rules(made, oracle, tmp_path) == set()
@@ -104,7 +108,7 @@ def test_pairs_with_calls_are_sound(tmp_path: Path) -> None:
 
 def coloured(oracle: Oracle, **changes: Any) -> Data:
     history = [said("system", "Be brief."), said("user", "Which colour is grass?"), said("assistant", "Green.")]
-    prompt = [*history, said("user", "And </s> the sky?")]
+    prompt = [*history, said("user", "And, as a token, </s> and the sky?")]
     made = pair(prompt, [said("assistant", "Blue, mostly.")], [said("assistant", "I do not know.")])
     return with_ids(oracle, made) | changes
 
@@ -284,7 +288,7 @@ def test_a_cut_that_leaves_no_difference_is_found(tmp_path: Path, oracle: Oracle
 def test_lengths_that_tell_the_sides_apart_are_noted_once(
     count: int, chosen: str, rejected: str, rules: list[str], form: str, tmp_path: Path, oracle: Oracle
 ) -> None:
-    records = [with_ids(oracle, texts_pair(f"Is it {n}?", f"{chosen} {n}", f"{rejected} {n}")) for n in range(count)]
+    records = [with_ids(oracle, texts_pair(f"Is it {n}?", f"{n}: {chosen}", f"{n}: {rejected}")) for n in range(count)]
     made = [line for record in records for line in FORMS[form](record)]
     found = audit_findings(write_lines(tmp_path, made), oracle)
     assert [finding.rule for finding in found] == rules
@@ -318,7 +322,8 @@ def test_the_mask_of_a_side_is_0_or_1(value: int, rules: list[str], tmp_path: Pa
 )
 def test_a_record_that_cannot_be_read_is_named(change: Data, words: str, tmp_path: Path, oracle: Oracle) -> None:
     record = {key: value for key, value in (coloured(oracle) | change).items() if value is not None}
-    lines = [coloured(oracle), record, no_eos(oracle, coloured(oracle))]
+    other = with_ids(oracle, texts_pair("Is it warm?", "Yes.", "No."))
+    lines = [other, record, no_eos(oracle, coloured(oracle))]
     unreadable, fault = audit_findings(write_lines(tmp_path, lines), oracle)
     assert (unreadable.rule, fault.rule) == ("ML501", "ML522")
     assert ":2" in str(unreadable.place)
@@ -409,7 +414,8 @@ def test_messages_of_a_table_may_be_texts_of_json(tmp_path: Path, oracle: Oracle
 
 
 def test_python_names_the_row_and_its_side(oracle: Oracle) -> None:
-    verdict = audit_rows([coloured(oracle), no_eos(oracle, coloured(oracle))], tokenizer="spm-v3")
+    other = with_ids(oracle, texts_pair("Is it warm?", "Yes.", "No."))
+    verdict = audit_rows([other, no_eos(oracle, coloured(oracle))], tokenizer="spm-v3")
     assert [(finding.rule, str(finding.place)) for finding in verdict.findings] == [("ML522", "rows[1], rejected")]
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
+from pytest_mistral_lora.conformance.dataset.observers import RowRules
 from pytest_mistral_lora.conformance.dataset.texts import _KEPT, _OF_NUMBER, _kept
 from pytest_mistral_lora.conformance.mask.row_laws import (
     _CLOSES,
@@ -100,10 +100,9 @@ def test_characters_are_dropped_alike(text: str) -> None:
 def test_control_tokens_in_a_text_are_found(text: str) -> None:
     data = {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "b"}]}
     row = parse_row(data)
-    assert _judge()._spelled(row) == _judge()._literals.findall(row.to_jsonl())
+    assert _rules().spelled(row) == _rules()._literals.findall(row.to_jsonl())
 
 
 @cache
-def _judge() -> RowJudge:
-    file = shipped_tokenizer("spm-v3")
-    return RowJudge(ScanPlan(file, "mistral-common", Policy(4096), 0.0, compares=False), CheckpointTokenizer(file))
+def _rules() -> RowRules:
+    return RowRules(CheckpointTokenizer(shipped_tokenizer("spm-v3")).oracle)

@@ -23,6 +23,7 @@ from pytest_mistral_lora.conformance.dataset.file_faults import FILE_FAULTS, Bou
 from pytest_mistral_lora.conformance.dataset.file_signs import note_file_signs
 from pytest_mistral_lora.conformance.dataset.tally import DatasetTally, packed_place
 from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import hostile_text
 
 ROOT = Path(__file__).parents[2]
@@ -165,7 +166,7 @@ def test_a_finding_has_its_count_and_three_examples_of_its_own_file(tmp_path: Pa
     results = dataset_results(target)
     [finding] = found(results, "ML636")
     path = tmp_path / "held-out.jsonl"
-    assert (finding.place, finding.severity) == (f"{path}:1", "note")
+    assert (str(finding.place), finding.severity) == (f"{path}:1", "note")
     assert "in 10 of 20 rows (50.0%)" in finding.found
     assert [line.partition(",")[0] for line in finding.detail.splitlines()] == [f"{path}:{line}" for line in (1, 3, 5)]
     assert facts(results)["texts"]["decoded_wrongly"] == {
@@ -238,4 +239,4 @@ def test_the_page_has_each_fault_with_its_bounds() -> None:
 
 def test_each_fault_is_a_rule_of_the_statistics() -> None:
     assert {fault.rule for fault in FILE_FAULTS} == RULES_OF_FILES
-    assert list(faulty_rows(DatasetTally(), [])) == []
+    assert list(faulty_rows(DatasetTally(), 0, Place.of)) == []

@@ -110,7 +110,7 @@ def work(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 def kept_subjects(folder: Path, *names: str, **settings: Any) -> set[str]:
     """Return the subjects of the current folder whose results would be taken from the cache; no check runs."""
     chosen = {"examples": 1, "seed": None, "device": "auto", "skip_training": True, "golden_folders": ()}
-    run = Settings(**{**chosen, "update": False, "work_folder": folder, **settings})
+    run = Settings(**{**chosen, "update": False, "shared_folder": folder, **settings})
     targets = targets_of([recognised(Path(name)) for name in names or ("recipe.yaml",)])
     checks = list(collect(targets, run, KeptResults(folder.parent / "cache" / "results")))
     kept = {check.subject for check in checks if check.is_kept}

@@ -51,7 +51,7 @@ def encoded(has_messages: bool = True) -> list[Record]:
 def test_masked_eos_are_one_finding_about_the_pad_token(has_messages: bool, folder: Path) -> None:
     verdict = audit(encoded(has_messages), tokenizer=folder)
     [finding] = verdict.findings
-    assert (finding.rule, finding.place, finding.covers) == ("ML204", str(folder), (("ML546", 3),))
+    assert (finding.rule, str(finding.place), finding.covers) == ("ML204", str(folder), (("ML546", 3),))
     assert "encode the rows again" in finding.next_step
 
 
@@ -60,7 +60,7 @@ def test_a_fault_beside_the_masked_eos_stays(folder: Path) -> None:
     records[1]["labels"][2] = records[1]["input_ids"][2]  # a token of the prompt
     first, *others = audit(records, tokenizer=folder).findings
     assert (first.rule, first.covers) == ("ML204", (("ML546", 3),))
-    assert [(finding.rule, finding.place) for finding in others] == [("ML547", "rows[1]")]
+    assert [(finding.rule, str(finding.place)) for finding in others] == [("ML547", "rows[1]")]
 
 
 def test_an_eos_that_is_masked_alone_has_another_cause(folder: Path) -> None:

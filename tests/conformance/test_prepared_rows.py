@@ -259,7 +259,7 @@ def test_lengths_stand_for_the_positions_that_trl_makes_of_them(
         assert audit_rules(tmp_path / name, oracle) == ["ML608"] * len(lines)
     # one for all of them: the conversations see each other
     saved([packed | {"seq_lengths": [sum(lengths)]}] * 2, tmp_path / "one")
-    assert audit_rules(tmp_path / "one", oracle) == ["ML512", "ML512"]
+    assert audit_rules(tmp_path / "one", oracle) == ["ML512", "ML512", *["ML608"] * len(lines)]
     for bad in ([1, 2], [0, 3, 2]):
         path = write_lines(tmp_path, [packed | {"cu_seqlens": bad}], "bad.jsonl")
         assert audit_rules(path, oracle) == ["ML501"]

@@ -150,7 +150,10 @@ def test_a_damaged_encoded_row_is_judged_or_unreadable(
         # bytes that begin like another format, such as UTF-16, are refused as a whole
         with suppress(InputError):
             for verdict in audit.verdicts():
-                assert all(str(file) in str(finding.place) and finding.text() for finding in verdict.findings)
+                for finding in verdict.findings:
+                    # a fault of a text is in the row of the dataset, if the line has ids alone
+                    assert finding.place.source.name in {str(file), *map(str, dataset)}
+                    assert finding.text()
         json.dumps(audit.summary())
 
 

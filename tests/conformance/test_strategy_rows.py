@@ -57,6 +57,18 @@ def findings_of(data: list[Data], tokenizer: CheckpointTokenizer, folder: Path) 
     for verdict in audit.verdicts():
         yield from verdict.findings
     assert audit.judged == len(data)
+    # the ids of U+2581 are those of a space, at which no sound answer ends: see docs/prepared.md
+    # and no label tells that a plan of weights, and not a fault, left a row without one
+    bare = [
+        {key: line[key] for key in ("input_ids", "labels")}
+        for line in lines
+        if "\u2581" not in str(line) and max(line["labels"]) >= 0
+    ]
+    if not bare:
+        return
+    alone = Audit(FileRows(write_lines(folder, bare, "alone.jsonl")), tokenizer.oracle)
+    for verdict in alone.verdicts():
+        yield from verdict.findings
 
 
 @pytest.mark.parametrize(("name", "tokenizer"), CASES)

@@ -485,10 +485,11 @@ def test_the_limit_of_the_process_on_fields_of_csv_is_never_made_smaller(
 
 def test_a_long_list_of_messages_takes_no_more_memory_before_its_first_fault() -> None:
     messages: list[dict[str, Any]] = [{} for _ in range(120_000)]
+    place = Place.of("a.jsonl", record=1) / "messages"
     tracemalloc.start()
     try:
         with pytest.raises(RowError, match=r"messages\[0\]\.from: is missing"):
-            convert_messages(messages, Place("a.jsonl:1", "messages"), Layout(), ToolCalls(padded=False), padded=False)
+            convert_messages(messages, place, Layout(), ToolCalls(padded=False), padded=False)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -42,12 +42,15 @@ def _messages(folder: Path) -> Iterator[str]:
 
 def _message_for(verb: str, path: Path) -> str:
     options = ["--to", "out.jsonl"] if verb == "import" else ["--tokenizer", "spm-v3"]
-    err = io.StringIO()
-    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
         code = main([verb, str(path), *options])
     Path("out.jsonl").unlink(missing_ok=True)
     # the words of pyarrow and zlib are their own, and change with their versions
     text = re.sub(r"(cannot be read as [^:]+|data is damaged): .*?\. Fetch", r"\1: ... Fetch", err.getvalue().strip())
+    if code == 1:
+        # `audit` reports a line that it cannot read as a finding: here without the lines of its rule
+        text = "".join(re.findall(r"^ML501 \S.*\n(?:  (?!rule: ).*\n)*", out.getvalue(), re.MULTILINE)).strip()
     # `render` converts a sound row of another format, as `check` does
     return f"{code} {text}" if code else "0"
 
@@ -55,7 +58,7 @@ def _message_for(verb: str, path: Path) -> str:
 def test_the_message_for_each_broken_file_is_the_one_that_was_read(tmp_path: Path) -> None:
     found = list(_messages(tmp_path))
     assert all(len(contents) == 10 for _, _, contents in BROKEN.values())
-    assert not [line for line in found if line != "0" and not line.startswith(("## ", "2 error: "))]
+    assert not [line for line in found if line != "0" and not line.startswith(("## ", "2 error: ", "1 ML501 "))]
     assert "\n".join(found).splitlines() == RECORD.read_text(encoding="utf-8").splitlines()
 
 

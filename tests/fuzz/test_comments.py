@@ -13,6 +13,7 @@ from github_markdown import rendered
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.groups import FILE_WIDTH, FindingGroups
 from pytest_mistral_lora.escaping import code_block, code_span, printable
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.report.compare_reports import ReportComparison
 from pytest_mistral_lora.report.github import add_job_summary
 from pytest_mistral_lora.report.judged import Judged, JudgedCase
@@ -124,7 +125,13 @@ def test_a_code_span_shows_its_text_and_nothing_else(in_table: bool, campaign: M
 def comparison_of(chance: random.Random) -> ReportComparison:
     def cause() -> dict[str, Any]:
         names = {key: text_of(chance) for key in ("cause", "check", "place", "found", "fix")}
-        return {"rule": "ML601", "name": "", "severity": "error", "count": chance.randrange(1, 4), "title": "", **names}
+        fixed = {"rule": "ML601", "name": "", "severity": "error", "count": chance.randrange(1, 4), "title": ""}
+        place = (Place.of(text_of(chance), record=1) / text_of(chance)).to_json()
+        # a report of an earlier version has none
+        structured = (
+            {"structured": {"found": names["found"], "place": place, "others": []}} if chance.random() < 0.8 else {}
+        )
+        return {**fixed, **names, **structured}
 
     def report() -> dict[str, Any]:
         checks = [
@@ -158,7 +165,7 @@ def test_nothing_in_a_comment_or_a_summary_is_obeyed(
         rows = sum(found.state != "unchanged" for found in comparison.causes)
         assert comment.tags.count("td") == 3 * rows, number
         groups, texts = FindingGroups(), [text_of(chance) for _ in range(6)]
-        groups.add(Finding("ML601", texts[0], texts[1], texts[2], row=texts[3]), texts[4])
+        groups.add(Finding("ML601", texts[0], Place.of(texts[1]), texts[2], row=texts[3]), texts[4])
         causes = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in groups]
         summary.unlink(missing_ok=True)
         case = JudgedCase(texts[5], "x", "failed")

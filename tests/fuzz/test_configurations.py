@@ -22,6 +22,7 @@ from pytest_mistral_lora.conformance import kept_results
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.kept_results import KeptResults
 from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records import trust
 from pytest_mistral_lora.runners import RUNNERS
 from pytest_mistral_lora.runners.configuration import safe_configuration
@@ -168,7 +169,7 @@ def test_no_file_of_kept_results_is_believed_or_a_traceback(
     assert main(words) == 0
     [entry] = Path("kept").iterdir()
     content = json.loads(entry.read_text())["content"]
-    content["checks"][0]["findings"] = [Finding("ML426", "a note", "rows.jsonl:1").to_json()]
+    content["checks"][0]["findings"] = [Finding("ML426", "a note", Place.of("rows.jsonl", record=1)).to_json()]
     kept, tried = KeptResults(Path("kept")), entry
     end, seed, read = time.monotonic() + SECONDS, 0, 0
     while time.monotonic() < end or seed < 200:

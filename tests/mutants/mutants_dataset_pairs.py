@@ -140,7 +140,7 @@ def chosen_answers_are_longer(artifact: Artifact) -> None:
     use_pairs(artifact, 20, longer="chosen")
 
 
-@mutant("ML608", says="the same row as")
+@mutant("ML608", says="the row is there 2 times")
 def pair_twice(artifact: Artifact) -> None:
     """A pair is there twice."""
     pairs = use_pairs(artifact)

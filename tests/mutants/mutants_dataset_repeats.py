@@ -9,7 +9,7 @@ from bench_dataset import HELD_OUT, arguments_of, parameters_of, said, turn_of
 from gallery import Artifact, mutant
 
 
-@mutant("ML608", says="the same row as")
+@mutant("ML608", says="the row is there 2 times")
 def row_twice(artifact: Artifact) -> None:
     """A row is there twice; a weight that is spelled out does not make it another."""
     copy = json.loads(json.dumps(artifact["rows"][0]))
@@ -17,7 +17,7 @@ def row_twice(artifact: Artifact) -> None:
     artifact["rows"].append(copy)
 
 
-@mutant("ML608", says="the same row as")
+@mutant("ML608", says="the row is there 2 times")
 def file_named_twice(artifact: Artifact) -> None:
     """The recipe names its file twice."""
     artifact["recipe"]["data"]["train"] *= 2

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 
 from bench_mask import Made
 from gallery import Artifact, mutant
-from mistral_common.protocol.instruct.validator import ValidationMode
 
 from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.errors import OracleRejection
@@ -157,7 +156,7 @@ def _any_call_id_is_accepted(artifact: Artifact) -> None:
 def _validated_for_serving(artifact: Artifact) -> None:
     """Rows are validated for serving, and there no row ends with an answer."""
     tokenizer = artifact["tokenizer"]
-    artifact["before"] = lambda row: tokenizer._run(as_row(row), ValidationMode.test) and row
+    artifact["before"] = lambda row: tokenizer.chat_turns(as_row(row), as_prompt=True) and row
 
 
 @mutant("ML121", "I58", says="builds a conversation in a way that this package does not know")

@@ -54,7 +54,7 @@ def make_example(subject: str, rule_id: str, folder: Path) -> MadeExample:
             f"`broken` of the example {rule_id} (tests/mutants/examples_{subject}.py) fires {fired}: does a case of "
             f"the subject collect findings of {rule_id}?"
         )
-    lines, table = [f"{rule_id} {str(finding.place) + ': ' if str(finding.place) else ''}{finding.found}"], []
+    lines, table = [f"{rule_id} {str(finding.place) + ': ' if str(finding.place) else ''}{finding.words}"], []
     if finding.expected:
         lines.append(f"  expected: {finding.expected}")
     for line in finding.detail.splitlines():

@@ -19,11 +19,12 @@ WORDS = ("--mistral-encoded=rows.jsonl", f"--mistral-tokenizer={FILE}", "-k", ":
 
 def _write_rows(path: Path) -> None:
     """Write encoded rows with a line that cannot be read, and one whose EOS is masked."""
-    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "It is."}]}
-    encoded = Oracle(FILE).encode(row)
-    labels = [*(encoded.labels or ())]
-    lines = [{"row": n, **row, "input_ids": [*encoded.input_ids], "labels": labels} for n in range(3)]
-    lines[0] = {**lines[0], "labels": [*labels[:-1], -100]}
+    oracle, lines = Oracle(FILE), []
+    for n in range(3):
+        row = {"messages": [{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": f"It is {n}."}]}
+        encoded = oracle.encode(row)
+        lines.append({"row": n, **row, "input_ids": [*encoded.input_ids], "labels": [*(encoded.labels or ())]})
+    lines[0]["labels"][-1] = -100
     path.write_text("".join(f"{text}\n" for text in (json.dumps(lines[0]), "{", json.dumps(lines[2]))))
 
 

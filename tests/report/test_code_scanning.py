@@ -10,6 +10,7 @@ import pytest
 from judged_samples import HOSTILE, judged, write_file
 
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.report.judged import sarif_data
 
 TEXT = {
@@ -92,8 +93,8 @@ SARIF = _object(
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     write_file(tmp_path, "ä b.jsonl")
-    found = Finding("ML601", HOSTILE, "ä b.jsonl:3, messages[0]")
-    data = sarif_data(judged(found, Finding("ML426", "x", "http://127.0.0.1:1"), subject="ä b.jsonl"))
+    found = Finding("ML601", HOSTILE, Place.of("ä b.jsonl", record=3).within("messages", 0))
+    data = sarif_data(judged(found, Finding("ML426", "x", Place.of("http://127.0.0.1:1")), subject="ä b.jsonl"))
     loaded: dict[str, Any] = json.loads(json.dumps(data))
     return loaded
 
@@ -138,13 +139,15 @@ def test_a_log_that_github_refuses_is_none(log: dict[str, Any], fault: str) -> N
 def test_a_cause_keeps_its_fingerprint_if_its_row_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
-    def fingerprint(place: str, found: str = "'bot'") -> str:
-        [result] = sarif_data(judged(Finding("ML601", found, place, row="{}")))["runs"][0]["results"]
+    def fingerprint(record: int, found: str = "'bot'") -> str:
+        [result] = sarif_data(judged(Finding("ML601", found, Place.of("rows.jsonl", record), row="{}")))["runs"][0][
+            "results"
+        ]
         text: str = result["partialFingerprints"]["cause/v1"]
         return text
 
-    assert fingerprint("rows.jsonl:3") == fingerprint("rows.jsonl:9")
-    assert fingerprint("rows.jsonl:3") != fingerprint("rows.jsonl:3", "no answer")
+    assert fingerprint(3) == fingerprint(9)
+    assert fingerprint(3) != fingerprint(3, "no answer")
 
 
 def test_a_log_without_findings_closes_the_alerts() -> None:

@@ -13,8 +13,9 @@ from judged_samples import HOSTILE, causes_of, judged, write_file
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.environment import faults as environment
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
-from pytest_mistral_lora.report.judged import Judged, JudgedCase, file_place
+from pytest_mistral_lora.report.judged import FilePlace, Judged, JudgedCase, file_place
 
 
 @pytest.fixture(autouse=True)
@@ -26,14 +27,17 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_an_annotation_is_beside_its_line(workspace: Path) -> None:
     file = write_file(workspace)
-    for place in ("rows.jsonl:3, messages[1].role", f"{file}:3, messages[1].role"):
+    for name in ("rows.jsonl", file):
+        place = Place.of(name, record=3).within("messages", 1, "role")
         [line] = annotation_lines(causes_of(Finding("ML601", "'bot'", place, "a role")))
         assert line.startswith("::error file=rows.jsonl,line=3,title=ML601 Every row can be read")
-        assert f"::{place}: 'bot'%0Acheck: spm-v3::dataset::case-0%0Aexpected: a role%0Afix: " in line
+        assert (
+            f"::{name}:3, messages[1].role: 'bot'%0Acheck: spm-v3::dataset::case-0%0Aexpected: a role%0Afix: " in line
+        )
 
 
 def test_a_note_is_a_notice_and_a_place_that_is_no_file_is_in_the_message() -> None:
-    [line] = annotation_lines(causes_of(Finding("ML426", "x", "http://127.0.0.1:8080")))
+    [line] = annotation_lines(causes_of(Finding("ML426", "x", Place.of("http://127.0.0.1:8080"))))
     assert line.startswith("::notice title=ML426 ")
     assert "::http://127.0.0.1:8080: x%0A" in line
 
@@ -44,20 +48,23 @@ def test_files_are_named_from_the_workspace(workspace: Path, monkeypatch: pytest
     write_file(data, "a, b.jsonl")
     monkeypatch.chdir(data)
     monkeypatch.setenv("GITHUB_WORKSPACE", str(workspace))
-    place = file_place("a, b.jsonl:2, messages[0], content")
+    place = file_place(Place.of("a, b.jsonl", record=2).within("messages", 0, "content"))
     assert place is not None
     assert (place.file.as_posix(), place.line, place.uri) == ("data/a, b.jsonl", 2, "data/a%2C%20b.jsonl")
-    outside = file_place(f"{workspace.parent}")
+    outside = file_place(Place.of(workspace.parent))
     assert outside is not None
     assert outside.uri == workspace.parent.as_uri()
-    assert file_place("") is None
-    assert file_place("gone.jsonl:3") is None
-    assert file_place(f"a, b.jsonl:{'9' * 5000}") is None
+    assert file_place(NOWHERE) is None
+    assert file_place(Place.of("gone.jsonl", record=3)) is None
+    # no file has so many lines, and a log with such a line would be refused
+    assert file_place(Place.of("a, b.jsonl", record=int("9" * 4000))) == FilePlace(Path("data/a, b.jsonl"))
 
 
 def test_hostile_text_makes_no_workflow_command(workspace: Path) -> None:
     write_file(workspace, "a,b:c%.jsonl")
-    lines = annotation_lines(causes_of(Finding("ML601", HOSTILE, "a,b:c%.jsonl:1", HOSTILE, row=HOSTILE)))
+    lines = annotation_lines(
+        causes_of(Finding("ML601", HOSTILE, Place.of("a,b:c%.jsonl", record=1), HOSTILE, row=HOSTILE))
+    )
     [line] = "\n".join(lines).splitlines()
     properties, _, message = line.removeprefix("::error ").partition("::")
     # as the runner reads them: the properties end at the first `::`, and a comma ends a property
@@ -69,12 +76,12 @@ def test_hostile_text_makes_no_workflow_command(workspace: Path) -> None:
 
 def test_the_summary_of_a_job_is_added_to_its_file(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    add_job_summary(judged(Finding("ML601", "'bot'", "rows.jsonl:3")))
+    add_job_summary(judged(Finding("ML601", "'bot'", Place.of("rows.jsonl", record=3))))
     assert list(workspace.iterdir()) == []
     summary = workspace / "summary.md"
     summary.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    add_job_summary(judged(Finding("ML601", HOSTILE, "rows.jsonl:3"), Finding("ML426", "x")))
+    add_job_summary(judged(Finding("ML601", HOSTILE, Place.of("rows.jsonl", record=3)), Finding("ML426", "x")))
     text = summary.read_text()
     assert text.startswith("before\n## mistral\\-lora check\n\n`1 finding`\n")
     assert "| `mistral-golden.spm-v3.train` | - | - | 1 |" in text
@@ -95,7 +102,7 @@ def test_no_text_of_a_row_or_a_name_is_obeyed_in_the_summary(
     text: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(workspace / "summary.md"))
-    finding = Finding("ML601", text, text, text, row=text)
+    finding = Finding("ML601", text, Place.of(text), text, row=text)
     case, [cause] = JudgedCase(text, text, "failed"), causes_of(finding)
     add_job_summary(Judged("mistral-lora check", [{**cause, "check": text}], [case], text, known=[text]))
     found = rendered((workspace / "summary.md").read_text())
@@ -107,7 +114,7 @@ def test_a_summary_that_cannot_be_written_takes_no_verdict(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(workspace / "gone" / "summary.md"))
-    add_job_summary(judged(Finding("ML601", "'bot'", "rows.jsonl:3")))
+    add_job_summary(judged(Finding("ML601", "'bot'", Place.of("rows.jsonl", record=3))))
     assert "GITHUB_STEP_SUMMARY cannot be written" in capsys.readouterr().err
 
 
@@ -154,9 +161,9 @@ def test_a_known_fault_of_the_libraries_is_in_the_summary_of_the_job_and_in_the_
 def test_a_title_or_message_that_just_fits_is_whole() -> None:
     for longer, is_cut in ((0, False), (1, True)):
         shape = f"a → {'b' * (68 + longer)}"
-        [line] = annotation_lines(causes_of(Finding("ML601", shape, "x", shape=shape)))
+        [line] = annotation_lines(causes_of(Finding("ML601", shape, Place.of("x"), shape=shape)))
         title = line.split("title=ML601 ")[1].split("::")[0]
         assert (len(title), title.endswith("…")) == (72, is_cut)
-    [cause] = causes_of(Finding("ML601", "x" * 5000, "y"))
+    [cause] = causes_of(Finding("ML601", "x" * 5000, Place.of("y")))
     [line] = annotation_lines([cause])
     assert len(line.rpartition("::")[2].replace("%0A", "\n").replace("%25", "%")) == 4000

@@ -7,13 +7,15 @@ import pytest
 from judged_samples import HOSTILE, judged, write_file
 
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.report.judged import junit_text
 
 
 def test_each_case_is_a_test_with_rule_file_and_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_file(tmp_path)
-    found = [Finding("ML601", "'bot'", "rows.jsonl:3"), Finding("ML601", "x", "rows.jsonl:4"), Finding("ML426", "y")]
+    third, fourth = (Place.of("rows.jsonl", record) for record in (3, 4))
+    found = [Finding("ML601", "'bot'", third), Finding("ML601", "x", fourth), Finding("ML426", "y")]
     [suite] = ElementTree.fromstring(junit_text(judged(*found)))
     assert {name: suite.get(name) for name in ("name", "tests", "failures", "errors", "skipped")} == {
         "name": "mistral-lora check",

@@ -22,6 +22,7 @@ from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.groups import group_findings
 from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.report import RunFacts, report_data, write_report
 from pytest_mistral_lora.report.judged import sarif_data
 from pytest_mistral_lora.report.pages import html_page, rule_url
@@ -189,7 +190,7 @@ def _page(*findings: Finding) -> str:
 
 
 def test_text_of_rows_is_text(report: dict[str, Any]) -> None:
-    page = _page(Finding("ML004", HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE))
+    page = _page(Finding("ML004", HOSTILE, Place.of(HOSTILE), HOSTILE, HOSTILE, HOSTILE, HOSTILE))
     assert _Elements(page).names.count("script") == 1
     assert "&lt;script&gt;" in page
     # nor is there a character that turns the page around, or that no page may have

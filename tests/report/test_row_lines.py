@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.report import row_lines
 from pytest_mistral_lora.report.row_lines import with_rows
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def cause_of(check: str, place: Place, row: str = "") -> dict[str, Any]:
+    return {**Finding("ML601", "x", place, row=row).to_json(), "check": check}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +63,7 @@ def test_a_row_of_so_many_characters_is_shown_in_full(
 ) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(f'{{"a": "{"x" * (4000 - 9 + longer)}"}}\n')
-    cause = {"place": f"{file}:1, a", "check": "rows::dataset::rows", "row": ""}
+    cause = cause_of("rows::dataset::rows", Place.of(file, record=1) / "a")
     [found] = with_rows([cause])
     assert (len(found["row"]), found["row"].endswith(end)) == (4000 + longer, True)
     # a file at its bound is read again, and a larger one is not
@@ -72,13 +78,13 @@ def test_a_cause_gets_the_line_of_its_place_if_it_is_of_rows_and_has_none(tmp_pa
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": 1}\n{"a": 2}\n\n{"a": 4}\n')
     given = [
-        ("a::dataset::rows", f"{file}:2, a", "", '{"a": 2}'),
-        ("a::encoded::file", f"{file}:4", "", '{"a": 4}'),
-        ("a::dataset::rows", f"{file}:1", "kept", "kept"),
-        ("a::adapter::files", f"{file}:1", "", ""),
-        ("a::dataset::rows", f"{file}", "", ""),
-        ("a::dataset::rows", f"{file}:9", "", ""),
-        ("a::dataset::rows", f"{tmp_path}/gone.jsonl:1", "", ""),
+        ("a::dataset::rows", Place.of(file, record=2) / "a", "", '{"a": 2}'),
+        ("a::encoded::file", Place.of(file, record=4), "", '{"a": 4}'),
+        ("a::dataset::rows", Place.of(file, record=1), "kept", "kept"),
+        ("a::adapter::files", Place.of(file, record=1), "", ""),
+        ("a::dataset::rows", Place.of(file), "", ""),
+        ("a::dataset::rows", Place.of(file, record=9), "", ""),
+        ("a::dataset::rows", Place.of(tmp_path / "gone.jsonl", record=1), "", ""),
     ]
-    found = with_rows([{"check": check, "place": place, "row": row} for check, place, row, _ in given])
+    found = with_rows([cause_of(check, place, row) for check, place, row, _ in given])
     assert [cause["row"] for cause in found] == [shown for *_, shown in given]

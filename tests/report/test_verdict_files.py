@@ -10,6 +10,7 @@ from judged_samples import HOSTILE, judged
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.report.judged import VERDICT_FORMATS, verdict_format, write_verdict
 
 
@@ -22,7 +23,9 @@ def test_a_verdict_replaces_a_verdict_and_no_other_file(
     path = tmp_path / f"verdict{end}"
     made_as = verdict_format(path)
     assert made_as is not None
-    write_verdict(path, made_as, judged(*([Finding("ML601", HOSTILE, "rows.jsonl:3")] if found else [])))
+    write_verdict(
+        path, made_as, judged(*([Finding("ML601", HOSTILE, Place.of("rows.jsonl", record=3))] if found else []))
+    )
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     command = ["check", "rows.jsonl", "--tokenizer", "spm-v3", "--report", path.name]

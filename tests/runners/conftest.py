@@ -22,6 +22,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def rows() -> list[Row]:
     return [
-        parse_row({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"It is {n}."}]})
+        parse_row(
+            {"messages": [{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": f"It is {n}."}]}
+        )
         for n in range(4)
     ]

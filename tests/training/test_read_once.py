@@ -68,7 +68,8 @@ for name, (folders, words) in json.loads(sys.argv[1]).items():
 COMMANDS = {
     "smoke --rows": ("smoke", "{adapter}", "--base", "{base}", "--rows", "{rows}", "--max-new-tokens", "2"),
     "smoke": ("smoke", "{adapter}", "--base", "{base}"),
-    "check": ("check", "{adapter}", "--base", "{base}"),
+    # kept results have the digest of each file that they are read from
+    "check": ("check", "{adapter}", "--base", "{base}", "--no-cache"),
     "verify": ("verify", "{adapter}", "--base", "{base}"),
     "merge": ("merge", "{adapter}", "{adapter}-merged", "--base", "{base}"),
     "train": ("train", "{recipe}"),

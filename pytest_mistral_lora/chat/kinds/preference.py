@@ -54,11 +54,6 @@ def longer_side(first: AnswerLengths, second: AnswerLengths) -> int | None:
     return None
 
 
-def is_wanted(row: Row) -> bool:
-    """Return whether the answer of a row is one that the model should give."""
-    return row.kind.counts_as_wanted(row)
-
-
 def answer_start(row: Row) -> int:
     """Return the index of the first message of the answer of a side: the first answer that is scored."""
     return next(

@@ -33,7 +33,9 @@ class TurnsTrainedAlone:
     def note(self, record: JudgedRecord) -> None:
         """Add a conversation; an answer of a preference record stands behind a prompt, which is never trained on."""
         row = record.rows[0]
-        if row.side or self.turns == frozenset() or sum(message["role"] == "assistant" for message in row.messages) < 2:
+        if row.kind.sides or self.turns == frozenset():
+            return
+        if sum(message["role"] == "assistant" for message in row.messages) < 2:
             return
         groups = row.assistant_groups()
         if len(groups) < 2:
@@ -90,10 +92,10 @@ class LengthsOfRows:
     def note(self, record: JudgedRecord) -> None:
         """Add a row, or a packed sequence; an answer of a preference record has its own limit."""
         # one that differs decides
-        if (self.rows and self.length is None) or record.rows[0].side or record.place == self.last:
+        if (self.rows and self.length is None) or record.rows[0].kind.sides or record.place == self.last:
             return
-        if record.given is not None and record.origin == "written":
-            return  # they are compared with the ids that the messages have
+        if record.origin == "written" and not record.is_exact:
+            return  # what its ids lack of the messages has a finding
         self.last = record.place
         ids = record.given.ids if record.given is not None else record.trained[0].input_ids
         # each conversation ends with EOS

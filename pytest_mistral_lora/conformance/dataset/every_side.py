@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pytest_mistral_lora.chat.diff import equal_beginning
-from pytest_mistral_lora.chat.pairs import UNWANTED, WANTED, answer_of
+from pytest_mistral_lora.chat.kinds.preference import UNWANTED, WANTED
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.dataset.file_signs import is_refusal
 from pytest_mistral_lora.conformance.dataset.whole_file_sign import FEWEST, WholeFileSign
@@ -93,7 +93,7 @@ class SidesOfPairs:
 
 def _text_of_answer(row: Row) -> str:
     """Return the text of the first message of an answer, or its calls."""
-    message = answer_of(row).messages[0]
+    message = row.kind.answer_part(row).messages[0]
     text = text_of(message.get("content"))
     return text or json.dumps([call["function"] for call in message.get("tool_calls") or ()], sort_keys=True)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Literal
 
-from pytest_mistral_lora.chat.pairs import answer_of
 from pytest_mistral_lora.chat.rows import text_of
 from pytest_mistral_lora.conformance.dataset.whole_file_sign import FEWEST, WholeFileSign
 from pytest_mistral_lora.conformance.finding import Finding
@@ -25,7 +24,7 @@ _ROLES = {"user": "text of the user", "assistant": "answer"}
 
 
 @dataclass
-class _Edge:
+class _TextEdge:
     """The white space at one end of the texts of one role.
 
     Attributes:
@@ -66,12 +65,12 @@ class _Edge:
 class EdgesOfTexts:
     """White space at an end of each text of a role."""
 
-    edges: dict[tuple[str, End], _Edge] = field(default_factory=dict)
+    edges: dict[tuple[str, End], _TextEdge] = field(default_factory=dict)
 
     def note(self, record: JudgedRecord) -> None:
         """Add the texts of a record; its prompt once."""
         for index, row in enumerate(record.rows):
-            for message in (answer_of(row) if index else row).messages:
+            for message in (row.kind.answer_part(row) if index else row).messages:
                 text, role = message.get("content"), message["role"]
                 # a thought, which stands in a chunk, ends with a line break of its own
                 if role not in _ROLES or not isinstance(text, str):
@@ -91,10 +90,10 @@ class EdgesOfTexts:
                     white = "" if role == "user" and inner[-1] in ":\uff1a" else white
                     behind.add(white, "behind", lines="\n" not in inner)
 
-    def _edge(self, role: str, end: End) -> _Edge:
+    def _edge(self, role: str, end: End) -> _TextEdge:
         edge = self.edges.get((role, end))
         if edge is None:
-            edge = self.edges[role, end] = _Edge()
+            edge = self.edges[role, end] = _TextEdge()
         return edge
 
     def extend(self, other: EdgesOfTexts) -> None:

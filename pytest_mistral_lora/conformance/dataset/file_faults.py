@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pytest_mistral_lora.chat.kinds.fim import FIM
+from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.conformance.dataset.file_signs import (
     ANSWER_UNITS,
     ANSWERS,
@@ -20,7 +22,6 @@ from pytest_mistral_lora.conformance.dataset.file_signs import (
 )
 from pytest_mistral_lora.conformance.dataset.fim import (
     FIM_MARKERS,
-    FIM_ROWS,
     NO_SUFFIX,
     PROMPT_REPEATED,
     SUFFIX_REPEATED,
@@ -245,7 +246,8 @@ def _rows_at(within: Mapping[int, SignCount], lengths: range) -> int:
 
 def _lost_prompts(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
     """Yield the rows without a system prompt if many others have one, and all of these have the same."""
-    rows = tally.counts[file, "rows"] - tally.counts[file, FIM_ROWS]
+    of_kinds = sum(tally.counts[file, kind.count] for kind in KINDS.values() if kind.count)
+    rows = tally.counts[file, "rows"] - of_kinds
     without = tally.signs.get((file, NO_PROMPT), SignCount())
     least, most = tally.system_prompts.get(file, (0, 1))
     if least == most and _PROMPT.severity(rows - without.rows, rows):
@@ -254,7 +256,7 @@ def _lost_prompts(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
 
 def _lost_suffixes(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
     """Yield the fill-in-the-middle rows without a suffix."""
-    yield FaultyRows(_SUFFIX, tally.signs.get((file, NO_SUFFIX), SignCount()), tally.counts[file, FIM_ROWS])
+    yield FaultyRows(_SUFFIX, tally.signs.get((file, NO_SUFFIX), SignCount()), tally.counts[file, FIM.count])
 
 
 def _mixed_calls(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:

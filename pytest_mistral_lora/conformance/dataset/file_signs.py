@@ -11,10 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.kinds.fim import FimRow
-from pytest_mistral_lora.chat.kinds.preference import is_wanted, prompt_of
-from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
-from pytest_mistral_lora.conformance.dataset.fim import fim_signs
+from pytest_mistral_lora.chat.rows import Row, imported, text_of, weight_of
 from pytest_mistral_lora.conformance.dataset.row_texts import (
     ANSWERING,
     ENCODINGS,
@@ -154,20 +151,21 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
         row: The row; of an answer that is not wanted, its prompt alone counts.
         encoded: Its whole encoding.
     """
-    judged = row if is_wanted(row) else prompt_of(row)
-    for name, shown in _fim_row_signs(row) if isinstance(row, FimRow) else _signs(judged):
+    judged = row.kind.wanted_part(row)
+    for name, shown in _signs(judged) if row.kind.is_chat else _signs_of_kind(row):
         tally.signs.setdefault((file, name), SignCount()).add(tally.findings.at, shown, tally.place)
     answers = (message for message in judged.messages if message["role"] in ANSWERING and weight_of(message))
     tally.counts[file, ANSWERS] += sum(bool(text_of(message.get("content"))) for message in answers)
-    if isinstance(row, FimRow):
-        # a completion ends within a sentence: only equal ones tell something
-        tally.answers.append(_checksum(row.completion) if row.completion.strip() else 0)
+    if not row.kind.is_chat:
+        # such as a completion, which ends within a sentence: only equal ones tell something
+        written = "".join(text_of(row.messages[index].get("content")) for index in row.assistant_groups()[-1])
+        tally.answers.append(_checksum(written) if written.strip() else 0)
         return
     if row.messages[0]["role"] == "system":
         prompt = zlib.crc32(_octets(text_of(row.messages[0].get("content"))))
         least, most = tally.system_prompts.get(file, (prompt, prompt))
         tally.system_prompts[file] = (min(least, prompt), max(most, prompt))
-    if not is_wanted(row):
+    if not row.kind.counts_as_wanted(row):
         tally.answers.append(0)
         return
     index = max(index for index, message in enumerate(row.messages) if message["role"] == "assistant")
@@ -189,11 +187,11 @@ _OF_ANY_TEXT = ("decoded_wrongly", LETTERS_LOST, "rendered")
 """Signs that are faults of code, too."""
 
 
-def _fim_row_signs(row: FimRow) -> Iterator[tuple[str, str]]:
-    """Yield the name of each sign of a fill-in-the-middle row, and the letters that show it."""
-    seen = dict(fim_signs(row))
+def _signs_of_kind(row: Row) -> Iterator[tuple[str, str]]:
+    """Yield the name of each sign of a row that is no conversation, and the letters that show it."""
+    seen: dict[str, str] = dict(imported(row.kind.signs)(row)) if row.kind.signs else {}
     for said in texts_of(row):
-        # the completion alone has a loss, and repeats the code around it
+        # a completion repeats the code around it
         alone = RowText(0, said.role, said.text, [said.text], -1)
         for name, shown in _signs_of_text(alone):
             if name in _OF_ANY_TEXT:

@@ -1,21 +1,11 @@
-"""Fill-in-the-middle rows of a dataset: their encoding, and signs that a text was cut or marked up wrongly."""
+"""Fill-in-the-middle rows of a dataset: signs that a text was cut or marked up wrongly."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.kinds.fim import FIM_ROLES, FimRow
-from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.mask.fim_law import fim_violation
-
-if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle import Oracle
-
-FIM_ROWS = "fim_rows"
-"""The count of a file's fill-in-the-middle rows."""
 
 SUFFIX_REPEATED, PROMPT_REPEATED, FIM_MARKERS, NO_SUFFIX = (
     "suffix_repeated",
@@ -35,12 +25,6 @@ _MARKER = re.compile(
     r"|<\uff5cfim\u2581(?:begin|hole|end)\uff5c>|(?:\A| )<(?:PRE|SUF|MID)> |<(?:EOT|FILL_ME)>"
 )
 """The markers of StarCoder, Qwen and CodeGemma, of DeepSeek-Coder, and of Code Llama."""
-
-
-def fim_law_findings(row: FimRow, encoded: EncodedRow, oracle: Oracle) -> Iterator[Finding]:
-    """Yield how an encoding differs from mistral-common's `encode_fim`, and from the texts of its row."""
-    if found := fim_violation(row, encoded, oracle):
-        yield Finding("ML670", found, row.place)
 
 
 def fim_signs(row: FimRow) -> Iterator[tuple[str, str]]:

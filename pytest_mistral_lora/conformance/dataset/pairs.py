@@ -10,16 +10,8 @@ from typing import Any
 
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.kinds.preference import (
-    CHOSEN,
-    REJECTED,
-    SIDES,
-    UNWANTED,
-    WANTED,
-    AnswerLengths,
-    answer_of,
-    longer_side,
-)
+from pytest_mistral_lora.chat.kinds.preference import AnswerLengths, longer_side
+from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.rows import Row, has_more_than_text, text_of
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, spread
 from pytest_mistral_lora.conformance.finding import Finding
@@ -38,9 +30,9 @@ LEGITIMATE_IF_UNWANTED = frozenset({"ML617", "ML618", "ML619", "ML622", "ML623",
 
 def empty_side(row: Row) -> Finding | None:
     """Return the finding of a side whose answer has no text and no call; None for any other row."""
-    if not row.side:
+    if not row.kind.sides:
         return None
-    for message in answer_of(row).messages:
+    for message in row.kind.answer_part(row).messages:
         content = message.get("content")
         if message["role"] == "tool" or message.get("tool_calls") or has_more_than_text(content):
             return None
@@ -85,7 +77,7 @@ def _without_white_space(row: Row) -> list[tuple[list[str], Any, Any]]:
     The id of a call is made up, and tells no answer from another.
     """
     found = []
-    for message in answer_of(row).messages:
+    for message in row.kind.answer_part(row).messages:
         content = message.get("content")
         lines = [_GAP.sub(" ", line.rstrip()) for line in text_of(content).strip().splitlines() if line.strip()]
         thoughts = [] if isinstance(content, str | None) else [chunk.get("thinking") for chunk in content]
@@ -122,8 +114,7 @@ def record_digests(rows: Sequence[Row], digests: Sequence[bytes]) -> tuple[bytes
         digests: A digest of each.
     """
     sides = [row.side.encode() for row in rows]
-    other = {CHOSEN: REJECTED, REJECTED: CHOSEN, WANTED: UNWANTED, UNWANTED: WANTED}
-    opposite = [other[row.side].encode() for row in rows]
+    opposite = [row.kind.other_side(row).encode() for row in rows]
     return _joined(sides, digests), _joined(opposite, digests)
 
 
@@ -140,7 +131,7 @@ def length_finding(lengths: Mapping[str, Counter[int]], longer: Mapping[str, int
         longer: The number of pairs with a longer answer of each side.
         place: The file.
     """
-    for sides in ((CHOSEN, REJECTED), (WANTED, UNWANTED)):
+    for sides in (kind.sides for kind in KINDS.values() if kind.sides):
         first, second = (_answer_lengths(lengths.get(side, {})) for side in sides)
         index = longer_side(first, second)
         if index is None:
@@ -162,7 +153,7 @@ def _answer_lengths(lengths: Mapping[int, int]) -> AnswerLengths:
 def side_figures(tally: DatasetTally) -> dict[str, dict[str, object]]:
     """Return the number of answers of each side and the spread of their tokens; empty without such records."""
     found: dict[str, dict[str, object]] = {}
-    for side in SIDES:
+    for side in (side for kind in KINDS.values() for side in kind.sides):
         counts: Counter[int] = Counter()
         for (_, name), tokens in tally.answer_tokens.items():
             if name == side:

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.answers import (
@@ -21,7 +22,6 @@ from pytest_mistral_lora.conformance.dataset.answers import (
 )
 from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_CONVERSATIONS, OF_KEPT_ROWS
 from pytest_mistral_lora.conformance.dataset.file_rules import note_files
-from pytest_mistral_lora.conformance.dataset.fim import FIM_ROWS
 from pytest_mistral_lora.conformance.dataset.pairs import (
     side_figures,
 )
@@ -222,7 +222,8 @@ class _Report:
         tokens, supervised = spread(tally.tokens), spread(tally.supervised)
         ranked = sorted(tally.named.items(), key=lambda item: (-item[1], item[0]))
         of_file = ("rows", "refused", "dropped", "tokens", "supervised_tokens")
-        names = ("messages", FIM_ROWS, "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
+        of_kinds = (kind.count for kind in KINDS.values() if kind.count)
+        names = ("messages", *of_kinds, "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
         lengths: dict[str, Any] = {
             "tokens_of_whole_rows": spread(tally.lengths),
             "longest_row": self._longest if tally.lengths else None,

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
-from pytest_mistral_lora.chat.kinds.fim import FimRow
 from pytest_mistral_lora.chat.reading import read_line
 from pytest_mistral_lora.chat.reading.chunks import Chunk
-from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
+from pytest_mistral_lora.chat.rows import Row, imported, text_of, weight_of
 from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object, forbidden_values
 from pytest_mistral_lora.conformance.dataset.file_signs import repairs_decoding
-from pytest_mistral_lora.conformance.dataset.fim import fim_law_findings
 from pytest_mistral_lora.conformance.dataset.row_texts import LOST_LETTERS, MISSING_VALUES, RowText, texts_of
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.checks import LAWS
@@ -91,7 +89,7 @@ def beyond(
     }
 
 
-ON_FIM_ROWS = frozenset({"ML101", "ML102", "ML103", "ML104", "ML105"})
+ON_EVERY_KIND = frozenset({"ML101", "ML102", "ML103", "ML104", "ML105"})
 """Rules of the laws that hold for a row of any kind."""
 
 ON_EVERY_ROW = frozenset({"ML101", "ML102", "ML103", "ML104", "ML105", "ML107", "ML109", "ML110"})
@@ -100,9 +98,12 @@ ON_EVERY_ROW = frozenset({"ML101", "ML102", "ML103", "ML104", "ML105", "ML107", 
 
 def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Finding]:
     """Yield the laws that mistral-common's encoding of a row breaks."""
-    if isinstance(row, FimRow):
-        yield from fim_law_findings(row, encoded, oracle)
-    rules = ON_FIM_ROWS if isinstance(row, FimRow) else ON_EVERY_ROW
+    kind = row.kind
+    rules = ON_EVERY_ROW if kind.is_chat else ON_EVERY_KIND
+    # that of conversations is one of the laws below
+    law_of_texts = imported(kind.text_law) if kind.text_law and kind.text_rule not in rules else None
+    if law_of_texts is not None and (violation := law_of_texts(row, encoded, oracle)):
+        yield Finding(kind.text_rule, violation, row.place)
     weights = any(message["role"] == "assistant" and not weight_of(message) for message in row.messages)
     for law in LAWS:
         # in the mask from the control tokens, every answer has a loss
@@ -169,10 +170,9 @@ def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
             turns.setdefault(span.turn, set()).add(span.kind)
     for turn, kinds in turns.items():
         if kinds == {"eos"}:
-            whose = "the completion" if isinstance(row, FimRow) else f"the answer of turn {turn}"
-            yield Finding("ML616", f"{whose} is empty: nothing but </s>", row.place)
+            yield Finding("ML616", f"{row.kind.answer_words(turn)} is empty: nothing but </s>", row.place)
     characters = {character for text in _strings(row.to_json()) for character in _DAMAGED.findall(text)}
-    if characters and not isinstance(row, FimRow):
+    if characters and row.kind.is_chat:
         characters = {*_damaged_characters(row)}
     if characters:
         yield Finding(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pytest_mistral_lora.chat.diff import TokenDiff, with_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
-from pytest_mistral_lora.chat.kinds.fim import FimRow
 from pytest_mistral_lora.chat.kinds.records import trained_row
 from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.row_files import read_record
@@ -151,7 +150,7 @@ class RowJudge:
     ) -> None:
         """Add the rows, counts and findings of a record to a tally."""
         self.rules.begin_record()
-        errors = [] if record.error is None else [record.error]
+        errors: list[tuple[RowError, Row | None]] = [] if record.error is None else [(record.error, None)]
         empty = [finding for row in record.rows if (finding := empty_side(row)) is not None]
         judged: list[EncodedRow] = []
         kept: list[EncodedRow] = []
@@ -166,20 +165,20 @@ class RowJudge:
                 if (encoded := self.plan.policy.apply(judged[-1]).encoded) is not None:
                     kept.append(encoded)
             except RowError as refusal:
-                errors.append(refusal)
+                errors.append((refusal, row))
         for finding in empty:
             tally.findings.add(finding)
         # no tokenizer encodes an empty answer: the finding of the side says more
-        for error in () if empty else errors:
+        for error, refused in () if empty else errors:
             # the row is valid, but not for this backend: mistral-common could train on it
             rule = "ML613" if isinstance(error, _LiteralError) else "ML601"
             finding = Finding(rule, error.found, error.place, error.expected, error.next_step)
-            self.rules.note(tally, finding, record.rows[0] if record.rows else None)
+            self.rules.note(tally, finding, refused)
         if errors or empty:
             tally.counts[chunk.file, "refused"] += 1
             return
         tally.counts[chunk.file, "judged"] += 1
-        tally.counts[chunk.file, "conversations"] += not isinstance(record.rows[0], FimRow)
+        tally.counts[chunk.file, "conversations"] += record.rows[0].kind.is_chat
         if len(kept) < len(record.rows):
             tally.counts[chunk.file, "dropped"] += 1
             return
@@ -207,7 +206,7 @@ class RowJudge:
             return iter(self.encoder.template.ids_of_rows(rows) if compares else [None] * len(rows))
         template = self.encoder.template
         # a row that no template renders is refused for that
-        literals = [[] if isinstance(row, FimRow) else template.control_literals(row) for row in rows]
+        literals = [template.control_literals(row) if row.kind.is_chat else [] for row in rows]
         found = iter(template.encode_rows(row for row, spelled in zip(rows, literals, strict=True) if not spelled))
         return (
             _LiteralError(f"the text spells {', '.join(sorted(set(spelled)))}", place=row.place)
@@ -245,7 +244,7 @@ class RowJudge:
         for finding in kept:
             self.rules.note(tally, finding, row)
         self.rules.observe_row(row, layout, expected, tally, spells=encoded is expected)
-        if expected is not None and self.plan.compares and not isinstance(row, FimRow):
+        if expected is not None and self.plan.compares and row.kind.is_chat:
             ids = by_template.input_ids if isinstance(by_template, EncodedRow) else by_template
             if not self._agrees(row, expected, encoded, ids, tally):
                 return expected

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from pytest_mistral_lora.chat.kinds.fim import FimRow
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.dataset.row_texts import (
     ESCAPES,
@@ -150,7 +149,7 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
         thinks: Whether the tokenizer has control tokens for thinking.
     """
     seen: dict[str, Finding | None] = {}
-    if isinstance(row, FimRow):
+    if not row.kind.is_prose:
         # escapes, markers and tags are at home in code
         return
     for said in _prose(row):
@@ -294,7 +293,7 @@ def spelled_tokens(row: Row, literals: re.Pattern[str]) -> list[str]:
         literals: Finds a control token.
     """
     found = literals.findall(row.to_jsonl())
-    if not found or isinstance(row, FimRow):
+    if not found or not row.kind.is_chat:
         return found
     rest = row.to_json()
     for message in rest["messages"]:

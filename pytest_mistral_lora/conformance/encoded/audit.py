@@ -228,8 +228,8 @@ class Audit(AuditState):
         if not self.source.is_new_number(taken.index, is_second=taken.is_second):
             self._again.add(line)
         findings = self.source.take_in_order(taken)
-        if not findings:
-            return verdict
+        if not findings or any(finding.rule == "ML580" for finding in verdict.findings):
+            return verdict  # a prompt that is a text is why its row was dropped
         state = "wrong" if verdict.state == "sound" else verdict.state
         return replace(verdict, state=state, findings=(*findings, *verdict.findings))
 
@@ -301,8 +301,7 @@ class Audit(AuditState):
             return
         for number, line in enumerate(scan_lines(self.rows)):
             if number in self._again and isinstance(line, EncodedLine):
-                for row in line.rows or self._judge.read_rows(line):
-                    self._judge.expected_answers(row, line.place, -1, self.balance)
+                self._judge.take_again(line, self.balance)
 
     def _of_all_rows(self) -> Iterator[Finding]:
         """Yield what only all rows together show of their texts, answers and repeats."""
@@ -317,7 +316,7 @@ class Audit(AuditState):
             is_partly = kind == NOT_BY_GRAMMAR and self.tally.named[BY_GRAMMAR, ""]
             if kind in kinds and not is_partly:
                 self.unjudged_answers.setdefault(kinds[kind], reason)
-        known = BY_IDS | {"ML608"} if self._again else BY_IDS  # a line that comes again is known by its number
+        known = {*BY_IDS, "ML608"} if self._again else BY_IDS  # a line that comes again is known by its number
         for rule in self.tally.findings.rules:
             if rule not in known:
                 yield from self.tally.findings.of(rule)

@@ -15,7 +15,6 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import IN_ORDER
-from pytest_mistral_lora.chat.kinds.preference import UNWANTED, WANTED, is_wanted
 from pytest_mistral_lora.chat.kinds.records import as_side
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.row_files import scan_records
@@ -149,7 +148,7 @@ def row_digest(row: Row, *, loose: bool = False) -> bytes:
             return kept
         return [without_defaults(item) for item in value] if isinstance(value, list | tuple) else value
 
-    data = without_defaults(row.to_json()) | ({} if is_wanted(row) else {"unwanted": True})
+    data = without_defaults(row.to_json()) | ({} if row.kind.counts_as_wanted(row) else {"unwanted": True})
     text = json.dumps(data, sort_keys=True) if loose else compact_json(sorted_keys(data))
     return hashlib.blake2b(text.encode(), digest_size=12).digest()
 
@@ -319,7 +318,7 @@ class SourceTracker:
 
     def _has_other_label(self, index: int, part: int, row: Row) -> bool:
         """Return whether a record of the source has a row with another label."""
-        other = as_side(row, UNWANTED if is_wanted(row) else WANTED)
+        other = dataclasses.replace(row, side=row.kind.other_side(row))
         return self._has_row(index, part, row_digest(other))
 
     def _has_row(self, index: int, part: int, digest: bytes) -> bool:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
-from pytest_mistral_lora.chat.kinds.fim import FimRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading.row_source import SourceRecord
 from pytest_mistral_lora.chat.rows import Row
@@ -40,8 +40,13 @@ LOSES = frozenset({"ML515", "ML531", "ML533", "ML544", "ML551"})
 """Rules whose rows may lose whole answers. Only texts of these rows are counted over the file."""
 UNREAD = ("ML560", "ML524", "ML532", "ML507")
 """Rules of ids that cannot be read back."""
-BY_IDS = frozenset({"ML655", "ML656", "ML659"})
-"""Rules on pairs that encoded pairs are judged by in their ids alone."""
+BY_IDS: Mapping[str, str] = {
+    "ML613": "the ids show whether a text became a control token: ML523, and else ML612",
+    "ML655": "the ids of both answers are compared: two calls with other ids are two answers",
+    "ML656": "ids of an answer without a text are ML567",
+    "ML659": "the lengths of the ids are compared: ML569",
+}
+"""Rules of chat rows that encoded rows are judged by in their ids alone, each with what is judged."""
 MOST_ERRORS = 1000
 """Most unreadable lines to name; more are only counted."""
 
@@ -259,8 +264,9 @@ class LineJudge:
         """
         self._oracle = oracle
         self._scaling = scaling
-        self._cause = cause
-        self._pad = pad
+        # the collector of the parts has those of the whole file
+        self._cause = copy(cause)
+        self._pad = copy(pad)
         self._reader = LineReader(oracle, path)
         self._rules = RowRules(oracle) if judges_texts else None
         self._evaluation = evaluation or EvaluationJudge()
@@ -300,9 +306,37 @@ class LineJudge:
         causes = tuple(None if cause is None else (cause.effects, cause.counts) for cause in (self._cause, self._pad))
         return AuditPart(verdicts, later.taken, unreadable, self._state, causes)
 
-    def read_rows(self, line: EncodedLine) -> tuple[Row, ...]:
-        """Return the conversations that are read back from the ids of a line."""
-        return tuple(row for row in self._reader.read(line).line.rows if row.messages)
+    def take_again(self, line: EncodedLine, balance: AnswerBalance) -> None:
+        """Count the answers of a line that was judged as a new row's, and whose number came before.
+
+        A new row's answers are on both sides; a row that comes again has its answers on the side of the trained alone.
+
+        Args:
+            line: The line.
+            balance: The balance.
+        """
+        line = self._as_encoded(line)
+        if line.error:
+            for row in line.rows:
+                self.expected_answers(row, line.place, -1, balance)
+            return
+        if line.rows:
+            try:
+                expected = tuple(self._oracle.encode(row) for row in line.rows)
+            except OracleRejection:
+                return
+        else:
+            read = self._reader.read(line)
+            line, expected = read.line, read.expected
+        comparison = EncodedLineComparison(line, expected, self._oracle, self._scaling)
+        if not expected or line.few_shot is not None or not comparison.comparable:
+            return
+        if LOSES.intersection(finding.rule for finding in comparison.findings()):
+            # what it is trained on is counted already
+            for encoded in expected:
+                balance.add(encoded.input_ids, encoded.labels or (), self._oracle, line.place, -1)
+        else:
+            balance.add(comparison.ids, comparison.labels, self._oracle, line.place, -1)
 
     def expected_answers(self, row: Row, place: Place, by: int, balance: AnswerBalance) -> None:
         """Count the answers of a row as mistral-common encodes them; a row that it refuses has none.
@@ -424,7 +458,7 @@ class LineJudge:
         # what was read back is judged only if it gives the ids again: else the ids have a finding
         if origin == "written" or comparison.ids == whole:
             given = GivenIds(comparison.ids, comparison.labels)
-            observed = self._observe(line, expected, origin, given, is_exact=not of_tokens)
+            observed = self._observe(line, expected, origin, given, is_exact=not of_tokens, new=new)
             if any(finding.rule == "ML523" for finding in of_tokens):
                 # the text did become a token: that it may is no second finding
                 observed = [finding for finding in observed if finding.rule != "ML612"]
@@ -433,7 +467,14 @@ class LineJudge:
         return LineVerdict(line.index, line.place, "wrong" if is_wrong else "sound", tuple(findings))
 
     def _observe(
-        self, line: EncodedLine, expected: Sequence[EncodedRow], origin: Origin, given: GivenIds, *, is_exact: bool
+        self,
+        line: EncodedLine,
+        expected: Sequence[EncodedRow],
+        origin: Origin,
+        given: GivenIds,
+        *,
+        is_exact: bool,
+        new: bool,
     ) -> list[Finding]:
         """Show the conversations of a line to the rules on rows, and return their findings about these alone.
 
@@ -443,6 +484,7 @@ class LineJudge:
             origin: Where the messages come from.
             given: The ids and labels of the line, without padding.
             is_exact: Whether ids and labels are mistral-common's: else the answers are not decoded.
+            new: Whether no line before it has its number: else it is known as a repeated line already.
         """
         if self._rules is None:
             return []
@@ -450,11 +492,11 @@ class LineJudge:
         tally = self._state.tally
         file = self._files[line.place.source, line.place.split]
         for row, encoded in zip(line.rows, expected, strict=True):
-            if not row.messages:
-                continue  # a conversation that cannot be read back
-            is_gap = isinstance(row, FimRow)
-            self._state.gaps += is_gap
-            self._state.conversations += not is_gap
+            # one that cannot be read back, or no conversation on a side of a pair
+            if not row.messages or (line.side is not None and not row.kind.is_chat):
+                continue
+            self._state.gaps += not row.kind.is_chat
+            self._state.conversations += row.kind.is_chat
             tally.look_at(file, line.place.row)
             caught: list[Finding] = []
             tally.findings.caught = caught
@@ -462,10 +504,13 @@ class LineJudge:
                 self._rules.begin_record()
                 tally.counts[file, "judged"] += 1
             self._rules.observe_row(row, encoded, encoded if is_exact else None, tally, origin=origin)
-            self._observe_record(_ObservedSide(line, row, encoded), origin, given, is_exact=is_exact)
+            if new:
+                self._observe_record(_ObservedSide(line, row, encoded), origin, given, is_exact=is_exact)
             tally.findings.caught = None
             shown = row.to_jsonl() if caught else ""
-            found += (replace(finding, row=finding.row or shown) for finding in caught if finding.rule not in BY_IDS)
+            # an empty answer of a pair is ML567
+            known = {*BY_IDS, "ML616"} if line.side is not None else BY_IDS
+            found += (replace(finding, row=finding.row or shown) for finding in caught if finding.rule not in known)
         return found
 
     def _observe_record(self, side: _ObservedSide, origin: Origin, given: GivenIds, *, is_exact: bool) -> None:
@@ -523,7 +568,7 @@ class LineJudge:
         """
         for row in rows:
             # markers are at home in code; a row that cannot be read back has no messages, and a finding of its own
-            if isinstance(row, FimRow) or not row.messages:
+            if not row.kind.is_prose or not row.messages:
                 continue
             self._state.read_conversations += 1
             if marked := markup_of(row):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pytest_mistral_lora.chat.diff import decode_text
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.kinds.records import as_side
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.oracle.read_back import UnreadableIdsError, read_back
 from pytest_mistral_lora.chat.rows import Row, weight_of
@@ -90,8 +91,8 @@ class LineReader:
                 findings.append(error.finding)
                 # it stands for itself, so that the others can be judged
                 row, encoded = Row(()), EncodedRow(stretch.ids, stretch.labels, ())
-            # a side of a pair is a side without its messages, too
-            rows.append(row if line.side is None else replace(row, side=line.side.row_side))
+            # a side of a pair is a side without its messages, too; only conversations have sides
+            rows.append(row if line.side is None or not row.kind.is_chat else as_side(row, line.side.row_side))
             expected.append(encoded)
         if len(findings) == len(stretches):
             return ReadLine(line, (), tuple(findings), 0)

@@ -9,12 +9,10 @@ from itertools import groupby
 
 from pytest_mistral_lora.chat.diff import common_ends, decode_text, split_at_markers
 from pytest_mistral_lora.chat.encoded import ANSWERS, IGNORE_INDEX, EncodedRow, Span
-from pytest_mistral_lora.chat.kinds.fim import FimRow
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
-from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.rows import Row, imported
 from pytest_mistral_lora.checkpoint.recognition import shipped_oracle
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
-from pytest_mistral_lora.conformance.encoded.fim_faults import fim_fault
 from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.text_faults import TextComparison
 from pytest_mistral_lora.conformance.encoded.text_reasons import spells_row
@@ -38,8 +36,8 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
         found = f"id {str(outside[0])[:24]}{and_more(1, len(outside))}"
         fault = EncodingFault("ML520", found, f"ids from 0 to {oracle.vocab_size - 1}")
         return [_other_tokenizer(row, ids, oracle) or fault]
-    is_gap = isinstance(row, FimRow)
-    cut = cut_fault(expected, ids, oracle, is_gap=is_gap)
+    marker = row.kind.answer_marker
+    cut = cut_fault(expected, ids, oracle, marker)
     if cut:
         return [cut]
     if ids and ids[0] not in oracle.control_tokens and decode_text(ids[:20], oracle).lstrip().startswith("<s>"):
@@ -51,7 +49,7 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
         found = f"BOS is there {count} times" if count else "BOS is missing"
         bos = [EncodingFault("ML521", found, "BOS once, in front")]
         with_bos = (oracle.bos_id, *ids[count:])
-    cut = cut_fault(expected, with_bos, oracle, is_gap=is_gap)
+    cut = cut_fault(expected, with_bos, oracle, marker)
     if cut or with_bos == expected:
         return [*bos, cut] if cut else bos
     # A row with far too many ids has its class within the first of them; decoding and comparing them all is slow.
@@ -62,14 +60,14 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
     return [other] if other else [*bos, *rest]
 
 
-def cut_fault(expected: Ids, ids: Ids, oracle: Oracle, *, is_gap: bool = False) -> EncodingFault | None:
+def cut_fault(expected: Ids, ids: Ids, oracle: Oracle, marker: str = "") -> EncodingFault | None:
     """Return the fault of ids that are a beginning or an end of the expected ids, else None.
 
     Args:
         expected: mistral-common's ids.
         ids: The trainer's.
         oracle: Mistral's own tokenization.
-        is_gap: Whether the row is fill-in-the-middle: behind BOS, its end alone is a text without markers, not a cut.
+        marker: The `answer_marker` of the row's kind: without it, its end alone behind BOS is a bare text, not a cut.
     """
     lost = len(expected) - len(ids)
     if lost <= 0:
@@ -81,7 +79,7 @@ def cut_fault(expected: Ids, ids: Ids, oracle: Oracle, *, is_gap: bool = False) 
     if ids == expected[lost:] and lost > 1:
         return EncodingFault("ML531", f"cut at the start: the first {lost} of {len(expected)} tokens are missing")
     in_text = len(ids) > 1 and ids[1] not in oracle.control_tokens
-    if is_gap and oracle.control_ids["[PREFIX]"] not in ids:
+    if marker and oracle.control_ids[marker] not in ids:
         in_text = False
     if in_text and ids[0] == oracle.bos_id and ids[1:] == expected[lost + 1 :]:
         return EncodingFault("ML531", f"cut after BOS: {lost} of {len(expected)} tokens are missing")
@@ -97,7 +95,8 @@ def cut_fault(expected: Ids, ids: Ids, oracle: Oracle, *, is_gap: bool = False) 
 
 def _content_faults(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> list[EncodingFault]:
     """Return the classes of ids that begin with one BOS and are not a cut row; at least one."""
-    if isinstance(row, FimRow) and (fault := fim_fault(row, ids, oracle)):
+    fault: EncodingFault | None = imported(row.kind.id_fault)(row, ids, oracle) if row.kind.id_fault else None
+    if fault:
         return [fault]
     rest = tuple(message for message in row.messages if message["role"] != "system")
     if len(rest) < len(row.messages) and ids_of(replace(row, messages=rest), oracle) == ids:

@@ -1,0 +1,108 @@
+"""The mutants of texts, tools, answers and repeats: as chat rows, ids with messages, ids alone, batches of a guard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import bench_dataset as bench
+import pytest
+from gallery import Mutant, mutants
+from mistral_common.exceptions import MistralCommonException
+from preference_records import answer_ids
+from sampling import sampled_case
+
+from pytest_mistral_lora.chat.kinds.fim import parse_fim_row
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.dataset.checks import file_results
+from pytest_mistral_lora.conformance.dataset.file_rules import OF_WHOLE_FILES
+from pytest_mistral_lora.conformance.dataset.observers import LOST_IN_IDS, LOST_IN_PART
+from pytest_mistral_lora.conformance.encoded.audit import OF_CHAT_ROWS, Audit
+from pytest_mistral_lora.conformance.encoded.line_judge import BY_IDS
+from pytest_mistral_lora.conformance.finding import ENCODED_CASES, RULES
+from pytest_mistral_lora.errors import OracleRejection, RowError
+from pytest_mistral_lora.formats.row_sources import FileRows
+
+pytestmark = pytest.mark.gallery
+
+Data = dict[str, Any]
+
+OBSERVED = frozenset(rule.id for case in (*OF_CHAT_ROWS, *ENCODED_CASES) for rule in RULES.of("dataset", case))
+"""The rules that see the conversations of every source."""
+MUTANTS = [one for one in mutants(bench) if one.fires & OBSERVED]
+_EVERY = 6
+CASES = [
+    sampled_case(one, name=one.name, is_kept=not number % _EVERY and not one.slow) for number, one in enumerate(MUTANTS)
+]
+
+
+def tokenizer_of(name: str) -> CheckpointTokenizer:
+    return bench.newer_tokenizer(name) if name.startswith("derived-") else bench.shared_tokenizer()
+
+
+def encoded(oracle: Oracle, data: Data) -> Data:
+    """Return a record with its ids, as the oracle encodes it."""
+    if "messages" in data:
+        made = oracle.encode({key: data[key] for key in ("messages", "tools", "response_format") if key in data})
+    elif "suffix" in data:
+        made = oracle.encode(parse_fim_row(data))
+    else:
+        ids = {}
+        for name in (name for name in ("chosen", "rejected", "completion") if name in data):
+            ids["prompt_ids"], ids[f"{name}_ids"] = answer_ids(oracle, data["prompt"], data[name], data.get("tools"))
+        return data | ids
+    return data | {"input_ids": list(made.input_ids), "labels": list(made.labels or ())}
+
+
+def ids_alone(line: Data) -> Data:
+    return {key: value for key, value in line.items() if key.endswith("_ids") or key in ("labels", "label")}
+
+
+def rows_of(mutant: Mutant, folder: Path) -> tuple[CheckpointTokenizer, list[Data]]:
+    """Return the rows of a mutant that the oracle encodes, with their ids."""
+    artifact = bench.BENCH.make(folder)
+    mutant.change(artifact)
+    tokenizer = tokenizer_of(artifact["tokenizer"])
+    lines = []
+    for row in artifact["rows"]:
+        if isinstance(row, dict):
+            try:
+                lines.append(encoded(tokenizer.oracle, row))
+            except (OracleRejection, RowError, MistralCommonException):
+                continue  # no row that could have ids
+    return tokenizer, lines
+
+
+def write(folder: Path, lines: Sequence[Data], name: str) -> Path:
+    path = folder / name
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def found(lines: Sequence[Data], oracle: Oracle, folder: Path, *, is_sample: bool = False) -> set[str]:
+    rows = FileRows(write(folder, lines, "encoded.jsonl"), is_sample=is_sample)
+    return {finding.rule for verdict in Audit(rows, oracle).verdicts() for finding in verdict.findings}
+
+
+def without_ids(line: Data) -> Data:
+    return {key: value for key, value in line.items() if not key.endswith("_ids") and key != "labels"}
+
+
+@pytest.mark.parametrize("mutant", CASES)
+def test_a_rule_on_rows_sees_each_source_or_is_listed(mutant: Mutant, tmp_path: Path) -> None:
+    tokenizer, lines = rows_of(mutant, tmp_path)
+    chat_rows = write(tmp_path, [without_ids(line) for line in lines], "chat.jsonl")
+    results = file_results(chat_rows, tokenizer).values()
+    of_chat_rows = {finding.rule for result in results for finding in result.findings} & OBSERVED
+    alone = [ids_alone(line) for line in lines]
+    oracle, judged_by_ids = tokenizer.oracle, BY_IDS.keys()
+    assert of_chat_rows - found(lines, oracle, tmp_path) <= judged_by_ids
+    lost = judged_by_ids | LOST_IN_IDS.keys() | LOST_IN_PART.keys()
+    assert of_chat_rows - found(alone, oracle, tmp_path) <= lost
+    of_guard = found(alone, oracle, tmp_path, is_sample=True)
+    assert of_chat_rows - of_guard <= lost | OF_WHOLE_FILES
+    # a guard has the rows with messages, too
+    assert not of_guard & OF_WHOLE_FILES - {"ML628", "ML629"}
