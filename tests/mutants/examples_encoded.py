@@ -317,7 +317,7 @@ class ML554(EncodedExample):
     mutant = texts.control_character_lost
 
     def sound(self, artifact: Artifact) -> None:
-        texts.change_texts(artifact, ["Ring the\x07 bell", "Voila\u0300\x07."], str)
+        texts.change_texts(artifact, ["Ring\tthe bell", "Voila\u0300\t."], str)
 
 
 class ML555(EncodedExample):
