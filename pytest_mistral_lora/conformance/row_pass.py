@@ -6,13 +6,12 @@ on rows is an observer: it sees one record at a time, and may keep a state of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.rows import Row, imported
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.places import Place
 
@@ -120,9 +119,21 @@ def named_observer(name: str) -> RowObserver:
         ImportError: If there is no such module.
         AttributeError: If the module has no such name.
     """
-    module, _, attribute = name.partition(":")
-    found: RowObserver = getattr(import_module(module), attribute)
+    found: RowObserver = imported(name)
     return found
+
+
+Key = TypeVar("Key")
+State = TypeVar("State", bound=RowState)
+
+
+def extend_states(known: dict[Key, State], other: Mapping[Key, State]) -> None:
+    """Add the states of other rows to those that have the same key."""
+    for key, state in other.items():
+        if key in known:
+            known[key].extend(state)
+        else:
+            known[key] = state
 
 
 @dataclass
@@ -133,8 +144,4 @@ class ObserverStates:
 
     def extend(self, other: ObserverStates) -> None:
         """Add the states of other rows."""
-        for name, state in other.by_name.items():
-            if name in self.by_name:
-                self.by_name[name].extend(state)
-            else:
-                self.by_name[name] = state
+        extend_states(self.by_name, other.by_name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.row_pass import JudgedRecord
+from pytest_mistral_lora.conformance.row_pass import JudgedRecord, extend_states
 from pytest_mistral_lora.places import NamedSource, Place
 
 FEWEST = 10
@@ -42,11 +42,7 @@ class FileStates(Generic[State]):
 
     def extend(self, other: FileStates[State]) -> None:
         """Add the states of other rows."""
-        for file, state in other.by_file.items():
-            if file in self.by_file:
-                self.by_file[file].extend(state)
-            else:
-                self.by_file[file] = state
+        extend_states(self.by_file, other.by_file)
 
 
 @dataclass(frozen=True)
