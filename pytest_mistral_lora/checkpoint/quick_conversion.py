@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
+from pytest_mistral_lora.chat.rebinding import rebound
+
 _KNOWN_MERGES = ("1f93e216e8ba5ac9",)
 """The functions of transformers that `extract_merges` equals, by the start of the SHA-256 of their source."""
 
@@ -61,8 +63,7 @@ def with_quick_merges(convert: Callable[..., Any]) -> Callable[..., Any]:
     if not isinstance(convert, FunctionType) or theirs is None or _source_digest(theirs) not in _KNOWN_MERGES:
         return convert
     quick = type(converter.__name__, (converter,), {"_extract_merges": staticmethod(extract_merges)})
-    names = {**convert.__globals__, "MistralConverter": quick}
-    return FunctionType(convert.__code__, names, None, convert.__defaults__, convert.__closure__)
+    return rebound(convert, MistralConverter=quick)
 
 
 def _source_digest(function: Callable[..., Any]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby, starmap
 from pathlib import Path
-from types import FunctionType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, Literal, TypeVar
 
 import mistral_common
@@ -27,6 +27,7 @@ from pytest_mistral_lora.chat.oracle.request import PlainRows, RowFeatures, reme
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.chat.oracle.versions import SUPPORTED, VersionFacts, version_facts
 from pytest_mistral_lora.chat.reading import in_utf8
+from pytest_mistral_lora.chat.rebinding import rebound
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.chat.templates.isolated import trust
 from pytest_mistral_lora.chat.turns import Turn
@@ -399,10 +400,8 @@ class Oracle:
     def _generated_template(self, plain_thinking: bool | None, system_prompt: str | None) -> str:
         # mistral-common would load the file again, which takes 1.3 CPU seconds for Tekken: give it this tokenizer.
         # See benchmarks/patches.py, template.
-        convert = convert_tokenizer_to_chat_template
         stand_in = SimpleNamespace(from_file=lambda _: self.library_tokenizer)
-        names = {**convert.__globals__, "MistralTokenizer": stand_in}
-        generate = FunctionType(convert.__code__, names, None, convert.__defaults__, convert.__closure__)
+        generate = rebound(convert_tokenizer_to_chat_template, MistralTokenizer=stand_in)
         return str(generate(self.path, system_prompt, True, plain_thinking))
 
     def _normalised(self, row: Row, mode: ValidationMode = ValidationMode.finetuning) -> Any:
