@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.escaping import printable
@@ -167,8 +166,3 @@ def file_of(place: Place) -> str:
     """Return the file of a row; empty for a row that is not in a file."""
     is_of_file = place.record is not None and not place.source.is_value
     return place.source.name if is_of_file else ""
-
-
-def path_in(place: Place) -> Path | None:
-    """Return the source of a place as a path; None for a value of Python or an empty name."""
-    return Path(place.source.name) if place.source.name and not place.source.is_value else None

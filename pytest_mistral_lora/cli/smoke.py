@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options, command_line
@@ -155,9 +156,7 @@ def _compare(args: argparse.Namespace, display: RunDisplay) -> int:
         view=VerbView(
             lambda session: _comparison_lines(comparison),
             lambda session: _tier_line(comparison),
-            lambda session: print_json(
-                {**comparison.to_json(), "passed": session.exit_code == EXIT_OK}, allow_nan=False
-            ),
+            partial(_print_comparison, comparison),
         ),
     )
     return judging.judge([RecordTarget.of(args.adapter, "transcript", results)], fails_notes=True)

@@ -163,10 +163,6 @@ class Rule:
         """The main check of its subject that reports it."""
         return self.cases[0]
 
-    def is_reported_by(self, case: str) -> bool:
-        """Return whether a check of its subject reports it."""
-        return case in self.cases or "*" in self.cases
-
     def text(self) -> str:
         """Return the rule, its reason and its example for a terminal."""
         values = {
