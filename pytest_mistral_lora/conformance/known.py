@@ -260,11 +260,8 @@ def ids_of(finding: Finding, nodeid: str) -> set[str]:
 
 def known_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail]) -> list[Xfail]:
     """Return the known deviations that a finding of this check matches, without expired ones."""
-    return [
-        xfail
-        for xfail in xfails
-        if not xfail.is_over and any(xfail.id in ids_of(finding, nodeid) for finding in findings)
-    ]
+    found = {name for finding in findings for name in ids_of(finding, nodeid)}
+    return [xfail for xfail in xfails if not xfail.is_over and xfail.id in found]
 
 
 def unknown_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail]) -> list[Finding]:

@@ -205,7 +205,9 @@ class RowRules:
         for finding in pair_findings(record.rows, record.layouts):
             tally.findings.add(finding)
         for name, observer in self._further:
-            state = tally.states.by_name.setdefault(name, observer.start())
+            state = tally.states.by_name.get(name)
+            if state is None:
+                state = tally.states.by_name[name] = observer.start()
             for finding in observer.observe(record, state):
                 tally.findings.add(finding)
 

@@ -126,9 +126,13 @@ def column_findings(chunk: Chunk, number: int, line: bytes | int | RowError) -> 
         yield column_finding(keys, chunk.place(number), chunk.path)
 
 
+_LETTERS_AS_LABEL = re.compile(rb'"label"\s*:\s*"')
+
+
 def label_letters(chunk: Chunk, number: int, line: bytes | int | RowError) -> str:
     """Return what a line has under `label`, if that is letters; else the empty string."""
-    if not isinstance(line, bytes) or b'"label"' not in line:
+    # a rated answer has true or false there: its line is not read again
+    if not isinstance(line, bytes) or not _LETTERS_AS_LABEL.search(line):
         return ""
     item = read_line(chunk.path, number, line)
     label = item[1].get("label") if isinstance(item, tuple) else None
