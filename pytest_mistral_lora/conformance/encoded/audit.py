@@ -62,10 +62,10 @@ OF_CHAT_ROWS = (
     "statistics",
 )
 """Checks of chat rows that judge the conversations of encoded rows, too, by their names in `rules/dataset.toml`."""
-CASES = ("file", "rows-complete", "ids", "labels", "packing", "supervised-text", "answers", "decoding", *OF_CHAT_ROWS)
-"""Every check of the subject: a rule names its check in `rules/encoded.toml` or `rules/dataset.toml`."""
-OF_ROWS = ("ids", "labels", "packing", "supervised-text", "answers", "decoding", *OF_CHAT_ROWS)
+_OF_ROWS = ("ids", "labels", "packing", "supervised-text", "answers", "decoding", *OF_CHAT_ROWS)
 """Checks that would pass on nothing if no row can be judged."""
+CASES = ("file", "rows-complete", *_OF_ROWS)
+"""Every check of the subject: a rule names its check in `rules/encoded.toml` or `rules/dataset.toml`."""
 NOTHING_JUDGED = "no row of the file can be judged"
 _IMAGES_ALONE = "images: each row has ids of images, and no messages"
 SCORED_WHOLE = "a reward model scores conversations as a whole: no token has a label"
@@ -197,7 +197,9 @@ class Audit(AuditState):
         for part in self._parts(progress):
             taken = iter(part.taken)
             for verdict in part.verdicts:
-                verdict = self._in_order(verdict, None if self.source.paths else next_line(verdict, taken), lines)
+                # a line that cannot be read has no number; a dataset has seen the others
+                if verdict.index is not None and not self.source.paths:
+                    verdict = self._in_order(verdict, next(taken), lines)
                 lines += 1
                 self.states[verdict.state] += 1
                 self.counts.update(finding.rule for finding in verdict.findings)
@@ -221,10 +223,8 @@ class Audit(AuditState):
             self.counts[finding.rule] += finding.more or 1
         yield LineVerdict(None, self.rows.place, "wrong" if findings else "sound", tuple(findings))
 
-    def _in_order(self, verdict: LineVerdict, taken: TakenLine | None, line: int) -> LineVerdict:
+    def _in_order(self, verdict: LineVerdict, taken: TakenLine, line: int) -> LineVerdict:
         """Return a verdict with the findings about the order of the lines."""
-        if taken is None:
-            return verdict
         if not self.source.is_new_number(taken.index, is_second=taken.is_second):
             self._again.add(line)
         findings = self.source.take_in_order(taken)
@@ -345,7 +345,7 @@ class Audit(AuditState):
         reasons = {}
         if self.judged == 0:
             has_images = 0 < self.images == self.states.total()
-            reasons = dict.fromkeys(OF_ROWS, _IMAGES_ALONE if has_images else NOTHING_JUDGED)
+            reasons = dict.fromkeys(_OF_ROWS, _IMAGES_ALONE if has_images else NOTHING_JUDGED)
         elif not self.source.is_known:
             reasons = {"rows-complete": "no rows are given to compare with: mistral-lora audit --dataset ROWS"}
         if self.gaps and not self.conversations:
@@ -422,12 +422,6 @@ def file_findings(rows: RowSource, oracle: Oracle) -> Iterator[Finding]:
     for verdict in audit.verdicts():
         yield from (finding for finding in verdict.findings if finding.rule != "ML501")
     audit.raise_unreadable()
-
-
-def next_line(verdict: LineVerdict, taken: Iterator[TakenLine]) -> TakenLine | None:
-    """Return what the sequence needs of the line of a verdict; None for a line that cannot be read."""
-    is_unread = verdict.index is None
-    return None if is_unread else next(taken)
 
 
 @dataclass
@@ -525,12 +519,11 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
 
 def rules_of(case: str) -> list[str]:
     """Return the rules that a check of `CASES` reports."""
-    # the cause in front
-    named = {encoded: name for name, encoded in ENCODED_CASES.items()} | {name: name for name in OF_CHAT_ROWS}
+    of_chat_rows = [name for name in (*OF_CHAT_ROWS, *ENCODED_CASES) if ENCODED_CASES.get(name, name) == case]
     return [
-        *([CAUSES[case]] if case in CAUSES else ()),
+        *([CAUSES[case]] if case in CAUSES else ()),  # the cause in front
         *(rule.id for rule in RULES.of("encoded", case)),
-        *(rule.id for rule in (RULES.of("dataset", named[case]) if case in named else ())),
+        *(rule.id for name in of_chat_rows for rule in RULES.of("dataset", name)),
     ]
 
 
