@@ -12,14 +12,14 @@ import pytest
 from gallery import Mutant, mutants
 from mistral_common.exceptions import MistralCommonException
 from preference_records import answer_ids
+from prepared_page import LOST_IN_PART, OF_WHOLE_FILES
 from sampling import sampled_case
 
 from pytest_mistral_lora.chat.kinds.fim import parse_fim_row
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.checks import file_results
-from pytest_mistral_lora.conformance.dataset.file_rules import OF_WHOLE_FILES
-from pytest_mistral_lora.conformance.dataset.observers import LOST_IN_IDS, LOST_IN_PART
+from pytest_mistral_lora.conformance.dataset.observers import LOST_IN_IDS
 from pytest_mistral_lora.conformance.encoded.audit import OF_CHAT_ROWS, Audit
 from pytest_mistral_lora.conformance.encoded.line_judge import BY_IDS
 from pytest_mistral_lora.conformance.finding import ENCODED_CASES, RULES

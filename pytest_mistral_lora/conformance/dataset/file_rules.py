@@ -16,38 +16,6 @@ from pytest_mistral_lora.conformance.dataset.texts import COMPLETE_TURNS, SIGNS
 from pytest_mistral_lora.conformance.row_pass import named_observer
 from pytest_mistral_lora.places import Place
 
-OF_WHOLE_FILES = frozenset(
-    [
-        "ML608",
-        "ML609",
-        "ML624",
-        "ML626",
-        "ML628",
-        "ML630",
-        "ML636",
-        "ML637",
-        "ML638",
-        "ML639",
-        "ML643",
-        "ML644",
-        "ML645",
-        "ML646",
-        "ML647",
-        "ML658",
-        "ML659",
-        "ML660",
-        *(f"ML{number}" for number in range(661, 669)),
-        "ML671",
-        "ML672",
-        "ML673",
-        "ML674",
-    ]
-)
-"""Rules that only all rows of a file show: they do not fire on a sample, such as the batches of a guard.
-
-Those that are errors of many rows have a note for one row, which fires there: `texts.SIGNS`.
-"""
-
 
 @dataclass(frozen=True)
 class FileFigures:

@@ -48,17 +48,6 @@ LOST_IN_IDS: Mapping[str, str] = {
 }
 """Rules that do not see conversations that are read back from ids, each with the reason."""
 
-LOST_IN_PART: Mapping[str, str] = {
-    "ML619": "ids have the arguments as mistral-common spells them: a key that is there twice is there once",
-    "ML621": "ids of calls and names of results are not in the ids of each version",
-    "ML629": "a text that is marked up for another family is ML584 in ids",
-    "ML643": "ids have no schema of the answer, and before v7 the system prompt is a part of the user's text",
-    "ML646": "before v7 the system prompt is a part of the user's text",
-    "ML649": "the ids of U+2581 are those of a space",
-    "ML651": "ids have neither the schema of the answer nor strict",
-}
-"""Rules that see conversations that are read back from ids, but not each fault: each with what the ids do not have."""
-
 
 class RowRules:
     """The rules on rows, for one tokenizer.
