@@ -100,6 +100,18 @@ def test_an_answer_of_an_id_that_no_vocabulary_has_is_no_text(
     assert audit_rules(write([*lines, again]), oracle) == ["ML503", "ML520"]
 
 
+def test_a_row_that_comes_again_hides_no_row_that_is_there_twice(
+    lines: list[Data], write: Write, oracle: Oracle
+) -> None:
+    named = [line | {"row": number} for number, line in enumerate(lines)]
+    twice = named[1] | {"row": len(lines)}
+    path = write([*named, twice, named[0]])
+    found = [(finding.rule, str(finding.place)) for finding in audit_findings(path, oracle)]
+    repeated = f"{path}:{len(lines) + 1}"
+    assert [place for rule, place in found if rule == "ML608"] == [repeated]
+    assert "ML503" in {rule for rule, _ in found}
+
+
 @pytest.mark.parametrize("key", ["input_ids", "labels"])
 def test_an_empty_encoding_is_a_finding(key: str, lines: list[Data], write: Write, oracle: Oracle) -> None:
     lines[0][key] = []

@@ -168,7 +168,8 @@ class Audit(AuditState):
         self._processes = processes
         self._judges_texts = judges_texts
         self._files: dict[tuple[NamedSource, str | int | None], int] = {}
-        self._again: set[int] = set()
+        # the number of each line whose row came before, with its place
+        self._again: dict[int, Place] = {}
         self._judge = LineJudge(
             oracle,
             self.scaling,
@@ -226,7 +227,7 @@ class Audit(AuditState):
     def _in_order(self, verdict: LineVerdict, taken: TakenLine, line: int) -> LineVerdict:
         """Return a verdict with the findings about the order of the lines."""
         if not self.source.is_new_number(taken.index, is_second=taken.is_second):
-            self._again.add(line)
+            self._again[line] = taken.place.row
         findings = self.source.take_in_order(taken)
         if not findings or any(finding.rule == "ML580" for finding in verdict.findings):
             return verdict  # a prompt that is a text is why its row was dropped
@@ -316,10 +317,14 @@ class Audit(AuditState):
             is_partly = kind == NOT_BY_GRAMMAR and self.tally.named[BY_GRAMMAR, ""]
             if kind in kinds and not is_partly:
                 self.unjudged_answers.setdefault(kinds[kind], reason)
-        known = {*BY_IDS, "ML608"} if self._again else BY_IDS  # a line that comes again is known by its number
+        again = set(self._again.values())
         for rule in self.tally.findings.rules:
-            if rule not in known:
-                yield from self.tally.findings.of(rule)
+            if rule in BY_IDS:
+                continue
+            for finding in self.tally.findings.of(rule):
+                # a line that comes again is known by its number
+                if rule != "ML608" or finding.place.row not in again:
+                    yield finding
 
     def _marked_finding(self, first: Finding) -> Finding:
         count, read = self.marked_conversations, self.read_conversations
