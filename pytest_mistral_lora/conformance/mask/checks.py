@@ -241,8 +241,8 @@ class _BrokenLawError(Exception):
 def search(finding: Callable[[Row], Finding | None], source: LawRows, settings: Settings) -> list[Finding]:
     """Look for a row with a finding; return the finding of the smallest such row, or None.
 
-    The search is the same in every run unless a seed is given, has no deadline and keeps no database, so that a
-    user's CI cannot fail by chance.
+    Without a seed the search is the same in every run of the same modules (Hypothesis draws their constants too). It
+    has no deadline and keeps no database, so that a user's CI cannot fail by chance.
     """
     first = next(filter(None, map(finding, _generated(source, settings.examples, settings.seed))), None)
     if first is None:
