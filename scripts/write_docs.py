@@ -36,7 +36,7 @@ from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer  # noqa: 
 from pytest_mistral_lora.chat.oracle.versions import VERSIONS  # noqa: E402
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation  # noqa: E402
 from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa: E402
-from pytest_mistral_lora.conformance.finding import ALIASES, PROOFS, RULES, Rule, with_paths  # noqa: E402
+from pytest_mistral_lora.conformance.finding import FORMER_RULES, PROOFS, RULES, Rule, with_paths  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
 from pytest_mistral_lora.runners import RUNNERS, runner_fixes  # noqa: E402
 from pytest_mistral_lora.serving.servers import SERVERS  # noqa: E402
@@ -126,7 +126,10 @@ def rules_page(*, words: bool = False) -> str:
         "",
         "| former id | rules |",
         "|---|---|",
-        *(f'| <a id="{former.lower()}"></a>{former} | {_same_page(rules)} |' for former, rules in ALIASES.items()),
+        *(
+            f'| <a id="{name.lower()}"></a>{name} | {_same_page(former.rules)} |'
+            for name, former in FORMER_RULES.items()
+        ),
     ]
     return _page(lines)
 
@@ -336,7 +339,7 @@ def site_pages() -> dict[str, str]:
     gallery = [(subject, mutant) for subject, module in modules.items() for mutant in mutants(module)]
     made = {"incidents.md": incidents_page(gallery), "cli.md": command_line_page(), "published.md": published_page()}
     made |= {"recordings.md": recordings_page(), "rules.md": rules_page(words=True), **scoreboard_pages.pages()}
-    made |= {f"rules/{former}.md": former_rule_page(former, rules) for former, rules in ALIASES.items()}
+    made |= {f"rules/{name}.md": former_rule_page(name, former.rules) for name, former in FORMER_RULES.items()}
     return made | {f"rules/{rule.id}.md": rule_page(rule, gallery) for rule in RULES.values()}
 
 

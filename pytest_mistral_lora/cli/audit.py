@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.reading.row_source import RowSource
-from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options, command_line
+from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -205,14 +205,11 @@ def run(args: argparse.Namespace) -> int:
         target = AuditedTarget(name, file, judge=judge, dataset=given.dataset, source=rows, fixes=fixes)
         show = partial(_print_findings, target, xfails) if args.output_format == "json" else _show_nothing
         target = replace(target, audited=partial(_read_with_progress, file, report, show))
-        judging = Judging(
-            command_line(args),
-            args.output_format,
+        judging = Judging.of(
+            args,
             # the rows of a trainer are in a folder that is removed
             paths=[{"path": str(path)} for path in (args.dataset if args.runner else [file])],
             xfails=xfails,
-            baseline=args.baseline,
-            reports=args.report,
             view=VerbView(
                 partial(_lines, audit, args.show),
                 _last_line,

@@ -14,7 +14,6 @@ from pytest_mistral_lora.cli.judging import (
     add_format_option,
     add_report_option,
     add_xfails_option,
-    command_line,
 )
 from pytest_mistral_lora.cli.verb import (
     INPUT,
@@ -128,14 +127,11 @@ def run(args: argparse.Namespace) -> int:
             titles[_MOST_TITLES - 1 :] = [f"… and {len(titles) - _MOST_TITLES + 1} more paths: -v lists them\n"]
         sys.stdout.write("".join(titles))
         sys.stdout.flush()
-    judging = Judging(
-        command_line(args),
-        args.output_format,
+    judging = Judging.of(
+        args,
         paths=[{"path": str(path.path), "kind": path.kind, "title": path.title} for path in plan.paths],
         memory=_memory(recipes, args.device_memory),
         xfails=plan.xfails,
-        baseline=args.baseline,
-        reports=args.report,
         brief=not args.verbose,
     )
     kept = None if args.no_cache else args.cache or default_folder()

@@ -112,11 +112,6 @@ def add_format_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def command_line(args: argparse.Namespace) -> str:
-    """Return the command line that was typed."""
-    return shlex.join([PROGRAM, *args.words])
-
-
 @dataclass(frozen=True)
 class VerbView:
     """What a verb prints of its session, if it is not what `check` prints.
@@ -145,7 +140,7 @@ class Judging:
     """How targets are judged.
 
     Attributes:
-        command: The command line; its second word is the verb.
+        command: The command line that was typed; its second word is the verb.
         output_format: A choice of `--output-format`.
         paths: The given paths and their kinds.
         memory: The estimates of memory, one for each recipe.
@@ -167,6 +162,18 @@ class Judging:
     brief: bool = False
     view: VerbView | None = None
     has_bar: bool = False
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, **given: Any) -> Judging:
+        """Return how the targets of a command line are judged.
+
+        Args:
+            args: The command line, with the options that `add_judging_options` adds; without `--baseline`, none is
+                written.
+            given: The attributes that the verb decides.
+        """
+        options = {"baseline": getattr(args, "baseline", None), "reports": args.report}
+        return cls(shlex.join([PROGRAM, *args.words]), args.output_format, **options, **given)
 
     def judge(self, targets: Sequence[Target], **options: Any) -> int:
         """Judge targets, print and write the outcome, and return the exit code.

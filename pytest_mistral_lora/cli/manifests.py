@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options, command_line
+from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -119,13 +119,10 @@ def run_verify(args: argparse.Namespace) -> int:
         signature = Signature(args.signature, args.public_key, args.identity, args.issuer)
         facts.append(signature.verify(args.folder))
     target = RecordTarget.of(folder.path, "manifest", value_results(facts, folder.manifest_file))
-    judging = Judging(
-        command_line(args),
-        args.output_format,
+    judging = Judging.of(
+        args,
         paths=[{"path": str(folder.manifest_file)}],
         xfails=xfails,
-        baseline=args.baseline,
-        reports=args.report,
         view=VerbView(
             partial(_lines, facts, verbose=args.verbose),
             partial(_verdict, facts),

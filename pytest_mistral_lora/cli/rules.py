@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: If no rule has a given id, or all words of a search.
     """
-    from pytest_mistral_lora.conformance.finding import ALIASES, RULES, rules_named
+    from pytest_mistral_lora.conformance.finding import FORMER_RULES, RULES, rules_named
 
     ids = [name.upper() for name in args.ids]
     unknown = [name for name in ids if not rules_named(name)]
@@ -59,8 +59,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json([asdict(rule) for rule in chosen])
     elif args.ids:
-        former = [name for name in dict.fromkeys(ids) if name in ALIASES]
-        notes = (f"{name}, a former id in encoded rows, stands for {' and '.join(ALIASES[name])}" for name in former)
+        former = [name for name in dict.fromkeys(ids) if name in FORMER_RULES]
+        notes = (
+            f"{name}, a former id in encoded rows, stands for {' and '.join(rules_named(name))}" for name in former
+        )
         sys.stdout.writelines(f"{note}\n\n" for note in notes)
         sys.stdout.write("\n\n".join(rule.text() for rule in chosen) + "\n")
     else:

@@ -13,7 +13,6 @@ from pytest_mistral_lora.cli.judging import (
     add_format_option,
     add_report_option,
     add_xfails_option,
-    command_line,
 )
 from pytest_mistral_lora.cli.verb import (
     INPUT,
@@ -129,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         questions |= {"asks_answers": True, "probe_answers": _said_by(args.probe) if args.probe else None}
     target = chosen.target(name_of(chosen.name), tokenizer, adapter, **questions)
     xfails = known_deviations(args.xfails, "--xfails")
-    judging = Judging(command_line(args), args.output_format, xfails=xfails, reports=args.report)
+    judging = Judging.of(args, xfails=xfails)
     return judging.judge([_asked_with_progress(target) if isinstance(target, ServerTarget) else target])
 
 

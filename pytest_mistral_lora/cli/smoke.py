@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options, command_line
+from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -146,13 +146,10 @@ def _compare(args: argparse.Namespace, display: RunDisplay) -> int:
     comparison = compare(args.adapter, args.golden, args.base, device=args.device, display=display)
     display.close()
     results = answer_results(comparison.judgements, comparison.golden)
-    judging = Judging(
-        command_line(args),
-        args.output_format,
+    judging = Judging.of(
+        args,
         paths=[{"path": str(comparison.golden)}],
         xfails=xfails,
-        baseline=args.baseline,
-        reports=args.report,
         view=VerbView(
             lambda session: _comparison_lines(comparison),
             lambda session: _tier_line(comparison),

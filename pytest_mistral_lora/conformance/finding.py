@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.token_rows import TokenRow
@@ -156,7 +156,7 @@ class Rule:
     @property
     def former_ids(self) -> tuple[str, ...]:
         """Ids that it had in checks of encoded rows."""
-        return tuple(former for former, rules in ALIASES.items() if self.id in rules)
+        return tuple(name for name, former in FORMER_RULES.items() if self.id in former.rules)
 
     @property
     def case(self) -> str:
@@ -186,23 +186,26 @@ _DIGITS = 3
 """The digits of a rule's id after `ML`."""
 
 
-ALIASES: Mapping[str, tuple[str, ...]] = {
-    "ML558": ("ML623",),
-    "ML562": ("ML649", "ML650"),
-    "ML563": ("ML651",),
-    "ML564": ("ML652",),
-    "ML566": ("ML655",),
-}
-"""Former ids of rules, each with the rules that it stands for: a list of known deviations may have either."""
+class FormerRule(NamedTuple):
+    """A rule of encoded rows alone, which rules on rows from any source have replaced.
 
-FORMER_CASES: Mapping[str, str] = {
-    "ML558": "ids",
-    "ML562": "answers",
-    "ML563": "decoding",
-    "ML564": "decoding",
-    "ML566": "supervised-text",
+    Attributes:
+        rules: The rules that it stands for.
+        case: The check of encoded rows that reported it.
+    """
+
+    rules: tuple[str, ...]
+    case: str
+
+
+FORMER_RULES: Mapping[str, FormerRule] = {
+    "ML558": FormerRule(("ML623",), "ids"),
+    "ML562": FormerRule(("ML649", "ML650"), "answers"),
+    "ML563": FormerRule(("ML651",), "decoding"),
+    "ML564": FormerRule(("ML652",), "decoding"),
+    "ML566": FormerRule(("ML655",), "supervised-text"),
 }
-"""The check of encoded rows that reported each former id: a list of known deviations may have its node id."""
+"""Former rules by their ids: a list of known deviations may have such an id, or the node id of its check."""
 
 ENCODED_CASES: Mapping[str, str] = {"answers-are-read-back": "answers", "decoding-allows-answers": "decoding"}
 """Checks of chat rows that have another name where they judge the conversations of encoded rows."""
@@ -210,7 +213,9 @@ ENCODED_CASES: Mapping[str, str] = {"answers-are-read-back": "answers", "decodin
 
 def rules_named(rule_id: str) -> tuple[str, ...]:
     """Return the rules that an id stands for: those of a former id, or the rule itself; empty if there is none."""
-    return ALIASES.get(rule_id, (rule_id,) if rule_id in RULES else ())
+    if rule_id in FORMER_RULES:
+        return FORMER_RULES[rule_id].rules
+    return (rule_id,) if rule_id in RULES else ()
 
 
 class RuleTable(Mapping[str, Rule]):

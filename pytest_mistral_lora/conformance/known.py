@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.conformance.checks import ROOT, SUBJECTS
-from pytest_mistral_lora.conformance.finding import ALIASES, ENCODED_CASES, FORMER_CASES, RULES, Finding, rules_named
+from pytest_mistral_lora.conformance.finding import ENCODED_CASES, FORMER_RULES, RULES, Finding, rules_named
 from pytest_mistral_lora.errors import did_you_mean
 from pytest_mistral_lora.escaping import printable
 
@@ -133,8 +133,8 @@ An unknown name of theirs is not misspelled: a list may serve several verbs."""
 
 def finders_of(xfail: Xfail) -> Finders:
     """Return the checks that can find a deviation listed by a rule or a cause."""
-    if xfail.id in ALIASES:
-        cases = (case for rule in ALIASES[xfail.id] for case in RULES[rule].cases)
+    if xfail.id in FORMER_RULES:
+        cases = (case for rule in FORMER_RULES[xfail.id].rules for case in RULES[rule].cases)
         return Finders(_OF_ENCODED_ROWS, cases=frozenset(ENCODED_CASES.get(case, case) for case in cases))
     if xfail.id not in RULES:
         return _OF_CAUSES
@@ -254,7 +254,7 @@ def ids_of(finding: Finding, nodeid: str) -> set[str]:
     *target, subject, _ = nodeid.split("::", 3)
     if subject in _OF_ENCODED_ROWS:
         ids = RULES[finding.rule].former_ids
-        former = {*ids, *("::".join([*target, subject, FORMER_CASES[name]]) for name in ids)}
+        former = {*ids, *("::".join([*target, subject, FORMER_RULES[name].case]) for name in ids)}
     return {finding.rule, nodeid, finding.name, *former} - {""}
 
 

@@ -8,7 +8,7 @@ from check_outcomes import outcome_of
 
 from pytest_mistral_lora.conformance.baseline import baseline_text
 from pytest_mistral_lora.conformance.checks import ROOT
-from pytest_mistral_lora.conformance.finding import ALIASES, FORMER_CASES, RULES, Finding
+from pytest_mistral_lora.conformance.finding import FORMER_RULES, RULES, Finding
 from pytest_mistral_lora.conformance.known import (
     Xfail,
     finders_of,
@@ -198,7 +198,7 @@ def test_a_former_id_accepts_the_findings_of_its_rules_in_encoded_rows(former: s
         assert known_among([finding], nodeid, [xfail]) == [xfail] * is_known
         assert unknown_among([finding], nodeid, [xfail]) == [finding] * (not is_known)
     # so does the node id of the check that reported it
-    node = Xfail(f"{ROOT}::rows::encoded::{FORMER_CASES[former]}", "accepted", "known.txt:1")
+    node = Xfail(f"{ROOT}::rows::encoded::{FORMER_RULES[former].case}", "accepted", "known.txt:1")
     assert known_among([finding], f"{ROOT}::rows::encoded::any", [node]) == [node]
     assert known_among([Finding("ML608", "x")], f"{ROOT}::rows::encoded::any", [node, xfail]) == []
 
@@ -217,6 +217,5 @@ def test_a_former_id_is_met_and_out_of_date_like_a_rule() -> None:
 
 
 def test_each_former_id_has_rules_and_a_check() -> None:
-    assert ALIASES.keys() == FORMER_CASES.keys()
-    assert set(ALIASES).isdisjoint(RULES)
-    assert all(rule in RULES for rules in ALIASES.values() for rule in rules)
+    assert set(FORMER_RULES).isdisjoint(RULES)
+    assert all(rule in RULES for former in FORMER_RULES.values() for rule in former.rules)
