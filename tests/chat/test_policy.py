@@ -105,7 +105,7 @@ def test_an_answer_that_v2_leaves_out_is_told_apart_from_one_of_weight_zero() ->
     one = Row(({"role": "user", "content": "a"}, *turns, *row(0).messages))
     for name, faulty in (("spm-v2", True), ("spm-v3", False)):
         found = [str(error) for _, error in Policy(99).faults(oracle_named(name).encode(one), one)]
-        assert found == ["no token is trained on: the encoding has no token of an answer of weight 1"] * faulty
+        assert ["no token of an answer of weight 1" in error for error in found] == [True] * faulty
     assert ["weight 0" in str(error) for _, error in Policy(99).faults(ORACLE.encode(row(0)), row(0))] == [True]
 
 
