@@ -147,7 +147,8 @@ def test_a_check_of_ours_that_ends_with_an_error_is_not_checked(
     assert len(losses_of(trainer)) == 1
     assert callback.verdict is not None
     reason = callback.verdict.not_checked["trainer::adapter::placement"]
-    assert "AttributeError: 'NoneType' object has no attribute 'bos_token_id'" in reason
+    assert "AttributeError" in reason
+    assert "'bos_token_id'" in reason
     assert reason[:40] in capsys.readouterr().out
 
 
