@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,11 @@ def test_a_difference_is_shown_token_by_token() -> None:
     vars(target)["template"] = ChatTemplate(fast, fast.chat_template.replace("{{- '[INST] ' }}", "{{- '[INST]' }}"))
     golden = load(goldens_folder() / "templates" / "spm-v3" / "single.json")
     [finding] = judge(target, golden).findings
+    assert (finding.rule, str(finding.place)) == ("ML004", "spm-v3/single.json")
+    assert "after [INST]: " in finding.words
     text = finding.text()
-    assert text.startswith("ML004 spm-v3/single.json: the chat template differs from mistral-common: after [INST]:")
     assert ">     2  2592 '␣What'     -100       2  3963 'What'      -100" in text
     assert "recorded: mistral-common " in text
     assert "running:  mistral-common " in text
-    assert '{"messages": [{"role": "user", "content": "What is the capital of France?"}' in text
+    assert json.loads(finding.row)["messages"][0]["content"] == "What is the capital of France?"
+    assert finding.row in text

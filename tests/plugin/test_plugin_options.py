@@ -178,7 +178,9 @@ def test_a_value_of_another_toml_type_is_a_usage_error(line: str, golden: Run, p
 def test_an_option_without_the_suite_is_a_usage_error(flag: str, here: Path, pytester: pytest.Pytester) -> None:
     value = GOOD.get(flag, (None,))[0]
     result = pytester.runpytest_inprocess(flag, *([value] if value else []))
-    assert _refusal(result) == f"ERROR: {flag} has no effect without --mistral-golden; add it, or leave {flag} out"
+    refusal = _refusal(result)
+    assert refusal.startswith(f"ERROR: {flag} ")
+    assert "without --mistral-golden" in refusal
 
 
 def test_ini_values_are_not_read_without_the_suite(pytester: pytest.Pytester) -> None:

