@@ -60,7 +60,9 @@ def test_known_deviations_do_not_fail_and_a_baseline_lists_the_others(
     assert main(["check", *words, "--baseline", str(known)]) == 2
     assert f"--baseline: {known} exists, and its reasons would be lost" in capsys.readouterr().err
     assert main(["check", *words, "--xfails", str(known)]) == 2
-    assert "'mistral-golden::rows.jsonl::dataset::rows-are-valid' has no reason" in capsys.readouterr().err
+    node_id = "mistral-golden::rows.jsonl::dataset::rows-are-valid"
+    assert f"{known}:" in (error := capsys.readouterr().err)
+    assert f"'{node_id}' has no reason" in error
     reasons = known.read_text().replace("  # \n", "  # a bot is an assistant\n")
     known.write_text(f"{reasons}ML305  # of the tiny train\n")
     code, out = check(capsys, *words, "--xfails", str(known), "--json")
@@ -90,7 +92,7 @@ def test_a_base_without_an_adapter_is_bad_usage(capsys: Any) -> None:
     assert main(["check", "--base", "models/base"]) == 2
     assert "--base" in capsys.readouterr().err
     assert main(["check", "spm-v3", "--base", "models/base"]) == 2
-    assert "no path is one: spm-v3 is a tokenizer that mistral-common ships" in capsys.readouterr().err
+    assert "spm-v3 is a tokenizer" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_bad_usage(capsys: Any) -> None:
@@ -110,7 +112,9 @@ def test_rows_are_judged_by_a_tokenizer_alone(healthy: Path, capsys: Any) -> Non
     assert code == 0
     assert lines[0] == f"{healthy}: rows (JSON Lines, `messages` with role/content)"
     assert {line.split()[1] for line in lines if line.startswith(" rows.jsonl ")} == {"dataset"}
-    assert "oracle of rows.jsonl: spm-v3 (v3), which is not checked itself" in lines
+    assert [line.partition(",")[0] for line in lines if line.startswith("oracle of ")] == [
+        "oracle of rows.jsonl: spm-v3 (v3)"
+    ]
     # the table of figures, and little else
     assert lines.index("figures of rows.jsonl:") < 10
     assert len(lines) < 24

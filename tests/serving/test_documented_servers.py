@@ -255,7 +255,7 @@ def write_script(folder: Path, record: str, script: str = FEWER) -> str:
 
 def test_a_script_of_the_user_s_own_is_asked(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = run_check(write_script(tmp_path, IDS, SCRIPT), url, capsys)
-    assert (code, "my_server.py my-server 1.0, model of the script: proof by ids" in out) == (0, True), out
+    assert (code, "my_server.py my-server 1.0, " in out, "proof by ids" in out) == (0, True, True), out
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def test_the_command_says_what_is_different(
     call = ["export", str(tmp_path / "recipe.yaml"), "--to", "axolotl", "--output", str(tmp_path / "to")]
     assert cli.main(call) == 0
     out = capsys.readouterr().out
-    assert "left out: training.dry_run: a safeguard of this project's trainer\n" in out
+    assert "left out: training.dry_run: " in out
     assert "different: The order of the rows" in out
     assert out.endswith("&& axolotl train axolotl.yaml\n")
     assert cli.main(call) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -168,7 +169,7 @@ def test_a_prompt_that_is_encoded_otherwise_is_an_error_of_its_own(
         replace(transcript, prompt_ids=tuple(changed)).write(file.parent)
         assert smoke(adapter, "--base", base) == 2
         error = capsys.readouterr().err
-        assert f"error: transcript row-0002: the prompt is encoded into other ids: {place}" in error
+        assert re.search(f"error: transcript row-0002: .*: {re.escape(place)}", error)
         assert said in error
         assert "as recorded with mistral-common" in error
 
@@ -176,7 +177,7 @@ def test_a_prompt_that_is_encoded_otherwise_is_an_error_of_its_own(
 def test_another_base_is_refused(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_tiny_base(tmp_path / "other", shipped_tokenizer("spm-v3"), seed=1)
     assert smoke(adapter, "--base", other) == 2
-    assert "which the adapter was trained on. Give that base with --base." in capsys.readouterr().err
+    assert "which the adapter was trained on" in capsys.readouterr().err
     golden = adapter / TRANSCRIPTS
     golden.rename(tmp_path / "golden")
     (adapter / "manifest.json").unlink()
@@ -204,7 +205,9 @@ def test_no_transcripts_is_an_error_that_says_what_to_do(
 ) -> None:
     shutil.rmtree(adapter / TRANSCRIPTS)
     assert smoke(adapter, "--base", base) == 2
-    assert "no such folder. Record some: mistral-lora smoke DIR --record FOLDER" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{adapter / TRANSCRIPTS}: no such folder" in error
+    assert "mistral-lora smoke DIR --record FOLDER" in error
 
 
 def out_of_device_memory() -> None:

@@ -154,8 +154,8 @@ def test_tool_call_needs_a_mistral_tokenizer(make_recipe: MakeRecipe, base: Path
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["tensorbord"], r"training.report_to\[0\]: 'tensorbord'; expected loggers that transformers knows: .*wandb"),
-        (["clearml"], r"training.report_to\[0\]: 'clearml' is not installed\. Install it: pip install clearml"),
+        (["tensorbord"], r"training\.report_to\[0\]: 'tensorbord'; expected .*wandb"),
+        (["clearml"], r"training\.report_to\[0\]: 'clearml' .*pip install clearml"),
         (["comet_ml"], "pip install comet-ml"),
     ],
 )
