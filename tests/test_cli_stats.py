@@ -179,7 +179,7 @@ def test_names_of_tools_are_printed_without_control_characters(tmp_path: Path, c
         (["recipe.yaml", "rows.jsonl"], "rows.jsonl: a recipe names its rows itself"),
         (["rows.jsonl", "--tokenizer", "lost"], "lost"),
         (["rows.jsonl", "--tokenizer", "spm-v3", "--lossy", "all"], "unknown kind 'all'"),
-        (["recipe.yaml", "--format", "alpaca"], "--format is for data, and recipe.yaml is a recipe"),
+        (["recipe.yaml", "--format", "alpaca"], "recipe.yaml is a recipe"),
     ],
 )
 def test_what_cannot_be_counted_is_named(

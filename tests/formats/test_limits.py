@@ -303,7 +303,7 @@ def test_a_reader_that_is_taken_down_is_an_error_with_its_place(many_pieces: Pat
     os.truncate(many_pieces, 4096)
     with pytest.raises(InputError) as caught:
         list(pieces)
-    assert "the rows after row 256 take down their reader (SIGBUS)" in str(caught.value)
+    assert re.search(r"after row 256 .*\(SIGBUS\)", str(caught.value))
     write_stream(many_pieces, pa.table({"a": ["1"]}))
     assert read(many_pieces) == [{"a": "1"}]
 
@@ -316,7 +316,7 @@ def test_a_reader_that_takes_too_long_is_an_error(many_pieces: Path, monkeypatch
     monkeypatch.setattr(tables, "_SECONDS", 0.3)
     [reader] = _readers()
     os.kill(reader, signal.SIGSTOP)
-    with pytest.raises(InputError, match=r"the rows after row 256 take more than 0.3 seconds to read"):
+    with pytest.raises(InputError, match=r"after row 256 .* 0\.3 seconds"):
         list(pieces)
 
 

@@ -88,7 +88,7 @@ def test_no_tokenizer_at_all_is_never_a_pass(base: Path, rows: Rows, tmp_path: P
     model = lora_model(base)
     model.config._name_or_path = ""
     trainer = _without_tokenizer(base, rows, tmp_path, collator=_collate, model=model)
-    with pytest.raises(GuardError, match=r"ML229 processing_class: the trainer has no processing_class"):
+    with pytest.raises(GuardError, match=r"ML229 processing_class: "):
         begin(trainer)
 
 

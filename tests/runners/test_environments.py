@@ -129,7 +129,7 @@ def test_a_package_that_cannot_be_installed_leaves_nothing_that_looks_finished(
 
 def test_a_python_that_is_not_there_is_named(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path))
-    with pytest.raises(RunnerError, match=r"nope: no Python that runs; expected Python 3.11 or newer"):
+    with pytest.raises(RunnerError, match=r"nope: .*expected Python 3\.11 or newer"):
         Environment(runner).setup(tmp_path / "nope")
 
 
@@ -200,7 +200,7 @@ def test_an_environment_that_others_can_write_is_not_run(
         folder.chmod(0o777)
         assert shared.state == "not trusted: others can write it"
         for call in (lambda: interpreter(runner), shared.setup):
-            with pytest.raises(RunnerError, match=rf"not trusted: other users can write {folder} \(mode 777\)"):
+            with pytest.raises(RunnerError, match=rf"not trusted: .*{folder} \(mode 777\)"):
                 call()
         assert not ran.exists()
         folder.chmod(0o755)

@@ -133,7 +133,7 @@ def test_what_a_runner_that_fails_said_last_is_shown(run: Extract) -> None:
 
 
 def test_a_runner_that_is_killed_is_an_error(run: Extract) -> None:
-    with pytest.raises(RunnerError, match="is killed \\(SIGKILL\\), as by a system that is out of memory"):
+    with pytest.raises(RunnerError, match=r"is killed \(SIGKILL\)"):
         run(hostile.IS_KILLED)
 
 

@@ -99,7 +99,7 @@ def test_texts_without_the_chat_template_are_found(audit: Audit) -> None:
 def test_examples_in_the_turn_of_the_question_are_a_note(audit: Audit) -> None:
     code, found = audit(fewshot_as_multiturn=False)
     assert (code, found.keys()) == (0, {"ML581"})
-    assert found["ML581"][0] == "colours, document 0: 2 examples in the turn of the question"
+    assert found["ML581"][0].startswith("colours, document 0: 2 examples")
 
 
 def test_a_system_prompt_that_the_harness_drops_is_found(audit: Audit, tmp_path: Path) -> None:

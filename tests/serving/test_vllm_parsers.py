@@ -99,7 +99,7 @@ def test_a_plain_answer_is_read_as_it_was_said(oracle: Oracle, tmp_path: Path) -
     python = replaying(tmp_path, RECORDED["answers"]["plain"])
     results = judged(python, oracle, ANSWERS["plain"])
     assert findings(results) == {}
-    assert dict(results["answered"].facts)["server of"] == "vLLM 0.32.0, its parsers: no server, and no model"
+    assert dict(results["answered"].facts)["server of"].startswith("vLLM 0.32.0, its parsers")
 
 
 def test_a_stream_that_depends_on_the_cut_is_found(oracle: Oracle, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_the_script_reads_the_answers_and_writes_their_messages(oracle: Oracle, 
     results = judged(decoding(tmp_path), oracle, *answers)
     assert findings(results) == {}
     facts = dict(results["answered"].facts)
-    assert facts["server of"] == "vLLM 0.0-decoder, its parsers: no server, and no model"
+    assert facts["server of"].startswith("vLLM 0.0-decoder, its parsers")
     assert re.match("5 of 5 .*whole.*, 5 of 5 .*stream; 5 .*parsers", facts["answers of"])
 
 

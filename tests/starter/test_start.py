@@ -200,7 +200,7 @@ def test_bad_rows_are_listed_and_the_rest_is_set_up(repository: Path, mistral_lo
     write_rows(repository / "train.jsonl", TALK, [{"role": "bot", "content": "x"}], TALK)
     done = init(repository, mistral_lora, "train.jsonl", "--base", "models/base", code=1)
     assert "3 rows, 1 of which cannot be used" in done.stdout
-    assert "next: do what `to do` lists, then pytest --mistral-golden" in done.stdout
+    assert re.search("^next: .*pytest --mistral-golden", done.stdout, re.MULTILINE)
     assert "train.jsonl:2, messages[0].role: 'bot'" in done.stdout
     assert (repository / "recipe.yaml").exists()
 

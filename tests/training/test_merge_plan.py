@@ -79,7 +79,7 @@ def test_a_tied_base_stays_tied(tmp_path: Path) -> None:
 def test_one_of_two_tied_matrices_cannot_be_changed(tmp_path: Path, options: dict[str, Any]) -> None:
     base = write_base(tmp_path / "base", tie_word_embeddings=True)
     adapter = write_adapter(tmp_path / "adapter", base, **options)
-    with pytest.raises(InputError, match="keeps as one with the other of embed_tokens and lm_head"):
+    with pytest.raises(InputError, match="embed_tokens and lm_head"):
         planned(adapter, base)
 
 

@@ -96,7 +96,7 @@ def test_a_method_that_cannot_be_undone_is_said(
     packed: RunResult, base: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("pytest_mistral_lora.training.merge.load_nf4", lambda *given: NotUndone())
-    with pytest.raises(InputError, match=r"cannot be dequantised: no such method. Give the full base."):
+    with pytest.raises(InputError, match=r"cannot be dequantised: no such method"):
         merge(packed.output, tmp_path / "out", base, dequantize=True)
     assert list(tmp_path.iterdir()) == []
 
