@@ -124,14 +124,14 @@ def test_values_are_read_one_by_one_wherever_the_file_is_cut(
 
 CUT = json.dumps(RECORDS).encode()
 BROKEN: list[tuple[str, bytes, str]] = [
-    ("a.json", CUT[:-1], "the array is cut off: its closing bracket is missing"),
-    ("a.json", CUT[:-10], "the file is cut off: it ends inside this row"),
-    ("a.json", b'[{"a": 1},]', "not valid JSON: a trailing comma at the end of the array"),
+    ("a.json", CUT[:-1], "the array is cut off"),
+    ("a.json", CUT[:-10], "the file is cut off"),
+    ("a.json", b'[{"a": 1},]', "a trailing comma at the end"),
     ("a.json", b'[{"a": 1} {"a": 2}]', "not valid JSON: no comma after the row"),
     ("a.json", b'[{"a": 1}] x', "text follows the array"),
     ("a.json", b'[{"a": 1,}]', "not valid JSON: a trailing comma"),
-    ("a.json", b"[{'a': 1}]", "not valid JSON: single quotes, as Python prints a dict,"),
-    ("a.json", b'[{"a": None}]', "not valid JSON: a constant of Python, not of JSON,"),
+    ("a.json", b"[{'a': 1}]", "single quotes"),
+    ("a.json", b'[{"a": None}]', "a constant of Python"),
     ("a.json", b"[" * 100_000, "JSON is nested too deeply"),
     ("a.json", b'[{"a": "\xff"}]', "not valid utf-8"),
     ("a.jsonl.gz", gzip.compress(lines(RECORDS))[:-200], "the compressed data is damaged"),

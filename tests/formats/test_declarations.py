@@ -77,7 +77,7 @@ REFUSED: list[tuple[str, str, str]] = [
     (
         "a.yaml",
         "datasets: [{path: owner/name, type: alpaca}]",
-        "owner/name: no such file or folder. From the Hub: hf download --repo-type dataset",
+        "hf download --repo-type dataset",
     ),
     ("a.yaml", "a: [", "not valid YAML"),
     ("a.yaml", "[]", "is a list; expected a configuration"),

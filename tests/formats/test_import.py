@@ -122,7 +122,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     ),
     ("text", {"text": "[INST] u [/INST] a"}, "this is plain text (text)"),
     ("encoded rows", {"input_ids": [1], "labels": [1]}, "this is encoded rows (input_ids)"),
-    ("a message alone", user("u"), "this is a message alone (role). Put all messages of a conversation in a list"),
+    ("a message alone", user("u"), "a message alone (role)"),
     ("another object", {"a": 1, "b": 2}, "no known format: keys a, b"),
     ("a number", 3, "no known format: the first record is a number"),
 ]

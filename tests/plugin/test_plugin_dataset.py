@@ -129,8 +129,7 @@ def test_a_folder_with_a_template_is_compared_with_it_on_every_row(
     options = (f"--mistral-dataset={path}", f"--mistral-tokenizer={folder}", "--mistral-strict")
     result = golden(*options)
     result.assert_outcomes(passed=13)
-    basis = "my-model (v3), which is not checked itself; recognised as spm-v3: 32,768 of 32,768 ids are the same"
-    result.stdout.fnmatch_lines([f"oracle of rows.jsonl: {basis}"])
+    result.stdout.fnmatch_lines(["oracle of rows.jsonl: my-model (v3)*spm-v3: 32,768 of 32,768 ids*"])
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("'[INST] '", "'[INST]'"))
     result = golden(*options)
@@ -191,11 +190,11 @@ def test_rows_need_a_tokenizer_that_is_there(golden: Run, write: Callable[..., P
     for options, expected in (
         (
             [],
-            "--mistral-dataset: no tokenizer to check the rows against; add --mistral-tokenizer PATH (a shipped one: ",
+            "add --mistral-tokenizer PATH (a shipped one: ",
         ),
         (
             ["--mistral-tokenizer=spm-v9"],
-            "spm-v9 (did you mean 'spm-v7'?); the names of shipped tokenizers are spm-v1, spm-v2",
+            "spm-v9 (did you mean 'spm-v7'?)",
         ),
     ):
         result = golden(f"--mistral-dataset={path}", *options)

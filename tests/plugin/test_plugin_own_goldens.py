@@ -132,17 +132,16 @@ def test_a_check_chosen_by_k_is_the_only_one_recorded(golden: Run, own_rows: Own
 def test_recording_without_a_folder_is_refused(golden: Run) -> None:
     result = golden("--mistral-golden-update")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    message = "--mistral-golden-update: there is nothing to record; add --mistral-golden-dir PATH, "
-    message += "a folder with rows in rows.jsonl"
-    assert result.stderr.str().strip() == f"ERROR: {message}"
+    [error] = result.stderr.str().splitlines()
+    assert error.startswith("ERROR: --mistral-golden-update: ")
+    assert [value for value in ("--mistral-golden-dir PATH", "rows.jsonl") if value not in error] == []
 
 
 def test_recording_is_refused_where_ci_is_set(golden: Run, own_rows: OwnRows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
     result = _record(golden, own_rows(NAMED))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    message = "--mistral-golden-update is refused if CI is set: a golden that CI writes guards nothing"
-    assert result.stderr.str().strip() == f"ERROR: {message}"
+    assert result.stderr.str().strip().startswith("ERROR: --mistral-golden-update is refused if CI is set")
 
 
 @pytest.mark.parametrize("workers", [("-n", "2"), ("-n2",), ("--numprocesses=1",), ("--tx", "2*popen", "--dist=load")])
@@ -151,8 +150,9 @@ def test_recording_is_refused_with_workers(workers: tuple[str, ...], golden: Run
     folder = own_rows(NAMED)
     result = _judge(golden, folder, "--mistral-golden-update", *workers)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    message = "--mistral-golden-update writes files and cannot be shared between workers; leave out -n"
-    assert result.stderr.str().strip() == f"ERROR: {message}"
+    error = result.stderr.str().strip()
+    assert error.startswith("ERROR: --mistral-golden-update ")
+    assert error.endswith("leave out -n")
     assert not (folder / "templates").exists()
 
 
@@ -267,8 +267,7 @@ def test_other_spans_fail_by_their_own_rule(golden: Run, recorded: Path) -> None
         data["spans"][1]["kind"] = "text"
 
     _edit(_golden(recorded), as_text)
-    found = f"ML003 {_golden(recorded)}: labels or spans are not those recorded"
-    assert _report(_judge(golden, recorded))[0] == found
+    assert _report(_judge(golden, recorded))[0].startswith(f"ML003 {_golden(recorded)}: labels or spans ")
 
 
 @pytest.mark.parametrize("update", [(), ("--mistral-golden-update",)])

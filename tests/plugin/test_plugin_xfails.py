@@ -100,11 +100,10 @@ def test_one_that_every_finder_missed_fails(
     known("ML608  # mended long ago\n")
     (pytester.path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
     rows = ("--mistral-tokenizer=spm-v3", "--mistral-dataset=rows.jsonl")
-    message = "known.txt:1: ML608 matches no finding: it is fixed or misspelled; remove it"
     for words in ((*rows, "--mistral-xfails=known.txt"), (*rows, "-o", "mistral_xfails=known.txt")):
         result = golden(*words)
         assert result.ret == 1
-        assert message in result.outlines
+        assert any(line.startswith("known.txt:1: ML608 matches no finding") for line in result.outlines)
 
 
 @pytest.mark.parametrize(("chosen", "code"), [("no-duplicates", 1), ("rows-are-valid", 0)])
@@ -153,14 +152,14 @@ def test_one_of_checks_that_are_not_in_the_run_is_not_met_on_every_front(
     known("ML204  # our collator masks by position, not by the pad id\n")
     (pytester.path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
     monkeypatch.chdir(pytester.path)
-    line = "not met: ML204 (known.txt:1): a check that can find it did not run"
+    start = "not met: ML204 (known.txt:1): "
     if front == "check":
         assert main([*FRONTS[front], "--train" if train else "--no-train"]) == 0
-        assert line in capsys.readouterr().out.splitlines()
+        assert any(line.startswith(start) for line in capsys.readouterr().out.splitlines())
     else:
         result = golden(*FRONTS[front], *([] if train else ["--mistral-golden-skip-training"]))
         assert result.ret == 0
-        assert f"  {line}" in result.outlines
+        assert any(line.startswith(f"  {start}") for line in result.outlines)
 
 
 def test_from_its_date_on_one_accepts_nothing(known: Callable[[str], Path], judged: Run) -> None:
