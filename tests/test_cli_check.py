@@ -120,7 +120,7 @@ def test_rows_are_judged_by_a_tokenizer_alone(healthy: Path, capsys: Any) -> Non
     assert len(lines) < 24
 
 
-_REASON = "no rows are given to compare with: mistral-lora audit --dataset ROWS"
+_REMEDY = ": mistral-lora audit --dataset ROWS"
 
 
 @pytest.mark.parametrize("files", [2, 3, 6])
@@ -162,11 +162,14 @@ def test_a_green_check_is_ten_lines_and_says_how_much_was_not_checked(tmp_path: 
     [unchecked] = [line for line in out.splitlines() if line.startswith("not checked: ")]
     number = re.search(r", 0 failed, (\d+) not checked$", out, re.MULTILINE)
     assert number is not None
-    assert unchecked == f"not checked: {number[1]} check: {_REASON}"
+    assert unchecked.startswith(f"not checked: {number[1]} check: ")
+    assert unchecked.endswith(_REMEDY)
     assert re.search(r"^figures of rows.jsonl: \d+ rows?, ", out, re.MULTILINE)
     assert main([*words, "--verbose"]) == 0
     whole = capsys.readouterr().out
-    assert {"not checked:", "figures of rows.jsonl:", f"  encoded.jsonl: {_REASON} (1)"} <= set(whole.splitlines())
+    lines = whole.splitlines()
+    assert {"not checked:", "figures of rows.jsonl:"} <= set(lines)
+    assert any(line.startswith("  encoded.jsonl: ") and line.endswith(f"{_REMEDY} (1)") for line in lines)
     assert whole.splitlines()[-1] == out.splitlines()[-1]
     # a fault is shown with everything
     rows(tmp_path, "bot")
@@ -198,8 +201,8 @@ def test_rows_without_a_tokenizer_are_bad_usage_with_the_command(healthy: Path, 
     assert err.endswith(f": mistral-lora check {healthy} --tokenizer spm-v3\n")
     for name, hint in (("spm-v9", " (did you mean 'spm-v7'?)"), (str(healthy.parent / "nope"), "")):
         assert main(["check", str(healthy), "--tokenizer", name]) == 2
-        expected = f"no such file or folder{hint}; expected a tokenizer folder or file, or one of spm-v1"
-        assert expected in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert [value for value in (f"{name}: no such file or folder{hint}; ", "spm-v1") if value not in err] == []
     assert main(["check", "spm-v3", "--tokenizer", "spm-v3"]) == 2
     assert "--tokenizer is for rows" in capsys.readouterr().err
 

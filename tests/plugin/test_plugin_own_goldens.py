@@ -171,8 +171,10 @@ def test_a_moved_token_is_shown_with_its_neighbours_and_the_versions(golden: Run
     assert _outcomes(result) == {"failed": 1}
     running = ", ".join(f"{name} {version(name)}" for name in ("mistral-common", "transformers", "tokenizers"))
     command = f"pytest --mistral-golden --mistral-golden-dir={recorded.name}"
-    assert _report(result) == [
-        f"ML002 {_golden(recorded)}: mistral-common gives other ids than recorded: text → [/INST]",
+    line, *shown = _report(result)
+    assert line.startswith(f"ML002 {_golden(recorded)}: ")
+    assert line.endswith("text → [/INST]")
+    assert shown == [
         "  12 tokens expected, 12 found; the first difference is at token 6",
         "    token  expected        label  token  found           label",
         "        1  3 [INST]        -100       1  3 [INST]        -100",

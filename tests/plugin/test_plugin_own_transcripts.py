@@ -109,7 +109,7 @@ def test_another_answer_fails_until_it_is_recorded(own: Run, here: Path) -> None
 )
 def test_a_row_that_asks_something_else_is_not_what_was_recorded(change: dict[str, Any], own: Run, here: Path) -> None:
     write_rows(here / "goldens" / "rows.jsonl", [{**NAMED, **change}])
-    _failed(own(), f"ML007 {here / 'goldens'}/rows.jsonl:1: ")
+    _failed(own(), f"ML007 {here / 'goldens'}/rows.jsonl:1: the row ")
     assert _lines(own("--mistral-golden-update"), "golden ") == [f"golden rewritten: {_file(here)}"]
     assert own().ret == 0
 

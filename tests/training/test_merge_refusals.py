@@ -37,7 +37,7 @@ def test_a_merged_model_is_taken_for_no_adapter_and_for_no_base(
     assert "Name the folder that it was merged from." in said
     said = refused(run.output, tmp_path / "twice", merged.output)
     assert said.startswith(f"{merged.output}: ")
-    assert "(kind merged in its manifest.json), which has an adapter in its weights" in said
+    assert "which has an adapter in its weights" in said
     assert f"expected tiny with {run.manifest['base_weights_sha256']}, which the adapter was trained on" in said
     assert cli.main(["smoke", str(run.output), "--base", str(merged.output)]) == 2
     assert "which has an adapter in its weights" in capsys.readouterr().err
