@@ -79,7 +79,7 @@ def test_the_answers_of_vllm_are_read_as_they_were(capsys: pytest.CaptureFixture
         code, out = main(["serve-check", f"vllm={url}", "--tokenizer", "spm-v3"]), capsys.readouterr().out
     assert code == 0, out
     assert "vLLM 0.32.0, model tiny: proof by ids" in out
-    assert "41 of 41 prompts have the ids of mistral-common" in out
+    assert "41 of 41 prompts have the ids" in out
     with serving(replayed(recorded("vllm", "--tokenizer-mode hf"))) as url:
         code, out = main(["serve-check", f"vllm={url}", "--tokenizer", "spm-v3"]), capsys.readouterr().out
     assert (code, "ML906" in out, "ML902" in out) == (1, True, False)

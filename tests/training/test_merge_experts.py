@@ -127,7 +127,7 @@ def test_a_small_fault_is_found_by_the_sums(
     def scale(tensors: Tensors) -> None:
         tensors[next(name for name in tensors if name.endswith(layer))] *= factor
 
-    with pytest.raises(MergeError, match=rf"{layer} is not the rounded sum of base and adapter in [\d,]+ of"):
+    with pytest.raises(MergeError, match=rf"{layer} is not the rounded sum .* in [\d,]+ of"):
         merged(one, tmp_path / "out", scale, monkeypatch, by_answers=False)
     assert not (tmp_path / "out").exists()
 

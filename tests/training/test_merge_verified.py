@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_an_element_that_is_not_the_sum_is_a_mismatch_whatever_is_declared(
     declare(copy, {**merged.manifest, "files": files})
     wrong = [one for one in verify(copy, base=run.base_folder, parent=run.output) if one.state == "mismatch"]
     assert [one.name for one in wrong] == ["parent.correctly_rounded"]
-    assert f"{name} is not the rounded sum of base and adapter in 1 of" in wrong[0].found
+    assert re.search(rf"{re.escape(name)} is not the rounded sum .* in 1 of", wrong[0].found)
     alone = {one.name: (one.state, one.found) for one in verify(copy, parent=run.output)}
     assert alone["parent.correctly_rounded"] == ("not available", "no base given")
     older = {key: value for key, value in merged.manifest["parent"].items() if key != "correctly_rounded"}
