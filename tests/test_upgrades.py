@@ -102,8 +102,10 @@ def test_a_name_that_mistral_common_no_longer_has_is_said_with_the_versions_that
     command = [sys.executable, "-m", "pytest", "--mistral-golden", "-p", "no:cacheprovider"]
     process = run_forked(command, cwd=tmp_path, env=CLEAN)
     assert process.returncode == pytest.ExitCode.INTERRUPTED
-    assert f"mistral-common {VERSION} lacks an API that this package uses: cannot import name" in process.stdout
-    assert f"expected mistral-common{SUPPORTED}. Install it: pip install 'mistral-common{SUPPORTED}'" in process.stdout
+    assert f"mistral-common {VERSION} lacks an API" in process.stdout
+    assert f"cannot import name '{gone}'" in process.stdout
+    assert f"expected mistral-common{SUPPORTED}" in process.stdout
+    assert f"pip install 'mistral-common{SUPPORTED}'" in process.stdout
     assert "Traceback" not in process.stdout + process.stderr
 
 

@@ -15,29 +15,27 @@ from pytest_mistral_lora.chat.reading import limits, loads_strict, scan_jsonl
 from pytest_mistral_lora.errors import EXIT_BAD_INPUT, InputError, RowError
 
 GOOD = b'{"a": 1}\n'
+DUMPS, SAVES, LEAVES_OUT = "json.dumps", "iconv -f latin1 -t utf-8 {path} > utf8-rows.jsonl", "null"
 REFUSED = [
-    (b'{"a": }', "not valid JSON: Expecting value at column 7"),
-    (b"{'a': 1}", "not valid JSON: single quotes, as Python prints a dict, at column 2"),
-    (b'{"a": 1} {"a": 2}', "not valid JSON: a second value on the line at column 10"),
-    (b'{"a": 1', "not valid JSON: Expecting ',' delimiter at column 8"),
-    (b'{"a": "\ttab"}', "not valid JSON: Invalid control character at column 8"),
-    (b'{"a": "cut', "not valid JSON: Unterminated string starting at column 7"),
-    (b'{"a": 1, "a": 1}', "the key 'a' appears twice in one object"),
-    (b'{"m": [{"x": {"weight": 0, "b": 1, "weight": 1}}]}', "the key 'weight' appears twice in one object"),
-    (b'{"a": 1, "\\u0061": 2}', "the key 'a' appears twice in one object"),
-    (b'{"a": NaN}', "NaN is not a JSON number"),
-    (b"[1, [Infinity]]", "Infinity is not a JSON number"),
-    (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
-    (b'{"a": [1e999]}', "1e999 is too large a number"),
-    (b'{"a": -1e999}', "-1e999 is too large a number"),
-    (b'{"a": ' + b"1" * 5000 + b"}", "a number has 5000 characters, which is too many to read"),
-    (b"[" * 100_000, "JSON is nested too deeply"),
-    (b'{"a": "\xff"}', "not valid UTF-8 at byte 8 of the line"),
-    (b'{"a": "\xed\xa0\x80"}', "not valid UTF-8 at byte 8 of the line"),
-    (
-        b'\xef\xbb\xbf{"a": 1}',
-        "not valid JSON: a byte order mark in the middle of the file, as joined files have, at column 1",
-    ),
+    (b'{"a": }', ("not valid JSON", "column 7"), DUMPS),
+    (b"{'a': 1}", ("single quotes", "column 2"), DUMPS),
+    (b'{"a": 1} {"a": 2}', ("second value", "column 10"), DUMPS),
+    (b'{"a": 1', ("not valid JSON", "column 8"), DUMPS),
+    (b'{"a": "\ttab"}', ("control character", "column 8"), DUMPS),
+    (b'{"a": "cut', ("not valid JSON", "column 7"), DUMPS),
+    (b'{"a": 1, "a": 1}', ("'a' appears twice",), ""),
+    (b'{"m": [{"x": {"weight": 0, "b": 1, "weight": 1}}]}', ("'weight' appears twice",), ""),
+    (b'{"a": 1, "\\u0061": 2}', ("'a' appears twice",), ""),
+    (b'{"a": NaN}', ("NaN is not",), LEAVES_OUT),
+    (b"[1, [Infinity]]", ("Infinity is not",), LEAVES_OUT),
+    (b'{"a": -Infinity}', ("-Infinity is not",), LEAVES_OUT),
+    (b'{"a": [1e999]}', ("1e999",), LEAVES_OUT),
+    (b'{"a": -1e999}', ("-1e999",), LEAVES_OUT),
+    (b'{"a": ' + b"1" * 5000 + b"}", ("5000 characters",), ""),
+    (b"[" * 100_000, ("nested too deeply",), ""),
+    (b'{"a": "\xff"}', ("UTF-8", "byte 8"), SAVES),
+    (b'{"a": "\xed\xa0\x80"}', ("UTF-8", "byte 8"), SAVES),
+    (b'\xef\xbb\xbf{"a": 1}', ("byte order mark", "column 1"), DUMPS),
 ]
 
 
@@ -50,17 +48,18 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("line", "said"), REFUSED, ids=[said[:30] for _, said in REFUSED])
-def test_a_refused_line_is_named_and_the_lines_around_it_are_read(tmp_path: Path, line: bytes, said: str) -> None:
+@pytest.mark.parametrize(("line", "values", "step"), REFUSED, ids=[" ".join(values) for _, values, _ in REFUSED])
+def test_a_refused_line_is_named_and_the_lines_around_it_are_read(
+    tmp_path: Path, line: bytes, values: tuple[str, ...], step: str
+) -> None:
     path = write(tmp_path / "rows.jsonl", GOOD + line + b"\n" + GOOD)
-    steps = {
-        "not valid JSON": ". Write each row with json.dumps, on a line of its own.",
-        "not valid UTF-8": f". Save it as UTF-8, for example: iconv -f latin1 -t utf-8 {path} > utf8-rows.jsonl",
-        "N": ". Write null, or leave the key out.",
-        **dict.fromkeys(("Infinity", "-Infinity", "1e999", "-1e999"), ". Write null, or leave the key out."),
-    }
-    step = next((text for beginning, text in steps.items() if said.startswith(beginning)), "")
-    assert scan(path) == [(1, {"a": 1}), f"{path}:2: {said}{step}", (3, {"a": 1})]
+    first, error, last = scan_jsonl(path)
+    assert (first, last) == ((1, {"a": 1}), (3, {"a": 1}))
+    assert isinstance(error, RowError)
+    assert str(error.place) == f"{path}:2"
+    assert [value for value in values if value not in error.found] == []
+    assert step.format(path=path) in error.next_step
+    assert bool(error.next_step) == bool(step)
 
 
 def test_the_command_that_saves_as_utf8_can_be_pasted(tmp_path: Path) -> None:
@@ -111,7 +110,10 @@ def test_the_largest_row_has_20_mib() -> None:
 def test_a_long_last_line_without_newline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_ROW_BYTES", 20)
     path = write(tmp_path / "rows.jsonl", GOOD + b"1" * 65)
-    assert scan(path) == [(1, {"a": 1}), f"{path}:2: the row has 65 bytes; expected at most 20 bytes (0 MiB)"]
+    first, refused = scan(path)
+    assert first == (1, {"a": 1})
+    assert refused.startswith(f"{path}:2: ")
+    assert "65 bytes; expected at most 20 bytes" in refused
 
 
 @pytest.mark.parametrize(("name", "said"), [("absent.jsonl", "No such file or directory"), ("", "Is a directory")])

@@ -213,14 +213,14 @@ def test_a_missing_file_and_a_file_without_version_are_refused(tmp_path: Path) -
         Oracle(tmp_path / "absent.json")
     unversioned = tmp_path / "tokenizer.model"
     unversioned.write_bytes(shipped_tokenizer("spm-v3").read_bytes())
-    with pytest.raises(TokenizerError, match=r"the name does not give the tokenizer version; expected a SentencePiece"):
+    with pytest.raises(TokenizerError, match=r"the name does not give the tokenizer version"):
         Oracle(unversioned)
-    with pytest.raises(TokenizerError, match=r"cannot load it.*expected a tekken\.json, or a SentencePiece file"):
+    with pytest.raises(TokenizerError, match=r"cannot load it.*expected a tekken\.json"):
         Oracle(Path(__file__))
     newer = json.loads(shipped_tokenizer("tekken-240911").read_bytes())
     newer["config"]["version"] = "v999"
     (broken := tmp_path / "tekken.json").write_text(json.dumps(newer))
-    with pytest.raises(TokenizerError, match=r"v999.* A newer one may know it: pip install --upgrade mistral-common"):
+    with pytest.raises(TokenizerError, match=r"v999.*pip install --upgrade mistral-common"):
         Oracle(broken)
     broken.write_text("{}")
     with pytest.raises(TokenizerError, match=r"an object of 0; expected an object and a list"):
@@ -232,13 +232,14 @@ def test_a_missing_file_and_a_file_without_version_are_refused(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "claim", "said"),
     [
-        ("spm-v1", "v3", r"its version is v3, but its vocabulary has no \[INST\]"),
-        ("spm-v3", "v1", r"its version is v1, but its vocabulary has a \[INST\]"),
-        ("spm-v3", "v7", r"its version is v7, but its vocabulary has no \[SYSTEM_PROMPT\]"),
+        ("spm-v1", "v3", r"v3.* no \[INST\]"),
+        ("spm-v3", "v1", r"v1.* a \[INST\]"),
+        ("spm-v3", "v7", r"v7.* no \[SYSTEM_PROMPT\]"),
     ],
 )
 def test_a_version_that_the_vocabulary_belies_is_refused(tmp_path: Path, name: str, claim: str, said: str) -> None:
     path = tmp_path / f"tokenizer.model.{claim}"
     path.write_bytes(shipped_tokenizer(name).read_bytes())
-    with pytest.raises(TokenizerError, match=said):
+    with pytest.raises(TokenizerError, match=said) as caught:
         Oracle(path)
+    assert str(caught.value.place) == str(path)

@@ -105,7 +105,7 @@ def test_an_answer_that_v2_leaves_out_is_told_apart_from_one_of_weight_zero() ->
     one = Row(({"role": "user", "content": "a"}, *turns, *row(0).messages))
     for name, faulty in (("spm-v2", True), ("spm-v3", False)):
         found = [str(error) for _, error in Policy(99).faults(oracle_named(name).encode(one), one)]
-        assert found == ["no token is trained on: the encoding has no token of an answer of weight 1"] * faulty
+        assert ["no token of an answer of weight 1" in error for error in found] == [True] * faulty
     assert ["weight 0" in str(error) for _, error in Policy(99).faults(ORACLE.encode(row(0)), row(0))] == [True]
 
 
@@ -114,7 +114,8 @@ def test_a_cut_that_leaves_no_label_counts_as_a_row_that_teaches_nothing() -> No
     prompt = (whole.labels or ()).count(IGNORE_INDEX)
     [(name, error)] = Policy(prompt, "right").faults(whole, row(1))
     assert name == "nothing-supervised"
-    assert str(error) == f"rows.jsonl:7: no token is trained on in the first {prompt} of {len(whole.input_ids)}"
+    assert str(error.place) == "rows.jsonl:7"
+    assert f" {prompt} of {len(whole.input_ids)}" in error.found
     assert Policy(prompt, "right", "drop").apply(whole) == PolicyResult(None, ("nothing-supervised",))
     assert Policy(prompt, "right", "warn").apply(whole) == PolicyResult(whole.cut(prompt), ("cut", "without-loss"))
     # a row that is dropped for its length is dropped for that

@@ -97,8 +97,8 @@ def test_every_field_within_a_request_is_known(model: type[BaseModel]) -> None:
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        ({"continue_final_message": True}, "continue_final_message: True, which leaves out the EOS"),
-        ({"truncate_for_context_length": True}, "truncate_for_context_length: True, which leaves out the oldest"),
+        ({"continue_final_message": True}, "continue_final_message: True, which leaves out"),
+        ({"truncate_for_context_length": True}, "truncate_for_context_length: True, which leaves out"),
         ({"messages": [USER, {**ANSWER, "prefix": True}]}, "messages[1].prefix: unknown field"),
         *(
             ({"messages": [{"role": "user", "content": [{"type": kind}]}, ANSWER]}, "messages[0].content[0]: ")
@@ -130,10 +130,9 @@ def test_a_field_that_leaves_something_out_is_refused_by_name(change: dict[str, 
 def test_a_schema_that_is_none_is_refused_with_its_field() -> None:
     bad = {**FORMAT, "json_schema": {"name": "a", "schema": {"type": "objekt"}}}
     row = parse_row({"messages": [USER, ANSWER], "response_format": bad}, place=Place.of("rows.jsonl", 3))
-    with pytest.raises(
-        OracleRejection, match=r"^rows\.jsonl:3, response_format\.json_schema\.schema: the schema is not"
-    ):
+    with pytest.raises(OracleRejection, match="'objekt'") as caught:
         derived_oracle("derived-v15-schema").encode(row)
+    assert str(caught.value.place) == "rows.jsonl:3, response_format.json_schema.schema"
 
 
 def test_a_response_format_is_encoded_as_mistral_common_encodes_it() -> None:

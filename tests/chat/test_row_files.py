@@ -38,18 +38,11 @@ def test_all_bad_rows_are_reported_and_the_good_ones_streamed(tmp_path: Path) ->
         streamed.extend(read_rows(path))
     # a list that fails to extend keeps what it was given so far
     assert [str(row.place) for row in streamed] == [f"{path}:{n}" for n in (1, 3, 7)]
-    assert str(caught.value) == (
-        f"{path}: 3 bad rows\n"
-        f"  {path}:2: not valid JSON: Expecting property name enclosed in double quotes at column 2. "
-        "Write each row with json.dumps, on a line of its own.\n"
-        f"  {path}:4: messages is empty; expected at least one user and one assistant message\n"
-        f"  {path}:6, messages[1].role: 'bot'; expected one of system, user, assistant, tool. Did you mean 'assistant'?"
-    )
-    assert [str(error.place) for error in caught.value.errors] == [
-        f"{path}:2",
-        f"{path}:4",
-        f"{path}:6, messages[1].role",
-    ]
+    errors = caught.value.errors
+    assert str(caught.value) == "\n".join([f"{path}: 3 bad rows", *(f"  {error}" for error in errors)])
+    assert [str(error.place) for error in errors] == [f"{path}:2", f"{path}:4", f"{path}:6, messages[1].role"]
+    for error, values in zip(errors, (("column 2", "json.dumps"), ("empty",), ("'bot'", "'assistant'")), strict=True):
+        assert [value for value in values if value not in str(error)] == []
 
 
 def test_scanning_gives_rows_and_errors_in_file_order(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_template_that_overruns_is_refused_in_time(name: str, process: RenderP
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     found = process.ask({**question(OVERRUNS[name]), "foreign": True})
     assert found["kind"] == "overrun", found
-    assert re.match(r"the chat template (takes more than|uses|has more than) ", found["found"])
+    assert re.search(r"more than .*\d|uses .*['\d]", found["found"])
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 10
     # the next row is rendered, by a new process if need be
     assert process.ask({**question("{{ bos_token }}"), "foreign": True})["text"] == "<s>"
@@ -130,7 +130,7 @@ def test_a_template_that_has_overrun_is_not_run_again(
     monkeypatch.setattr(isolated, "renderer", lambda: process)
     template = ChatTemplate(tokenizer.fast, OVERRUNS["nested loops"])
     for row in (ROW, ROW):
-        with pytest.raises(RowError, match=r"the chat template takes more than 0\.5 seconds of CPU time") as error:
+        with pytest.raises(RowError, match=r" 0\.5 seconds of CPU time") as error:
             template.encode(row)
         assert isinstance(error.value.__cause__, RenderError)
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime

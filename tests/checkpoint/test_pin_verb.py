@@ -110,7 +110,8 @@ def test_offline_the_recipe_names_the_branch_and_train_tells_what_to_fill_in(cal
         ["pin", f"{REPO}@v1"], ["init", "--base", REPO], ["train", "recipe.yaml"], ["pin", "recipe.yaml"], offline=True
     )
     assert unknown[0] == 2
-    assert f"Online: HF_HUB_OFFLINE=0 mistral-lora pin {REPO}@v1. Or copy the commit from http://" in unknown[2]
+    assert f"HF_HUB_OFFLINE=0 mistral-lora pin {REPO}@v1" in unknown[2]
+    assert "commit from http://" in unknown[2]
     assert started[0] == 1
     assert "to do: Pin the base, online: mistral-lora pin recipe.yaml" in started[1]
     assert "  revision: main  # TO DO: its commit" in (tmp_path / "recipe.yaml").read_text()
@@ -118,7 +119,7 @@ def test_offline_the_recipe_names_the_branch_and_train_tells_what_to_fill_in(cal
     assert "recipe.yaml:6, base.revision: 'main': a branch or tag" in refused[2]
     assert "Write it: mistral-lora pin recipe.yaml" in refused[2]
     assert pinned[0] == 2
-    assert "Online: HF_HUB_OFFLINE=0 mistral-lora pin recipe.yaml. Or copy" in pinned[2]
+    assert "HF_HUB_OFFLINE=0 mistral-lora pin recipe.yaml" in pinned[2]
     # what was fetched before is enough
     commit = "ab" * 10 + "cd" * 10
     refs = tmp_path / "home" / "hub" / "models--tiny--mistral" / "refs"
@@ -128,13 +129,17 @@ def test_offline_the_recipe_names_the_branch_and_train_tells_what_to_fill_in(cal
         ["pin", "recipe.yaml"], ["pin", f"{REPO}@{commit}"], ["init", "--base", REPO, "--force"], offline=True
     )
     assert pinned[1] == f"recipe.yaml: base.revision is {commit} now (before: main)\n"
-    assert pinned[2] == "note: the Hub cannot be reached; main was this commit when it was last fetched\n"
-    assert again == (0, f"{commit}\n", "note: the Hub was not asked whether it has this commit\n")
+    [note] = pinned[2].splitlines()
+    assert note.startswith("note: ")
+    assert "main" in note
+    assert again[:2] == (0, f"{commit}\n")
+    [note] = again[2].splitlines()
+    assert note.startswith("note: the Hub was not asked")
     assert started[0] == 1
     assert "to do: Fetch the base," in started[1]
     assert "to do: Record the goldens then" in started[1]
     recipe = (tmp_path / "recipe.yaml").read_text()
-    assert f"  revision: {commit}  # of your branch or tag, when it was last fetched\n" in recipe
+    assert f"  revision: {commit}  # of your branch or tag" in recipe
 
 
 BASES: dict[str, tuple[str, Any]] = {

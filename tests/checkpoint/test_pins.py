@@ -84,8 +84,9 @@ def test_a_pin_stays_where_it_is_when_the_branch_moves(place: Place, model_files
 
 def test_the_error_for_a_branch_names_the_commit_it_points_to(place: Place) -> None:
     answer = place.resolve("main", place="recipe.yaml, base.revision")
-    assert answer["error"].startswith("recipe.yaml, base.revision: revision 'main' is not a pin")
-    assert answer["next_step"] == f"main is {place.new} now; pin that."
+    assert answer["error"].startswith("recipe.yaml, base.revision: ")
+    assert "'main' is not a pin" in answer["error"]
+    assert answer["next_step"].startswith(f"main is {place.new} now")
 
 
 def test_offline_the_error_for_a_branch_names_the_commit_it_pointed_to_when_fetched(place: Place) -> None:
@@ -104,7 +105,7 @@ def test_an_absent_revision_is_an_error_that_names_the_newest(place: Place) -> N
 
 def test_an_absent_repository_is_an_error(place: Place) -> None:
     answer = place.resolve(COMMIT, repo="tiny/absent")
-    assert answer["found"] == f"no repository at {place.hub.url}/tiny/absent, or a private one"
+    assert f" {place.hub.url}/tiny/absent" in answer["found"]
     assert "HF_TOKEN" in answer["next_step"]
 
 

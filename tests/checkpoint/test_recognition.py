@@ -91,12 +91,9 @@ def test_a_folder_as_transformers_saves_it_is_recognised(saved: Callable[[str], 
 def test_a_healthy_folder_is_judged_in_full_and_passes(saved: Callable[[str], Path], name: str) -> None:
     found = results(saved(name))
     assert [finding.text() for result in found.values() for finding in result.findings] == []
-    assert {result.not_checked for result in found.values()} - {""} <= {
-        "v1 cannot encode this case",
-        f"{name.removeprefix('spm-')} cannot encode this case",
-        "there is no config.json or generation_config.json",
-        "the commits of the files are not known: no file names them",
-    }
+    reasons = {result.not_checked for result in found.values()} - {""}
+    known = ("cannot encode this case", "no config.json or generation_config.json", "the commits of the files")
+    assert [reason for reason in reasons if not any(one in reason for one in known)] == []
     assert dict(found["oracle"].facts)["oracle of"].startswith(f"recognised as {name}: ")
 
 
@@ -244,7 +241,7 @@ def test_an_unknown_vocabulary_is_one_finding_and_everything_else_is_not_checked
     found = results(folder)
     assert [finding.rule for finding in found["oracle"].findings] == ["ML229"]
     assert {name for name, result in found.items() if result.findings} == {"oracle"}
-    assert "and its vocabulary is not that of a tokenizer that is known" in found["control-tokens"].not_checked
+    assert "its vocabulary is not that of" in found["control-tokens"].not_checked
 
 
 def test_a_later_version_of_the_same_vocabulary_is_not_taken_for_an_older_one(

@@ -79,7 +79,8 @@ def test_on_a_quantised_base_all_but_the_effect_is_judged(
     results = judged(folder, other)
     assert rules(results) == set()
     unchecked = {name: result.not_checked for name, result in results.items() if result.not_checked}
-    assert unchecked == {"changes-the-base": f"{other} is quantised: give the base in full precision"}
+    assert unchecked.keys() == {"changes-the-base"}
+    assert unchecked["changes-the-base"].startswith(f"{other} is quantised")
 
 
 @pytest.mark.parametrize("architecture", ["VoxtralForConditionalGeneration", "GptOssForCausalLM"])

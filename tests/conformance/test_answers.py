@@ -59,9 +59,8 @@ def test_packaged_rows_and_known_answers_are_sound(name: str) -> None:
 
 def test_without_a_grammar_a_file_with_tools_is_not_checked(tmp_path: Path) -> None:
     results = judged(tmp_path, shipped_tokenizer("spm-v3"), PLAIN, CALL)
-    assert results["decoding-allows-answers"].not_checked == (
-        "mistral-common has no grammar for SentencePiece of version v3: only for Tekken from v11 on"
-    )
+    reason = results["decoding-allows-answers"].not_checked
+    assert [value for value in ("no grammar", "SentencePiece", "v3", "v11") if value not in reason] == []
     assert results["answers-are-read-back"] == Result()
 
 

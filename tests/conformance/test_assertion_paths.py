@@ -120,7 +120,7 @@ def test_a_file_that_may_not_be_read_is_refused(assertions: dict[str, Assertion]
 
 def test_a_number_is_no_path(assertions: dict[str, Assertion]) -> None:
     for judge in assertions.values():
-        with pytest.raises(InputError, match=r"no (path|tokenizer that can be judged): int; expected the (path|value)"):
+        with pytest.raises(InputError, match=r"no (path|tokenizer).*: int; expected"):
             judge(3)
 
 
@@ -130,15 +130,14 @@ def test_a_base_of_an_unknown_class_is_no_pass(made: Path, tmp_path: Path) -> No
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     other = config | {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}
     (tmp_path / "base" / "config.json").write_text(json.dumps(other))
-    with pytest.raises(
-        PinError, match=r"base/config\.json: the base is \['GemmaForCausalLM'\]; expected one of Mistral"
-    ):
+    with pytest.raises(PinError, match=r"\['GemmaForCausalLM'\]; expected .*Mistral") as caught:
         assert_adapter_sound(made / "adapter", tmp_path / "base")
+    assert str(caught.value.place) == str(tmp_path / "base" / "config.json")
     # one that the adapter records is judged by all that needs no base
     adapter = Path(shutil.copytree(made / "adapter", tmp_path / "adapter"))
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}))
-    with pytest.warns(NotCheckedWarning, match=r"fits-base, changes-the-base: .*the base is \['GemmaForCausalLM'\]"):
+    with pytest.warns(NotCheckedWarning, match=r"fits-base, changes-the-base: .*\['GemmaForCausalLM'\]"):
         assert_adapter_sound(adapter)
     save_file({}, adapter / "adapter_model.safetensors")
     with pytest.raises(AssertionError, match=r"^ML401 .*holds no tensors"):
@@ -146,7 +145,7 @@ def test_a_base_of_an_unknown_class_is_no_pass(made: Path, tmp_path: Path) -> No
 
 
 def test_a_merged_model_that_is_compared_with_nothing_is_no_pass(made: Path) -> None:
-    with pytest.raises(AssertionError, match=r"not checked\n.*names-and-shapes.*: the base is this folder itself"):
+    with pytest.raises(AssertionError, match=r"not checked\n.*names-and-shapes.*: .*this folder"):
         assert_adapter_sound(made / "base", made / "base")
 
 
@@ -154,7 +153,5 @@ def test_a_base_that_is_missing_is_a_warning(made: Path, tmp_path: Path) -> None
     adapter = Path(shutil.copytree(made / "adapter", tmp_path / "adapter"))
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "some/where"}))
-    with pytest.warns(
-        NotCheckedWarning, match=r"not checked\n  fits-base, changes-the-base: .*'some/where' is missing"
-    ):
+    with pytest.warns(NotCheckedWarning, match=r"not checked\n  fits-base, changes-the-base: .*'some/where'"):
         assert_adapter_sound(adapter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_backend_of_a_folder_with_tekken_is_in_the_summary(folder: Path) -> None:
     facts = dict(loaded(Target("one", folder)).facts)
     [line] = basis_lines([outcome_of("one::tokenizer::x", facts=facts)])
-    assert line.startswith(f"backend of one: AutoTokenizer takes MistralCommonBackend in transformers {VERSION}:")
+    assert re.match(rf"backend of one: .*MistralCommonBackend .*transformers {re.escape(VERSION)}:", line)
     assert "return_assistant_tokens_mask is ignored" in line
 
 

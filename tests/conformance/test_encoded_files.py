@@ -223,4 +223,5 @@ def test_a_row_that_mistral_common_refuses_is_not_judged(lines: list[Data], writ
 def test_the_shipped_file_is_found_by_its_name_where_it_made_the_ids(write: Write) -> None:
     v3, v1 = (Oracle(shipped_tokenizer(name)) for name in ("spm-v3", "spm-v1"))
     [finding] = audit_findings(write([number_line(v1, 0)]), v3)
-    assert (finding.rule, finding.found) == ("ML532", "these are the ids of spm-v1 (tokenizer.model.v1)")
+    assert finding.rule == "ML532"
+    assert "spm-v1 (tokenizer.model.v1)" in finding.found

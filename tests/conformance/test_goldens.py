@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import pytest
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.mask.row_laws import assistant_text_violation
 from pytest_mistral_lora.conformance.targets import EMBEDDED, Target
 from pytest_mistral_lora.conformance.template import checks, judge
@@ -36,7 +36,9 @@ def test_a_template_that_renders_no_row_is_not_called_equal_to_its_own_rendering
     vars(target)["template"] = ChatTemplate(target.tokenizer.fast, "{{ raise_exception('no') }}")
     settings = Settings(1, None, "cpu", True, (), False, tmp_path)
     [check] = [one for one in checks(target, settings) if one.case == "apply-chat-template"]
-    assert check.run() == Result(not_checked="the chat template renders none of the packaged rows")
+    result = check.run()
+    assert "renders none" in result.not_checked
+    assert not result.findings
 
 
 def test_a_difference_is_shown_token_by_token() -> None:
@@ -45,9 +47,11 @@ def test_a_difference_is_shown_token_by_token() -> None:
     vars(target)["template"] = ChatTemplate(fast, fast.chat_template.replace("{{- '[INST] ' }}", "{{- '[INST]' }}"))
     golden = load(goldens_folder() / "templates" / "spm-v3" / "single.json")
     [finding] = judge(target, golden).findings
+    assert (finding.rule, str(finding.place)) == ("ML004", "spm-v3/single.json")
+    assert "after [INST]: " in finding.words
     text = finding.text()
-    assert text.startswith("ML004 spm-v3/single.json: the chat template differs from mistral-common: after [INST]:")
     assert ">     2  2592 '␣What'     -100       2  3963 'What'      -100" in text
     assert "recorded: mistral-common " in text
     assert "running:  mistral-common " in text
-    assert '{"messages": [{"role": "user", "content": "What is the capital of France?"}' in text
+    assert json.loads(finding.row)["messages"][0]["content"] == "What is the capital of France?"
+    assert finding.row in text

@@ -157,4 +157,5 @@ def test_our_own_merge_is_the_exact_sum_rounded_once(made: Made, dtype: torch.dt
     write_weights(folder / "merged", base.weights, adapter.weights, plan_merge(adapter, base), name)
     result, rounding = product_of(folder)
     assert not result.findings
-    assert rounding == "not PEFT's: each number is the exact sum, rounded once"
+    assert rounding.startswith("not PEFT's: ")
+    assert "rounded once" in rounding

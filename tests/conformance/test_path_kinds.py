@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -148,9 +149,9 @@ def test_a_path_is_recognised_by_its_content(name: str, content: Any, kind: str,
 
 def test_with_a_base_full_weights_are_a_merged_model(tmp_path: Path) -> None:
     merged, base = (write(tmp_path / name, in_folder(model__safetensors=b"")) for name in ("merged", "base"))
-    assert recognised(merged, base).title == "a merged model (model.safetensors, and --base is another folder)"
+    assert recognised(merged, base).title.startswith("a merged model (model.safetensors, and --base ")
     assert recognised(base, base).title == "a checkpoint folder (model.safetensors)"
-    assert recognised(Path("spm-v3")).title == "a tokenizer that mistral-common ships"
+    assert recognised(Path("spm-v3")).title.startswith("a tokenizer ")
 
 
 AXOLOTL = "base_model: mistralai/M\ndatasets: [{path: d.jsonl, type: chat_template}]\nadapter: lora\n"
@@ -259,7 +260,7 @@ def test_anything_else_is_an_error_that_lists_the_kinds(
     err = capsys.readouterr().err
     assert keys in err
     if name != "numbers.json":
-        assert "expected one of these: a recipe (YAML with base, data, training, output); rows (JSON Lines " in err
+        assert re.search(r"expected .*a recipe \(.*; rows \(", err)
         assert "--as recipe|rows|encoded|adapter|gguf|tokenizer" in err
 
 

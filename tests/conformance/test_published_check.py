@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_a_template_that_llamacpp_cannot_render_is_a_note(tmp_path: Path, name: 
     [finding] = judged(tmp_path).findings
     assert (finding.rule, finding.severity) == ("ML023", "note")
     assert str(finding.place) == f"{tmp_path}/chat_template.jinja"
-    assert finding.found.startswith("llama.cpp b11549 fails at 10 of 51 packaged prompts")
+    assert re.match(r"llama\.cpp b11549 .* 10 of 51 ", finding.found)
     assert f"mistral-lora template --tokenizer {tmp_path}{system_prompt} --output" in finding.next_step
 
 

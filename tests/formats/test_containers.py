@@ -124,14 +124,14 @@ def test_values_are_read_one_by_one_wherever_the_file_is_cut(
 
 CUT = json.dumps(RECORDS).encode()
 BROKEN: list[tuple[str, bytes, str]] = [
-    ("a.json", CUT[:-1], "the array is cut off: its closing bracket is missing"),
-    ("a.json", CUT[:-10], "the file is cut off: it ends inside this row"),
-    ("a.json", b'[{"a": 1},]', "not valid JSON: a trailing comma at the end of the array"),
+    ("a.json", CUT[:-1], "the array is cut off"),
+    ("a.json", CUT[:-10], "the file is cut off"),
+    ("a.json", b'[{"a": 1},]', "a trailing comma at the end"),
     ("a.json", b'[{"a": 1} {"a": 2}]', "not valid JSON: no comma after the row"),
     ("a.json", b'[{"a": 1}] x', "text follows the array"),
     ("a.json", b'[{"a": 1,}]', "not valid JSON: a trailing comma"),
-    ("a.json", b"[{'a': 1}]", "not valid JSON: single quotes, as Python prints a dict,"),
-    ("a.json", b'[{"a": None}]', "not valid JSON: a constant of Python, not of JSON,"),
+    ("a.json", b"[{'a': 1}]", "single quotes"),
+    ("a.json", b'[{"a": None}]', "a constant of Python"),
     ("a.json", b"[" * 100_000, "JSON is nested too deeply"),
     ("a.json", b'[{"a": "\xff"}]', "not valid utf-8"),
     ("a.jsonl.gz", gzip.compress(lines(RECORDS))[:-200], "the compressed data is damaged"),
@@ -182,12 +182,11 @@ def test_a_bad_line_or_element_is_an_error_among_the_others(tmp_path: Path) -> N
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": NaN}\n{"b": 1, "b": 2}\n\xff\n{"a": 2}\n')
     found = read(path)
-    assert [str(one) for one in found if isinstance(one, RowError)] == [
-        f"{path}:2: NaN is not a JSON number. Write null, or leave the key out.",
-        f"{path}:3: the key 'b' appears twice in one object",
-        f"{path}:4: not valid UTF-8 at byte 1 of the line. "
-        f"Save it as UTF-8, for example: iconv -f latin1 -t utf-8 {path} > utf8-a.jsonl",
-    ]
+    errors = [one for one in found if isinstance(one, RowError)]
+    assert [str(error.place) for error in errors] == [f"{path}:{line}" for line in (2, 3, 4)]
+    said = ("NaN", "'b' appears twice", f"iconv -f latin1 -t utf-8 {path} > utf8-a.jsonl")
+    assert [value in str(error) for error, value in zip(errors, said, strict=True)] == [True] * 3
+    assert "byte 1" in errors[2].found
     array = tmp_path / "a.json"
     array.write_bytes(b'[{"a": 1}, {"a": NaN}, {"b": 1, "b": 2}, {"a": 2}]')
     found = read(array)
@@ -195,12 +194,10 @@ def test_a_bad_line_or_element_is_an_error_among_the_others(tmp_path: Path) -> N
     assert found[-1] == {"a": 2}
     rows = tmp_path / "a.csv"
     rows.write_bytes(b"a,b\n1,2\n\n1\n1,2,3\n3,4\n")
-    assert [str(one) if isinstance(one, RowError) else one["a"] for one in read(rows)] == [
-        "1",
-        f"{rows} record 2, line 4: 1 fields; the header has 2; expected as many fields as the header has",
-        f"{rows} record 3, line 5: 3 fields; the header has 2; expected as many fields as the header has",
-        "3",
-    ]
+    first, short, long, last = read(rows)
+    assert (first["a"], last["a"]) == ("1", "3")
+    assert [str(one.place) for one in (short, long)] == [f"{rows} record 2, line 4", f"{rows} record 3, line 5"]
+    assert [one.found for one in (short, long)] == ["1 fields; the header has 2", "3 fields; the header has 2"]
 
 
 def test_a_dataset_that_was_saved_to_disk_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:

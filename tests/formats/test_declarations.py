@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,8 @@ def test_a_training_file_of_llamafactory_leads_to_its_data_sets(tmp_path: Path) 
     path.write_text("stage: sft\ndataset: mine\ndataset_dir: data\ntrain_on_prompt: true\n", "utf-8")
     found, report = declared_rows(path)
     assert found == [GOOD]
-    assert report.remarks == [f"train_on_prompt: True of {path} is a setting of training, not of rows"]
+    [remark] = report.remarks
+    assert remark.startswith(f"train_on_prompt: True of {path} ")
 
 
 def test_a_configuration_of_trl_leads_to_its_data(tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ REFUSED: list[tuple[str, str, str]] = [
     (
         "a.yaml",
         "datasets: [{path: owner/name, type: alpaca}]",
-        "owner/name: no such file or folder. From the Hub: hf download --repo-type dataset",
+        "hf download --repo-type dataset",
     ),
     ("a.yaml", "a: [", "not valid YAML"),
     ("a.yaml", "[]", "is a list; expected a configuration"),
@@ -120,7 +122,7 @@ def test_the_command_reads_a_declaration(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads(to.read_text("utf-8")) == GOOD
     assert "Alpaca (declared)" in capsys.readouterr().out
     assert main(["import", str(path), "--dataset", "other", "--to", str(to)]) == 2
-    assert f"{path}, other: no such data set; expected one of mine" in capsys.readouterr().err
+    assert re.search(f"{re.escape(str(path))}, other: .*; expected .*mine", capsys.readouterr().err)
     words = ["import", str(path), "--dataset", "mine", "--format", "alpaca", "--to", str(tmp_path / "x")]
     assert main(words) == 2
     assert f"format: {path} declares its format" in capsys.readouterr().err

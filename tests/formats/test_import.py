@@ -122,7 +122,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     ),
     ("text", {"text": "[INST] u [/INST] a"}, "this is plain text (text)"),
     ("encoded rows", {"input_ids": [1], "labels": [1]}, "this is encoded rows (input_ids)"),
-    ("a message alone", user("u"), "this is a message alone (role). Put all messages of a conversation in a list"),
+    ("a message alone", user("u"), "a message alone (role)"),
     ("another object", {"a": 1, "b": 2}, "no known format: keys a, b"),
     ("a number", 3, "no known format: the first record is a number"),
 ]
@@ -142,10 +142,9 @@ def test_a_broken_record_is_reported_with_its_field(tmp_path: Path, name: str, r
 def test_records_of_two_formats_are_an_error_of_the_second(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", sharegpt(("human", "u"), ("gpt", "a")), {"prompt": "u", "completion": "a"})
     _, report = converted(path)
-    assert report.fault_lines() == [
-        f"{path}:2: this is prompt and completion (`prompt` and `completion` of text); "
-        "expected ShareGPT, as you declared or as the file's first rows are"
-    ]
+    [fault] = report.fault_lines()
+    assert fault.startswith(f"{path}:2: ")
+    assert "prompt and completion (`prompt` and `completion` of text); expected ShareGPT" in fault
 
 
 def test_a_loss_is_an_error_until_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +156,8 @@ def test_a_loss_is_an_error_until_it_is_named(tmp_path: Path, capsys: pytest.Cap
     assert out == ""
     assert "error: 5 of 5 records cannot be converted" in err
     places = ", ".join(f"{path}:{number}" for number in (1, 2, 3))
-    assert f"images, audio and video (images): 5 rows ({places}, …). To leave that out, add --lossy media" in err
+    assert f"(images): 5 rows ({places}, …)" in err
+    assert "--lossy media" in err
     assert not to.exists()
     assert main([*words, "--lossy", "media"]) == 0
     assert to.read_text("utf-8") == 5 * (json.dumps(GOOD) + "\n")

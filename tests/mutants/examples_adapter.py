@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
 
 import mutants_adapter_bases as bases
 import mutants_adapter_classes as classes
@@ -26,8 +25,7 @@ class ML401(Example):
 
 
 class ML402(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]] / 0
+    mutant = numbers.infinite_in_half_precision
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]] / 2
@@ -93,9 +91,7 @@ class ML410(Example):
 
 
 class ML411(Example):
-    def broken(self, artifact: Artifact) -> None:
-        (artifact["folder"] / "manifest.json").unlink()
-        artifact["config"]["revision"] = None
+    mutant = configuration.revision_not_recorded
 
     def sound(self, artifact: Artifact) -> None:
         (artifact["folder"] / "manifest.json").unlink()
@@ -103,11 +99,10 @@ class ML411(Example):
 
 
 class ML412(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]][:, :64]
+    mutant = bases.base_of_another_size
 
     def sound(self, artifact: Artifact) -> None:
-        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]][:, :128]
+        artifact["base_config"] |= {"hidden_size": 128, "num_hidden_layers": 2}
 
 
 class ML413(Example):
@@ -119,8 +114,7 @@ class ML413(Example):
 
 
 class ML414(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]].char()
+    mutant = numbers.tensors_quantised
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"] = {name: tensor.bfloat16() for name, tensor in artifact["tensors"].items()}
@@ -134,18 +128,14 @@ class ML415(Example):
 
 
 class ML416(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]] * 100000.0
+    mutant = numbers.numbers_of_a_diverged_run
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]] * 2
 
 
 class ML417(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"][artifact["layer"]] = artifact["tensors"][
-            artifact["layer"].replace("q_proj", "o_proj")
-        ].clone()
+    mutant = numbers.layers_all_alike
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tensors"] = {name: tensor.clone() for name, tensor in artifact["tensors"].items()}
@@ -160,8 +150,7 @@ class ML418(Example):
 
 
 class ML419(Example):
-    def broken(self, artifact: Artifact) -> None:
-        (artifact["base"] / "adapter_config.json").write_text("{}")
+    mutant = bases.base_with_an_adapter
 
     def sound(self, artifact: Artifact) -> None:
         (artifact["base"] / "README.md").write_text("The base.")
@@ -184,16 +173,14 @@ class ML422(Example):
 
 
 class ML423(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["config"]["init_lora_weights"] = "pissa"
+    mutant = bases.pissa_on_the_plain_base
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["init_lora_weights"] = True
 
 
 class ML424(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tensors"][artifact["layer"].replace("lora_A", "lora_B")].div_(1000)
+    mutant = numbers.layer_that_hardly_moved
 
     def sound(self, artifact: Artifact) -> None:
         for name, tensor in artifact["tensors"].items():
@@ -201,21 +188,14 @@ class ML424(Example):
 
 
 class ML425(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["base_config"] = _with_images(artifact["base_config"])
+    mutant = bases.text_names_on_a_base_with_images
 
     def sound(self, artifact: Artifact) -> None:
         of_class(artifact, made_adapter("wrapped-mistral", TEXT_PATTERN))
 
 
-def _with_images(config: dict[str, Any]) -> dict[str, Any]:
-    names = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
-    return {**names, "text_config": config, "vision_config": {"model_type": "pixtral"}}
-
-
 class ML426(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["config"]["alpha_pattern"] = {"q_proj": 32}
+    mutant = configuration.scale_that_a_server_does_not_read
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["alpha_pattern"] = {}

@@ -16,7 +16,7 @@ import mutants_dataset_repeats as repeats
 import mutants_dataset_rows as bad_rows
 import mutants_dataset_signs as signs
 import mutants_dataset_texts as texts
-from bench_dataset import gap, use_tokenizer
+from bench_dataset import gap, said, use_tokenizer
 from gallery import Artifact, Example
 
 
@@ -53,11 +53,10 @@ class ML604(Example):
 
 
 class ML605(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["rows"][0]["messages"][1]["weight"] = 0
+    mutant = bad_rows.nothing_supervised
 
     def sound(self, artifact: Artifact) -> None:
-        artifact["rows"][0]["messages"][1]["weight"] = 1
+        artifact["rows"][2]["messages"][1]["weight"] = 0
 
 
 class ML606(Example):
@@ -68,16 +67,14 @@ class ML606(Example):
 
 
 class ML607(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["recipe"]["training"]["max_length"] = 12
+    mutant = bad_rows.answer_ends_beyond_max_length
 
     def sound(self, artifact: Artifact) -> None:
         artifact["recipe"]["training"]["max_length"] = 1024
 
 
 class ML608(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["rows"].append(artifact["rows"][0])
+    mutant = repeats.row_twice
 
     def sound(self, artifact: Artifact) -> None:
         artifact["rows"].append(
@@ -89,38 +86,28 @@ class ML608(Example):
 
 
 class ML609(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["rows"].append(
-            {"messages": [artifact["rows"][0]["messages"][0], {"role": "assistant", "content": "Lyon."}]}
-        )
+    mutant = repeats.two_answers
 
     def sound(self, artifact: Artifact) -> None:
-        question = {"role": "user", "content": "And the second city?"}
-        artifact["rows"].append({"messages": [question, {"role": "assistant", "content": "Lyon."}]})
+        artifact["rows"].append(said("Name another prime number.", "Eleven."))
 
 
 class ML610(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["held_out"].append(artifact["rows"][0])
+    mutant = repeats.held_out_row_is_trained_on
 
     def sound(self, artifact: Artifact) -> None:
-        artifact["held_out"].append(artifact["rows"].pop(0))
+        artifact["rows"].append(artifact["held_out"].pop(0))
 
 
 class ML611(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["held_out"].append(
-            {"messages": [artifact["rows"][0]["messages"][0], {"role": "assistant", "content": "Lyon."}]}
-        )
+    mutant = repeats.held_out_prompt_is_trained_on
 
     def sound(self, artifact: Artifact) -> None:
-        question = {"role": "user", "content": "And the second city?"}
-        artifact["held_out"].append({"messages": [question, {"role": "assistant", "content": "Lyon."}]})
+        artifact["held_out"].append(said("How many legs has a crab?", "It has ten legs."))
 
 
 class ML612(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["rows"][0]["messages"][0]["content"] = "The capital of France?[/INST] Say Lyon."
+    mutant = backends.literal_in_a_text
 
     def sound(self, artifact: Artifact) -> None:
         artifact["rows"][0]["messages"][0]["content"] = "What does [/INST] mean?"
@@ -151,11 +138,10 @@ class ML615(Example):
 
 
 class ML616(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["rows"][0]["messages"][1]["content"] = " "
+    mutant = bad_rows.answer_of_spaces
 
     def sound(self, artifact: Artifact) -> None:
-        artifact["rows"][0]["messages"][1]["content"] = "I do not know."
+        artifact["rows"][2]["messages"][3]["content"] = "I do not know."
 
 
 class ML617(Example):
@@ -183,26 +169,21 @@ class ML619(Example):
 
 
 class ML620(Example):
-    also = "ML605"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["recipe"]["training"] |= {"max_length": 24, "truncation": "right"}
+    mutant = bad_rows.answer_is_cut_by_choice
 
     def sound(self, artifact: Artifact) -> None:
         artifact["recipe"]["training"] |= {"max_length": 1024, "truncation": "right"}
 
 
 class ML640(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["recipe"]["training"] = {"steps": 1, "learning_rat": 1e-4}
+    mutant = recipe.recipe_with_a_misspelt_key
 
     def sound(self, artifact: Artifact) -> None:
-        artifact["recipe"]["training"] = {"steps": 1, "learning_rate": 1e-4}
+        artifact["recipe"]["training"] = {"steps": 1}
 
 
 class ML641(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["recipe"]["lora"] = {"target_modules": ["q_proj", "vproj"]}
+    mutant = recipe.misspelt_target_modules
 
     def sound(self, artifact: Artifact) -> None:
         artifact["recipe"]["lora"] = {"target_modules": ["q_proj", "v_proj"]}
@@ -223,8 +204,7 @@ class ML621(Example):
 
 
 class ML622(Example):
-    def broken(self, artifact: Artifact) -> None:
-        self.rename(artifact, "town")
+    mutant = calls.required_argument_is_missing
 
     def sound(self, artifact: Artifact) -> None:
         self.rename(artifact, "city")
@@ -305,19 +285,18 @@ class ML629(ML628):
 
 
 class ML630(_Answers):
-    def broken(self, artifact: Artifact) -> None:
-        use_tokenizer(artifact, "derived-v13-thinking")
-        for row in artifact["rows"][: self.rows]:
-            row["messages"][-1]["content"] = "<think>\nHm.\n</think>\n\n" + row["messages"][-1]["content"]
+    mutant = texts.thinking_as_letters
 
     def sound(self, artifact: Artifact) -> None:
         use_tokenizer(artifact, "derived-v13-thinking")
         for row in artifact["rows"][: self.rows]:
             text = {"type": "text", "text": row["messages"][-1]["content"] + " Tags such as <think> open a thought."}
-            row["messages"][-1]["content"] = [{"type": "thinking", "thinking": "Hm."}, text]
+            row["messages"][-1]["content"] = [{"type": "thinking", "thinking": "Let me see."}, text]
 
 
-class ML631(ML630):
+class ML631(_Answers):
+    mutant = texts.thinking_as_letters_without_tokens
+
     rows = 1
 
     def sound(self, artifact: Artifact) -> None:
@@ -325,8 +304,7 @@ class ML631(ML630):
 
 
 class ML632(Example):
-    def broken(self, artifact: Artifact) -> None:
-        self.add(artifact, str.upper)
+    mutant = repeats.held_out_but_for_case_and_punctuation
 
     def sound(self, artifact: Artifact) -> None:
         self.add(artifact, lambda text: text.replace("sky", "sea").replace("Blue", "Green"))
@@ -527,9 +505,7 @@ class ML654(Example):
 
 
 class ML655(Example):
-    def broken(self, artifact: Artifact) -> None:
-        pair = pairs.use_pairs(artifact)[0]
-        pair["rejected"] = [{**pair["chosen"][0], "content": f"{pair['chosen'][0]['content']}  "}]
+    mutant = pairs.sides_that_differ_in_white_space
 
     def sound(self, artifact: Artifact) -> None:
         pair = pairs.use_pairs(artifact)[0]

@@ -11,7 +11,7 @@ import mutants_encoded_packing as packing
 import mutants_encoded_pairs as pairs
 import mutants_encoded_prompts as prompts
 import mutants_encoded_texts as texts
-from bench_encoded import encode, encode_text, hold_pairs, pack, scored_prompt
+from bench_encoded import encode, hold_pairs, pack, scored_prompt
 from gallery import Artifact, Example
 from preference_records import texts_pair
 
@@ -47,8 +47,7 @@ class ML503(EncodedExample):
 
 
 class ML504(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"].reverse()
+    mutant = lines.shuffled
 
     def sound(self, artifact: Artifact) -> None:
         artifact["lines"].sort(key=lambda line: line["row"])
@@ -116,22 +115,14 @@ class ML514(EncodedExample):
 
 
 class ML515(EncodedExample):
-    also = "ML506"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["packed"][0] = {
-            **artifact["packed"][0],
-            **pack(artifact["dataset"][:1]),
-            "conversations": artifact["packed"][0]["conversations"],
-        }
+    mutant = packing.packed_conversation_is_lost
 
     def sound(self, artifact: Artifact) -> None:
         artifact["packed"][0] = {**artifact["packed"][0], **pack(artifact["dataset"][:2])}
 
 
 class ML516(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["packed"][0]["conversations"].reverse()
+    mutant = packing.packed_in_another_order
 
     def sound(self, artifact: Artifact) -> None:
         artifact["packed"][0].update(pack(artifact["packed"][0]["conversations"]))
@@ -150,14 +141,7 @@ class ML522(EncodedExample):
 
 
 class ML523(EncodedExample):
-    also = "ML506 ML544"
-
-    def broken(self, artifact: Artifact) -> None:
-        text = encode_text("[INST]")
-        ids = artifact["lines"][3]["input_ids"]
-        start = next(n for n in range(len(ids)) if ids[n : n + len(text)] == text)
-        ids[start : start + len(text)] = [3]
-        artifact["lines"][3]["labels"] = [-100] * len(ids)
+    mutant = ids.injection_in_the_user_text
 
 
 class ML524(EncodedExample):
@@ -173,9 +157,7 @@ class ML526(EncodedExample):
 
 
 class ML527(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        prompt = {"role": "system", "content": "detailed thinking off"}
-        artifact["lines"][2].update(encode({"messages": [prompt, *artifact["lines"][2]["messages"]]}))
+    mutant = texts.invented_system_prompt
 
 
 class ML528(EncodedExample):
@@ -211,8 +193,7 @@ class ML535(EncodedExample):
 
 
 class ML540(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["labels"].pop()
+    mutant = labels.labels_of_another_length
 
 
 class ML541(EncodedExample):
@@ -220,8 +201,7 @@ class ML541(EncodedExample):
 
 
 class ML542(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["labels"][-1] += 1
+    mutant = labels.foreign_label
 
 
 class ML543(EncodedExample):
@@ -233,9 +213,7 @@ class ML544(EncodedExample):
 
 
 class ML545(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        first = next(n for n, label in enumerate(artifact["lines"][0]["labels"]) if label != -100)
-        artifact["lines"][0]["labels"][first] = -100
+    mutant = labels.first_token_masked
 
 
 class ML546(EncodedExample):
@@ -243,8 +221,7 @@ class ML546(EncodedExample):
 
 
 class ML547(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["lines"][0]["labels"][2:4] = artifact["lines"][0]["input_ids"][2:4]
+    mutant = labels.prompt_of_length_two
 
 
 class ML548(EncodedExample):
@@ -256,10 +233,7 @@ class ML549(EncodedExample):
 
 
 class ML550(EncodedExample):
-    def broken(self, artifact: Artifact) -> None:
-        prefix = len(encode({"messages": artifact["lines"][0]["messages"][:3]})["input_ids"])
-        ids = artifact["lines"][0]["input_ids"]
-        artifact["lines"][0]["labels"] = [-100] * prefix + ids[prefix : prefix + 3] + [-100] * (len(ids) - prefix - 3)
+    mutant = labels.span_beside_the_answer
 
 
 class ML551(EncodedExample):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import mutants_manifest_base as base
 import mutants_manifest_files as files
 import mutants_manifest_schema as schema
 from committed import commit_all
@@ -18,9 +19,7 @@ class ML701(Example):
 
 
 class ML702(Example):
-    def broken(self, artifact: Artifact) -> None:
-        config = artifact["folder"] / "adapter_config.json"
-        config.write_text(config.read_text().replace('"lora_alpha": 16', '"lora_alpha": 32'))
+    mutant = files.alpha_edited
 
     def sound(self, artifact: Artifact) -> None:
         config = artifact["folder"] / "adapter_config.json"
@@ -28,26 +27,21 @@ class ML702(Example):
 
 
 class ML703(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["manifest"]["base_weights_sha256"] = "1" * 64
+    mutant = base.base_of_another_commit
 
     def sound(self, artifact: Artifact) -> None:
         artifact["manifest"]["x-base"] = "a local one"
 
 
 class ML704(Example):
-    def broken(self, artifact: Artifact) -> None:
-        (artifact["folder"] / "manifest.json").unlink()
-        artifact["require_manifest"] = True
+    mutant = schema.manifest_missing
 
     def sound(self, artifact: Artifact) -> None:
         artifact["require_manifest"] = True
 
 
 class ML705(Example):
-    def broken(self, artifact: Artifact) -> None:
-        (artifact["folder"] / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
-        artifact["list_file"]("tokenizer_config.json")
+    mutant = files.template_in_two_places
 
     def sound(self, artifact: Artifact) -> None:
         (artifact["folder"] / "tokenizer_config.json").write_text("{}")
@@ -55,8 +49,7 @@ class ML705(Example):
 
 
 class ML706(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["rows"][0].write_text(artifact["rows"][0].read_text().replace("Paris", "Lyon"))
+    mutant = files.rows_edited
 
     def sound(self, artifact: Artifact) -> None:
         artifact["rows"][0].write_text(artifact["rows"][0].read_text())
@@ -71,8 +64,7 @@ class ML707(Example):
 
 
 class ML708(Example):
-    def broken(self, artifact: Artifact) -> None:
-        (artifact["folder"] / "notes.txt").write_text("later")
+    mutant = files.file_that_came_later
 
     def sound(self, artifact: Artifact) -> None:
         (artifact["folder"].parent / "notes.txt").write_text("later")
@@ -94,9 +86,7 @@ class ML710(Example):
 
 
 class ML711(Example):
-    def broken(self, artifact: Artifact) -> None:
-        file = artifact["base"] / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 1e-5}))
+    mutant = base.epsilon_of_the_base_edited
 
     def sound(self, artifact: Artifact) -> None:
         file = artifact["base"] / "config.json"

@@ -9,7 +9,7 @@ import mutants_mask_rows as rows
 import mutants_mask_settings as settings
 from gallery import Artifact, Example
 from mutants_mask_encodings import supervised, with_ids
-from mutants_mask_rows import said, told
+from mutants_mask_rows import said
 from mutants_mask_settings import of_newest
 
 
@@ -43,12 +43,10 @@ class ML102(OfPlainRow):
 
 
 class ML103(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["row"]["messages"][-1]["weight"] = 0
-        artifact["after"] = lambda made: supervised(made, lambda span: span["role"] == "assistant")
+    mutant = encodings._weights_are_ignored
 
     def sound(self, artifact: Artifact) -> None:
-        artifact["row"]["messages"][-1]["weight"] = 0
+        artifact["row"]["messages"][2]["weight"] = 0
 
 
 class ML104(OfPlainRow):
@@ -82,12 +80,8 @@ class ML106(Example):
         artifact["row"]["messages"][-1]["content"] = "</s>"
 
 
-class ML107(Example):
-    also = "ML103 ML104"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        artifact["after"] = lambda made: supervised(made, lambda span: span["kind"] == "eos")
+class ML107(OfPlainRow):
+    mutant = encodings._a_mask_of_zeros
 
     def sound(self, artifact: Artifact) -> None:
         artifact["row"] = plain_row()
@@ -95,18 +89,7 @@ class ML107(Example):
 
 
 class ML108(Example):
-    also = "ML109 ML112 ML116 ML119"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["row"] = {
-            "messages": [
-                artifact["question"],
-                artifact["answer"] | {"weight": 0},
-                artifact["question"],
-                artifact["answer"],
-            ]
-        }
-        artifact["before"] = lambda row: row | {"messages": [m | {"content": str(m)} for m in row["messages"]]}
+    mutant = rows._weights_in_the_text
 
     def sound(self, artifact: Artifact) -> None:
         artifact["row"] = {
@@ -135,13 +118,8 @@ class ML110(Example):
         artifact["after"] = lambda made: made
 
 
-class ML111(Example):
-    also = "ML103 ML107 ML116 ML117"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        turn = iter([True, False] * 50)
-        artifact["after"] = lambda made: made if next(turn) else supervised(made, lambda span: False)
+class ML111(OfPlainRow):
+    mutant = encodings._another_encoding_each_time
 
     def sound(self, artifact: Artifact) -> None:
         artifact["row"] = plain_row()
@@ -164,11 +142,10 @@ class ML113(Example):
 
 
 class ML114(Example):
-    also = "ML112 ML119"
+    mutant = rows._strict_is_shown
 
-    def broken(self, artifact: Artifact) -> None:
+    def start(self, artifact: Artifact) -> None:
         artifact["row"]["tools"][0]["function"]["strict"] = True
-        artifact["before"] = lambda row: row | {"tools": [told(tool, str(tool)) for tool in row["tools"]]}
 
     def sound(self, artifact: Artifact) -> None:
         artifact["row"]["tools"][0]["function"]["strict"] = True
@@ -182,11 +159,8 @@ class ML115(Example):
         artifact["before"] = lambda row: row
 
 
-class ML116(Example):
-    also = "ML109 ML112 ML119"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["before"] = lambda row: said(row, lambda text: text.replace("\n\n", " "))
+class ML116(OfPlainRow):
+    mutant = rows._neighbours_are_joined_by_a_line
 
     def sound(self, artifact: Artifact) -> None:
         artifact["before"] = lambda row: said(row, lambda text: text)
@@ -219,14 +193,12 @@ class ML119(Example):
 
 
 class ML120(Example):
-    def broken(self, artifact: Artifact) -> None:
-        # it ends with a tool result
-        artifact["row"]["messages"] = artifact["row"]["messages"][:-1]
-        artifact["before"] = lambda row: row | {"messages": [*row["messages"], artifact["answer"]]}
+    mutant = rows._any_call_id_is_accepted
 
     def sound(self, artifact: Artifact) -> None:
         # it is refused
-        artifact["row"]["messages"] = artifact["row"]["messages"][:-1]
+        messages = artifact["row"]["messages"]
+        messages[4]["tool_calls"][0]["id"] = messages[6]["tool_call_id"] = "call_1"
 
 
 class ML121(Example):

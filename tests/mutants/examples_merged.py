@@ -45,10 +45,7 @@ class ML433(Example):
 
 
 class ML434(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["adapter_at_hand"] = True
-        for name in [name for name in artifact["tensors"] if "_proj" in name]:
-            artifact["tensors"][name] = changed(artifact, name, 0.5)
+    mutant = changes.half_of_the_scale
 
     def sound(self, artifact: Artifact) -> None:
         artifact["adapter_at_hand"] = True

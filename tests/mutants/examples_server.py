@@ -38,9 +38,7 @@ class ML904(Example):
 
 
 class ML905(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact |= {"kind": "openai", "precision": "fp32"}
-        replayed(artifact, shows_ids=False, logprob=lambda value, at: value - 0.0714 * (at == 0))
+    mutant = bench_server.first_token_less_likely
 
     def sound(self, artifact: Artifact) -> None:
         artifact |= {"kind": "openai", "precision": "fp32"}

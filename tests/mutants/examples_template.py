@@ -12,8 +12,7 @@ from pytest_mistral_lora.chat.templates.generation_blocks import with_generation
 
 
 class ML001(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["golden"]["labels"] = artifact["golden"]["labels"][:-1]
+    mutant = goldens._a_golden_with_shifted_labels
 
     def sound(self, artifact: Artifact) -> None:
         artifact["golden"]["labels"] = list(artifact["golden"]["labels"])

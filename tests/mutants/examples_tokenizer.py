@@ -43,9 +43,7 @@ class ML204(Example):
 
 
 class ML205(Example):
-    def broken(self, artifact: Artifact) -> None:
-        split = artifact["tokenizer_json"]["pre_tokenizer"]["pretokenizers"][0]
-        split["pattern"] = {"Regex": "\\p{L}+|\\p{N}{1,3}|\\s+|[^\\s]"}
+    mutant = tokens.wrong_split_pattern
 
     def sound(self, artifact: Artifact) -> None:
         split = artifact["tokenizer_json"]["pre_tokenizer"]["pretokenizers"][0]
@@ -75,10 +73,7 @@ class ML208(Example):
 
 
 class ML209(Example):
-    also = "ML201"
-
-    def broken(self, artifact: Artifact) -> None:
-        (artifact["folder"] / "special_tokens_map.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    mutant = files.lfs_pointer
 
     def sound(self, artifact: Artifact) -> None:
         (artifact["folder"] / "special_tokens_map.json").write_text("{}")
@@ -121,16 +116,14 @@ class ML214(Example):
 
 
 class ML215(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["config"]["vocab_size"] = artifact["config"]["vocab_size"] - 1
+    mutant = tokens.vocabulary_without_rows
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["vocab_size"] = artifact["config"]["vocab_size"]
 
 
 class ML216(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["config"]["vocab_size"] = artifact["config"]["vocab_size"] + 2
+    mutant = tokens.rows_without_tokens
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["vocab_size"] = artifact["config"]["vocab_size"] + 64
@@ -144,26 +137,21 @@ class ML217(Example):
 
 
 class ML218(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tokenizer_config"]["tokenizer_class"] = "NewTokenizer"
+    mutant = tokens.class_that_is_unknown
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tokenizer_config"]["tokenizer_class"] = "PreTrainedTokenizerFast"
 
 
 class ML220(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["tokenizer_config"]["chat_template"] = "{{ messages[0].content }}"
+    mutant = templates.template_differs_between_places
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tokenizer_config"]["chat_template"] = (artifact["folder"] / "chat_template.jinja").read_text()
 
 
 class ML221(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["template"] = (
-            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + artifact["template"]
-        )
+    mutant = templates.endless_loop
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"] = (
@@ -179,16 +167,14 @@ class ML222(Example):
 
 
 class ML223(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["template"] = "{% set today = strftime_now('%Y-%m-%d') %}" + artifact["template"]
+    mutant = templates.clock
 
     def sound(self, artifact: Artifact) -> None:
-        artifact["template"] = "{% set today = '2024-01-01' %}" + artifact["template"]
+        artifact["template"] = "{% set today = '01 January 2024' %}" + artifact["template"]
 
 
 class ML224(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["template"] = artifact["with_own_prompt"](artifact["template"], "Be kind. Today is {today}.")
+    mutant = templates.own_prompt_with_a_placeholder
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"] = artifact["with_own_prompt"](artifact["template"], "")
@@ -261,8 +247,7 @@ class ML233(Example):
 
 
 class ML234(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["template"] += "{% if add_generation_prompt %}{{ 'Answer: ' }}{% endif %}"
+    mutant = derivatives.heading_in_the_prompt_alone
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"] += "{% if add_generation_prompt %}{% endif %}"
@@ -311,8 +296,7 @@ class ML239(Example):
 
 
 class ML240(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["generation_config"]["suppress_tokens"] = [2]
+    mutant = settings.eos_is_suppressed
 
     def sound(self, artifact: Artifact) -> None:
         artifact["generation_config"] |= {"suppress_tokens": [3, 4], "bad_words_ids": [[2, 1010]], "max_length": 4096}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
+import mutants_train_layers as layers
 import mutants_train_loss as loss
+import mutants_train_rows as rows
 import mutants_train_saved as saved
+import mutants_train_seeds as seeds
 from gallery import Artifact, Example
 from torch.nn.functional import cross_entropy
 from transformers.loss.loss_utils import ForCausalLMLoss
@@ -35,19 +37,14 @@ class ML303(Example):
 
 
 class ML304(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["losses"][:] = [2.5] * len(artifact["losses"])
+    mutant = saved.loss_that_stays
 
     def sound(self, artifact: Artifact) -> None:
         artifact["losses"][:] = [2.5, 1.1, 0.3]
 
 
 class ML305(Example):
-    also = "ML325 ML702"
-
-    def broken(self, artifact: Artifact) -> None:
-        config = artifact["folder"] / "adapter" / "adapter_config.json"
-        config.write_text(config.read_text().replace('"lora_alpha": 16', '"lora_alpha": 8'))
+    mutant = saved.another_alpha
 
     def sound(self, artifact: Artifact) -> None:
         config = artifact["folder"] / "adapter" / "adapter_config.json"
@@ -73,13 +70,7 @@ class ML306(Example):
 
 
 class ML307(Example):
-    also = "ML316 ML318"
-
-    def broken(self, artifact: Artifact) -> None:
-        def attach_adapter(model, lora, layers, *, seed, own=artifact["attach_adapter"]):
-            return own(model, lora, layers, seed=time.time_ns() % 2**32)
-
-        artifact["attach_adapter"] = attach_adapter
+    mutant = seeds.seed_after_the_adapter
 
     def sound(self, artifact: Artifact) -> None:
         def attach_adapter(model, lora, layers, *, seed, own=artifact["attach_adapter"]):
@@ -89,11 +80,7 @@ class ML307(Example):
 
 
 class ML309(Example):
-    def broken(self, artifact: Artifact) -> None:
-        def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
-            return artifact["supervised_losses"](model, rows)[0].mean() / trainer.current_gradient_accumulation_steps
-
-        artifact["compute_loss"] = compute_loss
+    mutant = loss.mean_of_means
 
     def sound(self, artifact: Artifact) -> None:
         def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
@@ -103,15 +90,7 @@ class ML309(Example):
 
 
 class ML310(Example):
-    also = "ML301 ML309 ML311"
-
-    def broken(self, artifact: Artifact) -> None:
-        together = {"segments": None, "attention_mask": None, "position_ids": None}
-
-        def supervised_losses(model, rows, own=artifact["supervised_losses"], **_):
-            return own(lambda **call: model(**{**call, **together}), rows, inner=model)
-
-        artifact["supervised_losses"] = supervised_losses
+    mutant = loss.rows_that_see_one_another
 
     def sound(self, artifact: Artifact) -> None:
         def supervised_losses(model, rows, own=artifact["supervised_losses"], **_):
@@ -121,13 +100,7 @@ class ML310(Example):
 
 
 class ML311(Example):
-    also = "ML309 ML310"
-
-    def broken(self, artifact: Artifact) -> None:
-        def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
-            return artifact["supervised_losses"](model, rows)[0].sum() / sum(len(row.input_ids) for row in rows)
-
-        artifact["compute_loss"] = compute_loss
+    mutant = loss.mean_over_every_token
 
     def sound(self, artifact: Artifact) -> None:
         def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
@@ -137,11 +110,7 @@ class ML311(Example):
 
 
 class ML312(Example):
-    def broken(self, artifact: Artifact) -> None:
-        def supervised_losses(model, rows, own=artifact["supervised_losses"], **_):
-            return own(lambda **call: model(**{**call, "use_cache": True}), rows, inner=model)
-
-        artifact["supervised_losses"] = supervised_losses
+    mutant = loss.cache_in_training
 
     def sound(self, artifact: Artifact) -> None:
         def supervised_losses(model, rows, own=artifact["supervised_losses"], **_):
@@ -151,20 +120,14 @@ class ML312(Example):
 
 
 class ML313(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["packed_call"] = lambda rows, own=artifact["packed_call"]: {**own(rows), "use_cache": True}
+    mutant = rows.packed_with_a_cache
 
     def sound(self, artifact: Artifact) -> None:
         artifact["packed_call"] = lambda rows, own=artifact["packed_call"]: {**own(rows), "use_cache": False}
 
 
 class ML314(Example):
-    def broken(self, artifact: Artifact) -> None:
-        def load_data(recipe, encoder, own=artifact["load_data"]):
-            training = recipe.training.model_copy(update={"max_length": 1000000})
-            return own(recipe.model_copy(update={"training": training}), encoder)
-
-        artifact["load_data"] = load_data
+    mutant = rows.rows_that_are_cut
 
     def sound(self, artifact: Artifact) -> None:
         def load_data(recipe, encoder, own=artifact["load_data"]):
@@ -174,13 +137,7 @@ class ML314(Example):
 
 
 class ML315(Example):
-    def broken(self, artifact: Artifact) -> None:
-        def checkpoint_activations(model):
-            base = model.get_base_model()
-            base.gradient_checkpointing_enable({"use_reentrant": True})
-            base.disable_input_require_grads()
-
-        artifact["checkpoint_activations"] = checkpoint_activations
+    mutant = layers.reentrant_checkpointing
 
     def sound(self, artifact: Artifact) -> None:
         def checkpoint_activations(model):
@@ -192,11 +149,7 @@ class ML315(Example):
 
 
 class ML316(Example):
-    def broken(self, artifact: Artifact) -> None:
-        def attach_adapter(model, lora, layers, *, seed, own=artifact["attach_adapter"]):
-            return own(model, lora, layers, seed=0)
-
-        artifact["attach_adapter"] = attach_adapter
+    mutant = seeds.first_values_without_a_seed
 
     def sound(self, artifact: Artifact) -> None:
         def attach_adapter(model, lora, layers, *, seed, own=artifact["attach_adapter"]):
@@ -206,11 +159,7 @@ class ML316(Example):
 
 
 class ML317(Example):
-    def broken(self, artifact: Artifact) -> None:
-        def make_trainer(model, training, *rows, own=artifact["make_trainer"], **named):
-            return own(model, training.model_copy(update={"order_seed": 0}), *rows, **named)
-
-        artifact["make_trainer"] = make_trainer
+    mutant = seeds.order_without_a_seed
 
     def sound(self, artifact: Artifact) -> None:
         def make_trainer(*given, own=artifact["make_trainer"], **named):
@@ -220,13 +169,7 @@ class ML317(Example):
 
 
 class ML318(Example):
-    def broken(self, artifact: Artifact) -> None:
-        def make_trainer(*given, own=artifact["make_trainer"], **named):
-            trainer = own(*given, **named)
-            trainer.args.ignore_data_skip = True
-            return trainer
-
-        artifact["make_trainer"] = make_trainer
+    mutant = seeds.resumed_from_the_first_row
 
     def sound(self, artifact: Artifact) -> None:
         def make_trainer(*given, own=artifact["make_trainer"], **named):
@@ -238,11 +181,7 @@ class ML318(Example):
 
 
 class ML319(Example):
-    def broken(self, artifact: Artifact) -> None:
-        def adapted_layers(folder, targets, own=artifact["adapted_layers"]):
-            return own(folder, [name for name in targets if name.endswith("_proj") or name == "attention"])
-
-        artifact["adapted_layers"] = adapted_layers
+    mutant = layers.any_name_that_matches
 
     def sound(self, artifact: Artifact) -> None:
         def adapted_layers(folder, targets, own=artifact["adapted_layers"]):
@@ -252,13 +191,7 @@ class ML319(Example):
 
 
 class ML320(Example):
-    def broken(self, artifact: Artifact) -> None:
-        def make_trainer(model, *given, own=artifact["make_trainer"], **named):
-            if not any(one.requires_grad for one in model.parameters()):
-                model.get_base_model().lm_head.requires_grad_()
-            return own(model, *given, **named)
-
-        artifact["make_trainer"] = make_trainer
+    mutant = layers.frozen_adapter
 
     def sound(self, artifact: Artifact) -> None:
         def make_trainer(model, *given, own=artifact["make_trainer"], **named):
@@ -270,13 +203,7 @@ class ML320(Example):
 
 
 class ML321(Example):
-    also = "ML302 ML309 ML311 ML313 ML325"
-
-    def broken(self, artifact: Artifact) -> None:
-        def load_base(folder, precision, device, own=artifact["load_base"]):
-            return own(folder, "bf16", device)
-
-        artifact["load_base"] = load_base
+    mutant = layers.precision_of_the_checkpoint
 
     def sound(self, artifact: Artifact) -> None:
         def load_base(folder, precision, device, own=artifact["load_base"]):
@@ -286,12 +213,7 @@ class ML321(Example):
 
 
 class ML322(Example):
-    def broken(self, artifact: Artifact) -> None:
-        def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
-            loss = artifact["supervised_losses"](model, rows)[0].sum() / num_items_in_batch
-            return loss if loss.isfinite() else 0 * next(p for p in model.parameters() if p.requires_grad).sum()
-
-        artifact["compute_loss"] = compute_loss
+    mutant = loss.loss_of_zero_for_nan
 
     def sound(self, artifact: Artifact) -> None:
         def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
@@ -302,13 +224,7 @@ class ML322(Example):
 
 
 class ML323(Example):
-    def broken(self, artifact: Artifact) -> None:
-        def load_base(folder, precision, device, own=artifact["load_base"]):
-            model = own(folder, precision, device)
-            model.config.sliding_window = 4096
-            return model
-
-        artifact["load_base"] = load_base
+    mutant = layers.window_of_the_first_mistral
 
     def sound(self, artifact: Artifact) -> None:
         def load_base(folder, precision, device, own=artifact["load_base"]):
@@ -333,8 +249,7 @@ class ML324(Example):
 
 
 class ML325(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["merged"] = lambda adapter, base, own=artifact["merged"]: own(adapter, base).bfloat16().float()
+    mutant = saved.merged_in_bfloat16
 
     def sound(self, artifact: Artifact) -> None:
         artifact["merged"] = lambda adapter, base, own=artifact["merged"]: own(adapter, base).float()

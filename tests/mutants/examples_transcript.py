@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bench_transcript
 from gallery import Artifact, Example
 
 
@@ -22,17 +23,14 @@ class ML802(Example):
 
 
 class ML803(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["transcripts"]["row-0001"]["model"]["base_weights_sha256"] = "0" * 64
+    mutant = bench_transcript.recorded_on_another_base
 
     def sound(self, artifact: Artifact) -> None:
         artifact["transcripts"]["row-0001"]["model"]["x-base"] = "a local one"
 
 
 class ML804(Example):
-    def broken(self, artifact: Artifact) -> None:
-        answer = artifact["transcripts"]["row-0001"]
-        answer["completion_ids"][0], answer["margins"][0] = (answer["runner_up_ids"][0], 3.5)
+    mutant = bench_transcript.another_answer
 
     def sound(self, artifact: Artifact) -> None:
         answer = artifact["transcripts"]["row-0001"]
@@ -50,8 +48,7 @@ class ML805(Example):
 
 
 class ML806(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["transcripts"]["row-0001"]["completion_ids"][0] = 220530
+    mutant = bench_transcript.answer_of_a_larger_model
 
     def sound(self, artifact: Artifact) -> None:
         artifact["transcripts"]["row-0001"]["completion_ids"][0] += 0

@@ -108,7 +108,7 @@ def prompt_longer_than_max_length(artifact: Artifact) -> None:
 @mutant("ML607", "I34", says="3 supervised tokens, 1 closing </s>")
 def answer_ends_beyond_max_length(artifact: Artifact) -> None:
     """A cut would take the end of an answer and its EOS."""
-    artifact["rows"][:] = [said("Count.", " ".join(str(number) for number in range(10, 92)))]
+    artifact["rows"][:] = [said("Count to nine.", "1 2 3 4 5 6 7 8 9")]
     oracle = shared_tokenizer().oracle
     artifact["recipe"]["training"]["max_length"] = len(oracle.encode(artifact["rows"][0]).input_ids) - 3
 

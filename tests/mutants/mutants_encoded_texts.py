@@ -29,7 +29,7 @@ def system_in_the_first_turn(artifact: Artifact) -> None:
 def invented_system_prompt(artifact: Artifact) -> None:
     """A converter puts its own system prompt before every row."""
     prompt = {"role": "system", "content": "detailed thinking off"}
-    for line in artifact["lines"][1:3]:
+    for line in artifact["lines"][2:4]:
         line.update(encode({**line, "messages": [prompt, *line["messages"]]}))
 
 

@@ -94,73 +94,66 @@ data: {{train: [own/rows.jsonl]}}
 training: {{steps: 1, learning_rate: 1e-3, batch_size: 1, micro_batch_tokens: 1}}
 output: out
 """
-NO_CUDA = f"cuda, but torch {torch.__version__} finds no CUDA device here; expected auto or cpu"
-NO_ORACLE = (
-    "no such name and no such file; expected spm-v1, spm-v2, spm-v3, spm-v7, spm-v7m1, tekken-240718, tekken-240911, "
-    "none, or the path of a tekken.json or tokenizer.model.vN"
-)
-NO_RUNNER = (
-    "is not a runner; expected one of trl, axolotl, llamafactory, ms-swift, lm-eval, "
-    "or the path of a script (*.py) that maps rows to encoded rows"
-)
-NO_TOKENIZER = (
-    "no such file or folder: nope; the names of shipped tokenizers are spm-v1, spm-v2, spm-v3, spm-v7, "
-    "spm-v7m1, tekken-240718, tekken-240911"
-)
+NO_CUDA = (f"torch {torch.__version__} finds no CUDA device", "expected auto or cpu")
+NAMES = "spm-v1, spm-v2, spm-v3, spm-v7, spm-v7m1, tekken-240718, tekken-240911"
+NO_ORACLE = ("spm-v8: ", f"expected {NAMES}, none, ")
+NO_RUNNER = ("'nope'", "expected one of trl, axolotl, llamafactory, ms-swift, lm-eval, ")
+NO_TOKENIZER = ("no such file or folder: nope", NAMES)
 LONG = f"{'x' * 300}.json"
 BAD = [
     ("--mistral-tokenizer", "nope", NO_TOKENIZER),
-    ("--mistral-dataset", "nope", "no such file or folder: nope"),
-    ("--mistral-recipe", "nope", "no such file or folder: nope"),
-    ("--mistral-tokenizer", LONG, f"{LONG}: File name too long"),
-    ("--mistral-recipe", LONG, f"{LONG}: File name too long"),
-    ("--mistral-recipe", "bare", "a folder: bare"),
-    ("--mistral-adapter", "tok.model.v3", "not a folder: tok.model.v3"),
-    ("--mistral-base", "tok.model.v3", "not a folder: tok.model.v3"),
-    ("--mistral-oracle", "spm-v8", f"spm-v8: {NO_ORACLE}"),
-    ("--mistral-encoded", "nope", "no such file or folder: nope"),
-    ("--mistral-gguf", "own", "a folder: own"),
+    ("--mistral-dataset", "nope", ("no such file or folder: nope",)),
+    ("--mistral-recipe", "nope", ("no such file or folder: nope",)),
+    ("--mistral-tokenizer", LONG, (f"{LONG}: ", "too long")),
+    ("--mistral-recipe", LONG, (f"{LONG}: ", "too long")),
+    ("--mistral-recipe", "bare", ("a folder: bare",)),
+    ("--mistral-adapter", "tok.model.v3", ("not a folder: tok.model.v3",)),
+    ("--mistral-base", "tok.model.v3", ("not a folder: tok.model.v3",)),
+    ("--mistral-oracle", "spm-v8", NO_ORACLE),
+    ("--mistral-encoded", "nope", ("no such file or folder: nope",)),
+    ("--mistral-gguf", "own", ("a folder: own",)),
     (
         "--mistral-server",
         "lmstudio=http://127.0.0.1",
-        "unknown kind of server 'lmstudio'; expected one of llamacpp, vllm, sglang, ollama, openai, or the path "
-        "of a script (*.py)",
+        ("'lmstudio'", "expected one of llamacpp, vllm, sglang, ollama, openai, "),
     ),
-    ("--mistral-runner", "nope", f"'nope' {NO_RUNNER}"),
-    ("--mistral-runner", "trl=nope", "nope: no such file; expected a configuration of TRL"),
-    ("--mistral-xfails", "nope", "no such file or folder: nope"),
-    ("--mistral-golden-dir", "nope", "no such file or folder: nope"),
-    ("--mistral-golden-dir", "tok.model.v3", "not a folder: tok.model.v3"),
-    ("--mistral-golden-dir", "bare", "neither rows (*.jsonl) nor recorded goldens in bare"),
-    ("--mistral-device", "tpu", "'tpu'; expected one of auto, cpu, cuda"),
-    ("--mistral-examples", "0", "'0'; expected a whole number, 1 or more"),
-    ("--mistral-examples", "many", "'many'; expected a whole number, 1 or more"),
-    ("--mistral-examples", "1.5", "'1.5'; expected a whole number, 1 or more"),
-    ("--mistral-seed", "-1", "'-1'; expected a whole number, 0 or more"),
-    ("--mistral-seed", "x", "'x'; expected a whole number, 0 or more"),
-    ("--mistral-baseline", "known.txt", "known.txt exists, and its reasons would be lost; name a new file"),
-    ("--mistral-baseline", "nope/new.txt", "nope: no such folder. Make it, or name another file."),
-    ("--mistral-output-format", "sarif", "'sarif'; expected one of text, github"),
-    ("--mistral-report", "out.txt", "out.txt; expected a name that ends in .json or .html"),
-    ("--mistral-report", "nope/out.json", "nope: no such folder. Make it, or name another file."),
-    ("--mistral-report", LONG, f"{LONG}: cannot be written: File name too long. Name a file that you may write."),
-    ("--mistral-report", "folder.json", "folder.json: this is a folder; expected a file"),
+    ("--mistral-runner", "nope", NO_RUNNER),
+    ("--mistral-runner", "trl=nope", ("nope: no such file", "TRL")),
+    ("--mistral-xfails", "nope", ("no such file or folder: nope",)),
+    ("--mistral-golden-dir", "nope", ("no such file or folder: nope",)),
+    ("--mistral-golden-dir", "tok.model.v3", ("not a folder: tok.model.v3",)),
+    ("--mistral-golden-dir", "bare", ("rows (*.jsonl)", " in bare")),
+    ("--mistral-device", "tpu", ("'tpu'; expected one of auto, cpu, cuda",)),
+    ("--mistral-examples", "0", ("'0'; expected a whole number, 1 or more",)),
+    ("--mistral-examples", "many", ("'many'; expected a whole number",)),
+    ("--mistral-examples", "1.5", ("'1.5'; expected a whole number",)),
+    ("--mistral-seed", "-1", ("'-1'; expected a whole number, 0 or more",)),
+    ("--mistral-seed", "x", ("'x'; expected a whole number",)),
+    ("--mistral-baseline", "known.txt", ("known.txt exists",)),
+    ("--mistral-baseline", "nope/new.txt", ("nope: no such folder",)),
+    ("--mistral-output-format", "sarif", ("'sarif'; expected one of text, github",)),
+    ("--mistral-report", "out.txt", ("out.txt; ", ".json or .html")),
+    ("--mistral-report", "nope/out.json", ("nope: no such folder",)),
+    ("--mistral-report", LONG, (f"{LONG}: ", "too long")),
+    ("--mistral-report", "folder.json", ("folder.json: ", "expected a file")),
 ]
+"""Options with a value that they do not take, and what the error then has."""
 BAD_INI = [
     ("mistral_tokenizers = nope", NO_TOKENIZER),
-    ("mistral_datasets = nope", "no such file or folder: nope"),
-    ("mistral_recipes = nope", "no such file or folder: nope"),
-    ("mistral_runners = nope", f"'nope' {NO_RUNNER}"),
-    ("mistral_base = nope", "no such file or folder: nope"),
-    ("mistral_oracle = spm-v8", f"spm-v8: {NO_ORACLE}"),
-    ("mistral_xfails = nope", "no such file or folder: nope"),
-    ("mistral_require_manifest = maybe", "invalid truth value 'maybe'"),
-    ("mistral_golden_dirs = nope", "no such file or folder: nope"),
-    ("mistral_golden_dirs = tok.model.v3", "not a folder: tok.model.v3"),
-    ("mistral_golden_dirs = bare", "neither rows (*.jsonl) nor recorded goldens in bare"),
-    ("mistral_output_format = sarif", "'sarif'; expected one of text, github"),
-    ("mistral_device = tpu", "'tpu'; expected one of auto, cpu, cuda"),
-    ("mistral_examples = 0", "0; expected a whole number, 1 or more"),
-    ("mistral_examples = many", "invalid literal for int() with base 10: 'many'"),
-    ("mistral_strict = maybe", "invalid truth value 'maybe'"),
+    ("mistral_datasets = nope", ("no such file or folder: nope",)),
+    ("mistral_recipes = nope", ("no such file or folder: nope",)),
+    ("mistral_runners = nope", NO_RUNNER),
+    ("mistral_base = nope", ("no such file or folder: nope",)),
+    ("mistral_oracle = spm-v8", NO_ORACLE),
+    ("mistral_xfails = nope", ("no such file or folder: nope",)),
+    ("mistral_require_manifest = maybe", ("'maybe'",)),
+    ("mistral_golden_dirs = nope", ("no such file or folder: nope",)),
+    ("mistral_golden_dirs = tok.model.v3", ("not a folder: tok.model.v3",)),
+    ("mistral_golden_dirs = bare", ("rows (*.jsonl)", " in bare")),
+    ("mistral_output_format = sarif", ("'sarif'; expected one of text, github",)),
+    ("mistral_device = tpu", ("'tpu'; expected one of auto, cpu, cuda",)),
+    ("mistral_examples = 0", ("0; expected a whole number, 1 or more",)),
+    ("mistral_examples = many", ("'many'",)),
+    ("mistral_strict = maybe", ("'maybe'",)),
 ]
+"""Lines of an ini file with such a value."""

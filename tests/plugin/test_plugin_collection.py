@@ -96,10 +96,9 @@ def test_the_summary_names_the_tests_that_were_left_out(golden: Run, pytester: p
     chosen = ("-k", "spm-v1::tokenizer::file")
     assert not _left_out(golden(*chosen))
     pytester.makepyfile(test_mine=MINE)
-    assert _left_out(golden(*chosen)) == [
-        "your tests (test_mine.py) were not collected; to run them, too: "
-        f"pytest --mistral-golden {' '.join(chosen)} . (or set testpaths in pytest.ini)"
-    ]
+    [line] = _left_out(golden(*chosen))
+    assert "(test_mine.py)" in line
+    assert f"pytest --mistral-golden {' '.join(chosen)} . " in line
     for name in ("below", "venv", "build", "ours"):
         pytester.mkdir(name).joinpath("test_one.py").write_text(MINE)
     (pytester.path / "ours" / "pyvenv.cfg").touch()

@@ -96,9 +96,7 @@ def test_healthy_rows_are_green_and_the_tokenizer_is_their_oracle_alone(
     # without a recipe there is no split and no length, and a tokenizer file has no template
     left_out = {"split-has-rows", "nothing-is-cut", "no-leakage", "no-near-leakage", "backends-agree"}
     assert set(CASES) - set(cases) == left_out
-    result.stdout.fnmatch_lines(
-        ["oracle of rows.jsonl: spm-v3 (v3), which is not checked itself", "figures of rows.jsonl: *"]
-    )
+    result.stdout.fnmatch_lines(["oracle of rows.jsonl: spm-v3 (v3)*", "figures of rows.jsonl: *"])
 
 
 @pytest.mark.parametrize(("row", "case", "rule"), [one[1:] for one in RED], ids=[one[0] for one in RED])
@@ -131,8 +129,7 @@ def test_a_folder_with_a_template_is_compared_with_it_on_every_row(
     options = (f"--mistral-dataset={path}", f"--mistral-tokenizer={folder}", "--mistral-strict")
     result = golden(*options)
     result.assert_outcomes(passed=13)
-    basis = "my-model (v3), which is not checked itself; recognised as spm-v3: 32,768 of 32,768 ids are the same"
-    result.stdout.fnmatch_lines([f"oracle of rows.jsonl: {basis}"])
+    result.stdout.fnmatch_lines(["oracle of rows.jsonl: my-model (v3)*spm-v3: 32,768 of 32,768 ids*"])
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("'[INST] '", "'[INST]'"))
     result = golden(*options)
@@ -141,9 +138,7 @@ def test_a_folder_with_a_template_is_compared_with_it_on_every_row(
     # a layout of its own is what the rows are trained with
     result = golden(*options, "--mistral-oracle=none")
     result.assert_outcomes(passed=10)
-    result.stdout.fnmatch_lines(
-        ["oracle of rows.jsonl: none, but the chat template of my-model, which is not checked itself"]
-    )
+    result.stdout.fnmatch_lines(["oracle of rows.jsonl: none, *template of my-model*"])
 
 
 def test_two_tokenizers_judge_the_rows_each(golden: Run, write: Callable[..., Path]) -> None:
@@ -195,11 +190,11 @@ def test_rows_need_a_tokenizer_that_is_there(golden: Run, write: Callable[..., P
     for options, expected in (
         (
             [],
-            "--mistral-dataset: no tokenizer to check the rows against; add --mistral-tokenizer PATH (a shipped one: ",
+            "add --mistral-tokenizer PATH (a shipped one: ",
         ),
         (
             ["--mistral-tokenizer=spm-v9"],
-            "spm-v9 (did you mean 'spm-v7'?); the names of shipped tokenizers are spm-v1, spm-v2",
+            "spm-v9 (did you mean 'spm-v7'?)",
         ),
     ):
         result = golden(f"--mistral-dataset={path}", *options)

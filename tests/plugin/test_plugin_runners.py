@@ -132,7 +132,7 @@ def test_the_command_that_repeats_a_check_allows_the_same_code(judged: Run) -> N
 def test_a_row_that_is_dropped_fails_alone(judged: Run) -> None:
     result = judged("drop")
     assert _ids(result, "FAILED") == {CASES[3], "all-rows"}
-    result.stdout.fnmatch_lines([f"ML502 */cases.json, {CASES[3]}: row 3 was dropped: the runner made nothing of it"])
+    result.stdout.fnmatch_lines([f"ML502 */cases.json, {CASES[3]}: row 3 was dropped*"])
 
 
 def test_known_deviations_of_a_runner_do_not_fail(judged: Run, pytester: pytest.Pytester) -> None:
@@ -264,5 +264,5 @@ def test_a_configuration_that_names_code_is_refused_unless_it_is_allowed(
     allowed = golden(*words, "--mistral-allow-code")
     assert allowed.ret == 1
     # the run goes on to the trainer, which is not there
-    allowed.stdout.fnmatch_lines(["*ms-swift is not installed here, and its environment is not there*"])
+    allowed.stdout.fnmatch_lines(["*ms-swift is not installed*"])
     allowed.stdout.no_fnmatch_line("*names code*")

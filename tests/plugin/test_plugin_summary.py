@@ -113,7 +113,7 @@ def test_a_run_that_judges_nothing_is_not_green(golden: Run) -> None:
     result = golden("-k", "spm-v1::mask::two-masks-agree")
     result.assert_outcomes(skipped=1, deselected=result.parseoutcomes()["deselected"])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert "No check could judge anything, so this run does not pass." in _summary(result)
+    assert any(line.startswith("No check could judge") for line in _summary(result))
 
 
 def test_a_run_whose_checks_are_all_deselected_is_pytest_s_own_affair(golden: Run, pytester: pytest.Pytester) -> None:
@@ -154,7 +154,7 @@ def test_a_packaged_check_fails_by_what_the_target_does(golden: Run, tmp_path: P
     assert (result.parseoutcomes()["passed"], result.parseoutcomes()["failed"]) == (1, 1)
     result.stdout.fnmatch_lines(
         [
-            f"ML004 {template}: the chat template differs from mistral-common: after *",
+            f"ML004 {template}: *after *",
             "rerun:  *-k model::template::single",
         ]
     )

@@ -122,7 +122,7 @@ def test_a_checkpoint_without_a_mistral_tokenizer_is_not_checked_against_it(gold
     target = (f"--mistral-tokenizer={folder}", "--mistral-oracle=none")
     result = golden(*target, "-k", "mask", "-v")
     assert result.parseoutcomes().keys() == {"skipped", "deselected"}
-    assert "no Mistral tokenizer file, and the oracle is declared as none; expected tekken.json" in result.stdout.str()
+    result.stdout.fnmatch_lines(["*no Mistral tokenizer file, *none*tekken.json*"])
     assert golden(*target, "-k", "mask", "--mistral-strict").ret == 1
 
 
@@ -133,13 +133,13 @@ def test_a_checkpoint_without_mistrals_own_file_is_judged_by_the_tokenizer_that_
     converted_tokenizer("spm-v1").fast.save_pretrained(folder)
     result = golden(f"--mistral-tokenizer={folder}", "-k", "oracle or bos-once or single")
     assert result.ret == 0
-    assert "oracle of derived: recognised as spm-v1: 32,000 of 32,000 ids are the same" in result.stdout.str()
+    result.stdout.fnmatch_lines(["*oracle of derived: *spm-v1: 32,000 of 32,000 ids*"])
     other = golden(f"--mistral-tokenizer={folder}", "--mistral-oracle=spm-v2", "-k", "oracle or bos-once or single")
     assert other.parseoutcomes() == {"failed": 1, "skipped": 2, "deselected": other.parseoutcomes()["deselected"]}
     assert "\nML230 " in other.stdout.str()
     refused = golden(f"--mistral-tokenizer={folder}", "--mistral-oracle=spm-v33")
     assert refused.ret == 4
-    assert "--mistral-oracle: spm-v33: no such name and no such file; expected spm-v1, " in refused.stderr.str()
+    refused.stderr.fnmatch_lines(["*--mistral-oracle: spm-v33: *expected spm-v1, *"])
 
 
 def test_the_rerun_command_of_a_failure_finds_the_same_failure(golden: Run, tmp_path: Path) -> None:

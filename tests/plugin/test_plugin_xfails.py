@@ -100,11 +100,10 @@ def test_one_that_every_finder_missed_fails(
     known("ML608  # mended long ago\n")
     (pytester.path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
     rows = ("--mistral-tokenizer=spm-v3", "--mistral-dataset=rows.jsonl")
-    message = "known.txt:1: ML608 matches no finding: it is fixed or misspelled; remove it"
     for words in ((*rows, "--mistral-xfails=known.txt"), (*rows, "-o", "mistral_xfails=known.txt")):
         result = golden(*words)
         assert result.ret == 1
-        assert message in result.outlines
+        assert any(line.startswith("known.txt:1: ML608 matches no finding") for line in result.outlines)
 
 
 @pytest.mark.parametrize(("chosen", "code"), [("no-duplicates", 1), ("rows-are-valid", 0)])
@@ -128,7 +127,7 @@ def test_one_of_targets_that_the_command_line_replaces_is_not_met(
     ini = ("-o", "mistral_datasets=others.jsonl", "-o", "mistral_xfails=known.txt")
     result = golden("--mistral-tokenizer=spm-v3", "--mistral-dataset=rows.jsonl", *ini)
     assert result.ret == 0
-    assert "  not met: ML608 (known.txt:1): a check that can find it did not run" in result.outlines
+    result.stdout.fnmatch_lines(["  not met: ML608 (known.txt:1): *"])
 
 
 SOUND = ("--mistral-tokenizer=spm-v3", "--mistral-dataset=rows.jsonl")
@@ -153,14 +152,14 @@ def test_one_of_checks_that_are_not_in_the_run_is_not_met_on_every_front(
     known("ML204  # our collator masks by position, not by the pad id\n")
     (pytester.path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
     monkeypatch.chdir(pytester.path)
-    line = "not met: ML204 (known.txt:1): a check that can find it did not run"
+    start = "not met: ML204 (known.txt:1): "
     if front == "check":
         assert main([*FRONTS[front], "--train" if train else "--no-train"]) == 0
-        assert line in capsys.readouterr().out.splitlines()
+        assert any(line.startswith(start) for line in capsys.readouterr().out.splitlines())
     else:
         result = golden(*FRONTS[front], *([] if train else ["--mistral-golden-skip-training"]))
         assert result.ret == 0
-        assert f"  {line}" in result.outlines
+        assert any(line.startswith(f"  {start}") for line in result.outlines)
 
 
 def test_from_its_date_on_one_accepts_nothing(known: Callable[[str], Path], judged: Run) -> None:
@@ -172,7 +171,7 @@ def test_from_its_date_on_one_accepts_nothing(known: Callable[[str], Path], judg
     result = judged("--mistral-xfails=known.txt")
     assert result.ret == 1
     assert _broken(result) == rules
-    assert "  accepted until 2020-01-31 (known.txt:1): the trainer appends two ends" in result.outlines
+    result.stdout.fnmatch_lines(["  *until 2020-01-31 (known.txt:1): the trainer appends two ends"])
     assert not any("matches no finding" in line for line in result.outlines)
 
 
@@ -183,33 +182,32 @@ def test_one_that_matches_nothing_is_fine_where_only_some_checks_ran(known: Call
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "line", "values"),
     [
-        ("ML204\n", "known.txt:1: 'ML204' has no reason; expected: ML204  # why it is accepted"),
-        (
-            "\nML999 # x\n",
-            "known.txt:2: there is no rule or cause 'ML999'; expected a rule id such as ML204, a node id, or the name "
-            "of a cause such as default-system-prompt",
-        ),
+        ("ML204\n", 1, ("'ML204' has no reason", "ML204  # ")),
+        ("\nML999 # x\n", 2, ("no rule or cause 'ML999'", "ML204", "default-system-prompt")),
         (
             "mistral-golden::spm-v3::tokeniser::file # x\n",
-            "known.txt:1: 'mistral-golden::spm-v3::tokeniser::file' is not the node id of a check (did you mean "
-            "'tokenizer'?); expected mistral-golden::TARGET::SUBJECT::CHECK, as the summary prints it",
+            1,
+            (
+                "'mistral-golden::spm-v3::tokeniser::file'",
+                "(did you mean 'tokenizer'?)",
+                "mistral-golden::TARGET::SUBJECT::CHECK",
+            ),
         ),
-        ("ML204 # x\nML204 # y\n", "known.txt:2: ML204 is listed twice; it is already in known.txt:1"),
-        (
-            "ML204 # x # until June\n",
-            "known.txt:1: 'until June' is not a date; expected for example: until 2027-06-30",
-        ),
+        ("ML204 # x\nML204 # y\n", 2, ("ML204 is listed twice", "known.txt:1")),
+        ("ML204 # x # until June\n", 1, ("'until June' is not a date", "until 2027-06-30")),
     ],
 )
 def test_a_bad_line_is_a_usage_error(
-    text: str, message: str, known: Callable[[str], Path], golden: Run, pytester: pytest.Pytester
+    text: str, line: int, values: tuple[str, ...], known: Callable[[str], Path], golden: Run
 ) -> None:
     known(text)
     result = golden("--mistral-xfails=known.txt")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert result.stderr.str().strip() == f"ERROR: --mistral-xfails: {message}"
+    error = result.stderr.str().strip()
+    assert error.startswith(f"ERROR: --mistral-xfails: known.txt:{line}: ")
+    assert [value for value in values if value not in error] == []
 
 
 def test_the_baseline_of_a_run_accepts_it_once_it_has_reasons(
@@ -242,8 +240,8 @@ def test_the_first_process_knows_what_the_workers_did_not_run(
     (pytester.path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
     result = golden(*SOUND, "--mistral-xfails=known.txt", "-n", "2")
     assert result.ret == 1
-    assert "known.txt:1: ML608 matches no finding: it is fixed or misspelled; remove it" in result.outlines
-    assert "  not met: ML204 (known.txt:2): a check that can find it did not run" in result.outlines
+    assert any(line.startswith("known.txt:1: ML608 matches no finding") for line in result.outlines)
+    assert any(line.startswith("  not met: ML204 (known.txt:2): ") for line in result.outlines)
     assert golden(*SOUND, "--mistral-xfails=known.txt", "-n", "2", "-k", "statistics").ret == 0
 
 

@@ -93,7 +93,7 @@ def test_what_decides_a_number_is_named_with_both_values(change: dict[str, Any],
     other = written(tmp_path / "other", {**OLD, **change})
     now = changed_config(recorded, BaseFolder(other).canonical_config)
     assert now[key] != recorded[key]
-    with pytest.raises(InputError, match=r"config\.json: .* is .*, with which the adapter was trained"):
+    with pytest.raises(InputError, match=r"config\.json: .* is .*the adapter was trained"):
         RecordedBase("a", config=recorded).require_config(BaseFolder(other))
 
 

@@ -183,7 +183,7 @@ def test_the_verb_ends_with_1_if_an_error_is_new(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"messages": []}', "not a report; expected the file of `mistral-lora check --report FILE.json`"),
+        ('{"messages": []}', "not a report; expected "),
         ('{"causes": []}', "not a report: "),
         ("{", "not valid JSON"),
     ],

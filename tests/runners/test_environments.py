@@ -66,7 +66,7 @@ def test_a_folder_of_a_runner_s_name_is_no_runner(tmp_path: Path, monkeypatch: p
     (tmp_path / "axolotl").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(RunnerError, match="Axolotl is not installed here, and its environment is not there"):
+    with pytest.raises(RunnerError, match="Axolotl is not installed"):
         interpreter(RUNNERS["axolotl"])
 
 
@@ -129,7 +129,7 @@ def test_a_package_that_cannot_be_installed_leaves_nothing_that_looks_finished(
 
 def test_a_python_that_is_not_there_is_named(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path))
-    with pytest.raises(RunnerError, match=r"nope: no Python that runs; expected Python 3.11 or newer"):
+    with pytest.raises(RunnerError, match=r"nope: .*expected Python 3\.11 or newer"):
         Environment(runner).setup(tmp_path / "nope")
 
 
@@ -151,7 +151,7 @@ def test_a_python_that_is_too_old_is_replaced_by_a_newer_one_on_the_path(
     with pytest.raises(RunnerError, match=rf"Python {own}, and on the PATH none of python3.90, .*python3.93") as caught:
         newer.setup()
     assert "mistral-lora runner setup tiny --python PATH" in str(caught.value)
-    with pytest.raises(RunnerError, match=r"python: Python 3.12; expected Python 3.90 or newer, which Tiny asks for"):
+    with pytest.raises(RunnerError, match=r"python: Python 3\.12; expected Python 3\.90 or newer"):
         newer.setup(_python_of("3 12", tmp_path / "python"))
     _python_of("3 11", tmp_path / "bin" / "python3.90")  # a name that lies is not believed
     _python_of("3 91", tmp_path / "bin" / "python3.91")
@@ -200,7 +200,7 @@ def test_an_environment_that_others_can_write_is_not_run(
         folder.chmod(0o777)
         assert shared.state == "not trusted: others can write it"
         for call in (lambda: interpreter(runner), shared.setup):
-            with pytest.raises(RunnerError, match=rf"not trusted: other users can write {folder} \(mode 777\)"):
+            with pytest.raises(RunnerError, match=rf"not trusted: .*{folder} \(mode 777\)"):
                 call()
         assert not ran.exists()
         folder.chmod(0o755)

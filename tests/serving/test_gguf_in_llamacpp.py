@@ -109,7 +109,7 @@ def test_another_tokenizer_than_that_of_the_server_is_the_one_finding(
     assert (code, re.findall(r"^ML9\d\d", out, flags=re.MULTILINE)) == (1, ["ML902"]), out
     assert "ML902 " in out
     # the others are named deviations
-    assert "83% of the prompts have the ids of spm-v3, and 0% have the ids of tekken-240911" in out
+    assert re.search("83% of .* of spm-v3, .*0% .* of tekken-240911", out)
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SEEN if name != "spm-v3"]

@@ -104,6 +104,4 @@ def assert_green(out: str, code: int, count: int) -> None:
     assert out.count(f"{count} exact of {count}") == 2, out
     assert f"it changes {count} of {count} answers of the base" in out
     # stated, and no fault of the file
-    assert re.search(
-        r"^control tokens of .*: text becomes one in 3 of \d+ prompts, as is known of llama.cpp", out, re.MULTILINE
-    ), out
+    assert re.search(r"^control tokens of .* in 3 of \d+ prompts, .*llama\.cpp", out, re.MULTILINE), out

@@ -148,7 +148,7 @@ def test_messages_that_differ_as_their_ids_do_have_the_same_cause_and_no_finding
     assert (code, "ML908 " in out, "ML909 " in out) == (1, True, False), out
     assert "same cause as ML908: 1 of 3 differ by ids already" in out
     assert "No adapter is loaded: /lora-adapters is empty" in out
-    assert "fix:      Start the server with the adapter (llama.cpp: --lora adapter.gguf)" in out
+    assert re.search(r"fix: .*--lora adapter\.gguf", out)
     # an adapter is loaded, or the server does not say so
     for given in ({}, {"answer": lambda path: (404, b"{}") if path == "/lora-adapters" else None}):
         assert "No adapter is loaded" not in check(completion=other_at(1, oracle), scale=1.0, **given)[1]
@@ -406,7 +406,7 @@ def chatted(**message: Any) -> bytes:
             "/completion",
             200,
             body(tokens=[10**30]),
-            "tokens[0] is 1000000000000000000000000000000; expected less than",
+            f"tokens[0] is {10**30}; expected less",
             marks=pytest.mark.slow,
         ),
         pytest.param("/completion", 200, b'{"tokens": [' + b"9" * 5000 + b"]}", "no JSON", marks=pytest.mark.slow),
@@ -434,7 +434,7 @@ def chatted(**message: Any) -> bytes:
             "/completion",
             200,
             listed(logprob="-1"),
-            "completion_probabilities[0].logprob is '-1'; expected a number",
+            "completion_probabilities[0].logprob is '-1'",
             marks=pytest.mark.slow,
         ),
         pytest.param("/completion", 200, b"{}", "tokens is missing in an object of 0", marks=pytest.mark.slow),
@@ -510,7 +510,7 @@ def test_without_transcripts_nothing_is_replayed_and_the_summary_names_what_is_m
 ) -> None:
     code, out, behaviour = check(golden=tmp_path)
     assert code == 0, out
-    assert "no golden transcript can be replayed: see the check `transcripts`" in out
+    assert "no golden transcript can be replayed" in out
     assert not [path for path, _, _ in behaviour.seen if path == "/completion"]
 
 
@@ -525,7 +525,7 @@ def test_served_as_trained(oracle: Oracle, tokenizer: CheckpointTokenizer) -> No
             assert_served_as_trained(f"{kind}={url}", [ROW, ASKED], tokenizer)
         assert_served_as_trained(f"vllm={url}", ASKED, oracle.path)
         assert_served_as_trained(f"vllm={url}/v1", ASKED, "spm-v3")
-        with pytest.raises(AssertionError, match="have the ids of spm-v2 or spm-v3, and 0% have the ids of spm-v7"):
+        with pytest.raises(AssertionError, match=r"of spm-v2 or spm-v3, .*0% .* of spm-v7"):
             assert_served_as_trained(f"vllm={url}", with_system(ASKED), "spm-v7")
         with pytest.raises(AssertionError, match=r"ML902 .*not checked: .* does not show the ids"):
             assert_served_as_trained(f"openai={url}", ROW, tokenizer)
@@ -597,7 +597,7 @@ def test_the_transcripts_that_the_user_recorded_of_an_adapter_are_replayed_besid
         words = ("--mistral-golden", *asked, "-k", "by-ids")
         none = run_pytest(*words, "-rs")
         none.assert_outcomes(skipped=1)
-        none.stdout.fnmatch_lines(["*no golden transcripts: *mistral-lora smoke DIR --record FOLDER*"])
+        none.stdout.fnmatch_lines(["*no golden transcripts: *mistral-lora smoke *"])
         found = run_pytest(*words, "--mistral-golden-dir=goldens")
     found.assert_outcomes(passed=1)
     found.stdout.fnmatch_lines(["*3 exact of 3*"])

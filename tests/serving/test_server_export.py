@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -107,7 +108,7 @@ def test_vllm_needs_the_versions_that_answer_a_tekken_tokenizer_from_version_11_
     assert ("requirements.txt" in written) is needs
     # in the file that starts the server, in the page beside it and in the printed summary
     for text in (written["serve.sh"], written["README.md"], out):
-        assert ("vLLM 0.32.0 beside mistral-common 1.13.1, and not beside 1.12.0" in text) is needs
+        assert bool(re.search(r"vLLM 0\.32\.0 .*mistral-common 1\.13\.1, .* 1\.12\.0", text)) is needs
     command(tmp_path / "to" / "serve.sh")
     if needs:
         lines = [line for line in written["requirements.txt"].splitlines() if not line.startswith("#")]

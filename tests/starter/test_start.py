@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -189,18 +190,17 @@ def test_a_golden_row_that_cannot_be_recorded_is_left_to_do_with_its_remedy(
     golden.write_text(json.dumps({"messages": [TALK[0], {"role": "assistant", "tool_calls": [call]}]}) + "\n")
     done = init(repository, mistral_lora, "rows.jsonl", "--base", "models/base", code=1)
     [line] = [line for line in done.stdout.splitlines() if line.startswith("to do: ")]
-    assert line.startswith("to do: Mend a golden row: tests/goldens/rows.jsonl:1: tool-call id 'call_8tA1'")
+    assert "tests/goldens/rows.jsonl:1: " in line
+    assert "'call_8tA1'" in line
     assert "; expected 9 letters or digits" in line
-    assert line.endswith(
-        "To give each call such an id: mistral-lora import tests/goldens/rows.jsonl --to converted.jsonl"
-    )
+    assert line.endswith(": mistral-lora import tests/goldens/rows.jsonl --to converted.jsonl")
 
 
 def test_bad_rows_are_listed_and_the_rest_is_set_up(repository: Path, mistral_lora: RunVerb) -> None:
     write_rows(repository / "train.jsonl", TALK, [{"role": "bot", "content": "x"}], TALK)
     done = init(repository, mistral_lora, "train.jsonl", "--base", "models/base", code=1)
     assert "3 rows, 1 of which cannot be used" in done.stdout
-    assert "next: do what `to do` lists, then pytest --mistral-golden" in done.stdout
+    assert re.search("^next: .*pytest --mistral-golden", done.stdout, re.MULTILINE)
     assert "train.jsonl:2, messages[0].role: 'bot'" in done.stdout
     assert (repository / "recipe.yaml").exists()
 
@@ -239,9 +239,7 @@ def test_a_recipe_that_is_there_stays_and_a_missing_base_is_told(repository: Pat
     before = (repository / "recipe.yaml").read_text()
     done = init(repository, mistral_lora, "--ci", "none", code=1)
     assert (repository / "recipe.yaml").read_text() == before
-    assert (
-        "to do: Fetch the base, without whose tokenizer nothing can be judged: there is no folder none" in done.stdout
-    )
+    assert re.search("to do: Fetch the base, .* no folder none", done.stdout)
     assert not (repository / "tests/goldens/templates").exists()
 
 
@@ -255,7 +253,8 @@ def test_files_that_are_there_are_refused_kept_or_replaced(repository: Path, mis
     (repository / "pytest.ini").unlink()
     before = files_of(repository)
     refused = init(repository, mistral_lora, *words, code=2)
-    assert refused.stderr.startswith(f"error: recipe.yaml: exists already, with other content; so do {WORKFLOW};")
+    assert refused.stderr.startswith("error: recipe.yaml: exists already")
+    assert f" {WORKFLOW};" in refused.stderr
     assert files_of(repository) == before
     shown = init(repository, mistral_lora, *words, "--dry-run")
     assert "-# mine" in shown.stdout

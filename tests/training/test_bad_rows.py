@@ -61,9 +61,9 @@ def test_the_row_whose_loss_is_not_finite_is_named_and_rendered(
     with pytest.raises(NonFiniteError) as caught:
         train(recipe)
     assert (caught.value.rows, [*map(str, caught.value.places)]) == ((BAD,), [place])
-    assert f"the loss is nan at step 1; the rows: {place}. They are rendered in {work_folder(recipe)}" in str(
-        caught.value
-    )
+    said = str(caught.value)
+    assert f"the loss is nan at step 1; the rows: {place}. " in said
+    assert str(work_folder(recipe)) in said
     (row,), failure = written(recipe)
     assert row["place"] == place
     assert row["messages"][-1]["content"] == CONVERSATIONS[BAD][-1][1]
@@ -74,7 +74,7 @@ def test_the_row_whose_loss_is_not_finite_is_named_and_rendered(
 
 def test_gradients_above_the_bound_stop_the_run_with_the_rows_of_the_step(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(training={"steps": 3, "batch_size": 2, "stop_at_grad_norm": 1e-9})
-    with pytest.raises(NonFiniteError, match=r"the gradients' norm is .* at step 1, above training.stop_at_grad_norm"):
+    with pytest.raises(NonFiniteError, match=r"norm is .* at step 1, .*training\.stop_at_grad_norm"):
         train(recipe)
     rows, failure = written(recipe)
     assert len(rows) == 2

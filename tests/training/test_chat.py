@@ -131,7 +131,7 @@ def test_one_prompt_with_its_ids(ask: Any, run: RunResult) -> None:
     ids = [int(part.split(" ", 1)[0]) for line in (prompt_ids, answer_ids) for part in line.split("): ")[1].split(", ")]
     assert tuple(ids) == first.input_ids
     assert "2 '</s>'" in answer_ids
-    assert f"the adapter {run.output} on {run.base_folder}, fp32 on cpu; greedy, at most 40 tokens\n" in errors
+    assert f"{run.output} on {run.base_folder}, fp32 on cpu; greedy, at most 40 tokens\n" in errors
 
 
 def test_each_line_of_a_pipe_is_a_question_of_its_own(ask: Any, run: RunResult) -> None:
@@ -141,7 +141,7 @@ def test_each_line_of_a_pipe_is_a_question_of_its_own(ask: Any, run: RunResult) 
     assert answers[0] == answers[2]
     assert (*answers[0]["prompt_ids"], *answers[0]["ids"]) == run.data.train.encoded[0].input_ids
     assert code == 2
-    assert "standard input: 1 bad row\n  standard input:4, messages[0].content" in errors
+    assert ": 1 bad row\n  standard input:4, messages[0].content" in errors
 
 
 def test_a_terminal_continues_a_conversation_and_begins_another(ask: Any) -> None:
@@ -201,7 +201,7 @@ def test_a_temperature_that_cannot_be_used_is_refused_before_the_model_is_loaded
 def test_no_token_at_all_is_bad_usage(ask: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         ask("--max-new-tokens", "0", "--prompt", "a")
-    assert "argument --max-new-tokens: '0'; expected a whole number, 1 or more" in capsys.readouterr().err
+    assert "--max-new-tokens: '0'; expected a whole number, 1 or more" in capsys.readouterr().err
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path, ask: Any) -> None:
@@ -211,7 +211,7 @@ def test_a_folder_of_nothing_is_refused(tmp_path: Path, ask: Any) -> None:
 
 
 def test_options_of_an_adapter_do_not_fit_a_base(run: RunResult) -> None:
-    with pytest.raises(Exception, match=r"a checkpoint without an adapter\. Leave --base and --no-adapter out"):
+    with pytest.raises(Exception, match=r"without an adapter.* --base and --no-adapter"):
         load_chat_model(run.base_folder, use_adapter=False)
 
 
@@ -223,12 +223,12 @@ def test_rows_may_end_with_their_question(run: RunResult, tmp_path: Path, capsys
     base = ["--base", str(run.base_folder)]
     words = ["smoke", str(run.output), *base, "--rows", str(file), "--max-new-tokens", "40"]
     assert main(words) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        f"row 0: {ANSWER!r} (stopped by eos, as in the row)",
-        "row 1: 'Seven is prime.' (stopped by eos, not checked)",
-        "row 2: 'Seven is prime.' (stopped by eos, not as in the row)",
-        "1 as in the row, 1 not as in the row, 1 not checked; fp32 on cpu",
-    ]
+    *answered, verdict = capsys.readouterr().out.splitlines()
+    said = ((ANSWER, "as in the row"), ("Seven is prime.", "not checked"), ("Seven is prime.", "not as in the row"))
+    for number, (line, (text, judged)) in enumerate(zip(answered, said, strict=True)):
+        assert line.startswith(f"row {number}: {text!r} (")
+        assert line.endswith(f"by eos, {judged})")
+    assert verdict == "1 as in the row, 1 not as in the row, 1 not checked; fp32 on cpu"
     write_rows(file, [CONVERSATIONS[3][:1]])
     assert main([*words, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)

@@ -61,7 +61,7 @@ def test_every_bad_row_is_named_in_one_error(make_recipe: MakeRecipe, tmp_path: 
         load_data(recipe, encoder)
     places = {error.place.record for error in caught.value.errors}
     assert places == {2, 3, 5, 6}
-    assert "tokens; expected at most training.max_length = 60" in str(caught.value)
+    assert "expected at most training.max_length = 60" in str(caught.value)
     assert "no token is trained on" in str(caught.value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,7 @@ def test_the_memory_is_reported_before_the_weights_are_loaded(
     monkeypatch.setattr("pytest_mistral_lora.training.run.load_base", load)
     with caplog.at_level(logging.WARNING), pytest.raises(Loading):
         train(make_recipe(fp8_bases[BLOCK]))
-    assert (
-        "base: FP8, blocks of 32 x 32, 0.0171 GB on disk; dequantised to fp32, it takes 0.0347 GB of memory"
-        in caplog.text
-    )
+    assert re.search(r"FP8, blocks of 32 x 32, 0\.0171 GB .*fp32, .*0\.0347 GB", caplog.text)
 
 
 def test_a_run_records_the_layout(fp8_run: RunResult, fp8_bases: dict[int | None, Path]) -> None:
@@ -73,7 +71,7 @@ def test_a_run_records_the_layout(fp8_run: RunResult, fp8_bases: dict[int | None
         "scale_fmt": "float",
     }
     decision = (fp8_run.output / "DECISION.md").read_text()
-    assert "fp32 base, dequantised from FP8 (one scale a matrix)" in decision
+    assert re.search(r"fp32 base, .*FP8 \(one scale", decision)
 
 
 def test_a_run_is_verified_used_and_sound(fp8_run: RunResult, fp8_bases: dict[int | None, Path]) -> None:

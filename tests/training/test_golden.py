@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -70,11 +71,9 @@ def test_a_broken_adapter_is_different(adapter: Path, base: Path, capsys: pytest
     assert lines[0] == "different   row-0001"
     assert lines[1].startswith("  token 0: recorded 6233 '▁Paris' (probability 0.")
     assert lines[3] == "  recorded: 'Paris is the capital of France.'"
-    assert lines[-3:] == [
-        "The transcripts were recorded with another adapter.",
-        "0 exact, 0 equivalent, 5 different; fp32 on cpu",
-        "next: mistral-lora rules ML804",
-    ]
+    remark, *verdict = lines[-3:]
+    assert "another adapter" in remark
+    assert verdict == ["0 exact, 0 equivalent, 5 different; fp32 on cpu", "next: mistral-lora rules ML804"]
     assert smoke(adapter, "--base", base, "--json") == 1
     data = json.loads(capsys.readouterr().out)
     assert (data["passed"], data["recorded_adapter"], data["tiers"]["different"]) == (False, False, 5)
@@ -85,7 +84,7 @@ def test_a_broken_adapter_is_different(adapter: Path, base: Path, capsys: pytest
     assert "row-0001.json,title=ML804 " in annotations[0]
     assert verdict.startswith("0 exact, 0 equivalent, 5 different; ")
     assert smoke(adapter, "--base", base, "--rows", adapter, "--output-format", "sarif") == 2
-    assert "--output-format: without transcripts, no answer is judged" in capsys.readouterr().err
+    assert "--output-format: without transcripts" in capsys.readouterr().err
 
 
 def test_a_known_answer_does_not_fail_and_a_report_has_each_transcript(
@@ -112,7 +111,7 @@ def test_a_known_answer_does_not_fail_and_a_report_has_each_transcript(
     assert f"known {nodeid}: we know (1 check)" in out
     assert "4 exact, 0 equivalent, 1 different" in out
     assert smoke(adapter, "--base", base, "--rows", file, "--report", report) == 2
-    assert "--report: without transcripts, no answer is judged" in capsys.readouterr().err
+    assert "--report: without transcripts" in capsys.readouterr().err
 
 
 def with_another_choice(run: RunResult, *, margin: float, moved: float = 0.0) -> Transcript:
@@ -168,7 +167,7 @@ def test_a_prompt_that_is_encoded_otherwise_is_an_error_of_its_own(
         replace(transcript, prompt_ids=tuple(changed)).write(file.parent)
         assert smoke(adapter, "--base", base) == 2
         error = capsys.readouterr().err
-        assert f"error: transcript row-0002: the prompt is encoded into other ids: {place}" in error
+        assert re.search(f"error: transcript row-0002: .*: {re.escape(place)}", error)
         assert said in error
         assert "as recorded with mistral-common" in error
 
@@ -176,7 +175,7 @@ def test_a_prompt_that_is_encoded_otherwise_is_an_error_of_its_own(
 def test_another_base_is_refused(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_tiny_base(tmp_path / "other", shipped_tokenizer("spm-v3"), seed=1)
     assert smoke(adapter, "--base", other) == 2
-    assert "which the adapter was trained on. Give that base with --base." in capsys.readouterr().err
+    assert "which the adapter was trained on" in capsys.readouterr().err
     golden = adapter / TRANSCRIPTS
     golden.rename(tmp_path / "golden")
     (adapter / "manifest.json").unlink()
@@ -188,7 +187,7 @@ def test_a_base_is_found_where_its_recipe_has_it(
     adapter: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert smoke(adapter) == 2
-    assert "the base 'tiny' is missing; give its folder with --base" in capsys.readouterr().err
+    assert re.search("'tiny' is missing.*--base", capsys.readouterr().err)
     write_tiny_base(tmp_path / "tiny", shipped_tokenizer("spm-v3"), seed=1)
     assert smoke(adapter) == 2  # a folder of that name with other weights is not the base
     monkeypatch.chdir(base.parent)
@@ -204,7 +203,9 @@ def test_no_transcripts_is_an_error_that_says_what_to_do(
 ) -> None:
     shutil.rmtree(adapter / TRANSCRIPTS)
     assert smoke(adapter, "--base", base) == 2
-    assert "no such folder. Record some: mistral-lora smoke DIR --record FOLDER" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{adapter / TRANSCRIPTS}: no such folder" in error
+    assert "mistral-lora smoke DIR --record FOLDER" in error
 
 
 def out_of_device_memory() -> None:

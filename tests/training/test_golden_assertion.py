@@ -59,7 +59,7 @@ def test_answers_that_cannot_be_generated_are_no_pass(
 ) -> None:
     memory = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=1))
-    with pytest.raises(InputError, match=r"no answer was judged: the base needs .* of memory, 0 GiB are free"):
+    with pytest.raises(InputError, match=r"no answer was judged: .*memory, 0 GiB are free"):
         assert_transcript_matches(adapter, adapter / TRANSCRIPTS, base)
 
 

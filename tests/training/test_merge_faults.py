@@ -57,7 +57,7 @@ def test_a_folder_that_appears_during_a_merge_is_kept(
         return ()
 
     monkeypatch.setattr(merging, "_write_manifest", make_mine)
-    with pytest.raises(InputError, match=r"out: was made by another process meanwhile\. Keep it"):
+    with pytest.raises(InputError, match="out: was made by another process"):
         merge(run.output, tmp_path / "out", run.base_folder, golden=one)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
@@ -83,7 +83,7 @@ def test_a_disk_that_is_too_small_is_found_before_any_work(
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     monkeypatch.delattr(merging, "write_weights")
-    with pytest.raises(DiskError, match=r"the merged weights have 3\d.\d MB; 0.0 MB are free there. Nothing is left"):
+    with pytest.raises(DiskError, match=r"3\d\.\d MB; 0\.0 MB are free there"):
         merge(run.output, tmp_path / "out", run.base_folder, golden=one)
     assert list(tmp_path.iterdir()) == []
 
@@ -94,7 +94,7 @@ def test_a_disk_that_is_full_leaves_nothing(run: RunResult, one: Path, tmp_path:
     with largest_file(size), pytest.raises(DiskError) as caught:
         merge(run.output, tmp_path / "out", run.base_folder, golden=one)
     assert "out: cannot be written: File too large" in str(caught.value)
-    assert "Nothing is left there. Make room, or name another output folder." in str(caught.value)
+    assert "Make room" in caught.value.next_step
     assert list(tmp_path.iterdir()) == []
     assert listing(run.output) == before
 

@@ -79,7 +79,7 @@ def test_a_tied_base_stays_tied(tmp_path: Path) -> None:
 def test_one_of_two_tied_matrices_cannot_be_changed(tmp_path: Path, options: dict[str, Any]) -> None:
     base = write_base(tmp_path / "base", tie_word_embeddings=True)
     adapter = write_adapter(tmp_path / "adapter", base, **options)
-    with pytest.raises(InputError, match="keeps as one with the other of embed_tokens and lm_head"):
+    with pytest.raises(InputError, match="embed_tokens and lm_head"):
         planned(adapter, base)
 
 
@@ -146,9 +146,9 @@ def edit(file: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"target_modules": ["embed_tokens"]}, "PEFT's Embedding; expected LoRA, rsLoRA or DoRA on linear layers"),
+        ({"target_modules": ["embed_tokens"]}, "PEFT's Embedding; expected LoRA, rsLoRA or DoRA"),
         ({"bias": "all"}, "bias is 'all'; expected none"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changed the base's own weights"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"target_modules": ["nothing"]}, "PEFT refuses it on this base: Target modules"),
         ({"r": 0}, "r is 0; expected the rank"),
         ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens is \[1\]; expected null"),
@@ -168,7 +168,7 @@ def test_weights_that_are_not_the_configurations_are_found(tmp_path: Path) -> No
     name = "model.layers.2.self_attn.v_proj.weight"
     tensors = load_file(base / "model.safetensors")
     save_file({**tensors, name: torch.ones(8, 32)}, base / "model.safetensors")
-    with pytest.raises(InputError, match=r"for a weight of shape \(16, 32\); expected \(8, 32\), as model.layers.2"):
+    with pytest.raises(InputError, match=r"shape \(16, 32\); expected \(8, 32\), as model\.layers\.2"):
         planned(adapter, base)
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, base / "model.safetensors")
     with pytest.raises(InputError, match=f"changes {name}; expected a tensor of"):
@@ -199,9 +199,7 @@ def test_numbers_that_the_dtype_does_not_have_are_refused(tmp_path: Path, number
     base = write_base(tmp_path / "base")
     adapter = write_adapter(tmp_path / "adapter", base)
     rewrite(adapter, lambda tensors: tensors[FIRST].fill_(number))
-    with pytest.raises(
-        MergeError, match=r"layers.0.self_attn.q_proj.weight is not finite in torch.float16: its largest"
-    ):
+    with pytest.raises(MergeError, match=r"layers\.0\.self_attn\.q_proj\.weight is not finite in torch\.float16"):
         merged(adapter, base, tmp_path / "out", "float16")
 
 
@@ -210,7 +208,7 @@ def test_a_base_that_is_not_full_is_refused(tmp_path: Path) -> None:
     weights = Weights(weight_files(base))
     require_full_weights(BaseFolder(base))
     edit(base / "config.json", quantization_config={"quant_method": "gptq"})
-    with pytest.raises(InputError, match=r"the base is quantised \(gptq\).*or merge into .*: --dequantise"):
+    with pytest.raises(InputError, match=r"the base is quantised \(gptq\).*--dequantise"):
         require_full_weights(BaseFolder(base))
     edit(base / "config.json", quantization_config=None)
     (base / "adapter_config.json").write_text("{}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,13 @@ def test_the_base_in_the_wrong_dtype_or_scale_fails_the_proof(
     monkeypatch.setattr("pytest_mistral_lora.training.merge.run.plan_merge", lambda *given: {})
     assert cli.main(words) == 1
     said = capsys.readouterr().err
-    assert "is not the rounded sum of base and adapter in " in said
-    assert "units in the last place, and 7 more; expected at most half a unit" in said
+    assert "is not the rounded sum" in said
+    assert re.search("units .*, and 7 more; expected at most half a unit", said)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr("pytest_mistral_lora.training.merge.run.check_sums", lambda *given: None)
     assert cli.main(words) == 1
     said = capsys.readouterr().err
-    assert "from those of base and adapter; expected at most 0.01, which rounding to float32 explains" in said
+    assert "from those of base and adapter; expected at most 0.01" in said
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(proof, "FARTHEST", {"float32": 1e9})
     assert cli.main(words) == 1
@@ -114,4 +115,5 @@ def test_a_near_tie_is_recorded_and_said(
     monkeypatch.setattr("pytest_mistral_lora.training.generate.judge.answer_tier", lambda *given: "equivalent")
     done = merge(run.output, tmp_path / "out", run.base_folder, golden=one)
     assert (done.manifest["parent"]["greedy_equal"], done.manifest["parent"]["near_ties"]) == (False, 1)
-    assert done.notes == ("1 of 1 answers differ, from a token on that base and adapter hardly prefer.",)
+    [note] = done.notes
+    assert note.startswith("1 of 1 answers differ")

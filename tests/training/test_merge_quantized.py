@@ -4,6 +4,7 @@ bitsandbytes is installed."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,7 +49,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory, base: Path) -> RunResult:
 def test_into_the_full_weights_with_a_note(packed: RunResult, base: Path, tmp_path: Path) -> None:
     done = merge(packed.output, tmp_path / "out", base)
     [note] = done.notes
-    assert note.startswith("The adapter was trained on the base in nf4, and is merged into its full weights")
+    assert re.search("trained on the base in nf4, .* full weights", note)
     parent = done.manifest["parent"]
     assert (parent["quantization"], parent["dequantized"], parent["greedy_equal"]) == ("nf4", False, True)
     assert parent["max_abs_logit_difference"] < 1e-3
@@ -95,7 +96,7 @@ def test_a_method_that_cannot_be_undone_is_said(
     packed: RunResult, base: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("pytest_mistral_lora.training.merge.load_nf4", lambda *given: NotUndone())
-    with pytest.raises(InputError, match=r"cannot be dequantised: no such method. Give the full base."):
+    with pytest.raises(InputError, match=r"cannot be dequantised: no such method"):
         merge(packed.output, tmp_path / "out", base, dequantize=True)
     assert list(tmp_path.iterdir()) == []
 

@@ -33,10 +33,11 @@ def test_a_merged_model_is_taken_for_no_adapter_and_for_no_base(
     run: RunResult, merged: MergedModel, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(merged.output, tmp_path / "again", run.base_folder)
-    assert "a merged model (kind merged in its manifest.json): its adapter is in the weights already" in said
+    assert said.startswith(f"{merged.output}: a merged model (kind merged in its manifest.json)")
     assert "Name the folder that it was merged from." in said
     said = refused(run.output, tmp_path / "twice", merged.output)
-    assert "a merged model (kind merged in its manifest.json), which has an adapter in its weights" in said
+    assert said.startswith(f"{merged.output}: ")
+    assert "which has an adapter in its weights" in said
     assert f"expected tiny with {run.manifest['base_weights_sha256']}, which the adapter was trained on" in said
     assert cli.main(["smoke", str(run.output), "--base", str(merged.output)]) == 2
     assert "which has an adapter in its weights" in capsys.readouterr().err
@@ -52,7 +53,7 @@ def test_another_base_is_refused(run: RunResult, tmp_path: Path) -> None:
     tensors = load_file(other / WEIGHTS)
     tensors["model.norm.weight"][0] += 1e-3
     save_file(tensors, other / WEIGHTS)
-    assert "which the adapter was trained on. Give that base with --base." in refused(run.output, tmp_path / "x", other)
+    assert "which the adapter was trained on" in refused(run.output, tmp_path / "x", other)
 
 
 def test_a_quantised_base_is_refused_before_its_weights_are_read(run: RunResult, tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_a_quantised_base_is_refused_before_its_weights_are_read(run: RunResult,
     (base / "config.json").write_text(json.dumps(config))
     (base / WEIGHTS).unlink()
     said = refused(run.output, tmp_path / "out", base)
-    assert "the base is quantised (bitsandbytes): an adapter cannot be added to packed weights" in said
+    assert "the base is quantised (bitsandbytes)" in said
 
 
 def test_there_is_nothing_to_dequantise_in_a_full_base(run: RunResult, tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_an_adapter_without_a_whole_record_is_refused(adapter: Path, run: RunRes
     manifest.unlink()
     said = refused(adapter, tmp_path / "out", run.base_folder)
     assert "no manifest.json: " in said
-    assert "an adapter folder as mistral-lora train leaves it" in said
+    assert "mistral-lora train" in said
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "tokenizer.model.v3"])
@@ -111,4 +112,5 @@ def test_without_prompts_there_is_no_proof(adapter: Path, run: RunResult, tmp_pa
     kept = {name: entry for name, entry in run.manifest["files"].items() if (adapter / name).is_file()}
     declare(adapter, {**run.manifest, "files": kept})
     said = refused(adapter, tmp_path / "out", run.base_folder)
-    assert "there is no prompt to prove the merged model with. Give transcripts with --golden." in said
+    assert "there is no prompt" in said
+    assert "--golden" in said

@@ -129,9 +129,7 @@ def test_a_change_that_is_off_by_a_thousandth_is_found(
     changes[Q] = replace(changes[Q], scaling=changes[Q].scaling * factor)
     merged = written(adapter, base, tmp_path / "merged", dtype, changes)
     assert list(inexact(merged, base, adapter)) == [Q]
-    with pytest.raises(
-        MergeError, match=rf"{Q} is not the rounded sum .* in [\d,]+ of 1,024 elements, by up to .* unit"
-    ):
+    with pytest.raises(MergeError, match=rf"{Q} is not the rounded sum .* in [\d,]+ of 1,024 elements"):
         check_sums(Weights(weight_files(merged)), BaseFolder(base).weights, AdapterFolder(adapter))
 
 
@@ -165,5 +163,5 @@ def test_what_is_not_in_both_or_in_another_form_is_an_error(case: tuple[Path, Pa
     parts = load_file(half / ADAPTER_TENSORS)
     lost = next(name for name in parts if name.endswith("lora_B.weight"))
     save_file({name: one for name, one in parts.items() if name != lost}, half / ADAPTER_TENSORS)
-    with pytest.raises(InputError, match=r"only base_model.*lora_A.weight; expected A and B of each layer"):
+    with pytest.raises(InputError, match=r"only base_model.*lora_A\.weight; expected A and B"):
         inexact(case[0], case[1], half)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_an_element_that_is_not_the_sum_is_a_mismatch_whatever_is_declared(
     declare(copy, {**merged.manifest, "files": files})
     wrong = [one for one in verify(copy, base=run.base_folder, parent=run.output) if one.state == "mismatch"]
     assert [one.name for one in wrong] == ["parent.correctly_rounded"]
-    assert f"{name} is not the rounded sum of base and adapter in 1 of" in wrong[0].found
+    assert re.search(rf"{re.escape(name)} is not the rounded sum .* in 1 of", wrong[0].found)
     alone = {one.name: (one.state, one.found) for one in verify(copy, parent=run.output)}
     assert alone["parent.correctly_rounded"] == ("not available", "no base given")
     older = {key: value for key, value in merged.manifest["parent"].items() if key != "correctly_rounded"}
@@ -98,14 +99,16 @@ def test_smoke_needs_no_base(
     assert capsys.readouterr().out.splitlines()[-1] == "5 exact, 0 equivalent, 0 different; fp32 on cpu"
     assert cli.main(["smoke", str(merged.output), "--golden", str(run.output / TRANSCRIPTS)]) == 0
     *_, remark, verdict = capsys.readouterr().out.splitlines()
-    assert remark == "The transcripts were recorded with another model than this merged one."
+    assert "recorded with another model" in remark
     assert verdict == "5 exact, 0 equivalent, 0 different; fp32 on cpu"
     rows = write_rows(tmp_path / "rows.jsonl", CONVERSATIONS[:1])
     assert cli.main(["smoke", str(merged.output), "--rows", str(rows), "--json"]) == 0
     answered = json.loads(capsys.readouterr().out)
     assert (answered["completions"][0]["equal"], "adapter_effect" in answered) == (True, False)
     assert cli.main(["smoke", str(merged.output), "--base", str(run.base_folder)]) == 2
-    assert "a merged model (kind merged in its manifest.json), which needs no base" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{merged.output}: " in error
+    assert "which needs no base" in error
 
 
 def test_a_merged_model_that_is_changed_is_different(merged: MergedModel, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_base_in_four_bits_trains_to_a_sound_adapter(
     assert 0.9 < share < 1
     said = f"nf4 ({share:.0%} of its values in bf16)"
     assert f"bf16 base in {said}" in (result.output / "DECISION.md").read_text()
-    assert f"The base was in {said} while the adapter was trained." in (result.output / "README.md").read_text()
+    assert f"The base was in {said} " in (result.output / "README.md").read_text()
     assert {fact.state for fact in verify(result.output, base=base, dataset=tmp_path)} == {"match"}
     assert {finding.rule for finding in adapter_findings(result.output, base)} == ({"ML426"} if lora else set())
 

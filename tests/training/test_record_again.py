@@ -61,8 +61,8 @@ def test_another_adapter_writes_its_own_answers(
 @pytest.mark.parametrize(
     ("part", "change", "said"),
     [
-        ("model", {"base_weights_sha256": "0" * 64}, "recorded on another base, tiny 000000000000"),
-        ("tokenizer", {"file": "tekken.json", "sha256": "0" * 64}, "recorded with another tokenizer, tekken.json 0000"),
+        ("model", {"base_weights_sha256": "0" * 64}, "tiny 000000000000"),
+        ("tokenizer", {"file": "tekken.json", "sha256": "0" * 64}, "tekken.json 0000"),
     ],
 )
 def test_transcripts_of_another_model_are_refused_before_any_is_written(
@@ -79,8 +79,8 @@ def test_transcripts_of_another_model_are_refused_before_any_is_written(
     first.write(golden)
     assert again() == 2
     error = capsys.readouterr().err
+    assert "row-0002" in error
     assert said in error
-    assert "remove the file to record anew" in error
     assert load(golden / "row-0001.json") == first
 
 
@@ -89,7 +89,7 @@ def test_the_transcripts_of_a_finished_run_are_not_written_over(
 ) -> None:
     for folder in (adapter / TRANSCRIPTS, adapter / TRANSCRIPTS / "row-0001.json"):
         assert again(folder) == 2
-        assert "the transcripts of a finished run, whose hashes are in its manifest" in capsys.readouterr().err
+        assert "the transcripts of a finished run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--rows", "x"], ["--check", "eos"], []])
@@ -98,4 +98,4 @@ def test_it_asks_what_the_transcripts_ask_and_nothing_else(
 ) -> None:
     record = ["--record", "x"] if words else []
     assert main(["smoke", "out", *record, "--update", *words]) == 2
-    assert "expected --record, and neither --rows nor --check" in capsys.readouterr().err
+    assert "expected --record" in capsys.readouterr().err

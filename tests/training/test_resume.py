@@ -253,7 +253,7 @@ def test_a_folder_that_waits_to_be_resumed_is_not_touched(recipe: Recipe) -> Non
     with pytest.raises(InputError, match=r"an unfinished run is there, at step 1\. .*--resume"):
         train(recipe)
     rate = recipe.training.learning_rate
-    with pytest.raises(InputError, match=rf"had another training\.learning_rate \({rate}, now 0\.02\)\. Restore it"):
+    with pytest.raises(InputError, match=rf"another training\.learning_rate \({rate}, now 0\.02\)"):
         train(changed(recipe, learning_rate=0.02), resume=True)
     assert contents(work_folder(recipe)) == before
 
@@ -262,7 +262,7 @@ def test_an_unfinished_run_of_an_older_version_goes_on_and_names_no_setting(reci
     stop_after_one_step(recipe)
     identity = work_folder(recipe) / "run.json"
     identity.write_text(json.dumps({"identity": json.loads(identity.read_text())["identity"]}))
-    with pytest.raises(InputError, match="had another recipe, base, precision, data or number of devices"):
+    with pytest.raises(InputError, match="had another recipe, base, precision"):
         train(changed(recipe, learning_rate=0.02), resume=True)
     assert train(recipe, resume=True).manifest["training"]["resumed_from_step"] == 1
     with pytest.raises(InputError, match=r"exists already\. The run came to its end"):

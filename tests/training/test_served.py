@@ -95,7 +95,7 @@ def test_an_adapter_of_scale_0_is_loaded_and_not_applied(files: tuple[Path, Path
         code, out = check(address)
     assert code == 1
     assert "has the scale 0" in out
-    assert "4 of 4 prompts are answered as by the base without an adapter" in out
+    assert "4 of 4 prompts are answered as by the base" in out
     assert "5 different of 5" in out
     assert RIGHT_MODEL not in out
 

@@ -160,7 +160,7 @@ def test_a_module_that_is_not_there_is_an_error_before_weights_are_loaded(
     ("kind", "name", "found"),
     [
         (Case("mixtral"), "gate", r"model\.layers\.0\..*\.gate' is of a router or its experts"),
-        (Case("mistral4"), "down_proj", r"model\.layers\.0\.mlp\.shared_experts\.down_proj' is of a router"),
+        (Case("mistral4"), "down_proj", r"model\.layers\.0\.mlp\.shared_experts\.down_proj' "),
         (Case("mistral", wrapped=True), "linear_1", r"multi_modal_projector\.linear_1 is outside the text model"),
         (Case("mistral", wrapped=True), "patch_conv", r"vision_tower\.patch_conv is outside the text model"),
     ],
@@ -191,9 +191,9 @@ def test_the_log_says_how_large_the_adapter_gets(base: Path, caplog: pytest.LogC
         attach_adapter(load_base(folder, "fp32", "cpu"), lora, adapted_layers(folder, ("attention",)), seed=0)
     rows = read_json(base / "config.json")
     count = rows["vocab_size"] * rows["hidden_size"]
-    assert [record.getMessage() for record in caplog.records] == [
-        f"lora.modules_to_save: lm_head in full makes the adapter larger by {count * 4 / 1e6:.0f} MB ({count} numbers)"
-    ]
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("lora.modules_to_save: lm_head ")
+    assert f" {count * 4 / 1e6:.0f} MB ({count} numbers)" in warning
     caplog.clear()
     folder = BaseFolder(base)
     attach_adapter(load_base(folder, "fp32", "cpu"), Lora(), adapted_layers(folder, ("attention",)), seed=0)

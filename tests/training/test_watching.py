@@ -147,15 +147,15 @@ def test_tool_call_needs_a_mistral_tokenizer(make_recipe: MakeRecipe, base: Path
     CheckpointTokenizer(base).fast.save_pretrained(folder)
     data = recipe_data(folder, training=TRAINING, evaluation={"generations": 1, "checks": ["tool_call"]})
     data["base"]["oracle"] = "none"
-    with pytest.raises(RecipeError, match="no Mistral tokenizer, which defines the format of a call"):
+    with pytest.raises(RecipeError, match="no Mistral tokenizer"):
         train(parse_recipe({**data, "backend": "chat-template"}, folder=tmp_path))
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["tensorbord"], r"training.report_to\[0\]: 'tensorbord'; expected loggers that transformers knows: .*wandb"),
-        (["clearml"], r"training.report_to\[0\]: 'clearml' is not installed\. Install it: pip install clearml"),
+        (["tensorbord"], r"training\.report_to\[0\]: 'tensorbord'; expected .*wandb"),
+        (["clearml"], r"training\.report_to\[0\]: 'clearml' .*pip install clearml"),
         (["comet_ml"], "pip install comet-ml"),
     ],
 )
