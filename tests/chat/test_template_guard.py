@@ -62,7 +62,7 @@ OVERRUNS = {
     "a number squared": "{% set ns = namespace(x=3) %}{% for i in range(40) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
     "shared lists compared": "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(40) %}"
     "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a == ns.b }}",
-    "wrapped words": "{{ ('a ' * 400000) | wordwrap(1) | length }}",
+    "wrapped words": "{{ ('a ' * 4000000) | wordwrap(1) | length }}",
     "a long number divided": "{% set x = 7 ** 3000000 %}{% for i in range(999) %}{% set y = x // 3 %}{% endfor %}",
     "lists sorted": "{% for i in range(9999) %}{{ range(99999) | groupby('real') | length }}{% endfor %}",
     "a translated text": "{{ ('a' * 9999).translate({97: 'b' * 999999}) | length }}",
