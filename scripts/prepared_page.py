@@ -9,10 +9,10 @@ from typing import Any
 
 from scoreboard_records import COLUMNS, RECORDED, ROOT
 
-from pytest_mistral_lora.conformance.dataset.observers import LOST_IN_IDS
 from pytest_mistral_lora.conformance.encoded.audit import OF_CHAT_ROWS
 from pytest_mistral_lora.conformance.encoded.line_judge import BY_IDS
 from pytest_mistral_lora.conformance.finding import ENCODED_CASES, RULES
+from pytest_mistral_lora.conformance.row_pass import LOST_IN_IDS
 
 PREPARED = RECORDED / "prepared.json"
 """What is recorded, by configuration and tokenizer."""

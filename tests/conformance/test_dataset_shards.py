@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from array import array
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.encoded import Policy
 from pytest_mistral_lora.chat.reading.chunks import DataFile, chunks
+from pytest_mistral_lora.conformance.bounded_findings import SHOWN
+from pytest_mistral_lora.conformance.dataset.lengths import percentile, spread
 from pytest_mistral_lora.conformance.dataset.report import judge_shard, report, scan
-from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
-from pytest_mistral_lora.conformance.dataset.tally import SHOWN, DatasetTally, percentile, spread
+from pytest_mistral_lora.conformance.dataset.rows import DatasetPass, RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.texts import main_script
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.places import Place
@@ -53,8 +55,8 @@ def judge() -> RowJudge:
     return RowJudge(PLAN, v3())
 
 
-def results(tally: DatasetTally, files: list[DataFile]) -> dict[str, Result]:
-    return report(copy.deepcopy(tally), files, PLAN, recipe=Place.of("recipe.yaml"))
+def results(found: DatasetPass, files: list[DataFile]) -> dict[str, Result]:
+    return report(copy.deepcopy(found), files, PLAN, recipe=Place.of("recipe.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -106,25 +108,28 @@ def test_a_shard_is_a_file_that_another_process_reads(
     files: list[DataFile], expected: dict[str, Result], tmp_path: Path
 ) -> None:
     work = pickle.loads(pickle.dumps(judge_shard))
-    tally = DatasetTally()
+    merged = DatasetPass()
     for index, file in reversed(list(enumerate(files))):
         plan, index, file = pickle.loads(pickle.dumps((PLAN, index, file)))
-        tally.extend(pickle.loads(pickle.dumps(work(plan, index, file))))
-    assert results(tally, files) == expected
+        merged.extend(pickle.loads(pickle.dumps(work(plan, index, file))))
+    assert results(merged, files) == expected
     lost = [*files, DataFile(tmp_path / "lost.jsonl", False), DataFile(tmp_path / "also-lost.jsonl", False)]
     for index in (4, 3):
-        tally.extend(work(PLAN, index, lost[index]))
-    assert results(tally, lost) == results(scan(PLAN, lost, tokenizer=v3(), processes=1), lost)
+        merged.extend(work(PLAN, index, lost[index]))
+    assert results(merged, lost) == results(scan(PLAN, lost, tokenizer=v3(), processes=1), lost)
 
 
 def test_a_row_with_one_answer_takes_as_many_bytes_as_the_page_tells(tmp_path: Path) -> None:
     file = DataFile(
         write_rows(tmp_path / "rows.jsonl", [said(f"What is {one}?", "long " * one) for one in range(1, 50)])
     )
-    tally = judge_shard(replace(PLAN, policy=Policy(999), compares=False), 0, file)
-    columns = ("places", "held_out", "rows", "likenesses", "prompts", "owners")
-    sizes = {name: memoryview(getattr(tally, name)).nbytes / len(tally) for name in (*columns, "sketches")}
-    assert (sum(sizes[name] for name in columns), sizes["sketches"], len(tally)) == (61, 64, 49)
+    found = judge_shard(replace(PLAN, policy=Policy(999), compares=False), 0, file)
+    sizes = {name: memoryview(column).nbytes / len(found.table) for name, column in vars(found.table).items()}
+    assert (sizes.pop("sketches"), sum(sizes.values()), len(found.table)) == (64, 65, 49)
+    # of the states of rules, one has a column, and no other grows with the rows
+    values = [value for state in found.states.by_name.values() for value in vars(state).values()]
+    [column] = [value for value in values if isinstance(value, array | bytearray | list)]
+    assert memoryview(column).nbytes / len(found.table) == 4
 
 
 @given(st.lists(st.integers(0, 50)), st.integers(0, 50))

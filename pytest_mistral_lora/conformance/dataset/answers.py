@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.answer_message import AnswerChunk, AnswerMessage, canonical_json
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.conformance.dataset.sign_count import SignCount
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.row_laws import as_decoded, assistant_turns, encoded_groups
+from pytest_mistral_lora.conformance.row_pass import JudgedFiles, JudgedRecord, JudgedRow, ObserverStates
 from pytest_mistral_lora.errors import LibraryError, counted, shortened
 from pytest_mistral_lora.places import Place
 
@@ -20,18 +23,12 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.oracle.answer_decoder import AnswerDecoder
     from pytest_mistral_lora.chat.oracle.answer_grammar import AnswerGrammar, RefusedToken
-    from pytest_mistral_lora.conformance.dataset.tally import SignCount
 
 _UNREADABLE = frozenset({"ML619"})
 """Rules of calls whose arguments are no object: what a decoder makes of them says nothing more."""
 _UNFIT = frozenset({"ML618", "ML619", "ML622", "ML623", "ML643"})
 """Rules of calls that do not fit their tools, and of answers that break their schema: a grammar says nothing more."""
 _CALL_ID = "[CALL_ID]"
-
-NOT_READ_BACK, BY_GRAMMAR, NOT_BY_GRAMMAR = "not read back", "by grammar", "not by grammar"
-"""Kinds under which a tally counts rows by the reason why they were not judged, and those that a grammar judged."""
-CALL_IDS_REFUSED, LOST = "call ids refused", "characters lost"
-"""Signs of rows: calls whose ids mistral-common's grammar refuses, and answers with characters that are not encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,26 +189,103 @@ class DecodingJudge:
             yield Finding("ML649", found, answer.place, expected)
 
 
-def call_ids_finding(rows: int, place: Place) -> Finding:
-    """Return the finding of a grammar that refuses what mistral-common's encoder writes.
+NO_TOKENIZER = JudgedAnswers(
+    no_decoder="there is no Mistral tokenizer to decode answers with",
+    has_grammar=True,
+    no_grammar="there is no Mistral tokenizer to decode answers with",
+)
+"""The verdict on answers without a Mistral tokenizer."""
 
-    Args:
-        rows: The number of rows with such calls.
-        place: The place of the first of them.
+
+@dataclass
+class DecodedAnswers:
+    """What became of the answers of rows, as they are decoded.
+
+    Attributes:
+        not_read_back: Number of rows by the reason why their answers were not read back.
+        by_grammar: Number of rows that a grammar judged.
+        not_by_grammar: Number of rows by the reason why the grammar of their requests did not judge them.
+        refused: Rows with calls whose ids mistral-common's grammar refuses.
+        lost: Rows with answers that have characters which are not encoded.
     """
-    found = f"the grammar refuses {_CALL_ID} and the id behind it in calls of {counted(rows, 'row')}; the first is here"
-    return Finding("ML652", found, place, "calls as mistral-common encodes them")
+
+    not_read_back: Counter[str] = field(default_factory=Counter)
+    by_grammar: int = 0
+    not_by_grammar: Counter[str] = field(default_factory=Counter)
+    refused: SignCount = field(default_factory=SignCount)
+    lost: SignCount = field(default_factory=SignCount)
+
+    @property
+    def why_not_read_back(self) -> str:
+        """Why answers were not read back; empty if all were."""
+        return next(iter(self.not_read_back), "")
+
+    @property
+    def why_not_by_grammar(self) -> str:
+        """Why no grammar has judged an answer; empty if one has, or if there is none to ask."""
+        return "" if self.by_grammar else next(iter(self.not_by_grammar), "")
+
+    def extend(self, other: DecodedAnswers) -> None:
+        """Add the answers of other rows."""
+        self.not_read_back.update(other.not_read_back)
+        self.by_grammar += other.by_grammar
+        self.not_by_grammar.update(other.not_by_grammar)
+        self.refused.extend(other.refused)
+        self.lost.extend(other.lost)
 
 
-def lost_finding(lost: SignCount) -> Finding:
-    """Return the finding of characters that are not encoded.
+class AnswersAsDecoded:
+    """The rules on answers as they are decoded; two of them are about what many rows have in common."""
 
-    Args:
-        lost: The rows of a pass with such characters.
-    """
-    examples = [f"{example.place}, {example.shown}" for example in lost.examples]
-    found = f"characters of answers are not encoded in {counted(lost.rows, 'row')}"
-    return Finding("ML648", found, lost.examples[0].place, "the texts of the rows", "\n".join(examples))
+    case = "answers-are-read-back"
+    fires_on_sample = True
+
+    def start(self) -> DecodedAnswers:
+        """Return the state of no row."""
+        return DecodedAnswers()
+
+    def observe_row(self, row: JudgedRow, state: DecodedAnswers) -> Iterator[Finding]:
+        """Yield the findings of the answers of a row."""
+        judged = row.answers
+        if judged is None:
+            return
+        yield from judged.findings
+        if judged.no_decoder:
+            state.not_read_back[judged.no_decoder] += 1
+        if judged.no_grammar:
+            state.not_by_grammar[judged.no_grammar] += 1
+        elif judged.has_grammar:
+            state.by_grammar += 1
+        if judged.refuses_call_ids:
+            state.refused.add(row.at, "calls", row.place)
+        if judged.lost and row.origin == "written":
+            state.lost.add(row.at, judged.lost, row.place)
+
+    def observe(self, record: JudgedRecord, state: DecodedAnswers) -> Iterator[Finding]:
+        """Yield nothing: each row was seen by itself."""
+        return iter(())
+
+    def report(self, state: DecodedAnswers, files: JudgedFiles) -> Iterator[Finding]:
+        """Yield once what many rows can have in common: ids that are refused, and characters that are not encoded."""
+        if state.refused.rows:
+            found = f"the grammar refuses {_CALL_ID} and the id behind it in calls of "
+            found += f"{counted(state.refused.rows, 'row')}; the first is here"
+            yield Finding("ML652", found, state.refused.examples[0].place, "calls as mistral-common encodes them")
+        if state.lost.rows:
+            examples = state.lost.examples
+            found = f"characters of answers are not encoded in {counted(state.lost.rows, 'row')}"
+            shown = "\n".join(f"{example.place}, {example.shown}" for example in examples)
+            yield Finding("ML648", found, examples[0].place, "the texts of the rows", shown)
+
+
+ANSWERS = AnswersAsDecoded()
+"""The observer of answers as they are decoded."""
+
+
+def decoded_answers(states: ObserverStates) -> DecodedAnswers:
+    """Return what a pass has found of answers."""
+    found: DecodedAnswers = states.of(f"{__name__}:ANSWERS")
+    return found
 
 
 def _refusal(refused: RefusedToken, place: Place) -> Finding:
