@@ -47,6 +47,11 @@ ROWS: list[Any] = [
     said("And where?", "Lå.".encode().decode("latin-1"), system="Be brief."),
     said("Go on.", f"It is so. {'And it goes on ' * 3}"),
     *(said(one, LONG[0]) for one in LONG),
+    # what the share of rows in a file decides
+    *(said(f"Spell {number}.", f"caf\\u00e9 number {number}") for number in range(4)),
+    *(said(f"Go to {number}.", f"### Assistant: on my way to {number}") for number in range(5)),
+    *(said(f"Tell {number}.", f"Number {number} is it. {'and more words ' * 20}"[:150]) for number in range(6)),
+    *(said(f"Say {number}.", f"I say {number}.", system="Be brief.") for number in range(20, 42)),
 ]
 
 
@@ -97,6 +102,7 @@ def test_any_parts_in_any_order_are_one_pass(
 def test_the_parts_show_every_kind_of_finding_that_a_merge_could_spoil(expected: dict[str, Result]) -> None:
     rules = {finding.rule for result in expected.values() for finding in result.findings}
     assert rules >= {"ML601", "ML608", "ML609", "ML610", "ML611", "ML612", "ML618", "ML620", "ML632", "ML633", "ML636"}
+    assert rules >= {"ML624", "ML628", "ML645", "ML646", "ML648"}
     facts = dict(expected["statistics"].facts)
     assert dict(expected["backends-agree"].facts)["deviations"]
     assert facts["texts"]["decoded_wrongly"]["rows"] == 2
