@@ -17,7 +17,7 @@ from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, imported
 from pytest_mistral_lora.conformance.bounded_findings import BoundedFindings
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.row_table import RowTable, packed_place, unpacked_place
+from pytest_mistral_lora.conformance.row_table import JudgedTable, packed_place, unpacked_place
 from pytest_mistral_lora.places import NOWHERE, Place
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class ColumnState(Protocol):
     """A state with a value for each row of the table."""
 
     def reorder(self, order: Order) -> None:
-        """Put the values in another order, as `RowTable.reorder` does."""
+        """Put the values in another order, as `JudgedTable.reorder` does."""
 
 
 class JudgedFiles(Sequence[Place]):
@@ -148,10 +148,10 @@ class JudgedFiles(Sequence[Place]):
     """
 
     def __init__(
-        self, places: Sequence[Place], table: RowTable, judged: Sequence[int], *, is_sample: bool = False
+        self, places: Sequence[Place], table: JudgedTable, judged: Sequence[int], *, is_sample: bool = False
     ) -> None:
         self._places = places
-        self.table: RowTable = table
+        self.table: JudgedTable = table
         self.judged: Sequence[int] = judged
         self.is_sample: bool = is_sample
 
@@ -216,7 +216,7 @@ class EachRowObserver(Protocol):
 OBSERVERS: list[str] = [
     f"pytest_mistral_lora.conformance.dataset.{name}"
     for name in (
-        "answers:ANSWERS",
+        "decoded_answers:ANSWERS",
         "texts:CONVERSIONS",
         "pairs:PAIRS",
         "figures:FIGURES",
@@ -291,7 +291,7 @@ class RowPass:
 
     file: int = 0
     place: Place = NOWHERE
-    table: RowTable = field(default_factory=RowTable)
+    table: JudgedTable = field(default_factory=JudgedTable)
     counts: Counter[tuple[int, str]] = field(default_factory=Counter)
     states: ObserverStates = field(default_factory=ObserverStates)
     findings: BoundedFindings = field(default_factory=BoundedFindings)

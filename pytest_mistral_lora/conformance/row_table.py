@@ -23,7 +23,7 @@ LINE_BITS = 40
 
 
 @dataclass
-class RowTable:
+class JudgedTable:
     """The rows of a pass, each with its place, its side of the split, and what tells it from other rows.
 
     A row with one prompt takes 65 bytes: 8 for its place, 4 for its line, 1 for its side of the split, 16 for each of
@@ -58,7 +58,7 @@ class RowTable:
         """Return the number of rows."""
         return len(self.places)
 
-    def extend(self, other: RowTable) -> None:
+    def extend(self, other: JudgedTable) -> None:
         """Add the rows of another part of the files."""
         # before the columns grow: the other part counts its rows from 0
         first = len(self)

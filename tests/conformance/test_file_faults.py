@@ -23,7 +23,7 @@ from pytest_mistral_lora.conformance.dataset.file_faults import FILE_FAULTS, Bou
 from pytest_mistral_lora.conformance.dataset.file_signs import FileSigns
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.row_pass import JudgedFiles, JudgedRecord
-from pytest_mistral_lora.conformance.row_table import RowTable
+from pytest_mistral_lora.conformance.row_table import JudgedTable
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import hostile_text
 
@@ -239,4 +239,4 @@ def test_the_page_has_each_fault_with_its_bounds() -> None:
 
 def test_each_fault_is_a_rule_of_the_statistics() -> None:
     assert {fault.rule for fault in FILE_FAULTS} == RULES_OF_FILES
-    assert list(faulty_rows(FileSigns(), JudgedFiles((), RowTable(), ()))) == []
+    assert list(faulty_rows(FileSigns(), JudgedFiles((), JudgedTable(), ()))) == []

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.answer_message import AnswerChunk, AnswerMessage, canonical_json
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.conformance.dataset.sign_count import SignCount
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.row_laws import as_decoded, assistant_turns, encoded_groups
-from pytest_mistral_lora.conformance.row_pass import JudgedFiles, JudgedRecord, JudgedRow, ObserverStates
 from pytest_mistral_lora.errors import LibraryError, counted, shortened
 from pytest_mistral_lora.places import Place
 
@@ -28,7 +25,8 @@ _UNREADABLE = frozenset({"ML619"})
 """Rules of calls whose arguments are no object: what a decoder makes of them says nothing more."""
 _UNFIT = frozenset({"ML618", "ML619", "ML622", "ML623", "ML643"})
 """Rules of calls that do not fit their tools, and of answers that break their schema: a grammar says nothing more."""
-_CALL_ID = "[CALL_ID]"
+CALL_ID = "[CALL_ID]"
+"""The control token in front of the id of a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +143,7 @@ class DecodingJudge:
         refuses_call_ids = False
         for answer in spoken:
             refused = grammar.refused(row, answer.ids)
-            if refused and refused.found == _CALL_ID:
+            if refused and refused.found == CALL_ID:
                 # a fault of the grammar, not of the row: judge what is left
                 refuses_call_ids = True
                 refused = grammar.refused(row, self._without_call_ids(answer.ids))
@@ -159,7 +157,7 @@ class DecodingJudge:
         is_call_id = False
         for token in ids:
             if token in self._oracle.control_tokens:
-                is_call_id = self._oracle.control_tokens[token] == _CALL_ID
+                is_call_id = self._oracle.control_tokens[token] == CALL_ID
             if not is_call_id:
                 kept.append(token)
         return kept
@@ -195,97 +193,6 @@ NO_TOKENIZER = JudgedAnswers(
     no_grammar="there is no Mistral tokenizer to decode answers with",
 )
 """The verdict on answers without a Mistral tokenizer."""
-
-
-@dataclass
-class DecodedAnswers:
-    """What became of the answers of rows, as they are decoded.
-
-    Attributes:
-        not_read_back: Number of rows by the reason why their answers were not read back.
-        by_grammar: Number of rows that a grammar judged.
-        not_by_grammar: Number of rows by the reason why the grammar of their requests did not judge them.
-        refused: Rows with calls whose ids mistral-common's grammar refuses.
-        lost: Rows with answers that have characters which are not encoded.
-    """
-
-    not_read_back: Counter[str] = field(default_factory=Counter)
-    by_grammar: int = 0
-    not_by_grammar: Counter[str] = field(default_factory=Counter)
-    refused: SignCount = field(default_factory=SignCount)
-    lost: SignCount = field(default_factory=SignCount)
-
-    @property
-    def why_not_read_back(self) -> str:
-        """Why answers were not read back; empty if all were."""
-        return next(iter(self.not_read_back), "")
-
-    @property
-    def why_not_by_grammar(self) -> str:
-        """Why no grammar has judged an answer; empty if one has, or if there is none to ask."""
-        return "" if self.by_grammar else next(iter(self.not_by_grammar), "")
-
-    def extend(self, other: DecodedAnswers) -> None:
-        """Add the answers of other rows."""
-        self.not_read_back.update(other.not_read_back)
-        self.by_grammar += other.by_grammar
-        self.not_by_grammar.update(other.not_by_grammar)
-        self.refused.extend(other.refused)
-        self.lost.extend(other.lost)
-
-
-class AnswersAsDecoded:
-    """The rules on answers as they are decoded; two of them are about what many rows have in common."""
-
-    case = "answers-are-read-back"
-    fires_on_sample = True
-
-    def start(self) -> DecodedAnswers:
-        """Return the state of no row."""
-        return DecodedAnswers()
-
-    def observe_row(self, row: JudgedRow, state: DecodedAnswers) -> Iterator[Finding]:
-        """Yield the findings of the answers of a row."""
-        judged = row.answers
-        if judged is None:
-            return
-        yield from judged.findings
-        if judged.no_decoder:
-            state.not_read_back[judged.no_decoder] += 1
-        if judged.no_grammar:
-            state.not_by_grammar[judged.no_grammar] += 1
-        elif judged.has_grammar:
-            state.by_grammar += 1
-        if judged.refuses_call_ids:
-            state.refused.add(row.at, "calls", row.place)
-        if judged.lost and row.origin == "written":
-            state.lost.add(row.at, judged.lost, row.place)
-
-    def observe(self, record: JudgedRecord, state: DecodedAnswers) -> Iterator[Finding]:
-        """Yield nothing: each row was seen by itself."""
-        return iter(())
-
-    def report(self, state: DecodedAnswers, files: JudgedFiles) -> Iterator[Finding]:
-        """Yield once what many rows can have in common: ids that are refused, and characters that are not encoded."""
-        if state.refused.rows:
-            found = f"the grammar refuses {_CALL_ID} and the id behind it in calls of "
-            found += f"{counted(state.refused.rows, 'row')}; the first is here"
-            yield Finding("ML652", found, state.refused.examples[0].place, "calls as mistral-common encodes them")
-        if state.lost.rows:
-            examples = state.lost.examples
-            found = f"characters of answers are not encoded in {counted(state.lost.rows, 'row')}"
-            shown = "\n".join(f"{example.place}, {example.shown}" for example in examples)
-            yield Finding("ML648", found, examples[0].place, "the texts of the rows", shown)
-
-
-ANSWERS = AnswersAsDecoded()
-"""The observer of answers as they are decoded."""
-
-
-def decoded_answers(states: ObserverStates) -> DecodedAnswers:
-    """Return what a pass has found of answers."""
-    found: DecodedAnswers = states.of(f"{__name__}:ANSWERS")
-    return found
 
 
 def _refusal(refused: RefusedToken, place: Place) -> Finding:

@@ -228,7 +228,7 @@ class FileSigns:
             extend_states(self.open_ends.setdefault(unit, {}), within)
 
     def reorder(self, order: Order) -> None:
-        """Put the answers in another order, as `RowTable.reorder` does."""
+        """Put the answers in another order, as `JudgedTable.reorder` does."""
         self.last = reordered(self.last, order)
 
 

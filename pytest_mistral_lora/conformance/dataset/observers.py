@@ -30,7 +30,7 @@ from pytest_mistral_lora.conformance.row_pass import (
     RowPass,
     named_observer,
 )
-from pytest_mistral_lora.conformance.row_table import DIGEST_BYTES, RowTable
+from pytest_mistral_lora.conformance.row_table import DIGEST_BYTES, JudgedTable
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -139,7 +139,7 @@ class RowRules:
                 found.findings.add(finding)
 
 
-def _add(table: RowTable, record: JudgedRecord, *, sketches: bool) -> None:
+def _add(table: JudgedTable, record: JudgedRecord, *, sketches: bool) -> None:
     """Add a record to a table.
 
     Args:

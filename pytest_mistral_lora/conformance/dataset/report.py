@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.dataset.answers import decoded_answers
 from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_CONVERSATIONS, OF_KEPT_ROWS
+from pytest_mistral_lora.conformance.dataset.decoded_answers import decoded_answers
 from pytest_mistral_lora.conformance.dataset.figures import figures_of
 from pytest_mistral_lora.conformance.dataset.file_faults import fault_figures
 from pytest_mistral_lora.conformance.dataset.lengths import cuts, histogram, spread

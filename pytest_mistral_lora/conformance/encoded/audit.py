@@ -17,7 +17,7 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.dataset.answers import decoded_answers
+from pytest_mistral_lora.conformance.dataset.decoded_answers import decoded_answers
 from pytest_mistral_lora.conformance.encoded.audit_state import AuditState
 from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
 from pytest_mistral_lora.conformance.encoded.file_faults import SourceTracker
