@@ -30,6 +30,7 @@ LOST_IN_PART: Mapping[str, str] = {
     "ML646": "before v7 the system prompt is a part of the user's text",
     "ML649": "the ids of U+2581 are those of a space",
     "ML651": "ids have neither the schema of the answer nor strict",
+    "ML663": "before v7 mistral-common itself writes the system prompt into a text of the user",
 }
 """Rules that see conversations that are read back from ids, but not each fault: each with what the ids do not have."""
 OF_WHOLE_FILES = frozenset(

@@ -194,6 +194,16 @@ def test_sides_of_ids_alone_show_it(name: str, tmp_path: Path) -> None:
     assert rules - {"ML569"} == {FORMS[name][0]}
 
 
+def test_labels_as_letters_stand_beside_ids(tmp_path: Path) -> None:
+    oracle = Target("spm-v3").oracle
+    for name, expected in (("labels as letters", ["ML668"]), ("a topic", []), ("a class", [])):
+        form = FORMS[name][1] if name in FORMS else SOUND[name]
+        rows = [form(number, town) for number, town in enumerate(TOWNS)]
+        alone = [line | {"label": row["label"]} for row, line in zip(rows, encoded(form, "spm-v3"), strict=True)]
+        for lines in (alone, [row | line for row, line in zip(rows, alone, strict=True)]):
+            assert [finding.rule for finding in audit_findings(write_lines(tmp_path, lines), oracle)] == expected
+
+
 @pytest.mark.parametrize(("tokenizer", "expected"), [("spm-v1", []), ("spm-v3", []), ("spm-v7", ["ML663"])])
 def test_a_request_of_ids_has_the_system_prompt_before_v7(tokenizer: str, expected: list[str], tmp_path: Path) -> None:
     path = write_lines(tmp_path, encoded(FORMS["a persona"][1], tokenizer))
