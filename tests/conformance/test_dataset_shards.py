@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from array import array
 from dataclasses import replace
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from pytest_mistral_lora.chat.encoded import Policy
 from pytest_mistral_lora.chat.reading.chunks import DataFile, chunks
 from pytest_mistral_lora.conformance.bounded_findings import SHOWN
+from pytest_mistral_lora.conformance.dataset.decoded_answers import UnjudgedRows
 from pytest_mistral_lora.conformance.dataset.lengths import percentile, spread
 from pytest_mistral_lora.conformance.dataset.report import judge_shard, report, scan
 from pytest_mistral_lora.conformance.dataset.rows import DatasetPass, RowJudge, ScanPlan
@@ -136,6 +138,16 @@ def test_a_row_with_one_answer_takes_as_many_bytes_as_the_page_tells(tmp_path: P
     values = [value for state in found.states.by_name.values() for value in vars(state).values()]
     [column] = [value for value in values if isinstance(value, array | bytearray | list)]
     assert memoryview(column).nbytes / len(found.table) == 4
+
+
+def test_the_reason_of_the_first_row_is_printed_in_any_order_of_parts() -> None:
+    for order in itertools.permutations([(7, "no grammar"), (3, "no schema"), (9, "no grammar")]):
+        found = UnjudgedRows()
+        for at, reason in order:
+            part = UnjudgedRows()
+            part.add(at, reason)
+            found.extend(part)
+        assert (found.rows, found.reason) == (3, "no schema")
 
 
 @given(st.lists(st.integers(0, 50)), st.integers(0, 50))

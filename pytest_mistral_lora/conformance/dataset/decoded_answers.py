@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,38 +13,60 @@ from pytest_mistral_lora.errors import counted
 
 
 @dataclass
+class UnjudgedRows:
+    """Rows whose answers were not judged.
+
+    Attributes:
+        rows: Their number.
+        first: The place of the first of them, as `packed_place` returns it, and the reason; None without one.
+    """
+
+    rows: int = 0
+    first: tuple[int, str] | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why the first of them was not judged; empty without one."""
+        return "" if self.first is None else self.first[1]
+
+    def add(self, at: int, reason: str) -> None:
+        """Add a row, at its place as `packed_place` returns it."""
+        self.extend(UnjudgedRows(1, (at, reason)))
+
+    def extend(self, other: UnjudgedRows) -> None:
+        """Add other rows."""
+        self.rows += other.rows
+        self.first = min(filter(None, (self.first, other.first)), default=None)
+
+
+@dataclass
 class DecodedAnswers:
     """What became of the answers of rows, as they are decoded.
 
     Attributes:
-        not_read_back: Number of rows by the reason why their answers were not read back.
+        not_read_back: Rows whose answers were not read back.
         by_grammar: Number of rows that a grammar judged.
-        not_by_grammar: Number of rows by the reason why the grammar of their requests did not judge them.
+        not_by_grammar: Rows that the grammar of their requests did not judge.
         refused: Rows with calls whose ids mistral-common's grammar refuses.
         lost: Rows with answers that have characters which are not encoded.
     """
 
-    not_read_back: Counter[str] = field(default_factory=Counter)
+    not_read_back: UnjudgedRows = field(default_factory=UnjudgedRows)
     by_grammar: int = 0
-    not_by_grammar: Counter[str] = field(default_factory=Counter)
+    not_by_grammar: UnjudgedRows = field(default_factory=UnjudgedRows)
     refused: SignCount = field(default_factory=SignCount)
     lost: SignCount = field(default_factory=SignCount)
 
     @property
-    def why_not_read_back(self) -> str:
-        """Why answers were not read back; empty if all were."""
-        return next(iter(self.not_read_back), "")
-
-    @property
     def why_not_by_grammar(self) -> str:
         """Why no grammar has judged an answer; empty if one has, or if there is none to ask."""
-        return "" if self.by_grammar else next(iter(self.not_by_grammar), "")
+        return "" if self.by_grammar else self.not_by_grammar.reason
 
     def extend(self, other: DecodedAnswers) -> None:
         """Add the answers of other rows."""
-        self.not_read_back.update(other.not_read_back)
+        self.not_read_back.extend(other.not_read_back)
         self.by_grammar += other.by_grammar
-        self.not_by_grammar.update(other.not_by_grammar)
+        self.not_by_grammar.extend(other.not_by_grammar)
         self.refused.extend(other.refused)
         self.lost.extend(other.lost)
 
@@ -67,9 +88,9 @@ class AnswersAsDecoded:
             return
         yield from judged.findings
         if judged.no_decoder:
-            state.not_read_back[judged.no_decoder] += 1
+            state.not_read_back.add(row.at, judged.no_decoder)
         if judged.no_grammar:
-            state.not_by_grammar[judged.no_grammar] += 1
+            state.not_by_grammar.add(row.at, judged.no_grammar)
         elif judged.has_grammar:
             state.by_grammar += 1
         if judged.refuses_call_ids:

@@ -135,14 +135,14 @@ def report(
     not_checked = {
         "backends-agree": no_comparison,
         "no-near-leakage": repeats_of(found.states).no_near_rows,
-        "answers-are-read-back": answers.why_not_read_back,
+        "answers-are-read-back": answers.not_read_back.reason,
         "decoding-allows-answers": answers.why_not_by_grammar,
     }
     if answers.by_grammar:
         # what a grammar could not judge is a figure beside what it has judged
         facts["decoding-allows-answers"] = {
             "rows_by_grammar": answers.by_grammar,
-            "rows_not_by_grammar": answers.not_by_grammar.total(),
+            "rows_not_by_grammar": answers.not_by_grammar.rows,
         }
     results = {}
     for case in CASES:

@@ -125,7 +125,7 @@ class Audit:
         cause: The chat template that rows may be encoded by; None if there is none.
         pad: The pad token by which labels may be masked; None if it is no EOS.
         states: Number of rows that are sound, wrong, and not judged: the order of the lines may make a row wrong.
-        state: What the lines that were judged so far add up to.
+        totals: What the lines that were judged so far add up to.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Audit:
             processes: Number of processes that judge; None for one if the file is short, else one for each CPU.
         """
         self.states: Counter[State] = Counter()
-        self.state: AuditState = AuditState()
+        self.totals: AuditState = AuditState()
         self.cause: TemplateCause | None = cause
         self.pad: PadCause | None = pad
         self.scaling: PositionScaling = PositionScaling.of_files(base or TokenizerFiles(oracle.path))
@@ -199,7 +199,7 @@ class Audit:
             InputError: If the file, or one of the dataset, cannot be opened.
             RowsError: If a row of the dataset cannot be read.
         """
-        lines, state = 0, self.state
+        lines, totals = 0, self.totals
         for part in self._parts(progress):
             taken = iter(part.taken)
             for verdict in part.verdicts:
@@ -214,14 +214,14 @@ class Audit:
         findings = list(self.source.missing_findings(self.rows.place))
         # The answers of missing rows are known only now.
         for row in self.source.missing_rows():
-            self._judge.expected_answers(row, row.place, 1, state.balance)
+            self._judge.expected_answers(row, row.place, 1, totals.balance)
         self._correct_repeated()
         # else no answer was read, and no answer can be lost
         if self.states["not judged"] < self.states.total():
-            findings += state.balance.findings(self.rows.place, self._oracle)
-        findings += self._evaluation.file_findings(state.prompts)
-        findings += state.sides.file_findings(self.rows.place)
-        findings += state.marked.file_findings()
+            findings += totals.balance.findings(self.rows.place, self._oracle)
+        findings += self._evaluation.file_findings(totals.prompts)
+        findings += totals.sides.file_findings(self.rows.place)
+        findings += totals.marked.file_findings()
         for cause, explained in self._causes():
             findings += cause.findings(explained)
         findings += self._of_all_rows()
@@ -244,11 +244,11 @@ class Audit:
         self.source.unreadable += len(part.unreadable)
         # a file of another format has an error in each of its lines: memory stays bounded
         self.errors += part.unreadable[: MOST_ERRORS - len(self.errors)]
-        self.state.extend(part.state)
+        self.totals.extend(part.state)
 
     def _causes(self) -> Iterator[tuple[Cause, ExplainedFindings]]:
         """Yield the causes of the file, each with the findings that it explains."""
-        for cause, explained in ((self.cause, self.state.by_template), (self.pad, self.state.by_pad)):
+        for cause, explained in ((self.cause, self.totals.by_template), (self.pad, self.totals.by_pad)):
             if cause is not None:
                 yield cause, explained
 
@@ -310,13 +310,13 @@ class Audit:
             return
         for number, line in enumerate(scan_lines(self.rows)):
             if number in self._again and isinstance(line, EncodedLine):
-                self._judge.take_again(line, self.state.balance)
+                self._judge.take_again(line, self.totals.balance)
 
     def _of_all_rows(self) -> Iterator[Finding]:
         """Yield what only all rows together show of their texts, answers and repeats."""
         if not self._judges_texts:
             return
-        rows = self.state.rows
+        rows = self.totals.rows
         rows.put_in_order()
         rows.report([Place(source, split=split) for source, split in self._files], is_sample=self.rows.is_sample)
         again = set(self._again.values())
@@ -343,7 +343,7 @@ class Audit:
     @property
     def not_checked(self) -> dict[str, str]:
         """The reason of each check without findings that had nothing to judge, by its name in `CASES`."""
-        reasons, figures = dict[str, str](), self.state.figures
+        reasons, figures = dict[str, str](), self.totals.figures
         if self.judged == 0:
             has_images = 0 < figures.images == self.states.total()
             reasons = dict.fromkeys(_OF_ROWS, _IMAGES_ALONE if has_images else NOTHING_JUDGED)
@@ -354,8 +354,8 @@ class Audit:
             reasons |= dict.fromkeys(("answers", "decoding"), reason)
         if figures.is_scored_whole and not figures.has_labels:
             reasons.setdefault("labels", SCORED_WHOLE)
-        answers = decoded_answers(self.state.rows.states)
-        unjudged = {"answers": answers.why_not_read_back, "decoding": answers.why_not_by_grammar}
+        answers = decoded_answers(self.totals.rows.states)
+        unjudged = {"answers": answers.not_read_back.reason, "decoding": answers.why_not_by_grammar}
         if figures.asks:
             unjudged = dict.fromkeys(unjudged, _NOT_TRAINED_ON)
         for case, reason in unjudged.items():
@@ -365,7 +365,7 @@ class Audit:
             reasons = dict.fromkeys(OF_CHAT_ROWS, _NO_ROW) | reasons
         if self.states.total() == self.counts["ML501"]:
             reasons = dict.fromkeys(CASES, "no line of the file can be read: see the check `file`") | reasons
-        if self.cause is not None and self.state.by_template.counts and self.cause.finding is not None:
+        if self.cause is not None and self.totals.by_template.counts and self.cause.finding is not None:
             reason = f"rows are encoded by a chat template that is not mistral-common's: see {self.cause.finding.rule}"
             reasons |= dict.fromkeys(("supervised-text", "answers", "decoding", *OF_CHAT_ROWS), reason)
         found = {case_of(rule) for rule, count in self.counts.items() if count}
@@ -385,14 +385,14 @@ class Audit:
     @property
     def rows_line(self) -> str:
         """The number of rows and of judged rows, in words for a summary."""
-        figures, sides = self.state.figures, self.state.sides.words
+        figures, sides = self.totals.figures, self.totals.sides.words
         more = f"{figures.words}; {sides}" if sides else figures.words
         more += f"; not checked: images in {counted(figures.images, 'row')} without messages" if figures.images else ""
         return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{more}"
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of a finished audit, as plain JSON data."""
-        counts, figures = sorted(self.counts.items()), self.state.figures
+        counts, figures = sorted(self.counts.items()), self.totals.figures
         classes = [{"rule": rule, "class": RULES[rule].fault_class, "count": count} for rule, count in counts]
         return {
             "rows": self.states.total(),
@@ -405,7 +405,7 @@ class Audit:
             "columns": dict(sorted(figures.columns.items())),
             "read_back": figures.read_back,
             "answers_without_labels": figures.without_labels,
-            "pairs": self.state.sides.pairs,
+            "pairs": self.totals.sides.pairs,
             "tokens": figures.tokens,
             "supervised_tokens": figures.supervised,
             "findings": self.counts.total(),
@@ -544,7 +544,7 @@ def _run_check(audited: Callable[[], AuditReport], case: str, fixes: Mapping[str
         "rows": report.audit.states.total(),
         "judged": report.audit.judged,
         "wrong": report.audit.states["wrong"],
-        "packed": report.audit.state.figures.packed,
+        "packed": report.audit.totals.figures.packed,
         "encoded rows of": report.audit.rows_line,
     }
     if case == "packing":
