@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.dataset.tally import cuts, histogram
+from pytest_mistral_lora.conformance.dataset.lengths import cuts, histogram
 from pytest_mistral_lora.report.tables import figure_lines, statistics_line
 
 CALL = {"id": "a1B2c3D4e", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}

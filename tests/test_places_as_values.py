@@ -30,7 +30,6 @@ PARSES = {
 }
 """Functions that take the text of a place apart, each with its reason."""
 REWRITES = {
-    "conformance/encoded/audit.py: _marked_finding": "says how many rows are like the first: to be made at the end",
     "conformance/known.py: _with_passed_dates": "names the deviations whose dates have passed: to be a field",
     "conformance/server/shown.py: _shown": "bounds the words of a hostile server and hides its key, wherever they are",
 }

@@ -280,7 +280,7 @@ def _lines(audit: Audit, show: int, session: Session) -> Iterator[str]:
         yield f"read back from ids: {counted(read, 'row')} without messages"
     if weightless := data["answers_without_labels"]:
         yield _weights_line(weightless)
-    if words := audit.sides.words:
+    if words := audit.totals.sides.words:
         yield f"preferences: {words}"
     for outcome in session.outcomes:
         if outcome.not_checked:

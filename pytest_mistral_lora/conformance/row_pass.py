@@ -1,22 +1,40 @@
-"""One judged record, and the rules that observe it, whatever source it comes from.
+"""The pass over rows: one judged record, the rules that observe it, and what they have found at the end.
 
 Chat rows, encoded rows with messages, and conversations that are read back from ids become a `JudgedRecord`. Each rule
-on rows is an observer: it sees one record at a time, and may keep a state of the file, which is merged over parts.
+on rows is an observer: it sees one record at a time, and may keep a state of the file, which is merged over parts. The
+pass owns one table of rows, puts it in order once, and asks the observers what the whole files show.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, imported
+from pytest_mistral_lora.conformance.bounded_findings import BoundedFindings
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.conformance.row_table import JudgedTable, packed_place, unpacked_place
+from pytest_mistral_lora.places import NOWHERE, Place
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.dataset.answers import JudgedAnswers
+    from pytest_mistral_lora.conformance.row_table import Order
 
 Origin = Literal["written", "read back"]
 """Where the messages of a record come from: the record itself, or its ids."""
+
+
+LOST_IN_IDS: Mapping[str, str] = {
+    "ML614": "messages that the encoder joins into one turn are one message when the ids are read back",
+    "ML616": "an empty answer cannot be told from a turn that is missing: ML560 reports it",
+    "ML628": "a text that is marked up for another family is ML584 in ids",
+    "ML648": "characters that are not encoded are not in the ids",
+}
+"""Rules that do not see conversations that are read back from ids, each with the reason."""
 
 
 class GivenIds(NamedTuple):
@@ -31,7 +49,7 @@ class GivenIds(NamedTuple):
     labels: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class JudgedRecord:
     """A record whose rows were encoded: what a rule on rows sees.
 
@@ -47,6 +65,7 @@ class JudgedRecord:
         joins_system: Whether the tokenizer writes the system prompt into a text of the user, so that conversations that
             are read back have it there.
         label: What the record has under `label`, if that is letters.
+        file: The index of its file.
     """
 
     place: Place
@@ -59,6 +78,49 @@ class JudgedRecord:
     is_exact: bool = True
     joins_system: bool = False
     label: str = ""
+    file: int = 0
+
+    @property
+    def at(self) -> int:
+        """File and record, as `packed_place` returns them."""
+        return packed_place(self.file, self.place.record or 0)
+
+    @cached_property
+    def parts(self) -> tuple[Row, ...]:
+        """The first row, and of the second side of a pair its answer: the prompt of both sides is there once."""
+        return (self.rows[0], *(row.kind.answer_part(row) for row in self.rows[1:]))
+
+    @cached_property
+    def whole(self) -> Row:
+        """The messages of all its parts as one row."""
+        if len(self.rows) == 1:
+            return self.rows[0]
+        return replace(self.rows[0], messages=tuple(message for part in self.parts for message in part.messages))
+
+
+class JudgedRow(NamedTuple):
+    """A row that was encoded, by itself: one side of a pair, or a row that the policies of a recipe drop.
+
+    Attributes:
+        row: The row.
+        place: The place of its record.
+        file: The index of its file.
+        origin: Where its messages come from.
+        answers: The verdict on its answers as they are decoded; None if they are not to be decoded.
+        thinks: Whether the tokenizer has control tokens for thinking.
+    """
+
+    row: Row
+    place: Place
+    file: int
+    origin: Origin = "written"
+    answers: JudgedAnswers | None = None
+    thinks: bool = False
+
+    @property
+    def at(self) -> int:
+        """File and record, as `packed_place` returns them."""
+        return packed_place(self.file, self.place.record or 0)
 
 
 class RowState(Protocol):
@@ -66,6 +128,49 @@ class RowState(Protocol):
 
     def extend(self, other: Any) -> None:
         """Add the state of other rows, which may come before or after these."""
+
+
+@runtime_checkable
+class ColumnState(Protocol):
+    """A state with a value for each row of the table."""
+
+    def reorder(self, order: Order) -> None:
+        """Put the values in another order, as `JudgedTable.reorder` does."""
+
+
+class JudgedFiles(Sequence[Place]):
+    """The files of a pass, each by its place, with the table of their rows, in order.
+
+    Attributes:
+        table: The rows.
+        judged: The number of judged records of each file, those that are dropped included.
+        is_sample: Whether more rows follow, as behind the batches of a guard.
+    """
+
+    def __init__(
+        self, places: Sequence[Place], table: JudgedTable, judged: Sequence[int], *, is_sample: bool = False
+    ) -> None:
+        self._places = places
+        self.table: JudgedTable = table
+        self.judged: Sequence[int] = judged
+        self.is_sample: bool = is_sample
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Place: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Place]: ...
+    def __getitem__(self, index: int | slice) -> Place | Sequence[Place]:
+        """Return the place of a file by its index."""
+        return self._places[index]
+
+    def place_of_row(self, row: int) -> Place:
+        """Return the place of a row of the table by its index."""
+        file, record = unpacked_place(self.table.places[row])
+        return replace(self[file], record=record, line=self.table.lines[row] or None)
 
 
 class RowObserver(Protocol):
@@ -88,18 +193,35 @@ class RowObserver(Protocol):
     def observe(self, record: JudgedRecord, state: Any) -> Iterator[Finding]:
         """Yield the findings of a record, and note it in the state."""
 
-    def report(self, state: Any, files: Sequence[Place]) -> Iterator[Finding]:
+    def report(self, state: Any, files: JudgedFiles) -> Iterator[Finding]:
         """Yield the findings of whole files; of a sample only if the observer `fires_on_sample`.
+
+        Findings of one rule are printed in this order, but those at a file in the order of the files. One with `more`
+        stands for as many findings as that.
 
         Args:
             state: The state of all rows, merged over processes.
-            files: The place of each file.
+            files: The files, and the table of their rows.
         """
+
+
+@runtime_checkable
+class EachRowObserver(Protocol):
+    """An observer that sees each row that is encoded, too, whether or not its record is trained on."""
+
+    def observe_row(self, row: JudgedRow, state: Any) -> Iterator[Finding]:
+        """Yield the findings of a row, and note it in the state; `observe` follows for the whole record."""
 
 
 OBSERVERS: list[str] = [
     f"pytest_mistral_lora.conformance.dataset.{name}"
     for name in (
+        "decoded_answers:ANSWERS",
+        "texts:CONVERSIONS",
+        "pairs:PAIRS",
+        "figures:FIGURES",
+        "file_faults:FAULTY_FILES",
+        "repeats:REPEATS",
         "every_text:EDGES",
         "every_row:TURN_ALONE",
         "every_text:OPENINGS",
@@ -138,10 +260,85 @@ def extend_states(known: dict[Key, State], other: Mapping[Key, State]) -> None:
 
 @dataclass
 class ObserverStates:
-    """The states of further observers, by their importable names."""
+    """The states of the observers, by their importable names."""
 
     by_name: dict[str, RowState] = field(default_factory=dict)
+
+    def of(self, name: str) -> Any:
+        """Return the state of an observer by its name; that of no row if it has seen none."""
+        state = self.by_name.get(name)
+        if state is None:
+            state = self.by_name[name] = named_observer(name).start()
+        return state
 
     def extend(self, other: ObserverStates) -> None:
         """Add the states of other rows."""
         extend_states(self.by_name, other.by_name)
+
+
+@dataclass
+class RowPass:
+    """What a pass over rows has found, or over a part of them: parts merge in any order.
+
+    Attributes:
+        file: The index of the file of the record that is judged.
+        place: The place of that record.
+        table: The rows.
+        counts: Numbers of records by file and by what became of them: `judged`, and what a subclass adds.
+        states: The states of the observers.
+        findings: The findings, rule by rule.
+    """
+
+    file: int = 0
+    place: Place = NOWHERE
+    table: JudgedTable = field(default_factory=JudgedTable)
+    counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    states: ObserverStates = field(default_factory=ObserverStates)
+    findings: BoundedFindings = field(default_factory=BoundedFindings)
+
+    def look_at(self, file: int, place: Place) -> None:
+        """Take the record to which the next findings belong.
+
+        Args:
+            file: The index of its file.
+            place: The place of the record.
+        """
+        self.file, self.place = file, place
+        self.findings.at = packed_place(file, place.record or 0)
+
+    def extend(self, other: RowPass) -> None:
+        """Add the rows, counts and findings of another part of the files."""
+        self.table.extend(other.table)
+        self.counts.update(other.counts)
+        self.states.extend(other.states)
+        self.findings.extend(other.findings)
+
+    def put_in_order(self) -> None:
+        """Put the rows into the order of the files, regardless of the order of adding parts."""
+        order = self.table.order()
+        if order is None:
+            return
+        self.table.reorder(order)
+        for state in self.states.by_name.values():
+            if isinstance(state, ColumnState):
+                state.reorder(order)
+
+    def report(self, places: Sequence[Place], *, is_sample: bool = False) -> None:
+        """Add the findings that only whole files show, once all rows are in order.
+
+        Args:
+            places: The place of each file.
+            is_sample: Whether more rows follow, as behind the batches of a guard: then only those observers are asked
+                that fire on a sample.
+        """
+        judged = [self.counts[file, "judged"] for file in range(len(places))]
+        files = JudgedFiles(places, self.table, judged, is_sample=is_sample)
+        indices = {file.whole: index for index, file in reversed([*enumerate(places)])}
+        for name, state in self.states.by_name.items():
+            observer = named_observer(name)
+            if is_sample and not observer.fires_on_sample:
+                continue
+            for finding in observer.report(state, files):
+                is_of_file = finding.place.record is None
+                at = packed_place(indices.get(finding.place.whole, 0), 0) if is_of_file else None
+                self.findings.add_of_file(finding, at)

@@ -35,6 +35,7 @@ from pytest_mistral_lora.chat.container import (
     container_of,
 )
 from pytest_mistral_lora.chat.reading import STRICT, fault_of, limits, lines_of, opened, read_line
+from pytest_mistral_lora.chat.reading.row_source import UnparsedLine
 from pytest_mistral_lora.chat.remedies import AGAIN, json_step, unpack_step, unreadable
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.extras import require_extra
@@ -54,7 +55,7 @@ class Record(NamedTuple):
 
     Attributes:
         place: `file:line`; `file record N, line N` if a record is not a line; of a table `file:row`, with rows from 1.
-        value: The record as plain data, or the error that makes it unreadable.
+        value: The record as plain data, or the error that makes it unreadable; an `UnparsedLine` if lines are wanted.
     """
 
     place: Place
@@ -71,11 +72,13 @@ class ContainerReader:
             takes the number of bytes read since its last call.
         is_table: Whether it is a table of Arrow: absent keys are read as null, and the file may not be
             compressed or in another encoding.
+        lines: Yields the records as `records` does, but lines before they are parsed; None if no record is a line.
     """
 
     name: str
     records: Callable[[Path, Container, Callable[[int], None]], Iterator[Record]]
     is_table: bool = False
+    lines: Callable[[Path, Container, Callable[[int], None]], Iterator[Record]] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,13 @@ class SourceFile:
         title: The container in words: `JSON Lines`, `gzip of a JSON array`.
         padded: Whether absent keys are read as null, as in the tables of Arrow.
         records: Yields the records, and calls the function with the number of bytes read since the last call.
+        unparsed: Yields the same records, but lines of JSON before they are parsed.
     """
 
     title: str
     padded: bool
     records: Callable[[Callable[[int], None]], Iterator[Record]]
+    unparsed: Callable[[Callable[[int], None]], Iterator[Record]]
 
 
 def open_source(path: Path) -> SourceFile:
@@ -114,7 +119,8 @@ def open_source(path: Path) -> SourceFile:
         step = unpack_step(outer.compression, path)
         raise InputError(f"this is {outer.title} of {inner.title}", place=str(path), next_step=step)
     layers = [name for name in (outer.compression, outer.encoding, inner.name) if name]
-    return SourceFile(" of ".join(layers), reader.is_table, partial(reader.records, path, outer))
+    records, lines = (partial(read, path, outer) for read in (reader.records, reader.lines or reader.records))
+    return SourceFile(" of ".join(layers), reader.is_table, records, lines)
 
 
 @contextmanager
@@ -239,7 +245,16 @@ def _text_records(
 
 
 def _line_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
+    for place, value in _unparsed_records(path, file):
+        yield Record(place, value.parsed() if isinstance(value, UnparsedLine) else value)
+
+
+def _unparsed_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
     for number, line in lines_of(file):
+        # any other line may be blank, or too large
+        if isinstance(line, bytes) and line.startswith(b"{"):
+            yield Record(Place.of(path, number), UnparsedLine(path, number, line))
+            continue
         item = read_line(path, number, line)
         if item is not None:
             yield Record(Place.of(path, number), item if isinstance(item, RowError) else item[1])
@@ -440,8 +455,14 @@ def _table_records(name: str, path: Path, outer: Container, progress: Callable[[
         progress(piece.read)
 
 
-def _text_reader(name: str, read: Callable[[Path, io.BufferedReader], Iterator[Record]]) -> ContainerReader:
-    return ContainerReader(name, partial(_text_records, read))
+def _text_reader(
+    name: str,
+    read: Callable[[Path, io.BufferedReader], Iterator[Record]],
+    lines: Callable[[Path, io.BufferedReader], Iterator[Record]] | None = None,
+) -> ContainerReader:
+    return ContainerReader(
+        name, partial(_text_records, read), lines=None if lines is None else partial(_text_records, lines)
+    )
 
 
 def _table_reader(name: str) -> ContainerReader:
@@ -451,7 +472,7 @@ def _table_reader(name: str) -> ContainerReader:
 _READERS = {
     reader.name: reader
     for reader in (
-        _text_reader(LINES, _line_records),
+        _text_reader(LINES, _line_records, _unparsed_records),
         _text_reader(ARRAY, _value_records),
         _text_reader(VALUES, _value_records),
         _text_reader(CSV, _csv_records),

@@ -29,7 +29,7 @@ def first_records(path: Path) -> tuple[str, list[Record]]:
 
 
 def records_of(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[SourceFile, Record]]:
-    """Yield each record of a path with its file; for a folder, in the order of its files and splits.
+    """Yield each record of a path with its file, lines unparsed; for a folder, in the order of its files and splits.
 
     Args:
         path: A data file, or a folder of them.
@@ -43,7 +43,7 @@ def records_of(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[So
         raise InputError("has no data files", place=str(path), expected="encoded rows")
     for name in files:
         file = open_source(name)
-        for record in file.records(progress):
+        for record in file.unparsed(progress):
             yield file, record
 
 

@@ -14,10 +14,10 @@ from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.bounded_findings import SHOWN
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.dataset.cases import CASES
 from pytest_mistral_lora.conformance.dataset.checks import check_dataset, checks, dataset_results
-from pytest_mistral_lora.conformance.dataset.tally import SHOWN
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import NoOracleError, PinError, RowsError
 

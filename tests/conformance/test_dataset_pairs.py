@@ -19,8 +19,7 @@ from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile
 from pytest_mistral_lora.conformance.dataset.checks import dataset_results, dataset_statistics, file_results
 from pytest_mistral_lora.conformance.dataset.report import judge_shard, report, scan
 from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
-from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
-from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
+from pytest_mistral_lora.conformance.dataset.rows import DatasetPass, RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.targets import DatasetTarget, Target
 from pytest_mistral_lora.errors import InputError
@@ -94,9 +93,9 @@ def test_a_fault_of_each_answer_is_reported_with_its_side(tmp_path: Path) -> Non
 @given(records=st.lists(pairs(tools=None), min_size=1, max_size=4))
 def test_generated_pairs_break_no_law_of_pairs(records: list[dict[str, Any]]) -> None:
     lines = [(number, json.dumps(record).encode()) for number, record in enumerate(records, start=1)]
-    tally = judge().judge_chunk(Chunk(Path("pairs.jsonl"), 0, False, lines, 0))
-    assert len(tally) == len(records)
-    assert list(tally.findings.of("ML601", "ML655", "ML656", *ON_EVERY_ROW)) == []
+    found = judge().judge_chunk(Chunk(Path("pairs.jsonl"), 0, False, lines, 0))
+    assert len(found.table) == len(records)
+    assert list(found.findings.of("ML601", "ML655", "ML656", *ON_EVERY_ROW)) == []
 
 
 LEGITIMATE = [
@@ -182,16 +181,16 @@ def test_parts_of_a_file_of_pairs_are_judged_as_the_whole(tmp_path: Path) -> Non
     parts = [[*records[:15], "{"], [*records[15:], opposite], [records[3], a_pair("Equal?", "Yes.", "Yes.")]]
     files = [DataFile(write_rows(tmp_path / f"{n}.jsonl", part)) for n, part in enumerate(parts)]
 
-    def of(tally: DatasetTally) -> dict[str, Result]:
-        return report(tally, files, PLAN, recipe=Place.of("recipe.yaml"))
+    def of(found: DatasetPass) -> dict[str, Result]:
+        return report(found, files, PLAN, recipe=Place.of("recipe.yaml"))
 
     whole = of(scan(PLAN, files, tokenizer=v3(), processes=1))
     assert {finding.rule for finding in found(whole)} == {"ML601", "ML608", "ML655", "ML658"}
     for order in ((0, 1, 2), (2, 0, 1)):
-        tally = DatasetTally()
+        merged = DatasetPass()
         for index in order:
-            tally.extend(judge_shard(PLAN, index, files[index]))
-        assert of(tally) == whole
+            merged.extend(judge_shard(PLAN, index, files[index]))
+        assert of(merged) == whole
 
 
 def test_a_bare_file_of_another_format_is_judged_as_pairs(tmp_path: Path) -> None:

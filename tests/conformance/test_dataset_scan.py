@@ -17,9 +17,9 @@ from pytest_mistral_lora.chat.reading import chunks
 from pytest_mistral_lora.chat.reading import chunks as pool
 from pytest_mistral_lora.chat.reading.chunks import CHUNK_LINES, Chunk, DataFile
 from pytest_mistral_lora.conformance.dataset.checks import dataset_results
+from pytest_mistral_lora.conformance.dataset.lengths import percentile
 from pytest_mistral_lora.conformance.dataset.report import scan
 from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
-from pytest_mistral_lora.conformance.dataset.tally import percentile
 from pytest_mistral_lora.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -61,16 +61,16 @@ def test_a_huge_line_is_skipped_unread(tmp_path: Path) -> None:
         file.truncate(300 * 1024 * 1024)
         file.seek(0, 2)
         file.write(b"\n" + json.dumps(said("a", "b")).encode())
-    tally = scan(PLAN, [DataFile(path, False)], tokenizer=v3(), processes=1)
-    [finding] = tally.findings.of("ML601")
+    passed = scan(PLAN, [DataFile(path, False)], tokenizer=v3(), processes=1)
+    [finding] = passed.findings.of("ML601")
     assert (finding.found, str(finding.place)) == (f"the row has {300 * 2**20 + 1:,} bytes", f"{path}:1")
-    assert len(tally) == 1
+    assert len(passed.table) == 1
 
 
 def test_a_row_that_is_nested_too_deeply_is_a_finding(tmp_path: Path) -> None:
     rows = [said("a", "b"), "[" * 100_000, '{"messages": ' + "9" * 10_000 + "}"]
-    tally = scan(PLAN, [DataFile(write_rows(tmp_path / "rows.jsonl", rows), False)], tokenizer=v3(), processes=1)
-    assert len(list(tally.findings.of("ML601"))) == 2
+    passed = scan(PLAN, [DataFile(write_rows(tmp_path / "rows.jsonl", rows), False)], tokenizer=v3(), processes=1)
+    assert len(list(passed.findings.of("ML601"))) == 2
 
 
 def line_counter(plan: None) -> Callable[[Chunk], int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
+from array import array
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,9 +18,11 @@ from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.encoded import Policy
 from pytest_mistral_lora.chat.reading.chunks import DataFile, chunks
+from pytest_mistral_lora.conformance.bounded_findings import SHOWN
+from pytest_mistral_lora.conformance.dataset.decoded_answers import UnjudgedRows
+from pytest_mistral_lora.conformance.dataset.lengths import percentile, spread
 from pytest_mistral_lora.conformance.dataset.report import judge_shard, report, scan
-from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
-from pytest_mistral_lora.conformance.dataset.tally import SHOWN, DatasetTally, percentile, spread
+from pytest_mistral_lora.conformance.dataset.rows import DatasetPass, RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.texts import main_script
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.places import Place
@@ -45,6 +49,11 @@ ROWS: list[Any] = [
     said("And where?", "Lå.".encode().decode("latin-1"), system="Be brief."),
     said("Go on.", f"It is so. {'And it goes on ' * 3}"),
     *(said(one, LONG[0]) for one in LONG),
+    # what the share of rows in a file decides
+    *(said(f"Spell {number}.", f"caf\\u00e9 number {number}") for number in range(4)),
+    *(said(f"Go to {number}.", f"### Assistant: on my way to {number}") for number in range(5)),
+    *(said(f"Tell {number}.", f"Number {number} is it. {'and more words ' * 20}"[:150]) for number in range(6)),
+    *(said(f"Say {number}.", f"I say {number}.", system="Be brief.") for number in range(20, 42)),
 ]
 
 
@@ -53,8 +62,8 @@ def judge() -> RowJudge:
     return RowJudge(PLAN, v3())
 
 
-def results(tally: DatasetTally, files: list[DataFile]) -> dict[str, Result]:
-    return report(copy.deepcopy(tally), files, PLAN, recipe=Place.of("recipe.yaml"))
+def results(found: DatasetPass, files: list[DataFile]) -> dict[str, Result]:
+    return report(copy.deepcopy(found), files, PLAN, recipe=Place.of("recipe.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +104,7 @@ def test_any_parts_in_any_order_are_one_pass(
 def test_the_parts_show_every_kind_of_finding_that_a_merge_could_spoil(expected: dict[str, Result]) -> None:
     rules = {finding.rule for result in expected.values() for finding in result.findings}
     assert rules >= {"ML601", "ML608", "ML609", "ML610", "ML611", "ML612", "ML618", "ML620", "ML632", "ML633", "ML636"}
+    assert rules >= {"ML624", "ML628", "ML645", "ML646", "ML648"}
     facts = dict(expected["statistics"].facts)
     assert dict(expected["backends-agree"].facts)["deviations"]
     assert facts["texts"]["decoded_wrongly"]["rows"] == 2
@@ -106,25 +116,38 @@ def test_a_shard_is_a_file_that_another_process_reads(
     files: list[DataFile], expected: dict[str, Result], tmp_path: Path
 ) -> None:
     work = pickle.loads(pickle.dumps(judge_shard))
-    tally = DatasetTally()
+    merged = DatasetPass()
     for index, file in reversed(list(enumerate(files))):
         plan, index, file = pickle.loads(pickle.dumps((PLAN, index, file)))
-        tally.extend(pickle.loads(pickle.dumps(work(plan, index, file))))
-    assert results(tally, files) == expected
+        merged.extend(pickle.loads(pickle.dumps(work(plan, index, file))))
+    assert results(merged, files) == expected
     lost = [*files, DataFile(tmp_path / "lost.jsonl", False), DataFile(tmp_path / "also-lost.jsonl", False)]
     for index in (4, 3):
-        tally.extend(work(PLAN, index, lost[index]))
-    assert results(tally, lost) == results(scan(PLAN, lost, tokenizer=v3(), processes=1), lost)
+        merged.extend(work(PLAN, index, lost[index]))
+    assert results(merged, lost) == results(scan(PLAN, lost, tokenizer=v3(), processes=1), lost)
 
 
 def test_a_row_with_one_answer_takes_as_many_bytes_as_the_page_tells(tmp_path: Path) -> None:
     file = DataFile(
         write_rows(tmp_path / "rows.jsonl", [said(f"What is {one}?", "long " * one) for one in range(1, 50)])
     )
-    tally = judge_shard(replace(PLAN, policy=Policy(999), compares=False), 0, file)
-    columns = ("places", "held_out", "rows", "likenesses", "prompts", "owners")
-    sizes = {name: memoryview(getattr(tally, name)).nbytes / len(tally) for name in (*columns, "sketches")}
-    assert (sum(sizes[name] for name in columns), sizes["sketches"], len(tally)) == (61, 64, 49)
+    found = judge_shard(replace(PLAN, policy=Policy(999), compares=False), 0, file)
+    sizes = {name: memoryview(column).nbytes / len(found.table) for name, column in vars(found.table).items()}
+    assert (sizes.pop("sketches"), sum(sizes.values()), len(found.table)) == (64, 65, 49)
+    # of the states of rules, one has a column, and no other grows with the rows
+    values = [value for state in found.states.by_name.values() for value in vars(state).values()]
+    [column] = [value for value in values if isinstance(value, array | bytearray | list)]
+    assert memoryview(column).nbytes / len(found.table) == 4
+
+
+def test_the_reason_of_the_first_row_is_printed_in_any_order_of_parts() -> None:
+    for order in itertools.permutations([(7, "no grammar"), (3, "no schema"), (9, "no grammar")]):
+        found = UnjudgedRows()
+        for at, reason in order:
+            part = UnjudgedRows()
+            part.add(at, reason)
+            found.extend(part)
+        assert (found.rows, found.reason) == (3, "no schema")
 
 
 @given(st.lists(st.integers(0, 50)), st.integers(0, 50))

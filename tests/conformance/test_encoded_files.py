@@ -49,8 +49,8 @@ def test_a_sound_file_has_no_findings_with_its_dataset_or_without(
     verdicts = list(audit.verdicts())
     assert [verdict.state for verdict in verdicts] == ["sound"] * 6
     assert [verdict.index for verdict in verdicts] == [0, 1, 2, 3, 4, None]
-    assert audit.tokens == sum(len(line["input_ids"]) for line in lines)
-    assert audit.supervised == sum(label != -100 for line in lines for label in line["labels"])
+    assert audit.totals.figures.tokens == sum(len(line["input_ids"]) for line in lines)
+    assert audit.totals.figures.supervised == sum(label != -100 for line in lines for label in line["labels"])
     assert audit_rules(write(lines), oracle) == []
 
 
@@ -131,7 +131,7 @@ def test_packed_conversations_are_counted_over_the_whole_file(
 
     audit = Audit(FileRows(write([pack(0, 3, 0), pack(1, 4, 1, 2)])), oracle, (dataset,))
     assert [finding for verdict in audit.verdicts() for finding in verdict.findings] == []
-    assert audit.packed == 2
+    assert audit.totals.figures.packed == 2
     lost = audit_findings(write([pack(0, 3, 0), pack(1, 4, 1)]), oracle, dataset)
     assert [finding.rule for finding in lost] == ["ML502", "ML506"]
     assert lost[1].detail == f"{dataset}:3: 'It is 2.'"

@@ -65,7 +65,7 @@ def test_a_file_with_rows_beside_the_ids_is_judged(name: str, tmp_path: Path) ->
     found = audited(tmp_path, [{"row": n, **line_of(row, oracle)} for n, row in enumerate(GAPS)], oracle)
     assert (found.states["sound"], found.counts.total()) == (3, 0)
     assert found.not_checked.keys() == {"answers", "decoding"}
-    assert found.supervised == sum(oracle.encode(row).supervised_tokens for row in GAPS)
+    assert found.totals.figures.supervised == sum(oracle.encode(row).supervised_tokens for row in GAPS)
 
 
 def test_ids_are_judged_by_the_rows_of_a_dataset(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_row_is_read_back_from_its_ids(name: str, tmp_path: Path) -> None:
         assert read_back(encoded.input_ids, oracle, encoded.labels) == row
     alone = [{key: line_of(row, oracle)[key] for key in ("input_ids", "labels")} for row in GAPS]
     found = audited(tmp_path, alone, oracle)
-    assert (found.states["sound"], found.read_back, found.counts.total()) == (3, 3, 0)
+    assert (found.states["sound"], found.totals.figures.read_back, found.counts.total()) == (3, 3, 0)
     assert audit(alone, tokenizer=name).ok
 
 

@@ -206,7 +206,7 @@ def test_the_labels_of_a_reward_model_are_not_checked(tmp_path: Path, oracle: Or
         audit = Audit(FileRows(write_lines(tmp_path, FORMS[form](coloured(oracle)))), oracle)
         assert [verdict.state for verdict in audit.verdicts()] == ["sound"] * 3
         assert ("labels" not in audit.not_checked) is checked
-        assert (audit.supervised > 0) is checked
+        assert (audit.totals.figures.supervised > 0) is checked
 
 
 def test_two_prompts_are_found(tmp_path: Path, oracle: Oracle) -> None:
@@ -429,4 +429,4 @@ def test_hundreds_of_sound_pairs_have_no_finding(tmp_path: Path, oracle: Oracle)
     for made in (records, list(map(without_texts, records))):
         audit = Audit(FileRows(write_lines(tmp_path, made)), oracle)
         assert not [finding for verdict in audit.verdicts() for finding in verdict.findings]
-        assert (audit.judged, audit.sides.pairs) == (600, 300)
+        assert (audit.judged, audit.totals.sides.pairs) == (600, 300)

@@ -20,9 +20,10 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.dataset.checks import dataset_results, file_results
 from pytest_mistral_lora.conformance.dataset.file_faults import FILE_FAULTS, Bound, faulty_rows
-from pytest_mistral_lora.conformance.dataset.file_signs import note_file_signs
-from pytest_mistral_lora.conformance.dataset.tally import DatasetTally, packed_place
+from pytest_mistral_lora.conformance.dataset.file_signs import FileSigns
 from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.conformance.row_pass import JudgedFiles, JudgedRecord
+from pytest_mistral_lora.conformance.row_table import JudgedTable
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import hostile_text
 
@@ -34,11 +35,10 @@ RULES_OF_FILES = {rule.id for rule in RULES.of("dataset", "statistics")} - ELSEW
 
 def signs_of(*data: dict[str, Any]) -> dict[str, int]:
     """Return the number of rows that show each sign."""
-    tally = DatasetTally()
-    for number, row in enumerate(data):
-        tally.findings.at = packed_place(0, number)
-        note_file_signs(tally, 0, parse_row(row), EncodedRow((), (), ()))
-    return {name: evidence.rows for (_, name), evidence in tally.signs.items() if name != "no_system_prompt"}
+    found, encoded = FileSigns(), EncodedRow((), (), ())
+    for number, row in enumerate(data, start=1):
+        found.note(JudgedRecord(Place.of("rows.jsonl", number), (parse_row(row),), (encoded,), (encoded,)))
+    return {name: evidence.rows for (_, name), evidence in found.signs.items() if name != "no_system_prompt"}
 
 
 @pytest.mark.parametrize(
@@ -239,4 +239,4 @@ def test_the_page_has_each_fault_with_its_bounds() -> None:
 
 def test_each_fault_is_a_rule_of_the_statistics() -> None:
     assert {fault.rule for fault in FILE_FAULTS} == RULES_OF_FILES
-    assert list(faulty_rows(DatasetTally(), 0, Place.of)) == []
+    assert list(faulty_rows(FileSigns(), JudgedFiles((), JudgedTable(), ()))) == []

@@ -69,4 +69,4 @@ def test_sound_rows_without_messages_are_sound(name: str, tmp_path: Path) -> Non
     audit = Audit(FileRows(write_lines(tmp_path, lines)), oracle)
     found = [finding.text() for verdict in audit.verdicts() for finding in verdict.findings]
     assert found == []
-    assert (audit.judged, audit.read_back) == (len(lines), len(lines))
+    assert (audit.judged, audit.totals.figures.read_back) == (len(lines), len(lines))

@@ -134,7 +134,7 @@ from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.conformance.dataset.report import judge_shard
 from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
 plan = ScanPlan(shipped_tokenizer("spm-v3"), "mistral-common", Policy(99), 0.0, False)
-print(len(judge_shard(plan, 0, DataFile(Path({str(file)!r}), False))), "rensa" in sys.modules)
+print(len(judge_shard(plan, 0, DataFile(Path({str(file)!r}), False)).table), "rensa" in sys.modules)
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout == "1 False\n"

@@ -53,7 +53,7 @@ def test_a_packed_sequence_is_read_conversation_by_conversation(
 ) -> None:
     audit = Audit(FileRows(write_lines(tmp_path, [packed(lines)])), oracle)
     assert [verdict.state for verdict in audit.verdicts()] == ["sound", "sound"]
-    assert (audit.packed, audit.read_back) == (1, 1)
+    assert (audit.totals.figures.packed, audit.totals.figures.read_back) == (1, 1)
     lines[1]["labels"][-1] = -100
     [finding] = audit_findings(write_lines(tmp_path, [packed(lines)]), oracle)
     assert finding.rule == "ML546"

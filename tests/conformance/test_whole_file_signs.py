@@ -18,12 +18,11 @@ from sound_rows import TOWNS
 from pytest_mistral_lora.chat.encoded import Policy
 from pytest_mistral_lora.chat.reading.chunks import DataFile, chunks
 from pytest_mistral_lora.conformance.dataset.checks import file_results
-from pytest_mistral_lora.conformance.dataset.file_rules import note_files
 from pytest_mistral_lora.conformance.dataset.report import report, scan
-from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
+from pytest_mistral_lora.conformance.dataset.rows import DatasetPass, RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.whole_file_sign import FEWEST, WholeFileSign
 from pytest_mistral_lora.conformance.finding import RULES, Finding
-from pytest_mistral_lora.conformance.row_pass import OBSERVERS, JudgedRecord, named_observer
+from pytest_mistral_lora.conformance.row_pass import OBSERVERS, JudgedFiles, JudgedRecord, named_observer
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.places import Place
 
@@ -195,6 +194,16 @@ def test_sides_of_ids_alone_show_it(name: str, tmp_path: Path) -> None:
     assert rules - {"ML569"} == {FORMS[name][0]}
 
 
+def test_labels_as_letters_stand_beside_ids(tmp_path: Path) -> None:
+    oracle = Target("spm-v3").oracle
+    for name, expected in (("labels as letters", ["ML668"]), ("a topic", []), ("a class", [])):
+        form = FORMS[name][1] if name in FORMS else SOUND[name]
+        rows = [form(number, town) for number, town in enumerate(TOWNS)]
+        alone = [line | {"label": row["label"]} for row, line in zip(rows, encoded(form, "spm-v3"), strict=True)]
+        for lines in (alone, [row | line for row, line in zip(rows, alone, strict=True)]):
+            assert [finding.rule for finding in audit_findings(write_lines(tmp_path, lines), oracle)] == expected
+
+
 @pytest.mark.parametrize(("tokenizer", "expected"), [("spm-v1", []), ("spm-v3", []), ("spm-v7", ["ML663"])])
 def test_a_request_of_ids_has_the_system_prompt_before_v7(tokenizer: str, expected: list[str], tmp_path: Path) -> None:
     path = write_lines(tmp_path, encoded(FORMS["a persona"][1], tokenizer))
@@ -246,8 +255,7 @@ MANY = [said(f"You are terse.\n\nWhat is {number}?\n", f" It is {number}.") for 
 
 
 def shown(files: Sequence[DataFile], processes: int) -> list[tuple[str, str, str]]:
-    tally = scan(PLAN, files, tokenizer=v3(), processes=processes)
-    results = report(tally, files, PLAN, recipe=Place.of("rows"))
+    results = report(scan(PLAN, files, tokenizer=v3(), processes=processes), files, PLAN, recipe=Place.of("rows"))
     return [(one.rule, str(one.place), one.found) for one in found(results, *SIGNS)]
 
 
@@ -263,23 +271,29 @@ def test_one_two_and_four_processes_show_the_same(tmp_path: Path) -> None:
     assert shown(files, 2) == shown(files, 4) == alone
 
 
+def reported(found: DatasetPass, path: Path) -> dict[str, list[Finding]]:
+    """Return what each observer reports of a file."""
+    found.put_in_order()
+    files = JudgedFiles([Place.of(path)], found.table, [found.counts[0, "judged"]])
+    return {name: [*named_observer(name).report(found.states.by_name[name], files)] for name in OBSERVERS}
+
+
 def test_parts_in_any_order_are_one_pass(tmp_path: Path) -> None:
     rows = [form(number, town) for _, form in FORMS.values() for number, town in enumerate(TOWNS[:20])]
+    rows[310] = said("Où est la gare ?", "Voilà la rÃ©ponse.")
     sizes = [(0, 260), (260, 300), (300, len(rows))]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     judge = RowJudge(PLAN, v3())
     [*read] = chunks([DataFile(path, False)], lambda error: pytest.fail(str(error)))
     lines = [line for chunk in read for line in chunk.lines]
     parts = [judge.judge_chunk(replace(read[0], lines=lines[start:end])) for start, end in sizes]
-    whole = judge.judge_chunk(replace(read[0], lines=lines)).states
+    expected = reported(judge.judge_chunk(replace(read[0], lines=lines)), path)
+    assert {name.partition(":")[2] for name, findings in expected.items() if findings} >= {"REPEATS", "FAULTY_FILES"}
     for order in itertools.permutations(parts):
         merged, *others = copy.deepcopy(order)
         for other in others:
             merged.extend(other)
-        for name in OBSERVERS:
-            observer, files = named_observer(name), [Place.of(path)]
-            got, expected = ([*observer.report(states.by_name[name], files)] for states in (merged.states, whole))
-            assert got == expected
+        assert reported(merged, path) == expected
 
 
 @dataclass
@@ -308,14 +322,16 @@ def test_a_sample_shows_a_sign_only_if_its_observer_says_so(tmp_path: Path, monk
     monkeypatch.setattr("pytest_mistral_lora.conformance.dataset.observers.OBSERVERS", [*OBSERVERS, *names])
     files = [DataFile(write_rows(tmp_path / "rows.jsonl", MANY[:20]), False)]
     for is_sample, expected in ((True, ["20 rows"]), (False, ["20 rows", "20 rows"])):
-        tally = scan(PLAN, files, tokenizer=v3(), processes=1).ordered()
-        note_files(tally, [Place.of(files[0].path)], is_sample=is_sample)
-        assert [one.found for one in tally.findings.of("ML644")] == expected
-        assert bool([*tally.findings.of("ML661")]) is not is_sample
+        passed = scan(PLAN, files, tokenizer=v3(), processes=1)
+        passed.report([Place.of(files[0].path)], is_sample=is_sample)
+        assert [one.found for one in passed.findings.of("ML644")] == expected
+        assert bool([*passed.findings.of("ML661")]) is not is_sample
 
 
 def test_the_rules_are_notes_of_one_check() -> None:
     assert {(RULES[rule].case, RULES[rule].severity, RULES[rule].proof) for rule in SIGNS} == {
         ("statistics", "note", ("sign",))
     }
-    assert not any(named_observer(name).fires_on_sample for name in OBSERVERS)
+    # what each row has by itself is judged in a sample, too
+    fires = {name.partition(":")[2] for name in OBSERVERS if named_observer(name).fires_on_sample}
+    assert fires == {"ANSWERS", "CONVERSIONS"}

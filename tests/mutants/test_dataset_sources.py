@@ -19,10 +19,10 @@ from pytest_mistral_lora.chat.kinds.fim import parse_fim_row
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.checks import file_results
-from pytest_mistral_lora.conformance.dataset.observers import LOST_IN_IDS
 from pytest_mistral_lora.conformance.encoded.audit import OF_CHAT_ROWS, Audit
 from pytest_mistral_lora.conformance.encoded.line_judge import BY_IDS
 from pytest_mistral_lora.conformance.finding import ENCODED_CASES, RULES
+from pytest_mistral_lora.conformance.row_pass import LOST_IN_IDS
 from pytest_mistral_lora.errors import OracleRejection, RowError
 from pytest_mistral_lora.formats.row_sources import FileRows
 

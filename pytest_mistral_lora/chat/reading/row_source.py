@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from pytest_mistral_lora.chat.reading.files import read_line
 from pytest_mistral_lora.places import Place
+
+
+class UnparsedLine(NamedTuple):
+    """A line of a file of JSON Lines, which is not blank.
+
+    Attributes:
+        path: The file.
+        number: The number of the line, from 1.
+        line: Its bytes.
+    """
+
+    path: Path
+    number: int
+    line: bytes
+
+    def parsed(self) -> Any:
+        """Return the value of the line, or the `RowError` that makes it unreadable."""
+        item = read_line(self.path, self.number, self.line)
+        return item[1] if isinstance(item, tuple) else item
 
 
 class SourceRecord(NamedTuple):
@@ -13,13 +34,19 @@ class SourceRecord(NamedTuple):
 
     Attributes:
         place: Its place.
-        value: The record as plain data, or the `RowError` that makes it unreadable.
+        given: The record as the source has it: a value, or a line that is not parsed yet. Lines are small to send to
+            another process, which parses them.
         is_padded: Whether absent keys are null, as in a table of Arrow.
     """
 
     place: Place
-    value: Any
+    given: Any
     is_padded: bool = False
+
+    @property
+    def value(self) -> Any:
+        """The record as plain data, or the `RowError` that makes it unreadable; a line is parsed each time."""
+        return self.given.parsed() if isinstance(self.given, UnparsedLine) else self.given
 
 
 class RowSource(Protocol):

@@ -20,18 +20,13 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.oracle.answer_decoder import AnswerDecoder
     from pytest_mistral_lora.chat.oracle.answer_grammar import AnswerGrammar, RefusedToken
-    from pytest_mistral_lora.conformance.dataset.tally import SignCount
 
 _UNREADABLE = frozenset({"ML619"})
 """Rules of calls whose arguments are no object: what a decoder makes of them says nothing more."""
 _UNFIT = frozenset({"ML618", "ML619", "ML622", "ML623", "ML643"})
 """Rules of calls that do not fit their tools, and of answers that break their schema: a grammar says nothing more."""
-_CALL_ID = "[CALL_ID]"
-
-NOT_READ_BACK, BY_GRAMMAR, NOT_BY_GRAMMAR = "not read back", "by grammar", "not by grammar"
-"""Kinds under which a tally counts rows by the reason why they were not judged, and those that a grammar judged."""
-CALL_IDS_REFUSED, LOST = "call ids refused", "characters lost"
-"""Signs of rows: calls whose ids mistral-common's grammar refuses, and answers with characters that are not encoded."""
+CALL_ID = "[CALL_ID]"
+"""The control token in front of the id of a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +143,7 @@ class DecodingJudge:
         refuses_call_ids = False
         for answer in spoken:
             refused = grammar.refused(row, answer.ids)
-            if refused and refused.found == _CALL_ID:
+            if refused and refused.found == CALL_ID:
                 # a fault of the grammar, not of the row: judge what is left
                 refuses_call_ids = True
                 refused = grammar.refused(row, self._without_call_ids(answer.ids))
@@ -162,7 +157,7 @@ class DecodingJudge:
         is_call_id = False
         for token in ids:
             if token in self._oracle.control_tokens:
-                is_call_id = self._oracle.control_tokens[token] == _CALL_ID
+                is_call_id = self._oracle.control_tokens[token] == CALL_ID
             if not is_call_id:
                 kept.append(token)
         return kept
@@ -192,26 +187,12 @@ class DecodingJudge:
             yield Finding("ML649", found, answer.place, expected)
 
 
-def call_ids_finding(rows: int, place: Place) -> Finding:
-    """Return the finding of a grammar that refuses what mistral-common's encoder writes.
-
-    Args:
-        rows: The number of rows with such calls.
-        place: The place of the first of them.
-    """
-    found = f"the grammar refuses {_CALL_ID} and the id behind it in calls of {counted(rows, 'row')}; the first is here"
-    return Finding("ML652", found, place, "calls as mistral-common encodes them")
-
-
-def lost_finding(lost: SignCount) -> Finding:
-    """Return the finding of characters that are not encoded.
-
-    Args:
-        lost: The rows of a pass with such characters.
-    """
-    examples = [f"{example.place}, {example.shown}" for example in lost.examples]
-    found = f"characters of answers are not encoded in {counted(lost.rows, 'row')}"
-    return Finding("ML648", found, lost.examples[0].place, "the texts of the rows", "\n".join(examples))
+NO_TOKENIZER = JudgedAnswers(
+    no_decoder="there is no Mistral tokenizer to decode answers with",
+    has_grammar=True,
+    no_grammar="there is no Mistral tokenizer to decode answers with",
+)
+"""The verdict on answers without a Mistral tokenizer."""
 
 
 def _refusal(refused: RefusedToken, place: Place) -> Finding:

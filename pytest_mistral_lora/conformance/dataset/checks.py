@@ -21,7 +21,7 @@ from pytest_mistral_lora.places import Place
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
+    from pytest_mistral_lora.conformance.dataset.rows import DatasetPass
 
 
 def checks(target: RecipeTarget | DatasetTarget, settings: Settings) -> Iterator[Check]:
@@ -147,10 +147,10 @@ def _judged(
         sketches=sketches_available() and (near or bool(held_out) or any(file.is_held_out for file in files)),
         alone=isinstance(target, DatasetTarget),
     )
-    tally = scan(plan, files, tokenizer=target.tokenizer, **how)
+    found = scan(plan, files, tokenizer=target.tokenizer, **how)
     if plan.alone:
-        _note_columns(tally, files)
-    results = report(tally, files, plan, recipe=Place.of(target.path), no_comparison=no_comparison)
+        _note_columns(found, files)
+    results = report(found, files, plan, recipe=Place.of(target.path), no_comparison=no_comparison)
     facts = results["statistics"].facts
     if isinstance(target, RecipeTarget):
         facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
@@ -158,18 +158,17 @@ def _judged(
     return results
 
 
-def _note_columns(tally: DatasetTally, files: Sequence[DataFile]) -> None:
+def _note_columns(found: DatasetPass, files: Sequence[DataFile]) -> None:
     """Note the columns of converted files that another trainer reads otherwise, as the import has counted them."""
     from pytest_mistral_lora.conformance.dataset.every_side import letters_finding
     from pytest_mistral_lora.conformance.dataset.row_findings import column_finding
-    from pytest_mistral_lora.conformance.dataset.tally import packed_place
     from pytest_mistral_lora.formats.sources import ConvertedSource
 
     for index, file in enumerate(files):
         if isinstance(file.source, ConvertedSource):
-            tally.findings.at = packed_place(index, 0)
+            found.look_at(index, Place.of(file.path))
             for keys, rows in file.source.report.unread.items():
-                tally.findings.add(
+                found.findings.add(
                     column_finding(keys, Place.of(file.path), file.path, f"each of {counted(rows, 'row')}")
                 )
             letters = file.source.report.changes.get("label-letters")
@@ -177,7 +176,7 @@ def _note_columns(tally: DatasetTally, files: Sequence[DataFile]) -> None:
             if letters is not None and not any("CSV" in one["container"] for one in file.source.report.sources):
                 effect = "which TRL's KTOTrainer takes for neither; it is read as true or false here"
                 place = Place.of(file.path)
-                tally.findings.add(letters_finding(sorted(letters.details), letters.count, place, effect))
+                found.findings.add(letters_finding(sorted(letters.details), letters.count, place, effect))
 
 
 def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> Iterator[tuple[str, str]]:

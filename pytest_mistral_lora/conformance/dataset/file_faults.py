@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from pytest_mistral_lora.conformance.dataset.file_signs import (
     LETTERS_LOST,
     NO_PROMPT,
     OF_A_PROGRAM,
+    ROWS,
+    FileSigns,
 )
 from pytest_mistral_lora.conformance.dataset.fim import (
     FIM_MARKERS,
@@ -26,13 +28,11 @@ from pytest_mistral_lora.conformance.dataset.fim import (
     PROMPT_REPEATED,
     SUFFIX_REPEATED,
 )
-from pytest_mistral_lora.conformance.dataset.tally import LINE_BITS, DatasetTally, SignCount, SignExample
+from pytest_mistral_lora.conformance.dataset.sign_count import SignCount, SignExample
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.row_pass import JudgedFiles, JudgedRecord, ObserverStates
+from pytest_mistral_lora.conformance.row_table import LINE_BITS
 from pytest_mistral_lora.errors import counted
-from pytest_mistral_lora.places import Place
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,51 +156,90 @@ class FaultyRows:
         return replace(finding, severity="error") if self.severity == "error" else finding
 
 
-def faulty_rows(tally: DatasetTally, files: int, place: Callable[[int], Place]) -> Iterator[FaultyRows]:
+class FaultsOfFiles:
+    """The faults of whole files that the signs of their rows, and their last answers, show."""
+
+    case = "statistics"
+    fires_on_sample = False
+
+    def start(self) -> FileSigns:
+        """Return the state of no row."""
+        return FileSigns()
+
+    def observe(self, record: JudgedRecord, state: FileSigns) -> Iterator[Finding]:
+        """Note the signs of a record."""
+        state.note(record)
+        return iter(())
+
+    def report(self, state: FileSigns, files: JudgedFiles) -> Iterator[Finding]:
+        """Yield each fault that enough rows of a file have, in the order of the first rows that have them."""
+        found: list[FaultyRows] = []
+        for faulty in faulty_rows(state, files):
+            if faulty.severity:
+                found.append(faulty)
+            examples = faulty.count.examples
+            known = state.figures.setdefault(faulty.fault.name, {"rows": 0, "examples": []})
+            known["rows"] += faulty.count.rows
+            known["examples"] += [str(example.place) for example in examples][: SignCount.MOST - len(known["examples"])]
+        for faulty in sorted(found, key=lambda faulty: faulty.count.examples[0].at):
+            yield faulty.finding()
+
+
+FAULTY_FILES = FaultsOfFiles()
+"""The observer of the faults of whole files."""
+
+
+def fault_figures(states: ObserverStates) -> dict[str, Any]:
+    """Return the rows that have each fault of a file, and the first of them, by its name, once they were reported."""
+    signs: FileSigns = states.of(f"{__name__}:FAULTY_FILES")
+    return signs.figures
+
+
+def faulty_rows(state: FileSigns, files: JudgedFiles) -> Iterator[FaultyRows]:
     """Yield each fault of each file, however few rows have it.
 
     Args:
-        tally: The result of a pass, in order.
-        files: The number of files that it read.
-        place: Returns the place of a row by its index.
+        state: The signs of all rows.
+        files: The files, and the table of their rows.
     """
-    of_rows = np.frombuffer(tally.places, np.uint64) >> np.uint64(LINE_BITS)
-    ends = np.searchsorted(of_rows, np.arange(files + 1, dtype=np.uint64))
-    for index in range(files):
+    of_rows = np.frombuffer(files.table.places, np.uint64) >> np.uint64(LINE_BITS)
+    ends = np.searchsorted(of_rows, np.arange(len(files) + 1, dtype=np.uint64))
+    for index in range(len(files)):
+        rows = slice(int(ends[index]), int(ends[index + 1]))
         found = [
-            *(_rows_with(fault, tally, index) for fault in _SIGNS),
-            *_no_answers(tally, index, slice(int(ends[index]), int(ends[index + 1]))),
-            *_same_answers(tally, index, slice(int(ends[index]), int(ends[index + 1])), place),
-            *_cut_answers(tally, index),
-            *_lost_prompts(tally, index),
-            *_mixed_calls(tally, index),
-            *_lost_suffixes(tally, index),
+            *(_rows_with(fault, state, index) for fault in _SIGNS),
+            *_no_answers(state, index, rows),
+            *_same_answers(state, index, rows, files),
+            *_cut_answers(state, index),
+            *_lost_prompts(state, index),
+            *_mixed_calls(state, index),
+            *_lost_suffixes(state, index),
         ]
         yield from (faulty for faulty in found if faulty.count.rows)
 
 
-def _rows_with(fault: FileFault, tally: DatasetTally, file: int) -> FaultyRows:
-    of = tally.counts[file, ANSWERS if fault.unit == "answer" else "rows"]
-    return FaultyRows(fault, tally.signs.get((file, fault.name), SignCount()), of)
+def _rows_with(fault: FileFault, state: FileSigns, file: int) -> FaultyRows:
+    of = state.counts[file, ANSWERS if fault.unit == "answer" else ROWS]
+    return FaultyRows(fault, state.signs.get((file, fault.name), SignCount()), of)
 
 
-def _no_answers(tally: DatasetTally, file: int, rows: slice) -> Iterator[FaultyRows]:
+def _no_answers(state: FileSigns, file: int, rows: slice) -> Iterator[FaultyRows]:
     """Yield the rows whose answer is a word for nothing, unless the other answers are short values, too."""
-    without = tally.signs.get((file, _NONE.name), SignCount())
-    answers = np.frombuffer(tally.answers, np.uint32)[rows]
+    without = state.signs.get((file, _NONE.name), SignCount())
+    answers = np.frombuffer(state.last, np.uint32)[rows]
     others = int((answers != 0).sum()) - without.rows
     if 2 * int((answers % 2 == 1).sum()) >= others:
-        yield FaultyRows(_NONE, without, tally.counts[file, "rows"])
+        yield FaultyRows(_NONE, without, state.counts[file, ROWS])
 
 
-def _same_answers(tally: DatasetTally, file: int, rows: slice, place: Callable[[int], Place]) -> Iterator[FaultyRows]:
+def _same_answers(state: FileSigns, file: int, rows: slice, files: JudgedFiles) -> Iterator[FaultyRows]:
     """Yield the most frequent long answer, and the most frequent short one, if several different rows have it.
 
     One answer in every row is what a file is about, unless it is a message of a program.
     """
-    answers = np.frombuffer(tally.answers, np.uint32)[rows]
+    answers = np.frombuffer(state.last, np.uint32)[rows]
     # half of each digest; a row that stands there twice counts once
-    digests = np.frombuffer(tally.rows, np.uint64)[::2][rows]
+    digests = np.frombuffer(files.table.rows, np.uint64)[::2][rows]
     with_answer = answers != 0
     for fault, is_long in ((_SAME, 1), (_SAME_SHORT, 0)):
         checksums, counts = np.unique(answers[with_answer & (answers % 2 == is_long)], return_counts=True)
@@ -208,20 +247,20 @@ def _same_answers(tally: DatasetTally, file: int, rows: slice, place: Callable[[
             continue
         same = np.flatnonzero(answers == checksums[counts.argmax()])
         different = len(np.unique(digests[same]))
-        is_every = len(same) == with_answer.sum() > tally.counts[file, OF_A_PROGRAM]
+        is_every = len(same) == with_answer.sum() > state.counts[file, OF_A_PROGRAM]
         if different > 1:
             # as few as a label is short
             fault = _SAME_SHORT if is_every else fault
             indices = [rows.start + int(row) for row in same[: SignCount.MOST]]
-            first = [SignExample(tally.places[row], "", place(row)) for row in indices]
+            first = [SignExample(files.table.places[row], "", files.place_of_row(row)) for row in indices]
             yield FaultyRows(fault, SignCount(different, first), int(with_answer.sum()))
 
 
-def _cut_answers(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
+def _cut_answers(state: FileSigns, file: int) -> Iterator[FaultyRows]:
     """Yield the answers that end in the middle of a sentence at one length, which hardly any other answer exceeds."""
     for unit in ANSWER_UNITS:
-        lengths = tally.answer_lengths.get((file, unit), Counter())
-        within = tally.open_answers.get((file, unit), {})
+        lengths = state.lengths.get((file, unit), Counter())
+        within = state.open_ends.get((file, unit), {})
         most = sum(count.rows for count in within.values())
         longer = 0
         for length in sorted(lengths, reverse=True):
@@ -244,23 +283,23 @@ def _rows_at(within: Mapping[int, SignCount], lengths: range) -> int:
     return sum(within[length].rows for length in lengths if length in within)
 
 
-def _lost_prompts(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
+def _lost_prompts(state: FileSigns, file: int) -> Iterator[FaultyRows]:
     """Yield the rows without a system prompt if many others have one, and all of these have the same."""
-    of_kinds = sum(tally.counts[file, kind.count] for kind in KINDS.values() if kind.count)
-    rows = tally.counts[file, "rows"] - of_kinds
-    without = tally.signs.get((file, NO_PROMPT), SignCount())
-    least, most = tally.system_prompts.get(file, (0, 1))
+    of_kinds = sum(state.counts[file, kind.count] for kind in KINDS.values() if kind.count)
+    rows = state.counts[file, ROWS] - of_kinds
+    without = state.signs.get((file, NO_PROMPT), SignCount())
+    least, most = state.system_prompts.get(file, (0, 1))
     if least == most and _PROMPT.severity(rows - without.rows, rows):
         yield FaultyRows(_PROMPT, without, rows, ", which is the same in all other rows,")
 
 
-def _lost_suffixes(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
+def _lost_suffixes(state: FileSigns, file: int) -> Iterator[FaultyRows]:
     """Yield the fill-in-the-middle rows without a suffix."""
-    yield FaultyRows(_SUFFIX, tally.signs.get((file, NO_SUFFIX), SignCount()), tally.counts[file, FIM.count])
+    yield FaultyRows(_SUFFIX, state.signs.get((file, NO_SUFFIX), SignCount()), state.counts[file, FIM.count])
 
 
-def _mixed_calls(tally: DatasetTally, file: int) -> Iterator[FaultyRows]:
+def _mixed_calls(state: FileSigns, file: int) -> Iterator[FaultyRows]:
     """Yield the rows with the rarer of two forms of calls."""
-    forms = [tally.signs.get((file, name), SignCount()) for name in (CALLS_AS_TEXT, CALLS)]
+    forms = [state.signs.get((file, name), SignCount()) for name in (CALLS_AS_TEXT, CALLS)]
     if all(form.rows for form in forms):
         yield FaultyRows(_CALLS, min(forms, key=lambda form: form.rows), sum(form.rows for form in forms))

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import re
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, imported, text_of, weight_of
@@ -29,7 +32,12 @@ from pytest_mistral_lora.conformance.dataset.row_texts import (
     without_code,
     without_quotations,
 )
-from pytest_mistral_lora.conformance.dataset.tally import DatasetTally, SignCount
+from pytest_mistral_lora.conformance.dataset.sign_count import SignCount
+from pytest_mistral_lora.conformance.row_pass import JudgedRecord, extend_states
+from pytest_mistral_lora.conformance.row_table import reordered
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.row_table import Order
 
 # the bytes 80 to BF, which follow the first byte of a letter in UTF-8, read as Latin-1 or as Windows-1252
 _TAIL = f"[\u0080-\u00bf{bytes(range(0x80, 0xA0)).decode('cp1252', errors='ignore')}]"
@@ -112,6 +120,8 @@ CALLS, CALLS_AS_TEXT, NO_PROMPT = "calls", "calls_as_text", "no_system_prompt"
 OF_A_PROGRAM = "answers_of_a_program"
 """The count of the last answers of a file that look like an error message."""
 
+ROWS = "rows"
+"""The count of the rows of a file."""
 LETTERS_LOST, ANSWERS = "letters_lost", "answers"
 """The sign of an answer with U+FFFD, and the count of the texts of a file that answer, and have a loss."""
 
@@ -142,45 +152,84 @@ _OF_A_PROGRAM = re.compile(
 )
 
 
-def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRow) -> None:
-    """Add the signs of a row, and its last answer, to a tally that looks at the row's place.
+@dataclass
+class FileSigns:
+    """The signs of the rows of files, and their last answers.
 
-    Args:
-        tally: The tally.
-        file: Index of the file.
-        row: The row; of an answer that is not wanted, its prompt alone counts.
-        encoded: Its whole encoding.
+    Attributes:
+        signs: Rows by file and by the name of a sign that they show.
+        counts: Number of rows by file; of those of a kind, and of texts, also by name.
+        system_prompts: The least and the greatest checksum of the system prompts of each file.
+        last: A checksum of each row's last answer, whose last bit says whether it is long; 0 without an answer. They
+            take 4 bytes a row, in the order of the table of rows.
+        lengths: For each file and unit, the number of last answers by length.
+        open_ends: For each file and unit, those that end in the middle of a sentence, by length.
+        figures: The rows that have each fault of a file, and the first of them, by its name, once it was reported.
     """
-    judged = row.kind.wanted_part(row)
-    for name, shown in _signs(judged) if row.kind.is_chat else _signs_of_kind(row):
-        tally.signs.setdefault((file, name), SignCount()).add(tally.findings.at, shown, tally.place)
-    answers = (message for message in judged.messages if message["role"] in ANSWERING and weight_of(message))
-    tally.counts[file, ANSWERS] += sum(bool(text_of(message.get("content"))) for message in answers)
-    if not row.kind.is_chat:
-        # such as a completion, which ends within a sentence: only equal ones tell something
-        written = "".join(text_of(row.messages[index].get("content")) for index in row.assistant_groups()[-1])
-        tally.answers.append(_checksum(written) if written.strip() else 0)
-        return
-    if row.messages[0]["role"] == "system":
-        prompt = zlib.crc32(_octets(text_of(row.messages[0].get("content"))))
-        least, most = tally.system_prompts.get(file, (prompt, prompt))
-        tally.system_prompts[file] = (min(least, prompt), max(most, prompt))
-    if not row.kind.counts_as_wanted(row):
-        tally.answers.append(0)
-        return
-    index = max(index for index, message in enumerate(row.messages) if message["role"] == "assistant")
-    answer = text_of(row.messages[index].get("content")).rstrip() if weight_of(row.messages[index]) else ""
-    asked = any(answer in text_of(message.get("content")) for message in row.messages[:index]) if answer else False
-    tally.answers.append(_checksum(answer, is_label=asked or is_refusal(answer)) if answer else 0)
-    tally.counts[file, OF_A_PROGRAM] += _OF_A_PROGRAM.search(answer) is not None
-    # a call behind the text would count as tokens of the answer
-    if answer and not row.messages[index].get("tool_calls"):
-        lengths = {"characters": len(answer), "tokens": _tokens_of_last_turn(encoded)}
-        for unit, length in lengths.items():
-            tally.answer_lengths.setdefault((file, unit), Counter())[length] += 1
-            if length >= ANSWER_UNITS[unit] and _is_open(answer):
-                at_length = tally.open_answers.setdefault((file, unit), {}).setdefault(length, SignCount())
-                at_length.add(tally.findings.at, f"messages[{index}].content: ends with {answer[-20:]!r}", tally.place)
+
+    signs: dict[tuple[int, str], SignCount] = field(default_factory=dict)
+    counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    system_prompts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    last: array[int] = field(default_factory=lambda: array("I"))
+    lengths: dict[tuple[int, str], Counter[int]] = field(default_factory=dict)
+    open_ends: dict[tuple[int, str], dict[int, SignCount]] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, record: JudgedRecord) -> None:
+        """Add a record: its first row; of an answer that is not wanted, its prompt alone counts."""
+        row, file, at = record.rows[0], record.file, record.at
+        self.counts[file, ROWS] += 1
+        if row.kind.count:
+            self.counts[file, row.kind.count] += 1
+        judged = row.kind.wanted_part(row)
+        for name, shown in _signs(judged) if row.kind.is_chat else _signs_of_kind(row):
+            self.signs.setdefault((file, name), SignCount()).add(at, shown, record.place)
+        answers = (message for message in judged.messages if message["role"] in ANSWERING and weight_of(message))
+        self.counts[file, ANSWERS] += sum(bool(text_of(message.get("content"))) for message in answers)
+        if not row.kind.is_chat:
+            # such as a completion, which ends within a sentence: only equal ones tell something
+            written = "".join(text_of(row.messages[index].get("content")) for index in row.assistant_groups()[-1])
+            self.last.append(_checksum(written) if written.strip() else 0)
+            return
+        if row.messages[0]["role"] == "system":
+            prompt = zlib.crc32(_octets(text_of(row.messages[0].get("content"))))
+            self._note_system_prompt(file, prompt, prompt)
+        if not row.kind.counts_as_wanted(row):
+            self.last.append(0)
+            return
+        index = max(index for index, message in enumerate(row.messages) if message["role"] == "assistant")
+        answer = text_of(row.messages[index].get("content")).rstrip() if weight_of(row.messages[index]) else ""
+        asked = any(answer in text_of(message.get("content")) for message in row.messages[:index]) if answer else False
+        self.last.append(_checksum(answer, is_label=asked or is_refusal(answer)) if answer else 0)
+        self.counts[file, OF_A_PROGRAM] += _OF_A_PROGRAM.search(answer) is not None
+        # a call behind the text would count as tokens of the answer
+        if answer and not row.messages[index].get("tool_calls"):
+            lengths = {"characters": len(answer), "tokens": _tokens_of_last_turn(record.layouts[0])}
+            for unit, length in lengths.items():
+                self.lengths.setdefault((file, unit), Counter())[length] += 1
+                if length >= ANSWER_UNITS[unit] and _is_open(answer):
+                    at_length = self.open_ends.setdefault((file, unit), {}).setdefault(length, SignCount())
+                    at_length.add(at, f"messages[{index}].content: ends with {answer[-20:]!r}", record.place)
+
+    def _note_system_prompt(self, file: int, least: int, most: int) -> None:
+        known = self.system_prompts.get(file, (least, most))
+        self.system_prompts[file] = (min(known[0], least), max(known[1], most))
+
+    def extend(self, other: FileSigns) -> None:
+        """Add other rows."""
+        extend_states(self.signs, other.signs)
+        self.counts.update(other.counts)
+        for file, (least, most) in other.system_prompts.items():
+            self._note_system_prompt(file, least, most)
+        self.last.extend(other.last)
+        for unit, lengths in other.lengths.items():
+            self.lengths.setdefault(unit, Counter()).update(lengths)
+        for unit, within in other.open_ends.items():
+            extend_states(self.open_ends.setdefault(unit, {}), within)
+
+    def reorder(self, order: Order) -> None:
+        """Put the answers in another order, as `JudgedTable.reorder` does."""
+        self.last = reordered(self.last, order)
 
 
 _OF_ANY_TEXT = ("decoded_wrongly", LETTERS_LOST, "rendered")

@@ -1,6 +1,7 @@
 """The rules on the rows of a record, which see every source: chat rows, encoded rows, rows read back from ids.
 
-Each yields the findings of a row, or notes what only a whole file shows: `dataset.report` judges that at the end.
+`RowRules` shows each row, and then each record, to the rules. Those without a state are called here; those with one are
+the observers of `row_pass`.
 """
 
 from __future__ import annotations
@@ -9,44 +10,30 @@ import hashlib
 import itertools
 import re
 from array import array
-from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.conformance.dataset.answers import (
-    BY_GRAMMAR,
-    CALL_IDS_REFUSED,
-    LOST,
-    NOT_BY_GRAMMAR,
-    NOT_READ_BACK,
-    DecodingJudge,
-)
-from pytest_mistral_lora.conformance.dataset.file_signs import note_file_signs
-from pytest_mistral_lora.conformance.dataset.pairs import (
-    LEGITIMATE_IF_UNWANTED,
-    add_sides,
-    pair_findings,
-    record_digests,
-)
+from pytest_mistral_lora.conformance.dataset.answers import NO_TOKENIZER, DecodingJudge, JudgedAnswers
+from pytest_mistral_lora.conformance.dataset.pairs import LEGITIMATE_IF_UNWANTED, record_digests
 from pytest_mistral_lora.conformance.dataset.repeats import row_likeness, row_sketch
 from pytest_mistral_lora.conformance.dataset.row_findings import text_findings
-from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, SignCount, unpacked_place
-from pytest_mistral_lora.conformance.dataset.texts import main_script, sign_findings, spelled_tokens
+from pytest_mistral_lora.conformance.dataset.texts import spelled_tokens
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.row_pass import OBSERVERS, JudgedRecord, Origin, named_observer
+from pytest_mistral_lora.conformance.row_pass import (
+    LOST_IN_IDS,
+    OBSERVERS,
+    EachRowObserver,
+    JudgedRecord,
+    JudgedRow,
+    Origin,
+    RowPass,
+    named_observer,
+)
+from pytest_mistral_lora.conformance.row_table import DIGEST_BYTES, JudgedTable
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
-
-LOST_IN_IDS: Mapping[str, str] = {
-    "ML614": "messages that the encoder joins into one turn are one message when the ids are read back",
-    "ML616": "an empty answer cannot be told from a turn that is missing: ML560 reports it",
-    "ML628": "a text that is marked up for another family is ML584 in ids",
-    "ML648": "characters that are not encoded are not in the ids",
-}
-"""Rules that do not see conversations that are read back from ids, each with the reason."""
 
 
 class RowRules:
@@ -72,21 +59,22 @@ class RowRules:
         self._begin = {literal[:1] for literal in literals} <= {"[", "<"}
         # rule, text and field, without the side, of the findings of the record that is judged
         self._noted: set[tuple[str, str, tuple[str | int, ...]]] = set()
-        self._further = [(name, named_observer(name)) for name in OBSERVERS]
+        self._observers = [(name, named_observer(name)) for name in OBSERVERS]
+        self._of_rows = [(name, each) for name, each in self._observers if isinstance(each, EachRowObserver)]
 
     def begin_record(self) -> None:
         """Begin a record: a fault of the prompt of both its sides is reported once."""
         self._noted.clear()
 
-    def note(self, tally: DatasetTally, finding: Finding, row: Row | None) -> None:
-        """Add a finding of a row to a tally; of both sides of a pair, a fault of their prompt once."""
+    def note(self, found: RowPass, finding: Finding, row: Row | None) -> None:
+        """Add a finding of a row; of both sides of a pair, a fault of their prompt once."""
         if row is not None and row.kind.sides:
             part, side = finding.place.part, row.kind.side_part(row)
             noted = (finding.rule, finding.found, part[len(side) :] if part[: len(side)] == side else part)
             if noted in self._noted:
                 return
             self._noted.add(noted)
-        tally.findings.add(finding)
+        found.findings.add(finding)
 
     def spelled(self, row: Row) -> list[str]:
         """Return the control tokens that a row spells, unless it is about them."""
@@ -102,25 +90,23 @@ class RowRules:
         row: Row,
         layout: EncodedRow,
         expected: EncodedRow | None,
-        tally: DatasetTally,
+        found: RowPass,
         *,
         origin: Origin = "written",
         spells: bool = True,
     ) -> None:
-        """Add the findings and signs of one row to a tally.
+        """Show one row to the rules, and add its findings.
 
         Args:
             row: The row.
             layout: Its encoding by mistral-common; without an oracle, by the backend.
             expected: mistral-common's encoding if its answers are to be decoded; else None.
-            tally: The tally, which looks at the row's record.
+            found: The pass, which looks at the row's record.
             origin: Where its messages come from.
             spells: Whether its texts may spell control tokens: they are letters for this backend.
         """
-        file = unpacked_place(tally.findings.at)[0]
         if spells and (literals := self.spelled(row)):
-            found = f"the text spells {', '.join(sorted(set(literals)))}"
-            self.note(tally, Finding("ML612", found, row.place), row)
+            self.note(found, Finding("ML612", f"the text spells {', '.join(sorted(set(literals)))}", row.place), row)
         texts = list(text_findings(row, layout))
         if not row.kind.counts_as_wanted(row):
             texts = [finding for finding in texts if finding.rule not in LEGITIMATE_IF_UNWANTED]
@@ -128,131 +114,58 @@ class RowRules:
             texts += [finding for finding in of_prompt if finding.rule in LEGITIMATE_IF_UNWANTED]
         for finding in texts:
             if origin == "written" or finding.rule not in LOST_IN_IDS:
-                self.note(tally, finding, row)
+                self.note(found, finding, row)
+        answers: JudgedAnswers | None = None
         if row.kind.is_chat and row.kind.counts_as_wanted(row):
-            self._judge_answers(row, expected, {finding.rule for finding in texts}, tally, file, origin)
-        self._note_signs(row, tally, file, origin)
+            if self._answers is None:
+                answers = NO_TOKENIZER
+            elif expected is not None:
+                answers = self._answers.judge(row, expected, {finding.rule for finding in texts})
+        judged = JudgedRow(row, found.place, found.file, origin, answers, self.thinks)
+        for name, observer in self._of_rows:
+            for finding in observer.observe_row(judged, found.states.of(name)):
+                found.findings.add(finding)
 
-    def _note_signs(self, row: Row, tally: DatasetTally, file: int, origin: Origin) -> None:
-        """Add the signs of the texts of a row to a tally: an answer that is not wanted may show any of them."""
-        if not row.kind.starts_record(row):
-            return  # the prompt is judged with the chosen answer
-        for name, sign in sign_findings(row.kind.wanted_part(row), thinks=self.thinks):
-            if origin != "written" and name in LOST_IN_IDS:
-                continue
-            tally.counts[file, name] += 1
-            if sign is not None:
-                tally.findings.add(sign)
-
-    def _judge_answers(
-        self,
-        row: Row,
-        expected: EncodedRow | None,
-        broken: Collection[str],
-        tally: DatasetTally,
-        file: int,
-        origin: Origin,
-    ) -> None:
-        """Add the findings of the answers of a row to a tally.
-
-        Args:
-            row: The row.
-            expected: mistral-common's encoding; None if the answers cannot be decoded.
-            broken: Rules of texts that the row breaks.
-            tally: The tally.
-            file: Index of the file.
-            origin: Where its messages come from.
-        """
-        if self._answers is None:
-            for kind in (NOT_READ_BACK, NOT_BY_GRAMMAR):
-                tally.named[kind, "there is no Mistral tokenizer to decode answers with"] += 1
-            return
-        if expected is None:
-            return
-        judged = self._answers.judge(row, expected, broken)
-        for finding in judged.findings:
-            tally.findings.add(finding)
-        if judged.no_decoder:
-            tally.named[NOT_READ_BACK, judged.no_decoder] += 1
-        if judged.has_grammar:
-            tally.named[NOT_BY_GRAMMAR if judged.no_grammar else BY_GRAMMAR, judged.no_grammar] += 1
-        lost = judged.lost if origin == "written" else ""
-        signs = {CALL_IDS_REFUSED: "calls" if judged.refuses_call_ids else "", LOST: lost}
-        for sign, shown in signs.items():
-            if shown:
-                tally.signs.setdefault((file, sign), SignCount()).add(tally.findings.at, shown, tally.place)
-
-    def observe_record(self, record: JudgedRecord, tally: DatasetTally) -> None:
-        """Add a record to the table of a tally, and note what only a whole file shows.
+    def observe_record(self, record: JudgedRecord, found: RowPass) -> None:
+        """Add a record to the table of a pass, and show it to the rules.
 
         Args:
             record: The record.
-            tally: The tally, which looks at the record.
+            found: The pass, which looks at the record.
         """
-        _add(tally, record, sketches=self._sketches)
-        note_file_signs(tally, unpacked_place(tally.findings.at)[0], record.rows[0], record.layouts[0])
-        for finding in pair_findings(record.rows, record.layouts):
-            tally.findings.add(finding)
-        for name, observer in self._further:
-            state = tally.states.by_name.get(name)
-            if state is None:
-                state = tally.states.by_name[name] = observer.start()
-            for finding in observer.observe(record, state):
-                tally.findings.add(finding)
+        _add(found.table, record, sketches=self._sketches)
+        for name, observer in self._observers:
+            for finding in observer.observe(record, found.states.of(name)):
+                found.findings.add(finding)
 
 
-def _add(tally: DatasetTally, record: JudgedRecord, *, sketches: bool) -> None:
-    """Add a record to the columns of a tally, and to the counts of its file.
+def _add(table: JudgedTable, record: JudgedRecord, *, sketches: bool) -> None:
+    """Add a record to a table.
 
     Args:
-        tally: The tally.
+        table: The table.
         record: The record.
         sketches: Whether to make its sketch.
     """
-    index, first, encoded = len(tally), record.rows[0], record.trained
-    file = unpacked_place(tally.findings.at)[0]
-    tally.places.append(tally.findings.at)
-    tally.lines.append(tally.place.line or 0)
-    tally.held_out.append(record.is_held_out)
-    for side in encoded:
-        tally.tokens[len(side.input_ids)] += 1
-        tally.supervised[side.supervised_tokens] += 1
-    digests = [_digests(side) for side in encoded]
-    if first.kind.sides:
+    index = len(table)
+    table.places.append(record.at)
+    table.lines.append(record.place.line or 0)
+    table.held_out.append(record.is_held_out)
+    digests = [_digests(side) for side in record.trained]
+    if record.rows[0].kind.sides:
         # answers to one prompt are the point of such records: their prompts are not compared
         whole, opposite = record_digests(record.rows, [digest for _, digest in digests])
-        tally.sided.append(index)
-        tally.opposites += opposite
-        add_sides(tally, file, record.rows, encoded)
+        table.sided.append(index)
+        table.opposites += opposite
     else:
         [(prompts, whole)] = digests
         for prompt in prompts:
-            tally.prompts += prompt
-            tally.owners.append(index)
-    tally.rows += whole
-    parts = (first, *(row.kind.answer_part(row) for row in record.rows[1:]))
-    row = replace(first, messages=tuple(message for part in parts for message in part.messages))
-    tally.likenesses += row_likeness(row)
+            table.prompts += prompt
+            table.owners.append(index)
+    table.rows += whole
+    table.likenesses += row_likeness(record.whole)
     if sketches:
-        tally.sketches += row_sketch(row)
-    roles = [message["role"] for message in row.messages]
-    calls = [call["function"]["name"] for message in row.messages for call in message.get("tool_calls") or ()]
-    tally.named.update([*(("roles", role) for role in roles), *(("tools", name) for name in calls)])
-    tally.named["scripts", main_script(row)] += 1
-    tokens = sum(len(side.input_ids) for side in encoded)
-    figures = {
-        "rows": 1,
-        "tokens": tokens,
-        "supervised_tokens": sum(side.supervised_tokens for side in encoded),
-        "tokens_trained_on": 0 if record.is_held_out else tokens,
-        "messages": len(roles) if row.kind.is_chat else 0,
-        "assistant_turns": sum(len(part.assistant_groups()) for part in parts) if row.kind.is_chat else 0,
-        "rows_with_system_prompt": int("system" in roles),
-        "rows_with_tools": int(bool(row.tools) or any("tool_calls" in message for message in row.messages)),
-    }
-    if row.kind.count:
-        figures[row.kind.count] = 1
-    tally.counts.update({(file, name): figure for name, figure in figures.items()})
+        table.sketches += row_sketch(record.whole)
 
 
 def _digests(encoded: EncodedRow) -> tuple[list[bytes], bytes]:

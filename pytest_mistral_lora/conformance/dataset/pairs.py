@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_mistral_lora.chat.diff import equal_beginning
@@ -13,16 +14,16 @@ from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.kinds.preference import AnswerLengths, longer_side
 from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.rows import Row, has_more_than_text, text_of
-from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, spread
+from pytest_mistral_lora.conformance.dataset.lengths import spread
+from pytest_mistral_lora.conformance.dataset.whole_file_sign import FileStates, WholeFileSign
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.row_pass import JudgedRecord, ObserverStates
+from pytest_mistral_lora.conformance.row_table import DIGEST_BYTES
 from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.places import Place
 
 KEPT_TOKENS = 1024
 """Tokens of a side that TRL's `DPOConfig` (1.16) keeps by default, from its start."""
-
-CHOSEN_LONGER, REJECTED_LONGER = "chosen_longer", "rejected_longer"
-"""Counts of the pairs of a file whose one answer has more tokens than the other."""
 
 LEGITIMATE_IF_UNWANTED = frozenset({"ML617", "ML618", "ML619", "ML622", "ML623", "ML643"})
 """Rules of texts that an unwanted answer may break: it may be damaged, call a tool wrongly, or break its schema."""
@@ -85,27 +86,6 @@ def _without_white_space(row: Row) -> list[tuple[list[str], Any, Any]]:
     return found
 
 
-def add_sides(tally: DatasetTally, file: int, rows: Sequence[Row], encoded: Sequence[EncodedRow]) -> None:
-    """Add the lengths of the answers of a record to a tally.
-
-    Args:
-        tally: The tally.
-        file: Index of the file.
-        rows: The rows of the record, each with a side.
-        encoded: Their encodings.
-    """
-    for row, side in zip(rows, encoded, strict=True):
-        tally.answer_tokens.setdefault((file, row.side), Counter())[side.supervised_tokens] += 1
-    if len(rows) > 1:
-        alike = equal_beginning(encoded[0].input_ids, encoded[1].input_ids)
-        # equal sides are equal after any cut
-        if alike < max(len(side.input_ids) for side in encoded):
-            tally.alike[alike] += 1
-        chosen, rejected = (side.supervised_tokens for side in encoded)
-        tally.counts[file, CHOSEN_LONGER] += chosen > rejected
-        tally.counts[file, REJECTED_LONGER] += rejected > chosen
-
-
 def record_digests(rows: Sequence[Row], digests: Sequence[bytes]) -> tuple[bytes, bytes]:
     """Return a digest of a record, and that of the record which says the opposite.
 
@@ -123,26 +103,69 @@ def _joined(sides: Sequence[bytes], digests: Sequence[bytes]) -> bytes:
     return hashlib.blake2b(b"".join(part for pair in parts for part in pair), digest_size=DIGEST_BYTES).digest()
 
 
-def length_finding(lengths: Mapping[str, Counter[int]], longer: Mapping[str, int], place: Place) -> Finding | None:
-    """Return the finding of sides whose lengths tell them apart; None if they do not, or of few answers.
+@dataclass
+class SidesOfFile:
+    """The lengths of the sides of preference records.
 
-    Args:
-        lengths: The answers of a file by their tokens, of each side.
-        longer: The number of pairs with a longer answer of each side.
-        place: The file.
+    Attributes:
+        tokens: For each side, the number of answers by their tokens.
+        longer: For each side, the number of pairs in which it has the longer answer.
+        alike: Number of pairs by the tokens that both sides begin with; pairs of equal sides are left out.
     """
-    for sides in (kind.sides for kind in KINDS.values() if kind.sides):
-        first, second = (_answer_lengths(lengths.get(side, {})) for side in sides)
-        index = longer_side(first, second)
-        if index is None:
-            continue
-        shown = [f"{side.mean:,.1f} and {side.median:,}" for side in (first, second)]
-        found = f"mean and median are {shown[0]} tokens for {sides[0]} answers, {shown[1]} for {sides[1]} ones"
-        if sides[index] in longer:
-            found += f"; the {sides[index]} one is longer in {longer[sides[index]]:,} of "
-            found += counted(first.answers, "pair")
-        return Finding("ML659", found, place, "answers of about the same length on both sides")
-    return None
+
+    tokens: dict[str, Counter[int]] = field(default_factory=dict)
+    longer: Counter[str] = field(default_factory=Counter)
+    alike: Counter[int] = field(default_factory=Counter)
+
+    def note(self, record: JudgedRecord) -> None:
+        """Add a record, if it has sides."""
+        if not record.rows[0].kind.sides:
+            return
+        lengths = [encoded.supervised_tokens for encoded in record.trained]
+        for row, length in zip(record.rows, lengths, strict=True):
+            self.tokens.setdefault(row.side, Counter())[length] += 1
+        if len(lengths) == 1:
+            return
+        ids = [encoded.input_ids for encoded in record.trained]
+        alike = equal_beginning(ids[0], ids[1])
+        # equal sides are equal after any cut
+        if alike < max(map(len, ids)):
+            self.alike[alike] += 1
+        if lengths[0] != lengths[1]:
+            self.longer[record.rows[lengths[1] > lengths[0]].side] += 1
+
+    def extend(self, other: SidesOfFile) -> None:
+        """Add other records."""
+        for side, tokens in other.tokens.items():
+            self.tokens.setdefault(side, Counter()).update(tokens)
+        self.longer.update(other.longer)
+        self.alike.update(other.alike)
+
+    def findings(self, file: Place) -> Iterator[Finding]:
+        """Yield one finding if the lengths of the answers tell the sides apart; of few answers, they do not."""
+        for sides in (kind.sides for kind in KINDS.values() if kind.sides):
+            first, second = (_answer_lengths(self.tokens.get(side, {})) for side in sides)
+            index = longer_side(first, second)
+            if index is None:
+                continue
+            shown = [f"{side.mean:,.1f} and {side.median:,}" for side in (first, second)]
+            found = f"mean and median are {shown[0]} tokens for {sides[0]} answers, {shown[1]} for {sides[1]} ones"
+            if sides[index] in self.longer:
+                found += f"; the {sides[index]} one is longer in {self.longer[sides[index]]:,} of "
+                found += counted(first.answers, "pair")
+            yield Finding("ML659", found, file, "answers of about the same length on both sides")
+            return
+
+
+class _Pairs(WholeFileSign[SidesOfFile]):
+    def observe(self, record: JudgedRecord, state: FileStates[SidesOfFile]) -> Iterator[Finding]:
+        """Yield the laws that both sides of a pair break together, and note the lengths of the sides."""
+        yield from pair_findings(record.rows, record.layouts)
+        yield from super().observe(record, state)
+
+
+PAIRS = _Pairs(SidesOfFile)
+"""The observer of the sides of preference records."""
 
 
 def _answer_lengths(lengths: Mapping[int, int]) -> AnswerLengths:
@@ -150,14 +173,20 @@ def _answer_lengths(lengths: Mapping[int, int]) -> AnswerLengths:
     return AnswerLengths(sum(lengths.values()), figures["mean"], figures["p50"])
 
 
-def side_figures(tally: DatasetTally) -> dict[str, dict[str, object]]:
-    """Return the number of answers of each side and the spread of their tokens; empty without such records."""
-    found: dict[str, dict[str, object]] = {}
-    for side in (side for kind in KINDS.values() for side in kind.sides):
-        counts: Counter[int] = Counter()
-        for (_, name), tokens in tally.answer_tokens.items():
-            if name == side:
-                counts.update(tokens)
-        if counts:
-            found[side] = {"rows": counts.total(), "answer_tokens": spread(counts)}
+def sides_of_files(states: ObserverStates) -> SidesOfFile:
+    """Return what a pass has found of the sides of all files."""
+    of_files: FileStates[SidesOfFile] = states.of(f"{__name__}:PAIRS")
+    found = SidesOfFile()
+    for sides in of_files.by_file.values():
+        found.extend(sides)
     return found
+
+
+def side_figures(sides: SidesOfFile) -> dict[str, dict[str, object]]:
+    """Return the number of answers of each side and the spread of their tokens; empty without such records."""
+    return {
+        side: {"rows": tokens.total(), "answer_tokens": spread(tokens)}
+        for kind in KINDS.values()
+        for side in kind.sides
+        if (tokens := sides.tokens.get(side))
+    }

@@ -10,8 +10,9 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,13 @@ import numpy.typing as npt
 from pytest_mistral_lora.chat.encoded import ANSWERS
 from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.chat.rows import Row, compact_json, text_of
-from pytest_mistral_lora.conformance.dataset.tally import (
-    DIGEST_BYTES,
-    SKETCH_BYTES,
-    DatasetTally,
-    digest_at,
-    equal_groups,
-)
+from pytest_mistral_lora.conformance.bounded_findings import BoundedFindings
 from pytest_mistral_lora.conformance.dataset.texts import without_form
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.row_pass import JudgedFiles, JudgedRecord, ObserverStates
+from pytest_mistral_lora.conformance.row_table import DIGEST_BYTES, SKETCH_BYTES, digest_at, equal_groups
 from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.extras import MissingExtraError, is_installed
-from pytest_mistral_lora.places import Place
 
 
 def row_likeness(row: Row) -> bytes:
@@ -162,27 +158,24 @@ def _verify(table: Any, rows: Any, others: Any, found: dict[int, tuple[int, floa
                 found[row] = (other, float(shares[index]))
 
 
+@dataclass
 class Repeats:
-    """Repeated rows: equal, equal but for their form, or nearly equal; on one side of the split or on both.
+    """The numbers of repeated rows, once they were reported.
 
-    Each `note_` method adds findings to the tally, and leaves out the rows that earlier methods found.
+    Attributes:
+        within: Rows that repeat another of their side of the split, by how alike they are.
+        across: Held-out rows that repeat a trained one, by how alike they are.
+        compares_near: Whether rows have sketches, by which nearly equal rows are found.
+        no_near_rows: Why held-out rows were not compared with nearly equal rows; empty if they were.
     """
 
-    def __init__(self, tally: DatasetTally, place: Callable[[int], Place]) -> None:
-        """Take the result of a pass, in order, and a function that returns the place of a row by its index."""
-        self._tally, self._place = tally, place
-        self._leaked: set[int] = set()
-        # rows that equal an earlier row of their side, perhaps except for their form
-        self._again = bytearray(len(tally))
-        self._within: Counter[str] = Counter()
-        self._across: Counter[str] = Counter()
+    within: Counter[str] = field(default_factory=Counter)
+    across: Counter[str] = field(default_factory=Counter)
+    compares_near: bool = False
+    no_near_rows: str = ""
 
-    @property
-    def no_near_rows(self) -> str:
-        """Why held-out rows were not compared with nearly equal rows; empty if they were."""
-        if self._tally.sketches or not any(self._tally.held_out):
-            return ""
-        return str(MissingExtraError("rensa"))
+    def extend(self, other: Repeats) -> None:
+        """Add nothing: rows repeat each other in the whole table alone."""
 
     def counts(self) -> dict[str, Any]:
         """Return the number of repeated rows within a side and across the split; null if not counted."""
@@ -190,10 +183,69 @@ class Repeats:
             side: {
                 "same": counted["same"],
                 "another_form": counted["another_form"],
-                "near": counted["near"] if self._tally.sketches else None,
+                "near": counted["near"] if self.compares_near else None,
             }
-            for side, counted in (("within_a_side", self._within), ("across_the_split", self._across))
+            for side, counted in (("within_a_side", self.within), ("across_the_split", self.across))
         }
+
+
+class RepeatedRows:
+    """The rules on rows that repeat each other: they read the table of rows, and keep nothing of a record."""
+
+    case = "no-duplicates"
+    fires_on_sample = False
+
+    def start(self) -> Repeats:
+        """Return the state of no row."""
+        return Repeats()
+
+    def observe(self, record: JudgedRecord, state: Repeats) -> Iterator[Finding]:
+        """Yield nothing: the table has what tells the record from others."""
+        return iter(())
+
+    def report(self, state: Repeats, files: JudgedFiles) -> Iterator[Finding]:
+        """Yield the first findings of each rule, and the number of the others; count all in the state."""
+        state.compares_near = bool(files.table.sketches)
+        if any(files.table.held_out) and not files.table.sketches:
+            state.no_near_rows = str(MissingExtraError("rensa"))
+        search = _Search(files, state)
+        # rows before prompts: the prompt of a row that is trained on is not reported again
+        search.note_equal_rows()
+        search.note_near_rows()
+        search.note_repeated_prompts()
+        search.note_opposites()
+        yield from search.found.of(*search.found.rules)
+
+
+REPEATS = RepeatedRows()
+"""The observer of repeated rows."""
+
+
+def repeats_of(states: ObserverStates) -> Repeats:
+    """Return the repeated rows of a pass."""
+    found: Repeats = states.of(f"{__name__}:REPEATS")
+    return found
+
+
+class _Search:
+    """The search for repeated rows: equal, equal but for their form, or nearly equal; on one side or on both.
+
+    Each `note_` method adds findings, and leaves out the rows that earlier methods found.
+
+    Attributes:
+        found: The findings, in the order of their discovery.
+    """
+
+    def __init__(self, files: JudgedFiles, state: Repeats) -> None:
+        """Take the table, in order, and the state in which repeats are counted."""
+        self.found: BoundedFindings = BoundedFindings()
+        self._table = files.table
+        self._place = files.place_of_row
+        self._leaked: set[int] = set()
+        # rows that equal an earlier row of their side, perhaps except for their form
+        self._again = bytearray(len(files.table))
+        self._within = state.within
+        self._across = state.across
 
     def note_equal_rows(self) -> None:
         """Note equal rows on one side or on both, then rows that differ only in their form.
@@ -202,10 +254,10 @@ class Repeats:
         counted.
         """
         for kind, digests, rule, text in (
-            ("same", self._tally.rows, "ML610", "the row is also trained on"),
-            ("another_form", self._tally.likenesses, "ML632", "the row is also trained on, in another form"),
+            ("same", self._table.rows, "ML610", "the row is also trained on"),
+            ("another_form", self._table.likenesses, "ML632", "the row is also trained on, in another form"),
         ):
-            for group in equal_groups(digests, range(len(self._tally))):
+            for group in equal_groups(digests, range(len(self._table))):
                 trained, held_rows = self._sides(group)
                 for side in (trained, held_rows):
                     for row in side[1:]:
@@ -218,36 +270,36 @@ class Repeats:
 
     def note_near_rows(self) -> None:
         """Note held-out rows with a nearly equal trained row; not an error, since a single word may be the point."""
-        if not self._tally.sketches:
+        if not self._table.sketches:
             return
-        is_held_out = np.frombuffer(self._tally.held_out, np.bool_)
+        is_held_out = np.frombuffer(self._table.held_out, np.bool_)
         new = ~np.frombuffer(self._again, np.bool_)
         sides = (new & ~is_held_out, new & is_held_out)
         for side in sides:
-            self._within["near"] += len(near_rows(self._tally.sketches, side, side))
+            self._within["near"] += len(near_rows(self._table.sketches, side, side))
         if self._leaked:
             new[list(self._leaked)] = False
-        near = near_rows(self._tally.sketches, new & is_held_out, sides[0])
+        near = near_rows(self._table.sketches, new & is_held_out, sides[0])
         for row, (other, share) in sorted(near.items()):
             text = f"nearly the same row is trained on, about {share:.0%} of its runs of three words"
             self._leak("near", "ML633", text, {row: other})
 
     def note_repeated_prompts(self) -> None:
         """Note prompts that rows of one side answer differently, and held-out prompts that are trained on."""
-        owners, held_out = self._tally.owners, self._tally.held_out
+        owners, held_out = self._table.owners, self._table.held_out
         # the last prompt of a row identifies it: the prompt before the last turn that is trained on
         last = len(owners) - 1
         is_last = bytearray(index == last or owners[index + 1] != owner for index, owner in enumerate(owners))
         # only the last prompt of a held-out row counts: conversations often begin alike
         # arrays of a byte and of 8 bytes a prompt: lists of millions of numbers would take several times as much
         candidates = array("Q", (index for index, row in enumerate(owners) if is_last[index] or not held_out[row]))
-        for group in equal_groups(self._tally.prompts, candidates):
+        for group in equal_groups(self._table.prompts, candidates):
             trained, held_rows = self._sides([owners[index] for index in group])
             for row in held_rows if trained else ():
                 if row not in self._leaked:
                     self._add("ML611", row, "the prompt is also trained on", trained[0])
             for side in self._sides([owners[index] for index in group if is_last[index]]):
-                digests = [digest_at(self._tally.rows, row) for row in side]
+                digests = [digest_at(self._table.rows, row) for row in side]
                 other = next((row for row, digest in zip(side, digests, strict=True) if digest != digests[0]), None)
                 if other is not None:
                     count = counted(len(side), "row")
@@ -256,15 +308,15 @@ class Repeats:
     def note_opposites(self) -> None:
         """Note records that say the opposite of an earlier one: the same answers to one prompt, on the other side."""
         first: dict[bytes, int] = {}
-        for at, row in enumerate(self._tally.sided):
-            other = first.get(digest_at(self._tally.opposites, at))
+        for at, row in enumerate(self._table.sided):
+            other = first.get(digest_at(self._table.opposites, at))
             if other is not None:
                 self._add("ML658", row, "the same answers on the other side", other)
-            first.setdefault(digest_at(self._tally.rows, row), row)
+            first.setdefault(digest_at(self._table.rows, row), row)
 
     def _sides(self, rows: list[int]) -> tuple[list[int], list[int]]:
         """Split rows into trained and held-out rows."""
-        held_out = self._tally.held_out
+        held_out = self._table.held_out
         return [row for row in rows if not held_out[row]], [row for row in rows if held_out[row]]
 
     def _leak(self, kind: str, rule: str, found: str, others: Mapping[int, int]) -> None:
@@ -277,6 +329,4 @@ class Repeats:
 
     def _add(self, rule: str, row: int, found: str, other: int) -> None:
         """Add a finding about two rows; its text is made only if it is kept."""
-        self._tally.findings.add_made(
-            rule, lambda: Finding(rule, found, self._place(row), others=(self._place(other),))
-        )
+        self.found.add_made(rule, lambda: Finding(rule, found, self._place(row), others=(self._place(other),)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TextIO
@@ -15,28 +15,18 @@ from typing import TYPE_CHECKING, Any, TextIO
 from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.dataset.answers import (
-    BY_GRAMMAR,
-    NOT_BY_GRAMMAR,
-    NOT_READ_BACK,
-)
 from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_CONVERSATIONS, OF_KEPT_ROWS
-from pytest_mistral_lora.conformance.dataset.file_rules import note_files
-from pytest_mistral_lora.conformance.dataset.pairs import (
-    side_figures,
-)
+from pytest_mistral_lora.conformance.dataset.decoded_answers import decoded_answers
+from pytest_mistral_lora.conformance.dataset.figures import figures_of
+from pytest_mistral_lora.conformance.dataset.file_faults import fault_figures
+from pytest_mistral_lora.conformance.dataset.lengths import cuts, histogram, spread
+from pytest_mistral_lora.conformance.dataset.pairs import side_figures, sides_of_files
+from pytest_mistral_lora.conformance.dataset.repeats import repeats_of
 from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
-from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
-from pytest_mistral_lora.conformance.dataset.tally import (
-    DatasetTally,
-    cuts,
-    histogram,
-    packed_place,
-    spread,
-    unpacked_place,
-)
+from pytest_mistral_lora.conformance.dataset.rows import DatasetPass, RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
-from pytest_mistral_lora.errors import InputError, counted
+from pytest_mistral_lora.conformance.row_table import unpacked_place
+from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
@@ -50,8 +40,8 @@ def scan(
     tokenizer: CheckpointTokenizer | None = None,
     processes: int | None = None,
     progress: TextIO | None = None,
-) -> DatasetTally:
-    """Read every row of some files once, and return their columns, counts and findings.
+) -> DatasetPass:
+    """Read every row of some files once, and return what they show.
 
     Args:
         plan: The settings for judging rows.
@@ -66,39 +56,39 @@ def scan(
     """
     if processes is None:
         processes = processes_for(files)
-    tally = DatasetTally()
+    found = DatasetPass()
     here = None if tokenizer is None else RowJudge(plan, tokenizer).judge_chunk
     prepare = _judge if tokenizer is None else partial(_judge_with, tokenizer.loaded_fast)
-    read_files = (_chunks_of(index, file, tally) for index, file in enumerate(files))
+    read_files = (_chunks_of(index, file, found) for index, file in enumerate(files))
     with bar(progress, total_bytes(files), "Judging rows") as advance:
         for part, read in in_order(prepare, plan, chain.from_iterable(read_files), processes, here):
-            tally.extend(part)
+            found.extend(part)
             advance(read)
-    return tally
+    return found
 
 
-def judge_shard(plan: ScanPlan, index: int, file: DataFile) -> DatasetTally:
+def judge_shard(plan: ScanPlan, index: int, file: DataFile) -> DatasetPass:
     """Judge one file of a dataset; the process need not know the other files.
 
-    The results of all files, merged by `DatasetTally.extend` in any order, equal the result of one pass.
+    The results of all files, merged by `DatasetPass.extend` in any order, equal the result of one pass.
 
     Args:
         plan: The settings by which rows are judged; a process loads the tokenizer of a plan once.
         index: Index of the file among those of the dataset.
         file: The file.
     """
-    tally = DatasetTally()
-    for chunk in _chunks_of(index, file, tally):
-        tally.extend(_judge(plan)(chunk))
-    return tally
+    found = DatasetPass()
+    for chunk in _chunks_of(index, file, found):
+        found.extend(_judge(plan)(chunk))
+    return found
 
 
 @lru_cache(maxsize=1)
-def _judge(plan: ScanPlan) -> Callable[[Chunk], DatasetTally]:
+def _judge(plan: ScanPlan) -> Callable[[Chunk], DatasetPass]:
     return RowJudge(plan).judge_chunk
 
 
-def _judge_with(fast: Any, plan: ScanPlan) -> Callable[[Chunk], DatasetTally]:
+def _judge_with(fast: Any, plan: ScanPlan) -> Callable[[Chunk], DatasetPass]:
     """Judge rows with the parent process's `transformers` tokenizer: converting takes long."""
     tokenizer = CheckpointTokenizer(plan.tokenizer, plan.oracle_name)
     if fast is not None:
@@ -106,163 +96,158 @@ def _judge_with(fast: Any, plan: ScanPlan) -> Callable[[Chunk], DatasetTally]:
     return RowJudge(plan, tokenizer).judge_chunk
 
 
-def _chunks_of(index: int, file: DataFile, tally: DatasetTally) -> Iterator[Chunk]:
-    """Yield the lines of a file; if it cannot be read, add that to a tally."""
+def _chunks_of(index: int, file: DataFile, found: DatasetPass) -> Iterator[Chunk]:
+    """Yield the lines of a file; if it cannot be read, add that to a pass."""
 
     def note(error: InputError) -> None:
-        tally.findings.at = packed_place(index, 0)
-        tally.findings.add(Finding("ML602", error.found, error.place, error.expected, error.next_step))
+        found.look_at(index, Place.of(file.path))
+        found.findings.add(Finding("ML602", error.found, error.place, error.expected, error.next_step))
 
     return chunks([file], note, index)
 
 
 def report(
-    tally: DatasetTally, files: Sequence[DataFile], plan: ScanPlan, *, recipe: Place, no_comparison: str = ""
+    found: DatasetPass, files: Sequence[DataFile], plan: ScanPlan, *, recipe: Place, no_comparison: str = ""
 ) -> dict[str, Result]:
     """Return the result of each check, by case.
 
     Args:
-        tally: The result of the pass, or of its parts in any order.
+        found: The result of the pass, or of its parts in any order.
         files: The files that it read.
         plan: The settings by which rows were judged.
         recipe: The place of the recipe, or of the rows alone.
         no_comparison: Why the two backends were not compared, if they were not.
     """
-    tally = tally.ordered()
-    found = _Report(tally, files, plan)
-    found.note_settings(recipe)
-    of_files = note_files(tally, [Place.of(file.path) for file in files])
-    deviations = {name: count for name, (count, *_) in sorted(tally.deviations.items())}
+    found.put_in_order()
+    for finding in _settings_findings(found, files, plan, recipe):
+        found.findings.add(finding)
+    found.report([Place.of(file.path) for file in files])
+    answers = decoded_answers(found.states)
     cut, changed = (
-        {name.replace(" ", "_"): number for name, number in counts.items()} for counts in (tally.beyond, tally.changed)
+        {name.replace(" ", "_"): number for name, number in counts.items()}
+        for counts in (found.lengths.beyond, found.lengths.changed)
     )
     facts: dict[str, dict[str, Any]] = {
-        "backends-agree": {"deviations": deviations},
+        "backends-agree": {"deviations": found.deviations.counts()},
         "nothing-is-cut": {"beyond_max_length": cut, "rows_changed": changed},
-        "statistics": found.statistics(of_files.repeats, of_files.texts),
+        "statistics": _statistics(found, files, plan),
     }
     not_checked = {
         "backends-agree": no_comparison,
-        "no-near-leakage": of_files.no_near_rows,
-        "answers-are-read-back": next((why for kind, why in tally.named if kind == NOT_READ_BACK), ""),
-        "decoding-allows-answers": next((why for kind, why in tally.named if kind == NOT_BY_GRAMMAR), ""),
+        "no-near-leakage": repeats_of(found.states).no_near_rows,
+        "answers-are-read-back": answers.not_read_back.reason,
+        "decoding-allows-answers": answers.why_not_by_grammar,
     }
-    if tally.named[BY_GRAMMAR, ""]:
+    if answers.by_grammar:
         # what a grammar could not judge is a figure beside what it has judged
         facts["decoding-allows-answers"] = {
-            "rows_by_grammar": tally.named[BY_GRAMMAR, ""],
-            "rows_not_by_grammar": sum(rows for (kind, _), rows in tally.named.items() if kind == NOT_BY_GRAMMAR),
+            "rows_by_grammar": answers.by_grammar,
+            "rows_not_by_grammar": answers.not_by_grammar.rows,
         }
-        not_checked["decoding-allows-answers"] = ""
     results = {}
     for case in CASES:
         # the laws are rules of the subject `mask`, and hold for every row
         rules = [*(sorted(ON_EVERY_ROW) if case == "laws-hold" else ()), *(r.id for r in RULES.of("dataset", case))]
         results[case] = Result(
-            tuple(tally.findings.of(*rules)),
+            tuple(found.findings.of(*rules)),
             not_checked=not_checked.get(case, ""),
             facts=tuple(facts.get(case, {}).items()),
         )
     # a check without rows would pass on nothing; with a finding it has judged something
+    judged, conversations = (
+        sum(found.counts[index, name] for index in range(len(files))) for name in ("judged", "conversations")
+    )
     for case, result in results.items():
-        rows = len(tally) if case in OF_KEPT_ROWS else sum(tally.counts[n, "judged"] for n in range(len(files)))
+        rows = len(found.table) if case in OF_KEPT_ROWS else judged
         if not rows and not result.findings and not result.not_checked:
             reason = "no row can be judged" if case not in OF_KEPT_ROWS else "no row is left"
             results[case] = replace(result, not_checked=f"{reason}: see the check `rows-are-valid`")
-    judged = [sum(tally.counts[n, name] for n in range(len(files))) for name in ("judged", "conversations")]
-    if judged[0] and not judged[1]:
+    if judged and not conversations:
         reason = "no row is a conversation: all are fill-in-the-middle"
         results |= {case: Result(not_checked=reason) for case in OF_CONVERSATIONS if not results[case].findings}
     return results
 
 
-@dataclass(frozen=True)
-class _Report:
-    """The findings and figures that need all rows, except those about repeated rows."""
+def _settings_findings(
+    found: DatasetPass, files: Sequence[DataFile], plan: ScanPlan, recipe: Place
+) -> Iterator[Finding]:
+    """Yield a side of the split without rows, and the named deviations that this run would train on."""
+    sides, effect = found.table.held_out, ""
+    rows, held_count = len(sides), sum(sides)
+    if plan.held_out and rows and held_count in (0, rows):
+        effect = "holds out none" if not held_count else "leaves none to train on"
+        yield Finding("ML615", f"{plan.held_out} of {rows} rows {effect}", recipe.within("data", "held_out"))
+    # a side of the split whose rows are all dropped by the recipe's policies
+    names = {False: ("train", "no row is left to train on"), True: ("eval", "no held-out row is left")}
+    for is_held_out, (key, left) in () if effect else names.items():
+        indices = [index for index, file in enumerate(files) if file.is_held_out == is_held_out]
+        dropped = sum(found.counts[index, "dropped"] for index in indices)
+        if dropped and not any(row_is_held_out == is_held_out for row_is_held_out in sides):
+            yield Finding("ML615", f"{left}: {dropped} are dropped", recipe.within("data", key))
+    # with mistral-common the template is only compared, and its deviations do not affect training
+    if plan.backend == "chat-template":
+        yield from found.deviations.findings()
 
-    tally: DatasetTally
-    files: Sequence[DataFile]
-    plan: ScanPlan
 
-    @property
-    def _longest(self) -> str:
-        # it may be refused, and then it is not in the table
-        file, record = unpacked_place(-self.tally.longest[1])
-        return str(Place.of(self.files[file].path, record))
+def _statistics(found: DatasetPass, files: Sequence[DataFile], plan: ScanPlan) -> dict[str, Any]:
+    """Return the figures of the dataset, as plain JSON data."""
+    figures, lengths = figures_of(found.states), found.lengths
+    sides, held_count = sides_of_files(found.states), sum(found.table.held_out)
+    tokens, supervised = spread(figures.tokens), spread(figures.supervised)
+    ranked = sorted(figures.named.items(), key=lambda item: (-item[1], item[0]))
+    of_records = ("refused", "dropped")
+    of_kinds = (kind.count for kind in KINDS.values() if kind.count)
+    names = ("messages", *of_kinds, "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
+    of_cuts: list[dict[str, int]] = cuts(lengths.tokens, plan.policy.max_length)
+    if sides.alike:
+        # of the pairs that differ, those that a cut makes equal
+        for cut in of_cuts:
+            cut["pairs_made_equal"] = sum(n for tokens, n in sides.alike.items() if tokens >= cut["max_length"])
 
-    def note_settings(self, recipe: Place) -> None:
-        """Note a side of the split without rows, and the named deviations that this run would train on."""
-        rows, held_count, effect = len(self.tally), sum(self.tally.held_out), ""
-        if self.plan.held_out and rows and held_count in (0, rows):
-            effect = "holds out none" if not held_count else "leaves none to train on"
-            self.tally.findings.add(
-                Finding("ML615", f"{self.plan.held_out} of {rows} rows {effect}", recipe.within("data", "held_out"))
-            )
-        # a side of the split whose rows are all dropped by the recipe's policies
-        names = {False: ("train", "no row is left to train on"), True: ("eval", "no held-out row is left")}
-        for is_held_out, (key, left) in () if effect else names.items():
-            indices = [index for index, file in enumerate(self.files) if file.is_held_out == is_held_out]
-            dropped = sum(self.tally.counts[index, "dropped"] for index in indices)
-            if dropped and not any(row_is_held_out == is_held_out for row_is_held_out in self.tally.held_out):
-                self.tally.findings.add(Finding("ML615", f"{left}: {dropped} are dropped", recipe.within("data", key)))
-        # with mistral-common the template is only compared, and its deviations do not affect training
-        deviations = sorted(self.tally.deviations.items()) if self.plan.backend == "chat-template" else ()
-        for name, (count, _, first) in deviations:
-            found = f"{name} in {counted(count, 'row')}; the first is here"
-            self.tally.findings.add(Finding("ML604", found, first))
+    def total(name: str) -> int:
+        counts = found.counts if name in of_records else figures.counts
+        return sum(counts[index, name] for index in range(len(files)))
 
-    def statistics(self, repeats: dict[str, Any], texts: dict[str, Any]) -> dict[str, Any]:
-        """Return the figures of the dataset, as plain JSON data.
+    return {
+        "rows": len(found.table),
+        "rows_refused": total("refused"),
+        "rows_dropped": total("dropped"),
+        "rows_trained_on": len(found.table) - held_count,
+        "rows_held_out": held_count,
+        "tokens": tokens,
+        "supervised_tokens": supervised,
+        "supervised_share": round(supervised["total"] / tokens["total"], 4) if tokens["total"] else 0.0,
+        "tokens_trained_on": total("tokens_trained_on"),
+        "tokens_of_whole_rows": spread(lengths.tokens),
+        "longest_row": _longest(found, files) if lengths.tokens else None,
+        "longest_row_tokens": lengths.longest[0],
+        "histogram": histogram(lengths.tokens),
+        "cuts": of_cuts,
+        **{name: total(name) for name in names},
+        **{
+            kind: {name: n for (category, name), n in ranked if category == kind}
+            for kind in ("roles", "tools", "scripts")
+        },
+        **({"sides": side_figures(sides)} if found.table.sided else {}),
+        "repeats": repeats_of(found.states).counts(),
+        "texts": fault_figures(found.states),
+        "files": [
+            {
+                "path": str(file.path),
+                "held_out": file.is_held_out,
+                "rows": figures.counts[index, "rows"],
+                **{name: found.counts[index, name] for name in of_records},
+                **{name: figures.counts[index, name] for name in ("tokens", "supervised_tokens")},
+            }
+            for index, file in enumerate(files)
+        ],
+    }
 
-        Args:
-            repeats: The numbers of repeated rows.
-            texts: The rows with faults of whole files.
-        """
-        tally = self.tally
-        tokens, supervised = spread(tally.tokens), spread(tally.supervised)
-        ranked = sorted(tally.named.items(), key=lambda item: (-item[1], item[0]))
-        of_file = ("rows", "refused", "dropped", "tokens", "supervised_tokens")
-        of_kinds = (kind.count for kind in KINDS.values() if kind.count)
-        names = ("messages", *of_kinds, "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
-        lengths: dict[str, Any] = {
-            "tokens_of_whole_rows": spread(tally.lengths),
-            "longest_row": self._longest if tally.lengths else None,
-            "longest_row_tokens": tally.longest[0],
-            "histogram": histogram(tally.lengths),
-            "cuts": cuts(tally.lengths, self.plan.policy.max_length),
-        }
-        if tally.alike:
-            # of the pairs that differ, those that a cut makes equal
-            for cut in lengths["cuts"]:
-                cut["pairs_made_equal"] = sum(n for tokens, n in tally.alike.items() if tokens >= cut["max_length"])
-        return {
-            "rows": len(tally),
-            "rows_refused": sum(tally.counts[file, "refused"] for file in range(len(self.files))),
-            "rows_dropped": sum(tally.counts[file, "dropped"] for file in range(len(self.files))),
-            "rows_trained_on": len(tally) - sum(tally.held_out),
-            "rows_held_out": sum(tally.held_out),
-            "tokens": tokens,
-            "supervised_tokens": supervised,
-            "supervised_share": round(supervised["total"] / tokens["total"], 4) if tokens["total"] else 0.0,
-            "tokens_trained_on": sum(tally.counts[file, "tokens_trained_on"] for file in range(len(self.files))),
-            **lengths,
-            **{name: sum(tally.counts[file, name] for file in range(len(self.files))) for name in names},
-            **{
-                kind: {name: n for (category, name), n in ranked if category == kind}
-                for kind in ("roles", "tools", "scripts")
-            },
-            **({"sides": side_figures(tally)} if tally.sided else {}),
-            "repeats": repeats,
-            "texts": texts,
-            "files": [
-                {
-                    "path": str(file.path),
-                    "held_out": file.is_held_out,
-                    **{name: tally.counts[index, name] for name in of_file},
-                }
-                for index, file in enumerate(self.files)
-            ],
-        }
+
+def _longest(found: DatasetPass, files: Sequence[DataFile]) -> str:
+    # it may be refused, and then it is not in the table
+    file, record = unpacked_place(-found.lengths.longest[1])
+    return str(Place.of(files[file].path, record))
 
 
 def epoch(training: Training, statistics: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""One row of a dataset at a time: encoded as the trainer does, judged, and added to a tally."""
+"""One row of a dataset at a time: encoded as the trainer does, judged, and added to a pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -15,10 +15,10 @@ from pytest_mistral_lora.chat.row_files import read_record
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.dataset.deviations import Deviations
+from pytest_mistral_lora.conformance.dataset.lengths import Lengths
 from pytest_mistral_lora.conformance.dataset.observers import RowRules
-from pytest_mistral_lora.conformance.dataset.pairs import (
-    empty_side,
-)
+from pytest_mistral_lora.conformance.dataset.pairs import empty_side
 from pytest_mistral_lora.conformance.dataset.row_findings import (
     beyond,
     changes,
@@ -27,9 +27,8 @@ from pytest_mistral_lora.conformance.dataset.row_findings import (
     label_letters,
     law_findings,
 )
-from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
-from pytest_mistral_lora.conformance.row_pass import JudgedRecord
+from pytest_mistral_lora.conformance.row_pass import JudgedRecord, RowPass
 from pytest_mistral_lora.conformance.template import difference_words
 from pytest_mistral_lora.errors import NoOracleError, RowError
 from pytest_mistral_lora.records.files import is_held_out
@@ -90,6 +89,29 @@ class _Record(NamedTuple):
     label: str = ""
 
 
+@dataclass
+class DatasetPass(RowPass):
+    """What a pass over chat rows has found: beside what every pass has, what a recipe and a template make of them.
+
+    `counts` has the `judged` and the `refused` records of each file, those that the recipe's policies have `dropped`,
+    and the judged `conversations`.
+
+    Attributes:
+        lengths: The lengths of rows before the policies.
+        deviations: The named deviations of the chat template.
+    """
+
+    lengths: Lengths = field(default_factory=Lengths)
+    deviations: Deviations = field(default_factory=Deviations)
+
+    def extend(self, other: RowPass) -> None:
+        """Add the rows, counts and findings of another part of the files."""
+        super().extend(other)
+        if isinstance(other, DatasetPass):
+            self.lengths.extend(other.lengths)
+            self.deviations.extend(other.deviations)
+
+
 class RowJudge:
     """Judges rows with the tokenizer and the settings of a plan."""
 
@@ -108,9 +130,9 @@ class RowJudge:
         if plan.official and self._oracle is not None:
             self._oracle.chat_template()
 
-    def judge_chunk(self, chunk: Chunk) -> DatasetTally:
-        """Judge the lines of a chunk, and return their rows, counts and findings."""
-        tally = DatasetTally()
+    def judge_chunk(self, chunk: Chunk) -> DatasetPass:
+        """Judge the lines of a chunk: a part of a pass."""
+        part = DatasetPass()
         records = list(self._records(chunk))
         # a fast tokenizer takes half of the time for many texts in one call
         by_template = self._by_template(
@@ -122,13 +144,13 @@ class RowJudge:
             ]
         )
         for number, line in chunk.lines if self.plan.alone else ():
-            tally.look_at(chunk.file, chunk.place(number))
+            part.look_at(chunk.file, chunk.place(number))
             for finding in column_findings(chunk, number, line):
-                tally.findings.add(finding)
+                part.findings.add(finding)
         for record in records:
-            tally.look_at(chunk.file, chunk.place(record.number))
-            self._judge_record(record, by_template, tally, chunk)
-        return tally
+            part.look_at(chunk.file, chunk.place(record.number))
+            self._judge_record(record, by_template, part, chunk)
+        return part
 
     def _records(self, chunk: Chunk) -> Iterator[_Record]:
         """Yield the records of a chunk; a recipe trains on the rows of conversations alone."""
@@ -146,9 +168,9 @@ class RowJudge:
                 yield _Record(number, rows, tuple(map(self._expected, rows)), label=label)
 
     def _judge_record(
-        self, record: _Record, by_template: Iterator[_ByTemplate], tally: DatasetTally, chunk: Chunk
+        self, record: _Record, by_template: Iterator[_ByTemplate], part: DatasetPass, chunk: Chunk
     ) -> None:
-        """Add the rows, counts and findings of a record to a tally."""
+        """Add the rows, counts and findings of a record to a part of a pass."""
         self.rules.begin_record()
         errors: list[tuple[RowError, Row | None]] = [] if record.error is None else [(record.error, None)]
         empty = [finding for row in record.rows if (finding := empty_side(row)) is not None]
@@ -161,34 +183,40 @@ class RowJudge:
                 found = next(by_template)
                 if empty:
                     continue
-                judged.append(self._judge(row, expected, found, tally, chunk.file))
+                judged.append(self._judge(row, expected, found, part))
                 if (encoded := self.plan.policy.apply(judged[-1]).encoded) is not None:
                     kept.append(encoded)
             except RowError as refusal:
                 errors.append((refusal, row))
         for finding in empty:
-            tally.findings.add(finding)
+            part.findings.add(finding)
         # no tokenizer encodes an empty answer: the finding of the side says more
         for error, refused in () if empty else errors:
             # the row is valid, but not for this backend: mistral-common could train on it
             rule = "ML613" if isinstance(error, _LiteralError) else "ML601"
             finding = Finding(rule, error.found, error.place, error.expected, error.next_step)
-            self.rules.note(tally, finding, refused)
+            self.rules.note(part, finding, refused)
         if errors or empty:
-            tally.counts[chunk.file, "refused"] += 1
+            part.counts[chunk.file, "refused"] += 1
             return
-        tally.counts[chunk.file, "judged"] += 1
-        tally.counts[chunk.file, "conversations"] += record.rows[0].kind.is_chat
+        part.counts[chunk.file, "judged"] += 1
+        part.counts[chunk.file, "conversations"] += record.rows[0].kind.is_chat
         if len(kept) < len(record.rows):
-            tally.counts[chunk.file, "dropped"] += 1
+            part.counts[chunk.file, "dropped"] += 1
             return
         first = record.rows[0]
         # a file for evaluation is held out as a whole; the split by hash is for the other files
         held_out = chunk.is_held_out or (self.plan.held_out > 0 and is_held_out(first, self.plan.held_out))
         judged_record = JudgedRecord(
-            tally.place, record.rows, tuple(judged), tuple(kept), is_held_out=held_out, label=record.label
+            part.place,
+            record.rows,
+            tuple(judged),
+            tuple(kept),
+            is_held_out=held_out,
+            label=record.label,
+            file=chunk.file,
         )
-        self.rules.observe_record(judged_record, tally)
+        self.rules.observe_record(judged_record, part)
 
     def _expected(self, row: Row) -> EncodedRow | RowError | None:
         """Return mistral-common's encoding of a row, or its reason to refuse it; None without a Mistral tokenizer."""
@@ -215,10 +243,8 @@ class RowJudge:
             for row, spelled in zip(rows, literals, strict=True)
         )
 
-    def _judge(
-        self, row: Row, expected: EncodedRow | None, by_template: _ByTemplate, tally: DatasetTally, file: int
-    ) -> EncodedRow:
-        """Add the findings of a row to a tally, and return the encoding that is trained on.
+    def _judge(self, row: Row, expected: EncodedRow | None, by_template: _ByTemplate, part: DatasetPass) -> EncodedRow:
+        """Add the findings of a row to a part of a pass, and return the encoding that is trained on.
 
         Raises:
             RowError: If the backend refuses the row.
@@ -228,25 +254,24 @@ class RowJudge:
         # the backend mistral-common has an oracle, and has not refused the row
         encoded = by_template if isinstance(by_template, EncodedRow) else cast("EncodedRow", expected)
         layout, length = expected or encoded, self.plan.policy.max_length
-        tally.lengths[len(encoded.input_ids)] += 1
-        tally.longest = max(tally.longest, (len(encoded.input_ids), -tally.findings.at))
+        part.lengths.note(len(encoded.input_ids), part.findings.at)
         cut: dict[str, int] = {}
         if len(encoded.input_ids) > length:
             cut = beyond(row, encoded, layout, length, self._oracle.facts if self._oracle else None)
-            tally.beyond.update(cut)
+            part.lengths.beyond.update(cut)
         faults = list(self.plan.policy.faults(encoded, row))
         for fault, error in faults:
-            self.rules.note(tally, fault_finding(fault, error, encoded, cut), row)
+            self.rules.note(part, fault_finding(fault, error, encoded, cut), row)
         for change, finding in () if faults else changes(row, encoded, self.plan.policy, cut):
-            tally.changed[change] += 1
-            tally.findings.add(finding)
+            part.lengths.changed[change] += 1
+            part.findings.add(finding)
         kept = law_findings(row, expected, self._oracle) if expected and self._oracle else ()
         for finding in kept:
-            self.rules.note(tally, finding, row)
-        self.rules.observe_row(row, layout, expected, tally, spells=encoded is expected)
+            self.rules.note(part, finding, row)
+        self.rules.observe_row(row, layout, expected, part, spells=encoded is expected)
         if expected is not None and self.plan.compares and row.kind.is_chat:
             ids = by_template.input_ids if isinstance(by_template, EncodedRow) else by_template
-            if not self._agrees(row, expected, encoded, ids, tally):
+            if not self._agrees(row, expected, encoded, ids, part):
                 return expected
         return encoded
 
@@ -256,12 +281,12 @@ class RowJudge:
         expected: EncodedRow,
         encoded: EncodedRow,
         template_ids: tuple[int, ...] | None,
-        tally: DatasetTally,
+        part: DatasetPass,
     ) -> bool:
         """Return whether the encoding that is trained on has mistral-common's labels; report a difference."""
         # a row that the template refuses has no ids, and is explained like a row with other ids
         if template_ids != expected.input_ids:
-            self._explain(row, expected, template_ids, tally)
+            self._explain(row, expected, template_ids, part)
             return True
         if encoded.labels in (None, expected.labels):
             return True
@@ -270,12 +295,10 @@ class RowJudge:
         difference = TokenDiff.of(*sides, oracle.piece, _NAMES, expected.spans)
         parts = shown_difference(difference, row.place)
         found = with_shape("the generation blocks mark other tokens than the assistant's", parts["shape"])
-        self.rules.note(tally, Finding("ML606", found, row.place, row=_printed_row(row), **parts), row)
+        self.rules.note(part, Finding("ML606", found, row.place, row=_printed_row(row), **parts), row)
         return False
 
-    def _explain(
-        self, row: Row, expected: EncodedRow, template_ids: tuple[int, ...] | None, tally: DatasetTally
-    ) -> None:
+    def _explain(self, row: Row, expected: EncodedRow, template_ids: tuple[int, ...] | None, part: DatasetPass) -> None:
         from pytest_mistral_lora.chat.templates.compare import compare
         from pytest_mistral_lora.chat.templates.faults import OWN_PROMPT
 
@@ -285,15 +308,15 @@ class RowJudge:
             behind = template.behind_own_prompt(row)
             if behind is not row and oracle.encode(behind).input_ids == template_ids:
                 # most rows of a template with its own system prompt: there is nothing else to explain
-                tally.add_deviation(OWN_PROMPT, row.place, tally.findings.at)
+                part.deviations.note(OWN_PROMPT, row.place, part.findings.at)
                 return
             comparison = compare(row, oracle, template)
         except RowError as error:
             text = f"the chat template differs from mistral-common, and the two cannot be compared: {error.found}"
-            self.rules.note(tally, Finding("ML603", text, row.place, row=_printed_row(row)), row)
+            self.rules.note(part, Finding("ML603", text, row.place, row=_printed_row(row)), row)
             return
         for name in (*comparison.deviations, *([OWN_PROMPT] if comparison.own_prompt else [])):
-            tally.add_deviation(name, row.place, tally.findings.at)
+            part.deviations.note(name, row.place, part.findings.at)
         for difference in comparison.differences:
             sides = comparison.sides_of(difference)
             # the labels are compared once the ids are equal
@@ -304,7 +327,7 @@ class RowJudge:
             text, ids = difference_words(difference)
             detail = "\n".join(filter(None, (ids, parts["detail"])))
             parts |= {"detail": detail, "shape": difference.shape, "name": difference.fault}
-            self.rules.note(tally, Finding("ML603", text, row.place, row=_printed_row(row), **parts), row)
+            self.rules.note(part, Finding("ML603", text, row.place, row=_printed_row(row), **parts), row)
 
 
 class _LiteralError(RowError):

@@ -14,12 +14,13 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 from pytest_mistral_lora.chat.rows import Row, text_of
+from pytest_mistral_lora.conformance.bounded_findings import BoundedFindings
 from pytest_mistral_lora.conformance.dataset.row_texts import (
     ESCAPES,
     FORMATS,
@@ -34,6 +35,7 @@ from pytest_mistral_lora.conformance.dataset.row_texts import (
     without_quotations,
 )
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.row_pass import LOST_IN_IDS, JudgedFiles, JudgedRecord, JudgedRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,16 @@ class TextSign:
     share: float
     of: str = ""
 
-    def is_systematic(self, counts: Counter[tuple[int, str]], files: int) -> bool:
-        """Return whether many rows of one of the files have the sign; a single row is never many."""
-        for file in range(files):
+    def is_systematic(self, counts: Counter[tuple[int, str]], judged: Sequence[int]) -> bool:
+        """Return whether many rows of one of the files have the sign; a single row is never many.
+
+        Args:
+            counts: Number of rows by file and by what they have.
+            judged: The number of judged records of each file.
+        """
+        for file, records in enumerate(judged):
             with_sign = counts[file, self.rule]
-            rows = counts[file, self.of] + with_sign if self.of else counts[file, "judged"]
+            rows = counts[file, self.of] + with_sign if self.of else records
             if with_sign > 1 and with_sign >= self.share * rows:
                 return True
         return False
@@ -71,6 +78,8 @@ SIGNS = (
 
 COMPLETE_TURNS = TextSign("complete_turns", "", 0.05)
 """Rows of ML628 with a complete turn of another family, which is an error."""
+
+_DECIDED_BY_FILE = frozenset(sign.rule for sign in SIGNS)
 
 _LETTER = r"\\(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{2,6}\}|U000[0-9a-fA-F]{5}|x[89a-fA-F][0-9a-fA-F]|3[0-7]{2}\\2[0-7]{2})"
 # beside a letter, or one after the other: caf\u00e9, \u4f60\u597d; eight digits are neither a path nor a formula
@@ -184,6 +193,69 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
         if rule in seen:
             seen.pop(plain, None)
     yield from seen.items()
+
+
+@dataclass
+class ConvertedTexts:
+    """Rows with the signs of a converter that went wrong: only their share of a file tells what they are.
+
+    Attributes:
+        counts: Number of rows by file and by what they have.
+        found: The findings of `SIGNS`, under the rules of many rows.
+    """
+
+    counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    found: BoundedFindings = field(default_factory=BoundedFindings)
+
+    def extend(self, other: ConvertedTexts) -> None:
+        """Add other rows."""
+        self.counts.update(other.counts)
+        self.found.extend(other.found)
+
+
+class SignsOfConversions:
+    """The signs of texts whose rule, or severity, the number of rows with them decides."""
+
+    case = "texts-are-whole"
+    fires_on_sample = True
+
+    def start(self) -> ConvertedTexts:
+        """Return the state of no row."""
+        return ConvertedTexts()
+
+    def observe_row(self, row: JudgedRow, state: ConvertedTexts) -> Iterator[Finding]:
+        """Yield the signs of a row that are findings by themselves, and note the others."""
+        kind = row.row.kind
+        if not kind.starts_record(row.row):
+            return  # the prompt is judged with the chosen answer
+        # an answer that is not wanted may show any of them
+        for name, sign in sign_findings(kind.wanted_part(row.row), thinks=row.thinks):
+            if row.origin != "written" and name in LOST_IN_IDS:
+                continue
+            state.counts[row.file, name] += 1
+            if sign is not None and sign.rule in _DECIDED_BY_FILE:
+                state.found.at = row.at
+                state.found.add(sign)
+            elif sign is not None:
+                yield sign
+
+    def observe(self, record: JudgedRecord, state: ConvertedTexts) -> Iterator[Finding]:
+        """Yield nothing: each row was seen by itself."""
+        return iter(())
+
+    def report(self, state: ConvertedTexts, files: JudgedFiles) -> Iterator[Finding]:
+        """Yield the findings of rows under the rules of many, or of few, of them; a sample shows too few."""
+        judged = () if files.is_sample else files.judged
+        if not COMPLETE_TURNS.is_systematic(state.counts, judged):
+            state.found.weaken("ML628")
+        for sign in SIGNS:
+            if sign.rule in state.found and not sign.is_systematic(state.counts, judged):
+                state.found.rename(sign.rule, sign.note)
+        yield from state.found.of(*state.found.rules)
+
+
+CONVERSIONS = SignsOfConversions()
+"""The observer of the signs of converters."""
 
 
 def markup_of(row: Row) -> tuple[int, str, bool] | None:

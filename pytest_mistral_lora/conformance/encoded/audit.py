@@ -17,8 +17,8 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.dataset.answers import BY_GRAMMAR, NOT_BY_GRAMMAR, NOT_READ_BACK
-from pytest_mistral_lora.conformance.dataset.file_rules import note_files
+from pytest_mistral_lora.conformance.dataset.decoded_answers import decoded_answers
+from pytest_mistral_lora.conformance.encoded.audit_state import AuditState
 from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
 from pytest_mistral_lora.conformance.encoded.file_faults import SourceTracker
 from pytest_mistral_lora.conformance.encoded.line_judge import (
@@ -26,15 +26,15 @@ from pytest_mistral_lora.conformance.encoded.line_judge import (
     MOST_ERRORS,
     UNREAD,
     AuditPart,
-    AuditState,
     LineJudge,
     LineVerdict,
     RecordPart,
+    State,
 )
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, TakenLine, scan_lines
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
 from pytest_mistral_lora.conformance.encoded.pad_cause import PadCause, pad_cause_of
-from pytest_mistral_lora.conformance.encoded.template_cause import TemplateCause, cause_of
+from pytest_mistral_lora.conformance.encoded.template_cause import Cause, ExplainedFindings, TemplateCause, cause_of
 from pytest_mistral_lora.conformance.finding import (
     ENCODED_CASES,
     RULES,
@@ -68,6 +68,7 @@ CASES = ("file", "rows-complete", *_OF_ROWS)
 """Every check of the subject: a rule names its check in `rules/encoded.toml` or `rules/dataset.toml`."""
 NOTHING_JUDGED = "no row of the file can be judged"
 _IMAGES_ALONE = "images: each row has ids of images, and no messages"
+_NOT_TRAINED_ON = "the answers of an evaluation are not trained on"
 SCORED_WHOLE = "a reward model scores conversations as a whole: no token has a label"
 
 CAUSES = {"ids": "ML004", "labels": "ML204"}
@@ -112,7 +113,7 @@ class AuditPlan:
         ).judge
 
 
-class Audit(AuditState):
+class Audit:
     """The audit of a file, to be run once: its records are judged in parts, perhaps by several processes.
 
     Attributes:
@@ -123,6 +124,8 @@ class Audit(AuditState):
         source: The rows of the source that the file has had so far.
         cause: The chat template that rows may be encoded by; None if there is none.
         pad: The pad token by which labels may be masked; None if it is no EOS.
+        states: Number of rows that are sound, wrong, and not judged: the order of the lines may make a row wrong.
+        totals: What the lines that were judged so far add up to.
     """
 
     def __init__(
@@ -155,7 +158,8 @@ class Audit(AuditState):
             tokenizer: The tokenizer, if other processes may load it; None to judge in this process alone.
             processes: Number of processes that judge; None for one if the file is short, else one for each CPU.
         """
-        super().__init__(evaluation=EvaluationJudge(trained))
+        self.states: Counter[State] = Counter()
+        self.totals: AuditState = AuditState()
         self.cause: TemplateCause | None = cause
         self.pad: PadCause | None = pad
         self.scaling: PositionScaling = PositionScaling.of_files(base or TokenizerFiles(oracle.path))
@@ -166,6 +170,7 @@ class Audit(AuditState):
         self._oracle = oracle
         self._tokenizer = tokenizer
         self._processes = processes
+        self._evaluation = EvaluationJudge(trained)
         self._judges_texts = judges_texts
         self._files: dict[tuple[NamedSource, str | int | None], int] = {}
         # the number of each line whose row came before, with its place
@@ -175,7 +180,7 @@ class Audit(AuditState):
             self.scaling,
             path=self._path,
             judges_texts=judges_texts,
-            evaluation=self.evaluation,
+            evaluation=self._evaluation,
             cause=cause,
             pad=pad,
         )
@@ -194,7 +199,7 @@ class Audit(AuditState):
             InputError: If the file, or one of the dataset, cannot be opened.
             RowsError: If a row of the dataset cannot be read.
         """
-        lines = 0
+        lines, totals = 0, self.totals
         for part in self._parts(progress):
             taken = iter(part.taken)
             for verdict in part.verdicts:
@@ -209,16 +214,16 @@ class Audit(AuditState):
         findings = list(self.source.missing_findings(self.rows.place))
         # The answers of missing rows are known only now.
         for row in self.source.missing_rows():
-            self._judge.expected_answers(row, row.place, 1, self.balance)
+            self._judge.expected_answers(row, row.place, 1, totals.balance)
         self._correct_repeated()
-        if self.states["not judged"] < self.states.total():  # else no answer was read, and no answer can be lost
-            findings += self.balance.findings(self.rows.place, self._oracle)
-        findings += self.evaluation.file_findings(self.rows.place)
-        findings += self.sides.file_findings(self.rows.place)
-        if self.first_marked is not None:
-            findings.append(self._marked_finding(self.first_marked))
-        for cause in (self.cause, self.pad):
-            findings += cause.findings() if cause is not None else ()
+        # else no answer was read, and no answer can be lost
+        if self.states["not judged"] < self.states.total():
+            findings += totals.balance.findings(self.rows.place, self._oracle)
+        findings += self._evaluation.file_findings(totals.prompts)
+        findings += totals.sides.file_findings(self.rows.place)
+        findings += totals.marked.file_findings()
+        for cause, explained in self._causes():
+            findings += cause.findings(explained)
         findings += self._of_all_rows()
         for finding in findings:
             self.counts[finding.rule] += finding.more or 1
@@ -239,10 +244,13 @@ class Audit(AuditState):
         self.source.unreadable += len(part.unreadable)
         # a file of another format has an error in each of its lines: memory stays bounded
         self.errors += part.unreadable[: MOST_ERRORS - len(self.errors)]
-        self.extend(part.state)
-        for cause, found in zip((self.cause, self.pad), part.causes, strict=True):
-            if cause is not None and found is not None:
-                cause.extend(*found)
+        self.totals.extend(part.state)
+
+    def _causes(self) -> Iterator[tuple[Cause, ExplainedFindings]]:
+        """Yield the causes of the file, each with the findings that it explains."""
+        for cause, explained in ((self.cause, self.totals.by_template), (self.pad, self.totals.by_pad)):
+            if cause is not None:
+                yield cause, explained
 
     def _parts(self, progress: Callable[[int], None]) -> Iterator[AuditPart]:
         """Yield the verdicts on the parts of the rows, in order."""
@@ -302,35 +310,23 @@ class Audit(AuditState):
             return
         for number, line in enumerate(scan_lines(self.rows)):
             if number in self._again and isinstance(line, EncodedLine):
-                self._judge.take_again(line, self.balance)
+                self._judge.take_again(line, self.totals.balance)
 
     def _of_all_rows(self) -> Iterator[Finding]:
         """Yield what only all rows together show of their texts, answers and repeats."""
         if not self._judges_texts:
             return
-        files = [Place(source, split=split) for source, split in self._files]
-        self.tally = self.tally.ordered()
-        note_files(self.tally, files, is_sample=self.rows.is_sample)
-        kinds = {NOT_READ_BACK: "answers", NOT_BY_GRAMMAR: "decoding"}
-        for kind, reason in self.tally.named:
-            # a grammar that judges some of the rows has judged something
-            is_partly = kind == NOT_BY_GRAMMAR and self.tally.named[BY_GRAMMAR, ""]
-            if kind in kinds and not is_partly:
-                self.unjudged_answers.setdefault(kinds[kind], reason)
+        rows = self.totals.rows
+        rows.put_in_order()
+        rows.report([Place(source, split=split) for source, split in self._files], is_sample=self.rows.is_sample)
         again = set(self._again.values())
-        for rule in self.tally.findings.rules:
+        for rule in rows.findings.rules:
             if rule in BY_IDS:
                 continue
-            for finding in self.tally.findings.of(rule):
+            for finding in rows.findings.of(rule):
                 # a line that comes again is known by its number
                 if rule != "ML608" or finding.place.row not in again:
                     yield finding
-
-    def _marked_finding(self, first: Finding) -> Finding:
-        count, read = self.marked_conversations, self.read_conversations
-        found = f"{first.found}, as {count:,} of {counted(read, 'conversation')} are"
-        # a template marks up every row; a few rows may have it of their source
-        return replace(first, found=found, severity="error" if count == read > 1 else first.severity)
 
     def raise_unreadable(self) -> None:
         """Raise an error for unreadable lines, if any.
@@ -347,24 +343,29 @@ class Audit(AuditState):
     @property
     def not_checked(self) -> dict[str, str]:
         """The reason of each check without findings that had nothing to judge, by its name in `CASES`."""
-        reasons = {}
+        reasons, figures = dict[str, str](), self.totals.figures
         if self.judged == 0:
-            has_images = 0 < self.images == self.states.total()
+            has_images = 0 < figures.images == self.states.total()
             reasons = dict.fromkeys(_OF_ROWS, _IMAGES_ALONE if has_images else NOTHING_JUDGED)
         elif not self.source.is_known:
             reasons = {"rows-complete": "no rows are given to compare with: mistral-lora audit --dataset ROWS"}
-        if self.gaps and not self.conversations:
+        if figures.gaps and not figures.conversations:
             reason = "no sound row is a conversation: they are fill-in-the-middle"
             reasons |= dict.fromkeys(("answers", "decoding"), reason)
-        if self.is_scored_whole and not self.has_labels:
+        if figures.is_scored_whole and not figures.has_labels:
             reasons.setdefault("labels", SCORED_WHOLE)
-        for case, reason in self.unjudged_answers.items():
-            reasons.setdefault(case, reason)
-        if not self._judges_texts or not (self.conversations or self.gaps):
+        answers = decoded_answers(self.totals.rows.states)
+        unjudged = {"answers": answers.not_read_back.reason, "decoding": answers.why_not_by_grammar}
+        if figures.asks:
+            unjudged = dict.fromkeys(unjudged, _NOT_TRAINED_ON)
+        for case, reason in unjudged.items():
+            if reason:
+                reasons.setdefault(case, reason)
+        if not self._judges_texts or not (figures.conversations or figures.gaps):
             reasons = dict.fromkeys(OF_CHAT_ROWS, _NO_ROW) | reasons
         if self.states.total() == self.counts["ML501"]:
             reasons = dict.fromkeys(CASES, "no line of the file can be read: see the check `file`") | reasons
-        if self.cause is not None and self.cause.counts and self.cause.finding is not None:
+        if self.cause is not None and self.totals.by_template.counts and self.cause.finding is not None:
             reason = f"rows are encoded by a chat template that is not mistral-common's: see {self.cause.finding.rule}"
             reasons |= dict.fromkeys(("supervised-text", "answers", "decoding", *OF_CHAT_ROWS), reason)
         found = {case_of(rule) for rule, count in self.counts.items() if count}
@@ -373,7 +374,7 @@ class Audit(AuditState):
     @property
     def explained(self) -> str:
         """Why wrong rows may have no finding: the rules of the file that cover theirs; empty if none does."""
-        rules = [cause.finding.rule for cause in (self.cause, self.pad) if cause and cause.counts and cause.finding]
+        rules = [cause.finding.rule for cause, explained in self._causes() if explained.counts and cause.finding]
         return f"its faults are explained by a finding about all rows: see {', '.join(rules)}" if rules else ""
 
     @property
@@ -384,18 +385,14 @@ class Audit(AuditState):
     @property
     def rows_line(self) -> str:
         """The number of rows and of judged rows, in words for a summary."""
-        masks = f"; the labels of {self.masked:,} are made of a mask, as TRL makes them" if self.masked else ""
-        if self.columns.keys() - {"labels"}:
-            masks += f"; what is trained on: {', '.join(f'{key} ({n:,})' for key, n in sorted(self.columns.items()))}"
-        read = f"; {self.read_back:,} without messages, read back from their ids" if self.read_back else ""
-        weights = f"; {counted(self.without_labels, 'answer')} in them without a label" if self.without_labels else ""
-        sides = f"; {self.sides.words}" if self.sides.words else ""
-        sides += f"; not checked: images in {counted(self.images, 'row')} without messages" if self.images else ""
-        return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{masks}{read}{weights}{sides}"
+        figures, sides = self.totals.figures, self.totals.sides.words
+        more = f"{figures.words}; {sides}" if sides else figures.words
+        more += f"; not checked: images in {counted(figures.images, 'row')} without messages" if figures.images else ""
+        return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{more}"
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of a finished audit, as plain JSON data."""
-        counts = sorted(self.counts.items())
+        counts, figures = sorted(self.counts.items()), self.totals.figures
         classes = [{"rule": rule, "class": RULES[rule].fault_class, "count": count} for rule, count in counts]
         return {
             "rows": self.states.total(),
@@ -403,14 +400,14 @@ class Audit(AuditState):
             "wrong": self.states["wrong"],
             "not_judged": self.states["not judged"],
             "not_checked": self.not_checked,
-            "packed": self.packed,
-            "labels_of_masks": self.masked,
-            "columns": dict(sorted(self.columns.items())),
-            "read_back": self.read_back,
-            "answers_without_labels": self.without_labels,
-            "pairs": self.sides.pairs,
-            "tokens": self.tokens,
-            "supervised_tokens": self.supervised,
+            "packed": figures.packed,
+            "labels_of_masks": figures.masked,
+            "columns": dict(sorted(figures.columns.items())),
+            "read_back": figures.read_back,
+            "answers_without_labels": figures.without_labels,
+            "pairs": self.totals.sides.pairs,
+            "tokens": figures.tokens,
+            "supervised_tokens": figures.supervised,
             "findings": self.counts.total(),
             "classes": classes,
         }
@@ -547,7 +544,7 @@ def _run_check(audited: Callable[[], AuditReport], case: str, fixes: Mapping[str
         "rows": report.audit.states.total(),
         "judged": report.audit.judged,
         "wrong": report.audit.states["wrong"],
-        "packed": report.audit.packed,
+        "packed": report.audit.totals.figures.packed,
         "encoded rows of": report.audit.rows_line,
     }
     if case == "packing":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
@@ -11,6 +12,27 @@ from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.places import Place
 
 _SHOWN = 80
+
+
+@dataclass
+class EvaluationPrompts:
+    """The prompts of an evaluation.
+
+    Attributes:
+        prompts: Their number.
+        others: Number of those whose system prompt no row is trained with.
+        first: The system prompt of the first of these, and its place; None without one.
+    """
+
+    prompts: int = 0
+    others: int = 0
+    first: tuple[str | None, Place] | None = None
+
+    def extend(self, other: EvaluationPrompts) -> None:
+        """Add the prompts of later lines."""
+        self.prompts += other.prompts
+        self.others += other.others
+        self.first = self.first or other.first
 
 
 class EvaluationJudge:
@@ -25,22 +47,9 @@ class EvaluationJudge:
         systems = [_system_prompt(row) for row in trained]
         self._trained = dict.fromkeys(systems) if None not in systems else {}
         self._trained_rows = len(systems)
-        self._prompts = 0
-        self._other: list[tuple[str | None, Place]] = []
 
-    def fresh(self) -> EvaluationJudge:
-        """Return a judge of no prompt, with the same system prompts of training."""
-        judge = EvaluationJudge()
-        judge._trained, judge._trained_rows = self._trained, self._trained_rows
-        return judge
-
-    def extend(self, other: EvaluationJudge) -> None:
-        """Add the prompts of later lines."""
-        self._prompts += other._prompts
-        self._other += other._other
-
-    def findings(self, line: EncodedLine) -> Iterator[Finding]:
-        """Yield the findings of a line; none if it is no prompt of an evaluation."""
+    def findings(self, line: EncodedLine, noted: EvaluationPrompts) -> Iterator[Finding]:
+        """Yield the findings of a line, and note it; none if it is no prompt of an evaluation."""
         if line.few_shot is None:
             return
         if not line.rows:
@@ -56,21 +65,22 @@ class EvaluationJudge:
         if answer[:1].isspace():
             found = f"the scored answer begins with white space: {answer[:_SHOWN]!r}"
             yield Finding("ML582", found, line.place, repr(answer.strip()[:_SHOWN]), row=row.to_jsonl())
-        self._prompts += 1
+        noted.prompts += 1
         system = _system_prompt(row)
         if self._trained and system not in self._trained:
-            self._other.append((system, line.place))
+            noted.others += 1
+            noted.first = noted.first or (system, line.place)
 
-    def file_findings(self, place: Place) -> Iterator[Finding]:
+    def file_findings(self, noted: EvaluationPrompts) -> Iterator[Finding]:
         """Yield the findings of all prompts together."""
-        if not self._other:
+        if noted.first is None:
             return
-        system, place = self._other[0]
+        system, place = noted.first
         shown = "no system prompt" if system is None else f"the system prompt {system[:_SHOWN]!r}"
         found = (
-            f"{len(self._other):,} of {self._prompts:,} prompts have a system prompt that no row is trained with, or "
+            f"{noted.others:,} of {noted.prompts:,} prompts have a system prompt that no row is trained with, or none; "
         )
-        found += f"none; the first ({place}) has {shown}"
+        found += f"the first ({place}) has {shown}"
         first = str(next(iter(self._trained)))[:_SHOWN]
         expected = (
             f"a system prompt of the rows that are trained on ({counted(self._trained_rows, 'row')}), such as {first!r}"

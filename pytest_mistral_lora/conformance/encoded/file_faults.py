@@ -171,6 +171,8 @@ def source_records(paths: Sequence[Path]) -> Iterator[tuple[Row, ...]]:
 class SourceTracker:
     """The records of a source that have been seen so far; each takes some 200 bytes.
 
+    It is no state of a part of the file: what it finds of a line depends on all lines before it.
+
     A record is a row or a preference pair. A pair has two lines, one after the other, with the number of the record.
 
     Attributes:

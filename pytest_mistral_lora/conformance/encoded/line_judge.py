@@ -5,11 +5,10 @@ What depends on the order of records, such as a number that comes again, is the 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -18,8 +17,7 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading.row_source import SourceRecord
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.dataset.observers import RowRules
-from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
-from pytest_mistral_lora.conformance.dataset.texts import markup_of
+from pytest_mistral_lora.conformance.encoded.audit_state import AuditState
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison
 from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance
@@ -27,7 +25,7 @@ from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, TakenLine
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
 from pytest_mistral_lora.conformance.encoded.pad_cause import PadCause
 from pytest_mistral_lora.conformance.encoded.read_lines import LineReader
-from pytest_mistral_lora.conformance.encoded.side_faults import SideJudge, SideLengths
+from pytest_mistral_lora.conformance.encoded.side_faults import SideJudge
 from pytest_mistral_lora.conformance.encoded.template_cause import TemplateCause
 from pytest_mistral_lora.conformance.finding import RULES, Finding
 from pytest_mistral_lora.conformance.row_pass import GivenIds, JudgedRecord, Origin
@@ -120,87 +118,6 @@ class LaterTracker:
         return []
 
 
-@dataclass
-class AuditState:
-    """What the lines of a file, or of a part of it, add up to.
-
-    Attributes:
-        states: Number of rows that are sound, wrong, and not judged.
-        tokens: Tokens of all judged rows, without padding.
-        supervised: Supervised tokens of the judged rows.
-        packed: Lines that hold several conversations.
-        masked: Lines whose labels come from a mask beside the ids.
-        columns: Number of lines by each column that says what is trained on.
-        read_back: Lines without messages, whose conversations are read back from their ids.
-        without_labels: Answers of these lines without a label, which are read as answers of weight 0.
-        images: Lines without messages whose ids have an image, which mistral-common encodes from its pixels alone.
-        unjudged_answers: Why answers are not judged, by the check.
-        gaps: Fill-in-the-middle rows.
-        conversations: Conversations that the rules on rows have seen.
-        has_labels: Whether a row has labels.
-        is_scored_whole: Whether a row has none by its kind.
-        read_conversations: Conversations that were read back.
-        marked_conversations: Those among them that are marked up for another family.
-        first_marked: The first of them that does not ask for it, as a finding.
-        sides: The answers of preference records.
-        balance: The texts of answers, expected and trained.
-        evaluation: The prompts of an evaluation.
-        tally: The rows, for the rules on rows and on whole files.
-    """
-
-    states: Counter[State] = field(default_factory=Counter)
-    tokens: int = 0
-    supervised: int = 0
-    packed: int = 0
-    masked: int = 0
-    columns: Counter[str] = field(default_factory=Counter)
-    read_back: int = 0
-    without_labels: int = 0
-    images: int = 0
-    unjudged_answers: dict[str, str] = field(default_factory=dict)
-    gaps: int = 0
-    conversations: int = 0
-    has_labels: bool = False
-    is_scored_whole: bool = False
-    read_conversations: int = 0
-    marked_conversations: int = 0
-    first_marked: Finding | None = None
-    sides: SideLengths = field(default_factory=SideLengths)
-    balance: AnswerBalance = field(default_factory=AnswerBalance)
-    evaluation: EvaluationJudge = field(default_factory=EvaluationJudge)
-    tally: DatasetTally = field(default_factory=DatasetTally)
-
-    def extend(self, other: AuditState) -> None:
-        """Add the lines of a later part."""
-        for name in _NUMBERS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.states.update(other.states)
-        self.columns.update(other.columns)
-        self.unjudged_answers = {**other.unjudged_answers, **self.unjudged_answers}
-        self.has_labels |= other.has_labels
-        self.is_scored_whole |= other.is_scored_whole
-        self.first_marked = self.first_marked or other.first_marked
-        self.sides.extend(other.sides)
-        self.balance.extend(other.balance)
-        self.evaluation.extend(other.evaluation)
-        self.tally.extend(other.tally)
-
-
-_NUMBERS = (
-    "tokens",
-    "supervised",
-    "packed",
-    "masked",
-    "read_back",
-    "without_labels",
-    "images",
-    "gaps",
-    "conversations",
-    "read_conversations",
-    "marked_conversations",
-)
-
-
 @dataclass(frozen=True, slots=True)
 class RecordPart:
     """Some records of a source, in order.
@@ -227,14 +144,12 @@ class AuditPart:
         taken: What the sequence needs of each line that can be read; empty if a dataset is at hand.
         unreadable: The errors of lines that cannot be read.
         state: What the lines add up to.
-        causes: The findings that each cause explains, and their number: of the template, and of the pad token.
     """
 
     verdicts: list[LineVerdict]
     taken: list[TakenLine]
     unreadable: list[RowError]
     state: AuditState
-    causes: tuple[tuple[Mapping[str, Finding], Counter[str]] | None, ...]
 
 
 class LineJudge:
@@ -264,9 +179,8 @@ class LineJudge:
         """
         self._oracle = oracle
         self._scaling = scaling
-        # the collector of the parts has those of the whole file
-        self._cause = copy(cause)
-        self._pad = copy(pad)
+        self._cause = cause
+        self._pad = pad
         self._reader = LineReader(oracle, path)
         self._rules = RowRules(oracle) if judges_texts else None
         self._evaluation = evaluation or EvaluationJudge()
@@ -288,12 +202,11 @@ class LineJudge:
         self._has_dataset = tracker is not None
         self._tracker = later if tracker is None else tracker
         self._files = part.files
-        self._state = AuditState(evaluation=self._evaluation.fresh())
+        self._state = AuditState()
         self._sides = SideJudge(self._oracle, self._state.sides)
         self._reader.begin()
-        for cause in (self._cause, self._pad):
-            if cause is not None:
-                cause.begin()
+        if self._cause is not None:
+            self._cause.begin()
         verdicts, unreadable = [], []
         for item in lines_of(part.records, part.first, has_source=self._has_dataset):
             if isinstance(item, RowError):
@@ -303,8 +216,7 @@ class LineJudge:
             else:
                 verdict = self._take_line(item)
             verdicts.append(verdict)
-        causes = tuple(None if cause is None else (cause.effects, cause.counts) for cause in (self._cause, self._pad))
-        return AuditPart(verdicts, later.taken, unreadable, self._state, causes)
+        return AuditPart(verdicts, later.taken, unreadable, self._state)
 
     def take_again(self, line: EncodedLine, balance: AnswerBalance) -> None:
         """Count the answers of a line that was judged as a new row's, and whose number came before.
@@ -357,14 +269,14 @@ class LineJudge:
         line = self._tracker.numbered(self._as_encoded(self._tracker.with_messages(line)))
         new = self._tracker.is_new(line)
         findings = self._tracker.take(line)
-        asked = tuple(self._state.evaluation.findings(line))
+        asked = tuple(self._evaluation.findings(line, self._state.prompts))
         if asked and not line.rows:
             return LineVerdict(line.index, line.place, "wrong", asked)
         findings += asked
         shown = line.rows[0].to_jsonl() if line.rows else ""
         findings += (Finding(one.rule, one.found, line.place, one.expected, row=shown) for one in line.faults)
-        self._state.masked += line.masked
-        self._state.columns.update(() if line.error else line.columns)
+        self._state.figures.masked += line.masked
+        self._state.figures.columns.update(() if line.error else line.columns)
         is_empty = line.side is not None and self._sides.is_empty(line.side)
         if line.side is not None:
             findings += self._sides.take(line, line.side)
@@ -373,7 +285,7 @@ class LineJudge:
                 return LineVerdict(line.index, line.place, "wrong", tuple(findings))
         if not (line.rows or line.error or self._has_dataset):
             if not self._oracle.image_ids.isdisjoint(line.input_ids):
-                self._state.images += 1
+                self._state.figures.images += 1
                 return LineVerdict(line.index, line.place, "not judged", tuple(findings))
             read = self._reader.read(line)
             if read.findings and (explained := self._explained(line, read.findings)) is not None:
@@ -381,12 +293,12 @@ class LineJudge:
             findings += read.findings
             if not read.expected:
                 return LineVerdict(line.index, line.place, "not judged", tuple(findings))
-            self._state.read_back += 1
-            self._state.without_labels += read.without_labels
-            self._state.packed += read.line.packed
-            self._note_markers(read.line.rows)
+            self._state.figures.read_back += 1
+            self._state.figures.without_labels += read.without_labels
+            self._state.figures.packed += read.line.packed
+            self._state.marked.take(read.line.rows)
             return self._compare(read.line, read.expected, findings, new=new, origin="read back")
-        self._state.packed += line.packed
+        self._state.figures.packed += line.packed
         if line.error or not line.rows:
             # A source knows its answers better than a row that the trainer wrote beside its error.
             for row in () if self._has_dataset else line.rows:
@@ -429,14 +341,14 @@ class LineJudge:
         restored = self._pad.restored(comparison) if self._pad is not None else None
         if restored is not None and self._pad is not None:
             without = list(restored.findings())
-            self._pad.take(of_tokens, without)
+            self._state.by_pad.take(of_tokens, without)
             of_tokens = without
-        self._state.tokens += len(comparison.padding.real)
+        self._state.figures.tokens += len(comparison.padding.real)
         if line.side is None or line.side.has_labels:
-            self._state.has_labels = True
-            self._state.supervised += sum(label != IGNORE_INDEX for label in line.labels)
+            self._state.figures.has_labels = True
+            self._state.figures.supervised += sum(label != IGNORE_INDEX for label in line.labels)
         else:
-            self._state.is_scored_whole = True
+            self._state.figures.is_scored_whole = True
         # The answers of a sound row are on both sides, and a row with another fault is reported for that fault.
         is_trained = line.few_shot is None
         if (
@@ -449,9 +361,7 @@ class LineJudge:
             self._state.balance.add(comparison.ids, comparison.labels, self._oracle, line.place, -1)
         findings += of_tokens
         if not is_trained:
-            self._state.unjudged_answers |= dict.fromkeys(
-                ("answers", "decoding"), "the answers of an evaluation are not trained on"
-            )
+            self._state.figures.asks = True
             return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
         is_wrong = bool(findings) or restored is not None
         whole = tuple(token for encoded in expected for token in encoded.input_ids)
@@ -489,24 +399,24 @@ class LineJudge:
         if self._rules is None:
             return []
         found: list[Finding] = []
-        tally = self._state.tally
+        seen = self._state.rows
         file = self._files[line.place.source, line.place.split]
         for row, encoded in zip(line.rows, expected, strict=True):
             # one that cannot be read back, or no conversation on a side of a pair
             if not row.messages or (line.side is not None and not row.kind.is_chat):
                 continue
-            self._state.gaps += not row.kind.is_chat
-            self._state.conversations += row.kind.is_chat
-            tally.look_at(file, line.place.row)
+            self._state.figures.gaps += not row.kind.is_chat
+            self._state.figures.conversations += row.kind.is_chat
+            seen.look_at(file, line.place.row)
             caught: list[Finding] = []
-            tally.findings.caught = caught
+            seen.findings.caught = caught
             if line.chosen is None:
                 self._rules.begin_record()
-                tally.counts[file, "judged"] += 1
-            self._rules.observe_row(row, encoded, encoded if is_exact else None, tally, origin=origin)
+                seen.counts[file, "judged"] += 1
+            self._rules.observe_row(row, encoded, encoded if is_exact else None, seen, origin=origin)
             if new:
                 self._observe_record(_ObservedSide(line, row, encoded), origin, given, is_exact=is_exact)
-            tally.findings.caught = None
+            seen.findings.caught = None
             shown = row.to_jsonl() if caught else ""
             # an empty answer of a pair is ML567
             known = {*BY_IDS, "ML616"} if line.side is not None else BY_IDS
@@ -537,8 +447,10 @@ class LineJudge:
             given=given,
             is_exact=is_exact,
             joins_system=self._oracle.facts.system_in != "own-turn",
+            label=line.label,
+            file=self._state.rows.file,
         )
-        self._rules.observe_record(record, self._state.tally)
+        self._rules.observe_record(record, self._state.rows)
 
     def _explained(self, line: EncodedLine, before: Sequence[Finding]) -> list[Finding] | None:
         """Return the findings of a line that the chat template does not explain; None if the line is not encoded by it.
@@ -553,32 +465,13 @@ class LineJudge:
         line, encoded = found
         comparison = EncodedLineComparison(line, encoded, self._oracle, self._scaling)
         after = list(comparison.findings())
-        self._cause.take(before, after)
-        self._state.read_back += not self._has_dataset and before[0].rule in UNREAD
-        self._state.tokens += len(comparison.padding.real)
+        self._state.by_template.take(before, after)
+        self._state.figures.read_back += not self._has_dataset and before[0].rule in UNREAD
+        self._state.figures.tokens += len(comparison.padding.real)
         if line.side is None or line.side.has_labels:
-            self._state.has_labels = True
-            self._state.supervised += sum(label != IGNORE_INDEX for label in line.labels)
+            self._state.figures.has_labels = True
+            self._state.figures.supervised += sum(label != IGNORE_INDEX for label in line.labels)
         return after
-
-    def _note_markers(self, rows: Sequence[Row]) -> None:
-        """Count the conversations that were read back and are marked up for another family.
-
-        With messages, such markers are the row's own, or the comparison shows that a template wrote them.
-        """
-        for row in rows:
-            # markers are at home in code; a row that cannot be read back has no messages, and a finding of its own
-            if not row.kind.is_prose or not row.messages:
-                continue
-            self._state.read_conversations += 1
-            if marked := markup_of(row):
-                index, marker, is_asked_for = marked
-                self._state.marked_conversations += 1
-                if not is_asked_for:
-                    place, found = row.place / "messages" / index / "content", f"the text is marked up with {marker}"
-                    self._state.first_marked = self._state.first_marked or Finding(
-                        "ML584", found, place, row=row.to_jsonl()
-                    )
 
     def _as_encoded(self, line: EncodedLine) -> EncodedLine:
         """Return a row of a table with the nulls that the table gave its calls and tools, if its ids have them, too."""

@@ -58,6 +58,7 @@ class EncodedLine:
         few_shot: The number of examples in a prompt of an evaluation; None for a row of a trainer.
         side: The answer of a preference record that it is; None for a row of its own.
         chosen: The line of the chosen answer, if it is the rejected one of the same record.
+        label: What the record has under `label`, if that is letters.
     """
 
     place: Place
@@ -79,6 +80,7 @@ class EncodedLine:
     few_shot: int | None = None
     side: Side | None = None
     chosen: EncodedLine | None = None
+    label: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -255,6 +257,7 @@ class _RecordReader:
             numbers=numbers_of(data, len(ids)),
             faults=tuple(value_faults(data, len(ids))),
             few_shot=_few_shot(data),
+            label=data["label"] if isinstance(data.get("label"), str) else "",
             **beside,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -29,29 +29,20 @@ _MOST_TRIES = 20
 """Lines to encode by a template that explains none of them."""
 
 
-@dataclass(kw_only=True)
-class Cause:
-    """What other findings of a file are shown to come from.
+@dataclass
+class ExplainedFindings:
+    """The findings that a cause explains.
 
     Attributes:
-        judge: Returns the finding about the cause itself; None if it has no fault.
-        is_reported: Whether another check reports that finding, so that the rows need not.
-        effects: The first of the findings that are explained, by their rules.
-        counts: Their number.
+        first: The first of them, by their rules.
+        counts: Their number, by their rules.
     """
 
-    judge: Callable[[], Finding | None]
-    is_reported: bool = False
-    effects: dict[str, Finding] = field(default_factory=dict)
+    first: dict[str, Finding] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
-    @cached_property
-    def finding(self) -> Finding | None:
-        """The finding about the cause; None if it has no fault."""
-        return self.judge()
-
     def take(self, before: Sequence[Finding], after: Sequence[Finding]) -> None:
-        """Count the findings of an explained line that this is the cause of.
+        """Count the findings of an explained line that come from the cause.
 
         Args:
             before: The findings of the line.
@@ -61,29 +52,43 @@ class Cause:
         for finding in before:
             if finding.rule not in independent:
                 self.counts[finding.rule] += 1
-                self.effects.setdefault(finding.rule, finding)
+                self.first.setdefault(finding.rule, finding)
 
-    def begin(self) -> None:
-        """Begin a part of a file."""
-        self.effects, self.counts = {}, Counter()
+    def extend(self, other: ExplainedFindings) -> None:
+        """Add the findings of later lines."""
+        self.counts.update(other.counts)
+        self.first = {**other.first, **self.first}
 
-    def extend(self, effects: Mapping[str, Finding], counts: Counter[str]) -> None:
-        """Add the findings of a later part that this is the cause of."""
-        self.counts.update(counts)
-        self.effects = {**effects, **self.effects}
 
-    def findings(self) -> Iterator[Finding]:
+@dataclass(kw_only=True)
+class Cause:
+    """What other findings of a file are shown to come from.
+
+    Attributes:
+        judge: Returns the finding about the cause itself; None if it has no fault.
+        is_reported: Whether another check reports that finding, so that the rows need not.
+    """
+
+    judge: Callable[[], Finding | None]
+    is_reported: bool = False
+
+    @cached_property
+    def finding(self) -> Finding | None:
+        """The finding about the cause; None if it has no fault."""
+        return self.judge()
+
+    def findings(self, explained: ExplainedFindings) -> Iterator[Finding]:
         """Yield the findings of the file: the one about the cause with the number of those that it explains, or these.
 
         If another check reports it, they name it as their cause.
         """
-        if not self.counts or self.finding is None:
+        if not explained.counts or self.finding is None:
             return
         if not self.is_reported:
-            yield replace(self.finding, covers=tuple(sorted(self.counts.items())))
+            yield replace(self.finding, covers=tuple(sorted(explained.counts.items())))
             return
-        for rule, finding in self.effects.items():
-            yield replace(finding, more=self.counts[rule] - 1, effect_of=self.finding.rule)
+        for rule, finding in explained.first.items():
+            yield replace(finding, more=explained.counts[rule] - 1, effect_of=self.finding.rule)
 
 
 @dataclass(kw_only=True)
@@ -102,7 +107,6 @@ class TemplateCause(Cause):
 
     def begin(self) -> None:
         """Begin a part of a file: each part has tries of its own, so that its verdict depends on no other part."""
-        super().begin()
         self._tries = _MOST_TRIES
 
     @cached_property

@@ -1,0 +1,127 @@
+"""Findings in bounded memory: the first of each rule, and the number of all."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
+
+SHOWN = 20
+"""Most findings to keep of one rule; more are counted."""
+
+LONGEST = 2000
+"""Most characters of a text in a finding."""
+_CUT = " …"
+
+_BEHIND_ALL = 1 << 64
+"""Behind the place of each row, as `packed_place` returns it."""
+
+
+class BoundedFindings:
+    """Findings by rule: the first of each rule, in the order of the files, are kept; all are counted.
+
+    The errors of a rule that is a note are kept beside its notes, which may be more.
+
+    Attributes:
+        at: Place of the judged row, as `packed_place` returns it.
+        caught: The findings of the judged row, if a pass reports them by row; else None.
+    """
+
+    def __init__(self) -> None:
+        self.at = 0
+        self.caught: list[Finding] | None = None
+        self._kept: dict[tuple[str, bool], list[tuple[int, Finding]]] = {}
+        self._total: Counter[tuple[str, bool]] = Counter()
+
+    @property
+    def rules(self) -> list[str]:
+        """The rules that have findings."""
+        return sorted({rule for (rule, _), count in self._total.items() if count})
+
+    def __contains__(self, rule: str) -> bool:
+        """Return whether a rule has findings."""
+        return bool(self._total[rule, False] + self._total[rule, True])
+
+    def add(self, finding: Finding) -> None:
+        """Count a finding of the judged row, and keep it if it is among the first."""
+        if self.caught is not None:
+            self.caught.append(finding)
+        else:
+            self._add(finding, self.at)
+
+    def add_of_file(self, finding: Finding, file: int | None) -> None:
+        """Count a finding that only whole files show, and keep it if it is among the first.
+
+        Args:
+            finding: The finding. One that counts others, as `of` yields it, adds its number alone.
+            file: The place of its file, as `packed_place` returns it; None if it is about rows, which come behind
+                the findings of single rows in the order of these calls.
+        """
+        if finding.more:
+            self._total[finding.rule, finding.is_raised] += finding.more
+        else:
+            self._add(finding, _BEHIND_ALL if file is None else file)
+
+    def add_made(self, rule: str, make: Callable[[], Finding]) -> None:
+        """Count a finding of a rule behind those before it; make it only if it would be kept."""
+        if len(self._kept.get((rule, False), ())) < SHOWN:
+            self._add(make(), self.at)
+        else:
+            self._total[rule, False] += 1
+
+    def _add(self, finding: Finding, at: int) -> None:
+        key = finding.rule, finding.is_raised
+        self._total[key] += 1
+        kept = self._kept.setdefault(key, [])
+        if len(kept) < SHOWN or at < kept[-1][0]:
+            # after those of the same row, which keeps the order of discovery
+            insort(kept, (at, _with_short_texts(finding)), key=lambda entry: entry[0])
+            del kept[SHOWN:]
+
+    def extend(self, other: BoundedFindings) -> None:
+        """Add the findings of other rows."""
+        for key, findings in other._kept.items():
+            self._keep(key, findings)
+        self._total += other._total
+
+    def _keep(self, key: tuple[str, bool], findings: Sequence[tuple[int, Finding]]) -> None:
+        both = [*self._kept.get(key, ()), *findings]
+        self._kept[key] = sorted(both, key=lambda entry: entry[0])[:SHOWN]
+
+    def rename(self, rule: str, other: str) -> None:
+        """Move the findings of a rule to another rule."""
+        for is_raised in (False, True):
+            found = self._kept.pop((rule, is_raised), [])
+            self._keep((other, is_raised), [(at, finding.under(other)) for at, finding in found])
+            self._total[other, is_raised] += self._total.pop((rule, is_raised), 0)
+
+    def weaken(self, rule: str) -> None:
+        """Make the errors of a rule that is a note notes."""
+        found = self._kept.pop((rule, True), [])
+        self._keep((rule, False), [(at, replace(finding, severity="note")) for at, finding in found])
+        self._total[rule, False] += self._total.pop((rule, True), 0)
+
+    def of(self, *rules: str) -> Iterator[Finding]:
+        """Yield the findings of some rules; the last finding of a rule gives the number of dropped ones."""
+        for rule in rules:
+            for is_raised in (True, False):
+                kept = self._kept.get((rule, is_raised), [])
+                yield from (finding for _, finding in kept)
+                more = self._total[rule, is_raised] - len(kept)
+                if more:
+                    rest = rest_of_findings(rule, more)
+                    yield replace(rest, severity="error") if is_raised else rest
+
+
+def _with_short_texts(finding: Finding) -> Finding:
+    """Return a finding whose texts are cut, such as those of a very long row; a cut text stays as it is."""
+    cut: dict[str, Any] = {}
+    for name in ("found", "expected", "detail"):
+        text = getattr(finding, name)
+        if len(text) > LONGEST and text[LONGEST:] != _CUT:
+            cut[name] = text[:LONGEST] + _CUT
+    return replace(finding, **cut) if cut else finding

@@ -1,0 +1,88 @@
+"""The figures of a dataset: rows, tokens, roles, tools and scripts, as `stats` prints them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pytest_mistral_lora.conformance.dataset.texts import main_script
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.row_pass import JudgedFiles, JudgedRecord, ObserverStates
+
+
+@dataclass
+class Figures:
+    """The numbers of the records that are trained on or held out.
+
+    Attributes:
+        tokens: Number of rows by their tokens.
+        supervised: Number of rows by their supervised tokens.
+        counts: Numbers by file and name.
+        named: Numbers by kind and name: of messages by role, of calls by tool, of records by script.
+    """
+
+    tokens: Counter[int] = field(default_factory=Counter)
+    supervised: Counter[int] = field(default_factory=Counter)
+    counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    named: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def note(self, record: JudgedRecord) -> None:
+        """Add a record."""
+        for side in record.trained:
+            self.tokens[len(side.input_ids)] += 1
+            self.supervised[side.supervised_tokens] += 1
+        whole, kind = record.whole, record.rows[0].kind
+        roles = [message["role"] for message in whole.messages]
+        calls = [call["function"]["name"] for message in whole.messages for call in message.get("tool_calls") or ()]
+        self.named.update([*(("roles", role) for role in roles), *(("tools", name) for name in calls)])
+        self.named["scripts", main_script(whole)] += 1
+        tokens = sum(len(side.input_ids) for side in record.trained)
+        figures = {
+            "rows": 1,
+            "tokens": tokens,
+            "supervised_tokens": sum(side.supervised_tokens for side in record.trained),
+            "tokens_trained_on": 0 if record.is_held_out else tokens,
+            "messages": len(roles) if kind.is_chat else 0,
+            "assistant_turns": sum(len(part.assistant_groups()) for part in record.parts) if kind.is_chat else 0,
+            "rows_with_system_prompt": int("system" in roles),
+            "rows_with_tools": int(bool(whole.tools) or any("tool_calls" in message for message in whole.messages)),
+        }
+        if kind.count:
+            figures[kind.count] = 1
+        self.counts.update({(record.file, name): figure for name, figure in figures.items()})
+
+    def extend(self, other: Figures) -> None:
+        """Add other records."""
+        for name in ("tokens", "supervised", "counts", "named"):
+            getattr(self, name).update(getattr(other, name))
+
+
+class FiguresOfRecords:
+    """Counts what a dataset has; it reports nothing."""
+
+    case = "statistics"
+    fires_on_sample = False
+
+    def start(self) -> Figures:
+        """Return the state of no row."""
+        return Figures()
+
+    def observe(self, record: JudgedRecord, state: Figures) -> Iterator[Finding]:
+        """Count a record."""
+        state.note(record)
+        return iter(())
+
+    def report(self, state: Figures, files: JudgedFiles) -> Iterator[Finding]:
+        """Yield nothing: a figure is no finding."""
+        return iter(())
+
+
+FIGURES = FiguresOfRecords()
+"""The observer that counts."""
+
+
+def figures_of(states: ObserverStates) -> Figures:
+    """Return the figures of a pass."""
+    found: Figures = states.of(f"{__name__}:FIGURES")
+    return found
