@@ -103,9 +103,13 @@ class Row:
         """Return the row as canonical JSON: keys sorted, except where mistral-common keeps their order."""
         return compact_json(sorted_keys(self.to_json()))
 
+    def content_place(self, index: int) -> Place:
+        """Return the place of the text of a message, such as `rows.jsonl:3, messages[1].content`."""
+        return self.place.within(*self.kind.content_part(self, index))
+
     def content_field(self, index: int) -> str:
-        """Return the field that holds the text of a message, for places: `messages[1].content`."""
-        return self.kind.content_field(self, index)
+        """Return the path to the text of a message within its record, such as `messages[1].content`."""
+        return NOWHERE.within(*self.kind.content_part(self, index)).field
 
     def assistant_groups(self) -> list[list[int]]:
         """Return the indices of the messages of each turn that the model writes."""
@@ -134,6 +138,7 @@ class RecordKind(ABC):
             label.
         roles: The roles of its turns beside those of a conversation. The turn that is trained on has one of
             `chat.encoded.ANSWERS`.
+        answer_roles: The roles of the messages of a row that the model writes.
         placeholder: The answer that stands for the one that a model generates.
         count: The name of the count of its rows in statistics; empty if they are counted as conversations.
         text_law: The importable name of the law of its texts: a function that takes a row, its encoding and the oracle,
@@ -141,6 +146,8 @@ class RecordKind(ABC):
         text_rule: The rule of that law.
         signs: The importable name of a function that yields the name of each sign of a row, and what shows it. Empty
             if it has no signs beside those of every text.
+        file_faults: The importable name of the faults of files that these signs show, each a `FileFault` whose name is
+            that of its sign. They are counted among the rows of the kind, by its `count`. Empty if there are none.
         id_fault: The importable name of a function that takes a row, a trainer's ids and the oracle, and returns the
             fault that only ids of this kind have, or None. Empty if there is none.
         answer_marker: The control token in front of the answer, without which ids are a bare text and not a cut row;
@@ -161,11 +168,13 @@ class RecordKind(ABC):
     tasks: ClassVar[str] = ""
     sides: ClassVar[tuple[str, ...]] = ()
     roles: ClassVar[tuple[str, ...]] = ()
+    answer_roles: ClassVar[tuple[str, ...]] = ("assistant",)
     placeholder: ClassVar[Message] = {"role": "assistant", "content": ""}
     count: ClassVar[str] = ""
     text_law: ClassVar[str] = ""
     text_rule: ClassVar[str] = ""
     signs: ClassVar[str] = ""
+    file_faults: ClassVar[str] = ""
     id_fault: ClassVar[str] = ""
     answer_marker: ClassVar[str] = ""
     row_format: ClassVar[str] = ""
@@ -224,8 +233,8 @@ class RecordKind(ABC):
         """Return the indices of the messages of each turn that the model writes."""
 
     @abstractmethod
-    def content_field(self, row: Row, index: int) -> str:
-        """Return the field that holds the text of a message, for places."""
+    def content_part(self, row: Row, index: int) -> tuple[str | int, ...]:
+        """Return the path from the place of a row to the text of a message."""
 
     def answer_words(self, turn: int | None) -> str:
         """Return an answer in words, by the number of its turn."""

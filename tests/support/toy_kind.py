@@ -19,6 +19,7 @@ class Poem(RecordKind):
     importable = f"{__name__}:POEM"
     keys = ("poem",)
     roles = ("completion",)
+    answer_roles = ("verse",)
 
     def claims(self, record: Mapping[str, Any]) -> bool:
         return "poem" in record
@@ -41,8 +42,8 @@ class Poem(RecordKind):
     def answer_groups(self, row: Row) -> list[list[int]]:
         return [[*range(len(row.messages))]]
 
-    def content_field(self, row: Row, index: int) -> str:
-        return f"poem[{index}]"
+    def content_part(self, row: Row, index: int) -> tuple[str | int, ...]:
+        return "poem", index
 
     def turns(self, oracle: Tokenization, row: Row) -> list[Turn]:
         text = "\n".join(message["content"] for message in row.messages)

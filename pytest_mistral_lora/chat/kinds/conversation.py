@@ -94,9 +94,9 @@ class Conversation(RecordKind):
                 groups.append([index])
         return groups
 
-    def content_field(self, row: Row, index: int) -> str:
-        """Return the content of a message: `messages[1].content`."""
-        return f"messages[{index}].content"
+    def content_part(self, row: Row, index: int) -> tuple[str | int, ...]:
+        """Return the path to the content of a message: `messages[1].content`."""
+        return "messages", index, "content"
 
     def turns(self, oracle: Tokenization, row: Row) -> list[Turn]:
         """Return the turns of the messages, as mistral-common's finetuning validation takes them.

@@ -153,7 +153,7 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
         # escapes, markers and tags are at home in code
         return
     for said in _prose(row):
-        text, place = said.text, row.place / "messages" / said.index / "content"
+        text, place = said.text, row.content_place(said.index)
         if not text.isascii():
             seen.setdefault("rows_with_letters_beyond_ascii", None)
         if "\n" in text:
@@ -177,8 +177,8 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
             rule = "ML630" if thinks else "ML631"
             seen[rule] = Finding(rule, f"a thought is written as {thought}", place, expected)
     for index, role in _roles_in_letters(row):
-        place = row.place / "messages" / index / "content"
-        seen.setdefault("ML628", Finding("ML628", f"the text is marked up with {role}", place))
+        marked = Finding("ML628", f"the text is marked up with {role}", row.content_place(index))
+        seen.setdefault("ML628", marked)
     # a row with both is no evidence for the other side
     for rule, plain in (("ML624", "rows_with_letters_beyond_ascii"), ("ML626", "rows_with_newlines")):
         if rule in seen:

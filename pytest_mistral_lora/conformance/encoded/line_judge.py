@@ -575,9 +575,9 @@ class LineJudge:
                 index, marker, is_asked_for = marked
                 self._state.marked_conversations += 1
                 if not is_asked_for:
-                    place, found = row.place / "messages" / index / "content", f"the text is marked up with {marker}"
+                    found = f"the text is marked up with {marker}"
                     self._state.first_marked = self._state.first_marked or Finding(
-                        "ML584", found, place, row=row.to_jsonl()
+                        "ML584", found, row.content_place(index), row=row.to_jsonl()
                     )
 
     def _as_encoded(self, line: EncodedLine) -> EncodedLine:
