@@ -140,7 +140,7 @@ class RecordKind(ABC):
             `chat.encoded.ANSWERS`.
         answer_roles: The roles of the messages of a row that the model writes.
         placeholder: The answer that stands for the one that a model generates.
-        count: The name of the count of its rows in statistics; empty if they are counted as conversations.
+        count: The name of the count of its rows in statistics; empty for conversations, whose turns are counted.
         text_law: The importable name of the law of its texts: a function that takes a row, its encoding and the oracle,
             and returns how the tokens differ from the row's texts. Empty if it has none.
         text_rule: The rule of that law.

@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.errors import counted, one_line
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, RunsDiff
@@ -142,10 +143,10 @@ def named_figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     lost = [f"{figures[f'rows_{name}']:,} {name}" for name in ("refused", "dropped") if figures[f"rows_{name}"]]
     parts = [*(sides if figures["rows_held_out"] else ()), *lost]
     yield "rows", f"{figures['rows']:,}" + (f" ({', '.join(parts)})" if parts else "")
-    if figures["messages"] or not figures.get("fim_rows"):
+    others = [kind for kind in KINDS.values() if figures.get(kind.count)]
+    if figures["messages"] or not others:
         yield "turns", f"{counted(figures['messages'], 'message')}, {counted(figures['assistant_turns'], 'answer')}"
-    if figures.get("fim_rows"):
-        yield "gaps", f"{counted(figures['fim_rows'], 'row')} of fill-in-the-middle"
+    yield from ((kind.name, f"{counted(figures[kind.count], 'row')}, each {kind.row_title}") for kind in others)
     yield "tokens", _spread(figures["tokens"])
     yield "supervised", f"{_spread(figures['supervised_tokens'])}; {figures['supervised_share']:.1%} of all tokens"
     # only preference pairs and rated answers have sides

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import check_text, error_at, kind_of
@@ -20,6 +20,8 @@ class Poem(RecordKind):
     keys = ("poem",)
     roles = ("completion",)
     answer_roles = ("verse",)
+    is_prose = True
+    count = "poems"
 
     def claims(self, record: Mapping[str, Any]) -> bool:
         return "poem" in record
@@ -44,6 +46,17 @@ class Poem(RecordKind):
 
     def content_part(self, row: Row, index: int) -> tuple[str | int, ...]:
         return "poem", index
+
+    def answer_words(self, turn: int | None) -> str:
+        return "the poem"
+
+    def claims_ids(self, ids: Sequence[int], oracle: Tokenization) -> bool:
+        # v1 writes a conversation without control tokens, too
+        inside = {*ids} - {oracle.bos_id, oracle.eos_id}
+        return "[INST]" in oracle.control_ids and bool(inside) and inside.isdisjoint(oracle.control_ids.values())
+
+    def read_ids(self, ids: Sequence[int], oracle: Tokenization, labels: Sequence[int] | None, place: Place) -> Row:
+        return self.parse({"poem": oracle.decode(list(ids)).split("\n")}, place)[0]
 
     def turns(self, oracle: Tokenization, row: Row) -> list[Turn]:
         text = "\n".join(message["content"] for message in row.messages)

@@ -153,7 +153,8 @@ def note_file_signs(tally: DatasetTally, file: int, row: Row, encoded: EncodedRo
     judged = row.kind.wanted_part(row)
     for name, shown in _signs(judged) if row.kind.is_chat else _signs_of_kind(row):
         tally.signs.setdefault((file, name), SignCount()).add(tally.findings.at, shown, tally.place)
-    answers = (message for message in judged.messages if message["role"] in judged.kind.answer_roles and weight_of(message))
+    roles = row.kind.answer_roles
+    answers = (message for message in judged.messages if message["role"] in roles and weight_of(message))
     tally.counts[file, ANSWERS] += sum(bool(text_of(message.get("content"))) for message in answers)
     if not row.kind.is_chat:
         # such as a completion, which ends within a sentence: only equal ones tell something

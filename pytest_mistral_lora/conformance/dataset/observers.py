@@ -259,7 +259,8 @@ def _digests(encoded: EncodedRow) -> tuple[list[bytes], bytes]:
     """Return a digest of the ids before each turn that is trained on, and one of the whole row with its labels."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     turns = (next(spans) for _, spans in itertools.groupby(encoded.spans, key=lambda span: span.turn))
-    starts = [first.start for first in turns if first.supervised]
+    # in front of the first turn there is no prompt, such as before the text of a record without turns
+    starts = [first.start for first in turns if first.supervised and first.turn != 0]
     # one growing digest: hashing each prompt from its beginning would be quadratic in the turns
     prompts = []
     end = 0

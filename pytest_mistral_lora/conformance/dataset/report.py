@@ -169,9 +169,9 @@ def report(
         if not rows and not result.findings and not result.not_checked:
             reason = "no row can be judged" if case not in OF_KEPT_ROWS else "no row is left"
             results[case] = replace(result, not_checked=f"{reason}: see the check `rows-are-valid`")
-    judged = [sum(tally.counts[n, name] for n in range(len(files))) for name in ("judged", "conversations")]
-    if judged[0] and not judged[1]:
-        reason = "no row is a conversation: all are fill-in-the-middle"
+    others = sorted(title for kind, title in tally.named if kind == "other kinds")
+    if others and not any(kind == "conversations" for kind, _ in tally.named):
+        reason = f"no row is a conversation: each is {' or '.join(others)}"
         results |= {case: Result(not_checked=reason) for case in OF_CONVERSATIONS if not results[case].findings}
     return results
 

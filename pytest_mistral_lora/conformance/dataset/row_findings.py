@@ -162,7 +162,9 @@ _DAMAGED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd]")
 
 def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
     """Yield suspicious texts of a row: joined turns, empty answers, damaged characters, odd tool calls."""
-    groups = [(group, "assistant") for group in row.assistant_groups() if len(group) > 1]
+    # the messages of a row of another kind are no turns
+    answers = row.assistant_groups() if row.kind.is_chat else ()
+    groups = [(group, "assistant") for group in answers if len(group) > 1]
     pairs = itertools.pairwise(enumerate(row.messages))
     groups += [([n, n + 1], "user") for (n, a), (_, b) in pairs if a["role"] == b["role"] == "user"]
     for group, role in groups:

@@ -178,7 +178,8 @@ class RowJudge:
             tally.counts[chunk.file, "refused"] += 1
             return
         tally.counts[chunk.file, "judged"] += 1
-        tally.counts[chunk.file, "conversations"] += record.rows[0].kind.is_chat
+        kind = record.rows[0].kind
+        tally.named["conversations" if kind.is_chat else "other kinds", kind.row_title] += 1
         if len(kept) < len(record.rows):
             tally.counts[chunk.file, "dropped"] += 1
             return

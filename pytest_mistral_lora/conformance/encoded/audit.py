@@ -353,14 +353,14 @@ class Audit(AuditState):
             reasons = dict.fromkeys(_OF_ROWS, _IMAGES_ALONE if has_images else NOTHING_JUDGED)
         elif not self.source.is_known:
             reasons = {"rows-complete": "no rows are given to compare with: mistral-lora audit --dataset ROWS"}
-        if self.gaps and not self.conversations:
-            reason = "no sound row is a conversation: they are fill-in-the-middle"
+        if self.other_kinds and not self.conversations:
+            reason = f"no sound row is a conversation: each is {' or '.join(sorted(self.other_kinds))}"
             reasons |= dict.fromkeys(("answers", "decoding"), reason)
         if self.is_scored_whole and not self.has_labels:
             reasons.setdefault("labels", SCORED_WHOLE)
         for case, reason in self.unjudged_answers.items():
             reasons.setdefault(case, reason)
-        if not self._judges_texts or not (self.conversations or self.gaps):
+        if not self._judges_texts or not (self.conversations or self.other_kinds):
             reasons = dict.fromkeys(OF_CHAT_ROWS, _NO_ROW) | reasons
         if self.states.total() == self.counts["ML501"]:
             reasons = dict.fromkeys(CASES, "no line of the file can be read: see the check `file`") | reasons

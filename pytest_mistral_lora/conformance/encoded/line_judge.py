@@ -135,8 +135,8 @@ class AuditState:
         without_labels: Answers of these lines without a label, which are read as answers of weight 0.
         images: Lines without messages whose ids have an image, which mistral-common encodes from its pixels alone.
         unjudged_answers: Why answers are not judged, by the check.
-        gaps: Fill-in-the-middle rows.
         conversations: Conversations that the rules on rows have seen.
+        other_kinds: Rows of other kinds that they have seen, by the kind in words.
         has_labels: Whether a row has labels.
         is_scored_whole: Whether a row has none by its kind.
         read_conversations: Conversations that were read back.
@@ -158,8 +158,8 @@ class AuditState:
     without_labels: int = 0
     images: int = 0
     unjudged_answers: dict[str, str] = field(default_factory=dict)
-    gaps: int = 0
     conversations: int = 0
+    other_kinds: Counter[str] = field(default_factory=Counter)
     has_labels: bool = False
     is_scored_whole: bool = False
     read_conversations: int = 0
@@ -176,6 +176,7 @@ class AuditState:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.states.update(other.states)
         self.columns.update(other.columns)
+        self.other_kinds.update(other.other_kinds)
         self.unjudged_answers = {**other.unjudged_answers, **self.unjudged_answers}
         self.has_labels |= other.has_labels
         self.is_scored_whole |= other.is_scored_whole
@@ -194,7 +195,6 @@ _NUMBERS = (
     "read_back",
     "without_labels",
     "images",
-    "gaps",
     "conversations",
     "read_conversations",
     "marked_conversations",
@@ -495,8 +495,10 @@ class LineJudge:
             # one that cannot be read back, or no conversation on a side of a pair
             if not row.messages or (line.side is not None and not row.kind.is_chat):
                 continue
-            self._state.gaps += not row.kind.is_chat
-            self._state.conversations += row.kind.is_chat
+            if row.kind.is_chat:
+                self._state.conversations += 1
+            else:
+                self._state.other_kinds[row.kind.row_title] += 1
             tally.look_at(file, line.place.row)
             caught: list[Finding] = []
             tally.findings.caught = caught
