@@ -51,7 +51,7 @@ def test_kinds_have_their_names():
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_what_a_kind_names_is_there(kind):
     assert imported(kind.importable) is kind
-    named = (kind.text_law, kind.signs, kind.id_fault, kind.row_format)
+    named = (kind.text_law, kind.signs, kind.file_faults, kind.id_fault, kind.row_format)
     assert all(imported(name) for name in named if name)
     assert not kind.text_rule or kind.text_rule in RULES
 
