@@ -225,9 +225,12 @@ def test_their_figures_are_counted(toy: Toy, tmp_path: Path, capsys: pytest.Capt
     turns = (0, 0) if toy.without_turns else (2 * len(records), len(records))
     assert (figures["messages"], figures["assistant_turns"]) == turns
     assert figures["poems"] == (len(records) if toy.without_turns else 0)
+    assert figures["rows_with_asides"] == len(records) - figures["poems"]
+    assert figures["rows_with_thinking"] == 0
     assert main([*words]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert ("poem 8 rows, each a poem" in shown) is bool(toy.without_turns)
+    assert ("tools: 0; aside: 8" in shown) is not bool(toy.without_turns)
     assert "decoded wrongly: 1, first rows.jsonl:3" in shown
 
 
@@ -259,3 +262,26 @@ def test_they_are_imported(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixtu
     rows.unlink()
     assert main(["import", str(path), "--to", str(rows)]) == 2
     assert f"records.json record 3, line 1, {toy.value}" in capsys.readouterr().err
+
+
+def test_the_texts_of_chunks_are_judged_as_those_of_messages(judged: Any) -> None:
+    """A row that is about a control token, or a lost letter, may spell it in a chunk, too."""
+    records = asides()
+    for record, question, said in zip(
+        records, ("What does the token [INST] mean?", "What is U+FFFD?"), ("[INST] opens", "it is \ufffd"), strict=False
+    ):
+        record["messages"][0]["content"][0]["text"] = question
+        set_aside(record, said)
+    assert found_in(judged(records)[1]) == set()
+    set_aside(records[4], "[INST] opens")
+    set_aside(records[5], "it is \ufffd")
+    assert found_in(judged(records)[1]) == {("ML612", "5"), ("ML617", "6")}
+
+
+def test_white_space_around_chunks_is_that_of_texts(judged: Any) -> None:
+    records = [
+        {"messages": [{"role": role, "content": [{"type": "text", "text": f" {word} {number}"}]} for role, word in turns]}
+        for number in range(40)
+        for turns in [(("user", "Which is it?"), ("assistant", "It is"))]
+    ]
+    assert "ML661" in {rule for rule, _ in found_in(judged(records)[1])}

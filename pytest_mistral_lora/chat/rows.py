@@ -373,6 +373,11 @@ def native_content(content: Any) -> Any:
     return content if all(new is chunk for new, chunk in zip(given, content, strict=True)) else given
 
 
+def beyond_text(content: Any) -> list[Mapping[str, Any]]:
+    """Return the chunks of a checked `content` that `text_of` leaves out: those not encoded as text, as thinking."""
+    return [] if isinstance(content, str | None) else [chunk for chunk in content if not is_text_chunk(chunk)]
+
+
 def has_more_than_text(content: Any) -> bool:
     """Return whether a checked `content` has a chunk that is not encoded as text, such as thinking."""
     return not isinstance(content, str | None) and any(not is_text_chunk(chunk) for chunk in content)

@@ -22,6 +22,9 @@ class ChunkType(ABC):
         whose: These roles in words; empty if every role may have it.
         order: Types of a lower order are named first.
         is_thought: Whether a client gets it as thinking, apart from the text.
+        literals: The control tokens that stand around the text of a chunk.
+        lost: What has happened to a row whose ids lack the first of them, in words.
+        count: The name of the count of rows that have it in statistics, `rows_with_...`; empty if they are not counted.
     """
 
     name: ClassVar[str]
@@ -31,6 +34,9 @@ class ChunkType(ABC):
     whose: ClassVar[str] = ""
     order: ClassVar[int] = 100
     is_thought: ClassVar[bool] = False
+    literals: ClassVar[tuple[str, ...]] = ()
+    lost: ClassVar[str] = ""
+    count: ClassVar[str] = ""
 
     @abstractmethod
     def check(self, chunk: ChunkData, place: Place) -> None:
@@ -59,8 +65,8 @@ class ChunkType(ABC):
         return {**kept, "type": self.name}
 
     def markers(self, chunk: ChunkData) -> tuple[str, ...]:
-        """Return the control tokens that stand around its text."""
-        return ()
+        """Return the control tokens that stand around its text: some of `literals`."""
+        return self.literals
 
     def is_closed(self, chunk: ChunkData) -> bool:
         """Return whether a marker, or nothing at all, ends a chunk."""

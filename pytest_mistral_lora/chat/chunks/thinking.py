@@ -21,7 +21,9 @@ class Thought(ChunkType):
     whose = "the assistant or the system"
     order = 10
     is_thought = True
-    opens, closes = "[THINK]", "[/THINK]"
+    literals = opens, closes = "[THINK]", "[/THINK]"
+    lost = "the thinking is lost, or written as text"
+    count = "rows_with_thinking"
 
     def chunk(self, text: str, *, closed: bool = True) -> dict[str, Any]:
         """Return a chunk; one that is closed does not say so."""
@@ -55,7 +57,7 @@ class Thought(ChunkType):
 
     def markers(self, chunk: ChunkData) -> tuple[str, ...]:
         """Return the markers around a thought; one that is left open has the first alone."""
-        return (self.opens, self.closes) if self.is_closed(chunk) else (self.opens,)
+        return self.literals if self.is_closed(chunk) else (self.opens,)
 
     def is_closed(self, chunk: ChunkData) -> bool:
         """Return whether `[/THINK]` ends a thought."""

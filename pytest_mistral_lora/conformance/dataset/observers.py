@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.chat.chunks.registry import chunk_types, types_in
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.dataset.answers import (
@@ -250,8 +251,9 @@ def _add(tally: DatasetTally, record: JudgedRecord, *, sketches: bool) -> None:
         "rows_with_system_prompt": int("system" in roles),
         "rows_with_tools": int(bool(row.tools) or any("tool_calls" in message for message in row.messages)),
     }
-    if row.kind.count:
-        figures[row.kind.count] = 1
+    types = types_in(message.get("content") for message in row.messages)
+    counts = (row.kind.count, *(chunk_types()[name].count for name in types))
+    figures |= {name: 1 for name in counts if name}
     tally.counts.update({(file, name): figure for name, figure in figures.items()})
 
 

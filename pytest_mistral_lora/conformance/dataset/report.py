@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pytest_mistral_lora.chat.chunks.registry import chunk_types
 from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -223,7 +224,8 @@ class _Report:
         ranked = sorted(tally.named.items(), key=lambda item: (-item[1], item[0]))
         of_file = ("rows", "refused", "dropped", "tokens", "supervised_tokens")
         of_kinds = (kind.count for kind in KINDS.values() if kind.count)
-        names = ("messages", *of_kinds, "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
+        of_chunks = (kind.count for kind in chunk_types().values() if kind.count)
+        names = ("messages", *of_kinds, "assistant_turns", "rows_with_system_prompt", "rows_with_tools", *of_chunks)
         lengths: dict[str, Any] = {
             "tokens_of_whole_rows": spread(tally.lengths),
             "longest_row": self._longest if tally.lengths else None,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from pytest_mistral_lora.chat.rows import Row, text_of
+from pytest_mistral_lora.chat.rows import Row, beyond_text, text_of
 from pytest_mistral_lora.conformance.dataset.row_texts import (
     ESCAPES,
     FORMATS,
@@ -299,8 +299,7 @@ def spelled_tokens(row: Row, literals: re.Pattern[str]) -> list[str]:
     for message in rest["messages"]:
         if message["role"] != "tool":
             # thoughts have no request of their own
-            chunks = [] if isinstance(message.get("content"), str | None) else message["content"]
-            message["content"] = [chunk for chunk in chunks if not chunk.get("text")]
+            message["content"] = beyond_text(message.get("content"))
     # a tool may return a page, or get one
     found = literals.findall(STRUCK.sub(" ", json.dumps(rest, ensure_ascii=False)))
     for said in texts_of(row):
