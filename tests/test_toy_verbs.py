@@ -279,9 +279,8 @@ def test_the_texts_of_chunks_are_judged_as_those_of_messages(judged: Any) -> Non
 
 
 def test_white_space_around_chunks_is_that_of_texts(judged: Any) -> None:
-    records = [
-        {"messages": [{"role": role, "content": [{"type": "text", "text": f" {word} {number}"}]} for role, word in turns]}
-        for number in range(40)
-        for turns in [(("user", "Which is it?"), ("assistant", "It is"))]
-    ]
+    records = [asides()[0] for _ in range(40)]
+    for number, record in enumerate(records):
+        for message in record["messages"]:
+            message["content"] = [{"type": "text", "text": f" number {number}"}]
     assert "ML661" in {rule for rule, _ in found_in(judged(records)[1])}

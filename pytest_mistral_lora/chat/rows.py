@@ -256,8 +256,7 @@ class RecordKind(ABC):
 
     def other_side(self, row: Row) -> str:
         """Return the side that says the opposite of a row's; empty if its rows have no sides."""
-        places = {side: n for n, side in enumerate(self.sides)}
-        return self.sides[1 - places[row.side]] if row.side in places else ""
+        return dict(zip(self.sides, self.sides[::-1], strict=True)).get(row.side, "")
 
     def wanted_part(self, row: Row) -> Row:
         """Return a row without an answer that the model should not give."""

@@ -20,6 +20,7 @@ class ChunkType(ABC):
         keys: The keys of a chunk.
         roles: The roles whose messages may have it.
         whose: These roles in words; empty if every role may have it.
+        foreign_names: What other programs have in `type` for it.
         order: Types of a lower order are named first.
         is_thought: Whether a client gets it as thinking, apart from the text.
         literals: The control tokens that stand around the text of a chunk.
@@ -32,6 +33,7 @@ class ChunkType(ABC):
     keys: ClassVar[tuple[str, ...]]
     roles: ClassVar[tuple[str, ...]] = ("system", "user", "assistant", "tool")
     whose: ClassVar[str] = ""
+    foreign_names: ClassVar[tuple[str, ...]] = ()
     order: ClassVar[int] = 100
     is_thought: ClassVar[bool] = False
     literals: ClassVar[tuple[str, ...]] = ()

@@ -19,6 +19,7 @@ class Thought(ChunkType):
     keys = ("type", "thinking", "closed")
     roles = ("assistant", "system")
     whose = "the assistant or the system"
+    foreign_names = ("reasoning",)
     order = 10
     is_thought = True
     literals = opens, closes = "[THINK]", "[/THINK]"
