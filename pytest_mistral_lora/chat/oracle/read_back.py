@@ -50,7 +50,7 @@ OPENING = frozenset(_BLOCKS)
 
 _ASKING, _ASKED = "[INST] ", " [/INST]"
 """The markers of a version that spells them, with the spaces that belong to them."""
-_EMPTY = "the answer is empty: nothing but </s>"
+EMPTY_ANSWER = "the answer is empty: nothing but </s>"
 _MOST_CUTS = 512
 """Most places to try as the end of thinking that is not closed."""
 
@@ -154,7 +154,7 @@ class _IdsReader:
         is_answered = bool(self._answers) and self._messages[-1]["role"] == "assistant"
         unanswered = self._unanswered if is_answered else self._empty_answer
         if unanswered is not None:
-            raise UnreadableIdsError(unanswered, _EMPTY, "the text of an answer")
+            raise UnreadableIdsError(unanswered, EMPTY_ANSWER, "the text of an answer")
         if not self._messages or self._messages[-1]["role"] != "assistant":
             ended = f"the ids end after a turn of {self._messages[-1]['role']}" if self._messages else "no turn"
             raise UnreadableIdsError(len(self._ids), ended, "an answer of the assistant")

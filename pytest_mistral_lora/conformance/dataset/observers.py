@@ -43,9 +43,10 @@ if TYPE_CHECKING:
 
 LOST_IN_IDS: Mapping[str, str] = {
     "ML614": "messages that the encoder joins into one turn are one message when the ids are read back",
-    "ML616": "an empty answer cannot be told from a turn that is missing: ML560 reports it",
+    "ML616": "an empty answer cannot be told from a turn that is missing: ML560; an empty completion is ML616",
     "ML628": "a text that is marked up for another family is ML584 in ids",
-    "ML648": "characters that are not encoded are not in the ids",
+    "ML648": "characters that are not encoded are not in the ids; U+2581 is a space, at the end of an answer ML528, "
+    "ML529 or, if the answer is nothing else, ML560",
 }
 """Rules that do not see conversations that are read back from ids, each with the reason."""
 
@@ -128,7 +129,8 @@ class RowRules:
             of_prompt = text_findings(row.kind.wanted_part(row), layout)
             texts += [finding for finding in of_prompt if finding.rule in LEGITIMATE_IF_UNWANTED]
         for finding in texts:
-            if origin == "written" or finding.rule not in LOST_IN_IDS:
+            # the first label tells where a completion begins, so that an empty one is no turn that is missing
+            if origin == "written" or not row.kind.is_chat or finding.rule not in LOST_IN_IDS:
                 self.note(tally, finding, row)
         if row.kind.is_chat and row.kind.counts_as_wanted(row):
             self._judge_answers(row, expected, {finding.rule for finding in texts}, tally, file, origin)
