@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import toy_kind
 from each_oracle import oracle_named
+from toy_chunk import ASIDE
+from toy_kind import POEM
 from toys import Data, asides, ids_alone, poems, toys_known, with_ids, write_lines
 
+from pytest_mistral_lora.chat.chunks.registry import chunk_types
+from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.cli import main
 
 TOKENIZER = "spm-v3"
@@ -284,3 +292,46 @@ def test_white_space_around_chunks_is_that_of_texts(judged: Any) -> None:
         for message in record["messages"]:
             message["content"] = [{"type": "text", "text": f" number {number}"}]
     assert "ML661" in {rule for rule, _ in found_in(judged(records)[1])}
+
+
+CONFTEST = """
+from pytest_mistral_lora.chat.chunks.registry import register_types
+from pytest_mistral_lora.chat.kinds.registry import register_kinds
+
+register_kinds(["toy_kind:POEM"])
+register_types(["toy_chunk:ASIDE"])
+"""
+SCRIPT = """
+from pytest_mistral_lora.chat.chunks.registry import register_types
+from pytest_mistral_lora.chat.kinds.registry import register_kinds
+from pytest_mistral_lora.cli import main
+
+if __name__ == "__main__":
+    register_kinds(["toy_kind:POEM"])
+    register_types(["toy_chunk:ASIDE"])
+    raise SystemExit(main())
+"""
+
+
+def test_a_conftest_makes_them_known_to_the_suite(toy: Toy, pytester: pytest.Pytester) -> None:
+    KINDS.pop(POEM.name)
+    chunk_types().pop(ASIDE.name)
+    pytester.makeconftest(CONFTEST)
+    rows = write_lines(pytester.path / "rows.jsonl", toy.records())
+    words = ("--mistral-golden", "--mistral-dataset", str(rows), "--mistral-tokenizer", TOKENIZER)
+    result = pytester.runpytest_inprocess(*words, "-k", "dataset and statistics")
+    result.assert_outcomes(passed=1, deselected=len(result.reprec.getcalls("pytest_deselected")[0].items))
+    result.stdout.fnmatch_lines([f"*{len(toy.records())} rows*"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_script_makes_them_known_to_each_process(processes: str, toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "verbs.py").write_text(SCRIPT)
+    write_lines(tmp_path / "rows.jsonl", toy.records())
+    words = ("stats", "rows.jsonl", "--tokenizer", TOKENIZER, "--json", "--processes", processes)
+    command = [sys.executable, "verbs.py", *words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(toy_kind.__file__).parent)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == len(toy.records())
