@@ -242,6 +242,15 @@ def test_their_figures_are_counted(toy: Toy, tmp_path: Path, capsys: pytest.Capt
     assert "decoded wrongly: 1, first rows.jsonl:3" in shown
 
 
+def test_rows_of_several_kinds_are_counted_in_any_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for records in ([*poems(), *asides()], [*asides(), *poems()]):
+        path = write_lines(tmp_path / "rows.jsonl", records)
+        assert main(["stats", str(path), "--tokenizer", TOKENIZER, "--json"]) == 0
+        figures = json.loads(capsys.readouterr().out)
+        assert (figures["rows"], figures["rows_refused"]) == (16, 0)
+        assert (figures["poems"], figures["rows_with_asides"], figures["messages"]) == (8, 8, 16)
+
+
 def test_they_are_shown_with_their_tokens(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = with_ids(oracle_named(TOKENIZER), toy.records())
     masked_eos(lines[1])
