@@ -207,6 +207,29 @@ def test_audit_agrees_with_check(toy: Toy, tmp_path: Path, capsys: pytest.Captur
     assert f"{len(lines) - 1} rows: {len(lines) - 1} sound" in shown
 
 
+def test_audit_names_records_without_ids(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, page = write_lines(tmp_path / "rows.jsonl", toy.records()[:1]), tmp_path / "page.html"
+    assert main(["audit", str(path), "--tokenizer", TOKENIZER, "--report", str(page)]) == 1
+    shown = capsys.readouterr().out
+    assert f"ML501 {path}:1, input_ids" in shown
+    assert ("this is a poem" in shown) is bool(toy.without_turns)
+    assert "ML501" in page.read_text(encoding="utf-8")
+
+
+def test_a_fault_is_in_the_summary_of_a_job(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    lines = with_ids(oracle_named(TOKENIZER), toy.records())
+    masked_eos(lines[1])
+    path = write_lines(tmp_path / "rows.jsonl", lines)
+    assert main(["audit", str(path), "--tokenizer", TOKENIZER, "--output-format", "github"]) == 1
+    assert "line=2,title=ML546" in capsys.readouterr().out
+    assert "ML546" in summary.read_text(encoding="utf-8")
+    assert "rows.jsonl:2" in summary.read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_other_processes_judge_them(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_lines(tmp_path / "rows.jsonl", toy.records())
