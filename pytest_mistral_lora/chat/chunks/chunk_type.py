@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_mistral_lora.places import Place
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 
 ChunkData = Mapping[str, Any]
 
@@ -69,6 +72,19 @@ class ChunkType(ABC):
     def markers(self, chunk: ChunkData) -> tuple[str, ...]:
         """Return the control tokens that stand around its text: some of `literals`."""
         return self.literals
+
+    def is_written_by(self, facts: VersionFacts) -> bool:
+        """Return whether tokenizers of a version write its `literals`, if the vocabulary has them."""
+        return False
+
+    def from_ids(self, text: str, *, closed: bool) -> dict[str, Any]:
+        """Return the chunk of a text that stands behind the first of its `literals` in ids.
+
+        Args:
+            text: The text.
+            closed: Whether the last of them follows the text.
+        """
+        raise NotImplementedError(f"{self.name} has no control tokens")
 
     def is_closed(self, chunk: ChunkData) -> bool:
         """Return whether a marker, or nothing at all, ends a chunk."""

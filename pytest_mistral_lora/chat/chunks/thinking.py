@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.chunks.chunk_type import ChunkData, ChunkType
 from pytest_mistral_lora.chat.fields import check_text, error_at, kind_of
 from pytest_mistral_lora.chat.remedies import import_command
 from pytest_mistral_lora.places import Place
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 
 
 class Thought(ChunkType):
@@ -59,6 +62,14 @@ class Thought(ChunkType):
     def markers(self, chunk: ChunkData) -> tuple[str, ...]:
         """Return the markers around a thought; one that is left open has the first alone."""
         return self.literals if self.is_closed(chunk) else (self.opens,)
+
+    def is_written_by(self, facts: VersionFacts) -> bool:
+        """Return whether answers of a version may have thoughts."""
+        return facts.thinking
+
+    def from_ids(self, text: str, *, closed: bool) -> dict[str, Any]:
+        """Return the chunk of a thought."""
+        return self.chunk(text, closed=closed)
 
     def is_closed(self, chunk: ChunkData) -> bool:
         """Return whether `[/THINK]` ends a thought."""
