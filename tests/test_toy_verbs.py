@@ -19,8 +19,11 @@ from toy_kind import POEM
 from toys import Data, asides, ids_alone, poems, toys_known, with_ids, write_lines
 
 from pytest_mistral_lora.chat.chunks.registry import chunk_types
+from pytest_mistral_lora.chat.kinds.records import parse_trained
 from pytest_mistral_lora.chat.kinds.registry import KINDS
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.records import goldens
 
 TOKENIZER = "spm-v3"
 WRONG = "Caf\u00c3\u00a9"
@@ -367,3 +370,19 @@ def test_a_script_makes_them_known_to_each_process(processes: str, toy: Toy, tmp
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == len(toy.records())
+
+
+def test_their_goldens_are_recorded_and_judged(toy: Toy, tmp_path: Path) -> None:
+    row = parse_trained(toy.records()[0])
+    tokenizer = CheckpointTokenizer(oracle_named(TOKENIZER).path)
+    case = goldens.Case(name="row", description="A row.", row=row, versions=frozenset({tokenizer.oracle.facts}))
+    golden = goldens.record(case, tokenizer, tmp_path)
+    data = json.loads(golden.text())
+    assert goldens.violations(data, "row") == []
+    assert data["row"] == toy.records()[0]
+    data["spans"][-1]["role"] = "singer"
+    [violation, *_] = goldens.violations(data, "row")
+    assert "singer" in str(violation)
+    data = json.loads(golden.text())
+    toy.set_text(data["row"], 7)
+    assert toy.value in str(goldens.violations(data, "row")[0])

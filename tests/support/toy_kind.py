@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import check_text, error_at, kind_of
-from pytest_mistral_lora.chat.rows import RecordKind, Row
+from pytest_mistral_lora.chat.rows import Message, RecordKind, Row
 from pytest_mistral_lora.chat.turns import Tokenization, Turn
 from pytest_mistral_lora.places import NOWHERE, Place
 
@@ -34,6 +34,12 @@ class Poem(RecordKind):
         for index, line in enumerate(lines):
             check_text(line, place / "poem" / index)
         return (Row(tuple({"role": "verse", "content": line} for line in lines), place=place, kind=self),)
+
+    def claims_prompt(self, record: Mapping[str, Any]) -> bool:
+        return record.get("poem") == []
+
+    def answered(self, prompt: Mapping[str, Any], answer: Sequence[Message], place: Place = NOWHERE) -> Row:
+        return self.parse({"poem": [message.get("content") for message in answer]}, place)[0]
 
     def to_json(self, row: Row) -> dict[str, Any]:
         return {"poem": [message["content"] for message in row.messages]}

@@ -28,7 +28,9 @@ def test_its_rows_are_trained_on_and_verified(
 ) -> None:
     rows = write_lines(tmp_path / "rows.jsonl", records())
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps(recipe_data(base, training={"steps": 1})), encoding="utf-8")
+    evaluation = {"generations": 2, "max_new_tokens": 5}
+    data = recipe_data(base, training={"steps": 1}, evaluation=evaluation)
+    recipe.write_text(json.dumps(data), encoding="utf-8")
     assert main(["check", str(recipe), "--examples", "1"]) == 0
     assert main(["train", str(recipe)]) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -38,6 +40,8 @@ def test_its_rows_are_trained_on_and_verified(
     words = ("verify", str(tmp_path / "out"), "--dataset", str(rows))
     assert main([*words]) == 0
     assert "0 mismatch" in capsys.readouterr().out
+    assert main(["smoke", str(tmp_path / "out"), "--base", str(base)]) == 0
+    assert "2 exact" in capsys.readouterr().out
     write_lines(rows, records()[1:])
     assert main([*words]) == 1
     assert "dataset.rows_sha256" in capsys.readouterr().out

@@ -61,7 +61,10 @@ class Conversation(RecordKind):
         Raises:
             RowError: With the field and the value, if the row is faulty.
         """
-        return parse_row({**prompt, "messages": [*prompt["messages"], *answer]}, place=place)
+        messages = prompt.get("messages")
+        # the check of a row names the fault of any other value
+        whole = [*messages, *answer] if isinstance(messages, list | tuple) else messages
+        return parse_row({**prompt, "messages": whole}, place=place)
 
     def to_json(self, row: Row) -> dict[str, Any]:
         """Return the messages and the settings of a row."""
