@@ -28,7 +28,7 @@ LOST_IN_PART: Mapping[str, str] = {
     "ML629": "a text that is marked up for another family is ML584 in ids",
     "ML643": "ids have no schema of the answer, and before v7 the system prompt is a part of the user's text",
     "ML646": "before v7 the system prompt is a part of the user's text",
-    "ML649": "the ids of U+2581 are those of a space",
+    "ML649": "the ids of U+2581 are those of a space, which is ML528 or ML529 at the end of an answer",
     "ML651": "ids have neither the schema of the answer nor strict",
     "ML663": "before v7 mistral-common itself writes the system prompt into a text of the user",
 }

@@ -103,9 +103,13 @@ class Row:
         """Return the row as canonical JSON: keys sorted, except where mistral-common keeps their order."""
         return compact_json(sorted_keys(self.to_json()))
 
+    def content_place(self, index: int) -> Place:
+        """Return the place of the text of a message, such as `rows.jsonl:3, messages[1].content`."""
+        return self.place.within(*self.kind.content_part(self, index))
+
     def content_field(self, index: int) -> str:
-        """Return the field that holds the text of a message, for places: `messages[1].content`."""
-        return self.kind.content_field(self, index)
+        """Return the path to the text of a message within its record, such as `messages[1].content`."""
+        return NOWHERE.within(*self.kind.content_part(self, index)).field
 
     def assistant_groups(self) -> list[list[int]]:
         """Return the indices of the messages of each turn that the model writes."""
@@ -134,13 +138,16 @@ class RecordKind(ABC):
             label.
         roles: The roles of its turns beside those of a conversation. The turn that is trained on has one of
             `chat.encoded.ANSWERS`.
+        answer_roles: The roles of the messages of a row that the model writes.
         placeholder: The answer that stands for the one that a model generates.
-        count: The name of the count of its rows in statistics; empty if they are counted as conversations.
+        count: The name of the count of its rows in statistics; empty for conversations, whose turns are counted.
         text_law: The importable name of the law of its texts: a function that takes a row, its encoding and the oracle,
             and returns how the tokens differ from the row's texts. Empty if it has none.
         text_rule: The rule of that law.
         signs: The importable name of a function that yields the name of each sign of a row, and what shows it. Empty
             if it has no signs beside those of every text.
+        file_faults: The importable name of the faults of files that these signs show, each a `FileFault` whose name is
+            that of its sign. They are counted among the rows of the kind, by its `count`. Empty if there are none.
         id_fault: The importable name of a function that takes a row, a trainer's ids and the oracle, and returns the
             fault that only ids of this kind have, or None. Empty if there is none.
         answer_marker: The control token in front of the answer, without which ids are a bare text and not a cut row;
@@ -161,11 +168,13 @@ class RecordKind(ABC):
     tasks: ClassVar[str] = ""
     sides: ClassVar[tuple[str, ...]] = ()
     roles: ClassVar[tuple[str, ...]] = ()
+    answer_roles: ClassVar[tuple[str, ...]] = ("assistant",)
     placeholder: ClassVar[Message] = {"role": "assistant", "content": ""}
     count: ClassVar[str] = ""
     text_law: ClassVar[str] = ""
     text_rule: ClassVar[str] = ""
     signs: ClassVar[str] = ""
+    file_faults: ClassVar[str] = ""
     id_fault: ClassVar[str] = ""
     answer_marker: ClassVar[str] = ""
     row_format: ClassVar[str] = ""
@@ -224,8 +233,8 @@ class RecordKind(ABC):
         """Return the indices of the messages of each turn that the model writes."""
 
     @abstractmethod
-    def content_field(self, row: Row, index: int) -> str:
-        """Return the field that holds the text of a message, for places."""
+    def content_part(self, row: Row, index: int) -> tuple[str | int, ...]:
+        """Return the path from the place of a row to the text of a message."""
 
     def answer_words(self, turn: int | None) -> str:
         """Return an answer in words, by the number of its turn."""
@@ -247,8 +256,7 @@ class RecordKind(ABC):
 
     def other_side(self, row: Row) -> str:
         """Return the side that says the opposite of a row's; empty if its rows have no sides."""
-        places = {side: n for n, side in enumerate(self.sides)}
-        return self.sides[1 - places[row.side]] if row.side in places else ""
+        return dict(zip(self.sides, self.sides[::-1], strict=True)).get(row.side, "")
 
     def wanted_part(self, row: Row) -> Row:
         """Return a row without an answer that the model should not give."""
@@ -362,6 +370,11 @@ def native_content(content: Any) -> Any:
         return content
     given = [type_of(chunk).native(chunk) for chunk in content]
     return content if all(new is chunk for new, chunk in zip(given, content, strict=True)) else given
+
+
+def beyond_text(content: Any) -> list[Mapping[str, Any]]:
+    """Return the chunks of a checked `content` that `text_of` leaves out: those not encoded as text, as thinking."""
+    return [] if isinstance(content, str | None) else [chunk for chunk in content if not is_text_chunk(chunk)]
 
 
 def has_more_than_text(content: Any) -> bool:

@@ -164,8 +164,6 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.path_kinds import recognised
     from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
-    from pytest_mistral_lora.formats.layouts import Layout
-    from pytest_mistral_lora.formats.sources import open_rows
 
     first: Path = args.sources[0]
     is_recipe = False
@@ -183,10 +181,7 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
             # the base may be elsewhere
             vars(target)["tokenizer"] = CheckpointTokenizer(*named_tokenizer(args.tokenizer, args.oracle)[:2])
         return target, None
-    layout = Layout(args.format or "")
-    files = [
-        file for path in args.sources for file in open_rows(path, layout=layout, names=args.dataset, lossy=args.lossy)
-    ]
+    files = [file for path in args.sources for file in _files_of(path, args)]
     if args.tokenizer is None:
         words = shlex.join(["mistral-lora", "stats", *map(str, args.sources), "--tokenizer"])
         raise InputError(
@@ -199,6 +194,21 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
     shipped = (name for name in SHIPPED if shipped_tokenizer(name) == path)
     judge = Target(next(shipped, str(path)), path, trains=True, oracle_name=oracle)
     return DatasetTarget(first.name, first, judge=judge), files
+
+
+def _files_of(path: Path, args: argparse.Namespace) -> list[DataFile]:
+    """Return the files of a path, as declared or as `check` reads them: rows of several kinds need no conversion.
+
+    Raises:
+        InputError: If it cannot be opened.
+    """
+    from pytest_mistral_lora.formats.layouts import Layout
+    from pytest_mistral_lora.formats.sources import open_rows, row_files
+
+    # a missing path has its error there
+    if path.exists() and not (args.format or args.lossy or args.dataset):
+        return row_files(path)
+    return open_rows(path, layout=Layout(args.format or ""), names=args.dataset, lossy=args.lossy)
 
 
 STATS = Verb(

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         result = train(recipe, resume=args.resume, display=display, stop=stop)
     display.line("next:", "bold")
     tally = result.data.train.figures.tally
-    chats = tally.fim_rows < tally.used
+    chats = tally.completions < tally.used
     for command in next_commands(result.output, answers=bool(result.completions), chats=chats):
         display.line(f"  {command}")
     # a launcher joins the output of its processes, and a script that reads the path needs a single line

@@ -28,7 +28,6 @@ _TURN_KEYS = (
     ("role", "parts"),
     ("role", "tool_calls"),
 )
-_CHUNKS = {"input_text": "text", "output_text": "text", "reasoning": "thinking", None: "text"}
 _TOOL_USE = {"id": "id", "name": "name", "input": "arguments"}
 """Keys of a call in Anthropic's chunk `tool_use`, each with our name."""
 # a call in the letters of Hermes and Qwen, and the same of a result
@@ -304,7 +303,7 @@ def _chunks(chunks: Sequence[Any], role: str, place: Place, layout: Layout) -> t
             changes.append(lost("part-weights"))
         chunk = {key: value for key, value in chunk.items() if value is not None}
         kind = chunk.get("type")
-        ours = _CHUNKS.get(kind, kind) if isinstance(kind, str | None) else None
+        ours = _chunk_type(kind)
         if ours in MEDIA_PARTS:
             changes.append(lost("media", str(kind)))
             continue
@@ -332,6 +331,13 @@ def _chunks(chunks: Sequence[Any], role: str, place: Place, layout: Layout) -> t
     if found != list(chunks):
         changes.append(changed("chunks"))
     return found if found or not calls else None, calls or None, changes
+
+
+def _chunk_type(name: Any) -> str | None:
+    """Return our name of a type of chunk; one without a type is a text, and a value that is no name has none."""
+    if not isinstance(name, str):
+        return "text" if name is None else None
+    return next((ours.name for ours in chunk_types().values() if name in ours.foreign_names), name)
 
 
 def _thoughts(item: Mapping[str, Any], layout: Layout) -> dict[str, str]:

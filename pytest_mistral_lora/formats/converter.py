@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.fields import error_at, kind_of, refuse_near_misses
 from pytest_mistral_lora.chat.foreign_fields import MEDIA
-from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
-from pytest_mistral_lora.chat.kinds.records import record_kind
+from pytest_mistral_lora.chat.kinds.records import shown_kind
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.answers_apart import after_prompt, pair_of, rated_of
 from pytest_mistral_lora.formats.containers import Record
@@ -100,7 +99,7 @@ def convert_record(
         more = []
     changes += more
     # a record that is such a row already is not changed
-    if "messages" not in turns and record_kind(value) is CONVERSATION:
+    if "messages" not in turns and shown_kind(value) is None:
         changes.append(changed("pair") if mark is None else changed("rated", mark.key))
     if "functions" in rest:
         changes.append(changed("function-call"))

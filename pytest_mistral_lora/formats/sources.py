@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
-from pytest_mistral_lora.chat.kinds.records import record_kind
+from pytest_mistral_lora.chat.kinds.records import shown_kind
 from pytest_mistral_lora.chat.reading import first_values
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import scan_rows
@@ -186,4 +185,4 @@ def row_files(path: Path) -> list[DataFile]:
 def is_row(record: Any) -> bool:
     """Return whether a record is a row of some kind already, with nothing to convert."""
     found = recognise(record)
-    return record_kind(record) is not CONVERSATION or (found is not None and found.is_row)
+    return shown_kind(record) is not None or (found is not None and found.is_row)

@@ -221,8 +221,8 @@ def _most_alike(record: Record, sources: Sequence[SourceRow]) -> int | None:
 
 
 def _joined(record: Record, sources: Sequence[SourceRow]) -> Record:
-    """Return a row that holds several rows of the dataset, with their conversations if it has the ids of each."""
-    left = [source for source in sources if len(source.sides) == 1 and "messages" in source.texts]
+    """Return a row that holds several rows of the dataset, with their records if it has the ids of each."""
+    left = [source for source in sources if len(source.sides) == 1 and source.texts]
     ids, start, conversations = tuple(record.get("input_ids") or ()), 0, []
     if len(left) != len(sources):
         return record

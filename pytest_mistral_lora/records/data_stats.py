@@ -33,7 +33,7 @@ class RowCounts:
         used: Rows that the policy kept.
         tokens: Tokens of the kept rows.
         supervised_tokens: The number of these with loss.
-        fim_rows: Kept rows that are fill-in-the-middle.
+        completions: Kept rows whose answer is a completion, such as one of fill-in-the-middle, and no turn.
         tokens_removed: Tokens of rows that were dropped, and tokens that were cut off.
         supervised_tokens_removed: The number of these with loss.
         changes: Number of rows with each change of `PolicyResult.changes`.
@@ -44,7 +44,7 @@ class RowCounts:
     used: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
-    fim_rows: int = 0
+    completions: int = 0
     tokens_removed: int = 0
     supervised_tokens_removed: int = 0
     changes: Counter[str] = field(default_factory=Counter)
@@ -55,7 +55,7 @@ class RowCounts:
         tokens, supervised = (len(kept.encoded.input_ids), kept.encoded.supervised_tokens) if kept.encoded else (0, 0)
         self.rows += 1
         self.used += kept.encoded is not None
-        self.fim_rows += kept.encoded is not None and before.spans[-1].role == "completion"
+        self.completions += kept.encoded is not None and before.spans[-1].role == "completion"
         self.tokens += tokens
         self.supervised_tokens += supervised
         self.tokens_removed += len(before.input_ids) - tokens
@@ -117,7 +117,7 @@ def removed_counts(counts: RowCounts) -> dict[str, Any]:
 
 def masking_policy(stats: SplitStats) -> str:
     """Return which tokens carry loss, in the words of a manifest's `masking`."""
-    completions = " and completions" if stats.tally.fim_rows else ""
+    completions = " and completions" if stats.tally.completions else ""
     return f"assistant turns of weight 1{completions}, to EOS"
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
+from pytest_mistral_lora.chat.fields import ROLES
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.kinds.records import parse_rows, parse_trained
+from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts, versions_between
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row
@@ -284,6 +286,9 @@ def violations(data: Any, name: str) -> list[Violation]:
         parse_trained(data["row"])
     except RowError as error:
         found.append(Violation(RECORD / "row", str(error)))
+    known = {None, *ROLES, *(role for kind in KINDS.values() for role in kind.roles)}
+    unknown = (n for n, span in enumerate(data["spans"]) if span["role"] not in known)
+    found += (Violation(RECORD.within("spans", n, "role"), repr(data["spans"][n]["role"])) for n in unknown)
     encoded = _encoded(data)
     ids, spans, labels = encoded.input_ids, encoded.spans, encoded.labels or ()
     edges = [0, *(span.end for span in spans)]

@@ -12,7 +12,7 @@ from pytest_mistral_lora.chat.completions import FormatCheck, schema_violation
 from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
 from pytest_mistral_lora.chat.kinds.records import prompt_kind
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.chat.rows import Row, compact_json
+from pytest_mistral_lora.chat.rows import RecordKind, Row, compact_json
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import Written, put_text, require_folder, write_text
@@ -203,6 +203,15 @@ def violations(data: Any, case: str) -> list[Violation]:
         wrong = schema_violation(check["value"]) if check["kind"] == "json_schema" else ""
         if wrong:
             found.append(Violation(RECORD.within("checks", index, "value"), f"not a JSON Schema: {wrong}"))
+    # other keys are the user's own in a dataset; in a transcript, a misspelt one would ask in another way
+    known = _kind_of(data).keys
+    found += (
+        Violation(RECORD.within("row", key), f"{value!r:.80}", "no such key")
+        for key, value in data["row"].items()
+        if key not in known
+    )
+    if prompt_kind(data["row"]) is None and "messages" not in data["row"]:
+        return [*found, Violation(RECORD.within("row", "messages"), "", "Messages in order.")]
     try:
         row = _whole_row(data)
     except RowError as error:
@@ -213,5 +222,8 @@ def violations(data: Any, case: str) -> list[Violation]:
 
 
 def _whole_row(data: Mapping[str, Any]) -> Row:
-    kind = prompt_kind(data["row"]) or CONVERSATION
-    return kind.answered(data["row"], data["answer"])
+    return _kind_of(data).answered(data["row"], data["answer"])
+
+
+def _kind_of(data: Mapping[str, Any]) -> RecordKind:
+    return prompt_kind(data["row"]) or CONVERSATION

@@ -11,6 +11,8 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.chunks.registry import chunk_types
+from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.errors import counted, one_line
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, RunsDiff
@@ -142,10 +144,10 @@ def named_figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     lost = [f"{figures[f'rows_{name}']:,} {name}" for name in ("refused", "dropped") if figures[f"rows_{name}"]]
     parts = [*(sides if figures["rows_held_out"] else ()), *lost]
     yield "rows", f"{figures['rows']:,}" + (f" ({', '.join(parts)})" if parts else "")
-    if figures["messages"] or not figures.get("fim_rows"):
+    of_kinds = [kind for kind in KINDS.values() if figures.get(kind.count)]
+    if figures["messages"] or not of_kinds:
         yield "turns", f"{counted(figures['messages'], 'message')}, {counted(figures['assistant_turns'], 'answer')}"
-    if figures.get("fim_rows"):
-        yield "gaps", f"{counted(figures['fim_rows'], 'row')} of fill-in-the-middle"
+    yield from ((kind.name, f"{counted(figures[kind.count], 'row')}, each {kind.row_title}") for kind in of_kinds)
     yield "tokens", _spread(figures["tokens"])
     yield "supervised", f"{_spread(figures['supervised_tokens'])}; {figures['supervised_share']:.1%} of all tokens"
     # only preference pairs and rated answers have sides
@@ -155,7 +157,9 @@ def named_figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "longest row", f"{counted(figures['longest_row_tokens'], 'token')}: {figures['longest_row']}"
     yield "roles", _frequent(figures["roles"])
     prompts, tools = figures["rows_with_system_prompt"], figures["rows_with_tools"]
-    yield "rows with", f"a system prompt: {prompts:,}; tools: {tools:,}"
+    of_chunks = ((kind.name, figures.get(kind.count, 0)) for kind in chunk_types().values() if kind.count)
+    others = "".join(f"; {name}: {rows:,}" for name, rows in of_chunks if rows)
+    yield "rows with", f"a system prompt: {prompts:,}; tools: {tools:,}{others}"
     if figures["tools"]:
         yield "calls", _frequent(figures["tools"])
     yield "scripts", _frequent(figures["scripts"])

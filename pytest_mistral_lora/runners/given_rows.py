@@ -103,8 +103,9 @@ def preference_rows(pairs: Iterable[Sequence[Row]], runner: Runner, task: str) -
 
 def _record_place(row: Row) -> Place:
     """Return the place of the record of a row; that of a packaged row has the name of its case."""
-    *record, last = row.place.part or ("",)
-    return replace(row.place, part=tuple(record)) if last and last == row.side else row.place
+    part, side = row.place.part, row.kind.side_part(row)
+    is_of_side = bool(side) and part[-len(side) :] == side
+    return replace(row.place, part=part[: -len(side)]) if is_of_side else row.place
 
 
 def _kind_of_packaged(tasks: PreferenceTasks, task: str | None, config: Path | None) -> RecordKind:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_mistral_lora.chat.chunks.registry import types_in
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import scan_rows
@@ -264,11 +265,13 @@ def seen_rows(name: str, title: str, files: Iterable[DataFile], *, declares: boo
 
 
 def _shape(row: Row) -> tuple[Any, ...]:
-    """Return the traits of a row that decide how it is rendered: roles, tools, thinking, and scripts."""
+    """Return the traits of a row that decide how it is rendered: roles, tools, types of chunks, and scripts."""
     roles = {message["role"] for message in row.messages}
+    types = types_in(message.get("content") for message in row.messages)
     text = "".join(str(message.get("content")) for message in row.messages)
     keys = {key for message in row.messages for key in message} - {"role", "content"}
-    return len(row.messages) > 2, frozenset(roles), frozenset(keys), bool(row.tools), text.isascii(), "\n" in text
+    sets = (frozenset(roles), frozenset(keys), frozenset(types))
+    return len(row.messages) > 2, *sets, bool(row.tools), text.isascii(), "\n" in text
 
 
 def example_text() -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import pytest_mistral_lora
 from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
 from pytest_mistral_lora.chat.kinds.fim import FIM
 from pytest_mistral_lora.chat.kinds.pair import PAIR
@@ -51,7 +55,7 @@ def test_kinds_have_their_names():
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_what_a_kind_names_is_there(kind):
     assert imported(kind.importable) is kind
-    named = (kind.text_law, kind.signs, kind.id_fault, kind.row_format)
+    named = (kind.text_law, kind.signs, kind.file_faults, kind.id_fault, kind.row_format)
     assert all(imported(name) for name in named if name)
     assert not kind.text_rule or kind.text_rule in RULES
 
@@ -96,3 +100,59 @@ def test_a_kind_of_prompts_is_known_without_an_answer():
     assert CONVERSATION.answered(asked, TURNS[1:]) == parse_rows(ROW)[0]
     with pytest.raises(RowError, match="2 answers"):
         FIM.answered(gap, TURNS)
+
+
+FOLDER = Path(pytest_mistral_lora.__file__).parent
+ROW_CLASSES = {"FimRow"}
+SIDE_NAMES = {"side", "row_side"}
+
+
+def _questions(node: ast.AST) -> Iterator[str]:
+    """Yield what a piece of code asks that a kind should answer: the class of a row, its side, or which kind it has."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+        named = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
+        yield from named & ROW_CLASSES
+    if isinstance(node, ast.Name | ast.arg | ast.Attribute):
+        name = {ast.Name: "id", ast.arg: "arg", ast.Attribute: "attr"}[type(node)]
+        yield from {"is_wanted"} & {getattr(node, name)}
+    if not isinstance(node, ast.Compare):
+        return
+    operands = (node.left, *node.comparators)
+    if any(isinstance(part, ast.Constant) and part.value is None for part in operands):
+        return
+    is_identity = any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops)
+    for part in operands:
+        text = ast.unparse(part)
+        of_row = text.startswith(("record_kind(", "shown_kind(")) or text.endswith("row.kind")
+        if (isinstance(part, ast.Attribute) and part.attr in SIDE_NAMES) or (is_identity and of_row):
+            yield ast.unparse(node)
+        if text.endswith("kind.name"):
+            yield ast.unparse(node)
+
+
+def test_no_room_asks_which_kind_a_row_has():
+    found = {}
+    for path in FOLDER.rglob("*.py"):
+        name = path.relative_to(FOLDER).as_posix()
+        if name.startswith("chat/kinds/"):
+            continue
+        asked = [text for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for text in _questions(node)]
+        if asked:
+            found[name] = asked
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "isinstance(row, FimRow)",
+        "row.side == CHOSEN",
+        "side.row_side in (CHOSEN, REJECTED)",
+        "row.kind is FIM",
+        "record_kind(data) is not CONVERSATION",
+        "row.kind.name == 'fim'",
+        "self.is_wanted = True",
+    ],
+)
+def test_such_a_question_is_found(code):
+    assert [text for node in ast.walk(ast.parse(code)) for text in _questions(node)]

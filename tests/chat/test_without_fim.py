@@ -1,18 +1,29 @@
-"""Without the modules of fill-in-the-middle, the package imports, and its other kinds are read and encoded."""
+"""Without the modules of fill-in-the-middle and its rules, the package imports, and the tests of the rest pass."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import pytest_mistral_lora
 
 FOLDER = Path(pytest_mistral_lora.__file__).parent
-OF_FIM = ("chat/kinds/fim", "formats/fill_in_the_middle.py", "conformance/mask/fim_law.py")
+ROOT = Path(__file__).parents[2]
+OF_FIM = (
+    "chat/kinds/fim",
+    "formats/fill_in_the_middle.py",
+    "conformance/dataset/fim.py",
+    "conformance/encoded/fim_faults.py",
+    "conformance/mask/fim_law.py",
+)
+RULES_OF_FIM = {"dataset": range(670, 675), "encoded": range(575, 580)}
 CODE = """
 import importlib, json, pkgutil, sys
 import pytest_mistral_lora
@@ -20,16 +31,15 @@ from pytest_mistral_lora.chat.kinds.records import parse_rows
 from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.read_back import read_back
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.recognition import FORMATS
 
-for room in ("chat", "formats", "runners", "serving", "strategies", "records"):
-    package = importlib.import_module(f"pytest_mistral_lora.{room}")
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        if ".scripts" not in module.name:
-            importlib.import_module(module.name)
-for module in ("cli.render", "training.rows.dataset", "conformance.template", "conformance.mask.checks"):
-    importlib.import_module(f"pytest_mistral_lora.{module}")
+for module in pkgutil.walk_packages(pytest_mistral_lora.__path__, "pytest_mistral_lora."):
+    # training imports torch; scripts for the environment of another program import that program
+    is_heavy = module.name.startswith("pytest_mistral_lora.training.") and "rows" not in module.name
+    if not is_heavy and not module.name.endswith(("__main__", ".axolotl")) and ".scripts" not in module.name:
+        importlib.import_module(module.name)
 oracle = Oracle.load("spm-v3")
 [row] = parse_rows({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})
 encoded = oracle.encode(row)
@@ -38,6 +48,11 @@ try:
     refused = ""
 except RowError as error:
     refused = error.found
+with open("rows.jsonl", "w") as file:
+    file.write(row.to_jsonl())
+sys.stdout = sys.stderr
+code = main(["check", "rows.jsonl", "--tokenizer", "spm-v3"])
+sys.stdout = sys.__stdout__
 print(json.dumps({
     "kinds": [*KINDS],
     "formats": [*FORMATS],
@@ -45,24 +60,69 @@ print(json.dumps({
     "ids": encoded.input_ids,
     "same": read_back(encoded.input_ids, oracle) == row,
     "refused": refused,
+    "code": code,
 }))
 """
+OTHER_TESTS = (
+    "tests/test_toy_verbs.py",
+    "tests/chat/test_read_back.py",
+    "tests/chat/test_rows.py",
+    "tests/conformance/test_dataset.py",
+    "tests/conformance/test_encoded_lines.py",
+    "tests/conformance/test_encoded_pairs.py",
+    "tests/conformance/test_rule_proofs.py",
+    "tests/guarding/test_guarded_toys.py",
+)
+"""Tests of the rooms that ask kinds, from reading to a guard; none of them has a fill-in-the-middle row."""
 
 
-def test_the_rest_of_the_package_does_without_the_kind(tmp_path):
-    copy = tmp_path / FOLDER.name
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a folder with a copy of the package without fill-in-the-middle. No module of the rest is edited."""
+    folder = tmp_path_factory.mktemp("without")
+    copy = folder / FOLDER.name
     shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("__pycache__", "goldens"))
+    (folder / "goldens").symlink_to(ROOT / "goldens")
     for name in OF_FIM:
         path = copy / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", CODE], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
-    )
+    for subject, numbers in RULES_OF_FIM.items():
+        table = copy / "conformance" / "rules" / f"{subject}.toml"
+        sections = re.split(r"(?m)^(?=\[ML)", table.read_text(encoding="utf-8"))
+        rules = tuple(f"[ML{number}" for number in numbers)
+        kept = [section for section in sections if not section.startswith(rules)]
+        assert len(kept) < len(sections)
+        table.write_text("".join(kept), encoding="utf-8")
+    return folder
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+
+
+def test_the_rest_of_the_package_does_without_the_kind(without: Path) -> None:
+    done = run(without, "-c", CODE)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["file"] == str(copy / "__init__.py")
+    assert found["file"] == str(without / FOLDER.name / "__init__.py")
     assert found["kinds"] == ["conversation", "pair", "unpaired"]
     assert "fim" not in found["formats"]
     assert (found["ids"], found["same"]) == ([1, 3, 16127, 4, 23325, 2], True)
     assert found["refused"]
+    assert found["code"] == 0
+
+
+@pytest.mark.slow
+def test_the_other_tests_pass_without_the_kind(without: Path) -> None:
+    (without / "test_copy.py").write_text(
+        "import pytest_mistral_lora\nfrom pytest_mistral_lora.chat.kinds.registry import KINDS\n\n\n"
+        "def test_the_copy_is_tested():\n"
+        f"    assert pytest_mistral_lora.__file__ == {str(without / FOLDER.name / '__init__.py')!r}\n"
+        "    assert 'fim' not in KINDS\n"
+    )
+    settings = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider", "-q")
+    tests = [str(ROOT / name) for name in OTHER_TESTS]
+    done = run(without, "-m", "pytest", *settings, str(without / "test_copy.py"), *tests)
+    assert done.returncode == 0, done.stdout[-4000:]

@@ -162,3 +162,19 @@ def test_render_shows_the_parts_of_a_stored_gap(tmp_path: Path, capsys: pytest.C
     path.write_text(f"{json.dumps(line_of(GAPS[0], oracle_named('spm-v3')))}\n", encoding="utf-8")
     assert main(["render", str(path), "--tokenizer", "spm-v3"]) == 0
     assert "turn 2: completion, trained on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["with texts", "ids alone"])
+@pytest.mark.parametrize("name", ["spm-v3", "tekken-240911"])
+def test_an_empty_completion_is_found(name: str, alone: bool, tmp_path: Path) -> None:
+    oracle = oracle_named(name)
+    lines = [line_of(row, oracle) for row in (*GAPS, FimRow.of("def f():\n    return", "\n", ""))]
+    if alone:
+        lines = [{key: line[key] for key in ("input_ids", "labels")} for line in lines]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    findings = [
+        finding
+        for verdict in Audit(FileRows(tmp_path / "rows.jsonl"), oracle).verdicts()
+        for finding in verdict.findings
+    ]
+    assert [(finding.rule, finding.place.record) for finding in findings] == [("ML616", 4)]

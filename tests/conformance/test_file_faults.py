@@ -19,7 +19,7 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.dataset.checks import dataset_results, file_results
-from pytest_mistral_lora.conformance.dataset.file_faults import FILE_FAULTS, Bound, faulty_rows
+from pytest_mistral_lora.conformance.dataset.file_faults import Bound, faulty_rows, file_faults
 from pytest_mistral_lora.conformance.dataset.file_signs import FileSigns
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.row_pass import JudgedFiles, JudgedRecord
@@ -199,7 +199,7 @@ def test_check_shows_signs_last_and_stats_the_rows(tmp_path: Path, capsys: Any) 
 @given(texts=st.lists(hostile_text(), min_size=40, max_size=50))
 def test_hostile_texts_are_no_fault_of_their_file(texts: list[str]) -> None:
     counts = signs_of(*(said(f"{number}: {text}", text or "-") for number, text in enumerate(texts)))
-    errors = [fault.name for fault in FILE_FAULTS if fault.severity(counts.get(fault.name, 0), len(texts)) == "error"]
+    errors = [fault.name for fault in file_faults() if fault.severity(counts.get(fault.name, 0), len(texts)) == "error"]
     assert errors == []
 
 
@@ -230,7 +230,7 @@ def test_a_bound_is_reached_by_the_number_and_the_share(bound: Bound, rows: int,
 
 def test_the_page_has_each_fault_with_its_bounds() -> None:
     page = (ROOT / "docs" / "stats.md").read_text(encoding="utf-8")
-    for fault in FILE_FAULTS:
+    for fault in file_faults():
         link = f"[{fault.rule}](rules.md#{fault.rule.lower()})"
         bounds = (in_words(bound, fault.unit) for bound in (fault.note, fault.error))
         cells = (fault.name.replace("_", " "), fault.sign, link, *bounds)
@@ -238,5 +238,5 @@ def test_the_page_has_each_fault_with_its_bounds() -> None:
 
 
 def test_each_fault_is_a_rule_of_the_statistics() -> None:
-    assert {fault.rule for fault in FILE_FAULTS} == RULES_OF_FILES
+    assert {fault.rule for fault in file_faults()} == RULES_OF_FILES
     assert list(faulty_rows(FileSigns(), JudgedFiles((), JudgedTable(), ()))) == []

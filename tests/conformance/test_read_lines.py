@@ -166,3 +166,18 @@ def test_ids_of_another_tokenizer_are_named(name: str, tmp_path: Path, oracle: O
     [finding] = audit_findings(write_lines(tmp_path, [line]), oracle)
     assert finding.rule == "ML532"
     assert f"these are the ids of {name}" in finding.found
+
+
+@pytest.mark.parametrize("question", ["Where?", "Which of the two cities is the capital of Italy?"])
+@pytest.mark.parametrize("name", ["spm-v2", "spm-v3", "spm-v7"])
+def test_an_answer_of_white_space_is_empty_and_not_of_another_tokenizer(
+    question: str, name: str, tmp_path: Path
+) -> None:
+    # SentencePiece writes the sign for a space; few ids may be those of a Tekken tokenizer, too
+    oracle = Target(name).oracle
+    encoded = oracle.encode(
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "\u2581"}]}
+    )
+    line = {"input_ids": [*encoded.input_ids], "labels": [*(encoded.labels or ())]}
+    [finding] = audit_findings(write_lines(tmp_path, [line]), oracle)
+    assert (finding.rule, "the answer is empty" in finding.found) == ("ML560", True)

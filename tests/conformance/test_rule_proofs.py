@@ -11,7 +11,7 @@ from dataset_recipes import said, write_rows
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.dataset.file_faults import FILE_FAULTS
+from pytest_mistral_lora.conformance.dataset.file_faults import file_faults
 from pytest_mistral_lora.conformance.finding import PROOFS, RULES, Finding, _read_proof
 from pytest_mistral_lora.report.lines import LOOK_AT
 
@@ -33,7 +33,7 @@ def test_no_sign_is_an_error() -> None:
         assert RULES[name].proof[0] == "sign"
         assert Finding(name, "a").is_sign
         assert Finding(name, "a", severity="error").proof in ("declaration", "contradiction")
-    for fault in FILE_FAULTS:
+    for fault in file_faults():
         assert fault.error is None or RULES[fault.rule].proof[-1] != "sign"
 
 

@@ -102,7 +102,7 @@ def _thinking_is_text(artifact: Artifact) -> None:
     of_newest(artifact, thinking_as_text)
 
 
-@mutant("ML119 ML125", says="has the markers [THINK]; its thoughts have [THINK] [/THINK]")
+@mutant("ML119 ML125", says="has the markers [THINK]; its chunks have [THINK] [/THINK]")
 def _thinking_never_ends(artifact: Artifact) -> None:
     """The end of each thought is left out."""
     of_newest(artifact, left_open)

@@ -15,6 +15,7 @@ class Aside(ChunkType):
     keys = ("type", "aside", "whispered")
     roles = ("user", "assistant")
     whose = "the user or the assistant"
+    count = "rows_with_asides"
 
     def check(self, chunk: ChunkData, place: Place) -> None:
         check_text(chunk.get("aside"), place / "aside")

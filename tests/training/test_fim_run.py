@@ -138,7 +138,7 @@ def test_many_rows_come_from_the_cache_as_they_were_encoded(
         train = load_data(recipe, encoder, processes=1).train
         assert [row.to_json() for row in train.rows] == ROWS
         assert list(train.encoded) == [encoder.encode(parse_fim_row(row)) for row in ROWS]
-        assert train.figures.tally.fim_rows == 5
+        assert train.figures.tally.completions == 5
     assert any((tmp_path / "cache").rglob("*.arrow"))
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_mistral_lora.places import Place
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 
 ChunkData = Mapping[str, Any]
 
@@ -20,8 +23,12 @@ class ChunkType(ABC):
         keys: The keys of a chunk.
         roles: The roles whose messages may have it.
         whose: These roles in words; empty if every role may have it.
+        foreign_names: What other programs have in `type` for it.
         order: Types of a lower order are named first.
         is_thought: Whether a client gets it as thinking, apart from the text.
+        literals: The control tokens that stand around the text of a chunk.
+        lost: What has happened to a row whose ids lack the first of them, in words.
+        count: The name of the count of rows that have it in statistics, `rows_with_...`; empty if they are not counted.
     """
 
     name: ClassVar[str]
@@ -29,8 +36,12 @@ class ChunkType(ABC):
     keys: ClassVar[tuple[str, ...]]
     roles: ClassVar[tuple[str, ...]] = ("system", "user", "assistant", "tool")
     whose: ClassVar[str] = ""
+    foreign_names: ClassVar[tuple[str, ...]] = ()
     order: ClassVar[int] = 100
     is_thought: ClassVar[bool] = False
+    literals: ClassVar[tuple[str, ...]] = ()
+    lost: ClassVar[str] = ""
+    count: ClassVar[str] = ""
 
     @abstractmethod
     def check(self, chunk: ChunkData, place: Place) -> None:
@@ -59,8 +70,21 @@ class ChunkType(ABC):
         return {**kept, "type": self.name}
 
     def markers(self, chunk: ChunkData) -> tuple[str, ...]:
-        """Return the control tokens that stand around its text."""
-        return ()
+        """Return the control tokens that stand around its text: some of `literals`."""
+        return self.literals
+
+    def is_written_by(self, facts: VersionFacts) -> bool:
+        """Return whether tokenizers of a version write its `literals`, if the vocabulary has them."""
+        return False
+
+    def from_ids(self, text: str, *, closed: bool) -> dict[str, Any]:
+        """Return the chunk of a text that stands behind the first of its `literals` in ids.
+
+        Args:
+            text: The text.
+            closed: Whether the last of them follows the text.
+        """
+        raise NotImplementedError(f"{self.name} has no control tokens")
 
     def is_closed(self, chunk: ChunkData) -> bool:
         """Return whether a marker, or nothing at all, ends a chunk."""

@@ -6,6 +6,7 @@ import pkgutil
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 from pytest_mistral_lora.chat import chunks
 from pytest_mistral_lora.chat.chunks.chunk_type import ChunkData, ChunkType
@@ -39,6 +40,11 @@ def register_types(importable: Iterable[str]) -> None:
         module, _, attribute = name.partition(":")
         kind: ChunkType = getattr(import_module(module), attribute)
         types.setdefault(kind.name, kind)
+
+
+def types_in(contents: Iterable[Any]) -> set[str]:
+    """Return the names of the types of the chunks in some checked contents."""
+    return {chunk["type"] for content in contents if not isinstance(content, str | None) for chunk in content}
 
 
 def type_of(chunk: ChunkData) -> ChunkType:

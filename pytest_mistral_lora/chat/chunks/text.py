@@ -15,6 +15,7 @@ class Text(ChunkType):
     name = "text"
     importable = f"{__name__}:TEXT"
     keys = ("type", "text")
+    foreign_names = ("input_text", "output_text")
     order = 0
 
     def check(self, chunk: ChunkData, place: Place) -> None:

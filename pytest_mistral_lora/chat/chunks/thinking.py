@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.chunks.chunk_type import ChunkData, ChunkType
 from pytest_mistral_lora.chat.fields import check_text, error_at, kind_of
 from pytest_mistral_lora.chat.remedies import import_command
 from pytest_mistral_lora.places import Place
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 
 
 class Thought(ChunkType):
@@ -19,9 +22,12 @@ class Thought(ChunkType):
     keys = ("type", "thinking", "closed")
     roles = ("assistant", "system")
     whose = "the assistant or the system"
+    foreign_names = ("reasoning",)
     order = 10
     is_thought = True
-    opens, closes = "[THINK]", "[/THINK]"
+    literals = opens, closes = "[THINK]", "[/THINK]"
+    lost = "the thinking is lost, or written as text"
+    count = "rows_with_thinking"
 
     def chunk(self, text: str, *, closed: bool = True) -> dict[str, Any]:
         """Return a chunk; one that is closed does not say so."""
@@ -55,7 +61,15 @@ class Thought(ChunkType):
 
     def markers(self, chunk: ChunkData) -> tuple[str, ...]:
         """Return the markers around a thought; one that is left open has the first alone."""
-        return (self.opens, self.closes) if self.is_closed(chunk) else (self.opens,)
+        return self.literals if self.is_closed(chunk) else (self.opens,)
+
+    def is_written_by(self, facts: VersionFacts) -> bool:
+        """Return whether answers of a version may have thoughts."""
+        return facts.thinking
+
+    def from_ids(self, text: str, *, closed: bool) -> dict[str, Any]:
+        """Return the chunk of a thought."""
+        return self.chunk(text, closed=closed)
 
     def is_closed(self, chunk: ChunkData) -> bool:
         """Return whether `[/THINK]` ends a thought."""

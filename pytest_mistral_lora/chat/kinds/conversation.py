@@ -61,7 +61,10 @@ class Conversation(RecordKind):
         Raises:
             RowError: With the field and the value, if the row is faulty.
         """
-        return parse_row({**prompt, "messages": [*prompt["messages"], *answer]}, place=place)
+        messages = prompt.get("messages")
+        # the check of a row names the fault of any other value
+        whole = [*messages, *answer] if isinstance(messages, list | tuple) else messages
+        return parse_row({**prompt, "messages": whole}, place=place)
 
     def to_json(self, row: Row) -> dict[str, Any]:
         """Return the messages and the settings of a row."""
@@ -94,9 +97,9 @@ class Conversation(RecordKind):
                 groups.append([index])
         return groups
 
-    def content_field(self, row: Row, index: int) -> str:
-        """Return the content of a message: `messages[1].content`."""
-        return f"messages[{index}].content"
+    def content_part(self, row: Row, index: int) -> tuple[str | int, ...]:
+        """Return the path to the content of a message: `messages[1].content`."""
+        return "messages", index, "content"
 
     def turns(self, oracle: Tokenization, row: Row) -> list[Turn]:
         """Return the turns of the messages, as mistral-common's finetuning validation takes them.

@@ -18,10 +18,15 @@ from pytest_mistral_lora.places import NOWHERE, Place
 
 def record_kind(data: Any) -> RecordKind:
     """Return the kind of a record; a conversation if no kind is shown, so that its check names the fault."""
+    return shown_kind(data) or CONVERSATION
+
+
+def shown_kind(data: Any) -> RecordKind | None:
+    """Return the kind that a record shows by its keys; None for a conversation, and for a record that shows none."""
     # messages come first: most records have them, and their other keys are the user's own
-    if isinstance(data, Mapping) and data.get("messages") is None:
-        return next((kind for kind in KINDS.values() if kind.claims(data)), CONVERSATION)
-    return CONVERSATION
+    if not isinstance(data, Mapping) or data.get("messages") is not None:
+        return None
+    return next((kind for kind in KINDS.values() if kind is not CONVERSATION and kind.claims(data)), None)
 
 
 def parse_rows(data: Any, *, place: Place = NOWHERE) -> tuple[Row, ...]:
@@ -38,9 +43,14 @@ def prompt_kind(data: Mapping[str, Any]) -> RecordKind | None:
     return next((kind for kind in KINDS.values() if kind.claims_prompt(data)), None)
 
 
+def kind_of_side(side: str) -> RecordKind:
+    """Return the kind that has a side of a name."""
+    return next(kind for kind in KINDS.values() if side in kind.sides)
+
+
 def as_side(row: Row, side: str) -> Row:
     """Return a row as a side of a record: of the kind that has a side of that name."""
-    return replace(row, side=side, kind=next(kind for kind in KINDS.values() if side in kind.sides))
+    return replace(row, side=side, kind=kind_of_side(side))
 
 
 def trained_row(rows: tuple[Row, ...]) -> Row:

@@ -200,6 +200,8 @@ def spans_of(
         start = end = len(ids)
         last: SpanKind | None = None
         for text, tokens in parts:
+            if not tokens:
+                continue  # an empty text of a kind without turns
             is_eos = tokens == eos
             # A part is one control token or has none, so the first token of a part decides.
             in_tool_call = tokens[0] == tool_calls_id or (in_tool_call and not is_eos)

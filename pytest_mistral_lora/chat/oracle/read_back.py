@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_mistral_lora.chat.chunks.thinking import THINKING
+from pytest_mistral_lora.chat.chunks.registry import chunk_types
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import check_tools
 from pytest_mistral_lora.chat.kinds.registry import KINDS
@@ -50,9 +50,9 @@ OPENING = frozenset(_BLOCKS)
 
 _ASKING, _ASKED = "[INST] ", " [/INST]"
 """The markers of a version that spells them, with the spaces that belong to them."""
-_EMPTY = "the answer is empty: nothing but </s>"
+EMPTY_ANSWER = "the answer is empty: nothing but </s>"
 _MOST_CUTS = 512
-"""Most places to try as the end of thinking that is not closed."""
+"""Most places to try as the end of a chunk that is not closed."""
 
 
 class UnreadableIdsError(MistralLoraError):
@@ -137,6 +137,7 @@ class _IdsReader:
         self._parts = list(_parts_of(ids, oracle))
         self._at = next((n for n, part in enumerate(self._parts) if part.ids[0] != oracle.bos_id), len(self._parts))
         self._starts_with_bos = self._at > 0
+        self._marked = {kind.literals[0]: kind for kind in chunk_types().values() if kind.is_written_by(self._facts)}
         self._messages: list[dict[str, Any]] = []
         self._tools: list[Any] | None = None
         self._settings: dict[str, Any] = {}
@@ -154,7 +155,7 @@ class _IdsReader:
         is_answered = bool(self._answers) and self._messages[-1]["role"] == "assistant"
         unanswered = self._unanswered if is_answered else self._empty_answer
         if unanswered is not None:
-            raise UnreadableIdsError(unanswered, _EMPTY, "the text of an answer")
+            raise UnreadableIdsError(unanswered, EMPTY_ANSWER, "the text of an answer")
         if not self._messages or self._messages[-1]["role"] != "assistant":
             ended = f"the ids end after a turn of {self._messages[-1]['role']}" if self._messages else "no turn"
             raise UnreadableIdsError(len(self._ids), ended, "an answer of the assistant")
@@ -363,32 +364,32 @@ class _IdsReader:
         return self._parts[start : self._at]
 
     def _content(self, inside: list[_Part]) -> Any:
-        """Return the content of a message: a text, or chunks if a part of it is thinking."""
-        if not (self._facts.thinking and any(part.marker == THINKING.opens for part in inside)):
+        """Return the content of a message: a text, or chunks if a part of it has markers of its type."""
+        if not any(part.marker in self._marked for part in inside):
             return self._text(inside)
         chunks: list[dict[str, Any]] = []
         at = 0
         while at < len(inside):
-            thinks = inside[at].marker == THINKING.opens
-            at += thinks
-            ends = (THINKING.opens, THINKING.closes) if thinks else (THINKING.opens,)
+            kind = self._marked.get(inside[at].marker)
+            at += kind is not None
+            ends = {*self._marked, *(kind.literals if kind is not None else ())}
             end = next((n for n in range(at, len(inside)) if inside[n].marker in ends), len(inside))
             run = inside[at:end]
             at = end
-            if not thinks:
+            if kind is None:
                 chunks.append({"type": "text", "text": self._text(run)})
-            elif end < len(inside) and inside[end].marker == THINKING.closes:
-                chunks.append(THINKING.chunk(self._text(run)))
+            elif end < len(inside) and inside[end].marker == kind.literals[-1]:
+                chunks.append(kind.from_ids(self._text(run), closed=True))
                 at += 1
             else:
-                thought, text = self._cut_thought(run)
-                chunks.append(THINKING.chunk(thought, closed=False))
+                opened, text = self._cut_open(run)
+                chunks.append(kind.from_ids(opened, closed=False))
                 if text:
                     chunks.append({"type": "text", "text": text})
         return chunks
 
-    def _cut_thought(self, run: list[_Part]) -> tuple[str, str]:
-        """Return thinking that is not closed, and the text behind it: two texts, with no token between them."""
+    def _cut_open(self, run: list[_Part]) -> tuple[str, str]:
+        """Return a chunk that is not closed, and the text behind it: two texts, with no token between them."""
         whole = self._text(run)
         if len(run) != 1:
             return whole, ""
@@ -399,9 +400,9 @@ class _IdsReader:
         # up to the word that holds the cut, the whole is encoded like its parts
         same = next((n for n, pair in enumerate(zip(encoded, ids, strict=False)) if pair[0] != pair[1]), len(ids))
         for cut in range(max(1, same - 4), min(len(ids), same + _MOST_CUTS)):
-            thought, text = self._oracle.decode(ids[:cut]), self._oracle.decode(ids[cut:])
-            if self._oracle.encode_text(thought) + self._oracle.encode_text(text) == ids:
-                return thought, text
+            opened, text = self._oracle.decode(ids[:cut]), self._oracle.decode(ids[cut:])
+            if self._oracle.encode_text(opened) + self._oracle.encode_text(text) == ids:
+                return opened, text
         return whole, ""
 
     def _text(self, inside: Sequence[_Part]) -> str:

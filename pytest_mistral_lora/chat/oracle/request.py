@@ -37,7 +37,7 @@ class RowFeatures:
             builder: mistral-common's `ModelSettingsBuilder` of the file, or None.
         """
         # a file of an older version may have the two markers, and its encoder does not use them
-        thinking = facts.thinking and {THINKING.opens, THINKING.closes} <= {*literals}
+        thinking = THINKING.is_written_by(facts) and {*THINKING.literals} <= {*literals}
         # an older mistral-common does not have all fields of a builder
         effort = getattr(builder, "reasoning_effort", None)
         efforts = () if effort is None else tuple(str(value) for value in effort.values)

@@ -35,7 +35,7 @@ OF_CONVERSATIONS = (
     "answers-are-read-back",
     "decoding-allows-answers",
 )
-"""Cases about turns, which fill-in-the-middle rows do not have."""
+"""Cases about turns, which rows of other kinds do not have."""
 
 OF_KEPT_ROWS = ("split-has-rows", "no-duplicates", "no-leakage", "no-near-leakage", "statistics")
 """Cases about rows that are trained on or held out; the other cases also judge dropped rows."""

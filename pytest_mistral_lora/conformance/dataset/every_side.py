@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pytest_mistral_lora.chat.diff import equal_beginning
-from pytest_mistral_lora.chat.kinds.preference import UNWANTED, WANTED
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.dataset.file_signs import is_refusal
 from pytest_mistral_lora.conformance.dataset.whole_file_sign import FEWEST, WholeFileSign
@@ -121,9 +120,13 @@ class Ratings:
 
     def note(self, record: JudgedRecord) -> None:
         """Add a rated answer."""
-        side = record.rows[0].side
-        self.wanted += side == WANTED
-        self.unwanted += side == UNWANTED
+        row = record.rows[0]
+        if not row.kind.sides or len(record.rows) > 1:
+            return
+        if row.kind.counts_as_wanted(row):
+            self.wanted += 1
+        else:
+            self.unwanted += 1
 
     def extend(self, other: Ratings) -> None:
         """Add other answers."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Literal
 
-from pytest_mistral_lora.chat.rows import text_of
+from pytest_mistral_lora.chat.rows import has_more_than_text, text_of
 from pytest_mistral_lora.conformance.dataset.whole_file_sign import FEWEST, WholeFileSign
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.row_pass import JudgedRecord
@@ -71,10 +71,11 @@ class EdgesOfTexts:
         """Add the texts of a record; its prompt once."""
         for index, row in enumerate(record.rows):
             for message in (row.kind.answer_part(row) if index else row).messages:
-                text, role = message.get("content"), message["role"]
-                # a thought, which stands in a chunk, ends with a line break of its own
-                if role not in _ROLES or not isinstance(text, str):
+                content, role = message.get("content"), message["role"]
+                # a thought ends with a line break of its own
+                if role not in _ROLES or has_more_than_text(content):
                     continue
+                text = text_of(content)
                 before, behind = self._edge(role, "in front of"), self._edge(role, "behind")
                 if (before.is_bare and behind.is_bare) or not (inner := text.strip(_WHITE)):
                     continue

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from pytest_mistral_lora.chat.chunks.registry import chunk_types, types_in
 from pytest_mistral_lora.conformance.dataset.texts import main_script
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.row_pass import JudgedFiles, JudgedRecord, ObserverStates
@@ -48,8 +49,9 @@ class Figures:
             "rows_with_system_prompt": int("system" in roles),
             "rows_with_tools": int(bool(whole.tools) or any("tool_calls" in message for message in whole.messages)),
         }
-        if kind.count:
-            figures[kind.count] = 1
+        types = types_in(message.get("content") for message in whole.messages)
+        of_kinds = (kind.count, *(chunk_types()[name].count for name in types))
+        figures |= {name: 1 for name in of_kinds if name}
         self.counts.update({(record.file, name): figure for name, figure in figures.items()})
 
     def extend(self, other: Figures) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pytest_mistral_lora.chat.kinds.fim import FIM
 from pytest_mistral_lora.chat.kinds.registry import KINDS
+from pytest_mistral_lora.chat.rows import RecordKind, imported
 from pytest_mistral_lora.conformance.dataset.file_signs import (
     ANSWER_UNITS,
     ANSWERS,
@@ -21,12 +21,6 @@ from pytest_mistral_lora.conformance.dataset.file_signs import (
     OF_A_PROGRAM,
     ROWS,
     FileSigns,
-)
-from pytest_mistral_lora.conformance.dataset.fim import (
-    FIM_MARKERS,
-    NO_SUFFIX,
-    PROMPT_REPEATED,
-    SUFFIX_REPEATED,
 )
 from pytest_mistral_lora.conformance.dataset.sign_count import SignCount, SignExample
 from pytest_mistral_lora.conformance.finding import Finding
@@ -97,9 +91,6 @@ _SIGNS = (
     # a few rows that spell a control token are notes of ML612; the oracle shows that they are letters
     FileFault("rendered", "ML639", "a control token at an end of a text", None, Bound(10, 0.1)),
     FileFault("missing_value", "ML643", "a word for a missing value as a text", Bound(1, 0)),
-    FileFault(SUFFIX_REPEATED, "ML671", "the beginning of the suffix in the completion", Bound(1, 0)),
-    FileFault(PROMPT_REPEATED, "ML672", "the prompt in the completion", Bound(1, 0)),
-    FileFault(FIM_MARKERS, "ML673", "a fill-in-the-middle marker of another family", Bound(1, 0)),
 )
 """Faults of rows that each show a sign of it."""
 
@@ -111,11 +102,17 @@ _CUT = FileFault("answers_cut", "ML645", "an answer cut at one length", Bound(5,
 _PROMPT = FileFault("system_prompt_lost", "ML646", "no system prompt", Bound(20, 0.25))
 _CALLS = FileFault("calls_mixed", "ML647", "a call in another form than the others'", Bound(1, 0))
 
-# a file may have gaps at the end of its texts, but not all of them
-_SUFFIX = FileFault(NO_SUFFIX, "ML674", "an empty suffix", Bound(20, 0.95))
 
-FILE_FAULTS = (*_SIGNS, _NONE, _SAME, _SAME_SHORT, _CUT, _PROMPT, _CALLS, _SUFFIX)
-"""Every fault."""
+def file_faults() -> tuple[FileFault, ...]:
+    """Return every fault: those of any texts, and those that only one kind of rows can have."""
+    of_kinds = (fault for kind in KINDS.values() for fault in _faults_of_kind(kind))
+    return (*_SIGNS, _NONE, _SAME, _SAME_SHORT, _CUT, _PROMPT, _CALLS, *of_kinds)
+
+
+def _faults_of_kind(kind: RecordKind) -> tuple[FileFault, ...]:
+    faults: tuple[FileFault, ...] = imported(kind.file_faults) if kind.file_faults else ()
+    return faults
+
 
 _SPIKE = 5
 """By what factor more answers are cut at one length than are longer, end there by chance, or end a little below it."""
@@ -213,7 +210,7 @@ def faulty_rows(state: FileSigns, files: JudgedFiles) -> Iterator[FaultyRows]:
             *_cut_answers(state, index),
             *_lost_prompts(state, index),
             *_mixed_calls(state, index),
-            *_lost_suffixes(state, index),
+            *_faults_of_kinds(state, index),
         ]
         yield from (faulty for faulty in found if faulty.count.rows)
 
@@ -293,9 +290,11 @@ def _lost_prompts(state: FileSigns, file: int) -> Iterator[FaultyRows]:
         yield FaultyRows(_PROMPT, without, rows, ", which is the same in all other rows,")
 
 
-def _lost_suffixes(state: FileSigns, file: int) -> Iterator[FaultyRows]:
-    """Yield the fill-in-the-middle rows without a suffix."""
-    yield FaultyRows(_SUFFIX, state.signs.get((file, NO_SUFFIX), SignCount()), state.counts[file, FIM.count])
+def _faults_of_kinds(state: FileSigns, file: int) -> Iterator[FaultyRows]:
+    """Yield the rows of each kind with the signs that it alone has, counted among its rows."""
+    for kind in KINDS.values():
+        for fault in _faults_of_kind(kind):
+            yield FaultyRows(fault, state.signs.get((file, fault.name), SignCount()), state.counts[file, kind.count])
 
 
 def _mixed_calls(state: FileSigns, file: int) -> Iterator[FaultyRows]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, imported, text_of, weight_of
 from pytest_mistral_lora.conformance.dataset.row_texts import (
-    ANSWERING,
     ENCODINGS,
     FORMATS,
     HTML,
@@ -184,7 +183,8 @@ class FileSigns:
         judged = row.kind.wanted_part(row)
         for name, shown in _signs(judged) if row.kind.is_chat else _signs_of_kind(row):
             self.signs.setdefault((file, name), SignCount()).add(at, shown, record.place)
-        answers = (message for message in judged.messages if message["role"] in ANSWERING and weight_of(message))
+        roles = row.kind.answer_roles
+        answers = (message for message in judged.messages if message["role"] in roles and weight_of(message))
         self.counts[file, ANSWERS] += sum(bool(text_of(message.get("content"))) for message in answers)
         if not row.kind.is_chat:
             # such as a completion, which ends within a sentence: only equal ones tell something
@@ -241,7 +241,7 @@ def _signs_of_kind(row: Row) -> Iterator[tuple[str, str]]:
     seen: dict[str, str] = dict(imported(row.kind.signs)(row)) if row.kind.signs else {}
     for said in texts_of(row):
         # a completion repeats the code around it
-        alone = RowText(0, said.role, said.text, [said.text], -1)
+        alone = RowText(0, said.role, said.text, said.is_answer, [said.text], -1)
         for name, shown in _signs_of_text(alone):
             if name in _OF_ANY_TEXT:
                 seen.setdefault(name, f"{row.content_field(said.index)}: {shown}")

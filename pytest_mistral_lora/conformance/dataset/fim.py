@@ -6,14 +6,16 @@ import re
 from collections.abc import Iterator
 
 from pytest_mistral_lora.chat.kinds.fim import FIM_ROLES, FimRow
+from pytest_mistral_lora.conformance.dataset.file_faults import Bound, FileFault
 
-SUFFIX_REPEATED, PROMPT_REPEATED, FIM_MARKERS, NO_SUFFIX = (
-    "suffix_repeated",
-    "prompt_repeated",
-    "fim_markers",
-    "no_suffix",
-)
-"""Signs of rows."""
+_SUFFIX_REPEATED = FileFault("suffix_repeated", "ML671", "the beginning of the suffix in the completion", Bound(1, 0))
+_PROMPT_REPEATED = FileFault("prompt_repeated", "ML672", "the prompt in the completion", Bound(1, 0))
+_FIM_MARKERS = FileFault("fim_markers", "ML673", "a fill-in-the-middle marker of another family", Bound(1, 0))
+# a file may have gaps at the end of its texts, but not all of them
+_NO_SUFFIX = FileFault("no_suffix", "ML674", "an empty suffix", Bound(20, 0.95))
+
+FIM_FAULTS = (_SUFFIX_REPEATED, _PROMPT_REPEATED, _FIM_MARKERS, _NO_SUFFIX)
+"""Faults of files with such rows."""
 
 _LEAST_OVERLAP, _LEAST_WORDS = 40, 4
 """Characters, and different words among them, that two neighbouring texts do not share by chance."""
@@ -30,15 +32,15 @@ _MARKER = re.compile(
 def fim_signs(row: FimRow) -> Iterator[tuple[str, str]]:
     """Yield the name of each sign of a row, and the letters that show it."""
     if shared := _overlap(row.completion, row.suffix):
-        yield SUFFIX_REPEATED, f"completion: ends with {shared[:60]!r}"
+        yield _SUFFIX_REPEATED.name, f"completion: ends with {shared[:60]!r}"
     if shared := _whole_prompt(row):
-        yield PROMPT_REPEATED, f"completion: begins with {shared[:60]!r}"
+        yield _PROMPT_REPEATED.name, f"completion: begins with {shared[:60]!r}"
     for role in FIM_ROLES:
         if "<" in getattr(row, role) and (found := _MARKER.search(getattr(row, role))):
-            yield FIM_MARKERS, f"{role}: {found[0].strip()!r}"
+            yield _FIM_MARKERS.name, f"{role}: {found[0].strip()!r}"
             break
     if not row.suffix:
-        yield NO_SUFFIX, ""
+        yield _NO_SUFFIX.name, ""
 
 
 def _whole_prompt(row: FimRow) -> str:

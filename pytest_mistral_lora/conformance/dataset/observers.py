@@ -113,7 +113,8 @@ class RowRules:
             of_prompt = text_findings(row.kind.wanted_part(row), layout)
             texts += [finding for finding in of_prompt if finding.rule in LEGITIMATE_IF_UNWANTED]
         for finding in texts:
-            if origin == "written" or finding.rule not in LOST_IN_IDS:
+            # the first label tells where a completion begins, so that an empty one is no turn that is missing
+            if origin == "written" or not row.kind.is_chat or finding.rule not in LOST_IN_IDS:
                 self.note(found, finding, row)
         answers: JudgedAnswers | None = None
         if row.kind.is_chat and row.kind.counts_as_wanted(row):
@@ -172,7 +173,8 @@ def _digests(encoded: EncodedRow) -> tuple[list[bytes], bytes]:
     """Return a digest of the ids before each turn that is trained on, and one of the whole row with its labels."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     turns = (next(spans) for _, spans in itertools.groupby(encoded.spans, key=lambda span: span.turn))
-    starts = [first.start for first in turns if first.supervised]
+    # in front of the first turn there is no prompt, such as before the text of a record without turns
+    starts = [first.start for first in turns if first.supervised and first.turn != 0]
     # one growing digest: hashing each prompt from its beginning would be quadratic in the turns
     prompts = []
     end = 0

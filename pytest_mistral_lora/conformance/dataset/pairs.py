@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.kinds.preference import AnswerLengths, longer_side
 from pytest_mistral_lora.chat.kinds.registry import KINDS
-from pytest_mistral_lora.chat.rows import Row, has_more_than_text, text_of
+from pytest_mistral_lora.chat.rows import Row, beyond_text, has_more_than_text, text_of
 from pytest_mistral_lora.conformance.dataset.lengths import spread
 from pytest_mistral_lora.conformance.dataset.whole_file_sign import FileStates, WholeFileSign
 from pytest_mistral_lora.conformance.finding import Finding
@@ -73,7 +73,7 @@ _GAP = re.compile(r"(?<=\S)\s+")
 
 
 def _without_white_space(row: Row) -> list[tuple[list[str], Any, Any]]:
-    """Return the lines of each message of a side, without white space that means nothing; its thinking; its calls.
+    """Return the lines of each message of a side, without white space that means nothing; other chunks; its calls.
 
     The id of a call is made up, and tells no answer from another.
     """
@@ -81,8 +81,7 @@ def _without_white_space(row: Row) -> list[tuple[list[str], Any, Any]]:
     for message in row.kind.answer_part(row).messages:
         content = message.get("content")
         lines = [_GAP.sub(" ", line.rstrip()) for line in text_of(content).strip().splitlines() if line.strip()]
-        thoughts = [] if isinstance(content, str | None) else [chunk.get("thinking") for chunk in content]
-        found.append((lines, thoughts, [call["function"] for call in message.get("tool_calls") or ()]))
+        found.append((lines, beyond_text(content), [call["function"] for call in message.get("tool_calls") or ()]))
     return found
 
 

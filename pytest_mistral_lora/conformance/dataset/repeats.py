@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pytest_mistral_lora.chat.encoded import ANSWERS
 from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.chat.rows import Row, compact_json, text_of
 from pytest_mistral_lora.conformance.bounded_findings import BoundedFindings
@@ -77,13 +76,14 @@ def row_sketch(row: Row) -> bytes:
     asked_words: list[str] = []
     answered: list[str] = []
     fixed: list[str] = []
+    answering = row.kind.answer_roles
     for message in row.messages:
         if message["role"] == "system":
             continue
         calls = [call["function"] for call in message.get("tool_calls") or ()]
         text = text_of(message.get("content")) + (compact_json(calls) if calls else "")
         folded = (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
-        (answered if message["role"] in ANSWERS else asked_words).extend(_WORD.findall(folded))
+        (answered if message["role"] in answering else asked_words).extend(_WORD.findall(folded))
         fixed += [message["role"], *_NUMBER.findall(folded)]
     if max(len(asked_words), len(answered)) < _FEW_WORDS:
         fixed.append(row.to_jsonl())  # too short to be near: "Hello" under another system prompt is another row

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pytest_mistral_lora.chat.chunks.registry import chunk_types
 from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -163,7 +164,7 @@ def report(
             reason = "no row can be judged" if case not in OF_KEPT_ROWS else "no row is left"
             results[case] = replace(result, not_checked=f"{reason}: see the check `rows-are-valid`")
     if judged and not conversations:
-        reason = "no row is a conversation: all are fill-in-the-middle"
+        reason = f"no row is a conversation: each is {' or '.join(sorted(found.other_kinds))}"
         results |= {case: Result(not_checked=reason) for case in OF_CONVERSATIONS if not results[case].findings}
     return results
 
@@ -197,7 +198,8 @@ def _statistics(found: DatasetPass, files: Sequence[DataFile], plan: ScanPlan) -
     ranked = sorted(figures.named.items(), key=lambda item: (-item[1], item[0]))
     of_records = ("refused", "dropped")
     of_kinds = (kind.count for kind in KINDS.values() if kind.count)
-    names = ("messages", *of_kinds, "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
+    of_chunks = (kind.count for kind in chunk_types().values() if kind.count)
+    names = ("messages", *of_kinds, "assistant_turns", "rows_with_system_prompt", "rows_with_tools", *of_chunks)
     of_cuts: list[dict[str, int]] = cuts(lengths.tokens, plan.policy.max_length)
     if sides.alike:
         # of the pairs that differ, those that a cut makes equal

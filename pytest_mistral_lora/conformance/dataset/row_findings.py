@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
 from pytest_mistral_lora.chat.reading import read_line
 from pytest_mistral_lora.chat.reading.chunks import Chunk
-from pytest_mistral_lora.chat.rows import Row, imported, text_of, weight_of
+from pytest_mistral_lora.chat.rows import Row, beyond_text, imported, text_of, weight_of
 from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object, forbidden_values
 from pytest_mistral_lora.conformance.dataset.file_signs import repairs_decoding
 from pytest_mistral_lora.conformance.dataset.row_texts import LOST_LETTERS, MISSING_VALUES, RowText, texts_of
@@ -162,7 +162,9 @@ _DAMAGED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd]")
 
 def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
     """Yield suspicious texts of a row: joined turns, empty answers, damaged characters, odd tool calls."""
-    groups = [(group, "assistant") for group in row.assistant_groups() if len(group) > 1]
+    # the messages of a row of another kind are no turns
+    answers = row.assistant_groups() if row.kind.is_chat else ()
+    groups = [(group, "assistant") for group in answers if len(group) > 1]
     pairs = itertools.pairwise(enumerate(row.messages))
     groups += [([n, n + 1], "user") for (n, a), (_, b) in pairs if a["role"] == b["role"] == "user"]
     for group, role in groups:
@@ -232,8 +234,7 @@ def _damaged_characters(row: Row) -> Iterator[str]:
     rest = row.to_json()
     for message in rest["messages"]:
         if message["role"] != "tool":
-            chunks = [] if isinstance(message.get("content"), str | None) else message["content"]
-            message["content"] = [chunk for chunk in chunks if not chunk.get("text")]
+            message["content"] = beyond_text(message.get("content"))
     for text in _strings(rest):
         yield from _DAMAGED.findall(_COLOUR.sub("", text))
     for said in texts_of(row):

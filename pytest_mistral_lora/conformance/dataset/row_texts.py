@@ -117,9 +117,6 @@ def is_log_or_source(text: str) -> bool:
     return _LOGS.search(text) is not None or _SOURCE.search(text) is not None
 
 
-ANSWERING = ("assistant", "completion")
-"""The roles of texts that have a loss; the second is that of a fill-in-the-middle row."""
-
 _NEAR = 20
 """Texts at the beginning of a conversation, and before a message, that can ask for what the message has."""
 
@@ -132,18 +129,15 @@ class RowText:
         index: The number of its message.
         role: The role of its message, which is no tool.
         text: The text.
+        is_answer: Whether the model learns to write it.
     """
 
     index: int
     role: str
     text: str
+    is_answer: bool
     _texts: Sequence[str]
     _answer: int
-
-    @property
-    def is_answer(self) -> bool:
-        """Whether the model learns to write it."""
-        return self.role in ANSWERING
 
     @property
     def is_first(self) -> bool:
@@ -176,13 +170,13 @@ class RowText:
 def texts_of(row: Row) -> Iterator[RowText]:
     """Yield the texts of a row that are not empty; the results of tools are the tools' own."""
     texts = [text_of(message.get("content")) for message in row.messages]
-    roles = [message["role"] for message in row.messages]
+    roles, answering = [message["role"] for message in row.messages], row.kind.answer_roles
     answer, answers = -1, [-1] * len(roles)
     for index in reversed(range(len(roles))):
-        if roles[index] == "assistant":
+        if roles[index] in answering:
             answer = index
         else:
             answers[index] = answer
     for index, (role, text) in enumerate(zip(roles, texts, strict=True)):
         if role != "tool" and text:
-            yield RowText(index, role, text, texts, answers[index])
+            yield RowText(index, role, text, role in answering, texts, answers[index])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,10 +100,12 @@ class DatasetPass(RowPass):
     Attributes:
         lengths: The lengths of rows before the policies.
         deviations: The named deviations of the chat template.
+        other_kinds: The judged records that are no conversations, by their kind in words.
     """
 
     lengths: Lengths = field(default_factory=Lengths)
     deviations: Deviations = field(default_factory=Deviations)
+    other_kinds: Counter[str] = field(default_factory=Counter)
 
     def extend(self, other: RowPass) -> None:
         """Add the rows, counts and findings of another part of the files."""
@@ -110,6 +113,7 @@ class DatasetPass(RowPass):
         if isinstance(other, DatasetPass):
             self.lengths.extend(other.lengths)
             self.deviations.extend(other.deviations)
+            self.other_kinds.update(other.other_kinds)
 
 
 class RowJudge:
@@ -200,7 +204,11 @@ class RowJudge:
             part.counts[chunk.file, "refused"] += 1
             return
         part.counts[chunk.file, "judged"] += 1
-        part.counts[chunk.file, "conversations"] += record.rows[0].kind.is_chat
+        kind = record.rows[0].kind
+        if kind.is_chat:
+            part.counts[chunk.file, "conversations"] += 1
+        else:
+            part.other_kinds[kind.row_title] += 1
         if len(kept) < len(record.rows):
             part.counts[chunk.file, "dropped"] += 1
             return

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from pytest_mistral_lora.chat.rows import Row, text_of
+from pytest_mistral_lora.chat.rows import Row, beyond_text, text_of
 from pytest_mistral_lora.conformance.bounded_findings import BoundedFindings
 from pytest_mistral_lora.conformance.dataset.row_texts import (
     ESCAPES,
@@ -162,7 +162,7 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
         # escapes, markers and tags are at home in code
         return
     for said in _prose(row):
-        text, place = said.text, row.place / "messages" / said.index / "content"
+        text, place = said.text, row.content_place(said.index)
         if not text.isascii():
             seen.setdefault("rows_with_letters_beyond_ascii", None)
         if "\n" in text:
@@ -186,8 +186,8 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
             rule = "ML630" if thinks else "ML631"
             seen[rule] = Finding(rule, f"a thought is written as {thought}", place, expected)
     for index, role in _roles_in_letters(row):
-        place = row.place / "messages" / index / "content"
-        seen.setdefault("ML628", Finding("ML628", f"the text is marked up with {role}", place))
+        marked = Finding("ML628", f"the text is marked up with {role}", row.content_place(index))
+        seen.setdefault("ML628", marked)
     # a row with both is no evidence for the other side
     for rule, plain in (("ML624", "rows_with_letters_beyond_ascii"), ("ML626", "rows_with_newlines")):
         if rule in seen:
@@ -371,8 +371,7 @@ def spelled_tokens(row: Row, literals: re.Pattern[str]) -> list[str]:
     for message in rest["messages"]:
         if message["role"] != "tool":
             # thoughts have no request of their own
-            chunks = [] if isinstance(message.get("content"), str | None) else message["content"]
-            message["content"] = [chunk for chunk in chunks if not chunk.get("text")]
+            message["content"] = beyond_text(message.get("content"))
     # a tool may return a page, or get one
     found = literals.findall(STRUCK.sub(" ", json.dumps(rest, ensure_ascii=False)))
     for said in texts_of(row):

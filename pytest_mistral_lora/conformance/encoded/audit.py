@@ -349,8 +349,8 @@ class Audit:
             reasons = dict.fromkeys(_OF_ROWS, _IMAGES_ALONE if has_images else NOTHING_JUDGED)
         elif not self.source.is_known:
             reasons = {"rows-complete": "no rows are given to compare with: mistral-lora audit --dataset ROWS"}
-        if figures.gaps and not figures.conversations:
-            reason = "no sound row is a conversation: they are fill-in-the-middle"
+        if figures.other_kinds and not figures.conversations:
+            reason = f"no sound row is a conversation: each is {' or '.join(sorted(figures.other_kinds))}"
             reasons |= dict.fromkeys(("answers", "decoding"), reason)
         if figures.is_scored_whole and not figures.has_labels:
             reasons.setdefault("labels", SCORED_WHOLE)
@@ -361,7 +361,7 @@ class Audit:
         for case, reason in unjudged.items():
             if reason:
                 reasons.setdefault(case, reason)
-        if not self._judges_texts or not (figures.conversations or figures.gaps):
+        if not self._judges_texts or not (figures.conversations or figures.other_kinds):
             reasons = dict.fromkeys(OF_CHAT_ROWS, _NO_ROW) | reasons
         if self.states.total() == self.counts["ML501"]:
             reasons = dict.fromkeys(CASES, "no line of the file can be read: see the check `file`") | reasons

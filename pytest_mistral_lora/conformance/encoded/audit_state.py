@@ -27,8 +27,8 @@ class LineFigures:
         read_back: Lines without messages, whose conversations are read back from their ids.
         without_labels: Answers of these lines without a label, which are read as answers of weight 0.
         images: Lines without messages whose ids have an image, which mistral-common encodes from its pixels alone.
-        gaps: Fill-in-the-middle rows.
         conversations: Conversations that the rules on rows have seen.
+        other_kinds: Rows of other kinds that they have seen, by the kind in words.
         has_labels: Whether a row has labels.
         is_scored_whole: Whether a row has none by its kind.
         asks: Whether a row is a prompt of an evaluation, whose answer is not trained on.
@@ -42,8 +42,8 @@ class LineFigures:
     read_back: int = 0
     without_labels: int = 0
     images: int = 0
-    gaps: int = 0
     conversations: int = 0
+    other_kinds: Counter[str] = field(default_factory=Counter)
     has_labels: bool = False
     is_scored_whole: bool = False
     asks: bool = False

@@ -40,11 +40,17 @@ UNREAD = ("ML560", "ML524", "ML532", "ML507")
 """Rules of ids that cannot be read back."""
 BY_IDS: Mapping[str, str] = {
     "ML613": "the ids show whether a text became a control token: ML523, and else ML612",
-    "ML655": "the ids of both answers are compared: two calls with other ids are two answers",
     "ML656": "ids of an answer without a text are ML567",
     "ML659": "the lengths of the ids are compared: ML569",
 }
 """Rules of chat rows that encoded rows are judged by in their ids alone, each with what is judged."""
+_SHOWN_BY_IDS: Mapping[str, frozenset[str]] = {
+    # the text did become a token, not only may it
+    "ML612": frozenset(("ML523",)),
+    # the ids of both answers are equal, whole or after a cut
+    "ML655": frozenset(("ML655", "ML568")),
+}
+"""Rules of chat rows, each with the rules of ids that say the same of one row."""
 MOST_ERRORS = 1000
 """Most unreadable lines to name; more are only counted."""
 
@@ -369,9 +375,10 @@ class LineJudge:
         if origin == "written" or comparison.ids == whole:
             given = GivenIds(comparison.ids, comparison.labels)
             observed = self._observe(line, expected, origin, given, is_exact=not of_tokens, new=new)
-            if any(finding.rule == "ML523" for finding in of_tokens):
-                # the text did become a token: that it may is no second finding
-                observed = [finding for finding in observed if finding.rule != "ML612"]
+            # what the ids show already is no second finding of their messages
+            shown = {finding.rule for finding in findings}
+            known = {rule for rule, by_ids in _SHOWN_BY_IDS.items() if shown & by_ids}
+            observed = [finding for finding in observed if finding.rule not in known]
             is_wrong |= any(finding.severity == "error" for finding in observed)
             findings += observed
         return LineVerdict(line.index, line.place, "wrong" if is_wrong else "sound", tuple(findings))
@@ -405,8 +412,10 @@ class LineJudge:
             # one that cannot be read back, or no conversation on a side of a pair
             if not row.messages or (line.side is not None and not row.kind.is_chat):
                 continue
-            self._state.figures.gaps += not row.kind.is_chat
-            self._state.figures.conversations += row.kind.is_chat
+            if row.kind.is_chat:
+                self._state.figures.conversations += 1
+            else:
+                self._state.figures.other_kinds[row.kind.row_title] += 1
             seen.look_at(file, line.place.row)
             caught: list[Finding] = []
             seen.findings.caught = caught

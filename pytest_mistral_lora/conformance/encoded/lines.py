@@ -294,11 +294,8 @@ class _RecordReader:
     def _rows(self, data: Mapping[str, Any]) -> tuple[Row, ...]:
         """Return the conversations of a record; empty if it has ids alone."""
         if not _has_conversations(data):
-            if data.get("messages") is not None:
-                return (parse_row(data, place=self.place),)
-            kind = record_kind(data)
-            if not kind.is_chat:
-                return kind.parse(data, self.place)
+            if data.get("messages") is not None or not record_kind(data).is_chat:
+                return _single_rows(data, self.place)
             if self.has_source and _packs(data):
                 raise RowError(
                     'no "messages", and the sequence is packed: it does not tell which rows of the dataset it holds',
@@ -316,8 +313,8 @@ class _RecordReader:
             raise RowError(shown, place=place, expected="a list of lists of messages")
         # a conversation with its own tools is an object; one with the line's tools is a list of messages
         shared = {key: data[key] for key in ROW_KEYS if key in data}
-        rows = [record if isinstance(record, Mapping) else shared | {"messages": record} for record in given]
-        return tuple(parse_row(row, place=place / n) for n, row in enumerate(rows))
+        records = [record if isinstance(record, Mapping) else shared | {"messages": record} for record in given]
+        return tuple(row for n, record in enumerate(records) for row in _single_rows(record, place / n))
 
     def _ends(self, data: Mapping[str, Any], key: str) -> Ids:
         """Return the ends of the conversations of a packed sequence, from 0 on."""
@@ -336,6 +333,12 @@ class _RecordReader:
             step = "Save the labels that your collator makes, or prepare the dataset with assistant_only_loss=True."
             raise RowError(found, place=place, expected=f"a list of integers, or {MASKS[0]}", next_step=step)
         return read_integers(values, place)
+
+
+def _single_rows(record: Mapping[str, Any], place: Place) -> tuple[Row, ...]:
+    """Return the row of a record that no preference is: a conversation, or a row of a kind without turns."""
+    kind = record_kind(record)
+    return (parse_row(record, place=place),) if kind.is_chat else kind.parse(record, place)
 
 
 def _has_conversations(data: Mapping[str, Any]) -> bool:

@@ -54,7 +54,7 @@ class MarkedTexts:
                 index, marker, is_asked_for = marked
                 self.marked += 1
                 if not is_asked_for and self.first is None:
-                    self.first = _MarkedText(marker, row.place / "messages" / index / "content", row.to_jsonl())
+                    self.first = _MarkedText(marker, row.content_place(index), row.to_jsonl())
 
     def extend(self, other: MarkedTexts) -> None:
         """Add the conversations of later lines."""

@@ -11,7 +11,7 @@ from pytest_mistral_lora.chat.diff import decode_text
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.kinds.records import as_side
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
-from pytest_mistral_lora.chat.oracle.read_back import UnreadableIdsError, read_back
+from pytest_mistral_lora.chat.oracle.read_back import EMPTY_ANSWER, UnreadableIdsError, read_back
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, likely_tokens
@@ -112,12 +112,21 @@ class LineReader:
             row = read_back(stretch.ids, self._oracle, stretch.labels, place=stretch.place)
             encoded = self._oracle.encode(row)
         except UnreadableIdsError as error:
-            finding = self._of_another_tokenizer(stretch) or self._unreadable(stretch, error)
+            other = None if self._lacks_an_answer(stretch, error) else self._of_another_tokenizer(stretch)
+            finding = other or self._unreadable(stretch, error)
             raise _UnreadStretchError(finding) from error
         except OracleRejection as error:
             refused = Finding("ML507", error.found, error.place, error.expected, row=row.to_jsonl())
             raise _UnreadStretchError(self._of_another_tokenizer(stretch) or refused) from error
         return row, encoded
+
+    def _lacks_an_answer(self, stretch: LineStretch, error: UnreadableIdsError) -> bool:
+        """Return whether ids are a conversation of this tokenizer up to an answer that is empty."""
+        if error.found != EMPTY_ANSWER:
+            return False
+        # few ids may be those of a conversation of another tokenizer by chance
+        answered = (*stretch.ids[: error.token], *self._oracle.encode_text("x"), self._oracle.eos_id)
+        return _reads(answered, self._oracle)
 
     def _of_another_tokenizer(self, stretch: LineStretch) -> Finding | None:
         """Return a finding that names the shipped tokenizer whose ids they are, if there is one."""

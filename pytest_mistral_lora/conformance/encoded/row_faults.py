@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import groupby
 
 from pytest_mistral_lora.chat.diff import common_ends, decode_text, split_at_markers
-from pytest_mistral_lora.chat.encoded import ANSWERS, IGNORE_INDEX, EncodedRow, Span
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.rows import Row, imported
 from pytest_mistral_lora.checkpoint.recognition import shipped_oracle
@@ -117,7 +117,7 @@ def _content_faults(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> list[E
 def ids_of(row: Row, oracle: Oracle) -> Ids | None:
     """Return the ids of a row, or of a prompt if no answer ends it; None if the tokenizer refuses it."""
     try:
-        if row.messages[-1]["role"] not in ANSWERS:
+        if row.messages[-1]["role"] not in row.kind.answer_roles:
             # the prompt of a server, which is not a training row
             answer = {"role": "assistant", "content": "x"}
             return oracle.encode_prompt(replace(row, messages=(*row.messages, answer)))

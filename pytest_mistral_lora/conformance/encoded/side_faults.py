@@ -9,6 +9,7 @@ from statistics import fmean, median
 
 from pytest_mistral_lora.chat.diff import decode_text, equal_beginning, split_at_markers
 from pytest_mistral_lora.chat.kinds.preference import AnswerLengths, longer_side
+from pytest_mistral_lora.chat.kinds.records import kind_of_side
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
@@ -29,25 +30,25 @@ class SideLengths:
     Attributes:
         sides: Number of answers so far.
         pairs: Number of pairs so far.
-        lengths: The tokens of each answer, by whether it is wanted.
+        lengths: The tokens of each answer: of the wanted ones, and of the unwanted ones.
     """
 
     sides: int = 0
     pairs: int = 0
-    lengths: dict[bool, array[int]] = field(default_factory=lambda: {True: array("q"), False: array("q")})
+    lengths: tuple[array[int], array[int]] = field(default_factory=lambda: (array("q"), array("q")))
 
     def extend(self, other: SideLengths) -> None:
         """Add the answers of other records."""
         self.sides += other.sides
         self.pairs += other.pairs
-        for is_wanted, lengths in other.lengths.items():
-            self.lengths[is_wanted].extend(lengths)
+        for lengths, more in zip(self.lengths, other.lengths, strict=True):
+            lengths.extend(more)
 
     def file_findings(self, place: Place) -> Iterator[Finding]:
         """Yield a note if the answers of one side are much longer than those of the other."""
-        if not all(self.lengths.values()):
+        if not all(self.lengths):
             return
-        sides = [AnswerLengths(len(tokens), fmean(tokens), median(tokens)) for tokens in self.lengths.values()]
+        sides = [AnswerLengths(len(tokens), fmean(tokens), median(tokens)) for tokens in self.lengths]
         index = longer_side(*sides)
         if index is None:
             return
@@ -64,7 +65,7 @@ class SideLengths:
             return ""
         lengths = [
             f"{counted(len(lengths), name)} of {fmean(lengths):.1f} tokens in the mean"
-            for name, lengths in zip(_ANSWERS, self.lengths.values(), strict=True)
+            for name, lengths in zip(_ANSWERS, self.lengths, strict=True)
             if lengths
         ]
         return ", ".join([*([counted(self.pairs, "pair")] if self.pairs else ()), *lengths])
@@ -101,14 +102,15 @@ class SideJudge:
             yield Finding("ML567", found, line.place, "a text or a call, closed by EOS", row=row)
         if line.chosen is None or line.chosen.side is None:
             if not side.is_of_pair:
-                self.noted.lengths[side.is_wanted].append(len(answer))
+                number = kind_of_side(side.row_side).sides.index(side.row_side)
+                self.noted.lengths[number].append(len(answer))
             return
         self.noted.pairs += 1
         first = line.chosen.side
         # whole conversations begin with their prompt
         shared = 0 if side.has_labels else equal_beginning(first.answer, side.answer)
-        self.noted.lengths[True].append(len(self._without_eos(first.answer[shared:])))
-        self.noted.lengths[False].append(len(self._without_eos(side.answer[shared:])))
+        for lengths, whole in zip(self.noted.lengths, (first.answer, side.answer), strict=True):
+            lengths.append(len(self._without_eos(whole[shared:])))
         place = line.place.row
         if first.prompt != side.prompt:
             at = equal_beginning(first.prompt, side.prompt)

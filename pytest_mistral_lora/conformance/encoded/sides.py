@@ -40,7 +40,7 @@ class Side:
     Attributes:
         name: `chosen`, `rejected`, or `completion` for an answer that is judged by a label.
         column: The column of its ids.
-        is_wanted: Whether the trainer makes the answer more likely.
+        row_side: The side of its row, as its kind names it.
         prompt: The ids before the answer; empty if the record has whole conversations without labels.
         answer: The ids of the answer, its EOS included, without padding; of a whole conversation, all of its ids.
         has_labels: Whether tokens are trained on one by one; a reward model scores the conversation as a whole.
@@ -48,7 +48,7 @@ class Side:
 
     name: str
     column: str
-    is_wanted: bool
+    row_side: str
     prompt: Ids
     answer: Ids
     has_labels: bool = True
@@ -57,13 +57,6 @@ class Side:
     def is_of_pair(self) -> bool:
         """Whether the record has a chosen and a rejected answer."""
         return self.name in _PAIR
-
-    @property
-    def row_side(self) -> str:
-        """The side of its row, as its kind names it."""
-        if self.is_of_pair:
-            return self.name
-        return WANTED if self.is_wanted else UNWANTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +89,7 @@ def split_sides(data: Mapping[str, Any], place: Place) -> list[SideRecord]:
         RowError: If a column is missing, or is not a list of integers.
     """
     if not _column(data, _ALONE):
-        return [_split_side(data, name, place, is_wanted=name == "chosen") for name in _PAIR]
+        return [_split_side(data, name, place, name) for name in _PAIR]
     label = data.get("label")
     if label is None:
         expected = "true for an answer that is wanted, false for one that is not"
@@ -104,10 +97,10 @@ def split_sides(data: Mapping[str, Any], place: Place) -> list[SideRecord]:
         raise RowError("is missing", place=place / "label", expected=expected, next_step=step)
     if label not in (0, 1):
         raise RowError(f"{label!r:.80}", place=place / "label", expected="true or false")
-    return [_split_side(data, _ALONE, place, is_wanted=bool(label))]
+    return [_split_side(data, _ALONE, place, WANTED if label else UNWANTED)]
 
 
-def _split_side(data: Mapping[str, Any], name: str, place: Place, *, is_wanted: bool) -> SideRecord:
+def _split_side(data: Mapping[str, Any], name: str, place: Place, row_side: str) -> SideRecord:
     record = {key: data[key] for key in ("row", *ROW_KEYS) if key in data and key != "messages"}
     if messages := _messages(data, name):
         record["messages"] = messages
@@ -118,10 +111,10 @@ def _split_side(data: Mapping[str, Any], name: str, place: Place, *, is_wanted: 
         trained = [n for n, label in enumerate(labels[: len(ids)]) if label != IGNORE_INDEX]
         start, end = (trained[0], trained[-1] + 1) if trained else (len(ids), len(ids))
         record |= _attention(data, name, ids, place)
-        side = Side(name, column, is_wanted, _shown(ids[:start], record), ids[start:end])
+        side = Side(name, column, row_side, _shown(ids[:start], record), ids[start:end])
     elif prompt_column := _column(data, "prompt"):
         prompt = _read(data, prompt_column, place)
-        side = Side(name, column, is_wanted, prompt, ids)
+        side = Side(name, column, row_side, prompt, ids)
         labels = (IGNORE_INDEX,) * len(prompt) + _masked(data, name, ids, place)
         ids = prompt + ids
     else:
@@ -129,7 +122,7 @@ def _split_side(data: Mapping[str, Any], name: str, place: Place, *, is_wanted: 
         mask = record.get("attention_mask") or [1] * len(ids)
         # a reward model scores all tokens as a whole
         labels = tuple(token if is_shown else IGNORE_INDEX for token, is_shown in zip(ids, mask, strict=True))
-        side = Side(name, column, is_wanted, (), _shown(ids, record), has_labels=False)
+        side = Side(name, column, row_side, (), _shown(ids, record), has_labels=False)
     return SideRecord(side, record | {"input_ids": list(ids), "labels": list(labels)})
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+from pytest_mistral_lora.chat.chunks.registry import chunk_types
 from pytest_mistral_lora.chat.diff import MarkedText, diff_parts, equal_beginning
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
@@ -40,9 +41,14 @@ _USER = ("[INST]", *_SYSTEM, "")
 _LOST_TURN = "a turn is lost, joined with another, or written without it"
 _LOST = {
     "[MODEL_SETTINGS]": "the row's settings, such as `reasoning_effort`, are not written",
-    "[THINK]": "the thinking is lost, or written as text",
 }
-"""The fault of a row that lacks the part after a marker, if the marker does not open a turn."""
+"""The fault of a row that lacks the part after a marker, if the marker does not open a turn or a chunk."""
+
+
+def _lost_part(marker: str) -> str:
+    """Return the fault of a row that lacks the part after a marker."""
+    of_chunks = {kind.literals[0]: kind.lost for kind in chunk_types().values() if kind.literals}
+    return (_LOST | of_chunks).get(marker, _LOST_TURN)
 
 
 def _joined(parts: Sequence[MarkedText]) -> str:
@@ -131,7 +137,7 @@ class TextComparison:
             elif marker in ("<s>", "</s>"):
                 yield EncodingFault("ML521" if marker == "<s>" else "ML522", f"a {marker} is missing")
             else:
-                yield self._turn_fault(marker, f"is missing: {_LOST.get(marker, _LOST_TURN)}")
+                yield self._turn_fault(marker, f"is missing: {_lost_part(marker)}")
 
     def _surplus_faults(self, run: tuple[MarkedText, ...]) -> Iterator[EncodingFault]:
         for marker in _main_markers(run):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.encoded import encoded_text
 from pytest_mistral_lora.chat.fields import ROW_KEYS
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
-from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
 from pytest_mistral_lora.conformance.mask import laws, row_laws
@@ -64,7 +64,7 @@ LAWS = (
     ),
     RowLaw(
         "ML125",
-        row_laws.thinking_violation,
+        row_laws.chunk_markers_violation,
         "tools",
         fact=lambda version: version.thinking,
         needs=("thinking",),
@@ -112,7 +112,7 @@ def _smaller(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
         smaller: list[dict[str, Any]] = []
         if isinstance(content, list):
             smaller += (message | {"content": [*content[:n], *content[n + 1 :]]} for n in range(len(content)))
-            smaller += (message | {"content": chunk["text"]} for chunk in content if chunk.get("text"))
+            smaller += (message | {"content": text} for chunk in content if (text := text_of([chunk])))
         elif content:
             # halves first, for long texts; never an empty text, which an assistant's message may not have
             half = len(content) // 2

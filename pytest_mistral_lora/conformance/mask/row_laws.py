@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from pytest_mistral_lora.chat.chunks.registry import type_of
-from pytest_mistral_lora.chat.chunks.thinking import THINKING
+from pytest_mistral_lora.chat.chunks.registry import chunk_types, type_of
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
@@ -172,11 +171,10 @@ def injection_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     return ""
 
 
-def thinking_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """Each thought of the assistant begins with its marker, and ends with one unless it is left open."""
-    markers = {
-        token: name for token, name in oracle.control_tokens.items() if name in (THINKING.opens, THINKING.closes)
-    }
+def chunk_markers_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """Each chunk of the assistant stands between its markers, such as a thought, which may be left open."""
+    literals = {literal for kind in chunk_types().values() for literal in kind.literals}
+    markers = {token: name for token, name in oracle.control_tokens.items() if name in literals}
     turns = assistant_turns(encoded)
     # ML109 reports surplus and missing turns
     for group, (turn, spans) in zip(encoded_groups(row, oracle), turns.items(), strict=False):
@@ -187,7 +185,7 @@ def thinking_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
         ids = (token for span in spans for token in encoded.input_ids[span.start : span.end])
         found = [markers[token] for token in ids if token in markers]
         if found != expected:
-            return f"turn {turn} has the markers {' '.join(found) or 'none'}; its thoughts have {' '.join(expected)}"
+            return f"turn {turn} has the markers {' '.join(found) or 'none'}; its chunks have {' '.join(expected)}"
     return ""
 
 
@@ -236,7 +234,7 @@ def system_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     for message in row.messages:
         if message["role"] == "system":
             for chunk in merged_chunks([message["content"]], oracle.facts):
-                prompt = as_decoded(chunk[chunk["type"]], oracle)
+                prompt = as_decoded(type_of(chunk).text(chunk), oracle)
                 if not any(prompt in text for text in other_texts):
                     return f"the system prompt {prompt!r} is in no text of the row"
     return ""

@@ -29,10 +29,12 @@ class Fim(RecordKind):
     keys = FIM_KEYS
     order = 30
     roles = FIM_ROLES
+    answer_roles = ("completion",)
     text_law = "pytest_mistral_lora.conformance.mask.fim_law:fim_violation"
     text_rule = "ML670"
     count = "fim_rows"
     signs = "pytest_mistral_lora.conformance.dataset.fim:fim_signs"
+    file_faults = "pytest_mistral_lora.conformance.dataset.fim:FIM_FAULTS"
     id_fault = "pytest_mistral_lora.conformance.encoded.fim_faults:fim_fault"
     answer_marker = "[PREFIX]"
     row_format = "pytest_mistral_lora.formats.fill_in_the_middle:FILL_IN_THE_MIDDLE"
@@ -77,9 +79,9 @@ class Fim(RecordKind):
         """Return the index of the completion: the one text that the model writes."""
         return [[FIM_ROLES.index("completion")]]
 
-    def content_field(self, row: Row, index: int) -> str:
+    def content_part(self, row: Row, index: int) -> tuple[str | int, ...]:
         """Return the key of a text."""
-        return FIM_ROLES[index]
+        return (FIM_ROLES[index],)
 
     def answer_words(self, turn: int | None) -> str:
         """Return the one answer in words."""
