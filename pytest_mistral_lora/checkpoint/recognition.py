@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import SHIPPED, WRITES_TEMPLATES, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     MODEL_CONFIG,
@@ -230,7 +230,7 @@ def recognise_vocabulary(stored: StoredVocabulary, template: str, *, images: boo
     counts = {name: stored.counts(oracle) for name, oracle in known.items()}
     most = max(same for same, _ in counts.values())
     fits = {name: known[name] for name, (same, _) in counts.items() if same == most}
-    generated = {name: oracle.chat_template().strip("\n") for name, oracle in fits.items()}
+    generated = {name: oracle.chat_template().strip("\n") for name, oracle in fits.items() if WRITES_TEMPLATES}
     same_template = [name for name, text in generated.items() if text == template.strip("\n")]
     with_images = [name for name, text in generated.items() if _IMAGE_MARKER in text]
     chosen = [*same_template, *(with_images if images or _IMAGE_MARKER in template else ()), *fits][0]

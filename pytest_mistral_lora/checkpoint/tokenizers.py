@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
+from pytest_mistral_lora.chat.oracle import SHIPPED, WRITES_TEMPLATES, Oracle
 from pytest_mistral_lora.chat.reading import in_utf8, path_of, read_bounded, similar_path
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.isolated import ask
@@ -232,14 +232,18 @@ def _oracle_of(file: Path, files: TokenizerFiles) -> Oracle:
 
 
 def convert(oracle: Oracle) -> Any:
-    """Convert a Mistral tokenizer file to a `transformers` tokenizer with the generated chat template."""
+    """Convert a Mistral tokenizer file to a `transformers` tokenizer with the generated chat template.
+
+    It has no template under a version of mistral-common that generates none with its own ids.
+    """
+    template = oracle.chat_template() if WRITES_TEMPLATES else None
     with quick_conversion():
-        tokenizer = _converted(oracle)
-    tokenizer.chat_template = oracle.chat_template()
+        tokenizer = _converted(oracle, template)
+    tokenizer.chat_template = template
     return tokenizer
 
 
-def _converted(oracle: Oracle) -> Any:
+def _converted(oracle: Oracle, template: str | None) -> Any:
     import transformers
 
     is_version_5 = hasattr(transformers, "TokenizersBackend")
@@ -248,7 +252,7 @@ def _converted(oracle: Oracle) -> Any:
 
         # without a template, newer versions generate one, and load the whole file again for it
         takes_template = "chat_template" in inspect.signature(convert_tekken_tokenizer).parameters
-        given = {"chat_template": oracle.chat_template()} if takes_template else {}
+        given = {"chat_template": template or ""} if takes_template else {}
         with in_utf8(oracle.path) as named:
             return with_quick_merges(convert_tekken_tokenizer)(str(named), **given)
     if oracle.kind == "tekken":

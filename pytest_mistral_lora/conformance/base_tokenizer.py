@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import TokenDiff, equal_beginning
-from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle import WRITES_TEMPLATES, Oracle
 from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
 from pytest_mistral_lora.checkpoint.recognition import PROBES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
@@ -126,7 +126,7 @@ def loaded_template_result(
     place = place or loaded.place / "chat_template"
     if not text.strip():
         return Result((Finding("ML442", "the chat template is empty", place, "a template that renders a row"),))
-    if _is_same_text(text, loaded.oracle.chat_template()):
+    if WRITES_TEMPLATES and _is_same_text(text, loaded.oracle.chat_template()):
         return Result(facts=(("template of", "the chat template is the one that mistral-common generates"),))
     if base is not None and _is_same_text(text, own_template(base.files) or ""):
         return Result(facts=(("template of", f"the chat template is that of {base.path}"),))

@@ -110,12 +110,14 @@ class Target:
         """The chat template of this target; for a single tokenizer file, the one that mistral-common generates.
 
         Raises:
-            NoTemplateError: If a folder has no template.
+            NoTemplateError: If a folder has no template, or mistral-common generates none with its ids.
         """
         from pytest_mistral_lora.chat.templates import ChatTemplate
 
-        # a generated template would pass every check, but nobody would use it
         if not self.has_template:
+            if self._is_file:
+                self.oracle.chat_template()  # says why there is none
+            # a generated template would pass every check, but nobody would use it
             found, expected = "there is no chat template to check", "chat_template.jinja"
             raise NoTemplateError(found, place=str(self.tokenizer.path), expected=expected)
         return ChatTemplate(self.tokenizer.fast)
@@ -123,7 +125,22 @@ class Target:
     @property
     def has_template(self) -> bool:
         """Whether there is a chat template to check; for a single file, the one that mistral-common generates."""
-        return self.path is None or self.path.is_file() or self.tokenizer.has_template
+        from pytest_mistral_lora.chat.oracle import WRITES_TEMPLATES
+
+        return (WRITES_TEMPLATES and self._is_file) or self.tokenizer.has_template
+
+    @property
+    def no_template(self) -> str:
+        """Why there is no chat template to check; empty if there is one."""
+        try:
+            _ = self.template
+        except NoTemplateError as error:
+            return str(error)
+        return ""
+
+    @property
+    def _is_file(self) -> bool:
+        return self.path is None or self.path.is_file()
 
     @cached_property
     def shipped_name(self) -> str | None:

@@ -85,7 +85,7 @@ def _check_packaged(target: Target, case: Case) -> Result:
     if result.findings or target.has_template:
         return result
     # mistral-common's ids equal the recorded ones: the case is about the template
-    return Result(not_checked=f"{target.tokenizer.path}: there is no chat template to check")
+    return Result(not_checked=target.no_template)
 
 
 def _check_published(target: Target) -> Result:

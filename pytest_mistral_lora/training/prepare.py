@@ -180,11 +180,14 @@ def encoder_of(recipe: Recipe, base: BaseFolder, tokenizer: CheckpointTokenizer)
     Raises:
         TokenizerError: If the tokenizer cannot be loaded, or gives other ids than the tokenizer that it is recognised
             as.
+        NoTemplateError: If it has no chat template, and mistral-common generates none with its ids.
         RecipeError: If it has ids that the model does not have.
     """
     encoder = make_encoder(recipe.backend, tokenizer)
     if recipe.backend == "mistral-common":
         tokenizer.require_same_ids()
+        if not tokenizer.has_template:
+            tokenizer.oracle.chat_template()  # saved beside the adapter: if there is none, no hour is lost
     ids = base.vocab_size
     if encoder.vocab_size > ids:
         raise RecipeError(f"the tokenizer has {encoder.vocab_size} ids, the model {ids}", place=str(base))

@@ -5,10 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__all__ = ["SHIPPED", "VERSION", "ImageSizes", "Oracle", "shipped_tokenizer"]
+__all__ = ["SHIPPED", "VERSION", "WRITES_TEMPLATES", "ImageSizes", "Oracle", "shipped_tokenizer"]
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle.oracle import SHIPPED, VERSION, ImageSizes, Oracle, shipped_tokenizer
+    from pytest_mistral_lora.chat.oracle.oracle import (
+        SHIPPED,
+        VERSION,
+        WRITES_TEMPLATES,
+        ImageSizes,
+        Oracle,
+        shipped_tokenizer,
+    )
 else:
 
     def __getattr__(name: str) -> object:

@@ -25,7 +25,7 @@ from pytest_mistral_lora.chat.oracle.hazards import PROBE, refuse_damaged
 from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, taken_by, version_violation
 from pytest_mistral_lora.chat.oracle.request import PlainRows, RowFeatures, remember_tools, request_data
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
-from pytest_mistral_lora.chat.oracle.versions import SUPPORTED, VersionFacts, version_facts
+from pytest_mistral_lora.chat.oracle.versions import EXACT_TEMPLATES, SUPPORTED, VersionFacts, version_facts
 from pytest_mistral_lora.chat.reading import in_utf8
 from pytest_mistral_lora.chat.rebinding import rebound
 from pytest_mistral_lora.chat.rows import Row, weight_of
@@ -35,6 +35,7 @@ from pytest_mistral_lora.errors import (
     LibraryError,
     MistralLoraError,
     NoOracleError,
+    NoTemplateError,
     OracleRejection,
     TokenizerError,
     loading,
@@ -44,7 +45,6 @@ from pytest_mistral_lora.places import Place
 VERSION: str = mistral_common.__version__
 
 try:
-    from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
     from mistral_common.protocol.instruct.messages import FinetuningMessage
     from mistral_common.protocol.instruct.normalize import get_normalizer
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
@@ -58,6 +58,9 @@ except ImportError as error:
         expected=f"mistral-common{SUPPORTED}",
         next_step=f"Install it: pip install 'mistral-common{SUPPORTED}'",
     ) from error
+
+WRITES_TEMPLATES = EXACT_TEMPLATES.contains(VERSION, prereleases=True)
+"""Whether this version of mistral-common generates chat templates with the ids of its encoder."""
 
 SHIPPED = {
     "spm-v1": "tokenizer.model.v1",
@@ -387,7 +390,15 @@ class Oracle:
         Args:
             plain_thinking: False to refuse thinking in v11, which mistral-common's guess (None) writes as `<think>`.
             system_prompt: A system prompt for conversations without one.
+
+        Raises:
+            NoTemplateError: If this version of mistral-common generates templates with other ids than its encoder's.
         """
+        if not WRITES_TEMPLATES:
+            raise NoTemplateError(
+                f"mistral-common {VERSION} generates chat templates with other ids than its encoder's",
+                expected=f"mistral-common{EXACT_TEMPLATES}, or a folder with a chat template",
+            )
         if system_prompt is not None:
             # in a turn of its own, mistral-common writes it without the space that SentencePiece has before each text
             space = " " if self.kind == "spm" and self.facts.system_in == "own-turn" else ""
@@ -400,6 +411,8 @@ class Oracle:
     def _generated_template(self, plain_thinking: bool | None, system_prompt: str | None) -> str:
         # mistral-common would load the file again, which takes 1.3 CPU seconds for Tekken: give it this tokenizer.
         # See benchmarks/patches.py, template.
+        from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
+
         stand_in = SimpleNamespace(from_file=lambda _: self.library_tokenizer)
         generate = rebound(convert_tokenizer_to_chat_template, MistralTokenizer=stand_in)
         return str(generate(self.path, system_prompt, True, plain_thinking))

@@ -125,6 +125,7 @@ def _judged(
         how: `processes` and `progress`, as for `check_dataset`.
     """
     from pytest_mistral_lora.chat.encoded import Policy
+    from pytest_mistral_lora.chat.oracle import WRITES_TEMPLATES
     from pytest_mistral_lora.chat.reading.chunks import is_long
     from pytest_mistral_lora.conformance.dataset.repeats import sketches_available
     from pytest_mistral_lora.conformance.dataset.report import epoch, report, scan
@@ -141,6 +142,7 @@ def _judged(
         compares=not no_comparison,
         oracle_name=target.tokenizer.declared,
         official=not no_comparison
+        and WRITES_TEMPLATES
         and is_long(files)
         and target.tokenizer.template.source == target.oracle.chat_template(),
         # in a check, they are only worth their time and memory for a split

@@ -238,6 +238,8 @@ def _merge_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
 
 def template_findings(file: GgufFile, judge: CheckpointTokenizer) -> Iterator[Finding]:
     """Yield ML913 for an invalid template, and for each packaged row that it renders differently."""
+    from pytest_mistral_lora.chat.oracle import WRITES_TEMPLATES
+
     place, text = Place.of(file.path).within("tokenizer", "chat_template"), file.template
     if text is None:
         yield Finding("ML913", "is missing: llama.cpp takes ChatML's", place, "the checkpoint's chat template")
@@ -247,7 +249,7 @@ def template_findings(file: GgufFile, judge: CheckpointTokenizer) -> Iterator[Fi
         yield Finding("ML913", found, place, "the text of the checkpoint's chat template")
         return
     oracle = judge.oracle
-    if text.rstrip("\n") == oracle.chat_template().rstrip("\n"):
+    if WRITES_TEMPLATES and text.rstrip("\n") == oracle.chat_template().rstrip("\n"):
         return
     yield from first_findings(list(_rendered_findings(text, judge, oracle, place)), _SHOWN_ROWS, place)
 
