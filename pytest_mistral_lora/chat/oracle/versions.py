@@ -17,8 +17,8 @@ from packaging.specifiers import SpecifierSet
 from pytest_mistral_lora.errors import TokenizerError
 from pytest_mistral_lora.places import NOWHERE, Place
 
-SUPPORTED = SpecifierSet(">=1.10")
-"""Versions of mistral-common that this package works with: their ids of the recorded rows are the same."""
+SUPPORTED = SpecifierSet(">=1.11.4")
+"""Versions of mistral-common that this package works with: their encoders give the recorded ids, and pass the laws."""
 
 EXACT_TEMPLATES = SpecifierSet(">=1.13")
 """Versions whose generated chat templates write the ids of their encoder: see docs/upgrades.md."""
