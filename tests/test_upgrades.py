@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from pytest_mistral_lora.chat.oracle import VERSION, Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.oracle.versions import SUPPORTED
+from pytest_mistral_lora.chat.oracle.versions import EXACT_TEMPLATES, SUPPORTED
 from pytest_mistral_lora.errors import LibraryError
 
 ROOT = Path(__file__).parents[1]
@@ -96,8 +96,8 @@ def test_the_oldest_supported_versions_are_the_same_everywhere() -> None:
 
 
 def test_a_name_that_mistral_common_no_longer_has_is_said_with_the_versions_that_have_it(tmp_path: Path) -> None:
-    gone = "convert_tokenizer_to_chat_template"
-    module = "mistral_common.integrations.chat_templates.chat_templates"
+    gone = "get_normalizer"
+    module = "mistral_common.protocol.instruct.normalize"
     (tmp_path / "conftest.py").write_text(f"import {module} as moved\n\ndel moved.{gone}\n")
     command = [sys.executable, "-m", "pytest", "--mistral-golden", "-p", "no:cacheprovider"]
     process = run_forked(command, cwd=tmp_path, env=CLEAN)
@@ -107,6 +107,17 @@ def test_a_name_that_mistral_common_no_longer_has_is_said_with_the_versions_that
     assert f"expected mistral-common{SUPPORTED}" in process.stdout
     assert f"pip install 'mistral-common{SUPPORTED}'" in process.stdout
     assert "Traceback" not in process.stdout + process.stderr
+
+
+def test_generated_templates_are_not_checked_under_a_version_that_writes_other_ids(tmp_path: Path) -> None:
+    # the version alone: tests/test_pins.py installs such versions
+    (tmp_path / "conftest.py").write_text('import mistral_common\n\nmistral_common.__version__ = "1.12.0"\n')
+    command = [sys.executable, "-m", "pytest", "--mistral-golden", "-p", "no:cacheprovider", "-k", "spm-v3::template"]
+    process = run_forked(command, cwd=tmp_path, env={**CLEAN, "COLUMNS": "300"})
+    assert process.returncode == pytest.ExitCode.OK
+    [line] = [line for line in process.stdout.splitlines() if "generates chat templates with other ids" in line]
+    assert "mistral-common 1.12.0" in line
+    assert f"mistral-common{EXACT_TEMPLATES}" in line
 
 
 def test_a_call_that_mistral_common_no_longer_takes_is_not_the_fault_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

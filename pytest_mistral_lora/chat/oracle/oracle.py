@@ -44,6 +44,15 @@ from pytest_mistral_lora.places import Place
 
 VERSION: str = mistral_common.__version__
 
+
+def _missing_api(error: ImportError) -> LibraryError:
+    return LibraryError(
+        f"mistral-common {VERSION} lacks an API that this package uses: {error}",
+        expected=f"mistral-common{SUPPORTED}",
+        next_step=f"Install it: pip install 'mistral-common{SUPPORTED}'",
+    )
+
+
 try:
     from mistral_common.protocol.instruct.messages import FinetuningMessage
     from mistral_common.protocol.instruct.normalize import get_normalizer
@@ -53,11 +62,7 @@ try:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 except ImportError as error:
-    raise LibraryError(
-        f"mistral-common {VERSION} lacks an API that this package uses: {error}",
-        expected=f"mistral-common{SUPPORTED}",
-        next_step=f"Install it: pip install 'mistral-common{SUPPORTED}'",
-    ) from error
+    raise _missing_api(error) from error
 
 WRITES_TEMPLATES = EXACT_TEMPLATES.contains(VERSION, prereleases=True)
 """Whether this version of mistral-common generates chat templates with the ids of its encoder."""
@@ -411,8 +416,10 @@ class Oracle:
     def _generated_template(self, plain_thinking: bool | None, system_prompt: str | None) -> str:
         # mistral-common would load the file again, which takes 1.3 CPU seconds for Tekken: give it this tokenizer.
         # See benchmarks/patches.py, template.
-        from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
-
+        try:  # versions before 1.11.6 lack it
+            from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
+        except ImportError as error:
+            raise _missing_api(error) from error
         stand_in = SimpleNamespace(from_file=lambda _: self.library_tokenizer)
         generate = rebound(convert_tokenizer_to_chat_template, MistralTokenizer=stand_in)
         return str(generate(self.path, system_prompt, True, plain_thinking))
