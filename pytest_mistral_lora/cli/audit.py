@@ -311,12 +311,12 @@ def _print_findings(target: EncodedTarget, xfails: Sequence[Xfail], verdict: Lin
     """Print the findings of a row as JSON, a line each, but for known deviations: a file may have millions."""
     from pytest_mistral_lora.conformance.checks import ROOT
     from pytest_mistral_lora.conformance.encoded.audit import case_of
-    from pytest_mistral_lora.conformance.finding import RULES, in_words
+    from pytest_mistral_lora.conformance.finding import RULES
     from pytest_mistral_lora.conformance.known import unknown_among
     from pytest_mistral_lora.records.secrets import redacted
     from pytest_mistral_lora.report.secrets import public_finding
 
-    for found in in_words(verdict.findings, target.fixes):
+    for found in target.in_words(verdict.findings):
         named = found.with_paths(target.fix_paths)
         for finding in unknown_among([named], f"{ROOT}::{target.name}::encoded::{case_of(found.rule)}", xfails):
             extra = {"class": RULES[finding.rule].fault_class, "index": verdict.index, "state": verdict.state}

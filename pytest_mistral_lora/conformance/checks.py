@@ -179,6 +179,7 @@ class Check:
         A recipe, base or tokenizer that does not load is the finding of one check in all subjects.
         """
         result = self._result()
+        result = replace(result, findings=self.target.in_words(result.findings))
         if not any(finding.names_paths for finding in result.findings):
             return result
         paths = self.target.fix_paths

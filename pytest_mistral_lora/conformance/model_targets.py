@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG, GivenFiles
-from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result, in_words
 from pytest_mistral_lora.conformance.targets import (
     RecipeTarget,
     Target,
@@ -218,6 +218,7 @@ class TrainerTarget(Target):
         trains_eos: Whether a label of the batches is EOS.
         has_eos: Whether EOS is trained on in the dataset, before the collator.
         left_out: Reasons why a part of the run is not judged, by the case of a check.
+        fixes: The fix of each rule in the words of the trainer.
     """
 
     model: Any
@@ -229,6 +230,11 @@ class TrainerTarget(Target):
     trains_eos: bool = False
     has_eos: bool = False
     left_out: Mapping[str, str] = field(default_factory=dict)
+    fixes: Mapping[str, str] = field(default_factory=dict)
+
+    def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+        """Return findings with the fixes of the trainer."""
+        return in_words(findings, self.fixes)
 
     @property
     def fix_paths(self) -> dict[str, str]:

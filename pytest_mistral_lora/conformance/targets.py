@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.checkpoint.weights import TensorInfo
+    from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.training.recipe import Recipe
 
 EMBEDDED = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", "tekken-240718", "tekken-240911")
@@ -104,6 +105,10 @@ class Target:
         """The paths that the fix of a finding about this target names, with the keys of `finding.EXAMPLE_PATHS`."""
         is_named = self.path is None or (self.path.is_file() and is_shipped(Path(self.name)))
         return checkpoint_paths(self.name if is_named else given_path(self.path))
+
+    def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+        """Return findings about this target with the ways to mend them in the program that made it, if it is known."""
+        return findings
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -301,6 +306,12 @@ class EncodedTarget(JudgedTarget):
     dataset: tuple[Path, ...] = ()
     source: RowSource | None = None
     fixes: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+        """Return findings with the fixes of the trainer that made the rows."""
+        from pytest_mistral_lora.conformance.finding import in_words
+
+        return in_words(findings, self.fixes)
 
     @property
     def rows(self) -> RowSource:

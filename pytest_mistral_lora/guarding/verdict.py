@@ -221,6 +221,7 @@ def judge_run(
         trains_eos=oracle is not None and oracle.eos_id in read.labels,
         has_eos=oracle is not None and trains(read.sample, oracle.eos_id),
         left_out=read.left_out,
+        fixes=fixes,
     )
     # first: rows are shown by the last target of a name
     targets: list[Target] = [_watched(first_step)]

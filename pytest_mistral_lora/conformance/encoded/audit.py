@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -40,7 +40,6 @@ from pytest_mistral_lora.conformance.finding import (
     RULES,
     Finding,
     Result,
-    in_words,
     rest_of_findings,
 )
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
@@ -516,7 +515,7 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
         )
 
     for case in CASES:
-        yield Check(target, "encoded", case, partial(_run_check, audited, case, target.fixes))
+        yield Check(target, "encoded", case, partial(_run_check, audited, case))
 
 
 def rules_of(case: str) -> list[str]:
@@ -535,9 +534,9 @@ def case_of(rule: str) -> str:
     return next(case for case in CASES if rule in rules_of(case))
 
 
-def _run_check(audited: Callable[[], AuditReport], case: str, fixes: Mapping[str, str]) -> Result:
+def _run_check(audited: Callable[[], AuditReport], case: str) -> Result:
     report = audited()
-    findings = in_words((finding for rule in rules_of(case) for finding in report.findings_of(rule)), fixes)
+    findings = tuple(finding for rule in rules_of(case) for finding in report.findings_of(rule))
     if reason := report.audit.not_checked.get(case, ""):
         return Result(not_checked=reason)
     facts: dict[str, Any] = {
