@@ -22,6 +22,7 @@ from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.guarding.batches import ModelBatch
 from pytest_mistral_lora.guarding.callback import REPORTS
+from pytest_mistral_lora.runners import runner_fixes
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -194,7 +195,12 @@ def test_a_fault_of_the_model_is_found(
     model = lora_model(base)
     damage(model)
     trainer = make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)
-    assert errors_of(begin(trainer, on_finding="warn").verdict) == found
+    verdict = begin(trainer, on_finding="warn").verdict
+    assert errors_of(verdict) == found
+    assert verdict is not None
+    # in the words of the trainer, and not of a checkpoint's files
+    fixes = runner_fixes("guard")
+    assert all(finding.next_step == fixes.get(finding.rule, finding.next_step) for finding in verdict.findings)
 
 
 def test_an_adapter_on_the_model_of_images_needs_images(oracle: Oracle, rows: Rows, tmp_path: Path) -> None:
