@@ -1,6 +1,6 @@
 """Which layers a trainer gives an adapter, and which tokenizer it loads: run by its own Python, up to the first step.
 
-    python layers_of_runner.py NAME CHECKPOINT FOLDER SETTINGS
+    python adapted_layers.py NAME CHECKPOINT FOLDER SETTINGS
 
 `SETTINGS` is a JSON object in the trainer's own keys. The last line of standard output is a JSON object: the `version`
 of the trainer, and `layers`, the adapted modules by their names in memory, with `tokenizer`, its class, or `error`.
