@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from boards import answers, layers, prepared, prompts, trainer_runs
@@ -50,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     write.add_argument("boards", nargs="*", metavar="BOARD", help=f"{', '.join(BOARDS)}; all of them without a name")
     write.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is not up to date")
     record = actions.add_parser("record", help="run a trainer or ask a server, and record the verdicts")
-    record.add_argument("boards", nargs="+", choices=BOARDS, metavar="BOARD", help=", ".join(BOARDS))
+    record.add_argument("boards", nargs="+", metavar="BOARD", help=", ".join(BOARDS))
     trainers = [name for name, runner in RUNNERS.items() if not runner.is_evaluation]
     record.add_argument("--trainer", choices=trainers, help="the trainer to run")
     record.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these configurations or tokenizers")
@@ -66,35 +68,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    """Write tables, record a program, or make a checkpoint."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Write tables, record a program, or make a checkpoint.
+
+    Args:
+        words: The command line; that of the process by default.
+    """
     parser = _parser()
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     if given.action == "checkpoint":
         print(checkpoint(given.name, given.folder))
         return 0
+    if unknown := [name for name in given.boards if name not in BOARDS]:
+        parser.error(f"{unknown[0]!r} is not a board: {', '.join(BOARDS)}")
     if given.action == "write":
-        if unknown := [name for name in given.boards if name not in BOARDS]:
-            parser.error(f"{unknown[0]!r} is not a board: {', '.join(BOARDS)}")
         return _write(given.boards or BOARDS, is_check=given.check)
     for board in given.boards:
-        if board in _OF_SERVERS:
-            missing = [name for name in ("server", "tokenizer", "setting", "name") if not getattr(given, name)]
-            if missing:
-                parser.error(f"{board} needs --{missing[0]}")
-            named = (given.name, given.server, given.tokenizer, given.setting, given.version, given.probe)
-            file = _OF_SERVERS[board](RunningServer(*named))
-            print(file.relative_to(ROOT))
-        elif not given.trainer:
-            parser.error(f"{board} needs --trainer")
-        elif board == "layers":
-            layers.record(given.trainer)
-        else:
-            _record(board, given.trainer, given.only)
+        needed = ("server", "tokenizer", "setting", "name") if board in _OF_SERVERS else ("trainer",)
+        if missing := [name for name in needed if not getattr(given, name)]:
+            parser.error(f"to record {board}, add --{missing[0]}")
+    for board in given.boards:
+        _record(board, given)
     return 0
 
 
-def _write(boards: list[str], *, is_check: bool) -> int:
+def _write(boards: Sequence[str], *, is_check: bool) -> int:
     stale = False
     for board in boards:
         page = DOCS / page_of(board)
@@ -107,12 +105,17 @@ def _write(boards: list[str], *, is_check: bool) -> int:
     return int(is_check and stale)
 
 
-def _record(board: str, trainer: str, only: list[str]) -> None:
-    record, configurations, tokenizers = _OF_TRAINERS[board]
-    for configuration in configurations:
-        for tokenizer in tokenizers:
-            is_chosen = not only or {configuration.name, tokenizer} & set(only)
-            if configuration.runner.name == trainer and is_chosen:
+def _record(board: str, given: argparse.Namespace) -> None:
+    if board in _OF_SERVERS:
+        named = (given.name, given.server, given.tokenizer, given.setting, given.version, given.probe)
+        print(_OF_SERVERS[board](RunningServer(*named)))
+    elif board == "layers":
+        layers.record(given.trainer)
+    else:
+        record, configurations, tokenizers = _OF_TRAINERS[board]
+        for configuration, tokenizer in product(configurations, tokenizers):
+            is_chosen = not given.only or {configuration.name, tokenizer} & set(given.only)
+            if configuration.runner.name == given.trainer and is_chosen:
                 print(f"{board}: {configuration.name} on {tokenizer}", flush=True)
                 record(configuration, tokenizer)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from boards import pages, tables
+import scoreboards
+from boards import pages, prompts, tables
 from boards.inputs import DOCS
-from boards.prompts import RecordedServer, read_recorded
+from boards.prompts import RecordedServer, asked_examples, read_recorded
 from boards.results import DEVIATION
 from local_server import Behaviour, serving
 
@@ -55,7 +57,8 @@ def test_a_recording_is_judged_as_on_the_page(kind: str, setting: str, verdicts:
 
 def replayed(one: RecordedServer) -> Behaviour:
     """Return a server that answers with the recorded prompts, in the form of vLLM."""
-    known = {_key(chat_request(row.row)): one.prompts[row.name] for row in one.target.asked_rows()}
+    asked = [*one.target.asked_rows(), *asked_examples(one.target)]
+    known = {_key(chat_request(row.row)): one.prompts[row.name] for row in asked}
 
     class Recorded(Behaviour):
         def respond(self, path: str, data: Any) -> tuple[int, Any]:
@@ -74,6 +77,34 @@ def replayed(one: RecordedServer) -> Behaviour:
 
 def _key(data: dict[str, Any]) -> str:
     return json.dumps([data["messages"], data.get("tools")])
+
+
+def test_a_server_that_answers_as_it_did_is_recorded_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "RECORDED", tmp_path)
+    setting = "--tokenizer-mode mistral"
+    with serving(replayed(recorded("vllm", setting))) as url:
+        words = ["--server", f"vllm={url}", "--tokenizer", "spm-v3", f"--setting={setting}", "--name", "vllm-mistral"]
+        assert scoreboards.main(["record", "prompts", *words]) == 0
+    [made] = tmp_path.iterdir()
+    assert made.read_bytes() == (DOCS / "serving" / "recorded" / made.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["record", "rows", "prompts", "--trainer", "trl"], "to record prompts, add --server"),
+        (["record", "prompts", "pairs", "--server", "vllm=http://127.0.0.1:1"], "to record prompts, add --tokenizer"),
+        (["record", "rows"], "to record rows, add --trainer"),
+        (["write", "promts"], "'promts' is not a board: rows, pairs, layers, real, prepared, prompts, answers"),
+    ],
+)
+def test_a_word_that_is_missing_is_named_before_anything_runs(
+    words: list[str], missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        scoreboards.main(words)
+    assert ended.value.code == 2
+    assert missing in capsys.readouterr().err
 
 
 def test_the_answers_of_vllm_are_read_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
