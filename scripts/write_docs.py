@@ -1,8 +1,8 @@
 """Write the pages and templates of docs/ that are made from the code: `python scripts/write_docs.py [--check]`.
 
 The pages of the rules, of the incidents, of the published templates, of the recordings and of the command line, and the
-tables of the scoreboard, are made when the site is built, and are not in the repository. To read them in a clone:
-`python scripts/write_docs.py --site FOLDER`.
+long tables of the scoreboard, are made when the site is built, and are not in the repository. To read them in a clone:
+`python scripts/write_docs.py --site FOLDER`. The other tables of the scoreboards are written by `scoreboards.py`.
 """
 
 from __future__ import annotations

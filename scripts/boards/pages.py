@@ -103,9 +103,9 @@ def _real() -> Iterator[str]:
     yield from tables.head("configuration", "tokenizer", "right", "what differs, in how many places", "recorded")
     for one in CONFIGURATIONS:
         for tokenizer, data in one.read()["real"].items():
-            rules = ", ".join(f"{tables.linked(rule)} {count}" for rule, count in data["classes"].items())
             right = f"{data['sound']} of {data['rows']}"
-            yield f"| {one.name} | {tokenizer} | {right} | {rules} | {data['version']}, {data['date']} |"
+            what = tables.counts(data["classes"])
+            yield f"| {one.name} | {tokenizer} | {right} | {what} | {data['version']}, {data['date']} |"
 
 
 def _rows() -> Iterator[str]:

@@ -119,11 +119,15 @@ def counted(results: Sequence[Result]) -> Iterator[str]:
     yield from head("setting", "tokenizer", "right", "what differs, in how many")
     for one in results:
         right = f"{one.right} of {len(one.counted)}" if one.verdicts else ""
-        what = ", ".join(f"{_counted_label(label)} {count}" for label, count in sorted(one.labels.items()))
-        yield f"| {one.name} | {one.tokenizer} | {right} | {_refused(one.refused) or what} |"
+        yield f"| {one.name} | {one.tokenizer} | {right} | {_refused(one.refused) or counts(one.labels)} |"
 
 
-def _counted_label(label: str) -> str:
+def counts(labels: Mapping[str, int]) -> str:
+    """Return how often each difference is there, by its name."""
+    return ", ".join(f"{_described(label)} {count}" for label, count in sorted(labels.items()))
+
+
+def _described(label: str) -> str:
     if label.startswith(DEVIATION):
         return label.removeprefix(DEVIATION)
     return f"{linked(label)} {RULES[label].fault_class}".strip()
