@@ -126,8 +126,9 @@ def table() -> Iterator[str]:
         found = [recorded.get(f"{one.runner}: {one.about}: {text}", {}) for text in TEXTS]
         loaded = ", ".join(dict.fromkeys(each["tokenizer"] for each in found if "tokenizer" in each))
         versions = ", ".join(dict.fromkeys(each["version"] for each in found if "version" in each))
-        about = one.about.replace("|", "\\|")
-        yield f"| {one.runner} {versions}: `{about}` | {' | '.join(_described(each) for each in found)} | {loaded} |"
+        # in code between backquotes, the site would show the backslash of an escaped bar
+        about = f"<code>{one.about.replace('|', '&#124;')}</code>"
+        yield f"| {one.runner} {versions}: {about} | {' | '.join(_described(each) for each in found)} | {loaded} |"
 
 
 def _described(found: dict[str, Any]) -> str:

@@ -256,8 +256,8 @@ _TRAINERS = "scoreboard/README.md"
 _BOARDS: Mapping[str, tuple[str, Callable[[], Mapping[str, Lines]]]] = {
     "rows": (_TRAINERS, lambda: {"rows": _trainers_first}),
     "pairs": (_TRAINERS, lambda: {"pairs": _pairs_first}),
-    "layers": (_TRAINERS, lambda: {"layers": layers.table}),
-    "real": (_TRAINERS, lambda: {"real": _real}),
+    "layers": (_TRAINERS, lambda: {"layers": lambda: tables.dense(layers.table())}),
+    "real": (_TRAINERS, lambda: {"real": lambda: tables.dense(_real())}),
     "prepared": (
         "prepared.md",
         lambda: {

@@ -54,7 +54,7 @@ def _best(results: Sequence[Result], tokenizers: Mapping[str, Sequence[str]]) ->
         if most[title]:
             titles.setdefault(setting, []).append(title)
     named = [f"{setting} ({', '.join(on)})" if len(titles) > 1 else setting for setting, on in titles.items()]
-    yield "<br>".join(named) or order[0]
+    yield "<br>".join(named) or "nothing that was tried helps"
     yield from (_share_of(found) for found in fit.values())
     others = [
         one.share
