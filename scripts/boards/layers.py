@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boards.inputs import ROOT, derived_tekken
+from boards.inputs import derived_tekken
 from boards.tables import head
 from boards.trainers import RECORDED
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
@@ -82,7 +82,6 @@ def run(setting: Setting, checkpoint: Path) -> dict[str, Any]:
     quiet = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "AXOLOTL_DO_NOT_TRACK": "1", "WANDB_MODE": "disabled"}
     with tempfile.TemporaryDirectory() as folder:
         own = {"HF_HOME": folder, "MODELSCOPE_CACHE": folder}
-        own["PYTHONPATH"] = str(ROOT / "pytest_mistral_lora" / "runners" / "scripts")
         words = [
             interpreter(RUNNERS[setting.runner]),
             script,

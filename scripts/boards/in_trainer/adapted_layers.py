@@ -62,6 +62,7 @@ def axolotl(checkpoint: Path, folder: Path, rows: Path, settings: dict[str, Any]
 
 def llamafactory(checkpoint: Path, folder: Path, rows: Path, settings: dict[str, Any]) -> None:
     """Run `llamafactory-cli train`."""
+    sys.path.insert(0, str(Path(__file__).parents[3] / "pytest_mistral_lora" / "runners" / "scripts"))
     from llamafactory_rows import stand_in_for_torchaudio
 
     stand_in_for_torchaudio()
