@@ -7,8 +7,8 @@ from typing import Any
 
 import datasets
 import pytest
-from prepared_page import read_prepared
-from prepared_records import compared
+from boards import prepared
+from boards.prepared import compared
 
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
@@ -56,7 +56,7 @@ def test_rows_are_counted_by_their_verdicts_with_and_without_messages(oracle: Or
 def recorded() -> list[Any]:
     return [
         pytest.param(data[kind], id=f"{name}-{tokenizer}-{kind}")
-        for name, tokenizers in read_prepared().items()
+        for name, tokenizers in prepared.read().items()
         for tokenizer, data in tokenizers.items()
         for kind in ("packaged", "real")
         if "prepared" in data[kind]
@@ -73,7 +73,7 @@ def test_every_prepared_row_is_counted_and_no_sound_one_is_accused(data: Data) -
 
 
 def test_the_trainers_that_ran_are_recorded() -> None:
-    ran = {name.partition("-")[0] for name, tokenizers in read_prepared().items() if tokenizers}
+    ran = {name.partition("-")[0] for name, tokenizers in prepared.read().items() if tokenizers}
     assert {"trl", "axolotl", "llamafactory", "ms"} <= ran
 
 

@@ -8,28 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scoreboard_layers
-import scoreboard_pages
-from preference_records import Data, with_ids
-from preference_rows import rated
-from scoreboard_records import (
-    COLUMNS,
+from boards import layers, pages, tables
+from boards.inputs import (
     DERIVED,
-    PAIR_COLUMNS,
+    DOCS,
     PAIR_TOKENIZERS,
     REAL_TOKENIZERS,
     TOKENIZERS,
-    Column,
-    Recorded,
     cases,
-    judged,
-    judged_pairs,
     loaded,
     oracle,
     pair_cases,
-    record_verdicts,
     tokenizer_file,
 )
+from boards.results import Result
+from boards.trainer_runs import judged, judged_pairs
+from boards.trainers import CONFIGURATIONS, PAIR_CONFIGURATIONS, Configuration
+from preference_records import Data, with_ids
+from preference_rows import rated
 
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.conformance.finding import RULES, Finding, with_paths
@@ -92,24 +88,24 @@ KNOWN_OF_PAIRS = [
 ]
 
 
-def recorded(column: str, tokenizer: str) -> Recorded:
-    [found] = [known for known in (*COLUMNS, *PAIR_COLUMNS) if known.name == column]
+def recorded(column: str, tokenizer: str) -> Result:
+    [found] = [known for known in (*CONFIGURATIONS, *PAIR_CONFIGURATIONS) if known.name == column]
     return found.recorded[tokenizer]
 
 
 @pytest.fixture(scope="module")
-def pages() -> dict[str, str]:
-    return scoreboard_pages.pages()
+def of_site() -> dict[str, str]:
+    return pages.site_pages()
 
 
 @pytest.fixture(scope="module")
-def board(pages: dict[str, str]) -> str:
-    return pages["scoreboard/README.md"]
+def board(of_site: dict[str, str]) -> str:
+    return of_site["scoreboard/README.md"]
 
 
 @pytest.fixture(scope="module")
-def reproductions(pages: dict[str, str]) -> str:
-    return pages["scoreboard/reproductions.md"]
+def reproductions(of_site: dict[str, str]) -> str:
+    return of_site["scoreboard/reproductions.md"]
 
 
 def test_the_tables_have_every_verdict(board: str) -> None:
@@ -130,27 +126,27 @@ def test_the_tables_of_pairs_have_every_verdict(board: str) -> None:
         assert [line[0] for line in lines] == [case.name for case in pair_cases(tokenizer)]
         for number, column in enumerate(head[1:], start=1):
             shown = {line[0]: set(re.findall(r"\[(ML\d+)\]", line[number])) for line in lines}
-            verdicts = record_verdicts(recorded(column, tokenizer).verdicts)
+            verdicts = recorded(column, tokenizer).by_record
             assert shown == {name: set(rules) for name, rules in verdicts.items()}, (column, tokenizer)
 
 
 def test_a_pair_that_can_only_be_refused_counts_in_no_share(board: str) -> None:
     count = len(pair_cases("spm-v3")) - 1
-    [line] = [line for line in board.splitlines() if line.startswith("| trl-dpo | ") and "sound" in line]
-    assert f"| {count - 4} of {count} sound<br>" in line
+    [line] = [line for line in board.splitlines() if line.startswith("| trl-dpo | spm-v3 | ")]
+    assert f"| {count - 4} of {count} | " in line
     assert "row-dropped" not in line
 
 
 def test_a_side_is_named_if_the_other_one_is_sound(board: str) -> None:
     section = board.partition("\n### spm-v3, pair by pair\n")[2].partition("\n##")[0]
     cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1] for line in section.splitlines() if " | " in line}
-    assert cells["single"] == "sound"
+    assert cells["single"] == "right"
     assert cells["trailing-spaces"] == "chosen: [ML529](../rules.md#ml529)"
     assert cells["hostile-prompt"] == "[ML523](../rules.md#ml523)"
 
 
-@pytest.mark.parametrize("column", [*COLUMNS, *PAIR_COLUMNS], ids=lambda column: column.name)
-def test_each_difference_has_its_smallest_row(column: Column, reproductions: str) -> None:
+@pytest.mark.parametrize("column", [*CONFIGURATIONS, *PAIR_CONFIGURATIONS], ids=lambda column: column.name)
+def test_each_difference_has_its_smallest_row(column: Configuration, reproductions: str) -> None:
     rules = {rule for run in column.recorded.values() for broken in run.verdicts.values() for rule in broken}
     assert set(re.findall(rf"^### {column.name}: .* \((ML\d+)\)", reproductions, flags=re.MULTILINE)) == rules
 
@@ -178,12 +174,12 @@ def test_a_configuration_that_no_row_can_use_is_refused_by_the_runner(column: st
 
 
 def test_every_configuration_was_run_on_every_tokenizer() -> None:
-    runs = [(column.name, tokenizer) for column in COLUMNS for tokenizer in column.recorded]
-    assert runs == [(column.name, tokenizer) for column in COLUMNS for tokenizer in TOKENIZERS]
+    runs = [(column.name, tokenizer) for column in CONFIGURATIONS for tokenizer in column.recorded]
+    assert runs == [(column.name, tokenizer) for column in CONFIGURATIONS for tokenizer in TOKENIZERS]
 
 
 def test_every_record_has_its_day_and_the_version_of_its_trainer() -> None:
-    for column in (*COLUMNS, *PAIR_COLUMNS):
+    for column in (*CONFIGURATIONS, *PAIR_CONFIGURATIONS):
         for tokenizer, run in column.recorded.items():
             place = f"{column.name} on {tokenizer}"
             assert re.fullmatch(r"2\d{3}-\d\d-\d\d", run.date), place
@@ -192,11 +188,12 @@ def test_every_record_has_its_day_and_the_version_of_its_trainer() -> None:
 
 
 def test_every_configuration_that_is_not_refused_was_run_on_real_dialogues(board: str) -> None:
-    runs = [(column, name) for column in COLUMNS for name in REAL_TOKENIZERS]
+    runs = [(column, name) for column in CONFIGURATIONS for name in REAL_TOKENIZERS]
     accepted = [f"| {column.name} | {name} " for column, name in runs if not column.recorded[name].refused]
-    lines = [line for line in board.splitlines() if "chatterbot-corpus 1" in line]
+    section = board.partition("<!-- real: start -->\n")[2].partition("\n<!-- real: end -->")[0]
+    lines = [line for line in section.splitlines() if re.match(r"\| (?!configuration)", line)]
     assert [start for start, line in zip(accepted, lines, strict=True) if not line.startswith(start)] == []
-    assert len(accepted) == 16
+    assert len(accepted) == 18
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
@@ -291,7 +288,7 @@ def test_rated_answers_are_recorded_by_the_sides_of_their_pair(tmp_path: Path) -
 
 def test_every_configuration_was_run_on_pairs_of_every_shipped_tokenizer() -> None:
     shipped = [tokenizer for tokenizer in PAIR_TOKENIZERS if tokenizer not in DERIVED]
-    for column in PAIR_COLUMNS:
+    for column in PAIR_CONFIGURATIONS:
         assert [tokenizer for tokenizer in column.recorded if tokenizer not in DERIVED] == shipped, column.name
     # a derived file has the only version with thinking
     assert not recorded("trl-dpo", "derived-v15").refused
@@ -300,7 +297,7 @@ def test_every_configuration_was_run_on_pairs_of_every_shipped_tokenizer() -> No
 def test_every_fault_of_a_runner_has_a_fix_in_its_own_configuration() -> None:
     faults = {
         (f"{column.runner.name}-preferences" if column.task else column.runner.name, rule)
-        for column in (*COLUMNS, *PAIR_COLUMNS)
+        for column in (*CONFIGURATIONS, *PAIR_CONFIGURATIONS)
         for run in column.recorded.values()
         for rules in run.verdicts.values()
         for rule in rules
@@ -332,17 +329,81 @@ LAYERS = [
 
 @pytest.mark.parametrize(("recorded", "part", "is_adapted"), LAYERS)
 def test_the_layers_that_a_trainer_adapts_are_recorded(recorded: str, part: str, is_adapted: bool) -> None:
-    found = scoreboard_layers.read()[recorded]["layers"]
+    found = layers.read()[recorded]["layers"]
     assert any(".language_model." in name for name in found)
     assert any(part in name for name in found) is is_adapted
 
 
 def test_the_pattern_of_an_example_reaches_one_kind_of_layer_in_small_4() -> None:
-    [pattern] = [key for key in scoreboard_layers.read() if "(its examples): mistral4" in key]
-    assert {name.rpartition(".")[2] for name in scoreboard_layers.read()[pattern]["layers"]} == {"o_proj"}
+    [pattern] = [key for key in layers.read() if "(its examples): mistral4" in key]
+    assert {name.rpartition(".")[2] for name in layers.read()[pattern]["layers"]} == {"o_proj"}
 
 
 def test_every_trainer_was_run_on_every_text_model() -> None:
-    assert not any("not run" in line or "refused" in line for line in scoreboard_layers.table())
-    versions = {key: one.get("version", "") for key, one in scoreboard_layers.read().items()}
+    assert not any("not run" in line or "refused" in line for line in layers.table())
+    versions = {key: one.get("version", "") for key, one in layers.read().items()}
     assert {key for key, version in versions.items() if not re.match(r"\d+\.\d+", version)} == set()
+
+
+@pytest.mark.parametrize("board", [name for name in pages.BOARDS if name != "prompts"])
+def test_the_tables_of_a_page_are_those_of_its_records(board: str) -> None:
+    """That of prompts takes longer: tests/serving/test_server_scoreboard.py."""
+    assert pages.filled(board) == (DOCS / pages.page_of(board)).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["scoreboard/README.md", "serving/README.md", "serving/answers.md"])
+def test_a_page_begins_with_one_line_a_program_and_what_to_set_in_it(name: str) -> None:
+    lines = [line for line in (DOCS / name).read_text(encoding="utf-8").splitlines() if line]
+    table = lines[3 : lines.index("</div>")]
+    assert table[0].split(" | ")[1] == "what to set"
+    programs = [line.split(" | ")[0] for line in table[2:]]
+    assert all(line.startswith("| ") for line in programs)
+    assert len(programs) == len(set(programs)) >= 3
+
+
+def result(setting: str, tokenizer: str, right: int, **more: Any) -> Result:
+    """Return a result of which so many cases of ten are right."""
+    verdicts = {f"case-{number}": [] if number < right else ["ML528"] for number in range(10)}
+    return Result("Some trainer", "1.2", "", setting, setting, tokenizer, **{"verdicts": verdicts, **more})
+
+
+def test_the_first_table_names_the_best_setting_of_each_column() -> None:
+    results = [
+        result("default", "one", 2),
+        result("default", "two", 0),
+        result("better", "one", 9),
+        result("better", "two", 0),
+        result("other", "two", 4, compares_lengths=True),
+        result("wrong", "one", 10, is_contrast=True),
+        result("refusing", "two", 0, verdicts={}, refused="it is another file"),
+    ]
+    *_, line = tables.first_table("trainer", results, {"a": ["one"], "b": ["two"], "c": ["three"]})
+    name, setting, *cells = (re.sub(r"<span[^>]*>|</span>", "", cell) for cell in line.strip("| ").split(" | "))
+    assert (name, setting) == ("Some trainer 1.2", "better (a)<br>other (b)")
+    assert cells == ["90 %", "# 40 %", "not run", "0 to 100 %"]
+
+
+def test_the_first_table_has_one_setting_if_it_is_the_best_of_several() -> None:
+    results = [result("first", "one", 5), result("second", "one", 5), result("second", "two", 5)]
+    *_, line = tables.first_table("trainer", results, {"a": ["one"], "b": ["two"]})
+    assert line.startswith("| Some trainer 1.2 | second | ")
+    assert line.endswith(" | 50 % |")
+
+
+def test_no_setting_is_named_if_none_makes_a_case_right() -> None:
+    *_, line = tables.first_table("trainer", [result("a", "one", 0), result("b", "one", 0)], {"v3": ["one"]})
+    assert line.startswith("| Some trainer 1.2 | nothing that was tried helps | ")
+    assert line.endswith(" | 0 % |")
+
+
+def test_a_share_is_cut_and_counts_no_case_that_nobody_can_make_right() -> None:
+    verdicts = {
+        "a, chosen": [],
+        "a, rejected": ["ML529"],
+        "b": ["ML502"],
+        **{f"c{number}": [] for number in range(198)},
+    }
+    found = result("x", "one", 0, verdicts=verdicts, uncounted=("b",))
+    assert (found.right, len(found.counted), tables.percent(found.share)) == (198, 199, 99)
+    assert tables.verdict(found, "a") == "rejected: [ML529](../rules.md#ml529)"
+    assert tables.verdict(found, "b") == "[ML502](../rules.md#ml502)"

@@ -93,9 +93,11 @@ def test_the_audit_says_what_is_wrong(checkpoint: Path, tmp_path: Path, capsys: 
 
 def test_what_is_recorded_on_the_scoreboard_comes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    from scoreboard_records import COLUMNS, cases, judged
+    from boards.inputs import cases
+    from boards.trainer_runs import judged
+    from boards.trainers import CONFIGURATIONS
 
-    [recorded] = [column.recorded["spm-v3"] for column in COLUMNS if column.name == "trl"]
+    [recorded] = [column.recorded["spm-v3"] for column in CONFIGURATIONS if column.name == "trl"]
     trl = find_runner("trl")
     rows = [case.row for case in cases("spm-v3")]
     made = extract(trl, rows, shipped_tokenizer("spm-v3"), tmp_path / "out.jsonl")

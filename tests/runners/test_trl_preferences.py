@@ -179,9 +179,10 @@ def test_what_is_recorded_of_pairs_on_the_scoreboard_comes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    from scoreboard_records import PAIR_COLUMNS, judged_pairs
+    from boards.trainer_runs import judged_pairs
+    from boards.trainers import PAIR_CONFIGURATIONS
 
-    [column] = [column for column in PAIR_COLUMNS if column.name == "trl-dpo-own-length"]
+    [column] = [column for column in PAIR_CONFIGURATIONS if column.name == "trl-dpo-own-length"]
     recorded = column.recorded["spm-v3"]
     tokenizer = shipped_tokenizer("spm-v3")
     rows = GivenRows.packaged(column.runner, Oracle(tokenizer), column.task).rows

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-import write_answer_scoreboard
-from write_answer_scoreboard import RECORDED
+from boards import answers, pages
+from boards.answers import RECORDED
+from boards.inputs import DOCS
 
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.records.known_answers import known_answers
@@ -18,7 +20,17 @@ FILES = sorted(RECORDED.glob("*.json"))
 
 def test_the_page_is_up_to_date() -> None:
     assert FILES
-    assert write_answer_scoreboard.page() == write_answer_scoreboard.PAGE.read_text(encoding="utf-8")
+    assert pages.filled("answers") == (DOCS / pages.page_of("answers")).read_text(encoding="utf-8")
+
+
+def test_the_page_has_each_difference_of_a_record() -> None:
+    page = (DOCS / pages.page_of("answers")).read_text(encoding="utf-8")
+    sections = page.partition("<!-- answers-differences: start -->")[2].split("\n## ")[1:]
+    recorded = answers.read()
+    assert len(sections) == len(recorded)
+    for data, section in zip(recorded, sections, strict=True):
+        shown = re.findall(r"^\| ([a-z][\w-]+) \| (?=as |\[|whole|streamed)", section, flags=re.MULTILINE)
+        assert shown == [name for name, answer in data["answers"].items() if answer["whole"] or answer["streamed"]]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-import write_server_scoreboard
+import scoreboards
+from boards import pages, prompts, tables
+from boards.inputs import DOCS
+from boards.prompts import RecordedServer, asked_examples, read_recorded
+from boards.results import DEVIATION
 from local_server import Behaviour, serving
-from server_records import RecordedServer, read_recorded
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
@@ -27,33 +31,35 @@ def recorded(kind: str, setting: str) -> RecordedServer:
 
 @pytest.mark.slow
 def test_the_page_is_up_to_date() -> None:
-    assert write_server_scoreboard.page() == write_server_scoreboard.PAGE.read_text(encoding="utf-8")
+    assert pages.filled("prompts") == (DOCS / pages.page_of("prompts")).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     ("kind", "setting", "verdicts"),
     [
-        ("vllm", "--tokenizer-mode mistral", {"right"}),
+        ("vllm", "--tokenizer-mode mistral", {""}),
         pytest.param(
-            *("llamacpp", "the template is a name (--mistral-format)", {"ML535", "ML533, ML534"}),
+            *("llamacpp", "the template is a name (--mistral-format)", {"ML535", "ML533 ML534"}),
             marks=pytest.mark.slow,
         ),
-        ("openai", "transformers serve MERGED", {"# right", "# ML904"}),
+        ("openai", "transformers serve MERGED", {"", "ML904"}),
     ],
 )
 def test_a_recording_is_judged_as_on_the_page(kind: str, setting: str, verdicts: set[str]) -> None:
-    judged = recorded(kind, setting).judged()
-    assert set(judged.cells.values()) == verdicts
-    page = write_server_scoreboard.PAGE.read_text(encoding="utf-8")
+    result = recorded(kind, setting).judged().result
+    assert {" ".join(labels) for labels in result.verdicts.values()} == verdicts
+    assert result.compares_lengths == (kind == "openai")
+    page = (DOCS / pages.page_of("prompts")).read_text(encoding="utf-8")
     section = page.partition("## spm-v3, row by row\n")[2].partition("\n## ")[0]
     head, *lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
     at = next(number for number, title in enumerate(head) if setting in title)
-    assert {line[0]: line[at] for line in lines} == judged.cells
+    assert {line[0]: line[at] for line in lines} == {name: tables.verdict(result, name) for name in result.verdicts}
 
 
 def replayed(one: RecordedServer) -> Behaviour:
     """Return a server that answers with the recorded prompts, in the form of vLLM."""
-    known = {_key(chat_request(row.row)): one.prompts[row.name] for row in one.target.asked_rows()}
+    asked = [*one.target.asked_rows(), *asked_examples(one.target)]
+    known = {_key(chat_request(row.row)): one.prompts[row.name] for row in asked}
 
     class Recorded(Behaviour):
         def respond(self, path: str, data: Any) -> tuple[int, Any]:
@@ -72,6 +78,34 @@ def replayed(one: RecordedServer) -> Behaviour:
 
 def _key(data: dict[str, Any]) -> str:
     return json.dumps([data["messages"], data.get("tools")])
+
+
+def test_a_server_that_answers_as_it_did_is_recorded_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "RECORDED", tmp_path)
+    setting = "--tokenizer-mode mistral"
+    with serving(replayed(recorded("vllm", setting))) as url:
+        words = ["--server", f"vllm={url}", "--tokenizer", "spm-v3", f"--setting={setting}", "--name", "vllm-mistral"]
+        assert scoreboards.main(["record", "prompts", *words]) == 0
+    [made] = tmp_path.iterdir()
+    assert made.read_bytes() == (DOCS / "serving" / "recorded" / made.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["record", "rows", "prompts", "--trainer", "trl"], "to record prompts, add --server"),
+        (["record", "prompts", "pairs", "--server", "vllm=http://127.0.0.1:1"], "to record prompts, add --tokenizer"),
+        (["record", "rows"], "to record rows, add --trainer"),
+        (["write", "promts"], "'promts' is not a board: rows, pairs, layers, real, prepared, prompts, answers"),
+    ],
+)
+def test_a_word_that_is_missing_is_named_before_anything_runs(
+    words: list[str], missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        scoreboards.main(words)
+    assert ended.value.code == 2
+    assert missing in capsys.readouterr().err
 
 
 def test_the_answers_of_vllm_are_read_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,9 +170,8 @@ def test_the_table_has_the_deviations_of_each_recording_and_no_other_of_vllm() -
     seen: dict[str, set[str]] = {}
     for one in read_recorded():
         judged = one.judged()
-        for cell in (*judged.cells.values(), *judged.example_cells.values()):
-            if cell.startswith("as "):
-                names = set(cell.removeprefix("as ").split(", "))
+        for labels in (*judged.result.verdicts.values(), *judged.of_examples.verdicts.values()):
+            if names := {label.removeprefix(DEVIATION) for label in labels if label.startswith(DEVIATION)}:
                 seen[one.kind] = seen.get(one.kind, set()) | names
                 known = {found.id for found in DEVIATIONS if found.known_of(one.kind, one.version)}
                 assert names <= known, one.setting

@@ -1,6 +1,6 @@
 """Which layers a trainer gives an adapter, and which tokenizer it loads: run by its own Python, up to the first step.
 
-    python layers_of_runner.py NAME CHECKPOINT FOLDER SETTINGS
+    python adapted_layers.py NAME CHECKPOINT FOLDER SETTINGS
 
 `SETTINGS` is a JSON object in the trainer's own keys. The last line of standard output is a JSON object: the `version`
 of the trainer, and `layers`, the adapted modules by their names in memory, with `tokenizer`, its class, or `error`.
@@ -62,6 +62,7 @@ def axolotl(checkpoint: Path, folder: Path, rows: Path, settings: dict[str, Any]
 
 def llamafactory(checkpoint: Path, folder: Path, rows: Path, settings: dict[str, Any]) -> None:
     """Run `llamafactory-cli train`."""
+    sys.path.insert(0, str(Path(__file__).parents[3] / "pytest_mistral_lora" / "runners" / "scripts"))
     from llamafactory_rows import stand_in_for_torchaudio
 
     stand_in_for_torchaudio()

@@ -1,7 +1,5 @@
 """Which layers other trainers give an adapter on tiny checkpoints of today's classes, recorded with the trainers.
 
-    python scripts/scoreboard_layers.py PYTHON NAME    run a trainer by a Python that has it, and record what it adapts
-
 Beside the trainers, the environments of `mistral-lora runner setup` need PEFT (TRL), torchvision, and triton and
 evaluate (Axolotl): encoded rows need none of them.
 """
@@ -12,19 +10,20 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scoreboard_records import RECORDED, ROOT
-
+from boards.inputs import derived_tekken
+from boards.tables import head
+from boards.trainers import RECORDED
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.records.files import write_json
+from pytest_mistral_lora.runners import RUNNERS, interpreter
 
 FILE = RECORDED / "layers.json"
 TEXTS = ("mistral", "ministral3", "mistral4")
@@ -66,11 +65,9 @@ SETTINGS = (
 
 def make_checkpoint(text: str, folder: Path) -> Path:
     """Make a tiny model of text and images, with files as on the Hub: `tekken.json`, `tokenizer.json`, a template."""
-    sys.path.append(str(ROOT / "tests" / "support"))
-    from derived_tekken import write_derived
-
     kind = Architecture(TEXT_MODELS[text], is_wrapped=True)
-    checkpoint = write_tiny_base(folder / "base", write_derived("derived-v13", folder, words=2000), architecture=kind)
+    tokenizer = derived_tekken().write_derived("derived-v13", folder, words=2000)
+    checkpoint = write_tiny_base(folder / "base", tokenizer, architecture=kind)
     CheckpointTokenizer(checkpoint).fast.save_pretrained(checkpoint)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     # written by a newer transformers than some trainers pin; Mistral's own files have none
@@ -79,14 +76,20 @@ def make_checkpoint(text: str, folder: Path) -> Path:
     return checkpoint
 
 
-def run(python: Path, setting: Setting, checkpoint: Path) -> dict[str, Any]:
+def run(setting: Setting, checkpoint: Path) -> dict[str, Any]:
     """Return what a trainer adapts, or its error."""
-    script = ROOT / "scripts" / "layers_of_runner.py"
+    script = Path(__file__).parent / "in_trainer" / "adapted_layers.py"
     quiet = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "AXOLOTL_DO_NOT_TRACK": "1", "WANDB_MODE": "disabled"}
     with tempfile.TemporaryDirectory() as folder:
         own = {"HF_HOME": folder, "MODELSCOPE_CACHE": folder}
-        own["PYTHONPATH"] = str(ROOT / "pytest_mistral_lora" / "runners" / "scripts")
-        words = [python, script, setting.runner, checkpoint, folder, json.dumps(setting.keys)]
+        words = [
+            interpreter(RUNNERS[setting.runner]),
+            script,
+            setting.runner,
+            checkpoint,
+            folder,
+            json.dumps(setting.keys),
+        ]
         ended = subprocess.run(
             list(map(str, words)), env={**os.environ, **quiet, **own}, capture_output=True, text=True, check=False
         )
@@ -97,13 +100,13 @@ def run(python: Path, setting: Setting, checkpoint: Path) -> dict[str, Any]:
     return found
 
 
-def record(python: Path, runner: str) -> None:
+def record(runner: str) -> None:
     """Run a trainer on each checkpoint with each of its settings, and add what it makes to the record."""
     for text in TEXTS:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = make_checkpoint(text, Path(folder))
             for setting in (one for one in SETTINGS if one.runner == runner):
-                made = run(python, setting, checkpoint)
+                made = run(setting, checkpoint)
                 # at once, and this alone: another trainer may be recorded meanwhile
                 write_json(FILE, {**read(), f"{setting.runner}: {setting.about}: {text}": made})
 
@@ -116,15 +119,15 @@ def read() -> dict[str, dict[str, Any]]:
 
 def table() -> Iterator[str]:
     """Yield the lines of the table of the page."""
-    yield f"| trainer | its keys | {' | '.join(TEXTS)} | tokenizer |"
-    yield "|---|---|" + "---|" * (len(TEXTS) + 1)
+    yield from head("trainer, its keys", *TEXTS, "tokenizer")
     recorded = read()
     for one in SETTINGS:
         found = [recorded.get(f"{one.runner}: {one.about}: {text}", {}) for text in TEXTS]
         loaded = ", ".join(dict.fromkeys(each["tokenizer"] for each in found if "tokenizer" in each))
         versions = ", ".join(dict.fromkeys(each["version"] for each in found if "version" in each))
-        about = one.about.replace("|", "\\|")
-        yield f"| {one.runner} {versions} | `{about}` | {' | '.join(_described(each) for each in found)} | {loaded} |"
+        # in code between backquotes, the site would show the backslash of an escaped bar
+        about = f"<code>{one.about.replace('|', '&#124;')}</code>"
+        yield f"| {one.runner} {versions}: {about} | {' | '.join(_described(each) for each in found)} | {loaded} |"
 
 
 def _described(found: dict[str, Any]) -> str:
@@ -140,7 +143,3 @@ def _described(found: dict[str, Any]) -> str:
 
 def _kinds(names: Iterator[str]) -> str:
     return ", ".join(dict.fromkeys(re.sub(r".*layers\.\d+\.(?:self_attn\.|mlp\.)?", "", name) for name in names))
-
-
-if __name__ == "__main__":
-    record(Path(sys.argv[1]), sys.argv[2])

@@ -1,21 +1,17 @@
 """Let a trainer prepare rows by its own command, and keep the folders that it writes.
 
-It runs in the trainer's own environment, in place of its extraction script, for
-`python scripts/record_scoreboard.py NAME --prepared`, with two variables: `PREPARED_BY`, the name of the runner, and
-`PREPARED_IN`, a new folder. Rows that the trainer refuses in one file are given to it in smaller ones, so that folder
-gets one folder or several: `0`, `1` and so on. Their column `mistral_lora_row` has the number of each row. The script's
-own output has no ids.
+It is imported in the trainer's own environment, in place of its extraction script, for
+`python scripts/scoreboards.py record prepared --trainer NAME`. Its own output has no ids.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "pytest_mistral_lora" / "runners" / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "pytest_mistral_lora" / "runners" / "scripts"))
 
 import harness
 
@@ -73,16 +69,23 @@ _PREPARE: dict[str, Callable[[harness.Task], Path]] = {
 }
 
 
-def main() -> None:
-    """Prepare the rows, and keep each folder that is written."""
-    name, kept = os.environ["PREPARED_BY"], Path(os.environ["PREPARED_IN"])
+def main(name: str, folder: str) -> None:
+    """Prepare the rows, and keep each folder that is written.
+
+    Args:
+        name: The name of the runner.
+        folder: A new folder for what it writes. Rows that it refuses in one file are given to it in smaller ones, so
+            there may be several folders in it: `0`, `1` and so on. Their column `mistral_lora_row` has the number of
+            each row.
+    """
+    kept = Path(folder)
     kept.mkdir()
 
     def encode(task: harness.Task) -> list[harness.Encoded]:
         folder = _PREPARE[name](task)
         if any(row["messages"] != harness.PLAIN["messages"] for row in task.rows):
             shutil.copytree(folder, kept / str(len(list(kept.iterdir()))))
-        return [(number, [], []) for number in _numbers(folder)]
+        return [(number, {"input_ids": [], "labels": []}) for number in _numbers(folder)]
 
     harness.main(encode, (name,))
 
@@ -95,7 +98,3 @@ def _numbers(folder: Path) -> list[int]:
     for state in sorted(folder.rglob("state.json")):
         found += load_from_disk(str(state.parent))[harness.MARK]
     return found
-
-
-if __name__ == "__main__":
-    main()

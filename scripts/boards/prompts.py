@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from scoreboard_records import loaded, tokenizer_file
-
+from boards.inputs import DOCS, loaded, tokenizer_file
+from boards.results import DEVIATION, Result
+from boards.servers import RunningServer, in_code, program_of, to_set
 from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
@@ -26,8 +26,15 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.serving.server import ServedPrompt, ServerFacts
 
-ROOT = Path(__file__).parent.parent
-RECORDED = ROOT / "docs" / "serving" / "recorded"
+RECORDED = DOCS / "serving" / "recorded"
+CONTRASTS = (
+    "no --tokenizer-mode (auto), merged folder",
+    "--tokenizer-mode hf",
+    "no add_space_prefix in the file",
+    "as convert_hf_to_gguf.py names the splitter (pixtral)",
+    "the template is a name (--mistral-format)",
+)
+"""Settings that were recorded to show what goes wrong with them."""
 EXAMPLES = frozenset(one.id for one in DEVIATIONS)
 """The names of the rows of the deviations."""
 
@@ -86,34 +93,50 @@ class Judged:
     findings: Sequence[Finding]
     deviations: PromptDeviations
 
-    @cached_property
-    def cells(self) -> dict[str, str]:
-        """The verdict on each packaged row: right, the named deviations, or the rules that are broken."""
-        return {one.name: self._cell(one) for one in self.rows if one.name not in EXAMPLES}
+    @property
+    def result(self) -> Result:
+        """The verdict on each packaged row."""
+        return self._result([one for one in self.rows if one.name not in EXAMPLES])
 
-    @cached_property
-    def example_cells(self) -> dict[str, str]:
+    @property
+    def of_examples(self) -> Result:
         """The verdict on the row of each deviation, by its name."""
-        return {one.name: self._cell(one) for one in self.rows if one.name in EXAMPLES}
+        return self._result([one for one in self.rows if one.name in EXAMPLES])
 
-    def _cell(self, one: AskedRow) -> str:
+    def _result(self, rows: Sequence[AskedRow]) -> Result:
+        setting = self.recorded.setting
+        program, version = program_of(self.recorded.kind, self.recorded.version)
+        return Result(
+            program=program,
+            task="",
+            version=version,
+            setting=to_set(setting),
+            name=f"{program} {version}: {in_code(setting)}",
+            tokenizer=self.recorded.tokenizer,
+            verdicts={one.name: self._labels(one) for one in rows},
+            compares_lengths=any(one.expected and one.served.count and one.served.ids is None for one in rows),
+            is_contrast=setting in CONTRASTS,
+        )
+
+    def _labels(self, one: AskedRow) -> list[str]:
+        """Return the named deviations of a prompt, or the rules that it breaks."""
         served = one.served
         assert isinstance(served, ServedPrompt)
         # what mistral-common refuses may fail, too
         if one.refusal:
-            return "both refuse" if served.refused or served.failed else "ML907"
+            return [] if served.refused or served.failed else ["ML907"]
         if served.refused or served.failed:
-            return "ML907" if served.refused else "ML919"
+            return ["ML907"] if served.refused else ["ML919"]
         if served.ids is None:
-            return "# right" if served.count == len(one.expected or ()) else "# ML904"
+            return [] if served.count == len(one.expected or ()) else ["ML904"]
         if served.ids == one.expected:
-            return "right"
+            return []
         if named := self.deviations.explain(one, served.ids):
-            return f"as {', '.join(sorted(named))}"
+            return [f"{DEVIATION}{name}" for name in sorted(named)]
         # ML523 is text that becomes a control token
         oracle = self.recorded.target.oracle
         faults = {fault.rule for fault in id_faults(one.prompt, one.expected or (), served.ids, oracle)}
-        return ", ".join(sorted("ML906" if rule == "ML523" else rule for rule in faults)) or "ML902"
+        return sorted("ML906" if rule == "ML523" else rule for rule in faults) or ["ML902"]
 
 
 def server_target(kind: str, url: str, tokenizer: str) -> ServerTarget:
@@ -167,18 +190,19 @@ def _prompt(data: Mapping[str, Any]) -> ServedPrompt:
     return ServedPrompt(None if ids is None else tuple(ids), data.get("count"), **unanswered)
 
 
-def record(target: ServerTarget, version: str, setting: str, name: str) -> Path:
+def record(server: RunningServer) -> Path:
     """Ask a running server for the prompts of the packaged rows and of the deviations, and write them down.
 
     Raises:
         InputError: If the server is not there, or fails on a row.
     """
+    target = server_target(server.kind, server.url, server.tokenizer)
     asked = [*target.asked_rows(), *asked_examples(target)]
     answers = replace(target, given=tuple(one.row for one in asked)).answers
     data = {
         "kind": target.kind,
-        "version": version or answers.facts.version,
-        "setting": setting,
+        "version": server.version or answers.facts.version,
+        "setting": server.setting,
         "tokenizer": target.judge.name,
     }
     rows = ",\n".join(
@@ -186,7 +210,7 @@ def record(target: ServerTarget, version: str, setting: str, name: str) -> Path:
         for one, answer in zip(asked, answers.rows, strict=True)
     )
     head = json.dumps(data, ensure_ascii=False, indent=1)[:-2]
-    file = RECORDED / f"{name}-{target.judge.name}.json"
+    file = RECORDED / f"{server.name}-{target.judge.name}.json"
     write_text(file, f'{head},\n "rows": {{\n{rows}\n }}\n}}\n')
     return file
 
