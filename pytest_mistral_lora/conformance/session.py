@@ -251,7 +251,8 @@ class Session:
 
     def known_faults(self) -> list[str]:
         """Return a line for each known fault of the installed libraries that can cause a finding."""
-        from pytest_mistral_lora.environment import Symptom, known_cause_lines
+        from pytest_mistral_lora.environment import known_cause_lines
+        from pytest_mistral_lora.field.facts import Symptom
 
         servers = {outcome.target: proof for outcome in self.outcomes if (proof := outcome.facts.get("server of"))}
         symptoms = (
