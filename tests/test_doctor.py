@@ -92,6 +92,34 @@ def test_a_note_is_of_its_versions_alone() -> None:
     assert faults({})["served-grammar"] == "note"
 
 
+@pytest.mark.parametrize(
+    ("changes", "fault", "remark"),
+    [
+        ({"transformers": "5.31.0"}, "tekken-first", "seen with 5.24.0, you run 5.31.0: not checked"),
+        ({"peft": "0.22.0"}, "combined-rslora", "seen with 0.21.2, you run 0.22.0: not checked"),
+        (
+            {"vllm": "0.33.0", "mistral-common": "1.13.1"},
+            "served-grammar",
+            "vllm: seen with 0.32.0, you run 0.33.0: not checked",
+        ),
+        ({"vllm": "0.32.1"}, "served-letters-as-markers", "seen with 0.32.0, you run 0.32.1: not checked"),
+        ({"vllm": "0.31.0"}, "served-letters-as-markers", ""),
+        ({}, "tekken-first", ""),
+    ],
+)
+def test_a_fault_of_a_newer_program_is_a_note_that_is_not_checked(
+    changes: dict[str, str], fault: str, remark: str
+) -> None:
+    found = present(changes)[fault]
+    assert (found.severity, found.remark) == ("note", remark)
+    assert (f"  {remark}" in fault_lines(found)) is bool(remark)
+
+
+def test_a_fault_that_has_ended_is_not_there() -> None:
+    assert "merges-by-id" in present({"transformers": "5.23.1"})
+    assert "merges-by-id" not in present({"transformers": "5.24.0.dev0"})
+
+
 def test_every_known_fault_has_a_mutant_or_is_a_note() -> None:
     assert {one.id for one in facts() if one.severity == "error"} <= {fault for _, fault in MUTANTS}
 
@@ -302,6 +330,18 @@ def test_a_red_server_names_the_faults_of_its_version(proof: str, case: str, fou
     lines = known_faults_of(server_outcome("a", proof), answer_outcome("a", case, found), other)
     expected = [fact(fault).symptom] if fault else []
     assert [line.partition("): ")[2].partition(". Change: ")[0] for line in lines] == expected
+
+
+@pytest.mark.parametrize(
+    ("proof", "case", "found", "remark"),
+    [
+        ("llama.cpp b11550, model m", "decoding", "call: x", "seen with 11549, you run b11550: not checked"),
+        ("vLLM 0.33.0, model m", "spelled", "spelled-call: x", "seen with 0.32.0, you run 0.33.0: not checked"),
+    ],
+)
+def test_the_fault_of_a_newer_server_is_named_and_not_checked(proof: str, case: str, found: str, remark: str) -> None:
+    [line] = known_faults_of(server_outcome("a", proof), answer_outcome("a", case, found))
+    assert f"; {remark}. Change: " in line
 
 
 def test_the_fault_of_one_server_is_not_that_of_another() -> None:

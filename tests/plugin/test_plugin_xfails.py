@@ -188,8 +188,8 @@ def test_one_that_matches_nothing_is_fine_where_only_some_checks_ran(known: Call
         ("ML204\n", "known.txt:1: 'ML204' has no reason; expected: ML204  # why it is accepted"),
         (
             "\nML999 # x\n",
-            "known.txt:2: there is no rule or cause 'ML999'; expected a rule id such as ML204, a node id, or the name "
-            "of a cause such as default-system-prompt",
+            "known.txt:2: there is no rule, cause or known fault 'ML999'; expected a rule id such as ML204, a node id, "
+            "the name of a cause such as default-system-prompt, or the id of a known fault such as merges-by-id",
         ),
         (
             "mistral-golden::spm-v3::tokeniser::file # x\n",
