@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 from check_outcomes import outcome_of
+from local_server import Behaviour, serving
 from transformers import AutoTokenizer
 
 from pytest_mistral_lora import environment
 from pytest_mistral_lora import judge as judge_folder
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.known import Xfail, read_xfails
@@ -155,6 +157,24 @@ def test_a_folder_that_transformers_converts_wrongly_is_accepted_by_the_fault(
     list_.write_text("llama-tokenizer-merges  # we keep this folder\nmerges-by-id  # of an older environment\n")
     verdict = judge_folder(saved, examples=1, xfails=list_)
     assert "ML205" not in {finding.rule for finding in verdict.findings}
-    assert f"merges-by-id ({list_}:2): until transformers 5.24, you run {version('transformers')}: ended" in str(
-        verdict
-    )
+    ended = f"until transformers 5.24, you run {version('transformers')}: ended"
+    assert f"merges-by-id ({list_}:2): {ended}" in str(verdict)
+
+
+@pytest.mark.parametrize(
+    ("running", "remark"), [("0.32.0", ""), ("0.33.0", "seen with 0.32.0, you run 0.33.0: not checked")]
+)
+def test_serve_check_names_a_server_that_is_newer_than_the_facts_about_it(
+    running: str, remark: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with serving(Behaviour(Oracle(shipped_tokenizer("spm-v3")), version=running)) as url:
+        words = ["serve-check", f"vllm={url}", "--tokenizer", "spm-v3", "--rows", str(tmp_path / "rows.jsonl")]
+        code = main(words)
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("known faults and deviations of ")
+    ]
+    assert [line.partition(": ")[2] for line in lines] == ([remark] if remark else [])
+    # the prompts were judged, and are right
+    assert code == 0

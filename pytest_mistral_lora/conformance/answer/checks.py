@@ -172,7 +172,7 @@ class AnswerChecks:
             version = self._target.served_version
             facts.insert(0, ("server of", f"vLLM {version}, its parsers: no server, and no model"))
             newer = remark_of_program("vLLM", version)
-            facts += [("known faults of", newer)] if newer else []
+            facts += [("known faults and deviations of", newer)] if newer else []
         return Result(tuple(self._first(findings)), self._not_forced(), tuple(facts))
 
     def broken(self, rule: str) -> Result:

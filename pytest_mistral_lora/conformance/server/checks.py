@@ -195,7 +195,7 @@ class ServerChecks:
         facts = [("server of", proof)]
         newer = remark_of_program(server.title, self._target.served_version)
         if newer:
-            facts.append(("known faults of", newer))
+            facts.append(("known faults and deviations of", newer))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), not_checked, tuple(facts))
 
     def failures(self) -> Result:
