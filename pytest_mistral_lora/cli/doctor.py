@@ -124,7 +124,7 @@ def fault_lines(fault: InstallationFault) -> Iterator[str]:
 
 def _server_lines(faults: Sequence[InstallationFault]) -> Iterator[str]:
     """Yield the faults that servers have, wherever they run: a line each, since none may be yours."""
-    yield "known of servers; serve-check finds whether yours has them, and docs/serving.md has the ways out:"
+    yield "known of servers; serve-check finds whether yours has them, and docs/known-faults.md has the ways out:"
     for fault in faults:
         ranges = {name: range_.removeprefix("==") for name, range_ in fault.versions.items()}
         of_several = ", ".join(f"{name} {range_}" for name, range_ in ranges.items())

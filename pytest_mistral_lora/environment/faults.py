@@ -130,7 +130,9 @@ def library_states(installed: Mapping[str, str]) -> Iterator[LibraryState]:
 def present_faults(
     installed: Mapping[str, str], libraries: Iterable[LibraryState], torch_error: str = ""
 ) -> list[InstallationFault]:
-    """Return the faults of an installation, errors first; those of servers are notes, since none may run here.
+    """Return the faults of an installation, errors first; then those of servers that a check can show.
+
+    A server runs in an environment of its own, which is not known here: its faults are notes.
 
     Args:
         installed: The installed versions by name.
@@ -140,7 +142,8 @@ def present_faults(
     known = []
     for fact in facts():
         standing = fact.standing(installed)
-        if standing.state in ("present", "unchecked") or (fact.program.kind == "server" and standing.state == "absent"):
+        may_run_elsewhere = fact.program.kind == "server" and fact.can_explain and standing.state == "absent"
+        if standing.state in ("present", "unchecked") or may_run_elsewhere:
             known.append(InstallationFault.of(fact, standing))
     explained = {name for fault in known if fault.severity == "error" for name in fault.versions}
     found = []
