@@ -24,6 +24,7 @@ from pytest_mistral_lora.conformance.server.failures import no_answer
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.escaping import printable
+from pytest_mistral_lora.field.facts import facts
 from pytest_mistral_lora.records.files import write_json, write_text
 from pytest_mistral_lora.records.probe import said_answers
 from pytest_mistral_lora.serving.servers import SERVERS
@@ -81,8 +82,19 @@ def page() -> str:
     recorded = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RECORDED.glob("*.json"))]
     lines = [*_INTRODUCTION.splitlines(), "", *_summary(recorded)]
     for data in recorded:
-        lines += ["", f"## {_title(data)}, {data['tokenizer']}", "", f"`{_command(data)}`", "", *_differences(data)]
+        lines += ["", f"## {_title(data)}, {data['tokenizer']}", "", f"`{_command(data)}`", ""]
+        lines += [*_known(data), *_differences(data)]
     return "\n".join(lines) + "\n"
+
+
+def _known(data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line on the known faults of a server that change answers, if it has any."""
+    found = [
+        fault.id for fault in facts() if fault.checks and fault.standing_of_server(_title(data)).state == "present"
+    ]
+    if found:
+        yield f"Known faults: {', '.join(f'[{name}](../known-faults.md#{name})' for name in found)}."
+        yield ""
 
 
 def _command(data: Mapping[str, Any]) -> str:

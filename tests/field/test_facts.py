@@ -212,6 +212,7 @@ def test_a_fact_of_two_programs_asks_for_both(written: Written) -> None:
         ("X, model m", "present"),
         ("X 0.9, model m", "absent"),
         ("Y 1.2, model m", "absent"),
+        ("Xs 1.2, model m", "absent"),
         ("", "absent"),
     ],
 )

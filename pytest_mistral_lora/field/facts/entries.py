@@ -259,11 +259,11 @@ class Fact(Entry):
             server: The server as a summary names it: `llama.cpp b11549, model …`. One that reports no version can have
                 every fault of its program; one of another name has none.
         """
-        title = self.program.title
-        name, _, rest = server.partition(",")[0].partition(" ")
-        if name != title:
+        title, head = self.program.title, server.partition(",")[0]
+        if head != title and not head.startswith(f"{title} "):
             return Standing("absent")
-        return self._of({self.program.program: rest}) if release_of(rest) is not None else Standing("present")
+        version = head.removeprefix(title).strip()
+        return self._of({self.program.program: version}) if release_of(version) is not None else Standing("present")
 
     def _of(self, versions: Mapping[str, str]) -> Standing:
         newer, ended = [], []
