@@ -11,10 +11,11 @@ RANK = 4
 
 def main() -> None:
     """Compare an adapter with the sum of it alone, at the weight 1."""
-    torch.manual_seed(0)
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=["0"], use_rslora=True, init_lora_weights=False)
-    model = get_peft_model(nn.Sequential(nn.Linear(8, 8, bias=False)), config, adapter_name="first")
-    model.add_weighted_adapter(["first"], [1.0], "sum", combination_type="cat")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = get_peft_model(nn.Sequential(nn.Linear(8, 8, bias=False)), config, adapter_name="first")
+        model.add_weighted_adapter(["first"], [1.0], "sum", combination_type="cat")
     layer = model.base_model.model[0]
     deltas = [layer.get_delta_weight(name) for name in ("first", "sum")]
     # what a saved and loaded sum is: the scale that its configuration gives

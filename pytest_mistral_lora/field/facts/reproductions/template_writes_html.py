@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 import mistral_common
+import transformers
 from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
-from transformers import TokenizersBackend
 
 FILE = Path(mistral_common.__file__).parent / "data" / "mistral_instruct_tokenizer_240323.model.v3"
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
@@ -18,7 +18,9 @@ def main() -> None:
     """Render a tool call as transformers does, and look for HTML."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "tokenizer.model").write_bytes(FILE.read_bytes())
-        fast = TokenizersBackend.from_pretrained(folder)
+        # transformers 4 has the older name
+        loader = getattr(transformers, "TokenizersBackend", transformers.LlamaTokenizerFast)
+        fast = loader.from_pretrained(folder)
     template = convert_tokenizer_to_chat_template(FILE)
     text = str(fast.apply_chat_template(MESSAGES, chat_template=template, tokenize=False))
     print(f"{'still true' if '&#34;' in text else 'no longer true'}: {text!r}")
