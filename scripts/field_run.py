@@ -26,7 +26,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from pytest_mistral_lora.field.facts import Fact, read_facts, read_folder
-from pytest_mistral_lora.field.facts.entries import release_of
+from pytest_mistral_lora.field.facts.entries import printed_versions, release_of
 from pytest_mistral_lora.field.facts.reading import FOLDER, REPRODUCTIONS
 from pytest_mistral_lora.records.files import write_text
 
@@ -115,7 +115,7 @@ class Environments:
 
     def python_for(self, fact: Fact) -> Path | str:
         """Return the Python of the environment of a fact, or the last line of pip if it cannot be made."""
-        names = (fact.program.program, *fact.reproduction.needs)
+        names = (*([fact.program.program] if fact.program.in_pip else []), *fact.reproduction.needs)
         wanted = tuple(sorted(self._pins.get(name, name) for name in names))
         if wanted not in self._made:
             self._made[wanted] = self._make(wanted, self._folder / str(len(self._made)))
@@ -163,15 +163,20 @@ def reproduce(fact: Fact, script: Path, environments: Environments, seconds: flo
     python = environments.python_for(fact)
     if isinstance(python, str):
         return Seen(fact, "could not run", python, {})
-    asked = f"from importlib.metadata import version; print(*map(version, {list(fact.seen_with)!r}))"
+    of_pip = [name for name in fact.seen_with if fact.program.in_pip or name != fact.program.program]
+    asked = f"from importlib.metadata import version; print(*map(version, {of_pip!r}))"
     found = _run([str(python), "-I", "-c", asked], 60)
     if found is None or found.returncode:
         return Seen(fact, "could not run", _failure(found), {})
-    versions = dict(zip(fact.seen_with, found.stdout.split(), strict=True))
+    versions = dict(zip(of_pip, found.stdout.split(), strict=True))
     done = _run([str(python), "-I", str(script)], seconds)
     if failed := _failure(done):
         return Seen(fact, "could not run", failed, versions)
-    last = _last_line(done.stdout if done is not None else "")
+    output = done.stdout if done is not None else ""
+    versions = {name: {**versions, **printed_versions(output)}.get(name, "") for name in fact.seen_with}
+    last = _last_line(output)
+    if unknown := [name for name, version in versions.items() if not version]:
+        return Seen(fact, "could not run", f"it printed no version of {', '.join(unknown)}", {})
     for result in ("still true", "no longer true"):
         if last.startswith(f"{result}: "):
             return Seen(fact, result, last.removeprefix(f"{result}: "), versions)

@@ -14,6 +14,7 @@ from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.environment import installed_versions
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.field.facts import Fact, Symptom, facts, programs, read_facts, read_folder, remark_of_program
+from pytest_mistral_lora.field.facts.entries import printed_versions
 from pytest_mistral_lora.field.facts.reading import FOLDER, REPRODUCTIONS
 
 ROOT = Path(__file__).parents[2]
@@ -81,13 +82,15 @@ def test_a_file_is_named_for_its_program_and_each_script_has_a_fact() -> None:
 def test_a_reproduction_says_of_the_installed_versions_what_the_fact_says(
     known: Fact, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    standing = known.standing(installed_versions())
-    if standing.state == "absent" and known.since:
-        pytest.skip("the installed versions are older than the fault")
-    script = FOLDER / REPRODUCTIONS / known.reproduction.script
+    for name in known.reproduction.needs:
+        pytest.importorskip(name.replace("-", "_").replace("protobuf", "google.protobuf"))
     # in this process, which has imported transformers
-    runpy.run_path(str(script), run_name="__main__")
-    last = capsys.readouterr().out.strip().splitlines()[-1]
+    runpy.run_path(str(FOLDER / REPRODUCTIONS / known.reproduction.script), run_name="__main__")
+    output = capsys.readouterr().out
+    last = output.strip().splitlines()[-1]
+    standing = known.standing({**installed_versions(), **printed_versions(output)})
+    if standing.state == "absent":
+        pytest.skip("the installed versions are older than the fault")
     said = last.partition(":")[0]
     assert said in ("still true", "no longer true"), last
     # of versions that nobody has checked, either may be true

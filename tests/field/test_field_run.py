@@ -56,10 +56,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.setenv(name, value)
 
     def run_facts(
-        *entries: str, script: str = SCRIPT, options: tuple[str, ...] = ()
+        *entries: str, options: tuple[str, ...] = (), program: str = "toy"
     ) -> tuple[int, list[list[str]], str]:
-        (facts / "reproductions" / "see.py").write_text(script, encoding="utf-8")
-        header = '# a comment\nprogram = "toy"\ntitle = "Toy"\nkind = "library"\n'
+        (facts / "reproductions" / "see.py").write_text(SCRIPT, encoding="utf-8")
+        header = f'# a comment\nprogram = "{program}"\ntitle = "Toy"\nkind = "library"\n'
+        header += f"in_pip = {str(program == 'toy').lower()}\n"
         (facts / "toy.toml").write_text(header + "".join(entries), encoding="utf-8")
         output = tmp_path / "out"
         code = field_run.main(["--facts", str(facts), "--output", str(output), *options])
@@ -134,6 +135,22 @@ def test_a_script_that_says_nothing_could_not_run(run: Run, tmp_path: Path) -> N
     code, rows, patch = run(*entries, options=("--seconds", "2"))
     assert (code, patch) == (1, "")
     assert [row[1:4] for row in rows] == [["toy 1.2", "could not run", evidence] for _, evidence in scripts.values()]
+
+
+def test_a_script_names_the_version_of_a_program_that_pip_does_not_know(run: Run, tmp_path: Path) -> None:
+    write_wheel(tmp_path / "wheels", "9.0", broken=True)
+    scripts = {"said": "print('version: a.program 1.2')\nprint('still true: x')", "unsaid": "print('still true: x')"}
+    entries = []
+    for name, script in scripts.items():
+        (tmp_path / "facts" / "reproductions" / f"{name}.py").write_text(script, encoding="utf-8")
+        entry = fault(name, reproduction=f'{{ script = "{name}.py", needs = ["toy"] }}')
+        entries.append(entry.replace("{ toy = ", '{ "a.program" = '))
+    code, rows, patch = run(*entries, program="a.program")
+    assert [row[1:4] for row in rows] == [
+        ["a.program 1.2", "still true", "x"],
+        ["-", "could not run", "it printed no version of a.program"],
+    ]
+    assert (code, '+seen_with = { "a.program" = "1.2" }' in patch) == (1, True)
 
 
 def test_a_program_that_cannot_be_installed_could_not_run(run: Run) -> None:

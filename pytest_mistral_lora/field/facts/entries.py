@@ -79,6 +79,14 @@ def release_of(version: str) -> Version | None:
         return Version(number[0]) if number else None
 
 
+_PRINTED = re.compile(r"^version: (\S+) (\S+)$", re.MULTILINE)
+
+
+def printed_versions(output: str) -> dict[str, str]:
+    """Return the versions of programs that the output of a reproduction names: those that pip does not know."""
+    return dict(_PRINTED.findall(output))
+
+
 def _version(text: str) -> str:
     try:
         Version(text)
@@ -124,8 +132,10 @@ class Reproduction(_Table):
 
     Attributes:
         script: A script of the folder `reproductions` beside the file. Its last line is `still true: …` or
-            `no longer true: …`, with what it saw.
-        needs: What pip installs for it beside the newest release of the program.
+            `no longer true: …`, with what it saw. If pip does not know the program, the line before is
+            `version: llama.cpp 11549`.
+        needs: What pip installs for it beside the newest release of the program; the package that has the program if
+            pip does not know it by its name.
         not_run: Why no machine can run one that installs in a minute; empty if there is a script.
     """
 
@@ -308,6 +318,7 @@ class Program(_Table):
     Attributes:
         program: The name in pip, or the usual one in lower case.
         title: The name as people write it.
+        in_pip: Whether pip installs it by its name.
         kind: What it is to a user. The versions of a server are those of the server that is judged, and not those
             installed here.
         faults: Its known faults.
@@ -316,6 +327,7 @@ class Program(_Table):
 
     program: _Name
     title: _Text
+    in_pip: bool = True
     kind: Literal["library", "trainer", "evaluator", "server", "converter"]
     faults: tuple[Fact, ...] = Field(default=(), alias="fault")
     works: tuple[Works, ...] = ()
