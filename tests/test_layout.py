@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "records": CHECKPOINT,
     "training": RECORDS | {"formats", "field"},
     "field": RECORDS,
-    "runners": RECORDS,
+    "runners": RECORDS | {"field"},
     "formats": RECORDS,
     "serving": RECORDS,
     "environment": RECORDS | {"field"},

@@ -16,6 +16,7 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.field.facts import Fact, Symptom, facts, programs, read_facts, read_folder, remark_of_program
 from pytest_mistral_lora.field.facts.entries import printed_versions
 from pytest_mistral_lora.field.facts.reading import FOLDER, REPRODUCTIONS
+from pytest_mistral_lora.runners.extract import Extraction
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = [entry for program in programs().values() for entry in program.entries]
@@ -226,6 +227,14 @@ def test_the_version_of_a_server_decides_and_not_that_of_a_package_here(
     known = one(written(header, since='{ x = "1.0" }', rules='["ML919"]'))
     assert known.standing_for(Symptom("ML919", "x", server=server), {"x": "1.2"}).state == state
     assert known.standing_for(Symptom("ML902", "x", server=server), {"x": "1.2"}).state == "absent"
+
+
+def test_a_trainer_newer_than_every_fact_about_it_is_remarked_where_its_versions_are_named(tmp_path: Path) -> None:
+    def ran_under(**environment: str) -> str:
+        return Extraction(tmp_path / "x.jsonl", tmp_path / "trl.yaml", environment).ran_under
+
+    assert ran_under(trl="1.17.0", transformers="9.0").endswith("; trl: seen with 1.16.0, you run 1.17.0: not checked")
+    assert "not checked" not in ran_under(trl="1.16.0", transformers="9.0", mine="2.0")
 
 
 def test_a_program_newer_than_every_fact_about_it_is_remarked() -> None:

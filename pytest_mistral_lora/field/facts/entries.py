@@ -354,3 +354,14 @@ class Program(_Table):
         seen = [fault.seen_with[self.program] for fault in self.faults if self.program not in fault.until]
         seen += [pair.versions[self.program] for pair in self.works if self.program in pair.versions]
         return max(seen, key=Version, default="")
+
+    def remark_on(self, version: str) -> str:
+        """Return the remark on a version that is newer than every fact about the program; empty if it is not.
+
+        Args:
+            version: A version, as pip or a server reports it; may be empty.
+        """
+        running = release_of(version)
+        if running is None or not self.newest_seen or running <= Version(self.newest_seen):
+            return ""
+        return f"seen with {self.newest_seen}, you run {version}: not checked"

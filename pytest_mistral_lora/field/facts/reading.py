@@ -9,12 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from packaging.version import Version
 from pydantic import ValidationError
 
 from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.errors import InputError, did_you_mean, short_json
-from pytest_mistral_lora.field.facts.entries import Fact, Program, Works, release_of
+from pytest_mistral_lora.field.facts.entries import Fact, Program, Works
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.schema import error_in_words
 
@@ -74,10 +73,7 @@ def remark_of_program(title: str, version: str) -> str:
         version: Its version; may be empty.
     """
     program = next((program for program in programs().values() if program.title == title), None)
-    running = release_of(version)
-    if program is None or running is None or not program.newest_seen or running <= Version(program.newest_seen):
-        return ""
-    return f"seen with {program.newest_seen}, you run {version}: not checked"
+    return "" if program is None else program.remark_on(version)
 
 
 def read_folder(folder: Path) -> Mapping[str, Program]:
