@@ -87,13 +87,8 @@ def test_a_good_installation_has_notes_at_most(changes: dict[str, str]) -> None:
 def test_a_note_is_of_its_versions_alone() -> None:
     assert {"tekken-first", "regex-warns-of-sound-files", "legacy-adds-a-space"} <= faults({}).keys()
     # a server's environment is another one, of which nothing is known here
-    notes = {
-        "regex-without-a-warning",
-        "served-grammar",
-        "grammar-refuses-call-ids",
-        "combined-rslora",
-        "fim-suffix-cut",
-    }
+    of_mistral_common = {"grammar-refuses-call-ids", "fim-suffix-cut"}
+    notes = {"regex-without-a-warning", "decoding-cleans-spaces", "combined-rslora", *of_mistral_common}
     assert set(faults({"transformers": "4.57.1"})) == notes | {fault.id for fault in OF_SERVERS}
     assert faults({})["served-grammar"] == "note"
 
