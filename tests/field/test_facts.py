@@ -229,6 +229,14 @@ def test_the_version_of_a_server_decides_and_not_that_of_a_package_here(
     assert known.standing_for(Symptom("ML902", "x", server=server), {"x": "1.2"}).state == "absent"
 
 
+@pytest.mark.parametrize(("server", "state"), [("", "present"), ("OpenAI, model m", "present"), ("X 1.3", "unchecked")])
+def test_words_that_one_fault_alone_has_name_it_behind_any_server(server: str, state: str, written: Written) -> None:
+    header = PRESENT.replace("library", "server")
+    known = one(written(header, rules='["ML919"]', words='"oops"', is_named_by_words="true"))
+    assert known.standing_for(Symptom("ML919", "oops!", server=server), {}).state == state
+    assert known.standing_for(Symptom("ML919", "x", server=server), {}).state == "absent"
+
+
 def test_a_trainer_newer_than_every_fact_about_it_is_remarked_where_its_versions_are_named(tmp_path: Path) -> None:
     def ran_under(**environment: str) -> str:
         return Extraction(tmp_path / "x.jsonl", tmp_path / "trl.yaml", environment).ran_under

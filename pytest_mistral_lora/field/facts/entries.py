@@ -195,7 +195,7 @@ class Fact(Entry):
         until: The first version of a program that has it no more: in a file `open`, here empty, if none is known.
         symptom: What a user sees.
         words: A pattern of the words of a finding that this fault causes; empty for any.
-        is_named_by_words: Whether only this fault has these words, so that they name it if no server is known.
+        is_named_by_words: Whether only this fault has these words, so that they name it whatever server reports them.
         rules: Ids of the rules that are broken for this reason.
         checks: Checks of the subject `answer` whose findings the fault can cause.
         way_out: What a user can do.
@@ -219,14 +219,16 @@ class Fact(Entry):
 
     @model_validator(mode="after")
     def _is_in_order(self) -> Self:
-        for key, ends in (("since", self.since), ("until", self.until)):
-            for name, version in ends.items():
-                if name not in self.seen_with:
+        for key, versions in (("since", self.since), ("until", self.until)):
+            for name, version in versions.items():
+                seen = self.seen_with.get(name)
+                if seen is None:
                     raise ValueError(f"{key} names {name}, and seen_with does not")
-                seen, end = Version(self.seen_with[name]), Version(version)
-                if end > seen if key == "since" else end <= seen:
-                    order = "at most" if key == "since" else "more than"
-                    raise ValueError(f"{key} of {name} is {version}, and it was seen with {seen}; {order} for since")
+                found = f"{key} of {name} is {version}, and it was seen with {seen}"
+                if key == "since" and Version(version) > Version(seen):
+                    raise ValueError(f"{found}; expected at most {seen}")
+                if key == "until" and Version(version) <= Version(seen):
+                    raise ValueError(f"{found}; expected more than {seen}")
         if self.is_named_by_words and not self.words:
             raise ValueError("is_named_by_words is true, and there are no words")
         return self
@@ -307,9 +309,9 @@ class Fact(Entry):
         if self.program.kind != "server":
             return self.standing(versions)
         # a server has an environment of its own
-        if not symptom.server and self.is_named_by_words:
-            return Standing("present")
-        return self.standing_of_server(symptom.server)
+        standing = self.standing_of_server(symptom.server)
+        # and may stand behind one of another name
+        return Standing("present") if standing.state == "absent" and self.is_named_by_words else standing
 
 
 class Program(_Table):
