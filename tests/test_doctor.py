@@ -22,19 +22,19 @@ from pytest_mistral_lora.conformance.finding import RULES, Finding
 from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.conformance.session import opened_session
 from pytest_mistral_lora.environment import (
-    KNOWN_FAULTS,
-    SERVER_FAULTS,
-    Symptom,
+    InstallationFault,
     installed_versions,
     known_cause_lines,
     library_states,
     present_faults,
 )
 from pytest_mistral_lora.environment.machine import cpu_device, hub_answer, torch_build
+from pytest_mistral_lora.field.facts import Symptom, fact, facts
 
 ROOT = Path(__file__).parents[1]
 SOUND = {"transformers": "5.24.0", "mistral-common": "1.13.1", "peft": "0.21.2"}
 """Versions whose combination has no known fault."""
+OF_SERVERS = [known for known in facts() if known.program.kind == "server" and known.can_explain]
 
 MUTANTS = [
     ({"transformers": "5.0.0"}, "merges-by-id"),
@@ -49,13 +49,18 @@ MUTANTS = [
 ]
 
 
-def faults(changes: dict[str, str], torch_error: str = "") -> dict[str, str]:
-    """Return the severity of each fault of this environment with other versions; an empty one is not installed."""
+def present(changes: dict[str, str], torch_error: str = "") -> dict[str, InstallationFault]:
+    """Return each fault of this environment with other versions, by id; an empty version is not installed."""
     versions = installed_versions() | SOUND | changes
     installed = {name: version for name, version in versions.items() if version}
     found = present_faults(installed, list(library_states(installed)), torch_error)
     assert [one.severity for one in found] == sorted(one.severity for one in found)
-    return {one.id: one.severity for one in found}
+    return {one.id: one for one in found}
+
+
+def faults(changes: dict[str, str]) -> dict[str, str]:
+    """Return the severity of each fault of this environment with other versions."""
+    return {name: fault.severity for name, fault in present(changes).items()}
 
 
 def test_of_two_distributions_the_one_that_python_imports_counts(
@@ -82,14 +87,42 @@ def test_a_good_installation_has_notes_at_most(changes: dict[str, str]) -> None:
 def test_a_note_is_of_its_versions_alone() -> None:
     assert {"tekken-first", "regex-warns-of-sound-files", "legacy-adds-a-space"} <= faults({}).keys()
     # a server's environment is another one, of which nothing is known here
-    notes = {"regex-without-a-warning", "served-grammar", "grammar-refuses-call-ids", "combined-rslora"}
-    assert set(faults({"transformers": "4.57.1"})) == notes | {fault.id for fault in SERVER_FAULTS}
+    of_mistral_common = {"grammar-refuses-call-ids", "fim-suffix-cut"}
+    notes = {"regex-without-a-warning", "decoding-cleans-spaces", "combined-rslora", *of_mistral_common}
+    assert set(faults({"transformers": "4.57.1"})) == notes | {fault.id for fault in OF_SERVERS}
     assert faults({})["served-grammar"] == "note"
-    assert faults({"vllm": "0.32.1"})["served-grammar"] == "note"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault", "remark"),
+    [
+        ({"transformers": "5.31.0"}, "tekken-first", "seen with 5.24.0, you run 5.31.0: not checked"),
+        ({"peft": "0.22.0"}, "combined-rslora", "seen with 0.21.2, you run 0.22.0: not checked"),
+        (
+            {"vllm": "0.33.0", "mistral-common": "1.13.1"},
+            "served-grammar",
+            "vllm: seen with 0.32.0, you run 0.33.0: not checked",
+        ),
+        ({"vllm": "0.32.1"}, "served-letters-as-markers", "seen with 0.32.0, you run 0.32.1: not checked"),
+        ({"vllm": "0.31.0"}, "served-letters-as-markers", ""),
+        ({}, "tekken-first", ""),
+    ],
+)
+def test_a_fault_of_a_newer_program_is_a_note_that_is_not_checked(
+    changes: dict[str, str], fault: str, remark: str
+) -> None:
+    found = present(changes)[fault]
+    assert (found.severity, found.remark) == ("note", remark)
+    assert (f"  {remark}" in fault_lines(found)) is bool(remark)
+
+
+def test_a_fault_that_has_ended_is_not_there() -> None:
+    assert "merges-by-id" in present({"transformers": "5.23.1"})
+    assert "merges-by-id" not in present({"transformers": "5.24.0.dev0"})
 
 
 def test_every_known_fault_has_a_mutant_or_is_a_note() -> None:
-    assert {one.id for one in KNOWN_FAULTS if one.severity == "error"} <= {fault for _, fault in MUTANTS}
+    assert {one.id for one in facts() if one.severity == "error"} <= {fault for _, fault in MUTANTS}
 
 
 @pytest.mark.parametrize(
@@ -121,19 +154,19 @@ def test_the_words_of_a_server_name_the_known_fault_whatever_is_installed_here()
         return known_cause_lines([Symptom(rule, found)], SOUND)
 
     [line] = lines("ML919", f"single: the request fails: {says}")
-    assert line.startswith("known of vllm ==0.32.0, mistral-common >=1.13,<1.14 (ML919): ")
+    assert line.startswith("known of vllm ==0.32.0, mistral-common >=1.13 (ML919): ")
     assert ": pip install 'vllm==0.32.0' 'mistral-common==1.12.0'" in line
     assert lines("ML919", "single: the request fails: HTTP 500: oops") == []
     assert lines("ML907", says) == []
 
 
 def test_rules_of_known_faults_are_rules() -> None:
-    assert {rule for one in KNOWN_FAULTS for rule in one.rules} <= RULES.keys()
+    assert {rule for one in facts() for rule in one.rules} <= RULES.keys()
 
 
 def test_checks_of_known_faults_are_checks_of_answers() -> None:
     cases = {case for rule in RULES.of("answer") for case in rule.cases}
-    assert {case for fault in KNOWN_FAULTS for case in fault.answers} <= cases
+    assert {case for known in facts() for case in known.checks} <= cases
 
 
 def test_the_exit_code_is_that_of_the_installed_versions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,7 +289,7 @@ def test_a_server_of_another_protocol_is_told() -> None:
 
 
 def test_the_page_shows_a_fault_as_it_is_printed() -> None:
-    [fault] = [one for one in KNOWN_FAULTS if one.id == "merges-by-id"]
+    fault = present({"transformers": "5.23.0"})["merges-by-id"]
     assert "\n".join(fault_lines(fault)) in (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
 
 
@@ -287,8 +320,8 @@ def answer_outcome(target: str, case: str, found: str) -> CheckOutcome:
         ("llama.cpp b11549, model m", "answered", "single: 'render_content'", "served-template-without-an-argument"),
         ("vLLM 0.32.0, model m", "calls", "call: calls weatheranswer001({})", "served-call-ids-in-names"),
         ("vLLM 0.32.0, model m", "spelled", "spelled-call: x", "served-letters-as-markers"),
-        ("llama.cpp b11550, model m", "decoding", "call: calls weather", None),
-        ("vLLM 0.33.0, model m", "spelled", "spelled-call: x", None),
+        ("llama.cpp b11548, model m", "decoding", "call: calls weather", None),
+        ("vLLM 0.31.0, model m", "spelled", "spelled-call: x", None),
         ("llama.cpp b11549, model m", "spelled", "spelled-call: x", None),
         ("llama.cpp b11549, model m", "calls", "call: calls weather", None),
     ],
@@ -296,8 +329,20 @@ def answer_outcome(target: str, case: str, found: str) -> CheckOutcome:
 def test_a_red_server_names_the_faults_of_its_version(proof: str, case: str, found: str, fault: str | None) -> None:
     other = server_outcome("b", "llama.cpp b1, model m")
     lines = known_faults_of(server_outcome("a", proof), answer_outcome("a", case, found), other)
-    expected = [known.found for known in SERVER_FAULTS if known.id == fault]
+    expected = [fact(fault).symptom] if fault else []
     assert [line.partition("): ")[2].partition(". Change: ")[0] for line in lines] == expected
+
+
+@pytest.mark.parametrize(
+    ("proof", "case", "found", "remark"),
+    [
+        ("llama.cpp b11550, model m", "decoding", "call: x", "seen with 11549, you run b11550: not checked"),
+        ("vLLM 0.33.0, model m", "spelled", "spelled-call: x", "seen with 0.32.0, you run 0.33.0: not checked"),
+    ],
+)
+def test_the_fault_of_a_newer_server_is_named_and_not_checked(proof: str, case: str, found: str, remark: str) -> None:
+    [line] = known_faults_of(server_outcome("a", proof), answer_outcome("a", case, found))
+    assert f"; {remark}. Change: " in line
 
 
 def test_the_fault_of_one_server_is_not_that_of_another() -> None:
@@ -312,8 +357,8 @@ def test_the_fault_of_one_server_is_not_that_of_another() -> None:
 def test_doctor_lists_the_faults_of_servers_in_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor"])
     lines = capsys.readouterr().out.splitlines()
-    for fault in SERVER_FAULTS:
-        assert sum(fault.id in line for line in lines) == 1
+    for known in OF_SERVERS:
+        assert sum(known.id in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(
@@ -336,7 +381,7 @@ def test_a_home_folder_that_nobody_has_is_named_and_stops_only_what_needs_it(
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     words = [*words, "--tokenizer", "spm-v3"] if words[0] == "check" else words
-    monkeypatch.setattr("pytest_mistral_lora.environment.faults.KNOWN_FAULTS", ())
+    monkeypatch.setattr("pytest_mistral_lora.environment.faults.facts", lambda: ())
     assert main(words) == code
     output = "".join(capsys.readouterr())
     assert words[0] == "check" or "home folder" in output

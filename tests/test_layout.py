@@ -30,11 +30,12 @@ MAY_IMPORT = {
     "chat": BASE,
     "checkpoint": CHAT,
     "records": CHECKPOINT,
-    "training": RECORDS | {"formats", "environment"},
-    "runners": RECORDS,
+    "training": RECORDS | {"formats", "field"},
+    "field": RECORDS,
+    "runners": RECORDS | {"field"},
     "formats": RECORDS,
     "serving": RECORDS,
-    "environment": RECORDS,
+    "environment": RECORDS | {"field"},
     "strategies": CHAT,
     "report": CHAT | {"records"},
     "conformance": RECORDS | {"formats"},
@@ -60,7 +61,7 @@ MAY_IMPORT_LATE = {
         "records",
         "training",
     },  # the public names: for type checkers, and on first use
-    "conformance": {"training", "runners", "serving", "strategies", "report", "environment"},
+    "conformance": {"training", "runners", "serving", "strategies", "report", "environment", "field"},
 }
 MAY_NOT_IMPORT = {
     "conformance.merged": {"training"},  # it judges what `training.merge` writes, by a sum of its own
@@ -80,6 +81,7 @@ NEVER = {
     "runners": {"pytest", "_pytest", "hypothesis"},
     "formats": {"torch", "pytest", "_pytest", "hypothesis"},
     "serving": {"torch", "pytest", "_pytest", "hypothesis"},
+    "field": {"pytest", "_pytest", "hypothesis"},
     "starter": {"torch", "pytest", "_pytest", "hypothesis"},
     "conformance": {"pytest", "_pytest"},
     "assertions": {"pytest", "_pytest"},
@@ -90,6 +92,8 @@ NEVER = {
 HEAVY = {"torch", "transformers", "peft", "accelerate", "safetensors", "hypothesis", "mistral_common"}
 LIGHT = ("chat", "conformance", "assertions", "judging", "plugin", "report", "cli")
 ORACLE = "chat.oracle.oracle"
+REPRODUCTIONS = "field.facts.reproductions."
+"""Scripts that run in other environments, which have the libraries of a fact, and not this package."""
 READERS = {"chat.oracle.answer_decoder", "chat.oracle.answer_grammar", "chat.kinds.fim.encoder"}
 """They call the decoder, the grammar and the request of a gap of mistral-common, which the oracle does without."""
 
@@ -127,6 +131,9 @@ def _violations(module: str, source: str) -> list[str]:
     for one in _imports(source):
         place = f"{module}:{one.line} imports {one.name}"
         top, _, rest = one.name.partition(".")
+        if module.startswith(REPRODUCTIONS):
+            found += [f"{place}: a reproduction runs where this package is not installed"] if top == PACKAGE else []
+            continue
         if top == PACKAGE:
             found += _own_violations(module, one, rest.partition(".")[0], place)
         else:
@@ -255,6 +262,7 @@ def _imported_modules(source: str, modules: dict[str, str]) -> set[str]:
         ("errors", "import yaml", "errors never imports yaml"),
         ("checkpoint.base", "import pytest_mistral_lora.records.files", "checkpoint may not import records"),
         ("records.verify", "from pytest_mistral_lora.conformance import rules", "records may not import conformance"),
+        ("field.facts.reproductions.x", "import pytest_mistral_lora", "this package is not installed"),
         ("training.loop", "def f():\n    import pytest", "training never imports pytest"),
         ("training.loop", "def f():\n    from hypothesis import given", "training never imports hypothesis"),
         ("training.run", "from pytest_mistral_lora.plugin import options", "training may not import plugin"),

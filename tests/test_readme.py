@@ -259,6 +259,7 @@ def test_the_list_of_known_deviations_can_be_read(tmp_path: Path) -> None:
         "ML204",
         "mistral-golden::my-mistral::template::trailing-spaces",
         "default-system-prompt",
+        "llama-tokenizer-merges",
     ]
     [dated] = [text for text in fences(SUITE, "text") if "  # until " in text]
     (tmp_path / "known.txt").write_text(dated)

@@ -16,7 +16,7 @@ from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted
 from pytest_mistral_lora.extras import EXTRAS
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.environment import KnownFault, LibraryState
+    from pytest_mistral_lora.environment import InstallationFault, LibraryState
     from pytest_mistral_lora.environment.machine import HubState, TorchBuild
 
 _DESCRIPTION = """\
@@ -109,23 +109,27 @@ def _hub_lines(hub: HubState) -> Iterator[str]:
     yield f"  encoded rows, results and runners: {hub.own_cache}"
 
 
-def fault_lines(fault: KnownFault) -> Iterator[str]:
+def fault_lines(fault: InstallationFault) -> Iterator[str]:
     """Yield the lines of a fault for a terminal."""
     versions = ", ".join(f"{name} {range_}" for name, range_ in fault.versions.items())
     label = "FAULT" if fault.severity == "error" else "note"
     yield f"{label} {fault.id} ({versions})" if versions else f"{label} {fault.id}"
     yield f"  {fault.found}"
+    if fault.remark:
+        yield f"  {fault.remark}"
     yield f"  change: {fault.change}"
     if fault.source:
         yield f"  source: {fault.source}"
 
 
-def _server_lines(faults: Sequence[KnownFault]) -> Iterator[str]:
+def _server_lines(faults: Sequence[InstallationFault]) -> Iterator[str]:
     """Yield the faults that servers have, wherever they run: a line each, since none may be yours."""
-    yield "known of servers; serve-check finds whether yours has them, and docs/serving.md has the ways out:"
+    yield "known of servers; serve-check finds whether yours has them, and docs/known-faults.md has the ways out:"
     for fault in faults:
-        versions = ", ".join(range_.removeprefix("==") for range_ in fault.versions.values())
-        yield f"  {fault.server} {versions}, {fault.id}: {fault.found}"
+        ranges = {name: range_.removeprefix("==") for name, range_ in fault.versions.items()}
+        of_several = ", ".join(f"{name} {range_}" for name, range_ in ranges.items())
+        versions = of_several if len(ranges) > 1 else f"{fault.server} {', '.join(ranges.values())}"
+        yield f"  {versions}, {fault.id}: {fault.found}{f'; {fault.remark}' if fault.remark else ''}"
 
 
 def _verdict(faults: Sequence[Any]) -> str:

@@ -285,7 +285,7 @@ def _lines_of_any_verb(session: Session) -> Iterator[str]:
 
     known = Counter((xfail.id, xfail.reason) for outcome in session.outcomes for xfail in outcome.known)
     lines = [f"known {name}: {reason} ({counted(count, 'check')})" for (name, reason), count in known.items()]
-    lines += [xfail.not_met for xfail in session.not_met]
+    lines += session.remarks_on_known
     yield from (printable(line, lines=False) for line in (*lines, *session.known_faults()))
     if session.nothing_judged:
         yield NOTHING_WAS_JUDGED

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.conformance.checks import ROOT, SUBJECTS
 from pytest_mistral_lora.conformance.finding import ENCODED_CASES, FORMER_RULES, RULES, Finding, rules_named
 from pytest_mistral_lora.errors import did_you_mean
 from pytest_mistral_lora.escaping import printable
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.field.facts import Standing
 
 # the date is the last part of a line, and has a # of its own
 _UNTIL = re.compile(r"(?:^|\s)#\s*(?P<end>until\b(?P<date>.*))$", re.IGNORECASE)
@@ -51,17 +55,20 @@ class Xfail:
 
     Attributes:
         id: A rule id, for the findings of this rule in every check; a former id, for those of its rules in encoded
-            rows; a node id, for all findings of this check; or the name of a cause, such as `default-system-prompt`,
-            for the findings of this cause in every check.
+            rows; a node id, for all findings of this check; the name of a cause, such as `default-system-prompt`,
+            for the findings of this cause in every check; or the id of a known fault, for the findings that it can
+            explain under the versions of the run.
         reason: Why it is accepted.
         place: File and line.
         until: The first day on which it is no longer accepted; None for no end.
+        is_of_fault: Whether its id is that of a known fault: see `field.facts`.
     """
 
     id: str
     reason: str
     place: str
     until: date | None = None
+    is_of_fault: bool = False
 
     @property
     def is_over(self) -> bool:
@@ -136,6 +143,15 @@ def finders_of(xfail: Xfail) -> Finders:
     if xfail.id in FORMER_RULES:
         cases = (case for rule in FORMER_RULES[xfail.id].rules for case in RULES[rule].cases)
         return Finders(_OF_ENCODED_ROWS, cases=frozenset(ENCODED_CASES.get(case, case) for case in cases))
+    if xfail.is_of_fault:
+        from pytest_mistral_lora.field.facts import fact
+
+        fault = fact(xfail.id)
+        rules = [RULES[rule] for rule in fault.rules]
+        subjects = {rule.subject for rule in rules} | ({"answer"} if fault.checks else set())
+        return Finders(
+            frozenset(subjects), cases=frozenset([*fault.checks, *(case for rule in rules for case in rule.cases)])
+        )
     if xfail.id not in RULES:
         return _OF_CAUSES
     rule = RULES[xfail.id]
@@ -146,8 +162,8 @@ def finders_of(xfail: Xfail) -> Finders:
 def read_xfails(path: Path) -> tuple[Xfail, ...]:
     """Read a file of known deviations, one a line: `ID  # reason`, or `ID  # reason  # until 2027-06-30`.
 
-    The id is a rule's or a check's, or the name of a cause. From the date on, the deviation is no longer accepted.
-    Blank lines and lines that begin with `#` are skipped.
+    The id is a rule's, a check's or a known fault's, or the name of a cause. From the date on, the deviation is no
+    longer accepted. Blank lines and lines that begin with `#` are skipped.
 
     Raises:
         InputError: If the path is a pipe or a device.
@@ -179,14 +195,34 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
             raise ValueError(
                 f"{place}: {name!r} is not the node id of a check{did_you_mean(subject, SUBJECTS)}; expected {expected}"
             )
-        if "::" not in name and not rules_named(name) and name not in _cause_names():
-            hint = did_you_mean(name, _cause_names())
-            expected = "a rule id such as ML204, a node id, or the name of a cause such as default-system-prompt"
-            raise ValueError(f"{place}: there is no rule or cause {name!r}{hint}; expected {expected}")
+        is_of_fault = "::" not in name and not rules_named(name) and name not in _cause_names()
+        if is_of_fault:
+            _require_fault(name, place)
         if name in xfails:
             raise ValueError(f"{place}: {name} is listed twice; it is already in {xfails[name].place}")
-        xfails[name] = Xfail(name, reason, place, until)
+        xfails[name] = Xfail(name, reason, place, until, is_of_fault)
     return tuple(xfails.values())
+
+
+def _require_fault(name: str, place: str) -> None:
+    """Require that a name is the id of a known fault that can explain a finding.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    from pytest_mistral_lora.field.facts import facts
+
+    known = {fault.id: fault for fault in facts()}
+    if name not in known:
+        hint = did_you_mean(name, _cause_names() | known.keys())
+        expected = (
+            "a rule id such as ML204, a node id, the name of a cause such as default-system-prompt, or the id of a "
+            "known fault such as merges-by-id"
+        )
+        raise ValueError(f"{place}: there is no rule, cause or known fault {name!r}{hint}; expected {expected}")
+    if not known[name].can_explain:
+        expected = "the rule or the check whose finding you accept"
+        raise ValueError(f"{place}: the known fault {name!r} explains the finding of no rule; expected {expected}")
 
 
 def _is_node_id(text: str) -> bool:
@@ -258,25 +294,74 @@ def ids_of(finding: Finding, nodeid: str) -> set[str]:
     return {finding.rule, nodeid, finding.name, *former} - {""}
 
 
-def known_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail]) -> list[Xfail]:
+def matching(
+    finding: Finding, nodeid: str, xfails: Iterable[Xfail], server: Callable[[], str] | None = None
+) -> list[Xfail]:
+    """Return the entries of a list of known deviations that are about a finding, those whose date has passed included.
+
+    Args:
+        finding: The finding.
+        nodeid: The node id of the check that found it.
+        xfails: The list.
+        server: Returns the server that was judged, with its version, or an empty text; it is only called if the fault
+            of a server can explain the finding. Without it, no version is asked.
+    """
+    ids = ids_of(finding, nodeid)
+    return [
+        xfail
+        for xfail in xfails
+        if xfail.id in ids or (xfail.is_of_fault and _is_explained(finding, nodeid, xfail, server))
+    ]
+
+
+def _is_explained(finding: Finding, nodeid: str, xfail: Xfail, server: Callable[[], str] | None) -> bool:
+    """Return whether the known fault of an entry can explain a finding, under the versions of the run."""
+    from pytest_mistral_lora.environment import installed_versions
+    from pytest_mistral_lora.field.facts import Symptom, fact
+
+    subject, case = nodeid.split("::", 3)[2:]
+    fault, symptom = fact(xfail.id), Symptom(finding.rule, finding.found, subject, case)
+    if server is None or not fault.explains(symptom):
+        return fault.explains(symptom)
+    if fault.program.kind == "server":
+        symptom = replace(symptom, server=server())
+    # a fault that has ended, and is still there, is still known
+    return fault.standing_for(symptom, installed_versions()).state != "absent"
+
+
+def standings_of(xfail: Xfail, servers: Iterable[str]) -> list[Standing]:
+    """Return what the fact behind an entry says about the versions of a run: one standing, or one for each server.
+
+    Args:
+        xfail: The entry, which names a known fault.
+        servers: The servers that were judged, as the summary names them.
+    """
+    from pytest_mistral_lora.environment import installed_versions
+    from pytest_mistral_lora.field.facts import fact
+
+    fault = fact(xfail.id)
+    if fault.program.kind == "server":
+        return [fault.standing_of_server(server) for server in servers]
+    return [fault.standing(installed_versions())]
+
+
+def known_among(
+    findings: Sequence[Finding], nodeid: str, xfails: Sequence[Xfail], server: Callable[[], str] = str
+) -> list[Xfail]:
     """Return the known deviations that a finding of this check matches, without expired ones."""
-    found = {name for finding in findings for name in ids_of(finding, nodeid)}
+    found = {xfail.id for finding in findings for xfail in matching(finding, nodeid, xfails, server)}
     return [xfail for xfail in xfails if not xfail.is_over and xfail.id in found]
 
 
-def unknown_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail]) -> list[Finding]:
+def unknown_among(
+    findings: Sequence[Finding], nodeid: str, xfails: Sequence[Xfail], server: Callable[[], str] = str
+) -> list[Finding]:
     """Return the findings of this check that no known deviation covers; they name expired ones that they match."""
-    known, over = set[str](), list[Xfail]()
-    for xfail in xfails:
-        if xfail.is_over:
-            over.append(xfail)
-        else:
-            known.add(xfail.id)
     unknown = []
     for finding in findings:
-        ids = ids_of(finding, nodeid)
-        if known.isdisjoint(ids):
-            unknown.append(_with_passed_dates(finding, [xfail for xfail in over if xfail.id in ids]))
+        matched = matching(finding, nodeid, xfails, server)
+        if all(xfail.is_over for xfail in matched):
+            unknown.append(_with_passed_dates(finding, matched))
     return unknown
 
 

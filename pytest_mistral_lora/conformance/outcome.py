@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pytest_mistral_lora.conformance.checks import ROOT, Check, Subject
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.known import Xfail, ids_of
+from pytest_mistral_lora.conformance.known import Xfail, matching
 
 State = Literal["passed", "failed", "known", "skipped"]
 """The end of a check; `known`: each error is a known deviation; `skipped`: the check could not judge."""
@@ -68,7 +68,7 @@ class CheckOutcome:
     def meets(self, xfail: Xfail) -> bool:
         """Return whether the check found a known deviation, accepted or not."""
         # an entry whose date has passed does not accept findings, but still matches them
-        found = any(xfail.id in ids_of(finding, self.nodeid) for finding in self.findings)
+        found = any(matching(finding, self.nodeid, (xfail,)) for finding in self.findings)
         return found or any(known.id == xfail.id for known in self.known)
 
     def to_json(self) -> dict[str, Any]:

@@ -145,6 +145,11 @@ class ServerTarget(JudgedTarget):
         """The version that the server reports, or else the named version; may be empty."""
         return self.answers.facts.version or self.version
 
+    @property
+    def served_by(self) -> str:
+        """The server, with its version."""
+        return f"{self.server.title} {self.served_version}".strip()
+
     @KeptProperty
     def answers(self) -> ServerAnswers:
         """The server's answers to the packaged rows, requested when the first check needs them.
@@ -381,6 +386,11 @@ class ParsersTarget(JudgedTarget):
     def served_version(self) -> str:
         """The version of vLLM."""
         return self.parsed.version
+
+    @property
+    def served_by(self) -> str:
+        """The parsers' vLLM, with its version."""
+        return f"{self.server.title} {self.served_version}"
 
     @property
     def forced_answers(self) -> tuple[ForcedAnswer, ...]:

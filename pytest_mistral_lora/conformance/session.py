@@ -17,7 +17,14 @@ from pytest_mistral_lora.conformance.checks import ROOT, Check, Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.groups import FindingGroups, failed_rows, group_findings, signs_among
-from pytest_mistral_lora.conformance.known import NAMED_BY_RECORDS, Xfail, finders_of, known_among, unknown_among
+from pytest_mistral_lora.conformance.known import (
+    NAMED_BY_RECORDS,
+    Xfail,
+    finders_of,
+    known_among,
+    standings_of,
+    unknown_among,
+)
 from pytest_mistral_lora.conformance.outcome import CheckOutcome, State
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted, one_line
 from pytest_mistral_lora.escaping import printable
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.token_rows import TokenRow
     from pytest_mistral_lora.conformance.kept_results import KeptResults
     from pytest_mistral_lora.conformance.targets import Target
+    from pytest_mistral_lora.field.facts import Standing
 
 
 class Session:
@@ -146,13 +154,17 @@ class Session:
             result: Its result.
         """
         nodeid = f"{ROOT}::{check.name}"
+
+        def server() -> str:
+            return check.target.served_by
+
         outcome = CheckOutcome(
             check.target.name,
             check.subject,
             check.case,
             "passed",
-            findings=tuple(unknown_among(result.findings, nodeid, self.xfails)),
-            known=tuple(known_among(result.findings, nodeid, self.xfails)),
+            findings=tuple(unknown_among(result.findings, nodeid, self.xfails, server)),
+            known=tuple(known_among(result.findings, nodeid, self.xfails, server)),
             not_checked=result.not_checked,
             facts=dict(result.facts),
         )
@@ -201,6 +213,36 @@ class Session:
         """The known deviations without a finding that may still exist: a check that can find them did not run."""
         return [xfail for xfail in self._without_finding() if not self._is_looked_for(xfail)]
 
+    @property
+    def remarks_on_known(self) -> list[str]:
+        """Lines on known deviations: those that are not met, and those of a known fault that the versions do not have.
+
+        A fault that has ended, or that nobody has checked with the versions of the run, still accepts its findings.
+        """
+        lines, remarked = [], set()
+        for xfail in self.xfails:
+            for standing in self._standings(xfail):
+                if standing.remark and xfail.id not in remarked:
+                    remarked.add(xfail.id)
+                    ended = "; it is still accepted: remove it" if standing.state == "ended" else ""
+                    lines.append(f"{xfail.id} ({xfail.place}): {standing.remark}{ended}")
+        for xfail in self.not_met:
+            standings = self._standings(xfail)
+            if standings and all(standing.state == "absent" for standing in standings):
+                lines.append(f"not met: {xfail.id} ({xfail.place}): the versions of this run do not have the fault")
+            elif xfail.id not in remarked:
+                lines.append(xfail.not_met)
+        return lines
+
+    def _standings(self, xfail: Xfail) -> list[Standing]:
+        """Return what the fact behind a known deviation says about the run; empty for one that names no known fault."""
+        return standings_of(xfail, self._servers.values()) if xfail.is_of_fault else []
+
+    @property
+    def _servers(self) -> dict[str, str]:
+        """The server of each target that is one, with its version."""
+        return {outcome.target: proof for outcome in self.outcomes if (proof := outcome.facts.get("server of"))}
+
     def _without_finding(self) -> list[Xfail]:
         return [xfail for xfail in self.xfails if not any(outcome.meets(xfail) for outcome in self.outcomes)]
 
@@ -215,6 +257,9 @@ class Session:
             # the other checks of this target and subject are in the run: the name of the check is wrong
             of_subject = xfail.id.split("::", 3)[:3]
             return any(nodeid.split("::", 3)[:3] == of_subject for nodeid in self.collected)
+        standings = self._standings(xfail)
+        if standings and not any(standing.state == "present" for standing in standings):
+            return False
         finders = finders_of(xfail)
         if self.leaves_out_targets or (self._leaves_out_training and "train" in finders.homes | finders.others):
             return False
@@ -251,9 +296,10 @@ class Session:
 
     def known_faults(self) -> list[str]:
         """Return a line for each known fault of the installed libraries that can cause a finding."""
-        from pytest_mistral_lora.environment import Symptom, known_cause_lines
+        from pytest_mistral_lora.environment import known_cause_lines
+        from pytest_mistral_lora.field.facts import Symptom
 
-        servers = {outcome.target: proof for outcome in self.outcomes if (proof := outcome.facts.get("server of"))}
+        servers = self._servers
         symptoms = (
             Symptom(finding.rule, finding.found, outcome.subject, outcome.case, servers.get(outcome.target, ""))
             for outcome in self.outcomes
@@ -305,7 +351,7 @@ class Session:
                 for line in (f"figures of {target}:", *figure_lines(found, width))
             ]
             facts += [*basis_lines(self.outcomes), *self.known_faults(), *figures, *unchecked_lines(self.outcomes)]
-        facts += [xfail.not_met for xfail in self.not_met]
+        facts += self.remarks_on_known
         if self.kept is not None and self.kept.found:
             facts.append(
                 f"{counted(self.kept.found, 'check')} from the cache: nothing that they read has changed since they "

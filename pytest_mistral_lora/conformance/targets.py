@@ -54,6 +54,11 @@ class Target:
         vars(target)["tokenizer"] = tokenizer
         return target
 
+    @property
+    def served_by(self) -> str:
+        """The server that is judged, with its version, such as `vLLM 0.32.0`; empty for everything else."""
+        return ""
+
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
         """The tokenizer, loaded on first use and kept for the session.

@@ -1,12 +1,8 @@
 """The user's installation: versions and their support, extras, known faults of a combination."""
 
 from pytest_mistral_lora.environment.faults import (
-    KNOWN_FAULTS,
-    SERVED_GRAMMAR,
-    SERVER_FAULTS,
-    KnownFault,
+    InstallationFault,
     LibraryState,
-    Symptom,
     installed_versions,
     known_cause_lines,
     library_states,
@@ -14,12 +10,8 @@ from pytest_mistral_lora.environment.faults import (
 )
 
 __all__ = [
-    "KNOWN_FAULTS",
-    "SERVED_GRAMMAR",
-    "SERVER_FAULTS",
-    "KnownFault",
+    "InstallationFault",
     "LibraryState",
-    "Symptom",
     "installed_versions",
     "known_cause_lines",
     "library_states",

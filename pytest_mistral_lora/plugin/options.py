@@ -208,8 +208,8 @@ FAIL_NOT_CHECKED = Option(
 )
 XFAILS = Option(
     "--mistral-xfails",
-    "File of known deviations, which do not fail: a rule id, a node id or the name of a cause a line, each with "
-    "'# reason'. A line that matches no finding of a full run is an error.",
+    "File of known deviations, which do not fail: a rule id, a node id, or the name of a cause or of a known fault a "
+    "line, each with '# reason'. A line that matches no finding of a full run is an error.",
     "mistral_xfails",
     "string",
     "PATH",

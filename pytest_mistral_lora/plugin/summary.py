@@ -237,7 +237,7 @@ def _unchecked_lines(session: Session, settings: PluginSettings, unused: Sequenc
     outcomes = session.outcomes
     lines = unchecked_lines(outcomes) or ["not checked:"]
     lines += [f"  {folder}: goldens of no target in this run" for folder in unused]
-    lines += [f"  {xfail.not_met}" for xfail in session.not_met]
+    lines += [f"  {line}" for line in session.remarks_on_known]
     if session.deselected:
         lines.append(f"  {counted(session.deselected, 'check')} deselected")
     if session.not_run:

@@ -20,6 +20,7 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.field.facts import programs
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.secrets import is_secret_name
@@ -174,11 +175,21 @@ class Extraction:
 
     @property
     def ran_under(self) -> str:
-        """The versions, the task and the configuration of the run, and the script's notes about the rows as a whole."""
+        """The versions, the task and the configuration of the run, and the notes about the rows as a whole.
+
+        The last note is on a trainer that is newer than every fact about it.
+        """
         versions = ", ".join(f"{name} {version}" for name, version in self.environment.items())
         config = "no configuration" if self.config == NOTHING else f"configuration {self.config}"
         task = (f"task {self.task}",) if self.task else ()
-        return "; ".join((versions or "versions not said", *task, config, *self.notes))
+        newer = (
+            f"{name}: {remark}"
+            for name, version in self.environment.items()
+            if (program := programs().get(name)) is not None
+            and program.kind in ("trainer", "evaluator")
+            and (remark := program.remark_on(version))
+        )
+        return "; ".join((versions or "versions not said", *task, config, *self.notes, *newer))
 
 
 def extract(

@@ -15,6 +15,7 @@ from pytest_mistral_lora.conformance.answer.checks import AnswerChecks
 from pytest_mistral_lora.conformance.server.failures import no_answer
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.field.facts import facts
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.probe import said_answers
 
@@ -50,6 +51,12 @@ def result(data: Mapping[str, Any]) -> Result:
             if answer["found"] or answer["expected"]
         },
     )
+
+
+def known_faults(one: Result) -> list[str]:
+    """Return the ids of the known faults of a server that change its answers."""
+    server = f"{one.program} {one.version}"
+    return [fault.id for fault in facts() if fault.checks and fault.standing_of_server(server).state == "present"]
 
 
 def command(data: Mapping[str, Any]) -> str:

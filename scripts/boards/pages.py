@@ -235,6 +235,8 @@ def _answers() -> Mapping[str, Lines]:
 def _answers_of(data: Mapping[str, object], one: Result) -> Iterator[str]:
     yield from (f"## {one.program} {one.version}, {one.tokenizer}", "")
     yield from (f"{one.setting}: `{answers.command(data)}`", "")
+    if known := answers.known_faults(one):
+        yield from (f"Known faults: {', '.join(f'[{name}](../known-faults.md#{name})' for name in known)}.", "")
     yield from ('<div class="dense" markdown>', "")
     yield from tables.head("answer", "what differs", "the client gets", "the model said")
     for name, labels in one.by_record.items():

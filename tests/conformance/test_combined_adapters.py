@@ -16,11 +16,12 @@ from transformers import MistralForCausalLM
 
 from pytest_mistral_lora import judge
 from pytest_mistral_lora.checkpoint.weights import Weights
-from pytest_mistral_lora.environment.faults import COMBINED_RSLORA
+from pytest_mistral_lora.field.facts import fact
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.lora_delta import deltas_of
 
 RANK = 4
+COMBINED_RSLORA = fact("combined-rslora")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def scales(folder: Path, base: Path) -> list[str]:
 
 
 def test_a_sum_of_peft_is_too_strong_by_the_root_of_its_rank(combined: Path) -> None:
-    if not COMBINED_RSLORA.applies({"peft": version("peft")}):
+    if COMBINED_RSLORA.standing({"peft": version("peft")}).state != "present":
         pytest.skip("not a version of PEFT with the fault")
     source, made = (deltas_of(AdapterFolder(combined / name), Weights([])) for name in ("first", "sum"))
     for layer, delta in source.items():
@@ -74,7 +75,7 @@ def test_a_sum_of_peft_is_too_strong_by_the_root_of_its_rank(combined: Path) -> 
 def test_the_scale_of_an_adapter_that_can_be_a_sum_is_a_fact(combined: Path, base: Path) -> None:
     [line] = scales(combined / "sum", base)
     assert f"√{RANK}" in line
-    assert COMBINED_RSLORA.found in line
+    assert COMBINED_RSLORA.symptom in line
 
 
 def test_another_scale_is_no_fact(combined: Path, base: Path) -> None:

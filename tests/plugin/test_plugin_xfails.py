@@ -9,6 +9,8 @@ import pytest
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.environment import installed_versions
+from pytest_mistral_lora.field.facts import fact
 
 Run = Callable[..., pytest.RunResult]
 
@@ -185,7 +187,11 @@ def test_one_that_matches_nothing_is_fine_where_only_some_checks_ran(known: Call
     ("text", "line", "values"),
     [
         ("ML204\n", 1, ("'ML204' has no reason", "ML204  # ")),
-        ("\nML999 # x\n", 2, ("no rule or cause 'ML999'", "ML204", "default-system-prompt")),
+        (
+            "\nML999 # x\n",
+            2,
+            ("no rule, cause or known fault 'ML999'", "ML204", "default-system-prompt", "merges-by-id"),
+        ),
         (
             "mistral-golden::spm-v3::tokeniser::file # x\n",
             1,
@@ -253,3 +259,22 @@ def test_known_deviations_work_with_workers(known: Callable[[str], Path], judged
     result = judged("--mistral-xfails=known.txt", "-n", "2")
     assert result.ret == 0
     assert result.parseoutcomes()["xfailed"]
+
+
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_a_known_fault_that_the_versions_do_not_have_is_remarked_and_fails_nothing(
+    processes: str, known: Callable[[str], Path], golden: Run
+) -> None:
+    known("served-letters-as-markers  # ours\nmerges-by-id  # of an older environment\n")
+    standing = fact("merges-by-id").standing(installed_versions())
+    lines = {
+        "absent": "not met: merges-by-id (known.txt:2): the versions of this run do not have the fault",
+        "present": "not met: merges-by-id (known.txt:2): a check that can find it did not run",
+        "ended": f"merges-by-id (known.txt:2): {standing.remark}; it is still accepted: remove it",
+    }
+    chosen = ("-n", processes, "-k", "tokenizer::file")
+    result = golden("--mistral-tokenizer=tok.model.v3", "--mistral-xfails=known.txt", *chosen)
+    assert result.ret == 0
+    assert f"  {lines[standing.state]}" in result.outlines
+    not_met = "not met: served-letters-as-markers (known.txt:1): a check that can find it did not run"
+    assert f"  {not_met}" in result.outlines

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -12,7 +11,8 @@ from judged_samples import HOSTILE, causes_of, judged, write_file
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.environment import faults as environment
+from pytest_mistral_lora.environment import faults
+from pytest_mistral_lora.field.facts import fact
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
 from pytest_mistral_lora.report.judged import FilePlace, Judged, JudgedCase, file_place
@@ -143,9 +143,8 @@ def test_a_known_fault_of_the_libraries_is_in_the_summary_of_the_job_and_in_the_
 ) -> None:
     summary = workspace / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    [merges] = [one for one in environment.KNOWN_FAULTS if one.id == "merges-by-id"]
-    monkeypatch.setattr(environment, "KNOWN_FAULTS", (replace(merges, rules=("ML601",)),))
-    monkeypatch.setattr(environment, "installed_versions", lambda: {"transformers": version})
+    monkeypatch.setattr(faults, "facts", lambda: (fact("merges-by-id").model_copy(update={"rules": ("ML601",)}),))
+    monkeypatch.setattr(faults, "installed_versions", lambda: {"transformers": version})
     (workspace / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
     reports = [f"--report={workspace / name}" for name in ("x.json", "x.html")]
     rows = str(workspace / "rows.jsonl")

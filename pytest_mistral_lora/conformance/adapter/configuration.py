@@ -250,9 +250,10 @@ def combined_facts(folder: AdapterFolder) -> tuple[tuple[str, str], ...]:
     is_like_combined = config["r"] == config["lora_alpha"] > 1 and not has_patterns and not folder.has_manifest
     if not (config.get("use_rslora") and is_like_combined):
         return ()
-    from pytest_mistral_lora.environment.faults import COMBINED_RSLORA
+    from pytest_mistral_lora.field.facts import fact
 
-    text = f"√{config['r']}; if it is a sum of adapters: {COMBINED_RSLORA.found}. Change: {COMBINED_RSLORA.change}"
+    known = fact("combined-rslora")
+    text = f"√{config['r']}; if it is a sum of adapters: {known.symptom}. Change: {known.way_out}"
     return (("scale of", text),)
 
 

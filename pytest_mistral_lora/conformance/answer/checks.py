@@ -167,7 +167,12 @@ class AnswerChecks:
         facts = [("answers of", self._summary())]
         if isinstance(self._target, ParsersTarget):
             # a running server has this line from its check `there`
-            facts.insert(0, ("server of", f"vLLM {self._target.served_version}, its parsers: no server, and no model"))
+            from pytest_mistral_lora.field.facts import remark_of_program
+
+            version = self._target.served_version
+            facts.insert(0, ("server of", f"vLLM {version}, its parsers: no server, and no model"))
+            newer = remark_of_program("vLLM", version)
+            facts += [("known faults and deviations of", newer)] if newer else []
         return Result(tuple(self._first(findings)), self._not_forced(), tuple(facts))
 
     def broken(self, rule: str) -> Result:

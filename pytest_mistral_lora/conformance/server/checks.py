@@ -175,6 +175,8 @@ class ServerChecks:
             # it answers, but its prompts cannot be judged
             found, expected = "no answer has the ids of its prompt, or their number", "usage.prompt_tokens"
             findings.append(Finding("ML901", found, self._place, expected))
+        from pytest_mistral_lora.field.facts import remark_of_program
+
         server, endpoint = self._target.recognised
         version = answers.facts.version or (self._target.version and f"{self._target.version} (as named)")
         strength: str = "count" if self._taken and not self._shown else server.strength
@@ -190,7 +192,11 @@ class ServerChecks:
         proof += "" if server.was_run else "; never run: this client is written from the server's source"
         # a server that fails every request is reachable, but proves nothing
         not_checked = _ALL_FAILED if self._all_failed and not findings else ""
-        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), not_checked, (("server of", proof),))
+        facts = [("server of", proof)]
+        newer = remark_of_program(server.title, self._target.served_version)
+        if newer:
+            facts.append(("known faults and deviations of", newer))
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), not_checked, tuple(facts))
 
     def failures(self) -> Result:
         """ML919: no request fails if mistral-common has a prompt for it."""

@@ -210,7 +210,7 @@ _SPACED = ("He said , no ! Is it ? I do n't , it 's .", " begins with a space", 
 def decoding(target: Target) -> Iterator[Finding]:
     """Yield ML239 if decoding the ids of a text changes it, here or in older versions of transformers.
 
-    From 5.7 on, transformers ignores `clean_up_tokenization_spaces` for the tokenizers that Mistral has.
+    A newer transformers ignores `clean_up_tokenization_spaces` for the tokenizers that Mistral has.
     """
     files, fast = target.tokenizer.files, target.tokenizer.fast
     place = files.place(TOKENIZER_JSON)
@@ -243,8 +243,12 @@ def decoding(target: Target) -> Iterator[Finding]:
             yield Finding("ML239", f"the ids of a text are decoded to {found}", place, expected, severity="error")
             return
     if files.json(TOKENIZER_CONFIG).get("clean_up_tokenization_spaces"):
+        from pytest_mistral_lora.field.facts import fact
+
+        mended = fact("decoding-cleans-spaces").until["transformers"]
         found = (
-            "clean_up_tokenization_spaces is true: transformers before 5.7 decodes 'No , it is n't' to 'No, it isn't'"
+            f"clean_up_tokenization_spaces is true: transformers before {mended} decodes 'No , it is n't' to "
+            "'No, it isn't'"
         )
         yield Finding("ML239", found, files.place(TOKENIZER_CONFIG), '"clean_up_tokenization_spaces": false')
 

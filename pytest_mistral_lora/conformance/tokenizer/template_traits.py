@@ -326,7 +326,9 @@ def unread_template(traits: TemplateTraits) -> Iterator[Finding]:
     import transformers
     from packaging.version import Version
 
-    place, since = files.place(TEKKEN), "5.15"
+    from pytest_mistral_lora.field.facts import fact
+
+    place, since = files.place(TEKKEN), fact("tekken-first").since["transformers"]
     number = transformers.__version__ if Version(transformers.__version__) >= Version(since) else f"{since} and later"
     gives = f"beside {TEKKEN}, AutoTokenizer of transformers {number} takes MistralCommonBackend, which gives"
     question = next(iter(traits.rendered.texts.values()), "")

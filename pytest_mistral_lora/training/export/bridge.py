@@ -13,6 +13,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import RecipeError, TokenizerError
+from pytest_mistral_lora.field.facts import works
 from pytest_mistral_lora.places import NOWHERE
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.training.adapter import adapted_layers, peft_targets
@@ -249,7 +250,6 @@ class Bridge:
     Attributes:
         name: The runner's name in options.
         title: The runner's own name.
-        versions: The version whose source the configuration follows.
         config: Name of its configuration file.
         command: The command that starts the run in the exported folder.
         settings: Returns its configuration for a run.
@@ -261,7 +261,6 @@ class Bridge:
 
     name: str
     title: str
-    versions: str
     config: str
     command: str
     settings: Callable[[ExportedRun], dict[str, Any]]
@@ -269,6 +268,12 @@ class Bridge:
     remarks: Callable[[ExportedRun], Iterator[str]]
     left_out: Mapping[str, str] = field(default_factory=dict)
     takes_messages: bool = False
+
+    @property
+    def versions(self) -> str:
+        """The versions that ran an exported run: those of the runner and of transformers."""
+        of_runner, *beside = works(f"export-{self.name}").versions.items()
+        return ", ".join([f"{self.title} {of_runner[1]}", *(f"{name} {version}" for name, version in beside)])
 
     def unsupported_keys(self, recipe: Recipe) -> dict[str, str]:
         """Return the keys that a recipe sets and this runner has no setting for, each with the consequence."""

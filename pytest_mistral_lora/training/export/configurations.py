@@ -124,7 +124,6 @@ def _trl_remarks(run: ExportedRun) -> Iterator[str]:
 TRL = Bridge(
     name="trl",
     title="TRL",
-    versions="1.16",
     config="trl.yaml",
     command="trl sft --config trl.yaml",
     settings=_trl_settings,
@@ -185,7 +184,6 @@ def _llamafactory_remarks(run: ExportedRun) -> Iterator[str]:
 LLAMAFACTORY = Bridge(
     name="llamafactory",
     title="LLaMA-Factory",
-    versions="0.9.5",
     config="llamafactory.yaml",
     command="llamafactory-cli train llamafactory.yaml",
     settings=_llamafactory_settings,
@@ -281,7 +279,6 @@ def _axolotl_remarks(run: ExportedRun) -> Iterator[str]:
 AXOLOTL = Bridge(
     name="axolotl",
     title="Axolotl",
-    versions="0.19",
     config="axolotl.yaml",
     command="axolotl train axolotl.yaml",
     settings=_axolotl_settings,

@@ -169,7 +169,7 @@ def _common_remarks(run: ExportedRun) -> Iterator[str]:
 
 def _readme_lines(run: ExportedRun, bridge: Bridge, done: ExportedFolder) -> Iterator[str]:
     yield from (f"# {run.recipe.output.name}, in {bridge.title}", "")
-    yield f"Written for {bridge.title} {bridge.versions}. Start the run in this folder:"
+    yield f"Tried with {bridge.versions}. Start the run in this folder:"
     yield from ("", "```console", f"$ {bridge.command}", "```", "")
     yield "Before that, you can audit its training rows by the runner's own code:"
     audit = f"mistral-lora audit --runner {bridge.name} --config {bridge.config} --own-data --dataset {CHAT_ROWS}"

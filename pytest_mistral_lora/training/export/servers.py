@@ -18,8 +18,8 @@ from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import read_header, weight_files
-from pytest_mistral_lora.environment import SERVED_GRAMMAR, KnownFault
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.field.facts import Fact, fact, works
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import PLAIN_STARTS, require_supported
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -34,8 +34,6 @@ PROBE_MODEL = "probe-model"
 PROBED = ("vllm", "llamacpp")
 """The servers that a probe can be exported for."""
 _REQUIREMENTS = "requirements.txt"
-_LLAMACPP_BUILD = "11549"
-"""The build of llama.cpp that the exported files were run with."""
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of vLLM's --max-lora-rank (vllm/config/lora.py, 0.32)."""
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -284,9 +282,9 @@ def _write_vllm(served: ServedModel, folder: Path) -> _Export:
     fault, commands, note = _known_fault(served, "vllm"), ["sh serve.sh"], ""
     if fault is not None:
         # servers with the versions that pip resolves do not answer
-        versions = [f"{name}=={version}" for name, version in fault.working.items()]
-        write_text(folder / _REQUIREMENTS, "".join(f"{line}\n" for line in (f"# {fault.found}", *versions)))
-        note = f"# Install {_REQUIREMENTS} in an environment of the server's own: {fault.found}\n"
+        pinned = works(fault.works).pinned
+        write_text(folder / _REQUIREMENTS, "".join(f"{line}\n" for line in (f"# {fault.symptom}", *pinned)))
+        note = f"# Install {_REQUIREMENTS} in an environment of the server's own: {fault.symptom}\n"
         commands = [f"pip install -r {_REQUIREMENTS}", *commands]
     write_text(folder / "serve.sh", _script(_wrapped(["vllm", "serve", served.weights, *options]), note))
     remarks = (
@@ -295,11 +293,11 @@ def _write_vllm(served: ServedModel, folder: Path) -> _Export:
     return tuple(commands), _check(served, "vllm", 8000), remarks
 
 
-def _known_fault(served: ServedModel, to: str) -> KnownFault | None:
+def _known_fault(served: ServedModel, to: str) -> Fact | None:
     """Return the fault of the versions that pip resolves for a server, if it stops this model."""
     if to != "vllm" or served.template is not None:
         return None
-    return SERVED_GRAMMAR if has_grammar(served.oracle) else None
+    return fact("served-grammar") if has_grammar(served.oracle) else None
 
 
 def _vllm_tokenizer(served: ServedModel) -> list[str]:
@@ -356,7 +354,8 @@ def _write_llamacpp(served: ServedModel, folder: Path) -> _Export:
     if tekken:
         remarks.append("Hindi, Tamil, Thai and other text with combining marks gets other ids (ML915).")
     # a build outside of Git, as in Python wheels, reports no number, and the deviations are known of numbers alone
-    check = _check(served, f"llamacpp@{_LLAMACPP_BUILD}", 8080)
+    build = works("llamacpp-serves-exports").versions["llama.cpp"]
+    check = _check(served, f"llamacpp@{build}", 8080)
     return ("sh convert.sh LLAMA_CPP", "sh serve.sh"), check, tuple(remarks)
 
 
@@ -399,11 +398,11 @@ def _check(served: ServedModel, kind: str, port: int) -> str:
     return shlex.join(words)
 
 
-def _needs(fault: KnownFault | None) -> str:
+def _needs(fault: Fact | None) -> str:
     if fault is None:
         return ""
-    versions = " and ".join(f"{name} {version}" for name, version in fault.working.items())
-    return f"{versions}, in an environment of the server's own ({_REQUIREMENTS}): {fault.found}"
+    versions = " and ".join(f"{name} {version}" for name, version in works(fault.works).versions.items())
+    return f"{versions}, in an environment of the server's own ({_REQUIREMENTS}): {fault.symptom}"
 
 
 def _readme(served: ServedModel, to: str, commands: tuple[str, ...], done: ServerFiles) -> Iterator[str]:
