@@ -39,7 +39,6 @@ OF_SERVERS = [known for known in facts() if known.program.kind == "server" and k
 MUTANTS = [
     ({"transformers": "5.0.0"}, "merges-by-id"),
     ({"transformers": "5.23.0"}, "merges-by-id"),
-    ({"mistral-common": "1.12.0"}, "template-writes-html"),
     ({"peft": "0.17.1"}, "peft-imports-a-removed-class"),
     ({"peft": "0.17.1", "transformers": "4.57.6"}, "unsupported-peft"),
     ({"transformers": "4.56.2"}, "unsupported-transformers"),
@@ -85,6 +84,8 @@ def test_a_good_installation_has_notes_at_most(changes: dict[str, str]) -> None:
 
 
 def test_a_note_is_of_its_versions_alone() -> None:
+    # only what uses a template that mistral-common generates has the fault, and nothing here does under such a version
+    assert faults({"mistral-common": "1.12.0"})["template-writes-html"] == "note"
     assert {"tekken-first", "regex-warns-of-sound-files", "legacy-adds-a-space"} <= faults({}).keys()
     # a server's environment is another one, of which nothing is known here
     of_mistral_common = {"grammar-refuses-call-ids", "fim-suffix-cut"}
