@@ -129,6 +129,10 @@ class LibraryError(InputError):
     """A library version that lacks an interface that this package uses."""
 
 
+class EntryPointError(InputError):
+    """An object of another package that does not load: checks that need it cannot run."""
+
+
 class NoTemplateError(TokenizerError):
     """A checkpoint without a chat template: checks of the template cannot run."""
 

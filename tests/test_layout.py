@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "field": RECORDS,
     "runners": RECORDS | {"field"},
     "formats": RECORDS,
-    "serving": RECORDS,
+    "serving": RECORDS | {"field"},
     "environment": RECORDS | {"field"},
     "strategies": CHAT,
     "report": CHAT | {"records"},
@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "guarding": RECORDS | {"conformance", "formats", "judging", "runners"},
     "plugin": RECORDS | {"conformance", "report", "environment", "starter"},
     "starter": RECORDS | {"formats", "training", "conformance"},
-    "cli": RECORDS | {"conformance", "report", "training", "runners", "formats", "starter", "environment", "judging"},
+    "cli": RECORDS
+    | {"conformance", "report", "training", "runners", "formats", "starter", "environment", "judging", "field"},
 }
 MAY_IMPORT_AS_ENTRY = {"training.__main__": {"cli"}}
 """Launchers such as `accelerate launch -m` start a module: it is the verb `train` under another name."""

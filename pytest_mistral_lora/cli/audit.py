@@ -146,7 +146,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _tasks_words() -> Iterator[str]:
     """Yield the commands of each trainer that take preferences, for the help."""
-    for name, runner in RUNNERS.items():
+    for name, runner in RUNNERS.ours.items():
         kinds = {"pairs": runner.tasks.pairs, "rated answers": runner.tasks.rated}
         words = [f"{', '.join(tasks)} for {title}" for title, tasks in kinds.items() if tasks]
         if words:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pytest_mistral_lora.cli.verb import (
     INPUT,
@@ -273,18 +274,18 @@ def run_runner(args: argparse.Namespace) -> int:
             raise
         sys.stdout.write(f"{args.name} {'is ready' if is_new else 'was ready'}: {environment.folder}\n")
         return EXIT_OK
-    found = [Environment(runner) for runner in RUNNERS.values()]
+    found: list[dict[str, Any]] = []
+    for name in RUNNERS:
+        try:
+            environment = Environment(RUNNERS[name])
+        except InputError as error:  # of another package: the others are listed all the same
+            found.append({"name": name, "state": f"not checked: {error}", "folder": None})
+        else:
+            found.append({"name": name, "state": environment.state, "folder": environment.folder})
     if args.json:
-        print_json(
-            [
-                {"name": environment.runner.name, "state": environment.state, "folder": environment.folder}
-                for environment in found
-            ]
-        )
+        print_json(found)
     else:
-        sys.stdout.writelines(
-            f"{environment.runner.name:<14}{environment.state:<28}{environment.folder}\n" for environment in found
-        )
+        sys.stdout.writelines(f"{one['name']:<14}{one['state']:<28}{one['folder'] or ''}\n" for one in found)
     return EXIT_OK
 
 

@@ -51,12 +51,15 @@ goes to this machine alone."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
+    from pytest_mistral_lora.field.registry import foreign_names
+
     parser.add_argument(
         "server",
         type=PathArgument("read", str),
         metavar="[NAME=]URL",
         help="address of the server, and its kind if you name it (llamacpp, vllm, openai; sglang and ollama: never "
-        "run); or vllm-parsers=PYTHON",
+        f"run{''.join(f'; {name}: of another package' for name in foreign_names('pytest_mistral_lora.servers'))}); "
+        "or vllm-parsers=PYTHON",
     )
     add_tokenizer_option(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="model to ask (default: the first that it lists)")

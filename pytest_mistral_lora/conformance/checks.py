@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import (
+    EntryPointError,
     MistralLoraError,
     NoOracleError,
     NoTemplateError,
@@ -189,7 +190,7 @@ class Check:
         with interruptions_kept():
             try:
                 return self.judge()
-            except (NoOracleError, NoTemplateError, MissingExtraError) as error:
+            except (NoOracleError, NoTemplateError, MissingExtraError, EntryPointError) as error:
                 return Result(not_checked=str(error))
             except (RecipeError, PinError, TokenizerError) as error:
                 rule = next(rule for kind, rule in UNLOADABLE.items() if isinstance(error, kind))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.conformance.targets import JudgedTarget, Target
-from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
+from pytest_mistral_lora.errors import EntryPointError, InputError, OracleRejection, RowError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
@@ -442,7 +443,9 @@ class ServerChoice:
                 raise InputError("no program", place=url, expected=expected)
             return cls(kind, url)
         if kind != RECOGNISED:
-            find_server(kind)
+            # the checks say so if it is of another package, and does not load
+            with suppress(EntryPointError):
+                find_server(kind)
         url = require_url(url)
         if not kind.endswith(".py"):
             # the base URL of OpenAI's clients, which append the paths

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import InputError, RunnerError, did_you_mean
+from pytest_mistral_lora.field.registry import Registry
 from pytest_mistral_lora.records.files import cache_folder, write_json
 from pytest_mistral_lora.records.trust import shared_by
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
@@ -77,7 +78,7 @@ def _packaged(name: str, title: str, module: str, command: str, **options: Any) 
     return Runner(name, title, module, name, script, config, command, _FOLDER / "locks" / f"{name}.txt", **options)
 
 
-RUNNERS: Mapping[str, Runner] = {
+_OURS: Mapping[str, Runner] = {
     runner.name: runner
     for runner in (
         _packaged("trl", "TRL", "trl", "trl sft --config", tasks=PreferenceTasks(("dpo", "reward", "kto"), ("kto",))),
@@ -127,7 +128,10 @@ RUNNERS: Mapping[str, Runner] = {
         _packaged("lm-eval", "lm-evaluation-harness", "lm_eval", "lm_eval run --config", is_evaluation=True),
     )
 }
-"""Every packaged runner, by name."""
+"""The runners of this package, by name."""
+
+RUNNERS = Registry("pytest_mistral_lora.trainers", "trainer", Runner, _OURS)
+"""The runners, by name."""
 
 
 @cache
@@ -146,6 +150,8 @@ def find_runner(name: str) -> Runner:
 
     Raises:
         RunnerError: If there is no such runner.
+        InputError: If two packages have a runner of this name.
+        EntryPointError: If it is of another package, and does not load.
     """
     if name in RUNNERS:
         return RUNNERS[name]

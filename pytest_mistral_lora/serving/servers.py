@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, did_you_mean
+from pytest_mistral_lora.field.registry import Registry
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.serving.answers import read_field
 from pytest_mistral_lora.serving.client import ServerClient
@@ -18,8 +19,13 @@ from pytest_mistral_lora.serving.engines import Sglang, Vllm
 from pytest_mistral_lora.serving.llamacpp import LlamaCpp, Ollama
 from pytest_mistral_lora.serving.server import ServedPrompt, Server, Strength
 
-SERVERS: Mapping[str, Server] = {server.name: server for server in (LlamaCpp(), Vllm(), Sglang(), Ollama(), Server())}
-"""The kinds of servers, by name."""
+SERVERS = Registry(
+    "pytest_mistral_lora.servers",
+    "kind of server",
+    Server,
+    {server.name: server for server in (LlamaCpp(), Vllm(), Sglang(), Ollama(), Server())},
+)
+"""The kinds of servers, by name. A server whose kind is not named is recognised among those of this package."""
 
 RECOGNISED = "auto"
 """The name for the kind that is recognised."""
@@ -54,7 +60,8 @@ def find_server(name: str) -> Server:
     """Return the kind of a name, or of the user's script (`*.py`).
 
     Raises:
-        InputError: If the name is not known, or the script is missing.
+        InputError: If the name is not known or not unique, or the script is missing.
+        EntryPointError: If it is of another package, and does not load.
     """
     if name.endswith(".py"):
         if not Path(name).is_file():
@@ -108,7 +115,7 @@ async def recognise_server(url: str) -> tuple[Server, str]:
     Raises:
         InputError: If no server answers, or its kind is not known.
     """
-    kinds = [kind for kind in SERVERS.values() if kind.version_at[0]]
+    kinds = [kind for kind in SERVERS.ours.values() if kind.version_at[0]]
     async with ServerClient(url, SECONDS) as client:
         # a server that answers one endpoint late, or forbids it, may be of another kind
         answers = await asyncio.gather(*(client.get(kind.version_at[0]) for kind in kinds), return_exceptions=True)

@@ -22,7 +22,7 @@ from pytest_mistral_lora.conformance.server.failures import cause_of, failure_fi
 from pytest_mistral_lora.conformance.server.shown import judged_publicly
 from pytest_mistral_lora.conformance.server_target import NOT_ASKED, AskedRow, ParsersTarget, ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
-from pytest_mistral_lora.errors import InputError, RunnerError, TokenizerError, counted
+from pytest_mistral_lora.errors import EntryPointError, InputError, RunnerError, TokenizerError, counted
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
@@ -83,6 +83,8 @@ class ServerChecks:
     def _failure(self) -> InputError | None:
         try:
             _ = self._target.answers
+        except EntryPointError:
+            raise  # the kind of server is not there: nothing is known of this one
         except InputError as error:
             return error
         return None

@@ -1,0 +1,139 @@
+"""Servers and trainers of packages outside this repository are found by their entry points, and judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from local_server import Behaviour, serving
+
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.server_target import ServerChoice
+from pytest_mistral_lora.errors import EntryPointError, InputError
+from pytest_mistral_lora.field.registry import foreign_names
+from pytest_mistral_lora.runners import RUNNERS
+from pytest_mistral_lora.serving.servers import SERVERS
+
+Install = Callable[..., None]
+Capture = pytest.CaptureFixture[str]
+
+SERVER = """
+from pytest_mistral_lora.serving.engines import Vllm
+
+
+class Mine(Vllm):
+    name, title = "mine", "Mine"
+
+
+MINE = Mine()
+"""
+TRAINER = """
+from pathlib import Path
+
+from pytest_mistral_lora.runners import NOTHING, Runner
+
+MINE = Runner("mine", "Mine", "", "", Path(__file__).parent / "rows_of_mine.py", NOTHING, "mine train", NOTHING)
+"""
+ROWS_OF_MINE = """
+import argparse, json
+
+parser = argparse.ArgumentParser()
+for name in ("rows", "checkpoint", "config", "output"):
+    parser.add_argument(f"--{name}")
+given = parser.parse_args()
+with open(given.rows) as rows, open(given.output, "w") as output:
+    for number, _ in enumerate(rows):
+        labels = [-100] * 4 + [23325, LAST]
+        made = {"row": number, "input_ids": [1, 3, 16127, 4, 23325, 2], "labels": labels}
+        output.write(json.dumps(made) + "\\n")
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Return a function that installs a package beside this one, as pip does, with one entry point."""
+
+    def install(distribution: str, group: str, name: str, value: str, **modules: str) -> None:
+        folder = tmp_path / distribution
+        metadata = folder / f"{distribution}-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[pytest_mistral_lora.{group}]\n{name} = {value}\n")
+        for module, text in modules.items():
+            (folder / f"{module}.py").write_text(text)
+        monkeypatch.syspath_prepend(folder)
+
+    return install
+
+
+def test_a_server_of_another_package_is_judged(install: Install, capsys: Capture) -> None:
+    install("mine-server", "servers", "mine", "server_of_mine:MINE", server_of_mine=SERVER)
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    with serving(Behaviour(oracle)) as url:
+        assert main(["serve-check", f"mine={url}", "--tokenizer", "spm-v3"]) == 0
+        assert "Mine" in capsys.readouterr().out
+    with serving(Behaviour(oracle, prompt=lambda ids, _: ids[1:])) as url:
+        assert main(["serve-check", f"mine={url}", "--tokenizer", "spm-v3"]) == 1
+        assert "ML902" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("last", "code"), [("2", 0), ("-100", 1)], ids=["sound", "a masked EOS"])
+def test_a_trainer_of_another_package_is_judged(
+    last: str, code: int, install: Install, tmp_path: Path, capsys: Capture
+) -> None:
+    name = f"trainer_of_mine{code}"
+    modules = {name: TRAINER, "rows_of_mine": ROWS_OF_MINE.replace("LAST", last)}
+    install("mine-trainer", "trainers", "mine", f"{name}:MINE", **modules)
+    rows = tmp_path / "rows.jsonl"
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows.write_text(json.dumps({"messages": messages}) + "\n")
+    command = ["audit", "--runner", "mine", "--dataset", str(rows), "--tokenizer", "spm-v3"]
+    assert main(command) == code
+    assert ("ML546" in capsys.readouterr().out) == bool(code)
+
+
+def test_names_are_read_without_an_import(install: Install, capsys: Capture) -> None:
+    install("loud", "servers", "loud", "loud_server:LOUD", loud_server="raise RuntimeError('it was imported')")
+    assert list(SERVERS) == [*SERVERS.ours, "loud"]
+    assert foreign_names("pytest_mistral_lora.servers") == ["loud"]
+    with pytest.raises(SystemExit):
+        main(["serve-check", "--help"])
+    assert "loud: of another package" in " ".join(capsys.readouterr().out.split())
+    # a server whose kind is not named is none of other packages
+    with serving(Behaviour(Oracle(shipped_tokenizer("spm-v3")))) as url:
+        assert main(["serve-check", url, "--tokenizer", "spm-v3"]) == 0
+
+
+def test_one_that_does_not_import_is_not_checked_and_says_why(install: Install, capsys: Capture) -> None:
+    install("loud", "servers", "loud", "loud_server:LOUD", loud_server="raise RuntimeError('no GPU')")
+    with pytest.raises(EntryPointError, match="loud: loud_server:LOUD of loud does not import: RuntimeError: no GPU"):
+        SERVERS["loud"]
+    assert ServerChoice.parse("loud=http://127.0.0.1:9").kind == "loud"
+    assert main(["serve-check", "loud=http://127.0.0.1:9", "--tokenizer", "spm-v3"]) == 1
+    out = capsys.readouterr().out
+    assert "loud_server:LOUD of loud does not import: RuntimeError: no GPU" in out
+    assert "0 findings; 0 checks passed, 0 failed" in out
+
+
+def test_an_object_of_another_kind_is_refused(install: Install) -> None:
+    install("wrong", "trainers", "wrong", "json:dumps")
+    with pytest.raises(EntryPointError, match="wrong: json:dumps of wrong is a function"):
+        RUNNERS["wrong"]
+
+
+def test_two_of_one_name_are_an_error_if_the_name_is_used(install: Install) -> None:
+    install("first", "servers", "vllm", "server_of_mine:MINE")
+    with pytest.raises(InputError, match="2 packages have a kind of server 'vllm': this package, first"):
+        SERVERS["vllm"]
+    assert SERVERS["llamacpp"].name == "llamacpp"
+
+
+def test_the_list_of_environments_names_one_that_does_not_import(install: Install, capsys: Capture) -> None:
+    install("loud", "trainers", "loud", "loud_trainer:LOUD", loud_trainer="raise RuntimeError('no GPU')")
+    assert main(["runner", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("loud ") and "not checked" in line and "no GPU" in line]
+    assert len(lines) == len(RUNNERS.ours) + 1
