@@ -61,7 +61,10 @@ def with_plain_sandbox() -> None:
 
 def with_loaded_file() -> None:
     """Let mistral-common load the tokenizer file again for its chat template."""
-    generate = oracle.convert_tokenizer_to_chat_template
+    from mistral_common.integrations.chat_templates.chat_templates import (
+        convert_tokenizer_to_chat_template as generate,
+    )
+
     oracle.Oracle._generated_template = lambda self, thinking, prompt: str(  # type: ignore[method-assign]
         generate(self.path, prompt, True, thinking)
     )

@@ -110,7 +110,7 @@ def test_a_name_that_mistral_common_no_longer_has_is_said_with_the_versions_that
 
 
 def test_generated_templates_are_not_checked_under_a_version_that_writes_other_ids(tmp_path: Path) -> None:
-    # the version alone: tests/test_pins.py installs such versions
+    # the version alone: tests/test_pinned_environments.py installs such versions
     (tmp_path / "conftest.py").write_text('import mistral_common\n\nmistral_common.__version__ = "1.12.0"\n')
     command = [sys.executable, "-m", "pytest", "--mistral-golden", "-p", "no:cacheprovider", "-k", "spm-v3::template"]
     process = run_forked(command, cwd=tmp_path, env={**CLEAN, "COLUMNS": "300"})

@@ -180,11 +180,12 @@ class Check:
         A recipe, base or tokenizer that does not load is the finding of one check in all subjects.
         """
         result = self._result()
-        result = replace(result, findings=self.target.in_words(result.findings))
-        if not any(finding.names_paths for finding in result.findings):
-            return result
-        paths = self.target.fix_paths
-        return replace(result, findings=tuple(finding.with_paths(paths) for finding in result.findings))
+        findings = self.target.in_words(result.findings)
+        if any(finding.names_paths for finding in findings):
+            paths = self.target.fix_paths
+            findings = tuple(finding.with_paths(paths) for finding in findings)
+        # targets share a result, which stays the same object
+        return result if findings == result.findings else replace(result, findings=findings)
 
     def _result(self) -> Result:
         with interruptions_kept():

@@ -296,6 +296,8 @@ class Session:
 
     def known_faults(self) -> list[str]:
         """Return a line for each known fault of the installed libraries that can cause a finding."""
+        if not any(outcome.findings for outcome in self.outcomes):
+            return []  # a run from the cache reads no facts, whose schema takes half a second
         from pytest_mistral_lora.environment import known_cause_lines
         from pytest_mistral_lora.field.facts import Symptom
 
