@@ -181,3 +181,25 @@ def test_an_answer_of_white_space_is_empty_and_not_of_another_tokenizer(
     line = {"input_ids": [*encoded.input_ids], "labels": [*(encoded.labels or ())]}
     [finding] = audit_findings(write_lines(tmp_path, [line]), oracle)
     assert (finding.rule, "the answer is empty" in finding.found) == ("ML560", True)
+
+
+@pytest.mark.parametrize("prompt", ["", "Be brief."])
+@pytest.mark.parametrize("name", ["spm-v2", "spm-v3", "tekken-240911"])
+def test_a_system_prompt_between_two_texts_of_the_user_keeps_them_apart(name: str, prompt: str, tmp_path: Path) -> None:
+    """mistral-common writes the two turns itself, so that they prove no fault of a template."""
+    oracle = Target(name).oracle
+    said = [("user", "Hi."), ("system", prompt), ("user", "Who?"), ("assistant", "Me.")]
+    encoded = oracle.encode({"messages": [{"role": role, "content": content} for role, content in said]})
+    line = {"input_ids": list(encoded.input_ids), "labels": list(encoded.labels)}
+    assert audit_rules(write_lines(tmp_path, [line]), oracle) == []
+    # two turns that nothing keeps apart, in a version with a turn for the system prompt
+    newer = Target("spm-v7").oracle
+    answered = newer.encode(
+        {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]}
+    )
+    begin = answered.input_ids[: answered.input_ids.index(newer.control_ids["[/INST]"]) + 1]
+    twice = {
+        "input_ids": [*begin, *answered.input_ids[1:]],
+        "labels": [*[-100] * len(begin), *answered.labels[1:]],
+    }
+    assert "ML533" in audit_rules(write_lines(tmp_path, [twice]), newer)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pytest_mistral_lora.chat.diff import decode_text
 from pytest_mistral_lora.chat.encoded import EncodedRow
@@ -111,6 +112,8 @@ class LineReader:
         try:
             row = read_back(stretch.ids, self._oracle, stretch.labels, place=stretch.place)
             encoded = self._oracle.encode(row)
+            if encoded.input_ids != stretch.ids and (apart := self._with_neighbours_apart(row, stretch.ids)):
+                return apart
         except UnreadableIdsError as error:
             other = None if self._lacks_an_answer(stretch, error) else self._of_another_tokenizer(stretch)
             finding = other or self._unreadable(stretch, error)
@@ -119,6 +122,26 @@ class LineReader:
             refused = Finding("ML507", error.found, error.place, error.expected, row=row.to_jsonl())
             raise _UnreadStretchError(self._of_another_tokenizer(stretch) or refused) from error
         return row, encoded
+
+    def _with_neighbours_apart(self, row: Row, ids: tuple[int, ...]) -> tuple[Row, EncodedRow] | None:
+        """Return a row with a system message between neighbouring texts of the user, if it has the ids.
+
+        A tokenizer that writes the system prompt into a text of the user writes both texts as turns, and joins them
+        only without that message. The ids do not tell where the system message was.
+        """
+        if self._oracle.facts.system_in == "own-turn":
+            return None
+        messages: list[Mapping[str, Any]] = []
+        for message in row.messages:
+            if messages and message["role"] == messages[-1]["role"] == "user":
+                messages.append({"role": "system", "content": ""})
+            messages.append(message)
+        apart = replace(row, messages=tuple(messages))
+        try:
+            encoded = self._oracle.encode(apart)
+        except OracleRejection:
+            return None
+        return (apart, encoded) if encoded.input_ids == ids else None
 
     def _lacks_an_answer(self, stretch: LineStretch, error: UnreadableIdsError) -> bool:
         """Return whether ids are a conversation of this tokenizer up to an answer that is empty."""
