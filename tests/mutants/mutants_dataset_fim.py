@@ -60,7 +60,7 @@ def an_empty_completion(artifact: Artifact) -> None:
     artifact["rows"].append(gap(1) | {"completion": ""})
 
 
-@mutant("ML671", says="in 1 of 6 rows")
+@mutant("ML671", says="in 1 of 1 row")
 def one_completion_goes_on_into_the_suffix(artifact: Artifact) -> None:
     """The completion of one row is the rest of the file."""
     artifact["rows"].append(gap(1, suffix=_LINES, completion="first, second = 1, 2\n" + _LINES))
