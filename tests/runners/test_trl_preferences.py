@@ -82,7 +82,8 @@ def test_the_faults_of_trl_are_found_and_its_sound_rows_are_sound(
     name, folder = base
     verdict = audit(prepared(kind, folder, list(ROWS.values()), tmp_path), tokenizer=name)
     places = {place: (title, side) for place, title, side in PLACES[kind]}
-    of_rows = [finding for finding in verdict.findings if finding.rule != "ML506"]
+    # what the texts of a row show, such as a call of a tool that it does not offer, is a note
+    of_rows = [one for one in verdict.findings if one.severity == "error" and one.rule != "ML506"]
     assert {str(finding.place) for finding in of_rows} <= places.keys()
     found: dict[tuple[str, str], set[str]] = defaultdict(set)
     for finding in of_rows:
