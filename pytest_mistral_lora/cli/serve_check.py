@@ -51,14 +51,14 @@ goes to this machine alone."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    from pytest_mistral_lora.field.registry import foreign_names
+    from pytest_mistral_lora.field.registry import SERVERS_GROUP, foreign_names
 
     parser.add_argument(
         "server",
         type=PathArgument("read", str),
         metavar="[NAME=]URL",
         help="address of the server, and its kind if you name it (llamacpp, vllm, openai; sglang and ollama: never "
-        f"run{''.join(f'; {name}: of another package' for name in foreign_names('pytest_mistral_lora.servers'))}); "
+        f"run{''.join(f'; {name}: of another package' for name in foreign_names(SERVERS_GROUP))}); "
         "or vllm-parsers=PYTHON",
     )
     add_tokenizer_option(parser)

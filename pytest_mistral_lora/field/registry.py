@@ -6,9 +6,12 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
-from pytest_mistral_lora.errors import EntryPointError, InputError, did_you_mean
+from pytest_mistral_lora.errors import EntryPointError, InputError
 
 Kind = TypeVar("Kind")
+
+SERVERS_GROUP, TRAINERS_GROUP = "pytest_mistral_lora.servers", "pytest_mistral_lora.trainers"
+"""The groups of entry points."""
 
 
 def foreign_names(group: str) -> list[str]:
@@ -42,7 +45,7 @@ class Registry(Mapping[str, Kind]):
 
     def __len__(self) -> int:
         """Return the number of names."""
-        return len(list(iter(self)))
+        return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
         """Return whether there is a name; nothing is imported."""
@@ -52,7 +55,8 @@ class Registry(Mapping[str, Kind]):
         """Return the object of a name; that of another package is imported.
 
         Raises:
-            InputError: If the name is unknown, or two packages have it.
+            KeyError: If the name is unknown.
+            InputError: If two packages have it.
             EntryPointError: If the import fails, or gives an object of another kind.
         """
         points = [point for point in self._points() if point.name == name]
@@ -66,9 +70,7 @@ class Registry(Mapping[str, Kind]):
         if name in self.ours:
             return self.ours[name]
         if not points:
-            raise InputError(
-                f"unknown {self._title} {name!r}{did_you_mean(name, self)}", expected=f"one of {', '.join(self)}"
-            )
+            raise KeyError(name)
         return self._imported(points[0])
 
     def _imported(self, point: EntryPoint) -> Kind:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import InputError, RunnerError, did_you_mean
-from pytest_mistral_lora.field.registry import Registry
+from pytest_mistral_lora.field.registry import TRAINERS_GROUP, Registry
 from pytest_mistral_lora.records.files import cache_folder, write_json
 from pytest_mistral_lora.records.trust import shared_by
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
@@ -130,7 +130,7 @@ _OURS: Mapping[str, Runner] = {
 }
 """The runners of this package, by name."""
 
-RUNNERS = Registry("pytest_mistral_lora.trainers", "trainer", Runner, _OURS)
+RUNNERS = Registry(TRAINERS_GROUP, "trainer", Runner, _OURS)
 """The runners, by name."""
 
 

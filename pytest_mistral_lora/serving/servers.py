@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, did_you_mean
-from pytest_mistral_lora.field.registry import Registry
+from pytest_mistral_lora.field.registry import SERVERS_GROUP, Registry
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.serving.answers import read_field
 from pytest_mistral_lora.serving.client import ServerClient
@@ -20,7 +20,7 @@ from pytest_mistral_lora.serving.llamacpp import LlamaCpp, Ollama
 from pytest_mistral_lora.serving.server import ServedPrompt, Server, Strength
 
 SERVERS = Registry(
-    "pytest_mistral_lora.servers",
+    SERVERS_GROUP,
     "kind of server",
     Server,
     {server.name: server for server in (LlamaCpp(), Vllm(), Sglang(), Ollama(), Server())},
