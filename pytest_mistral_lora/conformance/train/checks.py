@@ -54,7 +54,7 @@ def _judge_run(target: Target, settings: Settings, judge: _Judge | TrainingLaw, 
         run = attempt(oracle, settings.work_folder, device=settings.device, kind=kind)
     except MistralLoraError as error:
         return Result((_failed_train(str(error), oracle.path),))
-    if run.failed and needs_adapter:
+    if run.failed and (needs_adapter or (run.lacks_template and judge is _judge_answers)):
         return Result(not_checked=f"there is no trained adapter: {run.failed}")
     facts = (("device", run.device), ("model", str(kind)))
     if isinstance(judge, TrainingLaw):

@@ -28,7 +28,7 @@ from pytest_mistral_lora.conformance.train.model_laws import MODEL_LAWS
 from pytest_mistral_lora.conformance.train.run_laws import RUN_LAWS
 from pytest_mistral_lora.conformance.train.saved_adapter import ADAPTER_LAWS, ForkedProcess, in_a_new_process
 from pytest_mistral_lora.conformance.train.step_laws import STEP_LAWS, plain_model
-from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.errors import MistralLoraError, NoTemplateError
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.goldens import goldens_folder
 
@@ -66,11 +66,13 @@ class TinyRun(TinyFolder):
         evidence: Observations of the trained model in memory, and the figures of the laws; plain data.
         smoke: Answers and logits of the saved adapter in a new process; empty if the run failed.
         failed: Why there is no trained adapter, else empty. The laws are measured in either case.
+        lacks_template: Whether it failed because the installed mistral-common generates no exact chat template.
     """
 
     evidence: dict[str, Any] = field(default_factory=dict)
     smoke: dict[str, Any] = field(default_factory=dict)
     failed: str = ""
+    lacks_template: bool = False
 
     @property
     def device(self) -> str:
@@ -128,7 +130,8 @@ def attempt(
             # last: a killed run has no evidence, and is made again
             write_json(folder / EVIDENCE, evidence)
     evidence = read_json(folder / EVIDENCE)
-    return TinyRun(folder, evidence, evidence.pop("smoke", {}), evidence.pop("failed", ""))
+    smoke, failed = evidence.pop("smoke", {}), evidence.pop("failed", "")
+    return TinyRun(folder, evidence, smoke, failed, evidence.pop("lacks_template", False))
 
 
 def folder_of(oracle: Oracle, work_folder: Path, device: str, kind: TinyKind = _MISTRAL) -> Path:
@@ -182,7 +185,7 @@ def train_and_observe(harness: TrainerHarness, ask: Asker) -> dict[str, Any]:
     try:
         return {**observe_run(train_adapter(harness)), "smoke": ask(harness.folder, harness.device)}
     except MistralLoraError as error:
-        return {"failed": str(error)}
+        return {"failed": str(error), "lacks_template": isinstance(error, NoTemplateError)}
     except Exception as error:  # a broken trainer can raise anything; the laws are measured nevertheless
         return {"failed": f"{type(error).__name__}: {error}"}
 
@@ -202,9 +205,14 @@ def judge_files(harness: TrainerHarness) -> dict[str, Any]:
 
 
 def take_figures(measure: Callable[[TrainerHarness], Figures], harness: TrainerHarness) -> Figures:
-    """Return the figures of a measurement; if it raises or returns NaN or infinity, only `failed`, with the reason."""
+    """Return the figures of a measurement; if it raises or returns NaN or infinity, only `failed`, with the reason.
+
+    Where the installed mistral-common generates no exact chat template, a whole run cannot start: `not measured`.
+    """
     try:
         figures = measure(harness)
+    except NoTemplateError as error:
+        return {"not measured": str(error)}
     except Exception as error:  # a broken trainer can raise anything, and the other laws must still be measured
         return {"failed": f"{type(error).__name__}: {error}"}
     odd = [name for name, value in _named_numbers(figures) if not math.isfinite(value)]
