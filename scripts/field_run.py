@@ -25,9 +25,9 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from pytest_mistral_lora.field.facts import Fact, read_facts, read_folder
-from pytest_mistral_lora.field.facts.entries import printed_versions, release_of
-from pytest_mistral_lora.field.facts.reading import FOLDER, REPRODUCTIONS
+from pytest_mistral_lora.programs.facts import Fact, read_facts, read_folders
+from pytest_mistral_lora.programs.facts.entries import printed_versions, release_of
+from pytest_mistral_lora.programs.facts.reading import REPRODUCTIONS, folders
 from pytest_mistral_lora.records.files import write_text
 
 Result = Literal["still true", "no longer true", "could not run"]
@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the reproductions, print the table, and write it and the patch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ids", nargs="*", metavar="FACT", help="ids of facts; by default each with a script")
-    parser.add_argument("--facts", type=Path, default=FOLDER, help="the folder of facts")
+    parser.add_argument("--facts", type=Path, default=folders()[0], help="the folder of facts")
     parser.add_argument(
         "--output", type=Path, default=Path("field-run"), help="the folder for table.md and facts.patch"
     )
@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=300, help="the limit of each script")
     given = parser.parse_args(argv)
-    known = {fault.id: fault for program in read_folder(given.facts).values() for fault in program.faults}
+    known = {fault.id: fault for program in read_folders([given.facts]).values() for fault in program.faults}
     if unknown := [name for name in given.ids if name not in known]:
         parser.error(f"there is no fact {', '.join(unknown)}; expected some of {', '.join(known)}")
     seen = []

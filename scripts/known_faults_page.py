@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from pytest_mistral_lora.field.facts import Fact, Works, programs
+from pytest_mistral_lora.programs.facts import Fact, Works, programs
 
 _HEADER = """\
 # Known faults of libraries and servers

@@ -33,7 +33,7 @@ from boards.servers import RunningServer
 from boards.trainers import CONFIGURATIONS, PAIR_CONFIGURATIONS
 
 from pytest_mistral_lora.records.files import write_text
-from pytest_mistral_lora.runners import RUNNERS
+from pytest_mistral_lora.runners import TRAINERS
 
 _OF_TRAINERS = {
     "rows": (trainer_runs.record, CONFIGURATIONS, TOKENIZERS),
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     write.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is not up to date")
     record = actions.add_parser("record", help="run a trainer or ask a server, and record the verdicts")
     record.add_argument("boards", nargs="+", metavar="BOARD", help=", ".join(BOARDS))
-    trainers = [name for name, runner in RUNNERS.items() if not runner.is_evaluation]
+    trainers = [name for name, runner in TRAINERS.items() if not runner.is_evaluation]
     record.add_argument("--trainer", choices=trainers, help="the trainer to run")
     record.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these configurations or tokenizers")
     record.add_argument("--server", metavar="KIND=URL", help="the running server to ask")

@@ -39,7 +39,7 @@ from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation 
 from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa: E402
 from pytest_mistral_lora.conformance.finding import FORMER_RULES, PROOFS, RULES, Rule, with_paths  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
-from pytest_mistral_lora.runners import RUNNERS, runner_fixes  # noqa: E402
+from pytest_mistral_lora.runners import TRAINERS  # noqa: E402
 from pytest_mistral_lora.serving.servers import SERVERS  # noqa: E402
 from pytest_mistral_lora.training.recipe import Recipe  # noqa: E402
 from pytest_mistral_lora.training.recipe.data import DataSource, SourceLayout  # noqa: E402
@@ -160,7 +160,7 @@ def _words(rule: Rule) -> str:
 def symptoms_page() -> str:
     """Return the page of symptoms, with the settings of each trainer between its marks."""
     text = (DOCS / "symptoms.md").read_text(encoding="utf-8")
-    made = "\n".join(line for name, runner in RUNNERS.items() for line in _of_trainer(name, runner.title))
+    made = "\n".join(line for name, runner in TRAINERS.items() for line in _of_trainer(name, runner.title))
     return re.sub(
         r"(<!-- trainers: start -->\n).*?(<!-- trainers: end -->)",
         lambda found: f"{found[1]}{made}\n{found[2]}",
@@ -172,7 +172,7 @@ def symptoms_page() -> str:
 def _of_trainer(name: str, title: str) -> Iterator[str]:
     yield from ("", f"### {title}", "", "| rule | what is wrong | what to set |", "|---|---|---|")
     rules: dict[str, list[str]] = {}
-    for rule, fix in runner_fixes(name).items():
+    for rule, fix in TRAINERS[name].fixes().items():
         rules.setdefault(fix, []).append(rule)
     for fix, ids in rules.items():
         links = ", ".join(f"[{rule}](rules.md#{rule.lower()})" for rule in ids)

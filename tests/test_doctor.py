@@ -29,7 +29,7 @@ from pytest_mistral_lora.environment import (
     present_faults,
 )
 from pytest_mistral_lora.environment.machine import cpu_device, hub_answer, torch_build
-from pytest_mistral_lora.field.facts import Symptom, fact, facts
+from pytest_mistral_lora.programs.facts import Symptom, fact, facts
 
 ROOT = Path(__file__).parents[1]
 SOUND = {"transformers": "5.24.0", "mistral-common": "1.13.1", "peft": "0.21.2"}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.runners import RUNNERS
+from pytest_mistral_lora.runners import TRAINERS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "runners.md").read_text(encoding="utf-8")
 
@@ -30,5 +30,5 @@ def test_the_example_is_a_runner_and_its_faults_are_found(
 
 
 def test_every_runner_is_on_the_page_with_its_command() -> None:
-    for runner in RUNNERS.values():
+    for runner in TRAINERS.values():
         assert f"| `{runner.name}` | `{runner.command} FILE` |" in PAGE

@@ -32,7 +32,7 @@ from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.escaping import UNMIXED, own_stream
 from pytest_mistral_lora.formats.row_sources import FileRows, MadeRows
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
+from pytest_mistral_lora.runners import TIME_LIMIT, TRAINERS, find_runner
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
@@ -103,7 +103,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--runner",
         type=PathArgument("read", str),
         metavar="NAME",
-        help=f"{', '.join(RUNNERS)}, or the path of a script (*.py) that encodes rows",
+        help=f"{', '.join(TRAINERS)}, or the path of a script (*.py) that encodes rows",
     )
     group.add_argument(
         "--task",
@@ -146,11 +146,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _tasks_words() -> Iterator[str]:
     """Yield the commands of each trainer that take preferences, for the help."""
-    for name, runner in RUNNERS.ours.items():
-        kinds = {"pairs": runner.tasks.pairs, "rated answers": runner.tasks.rated}
+    for trainer in TRAINERS.of_this_package():
+        kinds = {"pairs": trainer.tasks.pairs, "rated answers": trainer.tasks.rated}
         words = [f"{', '.join(tasks)} for {title}" for title, tasks in kinds.items() if tasks]
         if words:
-            yield f"{name} {', '.join(words)}"
+            yield f"{trainer.name} {', '.join(words)}"
 
 
 def _seconds(text: str) -> float:
@@ -200,7 +200,7 @@ def run(args: argparse.Namespace) -> int:
         report = AuditReport(audit, MOST_NAMES)
         fixes: Mapping[str, str] = {}
         if args.runner is not None:
-            fixes = runner_fixes(f"{args.runner}-preferences" if given.task else args.runner)
+            fixes = find_runner(args.runner).fixes("preferences" if given.task else "rows")
         name = name_of(file)
         target = AuditedTarget(name, file, judge=judge, dataset=given.dataset, source=rows, fixes=fixes)
         show = partial(_print_findings, target, xfails) if args.output_format == "json" else _show_nothing

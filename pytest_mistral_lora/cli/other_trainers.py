@@ -26,22 +26,18 @@ from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer
 from pytest_mistral_lora.errors import EXIT_OK, InputError
 from pytest_mistral_lora.escaping import safe_json, safe_text
 from pytest_mistral_lora.extras import require_extra
-from pytest_mistral_lora.runners import RUNNERS
-
-TRAINERS = ("trl", "axolotl", "llamafactory")
-"""The trainers that a run can be exported to."""
-SERVERS = ("vllm", "llamacpp", "ollama")
-"""The servers that an export writes files for."""
+from pytest_mistral_lora.programs.registry import SERVERS_GROUP, TRAINERS_GROUP, names_in
+from pytest_mistral_lora.runners import TRAINERS
 
 _EXPORT_DESCRIPTION = """\
 Write a folder that runs a recipe in another trainer: its configuration, and the rows, already split, cut and encoded as
 `mistral-lora train` encodes them. Settings that the other trainer does not have, and everything that it does
 differently, are printed and written to README.md in the folder.
 
-The rows are token ids and labels. TRL gets messages and a training template instead, if it then computes the same ids
-and labels for every row.
+The rows are token ids and labels. A trainer that takes a chat template gets messages and a training template instead,
+if it then computes the same ids and labels for every row.
 
-For a server (vllm, llamacpp, ollama), give the folder of an adapter or of a merged model: you get a folder with the
+For a server, give the folder of an adapter or of a merged model: you get a folder with the
 commands that serve it with the prompts of training. An adapter that the server would load wrongly is refused. Hold the
 running server to mistral-common with `mistral-lora serve-check`.
 
@@ -52,12 +48,13 @@ its grammar, its parsers and its stream."""
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=INPUT, metavar="SOURCE", help="recipe.yaml, or for a server the model's folder")
-    parser.add_argument("--to", required=True, choices=[*TRAINERS, *SERVERS], help="the other trainer, or the server")
+    programs = [*names_in(TRAINERS_GROUP), *names_in(SERVERS_GROUP)]
+    parser.add_argument("--to", required=True, choices=programs, help="the other trainer, or the server")
     parser.add_argument("--output", required=True, type=NEW_FOLDER, metavar="DIR", help="folder to make")
     parser.add_argument(
         "--rows",
         choices=("auto", "messages", "tokens"),
-        help="form of the rows (default: auto, which is messages for TRL if they are exact, and otherwise tokens)",
+        help="form of the rows (default: auto, which is messages where they are exact, and otherwise tokens)",
     )
     parser.add_argument(
         "--base", type=INPUT, metavar="DIR", help="for a server: folder of the base (default: the one that is recorded)"
@@ -68,20 +65,21 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probe",
         action="store_true",
-        help="for vllm and llamacpp: in place of the model, a tiny one that says known answers (CPU, minutes)",
+        help="for a server: in place of the model, a tiny one that says known answers (CPU, minutes)",
     )
     add_json_option(parser)
 
 
 def run_export(args: argparse.Namespace) -> int:
     """Write the folder, and print how it differs from the source and the command that starts it."""
+    is_for_server = args.to in names_in(SERVERS_GROUP)
     of_servers = {"--base": args.base, "--name": args.name, "--probe": args.probe or None}
-    given = {"--rows": args.rows} if args.to in SERVERS else of_servers
+    given = {"--rows": args.rows} if is_for_server else of_servers
     for option, value in given.items():
         if value is not None:
-            kind = "trainers" if args.to in SERVERS else "servers"
+            kind = "trainers" if is_for_server else "servers"
             raise InputError(f"{option} only applies to {kind}, not to {args.to}", next_step=f"Leave {option} out.")
-    return _export_for_server(args) if args.to in SERVERS else _export_for_trainer(args)
+    return _export_for_server(args) if is_for_server else _export_for_trainer(args)
 
 
 def _export_for_server(args: argparse.Namespace) -> int:
@@ -90,13 +88,15 @@ def _export_for_server(args: argparse.Namespace) -> int:
     # before torch is imported, which takes seconds
     require_folder(args.source)
     require_new(args.output)
+    from pytest_mistral_lora.serving.servers import SERVERS
     from pytest_mistral_lora.training.export.servers import export_for_server
 
+    to = SERVERS[args.to].load_exporter()
     if args.probe:
         require_extra("train")
     names = {"base": args.base, "name": args.name or ""}
     with _margin_bar(is_shown=args.probe) as progress:
-        exported = export_for_server(args.source, args.to, args.output, **names, is_probe=args.probe, progress=progress)
+        exported = export_for_server(args.source, to, args.output, **names, is_probe=args.probe, progress=progress)
     if args.json:
         print_json(asdict(exported))
         return EXIT_OK
@@ -134,7 +134,7 @@ def _export_for_trainer(args: argparse.Namespace) -> int:
     require_new(args.output)
     from pytest_mistral_lora.training.export.run import export
 
-    exported = export(recipe, args.to, args.output, form=args.rows or "auto")
+    exported = export(recipe, TRAINERS[args.to].load_exporter(), args.output, form=args.rows or "auto")
     if args.json:
         print_json(asdict(exported))
         return EXIT_OK
@@ -248,7 +248,7 @@ _LIST = "List the environment of each trainer: its name, its state and its folde
 def _add_runner_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     setup = actions.add_parser("setup", help="make or finish the environment of a trainer", description=_SETUP)
-    setup.add_argument("name", choices=[*RUNNERS], help="trainer")
+    setup.add_argument("name", choices=[*TRAINERS], help="trainer")
     setup.add_argument(
         "--python",
         type=INPUT,
@@ -265,7 +265,7 @@ def run_runner(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.runners import Environment
 
     if args.action == "setup":
-        environment = Environment(RUNNERS[args.name])
+        environment = Environment(TRAINERS[args.name])
         # an environment takes gigabytes of downloads: tell the user that an interruption loses nothing
         try:
             is_new = environment.setup(args.python)
@@ -275,9 +275,9 @@ def run_runner(args: argparse.Namespace) -> int:
         sys.stdout.write(f"{args.name} {'is ready' if is_new else 'was ready'}: {environment.folder}\n")
         return EXIT_OK
     found: list[dict[str, Any]] = []
-    for name in RUNNERS:
+    for name in TRAINERS:
         try:
-            environment = Environment(RUNNERS[name])
+            environment = Environment(TRAINERS[name])
         except InputError as error:  # of another package: the others are listed all the same
             found.append({"name": name, "state": f"not checked: {error}", "folder": None})
         else:

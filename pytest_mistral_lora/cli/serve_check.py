@@ -21,7 +21,7 @@ from pytest_mistral_lora.cli.verb import (
     add_tokenizer_option,
 )
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer
-from pytest_mistral_lora.conformance.server_target import PARSERS, ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.extras import require_extra
@@ -51,14 +51,14 @@ goes to this machine alone."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    from pytest_mistral_lora.field.registry import SERVERS_GROUP, foreign_names
+    from pytest_mistral_lora.programs.registry import SERVERS_GROUP, foreign_points
 
     parser.add_argument(
         "server",
         type=PathArgument("read", str),
         metavar="[NAME=]URL",
         help="address of the server, and its kind if you name it (llamacpp, vllm, openai; sglang and ollama: never "
-        f"run{''.join(f'; {name}: of another package' for name in foreign_names(SERVERS_GROUP))}); "
+        f"run{''.join(f'; {point.name}: of another package' for point in foreign_points(SERVERS_GROUP))}); "
         "or vllm-parsers=PYTHON",
     )
     add_tokenizer_option(parser)
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         if not path.exists():
             raise InputError("no such file or folder", place=str(path))
-    if chosen.kind == PARSERS:
+    if chosen.is_parsers:
         _refuse_questions(args)
     elif not chosen.kind.endswith(".py"):  # a script sends its own requests
         require_extra("serving")

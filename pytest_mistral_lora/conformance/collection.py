@@ -19,7 +19,7 @@ from pytest_mistral_lora.conformance.model_targets import (
     WatchedTarget,
 )
 from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath
-from pytest_mistral_lora.conformance.server_target import PARSERS, ParsersTarget, ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.server_target import ParsersTarget, ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import (
     EMBEDDED_TRAINING,
     DatasetTarget,
@@ -180,7 +180,7 @@ class NamedPaths:
 
     def _servers(self, judge: Target, name: _Names) -> Iterator[Target]:
         for server in self.servers:
-            if server.kind == PARSERS:
+            if server.is_parsers:
                 # they read answers, whatever adapter has said them
                 yield server.target(name(server.name), judge)
                 continue

@@ -16,7 +16,7 @@ from pytest_mistral_lora.errors import did_you_mean
 from pytest_mistral_lora.escaping import printable
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.field.facts import Standing
+    from pytest_mistral_lora.programs.facts import Standing
 
 # the date is the last part of a line, and has a # of its own
 _UNTIL = re.compile(r"(?:^|\s)#\s*(?P<end>until\b(?P<date>.*))$", re.IGNORECASE)
@@ -144,7 +144,7 @@ def finders_of(xfail: Xfail) -> Finders:
         cases = (case for rule in FORMER_RULES[xfail.id].rules for case in RULES[rule].cases)
         return Finders(_OF_ENCODED_ROWS, cases=frozenset(ENCODED_CASES.get(case, case) for case in cases))
     if xfail.is_of_fault:
-        from pytest_mistral_lora.field.facts import fact
+        from pytest_mistral_lora.programs.facts import fact
 
         fault = fact(xfail.id)
         rules = [RULES[rule] for rule in fault.rules]
@@ -210,7 +210,7 @@ def _require_fault(name: str, place: str) -> None:
     Raises:
         ValueError: If it is not.
     """
-    from pytest_mistral_lora.field.facts import facts
+    from pytest_mistral_lora.programs.facts import facts
 
     known = {fault.id: fault for fault in facts()}
     if name not in known:
@@ -317,7 +317,7 @@ def matching(
 def _is_explained(finding: Finding, nodeid: str, xfail: Xfail, server: Callable[[], str] | None) -> bool:
     """Return whether the known fault of an entry can explain a finding, under the versions of the run."""
     from pytest_mistral_lora.environment import installed_versions
-    from pytest_mistral_lora.field.facts import Symptom, fact
+    from pytest_mistral_lora.programs.facts import Symptom, fact
 
     subject, case = nodeid.split("::", 3)[2:]
     fault, symptom = fact(xfail.id), Symptom(finding.rule, finding.found, subject, case)
@@ -337,7 +337,7 @@ def standings_of(xfail: Xfail, servers: Iterable[str]) -> list[Standing]:
         servers: The servers that were judged, as the summary names them.
     """
     from pytest_mistral_lora.environment import installed_versions
-    from pytest_mistral_lora.field.facts import fact
+    from pytest_mistral_lora.programs.facts import fact
 
     fault = fact(xfail.id)
     if fault.program.kind == "server":

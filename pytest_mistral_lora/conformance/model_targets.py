@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.checks import Subject
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-    from pytest_mistral_lora.serving.gguf_file import GgufFile
+    from pytest_mistral_lora.records.gguf_file import GgufFile
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class GgufTarget(Target):
         Raises:
             InputError: If the file cannot be read.
         """
-        from pytest_mistral_lora.serving.gguf_file import GgufFile
+        from pytest_mistral_lora.records.gguf_file import GgufFile
 
         return GgufFile(self.file)
 

@@ -70,7 +70,7 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputEr
     A failure is returned and kept like a success, because a runner that cannot start may take minutes to fail. So is a
     row that cannot be given to it.
     """
-    from pytest_mistral_lora.runners import find_runner, runner_fixes
+    from pytest_mistral_lora.runners import find_runner
     from pytest_mistral_lora.runners.extract import extract, extract_prompts
     from pytest_mistral_lora.runners.given_rows import GivenRows
     from pytest_mistral_lora.runners.prompts import prompt_rows
@@ -100,7 +100,7 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputEr
         return RunnerError(str(outcome["error"]))
     rows = prompt_rows(file) if runner.is_evaluation else given.by_line
     trained = own.rows if runner.is_evaluation else ()
-    fixes = runner_fixes(f"{target.runner}-preferences" if given.task else target.runner)
+    fixes = runner.fixes("preferences" if given.task else "rows")
     audit = Audit(
         MadeRows(FileRows(file), [row.place for row in rows], Place.of(target.name)),
         target.oracle,

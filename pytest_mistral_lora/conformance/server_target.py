@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PARSERS = "vllm-parsers"
-"""The name of an installed vLLM's parsers among the kinds of servers; in place of an address they have a Python."""
+PARSERS = "-parsers"
+"""What follows the name of a kind of server if its installed parsers are meant; they have a Python for an address."""
 
 NOT_ASKED = "unreadable, without an answer, fill-in-the-middle, or with settings that each server names otherwise"
 """The reasons why a row is not sent."""
@@ -345,14 +345,16 @@ class ServerTarget(JudgedTarget):
 
 @dataclass(frozen=True)
 class ParsersTarget(JudgedTarget):
-    """The parsers of an installed vLLM, which are given the ids of known answers, without a server and a model.
+    """The parsers of an installed server, which are given the ids of known answers, without a server and a model.
 
     Attributes:
         judge: The target whose tokenizer reads and writes the ids.
-        python: The Python of the environment that vLLM is installed in.
+        kind: The name of the kind of server.
+        python: The Python of the environment that the server is installed in.
         given_answers: Known answers in place of the packaged ones.
     """
 
+    kind: str = ""
     python: Path = Path()
     given_answers: tuple[KnownAnswer, ...] = ()
     asks_answers: ClassVar[bool] = True
@@ -367,30 +369,30 @@ class ParsersTarget(JudgedTarget):
         """The kind of server that the parsers are of."""
         from pytest_mistral_lora.serving.servers import SERVERS
 
-        return SERVERS["vllm"]
+        return SERVERS[self.kind]
 
     @KeptProperty
     def parsed(self) -> ParsedAnswers:
         """What the parsers make of each answer, when the first check needs it.
 
         Raises:
-            RunnerError: If vLLM is not installed there, or its parsers cannot be run.
+            RunnerError: If the server is not installed there, or its parsers cannot be run.
             TokenizerError: If the tokenizer does not load.
         """
         from pytest_mistral_lora.conformance.answer.parsers import parse_answers
         from pytest_mistral_lora.records.known_answers import known_answers
 
         answers = [answer for answer in self.given_answers or known_answers() if answer.fits(self.oracle)]
-        return parse_answers(self.python, self.oracle, answers)
+        return parse_answers(self.server, self.python, self.oracle, answers)
 
     @property
     def served_version(self) -> str:
-        """The version of vLLM."""
+        """The version of the server."""
         return self.parsed.version
 
     @property
     def served_by(self) -> str:
-        """The parsers' vLLM, with its version."""
+        """The server of the parsers, with its version."""
         return f"{self.server.title} {self.served_version}"
 
     @property
@@ -408,7 +410,7 @@ class ServerChoice:
     """A server as the user names it: `URL`, or `NAME=URL`; `@VERSION` and `:PRECISION` may follow NAME.
 
     Attributes:
-        kind: The kind of server: a key of `SERVERS`, a script, `auto`, or `PARSERS`.
+        kind: The kind of server: a key of `SERVERS`, a script, `auto`, or a key with `PARSERS` behind it.
         url: Its address; of parsers, the Python of their environment.
         version: Its version, if it does not report one; else empty.
         precision: The precision of its weights; empty for the reported one.
@@ -437,9 +439,12 @@ class ServerChoice:
         kind, _, version = (kind or RECOGNISED, "", "") if kind.endswith(".py") or not kind else kind.partition("@")
         if precision and precision not in TOLERANCES:
             raise InputError(f"unknown precision {precision!r}", expected=f"one of {', '.join(TOLERANCES)}")
-        if kind == PARSERS:
+        if kind.endswith(PARSERS):
+            server = find_server(kind.removesuffix(PARSERS))
+            if server.parsers is None:
+                raise InputError(f"no parsers of {server.title} are known", expected="the address of a server")
             if not os.access(url, os.X_OK) or Path(url).is_dir():
-                expected = "the Python of an environment with vLLM, such as /opt/vllm/bin/python"
+                expected = f"the Python of an environment with {server.title}, such as /opt/server/bin/python"
                 raise InputError("no program", place=url, expected=expected)
             return cls(kind, url)
         if kind != RECOGNISED:
@@ -452,6 +457,11 @@ class ServerChoice:
             url = url.removesuffix("/chat/completions").removesuffix("/v1")
         return cls(kind, url, version, precision)
 
+    @property
+    def is_parsers(self) -> bool:
+        """Whether the parsers of an installed server are meant."""
+        return self.kind.endswith(PARSERS)
+
     def __str__(self) -> str:
         """Return the server as the user named it."""
         version = f"@{self.version}" if self.version else ""
@@ -460,16 +470,16 @@ class ServerChoice:
     @property
     def name(self) -> Path:
         """A name for the server: its kind and address, without the scheme."""
-        if self.kind == PARSERS:
-            return Path(PARSERS)
+        if self.is_parsers:
+            return Path(self.kind)
         return Path(f"{Path(self.kind).stem}-{self.url.partition('://')[2].replace('/', '-')}")
 
     def target(
         self, name: str, judge: Target, adapter: Path | None = None, **more: Any
     ) -> ServerTarget | ParsersTarget:
         """Return the target of the server; `more` are further attributes, which parsers do not have."""
-        if self.kind == PARSERS:
-            return ParsersTarget(name, judge=judge, python=Path(self.url))
+        if self.is_parsers:
+            return ParsersTarget(name, judge=judge, kind=self.kind.removesuffix(PARSERS), python=Path(self.url))
         server_facts: dict[str, Any] = {
             "kind": self.kind,
             "url": self.url,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.token_rows import TokenRow
     from pytest_mistral_lora.conformance.kept_results import KeptResults
     from pytest_mistral_lora.conformance.targets import Target
-    from pytest_mistral_lora.field.facts import Standing
+    from pytest_mistral_lora.programs.facts import Standing
 
 
 class Session:
@@ -299,7 +299,7 @@ class Session:
         if not any(outcome.findings for outcome in self.outcomes):
             return []  # a run from the cache reads no facts, whose schema takes half a second
         from pytest_mistral_lora.environment import known_cause_lines
-        from pytest_mistral_lora.field.facts import Symptom
+        from pytest_mistral_lora.programs.facts import Symptom
 
         servers = self._servers
         symptoms = (

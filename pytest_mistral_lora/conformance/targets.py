@@ -408,14 +408,14 @@ class RunnerChoice:
         Raises:
             RunnerError: If the runner or the file does not exist.
         """
-        from pytest_mistral_lora.runners import RUNNERS, find_runner
+        from pytest_mistral_lora.runners import TRAINERS, find_runner
 
         name, _, config = text.partition("=")
-        runner = find_runner(name if name in RUNNERS else str(folder / name))
+        runner = find_runner(name if name in TRAINERS else str(folder / name))
         path = folder / config if config else None
         if path is not None and not path.is_file():
             raise RunnerError("no such file", place=str(path), expected=f"a configuration of {runner.title}")
-        return cls(name if name in RUNNERS else str(folder / name), path)
+        return cls(name if name in TRAINERS else str(folder / name), path)
 
 
 def name_of(path: Path) -> str:

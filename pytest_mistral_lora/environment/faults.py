@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from pytest_mistral_lora.extras import EXTRAS, PACKAGE
-from pytest_mistral_lora.field.facts import Fact, Standing, Symptom, facts
+from pytest_mistral_lora.programs.facts import Fact, Standing, Symptom, facts
 
 OK, MISSING, UNSUPPORTED = "ok", "missing", "unsupported"
 

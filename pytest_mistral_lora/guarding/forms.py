@@ -9,7 +9,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.kinds.preference import CHOSEN, REJECTED
 from pytest_mistral_lora.conformance.encoded.columns import MASKS
 from pytest_mistral_lora.conformance.finding import RULES
-from pytest_mistral_lora.runners import runner_fixes
+from pytest_mistral_lora.runners import Trainer
 
 _FORMS = {
     "messages": "rows of messages",
@@ -62,18 +62,20 @@ def trains(row: Mapping[str, Any], token: int) -> bool:
     return any(one == token and label != IGNORE_INDEX and all(marks) for one, label, *marks in columns)
 
 
-def fixes_of(trainer: str, form: str) -> Mapping[str, str]:
+def fixes_of(trainer: Trainer | None, form: str) -> Mapping[str, str]:
     """Return the fix of each rule in the words of a trainer, for rows of a form.
 
     Args:
-        trainer: The name of its runner; empty for an unknown trainer.
-        form: The form; empty if it is unknown. Then a fix names each form.
+        trainer: The trainer; None for an unknown one.
+        form: The form; empty if it is unknown. Then a fix names each form for which the trainer has words.
     """
-    if trainer != "trl":
-        return runner_fixes(f"{trainer}-preferences" if form in ("pairs", "text-pairs") else trainer)
-    if form:
-        return _by_rule(runner_fixes(f"trl-{form}"))
-    by_form = {words: _by_rule(runner_fixes(f"trl-{name}")) for name, words in _FORMS.items()}
+    if trainer is None:
+        return {}
+    if form and (fixes := trainer.fixes(form)):
+        return _by_rule(fixes)
+    by_form = {words: _by_rule(fixes) for name, words in _FORMS.items() if (fixes := trainer.fixes(name))}
+    if form or not by_form:
+        return trainer.fixes("preferences" if form in ("pairs", "text-pairs") else "rows")
     joined = {}
     for rule in {rule for fixes in by_form.values() for rule in fixes}:
         forms: dict[str, list[str]] = {}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
@@ -25,10 +26,11 @@ from pytest_mistral_lora.guarding.forms import fixes_of, form_of, trains
 from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
 from pytest_mistral_lora.judging import AnyPath, Verdict, encoder_of, verdict_of
 from pytest_mistral_lora.places import NamedSource, Place
-from pytest_mistral_lora.runners import runner_fixes
+from pytest_mistral_lora.programs.fixes import fixes_in
+from pytest_mistral_lora.runners import trainer_of
 
-_TRAINERS = {"trl": "trl", "axolotl": "axolotl", "llamafactory": "llamafactory", "swift": "ms-swift"}
-"""The runner of each trainer, by the package of its arguments."""
+OF_ANY = Path(__file__).with_name("fixes.toml")
+"""What to do with any trainer of transformers, by rule."""
 
 _IMAGE_KEYS = ("image_token_id", "image_token_index")
 """Keys of the id that stands for an image, in the configurations of models."""
@@ -180,11 +182,10 @@ class GuardedRun:
             of_preferences: Whether the trainer is one of preferences.
         """
         packages = {cls.__module__.partition(".")[0] for cls in type(self.args).__mro__}
-        trainer = next((runner for package, runner in _TRAINERS.items() if package in packages), "")
         field = getattr(self.args, "dataset_text_field", None) or "text"
         is_packed = bool(getattr(self.args, "packing", False))
         form = form_of(sample, field, of_preferences=of_preferences, is_packed=is_packed)
-        return {**runner_fixes("guard"), **fixes_of(trainer, form)}
+        return {**fixes_in(OF_ANY)["guard"], **fixes_of(trainer_of(packages), form)}
 
 
 def judge_run(

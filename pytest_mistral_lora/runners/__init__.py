@@ -1,14 +1,24 @@
 """The ids and labels that other trainers would feed a model, made by their own code in their own environments."""
 
-from pytest_mistral_lora.runners.runner import (
+from pytest_mistral_lora.runners.environment import Environment, interpreter
+from pytest_mistral_lora.runners.trainer import (
+    HARNESS,
     NOTHING,
-    RUNNERS,
     TIME_LIMIT,
-    Environment,
-    Runner,
+    TRAINERS,
+    Trainer,
     find_runner,
-    interpreter,
-    runner_fixes,
+    trainer_of,
 )
 
-__all__ = ["NOTHING", "RUNNERS", "TIME_LIMIT", "Environment", "Runner", "find_runner", "interpreter", "runner_fixes"]
+__all__ = [
+    "HARNESS",
+    "NOTHING",
+    "TIME_LIMIT",
+    "TRAINERS",
+    "Environment",
+    "Trainer",
+    "find_runner",
+    "interpreter",
+    "trainer_of",
+]

@@ -20,15 +20,15 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RunnerError
-from pytest_mistral_lora.field.facts import programs
 from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.programs.facts import programs
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.secrets import is_secret_name
-from pytest_mistral_lora.runners.configuration import safe_configuration
+from pytest_mistral_lora.runners.environment import interpreter
 from pytest_mistral_lora.runners.given_rows import by_record
 from pytest_mistral_lora.runners.process import Ended, read_output, reader_of, run_limited, shown
 from pytest_mistral_lora.runners.prompts import prompt_lines, read_prompt
-from pytest_mistral_lora.runners.runner import NOTHING, TIME_LIMIT, Runner, interpreter
+from pytest_mistral_lora.runners.trainer import HARNESS, NOTHING, TIME_LIMIT, Trainer
 
 _HIDDEN_SIZE = 8
 
@@ -193,7 +193,7 @@ class Extraction:
 
 
 def extract(
-    runner: Runner,
+    runner: Trainer,
     rows: Sequence[Row],
     tokenizer: Path,
     output: Path,
@@ -255,7 +255,7 @@ def extract(
 
 
 def extract_prompts(
-    runner: Runner,
+    runner: Trainer,
     tokenizer: Path,
     output: Path,
     *,
@@ -296,7 +296,7 @@ def extract_prompts(
 
 @contextmanager
 def _ended(
-    runner: Runner,
+    runner: Trainer,
     tokenizer: CheckpointTokenizer,
     rows: str,
     config: Path,
@@ -328,7 +328,7 @@ def _ended(
     # both before the folder is made, which takes seconds
     kept = None
     if runner.module and not allow_code:
-        kept = safe_configuration(runner.name, config, own_data="--own-data" in words)
+        kept = runner.safe_configuration(config, own_data="--own-data" in words)
     found_python = interpreter(runner, python)
     with tempfile.TemporaryDirectory(prefix=f"mistral-{runner.name}-") as temporary:
         work = Path(temporary)
@@ -345,7 +345,7 @@ def _ended(
         yield work / _ENCODED, [kept.note] if kept is not None and kept.note else []
 
 
-def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: float, words: Sequence[str]) -> Ended:
+def _run(runner: Trainer, work: Path, config: Path, python: Path, time_limit: float, words: Sequence[str]) -> Ended:
     given = work / _CONFIG
     command: list[str | Path] = [python, runner.script.absolute()]
     command += ["--config", given if given.is_file() else config.absolute()]
@@ -353,6 +353,7 @@ def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: flo
         command += [option, work / name]
     command += words
     environment = _environment(work, is_this_python=python == Path(sys.executable))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(HARNESS))))
     hint = "; give it fewer rows or more time (--time-limit), or look at what it waits for"
     options: dict[str, Any] = {"folder": Path.cwd(), "environment": environment, "hint": hint, "output": work}
     ended = run_limited(command, seconds=time_limit, **options)

@@ -16,8 +16,8 @@ from pytest_mistral_lora.chat.rows import RecordKind, Row
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.goldens import packaged_cases, packaged_pairs
-from pytest_mistral_lora.runners.runner import Runner
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
+from pytest_mistral_lora.runners.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class GivenRows:
 
     @classmethod
     def read(
-        cls, runner: Runner, files: Iterable[Path | DataFile], *, task: str | None = None, config: Path | None = None
+        cls, runner: Trainer, files: Iterable[Path | DataFile], *, task: str | None = None, config: Path | None = None
     ) -> GivenRows:
         """Return the rows of files; a runner that takes no preferences refuses pairs.
 
@@ -58,7 +58,7 @@ class GivenRows:
         return cls(rows, runner.tasks.task_for(kind, task, config))
 
     @classmethod
-    def packaged(cls, runner: Runner, oracle: Oracle, task: str = "") -> GivenRows:
+    def packaged(cls, runner: Trainer, oracle: Oracle, task: str = "") -> GivenRows:
         """Return the packaged rows that a tokenizer's version encodes.
 
         Args:
@@ -88,7 +88,7 @@ def by_record(rows: Sequence[Row]) -> list[tuple[Row, ...]]:
     return records
 
 
-def preference_rows(pairs: Iterable[Sequence[Row]], runner: Runner, task: str) -> list[Row]:
+def preference_rows(pairs: Iterable[Sequence[Row]], runner: Trainer, task: str) -> list[Row]:
     """Return the rows of preference pairs in the form that a task of a runner takes.
 
     Args:

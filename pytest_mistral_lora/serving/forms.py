@@ -14,16 +14,16 @@ from pytest_mistral_lora.serving.client import Answer
 
 _LONGEST = 1 << 18
 """The most ids of a prompt or an answer: the longest context of the models."""
-_LONGEST_NAME, _MOST = 1_000, 10_000
+_LONGEST_NAME, MOST = 1_000, 10_000
 
 _T = TypeVar("_T")
 # without a limit, a million wrong items would be a million errors
-_List = Annotated[list[_T], Field(fail_fast=True, max_length=_MOST)]
-_PerToken = Annotated[list[_T], Field(fail_fast=True, max_length=_LONGEST)]
-_Count = Annotated[int, Field(ge=0, lt=1 << 31)]
-_Ids = _PerToken[_Count]
-_Number = Annotated[float, Field(allow_inf_nan=False)]
-_Name = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)]
+ListOf = Annotated[list[_T], Field(fail_fast=True, max_length=MOST)]
+PerToken = Annotated[list[_T], Field(fail_fast=True, max_length=_LONGEST)]
+Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+Ids = PerToken[Count]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)]
 
 
 class Form(BaseModel):
@@ -35,81 +35,28 @@ class Form(BaseModel):
 class ListedModel(Form):
     """A model in a list of OpenAI's form; an adapter has a parent."""
 
-    id: _Name
-    parent: _Name | None = None
+    id: Name
+    parent: Name | None = None
 
 
 class ModelList(Form):
     """`/v1/models`."""
 
-    data: _List[ListedModel]
-
-
-class TaggedModel(Form):
-    """A model of Ollama."""
-
-    name: _Name
-
-
-class TagList(Form):
-    """`/api/tags` of Ollama."""
-
-    models: _List[TaggedModel]
-
-
-class Properties(Form):
-    """`/props` of llama.cpp."""
-
-    model_ftype: str | None = None
-
-
-class LoadedAdapter(Form):
-    """An adapter that llama.cpp has loaded."""
-
-    id: _Count
-    path: str
-    scale: _Number
-
-
-class LoadedAdapters(Form):
-    """`/lora-adapters` of llama.cpp, whose list is the whole answer."""
-
-    adapters: _List[LoadedAdapter]
-
-
-class RenderedPrompt(Form):
-    """`/apply-template` of llama.cpp."""
-
-    prompt: str
-
-
-class Tokens(Form):
-    """`/tokenize` of llama.cpp."""
-
-    tokens: _Ids
+    data: ListOf[ListedModel]
 
 
 class Candidate(Form):
     """One of the best tokens at a place."""
 
     token: str | None = None
-    logprob: _Number | None = None
+    logprob: Number | None = None
 
 
 class ListedToken(Candidate):
     """A token of an answer, with the best ones at its place."""
 
-    id: _Count | None = None
-    top_logprobs: _List[Candidate] | None = None
-
-
-class PromptCompletion(Form):
-    """`/completion` of llama.cpp."""
-
-    tokens: _Ids
-    content: str = ""
-    stop_type: str | None = None
-    completion_probabilities: _PerToken[ListedToken] | None = None
+    id: Count | None = None
+    top_logprobs: ListOf[Candidate] | None = None
 
 
 class CalledFunction(Form):
@@ -127,7 +74,7 @@ class ToolCall(Form):
 
 
 class Thinking(Form):
-    """The text of a message and its thinking, which llama.cpp and vLLM name differently."""
+    """The text of a message and its thinking, which servers name differently."""
 
     content: str | None = None
     reasoning_content: str | None = None
@@ -142,38 +89,38 @@ class Thinking(Form):
 class ChatMessage(Thinking):
     """The message of an answer."""
 
-    tool_calls: _List[ToolCall] | None = None
+    tool_calls: ListOf[ToolCall] | None = None
 
 
 class ListedTokens(Form):
     """The log-probabilities of an answer of a chat."""
 
-    content: _PerToken[ListedToken] | None = None
+    content: PerToken[ListedToken] | None = None
 
 
 class ChatChoice(Form):
-    """One of the answers of a chat, with the ids that vLLM and SGLang add to it."""
+    """One of the answers of a chat, with the ids that some servers add to it."""
 
     message: ChatMessage
     finish_reason: str | None = None
     logprobs: ListedTokens | None = None
-    token_ids: _Ids | None = None
-    prompt_token_ids: _Ids | None = None
+    token_ids: Ids | None = None
+    prompt_token_ids: Ids | None = None
 
 
 class Usage(Form):
     """The numbers of tokens of a request."""
 
-    prompt_tokens: _Count | None = None
-    completion_tokens: _Count | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
 
 
 class Chat(Form):
-    """`/v1/chat/completions`, with the ids that vLLM adds to it."""
+    """`/v1/chat/completions`, with the ids that some servers add to it."""
 
-    choices: Annotated[list[ChatChoice], Field(fail_fast=True, min_length=1, max_length=_MOST)]
+    choices: Annotated[list[ChatChoice], Field(fail_fast=True, min_length=1, max_length=MOST)]
     usage: Usage | None = None
-    prompt_token_ids: _Ids | None = None
+    prompt_token_ids: Ids | None = None
 
 
 class FunctionPart(Form):
@@ -186,7 +133,7 @@ class FunctionPart(Form):
 class CallPart(Form):
     """A part of a tool call in a stream; `index` says which call it belongs to."""
 
-    index: _Count = 0
+    index: Count = 0
     id: str | None = None
     function: FunctionPart = FunctionPart()
 
@@ -194,7 +141,7 @@ class CallPart(Form):
 class MessagePart(Thinking):
     """A part of the message of an answer in a stream."""
 
-    tool_calls: _List[CallPart] | None = None
+    tool_calls: ListOf[CallPart] | None = None
 
 
 class ChoicePart(Form):
@@ -202,75 +149,34 @@ class ChoicePart(Form):
 
     delta: MessagePart = MessagePart()
     finish_reason: str | None = None
-    token_ids: _Ids | None = None
+    token_ids: Ids | None = None
 
 
 class ChatPart(Form):
     """An event of a stream of `/v1/chat/completions`; the event with the usage has no choices."""
 
-    choices: _List[ChoicePart]
+    choices: ListOf[ChoicePart]
 
 
 class ChatStream(Form):
     """The events of a stream of `/v1/chat/completions`."""
 
-    events: _PerToken[ChatPart]
+    events: PerToken[ChatPart]
 
 
 class TokenLogprobs(Form):
     """The log-probabilities of a completion."""
 
-    token_logprobs: _PerToken[_Number | None] | None = None
+    token_logprobs: PerToken[Number | None] | None = None
 
 
 class TextChoice(Form):
     """One of the completions of a prompt."""
 
-    token_ids: _Ids
+    token_ids: Ids
     text: str = ""
     finish_reason: str | None = None
     logprobs: TokenLogprobs | None = None
-
-
-class TextCompletions(Form):
-    """`/v1/completions` of vLLM."""
-
-    choices: Annotated[list[TextChoice], Field(fail_fast=True, min_length=1, max_length=_MOST)]
-
-
-class NativeFunction(Form):
-    """The function of a tool call of Ollama, its arguments as an object."""
-
-    name: str
-    arguments: dict[str, Any]
-
-
-class NativeCall(Form):
-    """A tool call of Ollama."""
-
-    function: NativeFunction
-
-
-class NativeMessage(Form):
-    """The message of an answer of Ollama."""
-
-    content: str | None = None
-    tool_calls: _List[NativeCall] | None = None
-
-
-class Preview(Form):
-    """The rendered prompt that Ollama shows."""
-
-    rendered_template: str | None = None
-
-
-class NativeChat(Form):
-    """`/api/chat` of Ollama."""
-
-    message: NativeMessage
-    done_reason: str | None = None
-    prompt_eval_count: _Count | None = None
-    preview: Preview | None = Field(None, alias="_debug_info")
 
 
 _F = TypeVar("_F", bound=Form)

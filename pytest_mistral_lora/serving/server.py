@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pytest_mistral_lora.chat.rows import Row, require_chat
@@ -23,6 +25,7 @@ from pytest_mistral_lora.serving.forms import Chat, ModelList, read_form
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.training.export.servers import ServerExport
 
 Strength = Literal["ids", "preview", "count"]
 """How much an answer proves: the ids that were fed, the ids or the text of an endpoint that renders, or a number."""
@@ -160,6 +163,19 @@ def served_prompt(
     return ServedPrompt(None if shown is None else tuple(shown), chat.usage.prompt_tokens if chat.usage else None)
 
 
+@dataclass(frozen=True, slots=True)
+class Parsers:
+    """The parsers of a server's own package, which run without the server.
+
+    Attributes:
+        script: The script that gives them ids, in the Python that has the package: see `conformance.answer.parsers`.
+        environment: Variables that keep the package quiet.
+    """
+
+    script: Path
+    environment: Mapping[str, str]
+
+
 class Server:
     """A kind of server. The base class is any with OpenAI's chat endpoint, which shows only the prompt's token count.
 
@@ -174,6 +190,8 @@ class Server:
         reads_rendered_text: Whether it encodes each rendered prompt as one text, whatever its settings.
         streams_forced: Whether a stream has all of an answer that a request forces.
         greedy: The settings of a greedy answer. All that could change it is explicit, since servers have defaults.
+        parsers: Its parsers that run without a server; None if none do.
+        exporter: Where what writes the files that serve a model is, `module:object`; empty if nothing does.
     """
 
     name: ClassVar[str] = "openai"
@@ -184,12 +202,29 @@ class Server:
     gives_answers: ClassVar[bool] = True
     reads_rendered_text: ClassVar[bool] = False
     streams_forced: ClassVar[bool] = True
+    parsers: ClassVar[Parsers | None] = None
+    exporter: ClassVar[str] = ""
     greedy: ClassVar[Mapping[str, Any]] = {
         "temperature": 0,
         "top_p": 1,
         "presence_penalty": 0,
         "frequency_penalty": 0,
     }
+
+    def load_exporter(self) -> ServerExport:
+        """Return what writes the files that serve a model by this kind of server.
+
+        Raises:
+            InputError: If nothing does.
+        """
+        from pytest_mistral_lora.training.export.servers import ServerExport
+
+        if not self.exporter:
+            raise InputError(f"no export of a model is known for {self.title}")
+        found = resolve_name(self.exporter)
+        if not isinstance(found, ServerExport):
+            raise InputError(f"{self.exporter} is a {type(found).__name__}", expected="a ServerExport")
+        return found
 
     async def facts(self, client: ServerClient) -> ServerFacts:
         """Return the version and the models of a server.
@@ -321,3 +356,14 @@ class Server:
     ) -> ServedAnswer | None:
         """Return the greedy answer of the base without its adapter; None if the server cannot be asked for it."""
         return None
+
+
+CHECKPOINT_GREEDY: Mapping[str, Any] = {
+    **Server.greedy,
+    # the model's generation_config.json may set each of these, and a penalty works at temperature 0, too
+    "top_k": -1,
+    "min_p": 0,
+    "repetition_penalty": 1,
+    "min_tokens": 0,
+}
+"""The settings of a greedy answer of a server that reads the checkpoint's `generation_config.json`."""

@@ -11,20 +11,13 @@ from typing import ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, did_you_mean
-from pytest_mistral_lora.field.registry import SERVERS_GROUP, Registry
 from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.programs.registry import SERVERS_GROUP, Registry
 from pytest_mistral_lora.serving.answers import read_field
 from pytest_mistral_lora.serving.client import ServerClient
-from pytest_mistral_lora.serving.engines import Sglang, Vllm
-from pytest_mistral_lora.serving.llamacpp import LlamaCpp, Ollama
 from pytest_mistral_lora.serving.server import ServedPrompt, Server, Strength
 
-SERVERS = Registry(
-    SERVERS_GROUP,
-    "kind of server",
-    Server,
-    {server.name: server for server in (LlamaCpp(), Vllm(), Sglang(), Ollama(), Server())},
-)
+SERVERS = Registry(SERVERS_GROUP, "kind of server", Server, {Server.name: Server()})
 """The kinds of servers, by name. A server whose kind is not named is recognised among those of this package."""
 
 RECOGNISED = "auto"
@@ -115,7 +108,7 @@ async def recognise_server(url: str) -> tuple[Server, str]:
     Raises:
         InputError: If no server answers, or its kind is not known.
     """
-    kinds = [kind for kind in SERVERS.ours.values() if kind.version_at[0]]
+    kinds = [kind for kind in SERVERS.of_this_package() if kind.version_at[0]]
     async with ServerClient(url, SECONDS) as client:
         # a server that answers one endpoint late, or forbids it, may be of another kind
         answers = await asyncio.gather(*(client.get(kind.version_at[0]) for kind in kinds), return_exceptions=True)
@@ -127,7 +120,7 @@ async def recognise_server(url: str) -> tuple[Server, str]:
             elif not isinstance(answer, InputError):
                 raise answer
         for kind, answer in zip(kinds, answers, strict=True):
-            # llama.cpp lists its model while it loads, and would look like a server of OpenAI's kind
+            # a server may list its model while it loads, and would look like one of OpenAI's kind
             if not isinstance(answer, BaseException):
                 answer.require_ready(Place.of(f"{url}{kind.version_at[0]}"))
         try:

@@ -15,7 +15,7 @@ from pytest_mistral_lora.conformance.answer.checks import AnswerChecks
 from pytest_mistral_lora.conformance.server.failures import no_answer
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.field.facts import facts
+from pytest_mistral_lora.programs.facts import facts
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.probe import said_answers
 

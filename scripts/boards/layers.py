@@ -23,7 +23,7 @@ from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architectu
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.runners import RUNNERS, interpreter
+from pytest_mistral_lora.runners import TRAINERS, interpreter
 
 FILE = RECORDED / "layers.json"
 TEXTS = ("mistral", "ministral3", "mistral4")
@@ -83,7 +83,7 @@ def run(setting: Setting, checkpoint: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         own = {"HF_HOME": folder, "MODELSCOPE_CACHE": folder}
         words = [
-            interpreter(RUNNERS[setting.runner]),
+            interpreter(TRAINERS[setting.runner]),
             script,
             setting.runner,
             checkpoint,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FILE = RECORDED / "prepared.json"
 """What is recorded, by configuration and tokenizer."""
 _IN_TRAINER = Path(__file__).parent / "in_trainer"
-_SCRIPT = "import sys\n\nsys.path.insert(0, {folder!r})\nimport prepare_rows\n\nprepare_rows.main({name!r}, {kept!r})\n"
+_SCRIPT = "import sys\n\nsys.path[:0] = {folders!r}\nimport prepare_rows\n\nprepare_rows.main({name!r}, {kept!r})\n"
 """What runs in place of the trainer's extraction script, which gets no words or variables of ours."""
 _MARK = "mistral_lora_row"
 _KINDS = ("packaged", "real")
@@ -80,7 +80,8 @@ def prepared_and_judged(configuration: Configuration, tokenizer: str, rows: Mapp
     with tempfile.TemporaryDirectory(prefix="prepared-") as temporary:
         folder = Path(temporary)
         script, name = folder / "prepare.py", configuration.runner.name
-        write_text(script, _SCRIPT.format(folder=str(_IN_TRAINER), name=name, kept=str(folder / "kept")))
+        folders = [str(_IN_TRAINER), str(configuration.runner.script.parent)]
+        write_text(script, _SCRIPT.format(folders=folders, name=name, kept=str(folder / "kept")))
         given = tokenizer + HUB if configuration.name in NEEDS_MISTRALS_FILE else tokenizer
         made = made_by(configuration, list(rows.values()), given, folder, script)
         if isinstance(made, str):

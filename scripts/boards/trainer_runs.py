@@ -28,7 +28,7 @@ from pytest_mistral_lora.formats.row_sources import FileRows
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.goldens import Case
-from pytest_mistral_lora.runners import Runner, interpreter
+from pytest_mistral_lora.runners import Trainer, interpreter
 from pytest_mistral_lora.runners.extract import Extraction, extract
 from pytest_mistral_lora.runners.given_rows import GivenRows
 
@@ -168,7 +168,7 @@ def record(configuration: Configuration, tokenizer: str) -> None:
     configuration.write(configuration.kind, tokenizer, data)
 
 
-def _environment(runner: Runner) -> dict[str, str]:
+def _environment(runner: Trainer) -> dict[str, str]:
     """Return the versions that a runner reports, for one whose report is lost because it refuses every row."""
     with tempfile.TemporaryDirectory() as folder:
         rows, output = Path(folder) / "rows.jsonl", Path(folder) / "encoded.jsonl"

@@ -18,7 +18,7 @@ from boards.inputs import DOCS, ROOT, TOKENIZERS
 from boards.results import Example, Result
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.goldens import packaged_pairs
-from pytest_mistral_lora.runners import RUNNERS, Runner
+from pytest_mistral_lora.runners import TRAINERS, Trainer
 
 RECORDED = DOCS / "scoreboard" / "recorded"
 OURS = "mistral-lora train"
@@ -40,7 +40,7 @@ class Configuration:
         task: Its command for preferences; empty for chat rows.
     """
 
-    runner: Runner
+    runner: Trainer
     config: Path
     task: str = ""
 
@@ -141,7 +141,7 @@ def _plain(value: object) -> str:
 
 CONFIGURATIONS = tuple(
     Configuration(runner, config)
-    for runner in RUNNERS.values()
+    for runner in TRAINERS.values()
     if not runner.is_evaluation
     for config in (runner.config, *sorted(runner.config.parent.glob(f"{runner.name}-*.yaml")))
 )
@@ -154,7 +154,7 @@ _PREFERENCES = {
 """The commands that are given the packaged pairs, by the name of their runner."""
 PAIR_CONFIGURATIONS = tuple(
     Configuration(runner, config, task)
-    for runner, tasks in ((RUNNERS[name], tasks) for name, tasks in _PREFERENCES.items())
+    for runner, tasks in ((TRAINERS[name], tasks) for name, tasks in _PREFERENCES.items())
     for task in tasks
     for config in (
         runner.default_config(task),

@@ -16,7 +16,7 @@ from transformers import MistralForCausalLM
 
 from pytest_mistral_lora import judge
 from pytest_mistral_lora.checkpoint.weights import Weights
-from pytest_mistral_lora.field.facts import fact
+from pytest_mistral_lora.programs.facts import fact
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.lora_delta import deltas_of
 

@@ -17,7 +17,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.gguf.weights import ComparedWeights, adapter_findings
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.serving.gguf_file import GgufFile
+from pytest_mistral_lora.records.gguf_file import GgufFile
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

@@ -25,7 +25,7 @@ from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.session import Session
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.field.facts import fact
+from pytest_mistral_lora.programs.facts import fact
 
 IDS = Finding("ML205", "other ids", "tokenizer.json")
 

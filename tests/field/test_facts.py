@@ -13,12 +13,21 @@ from pytest_mistral_lora.conformance.checks import SUBJECTS
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.environment import installed_versions
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.field.facts import Fact, Symptom, facts, programs, read_facts, read_folder, remark_of_program
-from pytest_mistral_lora.field.facts.entries import printed_versions
-from pytest_mistral_lora.field.facts.reading import FOLDER, REPRODUCTIONS
+from pytest_mistral_lora.programs.facts import (
+    Fact,
+    Symptom,
+    facts,
+    programs,
+    read_facts,
+    read_folders,
+    remark_of_program,
+)
+from pytest_mistral_lora.programs.facts.entries import printed_versions
+from pytest_mistral_lora.programs.facts.reading import REPRODUCTIONS, folders
 from pytest_mistral_lora.runners.extract import Extraction
 
 ROOT = Path(__file__).parents[2]
+FOLDER = folders()[0]
 ENTRIES = [entry for program in programs().values() for entry in program.entries]
 SHIPPED = list(facts())
 SCRIPTS = [known for known in SHIPPED if known.reproduction.script]
@@ -152,7 +161,7 @@ def test_an_id_belongs_to_one_fact(written: Written, tmp_path: Path) -> None:
     header = PRESENT.replace('"x"', '"y"')
     path = written(header, name="y.toml", seen_with='{ y = "1" }')
     with pytest.raises(InputError, match=r"'a-fault' is already in .*x\.toml") as caught:
-        read_folder(tmp_path)
+        read_folders([tmp_path])
     assert str(caught.value.place) == str(path)
 
 

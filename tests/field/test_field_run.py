@@ -11,7 +11,7 @@ from pathlib import Path
 import field_run
 import pytest
 
-from pytest_mistral_lora.field.facts import read_facts
+from pytest_mistral_lora.programs.facts import read_facts
 
 Run = Callable[..., tuple[int, list[list[str]], str]]
 SCRIPT = """

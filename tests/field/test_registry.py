@@ -13,15 +13,16 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.server_target import ServerChoice
 from pytest_mistral_lora.errors import EntryPointError, InputError
-from pytest_mistral_lora.field.registry import foreign_names
-from pytest_mistral_lora.runners import RUNNERS
+from pytest_mistral_lora.programs.facts import programs
+from pytest_mistral_lora.programs.registry import SERVERS_GROUP, foreign_points
+from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.serving.servers import SERVERS
 
 Install = Callable[..., None]
 Capture = pytest.CaptureFixture[str]
 
 SERVER = """
-from pytest_mistral_lora.serving.engines import Vllm
+from pytest_mistral_lora.field.servers.vllm.server import Vllm
 
 
 class Mine(Vllm):
@@ -33,9 +34,9 @@ MINE = Mine()
 TRAINER = """
 from pathlib import Path
 
-from pytest_mistral_lora.runners import NOTHING, Runner
+from pytest_mistral_lora.runners import NOTHING, Trainer
 
-MINE = Runner("mine", "Mine", "", "", Path(__file__).parent / "rows_of_mine.py", NOTHING, "mine train", NOTHING)
+MINE = Trainer("mine", "Mine", "", "", Path(__file__).parent / "rows_of_mine.py", NOTHING, "mine train", NOTHING)
 """
 ROWS_OF_MINE = """
 import argparse, json
@@ -98,7 +99,7 @@ def test_a_trainer_of_another_package_is_judged(
 def test_names_are_read_without_an_import(install: Install, capsys: Capture) -> None:
     install("loud", "servers", "loud", "loud_server:LOUD", loud_server="raise RuntimeError('it was imported')")
     assert list(SERVERS) == [*SERVERS.ours, "loud"]
-    assert foreign_names("pytest_mistral_lora.servers") == ["loud"]
+    assert [point.name for point in foreign_points(SERVERS_GROUP)] == ["loud"]
     with pytest.raises(SystemExit):
         main(["serve-check", "--help"])
     assert "loud: of another package" in " ".join(capsys.readouterr().out.split())
@@ -121,7 +122,7 @@ def test_one_that_does_not_import_is_not_checked_and_says_why(install: Install, 
 def test_an_object_of_another_kind_is_refused(install: Install) -> None:
     install("wrong", "trainers", "wrong", "json:dumps")
     with pytest.raises(EntryPointError, match="wrong: json:dumps of wrong is a function"):
-        RUNNERS["wrong"]
+        TRAINERS["wrong"]
 
 
 def test_two_of_one_name_are_an_error_if_the_name_is_used(install: Install) -> None:
@@ -136,4 +137,47 @@ def test_the_list_of_environments_names_one_that_does_not_import(install: Instal
     assert main(["runner", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("loud ") and "not checked" in line and "no GPU" in line]
-    assert len(lines) == len(RUNNERS.ours) + 1
+    assert len(lines) == len(TRAINERS.ours) + 1
+
+
+FACTS = """
+program = "mine"
+title = "Mine"
+kind = "server"
+
+[[fault]]
+id = "mine-drops-bos"
+seen_on = 2026-11-30
+seen_with = { mine = "1.2" }
+until = "open"
+proof = "run"
+symptom = "it drops BOS"
+way_out = "start it with --bos"
+rules = ["ML902"]
+source = "mine/mine#1"
+reproduction = { not_run = "it is a sample" }
+"""
+
+
+def test_facts_of_another_package_are_read_without_an_import(install: Install, tmp_path: Path) -> None:
+    install("mine_facts", "facts", "mine", "mine_of_facts.seen")
+    folder = tmp_path / "mine_facts" / "mine_of_facts"
+    (folder / "seen").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('it was imported')")
+    (folder / "seen" / "mine.toml").write_text(FACTS)
+    programs.cache_clear()
+    try:
+        assert programs()["mine"].faults[0].way_out == "start it with --bos"
+        assert "vllm" in programs()
+    finally:
+        programs.cache_clear()
+
+
+def test_a_folder_of_facts_that_is_not_there_is_an_error(install: Install) -> None:
+    install("lost", "facts", "lost", "no_such_package.facts")
+    programs.cache_clear()
+    try:
+        with pytest.raises(EntryPointError, match=r"lost: no_such_package\.facts is no folder of facts"):
+            programs()
+    finally:
+        programs.cache_clear()

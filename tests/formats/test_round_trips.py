@@ -26,7 +26,7 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.convert import Source, convert
 from pytest_mistral_lora.formats.report import Report
 from pytest_mistral_lora.formats.sources import rows_of
-from pytest_mistral_lora.runners import RUNNERS
+from pytest_mistral_lora.runners import HARNESS, TRAINERS
 from pytest_mistral_lora.strategies import plain_text, rows, tool_rows
 from pytest_mistral_lora.training.export.bridge import encoded_lines, message_lines
 from pytest_mistral_lora.training.rows.loading import Split
@@ -164,13 +164,13 @@ def test_the_prompts_and_completions_of_trl_come_back(tmp_path: Path, data: list
 
 @pytest.fixture(scope="module")
 def llamafactory_form() -> Iterator[Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]]:
-    folder = str(RUNNERS["llamafactory"].config.parents[1] / "scripts")
-    sys.path.insert(0, folder)
+    folders = [str(HARNESS), str(TRAINERS["llamafactory"].script.parent)]
+    sys.path[:0] = folders
     pytest.importorskip("datasets", reason="the runners' own library")
     import llamafactory_rows
 
     yield lambda row, entry: llamafactory_rows._in_form({**row, llamafactory_rows.MARK: 0}, entry)
-    sys.path.remove(folder)
+    del sys.path[: len(folders)]
     for name in ("llamafactory_rows", "harness"):
         sys.modules.pop(name, None)
 

@@ -24,8 +24,7 @@ from pytest_mistral_lora.conformance.kept_results import KeptResults
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records import trust
-from pytest_mistral_lora.runners import RUNNERS
-from pytest_mistral_lora.runners.configuration import safe_configuration
+from pytest_mistral_lora.runners import TRAINERS
 
 EVIL = "EVIL"
 """Stands in every value that names code, a network or an upload, and so in no configuration that a script gets."""
@@ -114,12 +113,12 @@ def test_no_configuration_carries_code_or_a_traceback(
     end, seed, passed = time.monotonic() + SECONDS, 0, 0
     while time.monotonic() < end or seed < 200:
         random_ = random.Random(seed)
-        name = random_.choice([*RUNNERS])
+        name = random_.choice([*TRAINERS])
         text, is_whole = _text(random_, name)
         file.write_text(text, encoding="utf-8", errors="surrogatepass")
         own_data, started = random_.random() < 0.3, time.monotonic()
         with suppress(RunnerError):
-            made = safe_configuration(name, file, own_data=own_data)
+            made = TRAINERS[name].safe_configuration(file, own_data=own_data)
             written = yaml.safe_dump(made.data)
             assert yaml.safe_load(written) == made.data or "nan" in written, seed
             # a path of the user's own data may have any name

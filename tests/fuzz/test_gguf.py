@@ -28,7 +28,7 @@ from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.model_targets import GgufTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.serving.gguf_file import GgufFile
+from pytest_mistral_lora.records.gguf_file import GgufFile
 
 LONGEST_S, MOST_BYTES = 20.0, 1 << 30
 NUMBERS = (0, 1, 2, 3, 7, 8, 24, 31, 32, 33, 255, 2**16, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1)

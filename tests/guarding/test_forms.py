@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from pytest_mistral_lora.guarding.forms import fixes_of, form_of
-from pytest_mistral_lora.runners import runner_fixes
+from pytest_mistral_lora.runners import TRAINERS
 
 SAID = [{"role": "assistant", "content": "Hello"}]
 ASKED = [{"role": "user", "content": "Hi"}]
@@ -46,17 +46,17 @@ def test_an_unknown_row_has_no_form() -> None:
 
 
 def test_of_an_unknown_form_a_fix_names_each() -> None:
-    fix = fixes_of("trl", "")["ML543"]
+    fix = fixes_of(TRAINERS["trl"], "")["ML543"]
     assert "rows of messages: set `assistant_only_loss: true`" in fix
     assert "For rendered text: " in fix
 
 
 def test_rendered_text_is_not_told_the_setting_alone() -> None:
-    assert "Give `messages` in its place" in fixes_of("trl", "text")["ML543"]
-    assert "chat_template_path" in fixes_of("trl", "texts")["ML560"]
-    assert "Give messages in place of texts" in fixes_of("trl", "texts")["ML560"]
+    assert "Give `messages` in its place" in fixes_of(TRAINERS["trl"], "text")["ML543"]
+    assert "chat_template_path" in fixes_of(TRAINERS["trl"], "texts")["ML560"]
+    assert "Give messages in place of texts" in fixes_of(TRAINERS["trl"], "texts")["ML560"]
 
 
 def test_other_trainers_keep_their_words() -> None:
-    assert fixes_of("axolotl", "messages") == runner_fixes("axolotl")
-    assert fixes_of("axolotl", "pairs") == runner_fixes("axolotl-preferences")
+    assert fixes_of(TRAINERS["axolotl"], "messages") == TRAINERS["axolotl"].fixes()
+    assert fixes_of(TRAINERS["axolotl"], "pairs") == TRAINERS["axolotl"].fixes("preferences")

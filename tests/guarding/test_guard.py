@@ -22,7 +22,8 @@ from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.guarding.batches import ModelBatch
 from pytest_mistral_lora.guarding.callback import REPORTS
-from pytest_mistral_lora.runners import runner_fixes
+from pytest_mistral_lora.guarding.verdict import OF_ANY
+from pytest_mistral_lora.programs.fixes import fixes_in
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -199,7 +200,7 @@ def test_a_fault_of_the_model_is_found(
     assert errors_of(verdict) == found
     assert verdict is not None
     # in the words of the trainer, and not of a checkpoint's files
-    fixes = runner_fixes("guard")
+    fixes = fixes_in(OF_ANY)["guard"]
     assert all(finding.next_step == fixes.get(finding.rule, finding.next_step) for finding in verdict.findings)
 
 

@@ -10,7 +10,7 @@ import pytest
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.environment import installed_versions
-from pytest_mistral_lora.field.facts import fact
+from pytest_mistral_lora.programs.facts import fact
 
 Run = Callable[..., pytest.RunResult]
 

@@ -12,8 +12,8 @@ from judged_samples import HOSTILE, causes_of, judged, write_file
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.environment import faults
-from pytest_mistral_lora.field.facts import fact
 from pytest_mistral_lora.places import NOWHERE, Place
+from pytest_mistral_lora.programs.facts import fact
 from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
 from pytest_mistral_lora.report.judged import FilePlace, Judged, JudgedCase, file_place
 

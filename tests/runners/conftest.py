@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from converted import converted_tokenizer
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.runners import HARNESS, TRAINERS
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +30,14 @@ def rows() -> list[Row]:
         )
         for n in range(4)
     ]
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make the scripts of all trainers and their harness modules, as they are in their own processes."""
+    folders = {HARNESS, *(trainer.script.parent for trainer in TRAINERS.of_this_package())}
+    for folder in folders:
+        monkeypatch.syspath_prepend(str(folder))
+    yield
+    for name in {file.stem for folder in folders for file in folder.glob("*.py")}:
+        sys.modules.pop(name, None)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,11 +12,11 @@ import pytest
 import torch
 import yaml
 
-from pytest_mistral_lora.runners import RUNNERS
+from pytest_mistral_lora.runners import TRAINERS
 
 pytest.importorskip("datasets", reason="the runners' own library")
 
-AXOLOTL = RUNNERS["axolotl"]
+AXOLOTL = TRAINERS["axolotl"]
 SYSTEM, ASKED = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Warm?"}
 YES, NO = ([{"role": "assistant", "content": text}] for text in ("Yes.", "No."))
 PAIR = {"prompt": [SYSTEM, ASKED], "chosen": YES, "rejected": NO}
@@ -27,13 +26,10 @@ Written = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(AXOLOTL.script.parent))
+def script(scripts: None) -> ModuleType:
     import axolotl_rows
 
-    yield axolotl_rows
-    for name in ("axolotl_rows", "harness"):
-        sys.modules.pop(name, None)
+    return axolotl_rows
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from pytest_mistral_lora.errors import RunnerError
-from pytest_mistral_lora.runners import RUNNERS
-from pytest_mistral_lora.runners.configuration import Configuration, safe_configuration
+from pytest_mistral_lora.runners import TRAINERS
+from pytest_mistral_lora.runners.configuration import Configuration
 
-CONFIGS = RUNNERS["trl"].config.parent
+CONFIGS = [(name, file) for name, trainer in TRAINERS.items() for file in sorted(trainer.config.parent.rglob("*.yaml"))]
 Given = Callable[..., Configuration]
 
 
@@ -25,15 +25,14 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Given:
     def given(name: str, text: str, **options: Any) -> Configuration:
         file = tmp_path / "config.yaml"
         file.write_text(text, encoding="utf-8")
-        return safe_configuration(name, file, **options)
+        return TRAINERS[name].safe_configuration(file, **options)
 
     return given
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
-def test_the_packaged_configurations_are_used_as_they_are(file: Path) -> None:
-    [name] = [name for name in RUNNERS if file.name.startswith(name)]
-    made = safe_configuration(name, file)
+@pytest.mark.parametrize(("name", "file"), CONFIGS, ids=[file.name for _, file in CONFIGS])
+def test_the_packaged_configurations_are_used_as_they_are(name: str, file: Path) -> None:
+    made = TRAINERS[name].safe_configuration(file)
     assert made.note == ""
     written = yaml.safe_load(file.read_text()) or {}
     assert made.data.keys() - {"dataset_dir"} == written.keys() - {"dataset_dir"}
@@ -91,7 +90,7 @@ LEFT_OUT = [
     ("lm-eval", "confirm_run_unsafe_code: true"),
     ("lm-eval", "wandb_args: project=x"),
     ("lm-eval", "hf_hub_log_args: hub_results_org=x"),
-    *((name, "an_unknown_key: 1") for name in RUNNERS),
+    *((name, "an_unknown_key: 1") for name in TRAINERS),
 ]
 
 

@@ -13,18 +13,18 @@ import pytest
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError
-from pytest_mistral_lora.runners import RUNNERS, Environment, Runner, interpreter
+from pytest_mistral_lora.runners import TRAINERS, Environment, Trainer, interpreter
 
 HERE = Path(sys.executable)
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """A runner whose environment is quickly made: one module, from a wheel on disk."""
     return _locked(tmp_path_factory.mktemp("wheel"), "1.0")
 
 
-def _locked(folder: Path, version: str) -> Runner:
+def _locked(folder: Path, version: str) -> Trainer:
     wheel = folder / f"tiny_runner-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as file:
         file.writestr("tiny_runner.py", f"__version__ = {version!r}\n")
@@ -37,11 +37,11 @@ def _locked(folder: Path, version: str) -> Runner:
     lock = folder / f"lock-{version}.txt"
     lock.write_text(f"# made by hand\ntiny-runner @ {wheel.as_uri()}\n")
     tiny = {"name": "tiny", "title": "Tiny", "module": "tiny_runner", "distribution": "tiny-runner"}
-    return dataclasses.replace(RUNNERS["trl"], **tiny, lock=lock)
+    return dataclasses.replace(TRAINERS["trl"], **tiny, lock=lock)
 
 
 @pytest.fixture(scope="module")
-def made(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(runner: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache folder with the environment in it."""
     with pytest.MonkeyPatch.context() as patch:
         cache = tmp_path_factory.mktemp("cache")
@@ -53,7 +53,7 @@ def made(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def environment(made: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Environment:
+def environment(made: Path, runner: Trainer, monkeypatch: pytest.MonkeyPatch) -> Environment:
     monkeypatch.setenv("MISTRAL_LORA_CACHE", str(made))
     return Environment(runner)
 
@@ -67,7 +67,7 @@ def test_a_folder_of_a_runner_s_name_is_no_runner(tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path / "cache"))
     with pytest.raises(RunnerError, match="Axolotl is not installed"):
-        interpreter(RUNNERS["axolotl"])
+        interpreter(TRAINERS["axolotl"])
 
 
 def test_an_environment_that_is_ready_is_used_again(environment: Environment) -> None:
@@ -116,7 +116,7 @@ def test_one_whose_python_or_pip_is_gone_is_made_again(environment: Environment)
 
 
 def test_a_package_that_cannot_be_installed_leaves_nothing_that_looks_finished(
-    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Path
+    runner: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Path
 ) -> None:
     lock = tmp_path / "lock.txt"
     lock.write_text(f"tiny-runner @ {(tmp_path / 'nope-1.0-py3-none-any.whl').as_uri()}\n")
@@ -127,7 +127,7 @@ def test_a_package_that_cannot_be_installed_leaves_nothing_that_looks_finished(
     assert broken.state == "not finished"
 
 
-def test_a_python_that_is_not_there_is_named(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_that_is_not_there_is_named(runner: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path))
     with pytest.raises(RunnerError, match=r"nope: .*expected Python 3\.11 or newer"):
         Environment(runner).setup(tmp_path / "nope")
@@ -142,7 +142,7 @@ def _python_of(version: str, path: Path) -> Path:
 
 
 def test_a_python_that_is_too_old_is_replaced_by_a_newer_one_on_the_path(
-    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -166,14 +166,14 @@ def test_the_list_says_what_is_there(
     monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path))
     assert main(["runner", "list", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert [(one["name"], one["state"]) for one in data] == [(name, "not there") for name in RUNNERS]
+    assert [(one["name"], one["state"]) for one in data] == [(name, "not there") for name in TRAINERS]
     (tmp_path / "runners" / "trl").mkdir(parents=True)
     assert main(["runner", "list"]) == 0
     assert "trl           not finished" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("runner", RUNNERS.values(), ids=[*RUNNERS])
-def test_every_packaged_runner_has_its_files(runner: Runner) -> None:
+@pytest.mark.parametrize("runner", TRAINERS.values(), ids=[*TRAINERS])
+def test_every_packaged_runner_has_its_files(runner: Trainer) -> None:
     assert runner.config.is_file()
     assert runner.script.is_file()
     lines = [line for line in runner.lock.read_text().splitlines() if not line.startswith("#")]
@@ -184,7 +184,7 @@ def test_every_packaged_runner_has_its_files(runner: Runner) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="without owners and modes")
 def test_an_environment_that_others_can_write_is_not_run(
-    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path / "cache"))
     shared = Environment(runner)

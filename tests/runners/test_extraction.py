@@ -17,7 +17,7 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.runners import RUNNERS, find_runner
+from pytest_mistral_lora.runners import TRAINERS, find_runner
 from pytest_mistral_lora.runners.extract import Extraction, extract
 
 Extract = Callable[..., Extraction]
@@ -192,7 +192,7 @@ def test_a_packaged_runner_gets_no_key_that_names_code_unless_it_is_allowed(
     tmp_path: Path, checkpoint: Path, rows: list[Row]
 ) -> None:
     script = hostile.script(tmp_path, SHOWS_ITS_CONFIGURATION)
-    packaged = replace(RUNNERS["trl"], script=script, distribution="")
+    packaged = replace(TRAINERS["trl"], script=script, distribution="")
     config = tmp_path / "trl.yaml"
     config.write_text("max_length: null\nlearning_rate: 1\npush_to_hub: true\nmine: 1\n")
     made = extract(packaged, rows, checkpoint, tmp_path / "out.jsonl", config=config)

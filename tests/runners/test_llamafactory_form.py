@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pytest_mistral_lora.runners import RUNNERS
+from pytest_mistral_lora.runners import TRAINERS
 
 pytest.importorskip("datasets", reason="the runners' own library")
 
-STOCK = RUNNERS["llamafactory"].config
+STOCK = TRAINERS["llamafactory"].config
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Zoë"}'}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 ROW = {
@@ -32,13 +32,11 @@ ROW = {
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(STOCK.parents[1] / "scripts"))
+def script(scripts: None) -> Iterator[ModuleType]:
     import llamafactory_rows
 
     yield llamafactory_rows
-    for name in ("llamafactory_rows", "harness", "torchaudio"):
-        sys.modules.pop(name, None)
+    sys.modules.pop("torchaudio", None)
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,22 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_mistral_lora.runners import RUNNERS, runner_fixes
+from pytest_mistral_lora.runners import TRAINERS
 
 pytest.importorskip("datasets", reason="the runners' own library")
 
-STOCK = RUNNERS["ms-swift"].config
+STOCK = TRAINERS["ms-swift"].config
 ROWS = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}]
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(RUNNERS["ms-swift"].script.parent))
+def script(scripts: None) -> ModuleType:
     import ms_swift_rows
 
-    yield ms_swift_rows
-    for name in ("ms_swift_rows", "harness"):
-        sys.modules.pop(name, None)
+    return ms_swift_rows
 
 
 def words(
@@ -108,7 +103,7 @@ def test_a_pair_is_two_conversations(script: ModuleType, tmp_path: Path) -> None
 
 def test_a_rated_answer_is_a_conversation_with_a_label(script: ModuleType, tmp_path: Path) -> None:
     rated = {"prompt": PROMPT, "completion": BAD, "label": False}
-    made = words(script, RUNNERS["ms-swift"].default_config("kto"), tmp_path / "work", rows=[rated], name="kto")
+    made = words(script, TRAINERS["ms-swift"].default_config("kto"), tmp_path / "work", rows=[rated], name="kto")
     assert made["--gradient_accumulation_steps"] == ["8"]
     [row] = map(json.loads, Path(made["--dataset"][0]).read_text().splitlines())
     assert row == {"messages": [*PROMPT, *BAD], "label": False, script.MARK: 0}
@@ -149,4 +144,4 @@ def test_a_rated_answer_is_without_the_answer_of_another_row(script: ModuleType)
 
 
 def test_rows_with_tools_have_a_key_for_their_form() -> None:
-    assert "`agent_template: mistral`" in runner_fixes("ms-swift")["ML502"]
+    assert "`agent_template: mistral`" in TRAINERS["ms-swift"].fixes()["ML502"]

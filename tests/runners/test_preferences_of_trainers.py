@@ -13,7 +13,7 @@ from preference_records import Data
 from preference_rows import EMPTY, ROWS, SIDES, rated
 
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.runners import RUNNERS, Environment
+from pytest_mistral_lora.runners import TRAINERS, Environment
 
 Faults = dict[tuple[str, str], set[str]]
 """The rules that are found, by the title of a pair and the side; a pair that is left out has no side."""
@@ -157,7 +157,7 @@ CASES = [
 def test_the_faults_of_a_trainer_are_found_and_its_sound_rows_are_sound(
     case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runner = RUNNERS[case.runner]
+    runner = TRAINERS[case.runner]
     if Environment(runner).state != "ready":
         pytest.skip(f"{runner.title} has no environment here; mistral-lora runner setup {runner.name}")
     rows = {(title, ""): row for title, row in TITLED.items()}

@@ -22,7 +22,7 @@ from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.runners.extract import extract_prompts
 from pytest_mistral_lora.runners.process import RunnerOutput
 from pytest_mistral_lora.runners.prompts import prompt_lines, read_prompt
-from pytest_mistral_lora.runners.runner import NOTHING, Runner
+from pytest_mistral_lora.runners.trainer import NOTHING, Trainer
 
 CHAT = [{"role": "user", "content": "Which colour is the sky?"}]
 TOKENIZERS = ("spm-v1", "spm-v3", "spm-v7", "tekken-240911")
@@ -93,7 +93,7 @@ def test_a_chat_that_mistral_common_refuses_is_named(tmp_path: Path) -> None:
     assert audited([unknown], oracle, tmp_path) == {"ML501": 1}
 
 
-def script_runner(folder: Path, body: str) -> Runner:
+def script_runner(folder: Path, body: str) -> Trainer:
     """Return the runner of a script that writes its records by the interface."""
     head = """\
         import argparse, json
@@ -108,7 +108,7 @@ def script_runner(folder: Path, body: str) -> Runner:
         """
     script = folder / "harness.py"
     script.write_text(textwrap.dedent(head) + body)
-    return Runner("harness", "My harness", "", "", script, NOTHING, "", NOTHING, is_evaluation=True)
+    return Trainer("harness", "My harness", "", "", script, NOTHING, "", NOTHING, is_evaluation=True)
 
 
 @pytest.mark.parametrize(

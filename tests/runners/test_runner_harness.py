@@ -12,18 +12,17 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.runners import RUNNERS
+from pytest_mistral_lora.runners import HARNESS
 
 datasets = pytest.importorskip("datasets", reason="the runners' own library")
 
-SCRIPTS = RUNNERS["trl"].script.parent
 Step = Callable[[Any], Any]
 Run = Callable[[Step], list[dict[str, Any]]]
 
 
 @pytest.fixture
 def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.syspath_prepend(str(HARNESS))
     for method in ("map", "filter", "save_to_disk"):  # put back at the end
         monkeypatch.setattr(datasets.Dataset, method, getattr(datasets.Dataset, method))
     import harness

@@ -1,4 +1,4 @@
-"""Runner scripts that take more than they may: each is ended with all of its processes, and the error says why."""
+"""Trainer scripts that take more than they may: each is ended with all of its processes, and the error says why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.runners import extract as extraction
 from pytest_mistral_lora.runners.extract import extract
 from pytest_mistral_lora.runners.process import Ended, Limits, run_limited
-from pytest_mistral_lora.runners.runner import find_runner
+from pytest_mistral_lora.runners.trainer import find_runner
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory and processes")
 

@@ -14,7 +14,7 @@ from pytest_mistral_lora.chat.kinds.records import parse_rows
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.runners import RUNNERS
+from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.runners.given_rows import by_record, preference_rows
 from pytest_mistral_lora.runners.process import reader_of
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
@@ -78,7 +78,7 @@ def test_without_rows_a_task_that_a_runner_lacks_is_refused(capsys: pytest.Captu
 
 
 def test_a_task_for_rated_answers_is_given_each_answer_of_a_pair() -> None:
-    runner = replace(RUNNERS["trl"], tasks=PreferenceTasks(("dpo",), ("kto",)))
+    runner = replace(TRAINERS["trl"], tasks=PreferenceTasks(("dpo",), ("kto",)))
     pair = parse_rows(PAIR, place=Place.of("rows.jsonl", 1))
     assert preference_rows([pair], runner, "dpo") == list(pair)
     rated = preference_rows([pair], runner, "kto")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +16,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from forked import run_forked
 
-from pytest_mistral_lora.runners import RUNNERS
+from pytest_mistral_lora.runners import HARNESS, TRAINERS
 from pytest_mistral_lora.runners.prompts import read_prompt
 
-SCRIPTS = RUNNERS["trl"].script.parent
 NAMES = ("trl_rows", "axolotl_rows", "llamafactory_rows", "ms_swift_rows", "lm_eval_rows")
 PROGRAMS = dict(zip(NAMES, ("trl", "axolotl", "llamafactory", "swift", "lm_eval"), strict=True))
 ASKED, SAID = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello\u2028there"}
@@ -28,12 +28,9 @@ PAIR = {"prompt": [ASKED], "chosen": [SAID], "rejected": [{"role": "assistant", 
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+def script(scripts: None) -> Callable[[str], ModuleType]:
     """Import a script of the package, as its own process does."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    yield import_module
-    for name in (*NAMES, "harness"):
-        sys.modules.pop(name, None)
+    return import_module
 
 
 @pytest.fixture
@@ -57,9 +54,12 @@ def test_a_script_without_its_program_says_so_and_has_written_the_environment(
     program = PROGRAMS[name]
     if find_spec(program) is not None:
         pytest.skip(f"{program} is installed here")
-    runner = next(runner for runner in RUNNERS.values() if runner.script.stem == name)
+    runner = next(runner for runner in TRAINERS.values() if runner.script.stem == name)
     files["config"] = runner.config
-    ended = run_forked([sys.executable, SCRIPTS / f"{name}.py", *options(files)])
+    # not forked: a fork does not read PYTHONPATH
+    environment = {**os.environ, "PYTHONPATH": str(HARNESS)}
+    command = [sys.executable, str(runner.script), *options(files)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert f"No module named '{program}" in ended.stderr.splitlines()[-1]
     [environment] = [json.loads(line) for line in files["output"].read_text().splitlines()]

@@ -29,7 +29,7 @@ from preference_rows import rated
 
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.conformance.finding import RULES, Finding, with_paths
-from pytest_mistral_lora.runners import RUNNERS, runner_fixes
+from pytest_mistral_lora.runners import TRAINERS, find_runner
 
 KNOWN = [
     ("trl", "spm-v3", "single", "ML543", "everything is trained on by default"),
@@ -296,26 +296,28 @@ def test_every_configuration_was_run_on_pairs_of_every_shipped_tokenizer() -> No
 
 def test_every_fault_of_a_runner_has_a_fix_in_its_own_configuration() -> None:
     faults = {
-        (f"{column.runner.name}-preferences" if column.task else column.runner.name, rule)
+        (column.runner.name, "preferences" if column.task else "rows", rule)
         for column in (*CONFIGURATIONS, *PAIR_CONFIGURATIONS)
         for run in column.recorded.values()
         for rules in run.verdicts.values()
         for rule in rules
     }
-    assert {(name, rule) for name, rule in faults if rule not in runner_fixes(name)} == set()
+    lacking = {fault for fault in faults if fault[2] not in TRAINERS[fault[0]].fixes(fault[1])}
+    assert lacking == set()
 
 
-@pytest.mark.parametrize("name", RUNNERS)
+@pytest.mark.parametrize("name", TRAINERS)
 def test_a_fix_is_a_key_or_a_command_and_belongs_to_a_rule_of_rows(name: str) -> None:
-    for rule, fix in runner_fixes(name).items():
+    for rule, fix in TRAINERS[name].fixes().items():
         assert RULES[rule].subject == "encoded"
         assert re.search(r"`(mistral-lora .+|\w+: .+|\"\w+\": .+|content\.rstrip.*|messages)`", fix), rule
         assert Finding(rule, "found", fix=fix).text().splitlines()[-1] == f"  fix:      {with_paths(fix)}"
         assert Finding(rule, "found", fix=fix).to_json()["fix"] == with_paths(fix)
 
 
-def test_a_script_of_one_s_own_has_the_fixes_of_the_rules() -> None:
-    assert runner_fixes("tests/my_runner.py") == {}
+def test_a_script_of_one_s_own_has_the_fixes_of_the_rules(tmp_path: Path) -> None:
+    (tmp_path / "my_runner.py").touch()
+    assert find_runner(str(tmp_path / "my_runner.py")).fixes() == {}
     assert Finding("ML543", "found").to_json()["fix"] == RULES["ML543"].fix
 
 

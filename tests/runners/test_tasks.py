@@ -12,7 +12,7 @@ from pytest_mistral_lora.chat.kinds.rated import RATED
 from pytest_mistral_lora.chat.rows import RecordKind
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.runners import RUNNERS, runner_fixes
+from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.runners.given_rows import GivenRows
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 
@@ -71,26 +71,26 @@ def test_a_contradiction_is_an_error(
 
 def test_a_trainer_whose_command_line_names_the_task_reads_no_configuration(config: Path) -> None:
     config.write_text("stage: kto\n")
-    assert RUNNERS["trl"].tasks.task_for(PAIR, None, config) == "dpo"
-    assert RUNNERS["trl"].tasks.task_for(PAIR, None, None) == "dpo"
+    assert TRAINERS["trl"].tasks.task_for(PAIR, None, config) == "dpo"
+    assert TRAINERS["trl"].tasks.task_for(PAIR, None, None) == "dpo"
 
 
 @pytest.mark.parametrize(("text", "task"), [("stage: rm\n", "rm"), ("stage: kto\n", "kto"), ("stage: sft\n", "")])
 def test_without_rows_the_configuration_chooses_the_packaged_ones(text: str, task: str, config: Path) -> None:
     config.write_text(text)
-    assert GivenRows.read(RUNNERS["llamafactory"], [], config=config) == GivenRows((), task)
+    assert GivenRows.read(TRAINERS["llamafactory"], [], config=config) == GivenRows((), task)
 
 
 def test_each_task_has_a_default_configuration() -> None:
-    for runner in RUNNERS.values():
+    for runner in TRAINERS.values():
         for task in ("", *runner.tasks.pairs, *runner.tasks.rated):
             assert runner.default_config(task).is_file()
         assert runner.tasks.configs.keys() <= {*runner.tasks.pairs, *runner.tasks.rated}
 
 
-@pytest.mark.parametrize("name", [name for name, runner in RUNNERS.items() if runner.tasks.pairs])
+@pytest.mark.parametrize("name", [name for name, runner in TRAINERS.items() if runner.tasks.pairs])
 def test_each_trainer_of_preferences_has_fixes_of_its_own(name: str) -> None:
-    fixes = runner_fixes(f"{name}-preferences")
+    fixes = TRAINERS[name].fixes("preferences")
     assert {RULES[rule].subject for rule in fixes} == {"encoded"}
     # what a text can be in any trainer
     assert {"ML502", "ML523", "ML529", "ML531", "ML568"} <= fixes.keys()

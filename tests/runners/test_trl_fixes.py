@@ -28,7 +28,9 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.guarding.first_step import LOSS, PACKING
 from pytest_mistral_lora.guarding.forms import fixes_of
-from pytest_mistral_lora.runners import runner_fixes
+from pytest_mistral_lora.guarding.verdict import OF_ANY
+from pytest_mistral_lora.programs.fixes import fixes_in
+from pytest_mistral_lora.runners import TRAINERS
 
 trl = pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
 
@@ -636,10 +638,10 @@ def test_eos_that_another_token_pads_is_masked_by_the_collator(base: Path, tmp_p
 
 
 def test_every_line_of_fixes_is_followed() -> None:
-    lines = {(form, key): fix for form in FORMS for key, fix in runner_fixes(f"trl-{form}").items()}
-    lines |= {("guard", key): fix for key, fix in runner_fixes("guard").items() if key not in ("ML004", "ML442")}
-    reached = {(form, fixes_of("trl", form).get(rule, "")) for form, rule in FAULTS}
-    reached |= {("guard", runner_fixes("guard").get(rule, "")) for _, rule in FAULTS}
+    lines = {(form, key): fix for form in FORMS for key, fix in TRAINERS["trl"].fixes(form).items()}
+    lines |= {("guard", key): fix for key, fix in fixes_in(OF_ANY)["guard"].items() if key not in ("ML004", "ML442")}
+    reached = {(form, fixes_of(TRAINERS["trl"], form).get(rule, "")) for form, rule in FAULTS}
+    reached |= {("guard", fixes_in(OF_ANY)["guard"].get(rule, "")) for _, rule in FAULTS}
     assert {line for line, fix in lines.items() if (line[0], fix) not in reached} == set()
 
 
@@ -661,4 +663,4 @@ def test_every_fix_for_the_model_and_the_tokenizer_is_followed() -> None:
 def test_every_rule_of_rows_has_a_fix_in_the_words_of_each_form() -> None:
     cases = {"ids", "labels", "packing", "supervised-text"}
     rules = {rule.id for rule in RULES.of("encoded") if cases & set(rule.cases)}
-    assert {(form, rule) for form in FORMS for rule in rules if rule not in fixes_of("trl", form)} == set()
+    assert {(form, rule) for form in FORMS for rule in rules if rule not in fixes_of(TRAINERS["trl"], form)} == set()

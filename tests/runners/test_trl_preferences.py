@@ -22,7 +22,7 @@ from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collection import NamedPaths, collect
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.targets import RunnerChoice, RunnerTarget
-from pytest_mistral_lora.runners import runner_fixes
+from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.runners.extract import extract
 from pytest_mistral_lora.runners.given_rows import GivenRows
 
@@ -159,7 +159,7 @@ def test_the_runner_of_pytest_is_given_the_pairs_of_a_dataset(tmp_path: Path) ->
     }
     [finding] = [finding for result in results.values() for finding in result.findings]
     assert (finding.rule, str(finding.place)) == ("ML529", f"{file}:2, chosen")
-    assert finding.fix == runner_fixes("trl-preferences")["ML529"]
+    assert finding.fix == TRAINERS["trl"].fixes("preferences")["ML529"]
     facts = dict(results["extraction"].facts)
     assert facts["rows"] == 2
     assert "; task dpo; " in facts["ran under"]

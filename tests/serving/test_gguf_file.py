@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.serving.gguf_file import GgufFile
+from pytest_mistral_lora.records.gguf_file import GgufFile
 
 FIELDS = {
     "a.text": "é\n",

@@ -20,9 +20,9 @@ from derived_tekken import write_derived
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
+from pytest_mistral_lora.field.servers.ollama.go_template import go_template
 from pytest_mistral_lora.records.goldens import packaged_cases
 from pytest_mistral_lora.serving.server import chat_request
-from pytest_mistral_lora.training.export.llamacpp import go_template
 
 PROMPTS = Path(__file__).parent / "ollama" / "prompts.json"
 PROGRAM = Path(__file__).parent / "ollama" / "render.go"

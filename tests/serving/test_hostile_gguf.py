@@ -23,8 +23,8 @@ from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import GgufTarget
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.serving import gguf_file
-from pytest_mistral_lora.serving.gguf_file import GgufFile
+from pytest_mistral_lora.records import gguf_file
+from pytest_mistral_lora.records.gguf_file import GgufFile
 
 KEYS: list[tuple[str | bytes, bytes]] = [("general.architecture", plain("llama"))]
 SOUND = RawGguf(KEYS, [RawTensor("a.weight"), RawTensor("b.weight", (4, 8), 0, 128)], bytes(256))

@@ -29,6 +29,8 @@ from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.field.servers.llamacpp.server import LLAMACPP
+from pytest_mistral_lora.field.servers.vllm.server import VLLM
 from pytest_mistral_lora.records.known_answers import known_answers
 from pytest_mistral_lora.records.probe import ANSWERS, said_answers
 from pytest_mistral_lora.serving.server import SpokenAnswer
@@ -71,7 +73,7 @@ def probe(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ServerFiles:
     with pytest.MonkeyPatch.context() as patch:
         # all of them take minutes
         patch.setattr(servers, "known_answers", lambda: FEW)
-        return export_for_server(base, "llamacpp", tmp_path_factory.mktemp("to") / "probe", is_probe=True)
+        return export_for_server(base, LLAMACPP.load_exporter(), tmp_path_factory.mktemp("to") / "probe", is_probe=True)
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +118,8 @@ def test_a_probe_for_vllm_is_served_with_the_flags_of_the_adapter_that_it_stands
 ) -> None:
     monkeypatch.setattr(servers, "known_answers", lambda: FEW[:1])
     adapter = write_adapter(tmp_path / "tuned", base)
-    export_for_server(adapter, "vllm", tmp_path / "adapter")
-    probe = export_for_server(adapter, "vllm", tmp_path / "probe", is_probe=True)
+    export_for_server(adapter, VLLM.load_exporter(), tmp_path / "adapter")
+    probe = export_for_server(adapter, VLLM.load_exporter(), tmp_path / "probe", is_probe=True)
     of_adapter, of_probe = (command(tmp_path / name / "serve.sh") for name in ("adapter", "probe"))
     assert of_probe[:3] == ["vllm", "serve", PROBE_MODEL]
     assert (option(of_probe, "--served-model-name"), "--enable-lora" in of_probe) == ("tuned", False)
@@ -352,7 +354,7 @@ def test_a_limit_is_not_taken_for_a_grammar(kind: str, oracle: Oracle) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--to", "ollama", "--probe"], "no probe is known for ollama"),
+        (["--to", "ollama", "--probe"], "no probe is known for Ollama"),
         (["--to", "trl", "--probe"], "--probe only applies to servers, not to trl"),
     ],
 )

@@ -250,7 +250,7 @@ def test_ollama_gets_an_explicit_template(base: Path, tmp_path: Path, capsys: py
         ("vllm", {"r": 600}, "the rank is 600, and vLLM takes at most 512"),
         ("llamacpp", {"alpha_pattern": {"q_proj": 3}}, "a GGUF adapter has one alpha"),
         ("llamacpp", {"rank_pattern": {"q_proj": 3}, "use_rslora": True}, "a GGUF adapter has one alpha"),
-        ("ollama", {"use_dora": True}, "which llama.cpp does not load"),
+        ("ollama", {"use_dora": True}, "which Ollama does not load"),
     ],
 )
 def test_an_adapter_that_a_server_would_load_wrongly_is_refused(

@@ -21,7 +21,7 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.answer.checks import AnswerChecks
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.server.checks import served_prompt
-from pytest_mistral_lora.conformance.server_target import PARSERS, ParsersTarget, ServerChoice
+from pytest_mistral_lora.conformance.server_target import ParsersTarget, ServerChoice
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.known_answers import KnownAnswer, known_answers
@@ -30,6 +30,7 @@ from pytest_mistral_lora.serving.answers import ServedAnswer
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "vllm_parsers.json").read_text(encoding="utf-8"))
 """The messages of version 0.32.0 for a tokenizer of v13 with thinking, by the name of the answer."""
 
+PARSERS = "vllm-parsers"
 ANSWERS = {answer.name: answer for answer in known_answers()}
 
 
@@ -41,7 +42,7 @@ def oracle() -> Oracle:
 def replaying(folder: Path, *messages: Any) -> Path:
     """Return a program in place of a Python with vLLM: it writes messages, and reads nothing."""
     made = folder / "made.json"
-    made.write_text(json.dumps({"vllm": RECORDED["vllm"], "answers": messages}))
+    made.write_text(json.dumps({"version": RECORDED["version"], "answers": messages}))
     return program(folder, f'cp {shlex.quote(str(made))} "$3"')
 
 
@@ -54,7 +55,7 @@ def program(folder: Path, line: str) -> Path:
 
 def judged(python: Path, oracle: Oracle, *answers: KnownAnswer) -> dict[str, Result]:
     judge = Target("own", oracle.path)
-    target = ParsersTarget(PARSERS, judge=judge, python=python, given_answers=answers)
+    target = ParsersTarget(PARSERS, judge=judge, kind="vllm", python=python, given_answers=answers)
     return {case: run() for case, run in AnswerChecks(target).cases().items()}
 
 
@@ -222,8 +223,8 @@ def test_the_fixture_of_prompts_refuses_parsers(oracle: Oracle, tmp_path: Path) 
 @needs_vllm
 def test_the_installed_parsers_make_what_was_recorded(oracle: Oracle) -> None:
     judge = Target("own", oracle.path)
-    target = ParsersTarget(PARSERS, judge=judge, python=VLLM_PYTHON)
-    assert target.served_version == RECORDED["vllm"]
+    target = ParsersTarget(PARSERS, judge=judge, kind="vllm", python=VLLM_PYTHON)
+    assert target.served_version == RECORDED["version"]
     for forced, recorded in zip(target.forced_answers, all_messages(oracle), strict=True):
         assert isinstance(forced.whole, ServedAnswer)
         assert isinstance(forced.stream, ServedAnswer)

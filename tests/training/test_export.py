@@ -18,17 +18,20 @@ from pytest_mistral_lora import cli
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.cli import other_trainers
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
 from pytest_mistral_lora.formats.sources import rows_of
-from pytest_mistral_lora.runners.configuration import safe_configuration
+from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.training.export.bridge import plan_export
-from pytest_mistral_lora.training.export.configurations import BRIDGES
-from pytest_mistral_lora.training.export.run import export, why_not_messages
-from pytest_mistral_lora.training.recipe import parse_recipe
+from pytest_mistral_lora.training.export.run import ExportedFolder, why_not_messages
+from pytest_mistral_lora.training.export.run import export as write_export
+from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 
 
-@pytest.fixture(params=sorted(BRIDGES))
+def export(recipe: Recipe, to: str, output: Path, **options: Any) -> ExportedFolder:
+    return write_export(recipe, TRAINERS[to].load_exporter(), output, **options)
+
+
+@pytest.fixture(params=[trainer.name for trainer in TRAINERS.of_this_package() if trainer.exporter])
 def to(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -36,15 +39,6 @@ def to(request: pytest.FixtureRequest) -> str:
 def settings_of(folder: Path) -> Any:
     (file,) = folder.glob("*.yaml")
     return yaml.safe_load(file.read_text())
-
-
-def test_the_command_line_offers_every_trainer_that_a_run_is_exported_to_and_no_other(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert tuple(BRIDGES) == other_trainers.TRAINERS
-    with pytest.raises(SystemExit):  # it is audited, and takes no ids and labels of ours
-        cli.main(["export", "recipe.yaml", "--to", "ms-swift", "--output", "run"])
-    assert "invalid choice: 'ms-swift'" in capsys.readouterr().err
 
 
 def test_an_exported_folder_is_imported_as_the_same_rows(tmp_path: Path, make_full: MakeRecipe, to: str) -> None:
@@ -76,7 +70,7 @@ def test_the_configuration_is_the_recipes(make_full: MakeRecipe, to: str, tmp_pa
 def test_a_hub_base_keeps_its_revision(make_full: MakeRecipe, to: str) -> None:
     run = plan_export(make_full())
     base = run.recipe.base.model_copy(update={"repo": "owner/name", "revision": "ab" * 20, "path": None})
-    settings = BRIDGES[to].settings(replace(run, recipe=run.recipe.model_copy(update={"base": base})))
+    settings = TRAINERS[to].load_exporter().settings(replace(run, recipe=run.recipe.model_copy(update={"base": base})))
     assert {"owner/name", "ab" * 20} <= {value for value in settings.values() if isinstance(value, str)}
 
 
@@ -180,7 +174,7 @@ def test_what_the_runner_is_not_told_is_on_the_page(make_full: MakeRecipe, to: s
     assert not {"card", "training.dry_run", "evaluation.checks"} & done.not_told.keys()
     assert all(f"`{key}`" in page for key in done.not_told)
     assert all(remark in page for remark in done.remarks)
-    assert BRIDGES[to].command in page
+    assert TRAINERS[to].load_exporter().command in page
 
 
 def test_axolotls_mean_over_micro_batches_is_said_where_there_are_several(
@@ -207,7 +201,7 @@ def test_an_exported_configuration_is_audited_without_code(make_full: MakeRecipe
     """Its keys of training are known, and its data are kept: no other rows would be judged."""
     recipe = make_full(training={"activation_checkpointing": True, "report_to": ["tensorboard"]})
     done = export(recipe, to, tmp_path / to, form="tokens")
-    made = safe_configuration(to, done.config, own_data=True)
+    made = TRAINERS[to].safe_configuration(done.config, own_data=True)
     # a logger is a network, and Axolotl's plugins are code
     assert set(made.left_out) <= {"report_to", "use_tensorboard", "plugins"}
     written = settings_of(done.folder)

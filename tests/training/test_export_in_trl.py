@@ -21,6 +21,7 @@ from pytest_mistral_lora.chat.templates.compare import compare
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, training_template
 from pytest_mistral_lora.records.goldens import packaged_cases
+from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.training.export.run import export
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
@@ -96,7 +97,7 @@ def _recipe(folder: Path, base: Path) -> Any:
 
 @pytest.mark.parametrize("form", ["messages", "tokens"])
 def test_an_exported_run_trains_the_same_in_trl(form: Any, tmp_path: Path, full_base: Path, ours: RunResult) -> None:
-    done = export(_recipe(tmp_path, full_base), "trl", tmp_path / "to", form=form)
+    done = export(_recipe(tmp_path, full_base), TRAINERS["trl"].load_exporter(), tmp_path / "to", form=form)
     result = in_trl(done.folder, "--config", done.config.name)
     expected = [(list(row.input_ids), list(row.labels or ())) for row in ours.data.train.encoded]
     assert [(row["input_ids"], row["labels"]) for row in result["rows"]] == expected

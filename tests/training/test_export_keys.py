@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
+from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.training.export.bridge import APPLIED, ExportedRun, plan_export
-from pytest_mistral_lora.training.export.configurations import BRIDGES
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 
 PLAIN: dict[str, dict[str, Any]] = {"training": {"eval_steps": 1}, "data": {"eval": ["held_out.jsonl"]}}
@@ -103,12 +103,12 @@ def planned(tmp_path_factory: pytest.TempPathFactory, full_base: Path) -> Export
     return plan_export(parse_recipe(recipe_data(full_base, **PLAIN), folder=folder))
 
 
-@pytest.mark.parametrize("to", sorted(BRIDGES))
+@pytest.mark.parametrize("to", [trainer.name for trainer in TRAINERS.of_this_package() if trainer.exporter])
 @pytest.mark.parametrize("key", OTHER)
 def test_a_key_changes_the_configuration_or_is_said_not_to(
     key: str, to: str, make_full: MakeRecipe, planned: ExportedRun
 ) -> None:
-    bridge = BRIDGES[to]
+    bridge = TRAINERS[to].load_exporter()
     run = replace(planned, recipe=varied(make_full, key, OTHER[key]))
     if key == "training.precision":
         run = replace(run, precision="bf16")
@@ -119,4 +119,4 @@ def test_a_key_changes_the_configuration_or_is_said_not_to(
 
 def test_a_key_that_no_table_names_would_be_found(make_full: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_mistral_lora.training.export.bridge.LEFT_OUT", {})
-    assert BRIDGES["trl"].unsupported_keys(make_full(training={"dry_run": False})) == {}
+    assert TRAINERS["trl"].load_exporter().unsupported_keys(make_full(training={"dry_run": False})) == {}

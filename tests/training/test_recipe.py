@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from tiny_runs import GOOD
 
 from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.runners import RUNNERS
+from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.training.recipe import Recipe, load_recipe, parse_recipe
 
 
@@ -236,4 +236,4 @@ def test_a_configuration_of_another_trainer_is_named_with_the_commands_that_read
     assert caught.value.found == f"this is a configuration of {runner}"
     option = runner.lower().replace("-", "")
     assert f"mistral-lora audit --runner {option} --config {path} --tokenizer PATH" in caught.value.next_step
-    assert option in RUNNERS
+    assert option in TRAINERS

@@ -250,7 +250,7 @@ def combined_facts(folder: AdapterFolder) -> tuple[tuple[str, str], ...]:
     is_like_combined = config["r"] == config["lora_alpha"] > 1 and not has_patterns and not folder.has_manifest
     if not (config.get("use_rslora") and is_like_combined):
         return ()
-    from pytest_mistral_lora.field.facts import fact
+    from pytest_mistral_lora.programs.facts import fact
 
     known = fact("combined-rslora")
     text = f"√{config['r']}; if it is a sum of adapters: {known.symptom}. Change: {known.way_out}"

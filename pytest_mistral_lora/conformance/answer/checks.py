@@ -167,11 +167,10 @@ class AnswerChecks:
         facts = [("answers of", self._summary())]
         if isinstance(self._target, ParsersTarget):
             # a running server has this line from its check `there`
-            from pytest_mistral_lora.field.facts import remark_of_program
+            from pytest_mistral_lora.programs.facts import remark_of_program
 
-            version = self._target.served_version
-            facts.insert(0, ("server of", f"vLLM {version}, its parsers: no server, and no model"))
-            newer = remark_of_program("vLLM", version)
+            facts.insert(0, ("server of", f"{self._target.served_by}, its parsers: no server, and no model"))
+            newer = remark_of_program(self._target.server.title, self._target.served_version)
             facts += [("known faults and deviations of", newer)] if newer else []
         return Result(tuple(self._first(findings)), self._not_forced(), tuple(facts))
 

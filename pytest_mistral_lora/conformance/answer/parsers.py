@@ -1,4 +1,9 @@
-"""Known answers through the parsers of an installed vLLM: as for runners, in another process, with a time limit."""
+"""Known answers through the parsers of an installed server: as for runners, in another process, with a time limit.
+
+The script gets the path of a JSON file with `tokenizer`, `has_thinking` and `answers`, each with `request`,
+`prompt_ids` and `answer_ids`; and the path of the file to write: `version`, and in `answers` for each its message
+`whole`, and its `streams`, each with the place of its `cut`.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +26,13 @@ from pytest_mistral_lora.records.known_answers import KnownAnswer
 if TYPE_CHECKING:
     from pytest_mistral_lora.serving.answers import ServedAnswer
     from pytest_mistral_lora.serving.forced_answers import ForcedAnswer
+    from pytest_mistral_lora.serving.server import Server
 
 SECONDS = 900.0
-"""Time limit for all answers: to import vLLM takes a minute or two on a busy machine."""
+"""Time limit for all answers: to import a server takes a minute or two on a busy machine."""
 
-_SCRIPT = Path(__file__).parents[2] / "serving" / "scripts" / "vllm_parsers.py"
 _STREAMED = "streamed"
-_QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+_QUIET = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class ParsedAnswers:
     """What parsers make of known answers.
 
     Attributes:
-        version: The version of vLLM.
+        version: The version of the server.
         answers: The answers, in order.
     """
 
@@ -43,20 +48,22 @@ class ParsedAnswers:
     answers: tuple[ForcedAnswer, ...]
 
 
-def parse_answers(python: Path, oracle: Oracle, answers: Sequence[KnownAnswer]) -> ParsedAnswers:
-    """Give the ids of known answers to the parsers of vLLM, whole, token by token, and cut in two at each place.
+def parse_answers(server: Server, python: Path, oracle: Oracle, answers: Sequence[KnownAnswer]) -> ParsedAnswers:
+    """Give the ids of known answers to the parsers of a server, whole, token by token, and cut in two at each place.
 
-    The parsers are those of `--tokenizer-mode mistral --tool-call-parser mistral`, and of `--reasoning-parser mistral`
-    if the tokenizer has thinking. A request that they cannot prepare fails, as it does in the server.
+    The parsers are those of Mistral's tool calls, and of its thinking if the tokenizer has thinking. A request that
+    they cannot prepare fails, as it does in the server.
 
     Args:
-        python: The Python of the environment that vLLM is installed in.
+        server: The kind of server, which has parsers.
+        python: The Python of the environment that the server is installed in.
         oracle: The tokenizer.
         answers: The answers, which fit it.
 
     Raises:
-        RunnerError: If vLLM is not installed there, takes too long, or ends with an error.
+        RunnerError: If the server is not installed there, takes too long, or ends with an error.
     """
+    assert server.parsers is not None
     from pytest_mistral_lora.runners.process import run_limited
     from pytest_mistral_lora.serving.forced_answers import request_of
 
@@ -74,12 +81,13 @@ def parse_answers(python: Path, oracle: Oracle, answers: Sequence[KnownAnswer]) 
         write_text(given, json.dumps({**settings, "answers": asked}))
         # these variables are for this Python: another one would import this one's packages
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-        command = [python.absolute(), _SCRIPT, given, made]
-        ended = run_limited(
-            list(map(str, command)), seconds=SECONDS, folder=Path(temporary), environment={**environment, **_QUIET}
-        )
+        command = [python.absolute(), server.parsers.script, given, made]
+        environment |= {**_QUIET, **server.parsers.environment}
+        words = list(map(str, command))
+        ended = run_limited(words, seconds=SECONDS, folder=Path(temporary), environment=environment)
         if ended.code:
-            raise RunnerError(f"vLLM {ended.reason}", place=str(python), expected="a Python that has vLLM")
+            expected = f"a Python that has {server.title}"
+            raise RunnerError(f"{server.title} {ended.reason}", place=str(python), expected=expected)
         if not made.is_file():
             raise RunnerError("it wrote no file", place=str(python), expected="the messages of the answers")
         return _read(made, oracle, answers)
@@ -104,7 +112,7 @@ def _read(file: Path, oracle: Oracle, answers: Sequence[KnownAnswer]) -> ParsedA
         streams = {_way_of(stream["cut"]): _served(stream, ids) for stream in message["streams"]}
         whole, stream = _served(message["whole"], ids), streams.pop(_STREAMED)
         parsed.append(ForcedAnswer(known, ids, "parsed", whole=whole, stream=stream, cuts=streams))
-    return ParsedAnswers(made["vllm"], tuple(parsed))
+    return ParsedAnswers(made["version"], tuple(parsed))
 
 
 def _way_of(cut: int | None) -> str:

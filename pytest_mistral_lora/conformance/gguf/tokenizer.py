@@ -17,7 +17,7 @@ from pytest_mistral_lora.places import Place
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.serving.gguf_file import GgufFile
+    from pytest_mistral_lora.records.gguf_file import GgufFile
 
 MODELS = {"spm": "llama", "tekken": "gpt2"}
 """The value of `tokenizer.ggml.model` for each kind of tokenizer."""

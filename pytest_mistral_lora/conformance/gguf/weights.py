@@ -21,7 +21,7 @@ from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 if TYPE_CHECKING:
     import numpy as np
 
-    from pytest_mistral_lora.serving.gguf_file import GgufFile
+    from pytest_mistral_lora.records.gguf_file import GgufFile
 
 _SHOWN = 5
 _ARCHITECTURES = ("llama", "mistral3")

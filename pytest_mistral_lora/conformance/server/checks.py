@@ -177,7 +177,7 @@ class ServerChecks:
             # it answers, but its prompts cannot be judged
             found, expected = "no answer has the ids of its prompt, or their number", "usage.prompt_tokens"
             findings.append(Finding("ML901", found, self._place, expected))
-        from pytest_mistral_lora.field.facts import remark_of_program
+        from pytest_mistral_lora.programs.facts import remark_of_program
 
         server, endpoint = self._target.recognised
         version = answers.facts.version or (self._target.version and f"{self._target.version} (as named)")

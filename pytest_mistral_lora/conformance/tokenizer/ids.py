@@ -243,7 +243,7 @@ def decoding(target: Target) -> Iterator[Finding]:
             yield Finding("ML239", f"the ids of a text are decoded to {found}", place, expected, severity="error")
             return
     if files.json(TOKENIZER_CONFIG).get("clean_up_tokenization_spaces"):
-        from pytest_mistral_lora.field.facts import fact
+        from pytest_mistral_lora.programs.facts import fact
 
         mended = fact("decoding-cleans-spaces").until["transformers"]
         found = (

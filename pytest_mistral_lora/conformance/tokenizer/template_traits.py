@@ -326,7 +326,7 @@ def unread_template(traits: TemplateTraits) -> Iterator[Finding]:
     import transformers
     from packaging.version import Version
 
-    from pytest_mistral_lora.field.facts import fact
+    from pytest_mistral_lora.programs.facts import fact
 
     place, since = files.place(TEKKEN), fact("tekken-first").since["transformers"]
     number = transformers.__version__ if Version(transformers.__version__) >= Version(since) else f"{since} and later"

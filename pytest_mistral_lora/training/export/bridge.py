@@ -13,8 +13,8 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import RecipeError, TokenizerError
-from pytest_mistral_lora.field.facts import works
 from pytest_mistral_lora.places import NOWHERE
+from pytest_mistral_lora.programs.facts import works
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.training.adapter import adapted_layers, peft_targets
 from pytest_mistral_lora.training.devices import precision_of

@@ -29,7 +29,6 @@ from pytest_mistral_lora.training.export.bridge import (
     ExportedRun,
     plan_export,
 )
-from pytest_mistral_lora.training.export.configurations import BRIDGES
 from pytest_mistral_lora.training.recipe import Recipe
 
 Form = Literal["auto", "messages", "tokens"]
@@ -57,12 +56,12 @@ class ExportedFolder:
     remarks: tuple[str, ...]
 
 
-def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> ExportedFolder:
+def export(recipe: Recipe, bridge: Bridge, output: Path, *, form: Form = "auto") -> ExportedFolder:
     """Write the folder that starts a recipe's run in another runner.
 
     Args:
         recipe: The recipe.
-        to: A key of `BRIDGES`.
+        bridge: What writes the run for the trainer, such as `TRAINERS["trl"].load_exporter()`.
         output: The folder to make.
         form: The form of the rows.
 
@@ -71,7 +70,6 @@ def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> Exp
             value that changes the mathematics, or if `form` is `messages` and the runner would train on them
             differently.
     """
-    bridge = BRIDGES[to]
     if output.exists():
         raise InputError("exists already", place=str(output), next_step="Remove it or name another output folder.")
     run, remark = _with_form(plan_export(recipe), bridge, form)

@@ -1,4 +1,4 @@
-"""Write the files that serve an adapter or a merged model with the prompts of training: for vLLM, llama.cpp, Ollama.
+"""Write the files that serve an adapter or a merged model with the prompts of training.
 
 A server's own defaults are seldom right: docs/serving.md lists each with the ids that it makes.
 """
@@ -6,38 +6,31 @@ A server's own defaults are seldom right: docs/serving.md lists each with the id
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
+from typing import ClassVar
 
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.oracle.answer_grammar import has_grammar
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import read_header, weight_files
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.field.facts import Fact, fact, works
 from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.programs.facts import Fact, works
 from pytest_mistral_lora.records.adapter_config import PLAIN_STARTS, require_supported
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import finished_folder, write_text
 from pytest_mistral_lora.records.known_answers import known_answers
 from pytest_mistral_lora.records.probe import ANSWERS, write_record
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
-from pytest_mistral_lora.training.export.llamacpp import ADAPTER, MODEL, go_template, write_adapter, write_model
 
 PROBE_MODEL = "probe-model"
 """The folder of a probe's weights within the export."""
-PROBED = ("vllm", "llamacpp")
-"""The servers that a probe can be exported for."""
-_REQUIREMENTS = "requirements.txt"
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values of vLLM's --max-lora-rank (vllm/config/lora.py, 0.32)."""
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_OUTTYPES = {"F32": "f32", "BF16": "bf16", "F16": "f16"}
+REQUIREMENTS = "requirements.txt"
+"""The file of the versions that the environment of a server needs."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +133,61 @@ class ServerFiles:
     needs: str = ""
 
 
+@dataclass(frozen=True)
+class Written:
+    """What the export of a server has written.
+
+    Attributes:
+        commands: The commands that serve the model, in their order; they run in the written folder.
+        check: The command that compares the running server with mistral-common.
+        remarks: The remaining differences from training, as sentences.
+        fault: The fault of the versions that pip resolves for the server, if it stops this model.
+    """
+
+    commands: tuple[str, ...]
+    check: str
+    remarks: tuple[str, ...] = ()
+    fault: Fact | None = None
+
+
+class ServerExport:
+    """Writes the files that serve a model by one kind of server.
+
+    Attributes:
+        kind: The name of the kind of server.
+        title: Its name in texts.
+        takes_probe: Whether a probe can be exported for it.
+    """
+
+    kind: ClassVar[str]
+    title: ClassVar[str]
+    takes_probe: ClassVar[bool] = False
+
+    def faults(self, served: ServedModel) -> Iterator[str]:
+        """Yield each property of an adapter that the server refuses or silently ignores.
+
+        Args:
+            served: The model, which has an adapter.
+        """
+        config = served.folder.config
+        off = {"bias": ("none", None), "init_lora_weights": PLAIN_STARTS}
+        keys = ["use_dora", "lora_bias", "bias", "modules_to_save", "layer_replication", "trainable_token_indices"]
+        for key in (*keys, "init_lora_weights"):
+            if config.get(key) and config[key] not in off.get(key, ()):
+                yield f"{key} is {config[key]!r}, which {self.title} does not load"
+
+    def write(self, served: ServedModel, folder: Path) -> Written:
+        """Write the files that serve a model into a folder.
+
+        Raises:
+            InputError: If the server cannot serve the model as it was trained.
+        """
+        raise NotImplementedError
+
+
 def export_for_server(
     source: Path,
-    to: str,
+    to: ServerExport,
     output: Path,
     *,
     base: Path | None = None,
@@ -154,7 +199,7 @@ def export_for_server(
 
     Args:
         source: The folder of the adapter or the full model.
-        to: A key of `SERVER_EXPORTS`.
+        to: What writes the files of the server.
         output: The folder to make.
         base: The base's folder; by default the one that the adapter's folder records.
         name: The name of the model in requests; by default the name of `source`.
@@ -174,17 +219,17 @@ def export_for_server(
         remarks_of_probe: tuple[str, ...] = ()
         if is_probe:
             served, remarks_of_probe = _planted(served, folder, progress)
-        commands, check, remarks = SERVER_EXPORTS[to](served, folder)
-        started = tuple(f"cd {shlex.quote(str(output))} && {command}" for command in commands)
-        check = f"{check} --answers" if is_probe else check
-        done = ServerFiles(output, started, check, (*remarks_of_probe, *remarks), _needs(_known_fault(served, to)))
-        write_text(folder / "README.md", "\n".join(_readme(served, to, commands, done)) + "\n")
+        made = to.write(served, folder)
+        started = tuple(f"cd {shlex.quote(str(output))} && {command}" for command in made.commands)
+        check = f"{made.check} --answers" if is_probe else made.check
+        done = ServerFiles(output, started, check, (*remarks_of_probe, *made.remarks), _needs(made.fault))
+        write_text(folder / "README.md", "\n".join(_readme(served, to.kind, made.commands, done)) + "\n")
     return done
 
 
-def _require_probe(served: ServedModel, to: str) -> None:
-    if to not in PROBED:
-        raise InputError(f"no probe is known for {to}", expected=f"--to {' or '.join(PROBED)}")
+def _require_probe(served: ServedModel, to: ServerExport) -> None:
+    if not to.takes_probe:
+        raise InputError(f"no probe is known for {to.title}", next_step="Leave --probe out.")
     if served.template is not None:
         raise InputError(
             "the rows were rendered by a chat template, and the known answers are those of mistral-common",
@@ -226,169 +271,26 @@ def _served(source: Path, base: Path | None, name: str) -> ServedModel:
     return ServedModel(folder, folder.base.path.resolve(), name)
 
 
-def _require_servable(served: ServedModel, to: str) -> None:
-    found = next(_faults(served, to), "")
+def _require_servable(served: ServedModel, to: ServerExport) -> None:
+    found = next(to.faults(served), "")
     if found:
         merge = f"mistral-lora merge {shlex.quote(str(served.folder.path))} merged"
         step = f"Merge it, and export the merged folder: {merge}."
         raise InputError(found, place=str(served.folder.config_file), next_step=step)
 
 
-def _faults(served: ServedModel, to: str) -> Iterator[str]:
-    """Yield each property of an adapter that a server refuses or silently ignores."""
-    config, title = served.folder.config, "vLLM" if to == "vllm" else "llama.cpp"
-    off = {"bias": ("none", None), "init_lora_weights": PLAIN_STARTS}
-    keys = ["use_dora", "lora_bias", "bias", "modules_to_save", "layer_replication", "trainable_token_indices"]
-    for key in (*keys, "init_lora_weights"):
-        if config.get(key) and config[key] not in off.get(key, ()):
-            yield f"{key} is {config[key]!r}, which {title} does not load"
-    if to == "vllm":
-        if _largest_rank(served) > _RANKS[-1]:
-            yield f"the rank is {_largest_rank(served)}, and vLLM takes at most {_RANKS[-1]}"
-        return
-    if config.get("alpha_pattern"):
-        yield "alpha_pattern gives layers a scale of their own: a GGUF adapter has one alpha"
-    if config.get("rank_pattern") and config.get("use_rslora"):
-        yield "rank_pattern with use_rslora gives layers a scale of their own: a GGUF adapter has one alpha"
-    others = [name for name in served.folder.tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
-    if others:
-        yield f"{others[0]} is not a pair of matrices, the only form that llama.cpp's converter takes"
-
-
-def _largest_rank(served: ServedModel) -> int:
-    config = served.folder.config
-    ranks: list[int] = [config["r"], *(config.get("rank_pattern") or {}).values()]
-    return max(ranks)
-
-
-_Export = tuple[tuple[str, ...], str, tuple[str, ...]]
-"""The commands, the check, and the remarks."""
-
-
-def _write_vllm(served: ServedModel, folder: Path) -> _Export:
-    options = ["--host", "127.0.0.1", "--port", "8000"]
-    if served.has_adapter:
-        rank = next(rank for rank in _RANKS if rank >= _largest_rank(served))
-        options += ["--served-model-name", served.base.name, "--enable-lora", "--max-lora-rank", str(rank)]
-        options += ["--lora-modules", f"{served.name}={served.folder.path.resolve()}"]
-    else:
-        options += ["--served-model-name", served.name]
-    options += [*_vllm_tokenizer(served), "--enable-auto-tool-choice", "--tool-call-parser", "mistral"]
-    if served.dtype in _DTYPES:
-        # vLLM's `auto` takes 16 bits for weights of 32
-        options += ["--dtype", _DTYPES[served.dtype]]
-    # a repetition penalty in generation_config.json also changes greedy answers
-    options += ["--generation-config", "vllm"]
-    fault, commands, note = _known_fault(served, "vllm"), ["sh serve.sh"], ""
-    if fault is not None:
-        # servers with the versions that pip resolves do not answer
-        pinned = works(fault.works).pinned
-        write_text(folder / _REQUIREMENTS, "".join(f"{line}\n" for line in (f"# {fault.symptom}", *pinned)))
-        note = f"# Install {_REQUIREMENTS} in an environment of the server's own: {fault.symptom}\n"
-        commands = [f"pip install -r {_REQUIREMENTS}", *commands]
-    write_text(folder / "serve.sh", _script(_wrapped(["vllm", "serve", served.weights, *options]), note))
-    remarks = (
-        () if served.template is None else ("Text that spells a control token becomes that control token (ML906).",)
-    )
-    return tuple(commands), _check(served, "vllm", 8000), remarks
-
-
-def _known_fault(served: ServedModel, to: str) -> Fact | None:
-    """Return the fault of the versions that pip resolves for a server, if it stops this model."""
-    if to != "vllm" or served.template is not None:
-        return None
-    return fact("served-grammar") if has_grammar(served.oracle) else None
-
-
-def _vllm_tokenizer(served: ServedModel) -> list[str]:
-    if served.template is not None:
-        # vLLM reads only the weights of an adapter's folder
-        given = ["--tokenizer-mode", "hf", "--tokenizer", str(served.folder.path.resolve())]
-        return [*given, "--chat-template", str(served.template.resolve())]
-    if oracle_file(served.base) is not None:
-        return ["--tokenizer-mode", "mistral"]
-    if oracle_file(served.folder.path) is None:
-        raise InputError(
-            "no Mistral tokenizer file, without which vLLM renders by the chat template",
-            place=str(served.base),
-            expected="tekken.json or tokenizer.model.vN",
-            next_step="Copy it from the repository of the base.",
-        )
-    return ["--tokenizer-mode", "mistral", "--tokenizer", str(served.folder.path.resolve())]
-
-
-def _script(lines: str, note: str = "") -> str:
+def script(lines: str, note: str = "") -> str:
+    """Return a shell script that runs in its own folder."""
     return f'#!/bin/sh\n{note}set -e\ncd "$(dirname "$0")"\n{lines}\n'
 
 
-def _wrapped(words: list[str]) -> str:
+def wrapped(words: list[str]) -> str:
     """Return a command, an option a line."""
     return "exec" + "".join((" \\\n  " if word.startswith("-") else " ") + shlex.quote(word) for word in words)
 
 
-_CONVERT = "# usage: sh convert.sh LLAMA_CPP, the folder with llama.cpp's converters\n"
-
-
-def _write_llamacpp(served: ServedModel, folder: Path) -> _Export:
-    write_model(folder / MODEL, served.base, served.tokenizer, served.template)
-    lines = ['LLAMA_CPP="${1:?give the folder with convert_hf_to_gguf.py}"']
-    outtype = _OUTTYPES.get(served.dtype, "auto")
-    tekken = served.oracle.kind == "tekken"
-    written = "unnamed.gguf" if tekken else "model.gguf"
-    lines += [f'python "$LLAMA_CPP/convert_hf_to_gguf.py" {MODEL} --outtype {outtype} --outfile {written}']
-    if tekken:
-        # the converter recognises a splitter by the ids of one text, and mistakes a Tekken of 2024-09 for Llama 3
-        lines += ["gguf-new-metadata --force --pre-tokenizer tekken unnamed.gguf model.gguf", "rm unnamed.gguf"]
-    serve = ["llama-server", "--model", "model.gguf", "--alias", served.name]
-    if served.has_adapter:
-        write_adapter(folder / ADAPTER, served.folder)
-        convert = f'python "$LLAMA_CPP/convert_lora_to_gguf.py" {ADAPTER} --base {MODEL} --outtype f32'
-        lines += [f"{convert} --outfile adapter.gguf"]
-        serve += ["--lora", "adapter.gguf"]
-    write_text(folder / "convert.sh", _script("\n".join(lines), _CONVERT))
-    serve += ["--jinja", "--host", "127.0.0.1", "--port", "8080"]
-    write_text(folder / "serve.sh", _script(_wrapped(serve)))
-    remarks = [
-        "Text that spells a control token becomes that control token (ML906); docs/deviations.md has the others."
-    ]
-    if tekken:
-        remarks.append("Hindi, Tamil, Thai and other text with combining marks gets other ids (ML915).")
-    # a build outside of Git, as in Python wheels, reports no number, and the deviations are known of numbers alone
-    build = works("llamacpp-serves-exports").versions["llama.cpp"]
-    check = _check(served, f"llamacpp@{build}", 8080)
-    return ("sh convert.sh LLAMA_CPP", "sh serve.sh"), check, tuple(remarks)
-
-
-def _write_ollama(served: ServedModel, folder: Path) -> _Export:
-    if served.template is not None:
-        raise InputError(
-            "the rows were rendered by a chat template, and no Go template is known to do as it does",
-            place=str(served.template),
-            next_step="Serve it by llama.cpp or vLLM: --to llamacpp, --to vllm.",
-        )
-    template = go_template(served.oracle)
-    commands, _, remarks = _write_llamacpp(served, folder)
-    lines = ["FROM ./model.gguf", *(["ADAPTER ./adapter.gguf"] if served.has_adapter else [])]
-    # Ollama's own penalty of repetition is 1.1, which changes greedy answers
-    lines += [f'TEMPLATE """{template}"""', "PARAMETER repeat_penalty 1"]
-    write_text(folder / "Modelfile", "\n".join(lines) + "\n")
-    (folder / "serve.sh").unlink()
-    ours = (
-        "No Go template has exact tools: an older Ollama refuses a request with tools, and one of 2026 renders every "
-        "prompt by the Jinja template in the GGUF file, as llama.cpp does.",
-        "Spaces at the end of an answer are kept, and system messages one after another are joined.",
-    )
-    create = f"ollama create {shlex.quote(served.name)} --file Modelfile"
-    return (commands[0], create), _check(served, "ollama", 11434), (*remarks, *ours)
-
-
-SERVER_EXPORTS: Mapping[str, Callable[[ServedModel, Path], _Export]] = MappingProxyType(
-    {"vllm": _write_vllm, "llamacpp": _write_llamacpp, "ollama": _write_ollama}
-)
-"""How the files of each server are written, by its name."""
-
-
-def _check(served: ServedModel, kind: str, port: int) -> str:
+def check_command(served: ServedModel, kind: str, port: int) -> str:
+    """Return the command that compares the running server with mistral-common."""
     words = ["mistral-lora", "serve-check", f"{kind}=http://127.0.0.1:{port}"]
     words += ["--tokenizer", str(served.tokenizer.resolve()), "--model", served.name]
     folder = served.folder.path.resolve()
@@ -402,7 +304,7 @@ def _needs(fault: Fact | None) -> str:
     if fault is None:
         return ""
     versions = " and ".join(f"{name} {version}" for name, version in works(fault.works).versions.items())
-    return f"{versions}, in an environment of the server's own ({_REQUIREMENTS}): {fault.symptom}"
+    return f"{versions}, in an environment of the server's own ({REQUIREMENTS}): {fault.symptom}"
 
 
 def _readme(served: ServedModel, to: str, commands: tuple[str, ...], done: ServerFiles) -> Iterator[str]:

@@ -62,7 +62,11 @@ def axolotl(checkpoint: Path, folder: Path, rows: Path, settings: dict[str, Any]
 
 def llamafactory(checkpoint: Path, folder: Path, rows: Path, settings: dict[str, Any]) -> None:
     """Run `llamafactory-cli train`."""
-    sys.path.insert(0, str(Path(__file__).parents[3] / "pytest_mistral_lora" / "runners" / "scripts"))
+    package = Path(__file__).parents[3] / "pytest_mistral_lora"
+    sys.path[:0] = [
+        str(package / "runners" / "scripts"),
+        str(package / "field" / "trainers" / "llamafactory" / "runner"),
+    ]
     from llamafactory_rows import stand_in_for_torchaudio
 
     stand_in_for_torchaudio()

@@ -7,11 +7,8 @@ It is imported in the trainer's own environment, in place of its extraction scri
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "pytest_mistral_lora" / "runners" / "scripts"))
 
 import harness
 

@@ -1,0 +1,1 @@
+"""The kinds of servers of this package."""

@@ -1,0 +1,183 @@
+"""llama.cpp, whose endpoints render, tokenize, complete ids and list adapters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.field.servers.llamacpp.forms import (
+    LoadedAdapter,
+    LoadedAdapters,
+    PromptCompletion,
+    Properties,
+    RenderedPrompt,
+    Tokens,
+)
+from pytest_mistral_lora.serving.answers import LISTED, ServedAnswer, logprobs_of, unanswered
+from pytest_mistral_lora.serving.client import ServerClient
+from pytest_mistral_lora.serving.forms import read_form
+from pytest_mistral_lora.serving.server import (
+    ServedPrompt,
+    Server,
+    ServerFacts,
+    SpokenAnswer,
+    chat_request,
+    served_prompt,
+)
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
+
+_PRECISIONS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "Q8_0": "q8_0", "Q6": "q5", "Q5": "q5", "Q4": "q4"}
+"""The key of `TOLERANCES` for a file type of llama.cpp, such as `all F32` or `Q4_K - Medium`."""
+
+_THINK, _END_OF_THOUGHT = "[THINK]", "[/THINK]"
+
+_CERTAIN = 100.0
+"""The bias of a token that a model shall say."""
+
+
+class LlamaCpp(Server):
+    """llama.cpp: two endpoints render and tokenize as the chat does; the chat itself shows the number of tokens."""
+
+    name, title, strength = "llamacpp", "llama.cpp", "preview"
+    version_at = ("/props", "build_info")
+    exporter = "pytest_mistral_lora.field.servers.llamacpp.export:EXPORT"
+    reads_rendered_text = True
+    # a stream leaves out what the request gives of the answer
+    streams_forced = False
+    greedy: ClassVar[Mapping[str, Any]] = {
+        **Server.greedy,
+        # this sampler alone: penalties, DRY, XTC, top-k, min-p and future ones are left out
+        "samplers": ["temperature"],
+        "top_k": 0,
+        "min_p": 0,
+        "typical_p": 1,
+        "top_n_sigma": -1,
+        "repeat_penalty": 1,
+        "dry_multiplier": 0,
+        "xtc_probability": 0,
+        "mirostat": 0,
+        "dynatemp_range": 0,
+        "logit_bias": [],
+        "ignore_eos": False,
+        # its cache does not know under which adapter a prompt was computed (ggml-org/llama.cpp#26207)
+        "cache_prompt": False,
+    }
+
+    async def facts(self, client: ServerClient) -> ServerFacts:
+        """Return the build, the models, the precision and the adapters of a server."""
+        facts = await super().facts(client)
+        shown = await client.get("/props")
+        named = (shown.is_ok and read_form(Properties, shown, client.place_of("/props")).model_ftype) or ""
+        precision = next((found for kind, found in _PRECISIONS.items() if re.search(rf"\b{kind}(_|\b)", named)), named)
+        loaded = await _adapters(client)
+        scales = None if loaded is None else tuple((adapter.path, adapter.scale) for adapter in loaded)
+        return replace(facts, precision=precision, scales=scales)
+
+    async def version(self, client: ServerClient) -> str:
+        """Return the build of the server; empty if it was built outside of Git, and has no number."""
+        build = await super().version(client)
+        return "" if build.startswith("b0-") else build
+
+    async def complete(
+        self, client: ServerClient, ids: Sequence[int], model: str, limit: int, settings: Mapping[str, Any]
+    ) -> ServedAnswer | None:
+        """Return the answer to a prompt given as ids."""
+        data = {"prompt": list(ids), "n_predict": limit, "n_probs": LISTED, "return_tokens": True, **settings}
+        answer, place = await client.post("/completion", data), client.place_of("/completion")
+        if not answer.is_ok:
+            return ServedAnswer(**unanswered(answer, place))
+        completion = read_form(PromptCompletion, answer, place)
+        made, listed = tuple(completion.tokens), completion.completion_probabilities or []
+        # the list leaves out tokens that end within a character; `tokens` has all
+        numbers = logprobs_of(listed) if len(listed) == len(made) else ()
+        return ServedAnswer(completion.content, made, numbers, ended=completion.stop_type != "limit")
+
+    def shown_ids(self, *, is_stream: bool) -> Mapping[str, Any]:
+        """Return the fields that make the server list the tokens of an answer: it refuses them in a stream of calls."""
+        return {} if is_stream else {"logprobs": True}
+
+    def without_grammar(self, row: Row, oracle: Oracle) -> Mapping[str, Any] | None:
+        """Return the field that switches the grammar of tool calls off: the tools stay in the prompt."""
+        return {"tool_choice": "none"} if row.tools else None
+
+    def forced_request(self, request: Mapping[str, Any], answer: SpokenAnswer) -> Mapping[str, Any] | None:
+        """Return a request that begins with the whole answer, and leaves EOS as the only token to add.
+
+        The server reads answer and token together. It then neither constrains the answer nor streams it in parts, and
+        refuses the request if it would constrain it. It reads the answer as text, so letters that spell a marker would
+        not be letters any more; and calls of versions before the marker `[ARGS]` stay text, unlike generated ones.
+        """
+        oracle, text = answer.oracle, answer.text
+        has_calls = oracle.tool_calls_id in answer.ids
+        if oracle.kind == "spm" or answer.spells_a_marker or (has_calls and oracle.facts.calls_as != "markers"):
+            return None
+        if request.get("response_format") or request.get("tool_choice", "auto") not in ("auto", "none"):
+            return None
+        message = {"role": "assistant", "content": text}
+        if text.startswith(_THINK):
+            thinking, closed, rest = text.removeprefix(_THINK).partition(_END_OF_THOUGHT)
+            if not closed:
+                return None
+            message = {"role": "assistant", "content": rest, "reasoning_content": thinking}
+        eos = [[oracle.eos_id, _CERTAIN]]
+        # the one token is listed, and the rest of the answer is not
+        last = {"max_tokens": 1, "logit_bias": eos, "logprobs": False}
+        return {**request, "messages": [*request["messages"], message], **last}
+
+    async def complete_as(self, client: ServerClient, ids: Sequence[int], name: str, limit: int) -> ServedAnswer | None:
+        """Return the answer with the scale 1 for the adapter whose file has a name, and 0 for the others.
+
+        Raises:
+            InputError: If no such adapter is loaded.
+        """
+        loaded = await _adapters(client) or []
+        if name not in [PurePath(adapter.path).stem for adapter in loaded]:
+            names = ", ".join(PurePath(adapter.path).stem for adapter in loaded)
+            place, expected = client.place_of("/lora-adapters"), f"one of: {names or 'none'}"
+            raise InputError("no adapter is loaded from a file of this name", place=place, expected=expected)
+        scales = [{"id": adapter.id, "scale": int(PurePath(adapter.path).stem == name)} for adapter in loaded]
+        return await self.complete(client, ids, name, limit, {**self.greedy, "lora": scales})
+
+    async def base_answer(
+        self, client: ServerClient, ids: Sequence[int], model: str, limit: int
+    ) -> ServedAnswer | None:
+        """Return the answer with the scale 0 for each adapter; None if no adapter is loaded."""
+        loaded = await _adapters(client)
+        if not loaded:
+            return None
+        off = {"lora": [{"id": adapter.id, "scale": 0} for adapter in loaded]}
+        answer = await self.complete(client, ids, model, limit, {**self.greedy, **off})
+        # computed again: else the cache would give the base's result to the next request with this prompt
+        await client.post("/completion", {"prompt": list(ids), "n_predict": 0, "cache_prompt": False})
+        return answer
+
+    async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
+        """Return the ids of the rendered prompt, and the number that the chat reports."""
+        rendered = await client.post("/apply-template", chat_request(row))
+        place = client.place_of("/apply-template")
+        if not rendered.is_ok:
+            return ServedPrompt(**unanswered(rendered, place))
+        text = read_form(RenderedPrompt, rendered, place).prompt
+        # the rendering leaves the first token out, and the chat adds it
+        data = {"content": text, "add_special": True, "parse_special": True}
+        tokenized, place = await client.post("/tokenize", data), client.place_of("/tokenize")
+        if not tokenized.is_ok:
+            return ServedPrompt(**unanswered(tokenized, place))
+        ids = read_form(Tokens, tokenized, place).tokens
+        return served_prompt(await self.chat(client, row, model), client, lambda _: ids)
+
+
+async def _adapters(client: ServerClient) -> list[LoadedAdapter] | None:
+    """Return each loaded adapter; None for a build without a list of adapters."""
+    answer, place = await client.get("/lora-adapters"), client.place_of("/lora-adapters")
+    return read_form(LoadedAdapters, answer, place, key="adapters").adapters if answer.is_ok else None
+
+
+LLAMACPP = LlamaCpp()

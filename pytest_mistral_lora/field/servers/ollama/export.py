@@ -1,0 +1,44 @@
+"""The files that serve an adapter or a merged model by Ollama, which runs llama.cpp."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.field.servers.llamacpp.export import LlamaCppExport
+from pytest_mistral_lora.field.servers.ollama.go_template import go_template
+from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.training.export.servers import ServedModel, Written, check_command
+
+
+class OllamaExport(LlamaCppExport):
+    """Writes the files for Ollama."""
+
+    kind, title, takes_probe = "ollama", "Ollama", False
+
+    def write(self, served: ServedModel, folder: Path) -> Written:
+        """Write the folders of the converters, `convert.sh` and a Modelfile."""
+        if served.template is not None:
+            raise InputError(
+                "the rows were rendered by a chat template, and no Go template is known to do as it does",
+                place=str(served.template),
+                next_step="Serve it by llama.cpp or vLLM: --to llamacpp, --to vllm.",
+            )
+        template = go_template(served.oracle)
+        made = super().write(served, folder)
+        lines = ["FROM ./model.gguf", *(["ADAPTER ./adapter.gguf"] if served.has_adapter else [])]
+        # Ollama's own penalty of repetition is 1.1, which changes greedy answers
+        lines += [f'TEMPLATE """{template}"""', "PARAMETER repeat_penalty 1"]
+        write_text(folder / "Modelfile", "\n".join(lines) + "\n")
+        (folder / "serve.sh").unlink()
+        ours = (
+            "No Go template has exact tools: an older Ollama refuses a request with tools, and one of 2026 renders "
+            "every prompt by the Jinja template in the GGUF file, as llama.cpp does.",
+            "Spaces at the end of an answer are kept, and system messages one after another are joined.",
+        )
+        create = f"ollama create {shlex.quote(served.name)} --file Modelfile"
+        return Written((made.commands[0], create), check_command(served, "ollama", 11434), (*made.remarks, *ours))
+
+
+EXPORT = OllamaExport()

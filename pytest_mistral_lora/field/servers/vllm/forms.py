@@ -1,0 +1,15 @@
+"""The forms of the answers of vLLM's own endpoints, read strictly: see `serving.forms`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pytest_mistral_lora.serving.forms import MOST, Form, TextChoice
+
+
+class TextCompletions(Form):
+    """`/v1/completions` of vLLM."""
+
+    choices: Annotated[list[TextChoice], Field(fail_fast=True, min_length=1, max_length=MOST)]
