@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,9 @@ from pytest_mistral_lora.serving.forms import Chat, ModelList, read_form
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.programs.faults import ProgramFault
+    from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+    from pytest_mistral_lora.records.gguf_file import GgufFile
     from pytest_mistral_lora.training.export.servers import ServerExport
 
 Strength = Literal["ids", "preview", "count"]
@@ -210,6 +213,24 @@ class Server:
         "presence_penalty": 0,
         "frequency_penalty": 0,
     }
+
+    def adapter_faults(self, folder: AdapterFolder, scales: Mapping[str, float]) -> Iterator[ProgramFault]:
+        """Yield what the server would refuse of an adapter, or apply in another way than PEFT.
+
+        Args:
+            folder: The adapter, which has no other fault in its configuration.
+            scales: The scale of each adapted layer in PEFT, by the layer's name in the base.
+        """
+        yield from ()
+
+    def gguf_faults(self, file: GgufFile, oracle: Oracle) -> Iterator[ProgramFault]:
+        """Yield what the server would do wrong with a GGUF file of a model, whatever the file's converter.
+
+        Args:
+            file: The file.
+            oracle: The tokenizer that the file stands for.
+        """
+        yield from ()
 
     def load_exporter(self) -> ServerExport:
         """Return what writes the files that serve a model by this kind of server.
