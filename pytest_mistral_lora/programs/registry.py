@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import TypeVar
 
 from pytest_mistral_lora.errors import EntryPointError, InputError
@@ -18,18 +19,23 @@ FACTS_GROUP = "pytest_mistral_lora.facts"
 _FIELD = "pytest_mistral_lora.field"
 
 
+def own_field() -> ModuleType | None:
+    """Return the room of programs of this package, whose import reads no program; None without it."""
+    try:
+        return import_module(_FIELD)
+    except ModuleNotFoundError as error:
+        if error.name != _FIELD:
+            raise
+        return None
+
+
 def own_points(group: str) -> tuple[EntryPoint, ...]:
     """Return the entry points of a group that this package has itself, in their order; none without its `field`.
 
     They are no metadata of the installed package, so that a clone needs no new installation after an edit.
     """
-    try:
-        field = import_module(_FIELD)
-    except ModuleNotFoundError as error:
-        if error.name != _FIELD:
-            raise
-        return ()
-    return tuple(EntryPoint(name, value, group) for name, value in field.PROGRAMS[group].items())
+    field = own_field()
+    return tuple(EntryPoint(name, value, group) for name, value in field.PROGRAMS[group].items()) if field else ()
 
 
 def foreign_points(group: str) -> tuple[EntryPoint, ...]:
