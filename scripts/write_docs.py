@@ -110,7 +110,7 @@ def rules_page(*, words: bool = False) -> str:
         "A rule with two has notes by the first, and errors by the second. The summary lists signs last, under *look",
         "at these*, with one row each.",
         "",
-        f"{_MADE} from the tables in `pytest_mistral_lora/conformance/rules/`.",
+        f"{_MADE} from the tables in `conformance/rules/` and `field/rules/` of the package.",
         "",
         '<div class="filter" data-of="rules"></div>',
     ]

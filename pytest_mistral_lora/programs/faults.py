@@ -12,8 +12,8 @@ class ProgramFault:
     """What a program would do wrong with an artifact.
 
     Example:
-        `ProgramFault("ML426", "use_dora is set", "vLLM refuses DoRA", place, "a plain LoRA, or the merged model")` is
-        shown as `use_dora is set: vLLM refuses DoRA`. Faults of several programs with the same rule, value and place
+        `ProgramFault("ML426", "use_dora is set", "NAME refuses DoRA", place, "a plain LoRA, or the merged model")` is
+        shown as `use_dora is set: NAME refuses DoRA`. Faults of several programs with the same rule, value and place
         are one finding, with what each of them does.
 
     Attributes:

@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from pytest_mistral_lora.errors import EntryPointError, InputError
@@ -20,18 +21,23 @@ FACTS_GROUP, TEMPLATES_GROUP = "pytest_mistral_lora.facts", "pytest_mistral_lora
 _FIELD = "pytest_mistral_lora.field"
 
 
+def own_field() -> ModuleType | None:
+    """Return the room of programs of this package, whose import reads no program; None without it."""
+    try:
+        return import_module(_FIELD)
+    except ModuleNotFoundError as error:
+        if error.name != _FIELD:
+            raise
+        return None
+
+
 def own_points(group: str) -> tuple[EntryPoint, ...]:
     """Return the entry points of a group that this package has itself, in their order; none without its `field`.
 
     They are no metadata of the installed package, so that a clone needs no new installation after an edit.
     """
-    try:
-        field = import_module(_FIELD)
-    except ModuleNotFoundError as error:
-        if error.name != _FIELD:
-            raise
-        return ()
-    return tuple(EntryPoint(name, value, group) for name, value in field.PROGRAMS[group].items())
+    field = own_field()
+    return tuple(EntryPoint(name, value, group) for name, value in field.PROGRAMS[group].items()) if field else ()
 
 
 def foreign_points(group: str) -> tuple[EntryPoint, ...]:
@@ -69,7 +75,7 @@ class Registry(Mapping[str, Kind]):
     A package adds one by an entry point of its `pyproject.toml`, whose name is that of the program:
 
         [project.entry-points."pytest_mistral_lora.servers"]
-        mistralrs = "my_package.servers:MISTRALRS"
+        mine = "my_package.servers:MINE"
 
     Names are read from the metadata of installed packages. An object is imported, and so its code run, if its name is
     used, and at no other time.
