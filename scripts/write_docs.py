@@ -81,8 +81,10 @@ def _deviation(deviation: Deviation) -> Iterator[str]:
     yield from ("", f"## {deviation.id}", "", f"{deviation.title} {deviation.why}", "")
     yield f"- tokenizer versions: {versions}; kinds: {', '.join(sorted(deviation.kinds))}"
     yield f"- mistral-common: {deviation.mistral_common}"
-    if deviation.servers:
-        yield f"- servers: {', '.join(f'{SERVERS[name].title} {seen}' for name, seen in deviation.servers.items())}"
+    known = ((server.title, server.known_deviations("prompts")) for server in SERVERS.of_this_package())
+    seen = [f"{title} {versions[deviation.id]}" for title, versions in known if deviation.id in versions]
+    if seen:
+        yield f"- servers: {', '.join(seen)}"
     yield f"- smallest example (on `{deviation.tokenizer}`):"
     yield from ("", "```json", json.dumps(deviation.example, ensure_ascii=False), "```")
 

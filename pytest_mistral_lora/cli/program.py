@@ -73,7 +73,7 @@ _EXAMPLES = {
     "check": "check rows.jsonl --tokenizer spm-v3",
     "rows": "import sharegpt.json --to rows.jsonl",
     "train": "train recipe.yaml",
-    "serve": "serve-check llamacpp=http://127.0.0.1:8080 --tokenizer spm-v3",
+    "serve": "serve-check http://127.0.0.1:8080 --tokenizer spm-v3",
     "other trainers": "runner setup trl",
 }
 """A command line of each group, after the program's name."""
