@@ -199,7 +199,8 @@ class Server:
         words: The file with the fixes of rules in its own options: `[rules]` by rule, and `[causes]` by the name of a
             cause that a check finds (`conformance.server.replay`). None for the general ones.
         deviations: The file with the named deviations that are known of it: `[prompts]` and `[answers]`, each with the
-            versions that have it by its name. None if none are known.
+            versions that have it by its name. None if none are known. Like `words`, it is of this class alone: a
+            subclass is another program, with options and versions that are not those of its parent.
         exporter: Where what writes the files that serve a model is, `module:object`; empty if nothing does.
     """
 
@@ -228,7 +229,8 @@ class Server:
         Args:
             section: `rules`: by the id of a rule. `causes`: by the name of a cause that a check finds.
         """
-        return fixes_in(self.words).get(section, {}) if self.words else {}
+        words: Path | None = vars(type(self)).get("words")
+        return fixes_in(words).get(section, {}) if words else {}
 
     def known_deviations(self, section: DeviationsOf) -> Mapping[str, SpecifierSet]:
         """Return the named deviations that are known of this kind of server, with the versions that have each.
@@ -236,7 +238,8 @@ class Server:
         Raises:
             EntryPointError: If its file of deviations is not one.
         """
-        return deviations_in(self.deviations).get(section, {}) if self.deviations else {}
+        deviations: Path | None = vars(type(self)).get("deviations")
+        return deviations_in(deviations).get(section, {}) if deviations else {}
 
     def has_deviation(self, section: DeviationsOf, name: str, version: str) -> bool:
         """Return whether a version of this kind of server is known to have a named deviation.
