@@ -152,9 +152,10 @@ class ServerTarget(JudgedTarget):
     def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
         """Return findings with the fixes in the options of this kind of server, if it is known."""
         try:
-            return in_words_of(self.server, findings)
+            server = self.server
         except InputError:  # nobody answers, or the kind does not load: a check says so
             return findings
+        return in_words_of(server, findings)
 
     @property
     def served_version(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import RULES, Finding, with_paths
 from pytest_mistral_lora.conformance.server.replay import _FIXES
-from pytest_mistral_lora.conformance.server_target import ServerTarget
+from pytest_mistral_lora.conformance.server_target import ParsersTarget, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import EntryPointError
+from pytest_mistral_lora.programs.fixes import fixes_in
 from pytest_mistral_lora.serving.servers import SERVERS
 
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
@@ -70,6 +73,23 @@ def test_an_assertion_has_the_words_of_the_server_too(oracle: Oracle) -> None:
         pytest.raises(AssertionError, match="Start vLLM with `--tokenizer-mode mistral`"),
     ):
         assert_served_as_trained(f"vllm={url}", ROW, shipped_tokenizer("spm-v3"))
+
+
+def test_parsers_have_the_words_of_their_server() -> None:
+    target = ParsersTarget("served", judge=Target("spm-v3"), kind="vllm", python=Path(sys.executable))
+    (found,) = target.in_words((Finding("ML925", "found"),))
+    assert "--reasoning-parser mistral" in found.fix
+
+
+@pytest.mark.parametrize(("text", "words"), [("[rules", "not valid TOML"), (None, "cannot be read")])
+def test_a_file_of_fixes_that_is_none_is_an_error_of_its_package(text: str | None, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "fixes.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(EntryPointError) as error:
+        fixes_in(file)
+    assert words in str(error.value)
+    assert str(file) in str(error.value)
 
 
 def test_a_server_that_nobody_answers_for_has_the_general_fix() -> None:
