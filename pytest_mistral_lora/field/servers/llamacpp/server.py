@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
@@ -48,6 +48,7 @@ class LlamaCpp(Server):
     """llama.cpp: two endpoints render and tokenize as the chat does; the chat itself shows the number of tokens."""
 
     name, title, strength = "llamacpp", "llama.cpp", "preview"
+    words, deviations = Path(__file__).parent / "fixes.toml", Path(__file__).parent / "deviations.toml"
     version_at = ("/props", "build_info")
     exporter = "pytest_mistral_lora.field.servers.llamacpp.export:EXPORT"
     reads_rendered_text = True

@@ -36,6 +36,7 @@ class Vllm(Server):
     """vLLM: a chat request returns the ids that were fed."""
 
     name, title, strength = "vllm", "vLLM", "ids"
+    words, deviations = Path(__file__).parent / "fixes.toml", Path(__file__).parent / "deviations.toml"
     version_at = ("/version", "version")
     parsers = Parsers(
         Path(__file__).parent / "scripts" / "vllm_parsers.py",
