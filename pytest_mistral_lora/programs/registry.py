@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from pytest_mistral_lora.errors import EntryPointError, InputError
@@ -18,18 +20,29 @@ FACTS_GROUP = "pytest_mistral_lora.facts"
 _FIELD = "pytest_mistral_lora.field"
 
 
+def _field() -> ModuleType | None:
+    try:
+        return import_module(_FIELD)
+    except ModuleNotFoundError as error:
+        if error.name != _FIELD:
+            raise
+        return None
+
+
+def own_folder() -> Path | None:
+    """Return the folder of this package's `field`; None without it."""
+    field = _field()
+    return None if field is None else Path(field.__path__[0])
+
+
 def own_points(group: str) -> tuple[EntryPoint, ...]:
     """Return the entry points of a group that this package has itself, in their order; none without its `field`.
 
     They are no metadata of the installed package, so that a clone needs no new installation after an edit.
     """
-    try:
-        field = import_module(_FIELD)
-    except ModuleNotFoundError as error:
-        if error.name != _FIELD:
-            raise
-        return ()
-    return tuple(EntryPoint(name, value, group) for name, value in field.PROGRAMS[group].items())
+    field = _field()
+    programs = {} if field is None else field.PROGRAMS[group]
+    return tuple(EntryPoint(name, value, group) for name, value in programs.items())
 
 
 def foreign_points(group: str) -> tuple[EntryPoint, ...]:

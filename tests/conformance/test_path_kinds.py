@@ -191,7 +191,7 @@ ANSWERED: list[tuple[str, Any, str, list[str]]] = [
     ("pytorch_model.bin", b"PK\x03\x04", "a Python pickle, which can run code", ["safetensors"]),
     ("rows.zip", b"PK\x03\x04", "a zip archive", ["Unpack it"]),
     ("text.jsonl", '{"text": "a"}', "plain text (text)", ["write messages with roles"]),
-    ("segments.jsonl", '{"segments": []}', "Axolotl's input_output (segments)", []),
+    ("segments.jsonl", '{"segments": []}', "a text in segments that are trained on or not (segments)", []),
     ("pointer.jsonl", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS", ["git lfs pull"]),
     (
         "many",

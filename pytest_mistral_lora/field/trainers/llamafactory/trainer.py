@@ -71,4 +71,5 @@ LLAMAFACTORY = LlamaFactory.packaged(
     "llamafactory-cli train",
     tasks=PreferenceTasks(("dpo", "rm"), ("kto",), key="stage", configs=_CONFIGS),
     exporter="pytest_mistral_lora.field.trainers.llamafactory.export:LLAMAFACTORY",
+    importer="pytest_mistral_lora.field.trainers.llamafactory.importer:LLAMAFACTORY",
 )

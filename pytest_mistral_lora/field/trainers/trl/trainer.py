@@ -15,4 +15,5 @@ TRL = Trainer.packaged(
     "trl sft --config",
     tasks=PreferenceTasks(("dpo", "reward", "kto"), ("kto",)),
     exporter="pytest_mistral_lora.field.trainers.trl.export:TRL",
+    importer="pytest_mistral_lora.field.trainers.trl.importer:TRL",
 )
