@@ -61,6 +61,7 @@ def _nothing_declared(path: Path, config: Mapping[Any, Any]) -> InputError:
     if "base" in config and "data" in config:
         return InputError("this is a recipe of mistral-lora", place=str(path), next_step="Name its data.train instead.")
     keys = ", ".join(map(str, list(config)[:8]))
-    ways = ", or ".join(f"`{importer.rows_key}` of {importer.title}" for importer in importers().values())
-    expected = ways or "a file or a folder of data"
+    ways = [f"`{importer.rows_key}` of {importer.title}" for importer in importers().values()]
+    ways = [*ways[:-1], f"or {ways[-1]}"] if len(ways) > 1 else ways
+    expected = ", ".join(ways) or "a file or a folder of data"
     return InputError(f"no data is declared (keys {keys})", place=str(path), expected=expected)

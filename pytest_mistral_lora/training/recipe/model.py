@@ -150,7 +150,7 @@ def parse_recipe(
     """
     if not isinstance(data, dict):
         raise RecipeError(f"is {kind_of(data)}", place=place, expected="a mapping with base, data, training, output")
-    if data.keys().isdisjoint(("base", "training")) and (answer := trainer_answer(Path(str(place)), data)):
+    if data.keys().isdisjoint(("base", "data", "training")) and (answer := trainer_answer(Path(str(place)), data)):
         title, step = answer
         # no key would be a recipe's: report one sentence instead of a fault for each
         expected = "a recipe, with base, data, training and output"

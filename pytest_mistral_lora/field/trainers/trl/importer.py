@@ -23,7 +23,7 @@ from pytest_mistral_lora.places import Place
 
 _REFUSED = ("columns", "data_dir")
 _UNKNOWN = frozenset({"dataset", "stage", "finetuning_type", "template", "dataset_dir", "cutoff_len", "tokenized_path"})
-"""Keys that TRL's parser refuses, of LLaMA-Factory: the other keys of its configurations are often those of both."""
+"""Keys that TRL's parser refuses, of LLaMA-Factory, whose other keys are those of transformers, too."""
 
 
 class TrlImporter(Importer):
@@ -48,7 +48,7 @@ class TrlImporter(Importer):
 
     def sources(self, path: Path, config: Mapping[Any, Any], names: Collection[str]) -> tuple[list[Source], list[str]]:
         """Return the files of the data set, or of all in a mixture."""
-        remarks = remarks_on(path, config, ("dataset_test_split",), "is not imported")
+        remarks = remarks_on(path, config, ("test_datasets", "dataset_test_split"), "is not imported")
         entries = config.get("datasets")
         if isinstance(entries, list):
             return _mixture(path, entries), remarks
