@@ -62,7 +62,7 @@ class Registry(Mapping[str, Kind]):
     A package adds one by an entry point of its `pyproject.toml`, whose name is that of the program:
 
         [project.entry-points."pytest_mistral_lora.servers"]
-        mistralrs = "my_package.servers:MISTRALRS"
+        my-server = "my_package.servers:MY_SERVER"
 
     Names are read from the metadata of installed packages. An object is imported, and so its code run, if its name is
     used, and at no other time.

@@ -12,6 +12,7 @@ import yaml
 from imported import ANSWER, GOOD, USER, answer, axolotl, declared_rows, llamafactory, sharegpt, written
 
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.path_kinds import paths_behind
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.convert import convert
 from pytest_mistral_lora.formats.declarations import declared_sources
@@ -222,3 +223,9 @@ def test_an_unknown_role_is_declared_in_the_configuration_that_names_the_data(tm
     assert list(convert(declared_sources(path)[0], report)) == []
     key = "`roles` of Axolotl's datasets" if write is axolotl else "`tags` of LLaMA-Factory's dataset_info.json"
     assert f"Declare it: {key}." in report.fault_lines()[0]
+
+
+def test_the_data_of_a_description_of_any_name_are_not_replaced(tmp_path: Path) -> None:
+    path = llamafactory(tmp_path, {}, {"instruction": "u", "input": "", "output": "a"})
+    mine = path.rename(tmp_path / "mine_dataset_info.json")
+    assert paths_behind(mine) == [mine, tmp_path / "rows.json"]

@@ -36,6 +36,7 @@ ANSWERED: list[tuple[str, str, str, list[str]]] = [
     ),
     ("Modelfile", "FROM ./model.gguf\nTEMPLATE x\n", "a Modelfile of Ollama", ["mistral-lora check FOLDER"]),
     ("train.py", "from trl import SFTTrainer\n", "a script that uses TRL", ["audit --runner trl --config trl.yaml"]),
+    ("tune.py", "import axolotl.cli\n", "a script that uses Axolotl", ["audit --runner axolotl --config axolotl.yaml"]),
     ("merge.yaml", "merge_method: ties\n", "a configuration of mergekit", ["name those"]),
     ("Modelfile.q4", "FROM {folder}\n", "a Modelfile of Ollama", ["mistral-lora check {folder}"]),
     ("model.txt", "FROM ./a.gguf\nPARAMETER stop x\n", "a Modelfile of Ollama", ["mistral-lora check FOLDER"]),
