@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.other_files import configuration_answer, file_answer
+from pytest_mistral_lora.formats.importers import importers
 from pytest_mistral_lora.programs import other_files, registry
 
 AXOLOTL = "base_model: mistralai/M\ndatasets: [{path: d.jsonl, type: chat_template}]\nadapter: lora\n"
@@ -70,14 +71,22 @@ def test_a_line_or_a_name_alone_is_not_enough() -> None:
     assert file_answer(Path("Modelfile"), b"FROM " + b"x" * 5000 + b"\0\n") is not None
 
 
-def test_without_the_table_files_of_programs_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_field(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let this package have no programs, and nothing that was read of them before."""
+    caches = (other_files.other_files, importers)
     monkeypatch.setattr(registry, "_FIELD", "pytest_mistral_lora.no_field")
-    other_files.other_files.cache_clear()
-    try:
-        config: Any = {"merge_method": "ties"}
-        assert configuration_answer(Path("merge.yaml"), config) is None
-        assert file_answer(Path("Modelfile"), b"FROM x\n") is None
-        assert configuration_answer(Path("a.yaml"), {"compute_environment": "x"}) is not None
-        assert file_answer(Path("a.py"), b"import trl\n") == file_answer(Path("a.py"), b"import json\n")
-    finally:
-        other_files.other_files.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.usefixtures("no_field")
+def test_without_the_table_files_of_programs_are_not_known() -> None:
+    assert configuration_answer(Path("merge.yaml"), {"merge_method": "ties"}) is None
+    assert configuration_answer(Path("a.yaml"), {"base_model": "x", "datasets": []}) is None
+    assert file_answer(Path("Modelfile"), b"FROM x\n") is None
+    assert configuration_answer(Path("a.yaml"), {"compute_environment": "x"}) is not None
+    assert file_answer(Path("a.py"), b"import trl\n") == file_answer(Path("a.py"), b"import json\n")
