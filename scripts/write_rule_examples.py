@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-RULES = ROOT / "pytest_mistral_lora" / "conformance" / "rules"
+RULES = [ROOT / "pytest_mistral_lora" / room / "rules" for room in ("conformance", "field")]
 sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests" / "support")]
 
 from gallery import benches  # noqa: E402
@@ -30,15 +30,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="subjects to record (default: all)")
     for subject in parser.parse_args().subjects or benches():
-        path = RULES / f"{subject}.toml"
-        rules = tomllib.loads(path.read_text(encoding="utf-8"))
-        for rule_id, rule in rules.items():
-            with tempfile.TemporaryDirectory() as folder:
-                made = make_example(subject, rule_id, Path(folder))
-            rule["example"].update({key: getattr(made, key) for key in RECORDED})
-            print(rule_id, *sorted(made.fired - {rule_id}))
-        path.write_text(rules_file(rules), encoding="utf-8")
+        for path in (folder / f"{subject}.toml" for folder in RULES):
+            if path.exists():
+                record(path, subject)
     return 0
+
+
+def record(path: Path, subject: str) -> None:
+    """Record the examples of a file."""
+    rules = tomllib.loads(path.read_text(encoding="utf-8"))
+    for rule_id, rule in rules.items():
+        with tempfile.TemporaryDirectory() as folder:
+            made = make_example(subject, rule_id, Path(folder))
+        rule["example"].update({key: getattr(made, key) for key in RECORDED})
+        print(rule_id, *sorted(made.fired - {rule_id}))
+    path.write_text(rules_file(rules), encoding="utf-8")
 
 
 def rules_file(rules: dict[str, dict[str, Any]]) -> str:

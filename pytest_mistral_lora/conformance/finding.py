@@ -1,4 +1,7 @@
-"""Rules, read from `rules/<subject>.toml`, and the findings of checks. An id never changes its meaning."""
+"""Rules, read from `rules/<subject>.toml`, and the findings of checks. An id never changes its meaning.
+
+Rules about programs, such as a default of a trainer, are read from the files beside the programs.
+"""
 
 from __future__ import annotations
 
@@ -250,7 +253,24 @@ RULES = RuleTable()
 
 @cache
 def _read_rules(subject: str) -> dict[str, Rule]:
-    with (Path(__file__).parent / "rules" / f"{subject}.toml").open("rb") as file:
+    """Return the rules of a subject: those of all artifacts, then those about programs.
+
+    Raises:
+        ValueError: If two files have a rule of one id, or a rule has no proof that it can have.
+    """
+    from pytest_mistral_lora.programs.rules import rule_files
+
+    rules: dict[str, Rule] = {}
+    for path in (Path(__file__).parent / "rules" / f"{subject}.toml", *rule_files(subject)):
+        read = _rules_in(path, subject)
+        if twice := rules.keys() & read:
+            raise ValueError(f"{path}: {min(twice)} is in two files; expected an id for each rule")
+        rules |= read
+    return rules
+
+
+def _rules_in(path: Path, subject: str) -> dict[str, Rule]:
+    with path.open("rb") as file:
         tables = tomllib.load(file)
     rules = {}
     for rule_id, table in tables.items():

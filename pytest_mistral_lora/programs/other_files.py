@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.programs.registry import own_folder
+from pytest_mistral_lora.programs.registry import own_field
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,10 @@ class OtherFile:
 @cache
 def other_files() -> tuple[OtherFile, ...]:
     """Return the known files, in their order; none without the folder of programs."""
-    folder = own_folder()
-    if folder is None:
+    field = own_field()
+    if field is None:
         return ()
-    table = tomllib.loads((folder / "other_files.toml").read_text(encoding="utf-8"))
+    table = tomllib.loads((Path(field.__path__[0]) / "other_files.toml").read_text(encoding="utf-8"))
     return tuple(OtherFile(**entry) for entry in table["file"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -14,13 +15,14 @@ from pytest_mistral_lora.errors import EntryPointError, InputError
 Kind = TypeVar("Kind")
 
 SERVERS_GROUP, TRAINERS_GROUP = "pytest_mistral_lora.servers", "pytest_mistral_lora.trainers"
-FACTS_GROUP = "pytest_mistral_lora.facts"
+FACTS_GROUP, TEMPLATES_GROUP = "pytest_mistral_lora.facts", "pytest_mistral_lora.templates"
 """The groups of entry points."""
 
 _FIELD = "pytest_mistral_lora.field"
 
 
-def _field() -> ModuleType | None:
+def own_field() -> ModuleType | None:
+    """Return the room of programs of this package, whose import reads no program; None without it."""
     try:
         return import_module(_FIELD)
     except ModuleNotFoundError as error:
@@ -29,20 +31,13 @@ def _field() -> ModuleType | None:
         return None
 
 
-def own_folder() -> Path | None:
-    """Return the folder of this package's `field`; None without it."""
-    field = _field()
-    return None if field is None else Path(field.__path__[0])
-
-
 def own_points(group: str) -> tuple[EntryPoint, ...]:
     """Return the entry points of a group that this package has itself, in their order; none without its `field`.
 
     They are no metadata of the installed package, so that a clone needs no new installation after an edit.
     """
-    field = _field()
-    programs = {} if field is None else field.PROGRAMS[group]
-    return tuple(EntryPoint(name, value, group) for name, value in programs.items())
+    field = own_field()
+    return tuple(EntryPoint(name, value, group) for name, value in field.PROGRAMS[group].items()) if field else ()
 
 
 def foreign_points(group: str) -> tuple[EntryPoint, ...]:
@@ -56,13 +51,31 @@ def names_in(group: str) -> list[str]:
     return list(dict.fromkeys(point.name for point in points))
 
 
+def folder_of(point: EntryPoint) -> Path:
+    """Return the folder that an entry point names as a module, such as `my_package.facts`; its code is not run.
+
+    Raises:
+        EntryPointError: If there is no such folder.
+    """
+    package, *inner = point.value.split(".")
+    try:
+        spec = find_spec(package)  # of the package itself, which is not imported
+    except ValueError:
+        spec = None
+    for parent in (spec and spec.submodule_search_locations) or ():
+        folder = Path(parent, *inner)
+        if folder.is_dir():
+            return folder
+    raise EntryPointError(f"{point.name}: {point.value} is no folder", expected="a package with the files in it")
+
+
 class Registry(Mapping[str, Kind]):
     """The objects of a kind by name, such as servers.
 
     A package adds one by an entry point of its `pyproject.toml`, whose name is that of the program:
 
         [project.entry-points."pytest_mistral_lora.servers"]
-        my-server = "my_package.servers:MY_SERVER"
+        mine = "my_package.servers:MINE"
 
     Names are read from the metadata of installed packages. An object is imported, and so its code run, if its name is
     used, and at no other time.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -34,6 +34,8 @@ from pytest_mistral_lora.serving.server import (
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.programs.faults import ProgramFault
+    from pytest_mistral_lora.records.gguf_file import GgufFile
 
 _PRECISIONS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "Q8_0": "q8_0", "Q6": "q5", "Q5": "q5", "Q4": "q4"}
 """The key of `TOLERANCES` for a file type of llama.cpp, such as `all F32` or `Q4_K - Medium`."""
@@ -48,6 +50,7 @@ class LlamaCpp(Server):
     """llama.cpp: two endpoints render and tokenize as the chat does; the chat itself shows the number of tokens."""
 
     name, title, strength = "llamacpp", "llama.cpp", "preview"
+    words, deviations = Path(__file__).parent / "fixes.toml", Path(__file__).parent / "deviations.toml"
     version_at = ("/props", "build_info")
     exporter = "pytest_mistral_lora.field.servers.llamacpp.export:EXPORT"
     reads_rendered_text = True
@@ -79,6 +82,12 @@ class LlamaCpp(Server):
         # the file stays, byte for byte, and transformers 5 loads it in place of tokenizer.json, for the converter, too
         command = shlex.join(["mistral-lora", "export", str(folder), "--to", self.name, "--output", f"{folder}-gguf"])
         return f"llama.cpp's converter stops at tekken.json. For a GGUF file, convert the folder of: {command}"
+
+    def gguf_faults(self, file: GgufFile, oracle: Oracle) -> Iterator[ProgramFault]:
+        """Yield ML915 and ML920."""
+        from pytest_mistral_lora.field.servers.llamacpp.gguf_faults import gguf_faults
+
+        yield from gguf_faults(file, oracle)
 
     async def facts(self, client: ServerClient) -> ServerFacts:
         """Return the build, the models, the precision and the adapters of a server."""

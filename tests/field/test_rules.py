@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pytest_mistral_lora
+from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.programs import registry
+from pytest_mistral_lora.programs.rules import rule_files
+
+ROOM = Path(pytest_mistral_lora.__file__).parent / "field" / "rules"
+
+CODE = """
+import json
+from pytest_mistral_lora.conformance.finding import RULES, rules_named
+ids = list(RULES)
+print(json.dumps({"ids": ids, "known": "ML657" in RULES, "named": rules_named("ML657"), "number": len(RULES)}))
+"""
+
+
+def test_a_rule_about_a_program_is_one_of_its_subject() -> None:
+    assert rule_files("dataset") == [ROOM / "dataset.toml"]
+    assert RULES["ML657"].subject == "dataset"
+    ids = [rule.id for rule in RULES.of("dataset")]
+    assert ids == sorted(ids)
+    assert {"ML656", "ML657", "ML658"} <= {*ids}
+    listed = list(RULES)
+    assert (listed.index("ML657"), len({*listed})) == (listed.index("ML656") + 1, len(RULES))
+
+
+def test_a_subject_without_rules_about_programs_has_no_file() -> None:
+    assert rule_files("manifest") == []
+
+
+def test_a_rule_in_two_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_mistral_lora.conformance import finding
+
+    (tmp_path / "rules").mkdir()
+    shutil.copy(ROOM.parents[1] / "conformance" / "rules" / "manifest.toml", tmp_path / "rules")
+    field = registry.own_field()
+    assert field is not None
+    monkeypatch.setattr(field, "__path__", [str(tmp_path)])
+    with pytest.raises(ValueError, match=r"manifest\.toml: ML7\d\d is in two files"):
+        finding._read_rules.__wrapped__("manifest")
+
+
+def test_without_the_room_there_is_no_rule_about_a_program(tmp_path: Path) -> None:
+    copy = tmp_path / "pytest_mistral_lora"
+    shutil.copytree(ROOM.parents[1], copy, ignore=shutil.ignore_patterns("__pycache__", "field", "goldens"))
+    done = subprocess.run([sys.executable, "-c", CODE], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["known"], found["named"], "ML657" in found["ids"]) == (False, [], False)
+    of_programs = {rule for rule in RULES if rule not in found["ids"]}
+    assert (found["number"], "ML657" in of_programs) == (len(RULES) - len(of_programs), True)
