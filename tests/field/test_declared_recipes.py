@@ -10,6 +10,7 @@ import pytest
 from imported import GOOD, axolotl, llamafactory
 
 from pytest_mistral_lora.chat.row_files import read_rows
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.formats.sources import recorded_file
 from pytest_mistral_lora.runners import TRAINERS
@@ -78,3 +79,15 @@ def test_a_configuration_of_another_trainer_is_named_with_the_commands_that_read
     option = runner.lower().replace("-", "")
     assert f"mistral-lora audit --runner {option} --config {path} --tokenizer PATH" in caught.value.next_step
     assert option in TRAINERS
+
+
+def test_no_output_replaces_the_data_that_a_configuration_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    axolotl(tmp_path, {"type": "chat_template"}, GOOD)
+    # a file with content would be refused for that
+    Path("rows.jsonl").write_text("", "utf-8")
+    words = ["audit", "--runner", "axolotl", "--tokenizer", "spm-v3", "--config", "axolotl.yaml"]
+    assert main([*words, "--output", "rows.jsonl"]) == 2
+    assert "rows.jsonl, which this command reads" in capsys.readouterr().err

@@ -14,6 +14,6 @@ TRL = Trainer.packaged(
     "trl",
     "trl sft --config",
     tasks=PreferenceTasks(("dpo", "reward", "kto"), ("kto",)),
-    exporter="pytest_mistral_lora.field.trainers.trl.export:TRL",
     importer="pytest_mistral_lora.field.trainers.trl.importer:TRL",
+    exporter="pytest_mistral_lora.field.trainers.trl.export:TRL",
 )
