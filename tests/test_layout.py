@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "training": RECORDS | {"formats", "programs"},
     "field": RECORDS | {"programs", "runners", "serving", "training", "formats", "conformance", "guarding"},
     "runners": RECORDS | {"programs"},
-    "formats": RECORDS,
+    "formats": RECORDS | {"programs"},  # whose registry finds the importers of trainers
     "serving": RECORDS | {"programs"},
     "environment": RECORDS | {"programs"},
     "strategies": CHAT,

@@ -181,13 +181,6 @@ def test_what_a_recipe_names_is_read_too(place: Path, capsys: pytest.CaptureFixt
         (place / target).touch()
         error = ends(capsys, ["check", "recipe.yaml", "--report", target])
         assert f"{found}, which this command reads" in error or "was not written" in error, error
-    (place / "config.yml").write_text("datasets:\n  - path: rows.json\n    type: chat_template\n")
-    (place / "rows.json").write_text("")
-    error = ends(
-        capsys,
-        ["audit", "--runner", "axolotl", "--tokenizer", "spm-v3", "--config", "config.yml", "--output", "rows.json"],
-    )
-    assert "rows.json, which this command reads" in error
 
 
 def test_only_our_own_files_are_replaced(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

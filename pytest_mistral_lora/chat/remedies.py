@@ -1,18 +1,17 @@
-"""The next step, a command to paste: for data that must be converted first, and for files of other tools."""
+"""The next step, a command to paste, for data that cannot be read as it is."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import re
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.container import ARRAY, PARQUET, VALUES, Container
 from pytest_mistral_lora.chat.foreign_fields import CALL, CONTENT, FLAGS, MEDIA_PARTS, OTHER_ROLES, THOUGHTS
-from pytest_mistral_lora.errors import InputError, counted
+from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place, file_of
 
 _ENCODED = "encoded.jsonl"
@@ -154,158 +153,7 @@ def encoded_step(container: Container | None, path: Path) -> str:
     return f"Write one object a line: python -c {shlex.quote(code)}"
 
 
-_TRAINERS: Mapping[str, tuple[str, frozenset[str]]] = {
-    "Axolotl": (
-        "base_model",
-        frozenset({"datasets", "adapter", "sequence_len", "micro_batch_size", "rl", "val_set_size"}),
-    ),
-    "LLaMA-Factory": (
-        "model_name_or_path",
-        frozenset({"dataset", "stage", "finetuning_type", "template", "dataset_dir", "cutoff_len", "tokenized_path"}),
-    ),
-    "TRL": (
-        "model_name_or_path",
-        frozenset({"dataset_name", "datasets", "use_peft", "lora_r", "learning_rate", "bf16", "max_steps"}),
-    ),
-}
-"""The trainers whose configuration is read: the key of its model, and keys that identify it (one is enough)."""
-
-_OTHERS: tuple[tuple[frozenset[str], str], ...] = (
-    (frozenset({"compute_environment"}), "a configuration of accelerate"),
-    (frozenset({"distributed_type"}), "a configuration of accelerate"),
-    (frozenset({"zero_optimization"}), "a configuration of DeepSpeed"),
-    (frozenset({"merge_method"}), "a configuration of mergekit"),
-    (frozenset({"services"}), "a file of Docker Compose"),
-    (frozenset({"jobs", "name"}), "a workflow of GitHub"),
-    (frozenset({"schema_version", "checks", "causes"}), "a report of this suite"),
-)
-_NO_ROWS_OF = "It declares neither rows nor a tokenizer: name those."
-
-_CHECKPOINT_PARTS = frozenset(
-    {
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "params.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template.json",
-        "chat_template.jinja",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "model.safetensors.index.json",
-        "consolidated.safetensors",
-    }
-)
-_ADAPTER_PARTS = frozenset(
-    {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "manifest.json", "DECISION.md"}
-)
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
 ROW_SUFFIXES = (".jsonl", ".ndjson")
 """Suffixes of files with one row a line."""
 DATA_SUFFIXES = (*ROW_SUFFIXES, ".json", ".parquet", ".arrow", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
 """Suffixes of files that hold records."""
-
-
-def configuration_answer(path: Path, config: Mapping[Any, Any]) -> tuple[str, str] | None:
-    """Return the name of a YAML or JSON file of another tool, and the next step; None if no tool is known."""
-    quoted = shlex.quote(str(path))
-    for trainer, (model, keys) in _TRAINERS.items():
-        if model in config and keys & config.keys():
-            base = config[model]
-            is_here = isinstance(base, str) and Path(base).is_dir()
-            command = f"mistral-lora audit --runner {trainer.lower().replace('-', '')} --config {quoted} --tokenizer "
-            command += shlex.quote(base) if is_here else "PATH"
-            named = "" if is_here or not isinstance(base, str) else f", with the folder of {base:.80} as PATH"
-            step = f"Judge its rows{named}: {command}. Convert its data: mistral-lora import {quoted} --to rows.jsonl"
-            return f"a configuration of {trainer}", step
-    if any(isinstance(value, Mapping) and "_component_" in value for value in config.values()):
-        step = "Have it write the rows that it feeds, and judge them: mistral-lora audit encoded.jsonl --tokenizer PATH"
-        return "a configuration of torchtune", step
-    entries = [value for value in config.values() if isinstance(value, Mapping)]
-    if entries and len(entries) == len(config) and any({"file_name", "hf_hub_url"} & entry.keys() for entry in entries):
-        name = next((key for key, value in config.items() if "file_name" in value), next(iter(config)))
-        step = (
-            f"Convert a data set of it: mistral-lora import {quoted} --dataset {shlex.quote(str(name))} --to rows.jsonl"
-        )
-        return "a dataset_info.json of LLaMA-Factory", step
-    golden = f"pytest --mistral-golden --mistral-golden-dir={shlex.quote(str(path.parent.parent.parent))}"
-    if {"case", "row", "completion_ids"} <= config.keys():
-        return "a golden transcript", f"Judge it with its adapter: {golden} --mistral-adapter=FOLDER"
-    if {"case", "row", "input_ids", "tokenizer"} <= config.keys():
-        return "a golden of ids and labels", f"Judge it with its tokenizer: {golden} --mistral-tokenizer=PATH"
-    return next(((title, _NO_ROWS_OF) for keys, title in _OTHERS if keys <= config.keys()), None)
-
-
-def file_answer(path: Path, head: bytes) -> tuple[str, str] | None:
-    """Return the name of a file that is recognised by its name or first bytes, and the next step; else None.
-
-    Args:
-        path: The file.
-        head: Its first bytes.
-    """
-    name, suffix, quoted = path.name, path.suffix.lower(), shlex.quote(str(path))
-    folder = f"Check its folder: mistral-lora check {shlex.quote(str(path.parent))}"
-    if name in _ADAPTER_PARTS:
-        return "a part of an adapter or merged model", folder
-    if name in _CHECKPOINT_PARTS or suffix == ".safetensors":
-        return "a part of a checkpoint", folder
-    if suffix in _PICKLES:
-        return "a Python pickle, which can run code", "Save it as safetensors."
-    text = head.decode("utf-8", "replace")
-    if suffix == ".py":
-        if name.startswith("test_") or name.endswith("_test.py") or name == "conftest.py" or "\ndef test_" in text:
-            return "a pytest file", f"Run it: pytest {quoted}"
-        dataset = "--tokenizer PATH --dataset rows.jsonl"
-        if re.search(r"^\s*(from|import)\s+trl\b", text, re.MULTILINE):
-            step = f"Judge the rows of its configuration: mistral-lora audit --runner trl --config trl.yaml {dataset}"
-            return "a script that uses TRL", step
-        return "a Python script", f"If it encodes rows, judge them: mistral-lora audit --runner {quoted} {dataset}"
-    made_of = re.search(r"^\s*FROM\s+(\S+)", text, re.MULTILINE)
-    if made_of and (name.startswith("Modelfile") or re.search(r"^(TEMPLATE|PARAMETER|ADAPTER)\s", text, re.MULTILINE)):
-        served = shlex.quote(made_of[1]) if Path(made_of[1]).is_dir() else "FOLDER"
-        return "a Modelfile of Ollama", f"Check the folder of the model that it serves: mistral-lora check {served}"
-    if name in ("pyproject.toml", "pytest.ini", "tox.ini", "setup.cfg"):
-        return "a configuration of pytest", f"Run the targets that it names: pytest --mistral-golden -c {quoted}"
-    if re.fullmatch(r".*(requirements|constraints).*\.(txt|in|lock)|uv\.lock|poetry\.lock|Pipfile(\.lock)?", name):
-        step = "Check what is installed, by the rows and tokenizers that are shipped: mistral-lora check"
-        return "a list of packages", step
-    if suffix in (".md", ".rst", ".html", ".ipynb", ".log"):
-        return "a text for people", "Name the recipe, the rows, the adapter or the tokenizer that it is about."
-    return None
-
-
-_OF_CHECKPOINTS = ("config.json", "tekken.json", "tokenizer.json", "tokenizer.model", "tokenizer.model.v*")
-
-
-def folder_answer(path: Path) -> tuple[str, str]:
-    """Return the name of a folder that is not checked, and the next step."""
-    if any(path.glob("*.gguf")):
-        file = sorted(path.glob("*.gguf"))[0]
-        return "a folder of a GGUF file", f"Check the file: mistral-lora check {shlex.quote(str(file))}"
-    if (path / "templates").is_dir() or (path / "transcripts").is_dir():
-        command = f"pytest --mistral-golden --mistral-golden-dir={shlex.quote(str(path))} --mistral-tokenizer=PATH"
-        return "a folder of goldens", f"Judge by them: {command}"
-    recipe = next((file for file in sorted(path.glob("*.y*ml")) if file.name.startswith("recipe")), None)
-    if recipe is not None:
-        return f"a folder with {recipe.name}", f"Check it: mistral-lora check {shlex.quote(str(recipe))}"
-    adapters = sorted(file for depth in ("*", "*/*") for file in path.glob(f"{depth}/adapter_config.json"))
-    if adapters:
-        # by time, not by name: `checkpoint-100` comes after `checkpoint-20`
-        newest = max(adapters, key=lambda file: file.stat().st_mtime_ns).parent
-        found = f"a folder with {counted(len(adapters), 'adapter')} below it"
-        return found, f"Check one: mistral-lora check {shlex.quote(str(newest))}"
-    bases = sorted({file.parent for name in _OF_CHECKPOINTS for file in path.glob(f"*/{name}")})
-    if bases:
-        found = f"a folder with {counted(len(bases), 'checkpoint')} below it"
-        return found, f"Check one: mistral-lora check {shlex.quote(str(bases[0]))}"
-    data = sorted(file for file in path.rglob("*") if file.name.endswith(DATA_SUFFIXES) and file.is_file())
-    if not data:
-        return "", ""
-    rows = [str(file) for file in data if file.name.endswith(ROW_SUFFIXES)]
-    if rows:
-        command = shlex.join(["mistral-lora", "check", *rows[:3]])
-        return f"a folder with {len(data)} data files", f"Name files of rows: {command} --tokenizer PATH"
-    return f"a folder with {len(data)} data files", import_step(str(data[0]))

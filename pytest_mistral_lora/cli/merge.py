@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 from pytest_mistral_lora.cli.verb import (
     INPUT,
@@ -83,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             display=display,
         )
+    merged = replace(merged, notes=(*merged.notes, *_remarks_of_servers(merged.output)))
     if args.json:
         print_json(merged.to_json())
         return EXIT_OK
@@ -96,6 +100,15 @@ def run(args: argparse.Namespace) -> int:
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     return EXIT_OK
+
+
+def _remarks_of_servers(folder: Path) -> Iterator[str]:
+    """Yield what each kind of server of this package needs to serve a merged model, beyond its folder."""
+    from pytest_mistral_lora.serving.servers import SERVERS
+
+    for server in SERVERS.of_this_package():
+        if remark := server.remark_on_merged(folder):
+            yield remark
 
 
 VERB = Verb(

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 _IMPORT_DESCRIPTION = """\
 Convert data to the rows that every other verb reads. The format is recognised by its keys, and the container by its
 bytes: JSON Lines, a JSON array, CSV, TSV, Parquet, Arrow, a folder of `save_to_disk`, each of the texts also compressed
-(gzip, zstd, bzip2, xz) or in UTF-16. SOURCE may also be the configuration that declares your data: a YAML file of
-TRL, Axolotl or LLaMA-Factory, or a dataset_info.json.
+(gzip, zstd, bzip2, xz) or in UTF-16. SOURCE may also be the configuration of a trainer that declares your data: its
+YAML file, or a dataset_info.json.
 
 The report lists each kind of change with its number of rows and the first of them. Parts of a record that a row cannot
 keep are an error, and nothing is written, unless you allow the loss by its name with --lossy. A preference pair keeps
-both answers, in TRL's form; with --lossy rejected it becomes a row with the chosen one."""
+both answers, under `chosen` and `rejected`; with --lossy rejected it becomes a row with the chosen one."""
 _KINDS = f"The names of losses: {', '.join(LOSSES)}."
 
 
@@ -103,7 +103,7 @@ IMPORT = Verb(
         "mistral-lora import sharegpt.json --to rows.jsonl",
         "mistral-lora import train-*.parquet --to rows.jsonl --lossy rejected",
         "mistral-lora import data/dataset_info.json --dataset identity --to rows.jsonl",
-        "mistral-lora import axolotl.yaml --to rows.jsonl",
+        "mistral-lora import my-trainer.yaml --to rows.jsonl",
     ),
 )
 

@@ -12,15 +12,11 @@ from typing import Any
 
 from pytest_mistral_lora.chat.container import LINES, VALUES, Container, container_of
 from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, opened, read_json, similar_path
-from pytest_mistral_lora.chat.remedies import (
-    ROW_SUFFIXES,
-    configuration_answer,
-    file_answer,
-    folder_answer,
-    import_step,
-)
+from pytest_mistral_lora.chat.remedies import ROW_SUFFIXES, import_step
+from pytest_mistral_lora.conformance.other_files import configuration_answer, file_answer, folder_answer
 from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
 from pytest_mistral_lora.errors import InputError, MistralLoraError
+from pytest_mistral_lora.formats.importers import is_yaml, may_declare
 from pytest_mistral_lora.formats.recognition import ids_key, recognise
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST, is_foreign
@@ -150,17 +146,16 @@ def _encoded_folder(path: Path) -> RecognisedPath | None:
 
 
 def _file(path: Path) -> RecognisedPath:
-    is_yaml = path.suffix.lower() in (".yaml", ".yml")
     try:
         with opened(path) as file:
-            head = file.read(_YAML_BYTES if is_yaml else _HEAD)
+            head = file.read(_YAML_BYTES if is_yaml(path) else _HEAD)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
     if not head:
         raise InputError("the file is empty", place=str(path))
     if head.startswith(b"GGUF"):
         return RecognisedPath(path, "gguf", "a GGUF file")
-    if is_yaml:
+    if is_yaml(path):
         return _yaml(path, head)
     if path.name.startswith("tekken") and path.suffix == ".json":
         return RecognisedPath(path, "tokenizer", "a tokenizer file (Tekken)")
@@ -256,7 +251,7 @@ def paths_behind(path: Path) -> list[Path]:
     from pytest_mistral_lora.training.recipe import load_recipe
 
     found = [path]
-    if path.suffix.lower() not in (".yaml", ".yml") and path.name != "dataset_info.json":
+    if not may_declare(path):
         return found
     # a file with a fault names nothing here; the command reports the fault
     with suppress(MistralLoraError, OSError):
@@ -311,8 +306,7 @@ def _yaml(path: Path, content: bytes) -> RecognisedPath:
         raise _unknown(path) from error
     if isinstance(data, Mapping):
         known_keys = _RECIPE_KEYS & data.keys()
-        answer = configuration_answer(path, data)
-        if answer is not None and not {"base", "training"} <= known_keys:
+        if not {"base", "training"} <= known_keys and (answer := configuration_answer(path, data)):
             raise _unknown(path, *_of_configuration(path, *answer))
         if len(known_keys) > 1 or known_keys == data.keys():
             keys = ", ".join(key for key in data if key in known_keys)

@@ -11,7 +11,7 @@ from pytest_mistral_lora.formats.row_format import Evidence, RowFormat
 
 
 def _recognise(record: Mapping[str, Any], present: Collection[str]) -> Evidence | None:
-    # `query` in ms-swift, `context` in Dolly
+    # `query` and `context` are the names of other data sets for the same fields
     instruction, given, output = (
         next((key for key in keys if key in present), "")
         for keys in (("instruction", "query"), ("input", "context"), ("output", "response"))

@@ -169,7 +169,8 @@ def _role_of(item: Any, place: Place, layout: Layout) -> tuple[str, list[Change]
     role = layout.role(given)
     if role is None:
         found = repr(given) if given is not None else "is missing"
-        step = "Declare it: `tags` of LLaMA-Factory's dataset_info.json, or `roles` of Axolotl's datasets."
+        anywhere = "`roles` in the `layout` of a recipe's source, or the roles in your trainer's configuration"
+        step = f"Declare it: {layout.roles_in or anywhere}."
         names = ", ".join([*ROLES, *layout.roles, "human, gpt, observation, function_call"])
         raise error_at(place / key, found, f"one of {names}", step)
     for other in {"role", "from"} - {key}:

@@ -207,7 +207,10 @@ def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
         named = ", ".join(one_line(key, 60) for key in islice(record, _SHOWN_KEYS)) + and_more(_SHOWN_KEYS, len(record))
         shown = f"keys {named}" if record else f"the first record is {kind}"
         found = f"no known format: {shown}"
-        step = "Name it with --format, or declare its keys as Axolotl or LLaMA-Factory do."
+        step = (
+            "Name it with --format, or declare its keys: in the `layout` of a recipe's source, or in your trainer's "
+            "configuration."
+        )
         if len(lists) == len(record) == 1 and all(isinstance(item, Mapping) for item in record[lists[0]]):
             key, file = shlex.quote(f".{json.dumps(lists[0])}"), shlex.quote(str(source.path))
             step = f"If its rows are the list under {lists[0]!r}, import that list: jq {key} {file} > list.json"

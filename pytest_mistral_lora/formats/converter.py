@@ -35,7 +35,7 @@ _BAD_ANSWERS: Mapping[str, Callable[[Any], bool]] = {
 }
 """Keys of rollouts and ratings beside an answer, each with what shows that the answer was a bad one."""
 _REJECTED = ("rejected_response", "rejected_messages")
-"""Keys of ms-swift for the worse answer, beside messages that end with the better one."""
+"""Keys for the worse answer, beside messages that end with the better one."""
 
 
 def convert_record(
@@ -139,7 +139,7 @@ def _finished(
 
 
 def _with_rejected(draft: Draft, reading: RecordReading) -> tuple[Draft, list[Change]]:
-    """Return the draft with the worse answer that ms-swift has beside the messages, unless its loss is allowed."""
+    """Return the draft with the worse answer that stands beside the messages, unless its loss is allowed."""
     key = next((key for key in _REJECTED if draft.fields.get(key) not in (None, "", [])), "")
     if not key or "rejected" in reading.lossy or draft.rejected is not None:
         return draft, []

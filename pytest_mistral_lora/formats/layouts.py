@@ -8,9 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import ROLES
-from pytest_mistral_lora.chat.foreign_fields import CALL, MEDIA, OTHER_ROLES
-from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.chat.foreign_fields import MEDIA, OTHER_ROLES
 
 RECORD_FIELDS = (
     "messages",
@@ -49,6 +47,8 @@ class Layout:
         joined: Whether chunks of text are one text, without a blank line between them.
         templates: The user's message with an input and without one, `{instruction} {input}`.
         system: The system prompt of records without one.
+        roles_in: Where the trainer's configuration declares the names of roles, in words; empty without one. It
+            decides no row, and is not recorded.
     """
 
     format: str = ""
@@ -60,6 +60,7 @@ class Layout:
     joined: bool = False
     templates: tuple[str, str] | None = None
     system: str = ""
+    roles_in: str = field(default="", compare=False)
 
     def role(self, name: Any) -> str | None:
         """Return our name of a role, or None if it is unknown."""
@@ -89,123 +90,3 @@ class Layout:
             first, second = values["templates"]
             values["templates"] = (first, second)
         return cls(name, **values)
-
-
-_LLAMAFACTORY_COLUMNS = {
-    "alpaca": {"instruction": "instruction", "input": "input", "output": "output"},
-    "sharegpt": {"messages": "conversations"},
-}
-_COLUMN_NAMES = {"prompt": "instruction", "query": "input", "response": "output", "kto_tag": "mark"}
-_TAGS = {
-    "user_tag": ("human", "user"),
-    "assistant_tag": ("gpt", "assistant"),
-    "observation_tag": ("observation", "tool"),
-    "function_tag": ("function_call", CALL),
-    "system_tag": ("system", "system"),
-}
-_AXOLOTL_NO_ROWS = ("completion", "pretrain", "input_output", "stepwise_supervised", "_synthetic")
-_AXOLOTL_ROLES = {"human": "user", "gpt": "assistant"}
-
-
-def llamafactory_layout(entry: Mapping[str, Any], place: Place) -> Layout:
-    """Return the layout of an entry of `dataset_info.json` as `DatasetAttr.join` of LLaMA-Factory reads it.
-
-    Raises:
-        InputError: If the entry declares no response.
-    """
-    family = "alpaca" if entry.get("formatting", "alpaca") == "alpaca" else "sharegpt"
-    columns = entry.get("columns")
-    keys = dict(_LLAMAFACTORY_COLUMNS[family])
-    if columns is not None:
-        # beside declared columns, an undeclared one is missing, and not the default
-        keys = {**dict.fromkeys(("instruction", "input", "output", "history", "messages", "system", "tools"), "")}
-        keys |= {_COLUMN_NAMES.get(name, name): column for name, column in columns.items() if column}
-    else:
-        keys |= {"history": "", "system": "", "tools": ""}
-    if family == "alpaca" and not (keys.get("output") or entry.get("ranking")):
-        raise InputError(
-            "no response is declared: a text without turns", place=place, expected="columns with a response"
-        )
-    if entry.get("ranking"):
-        keys |= {"prompt": keys.get("instruction" if family == "alpaca" else "messages", "")}
-        keys |= {name: keys.get(name) or name for name in ("chosen", "rejected")}
-    tags = entry.get("tags")
-    named = {tag: (tags.get(tag) if tags is not None else default) for tag, (default, _) in _TAGS.items()}
-    role, content = ("from", "value") if tags is None else (tags.get("role_tag"), tags.get("content_tag"))
-    is_chat = family == "sharegpt"
-    return Layout(
-        "preference" if entry.get("ranking") else family,
-        keys,
-        {"role": role, "content": content} if is_chat and role and content else {},
-        {given: _TAGS[tag][1] for tag, given in named.items() if given} if is_chat else {},
-        joined=True,
-    )
-
-
-def axolotl_layout(entry: Mapping[str, Any], place: Place, *, is_preference: bool) -> Layout:
-    """Return the layout of an entry of Axolotl's `datasets`.
-
-    Args:
-        entry: The entry.
-        place: Its place.
-        is_preference: Whether the configuration trains on preference pairs (`rl`).
-
-    Raises:
-        InputError: If its type has no turns, or is not known.
-    """
-    kind = entry.get("type") or "chat_template"
-    if isinstance(kind, Mapping):
-        return Layout(
-            "alpaca",
-            {
-                "instruction": kind.get("field_instruction") or "instruction",
-                "input": kind.get("field_input") or "input",
-                "output": kind.get("field_output") or "output",
-                "system": kind.get("field_system") or "system",
-                "history": "",
-            },
-            # Axolotl's defaults, with their spaces
-            templates=(kind.get("format") or "{instruction} {input} ", kind.get("no_input_format") or "{instruction} "),
-            system=kind.get("system_prompt") or "",
-        )
-    family = str(kind).partition(".")[0].partition(":")[0]
-    if family in _AXOLOTL_NO_ROWS:
-        raise InputError(f"type {kind}: a text without turns", place=place, expected="chat_template or alpaca")
-    if family == "alpaca_chat" and str(kind).endswith("load_qa"):
-        return Layout("prompt-completion", {"prompt": "question", "completion": "answer"})
-    if family in ("alpaca", "alpaca_chat", "alpaca_instruct", "alpaca_w_system", "gpteacher"):
-        output = "response" if family == "gpteacher" else "output"
-        return Layout("alpaca", {"instruction": "instruction", "input": "input", "output": output, "history": ""})
-    if is_preference or family in ("chat_template", "sharegpt", "messages"):
-        return _axolotl_messages(entry, family, is_preference=is_preference)
-    known = "chat_template, alpaca, alpaca_chat.load_qa, gpteacher or fields of your own"
-    raise InputError(f"type {kind!r}", place=place, expected=known)
-
-
-def _axolotl_messages(entry: Mapping[str, Any], family: str, *, is_preference: bool) -> Layout:
-    """Return the layout of an entry with lists of messages, and its names of their fields."""
-    mapped = dict(entry.get("message_property_mappings") or {})
-    role = mapped.pop("role", None) or entry.get("message_field_role")
-    content = mapped.pop("content", None) or entry.get("message_field_content")
-    thinking = entry.get("field_thinking") or mapped.pop("reasoning_content", None)
-    weight = entry.get("message_field_training")
-    given = {"role": role, "content": content, "thinking": thinking, "weight": weight}
-    roles = {name: ours for ours, names in (entry.get("roles") or {}).items() for name in names}
-    trained = entry.get("roles_to_train")
-    messages = entry.get("field_messages") or ("conversations" if family == "sharegpt" else "messages")
-    keys = {"messages": messages}
-    keys |= {name: entry[f"field_{name}"] for name in ("system", "tools") if entry.get(f"field_{name}")}
-    if is_preference:
-        keys |= {"prompt": messages, "chosen": entry.get("field_chosen") or "chosen"}
-        keys |= {"rejected": entry.get("field_rejected") or "rejected"}
-    if trained is not None:
-        trained = frozenset(roles.get(name, _AXOLOTL_ROLES.get(name, name)) for name in trained)
-    return Layout(
-        "preference" if is_preference else "messages",
-        keys,
-        {ours: theirs for ours, theirs in {**mapped, **given}.items() if theirs},
-        roles,
-        trained=trained,
-        drop_system=bool(entry.get("drop_system_message")),
-        joined=True,
-    )

@@ -1,4 +1,4 @@
-"""Chat messages: a list of messages with a role and a content each, as OpenAI, TRL and Mistral's API have them."""
+"""Chat messages: a list of messages with a role and a content each, as the APIs of OpenAI and Mistral have them."""
 
 from __future__ import annotations
 

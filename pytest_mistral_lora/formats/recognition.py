@@ -60,7 +60,10 @@ IDS = ("input_ids", "chosen_ids", "chosen_input_ids", "completion_ids", "complet
 
 _NO_TURNS = {
     "input_ids": ("encoded rows (input_ids)", "Judge them: mistral-lora audit FILE --tokenizer PATH"),
-    "segments": ("Axolotl's input_output (segments)", "Segments have no turns: write messages with roles."),
+    "segments": (
+        "a text in segments that are trained on or not (segments)",
+        "Segments have no turns: write messages with roles.",
+    ),
     "role": ("a message alone (role)", "Put all messages of a conversation in a list under `messages`."),
     "text": ("plain text (text)", "A text has no turns: write messages with roles, and no markers of a template."),
     "message_tree_id": (

@@ -63,7 +63,7 @@ def plain_row(record: Mapping[str, Any], place: Place, *, padded: bool) -> dict[
     row = {key: value for key, value in record.items() if value is not None or not padded}
     for key in ("tools", *MESSAGE_LISTS):
         if isinstance(row.get(key), str):
-            # TRL takes tools as JSON: a column has one type, and schemas differ
+            # trainers take tools as JSON: a column has one type, and schemas differ
             row[key] = from_json(row[key], [], place / key)
         elif key in row and padded:
             row[key] = with_objects(row[key], place / key)

@@ -15,6 +15,7 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.formats.convert import Conversion, Source, conversions
 from pytest_mistral_lora.formats.declarations import declared_sources
+from pytest_mistral_lora.formats.importers import may_declare
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.recognition import FORMATS, recognise
 from pytest_mistral_lora.formats.report import Report, refuse_unknown_losses
@@ -36,9 +37,9 @@ def open_rows(
     time, with its place in the source.
 
     Args:
-        path: A data file, a folder, or a configuration of TRL, Axolotl or LLaMA-Factory.
+        path: A data file, a folder, or the configuration of a trainer that declares rows.
         layout: The format and the places of its fields in the records, or None to recognise them.
-        names: Data sets to take from a `dataset_info.json`; all if it has one.
+        names: Data sets to take of those that the configuration declares by name; empty for all that it trains on.
         lossy: Kinds of `LOSSES` that are allowed.
         is_held_out: Whether all rows are held out.
 
@@ -167,7 +168,7 @@ def row_files(path: Path) -> list[DataFile]:
     Raises:
         InputError: If no file is found, or a folder has files of different kinds.
     """
-    if path.is_dir() or path.suffix.lower() in (".yaml", ".yml") or "dataset_info" in path.name:
+    if path.is_dir() or may_declare(path):
         return open_rows(path)
     try:
         records = first_values(path)

@@ -48,6 +48,8 @@ class Trainer:
         tasks: Its commands that take preference pairs, and those that take rated answers.
         words: The file with the fixes of rules in its own configuration; None for the rules' own.
         keys: The file with the keys of a configuration that the script gets; None for none.
+        importer: Where the way from its configurations to their rows is, as `formats.importers.Importer`,
+            `module:object`; empty if none is known.
         exporter: Where what writes a recipe's run for it is, `module:object`; empty if nothing does.
     """
 
@@ -64,6 +66,7 @@ class Trainer:
     tasks: PreferenceTasks = field(default_factory=PreferenceTasks)
     words: Path | None = None
     keys: Path | None = None
+    importer: str = ""
     exporter: str = ""
 
     @classmethod

@@ -288,6 +288,14 @@ class Server:
             raise InputError(f"{self.exporter} is a {type(found).__name__}", expected="a ServerExport")
         return found
 
+    def remark_on_merged(self, folder: Path) -> str:
+        """Return what to know of a merged model before this kind of server gets it, as a sentence; empty for nothing.
+
+        Args:
+            folder: The folder of the merged model.
+        """
+        return ""
+
     async def facts(self, client: ServerClient) -> ServerFacts:
         """Return the version and the models of a server.
 

@@ -208,10 +208,11 @@ def look_at(path: Path, folder: Path) -> SeenRows:
         InputError: If the path is missing or not data, if its format is unknown, or if it has no usable row.
     """
     from pytest_mistral_lora.conformance.path_kinds import recognised
+    from pytest_mistral_lora.formats.importers import may_declare
     from pytest_mistral_lora.formats.sources import open_rows, row_files
 
     require_plain(str(path), Place.of("ROWS"))
-    declares = path.suffix.lower() in (".yaml", ".yml") or "dataset_info" in path.name
+    declares = may_declare(path)
     title = "data that it declares"
     if not declares or not path.exists():
         found = recognised(path)

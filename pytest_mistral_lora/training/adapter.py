@@ -107,7 +107,7 @@ def peft_targets(layers: Sequence[str]) -> list[str]:
     Args:
         layers: The result of `adapted_layers`.
     """
-    # servers know both forms; a pattern would be shorter, but SGLang does not take patterns
+    # servers know both forms; a pattern would be shorter, but not all of them take patterns
     plain = all(name.startswith("model.layers.") for name in layers)
     return list(dict.fromkeys(_last_name(name) if plain else name for name in layers))
 

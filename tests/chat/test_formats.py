@@ -123,7 +123,7 @@ FORMS: list[tuple[Any, str, str]] = [
     ([{"role": "user", "content": "a"}], "messages", "chat messages (a list of messages with role/content)"),
     ({"input_ids": [1], "labels": [1]}, "", "encoded rows (input_ids)"),
     ({"text": "a"}, "", "plain text (text)"),
-    ({"segments": []}, "", "Axolotl's input_output (segments)"),
+    ({"segments": []}, "", "a text in segments that are trained on or not (segments)"),
 ]
 
 

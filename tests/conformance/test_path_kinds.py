@@ -154,32 +154,9 @@ def test_with_a_base_full_weights_are_a_merged_model(tmp_path: Path) -> None:
     assert recognised(Path("spm-v3")).title.startswith("a tokenizer ")
 
 
-AXOLOTL = "base_model: mistralai/M\ndatasets: [{path: d.jsonl, type: chat_template}]\nadapter: lora\n"
-LLAMAFACTORY = "model_name_or_path: m\nstage: sft\ndataset: identity\nfinetuning_type: lora\n"
-TRL = "model_name_or_path: mistralai/M\ndataset_name: d.jsonl\nuse_peft: true\n"
-JUDGE = "mistral-lora audit --runner {} --config {{path}} --tokenizer PATH"
-IMPORT = "mistral-lora import {path} --to rows.jsonl"
 ANSWERED: list[tuple[str, Any, str, list[str]]] = [
-    ("axolotl.yaml", AXOLOTL, "a configuration of Axolotl", [JUDGE.format("axolotl"), IMPORT, "--as rows"]),
-    ("lf.yaml", LLAMAFACTORY, "a configuration of LLaMA-Factory", [JUDGE.format("llamafactory"), IMPORT]),
-    ("lf.json", json.dumps({"model_name_or_path": "m", "stage": "sft"}), "a configuration of LLaMA-Factory", [IMPORT]),
-    ("trl.yaml", TRL, "a configuration of TRL", [JUDGE.format("trl"), IMPORT]),
-    (
-        "tune.yaml",
-        "model: {_component_: torchtune.m}\n",
-        "a configuration of torchtune",
-        ["mistral-lora audit encoded"],
-    ),
     ("accelerate.yaml", "compute_environment: LOCAL\n", "a configuration of accelerate", ["name those"]),
-    (
-        "dataset_info.json",
-        json.dumps({"hub": {"hf_hub_url": "x"}, "own": {"file_name": "own.json"}}),
-        "a dataset_info.json of LLaMA-Factory",
-        ["mistral-lora import {path} --dataset own --to rows.jsonl"],
-    ),
-    ("Modelfile", "FROM ./model.gguf\nTEMPLATE x\n", "a Modelfile of Ollama", ["mistral-lora check FOLDER"]),
     ("test_mine.py", "def test_a(): ...\n", "a pytest file", ["pytest {path}"]),
-    ("train.py", "from trl import SFTTrainer\n", "a script that uses TRL", ["audit --runner trl --config trl.yaml"]),
     ("encode.py", "print(1)\n", "a Python script", ["mistral-lora audit --runner {path} --tokenizer PATH"]),
     ("requirements.txt", "trl==1.0\n", "a list of packages", ["mistral-lora check"]),
     ("pyproject.toml", "[project]\n", "a configuration of pytest", ["pytest --mistral-golden -c {path}"]),
@@ -191,7 +168,7 @@ ANSWERED: list[tuple[str, Any, str, list[str]]] = [
     ("pytorch_model.bin", b"PK\x03\x04", "a Python pickle, which can run code", ["safetensors"]),
     ("rows.zip", b"PK\x03\x04", "a zip archive", ["Unpack it"]),
     ("text.jsonl", '{"text": "a"}', "plain text (text)", ["write messages with roles"]),
-    ("segments.jsonl", '{"segments": []}', "Axolotl's input_output (segments)", []),
+    ("segments.jsonl", '{"segments": []}', "a text in segments that are trained on or not (segments)", []),
     ("pointer.jsonl", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS", ["git lfs pull"]),
     (
         "many",

@@ -1,130 +1,134 @@
-"""A configuration leads to its data, or is refused by its key."""
+"""A file that may declare rows: without a trainer that is known here, and with one."""
 
 from __future__ import annotations
 
-import json
-import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from imported import ANSWER, GOOD, USER, axolotl, declared_rows, llamafactory
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.declarations import declared_sources
+from pytest_mistral_lora.formats.importers import importers, may_declare, trainer_answer
+from pytest_mistral_lora.formats.sources import rows_of
+from pytest_mistral_lora.programs import registry
 
+ROW = '{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}\n'
 
-def test_pairs_of_axolotl(tmp_path: Path) -> None:
-    entry = {
-        "type": "chat_template.default",
-        "field_messages": "asked",
-        "field_chosen": "good",
-        "field_rejected": "bad",
-    }
-    pair = {"asked": [USER], "good": ANSWER, "bad": {**ANSWER, "content": "b"}}
-    assert declared_rows(axolotl(tmp_path, entry, pair, rl="dpo"))[0] == [GOOD]
-
-
-def test_settings_of_training_are_remarks(tmp_path: Path) -> None:
-    entry = {"type": "alpaca", "train_on_eos": "none"}
-    record = {"instruction": "u", "input": "", "output": "a"}
-    _, report = declared_rows(axolotl(tmp_path, entry, record, train_on_inputs=True))
-    assert [remark.partition(" ")[0].rstrip(":") for remark in report.remarks] == [
-        "train_on_inputs",
-        "train_on_eos",
-        "the",
-    ]
-    assert all(f"remark   {remark}" in report.lines() for remark in report.remarks)
-
-
-def test_data_files_are_found_beside_the_configuration(tmp_path: Path) -> None:
-    entry = {"path": "json", "data_files": ["rows.jsonl"], "ds_type": "json", "type": "chat_template"}
-    assert declared_rows(axolotl(tmp_path, entry, GOOD))[0] == [GOOD]
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "a.jsonl").write_text(json.dumps(GOOD), "utf-8")
-    entry = {"path": str(tmp_path / "data"), "data_files": "a.jsonl", "type": "chat_template"}
-    assert declared_rows(axolotl(tmp_path, entry, GOOD))[0] == [GOOD]
-
-
-def test_a_training_file_of_llamafactory_leads_to_its_data_sets(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    llamafactory(tmp_path / "data", {}, {"instruction": "u", "input": "", "output": "a"})
-    path = tmp_path / "sft.yaml"
-    path.write_text("stage: sft\ndataset: mine\ndataset_dir: data\ntrain_on_prompt: true\n", "utf-8")
-    found, report = declared_rows(path)
-    assert found == [GOOD]
-    [remark] = report.remarks
-    assert remark.startswith(f"train_on_prompt: True of {path} ")
-
-
-def test_a_configuration_of_trl_leads_to_its_data(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "u", "completion": "a"}), "utf-8")
-    path = tmp_path / "sft.yaml"
-    path.write_text("model_name_or_path: x\ndataset_name: rows.jsonl\n", "utf-8")
-    assert declared_rows(path)[0] == [GOOD]
-
-
-REFUSED: list[tuple[str, str, str]] = [
-    (
-        "a.yaml",
-        "datasets: [{path: rows.jsonl, type: completion}]",
-        "datasets[0]: type completion: a text without turns",
-    ),
-    ("a.yaml", "datasets: [{path: rows.jsonl, type: orpo.x}]", "datasets[0]: type 'orpo.x'; expected chat_template"),
-    ("a.yaml", "datasets: [{path: rows.jsonl, split_thinking: true}]", "split_thinking: True is not followed"),
-    ("a.yaml", "datasets: [{type: chat_template}]", "datasets[0]: no `path`"),
-    ("a.yaml", "datasets: [rows.jsonl]", "datasets[0]: 'rows.jsonl'"),
-    (
-        "a.yaml",
-        "datasets: [{path: owner/name, type: alpaca}]",
-        "hf download --repo-type dataset",
-    ),
-    ("a.yaml", "a: [", "not valid YAML"),
-    ("a.yaml", "[]", "is a list; expected a configuration"),
-    ("a.yaml", "model: x", "no data is declared (keys model)"),
-    ("a.yaml", "base: {}\ndata: {}", "this is a recipe of mistral-lora"),
-    ("dataset_info.json", '{"a": {"hf_hub_url": "x"}, "b": {"file_name": "c"}}', "no such file or folder"),
-    (
-        "dataset_info.json",
-        '{"a": {"file_name": "x"}, "b": {"file_name": "c"}}',
-        "`dataset` in a recipe): a, b",
-    ),
-    (
-        "dataset_info.json",
-        '{"a": {"hf_hub_url": "x"}}',
-        "`dataset` in a recipe): none has a file_name",
-    ),
-    ("dataset_info.json", '{"a": {"file_name": "x", "num_samples": 5}}', "a: num_samples 5 draws rows at random"),
-    (
-        "dataset_info.json",
-        '{"a": {"file_name": "x", "formatting": "y"}}',
-        "a: formatting: 'y'; expected 'alpaca', 'sharegpt' or 'openai'",
-    ),
-    ("dataset_info.json", '{"a": {"file_name": "x", "columns": {"prompt": "text"}}}', "no response is declared"),
+REFUSED = [
+    ("a: [", "not valid YAML"),
+    ("[]", "is a list; expected a configuration"),
+    ("model: x", "no data is declared (keys model)"),
+    ("base: {}\ndata: {}", "this is a recipe of mistral-lora"),
 ]
 
 
-@pytest.mark.parametrize(("name", "text", "said"), REFUSED, ids=[case[2][:40] for case in REFUSED])
-def test_a_declaration_that_is_not_followed_is_refused_by_its_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, said: str
+@pytest.fixture(params=["with field", "without field"])
+def anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the trainers of this package be there, or not."""
+    if request.param == "without field":
+        monkeypatch.setattr(registry, "_FIELD", "pytest_mistral_lora.no_field")
+    importers.cache_clear()
+    yield
+    importers.cache_clear()
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize(("text", "said"), REFUSED, ids=[case[1][:40] for case in REFUSED])
+def test_a_file_that_declares_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path(name).write_text(text, "utf-8")
+    Path("a.yaml").write_text(text, "utf-8")
     with pytest.raises(InputError) as caught:
-        declared_sources(Path(name))
+        declared_sources(Path("a.yaml"))
     assert said in str(caught.value)
 
 
-def test_the_command_reads_a_declaration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = llamafactory(tmp_path, {}, {"instruction": "u", "input": "", "output": "a"})
-    to = tmp_path / "rows.jsonl"
-    assert main(["import", str(path), "--dataset", "mine", "--to", str(to)]) == 0
-    assert json.loads(to.read_text("utf-8")) == GOOD
-    assert "Alpaca (declared)" in capsys.readouterr().out
-    assert main(["import", str(path), "--dataset", "other", "--to", str(to)]) == 2
-    assert re.search(f"{re.escape(str(path))}, other: .*; expected .*mine", capsys.readouterr().err)
-    words = ["import", str(path), "--dataset", "mine", "--format", "alpaca", "--to", str(tmp_path / "x")]
+@pytest.mark.usefixtures("anywhere")
+def test_data_declare_no_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text(ROW, "utf-8")
+    words = ["import", str(tmp_path / "rows.jsonl"), "--dataset", "other", "--to", str(tmp_path / "x")]
     assert main(words) == 2
-    assert f"format: {path} declares its format" in capsys.readouterr().err
-    assert main(["import", str(to), "--dataset", "other", "--to", str(tmp_path / "x")]) == 2
-    assert f"{to}: declares no data set other; expected a dataset_info.json" in capsys.readouterr().err
+    assert "rows.jsonl: declares no data set other" in capsys.readouterr().err
+
+
+TRAINER = """
+from types import SimpleNamespace
+
+from pytest_mistral_lora.formats.convert import Source
+from pytest_mistral_lora.formats.files import source_files
+from pytest_mistral_lora.formats.importers import Importer, declared_path
+
+GROUPS = ("trainers", "servers", "facts")
+PROGRAMS = {f"pytest_mistral_lora.{group}": {} for group in GROUPS}
+PROGRAMS["pytest_mistral_lora.trainers"] = {"mine": "toy_field:MINE", "plain": "toy_field:PLAIN"}
+
+
+class MyImporter(Importer):
+    title, model_key, rows_key = "my-trainer", "my_model", "my_rows"
+    own_keys = frozenset({"my_rows", "my_rank"})
+    json_files = "my_*.json"
+
+    def declares_rows(self, path, config):
+        return isinstance(config.get("my_rows"), str)
+
+    def sources(self, path, config, names):
+        return [Source(file) for file in source_files(declared_path(path, config["my_rows"]))], ["a remark"]
+
+
+IMPORTER, NO_IMPORTER = MyImporter(), "text"
+MINE, PLAIN = SimpleNamespace(importer="toy_field:IMPORTER"), SimpleNamespace()
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Put a toy trainer in the place of those of this package; return a folder with a file of rows."""
+    (tmp_path / "toy_field").mkdir()
+    module = tmp_path / "toy_field" / "__init__.py"
+    module.write_text(TRAINER, "utf-8")
+    (tmp_path / "rows.jsonl").write_text(ROW, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_FIELD", "toy_field")
+    importers.cache_clear()
+    yield tmp_path
+    importers.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.yaml", "my_rows: rows.jsonl"), ("my_a.json", '{"my_rows": "rows.jsonl"}')]
+)
+def test_a_trainer_gives_the_files_of_its_configuration(toy: Path, name: str, text: str) -> None:
+    (toy / name).write_text(text, "utf-8")
+    assert may_declare(toy / name)
+    sources, remarks = declared_sources(toy / name)
+    assert ([source.path for source in sources], remarks) == ([toy / "rows.jsonl"], ["a remark"])
+    assert len(list(rows_of(toy / name))) == 1
+    with pytest.raises(InputError, match="declares no data set other"):
+        declared_sources(toy / name, ["other"])
+
+
+def test_a_trainer_is_named_for_its_configuration_and_for_a_file_without_rows(toy: Path) -> None:
+    base = {"my_model": "owner/name", "my_rank": 8}
+    title, step = trainer_answer(toy / "a.yaml", base) or ("", "")
+    assert title == "a configuration of my-trainer"
+    assert f"mistral-lora audit --runner mine --config {toy / 'a.yaml'} --tokenizer PATH" in step
+    assert "the folder of owner/name as PATH" in step
+    assert trainer_answer(toy / "a.yaml", {"my_model": "owner/name"}) is None
+    # as a folder of this machine, and as no name of one
+    assert f"--tokenizer {toy}" in (trainer_answer(toy / "a.yaml", {**base, "my_model": str(toy)}) or ("", ""))[1]
+    assert trainer_answer(toy / "a.yaml", {**base, "my_model": "x" * 5000 + "\0"})
+    (toy / "a.yaml").write_text("my_model: owner/name", "utf-8")
+    with pytest.raises(InputError) as caught:
+        declared_sources(toy / "a.yaml")
+    assert caught.value.expected == "`my_rows` of my-trainer"
+
+
+def test_an_object_of_another_kind_is_refused(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import toy_field
+
+    monkeypatch.setattr(toy_field.MINE, "importer", "toy_field:NO_IMPORTER")
+    with pytest.raises(InputError, match="toy_field:NO_IMPORTER is a str"):
+        importers()

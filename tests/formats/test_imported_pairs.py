@@ -14,7 +14,6 @@ from pytest_mistral_lora.chat.kinds.records import parse_rows
 from pytest_mistral_lora.chat.row_files import scan_records
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.formats.convert import Source, convert
-from pytest_mistral_lora.formats.declarations import declared_sources
 from pytest_mistral_lora.formats.report import Report
 from pytest_mistral_lora.formats.sources import open_rows
 
@@ -220,33 +219,3 @@ def test_the_file_of_import_is_read_as_it_was_written(tmp_path: Path, capsys: py
     [source] = open_rows(tmp_path / "pairs.jsonl")
     for file in (to, source):
         assert list(scan_records(file)) == [parse_rows(record) for record in written_rows]
-
-
-def test_a_declared_pair_and_a_declared_tag_keep_both_answers(tmp_path: Path) -> None:
-    pairs = {
-        "formatting": "sharegpt",
-        "ranking": True,
-        "columns": {"messages": "conversations", "chosen": "good", "rejected": "bad"},
-    }
-    tagged = {
-        "formatting": "sharegpt",
-        "columns": {"messages": "messages", "kto_tag": "good"},
-        "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
-    }
-    for name, entry, record, row in (
-        (
-            "pairs",
-            pairs,
-            sharegpt(("human", "u"), good={"from": "gpt", "value": "a"}, bad={"from": "gpt", "value": "b"}),
-            a_pair(),
-        ),
-        ("tagged", tagged, GOOD | {"good": False}, rated(False)),
-    ):
-        folder = tmp_path / name
-        folder.mkdir()
-        written(folder / "data.jsonl", record)
-        (folder / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "data.jsonl", **entry}}))
-        sources, _ = declared_sources(folder / "dataset_info.json", ())
-        report = Report()
-        assert list(convert(sources, report)) == [row]
-        assert not report.losses

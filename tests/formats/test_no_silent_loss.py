@@ -8,15 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import yaml
 from imported import BARE, GOOD, TOOL, answer, call, calls, chat, converted, user, written
 from pyarrow import parquet
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.formats.convert import convert
-from pytest_mistral_lora.formats.declarations import declared_sources
-from pytest_mistral_lora.formats.report import Report
 
 SYSTEM = {"role": "system", "content": "s"}
 WHOLE = [SYSTEM, user("u"), answer("a")]
@@ -211,53 +207,3 @@ def test_pairs_of_pandas_keep_the_index_out_of_the_prompt(tmp_path: Path) -> Non
     path.write_text(",chosen,rejected\n5,b,c\n", encoding="utf-8")
     _, report = converted(path)
     assert "a chosen answer without its prompt" in report.fault_lines()[0]
-    info = tmp_path / "dataset_info.json"
-    columns = {"prompt": "instruction", "response": "output"}
-    info.write_text(json.dumps({"mine": {"file_name": "b.csv", "columns": columns}}), encoding="utf-8")
-    (tmp_path / "b.csv").write_text(",instruction,output\n5,u,a\n", encoding="utf-8")
-    assert list(convert(declared_sources(info)[0], Report())) == [GOOD | {"": "5"}]
-
-
-FOLLOWED: list[tuple[dict[str, Any], str]] = [
-    ({"base_model": "x", "datasets": [{"path": "rows.jsonl", "split": "train[:5]"}]}, "split: 'train[:5]' is not"),
-    ({"base_model": "x", "datasets": [{"path": "rows.jsonl", "split": "test"}]}, "split test: a file alone has none"),
-    ({"base_model": "x", "datasets": [{"path": "data", "split": "test"}]}, "no file of the split 'test'"),
-    ({"base_model": "x", "datasets": []}, "datasets: is empty"),
-    ({"model_name_or_path": "x", "dataset_name": "data", "dataset_train_split": "train[:5]"}, "dataset_train_split"),
-    ({"model_name_or_path": "x", "datasets": [{"path": "rows.jsonl", "columns": ["prompt"]}]}, "columns: ['prompt']"),
-    ({"model_name_or_path": "x", "dataset": "mine", "dataset_dir": "lists"}, "does not declare data sets"),
-    ({"model_name_or_path": "x", "dataset": "mine", "dataset_dir": "numbers"}, "does not declare data sets"),
-    ({"model_name_or_path": "x", "dataset": "mine"}, "data/dataset_info.json: cannot be read: No such file"),
-]
-
-
-@pytest.fixture
-def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    for name, info in (("lists", []), ("numbers", {"mine": 3}), ("data/.cache", {}), ("data", None)):
-        Path(name).mkdir(parents=True, exist_ok=True)
-        if info is not None:
-            (Path(name) / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
-    for path in (Path("rows.jsonl"), Path("data/TRAIN.JSONL"), Path("data/._TRAIN.JSONL"), Path("data/.cache/a.json")):
-        written(path, {"prompt": "u", "completion": "a"})
-    return Path("config.yaml")
-
-
-@pytest.mark.parametrize(("config", "said"), FOLLOWED, ids=[case[1][:30] for case in FOLLOWED])
-def test_a_declaration_of_other_rows_is_refused(declared: Path, config: Any, said: str) -> None:
-    declared.write_text(yaml.safe_dump(config), encoding="utf-8")
-    with pytest.raises(InputError) as caught:
-        declared_sources(declared)
-    assert said in str(caught.value)
-
-
-def test_the_other_data_of_a_declaration_are_remarks_and_hidden_files_are_none(declared: Path) -> None:
-    mixture = {"model_name_or_path": "x", "datasets": [{"path": "rows.jsonl"}, {"path": "data", "split": "train"}]}
-    declared.write_text(yaml.safe_dump({**mixture, "test_datasets": ["held"]}), encoding="utf-8")
-    sources, remarks = declared_sources(declared)
-    assert [one.path for one in sources] == [Path("rows.jsonl"), Path("data/TRAIN.JSONL")]
-    assert list(convert(sources, Report())) == [GOOD, GOOD]
-    [remark] = remarks
-    assert remark.startswith("test_datasets: ['held'] of config.yaml ")
-    with pytest.raises(InputError, match="declares no data set mine"):
-        declared_sources(declared, ("mine",))

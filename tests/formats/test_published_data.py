@@ -225,8 +225,8 @@ def test_the_pairs_of_llamafactory_keep_both_answers(
 def test_a_record_that_is_no_row_is_named_in_the_demos(tmp_path: Path) -> None:
     info = sdist("llamafactory", tmp_path) / "data" / "dataset_info.json"
     errors = [one for one in rows_of(info, names=["glaive_toolcall_zh_demo"]) if isinstance(one, RowError)]
-    assert [str(one.place).rpartition("/")[2] for one in errors] == [
-        f"glaive_toolcall_zh_demo.json:{number}, conversations[2]" for number in (198, 294)
+    assert [(one.place.record, one.place.part) for one in errors] == [
+        (number, ("conversations", 2)) for number in (198, 294)
     ]
     assert {one.found for one in errors} == {"a result of a tool that no call asked for"}
 

@@ -103,20 +103,12 @@ def test_the_facts_of_a_source_open_it_again(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text(
         json.dumps([{"talk": [{"who": "me", "what": "a"}, {"who": "bot", "what": "b"}]}])
     )
-    entry = {
-        "formatting": "sharegpt",
-        "file_name": "mine.json",
-        "columns": {"messages": "talk"},
-        "tags": {"role_tag": "who", "content_tag": "what", "user_tag": "me", "assistant_tag": "bot"},
-    }
-    info = tmp_path / "dataset_info.json"
-    info.write_text(json.dumps({"mine": entry, "other": entry}))
-    [file] = open_rows(info, names=["mine"])
-    assert file.path == tmp_path / "mine.json"
+    roles = {"me": "user", "bot": "assistant"}
+    layout = Layout("sharegpt", {"messages": "talk"}, {"role": "who", "content": "what"}, roles, joined=True)
+    [file] = open_rows(tmp_path / "mine.json", layout=layout)
     assert isinstance(file.source, ConvertedSource)
     assert list(scan_rows(file)) == [row("a", "b")]
     source = json.loads(json.dumps(file.source.facts()))
-    info.unlink()
     again = recorded_file(file.path, {"source": source})
     assert list(scan_rows(again)) == [row("a", "b")]
     assert isinstance(again.source, ConvertedSource)
@@ -191,27 +183,23 @@ def test_a_column_of_another_type_is_an_error_with_its_row_and_field(
 
 
 @pytest.mark.parametrize(
-    ("declared", "said"),
+    ("layout", "said"),
     [
-        ({"columns": {"prompt": "question", "response": "output"}}, "question: is missing; expected a text"),
-        ({"columns": {"prompt": "instruction", "response": "answer"}}, "answer: is missing"),
-        ({"formatting": "sharegpt", "columns": {"messages": "talk"}}, "talk: is missing; expected a list of messages"),
+        (Layout("alpaca", {"instruction": "question", "output": "output"}), "question: is missing; expected a text"),
+        (Layout("alpaca", {"instruction": "instruction", "output": "answer"}), "answer: is missing"),
+        (Layout("sharegpt", {"messages": "talk"}), "talk: is missing; expected a list of messages"),
     ],
 )
-def test_a_declared_column_that_is_missing_is_an_error(tmp_path: Path, declared: dict[str, Any], said: str) -> None:
+def test_a_declared_column_that_is_missing_is_an_error(tmp_path: Path, layout: Layout, said: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines([{"instruction": "a", "output": "b"}]))
-    info = tmp_path / "dataset_info.json"
-    info.write_text(json.dumps({"mine": {"file_name": "a.jsonl", **declared}}))
-    [error] = rows_of(info)
+    [error] = rows_of(tmp_path / "a.jsonl", layout=layout)
     assert said in str(error)
 
 
 def test_a_declared_column_that_a_row_can_do_without_is_a_remark_if_no_record_has_it(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines([{"instruction": "a", "output": "b"}]))
-    columns = {"prompt": "instruction", "response": "output", "system": "sys"}
-    info = tmp_path / "dataset_info.json"
-    info.write_text(json.dumps({"mine": {"file_name": "a.jsonl", "columns": columns}}))
-    [file] = open_rows(info)
+    layout = Layout("alpaca", {"instruction": "instruction", "output": "output", "system": "sys"})
+    [file] = open_rows(tmp_path / "a.jsonl", layout=layout)
     assert list(scan_rows(file)) == [row("a", "b")]
     assert isinstance(file.source, ConvertedSource)
     assert file.source.report.remarks == [f"no record of {tmp_path / 'a.jsonl'} has the declared key 'sys'"]

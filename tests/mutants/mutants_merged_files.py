@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from trained import WEIGHTS
 
 
-@mutant("ML413", says="the file is the base's, and vLLM loads it")
+@mutant("ML413", says="the file is the base's, and a server")
 def consolidated_file_of_the_base(artifact: Artifact) -> None:
     """The merge was written into a copy of the base's folder, in which Mistral's own file is the base's still."""
     for one in ("folder", "base"):

@@ -14,7 +14,6 @@ from jsonschema import Draft202012Validator
 from tiny_runs import GOOD
 
 from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.training.recipe import Recipe, load_recipe, parse_recipe
 
 
@@ -216,24 +215,3 @@ def test_reading_a_recipe_loads_neither_torch_nor_pytest(recipe_file: Path) -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "runner"),
-    [
-        ("base_model: x\ndatasets: [{path: rows.jsonl, type: chat_template}]", "Axolotl"),
-        ("model_name_or_path: x\nstage: sft\ndataset: identity", "LLaMA-Factory"),
-        ("model_name_or_path: x\ndataset_name: rows\nassistant_only_loss: true", "TRL"),
-    ],
-)
-def test_a_configuration_of_another_trainer_is_named_with_the_commands_that_read_it(
-    tmp_path: Path, text: str, runner: str
-) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(text, "utf-8")
-    with pytest.raises(RecipeError) as caught:
-        load_recipe(path)
-    assert caught.value.found == f"this is a configuration of {runner}"
-    option = runner.lower().replace("-", "")
-    assert f"mistral-lora audit --runner {option} --config {path} --tokenizer PATH" in caught.value.next_step
-    assert option in TRAINERS

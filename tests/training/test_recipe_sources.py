@@ -49,14 +49,10 @@ def write_sources(folder: Path) -> dict[str, Any]:
     talk = [[{"who": role, "what": text} for role, text in one] for one in CONVERSATIONS]
     (folder / "mine.jsonl").write_text("".join(json.dumps({"talk": one}) + "\n" for one in talk))
     columns = {"messages": "talk"}
-    tags = {"role_tag": "who", "content_tag": "what", "user_tag": "user", "assistant_tag": "assistant"}
-    entry = {"file_name": "mine.jsonl", "formatting": "sharegpt", "columns": columns, "tags": tags}
-    (folder / "dataset_info.json").write_text(json.dumps({"mine": entry, "other": {"file_name": "no.json"}}))
     return {
         "array": {"path": "talks.json"},
         "named": {"path": "talks.json", "format": "sharegpt"},
         "shards": {"path": "shards"},
-        "declared": {"path": "dataset_info.json", "dataset": ["mine"]},
         "layout": {
             "path": "mine.jsonl",
             "format": "messages",
@@ -144,9 +140,6 @@ def test_a_file_of_another_format_is_refused_if_it_is_named_as_rows(
     ("entry", "said"),
     [
         ({"path": "nowhere.json"}, "no such file or folder"),
-        ({"path": "dataset_info.json"}, "declares 2 data sets"),
-        ({"path": "dataset_info.json", "dataset": ["third"]}, "no such data set"),
-        ({"path": "dataset_info.json", "dataset": ["mine"], "format": "alpaca"}, "declares its format"),
         ({"path": "rows.jsonl", "dataset": ["mine"]}, "declares no data set mine"),
     ],
 )
@@ -192,7 +185,7 @@ def test_the_manifest_has_bytes_and_rows_and_verify_and_rerun_compare_both(
     tmp_path: Path, base: Path, make_recipe: MakeRecipe
 ) -> None:
     entries = write_sources(tmp_path)
-    data = {"train": [entries["declared"], entries["shards"]], "eval": [entries["array"]]}
+    data = {"train": [entries["layout"], entries["shards"]], "eval": [entries["array"]]}
     result = train(make_recipe(data=data, training={"steps": 2}))
     folder = AdapterFolder(result.output)
     manifest = folder.require_manifest().data
@@ -202,10 +195,10 @@ def test_the_manifest_has_bytes_and_rows_and_verify_and_rerun_compare_both(
     assert [one["path"] for one in files] == ["mine.jsonl", *(f"shards/{path.name}" for path in shards)]
     assert [one["sha256"] for one in files] == [sha256_file(tmp_path / one["path"]) for one in files]
     assert files[0]["source"]["rows_sha256"] == sha256_rows(read_rows(write_rows(tmp_path / "rows.jsonl")))
-    assert files[0]["source"]["format"] == "sharegpt"
+    assert files[0]["source"]["format"] == "messages"
     assert manifest["recipe"]["data"]["train"] == data["train"]
     decision = (result.output / "DECISION.md").read_text()
-    assert f"JSON Lines of sharegpt, rows `{files[0]['source']['rows_sha256']}`" in decision
+    assert f"JSON Lines of messages, rows `{files[0]['source']['rows_sha256']}`" in decision
 
     fields = verify(result.output, base=base, dataset=tmp_path, open_file=recorded_file)
     assert {field.state for field in fields} == {"match"}
@@ -214,8 +207,6 @@ def test_the_manifest_has_bytes_and_rows_and_verify_and_rerun_compare_both(
     assert unopened["dataset.rows_sha256"] == "not available"
     assert set(unopened.values()) == {"match", "not available"}
 
-    # the declaration is not needed again: the manifest has the layout
-    (tmp_path / "dataset_info.json").unlink()
     assert rerun(result.output, base=base).fact.state == "match"
     text = (tmp_path / "mine.jsonl").read_text()
     (tmp_path / "mine.jsonl").write_text(text.replace("spider", "beetle"))

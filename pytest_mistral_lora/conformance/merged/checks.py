@@ -276,7 +276,7 @@ class MergedChecks:
         for file in sorted(self.folder.path.glob("consolidated*.safetensors")):
             other = self.folder.located_base.require(self.folder.path).path / file.name
             if other.is_file() and filecmp.cmp(file, other, shallow=False):
-                found = "the file is the base's, and vLLM loads it in its Mistral format"
+                found = "the file is the base's, and a server that knows Mistral's format loads it"
                 findings.append(Finding("ML413", found, Place.of(file), "no such file"))
         return Result(tuple(findings), facts=(("changed tensors", sum(not tensor.unchanged for tensor in compared)),))
 

@@ -190,7 +190,7 @@ def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
         layers if isinstance(layers, int) and 0 <= layers < 10_000 else 0
     )
     values["layer_types"] = kinds
-    # with these, vLLM makes biases that the file lacks, even for a class that ignores them in transformers
+    # with these, a server may make biases that the file lacks, even for a class that ignores them in transformers
     for key in ("attention_bias", "mlp_bias"):
         values.setdefault(key, bool(text.get(key)))
     values |= _rope(text, defaults)

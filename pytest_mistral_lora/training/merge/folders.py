@@ -1,6 +1,6 @@
 """The folders of a merge: the adapter and its base, checked before the work, and the files beside the merged weights.
 
-transformers, vLLM and llama.cpp's converter read the same model from those files.
+transformers, servers and the converters to GGUF read the same model from those files.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def write_companions(folder: Path, weights: Weights, spec: ModelSpec, dtype: str
     tokenizer, plain = oracle_file(folder), base / SPM_MODEL
     if tokenizer is not None and tokenizer.name == TEKKEN:
         if not (folder / TOKENIZER_JSON).exists():
-            # llama.cpp's converter would read tekken.json itself, and write the name of a template for the template
+            # a converter to GGUF would read tekken.json itself, and write the name of a template for the template
             _write_tokenizer_json(folder, tokenizer)
     elif tokenizer is not None:
         _write_sentencepiece_companions(folder, tokenizer)
@@ -200,7 +200,7 @@ def write_companions(folder: Path, weights: Weights, spec: ModelSpec, dtype: str
 
 def with_ties(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     """Return a configuration whose flags about tied embeddings are true to the weights, at every level."""
-    # vLLM drops the head of a file whose configuration has a tie at any level (vllm-project/vllm#51063)
+    # a server may drop the head of a file whose configuration has a tie at any level (vllm-project/vllm#51063)
     key, text = TIE, config.get("text_config")
     heads = [name for name in weights if name.endswith("lm_head.weight")]
     embeddings = [name for name in weights if name.endswith("embed_tokens.weight")]
@@ -212,7 +212,7 @@ def with_ties(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def _write_sentencepiece_companions(folder: Path, tokenizer: Path) -> None:
-    """Write the two files that llama.cpp's converter needs to keep the ids of a SentencePiece tokenizer.
+    """Write the two files that a converter to GGUF needs to keep the ids of a SentencePiece tokenizer.
 
     Without `tokenizer.model` it takes a vocabulary without scores; without a value of `add_prefix_space` the GGUF file
     adds a space after every control token. It warns about neither.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.checkpoint.devices import PRECISIONS
@@ -154,7 +152,7 @@ def merge(
             for transcript in proof.transcripts:
                 transcript.write(folder / TRANSCRIPTS)
             manifest = _write_manifest(folder, spec, proof, written, dequantize)
-    return MergedModel(output, spec.base.path, manifest, tuple(_notes(spec, proof, dequantize, output)))
+    return MergedModel(output, spec.base.path, manifest, tuple(_notes(spec, proof, dequantize)))
 
 
 @contextmanager
@@ -239,7 +237,7 @@ def _write_manifest(folder: Path, spec: ModelSpec, proof: Proof, dtype: str, deq
     return manifest
 
 
-def _notes(spec: ModelSpec, proof: Proof, dequantize: bool, output: Path) -> Iterator[str]:
+def _notes(spec: ModelSpec, proof: Proof, dequantize: bool) -> Iterator[str]:
     if spec.quantization and not dequantize:
         yield (
             f"The adapter was trained on the base in {spec.quantization}, and is merged into its full weights: the "
@@ -255,8 +253,3 @@ def _notes(spec: ModelSpec, proof: Proof, dequantize: bool, output: Path) -> Ite
         count = len(proof.transcripts)
         tie = "token" if not routing.moved else "token, or a choice of experts,"
         yield f"{proof.near_ties} of {count} answers differ, from a {tie} on that base and adapter hardly prefer."
-    if (output / TEKKEN).is_file():
-        # the file stays, byte for byte, and transformers 5 loads it in place of tokenizer.json, for the converter, too
-        folder, to = shlex.quote(str(output)), shlex.quote(f"{output}-gguf")
-        command = f"mistral-lora export {folder} --to llamacpp --output {to}"
-        yield f"llama.cpp's converter stops at tekken.json. For a GGUF file, convert the folder of: {command}"

@@ -71,9 +71,7 @@ class SourceLayout(Section):
 class DataSource(Section):
     """Data in any format that `mistral-lora import` reads, converted to rows while they are read."""
 
-    path: RecipePath = Field(
-        description="A data file, a folder, or the configuration of TRL, Axolotl or LLaMA-Factory that declares it."
-    )
+    path: RecipePath = Field(description="A data file, a folder, or the configuration of a trainer that declares it.")
     format: _Format | None = Field(default=None, description="Format of the records; default: by their keys.")
     dataset: tuple[str, ...] = Field(default=(), description="Data sets of a dataset_info.json; default: the only one.")
     lossy: tuple[_Loss, ...] = Field(

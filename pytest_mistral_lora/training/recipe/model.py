@@ -16,6 +16,7 @@ from pytest_mistral_lora.chat.reading import path_of
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.pins import find_commit, resolve
 from pytest_mistral_lora.errors import PinError, RecipeError
+from pytest_mistral_lora.formats.importers import trainer_answer
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.base_location import base_weights_command
 from pytest_mistral_lora.records.files import write_text
@@ -115,14 +116,6 @@ class Recipe(Section):
 Recipe.json_schema = Recipe.model_json_schema()
 
 
-_OTHER_TRAINERS = {
-    "Axolotl": {"base_model", "datasets"},
-    "LLaMA-Factory": {"model_name_or_path", "dataset"},
-    "TRL": {"model_name_or_path", "dataset_name"},
-}
-"""Keys that only configurations of other trainers have."""
-
-
 def load_recipe(path: str | Path, content: bytes | None = None) -> Recipe:
     """Read a recipe from a YAML file; its relative paths are relative to the file.
 
@@ -157,17 +150,11 @@ def parse_recipe(
     """
     if not isinstance(data, dict):
         raise RecipeError(f"is {kind_of(data)}", place=place, expected="a mapping with base, data, training, output")
-    for runner, keys in _OTHER_TRAINERS.items():
-        if keys <= data.keys() and "training" not in data:
-            quoted = shlex.quote(str(place))
-            # no key would be a recipe's: report one sentence instead of a fault for each
-            raise RecipeError(
-                f"this is a configuration of {runner}",
-                place=place,
-                expected="a recipe, with base, data, training and output",
-                next_step=f"Judge its rows: mistral-lora audit --runner {runner.lower().replace('-', '')} --config "
-                f"{quoted} --tokenizer PATH. Convert its data: mistral-lora import {quoted} --to rows.jsonl",
-            )
+    if data.keys().isdisjoint(("base", "data", "training")) and (answer := trainer_answer(Path(str(place)), data)):
+        title, step = answer
+        # no key would be a recipe's: report one sentence instead of a fault for each
+        expected = "a recipe, with base, data, training and output"
+        raise RecipeError(f"this is {title}", place=place, expected=expected, next_step=step)
     try:
         recipe = Recipe.model_validate(data, context={"folder": folder or Path(), "place": place})
     except ValidationError as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.field.servers.llamacpp.forms import (
@@ -72,6 +74,14 @@ class LlamaCpp(Server):
         # its cache does not know under which adapter a prompt was computed (ggml-org/llama.cpp#26207)
         "cache_prompt": False,
     }
+
+    def remark_on_merged(self, folder: Path) -> str:
+        """Return the command for a folder that its converter reads, if the converter stops at a file of this one."""
+        if not (folder / TEKKEN).is_file():
+            return ""
+        # the file stays, byte for byte, and transformers 5 loads it in place of tokenizer.json, for the converter, too
+        command = shlex.join(["mistral-lora", "export", str(folder), "--to", self.name, "--output", f"{folder}-gguf"])
+        return f"llama.cpp's converter stops at tekken.json. For a GGUF file, convert the folder of: {command}"
 
     def gguf_faults(self, file: GgufFile, oracle: Oracle) -> Iterator[ProgramFault]:
         """Yield ML915 and ML920."""

@@ -79,5 +79,6 @@ AXOLOTL = Axolotl.packaged(
     "axolotl preprocess",
     least_python=(3, 12),
     tasks=PreferenceTasks(("dpo", "ipo", "simpo", "orpo"), ("kto",), key="rl", configs=_CONFIGS),
+    importer="pytest_mistral_lora.field.trainers.axolotl.importer:AXOLOTL",
     exporter="pytest_mistral_lora.field.trainers.axolotl.export:AXOLOTL",
 )

@@ -70,5 +70,6 @@ LLAMAFACTORY = LlamaFactory.packaged(
     "llamafactory",
     "llamafactory-cli train",
     tasks=PreferenceTasks(("dpo", "rm"), ("kto",), key="stage", configs=_CONFIGS),
+    importer="pytest_mistral_lora.field.trainers.llamafactory.importer:LLAMAFACTORY",
     exporter="pytest_mistral_lora.field.trainers.llamafactory.export:LLAMAFACTORY",
 )

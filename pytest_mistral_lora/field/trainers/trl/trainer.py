@@ -14,5 +14,6 @@ TRL = Trainer.packaged(
     "trl",
     "trl sft --config",
     tasks=PreferenceTasks(("dpo", "reward", "kto"), ("kto",)),
+    importer="pytest_mistral_lora.field.trainers.trl.importer:TRL",
     exporter="pytest_mistral_lora.field.trainers.trl.export:TRL",
 )
