@@ -176,7 +176,7 @@ def _of_trainer(name: str, title: str) -> Iterator[str]:
         rules.setdefault(fix, []).append(rule)
     for fix, ids in rules.items():
         links = ", ".join(f"[{rule}](rules.md#{rule.lower()})" for rule in ids)
-        classes = ", ".join(RULES[rule].fault_class for rule in ids)
+        classes = ", ".join(RULES[rule].fault_class for rule in ids if RULES[rule].fault_class)
         yield f"| {links} | {classes} | {_cell(with_paths(fix))} |"
     yield ""
 
@@ -197,6 +197,7 @@ def rule_page(rule: Rule, gallery: Gallery) -> str:
         ),
         f"- why: {rule.why}",
         f"- fix: {rule.fix}",
+        *(f"- fix in {name}: {fix}" for name, fix in rule.program_fixes.items()),
         *([f"- formerly: {', '.join(rule.former_ids)}, in encoded rows"] if rule.former_ids else ()),
         f"- source: {_linked(rule.source) if THREAD.fullmatch(rule.source) else rule.source}",
         "",

@@ -198,9 +198,7 @@ def run(args: argparse.Namespace) -> int:
             tokenizer=tokenizer,
         )
         report = AuditReport(audit, MOST_NAMES)
-        fixes: Mapping[str, str] = {}
-        if args.runner is not None:
-            fixes = find_runner(args.runner).fixes("preferences" if given.task else "rows")
+        fixes = find_runner(args.runner).known_fixes(given.task) if args.runner is not None else None
         name = name_of(file)
         target = AuditedTarget(name, file, judge=judge, dataset=given.dataset, source=rows, fixes=fixes)
         show = partial(_print_findings, target, xfails) if args.output_format == "json" else _show_nothing
@@ -321,14 +319,16 @@ def _print_findings(target: EncodedTarget, xfails: Sequence[Xfail], verdict: Lin
         for finding in unknown_among([named], f"{ROOT}::{target.name}::encoded::{case_of(found.rule)}", xfails):
             extra = {"class": RULES[finding.rule].fault_class, "index": verdict.index, "state": verdict.state}
             data = redacted({**public_finding(finding.to_json()), **extra})
-            del data["tokens"]  # a line of JSON must be readable in a terminal, too
+            # a line of JSON must be readable in a terminal, too, and the summary has the fixes once for each rule
+            del data["tokens"], data["fixes"]
             print_json(data, indented=False)
 
 
 def _print_summary(audit: Audit, session: Session) -> None:
     known = {xfail.id: xfail.reason for outcome in session.outcomes for xfail in outcome.known}
     entries = [{"id": name, "reason": reason} for name, reason in known.items()]
-    print_json({"summary": {**audit.summary(), "known": entries}}, indented=False)
+    fixes = {cause.simplest.rule: cause.to_json()["fixes"] for cause in session.causes() if cause.fixes}
+    print_json({"summary": {**audit.summary(), "known": entries, "fixes": fixes}}, indented=False)
 
 
 def _read_with_progress(path: Path, report: AuditReport, show: Callable[[LineVerdict], None]) -> AuditReport:

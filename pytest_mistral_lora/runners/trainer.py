@@ -49,6 +49,8 @@ class Trainer:
         words: The file with the fixes of rules in its own configuration; None for the rules' own.
         keys: The file with the keys of a configuration that the script gets; None for none.
         exporter: Where what writes a recipe's run for it is, `module:object`; empty if nothing does.
+        observers: The rules on rows that are about it, such as about a default: the names `module:OBJECT` of what sees
+            each judged record (a `RowObserver` of `conformance.row_pass`). Their texts are in `field/rules`.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Trainer:
     words: Path | None = None
     keys: Path | None = None
     exporter: str = ""
+    observers: tuple[str, ...] = ()
 
     @classmethod
     def packaged(cls, folder: Path, name: str, title: str, module: str, command: str, **more: Any) -> Self:
@@ -109,6 +112,14 @@ class Trainer:
             section: What the findings are about: `rows` or `preferences` of its runner, or the form of a guarded run.
         """
         return fixes_in(self.words).get(section, {}) if self.words else {}
+
+    def known_fixes(self, task: str) -> Mapping[str, str] | None:
+        """Return the fix of each rule for the rows that its runner makes; None for a user's script, of any trainer.
+
+        Args:
+            task: One of `tasks`; empty for chat rows.
+        """
+        return self.fixes("preferences" if task else "rows") if self.module else None
 
     def safe_configuration(self, file: Path, *, own_data: bool = False) -> Configuration:
         """Return what the script gets of a user's configuration: no key that names code, a network or an upload.

@@ -15,4 +15,5 @@ TRL = Trainer.packaged(
     "trl sft --config",
     tasks=PreferenceTasks(("dpo", "reward", "kto"), ("kto",)),
     exporter="pytest_mistral_lora.field.trainers.trl.export:TRL",
+    observers=("pytest_mistral_lora.field.trainers.trl.cut_pairs:CUT_PAIRS",),
 )
