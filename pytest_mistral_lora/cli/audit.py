@@ -51,11 +51,11 @@ output of another trainer (--runner).
 With --json, each finding is one JSON object on a line of its own: rule, class, severity, index (the row's number, null
 for the whole file), state, place, found, expected, detail and row (the chat row as one line of JSON). The last line is
 {"summary": {...}} with rows, sound, wrong, not_judged, not_checked, packed, labels_of_masks (rows whose labels are made
-of a mask, as TRL's collator makes them), columns (rows by each column that says what is trained on), read_back (rows
-without messages, which are read back from their ids), answers_without_labels (answers of such rows that are read with
-weight 0), pairs (chosen and rejected answers in one record; each of the two counts as a row), tokens,
-supervised_tokens, findings, classes (rule, class and count of each) and known (the deviations of --xfails that were
-found, whose findings have no line).
+of a mask), columns (rows by each column that says what is trained on), read_back (rows without messages, which are read
+back from their ids), answers_without_labels (answers of such rows that are read with weight 0), pairs (chosen and
+rejected answers in one record; each of the two counts as a row), tokens, supervised_tokens, findings, classes (rule,
+class and count of each), known (the deviations of --xfails that were found, whose findings have no line) and fixes (by
+rule, the fix in each known trainer, if the trainer is unknown).
 
 Rows that cannot be read are findings (ML501). The exit code, the known deviations and the reports are those of
 `mistral-lora check ROWS --as encoded`, which runs the same checks."""
@@ -438,7 +438,7 @@ VERB = Verb(
     description=_DESCRIPTION,
     examples=(
         "mistral-lora audit encoded.jsonl --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
-        "mistral-lora audit --runner trl --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
+        "mistral-lora audit --runner NAME --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
     ),
     failure="a row or the file has an error",
 )

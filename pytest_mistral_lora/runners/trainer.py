@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Self
 
-from pytest_mistral_lora.errors import InputError, RunnerError, did_you_mean
+from pytest_mistral_lora.errors import InputError, MistralLoraError, RunnerError, did_you_mean
 from pytest_mistral_lora.programs.fixes import fixes_in
 from pytest_mistral_lora.programs.registry import TRAINERS_GROUP, Registry
 from pytest_mistral_lora.runners.configuration import Configuration, Keys, Reading, safe_configuration
@@ -49,6 +50,10 @@ class Trainer:
         words: The file with the fixes of rules in its own configuration; None for the rules' own.
         keys: The file with the keys of a configuration that the script gets; None for none.
         exporter: Where what writes a recipe's run for it is, `module:object`; empty if nothing does.
+        variables: Variables that its runner gets, such as one that keeps it from reporting.
+        label_losses: Its classes whose loss is that of labels, by name: each other one of its classes that computes a
+            loss has one of its own. None if its classes compute none beside those of the library that they are made of.
+        is_library: Whether users call it from scripts of their own, so that its functions hold nothing of a run.
         observers: The rules on rows that are about it, such as about a default: the names `module:OBJECT` of what sees
             each judged record (a `RowObserver` of `conformance.row_pass`). Their texts are in `field/rules`.
     """
@@ -67,6 +72,9 @@ class Trainer:
     words: Path | None = None
     keys: Path | None = None
     exporter: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    label_losses: frozenset[str] | None = None
+    is_library: bool = False
     observers: tuple[str, ...] = ()
 
     @classmethod
@@ -177,6 +185,17 @@ def trainer_of(packages: Collection[str]) -> Trainer | None:
             return trainer
     foreign = {name for name in TRAINERS if name not in TRAINERS.ours}
     return next((TRAINERS[name] for name in sorted(foreign & {*packages})), None)
+
+
+def has_own_loss(cls: type) -> bool:
+    """Return whether a class that computes a loss is one of a known trainer, and its loss is not that of labels.
+
+    A trainer of another package that does not load says nothing.
+    """
+    with suppress(MistralLoraError):
+        trainer = trainer_of({cls.__module__.partition(".")[0]})
+        return trainer is not None and trainer.label_losses is not None and cls.__name__ not in trainer.label_losses
+    return False
 
 
 def find_runner(name: str) -> Trainer:

@@ -80,4 +80,5 @@ AXOLOTL = Axolotl.packaged(
     least_python=(3, 12),
     tasks=PreferenceTasks(("dpo", "ipo", "simpo", "orpo"), ("kto",), key="rl", configs=_CONFIGS),
     exporter="pytest_mistral_lora.field.trainers.axolotl.export:AXOLOTL",
+    variables={"AXOLOTL_DO_NOT_TRACK": "1"},
 )

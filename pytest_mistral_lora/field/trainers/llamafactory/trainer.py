@@ -15,7 +15,10 @@ from pytest_mistral_lora.runners.trainer import Trainer
 
 
 class LlamaFactory(Trainer):
-    """LLaMA-Factory."""
+    """LLaMA-Factory.
+
+    With `use_dft_loss` it weighs the loss of each token by its probability, which the guard knows as a loss of labels.
+    """
 
     def require_no_code(self, reading: Reading) -> None:
         """Refuse a dataset that is described as a script or as one of a network."""
@@ -71,4 +74,5 @@ LLAMAFACTORY = LlamaFactory.packaged(
     "llamafactory-cli train",
     tasks=PreferenceTasks(("dpo", "rm"), ("kto",), key="stage", configs=_CONFIGS),
     exporter="pytest_mistral_lora.field.trainers.llamafactory.export:LLAMAFACTORY",
+    variables={"DISABLE_VERSION_CHECK": "0"},
 )
