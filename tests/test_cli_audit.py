@@ -17,7 +17,6 @@ from converted import converted_tokenizer
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.encoded.audit import CASES
-from pytest_mistral_lora.conformance.finding import RULES
 
 FILE = shipped_tokenizer("spm-v3")
 Audit = Callable[..., tuple[int, str, str]]
@@ -85,38 +84,6 @@ def test_every_finding_is_counted_and_one_of_each_cause_is_shown(
     assert out.splitlines()[-6].split() == ["rule", "class", "found", "causes"]
     assert out.splitlines()[-5].split() == ["ML543", "everything-trained", "8", "1"]
     assert out.splitlines()[-2:] == ["8 findings of 1 cause", "next: mistral-lora rules ML543"]
-
-
-def test_of_an_unknown_trainer_each_known_one_has_a_line_once_for_a_rule(
-    lines: list[dict[str, Any]], audit: Audit
-) -> None:
-    # two causes of one rule
-    unread = [{**line, "labels": [-100] * len(line["labels"])} for line in lines[:2]]
-    cut = {**lines[2], "input_ids": lines[2]["input_ids"][:-2], "labels": lines[2]["labels"][:-2]}
-    rows = [*unread, cut, *_all_trained(lines[3:])]
-    _, out, _ = audit(rows)
-    shown = out.splitlines()
-    fixes = {line.partition(":")[0].strip(): line for line in shown[shown.index(_fix_of("ML543")) + 1 :][:4]}
-    assert [*fixes] == ["TRL", "Axolotl", "LLaMA-Factory", "ms-swift"]
-    assert "`train_on_prompt: false`" in fixes["LLaMA-Factory"]
-    assert f"--tokenizer {FILE}" in fixes["TRL"]
-    assert shown.count(fixes["Axolotl"]) == 1
-    data = [json.loads(line) for line in audit(rows, "--json")[1].splitlines()]
-    of_rules = data[-1]["summary"]["fixes"]
-    assert {"ML531", "ML543", "ML544"} <= of_rules.keys()
-    assert of_rules["ML543"]["ms-swift"] == fixes["ms-swift"].partition(": ")[2].strip()
-    assert not any("fixes" in finding for finding in data[:-1])
-
-
-def _fix_of(rule: str) -> str:
-    return f"  fix:      {RULES[rule].fix}"
-
-
-def test_a_rule_whose_fix_is_enough_has_no_line_of_a_trainer(lines: list[dict[str, Any]], audit: Audit) -> None:
-    wrong = [{**line, "input_ids": line["input_ids"][1:], "labels": line["labels"][1:]} for line in lines]
-    _, out, _ = audit(wrong)
-    assert "\nML521 " in out
-    assert "  TRL:" not in out
 
 
 def test_the_causes_of_a_class_that_are_shown_can_be_bounded(lines: list[dict[str, Any]], audit: Audit) -> None:
