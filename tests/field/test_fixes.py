@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from pytest_mistral_lora import audit
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
@@ -17,6 +19,9 @@ from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.runners import TRAINERS
 
 FILE = shipped_tokenizer("spm-v3")
+SCHEMA = Draft202012Validator(
+    json.loads(files("pytest_mistral_lora.report").joinpath("report.schema.json").read_text(encoding="utf-8"))
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,7 @@ def test_of_an_unknown_trainer_each_known_one_has_a_line_once_for_a_rule(
     assert not any("fixes" in finding for finding in data[:-1])
 
 
-def test_two_causes_of_a_rule_have_the_lines_once(lines: list[dict[str, Any]]) -> None:
+def test_two_causes_of_a_rule_have_the_lines_once(lines: list[dict[str, Any]], tmp_path: Path) -> None:
     one_answer = [{**line, "labels": [-100, *line["input_ids"][1:2], *line["labels"][2:]]} for line in lines[:2]]
     two = [{**line, "labels": [*line["input_ids"][:3], *line["labels"][3:]]} for line in lines[2:]]
     verdict = audit([*one_answer, *two], tokenizer=FILE)
@@ -66,6 +71,11 @@ def test_two_causes_of_a_rule_have_the_lines_once(lines: list[dict[str, Any]]) -
     assert text.count(f"  fix:      {RULES['ML547'].fix}") == 2
     assert text.count("  Axolotl:  Set `train_on_inputs: false`") == 1
     assert [bool(finding.fixes) for finding in verdict.findings if finding.rule == "ML547"].count(True) == 1
+    verdict.write(tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    SCHEMA.validate(report)
+    assert [*map(bool, (cause["fixes"] for cause in report["causes"]))].count(True) == 1
+    assert str(verdict.write(tmp_path / "report.html").read_text(encoding="utf-8")).count("<dt>Axolotl</dt>") == 1
 
 
 def test_a_rule_whose_fix_is_enough_has_no_line_of_a_trainer(
