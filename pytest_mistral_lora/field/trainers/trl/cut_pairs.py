@@ -35,7 +35,8 @@ class CutPairs:
         """Yield the finding of a pair whose sides differ, but not in the tokens that are kept."""
         if len(record.rows) == 1 or likeness_of_sides(record.rows, record.layouts):
             return
-        alike = equal_beginning(*(side.input_ids for side in record.layouts))
+        chosen, rejected = (side.input_ids for side in record.layouts)
+        alike = equal_beginning(chosen, rejected)
         if alike >= KEPT_TOKENS:
             found = f"both sides begin with the same {alike:,} tokens: the first {KEPT_TOKENS:,} do not tell them apart"
             expected = f"answers that differ earlier, or a max_length above {alike:,}"
