@@ -211,7 +211,8 @@ def find_runner(name: str) -> Trainer:
     script = Path(name)
     if script.suffix == ".py" and script.is_file():
         return Trainer(script.stem, script.name, "", "", script, NOTHING, str(script), NOTHING)
+    one_of = f"one of {', '.join(TRAINERS)}, or " if TRAINERS else ""
     raise RunnerError(
         f"{name!r} is not a runner{did_you_mean(name, TRAINERS)}",
-        expected=f"one of {', '.join(TRAINERS)}, or the path of a script (*.py) that maps rows to encoded rows",
+        expected=f"{one_of}the path of a script (*.py) that maps rows to encoded rows",
     )

@@ -89,3 +89,11 @@ def test_without_the_room_a_finding_has_the_fix_of_its_rule_alone(
     assert (done.returncode, done.stderr, lines[at + 1]) == (1, "", "")
     done = without(*words, "--json")
     assert json.loads(done.stdout.splitlines()[-1])["summary"]["fixes"] == {}
+
+
+def test_without_the_room_an_unknown_runner_is_named_with_what_is_left(
+    without: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = without("-m", "pytest_mistral_lora.cli", "audit", "--runner", "nope", "--tokenizer", "spm-v3")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'nope' is not a runner; expected the path of a script (*.py)" in done.stderr
