@@ -229,7 +229,7 @@ def assert_served_as_trained(
     Each row takes a few short requests: its messages before the last answer, one token, greedy.
 
     Args:
-        url: The kind of the server and its address, as for `--mistral-server`: `llamacpp=http://127.0.0.1:8080`.
+        url: The kind of the server and its address, as for `--mistral-server`: `http://127.0.0.1:8080`.
         rows: A chat row, or several, each with an answer at its end.
         tokenizer: As for `assert_template_faithful`.
         model: The name of the model to ask; by default, the first that the server lists.
@@ -245,7 +245,7 @@ def assert_served_as_trained(
     from pytest_mistral_lora.conformance.server.checks import served_findings
 
     if not isinstance(url, str):
-        raise InputError(f"no server: {type(url).__name__}", expected="a text such as llamacpp=http://127.0.0.1:8080")
+        raise InputError(f"no server: {type(url).__name__}", expected="a text such as http://127.0.0.1:8080")
     given = rows if isinstance(rows, Iterable) and not isinstance(rows, Row | Mapping) else [rows]
     used = tuple(as_row(row) for row in given)
     _raise_if_errors(served_findings(url, used, _loaded_tokenizer(tokenizer), model))

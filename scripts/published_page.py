@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pytest_mistral_lora.chat.templates.faults import FAULTS
-from pytest_mistral_lora.chat.templates.published import EngineVerdict, PublishedTemplate, published_templates
+from pytest_mistral_lora.programs.templates import EngineVerdict, PublishedTemplate, published_templates
 from pytest_mistral_lora.records.goldens import packaged_cases
 
 _SHA256_DIGITS = 16
@@ -39,8 +39,8 @@ def published_page() -> str:
         f"Each template was judged on those of the {len(packaged_cases())} packaged rows that its tokenizer can",
         "encode. *jinja2* names the causes of all differences from mistral-common",
         f"{register.mistral_common}, besides the [named deviations](deviations.md) and the template's own system",
-        f"prompt. *llama.cpp* compares the prompts of the server of build {register.llamacpp} with those of jinja2,",
-        "for the rows that jinja2 renders. A template that fails there is the note [ML023](rules/ML023.md).",
+        f"prompt. *llama.cpp* compares the prompts of the server of build {register.engines['llamacpp']} with those of",
+        "jinja2, for the rows that jinja2 renders. A template that fails there is the note [ML023](rules/ML023.md).",
         "",
         "| template | judged with | own system prompt | jinja2 | llama.cpp | SHA-256 |",
         "|---|---|---|---|---|---|",
@@ -67,7 +67,7 @@ def published_page() -> str:
         "llama.cpp's server parses the arguments of calls and the tools before it renders them, so it can write them",
         "differently from jinja2, whatever the template is.",
         "",
-        "This page is made by `scripts/write_docs.py` from `pytest_mistral_lora/chat/templates/published.toml`, which",
+        "This page is made by `scripts/write_docs.py` from `pytest_mistral_lora/field/templates/published.toml`, which",
         "`scripts/record_published_templates.py` writes.",
     ]
     return "\n".join(lines) + "\n"
@@ -80,7 +80,7 @@ def _row(template: PublishedTemplate) -> str:
         f"{template.judged_with} ({template.version})",
         _OWN_PROMPTS[template.own_prompt],
         causes,
-        _engine(template.llamacpp),
+        _engine(template.engines["llamacpp"]),
         f"`{template.sha256[:_SHA256_DIGITS]}…`",
     )
     return f"| {' | '.join(cells)} |"
@@ -102,7 +102,7 @@ def _causes(templates: tuple[PublishedTemplate, ...]) -> Iterator[str]:
 
 
 def _cases(templates: tuple[PublishedTemplate, ...]) -> Iterator[str]:
-    seen = {name for template in templates for name in _odd_rows(template.llamacpp)}
+    seen = {name for template in templates for name in _odd_rows(template.engines["llamacpp"])}
     yield from (f"| `{case.name}` | {case.description} |" for case in packaged_cases() if case.name in seen)
 
 

@@ -21,16 +21,15 @@ from pytest_mistral_lora.chat.oracle import VERSION, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import compare
-from pytest_mistral_lora.chat.templates.published import (
-    PATH,
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.conformance.template import own_prompt_finding
+from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.programs.templates import (
     EngineVerdict,
     PublishedTemplate,
     TemplateRegister,
     text_sha256,
 )
-from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.conformance.template import own_prompt_finding
-from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.goldens import packaged_cases
 from pytest_mistral_lora.serving.server import chat_request
@@ -74,6 +73,9 @@ TOKENIZERS = {
 """The tokenizer that each template is judged by; the package does not name it."""
 
 _PUBLISHER = "mistralai/"
+PATH = Path(__file__).parents[1] / "pytest_mistral_lora" / "field" / "templates" / "published.toml"
+ENGINE = "llamacpp"
+"""The server whose engine is tried."""
 _WITHOUT_VERDICT = EngineVerdict(0, (), {}, ())
 _MARKS_IN_ERROR = "While executing "
 """The error of llama.cpp's server if a template fails, and not the form of the request."""
@@ -102,7 +104,7 @@ def _without_verdicts(name: str) -> PublishedTemplate:
         judged_with=TOKENIZERS[name],
         own_prompt="",
         causes=(),
-        llamacpp=_WITHOUT_VERDICT,
+        engines={ENGINE: _WITHOUT_VERDICT},
     )
 
 
@@ -114,7 +116,7 @@ def with_verdicts(template: PublishedTemplate) -> PublishedTemplate:
         template,
         own_prompt=own_prompt.severity if own_prompt else "none",
         causes=tuple(sorted(causes_of(template.judged_with, chat_template))),
-        llamacpp=llamacpp_verdict(template.judged_with, chat_template),
+        engines={ENGINE: llamacpp_verdict(template.judged_with, chat_template)},
     )
 
 
@@ -182,21 +184,23 @@ def register_text(register: TemplateRegister) -> str:
 def _register_lines(register: TemplateRegister) -> Iterator[str]:
     yield "# Written by scripts/record_published_templates.py. No text of a template is stored, only its hashes."
     yield "# `causes` are names of faults, or shapes of differences without a name."
-    for key in ("package", "date", "mistral_common", "llamacpp"):
+    for key in ("package", "date", "mistral_common"):
         yield f"{key} = {_value(getattr(register, key))}"
+    versions = ", ".join(f"{engine} = {_value(version)}" for engine, version in register.engines.items())
+    yield f"engines = {{ {versions} }}"
     for template in register.templates:
         table = f"templates.{_value(template.name)}"
         yield from ("", f"[{table}]")
         for key in ("repositories", "origin", "sha256", "text_sha256", "version", "judged_with", "own_prompt"):
             yield f"{key} = {_value(getattr(template, key))}"
         yield from _list("causes", template.causes)
-        verdict = template.llamacpp
-        yield from ("", f"[{table}.llamacpp]", f"same = {verdict.same}")
-        yield from _list("other", verdict.other)
-        yield from _list("unread", verdict.unread)
-        yield from ("", f"[{table}.llamacpp.failed]")
-        for error, cases in verdict.failed.items():
-            yield from _list(_value(error), cases)
+        for engine, verdict in template.engines.items():
+            yield from ("", f"[{table}.{engine}]", f"same = {verdict.same}")
+            yield from _list("other", verdict.other)
+            yield from _list("unread", verdict.unread)
+            yield from ("", f"[{table}.{engine}.failed]")
+            for error, cases in verdict.failed.items():
+                yield from _list(_value(error), cases)
 
 
 def _list(key: str, values: tuple[str, ...]) -> Iterator[str]:

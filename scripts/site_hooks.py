@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 _MADE_FROM = {
     "tests/mutants/incidents.py": "incidents.md",
-    "pytest_mistral_lora/chat/templates/published.toml": "published.md",
+    "pytest_mistral_lora/field/templates/published.toml": "published.md",
     "tests/chat/recordings.toml": "recordings.md",
 }
 """A page of the site, by the file in the repository that it is made from."""

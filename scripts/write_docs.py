@@ -39,7 +39,8 @@ from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation 
 from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa: E402
 from pytest_mistral_lora.conformance.finding import FORMER_RULES, PROOFS, RULES, Rule, with_paths  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
-from pytest_mistral_lora.runners import TRAINERS  # noqa: E402
+from pytest_mistral_lora.runners import TRAINERS, Trainer  # noqa: E402
+from pytest_mistral_lora.serving.server import Server  # noqa: E402
 from pytest_mistral_lora.serving.servers import SERVERS  # noqa: E402
 from pytest_mistral_lora.training.recipe import Recipe  # noqa: E402
 from pytest_mistral_lora.training.recipe.data import DataSource, SourceLayout  # noqa: E402
@@ -81,8 +82,10 @@ def _deviation(deviation: Deviation) -> Iterator[str]:
     yield from ("", f"## {deviation.id}", "", f"{deviation.title} {deviation.why}", "")
     yield f"- tokenizer versions: {versions}; kinds: {', '.join(sorted(deviation.kinds))}"
     yield f"- mistral-common: {deviation.mistral_common}"
-    if deviation.servers:
-        yield f"- servers: {', '.join(f'{SERVERS[name].title} {seen}' for name, seen in deviation.servers.items())}"
+    known = ((server.title, server.known_deviations("prompts")) for server in SERVERS.of_this_package())
+    seen = [f"{title} {versions[deviation.id]}" for title, versions in known if deviation.id in versions]
+    if seen:
+        yield f"- servers: {', '.join(seen)}"
     yield f"- smallest example (on `{deviation.tokenizer}`):"
     yield from ("", "```json", json.dumps(deviation.example, ensure_ascii=False), "```")
 
@@ -159,26 +162,39 @@ def _words(rule: Rule) -> str:
 
 def symptoms_page() -> str:
     """Return the page of symptoms, with the settings of each trainer between its marks."""
-    text = (DOCS / "symptoms.md").read_text(encoding="utf-8")
-    made = "\n".join(line for name, runner in TRAINERS.items() for line in _of_trainer(name, runner.title))
+    return _between_marks("symptoms.md", "trainers", _tables_of_fixes(TRAINERS.of_this_package(), "what is wrong"))
+
+
+def serving_page() -> str:
+    """Return the page of servers, with the options of each server between its marks."""
+    return _between_marks("serving.md", "servers", _tables_of_fixes(SERVERS.of_this_package(), "what must hold"))
+
+
+def _between_marks(page: str, name: str, lines: Iterable[str]) -> str:
+    """Return a page with the lines between the marks of a name: the rest is written by hand."""
+    made = "\n".join(lines)
     return re.sub(
-        r"(<!-- trainers: start -->\n).*?(<!-- trainers: end -->)",
+        rf"(<!-- {name}: start -->\n).*?(<!-- {name}: end -->)",
         lambda found: f"{found[1]}{made}\n{found[2]}",
-        text,
+        (DOCS / page).read_text(encoding="utf-8"),
         flags=re.DOTALL,
     )
 
 
-def _of_trainer(name: str, title: str) -> Iterator[str]:
-    yield from ("", f"### {title}", "", "| rule | what is wrong | what to set |", "|---|---|---|")
-    rules: dict[str, list[str]] = {}
-    for rule, fix in TRAINERS[name].fixes().items():
-        rules.setdefault(fix, []).append(rule)
-    for fix, ids in rules.items():
-        links = ", ".join(f"[{rule}](rules.md#{rule.lower()})" for rule in ids)
-        classes = ", ".join(RULES[rule].fault_class for rule in ids if RULES[rule].fault_class)
-        yield f"| {links} | {classes} | {_cell(with_paths(fix))} |"
-    yield ""
+def _tables_of_fixes(programs: Iterable[Trainer | Server], heading: str) -> Iterator[str]:
+    """Yield a table for each program that has fixes: the rules, their classes or titles, and what to set."""
+    for program in programs:
+        rules: dict[str, list[str]] = {}
+        for rule, fix in program.fixes().items():
+            rules.setdefault(fix, []).append(rule)
+        if not rules:
+            continue
+        yield from ("", f"### {program.title}", "", f"| rule | {heading} | what to set |", "|---|---|---|")
+        for fix, ids in rules.items():
+            links = ", ".join(f"[{rule}](rules.md#{rule.lower()})" for rule in ids)
+            titles = ", ".join(RULES[rule].fault_class or RULES[rule].title for rule in ids)
+            yield f"| {links} | {_cell(titles)} | {_cell(with_paths(fix))} |"
+        yield ""
 
 
 def rule_page(rule: Rule, gallery: Gallery) -> str:
@@ -331,7 +347,7 @@ def committed_pages() -> dict[str, str]:
     """Return the pages and templates that are in the repository, by their paths in docs/."""
     made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "recipe.md": recipe_page()}
     made |= {"sound-rows.md": sound_rows_page(), "known-faults.md": known_faults_page()}
-    made |= {"prepared.md": prepared_page(), "symptoms.md": symptoms_page()}
+    made |= {"prepared.md": prepared_page(), "symptoms.md": symptoms_page(), "serving.md": serving_page()}
     return made | {f"templates/{name}.jinja": training_template(shipped_tokenizer(name)) for name in SHIPPED}
 
 

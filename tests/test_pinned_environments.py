@@ -59,3 +59,16 @@ def test_an_install_changes_no_version_and_the_suite_is_green_or_names_the_fault
     if ended.returncode:
         assert "\nknown of " in ended.stdout, ended.stdout[-4000:]
     assert "no target of that kind" in ended.stdout
+
+
+@pytest.mark.slow
+def test_every_dependency_has_a_binary_for_the_newest_python(tmp_path: Path) -> None:
+    """The tests do not run on it everywhere: pip resolves for it, and builds nothing."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    newest = max(name.rpartition(" ")[2] for name in project["classifiers"] if "Python :: 3." in name)
+    extras = ("train", "parquet", "near", "guidance", "serving", "gguf")
+    needed = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
+    command += ["--python-version", newest, "--only-binary", ":all:", "--target", str(tmp_path), *needed]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]

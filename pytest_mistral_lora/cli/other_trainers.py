@@ -29,6 +29,9 @@ from pytest_mistral_lora.extras import require_extra
 from pytest_mistral_lora.programs.registry import SERVERS_GROUP, TRAINERS_GROUP, names_in
 from pytest_mistral_lora.runners import TRAINERS
 
+_TRAINER, _SERVER = (next(iter(names_in(group)), "NAME") for group in (TRAINERS_GROUP, SERVERS_GROUP))
+"""The first name of each group, for examples of commands."""
+
 _EXPORT_DESCRIPTION = """\
 Write a folder that runs a recipe in another trainer: its configuration, and the rows, already split, cut and encoded as
 `mistral-lora train` encodes them. Settings that the other trainer does not have, and everything that it does
@@ -154,17 +157,18 @@ EXPORT = Verb(
     run_export,
     description=_EXPORT_DESCRIPTION,
     examples=(
-        "mistral-lora export recipe.yaml --to trl --output trl-run",
-        "mistral-lora export lora-out --to vllm --output served",
-        "mistral-lora export merged --to llamacpp --output served",
-        "mistral-lora export merged --to llamacpp --probe --output probe",
+        f"mistral-lora export recipe.yaml --to {_TRAINER} --output run",
+        f"mistral-lora export lora-out --to {_SERVER} --output served",
+        f"mistral-lora export merged --to {_SERVER} --output served",
+        f"mistral-lora export merged --to {_SERVER} --probe --output probe",
     ),
 )
 
 
 _TEMPLATE_DESCRIPTION = """\
-Write the official chat template of a tokenizer with {% generation %} blocks around the assistant's text. TRL needs them
-for `assistant_only_loss`. The template renders every conversation byte for byte as before.
+Write the official chat template of a tokenizer with {% generation %} blocks around the assistant's text. A trainer
+needs them for a loss on answers alone (`assistant_only_loss`). The template renders every conversation byte for byte as
+before.
 
 From version 13 on, a tokenizer has tokens for thinking if its model thinks. A file of version 11 does not show it, and
 mistral-common's template writes thinking as text in <think> for every one: for a model that does not think
@@ -295,5 +299,5 @@ RUNNER = Verb(
     _add_runner_options,
     run_runner,
     description=_RUNNER_DESCRIPTION,
-    examples=("mistral-lora runner setup axolotl", "mistral-lora runner list"),
+    examples=(f"mistral-lora runner setup {_TRAINER}", "mistral-lora runner list"),
 )

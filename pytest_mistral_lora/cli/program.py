@@ -73,8 +73,8 @@ _EXAMPLES = {
     "check": "check rows.jsonl --tokenizer spm-v3",
     "rows": "import sharegpt.json --to rows.jsonl",
     "train": "train recipe.yaml",
-    "serve": "serve-check llamacpp=http://127.0.0.1:8080 --tokenizer spm-v3",
-    "other trainers": "runner setup trl",
+    "serve": "serve-check http://127.0.0.1:8080 --tokenizer spm-v3",
+    "other trainers": "runner list",
 }
 """A command line of each group, after the program's name."""
 

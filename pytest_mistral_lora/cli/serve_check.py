@@ -28,38 +28,37 @@ from pytest_mistral_lora.extras import require_extra
 
 _DESCRIPTION = """\
 Send the packaged rows to a running server, and compare its prompts with mistral-common: ids, text that becomes a
-control token, and refusals. How much an answer proves is printed: vLLM shows the ids that it fed, llama.cpp a
-preview, and a server with OpenAI's API alone (openai: transformers serve, LM Studio, ...) the number of tokens. The
-clients of sglang and ollama were never run: they are written from the source of these servers. For a server of another
-kind, give the path of a script of your own, which gets the rows and writes ids: see docs/serving.md. Without a NAME the
-kind is recognised by the endpoint that has the version.
+control token, and refusals. How much an answer proves is printed: a server shows the ids that it fed, or a preview of
+them, or, with OpenAI's API alone (openai), the number of tokens. Without a NAME the kind is recognised by the endpoint
+that has the version; docs/serving.md has the servers and versions that were run. For a server of another kind, give the
+path of a script of your own, which gets the rows and writes ids: see the same page.
 
 With --adapter or --golden, ask for the answers of golden transcripts, too, greedily: by the ids of their prompts and by
-their messages. The precision of the weights, which decides how near a near tie is, may be named: vllm:bf16=URL. So may
-a version that the server does not report: llamacpp@11549=URL. A named deviation is accepted only of the servers and
+their messages. The precision of the weights, which decides how near a near tie is, may be named: NAME:bf16=URL. So may
+a version that the server does not report: NAME@VERSION=URL. A named deviation is accepted only of the servers and
 versions that docs/deviations.md has for it.
 
 With --answers, ask for answers whose ids are known, too, whole and as a stream, and compare what a client gets with
-what the model said. Serve a model that says them: `mistral-lora export DIR --to llamacpp --probe` writes one. On any
+what the model said. Serve a model that says them: `mistral-lora export DIR --to NAME --probe` writes one. On any
 other model the request forces the answers, as far as the kind of server allows it; the rest is not checked.
 
-Without a server, vllm-parsers=PYTHON gives the ids of the known answers to the parsers of the vLLM that this Python
-has: whole, token by token, and cut in two at each place.
+Without a server, NAME-parsers=PYTHON gives the ids of the known answers to the parsers of the server that this Python
+has installed, if that kind has some: whole, token by token, and cut in two at each place.
 
 Each row is one short request (one token, greedy). The key of the server is read from MISTRAL_SERVER_KEY. Plain http
 goes to this machine alone."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    from pytest_mistral_lora.programs.registry import SERVERS_GROUP, foreign_points
+    from pytest_mistral_lora.programs.registry import SERVERS_GROUP, foreign_points, own_points
 
+    kinds = ", ".join([*(point.name for point in own_points(SERVERS_GROUP)), "openai"])
+    kinds += "".join(f"; {point.name}: of another package" for point in foreign_points(SERVERS_GROUP))
     parser.add_argument(
         "server",
         type=PathArgument("read", str),
         metavar="[NAME=]URL",
-        help="address of the server, and its kind if you name it (llamacpp, vllm, openai; sglang and ollama: never "
-        f"run{''.join(f'; {point.name}: of another package' for point in foreign_points(SERVERS_GROUP))}); "
-        "or vllm-parsers=PYTHON",
+        help=f"address of the server, and its kind if you name it ({kinds}); or NAME-parsers=PYTHON",
     )
     add_tokenizer_option(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="model to ask (default: the first that it lists)")
@@ -206,11 +205,10 @@ VERB = Verb(
     description=_DESCRIPTION,
     examples=(
         "mistral-lora serve-check http://127.0.0.1:8080 --tokenizer models/base",
-        "mistral-lora serve-check llamacpp=http://127.0.0.1:8080 --tokenizer models/base --adapter lora-out",
-        "mistral-lora serve-check llamacpp@11549=http://127.0.0.1:8080 --tokenizer models/base --answers",
-        "mistral-lora serve-check vllm=https://models.example.org --tokenizer spm-v3 --model tuned",
-        "mistral-lora serve-check vllm=http://127.0.0.1:8000 --tokenizer spm-v3 --adapter a=lora-a --adapter b=lora-b",
-        "mistral-lora serve-check vllm-parsers=/opt/vllm/bin/python --tokenizer models/base",
+        "mistral-lora serve-check http://127.0.0.1:8080 --tokenizer models/base --adapter lora-out",
+        "mistral-lora serve-check http://127.0.0.1:8080 --tokenizer models/base --answers",
+        "mistral-lora serve-check openai:bf16=https://models.example.org --tokenizer spm-v3 --model tuned",
+        "mistral-lora serve-check http://127.0.0.1:8000 --tokenizer spm-v3 --adapter a=lora-a --adapter b=lora-b",
         "mistral-lora serve-check ./my_server.py=http://127.0.0.1:9000 --tokenizer models/base",
     ),
     failure="a prompt or an answer differs, or no check could judge anything",

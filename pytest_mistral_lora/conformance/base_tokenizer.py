@@ -162,7 +162,7 @@ def _stored_findings(saved: CheckpointTokenizer, base: CheckpointTokenizer) -> I
                 expected = f"the bytes of {others.file(name)}"
                 yield Finding("ML440", f"has SHA-256 {files.digests.get(name)}", files.place(name), expected)
         elif base.has_oracle and _tokens_of(Oracle(files.file(name))) != _tokens_of(base.oracle):
-            # vLLM and transformers take such a file before tokenizer.json
+            # servers and transformers take such a file before tokenizer.json
             expected = f"no such file, as in the base, or {base.oracle.path.name} ({base.oracle.version})"
             yield Finding("ML440", "is another tokenizer than the base's", files.place(name), expected)
     for key in _MARKS:

@@ -122,7 +122,7 @@ class AdapterTarget(Target):
 
 @dataclass(frozen=True)
 class GgufTarget(Target):
-    """A GGUF file of a model or an adapter, as llama.cpp and Ollama read it.
+    """A GGUF file of a model or an adapter, as servers read it.
 
     Attributes:
         judge: The target whose tokenizer it is compared with; None for the folders' or the recognised tokenizer.

@@ -84,6 +84,14 @@ class ServerAnswers:
     left_out: int = 0
 
 
+def in_words_of(server: Server, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """Return findings with the fixes in the options of a kind of server; one with a fix for its cause keeps it."""
+    from pytest_mistral_lora.conformance.finding import in_words
+
+    fixes = server.fixes()
+    return tuple(finding if finding.fix else in_words((finding,), fixes)[0] for finding in findings)
+
+
 @dataclass(frozen=True)
 class ServerTarget(JudgedTarget):
     """A running server.
@@ -140,6 +148,14 @@ class ServerTarget(JudgedTarget):
     def server(self) -> Server:
         """The kind of server: see `recognised`."""
         return self.recognised[0]
+
+    def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+        """Return findings with the fixes in the options of this kind of server, if it is known."""
+        try:
+            server = self.server
+        except InputError:  # nobody answers, or the kind does not load: a check says so
+            return findings
+        return in_words_of(server, findings)
 
     @property
     def served_version(self) -> str:
@@ -370,6 +386,10 @@ class ParsersTarget(JudgedTarget):
         from pytest_mistral_lora.serving.servers import SERVERS
 
         return SERVERS[self.kind]
+
+    def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+        """Return findings with the fixes in the options of the server that the parsers are of."""
+        return in_words_of(self.server, findings)
 
     @KeptProperty
     def parsed(self) -> ParsedAnswers:

@@ -56,7 +56,7 @@ class Target:
 
     @property
     def served_by(self) -> str:
-        """The server that is judged, with its version, such as `vLLM 0.32.0`; empty for everything else."""
+        """The server that is judged, with its version; empty for everything else."""
         return ""
 
     @KeptProperty

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.chat.templates.compare import Difference
-    from pytest_mistral_lora.chat.templates.published import PublishedTemplate
+    from pytest_mistral_lora.programs.templates import PublishedTemplate
 
 UNSTEADY = {"unsteady": "ML021", "surrogate": "ML022"}
 """The rule of each kind of error that is a fault of the template for any row."""
@@ -89,9 +89,9 @@ def _check_packaged(target: Target, case: Case) -> Result:
 
 
 def _check_published(target: Target) -> Result:
-    """Name the published template that a folder has, and judge whether other engines render it: ML023."""
+    """Name the published template that a folder has, and judge whether the engines of servers render it: ML023."""
     from pytest_mistral_lora.chat.oracle import VERSION
-    from pytest_mistral_lora.chat.templates.published import published_templates
+    from pytest_mistral_lora.programs.templates import published_templates
 
     files = target.tokenizer.files
     files.refuse_hazards()
@@ -102,7 +102,7 @@ def _check_published(target: Target) -> Result:
     published = register.find(source)
     if published is not None:
         place = in_folder(files.path, loaded_place(files))
-        findings = tuple(_engine_findings(published, register.llamacpp, place))
+        findings = tuple(_engine_findings(published, register.engines, place))
         return Result(findings, facts=(("template of", f"that of {published.title} ({register.date}), unchanged"),))
     if _is_generated(target, source):
         return Result(facts=(("template of", f"mistral-common {VERSION} generates it"),))
@@ -111,8 +111,8 @@ def _check_published(target: Target) -> Result:
 
 def _is_generated(target: Target, source: str) -> bool:
     """Return whether a template is the one that mistral-common generates, with or without generation blocks."""
-    from pytest_mistral_lora.chat.templates.published import template_text
     from pytest_mistral_lora.chat.templates.renderer import training_source
+    from pytest_mistral_lora.programs.templates import template_text
 
     # a folder without an oracle, or without a tokenizer: other checks report it
     with suppress(MistralLoraError):
@@ -125,21 +125,24 @@ def _is_generated(target: Target, source: str) -> bool:
     return False
 
 
-def _engine_findings(template: PublishedTemplate, build: str, place: Place) -> Iterator[Finding]:
-    """Yield ML023 for each error that llama.cpp's engine, of a build, ended in on the packaged rows."""
-    for error, cases in template.llamacpp.failed.items():
-        found = (
-            f"llama.cpp {build} fails at {len(cases)} of {template.llamacpp.rows} packaged prompts, "
-            f"the first of them {cases[0]}: {error}"
-        )
-        yield Finding("ML023", found, place, "a prompt, as jinja2 renders it", fix=_engine_fix(template.own_prompt))
+def _engine_findings(template: PublishedTemplate, versions: Mapping[str, str], place: Place) -> Iterator[Finding]:
+    """Yield ML023 for each error that the engine of a server, of a version, ended in on the packaged rows."""
+    from pytest_mistral_lora.serving.servers import SERVERS
+
+    for name, verdict in template.engines.items():
+        for error, cases in verdict.failed.items():
+            found = (
+                f"{SERVERS[name].title} {versions[name]} fails at {len(cases)} of {verdict.rows} packaged prompts, "
+                f"the first of them {cases[0]}: {error}"
+            )
+            yield Finding("ML023", found, place, "a prompt, as jinja2 renders it", fix=_engine_fix(template.own_prompt))
 
 
 def _engine_fix(own_prompt: str) -> str:
     """Return the fix of ML023, which keeps the template's own system prompt, if it writes one."""
     prompt = {"none": "", "note": "{own_template}", "error": "prompt.txt"}[own_prompt]
     write = _write_template(prompt)
-    return f"Serve the template that mistral-common generates: {write}, and `llama-server --chat-template-file`."
+    return f"Start the server with the template that mistral-common generates: {write}."
 
 
 def judge(target: Target, case: Golden | Case) -> Result:

@@ -21,5 +21,6 @@ PROGRAMS: Mapping[str, Mapping[str, str]] = {
         "ollama": "pytest_mistral_lora.field.servers.ollama.server:OLLAMA",
     },
     "pytest_mistral_lora.facts": {"field": "pytest_mistral_lora.field.facts"},
+    "pytest_mistral_lora.templates": {"field": "pytest_mistral_lora.field.templates"},
 }
 """The programs by group and name: the same text that another package gives as an entry point."""

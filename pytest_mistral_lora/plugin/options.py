@@ -132,7 +132,7 @@ SERVER = Option(
     "--mistral-server",
     "Check the prompts that this running server feeds its model, such as --mistral-server=http://127.0.0.1:8080, "
     "against --mistral-tokenizer or --mistral-recipe, and its answers, against the transcripts of each "
-    "--mistral-adapter. Its kind is recognised, or you name it: llamacpp, vllm, openai; sglang and ollama (never run). "
+    "--mistral-adapter. Its kind is recognised, or you name it (mistral-lora serve-check --help lists the kinds). "
     "Its key is read from MISTRAL_SERVER_KEY. Repeatable. Replaces the default targets.",
     "mistral_servers",
     "linelist",

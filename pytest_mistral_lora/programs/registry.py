@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
@@ -13,7 +15,7 @@ from pytest_mistral_lora.errors import EntryPointError, InputError
 Kind = TypeVar("Kind")
 
 SERVERS_GROUP, TRAINERS_GROUP = "pytest_mistral_lora.servers", "pytest_mistral_lora.trainers"
-FACTS_GROUP = "pytest_mistral_lora.facts"
+FACTS_GROUP, TEMPLATES_GROUP = "pytest_mistral_lora.facts", "pytest_mistral_lora.templates"
 """The groups of entry points."""
 
 _FIELD = "pytest_mistral_lora.field"
@@ -49,13 +51,31 @@ def names_in(group: str) -> list[str]:
     return list(dict.fromkeys(point.name for point in points))
 
 
+def folder_of(point: EntryPoint) -> Path:
+    """Return the folder that an entry point names as a module, such as `my_package.facts`; its code is not run.
+
+    Raises:
+        EntryPointError: If there is no such folder.
+    """
+    package, *inner = point.value.split(".")
+    try:
+        spec = find_spec(package)  # of the package itself, which is not imported
+    except ValueError:
+        spec = None
+    for parent in (spec and spec.submodule_search_locations) or ():
+        folder = Path(parent, *inner)
+        if folder.is_dir():
+            return folder
+    raise EntryPointError(f"{point.name}: {point.value} is no folder", expected="a package with the files in it")
+
+
 class Registry(Mapping[str, Kind]):
     """The objects of a kind by name, such as servers.
 
     A package adds one by an entry point of its `pyproject.toml`, whose name is that of the program:
 
         [project.entry-points."pytest_mistral_lora.servers"]
-        mistralrs = "my_package.servers:MISTRALRS"
+        mine = "my_package.servers:MINE"
 
     Names are read from the metadata of installed packages. An object is imported, and so its code run, if its name is
     used, and at no other time.

@@ -1,4 +1,4 @@
-"""GGUF files, the form in which llama.cpp and Ollama read a model: metadata, and the places of tensors.
+"""GGUF files, a form in which servers read a model: metadata, and the places of tensors.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The package `gguf` reads the same, but trusts the
 lengths that a file claims, and needs 8 s for a Tekken vocabulary. Here every length is compared with the size of the
@@ -95,7 +95,7 @@ class GgufFile:
         tensors: Its tensors, by name.
         is_adapter: Whether it holds a LoRA adapter, and not a model.
         parts: The number of files that the model is split into.
-        architecture: The name of the architecture in llama.cpp: `llama` for Mistral-7B.
+        architecture: The name of the architecture in the file: `llama` for Mistral-7B.
         template: The chat template; None if it is missing.
     """
 

@@ -31,7 +31,7 @@ class TierTolerance:
 
 
 # bf16 has 8 significant bits: a logit near 30 is rounded by up to 0.06, the difference of two by up to twice that.
-# The quantised ones were measured with llama.cpp on SmolLM2-135M, 24 answers of 32 tokens: see docs/serving.md.
+# The quantised ones were measured with GGUF files of SmolLM2-135M, 24 answers of 32 tokens: see docs/serving.md.
 TOLERANCES: Mapping[str, TierTolerance] = {
     "fp32": TierTolerance(0.01, 0.005),
     "fp16": TierTolerance(0.05, 0.01),

@@ -64,7 +64,7 @@ def said_answers(folder: Path) -> frozenset[str]:
     """
     file = folder / ANSWERS
     if not file.is_file():
-        step = "Name the folder that `mistral-lora export DIR --to llamacpp --probe --output FOLDER` wrote."
+        step = "Name the folder that `mistral-lora export DIR --to NAME --probe --output FOLDER` wrote."
         raise InputError("no record of a probe", place=str(folder), expected=ANSWERS, next_step=step)
     data = read_json(file)
     try:

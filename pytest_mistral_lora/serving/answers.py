@@ -17,12 +17,12 @@ _REFUSED = (400, 422)
 """Statuses of a refused request, if the server gives its reason in JSON."""
 
 _RAISED = re.compile(r"Jinja Exception: |\braise_exception\(")
-"""The words of llama.cpp if a template refuses a row: its builds answer 400 or 500."""
+"""The words of engines that are no Jinja of Python if a template refuses a row: their builds answer 400 or 500."""
 
 _CRASHED = re.compile(
-    # a template that ends in an error, in llama.cpp
+    # a template that ends in an error, in such an engine
     r"While executing \w+ at line(?!.*Jinja Exception: )"
-    # errors of Python and of Jinja, which vLLM answers with status 400
+    # errors of Python and of Jinja, which a server may answer with status 400
     r"|Traceback \(most recent call last\)|\b[A-Z]\w*Error\b(?=[:(])"
     r"|missing \d+ required (?:positional|keyword-only) argument|got an unexpected keyword argument"
     r"|takes \d+ positional arguments? but|has no attribute '|object is not (?:callable|iterable|subscriptable)"
@@ -131,7 +131,7 @@ def unanswered(answer: Answer, place: Place) -> Unanswered:
     is_reason = status in _REFUSED and answer.data is not None
     if not is_crash and (is_reason or (status == 500 and _RAISED.search(words))):
         return {"refused": f"HTTP {status}: {error}"}
-    # `transformers serve` answers a row that its template refuses like any exception: with Starlette's text
+    # a server may answer a row that its template refuses like any exception: with Starlette's text
     if status == 500 and answer.text == UNHANDLED:
         return {"failed": "HTTP 500 without a reason, which is in the log of the server"}
     # 503 comes from a busy server
@@ -143,7 +143,7 @@ def unanswered(answer: Answer, place: Place) -> Unanswered:
 
 
 def chat_answer(answer: Answer, place: Place) -> ServedAnswer:
-    """Return an answer of OpenAI's chat endpoint, with the ids that vLLM and llama.cpp add to it.
+    """Return an answer of OpenAI's chat endpoint, with the ids that some servers add to it.
 
     Raises:
         InputError: If it has another form.
@@ -157,7 +157,7 @@ def chat_answer(answer: Answer, place: Place) -> ServedAnswer:
     count = chat.usage.completion_tokens if chat.usage else None
     if ids is None:
         known = [token.id for token in listed if token.id is not None]
-        # llama.cpp leaves out tokens that end within a character
+        # a list may leave out tokens that end within a character
         ids = known if known and len(known) == len(listed) == count else None
     calls = choice.message.tool_calls or ()
     return ServedAnswer(

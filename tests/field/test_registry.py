@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from local_server import Behaviour, serving
+from local_server import Behaviour, Ids, serving, space_for_an_empty_text
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
@@ -19,9 +20,12 @@ from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.serving.servers import SERVERS
 
 Install = Callable[..., None]
+Prompt = Callable[[Ids, dict[str, Any]], Ids]
 Capture = pytest.CaptureFixture[str]
 
 SERVER = """
+from pathlib import Path
+
 from pytest_mistral_lora.field.servers.vllm.server import Vllm
 
 
@@ -29,7 +33,11 @@ class Mine(Vllm):
     name, title = "mine", "Mine"
 
 
-MINE = Mine()
+class Worded(Mine):
+    words, deviations = Path(__file__).with_name("fixes.toml"), Path(__file__).with_name("deviations.toml")
+
+
+MINE, WORDED = Mine(), Worded()
 """
 TRAINER = """
 from pathlib import Path
@@ -79,6 +87,33 @@ def test_a_server_of_another_package_is_judged(install: Install, capsys: Capture
     with serving(Behaviour(oracle, prompt=lambda ids, _: ids[1:])) as url:
         assert main(["serve-check", f"mine={url}", "--tokenizer", "spm-v3"]) == 1
         assert "ML902" in capsys.readouterr().out
+
+
+def test_a_server_of_another_package_has_fixes_and_deviations_that_are_not_those_of_its_parent(
+    install: Install, tmp_path: Path, capsys: Capture
+) -> None:
+    install("mine-server", "servers", "mine", "words_of_mine:MINE", words_of_mine=SERVER)
+    folder = tmp_path / "mine-server"
+    points = folder / "mine-server-1.0.dist-info" / "entry_points.txt"
+    points.write_text(f"{points.read_text()}worded = words_of_mine:WORDED\n")
+    (folder / "fixes.toml").write_text('[rules]\nML902 = "Start Mine with `--exact`."\n')
+    (folder / "deviations.toml").write_text('[prompts]\nempty-text-space = ">=1.2"\n')
+    rows = tmp_path / "rows.jsonl"
+    messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": "Hello"}]
+    rows.write_text(json.dumps({"messages": messages}) + "\n")
+
+    def check(kind: str, version: str, prompt: Prompt = space_for_an_empty_text) -> tuple[int, str]:
+        # vLLM 1.2 has this deviation, too
+        with serving(Behaviour(Oracle(shipped_tokenizer("spm-v3")), version=version, prompt=prompt)) as url:
+            code = main(["serve-check", f"{kind}={url}", "--tokenizer", "spm-v3", "--rows", str(rows)])
+        return code, capsys.readouterr().out
+
+    code, out = check("mine", "1.2")
+    assert (code, "not known of Mine 1.2" in out, "Start Mine" in out, "Start vLLM" in out) == (1, True, False, False)
+    code, out = check("worded", "1.2")
+    assert (code, "known of Mine 1.2: empty-text-space (1)" in out) == (0, True)
+    code, out = check("worded", "1.1", lambda ids, data: (29473, *ids))
+    assert (code, "Start Mine with `--exact`." in out) == (1, True)
 
 
 @pytest.mark.parametrize(("last", "code"), [("2", 0), ("-100", 1)], ids=["sound", "a masked EOS"])
@@ -177,7 +212,7 @@ def test_a_folder_of_facts_that_is_not_there_is_an_error(install: Install) -> No
     install("lost", "facts", "lost", "no_such_package.facts")
     programs.cache_clear()
     try:
-        with pytest.raises(EntryPointError, match=r"lost: no_such_package\.facts is no folder of facts"):
+        with pytest.raises(EntryPointError, match=r"lost: no_such_package\.facts is no folder"):
             programs()
     finally:
         programs.cache_clear()

@@ -288,7 +288,7 @@ def answers_without_a_number(artifact: Artifact) -> None:
     artifact["behaviour"].answer = lambda path: (200, body) if path == "/v1/chat/completions" else None
 
 
-@mutant("ML908", says="No adapter is loaded: /lora-adapters is empty")
+@mutant("ML908", says="No adapter is loaded: the server lists none")
 def no_adapter(artifact: Artifact) -> None:
     """The base is served without the adapter of the transcripts."""
     replayed(artifact, scale=None, completion=lambda ids, _: reworded(ids))

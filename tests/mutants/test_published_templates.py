@@ -17,9 +17,9 @@ from llamacpp_process import BUILD, needs_llamacpp
 from record_published_templates import causes_of, llamacpp_verdict, template_of
 from sampling import sampled
 
-from pytest_mistral_lora.chat.templates.published import PublishedTemplate, published_templates
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.conformance.template import own_prompt_finding
+from pytest_mistral_lora.programs.templates import PublishedTemplate, published_templates
 
 PUBLISHED = {template.name: template for template in published_templates().templates}
 OFFICIAL = [name for name in PUBLISHED if "Dolphin" not in name and "Minitron" not in name]
@@ -48,16 +48,16 @@ def test_each_cause_of_a_published_template_is_found(template: PublishedTemplate
 @pytest.mark.parametrize("name", sampled(PUBLISHED, (FAILS_IN_LLAMACPP,)))
 def test_llamacpp_renders_a_published_template_as_recorded(name: str) -> None:
     template = PUBLISHED[name]
-    if published_templates().llamacpp != f"b{BUILD}":
-        pytest.skip(f"recorded by {published_templates().llamacpp} of llama.cpp, and b{BUILD} is installed")
+    if published_templates().engines["llamacpp"] != f"b{BUILD}":
+        pytest.skip(f"recorded by {published_templates().engines['llamacpp']} of llama.cpp, and b{BUILD} is installed")
     chat_template = template_of(template.judged_with, source_of(template))
-    assert llamacpp_verdict(template.judged_with, chat_template) == template.llamacpp
+    assert llamacpp_verdict(template.judged_with, chat_template) == template.engines["llamacpp"]
 
 
 @needs_llamacpp
 def test_llamacpp_renders_the_generated_template_that_the_finding_advises() -> None:
     template = PUBLISHED[FAILS_IN_LLAMACPP]
-    assert template.llamacpp.failed
+    assert template.engines["llamacpp"].failed
     generated = template_of(template.judged_with, oracle_named(template.judged_with).chat_template())
     assert llamacpp_verdict(template.judged_with, generated).failed == {}
 

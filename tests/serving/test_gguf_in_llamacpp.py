@@ -15,7 +15,6 @@ from llamacpp_process import BUILD, Post, converted_model, needs_llamacpp, serve
 from named_deviations import SEEN, seen_deviations
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Settings
@@ -23,6 +22,7 @@ from pytest_mistral_lora.conformance.collection import NamedPaths, collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.serving.servers import SERVERS
 
 pytestmark = needs_llamacpp
 
@@ -117,8 +117,9 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SEEN if name != "
 
 def test_the_table_has_what_was_seen_of_llamacpp() -> None:
     seen = {name for names in SEEN.values() for name in names.split()}
-    assert seen == {one.id for one in DEVIATIONS if "llamacpp" in one.servers}
-    assert seen == {one.id for one in DEVIATIONS if one.known_of("llamacpp", BUILD)}
+    server = SERVERS["llamacpp"]
+    assert seen == server.known_deviations("prompts").keys()
+    assert all(server.has_deviation("prompts", name, BUILD) for name in seen)
 
 
 @pytest.mark.parametrize("name", ["spm-v3", *SLOW])

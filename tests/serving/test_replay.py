@@ -147,7 +147,7 @@ def test_messages_that_differ_as_their_ids_do_have_the_same_cause_and_no_finding
     code, out, _ = check(completion=other_at(1, oracle), scale=None)
     assert (code, "ML908 " in out, "ML909 " in out) == (1, True, False), out
     assert "same cause as ML908: 1 of 3 differ by ids already" in out
-    assert "No adapter is loaded: /lora-adapters is empty" in out
+    assert "No adapter is loaded: the server lists none" in out
     assert re.search(r"fix: .*--lora adapter\.gguf", out)
     # an adapter is loaded, or the server does not say so
     for given in ({}, {"answer": lambda path: (404, b"{}") if path == "/lora-adapters" else None}):

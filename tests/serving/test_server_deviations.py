@@ -14,6 +14,9 @@ from local_server import Behaviour, Ids, serving, space_for_an_empty_text
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.answer.deviations import ANSWER_DEVIATIONS
+from pytest_mistral_lora.errors import EntryPointError
+from pytest_mistral_lora.serving.deviations import deviations_in
 from pytest_mistral_lora.serving.servers import SERVERS
 
 ROWS = [
@@ -123,10 +126,40 @@ def test_prompts_of_another_tokenizer_are_one_finding_that_names_it(
     assert len(found) == (bool(says) or 2 * bool(prompt)), out
 
 
-def test_the_table_names_kinds_of_servers_and_only_versions_that_are_numbers() -> None:
-    tools = next(one for one in DEVIATIONS if one.id == "tools-as-written")
-    assert {kind for one in DEVIATIONS for kind in one.servers} <= SERVERS.keys()
+@pytest.mark.parametrize("kind", SERVERS.ours)
+def test_a_server_names_deviations_of_the_tables(kind: str) -> None:
+    server = SERVERS[kind]
+    assert server.known_deviations("prompts").keys() <= {one.id for one in DEVIATIONS}
+    assert server.known_deviations("answers").keys() <= {one.id for one in ANSWER_DEVIATIONS}
+
+
+def test_a_deviation_is_known_of_versions_that_are_numbers_alone() -> None:
     # llama.cpp writes tools anew
-    assert [tools.known_of(kind, "99999") for kind in ("llamacpp", "vllm", "sglang")] == [False, True, False]
-    assert not tools.known_of("vllm", "main")
-    assert not tools.known_of("vllm", "")
+    found = [SERVERS[kind].has_deviation("prompts", "tools-as-written", "99999") for kind in SERVERS.ours]
+    assert dict(zip(SERVERS.ours, found, strict=True)) == {kind: kind == "vllm" for kind in SERVERS.ours}
+    vllm = SERVERS["vllm"]
+    assert vllm.has_deviation("answers", "thought-edges", "0.32.0+cpu")
+    assert not any(vllm.has_deviation("prompts", "tools-as-written", version) for version in ("main", "", "0.31.2"))
+    assert not vllm.has_deviation("answers", "tools-as-written", "0.32.0")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[prompts]\ncontrol-literal = "from 0.32 on"', "prompts.control-literal: 'from 0.32 on'"),
+        ("[prompts]\ncontrol-literal = 32", "prompts.control-literal: 32"),
+        ('[prompt]\ncontrol-literal = ">=0.32"', "unknown section 'prompt'"),
+        ("[prompts", "not valid TOML"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_file_of_deviations_that_is_none_is_an_error_of_its_package(
+    text: str | None, words: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "deviations.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(EntryPointError) as error:
+        deviations_in(file)
+    assert words in str(error.value)
+    assert str(file) in str(error.value)

@@ -18,9 +18,9 @@ from local_server import Behaviour, serving
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.serving.server import chat_request
+from pytest_mistral_lora.serving.servers import SERVERS
 
 RECORDED = {(one.kind, one.setting, one.tokenizer): one for one in read_recorded()}
 
@@ -173,9 +173,9 @@ def test_the_table_has_the_deviations_of_each_recording_and_no_other_of_vllm() -
         for labels in (*judged.result.verdicts.values(), *judged.of_examples.verdicts.values()):
             if names := {label.removeprefix(DEVIATION) for label in labels if label.startswith(DEVIATION)}:
                 seen[one.kind] = seen.get(one.kind, set()) | names
-                known = {found.id for found in DEVIATIONS if found.known_of(one.kind, one.version)}
-                assert names <= known, one.setting
-    assert seen["vllm"] == {one.id for one in DEVIATIONS if "vllm" in one.servers}
+                server = SERVERS[one.kind]
+                assert all(server.has_deviation("prompts", name, one.version) for name in names), one.setting
+    assert seen["vllm"] == SERVERS["vllm"].known_deviations("prompts").keys()
 
 
 def test_a_row_is_recorded_with_its_own_request() -> None:

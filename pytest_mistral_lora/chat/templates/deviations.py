@@ -3,14 +3,16 @@
 mistral-common generates the template of every tokenizer version itself, and yet the two are not the same function. A
 difference between them is accepted only if this table names it *and* predicts it: each deviation gives the exact text
 that the template writes, or the change of the row that removes the difference. Any other difference is a failure.
+
+A server that renders the template has them, too. Which versions of a server are known to is written beside the server:
+`Server.known_deviations`.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from packaging.specifiers import SpecifierSet
@@ -48,8 +50,6 @@ class Deviation:
         versions: Tokenizer versions that have it.
         kinds: Tokenizer kinds that have it: `spm`, `tekken`.
         mistral_common: Versions of mistral-common whose generated template has it.
-        servers: The servers in whose prompts it was seen, by the name of their kind, and their versions from the oldest
-            that was run; for llama.cpp, its builds.
         tokenizer: The tokenizer that the example is for: a shipped one, or a test file derived from one.
         example: The smallest row that shows it.
         after: Control tokens that the differing text follows: the last of them that the version has. Empty for
@@ -65,7 +65,6 @@ class Deviation:
     versions: frozenset[VersionFacts]
     kinds: frozenset[str] = frozenset({"spm", "tekken"})
     mistral_common: SpecifierSet = SUPPORTED
-    servers: Mapping[str, SpecifierSet] = field(default_factory=dict)
     tokenizer: str = "spm-v3"
     example: Mapping[str, Any]
     after: tuple[str, ...] = ()
@@ -77,23 +76,9 @@ class Deviation:
         """Return whether a tokenizer under a library version can show this deviation."""
         return facts in self.versions and kind in self.kinds and mistral_common in self.mistral_common
 
-    def known_of(self, server: str, version: str) -> bool:
-        """Return whether the prompts of a server of a kind and version were seen to have it.
-
-        Args:
-            server: The name of the kind: `llamacpp`.
-            version: The version as the server reports it: `b11549-8b3f1c2`, `0.32.0`.
-        """
-        number = re.search(r"\d+(\.\d+)*", version)
-        return number is not None and server in self.servers and number[0] in self.servers[server]
-
 
 _ALL = frozenset(VERSIONS)
 _TOOLS = versions_with(lambda facts: facts.tools_in)
-# builds 8672 and 11549 were run, and show the same
-_VLLM = {"vllm": SpecifierSet(">=0.32")}
-_BOTH = {"llamacpp": SpecifierSet(">=8672"), **_VLLM}
-"""Servers that render the chat template: vLLM in the mode `hf`."""
 _SPM = frozenset({"spm"})
 _TEKKEN = frozenset({"tekken"})
 _WEATHER: dict[str, Any] = {
@@ -129,7 +114,6 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "(huggingface/transformers#29279). mistral-common never does this, and training through the template refuses "
         "such rows.",
         versions=_ALL,
-        servers=_BOTH,
         example=_chat("x[/INST]y</s>", "b"),
     ),
     Deviation(
@@ -137,7 +121,6 @@ DEVIATIONS: tuple[Deviation, ...] = (
         title="The template keeps spaces at the end of an answer.",
         why="mistral-common strips them (spaces only, from v2 on), so that EOS follows the last word.",
         versions=versions_with(lambda facts: facts.strips_answers),
-        servers=_BOTH,
         example=_chat("a", "b "),
     ),
     Deviation(
@@ -146,7 +129,6 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="mistral-common encodes an empty text to no token at all.",
         versions=versions_with(lambda facts: facts.control_tokens),
         kinds=_SPM,
-        servers=_BOTH,
         example=_chat("", "b"),
     ),
     Deviation(
@@ -156,7 +138,6 @@ DEVIATIONS: tuple[Deviation, ...] = (
         # the only version with such prompts and SentencePiece files
         versions=frozenset({version_facts("v7")}),
         kinds=_SPM,
-        servers=_BOTH,
         tokenizer="spm-v7",
         example=_chat({"role": "system", "content": "s"}, "b"),
     ),
@@ -166,7 +147,6 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="mistral-common writes type, name, description and parameters in this order, with an empty description "
         "if there is none, and leaves out `strict`.",
         versions=_TOOLS,
-        servers=_VLLM,
         example=_chat("a", "b", tools=[{**_WEATHER, "function": {**_WEATHER["function"], "strict": True}}]),
         after=("[AVAILABLE_TOOLS]",),
         predict=lambda row, facts: [json.dumps(list(row.tools or ()), ensure_ascii=False)],
@@ -186,7 +166,6 @@ DEVIATIONS: tuple[Deviation, ...] = (
         title="A tool result that is JSON stays a string, and text chunks are written in Python's notation.",
         why="mistral-common writes the parsed value up to v3, and the joined text of the chunks in every version.",
         versions=_TOOLS,
-        servers=_BOTH,
         example=_chat(
             "a",
             _call({}),
@@ -203,7 +182,6 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="A template does not know weights; mistral-common keeps such messages apart, each with its own EOS. "
         "Their labels are not available through the template.",
         versions=_ALL,
-        servers=_BOTH,
         example=_chat("a", {"role": "assistant", "content": "b", "weight": 0}, {"role": "assistant", "content": "c"}),
         change=weights_equal,
     ),
@@ -213,7 +191,6 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="Up to v3 the template takes the system messages out before it joins neighbours; mistral-common joins "
         "neighbours first.",
         versions=versions_with(lambda facts: facts.system_in != "own-turn"),
-        servers=_BOTH,
         example=_chat(
             "a",
             {"role": "system", "content": "s"},
@@ -227,7 +204,6 @@ DEVIATIONS: tuple[Deviation, ...] = (
         title="An empty message that is joined with its neighbour leaves a blank line.",
         why="mistral-common skips empty texts when it joins messages or chunks.",
         versions=_ALL,
-        servers=_BOTH,
         example=_chat("", {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
         change=empty_messages_dropped,
     ),
@@ -238,7 +214,6 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "to the model in every version.",
         versions=versions_with(lambda facts: facts.sorts_results),
         kinds=_TEKKEN,
-        servers=_BOTH,
         tokenizer="derived-v13",
         example=_chat(
             "a",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,17 +11,15 @@ from pytest_mistral_lora.checkpoint.architectures import (
     TEXT_MODELS,
     Architecture,
     architecture_of,
-    is_known,
 )
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.conformance.adapter.layout import AdapterLayout, readable_tensors
+from pytest_mistral_lora.conformance.adapter.layout import AdapterLayout
 from pytest_mistral_lora.conformance.adapter.weights import TOWER, TensorSummary
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, PinError, and_more, short_json
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import key_faults
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.tensors import adapted_modules
 
 _PIN = "a full commit: 40 lower-case hex digits"
 
@@ -192,52 +189,16 @@ def _foreign(name: str, architecture: Architecture) -> str:
     return ""
 
 
-LARGEST_RANK = 512
-"""vLLM's largest `--max-lora-rank`: vllm/config/lora.py, MaxLoRARanks."""
-
-_ABSORBED = "kv_b_proj"
 _TEXT_ALONE = re.compile(r"^base_model\.model\.(?:model\.)?layers\.\d+\.")
-
-# vllm/lora/peft_helper.py, vllm/lora/lora_model.py and sglang/srt/lora/lora_config.py
-_REFUSED = {
-    "use_dora": "vLLM and SGLang refuse DoRA",
-    "modules_to_save": "vLLM refuses modules that are trained in full",
-    "lora_bias": "vLLM and SGLang know no bias of LoRA",
-    "trainable_token_indices": "vLLM and SGLang know no tokens that are trained alone",
-    "target_parameters": "vLLM and SGLang read the parameters of experts in other layouts",
-    "layer_replication": "vLLM and SGLang replicate no layers: they leave out the tensors of those that are not there",
-}
-
-_PLAIN = "a plain LoRA, or the merged model"
 
 
 def refusal_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
-    """Yield each setting with which a server does not load an adapter, or applies it differently from PEFT."""
-    config, place = folder.config, Place.of(folder.config_file)
-    for key, reason in _REFUSED.items():
-        if config.get(key):
-            yield Finding("ML426", f"{key} is set: {reason}", place, _PLAIN)
-    if config.get("bias") not in (None, "none"):
-        yield Finding("ML426", f"bias is {config['bias']!r}: vLLM and SGLang know no trained biases", place, _PLAIN)
-    ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
-    if max(ranks) > LARGEST_RANK:
-        yield Finding("ML426", f"the rank is {max(ranks)}: vLLM refuses it", place, f"{LARGEST_RANK} at most")
-    usual = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
-    other = {layer: scale for layer, scale in layout.scalings.items() if not math.isclose(scale, usual)}
-    if other:
-        keys = " and ".join(key for key in ("rank_pattern", "alpha_pattern") if config.get(key))
-        layer, scale = next(iter(other.items()))
-        found = f"vLLM leaves out {keys}: it scales {layer} by {usual:g}, and PEFT by {scale:g}"
-        yield Finding("ML426", found + and_more(1, len(other)), place, "one scale for every layer, or the merged model")
-    base = folder.located_base.folder
-    of_base = {} if base is None else base.config
-    attention = architecture_of(of_base).text.attention if is_known(of_base) else ()
-    # vLLM multiplies by parts of the matrix that it cuts out when it loads the base, and never calls the layer
-    layers = [name for name in adapted_modules(readable_tensors(folder)) if name.endswith(f".{_ABSORBED}")]
-    if layers and _ABSORBED in attention:
-        found = f"{layers[0]}{and_more(1, len(layers))}: vLLM loads its change, and applies it nowhere"
-        others = ", ".join(name for name in attention if name != _ABSORBED)
-        yield Finding("ML427", found, Place.of(folder.tensors_file), f"the merged model, or an adapter on {others}")
+    """Yield each setting with which a known server does not load an adapter, or applies it differently from PEFT."""
+    from pytest_mistral_lora.conformance.program_faults import findings_of_programs
+    from pytest_mistral_lora.serving.servers import SERVERS
+
+    servers = SERVERS.of_this_package()
+    yield from findings_of_programs(fault for one in servers for fault in one.adapter_faults(folder, layout.scalings))
 
 
 def combined_facts(folder: AdapterFolder) -> tuple[tuple[str, str], ...]:
@@ -250,11 +211,11 @@ def combined_facts(folder: AdapterFolder) -> tuple[tuple[str, str], ...]:
     is_like_combined = config["r"] == config["lora_alpha"] > 1 and not has_patterns and not folder.has_manifest
     if not (config.get("use_rslora") and is_like_combined):
         return ()
-    from pytest_mistral_lora.programs.facts import fact
+    from pytest_mistral_lora.programs.facts import find_fact
 
-    known = fact("combined-rslora")
-    text = f"√{config['r']}; if it is a sum of adapters: {known.symptom}. Change: {known.way_out}"
-    return (("scale of", text),)
+    known = find_fact("combined-rslora")
+    of_sums = "" if known is None else f"; if it is a sum of adapters: {known.symptom}. Change: {known.way_out}"
+    return (("scale of", f"√{config['r']}{of_sums}"),)
 
 
 def dropped_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding]:

@@ -137,8 +137,10 @@ class AnswerChecks:
     def _known_deviation(self, forced: ForcedAnswer, fault: AnswerFault) -> AnswerDeviation | None:
         """Return the named deviation of a fault, if it is known of the server and its version."""
         deviation = self._deviation(forced, fault)
-        kind, version = self._target.server.name, self._target.served_version
-        return deviation if deviation is not None and deviation.known_of(kind, version) else None
+        if deviation is None:
+            return None
+        version = self._target.served_version
+        return deviation if self._target.server.has_deviation("answers", deviation.id, version) else None
 
     def _if_forced(self, judge: Callable[[], Result]) -> Result:
         if self._failure is not None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.gguf.tokenizer import MODELS, stop_findings, template_findings, tokenizer_findings
+from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
+from pytest_mistral_lora.conformance.gguf.tokenizer import template_findings, tokenizer_findings
 from pytest_mistral_lora.conformance.model_targets import GgufTarget
+from pytest_mistral_lora.conformance.program_faults import findings_of_programs
 from pytest_mistral_lora.errors import InputError, MistralLoraError, NoOracleError
 from pytest_mistral_lora.extras import require_extra
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
+_OWN_CASES = ("file", "tokenizer", "template", "architecture", "weights", "adapter-tensors")
 _NO_MODEL = "no model folder to compare with: name it with --mistral-base"
 
 
@@ -29,7 +31,9 @@ def checks(target: GgufTarget, settings: Settings) -> Iterator[Check]:
     if target.content.is_adapter:
         cases |= {"adapter-tensors": judged.adapter_tensors}
     else:
-        cases |= {"tokenizer": judged.tokenizer, "template": judged.template, "marks": judged.marks}
+        cases |= {"tokenizer": judged.tokenizer, "template": judged.template}
+        # the rules of programs that read such files
+        cases |= {case: partial(judged.read_by, case) for case in judged.cases_of_readers}
         cases |= {"architecture": judged.architecture, "weights": judged.weights}
     for case, judge in cases.items():
         yield Check(target, "gguf", case, judge)
@@ -55,27 +59,36 @@ class GgufChecks:
         return Result(facts=(("gguf", f"{kind}, {self._gguf.architecture}, {len(self._gguf.tensors)} tensors"),))
 
     def tokenizer(self) -> Result:
-        """ML912: the tokenizer makes mistral-common's ids; ML920: answers end at EOS alone."""
+        """ML912: the tokenizer makes mistral-common's ids; and the rules of readers about it."""
         try:
             judge = self._target.tokenizer
         except NoOracleError as error:
             # every other check that needs it reports this reason
             return Result((Finding("ML912", error.found, error.place, error.expected, fix=error.next_step),))
         facts = (("oracle of", f"{judge.path.name} ({judge.oracle.version})"),)
-        found = (*tokenizer_findings(self._gguf, judge.oracle), *stop_findings(self._gguf, judge.oracle))
+        found = (*tokenizer_findings(self._gguf, judge.oracle), *self.read_by("tokenizer").findings)
         return Result(found, facts=facts)
 
     def template(self) -> Result:
         """ML913: the chat template renders the user's text as mistral-common does."""
         return Result(tuple(template_findings(self._gguf, self._target.tokenizer)))
 
-    def marks(self) -> Result:
-        """ML915: the splitter of llama.cpp reads combining marks as the tokenizer does."""
-        if self._gguf.setting("model") != MODELS["tekken"]:
-            return Result()
-        # its pattern ends a word at each combining mark
-        found = "Hindi, Tamil, Thai and other text with combining marks gets more ids than in training"
-        return Result((Finding("ML915", found, self._place),))
+    @cached_property
+    def _of_readers(self) -> list[Finding]:
+        """What the known readers of such files do wrong with this one."""
+        from pytest_mistral_lora.serving.servers import SERVERS
+
+        oracle, servers = self._target.tokenizer.oracle, SERVERS.of_this_package()
+        return list(findings_of_programs(fault for one in servers for fault in one.gguf_faults(self._gguf, oracle)))
+
+    @property
+    def cases_of_readers(self) -> list[str]:
+        """The checks that only rules of readers report to."""
+        return list(dict.fromkeys(rule.case for rule in RULES.of("gguf") if rule.case not in _OWN_CASES))
+
+    def read_by(self, case: str) -> Result:
+        """The rules of readers that report to a check."""
+        return Result(tuple(finding for finding in self._of_readers if RULES[finding.rule].case == case))
 
     def architecture(self) -> Result:
         """ML917: the sizes and settings of the architecture are those of the checkpoint."""

@@ -1,6 +1,6 @@
-"""The tokenizer and the chat template in a GGUF file, as llama.cpp reads them, compared with mistral-common.
+"""The tokenizer and the chat template in a GGUF file, compared with mistral-common.
 
-llama.cpp: src/llama-vocab.cpp has the defaults of missing fields, conversion/ the writers.
+src/llama-vocab.cpp of ggml-org/llama.cpp has the defaults of missing fields, conversion/ the writers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODELS = {"spm": "llama", "tekken": "gpt2"}
 """The value of `tokenizer.ggml.model` for each kind of tokenizer."""
 
 _SPLITTER = "tekken"
-"""The value of `tokenizer.ggml.pre` under which llama.cpp splits text as Tekken does, except for combining marks."""
+"""The value of `tokenizer.ggml.pre` under which readers split text as Tekken does."""
 _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 3, 4, 5, 6
 _TYPES = {
     1: "normal",
@@ -39,31 +39,14 @@ _DEFAULT_IDS: Mapping[str, Mapping[str, int | None]] = {
     "spm": {"bos": 1, "eos": 2, "unk": 0},
     "tekken": {"bos": 11, "eos": 11, "unk": None},
 }
-"""llama.cpp's default ids."""
-_STOPS = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
-_STOP_TEXTS = (
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<end_of_turn>",
-    "<end_of_utterance>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "<\uff5cend▁of▁sentence\uff5c>",
-)
-"""Texts of tokens at which llama.cpp ends an answer without being told: `llama_vocab::impl::load`."""
-
+"""The ids that readers take if a field is missing."""
 _SHOWN_ROWS = 5
 
 _CONVERT = 'a conversion of a folder with tokenizer.model and "add_prefix_space": false in tokenizer_config.json'
 
 
 def tokenizer_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
-    """Yield ML912 for each reason why llama.cpp's ids of a text differ from mistral-common's."""
+    """Yield ML912 for each reason why a reader's ids of a text differ from mistral-common's."""
     place, model, expected = Place.of(file.path), file.setting("model"), MODELS[oracle.kind]
     if model != expected:
         found = f"tokenizer.ggml.model is {shortened(model)}"
@@ -75,7 +58,7 @@ def tokenizer_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     if oracle.kind == "spm":
         yield from _score_findings(file, oracle)
         if file.setting("add_space_prefix") is not False:
-            state = "missing, and llama.cpp takes true" if file.setting("add_space_prefix") is None else "true"
+            state = "missing, and readers take true" if file.setting("add_space_prefix") is None else "true"
             key = "tokenizer.ggml.add_space_prefix"
             found = f"{key} is {state}: each control token is followed by a second space"
             again = 'Convert again from a folder whose tokenizer_config.json has "add_prefix_space": false'
@@ -84,7 +67,7 @@ def tokenizer_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
         return
     if file.setting("pre") != _SPLITTER:
         # a converter chooses it by the ids of one text, on which Tekken and the pattern of Llama 3 ("pixtral") agree
-        found = f"tokenizer.ggml.pre is {shortened(file.setting('pre'))}: llama.cpp splits text by another pattern"
+        found = f"tokenizer.ggml.pre is {shortened(file.setting('pre'))}: readers split text by another pattern"
         fix = f"Serve this file with --override-kv tokenizer.ggml.pre=str:{_SPLITTER}."
         yield Finding("ML912", found, place, repr(_SPLITTER), fix=fix)
     yield from _merge_findings(file, oracle)
@@ -157,7 +140,7 @@ def _id_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
         used = _DEFAULT_IDS[oracle.kind][name] if given is None else given
         expected = getattr(oracle, f"{name}_id")
         if used != expected and not (name == "unk" and used is None):
-            state = f"missing, and llama.cpp takes {used}" if given is None else shortened(given)
+            state = f"missing, and readers take {used}" if given is None else shortened(given)
             yield Finding("ML912", f"tokenizer.ggml.{_FIELDS[name]} is {state}", place, str(expected))
     if file.setting("add_bos_token") is False:
         found = "tokenizer.ggml.add_bos_token is false: a prompt that is sent as text has no <s>"
@@ -165,26 +148,6 @@ def _id_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     if file.setting("add_eos_token"):
         found = "tokenizer.ggml.add_eos_token is true: a prompt ends with </s>, and the model has nothing to answer"
         yield Finding("ML912", found, place, "false")
-
-
-def stop_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
-    """Yield ML920 for each token besides EOS at which llama.cpp ends an answer."""
-    place, tokens = Place.of(file.path), file.setting("tokens")
-    if not _is_list_of(tokens, str):
-        return  # another finding says so
-    stops: dict[int, str] = {}
-    for name in _STOPS:
-        key = f"{name}_token_id"
-        number = file.setting(key)
-        # llama.cpp ignores an id that no token has
-        if type(number) is int and 0 <= number < len(tokens):
-            stops.setdefault(number, f"tokenizer.ggml.{key} is {number}")
-    for number, text in enumerate(tokens):
-        if text in _STOP_TEXTS:
-            stops.setdefault(number, f"id {number} is spelled as another family's end")
-    for number, reason in sorted(stops.items()):
-        if number != oracle.eos_id:
-            yield Finding("ML920", f"{reason}: answers end at {tokens[number]!r}", place, str(oracle.eos_id))
 
 
 def _score_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
@@ -242,7 +205,7 @@ def template_findings(file: GgufFile, judge: CheckpointTokenizer) -> Iterator[Fi
 
     place, text = Place.of(file.path).within("tokenizer", "chat_template"), file.template
     if text is None:
-        yield Finding("ML913", "is missing: llama.cpp takes ChatML's", place, "the checkpoint's chat template")
+        yield Finding("ML913", "is missing: readers take ChatML's", place, "the checkpoint's chat template")
         return
     if "{" not in text:
         found = f"is the name {shortened(text)}, not a template: each prompt is this text, and the user's is lost"

@@ -1,6 +1,6 @@
 """The weights, sizes and adapter tensors in a GGUF file, compared with the folder that it was converted from.
 
-llama.cpp: conversion/llama.py has the fields and the order of rows, convert_lora_to_gguf.py the adapter's.
+Of ggml-org/llama.cpp, conversion/llama.py has the fields and the order of rows, convert_lora_to_gguf.py the adapter's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 _ARCHITECTURES = ("llama", "mistral3")
-"""Architectures whose q and k rows the converter interleaves, as llama.cpp's rotary embedding reads them."""
+"""Architectures whose q and k rows the converter interleaves, as the rotary embedding of readers takes them."""
 
 _ROUNDING = {"F32": 1e-6, "F16": 2e-3, "BF16": 8e-3, "Q8": 2e-2, "Q6": 5e-2, "Q5": 0.1, "Q4": 0.2, "IQ4": 0.2}
 _ROUNDING |= {"MXFP4": 0.25, "Q3": 0.35, "IQ3": 0.4, "Q2": 0.6, "IQ2": 0.7, "TQ": 0.9, "IQ1": 0.9}
@@ -171,13 +171,13 @@ class ComparedWeights:
         for name in self._own:
             plain = name.removeprefix("model.language_model.").removeprefix("language_model.").removeprefix("model.")
             if plain.startswith(("vision_tower.", "multi_modal_projector.")):
-                continue  # llama.cpp keeps the vision part in another file
+                continue  # the vision part is in another file
             plain = plain if plain.startswith("lm_head.") else f"model.{plain}"
             found = self._to_gguf.get_name(plain, try_suffixes=(".weight", ".bias"))
             if found is None:
                 raise InputError(f"{name} has no name in a GGUF file", place=str(self.model))
             names[found] = name
-        # without a head, llama.cpp uses the embeddings: right for a tied head, which may be in either file
+        # without a head, readers use the embeddings: right for a tied head, which may be in either file
         if _EMBEDDINGS in names and _HEAD in self.file.tensors:
             names.setdefault(_HEAD, names[_EMBEDDINGS])
         elif {_HEAD, _EMBEDDINGS} <= names.keys() and np.array_equal(
@@ -187,7 +187,7 @@ class ComparedWeights:
         return names
 
     def _stored(self, weights: Weights, name: str, merged_name: str) -> np.ndarray[Any, Any]:
-        """Return a tensor of a folder in the form of the file: in float32, rows in llama.cpp's order."""
+        """Return a tensor of a folder in the form of the file: in float32, rows in the file's order."""
         values: np.ndarray[Any, Any] = weights.array(merged_name).astype("float32")
         heads = next((count for part, count in self._heads.items() if part in name), None)
         return values if heads is None else _interleaved(values, heads, name)
@@ -238,7 +238,7 @@ def _relative(difference: Any, values: Any) -> float:
 
 
 def _interleaved(weight: Any, heads: Any, name: str) -> Any:
-    """Return the rows of a projection in the order of llama.cpp: in each head, those of the two halves in turn.
+    """Return the rows of a projection in the order of a GGUF file: in each head, those of the two halves in turn.
 
     Raises:
         InputError: If the number of heads does not divide the rows.
@@ -272,7 +272,7 @@ def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]
         found += _adapter_tensor_findings(file, name, weights.array(names[name]).astype("float32"), folder)
         layer = names[name].removeprefix(PREFIX).removesuffix(".lora_A.weight")
         if name.endswith(".lora_a") and layer in layout.scalings:
-            # llama.cpp scales B A by alpha / rank, and has no other rule
+            # readers scale B A by alpha / rank, and have no other rule
             rank, scale = file.tensors[name].shape[0], layout.scalings[layer]
             if not isinstance(alpha, float) or not math.isclose(alpha / rank, scale, rel_tol=1e-5):
                 shown = "is missing" if alpha is None else f"is {shortened(alpha)}"

@@ -138,7 +138,7 @@ class ServerChecks:
             if asked_row.expected is not None:
                 ids, text = asked_row.served.ids, asked_row.served.text
                 if text is not None:
-                    # as llama.cpp encodes it: markers in the text are control tokens, and BOS always comes first
+                    # as a server encodes a preview: markers in it are control tokens, and BOS always comes first
                     encoded = self._target.tokenizer.fast(text, add_special_tokens=False)["input_ids"]
                     ids = (self._target.oracle.bos_id, *encoded)
                 found.append(TakenRow(asked_row, ids, asked_row.served.count))
@@ -346,7 +346,7 @@ def served_findings(url: str, rows: Sequence[Row], tokenizer: CheckpointTokenize
     target = _target_of_rows(ServerChoice.parse(url), rows, tokenizer, model)
     results = {case: judged_publicly(judge) for case, judge in ServerChecks(target).cases().items()}
     for result in results.values():
-        yield from result.findings
+        yield from target.in_words(result.findings)
     hidden = results["prompts"].not_checked
     if hidden and not results["there"].findings:
         yield Finding("ML902", f"not checked: {hidden}", Place.of(target.url), "the ids of each prompt")

@@ -96,7 +96,7 @@ class PromptDeviations:
     def unknown_finding(
         self, asked_row: AskedRow, served: tuple[int, ...], explained: Collection[str]
     ) -> Finding | None:
-        """Return the finding of a prompt with named deviations that the table does not list for the server, if any."""
+        """Return the finding of a prompt with named deviations that are not known of the server, if any."""
         from pytest_mistral_lora.chat.diff import TokenDiff
         from pytest_mistral_lora.serving.servers import SERVERS
 
@@ -106,9 +106,14 @@ class PromptDeviations:
         if not deviations:
             return None
         names = ", ".join(deviation.id for deviation in deviations)
-        known = [f"{SERVERS[server_kind].title} {versions}" for server_kind, versions in deviations[0].servers.items()]
-        server = f"{target.server.title} {version or 'of unknown version'}"
-        found = f"{asked_row.name}: a named deviation ({names}) that is not known of {server}"
+        kinds = {server.name: server for server in (*SERVERS.of_this_package(), target.server)}
+        known = [
+            f"{server.title} {versions}"
+            for server in kinds.values()
+            if (versions := server.known_deviations("prompts").get(deviations[0].id)) is not None
+        ]
+        served_by = f"{target.server.title} {version or 'of unknown version'}"
+        found = f"{asked_row.name}: a named deviation ({names}) that is not known of {served_by}"
         expected = f"the ids of mistral-common; {deviations[0].id} is known of {', '.join(known) or 'no server'}"
         named = f"{kind}@VERSION={target.url}"
         fix = "" if version else f"Name the version, since the server reports none: {named}"
@@ -118,12 +123,12 @@ class PromptDeviations:
         return Finding("ML902", found, Place.of(target.url), expected, row=asked_row.row.to_jsonl(), fix=fix, **parts)
 
     def _unknown(self, explained: Collection[str]) -> list[Deviation]:
-        """Return the named deviations that the table does not list for the server and its version."""
+        """Return the named deviations that are not known of the server and its version."""
         from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 
-        kind, version = self._target.server.name, self._target.served_version
+        server, version = self._target.server, self._target.served_version
         named = (deviation for deviation in DEVIATIONS if deviation.id in explained)
-        return [deviation for deviation in named if not deviation.known_of(kind, version)]
+        return [deviation for deviation in named if not server.has_deviation("prompts", deviation.id, version)]
 
 
 def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> Finding | None:
@@ -176,14 +181,12 @@ def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> 
 
 
 def _as_read(prompt: Row) -> Iterator[Row]:
-    """Yield a prompt as sent, and as servers read it: arguments as objects, then tools without further keys."""
+    """Yield a prompt as sent, and as servers read it: arguments as objects, then also tools without further keys."""
     from pytest_mistral_lora.serving.server import parsed, with_arguments
 
     yield prompt
     prompt = replace(prompt, messages=tuple(with_arguments(message, parsed) for message in prompt.messages))
-    # vLLM
     yield prompt
     functions = [tool["function"] for tool in prompt.tools or ()]
     known = ({key: function.get(key, "") for key in ("name", "description", "parameters")} for function in functions)
-    # llama.cpp
     yield replace(prompt, tools=tuple({"type": "function", "function": function} for function in known) or None)

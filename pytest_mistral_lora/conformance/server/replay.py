@@ -37,33 +37,28 @@ _CONSTRAINED_FIX = (
 
 MISREAD = f"{RIGHT_PROMPT}: the model says the recorded ids, and the server reads other calls in them."
 
-_MISREAD_FIX = (
-    "Start the server with its parser of Mistral's tool calls (llama.cpp: --jinja; vLLM: --enable-auto-tool-choice "
-    "--tool-call-parser mistral)."
-)
-
 _ASK_ITSELF = (
     "If a proxy or a gateway is in front of the server, ask the server itself, to see which of the two does it."
 )
 
 _CHANGED_FIX = f"Find what changes the messages of a chat, such as a system prompt by default. {_ASK_ITSELF}"
 
-_LIMITED_FIX = (
-    f"Raise the limit, such as the context of the server (llama.cpp: --ctx-size; vLLM: --max-model-len). {_ASK_ITSELF}"
-)
-
 _SETTINGS_FIX = (
     f"Look for a setting that each chat request gets: a temperature, a penalty, a stop string. {_ASK_ITSELF}"
 )
 
-_UNREAD = (
-    "tool calls are compared by their ids alone, since the server left them in the text; its parser: "
-    "--enable-auto-tool-choice --tool-call-parser mistral"
-)
+_FIXES = {
+    "misread": "Start the server with its parser of Mistral's tool calls.",
+    "limit": "Raise the limit, such as the context of the server.",
+    "no-adapter": "Start the server with the adapter, or serve the merged model.",
+}
+"""The fix of a cause, by its name; a kind of server may have one in its own options: `Server.fixes("causes")`."""
+
+_UNREAD = "tool calls are compared by their ids alone, since the server left them in the text"
 
 FINGERPRINT = 0.03
-"""Largest difference of a first log-probability in full precision, in nats. Noise was 0.007 at most (llama.cpp with its
-cache in float16), and one BOS or one space too many moved it by 0.071 at least."""
+"""Largest difference of a first log-probability in full precision, in nats. Noise was 0.007 at most (with a cache in
+float16), and one BOS or one space too many moved it by 0.071 at least."""
 
 _SHOWN = 8
 _SAME = 1e-4
@@ -142,7 +137,7 @@ class ReplayChecks:
         left_out = [f"same cause as ML908: {repeated} of {len(self._target.replayed)} differ by ids already"] * (
             repeated > 0
         )
-        left_out += [_UNREAD] * (rule == "ML909" and self._leaves_calls)
+        left_out += [f"{_UNREAD}. {self._fix('misread')}"] * (rule == "ML909" and self._leaves_calls)
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), "; ".join(left_out), ((name, text),))
 
     @property
@@ -187,6 +182,10 @@ class ReplayChecks:
             lines = [*causes_of_prompt, *lines]
         return replace(self._finding(rule, replayed.transcript, f"answered {judged.text!r}", "\n".join(lines)), fix=fix)
 
+    def _fix(self, cause: str) -> str:
+        """Return the fix of a cause, in the options of this kind of server if it has words for it."""
+        return self._target.server.fixes("causes").get(cause, _FIXES[cause])
+
     def _model_causes(self, golden: Transcript) -> list[tuple[str, str]]:
         """Return the known properties of the served model that can change answers, with their fixes, likeliest first.
 
@@ -195,9 +194,8 @@ class ReplayChecks:
         target, found = self._target, []
         facts, model = target.answers.facts, target.answers.model
         if facts.scales == () and golden.model["kind"] == "adapter":
-            cause = "No adapter is loaded: /lora-adapters is empty, and the transcripts are those of an adapter."
-            fix = "Start the server with the adapter (llama.cpp: --lora adapter.gguf), or serve the merged model."
-            found.append((cause, fix))
+            cause = "No adapter is loaded: the server lists none, and the transcripts are those of an adapter."
+            found.append((cause, self._fix("no-adapter")))
         if model in facts.parents and golden.model["kind"] == "adapter":
             names = ", ".join(facts.adapters[:_SHOWN])
             cause = f"No adapter is asked: {model} is the parent of the adapters that the server lists: {names}."
@@ -236,13 +234,13 @@ class ReplayChecks:
         """
         golden = replayed.transcript
         if judged.difference is None:
-            return MISREAD, _MISREAD_FIX
+            return MISREAD, self._fix("misread")
         length = answer.count if answer.ids is None else len(answer.ids)
         if not answer.ended and length is not None and length < golden.max_new_tokens:
             found = (
                 f"a limit ends the answer after {counted(length, 'token')}, and {golden.max_new_tokens} were asked for"
             )
-            return f"{RIGHT_PROMPT}: {found}.", _LIMITED_FIX
+            return f"{RIGHT_PROMPT}: {found}.", f"{self._fix('limit')} {_ASK_ITSELF}"
         if self._is_random:
             return f"{RIGHT_PROMPT}: two answers to one request differ, so they are not greedy (ML911).", _SETTINGS_FIX
         free = answered(self._target.answer_without_grammar(golden))

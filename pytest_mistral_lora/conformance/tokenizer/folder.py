@@ -245,7 +245,7 @@ def has_template(target: Target) -> Result:
 
 
 def other_pieces(file: Path, known: Recognition) -> Iterator[Finding]:
-    """Yield ML211 if `tokenizer.model`, which llama.cpp and others load, is not the recognised tokenizer."""
+    """Yield ML211 if `tokenizer.model`, which other programs load, is not the recognised tokenizer."""
     expected, oracle = f"{known.name}, by which the folder is recognised", known.oracle
     if oracle is None or oracle.kind != "spm":
         yield Finding("ML211", f"{file.name} stands beside a byte-level tokenizer", Place.of(file), expected)

@@ -1,6 +1,6 @@
 """`generation_config.json`: the tokens that `generate` forbids or forces, and the settings that change every answer.
 
-The keys are those of transformers' `GenerationConfig`; vLLM and SGLang read most of them from the same file.
+The keys are those of transformers' `GenerationConfig`; servers read most of them from the same file.
 """
 
 from __future__ import annotations

@@ -243,13 +243,11 @@ def decoding(target: Target) -> Iterator[Finding]:
             yield Finding("ML239", f"the ids of a text are decoded to {found}", place, expected, severity="error")
             return
     if files.json(TOKENIZER_CONFIG).get("clean_up_tokenization_spaces"):
-        from pytest_mistral_lora.programs.facts import fact
+        from pytest_mistral_lora.programs.facts import find_fact
 
-        mended = fact("decoding-cleans-spaces").until["transformers"]
-        found = (
-            f"clean_up_tokenization_spaces is true: transformers before {mended} decodes 'No , it is n't' to "
-            "'No, it isn't'"
-        )
+        known = find_fact("decoding-cleans-spaces")
+        older = "an older transformers" if known is None else f"transformers before {known.until['transformers']}"
+        found = f"clean_up_tokenization_spaces is true: {older} decodes 'No , it is n't' to 'No, it isn't'"
         yield Finding("ML239", found, files.place(TOKENIZER_CONFIG), '"clean_up_tokenization_spaces": false')
 
 

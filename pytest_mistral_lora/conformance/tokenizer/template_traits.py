@@ -326,9 +326,10 @@ def unread_template(traits: TemplateTraits) -> Iterator[Finding]:
     import transformers
     from packaging.version import Version
 
-    from pytest_mistral_lora.programs.facts import fact
+    from pytest_mistral_lora.programs.facts import find_fact
 
-    place, since = files.place(TEKKEN), fact("tekken-first").since["transformers"]
+    place, known = files.place(TEKKEN), find_fact("tekken-first")
+    since = known.since["transformers"] if known is not None else transformers.__version__
     number = transformers.__version__ if Version(transformers.__version__) >= Version(since) else f"{since} and later"
     gives = f"beside {TEKKEN}, AutoTokenizer of transformers {number} takes MistralCommonBackend, which gives"
     question = next(iter(traits.rendered.texts.values()), "")

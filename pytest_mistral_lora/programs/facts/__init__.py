@@ -4,6 +4,7 @@ from pytest_mistral_lora.programs.facts.entries import Fact, Program, Reproducti
 from pytest_mistral_lora.programs.facts.reading import (
     fact,
     facts,
+    find_fact,
     programs,
     read_facts,
     read_folders,
@@ -20,6 +21,7 @@ __all__ = [
     "Works",
     "fact",
     "facts",
+    "find_fact",
     "programs",
     "read_facts",
     "read_folders",

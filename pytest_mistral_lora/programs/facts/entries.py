@@ -52,8 +52,7 @@ class Symptom:
         found: The value, tokens or text that break it.
         subject: The subject of the check that found it.
         case: The name of that check within its subject.
-        server: The server that was judged, with its version, such as `llama.cpp b11549, model m`; empty for everything
-            else.
+        server: The server that was judged, as a summary names it: `TITLE VERSION, model NAME`. Empty if it is none.
     """
 
     rule: str
@@ -133,7 +132,7 @@ class Reproduction(_Table):
     Attributes:
         script: A script of the folder `reproductions` beside the file. Its last line is `still true: …` or
             `no longer true: …`, with what it saw. If pip does not know the program, the line before is
-            `version: llama.cpp 11549`.
+            `version: PROGRAM VERSION`.
         needs: What pip installs for it beside the newest release of the program; the package that has the program if
             pip does not know it by its name.
         not_run: Why no machine can run one that installs in a minute; empty if there is a script.
@@ -181,7 +180,7 @@ class Works(Entry):
 
     @property
     def pinned(self) -> tuple[str, ...]:
-        """The versions as pip takes them: `vllm==0.32.0`."""
+        """The versions as pip takes them: `peft==0.18.1`."""
         return tuple(f"{name}=={version}" for name, version in self.versions.items())
 
 
@@ -268,7 +267,7 @@ class Fact(Entry):
         """Return what the fact says about a server.
 
         Args:
-            server: The server as a summary names it: `llama.cpp b11549, model …`. One that reports no version can have
+            server: The server as a summary names it: `TITLE VERSION, model NAME`. One that reports no version can have
                 every fault of its program; one of another name has none.
         """
         title, head = self.program.title, server.partition(",")[0]

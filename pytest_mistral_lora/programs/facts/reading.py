@@ -6,18 +6,16 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import EntryPoint
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from pytest_mistral_lora.chat.reading import opened
-from pytest_mistral_lora.errors import EntryPointError, InputError, did_you_mean, short_json
+from pytest_mistral_lora.errors import InputError, did_you_mean, short_json
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.programs.facts.entries import Fact, Program, Works
-from pytest_mistral_lora.programs.registry import FACTS_GROUP, foreign_points, own_points
+from pytest_mistral_lora.programs.registry import FACTS_GROUP, folder_of, foreign_points, own_points
 from pytest_mistral_lora.records.schema import error_in_words
 
 REPRODUCTIONS = "reproductions"
@@ -32,20 +30,7 @@ def folders() -> list[Path]:
     Raises:
         EntryPointError: If there is no such folder.
     """
-    return [_folder_of(point) for point in (*own_points(FACTS_GROUP), *foreign_points(FACTS_GROUP))]
-
-
-def _folder_of(point: EntryPoint) -> Path:
-    package, *inner = point.value.split(".")
-    try:
-        spec = find_spec(package)  # of the package itself, which is not imported
-    except ValueError:
-        spec = None
-    for parent in (spec and spec.submodule_search_locations) or ():
-        folder = Path(parent, *inner)
-        if folder.is_dir():
-            return folder
-    raise EntryPointError(f"{point.name}: {point.value} is no folder of facts", expected="a package with *.toml files")
+    return [folder_of(point) for point in (*own_points(FACTS_GROUP), *foreign_points(FACTS_GROUP))]
 
 
 @cache
@@ -77,6 +62,11 @@ def fact(id_: str) -> Fact:
         KeyError: If there is none.
     """
     return _by_id()[id_]
+
+
+def find_fact(id_: str) -> Fact | None:
+    """Return a known fault by its id; None if there is none, as without the package's own facts."""
+    return _by_id().get(id_)
 
 
 def fact_ids() -> frozenset[str]:

@@ -61,7 +61,7 @@ def export(recipe: Recipe, bridge: Bridge, output: Path, *, form: Form = "auto")
 
     Args:
         recipe: The recipe.
-        bridge: What writes the run for the trainer, such as `TRAINERS["trl"].load_exporter()`.
+        bridge: What writes the run for the trainer, such as `TRAINERS[NAME].load_exporter()`.
         output: The folder to make.
         form: The form of the rows.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
@@ -32,6 +32,8 @@ from pytest_mistral_lora.serving.server import (
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.programs.faults import ProgramFault
+    from pytest_mistral_lora.records.gguf_file import GgufFile
 
 _PRECISIONS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "Q8_0": "q8_0", "Q6": "q5", "Q5": "q5", "Q4": "q4"}
 """The key of `TOLERANCES` for a file type of llama.cpp, such as `all F32` or `Q4_K - Medium`."""
@@ -46,6 +48,7 @@ class LlamaCpp(Server):
     """llama.cpp: two endpoints render and tokenize as the chat does; the chat itself shows the number of tokens."""
 
     name, title, strength = "llamacpp", "llama.cpp", "preview"
+    words, deviations = Path(__file__).parent / "fixes.toml", Path(__file__).parent / "deviations.toml"
     version_at = ("/props", "build_info")
     exporter = "pytest_mistral_lora.field.servers.llamacpp.export:EXPORT"
     reads_rendered_text = True
@@ -69,6 +72,12 @@ class LlamaCpp(Server):
         # its cache does not know under which adapter a prompt was computed (ggml-org/llama.cpp#26207)
         "cache_prompt": False,
     }
+
+    def gguf_faults(self, file: GgufFile, oracle: Oracle) -> Iterator[ProgramFault]:
+        """Yield ML915 and ML920."""
+        from pytest_mistral_lora.field.servers.llamacpp.gguf_faults import gguf_faults
+
+        yield from gguf_faults(file, oracle)
 
     async def facts(self, client: ServerClient) -> ServerFacts:
         """Return the build, the models, the precision and the adapters of a server."""

@@ -5,9 +5,22 @@ The support follows python/sglang/srt/entrypoints/openai/protocol.py: no build o
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.field.servers.refused_settings import refused_settings
+from pytest_mistral_lora.programs.faults import ProgramFault
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.serving.client import ServerClient
 from pytest_mistral_lora.serving.server import CHECKPOINT_GREEDY, ServedPrompt, Server, served_prompt
+
+_EFFECTS = {
+    "use_dora": "refuses DoRA",
+    "lora_bias": "knows no bias of LoRA",
+    "trainable_token_indices": "knows no tokens that are trained alone",
+    "target_parameters": "reads the parameters of experts in another layout",
+    "layer_replication": "replicates no layers: it leaves out the tensors of those that are not there",
+}
 
 
 class Sglang(Server):
@@ -17,6 +30,10 @@ class Sglang(Server):
     was_run = False
     version_at = ("/server_info", "version")
     greedy = CHECKPOINT_GREEDY
+
+    def adapter_faults(self, folder: AdapterFolder, scales: Mapping[str, float]) -> Iterator[ProgramFault]:
+        """Yield ML426."""
+        yield from refused_settings(folder, "SGLang", _EFFECTS)
 
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return the ids that the server fed its model."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from pytest_mistral_lora.chat.oracle.answer_grammar import has_grammar
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.field.servers.vllm.adapter_faults import RANKS, largest_rank
 from pytest_mistral_lora.programs.facts import Fact, fact, works
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.training.export.servers import (
@@ -20,8 +21,6 @@ from pytest_mistral_lora.training.export.servers import (
     wrapped,
 )
 
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values of vLLM's --max-lora-rank (vllm/config/lora.py, 0.32)."""
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -33,14 +32,14 @@ class VllmExport(ServerExport):
     def faults(self, served: ServedModel) -> Iterator[str]:
         """Yield each property of an adapter that vLLM refuses or silently ignores."""
         yield from super().faults(served)
-        if _largest_rank(served) > _RANKS[-1]:
-            yield f"the rank is {_largest_rank(served)}, and vLLM takes at most {_RANKS[-1]}"
+        if largest_rank(served.folder) > RANKS[-1]:
+            yield f"the rank is {largest_rank(served.folder)}, and vLLM takes at most {RANKS[-1]}"
 
     def write(self, served: ServedModel, folder: Path) -> Written:
         """Write `serve.sh`, and the versions that the environment of the server needs."""
         options = ["--host", "127.0.0.1", "--port", "8000"]
         if served.has_adapter:
-            rank = next(rank for rank in _RANKS if rank >= _largest_rank(served))
+            rank = next(rank for rank in RANKS if rank >= largest_rank(served.folder))
             options += ["--served-model-name", served.base.name, "--enable-lora", "--max-lora-rank", str(rank)]
             options += ["--lora-modules", f"{served.name}={served.folder.path.resolve()}"]
         else:
@@ -63,12 +62,6 @@ class VllmExport(ServerExport):
             () if served.template is None else ("Text that spells a control token becomes that control token (ML906).",)
         )
         return Written(tuple(commands), check_command(served, "vllm", 8000), remarks, fault)
-
-
-def _largest_rank(served: ServedModel) -> int:
-    config = served.folder.config
-    ranks: list[int] = [config["r"], *(config.get("rank_pattern") or {}).values()]
-    return max(ranks)
 
 
 def _known_fault(served: ServedModel) -> Fact | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from pytest_mistral_lora.serving.server import (
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.programs.faults import ProgramFault
+    from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 _NO_PARSER = "--enable-auto-tool-choice"
 """The option that vLLM names if it refuses tools because it has no parser of calls."""
@@ -34,6 +36,7 @@ class Vllm(Server):
     """vLLM: a chat request returns the ids that were fed."""
 
     name, title, strength = "vllm", "vLLM", "ids"
+    words, deviations = Path(__file__).parent / "fixes.toml", Path(__file__).parent / "deviations.toml"
     version_at = ("/version", "version")
     parsers = Parsers(
         Path(__file__).parent / "scripts" / "vllm_parsers.py",
@@ -41,6 +44,12 @@ class Vllm(Server):
     )
     exporter = "pytest_mistral_lora.field.servers.vllm.export:EXPORT"
     greedy = CHECKPOINT_GREEDY
+
+    def adapter_faults(self, folder: AdapterFolder, scales: Mapping[str, float]) -> Iterator[ProgramFault]:
+        """Yield ML426 and ML427."""
+        from pytest_mistral_lora.field.servers.vllm.adapter_faults import adapter_faults
+
+        yield from adapter_faults(folder, scales)
 
     async def answer(
         self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]

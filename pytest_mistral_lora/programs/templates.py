@@ -1,20 +1,23 @@
 """The register of published chat templates: which template a text is.
 
-`published.toml` has hashes and verdicts, and no text of a template. `scripts/record_published_templates.py` writes it.
+`published.toml` of `field` has hashes and verdicts, and no text of a template. `scripts/record_published_templates.py`
+writes it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-PATH = Path(__file__).parent / "published.toml"
-"""The register's file."""
+from pytest_mistral_lora.programs.registry import TEMPLATES_GROUP, folder_of, own_points
+
+FILE = "published.toml"
+"""The name of a register's file, in the folder that a group of programs names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +49,15 @@ class PublishedTemplate:
     Attributes:
         name: Its name in the package.
         repositories: The repositories of Mistral that have it, the one that it is named after first; empty if only
-            llama.cpp or a derivative has it.
-        origin: Where the package got it: a repository of Hugging Face, or `llama.cpp`.
+            a server or a derivative has it.
+        origin: Where the package got it: a repository of Hugging Face, or the name of a server.
         sha256: SHA-256 of its bytes, in hex.
         text_sha256: SHA-256 of its text as Jinja reads it (`template_text`), in hex.
         version: The tokenizer version that it was judged by.
         judged_with: The tokenizer that it was judged by, by our name.
         own_prompt: The severity of the finding on its own system prompt, or `none`.
         causes: The causes of its differences from mistral-common on the packaged rows: names of faults, or shapes.
-        llamacpp: The verdict of llama.cpp's engine.
+        engines: The verdict of each server with an engine of its own, by the kind of server.
     """
 
     name: str
@@ -66,14 +69,14 @@ class PublishedTemplate:
     judged_with: str
     own_prompt: str
     causes: tuple[str, ...]
-    llamacpp: EngineVerdict
+    engines: Mapping[str, EngineVerdict]
 
     @property
     def title(self) -> str:
         """The repositories that have it, or the place that it was copied from."""
         if self.repositories:
             return ", ".join(self.repositories)
-        return self.origin if self.origin != "llama.cpp" else f"llama.cpp's copy for {self.name}"
+        return self.origin if "/" in self.origin else f"{self.origin}'s copy for {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +87,14 @@ class TemplateRegister:
         package: The package that the templates are from, with its version.
         date: The date of the package: a repository may have changed its template since.
         mistral_common: The version of mistral-common.
-        llamacpp: The build of llama.cpp.
+        engines: The version of each server whose engine was tried, by the kind of server.
         templates: The templates, in the order of their names.
     """
 
     package: str
     date: str
     mistral_common: str
-    llamacpp: str
+    engines: Mapping[str, str]
     templates: tuple[PublishedTemplate, ...]
 
     def find(self, source: str) -> PublishedTemplate | None:
@@ -116,15 +119,25 @@ def text_sha256(source: str) -> str:
 
 @cache
 def published_templates() -> TemplateRegister:
-    """Return the register."""
-    data = tomllib.loads(PATH.read_text(encoding="utf-8"))
-    templates = tuple(_template(name, table) for name, table in data.pop("templates").items())
+    """Return the register of this package; an empty one without its `field`.
+
+    Raises:
+        EntryPointError: If its folder is not there.
+    """
+    for point in own_points(TEMPLATES_GROUP):
+        return read_register(folder_of(point) / FILE)
+    return TemplateRegister("", "", "", {}, ())
+
+
+def read_register(path: Path) -> TemplateRegister:
+    """Return the register of a file."""
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    engines = data["engines"]
+    templates = tuple(_template(name, table, engines) for name, table in data.pop("templates").items())
     return TemplateRegister(**data, templates=templates)
 
 
-def _template(name: str, table: Mapping[str, Any]) -> PublishedTemplate:
-    verdict = table["llamacpp"]
-    failed = {error: tuple(cases) for error, cases in verdict["failed"].items()}
+def _template(name: str, table: Mapping[str, Any], engines: Iterable[str]) -> PublishedTemplate:
     return PublishedTemplate(
         name,
         tuple(table["repositories"]),
@@ -135,5 +148,10 @@ def _template(name: str, table: Mapping[str, Any]) -> PublishedTemplate:
         table["judged_with"],
         table["own_prompt"],
         tuple(table["causes"]),
-        EngineVerdict(verdict["same"], tuple(verdict["other"]), failed, tuple(verdict["unread"])),
+        {engine: _verdict(table[engine]) for engine in engines},
     )
+
+
+def _verdict(table: Mapping[str, Any]) -> EngineVerdict:
+    failed = {error: tuple(cases) for error, cases in table["failed"].items()}
+    return EngineVerdict(table["same"], tuple(table["other"]), failed, tuple(table["unread"]))

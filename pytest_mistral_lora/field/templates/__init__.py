@@ -1,0 +1,1 @@
+"""The published chat templates, as hashes and verdicts."""

@@ -1,0 +1,100 @@
+"""Without `field`, the judge and the trainer do all that they do with it; what is known of programs is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pytest_mistral_lora
+from pytest_mistral_lora.cli import main
+
+FOLDER = Path(pytest_mistral_lora.__file__).parent
+ROOT = Path(__file__).parents[2]
+CODE = """
+import contextlib, importlib, io, json, pkgutil, sys
+import pytest_mistral_lora
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.cli.program import VERBS
+from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.programs.facts import facts
+from pytest_mistral_lora.runners import TRAINERS
+from pytest_mistral_lora.serving.servers import SERVERS
+
+for module in pkgutil.walk_packages(pytest_mistral_lora.__path__, "pytest_mistral_lora."):
+    # training imports torch
+    is_heavy = module.name.startswith("pytest_mistral_lora.training.") and "rows" not in module.name
+    if not is_heavy and not module.name.endswith("__main__") and ".scripts" not in module.name:
+        importlib.import_module(module.name)
+helps = {}
+for verbs in VERBS.values():
+    for verb in verbs:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+            main([verb, "--help"])
+        helps[verb] = len(out.getvalue())
+with contextlib.redirect_stdout(io.StringIO()) as out:
+    codes = [main([verb, "rows.jsonl", "--tokenizer", "spm-v3"]) for verb in ("check", "audit")]
+with contextlib.redirect_stderr(io.StringIO()) as errors:
+    codes.append(main(["audit", "--runner", "trl", "--tokenizer", "spm-v3"]))
+print(json.dumps({
+    "file": pytest_mistral_lora.__file__,
+    "trainers": [*TRAINERS],
+    "servers": [*SERVERS],
+    "rules": [*RULES],
+    "faults": [fault.id for fault in facts()],
+    "helps": helps,
+    "codes": codes,
+    "errors": errors.getvalue(),
+}))
+"""
+ROWS = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+OF_FIELD = ("field", "runners", "serving", "browser", "fuzz", "mutants")
+"""Folders of tests about programs, and those that are run apart."""
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a copy of the package without `field`. No module of the rest is edited."""
+    folder = tmp_path_factory.mktemp("without")
+    shutil.copytree(FOLDER, folder / FOLDER.name, ignore=shutil.ignore_patterns("__pycache__", "goldens", "field"))
+    (folder / "goldens").symlink_to(ROOT / "goldens")
+    (folder / "rows.jsonl").write_text(json.dumps(ROWS) + "\n")
+    return folder
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+
+
+def test_the_judge_knows_no_program_and_judges_as_before(without: Path) -> None:
+    done = run(without, "-c", CODE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["file"] == str(without / FOLDER.name / "__init__.py")
+    assert (found["trainers"], found["servers"], found["faults"]) == ([], ["openai"], [])
+    assert "ML543" in found["rules"]
+    assert not {"ML426", "ML427", "ML657", "ML915", "ML920", "ML023"} & {*found["rules"]}
+    assert all(found["helps"].values()), found["helps"]
+    as_before = [main([verb, str(without / "rows.jsonl"), "--tokenizer", "spm-v3"]) for verb in ("check", "audit")]
+    assert found["codes"] == [*as_before, 2]
+    assert "'trl' is not a runner" in found["errors"]
+
+
+@pytest.mark.slow
+def test_the_tests_of_the_judge_and_the_trainer_pass(without: Path) -> None:
+    (without / "test_copy.py").write_text(
+        "import pytest_mistral_lora\n\n\n"
+        "def test_the_copy_is_tested():\n"
+        f"    assert pytest_mistral_lora.__file__ == {str(without / FOLDER.name / '__init__.py')!r}\n"
+    )
+    settings = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider", "-q", "-n", "2")
+    chosen = [str(path) for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name not in OF_FIELD]
+    done = run(without, "-m", "pytest", *settings, "-m", "not of_field", str(without / "test_copy.py"), *chosen)
+    assert done.returncode == 0, done.stdout[-8000:]

@@ -1,0 +1,137 @@
+"""The fixes of findings about a server: in the options of its kind if that is known, else in general words."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden_answers import golden_answers, write_golden_answers
+from local_server import Behaviour, Ids, serving
+
+from pytest_mistral_lora.assertions import assert_served_as_trained
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.finding import RULES, Finding, with_paths
+from pytest_mistral_lora.conformance.server.replay import _FIXES
+from pytest_mistral_lora.conformance.server_target import ParsersTarget, ServerTarget
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import EntryPointError
+from pytest_mistral_lora.programs.fixes import fixes_in
+from pytest_mistral_lora.serving.servers import SERVERS
+
+ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+OPTIONS = {"vllm": "--tokenizer-mode mistral", "llamacpp": "--override-kv"}
+Judged = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return Oracle(shipped_tokenizer("spm-v3"))
+
+
+def with_a_space(ids: Ids, _: Any) -> Ids:
+    """Put a space behind the first marker (ids of `spm-v3`)."""
+    return (*ids[:2], 29473, *ids[2:])
+
+
+@pytest.fixture
+def judged(oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Judged:
+    """Return a function that checks a server, and returns its findings."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(ROW) + "\n")
+
+    def judge(kind: str, *more: str, **behaviour: Any) -> list[dict[str, Any]]:
+        with serving(Behaviour(oracle, **behaviour)) as url:
+            given = [f"{kind}={url}" if kind else url, "--tokenizer", "spm-v3", "--rows", str(rows), *more]
+            assert main(["serve-check", *given, "--json"]) == 1
+        report = json.loads(capsys.readouterr().out)
+        return [finding for check in report["checks"] for finding in check["findings"]]
+
+    return judge
+
+
+@pytest.mark.parametrize("kind", [*OPTIONS, "", "openai"])
+def test_a_finding_has_the_option_of_the_kind_of_server_and_no_other(kind: str, judged: Judged) -> None:
+    version = {"version": "0.32.0"} if kind == "vllm" else {}
+    (found,) = judged(kind, prompt=with_a_space, **version)
+    # a server whose kind is recognised is this one
+    known = kind or "llamacpp"
+    assert found["rule"] == ("ML904" if kind == "openai" else "ML902")
+    assert [name for name, option in OPTIONS.items() if option in found["fix"]] == [known] * (known in OPTIONS)
+    if kind == "openai":
+        assert found["fix"] == RULES["ML904"].fix
+
+
+def test_an_assertion_has_the_words_of_the_server_too(oracle: Oracle) -> None:
+    with (
+        serving(Behaviour(oracle, prompt=with_a_space)) as url,
+        pytest.raises(AssertionError, match="Start vLLM with `--tokenizer-mode mistral`"),
+    ):
+        assert_served_as_trained(f"vllm={url}", ROW, shipped_tokenizer("spm-v3"))
+
+
+def test_parsers_have_the_words_of_their_server() -> None:
+    target = ParsersTarget("served", judge=Target("spm-v3"), kind="vllm", python=Path(sys.executable))
+    (found,) = target.in_words((Finding("ML925", "found"),))
+    assert "--reasoning-parser mistral" in found.fix
+
+
+@pytest.mark.parametrize(("text", "words"), [("[rules", "not valid TOML"), (None, "cannot be read")])
+def test_a_file_of_fixes_that_is_none_is_an_error_of_its_package(text: str | None, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "fixes.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(EntryPointError) as error:
+        fixes_in(file)
+    assert words in str(error.value)
+    assert str(file) in str(error.value)
+
+
+def test_a_server_that_nobody_answers_for_has_the_general_fix() -> None:
+    target = ServerTarget("served", judge=Target("spm-v3"), kind="auto", url="http://127.0.0.1:9")
+    findings = (Finding("ML906", "found"),)
+    assert target.in_words(findings) == findings
+
+
+def test_a_cause_has_the_option_of_the_kind_in_place_of_the_fix_of_the_rule(
+    oracle: Oracle, tmp_path: Path, judged: Judged
+) -> None:
+    folder = write_golden_answers(oracle, tmp_path / "answers")
+    rome = oracle.encode_text("Rome")[0]
+    found = judged(
+        "llamacpp",
+        "--golden",
+        str(folder),
+        golden=golden_answers(oracle),
+        scale=None,
+        completion=lambda ids, _: (rome, *ids[1:]),
+    )
+    fixes = {finding["fix"] for finding in found if finding["rule"] == "ML908"}
+    assert fixes == {SERVERS["llamacpp"].fixes("causes")["no-adapter"]}
+
+
+@pytest.mark.parametrize("kind", SERVERS.ours)
+def test_the_words_of_a_server_are_of_its_rules_and_causes_and_name_an_option_of_it(kind: str) -> None:
+    server = SERVERS[kind]
+    assert server.fixes("causes").keys() <= _FIXES.keys()
+    for rule, fix in server.fixes().items():
+        assert RULES[rule].subject in ("server", "answer")
+        assert fix != RULES[rule].fix
+        assert Finding(rule, "found", fix=fix).to_json()["fix"] == with_paths(fix)
+    for fix in (*server.fixes().values(), *server.fixes("causes").values()):
+        assert server.title in fix or re.search(r"`(--|POST )", fix), fix
+
+
+@pytest.mark.parametrize("subject", ["server", "answer"])
+def test_a_rule_names_no_server(subject: str) -> None:
+    names = {name.lower() for server in SERVERS.of_this_package() for name in (server.name, server.title)}
+    names -= {SERVERS["openai"].name, SERVERS["openai"].title.lower()}
+    for rule in RULES.of(subject):
+        example = (rule.example.fault, rule.example.finding, rule.example.command, rule.example.sound)
+        text = " ".join((rule.title, rule.why, rule.fix, *example)).lower()
+        assert not [name for name in names if name in text], rule.id
