@@ -44,8 +44,9 @@ class Verdict:
     Attributes:
         ok: Whether no finding is an error, something was judged, and no known deviation is out of date.
         findings: The findings, notes included, without known deviations. Each has `rule`, `severity` (`error` or
-            `note`), `place`, `found`, `expected` and `next_step`. If many rows break a rule, one finding represents
-            the others and has their number as `more`.
+            `note`), `place`, `found`, `expected` and `next_step`; if that is a setting of a trainer that is not known,
+            `fixes` has the one of each known trainer. If many rows break a rule, one finding represents the others and
+            has their number as `more`.
         not_checked: The reason of each check that could not judge anything, by the name of the check:
             `<target>::<subject>::<case>`.
         facts: What a check measured or was compared with, by the name of the check.

@@ -213,6 +213,7 @@ def rule_page(rule: Rule, gallery: Gallery) -> str:
         ),
         f"- why: {rule.why}",
         f"- fix: {rule.fix}",
+        *(f"- fix in {name}: {fix}" for name, fix in rule.program_fixes.items()),
         *([f"- formerly: {', '.join(rule.former_ids)}, in encoded rows"] if rule.former_ids else ()),
         f"- source: {_linked(rule.source) if THREAD.fullmatch(rule.source) else rule.source}",
         "",

@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests" / "support")
 from gallery import benches  # noqa: E402
 from rule_examples import make_example  # noqa: E402
 
-KEYS = ("title", "case", "class", "severity", "proof", "why", "fix", "source")
+KEYS = ("title", "case", "class", "severity", "proof", "why", "fix", "by_program", "source")
 EXAMPLE_KEYS = ("fault", "excerpt", "row", "table", "finding", "command", "sound")
 RECORDED = ("row", "table", "finding")
 
@@ -56,7 +56,9 @@ def rules_file(rules: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _toml(text: str | list[str]) -> str:
+def _toml(text: str | list[str] | bool) -> str:
+    if isinstance(text, bool):
+        return str(text).lower()
     if isinstance(text, list):
         return f"[{', '.join(map(_toml, text))}]"
     # Rows and tables stay readable in literal strings; JSON's escapes are TOML's.

@@ -51,11 +51,11 @@ output of another trainer (--runner).
 With --json, each finding is one JSON object on a line of its own: rule, class, severity, index (the row's number, null
 for the whole file), state, place, found, expected, detail and row (the chat row as one line of JSON). The last line is
 {"summary": {...}} with rows, sound, wrong, not_judged, not_checked, packed, labels_of_masks (rows whose labels are made
-of a mask, as TRL's collator makes them), columns (rows by each column that says what is trained on), read_back (rows
-without messages, which are read back from their ids), answers_without_labels (answers of such rows that are read with
-weight 0), pairs (chosen and rejected answers in one record; each of the two counts as a row), tokens,
-supervised_tokens, findings, classes (rule, class and count of each) and known (the deviations of --xfails that were
-found, whose findings have no line).
+of a mask), columns (rows by each column that says what is trained on), read_back (rows without messages, which are read
+back from their ids), answers_without_labels (answers of such rows that are read with weight 0), pairs (chosen and
+rejected answers in one record; each of the two counts as a row), tokens, supervised_tokens, findings, classes (rule,
+class and count of each), known (the deviations of --xfails that were found, whose findings have no line) and fixes (by
+rule, the fix in each known trainer, if the trainer is unknown).
 
 Rows that cannot be read are findings (ML501). The exit code, the known deviations and the reports are those of
 `mistral-lora check ROWS --as encoded`, which runs the same checks."""
@@ -198,9 +198,7 @@ def run(args: argparse.Namespace) -> int:
             tokenizer=tokenizer,
         )
         report = AuditReport(audit, MOST_NAMES)
-        fixes: Mapping[str, str] = {}
-        if args.runner is not None:
-            fixes = find_runner(args.runner).fixes("preferences" if given.task else "rows")
+        fixes = find_runner(args.runner).known_fixes(given.task) if args.runner is not None else None
         name = name_of(file)
         target = AuditedTarget(name, file, judge=judge, dataset=given.dataset, source=rows, fixes=fixes)
         show = partial(_print_findings, target, xfails) if args.output_format == "json" else _show_nothing
@@ -321,14 +319,16 @@ def _print_findings(target: EncodedTarget, xfails: Sequence[Xfail], verdict: Lin
         for finding in unknown_among([named], f"{ROOT}::{target.name}::encoded::{case_of(found.rule)}", xfails):
             extra = {"class": RULES[finding.rule].fault_class, "index": verdict.index, "state": verdict.state}
             data = redacted({**public_finding(finding.to_json()), **extra})
-            del data["tokens"]  # a line of JSON must be readable in a terminal, too
+            # a line of JSON must be readable in a terminal, too, and the summary has the fixes once for each rule
+            del data["tokens"], data["fixes"]
             print_json(data, indented=False)
 
 
 def _print_summary(audit: Audit, session: Session) -> None:
     known = {xfail.id: xfail.reason for outcome in session.outcomes for xfail in outcome.known}
     entries = [{"id": name, "reason": reason} for name, reason in known.items()]
-    print_json({"summary": {**audit.summary(), "known": entries}}, indented=False)
+    fixes = {cause.simplest.rule: cause.to_json()["fixes"] for cause in session.causes() if cause.fixes}
+    print_json({"summary": {**audit.summary(), "known": entries, "fixes": fixes}}, indented=False)
 
 
 def _read_with_progress(path: Path, report: AuditReport, show: Callable[[LineVerdict], None]) -> AuditReport:
@@ -438,7 +438,7 @@ VERB = Verb(
     description=_DESCRIPTION,
     examples=(
         "mistral-lora audit encoded.jsonl --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
-        "mistral-lora audit --runner trl --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
+        "mistral-lora audit --runner NAME --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
     ),
     failure="a row or the file has an error",
 )

@@ -333,7 +333,7 @@ def _json_data(
 
 
 def _encoded_pair(rows: Sequence[Row], sides: Sequence[TokenSide]) -> dict[str, Any]:
-    """Return a pair or a rated answer with its ids, in the form of TRL's trainers."""
+    """Return a pair or a rated answer with its ids, with the columns that trainers of preferences prepare."""
     data = rows[0].kind.record(rows)
     starts = [_answer_start(side) for side in sides]
     data["prompt_ids"] = list(sides[0].ids[: starts[0]])

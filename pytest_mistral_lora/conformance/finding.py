@@ -137,6 +137,8 @@ class Rule:
         proof: What proves a finding. A rule that is a note may have two: of its notes, and of its errors.
         example: A broken artifact with its finding.
         fault_class: The name of the fault in the reports of `audit`, for a rule on encoded rows; `class` in the file.
+        by_program: Whether its fix is a setting of the program that made the artifact. If that is not known, the fix in
+            each known program stands below the general one.
     """
 
     id: str
@@ -150,6 +152,7 @@ class Rule:
     proof: tuple[Proof, ...]
     severity: Severity = "error"
     fault_class: str = ""
+    by_program: bool = False
 
     @property
     def fix(self) -> str:
@@ -166,6 +169,13 @@ class Rule:
         """The main check of its subject that reports it."""
         return self.cases[0]
 
+    @property
+    def program_fixes(self) -> dict[str, str]:
+        """The way to mend the artifact in each known program, by its name, if that is a setting of it."""
+        from pytest_mistral_lora.conformance.known_programs import fixes_of_programs
+
+        return {name: with_paths(fix) for name, fix in fixes_of_programs(self.id)} if self.by_program else {}
+
     def text(self) -> str:
         """Return the rule, its reason and its example for a terminal."""
         values = {
@@ -174,6 +184,7 @@ class Rule:
             **{name: f"{kind}. {PROOFS[kind]}" for name, kind in zip(("proof", "of error"), self.proof, strict=False)},
             "why": self.why,
             "fix": self.fix,
+            **self.program_fixes,
             "source": self.source,
             "example": self.example.fault,
         }
@@ -320,7 +331,6 @@ class Finding:
         rule: Id of the rule.
         found: The value, tokens or text that break the rule.
         place: File, row, message, field or token.
-        others: Places of other rows that it is about, such as the first of equal rows.
         expected: The value that satisfies it; empty if the rule's title is enough.
         detail: Lines with more, such as the tokens around the first difference.
         row: The chat row as one line of JSON that you can paste into a dataset, or empty.
@@ -335,6 +345,9 @@ class Finding:
         effect_of: The rule of the finding that was shown to explain it; empty if it stands for itself. Beside that
             finding, it is only counted.
         covers: The number of findings that this one explains, by their rules.
+        others: Places of other rows that it is about, such as the first of equal rows.
+        fixes: The fix in each known program, by the program's name, if the program that made the artifact is not known.
+            Of the findings of a check, the first of a rule has them.
     """
 
     rule: str
@@ -352,6 +365,7 @@ class Finding:
     effect_of: str = ""
     covers: tuple[tuple[str, int], ...] = ()
     others: tuple[Place, ...] = ()
+    fixes: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         """Take the severity of the rule, if none is given."""
@@ -395,16 +409,19 @@ class Finding:
 
     @property
     def names_paths(self) -> bool:
-        """Whether its fix has placeholders for the paths of the judged artifact."""
-        return bool(_PLACEHOLDER.search(self._fix_text))
+        """Whether a fix has placeholders for the paths of the judged artifact."""
+        return any(map(_PLACEHOLDER.search, (self._fix_text, *(fix for _, fix in self.fixes))))
 
     def with_paths(self, paths: Mapping[str, str]) -> Finding:
-        """Return the finding with real paths in its fix.
+        """Return the finding with real paths in its fixes.
 
         Args:
             paths: A path for each placeholder, with the keys of `EXAMPLE_PATHS`.
         """
-        return replace(self, fix=with_paths(self._fix_text, paths)) if self.names_paths else self
+        if not self.names_paths:
+            return self
+        fixes = tuple((name, with_paths(fix, paths)) for name, fix in self.fixes)
+        return replace(self, fix=with_paths(self._fix_text, paths), fixes=fixes)
 
     @property
     def words(self) -> str:
@@ -443,6 +460,7 @@ class Finding:
             explained = ", ".join(f"{rule} ({count})" for rule, count in self.covers)
             lines.append(f"  explains: {counted(sum(dict(self.covers).values()), 'more finding')}: {explained}")
         lines += [f"  rule:     {rule.title}", f"  why:      {rule.why}", f"  fix:      {self.next_step}"]
+        lines += [f"  {name + ':':<9} {with_paths(fix)}" for name, fix in self.fixes]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -465,6 +483,7 @@ class Finding:
                 "others": [place.to_json() for place in self.others],
             },
             "fix": self.next_step,
+            "fixes": {name: with_paths(fix) for name, fix in self.fixes},
             "tokens": None if self.tokens is None else self.tokens.to_json(),
             "covers": [*map(list, self.covers)],
         }
@@ -479,6 +498,7 @@ class Finding:
         values["others"] = tuple(map(Place.from_json, structured["others"]))
         values["tokens"] = None if tokens is None else TokenRow.from_json(tokens)
         values["covers"] = tuple((rule, count) for rule, count in values.get("covers", ()))
+        values["fixes"] = tuple(values.get("fixes", {}).items())
         # drop the fix of the rule
         rule = RULES[values["rule"]]
         values["fix"] = "" if values.get("fix") == rule.fix else values.get("fix", "")
@@ -487,16 +507,34 @@ class Finding:
         return cls(**values)
 
 
-def in_words(findings: Iterable[Finding], fixes: Mapping[str, str]) -> tuple[Finding, ...]:
-    """Return findings with the ways to mend them in the tool that made the artifact.
+def in_words(findings: Iterable[Finding], fixes: Mapping[str, str] | None) -> tuple[Finding, ...]:
+    """Return findings with the ways to mend them in the program that made the artifact.
 
     Args:
-        findings: The findings.
-        fixes: A fix for each rule that the tool has words for.
+        findings: The findings of a check.
+        fixes: A fix for each rule that the program has words for. None if the program is not known: then the first
+            finding of a rule that is mended by a setting has the fix in each known program.
     """
+    if fixes is None:
+        return _in_words_of_each(findings)
     return tuple(
         replace(finding, fix=fixes[finding.rule]) if finding.rule in fixes else finding for finding in findings
     )
+
+
+def _in_words_of_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    from pytest_mistral_lora.chat.kinds.registry import KINDS
+    from pytest_mistral_lora.conformance.known_programs import fixes_of_programs
+
+    sides = {side for kind in KINDS.values() for side in kind.sides}
+    found, seen = [], set[str]()
+    for finding in findings:
+        if RULES[finding.rule].by_program and finding.rule not in seen:
+            seen.add(finding.rule)
+            is_side = not sides.isdisjoint(finding.place.part[:1])
+            finding = replace(finding, fixes=fixes_of_programs(finding.rule, of_preferences=is_side))
+        found.append(finding)
+    return tuple(found)
 
 
 def first_findings(findings: Sequence[Finding], most: int, place: Place) -> list[Finding]:

@@ -45,6 +45,7 @@ class FindingGroup:
         others: The names of the other findings, in the order in which they came.
         more: The number of findings without a name.
         explained: The number of findings of other checks that it explains, by their rules.
+        fixes: The fix in each program that may have made the artifact, at the first cause of a rule.
     """
 
     simplest: Finding
@@ -53,6 +54,7 @@ class FindingGroup:
     others: list[str | Place] = field(default_factory=list)
     more: int = 0
     explained: Counter[str] = field(default_factory=Counter)
+    fixes: tuple[tuple[str, str], ...] = ()
 
     @property
     def count(self) -> int:
@@ -66,9 +68,9 @@ class FindingGroup:
 
     @property
     def shown(self) -> Finding:
-        """The simplest finding, with the number of those that it explains."""
+        """The simplest finding, with the number of those that it explains, and the fixes."""
         explained = Counter(dict(self.simplest.covers)) + self.explained
-        return replace(self.simplest, covers=tuple(sorted(explained.items())))
+        return replace(self.simplest, covers=tuple(sorted(explained.items())), fixes=self.fixes)
 
     def add(self, finding: Finding, check: str, name: str | Place) -> None:
         """Add a finding; the simplest stays in front."""
@@ -123,6 +125,7 @@ class FindingGroups:
     def __init__(self) -> None:
         self._causes: dict[str, dict[str, FindingGroup]] = {}
         self._unnamed: Counter[str] = Counter()
+        self._fixes: dict[str, tuple[tuple[str, str], ...]] = {}
         self._effects: list[tuple[Finding, str, str | Place]] = []
 
     def add(self, finding: Finding, check: str, name: str | Place = "") -> None:
@@ -133,6 +136,10 @@ class FindingGroups:
             check: The name of its check, or of its row.
             name: Its name among the findings of its cause; empty for the name of the check.
         """
+        if finding.fixes:
+            # the fixes in several programs are shown once for each rule, whichever finding stands for its cause
+            self._fixes.setdefault(finding.rule, finding.fixes)
+            finding = replace(finding, fixes=())
         if finding.effect_of:
             self._effects.append((finding, check, name))
         else:
@@ -180,7 +187,10 @@ class FindingGroups:
         return [*explaining, *others]
 
     def __iter__(self) -> Iterator[FindingGroup]:
-        """Yield the causes: those that explain other findings first, then errors before notes."""
+        """Yield the causes: those that explain other findings first, then errors before notes.
+
+        The first cause of a rule has the fixes in each program that may have made the artifact.
+        """
         self._settle()
         causes = []
         for rule, of_rule in self._causes.items():
@@ -189,7 +199,11 @@ class FindingGroups:
                 most = max(found, key=lambda cause: cause.count)
                 most.more += self._unnamed.pop(rule)
             causes += found
-        return iter(sorted(causes, key=lambda cause: (not cause.shown.covers, cause.simplest.severity != "error")))
+        causes.sort(key=lambda cause: (not cause.shown.covers, cause.simplest.severity != "error"))
+        fixes = dict(self._fixes)
+        for cause in causes:
+            cause.fixes = fixes.pop(cause.simplest.rule, ())
+        return iter(causes)
 
 
 def signs_among(causes: FindingGroups) -> list[FindingGroup]:

@@ -232,7 +232,10 @@ OBSERVERS: list[str] = [
         "every_side:LETTERS",
     )
 ]
-"""The importable names of the observers, in order: `package.module:NAME`. Add yours behind them."""
+"""The importable names of the observers, in order: `package.module:NAME`. Add yours behind them.
+
+Behind these come the rules about trainers, which each `Trainer` names.
+"""
 
 
 def named_observer(name: str) -> RowObserver:

@@ -100,7 +100,7 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputEr
         return RunnerError(str(outcome["error"]))
     rows = prompt_rows(file) if runner.is_evaluation else given.by_line
     trained = own.rows if runner.is_evaluation else ()
-    fixes = runner.fixes("preferences" if given.task else "rows")
+    fixes = runner.known_fixes(given.task)
     audit = Audit(
         MadeRows(FileRows(file), [row.place for row in rows], Place.of(target.name)),
         target.oracle,

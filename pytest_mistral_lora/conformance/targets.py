@@ -282,6 +282,12 @@ class DatasetTarget(JudgedTarget):
 
         return row_files(given_path(self.path))
 
+    def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+        """Return findings with the fixes in each known trainer: rows alone do not tell who trains on them."""
+        from pytest_mistral_lora.conformance.finding import in_words
+
+        return findings if isinstance(self.judge, RecipeTarget) else in_words(findings, None)
+
     @property
     def backend(self) -> Literal["mistral-common", "chat-template"]:
         """The code that turns the rows into ids: the recipe's, or the template if no Mistral tokenizer applies."""
@@ -305,15 +311,15 @@ class EncodedTarget(JudgedTarget):
         judge: The target whose tokenizer they are compared with.
         dataset: The chat JSONL files that they were made of, in order; may be empty.
         source: The rows, if they are not the file or folder at `path`.
-        fixes: The fix of each rule in the words of the trainer that made the rows; empty if it is not known.
+        fixes: The fix of each rule in the words of the trainer that made the rows; None if it is not known.
     """
 
     dataset: tuple[Path, ...] = ()
     source: RowSource | None = None
-    fixes: Mapping[str, str] = field(default_factory=dict, compare=False)
+    fixes: Mapping[str, str] | None = field(default=None, compare=False)
 
     def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-        """Return findings with the fixes of the trainer that made the rows."""
+        """Return findings with the fixes of the trainer that made the rows, or with those of each known one."""
         from pytest_mistral_lora.conformance.finding import in_words
 
         return in_words(findings, self.fixes)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 from torch.utils.data._utils import worker as worker_state
-from torch.utils.data.dataloader import _DatasetKind  # the loader's own reader: axolotl replaces it for packed rows
+from torch.utils.data.dataloader import _DatasetKind  # the loader's own reader: trainers replace it for packed rows
 
 from pytest_mistral_lora.errors import and_more, one_line
 from pytest_mistral_lora.guarding.pairing import Record, SourceRow, paired

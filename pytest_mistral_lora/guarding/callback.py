@@ -386,7 +386,7 @@ def guard(
     Call it before `trainer.train()`.
 
     Args:
-        trainer: A `transformers.Trainer`, or a trainer that is made from it, such as TRL's `SFTTrainer`.
+        trainer: A `transformers.Trainer`, or a trainer that is made from it, such as an `SFTTrainer`.
         tokenizer: As for `MistralGuard`.
         batches: As for `MistralGuard`.
         on_finding: As for `MistralGuard`.

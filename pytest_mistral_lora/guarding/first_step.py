@@ -189,7 +189,7 @@ def _watched(model: Any) -> Iterator[list[tuple[Any, Any]]]:
     best = -1
 
     def take(module: Any, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        # one with logits first: TRL calls its fused head only for figures, if the loss has a function of its own
+        # one with logits first: a trainer may call a fused head only for figures, if the loss has a function of its own
         nonlocal best
         worth = (1 + torch.is_grad_enabled()) if has_token_losses(output) else 0
         if worth > best:

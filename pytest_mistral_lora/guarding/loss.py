@@ -19,6 +19,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.runners.trainer import has_own_loss
 
 TOLERANCE = {torch.float64: 2**-17, torch.float32: 2**-17, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 """How far two computations of one loss may be apart, as a share of 1 + loss: sums in float32 in another order differ by
@@ -66,7 +67,7 @@ class LossSettings:
         aux_share: The weight of the experts' auxiliary loss.
         pad_id: The id of the padding; None if it is unknown.
         eos_id: The id of EOS; None if it is unknown.
-        foreign: The class of TRL with a loss of its own, such as `DPOTrainer`; empty for a loss of labels.
+        foreign: The class of the trainer with a loss of its own, such as `DPOTrainer`; empty for a loss of labels.
     """
 
     place: str = "compute_loss"
@@ -85,8 +86,6 @@ class LossSettings:
         args = trainer.args
         owners = [base for base in type(trainer).__mro__ if "compute_loss" in vars(base)]
         owner = owners[0] if owners else type(trainer)
-        # a trainer that is made from one of TRL's calls it, as LLaMA-Factory's and Axolotl's do
-        of_trl = [base.__name__ for base in owners if base.__module__.startswith("trl.")]
         function = getattr(trainer, "compute_loss_func", None)
         config: Any = getattr(trainer.model, "config", None)
         text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -100,7 +99,8 @@ class LossSettings:
             aux_share=float(getattr(text_config, "router_aux_loss_coef", 0.0) or 0.0),
             pad_id=getattr(getattr(tokenizer, "tokenizer", tokenizer), "pad_token_id", None),
             eos_id=getattr(getattr(tokenizer, "tokenizer", tokenizer), "eos_token_id", None),
-            foreign=next((name for name in of_trl if name != "SFTTrainer"), ""),
+            # a trainer that is made from one with a loss of its own calls it
+            foreign=next((base.__name__ for base in owners if has_own_loss(base)), ""),
         )
 
 
@@ -287,14 +287,14 @@ class _Losses:
         if self.logits is not None and self.settings.smoothing:
             norms, means = self._norms_and_means
             yield (1 - self.settings.smoothing) * plain + self.settings.smoothing * (norms - means)[chosen]
-        # weighted by the probability of its token: `loss_type="dft"`, or LLaMA-Factory's `use_dft_loss`
+        # weighted by the probability of its token: `loss_type="dft"`, or a switch of the trainer
         if self.settings.loss_type == "dft" or choice is self.of_labels:
             yield plain * torch.exp(-plain)
 
     def _plain(self, targets: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """Return the cross entropy at the chosen places, float32."""
         if self.logits is None:
-            # TRL's fused head: of the labels that the model got, and 0 elsewhere
+            # a fused head: of the labels that the model got, and 0 elsewhere
             log_probs = _field(self.call.output, "log_probs")
             assert log_probs is not None, "an output without logits has log-probabilities"
             return -torch.nn.functional.pad(log_probs.detach().float().cpu(), (0, 1))[chosen]
@@ -447,7 +447,7 @@ def _gives(losses: _Losses, choice: _Choice, found: float, tolerance: float) -> 
 
 
 def _got_its_labels(losses: _Losses) -> bool:
-    """Return whether the loss of the batch's labels can be computed: TRL's fused head only has that of its own."""
+    """Return whether the loss of the batch's labels can be computed: a fused head only has that of its own."""
     given = losses.call.labels
     if losses.logits is not None or given is None:
         return losses.logits is not None

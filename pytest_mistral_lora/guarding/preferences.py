@@ -1,4 +1,4 @@
-"""The rows of a batch of TRL's preference trainers: answers with their prompt, as their collators lay them out.
+"""The rows of a batch of a preference trainer: answers with their prompt, as collators lay them out.
 
 - DPO: twice as many rows as records, first the chosen sides, then the rejected ones; `completion_mask` is 1 on answers;
 - KTO: a row a record, with a `completion_mask` and a `label`; the rows under `KL_input_ids`, which have the answers of

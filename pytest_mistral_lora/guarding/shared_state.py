@@ -6,12 +6,15 @@ import gc
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import islice
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+
+from pytest_mistral_lora.runners import TRAINERS
 
 _MOST_OBJECTS = 20_000
 """Most objects to look at: a dataset may hold a million rows."""
@@ -43,7 +46,13 @@ _WHOLES = (
 )
 """Classes of objects of the run that a collator may lead to, and whose state is not one of the rows."""
 
-_LIBRARIES = ("accelerate", "builtins", "datasets", "numpy", "peft", "torch", "transformers", "trl")
+_LIBRARIES = frozenset(("accelerate", "builtins", "datasets", "numpy", "peft", "torch", "transformers"))
+
+
+@cache
+def _libraries() -> frozenset[str]:
+    """Return the modules whose functions hold nothing of a run: libraries, and trainers that are used as one."""
+    return _LIBRARIES | {trainer.module for trainer in TRAINERS.of_this_package() if trainer.is_library}
 
 
 def shared_with_copy(parts: Iterable[Any]) -> str:
@@ -104,7 +113,7 @@ def _held(value: Any) -> Iterator[Any]:
         yield from (value.__self__, value.__func__)
         return
     for cls in type(value).__mro__:
-        if str(cls.__module__).partition(".")[0] not in _LIBRARIES:
+        if str(cls.__module__).partition(".")[0] not in _libraries():
             yield from (item for item in vars(cls).values() if isinstance(item, FunctionType))
     yield from gc.get_referents(value)
 
@@ -119,7 +128,7 @@ def _used_by(function: FunctionType) -> Iterator[Any]:
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     yield from vars(function).values()
-    if str(function.__module__).partition(".")[0] in _LIBRARIES:
+    if str(function.__module__).partition(".")[0] in _libraries():
         return
     for name in _names(function.__code__):
         if name in function.__globals__:

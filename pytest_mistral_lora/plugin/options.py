@@ -157,10 +157,10 @@ SERVER_ANSWERS = Option(
 )
 RUNNER = Option(
     "--mistral-runner",
-    "Check the ids and labels of another trainer: trl, axolotl, llamafactory, ms-swift, or a script (*.py). It encodes "
-    "the rows of each --mistral-recipe and --mistral-dataset, or else the packaged rows with each --mistral-tokenizer; "
-    "of trl, axolotl, llamafactory and ms-swift, preference pairs, too. NAME=FILE gives it a "
-    "configuration; without one, it uses its own defaults. Repeatable. Replaces the default targets.",
+    "Check the ids and labels of another trainer by its name (`mistral-lora runner list` prints them), or of a script "
+    "(*.py). It encodes the rows of each --mistral-recipe and --mistral-dataset, or else the packaged rows with each "
+    "--mistral-tokenizer; if it takes preference pairs, these, too. NAME=FILE gives it a configuration; without one, "
+    "it uses its own defaults. Repeatable. Replaces the default targets.",
     "mistral_runners",
     "linelist",
     "NAME[=FILE]",

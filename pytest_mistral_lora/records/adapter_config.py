@@ -157,7 +157,7 @@ _NOT_LOADED = (
 """Keys of PEFT and of trainers about training or the file itself: a trained adapter works the same without them."""
 
 _UNSUPPORTED = {
-    "use_qalora": "QALoRA, which needs a base quantised by GPTQ",
+    "use_qalora": "QALoRA, which needs a quantised base",
     "alora_invocation_tokens": "aLoRA, which is on only after certain tokens",
     "arrow_config": "Arrow, which routes between adapters",
     "kasa_config": "KaSA",

@@ -139,7 +139,12 @@ def message_of(cause: Mapping[str, Any]) -> str:
     place = f"{cause['place']}: " if cause["place"] else ""
     lines = [f"{place}{cause['found']}{count}", f"check: {cause['check']}"]
     lines += [f"expected: {cause['expected']}"] if cause["expected"] else []
-    return printable(redacted("\n".join([*lines, f"fix: {cause['fix']}"])))
+    return printable(redacted("\n".join([*lines, f"fix: {_fix_of(cause)}"])))
+
+
+def _fix_of(cause: Mapping[str, Any]) -> str:
+    """Return the fix of a cause, and a line for each program that may have made the artifact."""
+    return "\n".join([cause["fix"], *(f"{name}: {fix}" for name, fix in cause.get("fixes", {}).items())])
 
 
 def junit_text(judged: Judged) -> str:
@@ -215,7 +220,7 @@ def sarif_data(judged: Judged) -> dict[str, Any]:
             "id": cause["rule"],
             "shortDescription": {"text": cause["title"]},
             "fullDescription": {"text": cause["why"]},
-            "help": {"text": cause["fix"]},
+            "help": {"text": _fix_of(cause)},
             **({"helpUri": url} if (url := rule_url(cause["rule"])) else {}),
             **({"deprecatedIds": former} if (former := cause.get("former_ids")) else {}),
             "defaultConfiguration": {"level": cause["severity"]},

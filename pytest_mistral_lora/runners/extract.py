@@ -28,7 +28,7 @@ from pytest_mistral_lora.runners.environment import interpreter
 from pytest_mistral_lora.runners.given_rows import by_record
 from pytest_mistral_lora.runners.process import Ended, read_output, reader_of, run_limited, shown
 from pytest_mistral_lora.runners.prompts import prompt_lines, read_prompt
-from pytest_mistral_lora.runners.trainer import HARNESS, NOTHING, TIME_LIMIT, Trainer
+from pytest_mistral_lora.runners.trainer import HARNESS, NOTHING, TIME_LIMIT, TRAINERS, Trainer
 
 _HIDDEN_SIZE = 8
 
@@ -98,12 +98,10 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_MODE": "disabled",
     "DO_NOT_TRACK": "1",
-    "AXOLOTL_DO_NOT_TRACK": "1",
-    "DISABLE_VERSION_CHECK": "0",
     "PYTHONUNBUFFERED": "1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-"""Variables that keep the runner from fetching, reporting, and using a GPU."""
+"""Variables that keep any runner from fetching, reporting, and using a GPU."""
 _PASSED = re.compile(
     r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_[A-Z]+|TZ|TERM|COLUMNS|LINES|NO_COLOR|PYTHON\w+|VIRTUAL_ENV|CONDA_PREFIX"
     r"|LD_LIBRARY_PATH|DYLD_\w+|(OMP|MKL|OPENBLAS|NUMEXPR|KMP|GOMP|RAYON|VECLIB)_\w+|XDG_(CACHE|DATA|STATE)_HOME"
@@ -132,10 +130,11 @@ def _is_passed(name: str) -> bool:
     return bool(_PASSED.fullmatch(name.upper())) and not is_secret_name(name)
 
 
-def _environment(work: Path, *, is_this_python: bool) -> dict[str, str]:
+def _environment(runner: Trainer, work: Path, *, is_this_python: bool) -> dict[str, str]:
     """Return the environment of a runner, without a token or key.
 
     Args:
+        runner: The runner. A user's script may run any trainer: it gets the variables of each.
         work: The folder of the run.
         is_this_python: Whether this Python runs it.
     """
@@ -150,7 +149,10 @@ def _environment(work: Path, *, is_this_python: bool) -> dict[str, str]:
     passed.setdefault("HF_HUB_CACHE", passed.get("HUGGINGFACE_HUB_CACHE") or f"{os.path.expanduser(of_hub)}/hub")  # noqa: PTH111
     # these variables are for this Python: another Python would import this one's packages
     dropped = () if is_this_python else ("PYTHONPATH", "PYTHONHOME")
-    return {name: value for name, value in passed.items() if name not in dropped} | _QUIET | folders
+    quiet = dict(_QUIET)
+    for trainer in (*TRAINERS.of_this_package(), runner):
+        quiet |= trainer.variables
+    return {name: value for name, value in passed.items() if name not in dropped} | quiet | folders
 
 
 @dataclass(frozen=True)
@@ -352,7 +354,7 @@ def _run(runner: Trainer, work: Path, config: Path, python: Path, time_limit: fl
     for option, name in (("--rows", _ROWS), ("--checkpoint", _CHECKPOINT), ("--output", _ENCODED)):
         command += [option, work / name]
     command += words
-    environment = _environment(work, is_this_python=python == Path(sys.executable))
+    environment = _environment(runner, work, is_this_python=python == Path(sys.executable))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(HARNESS))))
     hint = "; give it fewer rows or more time (--time-limit), or look at what it waits for"
     options: dict[str, Any] = {"folder": Path.cwd(), "environment": environment, "hint": hint, "output": work}

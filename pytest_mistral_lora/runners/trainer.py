@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Self
 
-from pytest_mistral_lora.errors import InputError, RunnerError, did_you_mean
+from pytest_mistral_lora.errors import InputError, MistralLoraError, RunnerError, did_you_mean
 from pytest_mistral_lora.programs.fixes import fixes_in
 from pytest_mistral_lora.programs.registry import TRAINERS_GROUP, Registry
 from pytest_mistral_lora.runners.configuration import Configuration, Keys, Reading, safe_configuration
@@ -51,6 +52,12 @@ class Trainer:
         importer: Where the way from its configurations to their rows is, as `formats.importers.Importer`,
             `module:object`; empty if none is known.
         exporter: Where what writes a recipe's run for it is, `module:object`; empty if nothing does.
+        variables: Variables that its runner gets, such as one that keeps it from reporting.
+        label_losses: Its classes whose loss is that of labels, by name: each other one of its classes that computes a
+            loss has one of its own. None if its classes compute none beside those of the library that they are made of.
+        is_library: Whether users call it from scripts of their own, so that its functions hold nothing of a run.
+        observers: The rules on rows that are about it, such as about a default: the names `module:OBJECT` of what sees
+            each judged record (a `RowObserver` of `conformance.row_pass`). Their texts are in `field/rules`.
     """
 
     name: str
@@ -68,6 +75,10 @@ class Trainer:
     keys: Path | None = None
     importer: str = ""
     exporter: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    label_losses: frozenset[str] | None = None
+    is_library: bool = False
+    observers: tuple[str, ...] = ()
 
     @classmethod
     def packaged(cls, folder: Path, name: str, title: str, module: str, command: str, **more: Any) -> Self:
@@ -112,6 +123,14 @@ class Trainer:
             section: What the findings are about: `rows` or `preferences` of its runner, or the form of a guarded run.
         """
         return fixes_in(self.words).get(section, {}) if self.words else {}
+
+    def known_fixes(self, task: str) -> Mapping[str, str] | None:
+        """Return the fix of each rule for the rows that its runner makes; None for a user's script, of any trainer.
+
+        Args:
+            task: One of `tasks`; empty for chat rows.
+        """
+        return self.fixes("preferences" if task else "rows") if self.module else None
 
     def safe_configuration(self, file: Path, *, own_data: bool = False) -> Configuration:
         """Return what the script gets of a user's configuration: no key that names code, a network or an upload.
@@ -171,6 +190,17 @@ def trainer_of(packages: Collection[str]) -> Trainer | None:
     return next((TRAINERS[name] for name in sorted(foreign & {*packages})), None)
 
 
+def has_own_loss(cls: type) -> bool:
+    """Return whether a class that computes a loss is one of a known trainer, and its loss is not that of labels.
+
+    A trainer of another package that does not load says nothing.
+    """
+    with suppress(MistralLoraError):
+        trainer = trainer_of({cls.__module__.partition(".")[0]})
+        return trainer is not None and trainer.label_losses is not None and cls.__name__ not in trainer.label_losses
+    return False
+
+
 def find_runner(name: str) -> Trainer:
     """Return a trainer by its name, or by the path of a user's script (`*.py`).
 
@@ -184,7 +214,8 @@ def find_runner(name: str) -> Trainer:
     script = Path(name)
     if script.suffix == ".py" and script.is_file():
         return Trainer(script.stem, script.name, "", "", script, NOTHING, str(script), NOTHING)
+    one_of = f"one of {', '.join(TRAINERS)}, or " if TRAINERS else ""
     raise RunnerError(
         f"{name!r} is not a runner{did_you_mean(name, TRAINERS)}",
-        expected=f"one of {', '.join(TRAINERS)}, or the path of a script (*.py) that maps rows to encoded rows",
+        expected=f"{one_of}the path of a script (*.py) that maps rows to encoded rows",
     )

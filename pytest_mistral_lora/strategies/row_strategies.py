@@ -147,7 +147,7 @@ def pairs(
     text: TextStrategy | None = None,
     parallel: bool = False,
 ) -> SearchStrategy[dict[str, Any]]:
-    """Generate preference pairs in TRL's form; the arguments are as for `rows`.
+    """Generate preference pairs with prompt, chosen and rejected; the arguments are as for `rows`.
 
     The answers differ in more than white space. With tools, they may call some, and one may go on where the other does.
 

@@ -15,7 +15,9 @@ from pytest_mistral_lora.records.goldens import packaged_cases
 
 
 def judged(folder: Path, *, refused: bool) -> dict[str, Result]:
-    target = RunnerTarget(f"{folder.name}-trl", runner="trl", judge=Target("spm-v3"))
+    script = folder / "mine.py"
+    script.touch()
+    target = RunnerTarget(f"{folder.name}-mine", runner=str(script), judge=Target("spm-v3"))
     lines = []
     for number, row in enumerate(case.row for case in packaged_cases() if case.fits(target.oracle)):
         encoded = target.oracle.encode(row)

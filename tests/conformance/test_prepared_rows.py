@@ -246,7 +246,7 @@ def test_packed_ids_without_messages_are_read_back_without_a_dataset_alone(
     assert code == 0, out
     dataset = write_lines(tmp_path, [number_row(number) for number in range(5)], "dataset.jsonl")
     assert main(["audit", str(path), "--tokenizer", "spm-v3", "--dataset", str(dataset)]) == 1
-    assert "TRL: packing=False" in capsys.readouterr().out
+    assert "Prepare the dataset without packing" in capsys.readouterr().out
 
 
 def test_lengths_stand_for_the_positions_that_trl_makes_of_them(

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,50 @@ def test_a_rule_in_two_files_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         finding._read_rules.__wrapped__("manifest")
 
 
-def test_without_the_room_there_is_no_rule_about_a_program(tmp_path: Path) -> None:
-    copy = tmp_path / "pytest_mistral_lora"
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Returns what runs Python in a folder with a copy of the package without the room."""
+    folder = tmp_path_factory.mktemp("without")
+    copy = folder / "pytest_mistral_lora"
     shutil.copytree(ROOM.parents[1], copy, ignore=shutil.ignore_patterns("__pycache__", "field", "goldens"))
-    done = subprocess.run([sys.executable, "-c", CODE], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *words]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_without_the_room_there_is_no_rule_about_a_program(
+    without: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = without("-c", CODE)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["known"], found["named"], "ML657" in found["ids"]) == (False, [], False)
     of_programs = {rule for rule in RULES if rule not in found["ids"]}
     assert (found["number"], "ML657" in of_programs) == (len(RULES) - len(of_programs), True)
+
+
+def test_without_the_room_a_finding_has_the_fix_of_its_rule_alone(
+    without: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    ids = [1, 3, 16127, 4, 23325, 2]
+    file = tmp_path / "encoded.jsonl"
+    file.write_text(json.dumps({**row, "input_ids": ids, "labels": ids}) + "\n")
+    words = ("-m", "pytest_mistral_lora.cli", "audit", str(file), "--tokenizer", "spm-v3")
+    done = without(*words)
+    lines = done.stdout.splitlines()
+    at = lines.index(f"  fix:      {RULES['ML543'].fix}")
+    assert (done.returncode, done.stderr, lines[at + 1]) == (1, "", "")
+    done = without(*words, "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["summary"]["fixes"] == {}
+
+
+def test_without_the_room_an_unknown_runner_is_named_with_what_is_left(
+    without: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = without("-m", "pytest_mistral_lora.cli", "audit", "--runner", "nope", "--tokenizer", "spm-v3")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'nope' is not a runner; expected the path of a script (*.py)" in done.stderr

@@ -1,4 +1,4 @@
-"""The form of a trainer's rows, and the fixes in its words."""
+"""The form of a trainer's rows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from pytest_mistral_lora.guarding.forms import fixes_of, form_of
-from pytest_mistral_lora.runners import TRAINERS
+from pytest_mistral_lora.guarding.forms import form_of
 
 SAID = [{"role": "assistant", "content": "Hello"}]
 ASKED = [{"role": "user", "content": "Hi"}]
@@ -43,20 +42,3 @@ def test_pairs_are_of_messages_or_of_texts(answer: Any, form: str) -> None:
 
 def test_an_unknown_row_has_no_form() -> None:
     assert form_of({}, "text", of_preferences=False, is_packed=False) == ""
-
-
-def test_of_an_unknown_form_a_fix_names_each() -> None:
-    fix = fixes_of(TRAINERS["trl"], "")["ML543"]
-    assert "rows of messages: set `assistant_only_loss: true`" in fix
-    assert "For rendered text: " in fix
-
-
-def test_rendered_text_is_not_told_the_setting_alone() -> None:
-    assert "Give `messages` in its place" in fixes_of(TRAINERS["trl"], "text")["ML543"]
-    assert "chat_template_path" in fixes_of(TRAINERS["trl"], "texts")["ML560"]
-    assert "Give messages in place of texts" in fixes_of(TRAINERS["trl"], "texts")["ML560"]
-
-
-def test_other_trainers_keep_their_words() -> None:
-    assert fixes_of(TRAINERS["axolotl"], "messages") == TRAINERS["axolotl"].fixes()
-    assert fixes_of(TRAINERS["axolotl"], "pairs") == TRAINERS["axolotl"].fixes("preferences")

@@ -136,7 +136,7 @@ def labels_of_another_length(artifact: Artifact) -> None:
 
 @mutant("ML559", says="assistant_masks is 0 at")
 def mask_of_zeros_beside_labels(artifact: Artifact) -> None:
-    """The labels are right, and the mask of a template without generation blocks, which TRL puts over them, is zero."""
+    """The labels are right, and the mask beside them, of a template without generation blocks, is zero."""
     line = artifact["lines"][0]
     line["assistant_masks"] = [0] * len(line["input_ids"])
 

@@ -151,3 +151,9 @@ def test_code_is_allowed_to_a_runner_alone(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "rows.jsonl").touch()
     assert main(["audit", str(tmp_path / "rows.jsonl"), "--tokenizer", "spm-v3", "--allow-code"]) == 2
     assert "--allow-code is for the rows of --runner" in capsys.readouterr().err
+
+
+def test_a_script_may_be_of_any_trainer(audit: Audit) -> None:
+    code, out, _ = audit(EXACT + "    line['labels'] = line['input_ids']\n" + hostile.SOUND)
+    assert code == 1
+    assert out.count("\n  Axolotl:  Set `train_on_inputs: false`") == 1

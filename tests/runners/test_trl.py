@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.goldens import packaged_cases
-from pytest_mistral_lora.runners import find_runner
+from pytest_mistral_lora.runners import TRAINERS, find_runner
 from pytest_mistral_lora.runners.extract import Extraction, extract
 
 pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
@@ -141,3 +142,12 @@ def test_the_training_template_of_a_newer_layout_gives_the_oracles_labels(name: 
         assert "error" not in line, (case.name, line["error"])
         assert line["input_ids"] == list(encoded.input_ids), case.name
         assert line["labels"] == list(encoded.labels or ()), case.name
+
+
+def test_a_known_trainer_has_its_fix_alone(tmp_path: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(row.to_jsonl() + "\n" for row in rows))
+    words = ["--runner", "trl", "--python", sys.executable, "--tokenizer", "spm-v3"]
+    assert main(["audit", *words, "--dataset", str(tmp_path / "rows.jsonl")]) == 1
+    shown = capsys.readouterr().out
+    assert "\n  fix:      Set `assistant_only_loss: true`" in shown
+    assert not any(f"\n  {trainer.title}:" in shown for trainer in TRAINERS.values())

@@ -1,4 +1,4 @@
-"""What preference pairs and rated answers share, in TRL's form: a prompt, and answers that stand apart from it.
+"""What preference pairs and rated answers share: a prompt, and answers that stand apart from it.
 
 A pair is `{"prompt": [messages], "chosen": [messages], "rejected": [messages]}`, and a rated answer is
 `{"prompt": [messages], "completion": [messages], "label": true|false}`, each with the settings of a row. Each answer
@@ -76,7 +76,7 @@ class Preference(Conversation):
 
     Attributes:
         loss: The kind of loss by which `import` makes conversations of its records.
-        trainers: TRL's trainers of such records.
+        trainers: The class of the trainers of such records.
     """
 
     is_trained = False
@@ -113,7 +113,7 @@ class Preference(Conversation):
         """Return how to train on its wanted answers, and on both."""
         return (
             f"To train on the answers that are wanted: {import_command(place, '--lossy', self.loss)}, or `lossy: "
-            f"[{self.loss}]` of the source in the recipe. To train on both: TRL's {self.trainers}, with "
+            f"[{self.loss}]` of the source in the recipe. To train on both: a {self.trainers}, with "
             "pytest_mistral_lora.guard(trainer)."
         )
 

@@ -176,7 +176,7 @@ def _note_columns(found: DatasetPass, files: Sequence[DataFile]) -> None:
             letters = file.source.report.changes.get("label-letters")
             # a table of CSV has nothing but letters
             if letters is not None and not any("CSV" in one["container"] for one in file.source.report.sources):
-                effect = "which TRL's KTOTrainer takes for neither; it is read as true or false here"
+                effect = "which trainers take for neither; it is read as true or false here"
                 place = Place.of(file.path)
                 found.findings.add(letters_finding(sorted(letters.details), letters.count, place, effect))
 

@@ -20,6 +20,7 @@ from pytest_mistral_lora.conformance.dataset.repeats import row_likeness, row_sk
 from pytest_mistral_lora.conformance.dataset.row_findings import text_findings
 from pytest_mistral_lora.conformance.dataset.texts import spelled_tokens
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.known_programs import observers_of_programs
 from pytest_mistral_lora.conformance.row_pass import (
     LOST_IN_IDS,
     OBSERVERS,
@@ -59,7 +60,7 @@ class RowRules:
         self._begin = {literal[:1] for literal in literals} <= {"[", "<"}
         # rule, text and field, without the side, of the findings of the record that is judged
         self._noted: set[tuple[str, str, tuple[str | int, ...]]] = set()
-        self._observers = [(name, named_observer(name)) for name in OBSERVERS]
+        self._observers = [(name, named_observer(name)) for name in (*OBSERVERS, *observers_of_programs())]
         self._of_rows = [(name, each) for name, each in self._observers if isinstance(each, EachRowObserver)]
 
     def begin_record(self) -> None:

@@ -22,9 +22,6 @@ from pytest_mistral_lora.conformance.row_table import DIGEST_BYTES
 from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.places import Place
 
-KEPT_TOKENS = 1024
-"""Tokens of a side that TRL's `DPOConfig` (1.16) keeps by default, from its start."""
-
 LEGITIMATE_IF_UNWANTED = frozenset({"ML617", "ML618", "ML619", "ML622", "ML623", "ML643"})
 """Rules of texts that an unwanted answer may break: it may be damaged, call a tool wrongly, or break its schema."""
 
@@ -43,29 +40,33 @@ def empty_side(row: Row) -> Finding | None:
 
 
 def pair_findings(rows: Sequence[Row], encoded: Sequence[EncodedRow]) -> Iterator[Finding]:
-    """Yield the laws that both sides of a pair break together; nothing for a record of one row.
+    """Yield the law that both sides of a pair break together; nothing for a record of one row.
+
+    Args:
+        rows: The rows of a record.
+        encoded: Their encodings.
+    """
+    if words := likeness_of_sides(rows, encoded):
+        found = f"the rejected answer is the chosen one: {words}"
+        yield Finding("ML655", found, rows[0].place.row, "two answers that differ")
+
+
+def likeness_of_sides(rows: Sequence[Row], encoded: Sequence[EncodedRow]) -> str:
+    """Return in which way both sides of a pair are one answer; empty if they differ, and for a record of one row.
 
     Args:
         rows: The rows of a record.
         encoded: Their encodings.
     """
     if len(rows) == 1:
-        return
-    place = rows[0].place.row
-    chosen, rejected = (side.input_ids for side in encoded)
-    alike = equal_beginning(chosen, rejected)
-    words = ""
+        return ""
     if rows[0] == rows[1]:
-        words = "the same messages"
-    elif alike == max(len(chosen), len(rejected)):
-        words = "other messages with the same tokens"
-    elif _without_white_space(rows[0]) == _without_white_space(rows[1]):
-        words = "other white space or ids of calls alone"
-    if words:
-        yield Finding("ML655", f"the rejected answer is the chosen one: {words}", place, "two answers that differ")
-    elif alike >= KEPT_TOKENS:
-        found = f"both sides begin with the same {alike:,} tokens: the first {KEPT_TOKENS:,} do not tell them apart"
-        yield Finding("ML657", found, place, f"answers that differ earlier, or a max_length above {alike:,}")
+        return "the same messages"
+    if encoded[0].input_ids == encoded[1].input_ids:
+        return "other messages with the same tokens"
+    if _without_white_space(rows[0]) == _without_white_space(rows[1]):
+        return "other white space or ids of calls alone"
+    return ""
 
 
 # between words of a line: indentation may be what a pair of code is about
@@ -158,7 +159,7 @@ class SidesOfFile:
 
 class _Pairs(WholeFileSign[SidesOfFile]):
     def observe(self, record: JudgedRecord, state: FileStates[SidesOfFile]) -> Iterator[Finding]:
-        """Yield the laws that both sides of a pair break together, and note the lengths of the sides."""
+        """Yield the law that both sides of a pair break together, and note the lengths of the sides."""
         yield from pair_findings(record.rows, record.layouts)
         yield from super().observe(record, state)
 

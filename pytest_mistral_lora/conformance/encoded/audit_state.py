@@ -51,7 +51,7 @@ class LineFigures:
     @property
     def words(self) -> str:
         """What the labels are made of, and which rows have no messages, for a summary; empty for plain rows."""
-        masks = f"; the labels of {self.masked:,} are made of a mask, as TRL makes them" if self.masked else ""
+        masks = f"; the labels of {self.masked:,} are made of a mask" if self.masked else ""
         if self.columns.keys() - {"labels"}:
             masks += f"; what is trained on: {', '.join(f'{key} ({n:,})' for key, n in sorted(self.columns.items()))}"
         read = f"; {self.read_back:,} without messages, read back from their ids" if self.read_back else ""

@@ -12,8 +12,8 @@ from pytest_mistral_lora.errors import and_more
 WEIGHTS = "loss_weights"
 """The key of the weights by which the loss of each token is multiplied."""
 MASKS = ("assistant_masks", "assistant_tokens_mask", "completion_mask", "loss_mask", WEIGHTS)
-"""Keys of the masks that decide what is trained on: TRL's collator makes the labels from the first of them, and a token
-has a loss if each mask is 1. A weight is a mask of 1 if it is not 0."""
+"""Keys of the masks that decide what is trained on: a token has a loss if each mask is 1. A weight is a
+mask of 1 if it is not 0."""
 
 LENGTHS = ("seq_lengths", "cu_seqlens")
 """Keys that tell the conversations of a packed sequence: their lengths, and the sums of these from 0 on."""

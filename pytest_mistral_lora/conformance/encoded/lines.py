@@ -48,7 +48,7 @@ class EncodedLine:
         labels: Labels; not necessarily as many as ids.
         masks: Its masks among `MASKS`, by key; as many values as ids.
         lengths: The ends of its conversations by each key of `LENGTHS` that it has, from 0 on.
-        position_ids: As many as ids, or None. If only lengths are given, those that TRL's collator makes of them.
+        position_ids: As many as ids, or None. If only lengths are given, those that they make.
         attention_mask: As many as ids, 0 at padding, or None.
         numbers: The number of each token's conversation by each key of `NUMBERS` that it has.
         faults: Values beside its ids that no trainer can use.
@@ -301,8 +301,8 @@ class _RecordReader:
                     'no "messages", and the sequence is packed: it does not tell which rows of the dataset it holds',
                     place=self.place,
                     expected='its rows beside its ids: a list of lists of messages under "conversations"',
-                    next_step="Prepare the dataset without packing (TRL: packing=False), or leave the dataset out, and "
-                    "the ids are read back.",
+                    next_step="Prepare the dataset without packing, or leave the dataset out, and the ids are read "
+                    "back.",
                 )
             return ()
         if "messages" in data:
@@ -329,7 +329,7 @@ class _RecordReader:
         """Return the integers of a key."""
         values, place = data.get(key), self.place / key
         if values is None and key == "labels":
-            found = "is missing, and so is a mask that they could be made of: TRL trains on each token of such a row"
+            found = "is missing, and so is a mask that they could be made of: each token of such a row is trained on"
             step = "Save the labels that your collator makes, or prepare the dataset with assistant_only_loss=True."
             raise RowError(found, place=place, expected=f"a list of integers, or {MASKS[0]}", next_step=step)
         return read_integers(values, place)
@@ -356,13 +356,13 @@ def _few_shot(data: Mapping[str, Any]) -> int | None:
 
 
 def _packs(data: Mapping[str, Any]) -> bool:
-    """Return whether a record is a sequence of several rows, as TRL packs them."""
+    """Return whether a record is a sequence of several rows, with their lengths."""
     lengths = data.get("seq_lengths")
     return isinstance(lengths, Sequence) and len(lengths) > 1
 
 
 def _positions(ends: Ids, count: int) -> Ids:
-    """Return the position ids that TRL's collator makes of the ends of conversations; tokens behind them count on."""
+    """Return position ids that restart at each end of a conversation; tokens behind the last end count on."""
     # a length may be any number, and no more positions than tokens are made of it
     within = [min(end, count) for end in ends]
     inner = [n for start, end in pairwise(within) for n in range(end - start)]
@@ -370,7 +370,7 @@ def _positions(ends: Ids, count: int) -> Ids:
 
 
 def _masked(ids: Ids, masks: Mapping[str, Ids]) -> Ids:
-    """Return the labels that TRL's collator makes from the masks of a row."""
+    """Return the labels of a row that has masks: the ids where each mask is 1."""
     return tuple(token if all(ones) else IGNORE_INDEX for token, *ones in zip(ids, *masks.values(), strict=True))
 
 

@@ -2,9 +2,9 @@
 
 Trainers write such a record in these forms:
 
-- TRL's DPO: `prompt_ids`, `chosen_ids`, `rejected_ids`. In its older releases, each name ends in `_input_ids`. A
+- DPO: `prompt_ids`, `chosen_ids`, `rejected_ids`. In older releases, each name ends in `_input_ids`. A
   `chosen_mask` or `rejected_mask` is 0 at tokens of the answer that are not scored, such as the result of a tool;
-- TRL's KTO: `prompt_ids`, `completion_ids`, and a `label` that is true if the answer is wanted. `KL_completion_ids` is
+- KTO: `prompt_ids`, `completion_ids`, and a `label` that is true if the answer is wanted. `KL_completion_ids` is
   left out: it is the answer of another row on purpose, and that row has it as its own;
 - ORPO, CPO and older KTO: `chosen_input_ids` holds the prompt as well, and `chosen_labels` are its labels;
 - reward models: `chosen_ids` and `rejected_ids` without a prompt are whole conversations, and have no labels.

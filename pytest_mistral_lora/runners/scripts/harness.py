@@ -5,10 +5,10 @@ A script is a command that maps rows to encoded rows:
     SCRIPT --rows ROWS.jsonl --checkpoint FOLDER --config FILE --output OUT.jsonl [--own-data] [--task NAME]
 
 With `--own-data` the runner gets the unchanged rows that its configuration names, and `ROWS.jsonl` has the chat rows
-behind them, in order. With `--task`, the rows are preference pairs or rated answers in TRL's form, and the runner's
-command of that name takes them: its `trl` command, `stage`, `rlhf_type` or `rl`.
+behind them, in order. With `--task`, the rows are preference pairs or rated answers with `prompt`, and the
+runner's command of that name takes them.
 
-`OUT.jsonl` gets a line for the environment, `{"environment": {"trl": "1.16.0", ...}}`, and then one line for each
+`OUT.jsonl` gets a line for the environment, `{"environment": {"NAME": "1.16.0", ...}}`, and then one line for each
 row, in any order: `{"row": 0, "input_ids": [...], "labels": [...]}`, or `{"row": 0, "error": "..."}`. Of a preference
 pair, the columns are `chosen_input_ids`, `chosen_labels` and the same of `rejected`; of a rated answer `completion_...`
 and its `label`. The ids hold the prompt, and labels are left out if tokens have no loss of their own. A line
@@ -201,7 +201,7 @@ class _Bisection:
                 yield from self._made(part, made)
 
     def _run(self, rows: list[dict[str, Any]]) -> list[Encoded]:
-        # Axolotl cannot sample from a file of one row: a single row is passed twice
+        # a trainer may not be able to sample from a file of one row: a single row is passed twice
         given = rows if len(rows) > 1 else [*rows, {**_with_other_answer(rows[0]), MARK: _AGAIN}]
         with tempfile.TemporaryDirectory() as folder:
             made = self.encode(Task(given, self.checkpoint, self.config, Path(folder), name=self.name))
@@ -229,7 +229,7 @@ def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
 def _with_other_answer(row: dict[str, Any]) -> dict[str, Any]:
     """Return a rated answer with another text, and other rows as they are.
 
-    KTO compares each answer with that of another row, and ms-swift drops a row for which both are the same.
+    KTO compares each answer with that of another row, and a trainer may drop a row for which both are the same.
     """
     if "completion" not in row:
         return row
@@ -350,7 +350,7 @@ def _marking(function: Any) -> Any:
         given = {name: list(rows[name]) for name in rows}
         result = function(rows, *args, **options)
         made = len(numbers) if result is None else _length(result)
-        # TRL's unpairing carries every column along, and puts all chosen answers first
+        # a function that unpairs carries every column along, and puts all chosen answers first
         is_carried = result is not None and MARK in result and len(result[MARK]) == made
         if made != len(numbers) and not is_carried:
             # fewer or more results than rows: pass each row again by itself

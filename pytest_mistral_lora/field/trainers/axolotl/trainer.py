@@ -81,4 +81,5 @@ AXOLOTL = Axolotl.packaged(
     tasks=PreferenceTasks(("dpo", "ipo", "simpo", "orpo"), ("kto",), key="rl", configs=_CONFIGS),
     importer="pytest_mistral_lora.field.trainers.axolotl.importer:AXOLOTL",
     exporter="pytest_mistral_lora.field.trainers.axolotl.export:AXOLOTL",
+    variables={"AXOLOTL_DO_NOT_TRACK": "1"},
 )

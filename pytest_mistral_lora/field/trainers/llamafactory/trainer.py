@@ -15,7 +15,10 @@ from pytest_mistral_lora.runners.trainer import Trainer
 
 
 class LlamaFactory(Trainer):
-    """LLaMA-Factory."""
+    """LLaMA-Factory.
+
+    With `use_dft_loss` it weighs the loss of each token by its probability, which the guard knows as a loss of labels.
+    """
 
     def require_no_code(self, reading: Reading) -> None:
         """Refuse a dataset that is described as a script or as one of a network."""
@@ -72,4 +75,5 @@ LLAMAFACTORY = LlamaFactory.packaged(
     tasks=PreferenceTasks(("dpo", "rm"), ("kto",), key="stage", configs=_CONFIGS),
     importer="pytest_mistral_lora.field.trainers.llamafactory.importer:LLAMAFACTORY",
     exporter="pytest_mistral_lora.field.trainers.llamafactory.export:LLAMAFACTORY",
+    variables={"DISABLE_VERSION_CHECK": "0"},
 )

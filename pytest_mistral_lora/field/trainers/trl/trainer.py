@@ -1,4 +1,7 @@
-"""TRL: how its own code is run, and what it is called."""
+"""TRL: how its own code is run, what it is called, and which of its classes have the loss of labels.
+
+The classes of LLaMA-Factory and Axolotl are made of those of TRL, and call their `compute_loss`.
+"""
 
 from __future__ import annotations
 
@@ -16,4 +19,7 @@ TRL = Trainer.packaged(
     tasks=PreferenceTasks(("dpo", "reward", "kto"), ("kto",)),
     importer="pytest_mistral_lora.field.trainers.trl.importer:TRL",
     exporter="pytest_mistral_lora.field.trainers.trl.export:TRL",
+    label_losses=frozenset({"SFTTrainer"}),
+    is_library=True,
+    observers=("pytest_mistral_lora.field.trainers.trl.cut_pairs:CUT_PAIRS",),
 )

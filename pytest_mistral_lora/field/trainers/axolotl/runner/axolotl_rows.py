@@ -1,6 +1,7 @@
 """The rows that `axolotl preprocess FILE` prepares, and that `axolotl train FILE` would train on.
 
 With `rl`, Axolotl prepares texts, which TRL's trainer encodes: pairs and rated answers are taken from that trainer.
+It cannot sample from a file of one row: for it, the harness passes a single row twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The rows that `swift sft FILE` would train on, or `swift rlhf FILE` by its `rlhf_type`: pairs or rated answers."""
+"""The rows that `swift sft FILE` would train on, or `swift rlhf FILE` by its `rlhf_type`: pairs or rated answers.
+
+For KTO it drops a row whose answer is that of the row that it is compared with: the harness gives them two texts.
+"""
 
 from __future__ import annotations
 

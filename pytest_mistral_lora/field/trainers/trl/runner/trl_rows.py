@@ -1,4 +1,8 @@
-"""The rows that `trl sft --config FILE` would train on, or `trl dpo`, `trl kto` and `trl reward`."""
+"""The rows that `trl sft --config FILE` would train on, or `trl dpo`, `trl kto` and `trl reward`.
+
+What makes rated answers of pairs carries every column along, and puts all chosen answers first: so the harness keeps
+the numbers of rows that come back in a column.
+"""
 
 from __future__ import annotations
 
