@@ -137,6 +137,7 @@ def test_a_summary_has_room_for_so_many_bytes_beside_those_of_earlier_commands(
         assert summary.stat().st_size < 1_000_000
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize("version", ["5.23.0", "5.24.0"])
 def test_a_known_fault_of_the_libraries_is_in_the_summary_of_the_job_and_in_the_reports(
     version: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
