@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,13 +19,24 @@ from pytest_mistral_lora.records.goldens import goldens_folder
 PUBLISHED = json.loads((goldens_folder() / "published.json").read_text(encoding="utf-8"))
 TOKENIZERS: Mapping[str, Any] = PUBLISHED["tokenizers"]
 CASES: Mapping[str, Any] = {case["case"]: case for case in PUBLISHED["cases"]}
-TOOLS = "tool-round-trip"
+RECORDED = [(name, case["case"]) for case in CASES.values() for name in case["recorded"]]
+DERIVED_FROM = MappingProxyType(
+    {
+        "devstral-small-2505": "derived-v7",
+        "magistral-small-2506": "derived-v11",
+        "devstral-small-2507": "derived-v13",
+        "magistral-small-2509": "derived-v13-thinking",
+    }
+)
+"""The derived file with the version and the markers of each published tokenizer."""
+ANSWER = {"role": "assistant", "content": "An answer."}
 each_tokenizer = pytest.mark.parametrize("name", TOKENIZERS)
+each_recording = pytest.mark.parametrize(("name", "case"), RECORDED)
 
 
 def with_all_words(name: str) -> Oracle:
-    """Return the oracle of the derived file that has the version of a published tokenizer, and each of its words."""
-    return derived_oracle(f"derived-{TOKENIZERS[name]['version']}", words=0)
+    """Return the oracle of a published tokenizer's derived file, with the whole vocabulary."""
+    return derived_oracle(DERIVED_FROM[name], words=0)
 
 
 def named(oracle: Oracle, ids: Iterable[int]) -> list[int | str]:
@@ -32,70 +44,67 @@ def named(oracle: Oracle, ids: Iterable[int]) -> list[int | str]:
     return [oracle.control_tokens.get(token_id, token_id) for token_id in ids]
 
 
-def numbered(oracle: Oracle, recorded: Iterable[int | str]) -> list[int]:
-    ids = {literal: token_id for token_id, literal in oracle.control_tokens.items()}
-    return [ids[token] if isinstance(token, str) else token for token in recorded]
+def numbered(name: str, recorded: Iterable[int | str]) -> list[int]:
+    """Return recorded ids as the published tokenizer has them, control tokens included."""
+    control_ids = TOKENIZERS[name]["control_ids"]
+    return [control_ids[token] if isinstance(token, str) else token for token in recorded]
+
+
+def encoded(oracle: Oracle, case: str) -> dict[str, list[int | str]]:
+    """Encode a case, and return the fields that are recorded of it."""
+    if "prompt" in CASES[case]:
+        prompt = CASES[case]["prompt"]
+        row = {**prompt, "messages": [*prompt["messages"], ANSWER]}
+        return {"input_ids": named(oracle, oracle.encode_prompt(row))}
+    found = oracle.encode(CASES[case]["row"])
+    return {"input_ids": named(oracle, found.input_ids), "labels": named(oracle, found.labels or ())}
 
 
 def texts(oracle: Oracle, recorded: Iterable[int | str]) -> list[str]:
     """Return recorded ids as control tokens, and the whole texts between them."""
-    parts: list[str] = []
-    for is_control, run in groupby(recorded, lambda token: isinstance(token, str)):
-        parts += map(str, run) if is_control else [oracle.decode([int(token) for token in run])]
-    return parts
+    runs = [[*run] for _, run in groupby(recorded, lambda token: isinstance(token, str))]
+    return [text for run in runs for text in (run if isinstance(run[0], str) else [oracle.decode(run)])]
 
 
-@each_tokenizer
-@pytest.mark.parametrize("case", CASES)
-def test_the_ids_and_labels_of_a_published_tokenizer_are_those_of_the_derived_file(name: str, case: str) -> None:
-    oracle, recorded = with_all_words(name), CASES[case]["recorded"][name]
-    encoded = oracle.encode(CASES[case]["row"])
-    assert encoded.labels is not None
-    assert named(oracle, encoded.input_ids) == recorded["input_ids"]
-    assert named(oracle, encoded.labels) == recorded["labels"]
+@each_recording
+def test_a_derived_file_gives_the_ids_and_labels_of_the_published_tokenizer(name: str, case: str) -> None:
+    assert encoded(with_all_words(name), case) == CASES[case]["recorded"][name]
 
 
 @each_tokenizer
 def test_a_derived_file_gives_the_markers_the_published_ids(name: str) -> None:
-    numbers = {literal: token_id for token_id, literal in with_all_words(name).control_tokens.items()}
-    recorded = TOKENIZERS[name]["control_ids"]
-    assert {literal: numbers[literal] for literal in recorded} == recorded
+    oracle, recorded = with_all_words(name), TOKENIZERS[name]["control_ids"]
+    assert oracle.version == TOKENIZERS[name]["version"]
+    assert {oracle.control_tokens[token_id]: token_id for token_id in recorded.values()} == recorded
 
 
-@each_tokenizer
-def test_a_file_of_another_version_gives_other_ids(name: str) -> None:
-    recorded = CASES[TOOLS]["recorded"][name]["input_ids"]
-    for other in TOKENIZERS.keys() - {name}:
-        oracle = with_all_words(other)
-        assert named(oracle, oracle.encode(CASES[TOOLS]["row"]).input_ids) != recorded, other
+@pytest.mark.parametrize("case", ["tool-round-trip", "prompt-tool-result"])
+def test_a_file_of_another_version_gives_other_ids(case: str) -> None:
+    for name, recorded in CASES[case]["recorded"].items():
+        version = TOKENIZERS[name]["version"]
+        for other in (other for other in TOKENIZERS if TOKENIZERS[other]["version"] != version):
+            assert encoded(with_all_words(other), case)["input_ids"] != recorded["input_ids"], (name, other)
 
 
-@each_tokenizer
-@pytest.mark.parametrize("case", CASES)
+@each_recording
 def test_a_file_with_fewer_words_has_the_same_texts_between_the_same_markers(name: str, case: str) -> None:
     expected = texts(with_all_words(name), CASES[case]["recorded"][name]["input_ids"])
-    of_version = [derived for derived, (version, _, _) in DERIVED.items() if version == TOKENIZERS[name]["version"]]
-    for derived in of_version:
-        oracle = derived_oracle(derived)
-        encoded = oracle.encode(CASES[case]["row"])
-        assert texts(oracle, named(oracle, encoded.input_ids)) == expected, derived
+    same_version = [derived for derived in DERIVED if DERIVED[derived][0] == TOKENIZERS[name]["version"]]
+    for oracle in map(derived_oracle, same_version):
+        assert texts(oracle, encoded(oracle, case)["input_ids"]) == expected, oracle.path
 
 
-@each_tokenizer
-def test_the_judge_finds_nothing_in_recorded_rows_and_one_fault_in_a_changed_one(name: str) -> None:
-    oracle = with_all_words(name)
-    for case in CASES.values():
-        row, recorded = parse_row(case["row"]), case["recorded"][name]
-        ids, labels = (numbered(oracle, recorded[key]) for key in ("input_ids", "labels"))
-        assert [*row_findings(row, ids, labels, oracle)] == []
-        unlearned = [*labels[:-1], -100]
-        assert [finding.rule for finding in row_findings(row, ids, unlearned, oracle)] == ["ML546"]
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, case in RECORDED if "row" in CASES[case]])
+def test_the_judge_finds_nothing_in_recorded_ids_and_one_fault_in_changed_ones(name: str, case: str) -> None:
+    oracle, row, recorded = with_all_words(name), parse_row(CASES[case]["row"]), CASES[case]["recorded"][name]
+    ids, labels = numbered(name, recorded["input_ids"]), numbered(name, recorded["labels"])
+    assert [*row_findings(row, ids, labels, oracle)] == []
+    assert [finding.rule for finding in row_findings(row, ids, [*labels[:-1], -100], oracle)] == ["ML546"]
 
 
-def test_recorded_ids_have_control_tokens_by_name_alone() -> None:
-    for case in CASES.values():
-        assert case["recorded"].keys() == TOKENIZERS.keys()
-        for name, recorded in case["recorded"].items():
-            ids, known = recorded["input_ids"], TOKENIZERS[name]["control_ids"]
-            assert all(token in known if isinstance(token, str) else token >= 1000 for token in ids)
-            assert all(label in {-100, token} for token, label in zip(ids, recorded["labels"], strict=True))
+def test_each_recorded_control_token_has_its_name() -> None:
+    for name, case in RECORDED:
+        recorded, known = CASES[case]["recorded"][name], TOKENIZERS[name]["control_ids"]
+        ids = recorded["input_ids"]
+        assert all(token in known if isinstance(token, str) else token >= 1000 for token in ids), (name, case)
+        assert all(label in {-100, token} for token, label in zip(ids, recorded.get("labels", ids), strict=True))
