@@ -11,8 +11,10 @@ from types import ModuleType
 
 import pytest
 from derived_tekken import derived_tokenizer
+from gguf_files import write_gguf
+from llamacpp_process import converted_model, needs_llamacpp
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder
 
 FOLDER = Path(__file__).parents[1] / "examples" / "any-language"
@@ -77,6 +79,27 @@ def test_mistral_common_answers_as_recorded(name: str) -> None:
 def test_a_derived_file_answers_as_the_published_tokenizer(name: str, derived: str) -> None:
     code, lines = run(GOLDENS, name, sys.executable, FOLDER / "answer.py", derived_tokenizer(derived, words=0))
     assert (code, lines[-1]) == (0, "3 of 3 as recorded")
+
+
+@needs_llamacpp
+@pytest.mark.slow
+def test_llamacpp_differs_in_rows_with_a_named_deviation_alone(tmp_path: Path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    MistralForCausalLM(MistralConfig(vocab_size=oracle.vocab_size, num_key_value_heads=4, **sizes)).save_pretrained(
+        tmp_path
+    )
+    model = write_gguf(tmp_path / "model.gguf", *converted_model(tmp_path, oracle))
+    template = tmp_path / "chat_template.jinja"
+    template.write_text(oracle.chat_template(), encoding="utf-8")
+    code, lines = run(GOLDENS, "spm-v3", sys.executable, FOLDER / "answer_llamacpp.py", model, template)
+    other = [line for line in lines[:-1] if line.split()[1] not in {"same", "refused", "either"}]
+    unnamed = [line.split()[0] for line in other if "(chat templates differ: " not in line]
+    assert (code, lines[-1]) == (1, f"{len(lines) - 1 - len(other)} of {len(lines) - 1} as recorded")
+    # the template ignores the setting
+    assert unnamed == ["effort-high", "effort-none-multi-turn"]
 
 
 @pytest.mark.parametrize(
