@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle import Oracle, is_mistral_tokenizer
 from pytest_mistral_lora.chat.reading import path_of
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.recognition import (
@@ -257,13 +257,11 @@ def _has_vocabulary(given: Any) -> bool:
 
 def _mistral_tokenizer(given: Any) -> Any:
     """Return the `MistralTokenizer` that a value is or has inside; None if it has none."""
-    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
-
-    if isinstance(given, MistralTokenizer):
+    if is_mistral_tokenizer(given):
         return given
     # MistralCommonBackend
     inner = None if isinstance(given, type) else getattr(text_tokenizer(given), "tokenizer", None)
-    return inner if isinstance(inner, MistralTokenizer) else None
+    return inner if is_mistral_tokenizer(inner) else None
 
 
 def _mistral_file(given: Any) -> Path:
