@@ -25,6 +25,7 @@ from pytest_mistral_lora.assertions import (
     assert_template_faithful,
 )
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.loaded_tokenizer import given_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateError
 
@@ -71,6 +72,13 @@ def sound_template() -> str:
 def faulty_template() -> str:
     assert "[/INST]" in sound_template()
     return sound_template().replace("[/INST]", "[/INST]!")
+
+
+@functools.cache
+def template_with_faulty_tools() -> str:
+    """Return a template with a fault that few of the packaged rows show, which is quicker to judge."""
+    assert "[AVAILABLE_TOOLS]" in sound_template()
+    return sound_template().replace("[AVAILABLE_TOOLS]", "[AVAILABLE_TOOLS]!")
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +186,7 @@ def _own_token(tokenizer: Any) -> None:
 
 
 def _faulty_template(tokenizer: Any) -> None:
-    tokenizer.chat_template = faulty_template()
+    tokenizer.chat_template = template_with_faulty_tools()
 
 
 @pytest.mark.parametrize(
@@ -200,8 +208,9 @@ def test_judge_finds_the_fault_of_an_object(change: Callable[[Any], None], rule:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_judge_takes_a_template_as_a_text(form: str) -> None:
-    assert judge(FORMS[form](), template=sound_template(), examples=1).ok
-    verdict = judge(FORMS[form](), template=faulty_template(), examples=1)
+    if form in ("fast", "name"):
+        assert judge(FORMS[form](), template=sound_template(), examples=1).ok
+    verdict = judge(FORMS[form](), template=template_with_faulty_tools(), examples=1)
     assert not verdict.ok
     assert ("ML004", "template") in {(finding.rule, str(finding.place)) for finding in verdict.findings}
     assert any("judge its folder by the path" in reason for reason in verdict.not_checked.values())
@@ -209,7 +218,7 @@ def test_judge_takes_a_template_as_a_text(form: str) -> None:
 
 def test_judge_keeps_two_objects_apart() -> None:
     faulty = fast()
-    faulty.chat_template = faulty_template()
+    _faulty_template(faulty)
     verdict = judge(fast(), faulty, examples=1)
     failed = {outcome.name.split("::")[0] for outcome in verdict._outcomes if outcome.findings}
     assert failed == {"tokenizer-in-memory-2"}
@@ -256,9 +265,23 @@ def test_a_tokenizer_that_was_loaded_from_a_folder_has_its_mistral_tokenizer(tmp
     converted_tokenizer("spm-v3").fast.save_pretrained(tmp_path / "it")
     shutil.copy(FILE, tmp_path / "it" / "tokenizer.model.v3")
     loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path / "it")
-    facts = judge(loaded, examples=1).facts["tokenizer-in-memory::tokenizer::oracle"]
-    assert str(tmp_path / "it") in facts["oracle of"]
+    assert str(tmp_path / "it") in given_tokenizer(loaded).recognition.text
     assert_labels_exact(ROW, IDS, LABELS, loaded)
+
+
+class Processor:
+    """A processor of text and images, with a chat template of its own."""
+
+    def __init__(self, tokenizer: Any, chat_template: str | None) -> None:
+        self.tokenizer, self.chat_template = tokenizer, chat_template
+
+
+def test_a_processor_has_a_tokenizer_inside() -> None:
+    assert_template_faithful(ROW, Processor(fast(), None))
+    with pytest.raises(AssertionError, match=r"^ML004 "):
+        assert_template_faithful(ROW, Processor(fast(), faulty_template()))
+    with pytest.raises(AssertionError, match=r"^ML546 "):
+        assert_labels_exact(ROW, IDS, MASKED, Processor(MistralCommonBackend(FILE), None))
 
 
 def test_a_vocabulary_that_is_not_known_needs_a_name() -> None:
@@ -323,9 +346,11 @@ def test_a_template_needs_a_tokenizer(tmp_path: Path) -> None:
 
 def test_lists_of_paths_are_paths(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
-    by_list = judge([tmp_path / "rows.jsonl", "spm-v3"], examples=1)
-    assert by_list.ok
-    assert str(by_list) == str(judge(tmp_path / "rows.jsonl", "spm-v3", examples=1))
+    (tmp_path / "encoded.jsonl").write_text(json.dumps(FAULTY) + "\n")
+    files = [tmp_path / "rows.jsonl", tmp_path / "encoded.jsonl"]
+    by_list = judge(files, tokenizer="spm-v3")
+    assert not by_list.ok
+    assert str(by_list) == str(judge(*files, tokenizer="spm-v3"))
     for given in (ROW, 7, None, [[ROW]]):
         with pytest.raises(InputError, match=r"^judge\(\): no path: \w+; expected paths, .* in memory: audit\(rows,"):
             judge(given)
