@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.reading import existing_path
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.errors import InputError, RowsError
+from pytest_mistral_lora.errors import InputError, RowsError, in_brackets
 from pytest_mistral_lora.extras import missing_extra
 
 # The checks are imported in the bodies, so that a conftest or a test module can import this module cheaply.
@@ -303,7 +303,8 @@ def _loaded_tokenizer(tokenizer: AnyTokenizer, template: str | None = None) -> C
         is_name = str(tokenizer) in SHIPPED and not Path(tokenizer).exists()
         tokenizer = CheckpointTokenizer(shipped_tokenizer(str(tokenizer)) if is_name else Path(tokenizer))
     elif not is_tokenizer(tokenizer):
-        raise InputError(f"no tokenizer that can be judged: {type(tokenizer).__name__}", expected=ACCEPTED)
+        found = f"no tokenizer that can be judged{in_brackets(tokenizer)}: {type(tokenizer).__name__}"
+        raise InputError(found, expected=ACCEPTED)
     return given_tokenizer(tokenizer, text)
 
 

@@ -19,7 +19,7 @@ from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath, recognised
 from pytest_mistral_lora.conformance.session import Session, opened_session
 from pytest_mistral_lora.conformance.targets import EMBEDDED, EncodedTarget, Target, is_shipped, name_of
-from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean, shortened
+from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean, in_brackets, shortened
 from pytest_mistral_lora.formats.row_sources import rows_source
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import require_writable
@@ -228,7 +228,7 @@ def _judged_path(path: Any) -> Path:
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(
-            f"no path: {type(path).__name__}",
+            f"no path{in_brackets(path)}: {type(path).__name__}",
             place="judge()",
             expected="paths, names of shipped tokenizers, or tokenizers in memory",
             next_step="For rows with input_ids and labels in memory: audit(rows, tokenizer=...).",
@@ -467,7 +467,7 @@ def _oracle_name(oracle: AnyPath | None) -> str | None:
         return None
     if not isinstance(oracle, str | os.PathLike):
         expected = "the name of a shipped tokenizer, the path of a tekken.json or tokenizer.model.vN, or none"
-        raise InputError(f"a {type(oracle).__name__}", place="oracle=", expected=expected)
+        raise InputError(f"a {type(oracle).__name__}{in_brackets(oracle)}", place="oracle=", expected=expected)
     return known_choice(str(oracle))
 
 

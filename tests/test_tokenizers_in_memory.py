@@ -22,6 +22,7 @@ from pytest_mistral_lora.assertions import (
     assert_encoded_rows_sound,
     assert_labels_exact,
     assert_no_control_token_injection,
+    assert_rows_sound,
     assert_template_faithful,
 )
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -229,9 +230,12 @@ def test_judge_takes_rows_with_any_form_of_the_tokenizer(form: str, tmp_path: Pa
     tokenizer, file = FORMS[form](), tmp_path / "rows.jsonl"
     file.write_text(json.dumps(ROW) + "\n")
     assert judge(file, tokenizer=tokenizer).ok
+    assert_rows_sound(file, tokenizer)
     other = {"messages": [{"role": "user", "content": "Hi"}, {"role": "bot", "content": "Hello"}]}
     file.write_text(f"{json.dumps(ROW)}\n{json.dumps(other)}\n")
     assert rules_of(judge(file, tokenizer=tokenizer)) == {"ML601"}
+    with pytest.raises(AssertionError, match=r"^ML601 "):
+        assert_rows_sound(file, tokenizer)
 
 
 def test_rows_are_compared_with_a_template_of_an_object(tmp_path: Path) -> None:
@@ -352,28 +356,41 @@ def test_lists_of_paths_are_paths(tmp_path: Path) -> None:
     assert not by_list.ok
     assert str(by_list) == str(judge(*files, tokenizer="spm-v3"))
     for given in (ROW, 7, None, [[ROW]]):
-        with pytest.raises(InputError, match=r"^judge\(\): no path: \w+; expected paths, .* in memory: audit\(rows,"):
+        with pytest.raises(
+            InputError, match=r"^judge\(\): no path \(.*\): \w+; expected paths, .* in memory: audit\(rows,"
+        ):
             judge(given)
 
 
 @pytest.mark.parametrize("xfails", [["ML546"], {"ML546": "known"}, 7])
 def test_known_deviations_are_a_file(xfails: Any) -> None:
     with pytest.raises(
-        InputError, match=rf"^xfails=: no path: {type(xfails).__name__}; expected the path of .*ML608  #"
+        InputError, match=rf"^xfails=: no path \(.*\): {type(xfails).__name__}; expected the path of .*ML608  #"
     ):
         judge("spm-v3", xfails=xfails)
+
+
+def test_the_value_is_shown_beside_its_type() -> None:
+    with pytest.raises(InputError, match=r"^xfails=: no path \(\['ML546'\]\): list; expected"):
+        judge(xfails=["ML546"])
+    huge: list[Any] = [10**5000, "x" * 10**6]
+    huge.append(huge)
+    for given in (huge, huge[0], huge * 1000):
+        with pytest.raises(InputError) as caught:
+            audit([SOUND], tokenizer=given)
+        assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("dataset", [[ROW], ROW, 7, [["rows.jsonl"]]])
 def test_a_dataset_is_files(dataset: Any) -> None:
     found = type(dataset[0] if isinstance(dataset, list) else dataset).__name__
-    with pytest.raises(InputError, match=rf"^dataset=: no path: {found}; expected the path of .*rows in memory"):
+    with pytest.raises(InputError, match=rf"^dataset=: no path \(.*\): {found}; expected the path of .*rows in memory"):
         audit([SOUND], tokenizer="spm-v3", dataset=dataset)
 
 
 @pytest.mark.parametrize("oracle", [7, ["spm-v3"], MistralTokenizer.v3()], ids=lambda given: type(given).__name__)
 def test_an_oracle_is_a_name_or_a_path(oracle: Any) -> None:
-    with pytest.raises(InputError, match=rf"^oracle=: a {type(oracle).__name__}; expected the name of"):
+    with pytest.raises(InputError, match=rf"^oracle=: a {type(oracle).__name__}.*; expected the name of"):
         audit([SOUND], tokenizer="spm-v3", oracle=oracle)
 
 

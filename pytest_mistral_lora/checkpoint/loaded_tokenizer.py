@@ -21,7 +21,7 @@ from pytest_mistral_lora.checkpoint.recognition import (
 )
 from pytest_mistral_lora.checkpoint.tokenizer_folder import NO_ORACLE, TOKENIZER_CONFIG, GivenFiles
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateError, one_line
+from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateError, in_brackets, one_line
 from pytest_mistral_lora.places import NamedSource, Place
 
 ACCEPTED = (
@@ -196,7 +196,8 @@ def tokenizer_or_path(given: Any) -> Any:
     if is_tokenizer(given):
         return given
     if not isinstance(given, str | os.PathLike):
-        raise InputError(f"no tokenizer: {type(given).__name__}", place="tokenizer=", expected=ACCEPTED)
+        found = f"no tokenizer{in_brackets(given)}: {type(given).__name__}"
+        raise InputError(found, place="tokenizer=", expected=ACCEPTED)
     return path_of(given, "a tokenizer", place=Place.of("tokenizer="))
 
 
@@ -208,7 +209,7 @@ def require_template(template: Any) -> str | None:
     """
     if template is None or (isinstance(template, str) and template.strip()):
         return template
-    found = "an empty text" if isinstance(template, str) else f"a {type(template).__name__}"
+    found = "an empty text" if isinstance(template, str) else f"a {type(template).__name__}{in_brackets(template)}"
     raise InputError(found, place="template=", expected="the text of a Jinja chat template")
 
 
