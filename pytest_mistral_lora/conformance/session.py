@@ -26,6 +26,7 @@ from pytest_mistral_lora.conformance.known import (
     unknown_among,
 )
 from pytest_mistral_lora.conformance.outcome import CheckOutcome, State
+from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted, one_line
 from pytest_mistral_lora.escaping import printable
 
@@ -50,6 +51,7 @@ class Session:
         leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
         kept: The results of earlier runs, or None.
         keeps_going: Whether a check that stops with an error is not checked, and the run goes on.
+        rules: The rules of an earlier version, by which findings fail; None for those of this version.
         collected: The node id of each check, deselected ones included.
         deselected: The number of deselected checks.
         outcomes: The outcome of each check that ran.
@@ -66,6 +68,7 @@ class Session:
         leaves_out_targets: bool = False,
         kept: KeptResults | None = None,
         keeps_going: bool = False,
+        rules: RuleSet | None = None,
     ) -> None:
         """Begin a run.
 
@@ -79,6 +82,7 @@ class Session:
             leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
             kept: The results of earlier runs, for a run by `run`; None to run every check.
             keeps_going: Whether a check that stops with an error is not checked, and the run goes on.
+            rules: The rules of an earlier version, by which findings fail; None for those of this version.
         """
         self.settings = settings
         self.xfails: tuple[Xfail, ...] = tuple(xfails)
@@ -87,6 +91,7 @@ class Session:
         self.leaves_out_targets = leaves_out_targets
         self.kept = kept
         self.keeps_going = keeps_going
+        self.rules = rules
         self.collected: list[str] = []
         self.deselected = 0
         self.outcomes: list[CheckOutcome] = []
@@ -158,20 +163,21 @@ class Session:
         def server() -> str:
             return check.target.served_by
 
+        found = result.findings if self.rules is None else self.rules.applied(result.findings)
         outcome = CheckOutcome(
             check.target.name,
             check.subject,
             check.case,
             "passed",
-            findings=tuple(unknown_among(result.findings, nodeid, self.xfails, server)),
-            known=tuple(known_among(result.findings, nodeid, self.xfails, server)),
+            findings=tuple(unknown_among(found, nodeid, self.xfails, server)),
+            known=tuple(known_among(found, nodeid, self.xfails, server)),
             not_checked=result.not_checked,
             facts=dict(result.facts),
         )
         state: State = "skipped" if result.not_checked else "passed"
         if outcome.failing(notes=self.fails_notes) or self.fails_unchecked(outcome):
             state = "failed"
-        elif any(finding.severity == "error" for finding in result.findings):
+        elif any(finding.severity == "error" for finding in found):
             state = "known"
         return replace(outcome, state=state)
 
@@ -233,6 +239,14 @@ class Session:
             elif xfail.id not in remarked:
                 lines.append(xfail.not_met)
         return lines
+
+    @property
+    def remarks_on_rules(self) -> list[str]:
+        """A line on the findings that count by newer rules alone; empty if there is none."""
+        newer = sum(bool(cause.simplest.from_version) for cause in self.causes())
+        if self.rules is None or not newer:
+            return []
+        return [f"rules of {self.rules.version}: {counted(newer, 'note')} on what later versions judge otherwise"]
 
     def _standings(self, xfail: Xfail) -> list[Standing]:
         """Return what the fact behind a known deviation says about the run; empty for one that names no known fault."""
@@ -354,6 +368,7 @@ class Session:
             ]
             facts += [*basis_lines(self.outcomes), *self.known_faults(), *figures, *unchecked_lines(self.outcomes)]
         facts += self.remarks_on_known
+        facts += self.remarks_on_rules
         if self.kept is not None and self.kept.found:
             facts.append(
                 f"{counted(self.kept.found, 'check')} from the cache: nothing that they read has changed since they "
@@ -440,6 +455,7 @@ def opened_session(
     fails_not_checked: bool = False,
     kept: Path | None = None,
     keeps_going: bool = False,
+    rules: RuleSet | None = None,
 ) -> Iterator[Session]:
     """Yield a session in this process only; if it makes a folder, the folder is removed at the end.
 
@@ -453,6 +469,7 @@ def opened_session(
         fails_not_checked: Whether checks that could not judge fail.
         kept: The folder of the results of earlier runs; None to run every check.
         keeps_going: As for `Session`.
+        rules: As for `Session`.
     """
     settings = Settings(
         examples=examples,
@@ -477,4 +494,5 @@ def opened_session(
             fails_not_checked=fails_not_checked,
             kept=results,
             keeps_going=keeps_going,
+            rules=rules,
         )

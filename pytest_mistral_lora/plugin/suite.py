@@ -97,6 +97,7 @@ class Suite:
             fails_notes=given.strict,
             fails_not_checked=given.fails_not_checked or given.strict,
             leaves_out_targets=given.leaves_out_targets,
+            rules=given.rules,
         )
 
     @pytest.hookimpl(tryfirst=True)
