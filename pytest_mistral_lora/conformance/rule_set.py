@@ -18,6 +18,11 @@ def recorded_versions() -> list[str]:
     return sorted((path.stem for path in RECORDED.glob("*.json")), key=version_key)
 
 
+def newest_rules() -> str:
+    """Return the last version whose rules are recorded."""
+    return recorded_versions()[-1]
+
+
 @dataclass(frozen=True, slots=True)
 class RuleSet:
     """The rules of a version.
