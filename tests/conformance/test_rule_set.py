@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,10 +24,11 @@ from pytest_mistral_lora.conformance.dataset import file_faults
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, _read_rules, first_findings
 from pytest_mistral_lora.conformance.known import Xfail
 from pytest_mistral_lora.conformance.outcome import CheckOutcome
-from pytest_mistral_lora.conformance.rule_set import RuleSet
+from pytest_mistral_lora.conformance.rule_set import RuleSet, newest_rules
 from pytest_mistral_lora.conformance.session import Session
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.judging import judge
 from pytest_mistral_lora.places import NOWHERE
 
 OLD = RuleSet("0.1")
@@ -101,6 +103,23 @@ def test_pytest_takes_the_version_from_its_option_or_its_ini_file(
     result = run_pytest(*words, *chosen)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert any("mistral_rules in " in line and "'0.0'" in line and "0.1" in line for line in result.errlines)
+
+
+def test_the_suite_from_python_takes_the_version(later: None, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [*ROWS, NOT_A_ROW])
+    assert not judge(path, tokenizer="spm-v3").ok
+    verdict = judge(path, tokenizer="spm-v3", rules="0.1")
+    assert (verdict.ok, [found.error_from for found in verdict.findings]) == (True, ["0.2"])
+    with pytest.raises(InputError, match=r"^rules=: "):
+        judge(path, tokenizer="spm-v3", rules="0.9")
+
+
+@pytest.mark.parametrize("command", ["--rules 0.1", "--mistral-rules=0.1"])
+def test_the_documentation_names_the_last_version(command: str) -> None:
+    docs = Path(record_rules.ROOT, "docs")
+    lines = [line for page in docs.glob("*.md") for line in page.read_text().splitlines() if command[:-3] in line]
+    versions = [version for line in lines for version in re.findall(r"--(?:mistral-)?rules[= ](\d[\d.]*\d)", line)]
+    assert set(versions) == {newest_rules()}
 
 
 @pytest.mark.parametrize("version", ["0.0", "1", "", "newest", "0.1.0"])
