@@ -213,18 +213,20 @@ class FormerRule(NamedTuple):
     Attributes:
         rules: The rules that it stands for.
         case: The check of encoded rows that reported it.
+        since: The first version in which they stand for it.
     """
 
     rules: tuple[str, ...]
     case: str
+    since: str
 
 
 FORMER_RULES: Mapping[str, FormerRule] = {
-    "ML558": FormerRule(("ML623",), "ids"),
-    "ML562": FormerRule(("ML649", "ML650"), "answers"),
-    "ML563": FormerRule(("ML651",), "decoding"),
-    "ML564": FormerRule(("ML652",), "decoding"),
-    "ML566": FormerRule(("ML655",), "supervised-text"),
+    "ML558": FormerRule(("ML623",), "ids", "0.1"),
+    "ML562": FormerRule(("ML649", "ML650"), "answers", "0.1"),
+    "ML563": FormerRule(("ML651",), "decoding", "0.1"),
+    "ML564": FormerRule(("ML652",), "decoding", "0.1"),
+    "ML566": FormerRule(("ML655",), "supervised-text", "0.1"),
 }
 """Former rules by their ids: a list of known deviations may have such an id, or the node id of its check."""
 
