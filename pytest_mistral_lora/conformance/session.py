@@ -271,7 +271,7 @@ class Session:
         newer = sum(bool(cause.simplest.from_version) for cause in self.causes())
         if self.rules is None or not newer:
             return []
-        return [f"rules of {self.rules.version}: {counted(newer, 'note')} on what later versions judge otherwise"]
+        return [f"rules of {self.rules.version}: {counted(newer, 'note')} of later rules or bounds"]
 
     def _standings(self, xfail: Xfail) -> list[Standing]:
         """Return what the fact behind a known deviation says about the run; empty for one that names no known fault."""

@@ -16,6 +16,7 @@ from check_outcomes import outcome_of
 from check_verb import check
 from dataset_recipes import said, write_rows
 
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance import finding as rules_module
 from pytest_mistral_lora.conformance.baseline import baseline_text
 from pytest_mistral_lora.conformance.bounded_findings import SHOWN, BoundedFindings
@@ -105,11 +106,27 @@ def test_pytest_takes_the_version_from_its_option_or_its_ini_file(
     assert any("mistral_rules in " in line and "'0.0'" in line and "0.1" in line for line in result.errlines)
 
 
+def test_encoded_rows_are_audited_by_the_rules_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    ids = [1, 3, 16127, 4, 23325, 2]
+    row = {**said("Hi", "Hello"), "input_ids": ids, "labels": [*[-100] * 4, 23325, -100]}
+    path = write_rows(tmp_path / "encoded.jsonl", [row] * 30)
+    words = ["audit", str(path), "--tokenizer", "spm-v3"]
+    assert main(words) == 1
+    patch_rule(monkeypatch, "ML546", since="0.2")
+    # more findings than are shown: the rest are as new as these
+    assert (main(words), main([*words, "--rules", "0.1"])) == (1, 0)
+    out = capsys.readouterr().out
+    assert "rules of 0.1: 1 note " in out
+
+
 def test_the_suite_from_python_takes_the_version(later: None, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [*ROWS, NOT_A_ROW])
     assert not judge(path, tokenizer="spm-v3").ok
     verdict = judge(path, tokenizer="spm-v3", rules="0.1")
     assert (verdict.ok, [found.error_from for found in verdict.findings]) == (True, ["0.2"])
+    assert '<dd class="note">note, an error from 0.2 on</dd>' in verdict.write(tmp_path / "report.html").read_text()
     with pytest.raises(InputError, match=r"^rules=: "):
         judge(path, tokenizer="spm-v3", rules="0.9")
 
