@@ -59,6 +59,8 @@ class RuleSet:
         return tuple(map(self._applied, findings))
 
     def _applied(self, finding: Finding) -> Finding:
+        if any(self._has_error(rule) for rule, _ in finding.covers):
+            return finding  # it stands for findings that these rules make
         is_newer = self._is_older_than(finding.since)
         if finding.severity == "note":
             return replace(finding, is_newer=True) if is_newer else finding
@@ -67,6 +69,10 @@ class RuleSet:
         if not self._is_older_than(error_from):
             return finding
         return replace(finding, severity="note", error_from=error_from, is_newer=is_newer)
+
+    def _has_error(self, rule: str) -> bool:
+        known = RULES[rule]
+        return known.severity == "error" and not self._is_older_than(known.error_since or known.since)
 
     def _is_older_than(self, version: str) -> bool:
         return version_key(self.version) < version_key(version)

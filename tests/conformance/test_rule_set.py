@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from pytest_mistral_lora.conformance.baseline import baseline_text
 from pytest_mistral_lora.conformance.bounded_findings import SHOWN, BoundedFindings
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.dataset import file_faults
+from pytest_mistral_lora.conformance.encoded import row_faults
+from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, _read_rules, first_findings
 from pytest_mistral_lora.conformance.known import Xfail
 from pytest_mistral_lora.conformance.outcome import CheckOutcome
@@ -113,8 +116,8 @@ def test_encoded_rows_are_audited_by_the_rules_before(
     row = {**said("Hi", "Hello"), "input_ids": ids, "labels": [*[-100] * 4, 23325, -100]}
     path = write_rows(tmp_path / "encoded.jsonl", [row] * 30)
     words = ["audit", str(path), "--tokenizer", "spm-v3"]
-    assert main(words) == 1
-    patch_rule(monkeypatch, "ML546", since="0.2")
+    assert (main(words), main([*words, "--rules", "0.1"])) == (1, 1)
+    monkeypatch.setattr(row_faults, "EncodingFault", partial(EncodingFault, since="0.2"))
     # more findings than are shown: the rest are as new as these
     assert (main(words), main([*words, "--rules", "0.1"])) == (1, 0)
     out = capsys.readouterr().out
@@ -209,6 +212,17 @@ def test_an_old_finding_is_not_hidden_behind_newer_ones(old: int, severities: se
         found = judged(*shown).findings
         assert {one.severity for one in found} == severities
         assert sum(one.more or 1 for one in found) == len(findings)
+
+
+def test_a_newer_cause_that_stands_for_older_errors_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert RULES["ML644"].severity == "note"
+    cause = Finding("ML601", "a", since="0.2")
+    for covered, severity in ((("ML602", 3), "error"), (("ML644", 3), "note")):
+        [found] = judged(replace(cause, covers=(covered,))).findings
+        assert found.severity == severity
+    patch_rule(monkeypatch, "ML602", error_since="0.2")
+    [found] = judged(replace(cause, covers=(("ML602", 3),))).findings
+    assert found.severity == "note"
 
 
 def test_the_error_of_a_cause_stands_for_its_newer_notes() -> None:
