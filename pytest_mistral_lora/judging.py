@@ -17,6 +17,7 @@ from pytest_mistral_lora.conformance.known import Xfail, read_xfails
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer, tokenizer_path
 from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath, recognised
+from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.conformance.session import Session, opened_session
 from pytest_mistral_lora.conformance.targets import EMBEDDED, EncodedTarget, Target, is_shipped, name_of
 from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean, in_brackets, shortened
@@ -138,6 +139,7 @@ def judge(
     train: bool | None = None,
     examples: int = 20,
     xfails: AnyPath | None = None,
+    rules: str | None = None,
     baseline: AnyPath | None = None,
 ) -> Verdict:
     """Judge artifacts, as `mistral-lora check` does, in this process.
@@ -159,11 +161,12 @@ def judge(
         train: Whether a tiny model is trained with each tokenizer; None to train only if no path is given.
         examples: The number of generated rows for each law.
         xfails: A file of known deviations, which do not fail.
+        rules: The version by whose rules findings fail, such as `0.1`; None for all rules. What is newer is a note.
         baseline: A new file for the list of all findings, to be filled in and given as `xfails`.
 
     Raises:
         InputError: If a path is missing or is not recognised, an argument has another type, an option does not apply to
-            any path, or a file of known deviations cannot be read.
+            any path, a file of known deviations cannot be read, or the version of the rules is not recorded.
         TokenizerError: If the oracle is unknown, or no Mistral tokenizer applies to a tokenizer in memory.
         PinError: If the files of a tokenizer at the Hub are not available.
 
@@ -203,7 +206,8 @@ def judge(
     )
     if type(examples) is not int or examples < 1:
         raise InputError(repr(examples), place="examples=", expected="a whole number, 1 or more")
-    with opened_session(plan.targets, examples=examples, train=plan.train, xfails=plan.xfails) as session:
+    frozen = None if rules is None else RuleSet.of(rules, "rules=")
+    with opened_session(plan.targets, examples=examples, train=plan.train, xfails=plan.xfails, rules=frozen) as session:
         shown = [type(path).__name__ if is_tokenizer(path) else repr(str(path)) for path in given]
         verdict = verdict_of(session, f"judge({', '.join(shown)})")
         if baseline is not None:

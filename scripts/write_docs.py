@@ -211,6 +211,7 @@ def rule_page(rule: Rule, gallery: Gallery) -> str:
             f"- {name}: {kind}. {PROOFS[kind]}"
             for name, kind in zip(("proof", "proof of an error"), rule.proof, strict=False)
         ),
+        f"- since: {rule.since}" + (f"; an error since {rule.error_since}" if rule.error_since else ""),
         f"- why: {rule.why}",
         f"- fix: {rule.fix}",
         *(f"- fix in {name}: {fix}" for name, fix in rule.program_fixes.items()),

@@ -13,6 +13,7 @@ from pytest_mistral_lora.cli.judging import (
     add_baseline_option,
     add_format_option,
     add_report_option,
+    add_rules_option,
     add_xfails_option,
 )
 from pytest_mistral_lora.cli.verb import (
@@ -73,6 +74,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="report whether each recipe fits into the memory of a device, such as 80GB, and which settings need less",
     )
     add_xfails_option(parser)
+    add_rules_option(parser)
     parser.add_argument(
         "--fail-not-checked", action="store_true", help="fail if a check could not run, too; notes do not fail"
     )

@@ -28,6 +28,7 @@ from pytest_mistral_lora.escaping import UNMIXED, own_stream, printable
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.conformance.known import Xfail
+    from pytest_mistral_lora.conformance.rule_set import RuleSet
     from pytest_mistral_lora.conformance.session import Session
     from pytest_mistral_lora.conformance.targets import Target
     from pytest_mistral_lora.report.judged import Judged, JudgedCase
@@ -53,6 +54,16 @@ def add_xfails_option(parser: argparse.ArgumentParser) -> None:
         type=INPUT,
         metavar="FILE",
         help="known deviations, which do not fail: a rule id, a node id or a cause's name a line, each with '# reason'",
+    )
+
+
+def add_rules_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--rules`."""
+    parser.add_argument(
+        "--rules",
+        metavar="VERSION",
+        help="judge by the rules of this version of the package, such as 0.1: what later rules or bounds find is a "
+        "note that names their version, and fails no run",
     )
 
 
@@ -87,8 +98,9 @@ def add_baseline_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_judging_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--xfails`, `--baseline`, `--report` and `--output-format`."""
+    """Add `--xfails`, `--rules`, `--baseline`, `--report` and `--output-format`."""
     add_xfails_option(parser)
+    add_rules_option(parser)
     add_baseline_option(parser)
     add_report_option(parser)
     add_format_option(parser)
@@ -145,6 +157,7 @@ class Judging:
         paths: The given paths and their kinds.
         memory: The estimates of memory, one for each recipe.
         xfails: Known deviations that do not fail.
+        rules: The rules of an earlier version, or None.
         baseline: The file for the list of all findings, or None.
         reports: The files of reports.
         brief: Whether a run without an error prints a few lines.
@@ -157,6 +170,7 @@ class Judging:
     paths: Sequence[Any] = ()
     memory: Sequence[Mapping[str, Any]] = ()
     xfails: Sequence[Xfail] = ()
+    rules: RuleSet | None = None
     baseline: Path | None = None
     reports: Sequence[Path] = ()
     brief: bool = False
@@ -171,8 +185,15 @@ class Judging:
             args: The command line, with the options that `add_judging_options` adds; without `--baseline`, none is
                 written.
             given: The attributes that the verb decides.
+
+        Raises:
+            InputError: If the version of `--rules` is unknown.
         """
-        options = {"baseline": getattr(args, "baseline", None), "reports": args.report}
+        from pytest_mistral_lora.conformance.rule_set import RuleSet
+
+        version = getattr(args, "rules", None)
+        rules = None if version is None else RuleSet.of(version, "--rules")
+        options = {"baseline": getattr(args, "baseline", None), "reports": args.report, "rules": rules}
         return cls(shlex.join([PROGRAM, *args.words]), args.output_format, **options, **given)
 
     def judge(self, targets: Sequence[Target], **options: Any) -> int:
@@ -186,10 +207,11 @@ class Judging:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from pytest_mistral_lora.conformance.session import opened_session
 
-        with opened_session(targets, xfails=self.xfails, **options) as session:
+        with opened_session(targets, xfails=self.xfails, rules=self.rules, **options) as session:
             with _progress(shown=not self.has_bar) as show:
                 for number, outcome in enumerate(session.run(self._commands), start=1):
                     show(f"{number} checks; {outcome.nodeid}")
+            session.look_back(self.reports)
             if self.baseline is not None:
                 session.write_baseline(self.baseline)
             sys.stderr.write("".join(f"{xfail.unmatched}\n" for xfail in session.unmatched))
@@ -285,7 +307,7 @@ def _lines_of_any_verb(session: Session) -> Iterator[str]:
 
     known = Counter((xfail.id, xfail.reason) for outcome in session.outcomes for xfail in outcome.known)
     lines = [f"known {name}: {reason} ({counted(count, 'check')})" for (name, reason), count in known.items()]
-    lines += session.remarks_on_known
+    lines += [*session.remarks_on_known, *session.remarks_on_rules, *session.remarks_on_upgrade]
     yield from (printable(line, lines=False) for line in (*lines, *session.known_faults()))
     if session.nothing_judged:
         yield NOTHING_WAS_JUDGED

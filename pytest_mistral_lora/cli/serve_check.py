@@ -12,6 +12,7 @@ from pytest_mistral_lora.cli.judging import (
     Judging,
     add_format_option,
     add_report_option,
+    add_rules_option,
     add_xfails_option,
 )
 from pytest_mistral_lora.cli.verb import (
@@ -97,6 +98,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="folder that `export --probe` wrote, if its model is served and the server cannot be asked by ids",
     )
     add_xfails_option(parser)
+    add_rules_option(parser)
     add_report_option(parser)
     add_format_option(parser)
 

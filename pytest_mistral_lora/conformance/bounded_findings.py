@@ -6,9 +6,9 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
+from pytest_mistral_lora.conformance.finding import RULES, Finding, rest_of_findings, version_key
 
 SHOWN = 20
 """Most findings to keep of one rule; more are counted."""
@@ -21,10 +21,29 @@ _BEHIND_ALL = 1 << 64
 """Behind the place of each row, as `packed_place` returns it."""
 
 
+class _Key(NamedTuple):
+    """The findings that are kept and counted together.
+
+    Attributes:
+        rule: Their rule.
+        is_raised: Whether they are errors of a rule that is a note.
+        since: The version that finds them first.
+    """
+
+    rule: str
+    is_raised: bool
+    since: str
+
+    @classmethod
+    def of(cls, finding: Finding) -> _Key:
+        return cls(finding.rule, finding.is_raised, finding.since)
+
+
 class BoundedFindings:
     """Findings by rule: the first of each rule, in the order of the files, are kept; all are counted.
 
-    The errors of a rule that is a note are kept beside its notes, which may be more.
+    The errors of a rule that is a note are kept beside its notes, which may be more; and what only a newer version of
+    the rule finds beside what an older one finds.
 
     Attributes:
         at: Place of the judged row, as `packed_place` returns it.
@@ -34,17 +53,17 @@ class BoundedFindings:
     def __init__(self) -> None:
         self.at = 0
         self.caught: list[Finding] | None = None
-        self._kept: dict[tuple[str, bool], list[tuple[int, Finding]]] = {}
-        self._total: Counter[tuple[str, bool]] = Counter()
+        self._kept: dict[_Key, list[tuple[int, Finding]]] = {}
+        self._total: Counter[_Key] = Counter()
 
     @property
     def rules(self) -> list[str]:
         """The rules that have findings."""
-        return sorted({rule for (rule, _), count in self._total.items() if count})
+        return sorted({key.rule for key, count in self._total.items() if count})
 
     def __contains__(self, rule: str) -> bool:
         """Return whether a rule has findings."""
-        return bool(self._total[rule, False] + self._total[rule, True])
+        return any(count for key, count in self._total.items() if key.rule == rule)
 
     def add(self, finding: Finding) -> None:
         """Count a finding of the judged row, and keep it if it is among the first."""
@@ -62,19 +81,20 @@ class BoundedFindings:
                 the findings of single rows in the order of these calls.
         """
         if finding.more:
-            self._total[finding.rule, finding.is_raised] += finding.more
+            self._total[_Key.of(finding)] += finding.more
         else:
             self._add(finding, _BEHIND_ALL if file is None else file)
 
     def add_made(self, rule: str, make: Callable[[], Finding]) -> None:
         """Count a finding of a rule behind those before it; make it only if it would be kept."""
-        if len(self._kept.get((rule, False), ())) < SHOWN:
+        key = _Key(rule, is_raised=False, since=RULES[rule].since)
+        if len(self._kept.get(key, ())) < SHOWN:
             self._add(make(), self.at)
         else:
-            self._total[rule, False] += 1
+            self._total[key] += 1
 
     def _add(self, finding: Finding, at: int) -> None:
-        key = finding.rule, finding.is_raised
+        key = _Key.of(finding)
         self._total[key] += 1
         kept = self._kept.setdefault(key, [])
         if len(kept) < SHOWN or at < kept[-1][0]:
@@ -88,33 +108,40 @@ class BoundedFindings:
             self._keep(key, findings)
         self._total += other._total
 
-    def _keep(self, key: tuple[str, bool], findings: Sequence[tuple[int, Finding]]) -> None:
+    def _keep(self, key: _Key, findings: Sequence[tuple[int, Finding]]) -> None:
         both = [*self._kept.get(key, ()), *findings]
         self._kept[key] = sorted(both, key=lambda entry: entry[0])[:SHOWN]
 
     def rename(self, rule: str, other: str) -> None:
         """Move the findings of a rule to another rule."""
-        for is_raised in (False, True):
-            found = self._kept.pop((rule, is_raised), [])
-            self._keep((other, is_raised), [(at, finding.under(other)) for at, finding in found])
-            self._total[other, is_raised] += self._total.pop((rule, is_raised), 0)
+        for key in self._keys_of(rule):
+            renamed = key._replace(rule=other)
+            self._keep(renamed, [(at, finding.under(other)) for at, finding in self._kept.pop(key, [])])
+            self._total[renamed] += self._total.pop(key)
 
     def weaken(self, rule: str) -> None:
         """Make the errors of a rule that is a note notes."""
-        found = self._kept.pop((rule, True), [])
-        self._keep((rule, False), [(at, replace(finding, severity="note")) for at, finding in found])
-        self._total[rule, False] += self._total.pop((rule, True), 0)
+        for key in self._keys_of(rule):
+            if key.is_raised:
+                weak = key._replace(is_raised=False)
+                self._keep(weak, [(at, replace(finding, severity="note")) for at, finding in self._kept.pop(key, [])])
+                self._total[weak] += self._total.pop(key)
+
+    def _keys_of(self, rule: str) -> list[_Key]:
+        """Return the keys of a rule: its errors first, then by version."""
+        found = [key for key in self._total if key.rule == rule]
+        return sorted(found, key=lambda key: (not key.is_raised, version_key(key.since)))
 
     def of(self, *rules: str) -> Iterator[Finding]:
         """Yield the findings of some rules; the last finding of a rule gives the number of dropped ones."""
         for rule in rules:
-            for is_raised in (True, False):
-                kept = self._kept.get((rule, is_raised), [])
+            for key in self._keys_of(rule):
+                kept = self._kept.get(key, [])
                 yield from (finding for _, finding in kept)
-                more = self._total[rule, is_raised] - len(kept)
+                more = self._total[key] - len(kept)
                 if more:
-                    rest = rest_of_findings(rule, more)
-                    yield replace(rest, severity="error") if is_raised else rest
+                    rest = rest_of_findings(rule, more, since=key.since)
+                    yield replace(rest, severity="error") if key.is_raised else rest
 
 
 def _with_short_texts(finding: Finding) -> Finding:

@@ -134,6 +134,8 @@ class Rule:
         fix_text: The way to mend the artifact, with placeholders for its paths; `fix` in the file.
         source: The thread, specification or reference code that the rule comes from.
         severity: `error` fails a check; `note` is shown, and fails only with `--mistral-strict`.
+        since: The first version of this package that has it, such as `0.1`.
+        error_since: The first version in which it is an error, if it was a note before; else empty.
         proof: What proves a finding. A rule that is a note may have two: of its notes, and of its errors.
         example: A broken artifact with its finding.
         fault_class: The name of the fault in the reports of `audit`, for a rule on encoded rows; `class` in the file.
@@ -150,7 +152,9 @@ class Rule:
     source: str
     example: RuleExample
     proof: tuple[Proof, ...]
+    since: str
     severity: Severity = "error"
+    error_since: str = ""
     fault_class: str = ""
     by_program: bool = False
 
@@ -182,6 +186,7 @@ class Rule:
             "subject": self.subject,
             "severity": self.severity,
             **{name: f"{kind}. {PROOFS[kind]}" for name, kind in zip(("proof", "of error"), self.proof, strict=False)},
+            "since": f"{self.since}; an error since {self.error_since}" if self.error_since else self.since,
             "why": self.why,
             "fix": self.fix,
             **self.program_fixes,
@@ -196,6 +201,8 @@ class Rule:
         return "\n".join([*lines, "", f"  {'sound:':<9} {self.example.sound}"])
 
 
+_VERSION = re.compile(r"\d+\.\d+")
+
 _DIGITS = 3
 """The digits of a rule's id after `ML`."""
 
@@ -206,18 +213,20 @@ class FormerRule(NamedTuple):
     Attributes:
         rules: The rules that it stands for.
         case: The check of encoded rows that reported it.
+        since: The first version in which they stand for it.
     """
 
     rules: tuple[str, ...]
     case: str
+    since: str
 
 
 FORMER_RULES: Mapping[str, FormerRule] = {
-    "ML558": FormerRule(("ML623",), "ids"),
-    "ML562": FormerRule(("ML649", "ML650"), "answers"),
-    "ML563": FormerRule(("ML651",), "decoding"),
-    "ML564": FormerRule(("ML652",), "decoding"),
-    "ML566": FormerRule(("ML655",), "supervised-text"),
+    "ML558": FormerRule(("ML623",), "ids", "0.1"),
+    "ML562": FormerRule(("ML649", "ML650"), "answers", "0.1"),
+    "ML563": FormerRule(("ML651",), "decoding", "0.1"),
+    "ML564": FormerRule(("ML652",), "decoding", "0.1"),
+    "ML566": FormerRule(("ML655",), "supervised-text", "0.1"),
 }
 """Former rules by their ids: a list of known deviations may have such an id, or the node id of its check."""
 
@@ -267,7 +276,7 @@ def _read_rules(subject: str) -> dict[str, Rule]:
     """Return the rules of a subject: those of all artifacts, then those about programs.
 
     Raises:
-        ValueError: If two files have a rule of one id, or a rule has no proof that it can have.
+        ValueError: If two files have a rule of one id, or a rule has no proof that it can have, or no version.
     """
     from pytest_mistral_lora.programs.rules import rule_files
 
@@ -289,6 +298,7 @@ def _rules_in(path: Path, subject: str) -> dict[str, Rule]:
         proof = _read_proof(
             table.pop("proof", None), table.get("severity", "error"), f"{subject}.toml, {rule_id}.proof"
         )
+        _require_versions(table, f"{path}: {rule_id}")
         cases = (case,) if isinstance(case, str) else tuple(case)
         rules[rule_id] = Rule(
             id=rule_id,
@@ -301,6 +311,18 @@ def _rules_in(path: Path, subject: str) -> dict[str, Rule]:
             **table,
         )
     return rules
+
+
+def _require_versions(table: Mapping[str, Any], place: str) -> None:
+    """Refuse a rule that does not say since which version it exists: a run by older rules would count it.
+
+    Raises:
+        ValueError: If a version is missing or is not `MAJOR.MINOR`.
+    """
+    for name in ("since", *({"error_since"} & table.keys())):
+        value = table.get(name)
+        if not isinstance(value, str) or not _VERSION.fullmatch(value):
+            raise ValueError(f'{place}.{name}: {value!r}; expected the first version that has it, such as "0.2"')
 
 
 def _read_proof(value: Any, severity: str, place: str) -> tuple[Proof, ...]:
@@ -341,7 +363,12 @@ class Finding:
         tokens: The tokens around the first difference, or None.
         name: The name of its cause, by which a list of known deviations accepts only this cause; may be empty.
         severity: `error` fails the check; `note` only under `--mistral-strict`. It is its rule's, unless a note is
-            raised to an error, for example because the fault is in every row.
+            raised to an error, for example because the fault is in every row, or the run is by older rules.
+        since: The first version that finds it: its rule's, or a later one if an older bound of the rule would not have
+            found it, or an earlier one if another rule found it then.
+        error_from: The version from which it is an error, if it is a note because the run is by older rules; else
+            empty.
+        is_newer: Whether the rules of the run are older than `since`: then it never fails.
         effect_of: The rule of the finding that was shown to explain it; empty if it stands for itself. Beside that
             finding, it is only counted.
         covers: The number of findings that this one explains, by their rules.
@@ -362,20 +389,25 @@ class Finding:
     tokens: TokenRow | None = None
     name: str = ""
     severity: Severity = _OF_RULE
+    since: str = ""
+    error_from: str = ""
+    is_newer: bool = False
     effect_of: str = ""
     covers: tuple[tuple[str, int], ...] = ()
     others: tuple[Place, ...] = ()
     fixes: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        """Take the severity of the rule, if none is given."""
+        """Take severity and version of the rule, if none is given."""
         if not self.severity:
             object.__setattr__(self, "severity", RULES[self.rule].severity)
+        if not self.since:
+            object.__setattr__(self, "since", RULES[self.rule].since)
 
     @property
     def is_raised(self) -> bool:
-        """Whether it is an error although its rule is a note."""
-        return self.severity != RULES[self.rule].severity
+        """Whether it is an error although its rule is a note, at least by the rules of its version."""
+        return RULES[self.rule].severity == "note" and (self.severity == "error" or bool(self.error_from))
 
     @property
     def proof(self) -> Proof:
@@ -385,6 +417,8 @@ class Finding:
 
     def under(self, rule: str, **values: Any) -> Finding:
         """Return the finding as one of another rule, with that rule's severity unless it is raised.
+
+        It keeps its version: what an older rule found is not new.
 
         Args:
             rule: The other rule.
@@ -397,6 +431,13 @@ class Finding:
     def is_sign(self) -> bool:
         """Whether nothing proves it: it is to be looked at."""
         return self.severity == "note" and self.proof == "sign"
+
+    @property
+    def from_version(self) -> str:
+        """The version from which it counts, in words, if the run is by older rules; else empty."""
+        if self.error_from:
+            return f"an error from {self.error_from} on"
+        return f"a note from {self.since} on" if self.is_newer else ""
 
     @property
     def next_step(self) -> str:
@@ -459,6 +500,7 @@ class Finding:
         if self.covers:
             explained = ", ".join(f"{rule} ({count})" for rule, count in self.covers)
             lines.append(f"  explains: {counted(sum(dict(self.covers).values()), 'more finding')}: {explained}")
+        lines += [f"  rules:    {self.from_version}"] if self.from_version else []
         lines += [f"  rule:     {rule.title}", f"  why:      {rule.why}", f"  fix:      {self.next_step}"]
         lines += [f"  {name + ':':<9} {with_paths(fix)}" for name, fix in self.fixes]
         return "\n".join(lines)
@@ -502,9 +544,15 @@ class Finding:
         # drop the fix of the rule
         rule = RULES[values["rule"]]
         values["fix"] = "" if values.get("fix") == rule.fix else values.get("fix", "")
-        # no finding is weaker than its rule
-        values["severity"] = "error" if values.get("severity") == "error" else rule.severity
+        # no finding is weaker than its rule, unless the run is by older rules
+        if values.get("severity") != "error" and not values.get("error_from"):
+            values["severity"] = rule.severity
         return cls(**values)
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Return a key that sorts versions such as `0.9` and `0.10`."""
+    return tuple(map(int, version.split(".")))
 
 
 def in_words(findings: Iterable[Finding], fixes: Mapping[str, str] | None) -> tuple[Finding, ...]:
@@ -541,7 +589,9 @@ def first_findings(findings: Sequence[Finding], most: int, place: Place) -> list
     """Return the first findings of a rule; if there are more than `most`, add a finding with their number."""
     if len(findings) <= most:
         return list(findings)
-    return [*findings[:most], rest_of_findings(findings[0].rule, len(findings) - most, place)]
+    # the oldest of them: what an older rule found must not be hidden behind what a newer one finds
+    since = min((finding.since for finding in findings[most:]), key=version_key)
+    return [*findings[:most], rest_of_findings(findings[0].rule, len(findings) - most, place, since)]
 
 
 def first_of_each_cause(findings: Iterable[Finding], most: int, place: Place) -> list[Finding]:
@@ -562,9 +612,9 @@ def shown_difference(diff: TokenDiff, place: Place) -> dict[str, Any]:
     return {"detail": diff.table(), "shape": diff.shape(), "tokens": TokenRow.around_difference(str(place), diff)}
 
 
-def rest_of_findings(rule: str, more: int, place: Place = NOWHERE) -> Finding:
-    """Return a finding that stands for the counted findings of a rule."""
-    return Finding(rule, f"… and {more} more", place, more=more)
+def rest_of_findings(rule: str, more: int, place: Place = NOWHERE, since: str = "") -> Finding:
+    """Return a finding that stands for the counted findings of a rule; `since` is the version of the oldest."""
+    return Finding(rule, f"… and {more} more", place, more=more, since=since)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,9 +96,11 @@ class FindingGroup:
         return "\n".join([self.shown.text(), *lines])
 
     def headline(self, width: int | None = None) -> str:
-        """Return one line that begins with the rule and its finding; cut to `width`, but never its count."""
+        """Return one line that begins with the rule and its finding; cut to `width`, but for its remark."""
         finding, place = self.simplest, str(self.simplest.place)
-        counted = f" ({self.total} findings)" if self.total > 1 else ""
+        remarks = [f"{self.total} findings"] if self.total > 1 else []
+        remarks += [finding.from_version] if finding.from_version else []
+        counted = f" ({'; '.join(remarks)})" if remarks else ""
         line = f"{finding.rule} {printable(named_value(finding.words, finding.place.field, RULES[finding.rule].title))}"
         width = max(width, 40) if width is not None else len(line) + len(counted) + len(place) + 3
         room = width - len(counted)
@@ -279,11 +281,12 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return keys
 
 
-def _size(finding: Finding) -> tuple[bool, int, int, int]:
+def _size(finding: Finding) -> tuple[int, int, int, int]:
     # other characters than ASCII are harder to read in a table of tokens: count their escapes
     length = len(finding.row.encode("unicode_escape")) or len(finding.found)
-    # an error fails the check: a note of the same cause must not stand for it
-    return finding.severity != "error", finding.row.count('"role"'), length, len(finding.detail)
+    # an error fails the check: a note of the same cause must not stand for it, nor one of newer rules for a note
+    is_weak = 2 * (finding.severity != "error") + finding.is_newer
+    return is_weak, finding.row.count('"role"'), length, len(finding.detail)
 
 
 def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> list[TokenRow]:

@@ -63,7 +63,9 @@ class CheckOutcome:
         Args:
             notes: Whether notes fail.
         """
-        return tuple(finding for finding in self.findings if notes or finding.severity == "error")
+        return tuple(
+            finding for finding in self.findings if (notes and not finding.is_newer) or finding.severity == "error"
+        )
 
     def meets(self, xfail: Xfail) -> bool:
         """Return whether the check found a known deviation, accepted or not."""

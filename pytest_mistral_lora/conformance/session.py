@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora import __version__
 from pytest_mistral_lora.conformance.baseline import baseline_text
 from pytest_mistral_lora.conformance.checks import ROOT, Check, Settings
 from pytest_mistral_lora.conformance.collection import collect
@@ -26,6 +27,8 @@ from pytest_mistral_lora.conformance.known import (
     unknown_among,
 )
 from pytest_mistral_lora.conformance.outcome import CheckOutcome, State
+from pytest_mistral_lora.conformance.rule_set import RuleSet
+from pytest_mistral_lora.conformance.upgrade import changes_since, green_version
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted, one_line
 from pytest_mistral_lora.escaping import printable
 
@@ -50,9 +53,11 @@ class Session:
         leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
         kept: The results of earlier runs, or None.
         keeps_going: Whether a check that stops with an error is not checked, and the run goes on.
+        rules: The rules of an earlier version, by which findings fail; None for those of this version.
         collected: The node id of each check, deselected ones included.
         deselected: The number of deselected checks.
         outcomes: The outcome of each check that ran.
+        last_green: The version of this package with which a run of the same targets was last green; empty if unknown.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Session:
         leaves_out_targets: bool = False,
         kept: KeptResults | None = None,
         keeps_going: bool = False,
+        rules: RuleSet | None = None,
     ) -> None:
         """Begin a run.
 
@@ -79,6 +85,7 @@ class Session:
             leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
             kept: The results of earlier runs, for a run by `run`; None to run every check.
             keeps_going: Whether a check that stops with an error is not checked, and the run goes on.
+            rules: The rules of an earlier version, by which findings fail; None for those of this version.
         """
         self.settings = settings
         self.xfails: tuple[Xfail, ...] = tuple(xfails)
@@ -87,10 +94,12 @@ class Session:
         self.leaves_out_targets = leaves_out_targets
         self.kept = kept
         self.keeps_going = keeps_going
+        self.rules = rules
         self.collected: list[str] = []
         self.deselected = 0
         self.outcomes: list[CheckOutcome] = []
         self._make_targets = targets
+        self.last_green = ""
         self._causes: FindingGroups | None = None
         self._started, self._start = datetime.now(UTC), time.perf_counter()
 
@@ -158,20 +167,21 @@ class Session:
         def server() -> str:
             return check.target.served_by
 
+        found = result.findings if self.rules is None else self.rules.applied(result.findings)
         outcome = CheckOutcome(
             check.target.name,
             check.subject,
             check.case,
             "passed",
-            findings=tuple(unknown_among(result.findings, nodeid, self.xfails, server)),
-            known=tuple(known_among(result.findings, nodeid, self.xfails, server)),
+            findings=tuple(unknown_among(found, nodeid, self.xfails, server)),
+            known=tuple(known_among(found, nodeid, self.xfails, server)),
             not_checked=result.not_checked,
             facts=dict(result.facts),
         )
         state: State = "skipped" if result.not_checked else "passed"
         if outcome.failing(notes=self.fails_notes) or self.fails_unchecked(outcome):
             state = "failed"
-        elif any(finding.severity == "error" for finding in result.findings):
+        elif any(finding.severity == "error" for finding in found):
             state = "known"
         return replace(outcome, state=state)
 
@@ -233,6 +243,35 @@ class Session:
             elif xfail.id not in remarked:
                 lines.append(xfail.not_met)
         return lines
+
+    def look_back(self, reports: Sequence[Path]) -> None:
+        """Look for the last green run of the same targets, in earlier reports and kept results; and keep a green one.
+
+        Call it after the run, before the reports are written again.
+
+        Args:
+            reports: The files of this run's reports.
+        """
+        names = {outcome.target for outcome in self.outcomes}
+        self.last_green = next(filter(None, (green_version(path, names) for path in reports)), "")
+        if self.kept is not None:
+            self.last_green = self.last_green or self.kept.green_version(self.targets)
+            if self.outcomes and self.exit_code == EXIT_OK:
+                self.kept.keep_green(self.targets)
+
+    @property
+    def remarks_on_upgrade(self) -> list[str]:
+        """A line on the rules that have changed since the last green run; empty if none has, or none was green."""
+        changes = changes_since(self.last_green, (found for outcome in self.outcomes for found in outcome.findings))
+        return [f"since the last green run, with version {self.last_green}: {changes}"] if changes else []
+
+    @property
+    def remarks_on_rules(self) -> list[str]:
+        """A line on the findings that count by newer rules alone; empty if there is none."""
+        newer = sum(bool(cause.simplest.from_version) for cause in self.causes())
+        if self.rules is None or not newer:
+            return []
+        return [f"rules of {self.rules.version}: {counted(newer, 'note')} of later rules or bounds"]
 
     def _standings(self, xfail: Xfail) -> list[Standing]:
         """Return what the fact behind a known deviation says about the run; empty for one that names no known fault."""
@@ -354,6 +393,7 @@ class Session:
             ]
             facts += [*basis_lines(self.outcomes), *self.known_faults(), *figures, *unchecked_lines(self.outcomes)]
         facts += self.remarks_on_known
+        facts += [*self.remarks_on_rules, *self.remarks_on_upgrade]
         if self.kept is not None and self.kept.found:
             facts.append(
                 f"{counted(self.kept.found, 'check')} from the cache: nothing that they read has changed since they "
@@ -400,15 +440,17 @@ class Session:
         from pytest_mistral_lora.report import RunFacts, report_data
 
         seconds = time.perf_counter() - self._start
+        code = self.exit_code if exit_code is None else exit_code
         return report_data(
             [outcome.to_json() for outcome in self.outcomes],
-            self.exit_code if exit_code is None else exit_code,
+            code,
             RunFacts(command, self._started, seconds, code_of(folder)),
             verdict=self.verdict(),
             causes=[cause.to_json() for cause in self.causes()],
             deselected=self.deselected,
             not_run=self.not_run,
             known_faults=self.known_faults(),
+            last_green=__version__ if code == EXIT_OK else self.last_green,
         )
 
     def write_reports(self, paths: Sequence[Path], data: dict[str, Any]) -> None:
@@ -440,6 +482,7 @@ def opened_session(
     fails_not_checked: bool = False,
     kept: Path | None = None,
     keeps_going: bool = False,
+    rules: RuleSet | None = None,
 ) -> Iterator[Session]:
     """Yield a session in this process only; if it makes a folder, the folder is removed at the end.
 
@@ -453,6 +496,7 @@ def opened_session(
         fails_not_checked: Whether checks that could not judge fail.
         kept: The folder of the results of earlier runs; None to run every check.
         keeps_going: As for `Session`.
+        rules: As for `Session`.
     """
     settings = Settings(
         examples=examples,
@@ -477,4 +521,5 @@ def opened_session(
             fails_not_checked=fails_not_checked,
             kept=results,
             keeps_going=keeps_going,
+            rules=rules,
         )

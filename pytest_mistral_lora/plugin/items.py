@@ -134,6 +134,8 @@ class CheckItem(pytest.Item):
             words.append("--mistral-strict")
         if self.settings.fails_not_checked:
             words.append("--mistral-fail-not-checked")
+        if self.settings.rules is not None:
+            words.append(f"--mistral-rules={self.settings.rules.version}")
         command = shlex.join(words)
         found = {"rerun": f"{command} -k {shlex.quote(self.check.name)}"}
         if self.check.case.startswith("own-"):

@@ -214,6 +214,14 @@ XFAILS = Option(
     "string",
     "PATH",
 )
+RULES = Option(
+    "--mistral-rules",
+    "Judge by the rules of this version of the package, such as 0.1: what later rules or bounds find is a note that "
+    "names their version, and fails no run.",
+    "mistral_rules",
+    "string",
+    "VERSION",
+)
 BASELINE = Option(
     "--mistral-baseline",
     "Write what this run finds to this new file, with empty reasons to fill in, as --mistral-xfails reads it.",
@@ -253,6 +261,7 @@ OPTIONS = (
     STRICT,
     FAIL_NOT_CHECKED,
     XFAILS,
+    RULES,
     BASELINE,
     OUTPUT_FORMAT,
     REPORT,

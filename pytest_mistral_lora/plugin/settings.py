@@ -25,6 +25,7 @@ from pytest_mistral_lora.plugin.options import (
     RECIPE,
     REPORT,
     REQUIRE_MANIFEST,
+    RULES,
     RUNNER,
     SEED,
     SERVER,
@@ -53,6 +54,7 @@ from pytest_mistral_lora.plugin.values import (
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.known import Xfail
+    from pytest_mistral_lora.conformance.rule_set import RuleSet
     from pytest_mistral_lora.conformance.server_target import ServerChoice
     from pytest_mistral_lora.conformance.targets import RunnerChoice
 
@@ -91,6 +93,7 @@ class PluginSettings:
         strict: Whether notes, and checks that could not run, fail.
         fails_not_checked: Whether checks that could not run fail, if `strict` is not set.
         xfails: Known deviations that do not fail.
+        rules: The rules of an earlier version, by which findings fail; None for those of this version.
         leaves_out_targets: Whether the command line replaces targets of the ini file.
         output_format: `text` or `github`.
         baseline: The file for the list of all findings, or None.
@@ -120,6 +123,7 @@ class PluginSettings:
     strict: bool
     fails_not_checked: bool
     xfails: tuple[Xfail, ...]
+    rules: RuleSet | None
     leaves_out_targets: bool
     output_format: str
     baseline: Path | None
@@ -177,6 +181,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         strict=bool(option_value(config, STRICT)[0]),
         fails_not_checked=bool(option_value(config, FAIL_NOT_CHECKED)[0]),
         xfails=_known_deviations(config),
+        rules=_rules(config),
         leaves_out_targets=_leaves_out_targets(config),
         output_format=_output_format(config),
         baseline=written_file(config, BASELINE, _new_file),
@@ -280,6 +285,19 @@ def _known_deviations(config: pytest.Config) -> tuple[Xfail, ...]:
         return tuple(xfail for path in existing_paths(config, XFAILS) for xfail in read_xfails(path))
     except (InputError, OSError, ValueError) as error:
         raise pytest.UsageError(f"{option_value(config, XFAILS)[1]}: {error}") from error
+
+
+def _rules(config: pytest.Config) -> RuleSet | None:
+    value, source = option_value(config, RULES)
+    if not value:
+        return None
+    from pytest_mistral_lora.conformance.rule_set import RuleSet
+    from pytest_mistral_lora.errors import InputError
+
+    try:
+        return RuleSet.of(value, source)
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def _device_name(config: pytest.Config) -> str:

@@ -97,6 +97,7 @@ class Suite:
             fails_notes=given.strict,
             fails_not_checked=given.fails_not_checked or given.strict,
             leaves_out_targets=given.leaves_out_targets,
+            rules=given.rules,
         )
 
     @pytest.hookimpl(tryfirst=True)
@@ -263,6 +264,7 @@ class Suite:
             params = session.config.invocation_params
             command = shlex.join(["pytest", *map(str, params.args)])
             with chdir(self._home):
+                self.session.look_back([self.settings.report])
                 data = self.session.report(command, params.dir, int(exitstatus))
                 self.session.write_reports([self.settings.report], data)
 

@@ -61,7 +61,8 @@ class FailedChecks:
             self._first.setdefault(key, report.nodeid)
 
     def _fails(self, cause: FindingGroup) -> bool:
-        return self.strict or cause.simplest.severity == "error"
+        finding = cause.simplest
+        return (self.strict and not finding.is_newer) or finding.severity == "error"
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, object, object]:
@@ -160,6 +161,8 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
     for cause in session.causes():
         if cause.simplest.severity == "note" and not cause.simplest.is_sign:
             write_line(terminal, f"note {cause.headline()} - {cause.check}", yellow=True)
+    for line in (*session.remarks_on_rules, *session.remarks_on_upgrade):
+        write_line(terminal, line, yellow=True)
     for line in _unchecked_lines(session, settings, unused):
         write_line(terminal, line)
     for line in look_at_lines(signs_among(session.causes())):

@@ -12,6 +12,7 @@ from string import Template
 from typing import Literal
 
 from pytest_mistral_lora.chat.reading import open_regular, opened
+from pytest_mistral_lora.conformance.rule_set import newest_rules
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.extras import PACKAGE
 from pytest_mistral_lora.places import Place
@@ -29,7 +30,13 @@ from pytest_mistral_lora.starter.inputs import (
 )
 from pytest_mistral_lora.starter.names import require_plain, yaml_text
 from pytest_mistral_lora.starter.own_tests import folders_with_tests
-from pytest_mistral_lora.starter.settings import ExtendedFile, ignore_settings, pre_commit_settings, pytest_settings
+from pytest_mistral_lora.starter.settings import (
+    ExtendedFile,
+    Value,
+    ignore_settings,
+    pre_commit_settings,
+    pytest_settings,
+)
 
 Ci = Literal["github", "gitlab"]
 CI: tuple[Ci, ...] = ("github", "gitlab")
@@ -218,12 +225,13 @@ def _add_tests(plan: StartPlan) -> None:
     elif samples:
         text = "".join(f"{row.to_jsonl()}\n" for row in samples)
         plan.add((GOLDENS / "rows.jsonl").as_posix(), text, "a few rows, whose tokens are recorded")
-    values = {"mistral_recipes": [RECIPE]}
+    values: dict[str, Value] = {"mistral_recipes": [RECIPE]}
     if has_goldens(plan):
         values["mistral_golden_dirs"] = [GOLDENS.as_posix()]
     # else the suite would run alone, without the repository's own tests
     tests = folders_with_tests(plan.folder)
-    defaults = {"testpaths": tests} if tests else {}
+    # a newer version is your decision: an existing one stays
+    defaults: dict[str, Value] = {**({"testpaths": tests} if tests else {}), "mistral_rules": newest_rules()}
     made = pytest_settings(plan.folder, values, defaults)
     _add_extended(plan, made, "what `pytest --mistral-golden` checks")
 
@@ -265,7 +273,12 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
     if services and note:
         plan.notes.append(note)
     base = plan.base
-    values = {"recipe": RECIPE, "package": yaml_text(light), "train_package": yaml_text(train)}
+    values = {
+        "recipe": RECIPE,
+        "package": yaml_text(light),
+        "train_package": yaml_text(train),
+        "rules": newest_rules(),
+    }
     if base.local and services:
         plan.notes.append(f"your jobs need {base.name}, which is large: fetch it where the files have the words TO DO")
     # a job's steps are indented by two more columns on GitHub

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
 from textwrap import indent
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -46,14 +46,18 @@ _TOML = {
 }
 
 
+Value: TypeAlias = "list[str] | str"
+"""The value of a setting: paths, or one word."""
+
+
 def pytest_settings(
-    folder: Path, values: Mapping[str, list[str]], defaults: Mapping[str, list[str]] | None = None
+    folder: Path, values: Mapping[str, Value], defaults: Mapping[str, Value] | None = None
 ) -> ExtendedFile:
     """Return the file of a folder that pytest reads, with our settings.
 
     Args:
         folder: The repository.
-        values: Paths by the name of the setting.
+        values: Values by the name of the setting.
         defaults: The same, for settings that stay as they are if the file has them.
     """
     defaults = defaults or {}
@@ -117,18 +121,21 @@ def _section(data: Any, name: str, section: str) -> dict[str, Any] | None:
     return data if isinstance(data, dict) and not is_parent else None
 
 
-def _lines(name: str, values: Mapping[str, list[str]]) -> str:
+def _lines(name: str, values: Mapping[str, Value]) -> str:
     if name in _TOML:
         # JSON's quotes are also valid in TOML
-        return "".join(f"{key} = {json.dumps(paths, ensure_ascii=False)}\n" for key, paths in values.items())
-    return "".join(f"{key} =\n" + "".join(f"    {path}\n" for path in paths) for key, paths in values.items())
+        return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    return "".join(
+        f"{key} = {value}\n" if isinstance(value, str) else f"{key} =\n" + "".join(f"    {path}\n" for path in value)
+        for key, value in values.items()
+    )
 
 
-def _new_section(name: str, section: str, values: Mapping[str, list[str]]) -> str:
+def _new_section(name: str, section: str, values: Mapping[str, Value]) -> str:
     return f"[{section}]\n{_lines(name, values)}"
 
 
-def _extended(name: str, text: str, section: str, values: Mapping[str, list[str]]) -> ExtendedFile:
+def _extended(name: str, text: str, section: str, values: Mapping[str, Value]) -> ExtendedFile:
     present = _section(_parsed(name, text), name, section) or {}
     new = {key: paths for key, paths in values.items() if not _names(present.get(key), paths)}
     if not new:
@@ -147,8 +154,9 @@ def _extended(name: str, text: str, section: str, values: Mapping[str, list[str]
     return _checked(name, text, changed, section, new)
 
 
-def _names(present: Any, paths: list[str]) -> bool:
-    """Return whether an existing setting names these paths."""
+def _names(present: Any, value: Value) -> bool:
+    """Return whether an existing setting names these paths, or this word."""
+    paths = [value] if isinstance(value, str) else value
     listed: list[Any] = []
     if isinstance(present, str):
         listed = present.split("\n")
@@ -157,7 +165,7 @@ def _names(present: Any, paths: list[str]) -> bool:
     return {Path(path.strip()) for path in map(str, listed)} >= set(map(Path, paths))
 
 
-def _checked(name: str, before: str, text: str, section: str, new: Mapping[str, list[str]]) -> ExtendedFile:
+def _checked(name: str, before: str, text: str, section: str, new: Mapping[str, Value]) -> ExtendedFile:
     """Return the file with the new text only if a parser finds our settings in it and all other settings unchanged."""
     old, found = _parsed(name, before) or {}, _parsed(name, text)
     settings = None if found is None else _section(found, name, section)

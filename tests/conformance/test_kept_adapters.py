@@ -137,7 +137,7 @@ def test_all_that_the_checks_of_an_adapter_open_is_declared(made: dict[str, Any]
     assert {"lora-out/adapter_model.safetensors", "lora-out/manifest.json", "base/model.safetensors"} <= set(opened)
     of_adapter: set[Path] = set()
     declared: set[Path] = set()
-    for entry in (folder.parent / "cache" / "results").iterdir():
+    for entry in (folder.parent / "cache" / "results").glob("[!g]*.json"):  # without the note on the green run
         content = json.loads(entry.read_text())["content"]
         paths = {(folder / path).resolve() for path in content["content"]}
         declared |= paths

@@ -39,6 +39,11 @@ SOUND = json.dumps({"messages": TALK}) + "\n"
 BROKEN = '{"messages": [{"role": "bot", "content": "Hi"}]}\n'
 
 
+def entries(folder: Path) -> list[Path]:
+    """Return the results that a folder has, without the notes on green runs."""
+    return [file for file in folder.iterdir() if not file.name.startswith("green-")]
+
+
 @pytest.fixture
 def rows(tmp_path: Path, tiny_base: Path) -> Path:
     """A file of rows beside a copy of a base, whose files a test may change."""
@@ -234,7 +239,7 @@ def test_a_red_check_is_judged_in_each_run(rows: Path, check_rows: Callable[...,
 
 def test_a_damaged_entry_is_written_again(rows: Path, check_rows: Callable[..., tuple[int, int]]) -> None:
     check_rows()
-    [entry] = (rows.parent / "kept").iterdir()
+    [entry] = entries(rows.parent / "kept")
     text = entry.read_text()
     forged = text.replace('"not_checked": ""', '"not_checked": "forged"', 1)
     for damaged in ("", text[:100], "[]", "{}", text.replace('"findings": []', '"findings": [1]', 1), forged):
@@ -261,12 +266,12 @@ def test_an_entry_of_another_target_is_not_believed(
 ) -> None:
     check_rows()
     folder = rows.parent / "kept"
-    [sound] = folder.iterdir()
+    [sound] = entries(folder)
     bad = rows.with_name("bad.jsonl")
     bad.write_text(rows.read_text().splitlines()[0] + "\n")
     words = ("check", bad.name, "--tokenizer", "base", "--cache", "kept")
     mistral_lora(*words, folder=rows.parent)
-    [entry] = {*folder.iterdir()} - {sound}
+    [entry] = {*entries(folder)} - {sound}
     bad.write_text(rows.read_text().replace('"user"', '"usr"'))
     # its seal is right, and its inputs have not changed
     entry.write_bytes(sound.read_bytes())
@@ -279,7 +284,7 @@ def test_an_entry_of_another_target_is_not_believed(
 def test_a_seal_of_another_user_is_not_believed(rows: Path, check_rows: Callable[..., tuple[int, int]]) -> None:
     check_rows()
     assert check_rows()[1] > 10
-    [entry] = (rows.parent / "kept").iterdir()
+    [entry] = entries(rows.parent / "kept")
     data = json.loads(entry.read_text())
     for key in (b"", b"0" * 32):
         forged = {**data, "seal": trust.seal(kept_results._framed(data["content"]), key)}
@@ -315,7 +320,7 @@ def test_a_result_of_another_type_is_judged_again(
 ) -> None:
     """As of another version, whose seal is right: whatever is in it, no traceback, and no result of another form."""
     check_rows()
-    [entry] = (rows.parent / "kept").iterdir()
+    [entry] = entries(rows.parent / "kept")
     content = json.loads(entry.read_text())["content"]
     column = Column((ShownToken(0, 1, "<s>", "train", True), None), ">", 0, "user")
     note = Finding("ML428", "a note", Place.of("rows.jsonl", 1), tokens=TokenRow("rows.jsonl:1", ("a", "b"), (column,)))
@@ -392,7 +397,7 @@ def test_ci_and_no_cache_keep_nothing(
     assert DEFAULT_FOLDER() is None
     monkeypatch.delenv("CI")
     mistral_lora(*command, folder=rows.parent)
-    assert len(list((tmp_path / "cache" / "results").iterdir())) == 1
+    assert len(entries(tmp_path / "cache" / "results")) == 1
     assert from_cache(mistral_lora(*command, folder=rows.parent).stdout) > 10
     assert from_cache(mistral_lora(*command, "--no-cache", folder=rows.parent).stdout) == 0
 
@@ -491,7 +496,7 @@ def test_each_file_and_variable_that_a_check_reads_is_part_of_the_key(recipe: Pa
     assert {name for name in read if kept_results._IGNORED.fullmatch(name)} <= of_terminals
     mistral_lora("check", "recipe.yaml", "--examples", "1", "--cache", "kept", folder=folder)
     declared: set[Any] = set()
-    for entry in (folder / "kept").iterdir():
+    for entry in entries(folder / "kept"):
         declared |= {(folder / path).resolve() for path in json.loads(entry.read_text())["content"]["content"]}
     # Hypothesis keeps the constants of modules in its folder, and Python looks for the source of a template
     files_read = [folder / name for name in opened if not name.startswith((".hypothesis/", "<"))]

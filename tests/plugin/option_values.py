@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pytest_mistral_lora.conformance.known import Xfail
+from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.conformance.server_target import ServerChoice
 from pytest_mistral_lora.conformance.targets import RunnerChoice
 
@@ -40,6 +41,7 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-strict": (None, "strict", lambda here: True),
     "--mistral-fail-not-checked": (None, "fails_not_checked", lambda here: True),
     "--mistral-xfails": ("known.txt", "xfails", lambda here: (Xfail("ML204", "looked at", f"{here / 'known.txt'}:1"),)),
+    "--mistral-rules": ("0.1", "rules", lambda here: RuleSet("0.1")),
     "--mistral-baseline": ("new.txt", "baseline", lambda here: here / "new.txt"),
     "--mistral-output-format": ("github", "output_format", lambda here: "github"),
     "--mistral-report": ("out.json", "report", lambda here: here / "out.json"),
@@ -83,6 +85,7 @@ DEFAULTS = {
     "strict": False,
     "fails_not_checked": False,
     "xfails": (),
+    "rules": None,
     "leaves_out_targets": False,
     "baseline": None,
     "output_format": "text",
@@ -120,6 +123,7 @@ BAD = [
     ("--mistral-runner", "nope", NO_RUNNER),
     ("--mistral-runner", "trl=nope", ("nope: no such file", "TRL")),
     ("--mistral-xfails", "nope", ("no such file or folder: nope",)),
+    ("--mistral-rules", "9.9", ("'9.9'", "expected 0.1")),
     ("--mistral-golden-dir", "nope", ("no such file or folder: nope",)),
     ("--mistral-golden-dir", "tok.model.v3", ("not a folder: tok.model.v3",)),
     ("--mistral-golden-dir", "bare", ("rows (*.jsonl)", " in bare")),
@@ -146,6 +150,7 @@ BAD_INI = [
     ("mistral_base = nope", ("no such file or folder: nope",)),
     ("mistral_oracle = spm-v8", NO_ORACLE),
     ("mistral_xfails = nope", ("no such file or folder: nope",)),
+    ("mistral_rules = newest", ("'newest'", "expected 0.1")),
     ("mistral_require_manifest = maybe", ("'maybe'",)),
     ("mistral_golden_dirs = nope", ("no such file or folder: nope",)),
     ("mistral_golden_dirs = tok.model.v3", ("not a folder: tok.model.v3",)),

@@ -135,7 +135,7 @@ def outputs(folder: Path, name: str) -> list[str]:
 COMMANDS = {
     ("github check", "gitlab mistral-lora"): [
         "pip install $CONSTRAINTS $PACKAGE",
-        "mistral-lora check recipe.yaml",
+        "mistral-lora check recipe.yaml --rules 0.1",
         "pytest --mistral-golden -o testpaths= -k own-",
     ],
     ("github train", "gitlab mistral-lora-train"): [

@@ -80,6 +80,18 @@ def test_a_default_is_added_unless_the_file_has_the_setting(case: str, tmp_path:
 
 
 @pytest.mark.parametrize("case", FILES)
+def test_a_word_is_added_once_and_a_later_one_stays(case: str, tmp_path: Path, pytester: pytest.Pytester) -> None:
+    files, expected = FILES[case]
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    made = pytest_settings(tmp_path, VALUES, {"mistral_rules": "0.1"})
+    assert made.text is not None
+    (tmp_path / expected).write_text(made.text)
+    assert pytester.parseconfig(tmp_path).getini("mistral_rules") == "0.1"
+    assert pytest_settings(tmp_path, VALUES, {"mistral_rules": "0.2"}).text == made.text
+
+
+@pytest.mark.parametrize("case", FILES)
 def test_keys_are_added_to_the_file_that_pytest_reads(case: str, tmp_path: Path, pytester: pytest.Pytester) -> None:
     files, expected = FILES[case]
     for name, text in files.items():

@@ -72,7 +72,7 @@ class EncodedRowComparison:
     def _place_faults(self, faults: list[EncodingFault], difference: TokenDiff) -> Iterator[Finding]:
         parts, row = shown_difference(difference, self.place), self.row.to_jsonl()
         for fault in faults:
-            yield Finding(fault.rule, fault.found, self.place, fault.expected, row=row, **parts)
+            yield Finding(fault.rule, fault.found, self.place, fault.expected, row=row, since=fault.since, **parts)
 
 
 @dataclass(frozen=True)
@@ -225,8 +225,9 @@ class EncodedLineComparison:
         return EncodedRowComparison(row, self.expected[number], self.ids[tokens], labels[tokens], self.oracle, place)
 
     def _place_faults(self, faults: Iterable[EncodingFault]) -> Iterator[Finding]:
+        row = self.line.rows[0].to_jsonl()
         for fault in faults:
-            yield Finding(fault.rule, fault.found, self.line.place, fault.expected, row=self.line.rows[0].to_jsonl())
+            yield Finding(fault.rule, fault.found, self.line.place, fault.expected, row=row, since=fault.since)
 
 
 def row_findings(row: Row, input_ids: Sequence[int], labels: Sequence[int], oracle: Oracle) -> Iterator[Finding]:

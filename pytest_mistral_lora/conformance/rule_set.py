@@ -1,0 +1,78 @@
+"""The rules as an earlier version of this package had them: what is newer is a note, and fails no run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pytest_mistral_lora.conformance.finding import RULES, Finding, version_key
+from pytest_mistral_lora.errors import InputError
+
+RECORDED = Path(__file__).parent / "rules"
+"""The folder of the recorded tables, `VERSION.json`, beside the rules."""
+
+
+def recorded_versions() -> list[str]:
+    """Return the versions whose rules are recorded, the oldest first."""
+    return sorted((path.stem for path in RECORDED.glob("*.json")), key=version_key)
+
+
+def newest_rules() -> str:
+    """Return the last version whose rules are recorded."""
+    return recorded_versions()[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """The rules of a version.
+
+    Attributes:
+        version: The version, such as `0.1`.
+    """
+
+    version: str
+
+    @classmethod
+    def of(cls, version: str, place: str) -> RuleSet:
+        """Return the rules of a version.
+
+        Args:
+            version: The version, as a user writes it.
+            place: The option or key that names it.
+
+        Raises:
+            InputError: If no version of this name is recorded.
+        """
+        versions = recorded_versions()
+        if version not in versions:
+            raise InputError(
+                f"{version!r} is not a version of the rules that this installation knows",
+                place=place,
+                expected=", ".join(versions),
+                next_step="Name one of these, or install the version that you want.",
+            )
+        return cls(version)
+
+    def applied(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
+        """Return findings by these rules: what is an error by newer ones alone is a note that names their version."""
+        return tuple(map(self._applied, findings))
+
+    def _applied(self, finding: Finding) -> Finding:
+        if any(self._has_error(rule) for rule, _ in finding.covers):
+            return finding  # it stands for findings that these rules make
+        is_newer = self._is_older_than(finding.since)
+        if finding.severity == "note":
+            return replace(finding, is_newer=True) if is_newer else finding
+        # a rule can be new and become an error later, or become an error and be tightened later
+        error_from = max(finding.since, RULES[finding.rule].error_since or finding.since, key=version_key)
+        if not self._is_older_than(error_from):
+            return finding
+        return replace(finding, severity="note", error_from=error_from, is_newer=is_newer)
+
+    def _has_error(self, rule: str) -> bool:
+        known = RULES[rule]
+        return known.severity == "error" and not self._is_older_than(known.error_since or known.since)
+
+    def _is_older_than(self, version: str) -> bool:
+        return version_key(self.version) < version_key(version)
