@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.reading import existing_path
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.errors import InputError, RowsError
+from pytest_mistral_lora.errors import InputError, RowsError, in_brackets
 from pytest_mistral_lora.extras import missing_extra
 
 # The checks are imported in the bodies, so that a conftest or a test module can import this module cheaply.
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.finding import Finding
 
     AnyRow = Row | Mapping[str, Any]
-    AnyTokenizer = CheckpointTokenizer | str | Path
+    AnyTokenizer = CheckpointTokenizer | str | Path | Any
     AnyIds = Sequence[int] | Mapping[str, Any] | Any
 
 __all__ = [
@@ -40,25 +41,31 @@ class NotCheckedWarning(UserWarning):
     """An assertion could not judge a part of an artifact, such as the effect of an adapter without its base."""
 
 
-def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
-    """Assert that the chat template of a checkpoint renders a row to the ids of mistral-common.
+def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer, template: str | None = None) -> None:
+    """Assert that a chat template renders a row to the ids of mistral-common.
 
     Named deviations of the official template (`pytest_mistral_lora.chat.templates.deviations`) do not fail.
 
     Args:
         row: A chat row.
-        tokenizer: A tokenizer file, a checkpoint folder, `spm-v3` and the like, or the fixture `mistral_tokenizer`.
+        tokenizer: A tokenizer file, a checkpoint folder, `spm-v3` and the like, or the fixture `mistral_tokenizer`. Or
+            a tokenizer in memory: a fast tokenizer of `transformers`, a `MistralCommonBackend`, or a `MistralTokenizer`
+            of mistral-common. The last two have no chat template: without `template`, the one that mistral-common
+            generates for their file is judged, as for a tokenizer file.
+        template: The text of a Jinja template, in place of the tokenizer's.
 
     Raises:
         AssertionError: If the ids differ (ML004), or the template's generation blocks mark other tokens (ML006).
+        InputError: If the tokenizer or the template has another type.
+        NoTemplateError: If there is no template.
         RowError: If the row cannot be used.
+        TokenizerError: If the tokenizer cannot be loaded, or no Mistral tokenizer applies.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.conformance.template import template_findings
 
-    loaded = _loaded_tokenizer(tokenizer)
-    _raise_if_errors(template_findings(loaded.oracle, ChatTemplate(loaded.fast), as_row(row)))
+    loaded = _loaded_tokenizer(tokenizer, template)
+    _raise_if_errors(template_findings(loaded.oracle, loaded.template, as_row(row)))
 
 
 def assert_labels_exact(row: AnyRow, input_ids: AnyIds, labels: AnyIds, tokenizer: AnyTokenizer) -> None:
@@ -127,26 +134,31 @@ def assert_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
     _raise_if_errors(finding for result in results.values() for finding in result.findings)
 
 
-def assert_encoded_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
-    """Assert that every row of an encoded-rows file has the ids and labels that mistral-common gives its messages.
+def assert_encoded_rows_sound(path: str | Path | Any, tokenizer: AnyTokenizer) -> None:
+    """Assert that every encoded row has the ids and labels that mistral-common gives its messages.
 
     Args:
-        path: A JSONL file, or such rows in another form: Parquet, Arrow, a JSON array, a folder of `save_to_disk`. Each
-            row has `messages`, `input_ids` and `labels`, and `tools` if it has tools; a mask may replace the
-            labels. A packed sequence has `conversations` in place of `messages`, and `position_ids`. Ids without
-            messages are read back into a conversation.
+        path: A JSONL file, or such rows in another form: Parquet, Arrow, a JSON array, a folder of `save_to_disk`. Or
+            rows in memory, as for `audit`: mappings, a `datasets.Dataset`, a batch, or a `DataLoader`. Each row has
+            `messages`, `input_ids` and `labels`, and `tools` if it has tools; a mask may replace the labels. A packed
+            sequence has `conversations` in place of `messages`, and `position_ids`. Ids without messages are read back
+            into a conversation.
         tokenizer: As for `assert_template_faithful`.
 
     Raises:
         AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML569).
-        InputError: If the file is missing; RowsError if lines cannot be read as encoded rows.
+        InputError: If the file is missing, or the rows or the tokenizer have another type; RowsError if lines cannot be
+            read as encoded rows.
+        TokenizerError: If the tokenizer cannot be loaded, or no Mistral tokenizer applies.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.encoded.audit import file_findings
-    from pytest_mistral_lora.formats.row_sources import FileRows
+    from pytest_mistral_lora.formats.row_sources import rows_source
 
-    file = existing_path(path, "encoded rows: a JSONL file, a table, or a folder of save_to_disk")
-    _raise_if_errors(file_findings(FileRows(file), _loaded_tokenizer(tokenizer).oracle))
+    rows = path
+    if isinstance(path, str | os.PathLike | bytes) or not (isinstance(path, Iterable) or hasattr(path, "with_format")):
+        rows = existing_path(path, "encoded rows: a JSONL file, a table, or a folder of save_to_disk")
+    _raise_if_errors(file_findings(rows_source(rows), _loaded_tokenizer(tokenizer).oracle))
 
 
 def assert_manifest_valid(manifest: str | Path | Mapping[str, Any]) -> None:
@@ -270,17 +282,30 @@ def _token_ids(value: AnyIds, name: str = "input_ids") -> list[int]:
     return ids
 
 
-def _loaded_tokenizer(tokenizer: AnyTokenizer) -> CheckpointTokenizer:
+def _loaded_tokenizer(tokenizer: AnyTokenizer, template: str | None = None) -> CheckpointTokenizer:
+    """Return a tokenizer, in any form that `assert_template_faithful` accepts.
+
+    Raises:
+        InputError: If it has another form, or the template is not a text.
+        TokenizerError: If it cannot be loaded.
+    """
     from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
+    from pytest_mistral_lora.checkpoint.loaded_tokenizer import (
+        ACCEPTED,
+        given_tokenizer,
+        is_tokenizer,
+        require_template,
+    )
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
+    text = require_template(template)
     if isinstance(tokenizer, str | Path):
         is_name = str(tokenizer) in SHIPPED and not Path(tokenizer).exists()
-        return CheckpointTokenizer(shipped_tokenizer(str(tokenizer)) if is_name else Path(tokenizer))
-    if not isinstance(tokenizer, CheckpointTokenizer):
-        expected = "the path of a tokenizer file or checkpoint folder, or the value of the fixture mistral_tokenizer"
-        raise InputError(f"no tokenizer that can be judged: {type(tokenizer).__name__}", expected=expected)
-    return tokenizer
+        tokenizer = CheckpointTokenizer(shipped_tokenizer(str(tokenizer)) if is_name else Path(tokenizer))
+    elif not is_tokenizer(tokenizer):
+        found = f"no tokenizer that can be judged{in_brackets(tokenizer)}: {type(tokenizer).__name__}"
+        raise InputError(found, expected=ACCEPTED)
+    return given_tokenizer(tokenizer, text)
 
 
 def _raise_if_errors(findings: Iterable[Finding]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -333,6 +334,16 @@ def shortened(value: object) -> str:
     if isinstance(value, str) and len(value) > 60:
         return f"{value[:60]!r} and {counted(len(value) - 60, 'more character')}"
     return "null" if value is None else repr(value)[:80]
+
+
+def in_brackets(given: object) -> str:
+    """Return ` (VALUE)` for an argument that is plain data, cut off if it is long; empty for any other object."""
+    if not isinstance(given, str | bytes | int | float | list | tuple | dict | set | None):
+        return ""  # the text of a model has pages
+    try:
+        return f" ({reprlib.repr(given)[:80]})"
+    except ValueError:  # Python does not write an integer of thousands of digits
+        return ""
 
 
 _BARE = re.compile(r"""'[^']*'|"[^"]*"|[-+]?[\d.,]+|None|True|False|null|true|false|\[[^\]]*\]|\{[^}]*\}""")

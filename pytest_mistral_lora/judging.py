@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -19,19 +20,22 @@ from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath, re
 from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.conformance.session import Session, opened_session
 from pytest_mistral_lora.conformance.targets import EMBEDDED, EncodedTarget, Target, is_shipped, name_of
-from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean, shortened
+from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean, in_brackets, shortened
 from pytest_mistral_lora.formats.row_sources import rows_source
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import require_writable
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.token_rows import TokenRow
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 AnyPath: TypeAlias = "str | Path"
+AnyTokenizer: TypeAlias = "str | Path | Any"
+"""A path or a name; or a tokenizer in memory, of transformers or of mistral-common."""
 
 _WIDEST = 120
-_TOKENIZER = "a tokenizer"
-_ENDLESS = "a value holds itself, or is nested too deeply"
+_XFAILS = "a file of known deviations, each on a line such as `ML608  # the reason`"
+_DATASET = "a file of chat rows; rows in memory have their messages in `rows` itself, beside input_ids and labels"
 _FRAME = '<iframe srcdoc="{page}" sandbox="allow-scripts" title="{title}" style="{style}"></iframe>'
 _FRAME_STYLE = "box-sizing: border-box; width: 100%; height: 40em; border: 1px solid #8888"
 
@@ -126,8 +130,9 @@ class Verdict:
 
 
 def judge(
-    *paths: AnyPath,
-    tokenizer: AnyPath | None = None,
+    *paths: AnyTokenizer,
+    tokenizer: AnyTokenizer | None = None,
+    template: str | None = None,
     kind: str = "",
     base: AnyPath | None = None,
     oracle: AnyPath | None = None,
@@ -142,9 +147,13 @@ def judge(
     Args:
         paths: Recipes, files of rows, encoded rows, adapter and merged folders, GGUF files, checkpoint folders,
             tokenizer files and names of shipped tokenizers, such as `spm-v3`. A path is recognised by its content.
-            Without a path, every tokenizer that mistral-common ships is judged.
+            Or tokenizers in memory: a fast tokenizer of `transformers`, a `MistralCommonBackend`, or a
+            `MistralTokenizer` of mistral-common. The checks of the files that it was loaded from are *not checked*.
+            Without an argument, every tokenizer that mistral-common ships is judged.
         tokenizer: The tokenizer of rows, encoded rows and GGUF files: a folder, a file, the name of a shipped one,
-            `OWNER/NAME@COMMIT` at the Hub, or a recipe. It is not judged itself.
+            `OWNER/NAME@COMMIT` at the Hub, a recipe, or a tokenizer in memory. It is not judged itself.
+        template: The text of a chat template that is judged in place of each tokenizer's. The files of the tokenizers
+            are then *not checked*.
         kind: The kind of every path, as a value of `--as`; empty to recognise it.
         base: The base checkpoint of adapters and merged models.
         oracle: The Mistral tokenizer of a folder without `tekken.json` and `tokenizer.model.vN`: a name, a path or
@@ -156,9 +165,9 @@ def judge(
         baseline: A new file for the list of all findings, to be filled in and given as `xfails`.
 
     Raises:
-        InputError: If a path is missing or is not recognised, an option does not apply to any path, or a file of known
-            deviations cannot be read; or the version of the rules is not recorded.
-        TokenizerError: If the oracle is unknown.
+        InputError: If a path is missing or is not recognised, an argument has another type, an option does not apply to
+            any path, a file of known deviations cannot be read, or the version of the rules is not recorded.
+        TokenizerError: If the oracle is unknown, or no Mistral tokenizer applies to a tokenizer in memory.
         PinError: If the files of a tokenizer at the Hub are not available.
 
     Example:
@@ -167,16 +176,29 @@ def judge(
         >>> verdict.ok, verdict.findings
         (True, ())
     """
+    from pytest_mistral_lora.checkpoint.loaded_tokenizer import is_tokenizer
+
+    declared, given = _oracle_name(oracle), [*_one_by_one(paths)]
+    base = None if base is None else path_of(base, "the folder of a checkpoint", place=Place.of("base="))
+    named = [_judged_path(path) for path in given if not is_tokenizer(path)]
+    loaded = [path for path in given if is_tokenizer(path)]
+    if template is not None:
+        # a template has a tokenizer, and not its folder
+        kinds = {path: recognised(path, base, kind).kind for path in named}
+        loaded += [path for path in named if kinds[path] == "tokenizer"]
+        named = [path for path in named if kinds[path] != "tokenizer"]
+        if not loaded and tokenizer is None:
+            expected = 'a tokenizer, too: judge("spm-v3", template=TEXT)'
+            raise InputError("a chat template without a tokenizer", place="template=", expected=expected)
     plan = plan_check(
-        [path_of(path, "something to judge") for path in paths],
-        tokenizer=None
-        if tokenizer is None
-        else _tokenizer_of_rows(path_of(tokenizer, _TOKENIZER, place=Place.of("tokenizer="))),
+        named,
+        tokenizer=None if tokenizer is None else _tokenizer_of_rows(tokenizer, template, declared),
+        loaded=[_in_memory(one, template, declared) for one in loaded],
         kind=kind,
-        base=None if base is None else path_of(base, "the folder of a checkpoint", place=Place.of("base=")),
-        oracle=_oracle_name(oracle),
+        base=base,
+        oracle=declared,
         train=train,
-        xfails=None if xfails is None else path_of(xfails, "a file of known deviations", place=Place.of("xfails=")),
+        xfails=None if xfails is None else path_of(xfails, _XFAILS, place=Place.of("xfails=")),
         baseline=None
         if baseline is None
         else require_writable(path_of(baseline, "a new file", place=Place.of("baseline="))),
@@ -186,40 +208,69 @@ def judge(
         raise InputError(repr(examples), place="examples=", expected="a whole number, 1 or more")
     frozen = None if rules is None else RuleSet.of(rules, "rules=")
     with opened_session(plan.targets, examples=examples, train=plan.train, xfails=plan.xfails, rules=frozen) as session:
-        verdict = verdict_of(session, f"judge({', '.join(map(repr, map(str, paths)))})")
+        shown = [type(path).__name__ if is_tokenizer(path) else repr(str(path)) for path in given]
+        verdict = verdict_of(session, f"judge({', '.join(shown)})")
         if baseline is not None:
             session.write_baseline(Path(baseline))
         return verdict
 
 
+def _one_by_one(paths: Sequence[Any]) -> Iterator[Any]:
+    """Yield the arguments of `judge`; a list of them may be one argument."""
+    for path in paths:
+        if isinstance(path, list | tuple):
+            yield from path
+        else:
+            yield path
+
+
+def _judged_path(path: Any) -> Path:
+    """Return an argument of `judge` as a path.
+
+    Raises:
+        InputError: If it is not a path, or no file system has such a path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(
+            f"no path{in_brackets(path)}: {type(path).__name__}",
+            place="judge()",
+            expected="paths, names of shipped tokenizers, or tokenizers in memory",
+            next_step="For rows with input_ids and labels in memory: audit(rows, tokenizer=...).",
+        )
+    return path_of(path, "something to judge")
+
+
 def audit(
     rows: Any,
     *,
-    tokenizer: AnyPath,
+    tokenizer: AnyTokenizer,
     oracle: AnyPath | None = None,
     dataset: AnyPath | Sequence[AnyPath] = (),
 ) -> Verdict:
     """Compare the ids and labels that a trainer would train on with mistral-common's, as `mistral-lora audit` does.
 
     Args:
-        rows: A `datasets.Dataset` or `DatasetDict`; a path, as for `mistral-lora audit`; the rows as mappings; or a
-            batch, a mapping of lists, arrays or tensors of shape `(batch, length)`. A row has `input_ids` and `labels`
+        rows: A `datasets.Dataset` or `DatasetDict`; a path, as for `mistral-lora audit`; the rows as mappings; a
+            batch, a mapping of lists, arrays or tensors of shape `(batch, length)`; or batches, such as a
+            `DataLoader`, each of which is read once. A row has `input_ids` and `labels`
             (integers, -100 where no loss), or a mask such as `assistant_masks`; it may have `messages`,
             `attention_mask` and `position_ids`. A preference pair has `prompt_ids`, `chosen_ids` and `rejected_ids`,
             and may have its messages under `prompt`, `chosen` and `rejected`. Without messages, the ids are read back
             into a conversation.
         tokenizer: A checkpoint folder, a tokenizer file, the name of a shipped tokenizer such as `spm-v3`,
-            `OWNER/NAME@COMMIT` at the Hub, or a recipe.
+            `OWNER/NAME@COMMIT` at the Hub, or a recipe. Or a tokenizer in memory: a fast tokenizer of `transformers`, a
+            `MistralCommonBackend`, or a `MistralTokenizer` of mistral-common.
         oracle: As for `judge`.
         dataset: The chat rows that the ids were made from, one file or several in order. Rows without `messages` are
             judged by them in place of being read back, and missing rows are reported.
 
     Returns:
-        The verdict. The place of a finding is `rows[N]`, counted from 0, unless `rows` is a path.
+        The verdict. The place of a finding is `rows[N]`, counted from 0, unless `rows` is a path; in batches, it is
+        `rows[BATCH][N]`.
 
     Raises:
-        InputError: If `rows` has another type, or a path is missing.
-        TokenizerError: If the tokenizer cannot be loaded.
+        InputError: If `rows`, `tokenizer` or `dataset` has another type, or a path is missing.
+        TokenizerError: If the tokenizer cannot be loaded, or no Mistral tokenizer applies.
         RowsError: If a row of `dataset` cannot be read.
 
     Example:
@@ -230,7 +281,7 @@ def audit(
         True
     """
     given = dataset if isinstance(dataset, list | tuple) else [dataset]
-    sources = tuple(_existing(path_of(source, "a file of rows", place=Place.of("dataset="))) for source in given)
+    sources = tuple(_existing(path_of(source, _DATASET, place=Place.of("dataset="))) for source in given)
     encoder = encoder_of(tokenizer, oracle)
     if isinstance(rows, str | Path):
         file = _existing(path_of(rows, "encoded rows"))
@@ -242,7 +293,7 @@ def audit(
         return verdict_of(session, "audit(rows)")
 
 
-def encoder_of(tokenizer: AnyPath, oracle: AnyPath | None = None) -> Target:
+def encoder_of(tokenizer: AnyTokenizer, oracle: AnyPath | None = None) -> Target:
     """Return the target whose Mistral tokenizer judges rows, loaded.
 
     Args:
@@ -250,11 +301,18 @@ def encoder_of(tokenizer: AnyPath, oracle: AnyPath | None = None) -> Target:
         oracle: As for `judge`.
 
     Raises:
-        InputError: If the file or folder is missing.
+        InputError: If the file or folder is missing, or the tokenizer has another type.
         TokenizerError: If the tokenizer cannot be loaded, or no Mistral tokenizer applies.
     """
-    path, declared = _named(path_of(tokenizer, _TOKENIZER, place=Place.of("tokenizer=")), _oracle_name(oracle))
-    encoder = Target(name_of(path), path, oracle_name=declared)
+    from pytest_mistral_lora.checkpoint.loaded_tokenizer import given_tokenizer, tokenizer_or_path
+
+    given, declared = tokenizer_or_path(tokenizer), _oracle_name(oracle)
+    if isinstance(given, Path):
+        path, declared = _there(tokenizer_path(str(given)), declared)
+        encoder = Target(name_of(path), path, oracle_name=declared)
+    else:
+        loaded = given_tokenizer(given, oracle=declared)
+        encoder = Target.of_loaded(loaded, name_of(loaded.path))
     _ = encoder.oracle  # a tokenizer that does not load is bad input, not a finding about the rows
     return encoder
 
@@ -279,7 +337,8 @@ class CheckPlan:
 def plan_check(
     paths: Sequence[Path],
     *,
-    tokenizer: Path | None,
+    tokenizer: Path | CheckpointTokenizer | None,
+    loaded: Sequence[CheckpointTokenizer] = (),
     kind: str,
     base: Path | None,
     oracle: str | None,
@@ -291,8 +350,9 @@ def plan_check(
     """Return the targets of some paths, as the options of `check` declare them.
 
     Args:
-        paths: The paths; if empty, the embedded default is judged.
-        tokenizer: The name of a shipped tokenizer, or a path of `tokenizer_path`.
+        paths: The paths; without paths and `loaded`, the embedded default is judged.
+        tokenizer: The name of a shipped tokenizer, a path of `tokenizer_path`, or a tokenizer in memory.
+        loaded: Tokenizers in memory to judge.
         kind: A key of `KINDS`, or empty.
         base: The base checkpoint, or None.
         oracle: The declared oracle, or None.
@@ -309,7 +369,10 @@ def plan_check(
         raise InputError(
             f"{shortened(kind)}{did_you_mean(str(kind), KINDS)}", place=option("kind"), expected=", ".join(KINDS)
         )
-    if tokenizer is not None and not is_shipped(tokenizer):
+    if train and loaded:
+        expected = "the folder of the tokenizer: the tiny train loads its files"
+        raise InputError("a tokenizer in memory is not trained with", place=option("train"), expected=expected)
+    if isinstance(tokenizer, Path) and not is_shipped(tokenizer):
         tokenizer, oracle = _there(tokenizer, oracle)
     found = tuple(recognised(path, base, kind) for path in paths)
     kinds = {path.kind for path in found}
@@ -325,19 +388,28 @@ def plan_check(
         raise InputError(text, place=option("baseline"), expected="a new file")
     return CheckPlan(
         paths=found,
-        targets=targets_of(found, base, oracle, tokenizer),
+        targets=targets_of(found, base, oracle, tokenizer, loaded),
         # the embedded default has the tiny train, like the plugin's; for a user's own tokenizers it takes minutes
-        train=not paths if train is None else train,
+        train=not paths and not loaded if train is None else train,
         xfails=known_deviations(xfails, option("xfails")),
     )
 
 
-def _tokenizer_of_rows(named: Path) -> Path:
-    """Return the tokenizer of rows that a path or a word names; a shipped one keeps its name, which the report shows.
+def _tokenizer_of_rows(given: Any, template: str | None, oracle: str | None) -> Path | CheckpointTokenizer:
+    """Return the tokenizer of rows: one in memory, or one that a path or a word names.
+
+    A shipped one keeps its name, which the report shows.
 
     Raises:
+        InputError: If it has another type.
         PinError: If the files of a repository at the Hub are not available.
+        TokenizerError: If it cannot be loaded.
     """
+    from pytest_mistral_lora.checkpoint.loaded_tokenizer import tokenizer_or_path
+
+    named = tokenizer_or_path(given)
+    if template is not None or not isinstance(named, Path):
+        return _in_memory(named, template, oracle)
     return named if is_shipped(named) else tokenizer_path(str(named))
 
 
@@ -375,15 +447,32 @@ def _there(path: Path, oracle: str | None) -> tuple[Path, str | None]:
     return named, declared
 
 
-def _named(tokenizer: Path, oracle: str | None) -> tuple[Path, str | None]:
-    """Return the path of a tokenizer, named in any way, and its oracle."""
-    return _there(tokenizer_path(str(tokenizer)), oracle)
+def _in_memory(given: Any, template: str | None, oracle: str | None) -> CheckpointTokenizer:
+    """Return a tokenizer as an object: one in memory, or one that is named and gets another template.
+
+    Raises:
+        InputError: If a file or folder is missing, or the template is not a text.
+        TokenizerError: If the tokenizer cannot be loaded, or no Mistral tokenizer applies.
+    """
+    from pytest_mistral_lora.checkpoint.loaded_tokenizer import given_tokenizer, require_template
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+    text = require_template(template)
+    if isinstance(given, Path):
+        path, oracle = _there(tokenizer_path(str(given)), oracle)
+        given = CheckpointTokenizer(path, oracle)
+    return given_tokenizer(given, text, oracle)
 
 
 def _oracle_name(oracle: AnyPath | None) -> str | None:
     from pytest_mistral_lora.checkpoint.recognition import known_choice
 
-    return None if oracle is None else known_choice(str(oracle))
+    if oracle is None:
+        return None
+    if not isinstance(oracle, str | os.PathLike):
+        expected = "the name of a shipped tokenizer, the path of a tekken.json or tokenizer.model.vN, or none"
+        raise InputError(f"a {type(oracle).__name__}{in_brackets(oracle)}", place="oracle=", expected=expected)
+    return known_choice(str(oracle))
 
 
 def _existing(path: Path) -> Path:

@@ -5,11 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
+from mistral_common.exceptions import MistralCommonException
+
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.errors import OracleRejection, counted
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder, library_versions, packaged_cases, record
+from pytest_mistral_lora.records.goldens import (
+    Case,
+    golden_paths,
+    goldens_folder,
+    library_versions,
+    packaged_cases,
+    record,
+)
+
+DATA_VERSION = "1.0"
+"""Version of the data in goldens/; docs/data.md says when it grows."""
+_REFUSALS = goldens_folder() / "refusals.json"
 
 
 def main() -> int:
@@ -20,7 +35,11 @@ def main() -> int:
     changed = []
     for name in SHIPPED:
         changed += _record_tokenizer(name, check=check)
+    refusals = recorded_refusals()
+    if not _REFUSALS.is_file() or refusals != read_json(_REFUSALS):
+        changed.append(_REFUSALS.name)
     if not check:
+        write_json(_REFUSALS, refusals)
         _write_provenance()
     print(f"{counted(len(changed), 'golden')} {'would change' if check else 'changed'}")
     return int(check and bool(changed))
@@ -46,6 +65,30 @@ def _record_tokenizer(name: str, *, check: bool) -> list[str]:
     return changed
 
 
+def recorded_refusals() -> dict[str, dict[str, dict[str, str]]]:
+    """Return the cases that each tokenizer refuses: the field, and who refuses it."""
+    oracles = {name: Oracle(shipped_tokenizer(name)) for name in SHIPPED}
+    return {
+        name: {case.name: found for case in packaged_cases() if (found := _refusal(case, oracle))}
+        for name, oracle in oracles.items()
+    }
+
+
+def _refusal(case: Case, oracle: Oracle) -> dict[str, str] | None:
+    row = case.row.to_json()
+    try:
+        oracle.encode(parse_row(row))
+    except OracleRejection as error:
+        at = str(error.place)
+    else:
+        return None
+    try:
+        oracle.reference(row)
+    except MistralCommonException:
+        return {"at": at, "by": "mistral-common"}
+    return {"at": at, "by": "pytest-mistral-lora"}
+
+
 def _write_provenance() -> None:
     tokenizers = {
         name: {
@@ -55,6 +98,7 @@ def _write_provenance() -> None:
         for name in SHIPPED
     }
     data = {
+        "data_version": DATA_VERSION,
         "recorded_by": "scripts/record_goldens.py",
         "source": "The tokenizer files that mistral-common ships; rows written for this project (goldens/cases.json).",
         "licence": "Apache-2.0",

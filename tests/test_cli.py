@@ -96,6 +96,7 @@ def test_the_exit_codes_are_one_table_in_the_help_of_the_program(capsys: pytest.
     assert list(EXIT_CODES) == [0, 1, 2, 3, 130, 143]
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize("verb", VERB_OF)
 def test_the_help_of_a_verb_has_an_example_that_can_be_parsed(
     verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -182,6 +183,7 @@ def test_an_option_without_a_value_is_bad_usage(verb: str, capsys: pytest.Captur
 _OF_FOLDERS = (["verify"], ["smoke"], ["note"], ["chat", "--prompt", "hi"])
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(
     ("words", "found"),
     [

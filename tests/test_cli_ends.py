@@ -79,6 +79,7 @@ ENDS: dict[str, tuple[Callable[[object], int], int, str]] = {
 }
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(
     ("verb", "end"),
     [
@@ -215,6 +216,7 @@ print(json.dumps(ends))
 """
 
 
+@pytest.mark.of_field
 def test_a_closed_pipe_is_no_traceback() -> None:
     # each verb in a copy of one process, which ends as a process of its own does
     command = [sys.executable, "-c", CLOSED, json.dumps(WORDS)]
@@ -222,6 +224,7 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     assert json.loads(result.stdout) == [[verb, size, 1, ""] for verb in WORDS for size in (1, 100_000)]
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize("words", [("--help",), ("rules",), ("rules", "--json"), ("runner", "list")])
 def test_a_real_pipe_that_is_closed(words: tuple[str, ...], tmp_path: Path) -> None:
     reading, writing = os.pipe()

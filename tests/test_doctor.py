@@ -73,16 +73,19 @@ def test_of_two_distributions_the_one_that_python_imports_counts(
     assert installed_versions.__wrapped__()["transformers"] == "5.23.0"
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(("changes", "fault"), MUTANTS)
 def test_a_bad_version_is_one_fault(changes: dict[str, str], fault: str) -> None:
     assert [name for name, severity in faults(changes).items() if severity == "error"] == [fault]
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize("changes", [{}, {"transformers": "4.57.1"}, {"transformers": "5.25.0.dev0"}, {"gguf": ""}])
 def test_a_good_installation_has_notes_at_most(changes: dict[str, str]) -> None:
     assert set(faults(changes).values()) == {"note"}
 
 
+@pytest.mark.of_field
 def test_a_note_is_of_its_versions_alone() -> None:
     # only what uses a template that mistral-common generates has the fault, and nothing here does under such a version
     assert faults({"mistral-common": "1.12.0"})["template-writes-html"] == "note"
@@ -94,6 +97,7 @@ def test_a_note_is_of_its_versions_alone() -> None:
     assert faults({})["served-grammar"] == "note"
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(
     ("changes", "fault", "remark"),
     [
@@ -117,6 +121,7 @@ def test_a_fault_of_a_newer_program_is_a_note_that_is_not_checked(
     assert (f"  {remark}" in fault_lines(found)) is bool(remark)
 
 
+@pytest.mark.of_field
 def test_a_fault_that_has_ended_is_not_there() -> None:
     assert "merges-by-id" in present({"transformers": "5.23.1"})
     assert "merges-by-id" not in present({"transformers": "5.24.0.dev0"})
@@ -126,6 +131,7 @@ def test_every_known_fault_has_a_mutant_or_is_a_note() -> None:
     assert {one.id for one in facts() if one.severity == "error"} <= {fault for _, fault in MUTANTS}
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(
     ("rules", "changes", "found"),
     [
@@ -148,6 +154,7 @@ def test_findings_name_the_known_fault_that_can_be_their_cause(
     assert all("Change: pip install '" in line for line in lines)
 
 
+@pytest.mark.of_field
 def test_the_words_of_a_server_name_the_known_fault_whatever_is_installed_here() -> None:
     says = "HTTP 400: GrammarFactory.get_lark_from_jinja() missing 1 required positional argument: 'force_tool_names'"
 
@@ -289,6 +296,7 @@ def test_a_server_of_another_protocol_is_told() -> None:
         thread.join()
 
 
+@pytest.mark.of_field
 def test_the_page_shows_a_fault_as_it_is_printed() -> None:
     fault = present({"transformers": "5.23.0"})["merges-by-id"]
     assert "\n".join(fault_lines(fault)) in (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
@@ -309,6 +317,7 @@ def answer_outcome(target: str, case: str, found: str) -> CheckOutcome:
     return outcome_of(f"{target}::answer::{case}", Finding("ML919", found))
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(
     ("proof", "case", "found", "fault"),
     [
@@ -334,6 +343,7 @@ def test_a_red_server_names_the_faults_of_its_version(proof: str, case: str, fou
     assert [line.partition("): ")[2].partition(". Change: ")[0] for line in lines] == expected
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(
     ("proof", "case", "found", "remark"),
     [
@@ -362,6 +372,7 @@ def test_doctor_lists_the_faults_of_servers_in_a_line_each(capsys: pytest.Captur
         assert sum(known.id in line for line in lines) == 1
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(
     ("name", "value"), [("HF_HOME", "~nobody-here/x"), ("HOME", "~"), ("MISTRAL_LORA_CACHE", "~nobody-here")]
 )

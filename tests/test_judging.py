@@ -314,7 +314,7 @@ def test_the_examples_of_the_page_print_what_it_shows(here: Path, capsys: pytest
     (here / "rows.jsonl").write_text(f"{json.dumps(ROW)}\n{json.dumps(bot)}\n")
     names: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for code, shown in blocks:
         exec(code, names)
         assert capsys.readouterr().out.startswith(shown)

@@ -129,6 +129,7 @@ def ends(capsys: pytest.CaptureFixture[str], command: list[str]) -> str:
     return err
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(("verb", "output", "given"), CASES)
 def test_no_output_is_an_input(
     verb: str, output: str, given: str, place: Path, capsys: pytest.CaptureFixture[str]
@@ -153,6 +154,7 @@ def test_no_output_is_an_input(
         assert bytes_of(place) == before, target
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(("verb", "output", "given"), CASES)
 def test_no_output_is_inside_a_folder_that_is_read(
     verb: str, output: str, given: str, place: Path, capsys: pytest.CaptureFixture[str]

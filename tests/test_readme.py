@@ -251,6 +251,7 @@ def test_check_works_without_pytest(checkpoint: Path, tmp_path: Path, mistral_lo
     assert mistral_lora("check", checkpoint, "--examples", "1", folder=tmp_path).returncode == 0
 
 
+@pytest.mark.of_field
 def test_the_list_of_known_deviations_can_be_read(tmp_path: Path) -> None:
     [shown] = [text for text in fences(SUITE, "text") if text.startswith("ML204 ")]
     (tmp_path / "known.txt").write_text(shown)

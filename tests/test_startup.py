@@ -139,6 +139,7 @@ def test_a_subject_is_imported_when_one_of_its_targets_is_collected() -> None:
     assert done.stdout.splitlines() == ["[] False", "['encoded.audit', 'mask.checks'] False"]
 
 
+@pytest.mark.of_field
 def test_a_missing_folder_and_a_broken_recipe_are_answered_before_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("base:\n\tpath: base\n")
     (tmp_path / "lora").mkdir()

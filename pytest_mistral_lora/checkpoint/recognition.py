@@ -291,10 +291,24 @@ def accept_oracle(name: str, files: TokenizerFiles, fast: Any) -> Recognition:
     Raises:
         TokenizerError: If the setting names a file that is not a Mistral tokenizer.
     """
-    oracle = shipped_oracle(name) if name in SHIPPED else Oracle(name)
     stored = StoredVocabulary.read(files)
     if stored is None:
         return Recognition(None, name, declared=True, reason="the folder has no vocabulary that loads")
+    return accept_vocabulary(name, stored, fast)
+
+
+def accept_vocabulary(name: str, stored: StoredVocabulary, fast: Any) -> Recognition:
+    """Compare a vocabulary with a tokenizer: every id, and the ids of the probes.
+
+    Args:
+        name: As for `accept_oracle`.
+        stored: The vocabulary.
+        fast: As for `accept_oracle`.
+
+    Raises:
+        TokenizerError: As for `accept_oracle`.
+    """
+    oracle = shipped_oracle(name) if name in SHIPPED else Oracle(name)
     (same, added), differs = stored.counts(oracle), stored.first_difference(oracle)
     if not differs and fast is not None:
         for text, want, have in probe_differences(oracle, fast):

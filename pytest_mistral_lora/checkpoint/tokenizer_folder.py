@@ -324,8 +324,8 @@ class GivenFiles(TokenizerFiles):
         return tuple(sorted(self.contents))
 
     def place(self, name: str = "") -> Place:
-        """Return the place of one of the files; without a name, that of the tokenizer."""
-        return self.places[name] if name else self.home
+        """Return the place of one of the files; that of the tokenizer without a name, or if the file is not given."""
+        return self.places.get(name, self.home)
 
     def is_file(self, name: str) -> bool:
         """Return whether the program has a file of this name."""

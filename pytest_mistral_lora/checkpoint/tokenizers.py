@@ -27,12 +27,14 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     SPM_MODEL,
     TOKENIZER_CONFIG,
     TokenizerFiles,
+    in_folder,
+    loaded_place,
     own_template,
     template_places,
 )
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON as TOKENIZER_JSON
 from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateError, TokenizerError, loading
-from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.places import NOWHERE, Place
 
 _LOADABLE = ((TOKENIZER_JSON,), (SPM_MODEL, TOKENIZER_CONFIG))
 """Groups of files; transformers needs one complete group."""
@@ -144,7 +146,7 @@ class CheckpointTokenizer:
     @property
     def has_template(self) -> bool:
         """Whether a folder has a chat template of its own; if not, `template` is what mistral-common generates."""
-        return own_template(self.files) is not None
+        return self.template_text is not None
 
     @KeptProperty
     def fast(self) -> Any:
@@ -177,6 +179,32 @@ class CheckpointTokenizer:
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise TokenizerError(f"a {type(tokenizer).__name__}", place=str(self.path), expected="a fast tokenizer")
         return tokenizer
+
+    @property
+    def template_text(self) -> str | None:
+        """The chat template of a folder; None if it has none of its own."""
+        return own_template(self.files)
+
+    @property
+    def template_place(self) -> Place:
+        """The place of the folder's own template; empty for the template that mistral-common generates for a file."""
+        files = self.files
+        return in_folder(files.path, loaded_place(files)) if files.path.is_dir() else NOWHERE
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether another process loads the same tokenizer from its path."""
+        return True
+
+    @property
+    def is_object(self) -> bool:
+        """Whether a program has it in memory, so that files beside its own are not known."""
+        return False
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether the `transformers` tokenizer is made here, from another file than `tokenizer.json`."""
+        return TOKENIZER_JSON not in self.files.names
 
     @property
     def has_fast(self) -> bool:

@@ -24,6 +24,7 @@ from pytest_mistral_lora.conformance.targets import (
     EMBEDDED_TRAINING,
     DatasetTarget,
     EncodedTarget,
+    LoadedTarget,
     RecipeTarget,
     RunnerChoice,
     RunnerTarget,
@@ -36,11 +37,16 @@ from pytest_mistral_lora.conformance.targets import (
 from pytest_mistral_lora.errors import InputError
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.kept_results import KeptResults
 
 
 def targets_of(
-    paths: Sequence[RecognisedPath], base: Path | None = None, oracle: str | None = None, tokenizer: Path | None = None
+    paths: Sequence[RecognisedPath],
+    base: Path | None = None,
+    oracle: str | None = None,
+    tokenizer: Path | CheckpointTokenizer | None = None,
+    loaded: Sequence[CheckpointTokenizer] = (),
 ) -> list[Target]:
     """Return a target for each path; with no path, the embedded default.
 
@@ -50,15 +56,16 @@ def targets_of(
         oracle: The declared oracle of folders without a Mistral tokenizer file, or None.
         tokenizer: The tokenizer for rows and encoded rows, which is not judged itself; None for the tokenizers among
             the paths.
+        loaded: Tokenizers to judge that are not paths.
 
     Raises:
         InputError: If there are rows but no tokenizer for them.
     """
-    if not paths:
+    if not paths and not loaded:
         return embedded_targets()
     by_kind = {kind: [recognised.path for recognised in paths if recognised.kind == kind] for kind in KINDS}
     rows = [*by_kind["rows"], *by_kind["encoded"]]
-    if rows and tokenizer is None and not by_kind["tokenizer"] and not by_kind["recipe"]:
+    if rows and tokenizer is None and not loaded and not by_kind["tokenizer"] and not by_kind["recipe"]:
         title = next(recognised.title for recognised in paths if recognised.path == rows[0])
         words = shlex.join(["mistral-lora", "check", *(str(recognised.path) for recognised in paths), "--tokenizer"])
         raise InputError(
@@ -68,7 +75,7 @@ def targets_of(
             next_step=f"Name it: {words} spm-v3",
         )
     return NamedPaths(
-        tokenizers=by_kind["tokenizer"],
+        tokenizers=[*by_kind["tokenizer"], *loaded],
         judges=() if tokenizer is None else (tokenizer,),
         recipes=by_kind["recipe"],
         contents={given.path: given.content for given in paths if given.content is not None},
@@ -86,7 +93,7 @@ class NamedPaths:
     """The paths that a run names, by what they hold; `targets()` makes a target of each.
 
     Attributes:
-        tokenizers: Tokenizer files, checkpoint folders, or names of shipped tokenizers.
+        tokenizers: Tokenizer files, checkpoint folders, or names of shipped tokenizers; or tokenizers that are loaded.
         judges: Tokenizers that encode the rows of the other targets, and are not targets themselves.
         recipes: Recipe files.
         contents: The bytes of those that have been read, by path.
@@ -103,8 +110,8 @@ class NamedPaths:
         oracle: The declared oracle of tokenizers and recipes without a Mistral tokenizer file, or None.
     """
 
-    tokenizers: Sequence[Path] = ()
-    judges: Sequence[Path] = ()
+    tokenizers: Sequence[Path | CheckpointTokenizer] = ()
+    judges: Sequence[Path | CheckpointTokenizer] = ()
     recipes: Sequence[Path] = ()
     contents: Mapping[Path, bytes] = field(default_factory=dict)
     datasets: Sequence[Path] = ()
@@ -141,7 +148,9 @@ class NamedPaths:
             *self._servers(of_rows[0], name),
         ]
 
-    def _tokenizer(self, path: Path, name: _Names, *, trains: bool) -> Target:
+    def _tokenizer(self, path: Path | CheckpointTokenizer, name: _Names, *, trains: bool) -> Target:
+        if not isinstance(path, Path):
+            return Target.of_loaded(path, name(path.path))
         if not is_shipped(path):
             return Target(name(path), path, trains=trains, oracle_name=self.oracle)
         from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -288,7 +297,7 @@ def _made_checks(named: str, target: Target, settings: Settings, results: _Resul
     is_merged = named == "adapter" and isinstance(target, AdapterTarget) and target.is_merged
     subject = "merged" if is_merged else named
     # which of the user's goldens apply depends on the target's name
-    is_shared = subject in _OF_TOKENIZER and subject != "user goldens"
+    is_shared = subject in _OF_TOKENIZER and subject != "user goldens" and not isinstance(target, LoadedTarget)
     for check in _subject_checks(subject, target, settings):
         yield replace(check, judge=partial(_judge_once, check, results)) if is_shared else check
 

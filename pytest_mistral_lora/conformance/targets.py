@@ -48,11 +48,24 @@ class Target:
     oracle_name: str | None = None
 
     @classmethod
-    def of_loaded(cls, tokenizer: CheckpointTokenizer) -> Target:
-        """Return the target of a loaded tokenizer: loading 131,000 tokens again takes seconds."""
-        target = cls(tokenizer.path.name, tokenizer.path, oracle_name=tokenizer.declared)
+    def of_loaded(cls, tokenizer: CheckpointTokenizer, name: str = "") -> Target:
+        """Return the target of a loaded tokenizer: loading 131,000 tokens again takes seconds.
+
+        Args:
+            tokenizer: The tokenizer.
+            name: Its part of the node ids; empty for the name of its path.
+        """
+        kind: type[Target] = LoadedTarget if tokenizer.is_object else cls
+        if tokenizer.is_object and tokenizer.is_on_disk:
+            kind = MistralObjectTarget
+        target = kind(name or tokenizer.path.name, tokenizer.path, oracle_name=tokenizer.declared)
         vars(target)["tokenizer"] = tokenizer
         return target
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the files of a folder are judged, too."""
+        return self.path is not None and self.path.is_dir()
 
     @property
     def served_by(self) -> str:
@@ -160,8 +173,54 @@ class Target:
         return next((name for name, digest in shipped_hashes().items() if digest == self.oracle.sha256), None)
 
 
+NO_FILES = "the files of a tokenizer in memory, or with `template`, are not judged: judge its folder by the path"
+"""Why the checks of the files of a folder are not made."""
+
+
+class MistralObjectTarget(Target):
+    """A tokenizer of mistral-common in memory, made by `Target.of_loaded`: it is judged by its file."""
+
+
+class LoadedTarget(Target):
+    """A tokenizer in memory, made by `Target.of_loaded`: nothing lies at its path, and it has no files to judge."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the files of a folder are judged: no."""
+        return False
+
+    @property
+    def checkpoint(self) -> None:
+        """The folder: none is known."""
+        return
+
+    @property
+    def fix_paths(self) -> dict[str, str]:
+        """The paths of the Mistral tokenizer that applies; none without one."""
+        oracle = self.tokenizer.recognition.oracle
+        return {} if oracle is None else checkpoint_paths(oracle.path)
+
+    @property
+    def _is_file(self) -> bool:
+        return False
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template of this tokenizer.
+
+        Raises:
+            NoTemplateError: If it has none.
+        """
+        return self.tokenizer.template
+
+
 class RecipeTarget(Target):
     """A recipe: its pinned base, its rows, and the adapter of a finished run."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the files of a folder are judged: those of its base."""
+        return True
 
     @property
     def content(self) -> bytes | None:
@@ -300,7 +359,8 @@ class DatasetTarget(JudgedTarget):
         """Whether there may be two backends to compare: a file has no template, and an oracle may be declined."""
         if isinstance(self.judge, RecipeTarget):
             return True
-        return self.judge.oracle_name != "none" and given_path(self.judge.path).is_dir()
+        has_template = self.judge.is_folder or isinstance(self.judge, LoadedTarget)
+        return has_template and self.judge.oracle_name != "none"
 
 
 @dataclass(frozen=True)

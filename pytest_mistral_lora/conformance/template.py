@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.diff import TokenDiff, with_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, imported
-from pytest_mistral_lora.checkpoint.tokenizer_folder import in_folder, loaded_place, own_template
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, shown_difference
-from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
+from pytest_mistral_lora.conformance.targets import LoadedTarget, Target
 from pytest_mistral_lora.errors import MistralLoraError, OracleRejection, RowError
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.goldens import (
@@ -47,7 +46,7 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
     else:
         for case in packaged_cases():
             yield Check(target, "template", case.name, partial(_check_packaged, target, case))
-        if isinstance(target, RecipeTarget) or target.path.is_dir():
+        if target.is_folder or isinstance(target, LoadedTarget):
             yield Check(target, "template", "published", partial(_check_published, target))
     yield Check(target, "template", "apply-chat-template", partial(_check_applied, target))
 
@@ -89,20 +88,18 @@ def _check_packaged(target: Target, case: Case) -> Result:
 
 
 def _check_published(target: Target) -> Result:
-    """Name the published template that a folder has, and judge whether the engines of servers render it: ML023."""
+    """Name the published template that a tokenizer has, and judge whether the engines of servers render it: ML023."""
     from pytest_mistral_lora.chat.oracle import VERSION
     from pytest_mistral_lora.programs.templates import published_templates
 
-    files = target.tokenizer.files
-    files.refuse_hazards()
-    source = own_template(files)
+    target.tokenizer.files.refuse_hazards()
+    source = target.tokenizer.template_text
     if source is None:
         return Result(not_checked="there is no chat template")
     register = published_templates()
     published = register.find(source)
     if published is not None:
-        place = in_folder(files.path, loaded_place(files))
-        findings = tuple(_engine_findings(published, register.engines, place))
+        findings = tuple(_engine_findings(published, register.engines, template_file(target)))
         return Result(findings, facts=(("template of", f"that of {published.title} ({register.date}), unchanged"),))
     if _is_generated(target, source):
         return Result(facts=(("template of", f"mistral-common {VERSION} generates it"),))
@@ -175,9 +172,8 @@ def judge(target: Target, case: Golden | Case) -> Result:
 
 
 def template_file(target: Target) -> Place:
-    """Return the place of a folder's own template; empty for the template that mistral-common generates for a file."""
-    files = target.tokenizer.files
-    return in_folder(files.path, loaded_place(files)) if files.path.is_dir() else NOWHERE
+    """Return the place of a tokenizer's own template; empty for what mistral-common generates for a file."""
+    return target.tokenizer.template_place
 
 
 def _place_of_case(case: Golden | Case, template: Place) -> Place:

@@ -106,11 +106,11 @@ class ListedRows:
 
 
 class ValueRows:
-    """The rows of a Python value: mappings, a `datasets.Dataset` or `DatasetDict`, or a batch.
+    """The rows of a Python value: mappings, a `datasets.Dataset` or `DatasetDict`, a batch, or batches.
 
     Attributes:
         place: The place of the value as a whole: its name.
-        is_repeatable: Whether it is no iterator.
+        is_repeatable: Whether it is no iterator, and no loader of batches, which may shuffle its rows each time.
         is_sample: Whether there may be more rows: no.
     """
 
@@ -133,10 +133,12 @@ class ValueRows:
         # an array or a tensor without dimensions has the methods of a sequence, and is none
         is_iterable = isinstance(given, Iterable) and not isinstance(given, bytes | str)
         if not _is_dataset(given) and (not is_iterable or getattr(given, "shape", None) == ()):
-            expected = "a datasets.Dataset or DatasetDict, a path, mappings, or a batch of lists or tensors"
+            expected = "a datasets.Dataset or DatasetDict, a path, mappings, a batch of lists or tensors, or batches"
             raise InputError(f"{name} of the type {type(rows).__name__}", expected=expected)
         self._rows = given
-        self.is_repeatable: bool = not isinstance(given, Iterator)
+        # PyTorch's own collator makes a list of the tokens at each position of all rows
+        self._is_transposed = getattr(getattr(rows, "collate_fn", None), "__name__", "") == "default_collate"
+        self.is_repeatable: bool = not isinstance(given, Iterator) and not hasattr(given, "batch_sampler")
 
     def records(self, progress: Callable[[int], None] = lambda read: None) -> Iterator[SourceRecord]:
         """Yield the records; see `RowSource.records`.
@@ -154,7 +156,18 @@ class ValueRows:
                 place = Place(self.place.source, number)
                 if not isinstance(row, Mapping):
                     raise InputError(f"a row is a {type(row).__name__}", place=place, expected="a mapping")
-                yield SourceRecord(place, _as_read(row, place))
+                if not _is_batch(row):
+                    yield SourceRecord(place, _as_read(row, place))
+                    continue
+                if self._is_transposed and isinstance(row["input_ids"], list):
+                    raise InputError(
+                        "PyTorch's default_collate has put the tokens of all rows at one position together",
+                        place=Place(self.place.source, split=number - 1) / "input_ids",
+                        expected="rows as tensors, or a DataLoader with the collator of your trainer as collate_fn",
+                    )
+                for position, of_batch in enumerate(_rows_of_batch(row, place), start=1):
+                    place = Place(self.place.source, position, split=number - 1)
+                    yield SourceRecord(place, _as_read(of_batch, place))
 
     def _of_dataset(self, dataset: Any, split: str | None = None) -> Iterator[SourceRecord]:
         number = 0
@@ -179,6 +192,14 @@ def rows_source(rows: Any, name: str = "rows") -> RowSource:
 def _is_dataset(value: Any) -> bool:
     # by its methods: `datasets` is not imported here, and a streamed dataset has another class
     return hasattr(value, "with_format") and hasattr(value, "iter")
+
+
+def _is_batch(row: Mapping[str, Any]) -> bool:
+    """Return whether a mapping holds the ids of several rows, as what a `DataLoader` yields."""
+    ids = row.get("input_ids")
+    if isinstance(ids, list | tuple):
+        return bool(ids) and (isinstance(ids[0], list | tuple) or len(getattr(ids[0], "shape", ())) > 0)
+    return len(getattr(ids, "shape", ())) > 1
 
 
 def _is_split(value: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import TrainerCallback
 
+from pytest_mistral_lora.checkpoint.loaded_tokenizer import tokenizer_or_path
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import GuardError, InputError, MistralLoraError, one_line
 from pytest_mistral_lora.escaping import safe_text
@@ -40,7 +41,7 @@ from pytest_mistral_lora.guarding.verdict import (
     judged_rows,
     with_first_step,
 )
-from pytest_mistral_lora.judging import Verdict
+from pytest_mistral_lora.judging import AnyTokenizer, Verdict
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,8 +66,8 @@ class MistralGuard(TrainerCallback):
         verdict: The verdict; None before the run has begun.
 
     Args:
-        tokenizer: The Mistral tokenizer, as for `audit`; None for the trainer's `processing_class`, by its files or by
-            its vocabulary.
+        tokenizer: The Mistral tokenizer, as for `audit`: a path or a name, or a tokenizer in memory. None for the
+            trainer's `processing_class`, by its files or by its vocabulary.
         batches: The number of batches to judge.
         on_finding: `stop` raises `GuardError` before a weight moves. `warn` logs the verdict, writes it to
             `mistral-guard.json` and `mistral-guard.html` in the output folder, and lets the run go on.
@@ -81,8 +82,10 @@ class MistralGuard(TrainerCallback):
     """
 
     def __init__(
-        self, *, tokenizer: str | Path | None = None, batches: int = 8, on_finding: OnFinding = "stop"
+        self, *, tokenizer: AnyTokenizer | None = None, batches: int = 8, on_finding: OnFinding = "stop"
     ) -> None:
+        if tokenizer is not None:
+            tokenizer_or_path(tokenizer)
         if type(batches) is not int or batches < 1:
             raise InputError(repr(batches), place="batches=", expected="a whole number, 1 or more")
         if on_finding not in ("stop", "warn"):
@@ -377,7 +380,7 @@ def _from_each_process(value: Any) -> list[Any]:
 def guard(
     trainer: Any,
     *,
-    tokenizer: str | Path | None = None,
+    tokenizer: AnyTokenizer | None = None,
     batches: int = 8,
     on_finding: OnFinding = "stop",
 ) -> MistralGuard:

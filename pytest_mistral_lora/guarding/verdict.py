@@ -24,7 +24,7 @@ from pytest_mistral_lora.formats.row_sources import ListedRows
 from pytest_mistral_lora.guarding.first_step import WAITING
 from pytest_mistral_lora.guarding.forms import fixes_of, form_of, trains
 from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
-from pytest_mistral_lora.judging import AnyPath, Verdict, encoder_of, verdict_of
+from pytest_mistral_lora.judging import AnyTokenizer, Verdict, encoder_of, verdict_of
 from pytest_mistral_lora.places import NamedSource, Place
 from pytest_mistral_lora.programs.fixes import fixes_in
 from pytest_mistral_lora.runners import trainer_of
@@ -139,7 +139,7 @@ class GuardedRun:
     model: Any
     processing_class: Any
     optimizer: Any
-    named: AnyPath | None
+    named: AnyTokenizer | None
     padder: Any = None
 
     @cached_property

@@ -39,7 +39,7 @@ def goldens_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "goldens"
 
 
-SCHEMA = RecordSchema(goldens_folder() / "golden.schema.json")
+SCHEMA = RecordSchema(goldens_folder() / "schema.json", definition="golden")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

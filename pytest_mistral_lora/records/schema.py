@@ -69,15 +69,17 @@ class RecordSchema:
         file: The file of the schema.
     """
 
-    def __init__(self, file: Path, *, body: Sequence[str] = ()) -> None:
+    def __init__(self, file: Path, *, body: Sequence[str] = (), definition: str = "") -> None:
         """Name a schema; it is read at the first use.
 
         Args:
             file: The file of the schema.
             body: Keys that lead to the subschema with the properties; empty if the schema itself has them.
+            definition: The name of the record under `$defs`, if the file has the schemas of several kinds of records.
         """
         self.file: Path = file
-        self._body = tuple(body)
+        self._definition = definition
+        self._body = ("$defs", definition) if definition else tuple(body)
 
     @cached_property
     def data(self) -> Mapping[str, Any]:
@@ -96,7 +98,8 @@ class RecordSchema:
             if not _are_integers(items, instance):
                 yield from each(validator, items, instance, schema) or ()
 
-        return extend(Draft202012Validator, {"items": judge_items})(self.data)
+        schema = {**self.data, "$ref": f"#/$defs/{self._definition}"} if self._definition else self.data
+        return extend(Draft202012Validator, {"items": judge_items})(schema)
 
     def violations(self, data: Any) -> list[Violation]:
         """Return the violations of the schema, in path order; empty for valid data."""

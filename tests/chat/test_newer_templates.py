@@ -1,4 +1,4 @@
-"""The chat templates of v11 and v13, on files derived from a shipped vocabulary: the ids of markers are ours."""
+"""The chat templates of v11 and v13, on files derived from a shipped vocabulary."""
 
 from __future__ import annotations
 

@@ -41,6 +41,7 @@ def test_the_names_and_hashes_are_those_of_the_installed_package() -> None:
     assert register.date == recorded.date
 
 
+@pytest.mark.of_field
 def test_the_file_is_as_the_script_writes_it() -> None:
     assert PATH.read_text(encoding="utf-8") == register_text(published_templates())
 

@@ -106,6 +106,7 @@ def notes(case: str) -> set[str]:
     return {"ML426"} if case in NOTED else set()
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(
     ("case", "settings"),
     [sampled_case(case, SOUND[case], name=case, is_kept=case in SAMPLE) for case in SOUND],
@@ -116,6 +117,7 @@ def test_what_peft_saves_is_sound(case: str, settings: dict[str, Any], save: Sav
     assert {name: result.not_checked for name, result in results.items() if result.not_checked} == {}
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(
     ("case", "settings"),
     [sampled_case(case, SOUND[case], name=case, is_kept=case in SAMPLE) for case in SOUND],
@@ -296,6 +298,7 @@ def test_blocks_that_hardly_moved_are_told_from_those_that_moved(
     assert not any(f"layers.{n}." in text for n in moved for text in found)
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(
     ("rank", "alpha", "largest", "expected"),
     [

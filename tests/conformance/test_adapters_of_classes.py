@@ -41,6 +41,7 @@ def fired(results: Mapping[str, Result]) -> list[str]:
     return [finding.text() for result in results.values() for finding in result.findings]
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize("name", sampled([*TEXTS, *WRAPPED], SAMPLE))
 def test_an_adapter_of_the_attention_is_sound(name: str) -> None:
     results = judged(made_adapter(name, kinds(name)))

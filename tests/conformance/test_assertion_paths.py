@@ -89,6 +89,7 @@ def test_nothing_at_a_path_is_one_error(assertions: dict[str, Assertion], tmp_pa
         assert "; expected" in text, name
 
 
+@pytest.mark.of_field
 def test_a_file_is_no_folder_and_a_folder_no_file(assertions: dict[str, Assertion], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("hello")
     (tmp_path / "empty").mkdir()
@@ -100,6 +101,7 @@ def test_a_file_is_no_folder_and_a_folder_no_file(assertions: dict[str, Assertio
         assert "not a regular file" in text or "is not a regular file" in text, name
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[]"], ids=["empty", "cut off", "bytes", "a list"])
 def test_a_file_that_is_no_json_is_refused(content: bytes, assertions: dict[str, Assertion], tmp_path: Path) -> None:
     (tmp_path / "it.json").write_bytes(content)

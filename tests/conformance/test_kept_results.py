@@ -323,7 +323,7 @@ def test_a_result_of_another_type_is_judged_again(
     [entry] = entries(rows.parent / "kept")
     content = json.loads(entry.read_text())["content"]
     column = Column((ShownToken(0, 1, "<s>", "train", True), None), ">", 0, "user")
-    note = Finding("ML426", "a note", Place.of("rows.jsonl", 1), tokens=TokenRow("rows.jsonl:1", ("a", "b"), (column,)))
+    note = Finding("ML428", "a note", Place.of("rows.jsonl", 1), tokens=TokenRow("rows.jsonl:1", ("a", "b"), (column,)))
     content["checks"][0] |= {"findings": [note.to_json()], "facts": {"rows": 1}}
     content = json.loads(json.dumps(content))
     kept = KeptResults(rows.parent / "kept")

@@ -28,6 +28,7 @@ def entries(text: str) -> list[str]:
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
+@pytest.mark.of_field
 def test_a_rule_of_one_check_is_listed_by_the_check_and_one_of_several_by_itself() -> None:
     text = baseline_text(
         [
@@ -61,6 +62,7 @@ def test_a_cause_with_a_name_is_listed_and_accepted_by_it(tmp_path: Path) -> Non
         read_xfails(file)
 
 
+@pytest.mark.of_field
 def test_strict_runs_fail_by_notes_and_unchecked_items_too() -> None:
     outcomes = [outcome("dataset::z", Finding("ML426", "a note")), outcome("dataset::w", not_checked="no base")]
     assert entries(baseline_text(outcomes)) == []

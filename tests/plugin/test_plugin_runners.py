@@ -252,6 +252,7 @@ def test_rows_that_a_runner_cannot_be_given_fail_once(judged: Run, pytester: pyt
     assert "the runner gave no rows" in text
 
 
+@pytest.mark.of_field
 def test_a_configuration_that_names_code_is_refused_unless_it_is_allowed(
     golden: Run, checkpoint: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

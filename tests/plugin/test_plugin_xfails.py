@@ -261,6 +261,7 @@ def test_known_deviations_work_with_workers(known: Callable[[str], Path], judged
     assert result.parseoutcomes()["xfailed"]
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize("processes", ["0", "2"])
 def test_a_known_fault_that_the_versions_do_not_have_is_remarked_and_fails_nothing(
     processes: str, known: Callable[[str], Path], golden: Run

@@ -94,7 +94,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     write_file(tmp_path, "ä b.jsonl")
     found = Finding("ML601", HOSTILE, Place.of("ä b.jsonl", record=3).within("messages", 0))
-    data = sarif_data(judged(found, Finding("ML426", "x", Place.of("http://127.0.0.1:1")), subject="ä b.jsonl"))
+    data = sarif_data(judged(found, Finding("ML428", "x", Place.of("http://127.0.0.1:1")), subject="ä b.jsonl"))
     loaded: dict[str, Any] = json.loads(json.dumps(data))
     return loaded
 
@@ -102,8 +102,8 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_a_log_is_sarif(log: dict[str, Any]) -> None:
     jsonschema.validate(log, SARIF)
     [run] = log["runs"]
-    assert [(one["ruleId"], one["level"]) for one in run["results"]] == [("ML601", "error"), ("ML426", "note")]
-    assert {one["id"] for one in run["tool"]["driver"]["rules"]} == {"ML601", "ML426"}
+    assert [(one["ruleId"], one["level"]) for one in run["results"]] == [("ML601", "error"), ("ML428", "note")]
+    assert {one["id"] for one in run["tool"]["driver"]["rules"]} == {"ML601", "ML428"}
     places = [one["locations"][0]["physicalLocation"] for one in run["results"]]
     # a finding without a file is shown at the artifact that was judged: GitHub refuses a log in which one has none
     uri = "%C3%A4%20b.jsonl"

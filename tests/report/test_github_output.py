@@ -37,8 +37,8 @@ def test_an_annotation_is_beside_its_line(workspace: Path) -> None:
 
 
 def test_a_note_is_a_notice_and_a_place_that_is_no_file_is_in_the_message() -> None:
-    [line] = annotation_lines(causes_of(Finding("ML426", "x", Place.of("http://127.0.0.1:8080"))))
-    assert line.startswith("::notice title=ML426 ")
+    [line] = annotation_lines(causes_of(Finding("ML617", "x", Place.of("http://127.0.0.1:8080"))))
+    assert line.startswith("::notice title=ML617 ")
     assert "::http://127.0.0.1:8080: x%0A" in line
 
 
@@ -81,12 +81,12 @@ def test_the_summary_of_a_job_is_added_to_its_file(workspace: Path, monkeypatch:
     summary = workspace / "summary.md"
     summary.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    add_job_summary(judged(Finding("ML601", HOSTILE, Place.of("rows.jsonl", record=3)), Finding("ML426", "x")))
+    add_job_summary(judged(Finding("ML601", HOSTILE, Place.of("rows.jsonl", record=3)), Finding("ML617", "x")))
     text = summary.read_text()
     assert text.startswith("before\n## mistral\\-lora check\n\n`1 finding`\n")
     assert "| `mistral-golden.spm-v3.train` | - | - | 1 |" in text
     assert "### ❌ ML601: " in text
-    assert "### 📝 ML426: " in text
+    assert "### 📝 ML617: " in text
     # the text stands in a fence that is longer than any in it: nothing of it is mark-up
     fences = re.findall(r"^(`{3,})(?:text)?$", text, flags=re.MULTILINE)
     assert [len(fence) for fence in fences] == [8, 8, 3, 3]
@@ -137,6 +137,7 @@ def test_a_summary_has_room_for_so_many_bytes_beside_those_of_earlier_commands(
         assert summary.stat().st_size < 1_000_000
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize("version", ["5.23.0", "5.24.0"])
 def test_a_known_fault_of_the_libraries_is_in_the_summary_of_the_job_and_in_the_reports(
     version: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

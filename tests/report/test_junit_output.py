@@ -15,7 +15,7 @@ def test_each_case_is_a_test_with_rule_file_and_line(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     write_file(tmp_path)
     third, fourth = (Place.of("rows.jsonl", record) for record in (3, 4))
-    found = [Finding("ML601", "'bot'", third), Finding("ML601", "x", fourth), Finding("ML426", "y")]
+    found = [Finding("ML601", "'bot'", third), Finding("ML601", "x", fourth), Finding("ML428", "y")]
     [suite] = ElementTree.fromstring(junit_text(judged(*found)))
     assert {name: suite.get(name) for name in ("name", "tests", "failures", "errors", "skipped")} == {
         "name": "mistral-lora check",
@@ -33,10 +33,10 @@ def test_each_case_is_a_test_with_rule_file_and_line(tmp_path: Path, monkeypatch
         "time": "0.250",
     }
     properties = [(one.get("name"), one.get("value")) for one in failed.iter("property")]
-    assert properties == [("rule", "ML601"), ("file", "rows.jsonl"), ("line", "3"), ("rule", "ML426")]
+    assert properties == [("rule", "ML601"), ("file", "rows.jsonl"), ("line", "3"), ("rule", "ML428")]
     [failure] = failed.iter("failure")
     assert (failure.get("type"), failure.get("message")) == ("ML601", "ML601 rows.jsonl:3: 'bot'")
-    assert "ML426 y" in str(failure.text)
+    assert "ML428 y" in str(failure.text)
     assert list(passed) == []
     assert [(one.tag, one.get("message")) for one in skipped] == [("skipped", "no CUDA device")]
 

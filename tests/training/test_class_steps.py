@@ -18,6 +18,7 @@ from pytest_mistral_lora.cli import main
 PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 
 
+@pytest.mark.of_field  # the run is exported, too
 @pytest.mark.parametrize("case", sampled(CASES, ("wrapped-ministral3-tied",)))
 def test_every_step_works_and_the_page_has_it(case: Case, tmp_path: Path) -> None:
     if not hasattr(transformers, case.architecture.text.name):

@@ -108,6 +108,7 @@ def test_rows_are_the_ids_and_labels_of_the_trainer(
         assert all(set(row) == {"input_ids", "attention_mask", "labels"} for row in found)
 
 
+@pytest.mark.of_field
 def test_trl_gets_messages_where_the_template_is_exact(make_full: MakeRecipe, tmp_path: Path) -> None:
     done = export(make_full(), "trl", tmp_path / "to")
     settings = settings_of(done.folder)
@@ -124,6 +125,7 @@ def answer(**keys: Any) -> dict[str, Any]:
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
 
 
+@pytest.mark.of_field
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -159,6 +161,7 @@ def test_a_base_with_mistrals_own_tokenizer_alone_gets_ids(tmp_path: Path) -> No
     assert "takes no chat template" in why_not_messages(run)
 
 
+@pytest.mark.of_field
 def test_only_trl_takes_messages(make_full: MakeRecipe, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="templates of Axolotl do not give Mistral's ids"):
         export(make_full(), "axolotl", tmp_path / "to", form="messages")
@@ -177,6 +180,7 @@ def test_what_the_runner_is_not_told_is_on_the_page(make_full: MakeRecipe, to: s
     assert TRAINERS[to].load_exporter().command in page
 
 
+@pytest.mark.of_field
 def test_axolotls_mean_over_micro_batches_is_said_where_there_are_several(
     make_full: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -222,12 +226,14 @@ def test_a_base_whose_tokenizer_no_runner_loads_is_refused(tmp_path: Path, base:
         plan_export(parse_recipe(recipe_data(base), folder=tmp_path))
 
 
+@pytest.mark.of_field
 def test_a_folder_is_never_written_over(make_full: MakeRecipe, tmp_path: Path) -> None:
     (tmp_path / "to").mkdir()
     with pytest.raises(InputError, match="exists already"):
         export(make_full(), "trl", tmp_path / "to")
 
 
+@pytest.mark.of_field
 def test_the_command_says_what_is_different(
     make_full: MakeRecipe, tmp_path: Path, full_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

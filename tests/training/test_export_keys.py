@@ -117,6 +117,7 @@ def test_a_key_changes_the_configuration_or_is_said_not_to(
     assert changed != said, "told and said not to be" if changed else "dropped in silence"
 
 
+@pytest.mark.of_field
 def test_a_key_that_no_table_names_would_be_found(make_full: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_mistral_lora.training.export.bridge.LEFT_OUT", {})
     assert TRAINERS["trl"].load_exporter().unsupported_keys(make_full(training={"dry_run": False})) == {}

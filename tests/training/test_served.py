@@ -53,6 +53,7 @@ def fired(out: str) -> set[str]:
     return set(re.findall(r"^(ML\d+) ", out, re.MULTILINE))
 
 
+@pytest.mark.of_field
 def test_an_adapter_answers_as_recorded_and_nothing_of_its_base_is_left_behind(
     files: tuple[Path, Path], run: RunResult, check: Check
 ) -> None:
@@ -75,6 +76,7 @@ def test_an_adapter_answers_as_recorded_and_nothing_of_its_base_is_left_behind(
         assert first["logprob"] == pytest.approx(golden.logprobs[0], abs=0.01)
 
 
+@pytest.mark.of_field
 def test_with_a_second_space_the_ids_are_answered_as_recorded_and_the_messages_are_not(
     files: tuple[Path, Path], base: Path, check: Check, tmp_path: Path
 ) -> None:
@@ -100,6 +102,7 @@ def test_an_adapter_of_scale_0_is_loaded_and_not_applied(files: tuple[Path, Path
     assert RIGHT_MODEL not in out
 
 
+@pytest.mark.of_field
 def test_a_penalty_of_the_server_changes_the_answers_of_clients_and_not_those_that_are_judged(
     files: tuple[Path, Path], check: Check
 ) -> None:

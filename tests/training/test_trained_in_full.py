@@ -57,6 +57,7 @@ def full_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return train(parse_recipe(data, folder=folder))
 
 
+@pytest.mark.of_field
 def test_such_an_adapter_is_sound_and_verifies(full_run: RunResult) -> None:
     dataset = full_run.output.parent
     facts = verify(full_run.output, base=full_run.base_folder, dataset=dataset)
@@ -200,6 +201,7 @@ def test_the_log_says_how_large_the_adapter_gets(base: Path, caplog: pytest.LogC
     assert caplog.records == []
 
 
+@pytest.mark.of_field
 def test_in_a_bf16_base_the_head_is_trained_in_float32_and_used_in_bf16(make_recipe: MakeRecipe, base: Path) -> None:
     training = {"precision": "bf16", "steps": 5, "learning_rate": 1e-4}
     evaluation = {"generations": 2, "max_new_tokens": 2}

@@ -5,7 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__all__ = ["SHIPPED", "VERSION", "WRITES_TEMPLATES", "ImageSizes", "Oracle", "shipped_tokenizer"]
+__all__ = [
+    "SHIPPED",
+    "VERSION",
+    "WRITES_TEMPLATES",
+    "ImageSizes",
+    "Oracle",
+    "is_mistral_tokenizer",
+    "shipped_tokenizer",
+]
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle.oracle import (
@@ -14,6 +22,7 @@ if TYPE_CHECKING:
         WRITES_TEMPLATES,
         ImageSizes,
         Oracle,
+        is_mistral_tokenizer,
         shipped_tokenizer,
     )
 else:

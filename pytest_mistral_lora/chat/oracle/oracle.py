@@ -98,6 +98,11 @@ def shipped_tokenizer(name: str) -> Path:
     return path
 
 
+def is_mistral_tokenizer(given: Any) -> bool:
+    """Return whether a value is a `MistralTokenizer` of mistral-common."""
+    return isinstance(given, MistralTokenizer)
+
+
 @dataclass(frozen=True, slots=True)
 class ImageSizes:
     """How an image becomes tokens: one for each square of `merge` by `merge` patches.

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from pytest_mistral_lora.chat.container import LINES, Container, container_of
 from pytest_mistral_lora.chat.reading import limits
 from pytest_mistral_lora.chat.remedies import encoded_step, import_step, json_step, utf8_step
-from pytest_mistral_lora.errors import InputError, RowError, did_you_mean, one_line
+from pytest_mistral_lora.errors import InputError, RowError, did_you_mean, in_brackets, one_line
 from pytest_mistral_lora.places import NOWHERE, Place
 
 JSON_LIMIT = 16 << 20
@@ -140,7 +140,9 @@ def path_of(given: Any, expected: str, *, place: Place = NOWHERE) -> Path:
     except TypeError:
         text = given
     if not isinstance(text, str):
-        raise InputError(f"no path: {type(given).__name__}", place=place, expected=f"the path of {expected}")
+        raise InputError(
+            f"no path{in_brackets(given)}: {type(given).__name__}", place=place, expected=f"the path of {expected}"
+        )
     try:
         os.lstat(text)
     except (FileNotFoundError, NotADirectoryError):

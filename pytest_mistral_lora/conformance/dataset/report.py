@@ -49,7 +49,7 @@ def scan(
         files: The files, in order.
         tokenizer: The plan's tokenizer, if it is loaded already.
         processes: Number of processes that judge rows, this one included if `tokenizer` is given; None for the number
-            that `processes_for` returns.
+            that `processes_for` returns. A tokenizer in memory is used in this process alone.
         progress: Stream for a progress bar, drawn if it is a terminal and the pass takes long; None for no bar.
 
     Raises:
@@ -57,6 +57,8 @@ def scan(
     """
     if processes is None:
         processes = processes_for(files)
+    if tokenizer is not None and not tokenizer.is_on_disk:
+        processes = 1
     found = DatasetPass()
     here = None if tokenizer is None else RowJudge(plan, tokenizer).judge_chunk
     prepare = _judge if tokenizer is None else partial(_judge_with, tokenizer.loaded_fast)

@@ -516,7 +516,7 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
             base=target.tokenizer.files,
             cause=cause_of(target.judge),
             pad=pad_cause_of(target.judge),
-            tokenizer=target.tokenizer,
+            tokenizer=target.tokenizer if target.tokenizer.is_on_disk else None,
         )
 
     for case in CASES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache, partial
 
@@ -19,7 +19,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.folder_contents import other_files
-from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
+from pytest_mistral_lora.conformance.targets import NO_FILES, LoadedTarget, MistralObjectTarget, Target
 from pytest_mistral_lora.conformance.tokenizer import folder as tokenizer_folder
 from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
 from pytest_mistral_lora.conformance.tokenizer import template_traits
@@ -43,6 +43,13 @@ FILES: dict[str, Judge] = {
     "has-template": tokenizer_folder.has_template,
 }
 """Checks of a folder: its files among themselves."""
+
+_OF_OBJECTS = ("decoding",)
+"""The checks of `FILES` that a tokenizer in memory has, too."""
+_OF_FOLDERS = ("backend", "other-files", *(case for case in FILES if case not in _OF_OBJECTS))
+"""The checks of a folder that a tokenizer in memory does not have."""
+_UNREAD = "template-beside-tekken"
+"""The check of `TRAITS` that depends on the files beside the template."""
 
 _NEEDS = {
     "declarations-agree": (TOKENIZER_JSON, TOKENIZER_CONFIG, SPECIAL_TOKENS),
@@ -125,15 +132,43 @@ def loaded(target: Target) -> Result:
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield the checks of a target's tokenizer."""
+    if isinstance(target, LoadedTarget):
+        yield from _loaded_checks(target)
+        return
     yield Check(target, "tokenizer", "file", partial(tokenizer_folder.file, target))
-    folder = isinstance(target, RecipeTarget) or (target.path is not None and target.path.is_dir())
+    folder = target.is_folder
     if target.path is not None:
         yield Check(target, "tokenizer", "oracle", partial(oracle, target))
     if folder:
         yield Check(target, "tokenizer", "backend", partial(loaded, target))
         yield Check(target, "tokenizer", "other-files", partial(_other_files, target))
+    if isinstance(target, MistralObjectTarget):
+        yield from _left_out(target, _OF_FOLDERS)
     for case, judge in {**(FILES if folder else {}), **IDS}.items():
         yield Check(target, "tokenizer", case, partial(_judge_files, target, case, judge))
+    yield from _trait_checks(target)
+
+
+def _loaded_checks(target: LoadedTarget) -> Iterator[Check]:
+    """Yield the checks of a tokenizer in memory; those of files are not made."""
+    yield Check(target, "tokenizer", "oracle", partial(oracle, target))
+    yield from _left_out(target, ("file", *_OF_FOLDERS, _UNREAD))
+    for case, judge in {**{case: FILES[case] for case in _OF_OBJECTS}, **IDS}.items():
+        yield Check(target, "tokenizer", case, partial(_judge_object, target, judge))
+    yield from (check for check in _trait_checks(target) if check.case != _UNREAD)
+
+
+def _left_out(target: Target, cases: Iterable[str]) -> Iterator[Check]:
+    for case in cases:
+        yield Check(target, "tokenizer", case, partial(Result, not_checked=NO_FILES))
+
+
+def _judge_object(target: LoadedTarget, judge: Judge) -> Result:
+    found = judge(target)
+    return found if isinstance(found, Result) else Result(tuple(found))
+
+
+def _trait_checks(target: Target) -> Iterator[Check]:
     template = cache(partial(_traits_and_bounds, target))  # computed once for all checks
     for case, trait in TRAITS.items():
         yield Check(target, "tokenizer", case, partial(_judge_trait, template, trait))

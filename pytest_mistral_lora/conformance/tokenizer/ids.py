@@ -126,7 +126,7 @@ def vocabulary(target: Target) -> Iterator[Finding]:
         yield Finding("ML214", f"{len(fast):,} tokens", place, f"{oracle.vocab_size:,} tokens")
     known = range(min(len(fast), oracle.vocab_size))
     text_ids = [token for token in known if token not in oracle.control_tokens and token != oracle.unk_id]
-    if TOKENIZER_JSON not in target.tokenizer.files.names:
+    if target.tokenizer.is_converted:
         text_ids = text_ids[:_SAMPLE]
     # bytes, not text: every token with a part of a character reads as U+FFFD
     have = dict(zip(text_ids, fast.convert_ids_to_tokens(text_ids), strict=True))
@@ -188,7 +188,7 @@ def _texts_of_all_tokens(target: Target) -> list[str]:
     oracle, fast = target.oracle, target.tokenizer.fast
     tokens = list(range(oracle.vocab_size))
     random.Random(0).shuffle(tokens)
-    if TOKENIZER_JSON not in target.tokenizer.files.names:
+    if target.tokenizer.is_converted:
         tokens = tokens[:_SAMPLE]
     literals = re.compile("|".join(re.escape(token.content) for token in fast.added_tokens_decoder.values()))
     texts, spelled = [], _bytes_of(oracle, tokens)
