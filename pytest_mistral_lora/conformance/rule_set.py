@@ -49,7 +49,7 @@ class RuleSet:
             raise InputError(
                 f"{version!r} is not a version of the rules that this installation knows",
                 place=place,
-                expected=", ".join(versions),
+                expected=", ".join(versions) if isinstance(version, str) else f'a text, such as "{versions[-1]}"',
                 next_step="Name one of these, or install the version that you want.",
             )
         return cls(version)

@@ -133,6 +133,9 @@ def test_the_suite_from_python_takes_the_version(later: None, tmp_path: Path) ->
     assert '<dd class="note">note, an error from 0.2 on</dd>' in verdict.write(tmp_path / "report.html").read_text()
     with pytest.raises(InputError, match=r"^rules=: "):
         judge(path, tokenizer="spm-v3", rules="0.9")
+    number: Any = 0.1
+    with pytest.raises(InputError, match=r'^rules=: 0\.1 .* expected a text, such as "0\.1"'):
+        judge(path, tokenizer="spm-v3", rules=number)
 
 
 @pytest.mark.parametrize("command", ["--rules 0.1", "--mistral-rules=0.1"])
