@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 # is imported, and inherited by every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# A worker that inherits it holds a third less memory: glibc has arenas for threads that are gone, such as those of a
+# tokenizer, and gives little of them back.
+os.environ["MALLOC_ARENA_MAX"] = "1"
+
 # Hundreds of tests import this package anew, in this process or another one, and each would compile it again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

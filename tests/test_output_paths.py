@@ -25,6 +25,7 @@ NO_PATHS = {
     ("audit", "--time-limit"),
     ("rules", "ids"),
     ("rules", "--search"),
+    *((verb, "--rules") for verb in ("check", "audit", "verify", "smoke", "serve-check")),
     *((verb, option) for verb in ("import", "stats") for option in ("--lossy", "--dataset")),
     ("chat", "--prompt"),
     ("chat", "--system"),
