@@ -399,10 +399,11 @@ class Finding:
 
     def __post_init__(self) -> None:
         """Take severity and version of the rule, if none is given."""
-        if not self.severity:
-            object.__setattr__(self, "severity", RULES[self.rule].severity)
-        if not self.since:
-            object.__setattr__(self, "since", RULES[self.rule].since)
+        if self.severity and self.since:
+            return
+        rule = RULES[self.rule]
+        object.__setattr__(self, "severity", self.severity or rule.severity)
+        object.__setattr__(self, "since", self.since or rule.since)
 
     @property
     def is_raised(self) -> bool:

@@ -262,6 +262,8 @@ class Session:
     @property
     def remarks_on_upgrade(self) -> list[str]:
         """A line on the rules that have changed since the last green run; empty if none has, or none was green."""
+        if self.last_green == __version__:
+            return []  # no upgrade: a run from the cache does without the tables of all rules
         changes = changes_since(self.last_green, (found for outcome in self.outcomes for found in outcome.findings))
         return [f"since the last green run, with version {self.last_green}: {changes}"] if changes else []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from abc import ABC, abstractmethod
@@ -10,13 +9,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pytest_mistral_lora.chat.reading import is_folder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.files import source_files
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.programs.registry import TRAINERS_GROUP, Registry
+from pytest_mistral_lora.programs.registry import TRAINERS_GROUP, Registry, loaded
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -104,8 +103,7 @@ class Importer(ABC):
         if not self.recognises(config):
             return None
         base, file = self.base_of(config), shlex.quote(str(path))
-        # unlike that of a Path, it is False for a name that is too long
-        is_here = base is not None and os.path.isdir(base)  # noqa: PTH112
+        is_here = base is not None and is_folder(base)
         tokenizer = shlex.quote(base) if base is not None and is_here else "PATH"
         named = "" if base is None or is_here else f", with the folder of {base:.80} as PATH"
         judged = f"mistral-lora audit --runner {runner} --config {file} --tokenizer {tokenizer}"
@@ -122,14 +120,7 @@ def importers() -> Mapping[str, Importer]:
     # of any kind: `formats` knows nothing of a trainer but where its importer is
     trainers = Registry(TRAINERS_GROUP, "trainer", object)
     places = {name: getattr(trainers[name], "importer", "") for name in trainers.ours}
-    return {name: _loaded(place) for name, place in places.items() if place}
-
-
-def _loaded(place: str) -> Importer:
-    found = resolve_name(place)
-    if not isinstance(found, Importer):
-        raise InputError(f"{place} is a {type(found).__name__}", expected="an Importer")
-    return found
+    return {name: loaded(place, Importer) for name, place in places.items() if place}  # type: ignore[type-abstract]
 
 
 def may_declare(path: Path) -> bool:

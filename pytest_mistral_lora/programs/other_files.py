@@ -10,7 +10,6 @@ An entry of the table names a file by its keys, or by its name and its lines:
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import tomllib
@@ -21,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.reading import is_folder
 from pytest_mistral_lora.programs.registry import own_field
 
 
@@ -62,8 +62,7 @@ class OtherFile:
     def step_for(self, text: str) -> str:
         """Return the next step for a text, with the folder that it names if this machine has it."""
         found = re.search(self.folder, text, re.MULTILINE) if self.folder else None
-        # unlike that of a Path, it is False for a name that is too long
-        is_here = found is not None and os.path.isdir(found[1])  # noqa: PTH112
+        is_here = found is not None and is_folder(found[1])
         return self.step.replace("FOLDER", shlex.quote(found[1])) if found and is_here else self.step
 
 

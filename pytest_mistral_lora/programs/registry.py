@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from pytest_mistral_lora.chat.rows import imported
 from pytest_mistral_lora.errors import EntryPointError, InputError
 
 Kind = TypeVar("Kind")
@@ -132,8 +133,9 @@ class Registry(Mapping[str, Kind]):
         return self._imported(points[0])
 
     def of_this_package(self) -> Iterator[Kind]:
-        """Yield each object of this package; nothing of another package is imported."""
-        yield from (self[name] for name in self.ours)
+        """Yield each object of this package. No metadata is read: the judge asks for these in each part of a file."""
+        yield from map(self._imported, own_points(self._group))
+        yield from self.general.values()
 
     def _imported(self, point: EntryPoint) -> Kind:
         try:
@@ -151,5 +153,18 @@ class Registry(Mapping[str, Kind]):
         return found
 
 
+def loaded(place: str, kind: type[Kind]) -> Kind:
+    """Return the object that a program names as `module:object`.
+
+    Raises:
+        InputError: If it is of another kind.
+        ImportError: If the module is missing, or a library that it needs.
+    """
+    found = imported(place)
+    if not isinstance(found, kind):
+        raise InputError(f"{place} is a {type(found).__name__}", expected=f"an object of the class {kind.__name__}")
+    return found
+
+
 def _owner(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else "an unknown package"
+    return point.dist.name if point.dist else "this package"

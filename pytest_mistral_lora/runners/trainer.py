@@ -7,12 +7,11 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Self
 
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RunnerError, did_you_mean
 from pytest_mistral_lora.programs.fixes import fixes_in
-from pytest_mistral_lora.programs.registry import TRAINERS_GROUP, Registry
+from pytest_mistral_lora.programs.registry import TRAINERS_GROUP, Registry, loaded
 from pytest_mistral_lora.runners.configuration import Configuration, Keys, Reading, safe_configuration
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 
@@ -164,10 +163,7 @@ class Trainer:
 
         if not self.exporter:
             raise InputError(f"no export of a run is known for {self.title}")
-        found = resolve_name(self.exporter)
-        if not isinstance(found, Bridge):
-            raise InputError(f"{self.exporter} is a {type(found).__name__}", expected="a Bridge")
-        return found
+        return loaded(self.exporter, Bridge)
 
 
 TRAINERS = Registry(TRAINERS_GROUP, "trainer", Trainer)

@@ -8,7 +8,6 @@ A deviation itself, what it changes, is in `chat.templates.deviations` (of promp
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Literal, get_args
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from pytest_mistral_lora.chat.reading import opened
+from pytest_mistral_lora.chat.reading import read_toml
 from pytest_mistral_lora.errors import EntryPointError
 from pytest_mistral_lora.places import Place
 
@@ -31,13 +30,7 @@ def deviations_in(file: Path) -> Mapping[str, Mapping[str, SpecifierSet]]:
     Raises:
         EntryPointError: If it cannot be read, is no TOML, or has an unknown section or versions that pip does not know.
     """
-    try:
-        with opened(file) as data:
-            sections = tomllib.load(data)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EntryPointError(f"not valid TOML: {error}", place=str(file)) from error
-    except OSError as error:
-        raise EntryPointError(f"cannot be read: {error.strerror}", place=str(file)) from error
+    sections = read_toml(file, EntryPointError)
     found: dict[str, dict[str, SpecifierSet]] = {}
     for section, versions in sections.items():
         if section not in get_args(DeviationsOf) or not isinstance(versions, dict):

@@ -164,21 +164,6 @@ class ChatStream(Form):
     events: PerToken[ChatPart]
 
 
-class TokenLogprobs(Form):
-    """The log-probabilities of a completion."""
-
-    token_logprobs: PerToken[Number | None] | None = None
-
-
-class TextChoice(Form):
-    """One of the completions of a prompt."""
-
-    token_ids: Ids
-    text: str = ""
-    finish_reason: str | None = None
-    logprobs: TokenLogprobs | None = None
-
-
 _F = TypeVar("_F", bound=Form)
 
 

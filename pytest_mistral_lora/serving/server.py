@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pytest_mistral_lora.chat.rows import Row, require_chat
 from pytest_mistral_lora.errors import InputError, shortened
 from pytest_mistral_lora.programs.fixes import fixes_in
+from pytest_mistral_lora.programs.registry import loaded
 from pytest_mistral_lora.serving.answers import (
     LISTED,
     ServedAnswer,
@@ -283,10 +283,7 @@ class Server:
 
         if not self.exporter:
             raise InputError(f"no export of a model is known for {self.title}")
-        found = resolve_name(self.exporter)
-        if not isinstance(found, ServerExport):
-            raise InputError(f"{self.exporter} is a {type(found).__name__}", expected="a ServerExport")
-        return found
+        return loaded(self.exporter, ServerExport)
 
     def remark_on_merged(self, folder: Path) -> str:
         """Return what to know of a merged model before this kind of server gets it, as a sentence; empty for nothing.

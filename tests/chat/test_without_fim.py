@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from package_copy import PACKAGE, ROOT, copied_without, run_in, run_tests_in
 
-import pytest_mistral_lora
-
-FOLDER = Path(pytest_mistral_lora.__file__).parent
-ROOT = Path(__file__).parents[2]
 OF_FIM = (
     "chat/kinds/fim",
     "formats/fill_in_the_middle.py",
@@ -80,12 +73,7 @@ OTHER_TESTS = (
 def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a folder with a copy of the package without fill-in-the-middle. No module of the rest is edited."""
     folder = tmp_path_factory.mktemp("without")
-    copy = folder / FOLDER.name
-    shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("__pycache__", "goldens"))
-    (folder / "goldens").symlink_to(ROOT / "goldens")
-    for name in OF_FIM:
-        path = copy / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    copy = copied_without(folder, *OF_FIM)
     for subject, numbers in RULES_OF_FIM.items():
         table = copy / "conformance" / "rules" / f"{subject}.toml"
         sections = re.split(r"(?m)^(?=\[ML)", table.read_text(encoding="utf-8"))
@@ -96,17 +84,11 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
-
-
 def test_the_rest_of_the_package_does_without_the_kind(without: Path) -> None:
-    done = run(without, "-c", CODE)
+    done = run_in(without, "-c", CODE)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["file"] == str(without / FOLDER.name / "__init__.py")
+    assert found["file"] == str(without / PACKAGE.name / "__init__.py")
     assert found["kinds"] == ["conversation", "pair", "unpaired"]
     assert "fim" not in found["formats"]
     assert (found["ids"], found["same"]) == ([1, 3, 16127, 4, 23325, 2], True)
@@ -116,13 +98,11 @@ def test_the_rest_of_the_package_does_without_the_kind(without: Path) -> None:
 
 @pytest.mark.slow
 def test_the_other_tests_pass_without_the_kind(without: Path) -> None:
-    (without / "test_copy.py").write_text(
-        "import pytest_mistral_lora\nfrom pytest_mistral_lora.chat.kinds.registry import KINDS\n\n\n"
-        "def test_the_copy_is_tested():\n"
-        f"    assert pytest_mistral_lora.__file__ == {str(without / FOLDER.name / '__init__.py')!r}\n"
+    of_kinds = without / "test_kinds.py"
+    of_kinds.write_text(
+        "from pytest_mistral_lora.chat.kinds.registry import KINDS\n\n\n"
+        "def test_the_kind_is_not_there():\n"
         "    assert 'fim' not in KINDS\n"
     )
-    settings = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider", "-q")
-    tests = [str(ROOT / name) for name in OTHER_TESTS]
-    done = run(without, "-m", "pytest", *settings, str(without / "test_copy.py"), *tests)
+    done = run_tests_in(without, [str(of_kinds), *(str(ROOT / name) for name in OTHER_TESTS)])
     assert done.returncode == 0, done.stdout[-4000:]

@@ -165,6 +165,8 @@ def test_two_of_one_name_are_an_error_if_the_name_is_used(install: Install) -> N
     with pytest.raises(InputError, match="2 packages have a kind of server 'vllm': this package, first"):
         SERVERS["vllm"]
     assert SERVERS["llamacpp"].name == "llamacpp"
+    # the judge asks for its own, whoever else has a name of them
+    assert [server.name for server in SERVERS.of_this_package()] == [*SERVERS.ours]
 
 
 def test_the_list_of_environments_names_one_that_does_not_import(install: Install, capsys: Capture) -> None:

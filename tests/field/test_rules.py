@@ -2,19 +2,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from package_copy import PACKAGE, copied_without, run_in
 
-import pytest_mistral_lora
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.programs import registry
 from pytest_mistral_lora.programs.rules import rule_files
 
-ROOM = Path(pytest_mistral_lora.__file__).parent / "field" / "rules"
+ROOM = PACKAGE / "field" / "rules"
 
 CODE = """
 import json
@@ -51,23 +48,15 @@ def test_a_rule_in_two_files_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="module")
-def without(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Returns what runs Python in a folder with a copy of the package without the room."""
+def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a copy of the package without the room."""
     folder = tmp_path_factory.mktemp("without")
-    copy = folder / "pytest_mistral_lora"
-    shutil.copytree(ROOM.parents[1], copy, ignore=shutil.ignore_patterns("__pycache__", "field", "goldens"))
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *words]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-    return run
+    copied_without(folder, "field")
+    return folder
 
 
-def test_without_the_room_there_is_no_rule_about_a_program(
-    without: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    done = without("-c", CODE)
+def test_without_the_room_there_is_no_rule_about_a_program(without: Path) -> None:
+    done = run_in(without, "-c", CODE)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["known"], found["named"], "ML657" in found["ids"]) == (False, [], False)
@@ -75,25 +64,21 @@ def test_without_the_room_there_is_no_rule_about_a_program(
     assert (found["number"], "ML657" in of_programs) == (len(RULES) - len(of_programs), True)
 
 
-def test_without_the_room_a_finding_has_the_fix_of_its_rule_alone(
-    without: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_without_the_room_a_finding_has_the_fix_of_its_rule_alone(without: Path, tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
     ids = [1, 3, 16127, 4, 23325, 2]
     file = tmp_path / "encoded.jsonl"
     file.write_text(json.dumps({**row, "input_ids": ids, "labels": ids}) + "\n")
     words = ("-m", "pytest_mistral_lora.cli", "audit", str(file), "--tokenizer", "spm-v3")
-    done = without(*words)
+    done = run_in(without, *words)
     lines = done.stdout.splitlines()
     at = lines.index(f"  fix:      {RULES['ML543'].fix}")
     assert (done.returncode, done.stderr, lines[at + 1]) == (1, "", "")
-    done = without(*words, "--json")
+    done = run_in(without, *words, "--json")
     assert json.loads(done.stdout.splitlines()[-1])["summary"]["fixes"] == {}
 
 
-def test_without_the_room_an_unknown_runner_is_named_with_what_is_left(
-    without: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    done = without("-m", "pytest_mistral_lora.cli", "audit", "--runner", "nope", "--tokenizer", "spm-v3")
+def test_without_the_room_an_unknown_runner_is_named_with_what_is_left(without: Path) -> None:
+    done = run_in(without, "-m", "pytest_mistral_lora.cli", "audit", "--runner", "nope", "--tokenizer", "spm-v3")
     assert (done.returncode, done.stdout) == (2, "")
     assert "'nope' is not a runner; expected the path of a script (*.py)" in done.stderr

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from package_copy import PACKAGE, ROOT, copied_without, run_in, run_tests_in
 
-import pytest_mistral_lora
 from pytest_mistral_lora.cli import main
 
-FOLDER = Path(pytest_mistral_lora.__file__).parent
-ROOT = Path(__file__).parents[2]
 CODE = """
 import contextlib, importlib, io, json, pkgutil, sys
 import pytest_mistral_lora
@@ -61,25 +55,18 @@ MARKED = "not real and not gallery and not slow and not vllm and not browser"
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a copy of the package without `field`. No module of the rest is edited."""
+    """Return a folder with a copy of the package without `field`."""
     folder = tmp_path_factory.mktemp("without")
-    shutil.copytree(FOLDER, folder / FOLDER.name, ignore=shutil.ignore_patterns("__pycache__", "goldens", "field"))
-    (folder / "goldens").symlink_to(ROOT / "goldens")
+    copied_without(folder, "field")
     (folder / "rows.jsonl").write_text(json.dumps(ROWS) + "\n")
     return folder
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
-
-
 def test_the_judge_knows_no_program_and_judges_as_before(without: Path) -> None:
-    done = run(without, "-c", CODE)
+    done = run_in(without, "-c", CODE)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert found["file"] == str(without / FOLDER.name / "__init__.py")
+    assert found["file"] == str(without / PACKAGE.name / "__init__.py")
     assert (found["trainers"], found["servers"], found["faults"]) == ([], ["openai"], [])
     assert "ML543" in found["rules"]
     assert not {"ML426", "ML427", "ML657", "ML915", "ML920", "ML023"} & {*found["rules"]}
@@ -95,15 +82,8 @@ def _has_tests(path: Path) -> bool:
 
 @pytest.mark.slow
 def test_the_tests_of_the_judge_and_the_trainer_pass(without: Path) -> None:
-    (without / "test_copy.py").write_text(
-        "import pytest_mistral_lora\n\n\n"
-        "def test_the_copy_is_tested():\n"
-        f"    assert pytest_mistral_lora.__file__ == {str(without / FOLDER.name / '__init__.py')!r}\n"
-    )
-    settings = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider", "-q", "-n", "2")
     chosen = [
         str(path) for path in sorted((ROOT / "tests").iterdir()) if path.stem not in OF_FIELD and _has_tests(path)
     ]
-    marked = f"({MARKED}) and not of_field"
-    done = run(without, "-m", "pytest", *settings, "-m", marked, str(without / "test_copy.py"), *chosen)
+    done = run_tests_in(without, chosen, "-n", "2", "-m", f"({MARKED}) and not of_field")
     assert done.returncode == 0, done.stdout[-8000:]

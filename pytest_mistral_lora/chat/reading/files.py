@@ -9,6 +9,7 @@ import re
 import stat
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -239,6 +240,30 @@ def read_json(path: Path) -> Any:
         InputError: As for `read_bounded` and `parse_json`.
     """
     return parse_json(read_bounded(path), path)
+
+
+def is_folder(name: str) -> bool:
+    """Return whether a text of a file names a folder of this machine; False for a name that no file system has."""
+    return os.path.isdir(name)  # noqa: PTH112, Path raises for a name that is too long
+
+
+def read_toml(path: Path, error: type[InputError] = InputError) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        path: The file.
+        error: The class of the error.
+
+    Raises:
+        InputError: If it cannot be read, or is not TOML in UTF-8.
+    """
+    try:
+        with opened(path) as file:
+            return tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
+        raise error(f"not valid TOML: {reason}", place=str(path)) from reason
+    except OSError as reason:
+        raise error(f"cannot be read: {reason.strerror}", place=str(path)) from reason
 
 
 def opened(path: Path) -> BufferedReader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
@@ -11,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pytest_mistral_lora.chat.reading import opened
+from pytest_mistral_lora.chat.reading import read_toml
 from pytest_mistral_lora.errors import InputError, did_you_mean, short_json
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.programs.facts.entries import Fact, Program, Works
@@ -122,13 +121,7 @@ def read_facts(path: Path) -> Program:
     Raises:
         InputError: If it cannot be read or is not TOML, or a value is wrong; with file, fact and field.
     """
-    try:
-        with opened(path) as file:
-            data = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"not valid TOML: {error}", place=str(path)) from error
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
+    data = read_toml(path)
     try:
         program = Program.model_validate(data)
     except ValidationError as error:

@@ -6,7 +6,22 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pytest_mistral_lora.serving.forms import MOST, Form, TextChoice
+from pytest_mistral_lora.serving.forms import MOST, Form, Ids, Number, PerToken
+
+
+class TokenLogprobs(Form):
+    """The log-probabilities of a completion."""
+
+    token_logprobs: PerToken[Number | None] | None = None
+
+
+class TextChoice(Form):
+    """One of the completions of a prompt."""
+
+    token_ids: Ids
+    text: str = ""
+    finish_reason: str | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 class TextCompletions(Form):

@@ -38,7 +38,7 @@ def _refuse_described_code(reading: Reading) -> None:
         return
     described = Path(folder, "dataset_info.json")
     try:
-        info = parse_json(read_bounded(described), described) if os.path.isfile(described) else {}  # noqa: PTH113
+        info = parse_json(read_bounded(described), described) if _has_descriptions(Path(folder)) else {}
     except InputError as error:
         raise RunnerError(error.found, place=error.place) from error
     names = data.get("dataset") or ""
@@ -60,8 +60,7 @@ def _beside(data: Mapping[str, Any], file: Path) -> dict[str, str]:
 
 
 def _has_descriptions(folder: Path) -> bool:
-    # unlike that of a Path, it is False for a name that is too long
-    return os.path.isfile(folder / "dataset_info.json")  # noqa: PTH113
+    return os.path.isfile(folder / "dataset_info.json")  # noqa: PTH113, Path raises for a name that is too long
 
 
 _CONFIGS = {"dpo": "llamafactory-pairs", "rm": "llamafactory-pairs", "kto": "llamafactory-rated"}
