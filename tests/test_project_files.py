@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import try_wheel
 import yaml
 from forked import run_forked
 
@@ -89,6 +90,44 @@ def test_a_release_is_published_without_a_password_and_by_one_job_alone() -> Non
     assert "secrets." not in (GITHUB / "workflows" / "release.yml").read_text(encoding="utf-8")
     steps = " ".join(str(step) for step in jobs["build"]["steps"])
     assert all(word in steps for word in ("python -m build", "twine check --strict", "attest-build-provenance"))
+
+
+def test_a_release_that_is_started_by_hand_publishes_nothing_unless_it_is_asked_to() -> None:
+    loaded = workflow("release")
+    assert loaded[True]["workflow_dispatch"]["inputs"]["dry_run"] | {"description": ""} == {
+        "description": "",
+        "type": "boolean",
+        "default": True,
+    }
+    condition = "github.event_name == 'push' || !inputs.dry_run"
+    build, publish = loaded["jobs"]["build"], loaded["jobs"]["publish"]
+    assert publish["if"] == condition
+    # what is published has a tag, also by hand
+    assert [step["if"] for step in build["steps"] if "GITHUB_REF_NAME" in step.get("run", "")] == [condition]
+    assert build["env"]["MISTRAL_LORA_REPOSITORY"] == "${{ github.server_url }}/${{ github.repository }}"
+    local = ConfigParser()
+    local.read(ROOT / "tox.ini", encoding="utf-8")
+    ours = [
+        step["run"] for step in build["steps"] if re.match(r"python (-m build|-m twine|scripts/)", step.get("run", ""))
+    ]
+    commands = local["testenv:release"]["commands"]
+    for run in ours:
+        words = run.removeprefix("python -m ").removeprefix("python ").split()
+        assert f"{words[0]} {words[1]}" in commands if words[0] == "twine" else words[0] in commands, run
+    assert len(ours) == 3
+
+
+def test_the_lines_of_the_readme_are_tried_with_the_wheel(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    wheel = tmp_path / "a wheel.whl"
+    full, light = (try_wheel.with_wheel(line, wheel) for line in try_wheel.readme_lines(readme))
+    assert shlex.split(full)[:3] == ["pip", "install", f"{wheel}[train]"]
+    assert shlex.split(light)[:3] == ["pip", "install", str(wheel)]
+    with pytest.raises(ValueError, match="installs no clone"):
+        try_wheel.with_wheel("pip install x && pytest --mistral-golden", wheel)
+    page = (ROOT / "docs" / "guard.md").read_text(encoding="utf-8")
+    assert "-100" in try_wheel.guard_lines(page, is_sound=False)
+    assert "-100" not in try_wheel.guard_lines(page, is_sound=True)
 
 
 def test_classifiers_tox_and_ci_name_the_same_versions_of_python() -> None:
