@@ -126,16 +126,24 @@ def test_a_scrubbed_row_has_the_finding_and_no_text_or_folder(folder: Path, mist
     assert content.startswith("Xxxxx [INST] xxxxxx xx, \x1b[00x xx xx_")
 
 
+def test_a_scrubbed_row_of_another_format_has_the_finding(tmp_path: Path, mistral_lora: RunVerb) -> None:
+    talk = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "Before [INST], in Bergen."}]
+    (tmp_path / "talks.json").write_text(json.dumps([{"conversations": talk}]))
+    words = ("check", "talks.json", "--tokenizer", "spm-v3", "--report", "report.json")
+    assert mistral_lora(*words, folder=tmp_path).returncode == 0
+    done = mistral_lora("report-false-alarm", "ML612", "--from", "report.json", "--scrub", folder=tmp_path)
+    assert "the scrubbed row alone still has ML612" in done.stdout
+    assert "Bergen" not in (tmp_path / "false-alarm-ML612.json").read_text()
+
+
 def test_scrubbed_ids_have_the_finding(encoded_folder: Path, mistral_lora: RunVerb) -> None:
     words = ("ML546", "--from", "report.json", "--scrub")
     done = mistral_lora("report-false-alarm", *words, folder=encoded_folder)
     assert "the scrubbed row alone still has ML546" in done.stdout
     found = alarm(encoded_folder, "ML546")
-    before = json.loads((encoded_folder / "encoded.jsonl").read_text())
-    assert len(found["row"]["input_ids"]) == len(before["input_ids"])
     assert found["row"]["labels"][-1] == -100
-    oracle = Oracle(shipped_tokenizer("spm-v3"))
-    assert {*oracle.decode(found["row"]["input_ids"]).split()} == {"x"}
+    decoded = Oracle(shipped_tokenizer("spm-v3")).decode(found["row"]["input_ids"])
+    assert decoded.split() == ["Xxxxx", "xx", "Xxxxx?", "Xx", "Xxxxxx."]
     assert "Paris" not in (encoded_folder / "false-alarm-ML546.json").read_text()
     # the fault is in the file as it is sent
     assert "ML546" in {finding.rule for finding in audit([found["row"]], tokenizer="spm-v3").findings}

@@ -43,8 +43,9 @@ Name the finding as it is printed, by the id of its rule and, if there are sever
 of `mistral-lora check --report FILE.json`, `audit --report FILE.json` or `pytest --mistral-report FILE.json`.
 
 With --scrub, each letter of the row becomes x and each digit 0. Lengths, spaces, punctuation, roles and control tokens
-stay, so that most findings do, too; names of tools and arguments become other names, and paths their last part. In
-encoded rows, each run of tokens of text becomes as many tokens of "x x x". Look through the file before you send it."""
+stay, so that most findings do, too; names of tools and arguments become other names, and paths their last part. An
+encoded row becomes the encoding of its scrubbed messages, with the same differences from mistral-common.
+Look through the file before you send it."""
 
 
 def _is_earlier(file: Path) -> bool:
@@ -186,7 +187,8 @@ class FalseAlarm:
 
     def _candidates(self, row: Mapping[str, Any]) -> Iterator[Any]:
         """Yield the row as it is written, and without more of it for a finding that the first may have lost."""
-        from pytest_mistral_lora.report.scrubbed import IdScrubber, Scrubber
+        from pytest_mistral_lora.report.scrubbed import Scrubber
+        from pytest_mistral_lora.report.scrubbed_ids import IdScrubber
 
         if not self.scrub:
             yield dict(row)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from itertools import count, groupby
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -34,25 +33,22 @@ _LETTERS = {
 }
 """The letter that stands for every letter of a script, by the first word of the names of its letters."""
 
-_KEPT_VALUES = frozenset({"role", "type", "format", "$schema", "reasoning_effort", "weight", "strict", "index"})
+_KEPT_VALUES = frozenset({"role", "type", "format", "$schema", "reasoning_effort", "weight", "strict", "index", "from"})
 """Keys whose values are words or numbers of the format, and not of a user."""
 _NAMES = frozenset({"name", "id", "tool_call_id", "required", "enum"})
 """Keys whose values are names: equal ones stay equal, and different ones stay different."""
 _OF_ROWS = (
-    *("messages", "prompt", "completion", "chosen", "rejected", "suffix", "label", "conversations", "from", "value"),
+    *("messages", "prompt", "completion", "chosen", "rejected", "suffix", "label", "conversations", "value"),
     *("instruction", "input", "output", "content", "text", "thinking", "closed", "tools", "tool_calls", "function"),
     *("arguments", "parameters", "response_format", "json_schema", "schema", "chat_template_kwargs"),
 )
-_OF_SCHEMAS = ("properties", "description", "items", "anyOf", "oneOf", "allOf", "additionalProperties", "default")
+_OFSCHEMAS = ("properties", "description", "items", "anyOf", "oneOf", "allOf", "additionalProperties", "default")
 _LIMITS = ("minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems", "uniqueItems")
-_KNOWN_KEYS = frozenset((*_OF_ROWS, *_OF_SCHEMAS, *_LIMITS)) | _KEPT_VALUES | _NAMES
-_SCHEMAS = frozenset({"tools", "response_format"})
-_IDS = re.compile(r"(?:^|_)(?:input_ids|prompt_ids|chosen_ids|rejected_ids|labels)$|_input_ids$|_labels$")
-_PER_TOKEN = re.compile(r"(?:mask|position_ids|seq_lengths|cu_seqlens|sequence_ids|seq_idx|loss_weights|length)$")
-_MESSAGES = ("messages", "prompt", "chosen", "rejected", "tools")
-_TEXTS = ("content", "text", "thinking")
-_WORD = "x"
-_Part: TypeAlias = Literal["row", "schema", "private"]
+_KNOWN_KEYS = frozenset((*_OF_ROWS, *_OFSCHEMAS, *_LIMITS)) | _KEPT_VALUES | _NAMES
+SCHEMAS = frozenset({"tools", "response_format"})
+"""Keys whose values have a schema, in which numbers and types stay."""
+Part: TypeAlias = Literal["row", "schema", "private"]
+"""What a value belongs to: in a schema, numbers and types stay; what is private has no word of the format."""
 
 
 class Scrubber:
@@ -88,37 +84,37 @@ class Scrubber:
 
     def row(self, row: Any) -> Any:
         """Return a record of chat rows without its texts."""
-        return self._value(row, "", "row")
+        return self.value(row, "", "row")
 
-    def _value(self, value: Any, key: str, part: _Part) -> Any:
+    def value(self, value: Any, key: str, part: Part) -> Any:
         """Return a value without its texts.
 
         Args:
             value: The value.
             key: The key of the mapping that it stands in, or that its list stands in.
-            part: What it belongs to: in a schema, numbers and types stay; what is private has no word of the format.
+            part: What it belongs to.
         """
         if isinstance(value, dict):
-            return dict(self._item(name, item, key, part) for name, item in value.items())
+            return dict(self.item(name, item, key, part) for name, item in value.items())
         if isinstance(value, list):
-            return [self._value(item, key, part) for item in value]
+            return [self.value(item, key, part) for item in value]
         if value is None or isinstance(value, bool) or (part != "private" and key in _KEPT_VALUES):
             return value
         if isinstance(value, str):
             return self._string(value, key, part)
         return value if part == "schema" else _scrubbed_number(value)
 
-    def _item(self, name: str, value: Any, key: str, part: _Part) -> tuple[str, Any]:
-        """Return an item of the mapping at `key`."""
+    def item(self, name: str, value: Any, key: str, part: Part) -> tuple[str, Any]:
+        """Return an item of the mapping at `key`, whose name stays if it is a word of the format."""
         if part == "schema" and key == "properties":
-            return self.name(name), self._value(value, "", part)
+            return self.name(name), self.value(value, "", part)
         if part == "private" or name not in _KNOWN_KEYS:
-            return self.name(name), self._value(value, "", "private")
+            return self.name(name), self.value(value, "", "private")
         if name == "arguments" and isinstance(value, dict):
-            return name, self._value(value, "", "private")
-        return name, self._value(value, name, "schema" if name in _SCHEMAS else part)
+            return name, self.value(value, "", "private")
+        return name, self.value(value, name, "schema" if name in SCHEMAS else part)
 
-    def _string(self, value: str, key: str, part: _Part) -> str:
+    def _string(self, value: str, key: str, part: Part) -> str:
         if part != "private" and key in _NAMES:
             return self.name(value)
         if key == "arguments":
@@ -127,86 +123,8 @@ class Scrubber:
             except ValueError:
                 return self.text(value)
             if isinstance(parsed, dict):
-                return json.dumps(self._value(parsed, "", "private"), ensure_ascii=False)
+                return json.dumps(self.value(parsed, "", "private"), ensure_ascii=False)
         return self.text(value)
-
-
-class IdScrubber(Scrubber):
-    """Replaces the texts of one encoded row.
-
-    Each run of tokens of text becomes as many tokens of `x x x`, and each message a text of as many tokens as it has.
-    Control tokens, lengths, masks and the places of labels stay. Columns that are unknown are left out.
-    """
-
-    def __init__(self, oracle: Oracle) -> None:
-        """Begin a row of the tokenizer that made its ids."""
-        super().__init__(oracle)
-        self._oracle = oracle
-
-    def encoded(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the record without its texts: with its messages, if it has some, and with its ids alone."""
-        found: dict[str, Any] = {}
-        for key, value in row.items():
-            if _IDS.search(key) and _are_integers(value):
-                ids = row.get(key.replace("labels", "input_ids"))
-                found[key] = self._labels(value, ids) if "labels" in key and _are_integers(ids) else self._ids(value)
-            elif (key == "label" or _PER_TOKEN.search(key)) and _has_numbers_alone(value):
-                found[key] = value
-        messages = {key: self._counted(row[key], key) for key in _MESSAGES if key in row}
-        if messages:
-            yield {**messages, **found}
-        yield found
-
-    def _ids(self, ids: Sequence[int]) -> list[int]:
-        found: list[int] = []
-        for is_text, run in groupby(ids, self._is_text):
-            tokens = [*run]
-            found += self._filler(len(tokens)) if is_text else tokens
-        return found
-
-    def _labels(self, labels: Sequence[int], ids: Sequence[int]) -> list[int]:
-        """Return labels for scrubbed ids: a label that is the id beside it, or that of a neighbour, is so again."""
-        new = self._ids(ids)
-        found = []
-        for at, label in enumerate(labels):
-            near = (other for other in (at, at + 1, at - 1) if 0 <= other < len(ids) and ids[other] == label)
-            other = next(near, None)
-            if not self._is_text(label):
-                found.append(label)
-            else:
-                found.append(new[other] if other is not None else self._filler(1)[0])
-        return found
-
-    def _is_text(self, token: int) -> bool:
-        return 0 <= token < self._oracle.vocab_size and token not in self._oracle.markers
-
-    def _filler(self, tokens: int) -> list[int]:
-        """Return the ids of `x x x`, as many as asked for."""
-        ids = [*self._oracle.encode_text(" ".join([_WORD] * tokens))]
-        return ids if len(ids) == tokens else [ids[-1]] * tokens
-
-    def _counted(self, value: Any, key: str) -> Any:
-        """Return messages whose texts have as many tokens as before; everything else as in a chat row."""
-        if isinstance(value, list) and key not in _SCHEMAS:
-            return [self._counted(item, key) for item in value]
-        if isinstance(value, dict) and key not in _SCHEMAS:
-            return {
-                name: self._counted(item, name) if name in _TEXTS else self._item(name, item, key, "row")[1]
-                for name, item in value.items()
-            }
-        if isinstance(value, str) and key in (*_TEXTS, *_MESSAGES):
-            return " ".join([_WORD] * len(self._oracle.encode_text(value)))
-        return self._value(value, key, "schema" if key in _SCHEMAS else "row")
-
-
-def _are_integers(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int for item in value)
-
-
-def _has_numbers_alone(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_has_numbers_alone, value))
-    return value is None or isinstance(value, bool | int | float)
 
 
 def _letters(number: int) -> str:

@@ -7,12 +7,15 @@ import json
 import re
 from typing import Any
 
+import pytest
 from hypothesis import given
 
+from pytest_mistral_lora import audit
 from pytest_mistral_lora.chat.kinds.records import parse_rows
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.report import scrubbed
-from pytest_mistral_lora.report.scrubbed import IdScrubber, Scrubber
+from pytest_mistral_lora.report.scrubbed import Scrubber
+from pytest_mistral_lora.report.scrubbed_ids import IdScrubber
 from pytest_mistral_lora.strategies import rows
 
 CALL = {
@@ -115,22 +118,77 @@ def test_no_word_of_a_row_is_left_and_its_shape_stays(row: dict[str, Any]) -> No
             ] or (scrubbed._LIKE_CONTROL.search(before["content"]))
 
 
-def test_ids_keep_their_control_tokens_lengths_and_labels() -> None:
-    oracle = Oracle(shipped_tokenizer("spm-v3"))
-    messages = [
+@pytest.fixture(scope="module", params=["spm-v1", "spm-v3", "tekken-240911"])
+def oracle(request: pytest.FixtureRequest) -> Oracle:
+    return Oracle(shipped_tokenizer(request.param))
+
+
+def encoded(oracle: Oracle, row: dict[str, Any]) -> dict[str, Any]:
+    made = oracle.encode(row)
+    return {"input_ids": [*made.input_ids], "labels": [*(made.labels or ())]}
+
+
+CHAT = {
+    "messages": [
         {"role": "user", "content": "What is the capital of France?"},
-        {"role": "assistant", "content": "Paris."},
+        {"role": "assistant", "content": "Paris, on the Seine."},
+        {"role": "user", "content": "And of Norway?"},
+        {"role": "assistant", "content": "Oslo."},
     ]
-    encoded = oracle.encode({"messages": messages})
-    ids, labels = [*encoded.input_ids], [*encoded.labels]
-    given_row = {"messages": messages, "input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)}
-    whole, alone = IdScrubber(oracle).encoded({**given_row, "text": "What is", "source": ["Wikipedia"]})
-    assert alone.keys() == {"input_ids", "labels", "attention_mask"}
-    assert (len(whole["input_ids"]), whole["labels"].count(-100)) == (len(ids), labels.count(-100))
-    again = oracle.encode({"messages": whole["messages"]})
-    assert (whole["input_ids"], whole["labels"]) == ([*again.input_ids], [*again.labels])
-    assert {"What", "Paris", "capital"}.isdisjoint(texts_in(whole))
-    # labels that are shifted stay shifted
-    shifted = {"input_ids": ids, "labels": [*labels[1:], -100]}
-    [row] = IdScrubber(oracle).encoded(shifted)
-    assert row["labels"] == [*whole["labels"][1:], -100]
+}
+
+
+@pytest.mark.parametrize("has_messages", [True, False])
+def test_a_sound_encoded_row_is_sound_without_its_texts(has_messages: bool, oracle: Oracle) -> None:
+    rows_of = [CHAT, *([{key: CALL[key] for key in ("messages", "tools")}] if oracle.tool_calls_id else [])]
+    for row in rows_of:
+        ids = encoded(oracle, row)
+        mask = {"attention_mask": [1] * len(ids["input_ids"]), "text": "What is", "source": ["Wikipedia"]}
+        moved, *others = IdScrubber(oracle).encoded({**(row if has_messages else {}), **ids, **mask})
+        assert moved.keys() == {*(row if has_messages else ()), "input_ids", "labels", "attention_mask"}
+        assert {len(value) for key, value in moved.items() if key not in row} == {len(moved["input_ids"])}
+        assert audit([moved], tokenizer=oracle.path).ok
+        for made in (moved, *others):
+            spelled = oracle.decode(made["input_ids"]) + json.dumps(made)
+            assert not {"What", "Paris", "capital", "Norway", "Weather", "Oslo", "lookup", "Wikipedia"} & texts_in(
+                spelled
+            )
+
+
+FAULTS = {
+    "the EOS of an earlier answer is masked": lambda ids, labels, end: (ids, [*labels[:end], -100, *labels[end + 1 :]]),
+    "labels are shifted": lambda ids, labels, end: (ids, [*labels[1:], -100]),
+    "the prompt is trained on": lambda ids, labels, end: (ids, ids),
+    "there is no BOS": lambda ids, labels, end: (ids[1:], labels[1:]),
+    "an EOS is missing": lambda ids, labels, end: (ids[:end] + ids[end + 1 :], labels[:end] + labels[end + 1 :]),
+    "the end is cut": lambda ids, labels, end: (ids[:-1], labels[:-1]),
+    "nothing is trained on": lambda ids, labels, end: (ids, [-100] * len(ids)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("row", ["chat", "call"])
+def test_a_broken_encoded_row_has_its_findings_without_its_texts(row: str, fault: str) -> None:
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    messages = CHAT if row == "chat" else {key: CALL[key] for key in ("messages", "tools")}
+    ids, labels = encoded(oracle, messages).values()
+    ids, labels = FAULTS[fault](ids, labels, ids.index(oracle.eos_id))
+    for given_messages in (messages, {}):
+        broken = {**given_messages, "input_ids": ids, "labels": labels}
+        found = {finding.rule for finding in audit([broken], tokenizer="spm-v3").findings}
+        assert found
+        kept = [
+            {finding.rule for finding in audit([made], tokenizer="spm-v3").findings}
+            for made in IdScrubber(oracle).encoded(broken)
+        ]
+        assert found <= set[str]().union(*kept)
+
+
+def test_packed_rows_keep_their_lengths_and_positions() -> None:
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    ids, labels = encoded(oracle, CHAT).values()
+    packed = {"input_ids": ids * 2, "labels": labels * 2, "position_ids": [*range(len(ids))] * 2}
+    [made] = IdScrubber(oracle).encoded(packed)
+    assert made["position_ids"] == packed["position_ids"]
+    assert [len(made[key]) for key in ("input_ids", "labels")] == [len(ids) * 2] * 2
+    assert {*oracle.decode(made["input_ids"]).split()} == {"x"}
