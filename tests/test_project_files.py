@@ -195,10 +195,20 @@ def addresses(project: Path, output: Path, repository: str) -> dict[str, str]:
 def test_the_addresses_of_a_package_are_those_of_the_repository_that_builds_it(tmp_path: Path) -> None:
     pytest.importorskip("hatchling")
     assert addresses(ROOT, tmp_path / "none", "") == {}
+    [plain] = (tmp_path / "none").glob("*/METADATA")
+    assert (ROOT / "README.md").read_text(encoding="utf-8") in plain.read_text(encoding="utf-8")
     address = "https://github.com/some-owner/a.name"
     given = addresses(ROOT, tmp_path / "given", f" {address}.git\n")
     assert (given["Repository"], given["Issues"]) == (address, f"{address}/issues")
     assert {name for name, link in given.items() if not link.startswith(address)} == set()
+    # an index shows the README, and has none of the files that it links
+    metadata = (tmp_path / "given" / f"pytest_mistral_lora-{__version__}.dist-info" / "METADATA").read_text(
+        encoding="utf-8"
+    )
+    links = re.findall(r"\]\(([^)]*)\)", metadata)
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert f"{address}/raw/HEAD/docs/assets/red.svg" in links
+    assert f"{address}/blob/HEAD/docs/guard.md" in links
 
 
 def test_a_wheel_that_is_built_from_the_sdist_has_its_addresses(tmp_path: Path) -> None:
@@ -210,7 +220,10 @@ def test_a_wheel_that_is_built_from_the_sdist_has_its_addresses(tmp_path: Path) 
         file.extractall(tmp_path, filter="data")
     [unpacked] = tmp_path.glob("pytest_mistral_lora-*")
     assert (unpacked / "hatch_build.py").is_file()
-    assert addresses(unpacked, tmp_path / "wheel", "")["Repository"] == "https://git.example.org:8443/group/part/name"
+    address = "https://git.example.org:8443/group/part/name"
+    assert addresses(unpacked, tmp_path / "wheel", "")["Repository"] == address
+    [metadata] = (tmp_path / "wheel").glob("*/METADATA")
+    assert f"]({address}/blob/HEAD/docs/index.md)" in metadata.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
