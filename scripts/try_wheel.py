@@ -30,16 +30,18 @@ def readme_lines(readme: str) -> list[str]:
 
 
 def with_wheel(line: str, wheel: Path) -> str:
-    """Return a line of the README with a wheel in place of the clone, or of the wheels of `dist`.
+    """Return a line of the README with a wheel in place of the clone, the wheels of `dist`, or the package's name.
 
     Raises:
         ValueError: If the line installs neither.
     """
-    changed, count = re.subn(r'-e "\.(\[[\w,]+\])?"', lambda found: shlex.quote(f"{wheel}{found[1] or ''}"), line)
+    changed, count = re.subn(
+        r'(?:-e "\.|"?pytest-mistral-lora)(\[[\w,]+\])?"?', lambda found: shlex.quote(f"{wheel}{found[1] or ''}"), line
+    )
     if not count and "dist/*.whl" in line:
         changed, count = line.replace("dist/*.whl", shlex.quote(str(wheel))), 1
     if not count:
-        raise ValueError(f"{line!r} installs no clone and no wheel")
+        raise ValueError(f"{line!r} installs neither a clone, nor a wheel, nor the package")
     return changed
 
 

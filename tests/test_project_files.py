@@ -123,7 +123,9 @@ def test_the_lines_of_the_readme_are_tried_with_the_wheel(tmp_path: Path) -> Non
     full, light = (try_wheel.with_wheel(line, wheel) for line in try_wheel.readme_lines(readme))
     assert shlex.split(full)[:3] == ["pip", "install", f"{wheel}[train]"]
     assert shlex.split(light)[:3] == ["pip", "install", str(wheel)]
-    with pytest.raises(ValueError, match="installs no clone"):
+    for line in ('pip install "pytest-mistral-lora[train]" && x', "pip install pytest-mistral-lora && x"):
+        assert shlex.split(try_wheel.with_wheel(line, wheel))[2] == f"{wheel}{'[train]' * ('train' in line)}"
+    with pytest.raises(ValueError, match="neither a clone"):
         try_wheel.with_wheel("pip install x && pytest --mistral-golden", wheel)
     page = (ROOT / "docs" / "guard.md").read_text(encoding="utf-8")
     assert "-100" in try_wheel.guard_lines(page, is_sound=False)
