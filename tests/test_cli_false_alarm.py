@@ -149,6 +149,20 @@ def test_scrubbed_ids_have_the_finding(encoded_folder: Path, mistral_lora: RunVe
     assert "ML546" in {finding.rule for finding in audit([found["row"]], tokenizer="spm-v3").findings}
 
 
+def test_ids_that_spell_a_secret_are_left_out(tmp_path: Path, mistral_lora: RunVerb) -> None:
+    encoded = Oracle(shipped_tokenizer("spm-v3")).encode({"messages": SPELLS})
+    row = {"input_ids": [*encoded.input_ids], "labels": [*encoded.labels[:-1], -100]}
+    write_rows(tmp_path / "encoded.jsonl", [row])
+    mistral_lora("audit", "encoded.jsonl", "--tokenizer", "spm-v3", "--report", "report.json", folder=tmp_path)
+    words = ("report-false-alarm", "ML546", "--from", "report.json")
+    assert mistral_lora(*words, folder=tmp_path).returncode == 0
+    found = alarm(tmp_path, "ML546")
+    assert (found["row"], "--scrub" in found["row_left_out"]) == (None, True)
+    assert "still has ML546" in mistral_lora(*words, "--scrub", folder=tmp_path).stdout
+    ids = alarm(tmp_path, "ML546")["row"]["input_ids"]
+    assert SECRET not in Oracle(shipped_tokenizer("spm-v3")).decode(ids)
+
+
 def test_a_finding_that_needs_other_rows_is_said_not_to_be_there(tmp_path: Path, mistral_lora: RunVerb) -> None:
     write_rows(tmp_path / "train.jsonl", [{"messages": TURNS}, {"messages": TURNS}])
     words = ("check", "train.jsonl", "--tokenizer", "spm-v3", "--report", "report.json")
@@ -168,6 +182,7 @@ def test_rows_in_memory_and_an_unknown_tokenizer_are_said_to_be_unknown(tmp_path
     assert done.returncode == 0, done.stderr
     found = alarm(tmp_path, "ML546")
     assert "--tokenizer" in found["tokenizer"]["not_known"]
+    assert (found["row"], "--tokenizer" in found["row_left_out"]) == (None, True)
     assert found["judged_again"]["finds"] is None
 
 

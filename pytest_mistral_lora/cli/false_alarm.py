@@ -174,16 +174,32 @@ class FalseAlarm:
             return JudgedAgain(left_out=left_out, reason=left_out)
         if self.tokenizer is None:
             reason = "its tokenizer is not known; name it: --tokenizer"
-            if self.scrub and self._kind == "encoded":
-                return JudgedAgain(left_out=f"ids cannot be scrubbed: {reason}", reason=reason)
+            if self._kind == "encoded":
+                return JudgedAgain(left_out=f"its ids may spell a secret, and {reason}", reason=reason)
             return JudgedAgain(next(self._candidates(row)), reason=reason)
-        judged = [JudgedAgain(left_out="no Mistral tokenizer can be loaded to scrub its ids")]
+        if self._kind == "encoded" and self._oracle is None:
+            reason = "its ids may spell a secret, and no Mistral tokenizer can be loaded to read them"
+            return JudgedAgain(left_out=reason, reason=reason)
+        if not self.scrub and self._spells_secret(row):
+            reason = "its ids spell a secret; add --scrub"
+            return JudgedAgain(left_out=reason, reason=reason)
+        judged: list[JudgedAgain] = []
         for candidate in self._candidates(row):
             judged.append(self._judged(candidate, self.tokenizer))
             if judged[-1].finds:
                 return judged[-1]
-        # the first one has the most of the row
-        return judged[:2][-1]
+        return judged[0]  # it has the most of the row
+
+    def _spells_secret(self, row: Mapping[str, Any]) -> bool:
+        """Return whether integers of an encoded row spell a secret, which is not replaced in them."""
+        from pytest_mistral_lora.records.secrets import holds_secret
+
+        if self._kind != "encoded" or self._oracle is None:
+            return False
+        numbers = (
+            [token for token in value if type(token) is int] for value in row.values() if isinstance(value, list)
+        )
+        return any(holds_secret(self._oracle.decode([token for token in ids if token >= 0])) for ids in numbers)
 
     def _candidates(self, row: Mapping[str, Any]) -> Iterator[Any]:
         """Yield the row as it is written, and without more of it for a finding that the first may have lost."""
