@@ -3,8 +3,10 @@
     python scripts/published_recipes_page.py            # write the page
     python scripts/published_recipes_page.py --check    # compare it: exit code 1 if it differs
     python scripts/published_recipes_page.py record OWNER/NAME=CHECKOUT … --date 2026-11-30
+    python scripts/published_recipes_page.py run axolotl-ai-cloud/axolotl=CHECKOUT --date 2026-11-30
 
-`record` reads the facts again from checkouts of the repositories, and writes the page.
+`record` reads the facts again from checkouts of the repositories. `run` gives plain rows to the trainer itself, which
+`mistral-lora runner setup` has installed: Axolotl or LLaMA-Factory. Both write the page.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "published-recipes.md"
 
-from recipes_of_trainers.judging import Fault, Judged, judged  # noqa: E402
+from recipes_of_trainers.judging import Fault, Judged, judged, record_rows  # noqa: E402
 from recipes_of_trainers.layers import title_of  # noqa: E402
 from recipes_of_trainers.recordings import read, record  # noqa: E402
 from recipes_of_trainers.sources import NOT_JUDGED  # noqa: E402
@@ -180,14 +182,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare the page with the facts, and write nothing")
     verbs = parser.add_subparsers(dest="verb")
-    recorder = verbs.add_parser("record", help="record the facts again from checkouts")
-    recorder.add_argument("checkouts", nargs="+", metavar="OWNER/NAME=CHECKOUT")
-    recorder.add_argument("--date", required=True, help="the day, as 2026-11-30")
+    for verb, about in (("record", "record the facts again"), ("run", "take rows out of the installed trainer")):
+        recorder = verbs.add_parser(verb, help=about)
+        recorder.add_argument("checkouts", nargs="+", metavar="OWNER/NAME=CHECKOUT")
+        recorder.add_argument("--date", required=True, help="the day, as 2026-11-30")
     given = parser.parse_args(words)
-    if given.verb == "record":
-        for word in given.checkouts:
-            repository, _, checkout = word.partition("=")
-            print(record(repository, Path(checkout), given.date))
+    for word in given.checkouts if given.verb else ():
+        repository, _, checkout = word.partition("=")
+        (record if given.verb == "record" else record_rows)(repository, Path(checkout), given.date)
     text = page(judged())
     if not given.check:
         write_text(PAGE, text)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from boards.trainers import every_configuration
 
 from recipes_of_trainers import layers, rows
 from recipes_of_trainers.bases import base_of
-from recipes_of_trainers.recordings import read
+from recipes_of_trainers.recordings import read, show
+from recipes_of_trainers.runs import THINKING, key_of, read_runs, record_run
 from recipes_of_trainers.sources import Source
-from recipes_of_trainers.trainers import READERS, EosIsPadding, Everything, Meaning, Scoreboard, Value
+from recipes_of_trainers.trainers import READERS, EosIsPadding, Everything, Meaning, Run, Scoreboard, Value
 
 _FIRST = ("single", "multi-turn")
 """The packaged rows that are like the rows of every data set of conversations."""
@@ -82,6 +85,30 @@ def judged() -> Iterator[Judged]:
                 yield judge_recipe(source, facts, each)
 
 
+def record_rows(repository: str, checkout: Path, date: str) -> None:
+    """Run the trainer of a repository with each of its recipes whose rows its runner can take, and record the verdicts.
+
+    Args:
+        repository: Its owner and name: Axolotl's or LLaMA-Factory's.
+        checkout: The folder of the repository, or its git directory.
+        date: The day.
+    """
+    source, facts = next((source, facts) for source, facts in read() if source.repository == repository)
+    for recipe in (each for one in facts["recipes"] for each in _by_tokenizer(one)):
+        meaning = READERS[source.reader](recipe["keys"], recipe["path"])
+        if meaning.known is None or meaning.base is None or not isinstance(meaning.rows, Run | rows.Layout):
+            continue
+        tokenizer = meaning.known.tokenizer
+        if meaning.models:
+            name = str(meaning.base["value"])
+            record_run(key_of(repository, name, tokenizer), "llamafactory", tokenizer, {"template": name}, date)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "recipe.yaml"
+            file.write_text(show(checkout, recipe["path"]), encoding="utf-8")
+            record_run(key_of(repository, recipe["path"], tokenizer), "axolotl", tokenizer, file, date)
+
+
 def _by_tokenizer(recipe: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield a recipe; a template of many models once for each of their tokenizers."""
     models = recipe["keys"].get("models")
@@ -106,7 +133,7 @@ def judge_recipe(source: Source, facts: Mapping[str, Any], recipe: Mapping[str, 
     """
     meaning = READERS[source.reader](recipe["keys"], recipe["path"])
     layer_cell, layer_faults = _layers(meaning)
-    row_cell, row_faults = _rows(meaning)
+    row_cell, row_faults = _rows(meaning, source.repository, recipe["path"])
     is_checked = not layer_cell.startswith("not checked") or not row_cell.startswith("not checked")
     return Judged(
         source, facts, recipe["path"], meaning, layer_cell, row_cell, (*layer_faults, *row_faults), is_checked
@@ -123,15 +150,21 @@ def _layers(meaning: Meaning) -> tuple[str, tuple[Fault, ...]]:
     return layers.described(found) or "none", faults
 
 
-def _rows(meaning: Meaning) -> tuple[str, tuple[Fault, ...]]:
+def _rows(meaning: Meaning, repository: str, path: str) -> tuple[str, tuple[Fault, ...]]:
     made, key = meaning.rows, meaning.rows_key or meaning.base
     remark = f"; {meaning.remark}" if meaning.remark else ""
     if isinstance(made, str) or meaning.known is None or key is None:
         return f"not checked: {made or 'the base is not known'}{remark}", ()
     tokenizer = meaning.known.tokenizer
-    of_data = False
-    if isinstance(made, Scoreboard):
-        found, tokenizer, of_data = _recorded(made), made.tokenizer, not meaning.models
+    name = str(meaning.base["value"]) if meaning.models and meaning.base else path
+    run = read_runs().get(key_of(repository, name, tokenizer))
+    by = ""
+    if run is not None:
+        found, by = run["rows"], f", made by {run['runner']} {run['version']} itself"
+    elif isinstance(made, Run):
+        return "not checked: the trainer was not run with it", ()
+    elif isinstance(made, Scoreboard):
+        found, tokenizer, by = _recorded(made), made.tokenizer, ", by the scoreboard"
     elif isinstance(made, Everything):
         found = rows.trained_on_everything(tokenizer)
     elif isinstance(made, EosIsPadding):
@@ -143,11 +176,12 @@ def _rows(meaning: Meaning) -> tuple[str, tuple[Fault, ...]]:
     for name, rules in broken.items():
         for rule in rules:
             by_rule.setdefault(rule, []).append(name)
+    own = {*_FIRST, *(THINKING if isinstance(made, Run) and made.thinks else ())}
     faults = tuple(
         # a recipe names its data: a fault of rows with a system prompt need not be one of its own rows
         Fault(
             rule,
-            "note" if of_data and not {*names} & {*_FIRST} else "error",
+            "note" if isinstance(made, Run) and own.isdisjoint(names) else "error",
             f"rows {', '.join(names)}",
             key,
             is_of_rows=True,
@@ -155,7 +189,7 @@ def _rows(meaning: Meaning) -> tuple[str, tuple[Fault, ...]]:
         for rule, names in by_rule.items()
     )
     right = len(found) - len(broken)
-    return f"{right} of {len(found)} plain rows are right with {tokenizer}{remark}", faults
+    return f"{right} of {len(found)} rows are right with {tokenizer}{by}{remark}", faults
 
 
 def _recorded(board: Scoreboard) -> dict[str, tuple[str, ...]]:

@@ -37,7 +37,7 @@ def record(repository: str, checkout: Path, date: str) -> Path:
     paths = _git(checkout, "ls-tree", "-r", "-z", "--name-only", "HEAD").split("\0")
     recipes: list[dict[str, Any]] = []
     for path in filter(source.is_recipe, paths):
-        text = _git(checkout, "show", f"HEAD:{path}")
+        text = show(checkout, path)
         if source.reader == "slots":
             recipes += _templates_of(source, checkout, path, text)
         else:
@@ -58,6 +58,11 @@ def read() -> Iterator[tuple[Source, dict[str, Any]]]:
             yield source, json.loads(file.read_text(encoding="utf-8"))
 
 
+def show(checkout: Path, path: str) -> str:
+    """Return the text of a file of a checkout, at its commit."""
+    return _git(checkout, "show", f"HEAD:{path}")
+
+
 def _git(checkout: Path, *words: str) -> str:
     ended = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, check=True)
     return ended.stdout.decode("utf-8")
@@ -66,10 +71,10 @@ def _git(checkout: Path, *words: str) -> str:
 def _templates_of(source: Source, checkout: Path, path: str, text: str) -> Iterator[dict[str, Any]]:
     """Yield each template that a trainer registers for Mistral's models, with the models and its slots."""
     place, call = _TEMPLATES[source.repository]
-    slots = _slots(_git(checkout, "show", f"HEAD:{place}"), call, place)
+    slots = _slots(show(checkout, place), call, place)
     if source.repository == "modelscope/ms-swift":
         for other in ("swift/template/templates/llm.py", "swift/template/templates/llama.py"):
-            slots = {**_slots(_git(checkout, "show", f"HEAD:{other}"), "TemplateMeta", other), **slots}
+            slots = {**_slots(show(checkout, other), "TemplateMeta", other), **slots}
     for name, line, models in _groups(text):
         if models:
             keys: Keys = {"template": {"value": name, "line": line}, "models": {"value": models, "line": line}}

@@ -18,8 +18,8 @@ from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.records.goldens import packaged_cases
+from recipes_of_trainers.runs import PLAIN
 
-PLAIN = ("single", "multi-turn", "system", "system-multi-turn")
 _BOS, _EOS, _CONTENT = "{bos}", "{eos}", "{content}"
 _IGNORED = -100
 _INVENTED = "You are a helpful assistant."

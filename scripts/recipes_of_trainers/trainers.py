@@ -23,6 +23,17 @@ class Scoreboard:
 
 
 @dataclass(frozen=True)
+class Run:
+    """The rows were taken out of the trainer itself, with the recipe's own file: see `runs`.
+
+    Attributes:
+        thinks: Whether the recipe's data have thinking.
+    """
+
+    thinks: bool = False
+
+
+@dataclass(frozen=True)
 class Everything:
     """Every token of a conversation is trained on."""
 
@@ -53,7 +64,7 @@ class Meaning:
     target: Target | None = None
     target_key: Value | None = None
     layers: str = ""
-    rows: Layout | Scoreboard | Everything | EosIsPadding | str = ""
+    rows: Layout | Scoreboard | Run | Everything | EosIsPadding | str = ""
     rows_key: Value | None = None
     has_images: bool = False
     remark: str = ""
@@ -88,7 +99,7 @@ def axolotl(keys: Mapping[str, Value], path: str) -> Meaning:
             keys["rl"],
         )
     elif kind == "chat_template" and get("tokenizer_use_mistral_common") and known is not None:
-        rows, kind_key = _recorded_axolotl(known.tokenizer), keys["tokenizer_use_mistral_common"]
+        rows = Run(thinks="think" in str(get("datasets[0].path")))
     elif kind == "chat_template":
         rows = "the template and the tokenizer are those of the base's repository, which cannot be had here"
     elif kind is None:
@@ -102,14 +113,6 @@ def axolotl(keys: Mapping[str, Value], path: str) -> Meaning:
 
 def _is_audio(known: Base | None) -> bool:
     return known is not None and known.label == "voxtral"
-
-
-def _recorded_axolotl(tokenizer: str) -> Scoreboard | str:
-    columns = {"tekken-240718": "tekken-240911-hub", "derived-v13": "derived-v13-hub"}
-    column = columns.get(tokenizer) or {"derived-v13-thinking": "derived-v13-hub"}.get(tokenizer)
-    if column is None:
-        return f"Axolotl's rows were not recorded with a tokenizer of {tokenizer.removeprefix('derived-')}"
-    return Scoreboard("axolotl-mistral-common", column)
 
 
 def slots(keys: Mapping[str, Value], path: str) -> Meaning:
