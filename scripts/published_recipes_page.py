@@ -44,17 +44,19 @@ Each recipe is judged by its configuration and its data code, without weights an
 
 - **Layers**: a tiny model of the base's class ([checkpoints](checkpoints.md)) gets an adapter by the recipe's own
   target. PEFT makes and saves it, and `check` judges the folder. Numbers of tensors are those of the tiny model: two
-  layers, and a vision tower of one.
+  layers, and a vision tower of one. Nothing is trained: the layers of the model of images are left at zero if the
+  recipe's rows are text, which gives them no gradient.
 - **Rows**: four plain conversations (`single`, `multi-turn`, `system`, `system-multi-turn` of the packaged rows) get
-  the ids of the recipe's layout and its labels, and `audit` compares them with mistral-common. If the
-  [scoreboard](scoreboard/README.md) has the configuration, its verdict on these rows is taken: those were made by the
-  trainer itself. Tools, thinking and odd characters are not judged here.
+  the ids of the recipe's layout and its labels, which are compared with mistral-common's, as `audit` does. *Made by …
+  itself*: the installed trainer was run with the recipe's own file, on rows with a tool and with thinking, too. *By the
+  scoreboard*: the verdict is that of the [scoreboard](scoreboard/README.md). Odd characters are not judged here.
 
 *Sound* means that nothing was found in what was checked; the cells say what was not. A `derived-…` tokenizer is a file
 that the tests derive from a shipped vocabulary, with the special tokens of that version. The class of a base is the
 publicly known one; a copy under another name can differ.
 
-A finding in a row of which the recipe's data has none is a note: a recipe names its data, a template does not.
+A recipe names its data, and a template does not: of a recipe that Axolotl was run with, a fault of rows with a system
+prompt, a tool or thinking is a note, unless its data has them.
 
 No text of the recipes is stored here. `docs/recipes/` has the facts that each verdict needs: keys and values, with
 path, line and commit. The page is made from them, offline:
@@ -110,7 +112,7 @@ def _findings(recipes: Sequence[Judged], severity: str) -> Iterator[str]:
         for fault in recipe.faults:
             if fault.severity == severity:
                 cause = (recipe.source.title, fault.rule, _found(recipe, fault))
-                causes.setdefault(cause, []).append(_place(recipe, fault) + _template(recipe))
+                causes.setdefault(cause, []).append(_place(recipe, fault) + _case(recipe, fault))
     yield "| trainer | rule | found | at |"
     yield "|---|---|---|---|"
     for (trainer, rule, found), places in causes.items():
@@ -119,16 +121,18 @@ def _findings(recipes: Sequence[Judged], severity: str) -> Iterator[str]:
 
 
 def _found(recipe: Judged, fault: Fault) -> str:
-    """Return what was found, without the names of tensors of the tiny model."""
-    remark = f" ({recipe.meaning.remark})" if recipe.meaning.remark and fault.is_of_rows else ""
+    """Return what was found, without the names of tensors of the tiny model; nothing more of rows than a remark."""
     known = recipe.meaning.known
-    title = "" if known is None or fault.is_of_rows else f", in a tiny {title_of(known.label)}"
-    return f"{re.split(r'; the first is|: base_model', fault.found)[0]}{title}{remark}"
+    if known is None or fault.is_of_rows:
+        return recipe.meaning.remark
+    return f"{re.split(r'; the first is|: base_model', fault.found)[0]}, in a tiny {title_of(known.label)}"
 
 
-def _template(recipe: Judged) -> str:
+def _case(recipe: Judged, fault: Fault) -> str:
+    """Return the template, its tokenizer, and the rows with a fault."""
     known, base = recipe.meaning.known, recipe.meaning.base
-    return f": `{base['value']}` with {known.tokenizer}" if recipe.meaning.models and known and base else ""
+    template = f"`{base['value']}` with {known.tokenizer}, " if recipe.meaning.models and known and base else ""
+    return f": {template}{fault.found}" if fault.is_of_rows else ""
 
 
 def _place(recipe: Judged, fault: Fault) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,9 @@ def adapted(label: str, target: Target, has_images: bool) -> Adapted:
         task_type="CAUSAL_LM",
     )
     try:
-        peft = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PEFT says of a recipe is no verdict
+            peft = get_peft_model(model, config)
     except ValueError as error:
         return Adapted(findings=(("ML409", "error", f"PEFT refuses: {str(error).partition('. ')[0]}"),))
     names = [name for name, module in peft.named_modules() if hasattr(module, "lora_A")]
@@ -98,7 +101,9 @@ def adapted(label: str, target: Target, has_images: bool) -> Adapted:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.01)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "adapter"
-        peft.save_pretrained(place, save_embedding_layers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            peft.save_pretrained(place, save_embedding_layers=False)
         verdict = judge(place, base=None if label in _OTHER else base)
     found = tuple(
         (finding.rule, str(finding.severity), str(finding.found))

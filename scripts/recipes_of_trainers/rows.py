@@ -1,4 +1,4 @@
-"""What a recipe makes of plain conversations: their ids by its layout and their labels, judged by `audit`.
+"""What a recipe makes of plain conversations: their ids by its layout and their labels, judged as `audit` does.
 
 A layout is rendered by the tokenizer of transformers for the checkpoint, as the trainers do: each part of a layout is
 encoded by itself. The rows are packaged ones without tools and without odd characters.
@@ -13,10 +13,10 @@ from typing import Any
 
 from boards.inputs import derived_tekken
 
-from pytest_mistral_lora import audit
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.encoded.comparison import row_findings
 from pytest_mistral_lora.records.goldens import packaged_cases
 from recipes_of_trainers.runs import PLAIN
 
@@ -58,8 +58,8 @@ def judged_layout(layout: Layout, tokenizer: str) -> dict[str, tuple[str, ...]]:
         tokenizer: The name of a shipped tokenizer or of a derived one.
     """
     names = PLAIN if layout.system else PLAIN[:2]
-    rows = {name: _row(name) | _encoded(layout, _row(name)["messages"], tokenizer) for name in names}
-    return {name: _rules(row, tokenizer) for name, row in rows.items()}
+    made = {name: _encoded(layout, _packaged(name).messages, tokenizer) for name in names}
+    return {name: _rules(name, ids, labels, tokenizer) for name, (ids, labels) in made.items()}
 
 
 def trained_on_everything(tokenizer: str) -> dict[str, tuple[str, ...]]:
@@ -67,7 +67,7 @@ def trained_on_everything(tokenizer: str) -> dict[str, tuple[str, ...]]:
     found = {}
     for name in PLAIN:
         ids = _oracle(tokenizer).encode(_packaged(name)).input_ids
-        found[name] = _rules(_row(name) | {"input_ids": list(ids), "labels": list(ids)}, tokenizer)
+        found[name] = _rules(name, ids, ids, tokenizer)
     return found
 
 
@@ -86,24 +86,26 @@ def eos_is_padding(tokenizer: str) -> dict[str, tuple[str, ...]]:
     for name in PLAIN:
         ids = list(_oracle(tokenizer).encode(_packaged(name)).input_ids)
         batch = collator([{"input_ids": ids, "attention_mask": [1] * len(ids)}])
-        rules = _rules(_row(name) | {"input_ids": ids, "labels": batch["labels"][0].tolist()}, tokenizer)
+        rules = _rules(name, ids, batch["labels"][0].tolist(), tokenizer)
         found[name] = tuple(rule for rule in rules if rule == "ML546")
     return found
 
 
-def _rules(row: Mapping[str, Any], tokenizer: str) -> tuple[str, ...]:
-    verdict = audit([dict(row)], tokenizer=_file(tokenizer))
-    return tuple(dict.fromkeys(finding.rule for finding in verdict.findings if str(finding.severity) == "error"))
+def _rules(name: str, ids: Sequence[int], labels: Sequence[int], tokenizer: str) -> tuple[str, ...]:
+    """Return the rules that the ids and labels of a row break, as `audit` and the scoreboard find them."""
+    findings = row_findings(_packaged(name), ids, labels, _oracle(tokenizer))
+    return tuple(dict.fromkeys(finding.rule for finding in findings))
 
 
-def _encoded(layout: Layout, messages: Sequence[Mapping[str, Any]], tokenizer: str) -> dict[str, list[int]]:
+def _encoded(layout: Layout, messages: Sequence[Mapping[str, Any]], tokenizer: str) -> tuple[list[int], list[int]]:
+    """Return the ids and labels of a conversation."""
     ids: list[int] = []
     labels: list[int] = []
     for text, is_trained in _parts(layout, messages):
         part = _ids(text, tokenizer)
         ids += part
         labels += part if is_trained else [_IGNORED] * len(part)
-    return {"input_ids": ids, "labels": labels}
+    return ids, labels
 
 
 def _parts(layout: Layout, messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, bool]]:
@@ -131,10 +133,6 @@ def _ids(text: str, tokenizer: str) -> list[int]:
     if text in (_BOS, _EOS):
         return [fast.bos_token_id if text == _BOS else fast.eos_token_id]
     return list(fast.encode(text, add_special_tokens=False)) if text else []
-
-
-def _row(name: str) -> dict[str, Any]:
-    return {"messages": [dict(message) for message in _packaged(name).messages]}
 
 
 @functools.cache
