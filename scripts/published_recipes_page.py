@@ -18,17 +18,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from recipes_of_trainers.judging import Fault, Judged, judged, record_rows
+from recipes_of_trainers.layers import title_of
+from recipes_of_trainers.recordings import read, record
+from recipes_of_trainers.sources import NOT_JUDGED
+from recipes_of_trainers.trainers import HOW
+
+from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.records.files import write_text
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "published-recipes.md"
-
-from recipes_of_trainers.judging import Fault, Judged, judged, record_rows  # noqa: E402
-from recipes_of_trainers.layers import title_of  # noqa: E402
-from recipes_of_trainers.recordings import read, record  # noqa: E402
-from recipes_of_trainers.sources import NOT_JUDGED  # noqa: E402
-
-from pytest_mistral_lora.conformance.finding import RULES  # noqa: E402
-from pytest_mistral_lora.records.files import write_text  # noqa: E402
-
 _HEAD = """\
 # Published recipes, judged
 
@@ -121,10 +121,10 @@ def _findings(recipes: Sequence[Judged], severity: str) -> Iterator[str]:
 
 
 def _found(recipe: Judged, fault: Fault) -> str:
-    """Return what was found, without the names of tensors of the tiny model; nothing more of rows than a remark."""
-    known = recipe.meaning.known
+    """Return what was found, without the names of tensors of the tiny model."""
+    known, made = recipe.meaning.known, recipe.meaning.rows
     if known is None or fault.is_of_rows:
-        return recipe.meaning.remark
+        return "; ".join(filter(None, (HOW.get(type(made), ""), recipe.meaning.remark)))
     return f"{re.split(r'; the first is|: base_model', fault.found)[0]}, in a tiny {title_of(known.label)}"
 
 

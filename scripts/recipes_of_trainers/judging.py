@@ -13,7 +13,7 @@ from boards.trainers import every_configuration
 from recipes_of_trainers import layers, rows
 from recipes_of_trainers.bases import base_of
 from recipes_of_trainers.recordings import read, show
-from recipes_of_trainers.runs import THINKING, key_of, read_runs, record_run
+from recipes_of_trainers.runs import PLAIN, THINKING, key_of, read_runs, record_run
 from recipes_of_trainers.sources import Source
 from recipes_of_trainers.trainers import READERS, EosIsPadding, Everything, Meaning, Run, Scoreboard, Value
 
@@ -196,4 +196,4 @@ def _recorded(board: Scoreboard) -> dict[str, tuple[str, ...]]:
     """Return the rules that the plain rows break in the record of a scoreboard."""
     configuration = next(one for one in every_configuration() if one.name == board.configuration)
     verdicts = configuration.recorded[board.tokenizer].verdicts
-    return {name: tuple(verdicts[name]) for name in rows.PLAIN}
+    return {name: tuple(verdicts[name]) for name in PLAIN}

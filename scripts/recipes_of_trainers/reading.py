@@ -153,9 +153,9 @@ def _positional(call: ast.Call, constants: Mapping[str, Any]) -> Any:
     return ast.literal_eval(first) if _is_constant(first) else None
 
 
-def _is_constant(node: ast.AST) -> bool:
+def _is_constant(node: ast.expr) -> bool:
     try:
-        ast.literal_eval(node)  # type: ignore[arg-type]
+        ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError):
         return False
     return True

@@ -123,8 +123,8 @@ def _slots(text: str, call: str, place: str) -> dict[str, Keys]:
                     and field.value is not None
                     and "lambda: " in ast.unparse(field.value)
                 ):
-                    value = ast.unparse(field.value).partition("lambda: ")[2].rstrip(")")
-                    defaults[ast.unparse(field.target)] = _slot(value, field.lineno, place)
+                    written = ast.unparse(field.value).partition("lambda: ")[2].rstrip(")")
+                    defaults[ast.unparse(field.target)] = _slot(written, field.lineno, place)
     found: dict[str, Keys] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == call:

@@ -177,6 +177,11 @@ NOT_JUDGED = (
         "the same recipes as the notebooks in `nb/` above",
     ),
     ("brevdev/launchables, `mistral-finetune-nemo.ipynb`", "NeMo's older scripts, whose settings are in their files"),
+    (
+        "NVIDIA/NeMo, NVIDIA-NeMo/Megatron-Bridge",
+        "functions over Megatron's models, whose layers have other names than those of transformers",
+    ),
+    ("SkyPilot, Databricks, SageMaker and other platforms", "not read: they wrap a trainer"),
     ("huggingface/cookbook", "its notebooks for Mistral ask a model, and train none"),
     ("huggingface/trl, `examples/scripts/`", "the scripts name bases of other families"),
     (

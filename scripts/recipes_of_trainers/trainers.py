@@ -43,6 +43,16 @@ class EosIsPadding:
     """The collator makes the labels, and masks the EOS, since it is the padding, too."""
 
 
+HOW: Mapping[type, str] = {
+    Layout: "the layout of the template",
+    Scoreboard: "the layout of the template",
+    Run: "what the trainer makes of the rows",
+    Everything: "every token is a label",
+    EosIsPadding: "the pad token is EOS, and the collator masks it",
+}
+"""What causes the findings in rows, in words."""
+
+
 @dataclass(frozen=True)
 class Meaning:
     """What a recipe does.
@@ -72,7 +82,8 @@ class Meaning:
 
 
 _NO_TURNS = "a text without turns ({}), which no layout of Mistral's applies to"
-_WHOLE = "the whole text is trained on, the instruction too"
+_ALL_TEXT = "the whole text is trained on"
+_WHOLE = f"{_ALL_TEXT}, the instruction too"
 _FULL = "every weight is trained"
 
 
@@ -176,8 +187,8 @@ def nemo(keys: Mapping[str, Value], path: str) -> Meaning:
     if key is not None:
         value = key["value"]
         listed = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else ()
-        name = next(name for name in _NEMO if keys.get(f"peft.{name}") is key)
-        target = Target(**{_NEMO[name]: True if name == "match_all_linear" else listed})
+        chosen: dict[str, Any] = {_NEMO[name]: listed or True for name in _NEMO if keys.get(f"peft.{name}") is key}
+        target = Target(**chosen)
     layers = "" if target else _FULL
     if "mock" in str(get("dataset._target_")):
         target, layers = None, "a benchmark on random tokens"
@@ -223,7 +234,8 @@ def unsloth(keys: Mapping[str, Value], path: str) -> Meaning:
         chosen = keys.get("get_chat_template(chat_template)")
         remark = "in ChatML, whatever the base's layout is" if chosen and chosen["value"] == "chatml" else ""
     else:
-        rows, key, remark = _NO_TURNS.format("a field `text`"), text, _WHOLE
+        rows, key = _NO_TURNS.format("a field `text`"), text
+        remark = _WHOLE if "Alpaca" in path else _ALL_TEXT
     return Meaning(base, known, target, target_key, "", rows, key, has_images or sees, remark)
 
 
