@@ -28,28 +28,28 @@ from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.records.files import write_text
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "published-recipes.md"
+PAGE = ROOT / "docs" / "recipes" / "README.md"
 _HEAD = """\
 # Published recipes, judged
 
 To see what your copy of a published recipe does, find its file below, and open the line that a finding names. If you
 changed the recipe, check what your run makes: `mistral-lora check ADAPTER` judges the layers of an adapter, and
 `mistral-lora audit --runner axolotl --config axolotl.yaml --tokenizer CHECKPOINT` the rows
-([runners](runners.md), [prepared folders](prepared.md), [a guard](guard.md) for scripts).
+([runners](../runners.md), [prepared folders](../prepared.md), [a guard](../guard.md) for scripts).
 """
 _METHOD = """
 ## How they are judged
 
 Each recipe is judged by its configuration and its data code, without weights and without a training run:
 
-- **Layers**: a tiny model of the base's class ([checkpoints](checkpoints.md)) gets an adapter by the recipe's own
+- **Layers**: a tiny model of the base's class ([checkpoints](../checkpoints.md)) gets an adapter by the recipe's own
   target. PEFT makes and saves it, and `check` judges the folder. Numbers of tensors are those of the tiny model: two
   layers, and a vision tower of one. Nothing is trained: the layers of the model of images are left at zero if the
   recipe's rows are text, which gives them no gradient.
 - **Rows**: four plain conversations (`single`, `multi-turn`, `system`, `system-multi-turn` of the packaged rows) get
   the ids of the recipe's layout and its labels, which are compared with mistral-common's, as `audit` does. *Made by …
   itself*: the installed trainer was run with the recipe's own file, on rows with a tool and with thinking, too. *By the
-  scoreboard*: the verdict is that of the [scoreboard](scoreboard/README.md). Odd characters are not judged here.
+  scoreboard*: the verdict is that of the [scoreboard](../scoreboard/README.md). Odd characters are not judged here.
 
 *Sound* means that nothing was found in what was checked; the cells say what was not. A `derived-…` tokenizer is a file
 that the tests derive from a shipped vocabulary, with the special tokens of that version. The class of a base is the
@@ -58,8 +58,8 @@ publicly known one; a copy under another name can differ.
 A recipe names its data, and a template does not: of a recipe that Axolotl was run with, a fault of rows with a system
 prompt, a tool or thinking is a note, unless its data has them.
 
-No text of the recipes is stored here. `docs/recipes/` has the facts that each verdict needs: keys and values, with
-path, line and commit. The page is made from them, offline:
+No text of the recipes is stored here. The files beside this page, in `docs/recipes/`, have the facts that each verdict
+needs: keys and values, with path, line and commit. The page is made from them, offline:
 
 ```console
 $ python scripts/published_recipes_page.py --check
@@ -117,7 +117,7 @@ def _findings(recipes: Sequence[Judged], severity: str) -> Iterator[str]:
     yield "|---|---|---|---|"
     for (trainer, rule, found), places in causes.items():
         at = "<br>".join(dict.fromkeys(places))
-        yield f"| {trainer} | [{rule}](rules.md#{rule.lower()}) {_plain(RULES[rule].title)} | {_plain(found)} | {at} |"
+        yield f"| {trainer} | [{rule}](../rules.md#{rule.lower()}) {_plain(RULES[rule].title)} | {_plain(found)} | {at} |"
 
 
 def _found(recipe: Judged, fault: Fault) -> str:
