@@ -117,7 +117,8 @@ def _findings(recipes: Sequence[Judged], severity: str) -> Iterator[str]:
     yield "|---|---|---|---|"
     for (trainer, rule, found), places in causes.items():
         at = "<br>".join(dict.fromkeys(places))
-        yield f"| {trainer} | [{rule}](../rules.md#{rule.lower()}) {_plain(RULES[rule].title)} | {_plain(found)} | {at} |"
+        title = f"[{rule}](../rules.md#{rule.lower()}) {_plain(RULES[rule].title)}"
+        yield f"| {trainer} | {title} | {_plain(found)} | {at} |"
 
 
 def _found(recipe: Judged, fault: Fault) -> str:

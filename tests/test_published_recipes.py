@@ -12,12 +12,15 @@ from typing import Any
 
 import published_recipes_page
 import pytest
+import yaml
 from recipes_of_trainers import recordings, rows
 from recipes_of_trainers.judging import Judged, judge_recipe
 from recipes_of_trainers.reading import keys_of
 from recipes_of_trainers.runs import PLAIN, key_of, read_runs
 from recipes_of_trainers.sources import SOURCES, Source
 from recipes_of_trainers.trainers import READERS
+
+from pytest_mistral_lora.cli import main
 
 pytestmark = pytest.mark.of_field
 PAGE = published_recipes_page.PAGE.read_text(encoding="utf-8")
@@ -144,6 +147,46 @@ def test_each_source_is_recorded_and_no_text_of_it_is_stored() -> None:
 @pytest.mark.slow
 def test_the_page_is_made_of_the_facts() -> None:
     assert published_recipes_page.main(["--check"]) == 0
+
+
+CONFIGURATIONS = [
+    (source, recipe)
+    for source, facts in recordings.read()
+    for recipe in facts["recipes"]
+    if source.reader in ("axolotl", "handbook")
+]
+
+
+@pytest.mark.parametrize("verb", ["check", "stats", "import"])
+def test_no_recorded_configuration_ends_in_a_traceback(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source, recipe in CONFIGURATIONS:
+        Path("recipe.yaml").write_text(yaml.safe_dump(_nested(recipe["keys"])), encoding="utf-8")
+        words = [verb, "recipe.yaml", *(["--to", "rows.jsonl"] if verb == "import" else [])]
+        assert main(words) == 2, recipe["path"]
+        refusal = capsys.readouterr().err
+        assert refusal.startswith("error: "), recipe["path"]
+        if verb == "check" and source.reader == "axolotl":
+            assert "this is a configuration of Axolotl" in refusal, recipe["path"]
+
+
+def _nested(keys: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mapping that the recorded keys were read from, as far as they were recorded."""
+    nested: dict[str, Any] = {}
+    for name, key in keys.items():
+        at: Any = nested
+        *outer, last = [part for part in re.split(r"[.\[\]]+", name) if part]
+        for part, following in zip(outer, [*outer, last][1:], strict=True):
+            empty: Any = [] if following.isdigit() else {}
+            if part.isdigit():
+                at.extend({} for _ in range(int(part) + 1 - len(at)))
+                at = at[int(part)]
+            else:
+                at = at.setdefault(part, empty)
+        at[last] = key["value"]
+    return nested
 
 
 def test_keys_are_read_with_their_lines() -> None:
