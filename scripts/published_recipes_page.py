@@ -16,6 +16,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from recipes_of_trainers.judging import Fault, Judged, judged, record_rows
@@ -99,10 +100,16 @@ def _summary(recipes: Sequence[Judged]) -> Iterator[str]:
         cells = (source.title, f"{commit}, {facts['committed']}", len(own))
         numbers = (count["finding"], count["sound"], count["not checked"])
         yield f"| {' | '.join(map(str, (*cells, *numbers)))} |"
-    dates = sorted({facts["recorded"] for _, facts in read()})
     yield ""
-    day = " and ".join(dates)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("mistral-common", "transformers", "peft"))
+    day = " and ".join(sorted({facts["recorded"] for _, facts in read()}))
+    count = Counter(recipe.verdict for recipe in recipes)
+    red, sound, rest = (count[verdict] for verdict in ("finding", "sound", "not checked"))
+    yield f"Of {len(recipes)} recipes, {red} have a finding, {sound} are sound in what was checked, and {rest} could not"
+    yield "be checked. A template that is registered for models counts once for each of their tokenizers."
+    yield ""
     yield f"Read on {day}, at the newest commit that could be had on that day; a recipe may have changed since."
+    yield f"Judged with {versions}."
 
 
 def _findings(recipes: Sequence[Judged], severity: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Target:
 
     Attributes:
         modules: Last or full names of modules, a pattern of full names, or `all-linear`.
-        exclude: Patterns of full names that are left out; for a list that is made for one class.
+        exclude: Wildcards of full names; every other linear layer is chosen (NeMo).
         patterns: Wildcards of full names, of which each chooses linear layers (NeMo).
         every_linear: Whether every linear layer is chosen, the head among them (NeMo).
         by_name: Whether the names of all linear layers but the head are added (Axolotl's `lora_target_linear`).
@@ -142,26 +143,22 @@ def _modules(model: Any, target: Target) -> list[str] | str:
 
 def _is_wildcard_match(pattern: str, name: str) -> bool:
     """Report whether a wildcard chooses a name: NeMo AutoModel's `*` stands for any text, dots among it."""
-    import fnmatch
-
-    return fnmatch.fnmatchcase(name, pattern)
+    return fnmatchcase(name, pattern)
 
 
 @functools.cache
-def _folder() -> Path:
-    return Path(_KEPT.name)
-
-
-_KEPT = tempfile.TemporaryDirectory()
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="recipes-of-trainers-")
 
 
 @functools.cache
 def _base(label: str) -> Path:
     """Return the folder of a tiny checkpoint of a class."""
-    place = _folder() / label
+    folder = Path(_folder().name)
+    place = folder / label
     if label not in _OTHER:
         kind = TinyKind.labelled(label)
-        tokenizer = derived_tekken().write_derived("derived-v13", _folder(), words=_WORDS)
+        tokenizer = derived_tekken().write_derived("derived-v13", folder, words=_WORDS)
         write_tiny_base(place, tokenizer, architecture=kind.architecture, tied=kind.tied)
     return place
 
