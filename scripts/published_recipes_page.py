@@ -105,8 +105,8 @@ def _summary(recipes: Sequence[Judged]) -> Iterator[str]:
     day = " and ".join(sorted({facts["recorded"] for _, facts in read()}))
     count = Counter(recipe.verdict for recipe in recipes)
     red, sound, rest = (count[verdict] for verdict in ("finding", "sound", "not checked"))
-    yield f"Of {len(recipes)} recipes, {red} have a finding, {sound} are sound in what was checked, and {rest} could not"
-    yield "be checked. A template that is registered for models counts once for each of their tokenizers."
+    yield f"Of {len(recipes)} recipes, {red} have a finding, {sound} are sound in what was checked, and {rest} could"
+    yield "not be checked. A template that is registered for models counts once for each of their tokenizers."
     yield ""
     yield f"Read on {day}, at the newest commit that could be had on that day; a recipe may have changed since."
     yield f"Judged with {versions}."
