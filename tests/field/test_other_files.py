@@ -30,6 +30,25 @@ ANSWERED: list[tuple[str, str, str, list[str]]] = [
         ["mistral-lora audit encoded"],
     ),
     (
+        "nemo.yaml",
+        "recipe: R\nstep_scheduler: {num_epochs: 1}\nmodel: {_target_: m}\n",
+        "a configuration of NeMo AutoModel",
+        ["mistral-lora audit encoded"],
+    ),
+    ("lit.yaml", "checkpoint_dir: m\nlora_r: 8\ndata: {}\n", "a configuration of LitGPT", ["audit encoded"]),
+    (
+        "7B.yaml",
+        "data: {instruct_data: d.jsonl}\nmodel_id_or_path: m\nlora: {rank: 64}\nrun_dir: r\n",
+        "a configuration of mistral-finetune",
+        ["mistral-lora check ROWS.jsonl"],
+    ),
+    (
+        "studio.yaml",
+        "training: {max_steps: 30}\nlora: {lora_r: 16}\nlogging: {}\ninference: {top_p: 1.0}\n",
+        "the defaults of Unsloth Studio for a model",
+        ["name those"],
+    ),
+    (
         "dataset_info.json",
         json.dumps({"hub": {"hf_hub_url": "x"}, "own": {"file_name": "own.json"}}),
         "a dataset_info.json of LLaMA-Factory",
