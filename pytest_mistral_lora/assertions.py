@@ -41,7 +41,9 @@ class NotCheckedWarning(UserWarning):
     """An assertion could not judge a part of an artifact, such as the effect of an adapter without its base."""
 
 
-def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer, template: str | None = None) -> None:
+def assert_template_faithful(
+    row: AnyRow, tokenizer: AnyTokenizer, template: str | None = None, *, rules: str | None = None
+) -> None:
     """Assert that a chat template renders a row to the ids of mistral-common.
 
     Named deviations of the official template (`pytest_mistral_lora.chat.templates.deviations`) do not fail.
@@ -53,6 +55,8 @@ def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer, template: str
             of mistral-common. The last two have no chat template: without `template`, the one that mistral-common
             generates for their file is judged, as for a tokenizer file.
         template: The text of a Jinja template, in place of the tokenizer's.
+        rules: The version by whose rules findings fail, such as `0.1`; None for all rules. What is newer is a note, and
+            does not fail.
 
     Raises:
         AssertionError: If the ids differ (ML004), or the template's generation blocks mark other tokens (ML006).
@@ -65,10 +69,12 @@ def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer, template: str
     from pytest_mistral_lora.conformance.template import template_findings
 
     loaded = _loaded_tokenizer(tokenizer, template)
-    _raise_if_errors(template_findings(loaded.oracle, loaded.template, as_row(row)))
+    _raise_if_errors(template_findings(loaded.oracle, loaded.template, as_row(row)), rules)
 
 
-def assert_labels_exact(row: AnyRow, input_ids: AnyIds, labels: AnyIds, tokenizer: AnyTokenizer) -> None:
+def assert_labels_exact(
+    row: AnyRow, input_ids: AnyIds, labels: AnyIds, tokenizer: AnyTokenizer, *, rules: str | None = None
+) -> None:
     """Assert that a trainer's ids and labels of a row are exactly those of mistral-common.
 
     Args:
@@ -78,6 +84,7 @@ def assert_labels_exact(row: AnyRow, input_ids: AnyIds, labels: AnyIds, tokenize
         labels: As long as `input_ids`: the id of each token that has a loss, and -100 for each other token. A mapping
             holds them under `labels`.
         tokenizer: As for `assert_template_faithful`.
+        rules: As for `assert_template_faithful`.
 
     Raises:
         AssertionError: With the class of each difference and the first differing token (ML520 to ML535 for ids,
@@ -88,10 +95,12 @@ def assert_labels_exact(row: AnyRow, input_ids: AnyIds, labels: AnyIds, tokenize
     from pytest_mistral_lora.conformance.encoded.comparison import row_findings
 
     found = _token_ids(input_ids), _token_ids(labels, "labels")
-    _raise_if_errors(row_findings(as_row(row), *found, _loaded_tokenizer(tokenizer).oracle))
+    _raise_if_errors(row_findings(as_row(row), *found, _loaded_tokenizer(tokenizer).oracle), rules)
 
 
-def assert_no_control_token_injection(row: AnyRow, input_ids: AnyIds, tokenizer: AnyTokenizer) -> None:
+def assert_no_control_token_injection(
+    row: AnyRow, input_ids: AnyIds, tokenizer: AnyTokenizer, *, rules: str | None = None
+) -> None:
     """Assert that ids contain the control tokens of the row's structure, and no other.
 
     Text that spells a control token, such as `[INST]`, must be encoded as text.
@@ -100,6 +109,7 @@ def assert_no_control_token_injection(row: AnyRow, input_ids: AnyIds, tokenizer:
         row: A chat row; its texts may spell control tokens.
         input_ids: The ids that a trainer or server makes of the row, as for `assert_labels_exact`.
         tokenizer: As for `assert_template_faithful`.
+        rules: As for `assert_template_faithful`.
 
     Raises:
         AssertionError: If a control token occurs too often or too rarely (ML106).
@@ -108,10 +118,10 @@ def assert_no_control_token_injection(row: AnyRow, input_ids: AnyIds, tokenizer:
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.encoded.comparison import injection_findings
 
-    _raise_if_errors(injection_findings(as_row(row), _token_ids(input_ids), _loaded_tokenizer(tokenizer).oracle))
+    _raise_if_errors(injection_findings(as_row(row), _token_ids(input_ids), _loaded_tokenizer(tokenizer).oracle), rules)
 
 
-def assert_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
+def assert_rows_sound(path: str | Path, tokenizer: AnyTokenizer, *, rules: str | None = None) -> None:
     """Assert that every row of a file can be trained on with a tokenizer, and that its texts are whole.
 
     These are the checks of `pytest --mistral-golden --mistral-dataset PATH`: no weights are loaded.
@@ -119,6 +129,7 @@ def assert_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
     Args:
         path: A JSONL file of chat rows, or data in another format that `mistral-lora import` converts.
         tokenizer: As for `assert_template_faithful`.
+        rules: As for `assert_template_faithful`.
 
     Raises:
         AssertionError: With every fault of a row, by file and line, and every fault of the file as a whole (ML601 to
@@ -131,10 +142,10 @@ def assert_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
 
     file = existing_path(path, "a file of rows, or a folder with one")
     results = file_results(file, _loaded_tokenizer(tokenizer))
-    _raise_if_errors(finding for result in results.values() for finding in result.findings)
+    _raise_if_errors((finding for result in results.values() for finding in result.findings), rules)
 
 
-def assert_encoded_rows_sound(path: str | Path | Any, tokenizer: AnyTokenizer) -> None:
+def assert_encoded_rows_sound(path: str | Path | Any, tokenizer: AnyTokenizer, *, rules: str | None = None) -> None:
     """Assert that every encoded row has the ids and labels that mistral-common gives its messages.
 
     Args:
@@ -144,6 +155,7 @@ def assert_encoded_rows_sound(path: str | Path | Any, tokenizer: AnyTokenizer) -
             sequence has `conversations` in place of `messages`, and `position_ids`. Ids without messages are read back
             into a conversation.
         tokenizer: As for `assert_template_faithful`.
+        rules: As for `assert_template_faithful`.
 
     Raises:
         AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML569).
@@ -158,14 +170,15 @@ def assert_encoded_rows_sound(path: str | Path | Any, tokenizer: AnyTokenizer) -
     rows = path
     if isinstance(path, str | os.PathLike | bytes) or not (isinstance(path, Iterable) or hasattr(path, "with_format")):
         rows = existing_path(path, "encoded rows: a JSONL file, a table, or a folder of save_to_disk")
-    _raise_if_errors(file_findings(rows_source(rows), _loaded_tokenizer(tokenizer).oracle))
+    _raise_if_errors(file_findings(rows_source(rows), _loaded_tokenizer(tokenizer).oracle), rules)
 
 
-def assert_manifest_valid(manifest: str | Path | Mapping[str, Any]) -> None:
+def assert_manifest_valid(manifest: str | Path | Mapping[str, Any], *, rules: str | None = None) -> None:
     """Assert that a manifest follows its JSON Schema and the rules that the schema cannot express.
 
     Args:
         manifest: A `manifest.json`, the folder that holds one, or its content.
+        rules: As for `assert_template_faithful`.
 
     Raises:
         AssertionError: With the JSON path, the found and the expected value of every violation (ML701).
@@ -174,15 +187,16 @@ def assert_manifest_valid(manifest: str | Path | Mapping[str, Any]) -> None:
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.manifest import manifest_findings
 
-    _raise_if_errors(manifest_findings(manifest))
+    _raise_if_errors(manifest_findings(manifest), rules)
 
 
-def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None) -> None:
+def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None, *, rules: str | None = None) -> None:
     """Assert that a folder holds a trained LoRA adapter that fits its configuration and its base.
 
     Args:
         adapter_dir: The folder with `adapter_config.json` and `adapter_model.safetensors`.
         base: The base checkpoint's folder. If it is None, the base that the adapter names is used.
+        rules: As for `assert_template_faithful`.
 
     Raises:
         AssertionError: With every broken rule of the subject `adapter` (ML401 to ML455), or if the tensors cannot be
@@ -199,7 +213,7 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
     folder = existing_path(adapter_dir, "the folder of an adapter or of a merged model", folder=True)
     given = None if base is None else existing_path(base, "the folder of a checkpoint", folder=True)
     left: dict[str, str] = {}
-    _raise_if_errors(adapter_findings(folder, given, left))
+    _raise_if_errors(adapter_findings(folder, given, left), rules)
     cases = {why: ", ".join(case for case, reason in left.items() if reason == why) for why in left.values()}
     text = "\n".join([f"{folder}: not checked", *(f"  {names}: {why}" for why, names in cases.items())])
     if given is not None and left.keys() & {"fits-base", "names-and-shapes"}:
@@ -208,7 +222,9 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
         warnings.warn(text, NotCheckedWarning, stacklevel=2)
 
 
-def assert_transcript_matches(adapter_dir: str | Path, golden: str | Path, base: str | Path | None = None) -> None:
+def assert_transcript_matches(
+    adapter_dir: str | Path, golden: str | Path, base: str | Path | None = None, *, rules: str | None = None
+) -> None:
     """Assert that an adapter gives the answers of golden transcripts, exactly or equivalently.
 
     Base and adapter are loaded again, prompts are encoded as in training, and answers are generated greedily.
@@ -218,6 +234,7 @@ def assert_transcript_matches(adapter_dir: str | Path, golden: str | Path, base:
             recorded with another adapter.
         golden: A transcript, or a folder of transcripts.
         base: The base checkpoint's folder; if it is None, the base that the adapter names.
+        rules: As for `assert_template_faithful`.
 
     Raises:
         AssertionError: With each transcript that is not valid (ML801), whose prompt has other ids (ML802), that was
@@ -230,11 +247,18 @@ def assert_transcript_matches(adapter_dir: str | Path, golden: str | Path, base:
 
     folder = existing_path(adapter_dir, "the folder of an adapter or of a merged model", folder=True)
     given = None if base is None else existing_path(base, "the folder of a checkpoint", folder=True)
-    _raise_if_errors(transcript_findings(folder, existing_path(golden, "a transcript, or a folder of them"), given))
+    _raise_if_errors(
+        transcript_findings(folder, existing_path(golden, "a transcript, or a folder of them"), given), rules
+    )
 
 
 def assert_served_as_trained(
-    url: str, rows: AnyRow | Iterable[AnyRow], tokenizer: AnyTokenizer, *, model: str = ""
+    url: str,
+    rows: AnyRow | Iterable[AnyRow],
+    tokenizer: AnyTokenizer,
+    *,
+    model: str = "",
+    rules: str | None = None,
 ) -> None:
     """Assert that a running server turns each row's messages into the prompt that mistral-common makes in training.
 
@@ -245,6 +269,7 @@ def assert_served_as_trained(
         rows: A chat row, or several, each with an answer at its end.
         tokenizer: As for `assert_template_faithful`.
         model: The name of the model to ask; by default, the first that the server lists.
+        rules: As for `assert_template_faithful`.
 
     Raises:
         AssertionError: If the server does not answer (ML901), a prompt has other ids (ML902) or another number of them
@@ -260,7 +285,7 @@ def assert_served_as_trained(
         raise InputError(f"no server: {type(url).__name__}", expected="a text such as http://127.0.0.1:8080")
     given = rows if isinstance(rows, Iterable) and not isinstance(rows, Row | Mapping) else [rows]
     used = tuple(as_row(row) for row in given)
-    _raise_if_errors(served_findings(url, used, _loaded_tokenizer(tokenizer), model))
+    _raise_if_errors(served_findings(url, used, _loaded_tokenizer(tokenizer), model), rules)
 
 
 def _token_ids(value: AnyIds, name: str = "input_ids") -> list[int]:
@@ -308,12 +333,19 @@ def _loaded_tokenizer(tokenizer: AnyTokenizer, template: str | None = None) -> C
     return given_tokenizer(tokenizer, text)
 
 
-def _raise_if_errors(findings: Iterable[Finding]) -> None:
-    """Raise the texts of all findings that are errors, if there is one; notes do not fail a test."""
+def _raise_if_errors(findings: Iterable[Finding], rules: str | None) -> None:
+    """Raise the texts of all findings that are errors by the rules of a version; notes do not fail a test.
+
+    Raises:
+        InputError: If the version is not recorded.
+    """
     __tracebackhide__ = True
+    from pytest_mistral_lora.conformance.rule_set import RuleSet
+
+    frozen = RuleSet.given(rules)
     texts: list[str] = []
     try:
-        for finding in findings:
+        for finding in findings if frozen is None else frozen.applied(findings):
             if finding.severity == "error":
                 texts.append(finding.text())
     except RowsError as error:

@@ -206,8 +206,9 @@ def judge(
     )
     if type(examples) is not int or examples < 1:
         raise InputError(repr(examples), place="examples=", expected="a whole number, 1 or more")
-    frozen = None if rules is None else RuleSet.of(rules, "rules=")
-    with opened_session(plan.targets, examples=examples, train=plan.train, xfails=plan.xfails, rules=frozen) as session:
+    with opened_session(
+        plan.targets, examples=examples, train=plan.train, xfails=plan.xfails, rules=RuleSet.given(rules)
+    ) as session:
         shown = [type(path).__name__ if is_tokenizer(path) else repr(str(path)) for path in given]
         verdict = verdict_of(session, f"judge({', '.join(shown)})")
         if baseline is not None:
@@ -246,6 +247,7 @@ def audit(
     tokenizer: AnyTokenizer,
     oracle: AnyPath | None = None,
     dataset: AnyPath | Sequence[AnyPath] = (),
+    rules: str | None = None,
 ) -> Verdict:
     """Compare the ids and labels that a trainer would train on with mistral-common's, as `mistral-lora audit` does.
 
@@ -263,13 +265,15 @@ def audit(
         oracle: As for `judge`.
         dataset: The chat rows that the ids were made from, one file or several in order. Rows without `messages` are
             judged by them in place of being read back, and missing rows are reported.
+        rules: As for `judge`.
 
     Returns:
         The verdict. The place of a finding is `rows[N]`, counted from 0, unless `rows` is a path; in batches, it is
         `rows[BATCH][N]`.
 
     Raises:
-        InputError: If `rows`, `tokenizer` or `dataset` has another type, or a path is missing.
+        InputError: If `rows`, `tokenizer` or `dataset` has another type, a path is missing, or the version of the
+            rules is not recorded.
         TokenizerError: If the tokenizer cannot be loaded, or no Mistral tokenizer applies.
         RowsError: If a row of `dataset` cannot be read.
 
@@ -283,13 +287,14 @@ def audit(
     given = dataset if isinstance(dataset, list | tuple) else [dataset]
     sources = tuple(_existing(path_of(source, _DATASET, place=Place.of("dataset="))) for source in given)
     encoder = encoder_of(tokenizer, oracle)
+    frozen = RuleSet.given(rules)
     if isinstance(rows, str | Path):
         file = _existing(path_of(rows, "encoded rows"))
         target = EncodedTarget(name_of(file), file, judge=encoder, dataset=sources)
-        with opened_session([target]) as session:
+        with opened_session([target], rules=frozen) as session:
             return verdict_of(session, f"audit({str(file)!r})")
     target = EncodedTarget("rows", judge=encoder, dataset=sources, source=rows_source(rows))
-    with opened_session([target]) as session:
+    with opened_session([target], rules=frozen) as session:
         return verdict_of(session, "audit(rows)")
 
 

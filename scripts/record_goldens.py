@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from mistral_common.exceptions import MistralCommonException
 
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.kinds.records import parse_rows
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import OracleRejection, counted
-from pytest_mistral_lora.records.files import write_json
+from pytest_mistral_lora.records.files import write_json, write_text
 from pytest_mistral_lora.records.goldens import (
     Case,
     golden_paths,
@@ -22,7 +26,7 @@ from pytest_mistral_lora.records.goldens import (
     record,
 )
 
-DATA_VERSION = "1.0"
+DATA_VERSION = "1.1"
 """Version of the data in goldens/; docs/data.md says when it grows."""
 _REFUSALS = goldens_folder() / "refusals.json"
 
@@ -35,6 +39,14 @@ def main() -> int:
     changed = []
     for name in SHIPPED:
         changed += _record_tokenizer(name, check=check)
+    for name in SHIPPED:
+        path = goldens_folder() / "encoded" / f"{name}.json"
+        text = encoded_text(recorded_encodings(Oracle(shipped_tokenizer(name))))
+        if not path.is_file() or text != path.read_text(encoding="utf-8"):
+            changed.append(f"encoded/{name}")
+            if not check:
+                path.parent.mkdir(exist_ok=True)
+                write_text(path, text)
     refusals = recorded_refusals()
     if not _REFUSALS.is_file() or refusals != read_json(_REFUSALS):
         changed.append(_REFUSALS.name)
@@ -75,18 +87,50 @@ def recorded_refusals() -> dict[str, dict[str, dict[str, str]]]:
 
 
 def _refusal(case: Case, oracle: Oracle) -> dict[str, str] | None:
-    row = case.row.to_json()
     try:
-        oracle.encode(parse_row(row))
+        oracle.encode(parse_row(case.row.to_json()))
     except OracleRejection as error:
-        at = str(error.place)
-    else:
-        return None
+        return _refused(case.row.to_json(), error, oracle)
+    return None
+
+
+def _refused(row: dict[str, Any], error: OracleRejection, oracle: Oracle) -> dict[str, str]:
+    """Return the field of a row that is refused, and who refuses it."""
     try:
         oracle.reference(row)
     except MistralCommonException:
-        return {"at": at, "by": "mistral-common"}
-    return {"at": at, "by": "pytest-mistral-lora"}
+        return {"at": str(error.place), "by": "mistral-common"}
+    return {"at": str(error.place), "by": "pytest-mistral-lora"}
+
+
+def recorded_encodings(oracle: Oracle) -> dict[str, dict[str, Any]]:
+    """Return what a tokenizer makes of the rows of `answers.json` and of `pairs.json`, by file and case."""
+    return {name: dict(_encodings(name, oracle)) for name in ("answers", "pairs")}
+
+
+def _encodings(name: str, oracle: Oracle) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each case of a file with its encoding: of a row, or of each side of a pair."""
+    for data in read_json(goldens_folder() / f"{name}.json"):
+        sides = {}
+        for row in parse_rows(data["row"]):
+            try:
+                encoded = oracle.encode(row)
+            except OracleRejection as error:
+                sides[row.side or "row"] = {"refusal": _refused(row.to_json(), error, oracle)}
+            else:
+                sides[row.side or "row"] = {"input_ids": encoded.input_ids, "labels": encoded.labels}
+        yield data["case"], sides.get("row", sides)
+
+
+def encoded_text(encodings: dict[str, dict[str, Any]]) -> str:
+    """Return the text of a file of encodings; each case is one line, so that a diff shows the change."""
+    files = [
+        f"{json.dumps(name)}: {{\n    "
+        + ",\n    ".join(f"{json.dumps(case)}: {json.dumps(encoding)}" for case, encoding in cases.items())
+        + "\n  }"
+        for name, cases in encodings.items()
+    ]
+    return "{\n  " + ",\n  ".join(files) + "\n}\n"
 
 
 def _write_provenance() -> None:

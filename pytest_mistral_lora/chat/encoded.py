@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from pytest_mistral_lora.chat.rows import Row, weight_of
+from pytest_mistral_lora.chat.objective import Objective
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError
 
 IGNORE_INDEX = -100
@@ -14,6 +15,9 @@ IGNORE_INDEX = -100
 
 ANSWERS = ("assistant", "completion")
 """The roles of the turns that the model writes."""
+
+IMAGE_MARKERS = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
+"""The control tokens that stand for images."""
 
 SpanKind = Literal["control", "text", "tool_call", "eos"]
 
@@ -80,10 +84,72 @@ class EncodedRow:
         spans = tuple(span._replace(end=min(span.end, length)) for span in kept)
         return EncodedRow(self.input_ids[:length], None if self.labels is None else self.labels[:length], spans)
 
+    def under(self, objective: Objective, controls: Mapping[str, int]) -> EncodedRow:
+        """Return the row, whose turns have labels by `Row.trained_weights`, with a label for each token.
+
+        Args:
+            objective: The declared objective.
+            controls: The ids of the control tokens, by literal.
+        """
+        if objective.is_of_turns:
+            return self
+        trained = [False] * len(self.input_ids)
+        for span in self.spans:
+            is_given = objective.turns == "everything" and not span.is_answer
+            trained[span.start : span.end] = [span.supervised or is_given] * (span.end - span.start)
+        if objective.turns == "everything":
+            images = {controls[name] for name in IMAGE_MARKERS if name in controls}
+            # no token predicts the first one
+            trained = [bool(at) and is_on and self.input_ids[at] not in images for at, is_on in enumerate(trained)]
+        if "no-thinking" in objective.without:
+            for at in _thoughts(self, controls):
+                trained[at] = False
+        if "no-calls" in objective.without:
+            for at in _calls(self, controls):
+                trained[at] = False
+        return EncodedRow.from_spans(self.input_ids, _split(self.spans, trained))
+
     @property
     def supervised_tokens(self) -> int:
         """Number of tokens with a label other than `IGNORE_INDEX`; 0 if there are no labels."""
         return len(self.labels) - self.labels.count(IGNORE_INDEX) if self.labels else 0
+
+
+def _thoughts(encoded: EncodedRow, controls: Mapping[str, int]) -> Iterator[int]:
+    """Yield the tokens of each thought with its markers; one that is left open ends before the next control token."""
+    opens, closes, marks = controls.get("[THINK]"), controls.get("[/THINK]"), set(controls.values())
+    is_open = False
+    for at, token in enumerate(encoded.input_ids):
+        if token == opens or (is_open and token not in marks):
+            is_open = True
+            yield at
+        elif is_open:
+            is_open = False
+            if token == closes:
+                yield at
+
+
+def _calls(encoded: EncodedRow, controls: Mapping[str, int]) -> Iterator[int]:
+    """Yield the tokens of each answer from its first `[TOOL_CALLS]` on."""
+    called: int | None = None
+    for span in encoded.spans:
+        if not span.is_answer:
+            continue
+        for at in range(span.start, span.end):
+            if encoded.input_ids[at] == controls.get("[TOOL_CALLS]"):
+                called = span.turn
+            if called is not None and span.turn == called:
+                yield at
+
+
+def _split(spans: tuple[Span, ...], trained: list[bool]) -> Iterator[Span]:
+    """Yield spans each of which is trained on as a whole, or not at all."""
+    for span in spans:
+        start = span.start
+        for end in range(span.start + 1, span.end + 1):
+            if end == span.end or trained[end] != trained[start]:
+                yield span._replace(start=start, end=end, supervised=trained[start])
+                start = end
 
 
 def encoded_text(encoded: EncodedRow, piece: Callable[[int], str]) -> str:
@@ -156,7 +222,9 @@ class Policy:
             found = "no token is trained on: every assistant message has weight 0"
             if encoded.supervised_tokens:
                 found = f"no token is trained on in the first {self.max_length} of {length}"
-            elif any(weight_of(message) for message in row.messages if message["role"] == "assistant"):
+            elif not row.objective.is_default:
+                found = f"no token is trained on: the objective is {row.objective}"
+            elif any(row.trained_weights()):
                 # v2 leaves out tool calls before the last user message, and the blocks of a template may be empty
                 found = "no token is trained on: the encoding has no token of an answer of weight 1"
             yield "nothing-supervised", RowError(found, place=row.place)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pytest_mistral_lora.chat.kinds.records import parse_rows, trained_row
+from pytest_mistral_lora.chat.objective import ANSWERS, Objective
 from pytest_mistral_lora.chat.reading import path_of, read_line, scan_lines
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError, RowsError
@@ -37,9 +38,9 @@ def scan_records(source: str | Path | DataFile) -> Iterator[tuple[Row, ...] | Ro
         source = path_of(source, "a file of rows")
     path = source if isinstance(source, Path) else source.path
     found = False
-    reader = None if isinstance(source, Path) else source.source
+    reader, objective = (None, ANSWERS) if isinstance(source, Path) else (source.source, source.objective)
     for number, line in scan_lines(path) if isinstance(source, Path) else source.lines():
-        rows = read_record(path, number, line, place=NOWHERE if reader is None else reader.place)
+        rows = read_record(path, number, line, objective, place=NOWHERE if reader is None else reader.place)
         if rows is not None:
             found = True
             yield rows
@@ -48,7 +49,7 @@ def scan_records(source: str | Path | DataFile) -> Iterator[tuple[Row, ...] | Ro
 
 
 def read_record(
-    path: Path, number: int, line: bytes | int | RowError, *, place: Place = NOWHERE
+    path: Path, number: int, line: bytes | int | RowError, objective: Objective = ANSWERS, *, place: Place = NOWHERE
 ) -> tuple[Row, ...] | RowError | None:
     """Return the rows of a line of `scan_lines`, the error that makes it unusable, or None if the line is blank.
 
@@ -56,13 +57,15 @@ def read_record(
         path: The file.
         number: The number of the line, or of the record that the line was made of.
         line: The line.
+        objective: The declared objective of the rows; records that are no conversations take none.
         place: The place of the record; `NOWHERE` for that of the line.
     """
     item = read_line(path, number, line)
     if item is None or isinstance(item, RowError):
         return item
     try:
-        return parse_rows(item[1], place=place or Place.of(path, number))
+        rows = parse_rows(item[1], place=place or Place.of(path, number))
+        return rows if objective.is_default else tuple(row.with_objective(objective) for row in rows)
     except RowError as error:
         return error
 
@@ -76,9 +79,11 @@ def scan_rows(source: str | Path | DataFile) -> Iterator[Row | RowError]:
     return map(_trained_row, scan_records(source))
 
 
-def read_row(path: Path, number: int, line: bytes | int | RowError, *, place: Place = NOWHERE) -> Row | RowError | None:
+def read_row(
+    path: Path, number: int, line: bytes | int | RowError, objective: Objective = ANSWERS, *, place: Place = NOWHERE
+) -> Row | RowError | None:
     """Return the row of a line that is trained on, the error that makes it unusable, or None; see `read_record`."""
-    rows = read_record(path, number, line, place=place)
+    rows = read_record(path, number, line, objective, place=place)
     return None if rows is None else _trained_row(rows)
 
 

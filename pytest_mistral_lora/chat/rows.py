@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_mistral_lora.chat.chunks.registry import type_of
 from pytest_mistral_lora.chat.fields import IN_ORDER
+from pytest_mistral_lora.chat.objective import ANSWERS, Objective
 from pytest_mistral_lora.chat.turns import Tokenization, Turn
 from pytest_mistral_lora.errors import MistralLoraError, RowError
 from pytest_mistral_lora.places import NOWHERE, Place
@@ -55,6 +56,7 @@ class Row:
             `model_settings_builder` has a `json_schema`. None for plain text.
         side: The row's part in its record, by the name that its kind has for it; empty if the record is the row.
         kind: The kind of the record that it is read from.
+        objective: The declared objective, by which its tokens have a loss.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -64,6 +66,7 @@ class Row:
     response_format: Mapping[str, Any] | None = None
     side: str = field(default="", compare=False)
     kind: RecordKind = field(default_factory=_conversation, compare=False, repr=False)
+    objective: Objective = field(default=ANSWERS, compare=False, repr=False)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Row:
@@ -114,6 +117,33 @@ class Row:
     def assistant_groups(self) -> list[list[int]]:
         """Return the indices of the messages of each turn that the model writes."""
         return self.kind.answer_groups(self)
+
+    def trained_weights(self) -> tuple[int, ...]:
+        """Return 1 for each message whose turn has a loss under the row's objective, and 0 for each other one.
+
+        Under `everything`, the other messages have a loss, too: `EncodedRow.under` gives it to their tokens.
+        """
+        weights = [int(message["role"] in self.kind.answer_roles and weight_of(message)) for message in self.messages]
+        start = 0
+        if self.objective.turns == "last-answer":
+            start = self.assistant_groups()[-1][0]
+        elif self.objective.turns == "last-round":
+            start = max((at for at, message in enumerate(self.messages) if message["role"] == "user"), default=0)
+        return (*[0] * start, *weights[start:])
+
+    def with_objective(self, objective: Objective) -> Row:
+        """Return the row with a declared objective.
+
+        Raises:
+            RowError: If the row is no conversation: a pair, a rated answer or a completion has its own loss.
+        """
+        if not objective.is_default and (not self.kind.is_chat or self.kind.sides):
+            raise RowError(
+                f"{self.kind.title} takes no objective, and {objective} is declared",
+                place=self.place,
+                expected="conversations; declare no objective for other records",
+            )
+        return replace(self, objective=objective)
 
 
 class RecordKind(ABC):

@@ -642,7 +642,8 @@ def _own_code() -> str:
     states = []
     for folder in (Path(__file__).parents[1], goldens_folder()):
         for entry in _entries_below(folder):
-            if not entry.is_dir() and not entry.name.endswith(".pyc"):
+            # the interpreter writes bytecode, and first a temporary file of another name, while other processes look
+            if not entry.is_dir() and "__pycache__" not in entry.path:
                 states.append([entry.path, entry.stat().st_size, entry.stat().st_mtime_ns])
     return _hash(states)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,9 +54,18 @@ class RuleSet:
             )
         return cls(version)
 
-    def applied(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
-        """Return findings by these rules: what is an error by newer ones alone is a note that names their version."""
-        return tuple(map(self._applied, findings))
+    @classmethod
+    def given(cls, rules: str | None) -> RuleSet | None:
+        """Return the rules that an argument `rules=` names; None for all rules.
+
+        Raises:
+            InputError: If no version of this name is recorded.
+        """
+        return None if rules is None else cls.of(rules, "rules=")
+
+    def applied(self, findings: Iterable[Finding]) -> Iterator[Finding]:
+        """Yield findings by these rules: what is an error by newer ones alone is a note that names their version."""
+        return map(self._applied, findings)
 
     def _applied(self, finding: Finding) -> Finding:
         if any(self._has_error(rule) for rule, _ in finding.covers):

@@ -167,7 +167,7 @@ class Session:
         def server() -> str:
             return check.target.served_by
 
-        found = result.findings if self.rules is None else self.rules.applied(result.findings)
+        found = result.findings if self.rules is None else tuple(self.rules.applied(result.findings))
         outcome = CheckOutcome(
             check.target.name,
             check.subject,

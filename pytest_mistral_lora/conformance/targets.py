@@ -14,6 +14,7 @@ from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.errors import MistralLoraError, NoTemplateError, RunnerError
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.objective import Declaration
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.chat.reading.row_source import RowSource
@@ -302,9 +303,11 @@ class JudgedTarget(Target):
 
     Attributes:
         judge: The target whose tokenizer it is compared with.
+        objective: The declared objective of its rows; None if none is declared.
     """
 
     judge: Target = field(default_factory=lambda: Target(EMBEDDED_TRAINING))
+    objective: Declaration | None = None
 
     @property
     def checkpoint(self) -> BaseFolder | None:

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import tokenizer_or_path
 from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.errors import GuardError, InputError, MistralLoraError, one_line
 from pytest_mistral_lora.escaping import safe_text
 from pytest_mistral_lora.guarding.batches import (
@@ -71,6 +72,7 @@ class MistralGuard(TrainerCallback):
         batches: The number of batches to judge.
         on_finding: `stop` raises `GuardError` before a weight moves. `warn` logs the verdict, writes it to
             `mistral-guard.json` and `mistral-guard.html` in the output folder, and lets the run go on.
+        rules: As for `judge`.
 
     Raises:
         InputError: If an argument has another value.
@@ -82,7 +84,12 @@ class MistralGuard(TrainerCallback):
     """
 
     def __init__(
-        self, *, tokenizer: AnyTokenizer | None = None, batches: int = 8, on_finding: OnFinding = "stop"
+        self,
+        *,
+        tokenizer: AnyTokenizer | None = None,
+        batches: int = 8,
+        on_finding: OnFinding = "stop",
+        rules: str | None = None,
     ) -> None:
         if tokenizer is not None:
             tokenizer_or_path(tokenizer)
@@ -91,6 +98,7 @@ class MistralGuard(TrainerCallback):
         if on_finding not in ("stop", "warn"):
             raise InputError(repr(on_finding), place="on_finding=", expected="'stop' or 'warn'")
         self.verdict: Verdict | None = None
+        self._rules = RuleSet.given(rules)
         self._tokenizer = tokenizer
         self._batches = batches
         self._on_finding = on_finding
@@ -186,7 +194,7 @@ class MistralGuard(TrainerCallback):
         if self.verdict is None and (self._watch is not None or not is_error):
             return  # rows that are judged later have these results with them
         try:
-            self.verdict = with_first_step(self.verdict, results)
+            self.verdict = with_first_step(self.verdict, results, self._rules)
         except Exception as error:
             _log_crash(error)
             return
@@ -254,7 +262,9 @@ class MistralGuard(TrainerCallback):
             evaluation = None
             if self._evaluation is not None and (last or self.verdict is None):
                 evaluation = judged_rows(run, self._evaluation)
-            self.verdict = judge_run(run, read, started, evaluation=evaluation, first_step=self._first_step)
+            self.verdict = judge_run(
+                run, read, started, evaluation=evaluation, first_step=self._first_step, rules=self._rules
+            )
             if any(finding.severity == "error" for finding in self.verdict.findings):
                 failure = str(self.verdict)
         except InputError as error:  # such as a tokenizer that is named and missing
@@ -383,6 +393,7 @@ def guard(
     tokenizer: AnyTokenizer | None = None,
     batches: int = 8,
     on_finding: OnFinding = "stop",
+    rules: str | None = None,
 ) -> MistralGuard:
     """Let a trainer judge its first batches, its model and its tokenizer before the first step.
 
@@ -393,6 +404,7 @@ def guard(
         tokenizer: As for `MistralGuard`.
         batches: As for `MistralGuard`.
         on_finding: As for `MistralGuard`.
+        rules: As for `MistralGuard`.
 
     Returns:
         The guard. After the start of the run, its `verdict` is the verdict.
@@ -409,7 +421,7 @@ def guard(
     """
     if not hasattr(trainer, "add_callback"):
         raise InputError(f"a {type(trainer).__name__}", place="trainer", expected="a transformers.Trainer")
-    callback = MistralGuard(tokenizer=tokenizer, batches=batches, on_finding=on_finding)
+    callback = MistralGuard(tokenizer=tokenizer, batches=batches, on_finding=on_finding, rules=rules)
     callback.use_trainer(trainer)
     trainer.add_callback(callback)
     return callback

@@ -17,6 +17,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Subject
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.model_targets import TrainerTarget, WatchedTarget
+from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.conformance.session import opened_session
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 from pytest_mistral_lora.errors import TokenizerError, counted, one_line
@@ -195,6 +196,7 @@ def judge_run(
     *,
     evaluation: FirstRows | None = None,
     first_step: Mapping[str, Result] = WAITING,
+    rules: RuleSet | None = None,
 ) -> Verdict:
     """Judge the rows, the model and the tokenizer of a run.
 
@@ -204,6 +206,7 @@ def judge_run(
         started: The time of `time.perf_counter` at which the guard began.
         evaluation: The rows of the first batches of its evaluation, likewise; None if it has none.
         first_step: The results of its first step, by their checks.
+        rules: The rules of the version by which findings fail; None for all rules.
 
     Raises:
         InputError: As for `GuardedRun.known`.
@@ -235,7 +238,7 @@ def judge_run(
             source = _source(part.rows, name)
             targets.append(EncodedTarget(name, judge=trainer, source=source, fixes=fixes))
 
-    with opened_session([*targets, trainer], keeps_going=True) as session:
+    with opened_session([*targets, trainer], keeps_going=True, rules=rules) as session:
         return verdict_of(session, _COMMAND, lambda session: [_cost(read, time.perf_counter() - started)])
 
 
@@ -243,9 +246,9 @@ EVALUATION = "eval_batches"
 """The name of the rows of evaluations in node ids, and in places that the datasets do not tell."""
 
 
-def with_first_step(verdict: Verdict | None, first_step: Mapping[str, Result]) -> Verdict:
+def with_first_step(verdict: Verdict | None, first_step: Mapping[str, Result], rules: RuleSet | None = None) -> Verdict:
     """Return a verdict with the results of the first step, which it could not have before."""
-    with opened_session([_watched(first_step)]) as session:
+    with opened_session([_watched(first_step)], rules=rules) as session:
         return verdict_of(session, _COMMAND, earlier=verdict)
 
 

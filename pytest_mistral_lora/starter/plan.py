@@ -347,5 +347,5 @@ def _add_hook(plan: StartPlan) -> None:
     # rows of another format and folders of shards are also data: any change below them runs the check
     names = dict.fromkeys([RECIPE, *(data.name.removeprefix("./") for data in plan.rows)])
     files = f"^({'|'.join(map(re.escape, names))})(/|$)"
-    hook = _text("pre_commit_hook.yaml.txt", {"recipe": RECIPE, "files": yaml_text(files)})
+    hook = _text("pre_commit_hook.yaml.txt", {"recipe": RECIPE, "rules": newest_rules(), "files": yaml_text(files)})
     _add_extended(plan, pre_commit_settings(plan.folder, hook), "checks recipe and rows before each commit")

@@ -242,14 +242,16 @@ def _with_hook(before: str, hook: str) -> str | None:
     [ours_now] = ours["hooks"]
     root: Any = yaml.compose(before, Loader=yaml.SafeLoader)
     nodes = [value for key, value in root.value if key.value == "repos"]
-    # replace the hook of an earlier start, for other data
-    earlier = [repo for repo in repos if repo == {**ours, "hooks": [{**ours_now, "files": _files_of(repo)}]}]
+    # the hook of an earlier start gets the files of other data, and keeps the version of its rules
+    earlier = [repo for repo in repos if repo == {**ours, "hooks": [{**ours_now, **_set_before(repo, ours_now)}]}]
     if earlier:
         entry = nodes[0].value[repos.index(earlier[0])]
         [files] = _values(_values(entry, "hooks")[0].value[0], "files")
         written = yaml_text(ours_now["files"])
         text = f"{before[: files.start_mark.index]}{written}{before[files.end_mark.index :]}"
-        expected = [ours if repo is earlier[0] else repo for repo in repos]
+        [kept] = earlier[0]["hooks"]
+        after = {**ours, "hooks": [{**kept, "files": ours_now["files"]}]}
+        expected = [after if repo is earlier[0] else repo for repo in repos]
     else:
         if len(nodes) != 1 or nodes[0].flow_style:
             return None
@@ -264,6 +266,12 @@ def _values(mapping: Any, name: str) -> list[Any]:
     return [value for key, value in mapping.value if key.value == name]
 
 
-def _files_of(repository: Any) -> str:
+def _set_before(repository: Any, ours: Mapping[str, str]) -> dict[str, str]:
+    """Return what an earlier start can have written in another way: the files, and the version of the rules."""
     hooks = repository.get("hooks") if isinstance(repository, dict) else None
-    return str(hooks[0].get("files", "")) if isinstance(hooks, list) and hooks and isinstance(hooks[0], dict) else ""
+    first = hooks[0] if isinstance(hooks, list) and hooks and isinstance(hooks[0], dict) else {}
+    found = {"files": str(first.get("files", ""))}
+    command, option, _ = ours.get("entry", "").partition(" --rules ")
+    if option and str(first.get("entry", "")).startswith(command + option):
+        found["entry"] = first["entry"]
+    return found

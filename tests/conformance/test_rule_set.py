@@ -17,6 +17,7 @@ from check_outcomes import outcome_of
 from check_verb import check
 from dataset_recipes import said, write_rows
 
+from pytest_mistral_lora.assertions import assert_encoded_rows_sound, assert_labels_exact
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance import finding as rules_module
 from pytest_mistral_lora.conformance.baseline import baseline_text
@@ -32,7 +33,7 @@ from pytest_mistral_lora.conformance.rule_set import RuleSet, newest_rules
 from pytest_mistral_lora.conformance.session import Session
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.judging import judge
+from pytest_mistral_lora.judging import audit, judge
 from pytest_mistral_lora.places import NOWHERE
 
 OLD = RuleSet("0.1")
@@ -136,6 +137,23 @@ def test_the_suite_from_python_takes_the_version(later: None, tmp_path: Path) ->
     number: Any = 0.1
     with pytest.raises(InputError, match=r'^rules=: 0\.1 .* expected a text, such as "0\.1"'):
         judge(path, tokenizer="spm-v3", rules=number)
+
+
+def test_each_front_in_python_takes_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {**said("Hi", "Hello"), "input_ids": [1, 3, 16127, 4, 23325, 2], "labels": [*[-100] * 5, 2]}
+    ids = (row["input_ids"], row["labels"], "spm-v3")
+    assert not audit([row], tokenizer="spm-v3", rules="0.1").ok
+    with pytest.raises(AssertionError, match="ML545"):
+        assert_labels_exact(row, *ids, rules="0.1")
+    patch_rule(monkeypatch, "ML545", since="0.2")
+    assert not audit([row], tokenizer="spm-v3").ok
+    assert audit([row], tokenizer="spm-v3", rules="0.1").ok
+    with pytest.raises(AssertionError, match="ML545"):
+        assert_labels_exact(row, *ids)
+    assert_labels_exact(row, *ids, rules="0.1")
+    assert_encoded_rows_sound([row], "spm-v3", rules="0.1")
+    with pytest.raises(InputError, match=r"^rules=: "):
+        assert_labels_exact(row, *ids, rules="0.9")
 
 
 @pytest.mark.parametrize("command", ["--rules 0.1", "--mistral-rules=0.1"])

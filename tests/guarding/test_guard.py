@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.conformance.finding import RULES, _read_rules
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.guarding.batches import ModelBatch
 from pytest_mistral_lora.guarding.callback import REPORTS
@@ -39,6 +41,28 @@ def rows(oracle: Oracle) -> Rows:
 @pytest.fixture(scope="module")
 def tokenizer(base: Path) -> Any:
     return BaseFolder(base).tokenizer().fast
+
+
+def test_a_guard_judges_by_the_rules_of_a_version(
+    base: Path, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows[0]["labels"] = [*rows[0]["labels"][:-1], -100]
+    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    callback = guard(trainer, rules="0.1")
+    with pytest.raises(GuardError):
+        trainer.train()
+    assert callback.verdict is not None
+    broken = {found.rule for found in callback.verdict.findings if found.severity == "error"}
+    for rule in broken:
+        monkeypatch.setitem(_read_rules(RULES[rule].subject), rule, replace(RULES[rule], since="0.2"))
+    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
+    callback = guard(trainer, rules="0.1")
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    assert {found.rule for found in callback.verdict.findings} >= broken
+    with pytest.raises(InputError, match=r"^rules=: "):
+        MistralGuard(rules="0.9")
 
 
 @pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])

@@ -15,7 +15,8 @@ from sampling import sampled
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import SHIPPED
 from pytest_mistral_lora.errors import OracleRejection
-from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder, packaged_cases
+from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder, packaged_cases, packaged_pairs
+from pytest_mistral_lora.records.known_answers import known_answers
 from pytest_mistral_lora.records.schema import RecordSchema
 
 FOLDER = goldens_folder()
@@ -43,6 +44,7 @@ def test_each_golden_and_each_row_to_train_on_has_its_form() -> None:
     for name in SHIPPED:
         for path in golden_paths(FOLDER / "templates" / name):
             assert violations("golden", json.loads(path.read_text(encoding="utf-8"))) == [], path
+        assert violations("encoded", data_of(f"encoded/{name}.json")) == [], name
     for line in (FOLDER / "training" / "conversations.jsonl").read_text(encoding="utf-8").splitlines():
         assert violations("training", json.loads(line)) == []
 
@@ -52,6 +54,7 @@ def test_no_file_is_without_a_definition() -> None:
     beside -= {
         f"templates/{name}/{path.name}" for name in SHIPPED for path in golden_paths(FOLDER / "templates" / name)
     }
+    beside -= {f"encoded/{name}.json" for name in SHIPPED}
     assert beside == {*FILES, "schema.json", "training/conversations.jsonl"}
 
 
@@ -67,6 +70,8 @@ def test_no_file_is_without_a_definition() -> None:
         ("published.json", ("sources", "rows", "commit"), "main"),
         ("published.json", ("cases", 0, "prompt"), {"messages": [{"role": "user", "content": "x"}]}),
         ("provenance.json", ("data_version",), "1"),
+        ("encoded/spm-v3.json", ("answers", "plain", "input_ids", 0), "<s>"),
+        ("encoded/spm-v3.json", ("pairs", "single", "chosen"), {}),
         ("templates/spm-v3/single.json", ("input_ids", 0), "<s>"),
         ("templates/spm-v3/single.json", ("tokenizer", "sha256"), "0"),
     ],
@@ -78,7 +83,7 @@ def test_a_changed_value_is_found_at_its_place(name: str, path: tuple[str | int,
     for key in outer:
         inner = inner[key]
     inner[last] = value
-    definition = "golden" if name.startswith("templates/") else name.removesuffix(".json")
+    definition = {"templates": "golden", "encoded": "encoded"}.get(name.split("/")[0], name.removesuffix(".json"))
     place = "$" + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
     [found] = violations(definition, data)
     # a case with both a row and a prompt is wrong as a whole, and a request in its key
@@ -94,6 +99,30 @@ def test_the_refusals_of_a_tokenizer_are_recorded_with_their_fields(name: str) -
         except OracleRejection as error:
             found[case.name] = str(error.place)
     assert found == {case: refusal["at"] for case, refusal in REFUSALS[name].items()}
+
+
+@pytest.mark.parametrize("name", sampled(sorted(SHIPPED), ("spm-v1", "spm-v3", "tekken-240911")))
+def test_the_encodings_of_answers_and_pairs_are_recorded(name: str) -> None:
+    recorded = data_of(f"encoded/{name}.json")
+    oracle = oracle_named(name)
+    answers = {answer.name: answer for answer in known_answers()}
+    assert recorded["answers"].keys() == answers.keys()
+    for case, encoding in recorded["answers"].items():
+        if "refusal" not in encoding:
+            encoded = oracle.encode(answers[case].row)
+            assert (encoding["input_ids"], encoding["labels"]) == (list(encoded.input_ids), list(encoded.labels))
+        else:
+            with pytest.raises(OracleRejection) as refused:
+                oracle.encode(answers[case].row)
+            assert str(refused.value.place).endswith(encoding["refusal"]["at"])
+    pairs = {pair.name: pair for pair in packaged_pairs()}
+    assert recorded["pairs"].keys() == pairs.keys()
+    for case, sides in recorded["pairs"].items():
+        for row in pairs[case].rows:
+            if "refusal" not in sides[row.side]:
+                assert sides[row.side]["input_ids"] == list(oracle.encode(row).input_ids)
+            else:
+                assert not pairs[case].fits(oracle) or pairs[case].is_refused
 
 
 def test_a_case_is_not_both_recorded_and_refused() -> None:
@@ -119,4 +148,12 @@ def test_the_page_names_each_file_and_each_field_that_a_reader_needs() -> None:
     definitions = data_of("schema.json")["$defs"]
     fields = {*definitions["golden"]["properties"], *definitions["cases"]["items"]["properties"]}
     fields -= {"schema_version", "case", "description", "tokenizer", "recorded_with"}
-    assert {*FILES, "training/conversations.jsonl", *fields, "at", "by", "data_version"} <= named
+    assert {
+        *FILES,
+        "encoded/TOKENIZER.json",
+        "training/conversations.jsonl",
+        *fields,
+        "at",
+        "by",
+        "data_version",
+    } <= named

@@ -206,3 +206,17 @@ def test_a_hook_of_an_earlier_start_gets_the_new_files(files: str, tmp_path: Pat
     assert text is not None
     assert yaml.safe_load(text)["repos"] == [*yaml.safe_load(hook), {"repo": "meta", "hooks": []}]
     assert text.count("# a comment") == before.count("# a comment")
+
+
+def test_a_hook_of_an_earlier_start_keeps_the_version_of_its_rules(tmp_path: Path) -> None:
+    hook = HOOK.replace("- id: mine\n", "- id: mine\n      entry: x check recipe.yaml --rules 0.2\n")
+    for written, kept in (("--rules 0.1", "--rules 0.1"), ("--other", None)):
+        before = f"repos:\n{hook}".replace("--rules 0.2", written).replace("^recipe", "^old")
+        (tmp_path / ".pre-commit-config.yaml").write_text(before)
+        text = pre_commit_settings(tmp_path, hook).text
+        assert text is not None
+        ours, *rest = yaml.safe_load(text)["repos"]
+        [made] = ours["hooks"]
+        assert made["files"] == "^recipe"
+        # an entry that is not ours stays beside it
+        assert (made["entry"].endswith(kept or "--rules 0.2"), len(rest)) == (True, 0 if kept else 1)

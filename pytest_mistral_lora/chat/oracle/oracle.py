@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import mistral_common
 
-from pytest_mistral_lora.chat.encoded import ANSWERS, EncodedRow
+from pytest_mistral_lora.chat.encoded import ANSWERS, IMAGE_MARKERS, EncodedRow
 from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, spans_of, split_turn
 from pytest_mistral_lora.chat.oracle.hazards import PROBE, refuse_damaged
@@ -28,7 +28,7 @@ from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.chat.oracle.versions import EXACT_TEMPLATES, SUPPORTED, VersionFacts, version_facts
 from pytest_mistral_lora.chat.reading import in_utf8
 from pytest_mistral_lora.chat.rebinding import rebound
-from pytest_mistral_lora.chat.rows import Row, weight_of
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates.isolated import trust
 from pytest_mistral_lora.chat.turns import Turn
 from pytest_mistral_lora.errors import (
@@ -78,7 +78,6 @@ SHIPPED = {
 }
 """Our name for each tokenizer file that mistral-common ships, and the file's name."""
 
-_IMAGE_MARKERS = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
 _SPM_NAMES = "SentencePiece file named *.model.v1 … *.model.v7"
 _Request = ChatCompletionRequest[FinetuningMessage]
 _Prepared = TypeVar("_Prepared")
@@ -262,7 +261,7 @@ class Oracle:
     @cached_property
     def image_ids(self) -> frozenset[int]:
         """The control tokens that stand for images; empty if the version takes none."""
-        return frozenset(token for token, literal in self.control_tokens.items() if literal in _IMAGE_MARKERS)
+        return frozenset(token for token, literal in self.control_tokens.items() if literal in IMAGE_MARKERS)
 
     @property
     def tool_calls_id(self) -> int | None:
@@ -287,7 +286,7 @@ class Oracle:
         """Encode a row as it is trained on.
 
         Every token of an assistant turn of weight 1 is supervised, from its first token to the closing EOS; of a row
-        of another kind, the turn that the model writes.
+        of another kind, the turn that the model writes. A row with a declared objective is supervised by that.
 
         Raises:
             RowError: If `row` is plain data and not a row.
@@ -295,12 +294,14 @@ class Oracle:
         """
         row = as_row(row)
         turns = row.kind.turns(self, row)
-        weights = [weight_of(row.messages[group[0]]) for group in row.assistant_groups()]
+        of_messages = row.trained_weights()
+        weights = [of_messages[group[0]] for group in row.assistant_groups()]
         assistant = [index for index, turn in enumerate(turns) if turn.role in ANSWERS]
         if len(assistant) != len(weights):
             raise MistralLoraError(f"mistral-common {VERSION} made {len(assistant)} assistant turns of {len(weights)}")
         supervised = {index for index, weight in zip(assistant, weights, strict=True) if weight}
-        return EncodedRow.from_spans(*spans_of(self.bos_id, turns, supervised, self.eos_id, self.tool_calls_id))
+        spans = spans_of(self.bos_id, turns, supervised, self.eos_id, self.tool_calls_id)
+        return EncodedRow.from_spans(*spans).under(row.objective, self.control_ids)
 
     def traced_texts(self, row: Row | Mapping[str, Any]) -> list[TracedText]:
         """Return the texts and control tokens that mistral-common encoded: their ids, joined, are `input_ids`.

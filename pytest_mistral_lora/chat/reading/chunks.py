@@ -16,6 +16,7 @@ from typing import Any, Protocol, TextIO, TypeVar
 
 from pytest_mistral_lora.chat.chunks.registry import register_types, type_names
 from pytest_mistral_lora.chat.kinds.registry import kind_names, register_kinds
+from pytest_mistral_lora.chat.objective import ANSWERS, Objective
 from pytest_mistral_lora.chat.reading.files import scan_lines
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 from pytest_mistral_lora.escaping import UNMIXED, own_stream
@@ -64,11 +65,13 @@ class DataFile:
         path: The file.
         is_held_out: Whether all its rows are held out.
         source: Its reader, if it is converted; None for a JSONL file of rows.
+        objective: The declared objective of its rows.
     """
 
     path: Path
     is_held_out: bool = False
     source: LineSource | None = None
+    objective: Objective = ANSWERS
 
     def lines(self) -> Iterator[tuple[int, bytes | int | RowError]]:
         """Yield numbers and lines for `chat.row_files.read_row`; of a converted file, records as lines of rows.
@@ -91,6 +94,7 @@ class Chunk:
             error of a record that cannot be converted.
         size: Number of bytes of the file that were read for them.
         first_lines: The line where each record begins, by its number, for a file whose records are not lines.
+        objective: The declared objective of the rows.
     """
 
     path: Path
@@ -99,6 +103,7 @@ class Chunk:
     lines: Sequence[tuple[int, bytes | int | RowError]]
     size: int
     first_lines: Mapping[int, int] = field(default_factory=dict)
+    objective: Objective = ANSWERS
 
     def place(self, number: int) -> Place:
         """Return the place of a record by its number."""
@@ -135,7 +140,7 @@ def chunks(files: Sequence[DataFile], refuse: Callable[[InputError], None], firs
                 found = found or any(
                     not isinstance(line, bytes) or line.removeprefix(BOM_UTF8).strip() for _, line in lines
                 )
-                yield Chunk(file.path, index, file.is_held_out, lines, size, first_lines)
+                yield Chunk(file.path, index, file.is_held_out, lines, size, first_lines, file.objective)
             if not found:
                 raise InputError("the file has no rows", place=str(file.path))
             if _state(file.path) != before:

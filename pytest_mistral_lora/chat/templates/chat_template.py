@@ -12,7 +12,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.kinds.records import as_row
-from pytest_mistral_lora.chat.rows import Row, native_content, weight_of
+from pytest_mistral_lora.chat.rows import Row, native_content
 from pytest_mistral_lora.chat.templates.generation_blocks import block_spans, ids_of, offsets_of
 from pytest_mistral_lora.chat.templates.isolated import ask
 from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt, find_own_prompt
@@ -150,7 +150,7 @@ class ChatTemplate:
                 encoded.append(EncodedRow(ids, None, (Span(None, None, "text", 0, len(ids), False),)))
             else:
                 spans = block_spans(self._added, self.tokenizer.eos_token_id, ids, offsets, blocks, weights)
-                encoded.append(EncodedRow.from_spans(ids, spans))
+                encoded.append(EncodedRow.from_spans(ids, spans).under(row.objective, self._added_ids))
         return encoded
 
     def ids(self, row: Row) -> tuple[int, ...]:
@@ -238,6 +238,10 @@ class ChatTemplate:
         return {token_id: token.content for token_id, token in self.tokenizer.added_tokens_decoder.items()}
 
     @cached_property
+    def _added_ids(self) -> Mapping[str, int]:
+        return {literal: token for token, literal in self._added.items()}
+
+    @cached_property
     def _literals(self) -> re.Pattern[str]:
         tokens = sorted(set(self._added.values()), key=len, reverse=True)
         # without tokens, a pattern that matches nothing
@@ -302,12 +306,13 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _weights(row: Row, blocks: int) -> list[int] | None:
     """Return the weight of each generation block, or None if the blocks cannot be matched with the row's turns."""
-    assistants = [weight_of(message) for message in row.messages if message["role"] == "assistant"]
+    weighted = list(zip(row.messages, row.trained_weights(), strict=True))
+    assistants = [weight for message, weight in weighted if message["role"] == "assistant"]
     if blocks == len(assistants):
         return assistants
     runs = [
-        {weight_of(message) for message in run}
-        for role, run in itertools.groupby(row.messages, key=lambda message: message["role"])
+        {weight for _, weight in run}
+        for role, run in itertools.groupby(weighted, key=lambda one: one[0]["role"])
         if role == "assistant"
     ]
     if blocks != len(runs) or any(len(weights) > 1 for weights in runs):

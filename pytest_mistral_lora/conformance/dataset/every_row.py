@@ -33,7 +33,8 @@ class TurnsTrainedAlone:
     def note(self, record: JudgedRecord) -> None:
         """Add a conversation; an answer of a preference record stands behind a prompt, which is never trained on."""
         row = record.rows[0]
-        if row.kind.sides or self.turns == frozenset():
+        # a declared objective says which turns are trained on
+        if row.kind.sides or not row.objective.is_default or self.turns == frozenset():
             return
         if sum(message["role"] == "assistant" for message in row.messages) < 2:
             return

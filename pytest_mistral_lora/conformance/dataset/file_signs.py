@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.rows import Row, imported, text_of, weight_of
+from pytest_mistral_lora.chat.rows import Row, imported, text_of
 from pytest_mistral_lora.conformance.dataset.row_texts import (
     ENCODINGS,
     FORMATS,
@@ -183,8 +183,8 @@ class FileSigns:
         judged = row.kind.wanted_part(row)
         for name, shown in _signs(judged) if row.kind.is_chat else _signs_of_kind(row):
             self.signs.setdefault((file, name), SignCount()).add(at, shown, record.place)
-        roles = row.kind.answer_roles
-        answers = (message for message in judged.messages if message["role"] in roles and weight_of(message))
+        weights = judged.trained_weights()
+        answers = (message for message, weight in zip(judged.messages, weights, strict=True) if weight)
         self.counts[file, ANSWERS] += sum(bool(text_of(message.get("content"))) for message in answers)
         if not row.kind.is_chat:
             # such as a completion, which ends within a sentence: only equal ones tell something
@@ -198,7 +198,7 @@ class FileSigns:
             self.last.append(0)
             return
         index = max(index for index, message in enumerate(row.messages) if message["role"] == "assistant")
-        answer = text_of(row.messages[index].get("content")).rstrip() if weight_of(row.messages[index]) else ""
+        answer = text_of(row.messages[index].get("content")).rstrip() if row.trained_weights()[index] else ""
         asked = any(answer in text_of(message.get("content")) for message in row.messages[:index]) if answer else False
         self.last.append(_checksum(answer, is_label=asked or is_refusal(answer)) if answer else 0)
         self.counts[file, OF_A_PROGRAM] += _OF_A_PROGRAM.search(answer) is not None
@@ -267,7 +267,7 @@ def _signs(row: Row) -> Iterator[tuple[str, str]]:
         for name, shown in (*_signs_of_text(said), *(() if is_declared else _missing_values(said))):
             if name != LETTERS_LOST:
                 seen.setdefault(name, f"{place}: {shown}")
-            elif weight_of(row.messages[said.index]):
+            elif row.trained_weights()[said.index]:
                 yield name, f"{place}: {shown}"
         is_about_calls = is_about_calls or any(word in said.text for word in _CALL_WORDS)
         if said.is_answer and is_about_calls and (call := _CALL.search(said.text)):

@@ -200,7 +200,7 @@ def _forbidden_words(row: Row, response_format: Mapping[str, Any]) -> Iterator[F
         return
     for index, message in enumerate(row.messages):
         text = text_of(message.get("content")).strip()
-        if message["role"] != "assistant" or not text or not weight_of(message):
+        if message["role"] != "assistant" or not text or not row.trained_weights()[index]:
             continue
         for path, word in _missing_in(text, schema):
             found = f"{word!r} at {path}, which the schema of the row forbids"
@@ -308,7 +308,7 @@ def call_findings(row: Row) -> Iterator[Finding]:
                 yield Finding("ML619", f"are {kind}", place / "arguments", "an object, or its JSON as a string")
             elif name in parameters:
                 # a call of weight 0 may be wrong on purpose: the model only reads it
-                trained = bool(weight_of(message))
+                trained = bool(row.trained_weights()[index])
                 yield from _argument_findings(value, parameters[name], place / "arguments", trained=trained)
     yield from _result_findings(row)
 

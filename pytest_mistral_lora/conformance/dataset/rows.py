@@ -159,7 +159,7 @@ class RowJudge:
     def _records(self, chunk: Chunk) -> Iterator[_Record]:
         """Yield the records of a chunk; a recipe trains on the rows of conversations alone."""
         for number, line in chunk.lines:
-            rows = read_record(chunk.path, number, line, place=chunk.place(number))
+            rows = read_record(chunk.path, number, line, chunk.objective, place=chunk.place(number))
             if isinstance(rows, tuple) and not self.plan.alone:
                 try:
                     rows = (trained_row(rows),)

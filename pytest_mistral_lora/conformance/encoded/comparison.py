@@ -57,7 +57,7 @@ class EncodedRowComparison:
         if tuple(self.ids) == self.expected.input_ids and tuple(self.labels) == self.expected.labels:
             return
         yield from self.id_findings()
-        faults = label_faults(self.expected, self.ids, self.labels, self.oracle)
+        faults = label_faults(self.expected, self.ids, self.labels, self.oracle, self.row.objective)
         if faults:
             sides = (self.expected.input_ids, self.expected.labels), (self.ids, self.labels)
             yield from self._place_faults(faults, TokenDiff.of(*sides, self.oracle.piece, spans=self.expected.spans))

@@ -9,6 +9,7 @@ from itertools import groupby
 
 from pytest_mistral_lora.chat.diff import common_ends, decode_text, split_at_markers
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
+from pytest_mistral_lora.chat.objective import ANSWERS, Objective
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.rows import Row, imported
 from pytest_mistral_lora.checkpoint.recognition import shipped_oracle
@@ -156,7 +157,11 @@ MAX_SHIFT = 3
 
 
 def label_faults(
-    expected: EncodedRow, ids: Sequence[int], labels: Sequence[int], oracle: Oracle
+    expected: EncodedRow,
+    ids: Sequence[int],
+    labels: Sequence[int],
+    oracle: Oracle,
+    objective: Objective = ANSWERS,
 ) -> list[EncodingFault]:
     """Return the classes of the difference between labels and mistral-common's; empty if they are equal.
 
@@ -167,7 +172,11 @@ def label_faults(
         ids: The trainer's ids, without padding.
         labels: The trainer's labels, as many as ids.
         oracle: Mistral's own tokenization.
+        objective: The objective by which `expected` has its labels.
     """
+    if objective.turns == "everything" and len(labels) and expected.labels:
+        # the loss of the first token of a conversation is never read
+        labels = (expected.labels[0], *labels[1:])
     if tuple(ids) == expected.input_ids and tuple(labels) == expected.labels:
         return []
     # With other ids in the middle, the owners of the first and last tokens are still known.
@@ -175,7 +184,8 @@ def label_faults(
     head, tail = common_ends(ids, expected.input_ids)
     unknown: list[Span | None] = [None] * (len(ids) - head - tail)
     owners = (*spans[:head], *unknown, *spans[len(spans) - tail :])
-    return list(LabelComparison(owners, tuple(ids), tuple(labels), oracle, expected.supervised_tokens).faults())
+    trained = expected.supervised_tokens
+    return list(LabelComparison(owners, tuple(ids), tuple(labels), oracle, trained, objective).faults())
 
 
 @dataclass(frozen=True)
@@ -188,6 +198,7 @@ class LabelComparison:
         labels: The trainer's labels.
         oracle: Mistral's own tokenization.
         supervised: The number of tokens that should be trained on.
+        objective: The objective that says which.
     """
 
     owners: tuple[Span | None, ...]
@@ -195,6 +206,7 @@ class LabelComparison:
     labels: tuple[int, ...]
     oracle: Oracle
     supervised: int
+    objective: Objective = ANSWERS
 
     @cached_property
     def trained(self) -> frozenset[int]:
@@ -222,16 +234,21 @@ class LabelComparison:
             found = f"{len(foreign)} labels are another token's, the first {first} at {self._token(foreign[0])}"
             yield EncodingFault("ML542", found, "the token's own id, or -100")
         if not self.trained and self.supervised:
-            yield EncodingFault("ML544", "no token is trained on", f"{self.supervised} tokens of the assistant")
+            yield EncodingFault("ML544", "no token is trained on", self._expected)
         elif None in self.owners or self.trained != self.wanted:
             # BOS may be masked although everything else is trained on
             if len(self.trained - {0}) == len(self.ids) - 1 and self.wanted != self.trained:
-                expected = f"{self.supervised} tokens of the assistant"
-                yield EncodingFault("ML543", "every token is trained on", expected)
+                yield EncodingFault("ML543", "every token is trained on", self._expected)
             elif shift := self._mask_shift():
                 yield EncodingFault("ML541", f"the mask is shifted by {shift:+d} tokens")
             else:
                 yield from self._turn_faults()
+
+    @property
+    def _expected(self) -> str:
+        if self.objective.is_default:
+            return f"{self.supervised} tokens of the assistant"
+        return f"{self.supervised} tokens, by the objective {self.objective}"
 
     def _token(self, index: int) -> str:
         return f"token {index} ({self.oracle.piece(self.ids[index])!r})"
@@ -263,13 +280,17 @@ class LabelComparison:
             first = self._token(outside[0][0])
             prompt = [f"{len(outside)} {are} trained on of: {roles}; the first is {first}"]
         if partial or (prompt and masked):
-            yield EncodingFault("ML550", "; ".join([*partial, *masked, *prompt]), "each answer whole, and nothing else")
+            expected = "each answer whole, and nothing else"
+            if not self.objective.is_default:
+                expected = f"the objective {self.objective}: {self.objective.meaning}"
+            yield EncodingFault("ML550", "; ".join([*partial, *masked, *prompt]), expected)
         else:
             yield from (EncodingFault("ML551", found, "every token of it is trained on") for found in masked[:1])
             yield from (EncodingFault("ML547", found, "-100") for found in prompt)
         weightless = sum(owner.is_answer and not owner.supervised for _, owner in trained)
         if weightless:
-            yield EncodingFault("ML549", f"{weightless} tokens of an answer of weight 0 are trained on", "-100")
+            of = "of weight 0" if self.objective.is_default else f"outside the objective {self.objective}"
+            yield EncodingFault("ML549", f"{weightless} tokens of an answer {of} are trained on", "-100")
         yield from by_rule.values()
         if None in self.owners and "ML546" not in by_rule:
             # these turns are not the row's: only the id identifies their EOS tokens
@@ -287,7 +308,9 @@ class LabelComparison:
             tokens = list(group)
             hidden = [(n, owner) for n, owner in tokens if n not in self.trained]
             if len(hidden) == len(tokens):
-                masked.append(f"the answer of turn {turn} is masked")
+                owner = tokens[0][1]
+                what = "the answer" if owner.is_answer else f"the {owner.role or 'beginning'}"
+                masked.append(f"{what} of turn {turn} is masked")
                 continue
             faults: dict[str, EncodingFault] = {}
             others = []
@@ -296,7 +319,7 @@ class LabelComparison:
                     rule, found = "ML546", f"the EOS of turn {owner.turn} is masked"
                 elif self.ids[n] == self.oracle.tool_calls_id:
                     rule, found = "ML548", f"{self._token(n)} is masked"
-                elif n == tokens[0][0]:
+                elif n == tokens[0][0] and owner.is_answer:
                     rule, found = "ML545", f"{self._token(n)}, the first of an answer, is masked"
                 else:
                     others.append(n)

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
+from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.generation_blocks import offsets_of
 from pytest_mistral_lora.chat.templates.read_rendered import RenderedReader
@@ -186,6 +186,8 @@ class TemplateCause(Cause):
 
     def _answers(self, row: Row, text: str) -> list[_MessagePart] | None:
         """Return the parts of a rendering that are a message's own text; None if they cannot be told apart."""
+        if not row.objective.is_of_turns:
+            return None
         parts = []
         for number, message in enumerate(row.messages):
             is_answer = message["role"] == "assistant"
@@ -197,7 +199,7 @@ class TemplateCause(Cause):
             at = text.find(content, len(before), len(through)) if content else -1
             end = at + len(content) if at >= 0 else len(through)
             start = len(before) if is_answer or at < 0 else at
-            parts.append(_MessagePart(number, message["role"], start, end, is_answer and bool(weight_of(message))))
+            parts.append(_MessagePart(number, message["role"], start, end, bool(row.trained_weights()[number])))
         return parts
 
     def _rendered(self, row: Row, *, generation_prompt: bool = False) -> str:

@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle.versions import Fact, names_with
-from pytest_mistral_lora.chat.rows import Row, assistant_text, merged_chunks, weight_of
+from pytest_mistral_lora.chat.rows import Row, assistant_text, merged_chunks
 from pytest_mistral_lora.conformance.finding import RULES
 
 if TYPE_CHECKING:
@@ -95,7 +95,15 @@ def partition_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 
 def owner_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """No token outside an assistant turn is supervised."""
+    """No token outside an assistant turn is supervised; by the objective `everything`, each but the first is."""
+    if row.objective.turns == "everything":
+        images, thoughts = oracle.image_ids, _thought_tokens(row, encoded, oracle)
+        for span in encoded.spans:
+            for at in range(span.start, span.end):
+                is_left_out = at == 0 or encoded.input_ids[at] in images or at in thoughts
+                if not span.is_answer and span.supervised == is_left_out:
+                    return f"token {at} of the {span.role or 'beginning'} is {'' if is_left_out else 'not '}supervised"
+        return ""
     for span in encoded.spans:
         if span.supervised and not span.is_answer:
             return f"tokens {span.start}-{span.end} of the {span.role or 'beginning'} are supervised"
@@ -103,26 +111,60 @@ def owner_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 
 def whole_turn_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """Turns of weight 1 are supervised as a whole, and turns of weight 0 are not."""
-    weights = [weight_of(row.messages[group[0]]) for group in encoded_groups(row, oracle)]
+    """Turns of weight 1 are supervised as a whole, and turns of weight 0 are not; the row's objective weighs them."""
+    of_messages = row.trained_weights()
+    weights = [of_messages[group[0]] for group in encoded_groups(row, oracle)]
     turns = assistant_turns(encoded)
     if len(turns) != len(weights):
         return f"{len(turns)} assistant turns encoded of {len(weights)}"
+    left_out = _thought_tokens(row, encoded, oracle) | _call_tokens(row, encoded, oracle)
     for weight, (turn, spans) in zip(weights, turns.items(), strict=True):
-        if any(span.supervised != bool(weight) for span in spans):
-            return f"turn {turn} has weight {weight}, but is {'not all' if weight else 'in part'} supervised"
+        for span in spans:
+            # whole spans first: this law sees every row of a dataset
+            if left_out and not left_out.isdisjoint(range(span.start, span.end)):
+                if span.supervised or not left_out.issuperset(range(span.start, span.end)):
+                    return f"tokens {span.start}-{span.end} of turn {turn} are supervised, against {row.objective}"
+            elif span.supervised != bool(weight):
+                return f"turn {turn} has weight {weight}, but is {'not all' if weight else 'in part'} supervised"
     return ""
+
+
+def _thought_tokens(row: Row, encoded: EncodedRow, oracle: Oracle) -> frozenset[int]:
+    """Return the tokens of thoughts, if the row's objective leaves them out."""
+    if "no-thinking" not in row.objective.without:
+        return frozenset()
+    ids, found = encoded.input_ids, set[int]()
+    opens, closes = (oracle.control_ids.get(literal) for literal in ("[THINK]", "[/THINK]"))
+    for start in (at for at, token in enumerate(ids) if token == opens):
+        end = next((at for at in range(start + 1, len(ids)) if ids[at] in oracle.control_tokens), len(ids))
+        found |= {*range(start, end + (ids[end : end + 1] == (closes,)))}
+    return frozenset(found)
+
+
+def _call_tokens(row: Row, encoded: EncodedRow, oracle: Oracle) -> frozenset[int]:
+    """Return the tokens of answers from their first call on, if the row's objective leaves them out."""
+    if "no-calls" not in row.objective.without:
+        return frozenset()
+    found = set[int]()
+    for spans in assistant_turns(encoded).values():
+        start = next((span.start for span in spans if span.kind == "tool_call"), None)
+        found |= set() if start is None else {*range(start, spans[-1].end)}
+    return frozenset(found)
 
 
 def eos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Every assistant turn ends with EOS, supervised like the turn."""
+    without_calls = "no-calls" in row.objective.without
     for turn, spans in assistant_turns(encoded).items():
         last = spans[-1].end - 1
         if encoded.input_ids[last] != oracle.eos_id:
             return f"turn {turn} ends with {oracle.piece(encoded.input_ids[last])!r} at token {last}, not with EOS"
         # a slice, because ML101 reports missing labels
         label = (encoded.labels or ())[last : last + 1]
-        if spans[0].supervised != (label == (oracle.eos_id,)):
+        is_left_out = without_calls and any(span.kind == "tool_call" for span in spans)
+        # a thought in front may have no loss
+        is_trained = any(span.supervised for span in spans) and not is_left_out
+        if is_trained != (label == (oracle.eos_id,)):
             return f"EOS of turn {turn} at token {last} has label {label[0] if label else 'none'}"
     return ""
 
@@ -136,7 +178,9 @@ def bos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 
 def scan_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """The labels read off the control tokens equal the row's labels."""
+    """The labels read off the control tokens equal the row's labels, if each answer has a loss."""
+    if not row.objective.is_default:
+        return ""
     scanned = scan_labels(encoded.input_ids, oracle)
     if scanned == encoded.labels or scanned is None or encoded.labels is None:
         return ""
