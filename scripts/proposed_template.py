@@ -100,7 +100,8 @@ class Verdict:
         return (*self.compared.deviations, *dict.fromkeys(faults))
 
 
-def verdicts(source: str) -> list[Verdict]:
+@cache
+def verdicts(source: str) -> tuple[Verdict, ...]:
     """Return the verdict on each packaged row that the tokenizer's version can encode.
 
     Args:
@@ -118,7 +119,7 @@ def verdicts(source: str) -> list[Verdict]:
             findings = row_findings(case.row, list(found.input_ids), list(found.labels or ()), oracle)
             rules = tuple(dict.fromkeys(finding.rule for finding in findings))
         made.append(Verdict(case, compared, rules))
-    return made
+    return tuple(made)
 
 
 def page() -> str:
@@ -151,7 +152,7 @@ def _lines() -> Iterator[str]:
         yield f"| `{verdict.case.name}` | {ids} | {labels} | {rules} | {reasons} |"
 
 
-def _counts(name: str, found: list[Verdict]) -> str:
+def _counts(name: str, found: tuple[Verdict, ...]) -> str:
     right, named = sum(verdict.is_right for verdict in found), sum(verdict.is_deviation for verdict in found)
     return f"| {name} | {len(found)} | {right} | {named} | {len(found) - right - named} |"
 

@@ -10,6 +10,8 @@ from trl import SFTConfig, SFTTrainer
 from pytest_mistral_lora import CheckpointTokenizer, Oracle, training_template
 from pytest_mistral_lora.assertions import assert_encoded_rows_sound, assert_labels_exact, assert_template_faithful
 
+RULES = "0.1"  # findings that a later release adds do not fail
+
 # Mistral 7B v0.3, Large 2411, Ministral 8B. mistral-common ships their files: nothing is downloaded.
 TOKENIZERS = ["spm-v3", "spm-v7", "tekken-240911"]
 
@@ -63,15 +65,15 @@ def trainer(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SFTTrai
 
 @pytest.mark.parametrize("name", ROWS)
 def test_template(name: str, tokenizer: Any) -> None:
-    assert_template_faithful(ROWS[name], tokenizer)
+    assert_template_faithful(ROWS[name], tokenizer, rules=RULES)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_labels(name: str, trainer: SFTTrainer, tokenizer: Any) -> None:
     prepared = trainer.train_dataset[list(ROWS).index(name)]
     batch = trainer.data_collator([prepared])
-    assert_labels_exact(ROWS[name], batch["input_ids"], batch["labels"], tokenizer)
+    assert_labels_exact(ROWS[name], batch["input_ids"], batch["labels"], tokenizer, rules=RULES)
 
 
 def test_padded_batches(trainer: SFTTrainer, tokenizer: Any) -> None:
-    assert_encoded_rows_sound(trainer.get_train_dataloader(), tokenizer)
+    assert_encoded_rows_sound(trainer.get_train_dataloader(), tokenizer, rules=RULES)
