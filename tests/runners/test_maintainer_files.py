@@ -1,6 +1,6 @@
 """The files of examples/maintainers, run with the trainer itself: green as they stand, and red for each fault of it.
 
-Left out, with the reason, where a trainer is not installed: `tox run -e maintainers-NAME`.
+Left out, with the reason, where a trainer is not installed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ _ONE_TOKENIZER = {"trl": "[spm-v3", "axolotl": "[mistral_v2v3 or [chatml or [spm
 def trainer(request: pytest.FixtureRequest, scripts: None) -> str:
     """Return the name of a trainer that is installed."""
     name: str = request.param
-    pytest.importorskip(name, reason=f"{name} is not installed here; tox run -e maintainers-{name}")
+    environment = "runner-trl" if name == "trl" else f"maintainers-{name}"
+    pytest.importorskip(name, reason=f"{name} is not installed here; tox run -e {environment}")
     if name == "llamafactory":
         from llamafactory_rows import stand_in_for_torchaudio
 
