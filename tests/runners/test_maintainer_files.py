@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from trainer_faults import FAULTS
 
+# trainers and the libraries that they import warn of one another
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 FILES = Path(__file__).parents[2] / "examples" / "maintainers"
 _ERROR = re.compile(r"^E +(?:[\w.]+\.)?(\w+): (ML\d+)?", flags=re.MULTILINE)
 
