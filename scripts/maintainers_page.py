@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from pytest_mistral_lora.assertions import assert_labels_exact
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "maintainers.md"
 FILES = ROOT / "examples" / "maintainers"
 _PLACE = re.compile(r"(<!-- ([\w.]+): start -->\n).*?(<!-- \2: end -->\n)", flags=re.DOTALL)
-_ROW = {
+_ROW: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Capital of France?"}, {"role": "assistant", "content": "Paris."}],
 }
 
@@ -28,12 +29,16 @@ def maintainers_page() -> str:
     return _PLACE.sub(filled, PAGE.read_text(encoding="utf-8"))
 
 
-def _red() -> str:
-    """Return the message of a test of a row whose EOS is masked."""
+def masked_eos() -> tuple[dict[str, Any], list[int], list[int]]:
+    """Return a row, and its ids and labels with a masked EOS."""
     encoded = Oracle.load("spm-v3").encode(_ROW)
-    labels = [*(encoded.labels or ())[:-1], IGNORE_INDEX]
+    return _ROW, list(encoded.input_ids), [*(encoded.labels or ())[:-1], IGNORE_INDEX]
+
+
+def _red() -> str:
+    """Return the message of a test of such a row."""
     try:
-        assert_labels_exact(_ROW, list(encoded.input_ids), labels, "spm-v3")
+        assert_labels_exact(*masked_eos(), "spm-v3")
     except AssertionError as error:
         return f"AssertionError: {error}"
     raise ValueError("a masked EOS is not found")

@@ -25,6 +25,7 @@ NO_PATHS = {
     ("audit", "--time-limit"),
     ("rules", "ids"),
     ("rules", "--search"),
+    ("report-false-alarm", "finding"),
     *((verb, "--rules") for verb in ("check", "audit", "verify", "smoke", "serve-check")),
     *((verb, option) for verb in ("import", "stats") for option in ("--lossy", "--dataset")),
     ("chat", "--prompt"),
@@ -67,6 +68,7 @@ def test_every_argument_is_declared() -> None:
         ("render", "--html"), ("import", "--to"),
         ("smoke", "--record"), ("merge", "output"), ("serve-check", "--report"), ("export", "--output"),
         ("template", "--output"),
+        ("report-false-alarm", "--output"),
     }  # fmt: skip
 
 

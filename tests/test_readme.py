@@ -104,9 +104,30 @@ def test_a_fresh_clone_has_one_line_for_the_suite_and_one_for_the_tests() -> Non
     lines = re.findall(r"^\$ (pip install .*&& pytest.*)$", README, flags=re.MULTILINE)
     assert lines == [
         'pip install -e ".[train]" && pytest --mistral-golden',
-        'pip install "pytest-mistral-lora[train]" && pytest --mistral-golden  # once released',
+        "pip install dist/*.whl && pytest --mistral-golden",
         'pip install -e ".[dev]" && pytest -n 2 tests',
     ]
+
+
+def test_the_two_lines_of_the_guard_stand_before_the_first_table() -> None:
+    before = README.partition("\n|")[0]
+    assert "\nguard(trainer)" in before
+    assert before.index("\nguard(trainer)") < README.index("\n## ")
+
+
+def test_no_page_says_that_the_package_is_on_an_index() -> None:
+    # a package of this name on an index is somebody else's until the first release
+    pages = [
+        ROOT / "action.yml",
+        *(path for folder in ("docs", "examples", "pytest_mistral_lora") for path in (ROOT / folder).rglob("*")),
+    ]
+    words = re.compile(r"once (?:it is )?released|pip install [\"']?pytest-mistral-lora(?:\s|$)")
+    found = {
+        path.name
+        for path in [ROOT / "README.md", *pages]
+        if path.suffix in (".md", ".yml", ".txt") and words.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == set()
 
 
 def test_the_line_for_the_suite_runs_no_test_of_the_clone() -> None:

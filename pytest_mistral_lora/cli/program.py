@@ -22,6 +22,7 @@ from pytest_mistral_lora.cli import (
     check,
     compare,
     doctor,
+    false_alarm,
     manifests,
     merge,
     other_trainers,
@@ -58,7 +59,7 @@ __all__ = ["EXIT_CODES", "VERBS", "main"]
 # --help`, a misspelt option or a wrong key in a recipe is then answered quickly.
 _GROUPS = {
     "start": (start.INIT, start.PIN, doctor.VERB),
-    "check": (check.VERB, audit.VERB, compare.VERB, render.VERB, rules.VERB),
+    "check": (check.VERB, audit.VERB, compare.VERB, render.VERB, rules.VERB, false_alarm.VERB),
     "rows": (rows.IMPORT, rows.STATS),
     "train": (train.VERB, chat.VERB, smoke.VERB, merge.VERB, manifests.VERIFY, manifests.DIFF, manifests.NOTE),
     "serve": (serve_check.VERB,),
@@ -219,8 +220,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     sections = [wrapped_text(_DESCRIPTION)]
+    width = max(len(name) for verbs in VERBS.values() for name in verbs) + 1
     for group, verbs in VERBS.items():
-        lines = [wrapped_text(verb.summary, f"  {name:<12}") for name, verb in verbs.items()]
+        lines = [wrapped_text(verb.summary, f"  {name:<{width}}") for name, verb in verbs.items()]
         sections.append("\n".join([f"{group}:", *lines, f"  $ {PROGRAM} {_EXAMPLES[group]}"]))
     codes = "\n".join(["exit codes:", *(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())])
     parser: argparse.ArgumentParser = _Parser(

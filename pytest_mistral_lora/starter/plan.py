@@ -339,7 +339,8 @@ def installed_requirement() -> tuple[str, str, str]:
         if _INSTALLABLE.fullmatch(where):
             return f"{PACKAGE}{where}", f"{PACKAGE}[train]{where}", ""
     pin, url = f"=={version}", origin.get("url")
-    note = f"{PACKAGE} {version} is installed from {url}: your jobs install {version} from the index" if url else ""
+    step = f"your jobs look for {version} on an index. If none has it, give PACKAGE in their files an address"
+    note = f"{PACKAGE} {version} is installed from {url}: {step}" if url else ""
     return f"{PACKAGE}{pin}", f"{PACKAGE}[train]{pin}", note
 
 

@@ -6,7 +6,6 @@ The rank of a process comes from its launcher's environment; torch is imported o
 from __future__ import annotations
 
 import os
-import resource
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -93,8 +92,17 @@ def memory_limit(device: str) -> int:
         return int(torch.cuda.mem_get_info(device)[1])
     import psutil
 
+    return min([int(psutil.virtual_memory().total), *_limits_of_this_process()])
+
+
+def _limits_of_this_process() -> list[int]:
+    """Return the limits that a shell or a scheduler has set for this process, in bytes; none on Windows."""
+    try:
+        import resource  # of POSIX alone
+    except ImportError:
+        return []
     limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    return min([int(psutil.virtual_memory().total), *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
+    return [limit for limit in limits if limit != resource.RLIM_INFINITY]
 
 
 _PLACE = "accelerate's configuration"

@@ -194,3 +194,24 @@ def test_the_code_of_the_page_runs(
     assert names["callback"].verdict.ok
     assert "guard: 4 rows of" in capsys.readouterr().out
     assert all((tmp_path / "out" / name).is_file() and name in PAGE for name in REPORTS)
+
+
+@pytest.mark.parametrize("is_sound", [True, False], ids=["sound", "masked-eos"])
+def test_the_ten_lines_of_the_page_guard_a_run(is_sound: bool, saved_base: Path, tmp_path: Path) -> None:
+    [lines] = [
+        code for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL) if "TrainingArguments" in code
+    ]
+    assert len([line for line in lines.splitlines() if line]) <= 10
+    if not is_sound:
+        [masked] = re.findall(r"With `(\"labels\": .*?)`", PAGE)
+        assert '"labels": row.labels' in lines
+        lines = lines.replace('"labels": row.labels', masked)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "demo").symlink_to(saved_base)
+    rows = [json.dumps({"messages": list(row.messages)}) for row in chat_rows(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    (tmp_path / "guarded.py").write_text(lines)
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = run_forked([sys.executable, tmp_path / "guarded.py"], cwd=tmp_path, env=environment)
+    assert done.returncode == (0 if is_sound else 1), done.stderr[-3000:]
+    assert ("no finding" if is_sound else "ML546 train_dataset[0]") in done.stdout + done.stderr

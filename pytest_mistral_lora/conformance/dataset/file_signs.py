@@ -130,25 +130,36 @@ ANSWER_UNITS = {"characters": 120, "tokens": 30}
 _LONG_ANSWER, _LONG_ANSWER_WORDS = 40, 8
 """Characters or words of an answer that is no label."""
 
-# "can't", "sorry" and their like, in the languages that most datasets have
-_REFUSAL = re.compile(
-    r"\b(?:can['\u2019]?t|cannot|can not|unable|not able|won['\u2019]?t|will not|sorry|apolog\w+|decline|refuse"
-    r"|not (?:allowed|permitted|comfortable|possible|appropriate|going to)|against my|no information"
-    r"|(?:don['\u2019]?t|do not) (?:know|have)|leider|tut mir leid|kann \w+(?: \w+){0,6} nicht"
-    r"|nicht (?:helfen|möglich|erlaubt)|d[ée]sol[ée]e?|ne (?:peux|puis|suis|peut) pas|malheureusement|lo siento"
-    r"|no (?:puedo|podemos)|lamento|lamentablemente|mi dispiace|non posso|purtroppo|spiacente|desculpe|não posso"
-    r"|sinto muito|infelizmente|helaas|kan \w+(?: \w+){0,5} niet|tyvärr|kan (?:inte|ikke)|desværre|dessverre|beklager"
-    r"|przepraszam|nie mogę|niestety|omlouvám|nemohu|bohužel|üzgünüm|maalesef|maaf|tidak (?:bisa|dapat)|không thể"
-    r"|xin lỗi|valitettavasti|en voi|sajnál\w*|nem tud\w*|nu pot)\b"
-    r"|извин|не могу|не можем|сожалени|вибач|на жаль|не можу|λυπ|δεν μπορ|آسف|عذر|لا أستطيع|لا يمكن|מצטער|לא יכול"
-    r"|क्षमा|माफ़|抱歉|对不起|對不起|无法|無法|不能|申し訳|できません|すみません|ごめん|죄송|수 없|ขอโทษ|ไม่สามารถ",
-    re.IGNORECASE,
+# "can't", "sorry" and their like, in the languages that most datasets have; each begins with letters that stand for
+# themselves, and the search for these in lower case takes a hundredth of that of an alternation
+_REFUSING_WORDS = (
+    *("can't", "can\u2019t", "cant", "cannot", "can not", "unable", "not able", "won't", "won\u2019t", "wont"),
+    *("will not", "sorry", r"apolog\w+", "decline", "refuse", "not allowed", "not permitted", "not comfortable"),
+    *("not possible", "not appropriate", "not going to", "against my", "no information", "don't know"),
+    *("don't have", "don\u2019t know", "don\u2019t have", "dont know", "dont have", "do not know", "do not have"),
+    *("leider", "tut mir leid", r"kann \w+(?: \w+){0,6} nicht", "nicht helfen", "nicht möglich", "nicht erlaubt"),
+    *(r"désol[ée]e?", r"desol[ée]e?", "ne peux pas", "ne puis pas", "ne suis pas", "ne peut pas"),
+    *("malheureusement", "lo siento", "no puedo", "no podemos", "lamento", "lamentablemente", "mi dispiace"),
+    *("non posso", "purtroppo", "spiacente", "desculpe", "não posso", "sinto muito", "infelizmente", "helaas"),
+    *(r"kan \w+(?: \w+){0,5} niet", "tyvärr", "kan inte", "kan ikke", "desværre", "dessverre", "beklager"),
+    *("przepraszam", "nie mogę", "niestety", "omlouvám", "nemohu", "bohužel", "üzgünüm", "maalesef", "maaf"),
+    *("tidak bisa", "tidak dapat", "không thể", "xin lỗi", "valitettavasti", "en voi", r"sajnál\w*", r"nem tud\w*"),
+    "nu pot",
 )
+_REFUSING_LETTERS = (
+    *("извин", "не могу", "не можем", "сожалени", "вибач", "на жаль", "не можу", "λυπ", "δεν μπορ", "آسف", "عذر"),
+    *("لا أستطيع", "لا يمكن", "מצטער", "לא יכול", "क्षमा", "माफ़", "抱歉", "对不起", "對不起", "无法", "無法", "不能"),
+    *("申し訳", "できません", "すみません", "ごめん", "죄송", "수 없", "ขอโทษ", "ไม่สามารถ"),
+)
+_REFUSING_STEMS = tuple(re.split(r"[\\\[(]", word)[0] for word in (*_REFUSING_WORDS, *_REFUSING_LETTERS))
+_REFUSAL = re.compile(rf"\b(?:{'|'.join(_REFUSING_WORDS)})\b|{'|'.join(_REFUSING_LETTERS)}")
+"""A refusal in a text in lower case."""
 _OF_A_PROGRAM = re.compile(
-    r"\berror\b|exception|time(?:d )?-?out|rate limit|try again|overload|quota|unavailable|not available|status code"
-    r"|\b(?:HTTP|code) \d{3}\b|connection|server",
-    re.IGNORECASE,
+    # each begins with a letter: `re` then looks at the places of these letters alone
+    r"error\b(?<!\werror)|exception|time(?:d )?-?out|rate limit|try again|overload|quota|unavailable|not available"
+    r"|status code|http \d{3}\b(?<!\whttp \d{3})|code \d{3}\b(?<!\wcode \d{3})|connection|server"
 )
+"""What a program's error says, in a text in lower case."""
 
 
 @dataclass
@@ -200,8 +211,9 @@ class FileSigns:
         index = max(index for index, message in enumerate(row.messages) if message["role"] == "assistant")
         answer = text_of(row.messages[index].get("content")).rstrip() if row.trained_weights()[index] else ""
         asked = any(answer in text_of(message.get("content")) for message in row.messages[:index]) if answer else False
-        self.last.append(_checksum(answer, is_label=asked or is_refusal(answer)) if answer else 0)
-        self.counts[file, OF_A_PROGRAM] += _OF_A_PROGRAM.search(answer) is not None
+        is_label = not _is_long(answer) or asked or is_refusal(answer)
+        self.last.append(_checksum(answer, is_label=is_label) if answer else 0)
+        self.counts[file, OF_A_PROGRAM] += _is_of_a_program(answer.lower())
         # a call behind the text would count as tokens of the answer
         if answer and not row.messages[index].get("tool_calls"):
             lengths = {"characters": len(answer), "tokens": _tokens_of_last_turn(record.layouts[0])}
@@ -423,7 +435,17 @@ def _missing_values(said: RowText) -> Iterator[tuple[str, str]]:
 
 def is_refusal(answer: str) -> bool:
     """Return whether an answer refuses, which many different questions may have in common."""
-    return _REFUSAL.search(answer) is not None and _OF_A_PROGRAM.search(answer) is None
+    text = answer.lower()
+    is_likely = any(stem in text for stem in _REFUSING_STEMS)
+    return is_likely and _REFUSAL.search(text) is not None and not _is_of_a_program(text)
+
+
+def _is_of_a_program(text: str) -> bool:
+    return _OF_A_PROGRAM.search(text) is not None
+
+
+def _is_long(answer: str) -> bool:
+    return len(answer) >= _LONG_ANSWER or len(answer.split()) >= _LONG_ANSWER_WORDS
 
 
 def _checksum(answer: str, *, is_label: bool = False) -> int:
@@ -433,7 +455,7 @@ def _checksum(answer: str, *, is_label: bool = False) -> int:
         answer: The answer.
         is_label: Whether many rows may have it in common although it is long: a refusal, or a text that is asked for.
     """
-    is_long = not is_label and (len(answer) >= _LONG_ANSWER or len(answer.split()) >= _LONG_ANSWER_WORDS)
+    is_long = not is_label and _is_long(answer)
     # texts that share them by chance are no tenth of a file
     return zlib.crc32(_octets(answer)) & ~1 | is_long or 2
 
