@@ -27,6 +27,7 @@ from command_line_page import command_line_page  # noqa: E402
 from gallery import Mutant, benches, mutants  # noqa: E402
 from incidents import INCIDENTS  # noqa: E402
 from known_faults_page import known_faults_page  # noqa: E402
+from maintainers_page import maintainers_page  # noqa: E402
 from prepared_page import prepared_page  # noqa: E402
 from published_page import published_page  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
@@ -348,6 +349,7 @@ def committed_pages() -> dict[str, str]:
     """Return the pages and templates that are in the repository, by their paths in docs/."""
     made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "recipe.md": recipe_page()}
     made |= {"sound-rows.md": sound_rows_page(), "known-faults.md": known_faults_page()}
+    made["maintainers.md"] = maintainers_page()
     made |= {"prepared.md": prepared_page(), "symptoms.md": symptoms_page(), "serving.md": serving_page()}
     return made | {f"templates/{name}.jinja": training_template(shipped_tokenizer(name)) for name in SHIPPED}
 

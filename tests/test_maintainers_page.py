@@ -1,0 +1,48 @@
+"""docs/maintainers.md: the files to paste have the pin of the newest rules, and nothing of this project's own tests."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from maintainers_page import masked_eos
+
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.rule_set import newest_rules
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "maintainers.md").read_text(encoding="utf-8")
+FILES = sorted((ROOT / "examples" / "maintainers").glob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_can_be_pasted_as_it_stands(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert f"<!-- {file.name}: start -->\n```py\n{text}```\n" in PAGE
+    assert re.findall(r"^RULES = (\S+)", text, flags=re.MULTILINE) == [f'"{newest_rules()}"']
+    imported = re.findall(r"^(?:from|import) (\w+)", text, flags=re.MULTILINE)
+    trainer = file.stem.removeprefix("test_")
+    assert set(imported) <= {"typing", "json", "pytest", "datasets", "transformers", "pytest_mistral_lora", trainer}
+    asserts = re.findall(r"^    assert_\w+\(.*", text, flags=re.MULTILINE)
+    assert asserts
+    assert [line for line in asserts if not line.endswith("rules=RULES)")] == []
+
+
+def test_the_page_has_each_file_and_the_pin() -> None:
+    assert set(re.findall(r"<!-- (test_\w+\.py): start -->", PAGE)) == {file.name for file in FILES}
+    assert re.findall(r"--mistral-rules (\S+)", PAGE) == [newest_rules()]
+
+
+def test_a_wrong_finding_is_reported_as_the_page_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    [script] = re.findall(
+        r"^```py\n(from pytest_mistral_lora import audit\n.*?)```$", PAGE, flags=re.DOTALL | re.MULTILINE
+    )
+    exec(script, dict(zip(("row", "input_ids", "labels"), masked_eos(), strict=True)))
+    [command] = re.findall(r"^\$ mistral-lora (report-false-alarm .*)$", PAGE, flags=re.MULTILINE)
+    assert main(shlex.split(command)) == 0
+    written = json.loads(Path("false-alarm-ML546.json").read_text(encoding="utf-8"))
+    assert written["row"]["messages"] == masked_eos()[0]["messages"]
