@@ -406,15 +406,14 @@ def test_the_laws_of_labels_hold_under_the_objectives_of_a_recipe(words: str, ba
     assert laws_of(recipe_file(tmp_path, base, objective=words), *LAWS) == {rule: [] for rule in LAWS}
 
 
-@pytest.mark.parametrize(("words", "rule"), [("last-answer", "ML103"), ("everything", "ML102")])
 def test_labels_against_the_objective_of_a_recipe_break_a_law(
-    words: str, rule: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = Oracle.encode
     # a trainer that ignores the objective of its rows
     monkeypatch.setattr(Oracle, "encode", lambda oracle, row: encode(oracle, replace(row, objective=ANSWERS)))
-    [found] = laws_of(recipe_file(tmp_path, base, objective=words), rule)[rule]
-    assert f"(objective: {words})" in found
+    [found] = laws_of(recipe_file(tmp_path, base, objective="last-answer"), "ML103")["ML103"]
+    assert "(objective: last-answer)" in found
 
 
 def test_check_judges_the_rows_of_a_recipe_by_their_objective(base: Path, tmp_path: Path, capsys: Any) -> None:
