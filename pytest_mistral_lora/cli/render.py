@@ -114,6 +114,9 @@ def run(args: argparse.Namespace) -> int:
     found = recognised(args.rows)
     if found.kind not in ("rows", "encoded", "recipe"):
         raise InputError(f"this is {found.title}", place=str(args.rows), expected="rows, encoded rows, or a recipe")
+    if found.kind == "encoded" and args.objective is not None and args.compare is None:
+        step = f"Judge them by it: mistral-lora audit {shlex.quote(str(args.rows))} --objective {args.objective}"
+        raise InputError("--objective is for rows, and encoded rows have their labels", next_step=step)
     view = _view_of(args)
     errors: list[RowError] = []
     page: list[TokenRow] = []

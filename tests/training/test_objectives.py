@@ -146,6 +146,21 @@ def test_a_wrong_objective_is_refused_with_file_line_and_field(words: Any, found
         assert found in str(refused.value)
 
 
+def test_words_that_a_comma_splits_in_braces_are_named_with_their_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    text = f"base: {{repo: a/b, revision: {'a' * 40}}}\noutput: out\n"
+    for line, key, keys in (
+        (3, "data.train.0", "data: {train: [{path: a.jsonl, objective: last-answer,no-calls}]}\ntraining: {steps: 1}"),
+        (4, "training", "data: {train: [a.jsonl]}\ntraining: {steps: 1, objective: last-answer,no-calls}"),
+    ):
+        path.write_text(text + keys)
+        with pytest.raises(RecipeError, match=r"objective: 'last-answer,no-calls'") as refused:
+            load_recipe(path)
+        assert str(refused.value).startswith(f"{path}:{line}, {key}: ")
+        path.write_text(text + keys.replace("last-answer,no-calls", "'last-answer,no-calls'"))
+        assert Objective("last-answer", ("no-calls",)) in load_recipe(path).objectives
+
+
 def test_an_editor_accepts_the_words_that_a_recipe_accepts() -> None:
     of_training = Recipe.json_schema["$defs"]["Training"]["properties"]["objective"]
     of_entry = Recipe.json_schema["$defs"]["DataSource"]["properties"]["objective"]
@@ -487,6 +502,9 @@ def test_an_objective_that_cannot_be_is_a_usage_error(verb: str, base: Path, tmp
     ):
         assert main([verb, *words]) == 2
         assert found in capsys.readouterr().err
+    encoded = write(tmp_path / "encoded.jsonl", [{"messages": CHAT[0]["messages"], "input_ids": [1], "labels": [1]}])
+    assert main(["render", str(encoded), "--tokenizer", "spm-v3", "--objective", "last-answer"]) == 2
+    assert "--objective last-answer" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main([verb, str(rows), "--tokenizer", "spm-v3", "--objective", "last-anwser"])
     assert ended.value.code == 2

@@ -25,7 +25,13 @@ from pytest_mistral_lora.formats.report import LOSSES
 from pytest_mistral_lora.formats.sources import open_rows, row_files
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.training.recipe.reading import below
-from pytest_mistral_lora.training.recipe.sections import Number, ObjectiveWords, RecipePath, Section
+from pytest_mistral_lora.training.recipe.sections import (
+    Number,
+    ObjectiveWords,
+    RecipePath,
+    Section,
+    SectionWithObjective,
+)
 
 
 def _one_of(names: Any) -> Any:
@@ -69,7 +75,7 @@ class SourceLayout(Section):
     system: str = Field(default="", description="The system prompt of records that have none.")
 
 
-class DataSource(Section):
+class DataSource(SectionWithObjective):
     """Rows with an objective; data in any format that `mistral-lora import` reads, converted while it is read."""
 
     path: RecipePath = Field(description="A data file, a folder, or the configuration of a trainer that declares it.")

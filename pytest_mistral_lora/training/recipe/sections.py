@@ -131,6 +131,22 @@ ObjectiveWords = Annotated[
 """Words for the tokens that have a loss, as a recipe writes them."""
 
 
+class SectionWithObjective(Section):
+    """A section that has a key `objective`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_are_one_value(cls, data: Any) -> Any:
+        # `{objective: last-answer,no-calls}` is a mapping of two keys in YAML: the comma ends the first value
+        split = [word for word in WORDS if isinstance(data, dict) and word in data and data[word] is None]
+        if split and "objective" in data:
+            words = ",".join((str(data["objective"]), *split))
+            raise ValueError(
+                f"{split[0]} is a key, since a comma ends a value in braces; expected objective: '{words}'"
+            )
+        return data
+
+
 _HEX64 = r"^[0-9a-f]{64}$"
 
 

@@ -23,6 +23,7 @@ from pytest_mistral_lora.training.recipe.sections import (
     Positive,
     RecipePath,
     Section,
+    SectionWithObjective,
     Seed,
 )
 
@@ -149,7 +150,7 @@ def _format_check(check: Any) -> FormatCheck:
 Beta = Annotated[Number, Field(ge=0, lt=1)]
 
 
-class Training(Section):
+class Training(SectionWithObjective):
     """The optimisation."""
 
     steps: Positive | None = Field(default=None, description="Optimizer steps; give this or `epochs`.", le=10**9)
