@@ -324,16 +324,20 @@ def _objective_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
     recorded, recipe = data.get("masking", {}).get("objective"), data.get("recipe")
     if recorded is None or recipe is None:
         return
-    declared = recipe.get("training", {}).get("objective", str(ANSWERS))
+    # the recipe in a manifest may be anything
+    training, of_rows = (part if isinstance(part := recipe.get(key), Mapping) else {} for key in ("training", "data"))
+    declared = training.get("objective", str(ANSWERS))
     place = Place.of(folder.manifest_file)
     yield FieldCheck("masking.objective", "match" if declared == recorded else "mismatch", recorded, declared, place)
     for name, key in (("files", "train"), ("eval_files", "eval")):
-        entries, written = data["dataset"][name], recipe.get("data", {}).get(key, ())
+        entries, written = data.get("dataset", {}).get(name, ()), of_rows.get(key)
         # a folder is one entry of a recipe, and several files
-        for index, (entry, source) in enumerate(zip(entries, written, strict=False)):
+        if not isinstance(written, list) or len(entries) != len(written):
+            continue
+        for index, (entry, source) in enumerate(zip(entries, written, strict=True)):
             wanted = source.get("objective", declared) if isinstance(source, Mapping) else declared
             of_file = entry.get("objective", recorded)
-            if len(entries) == len(written) and wanted != of_file:
+            if wanted != of_file:
                 yield FieldCheck(f"dataset.{name}[{index}].objective", "mismatch", of_file, wanted, place)
 
 

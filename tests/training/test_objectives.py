@@ -116,6 +116,27 @@ def test_each_file_has_the_objective_of_its_entry_or_of_the_recipe(tmp_path: Pat
     assert parsed().files()[0].objective == ANSWERS
 
 
+def test_an_objective_converts_no_rows_and_goes_with_a_conversion(base: Path, tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", CHAT)
+    talk = [{"from": role, "value": text} for role, text in zip(("human", "gpt") * 2, "abcd", strict=True)]
+    (tmp_path / "sharegpt.json").write_text(json.dumps([{"conversations": talk}]))
+    entries = [{"path": name, "objective": "last-answer"} for name in ("rows.jsonl", "sharegpt.json")]
+    data = recipe_data(base, data={"train": ["rows.jsonl"], "eval": entries}, training={"steps": 1})
+    recipe = parse_recipe(data, folder=tmp_path)
+    found = [(str(file.objective), file.is_held_out, file.source is None) for file in recipe.files()]
+    assert found == [("answers", False, True), ("last-answer", True, True), ("last-answer", True, False)]
+    run = train(recipe)
+    assert [len({span.turn for span in one.spans if span.supervised}) for one in run.data.held_out.encoded] == [1, 1, 1]
+    states = checked(run.output, tmp_path)
+    assert {name for name, state in states.items() if state == "mismatch"} == set()
+    written = json.loads((run.output / MANIFEST).read_text())["dataset"]["eval_files"]
+    assert [(entry["objective"], "source" in entry) for entry in written] == [
+        ("last-answer", False),
+        ("last-answer", True),
+    ]
+    assert rerun(run.output, base=base, dataset=tmp_path).fact.state == "match"
+
+
 def test_a_recipe_is_written_with_its_objectives_and_read_again() -> None:
     recipe = parsed(training={"objective": "everything"}, data={"train": [{"path": "b.jsonl", "objective": "answers"}]})
     written = json.loads(json.dumps(recipe.as_written()))
@@ -542,6 +563,7 @@ def exported_labels(folder: Path) -> list[list[int]]:
     return [*load_from_disk(rows)["train"]["labels"]]
 
 
+@pytest.mark.of_field
 def test_an_exported_mixture_says_what_no_setting_expresses(full_base: Path, tmp_path: Path) -> None:
     done = export(mixed(full_base, tmp_path), TRAINERS["axolotl"].load_exporter(), tmp_path / "to")
     [remark] = [remark for remark in done.remarks if "objective" in remark]

@@ -161,7 +161,9 @@ def _refuse_empty(data: RunData, recipe: Recipe) -> None:
         if tally.used and not tally.supervised_tokens:
             # `unsupervised: warn` allows such rows; with only such rows, no step learns, and the mean loss is 0 / 0
             found = f"none of its {tally.used} rows has a token to train on"
-            raise InputError(found, place=place, expected="an assistant message of weight 1 in one of them")
+            declared = any(not objective.is_default for objective in recipe.objectives)
+            wanted = "a token with a loss under the objective" if declared else "an assistant message of weight 1"
+            raise InputError(found, place=place, expected=f"{wanted} in one of them")
     if recipe.data.held_out and not held_out.rows:
         rows = data.train.figures.tally.rows
         raise InputError(
