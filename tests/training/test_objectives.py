@@ -255,7 +255,8 @@ def test_rows_are_encoded_and_read_again_by_the_objective_of_their_file(
         assert [oracle.encode(row) for row in split.rows] == list(split.encoded)
     named = [str(row.objective) for row in prepared.data.train.rows]
     assert named == ["answers"] * 2 + ["last-answer"] * 2
-    undeclared = {**prepared.recipe.as_written(), "data": {"train": ["chat.jsonl", "tools.jsonl"]}}
+    files = {"train": ["chat.jsonl", "tools.jsonl"], "eval": ["held-chat.jsonl", "held-tools.jsonl"]}
+    undeclared = {**prepared.recipe.as_written(), "data": files}
     plain = prepare(parse_recipe(undeclared, folder=tmp_path))
     for kept, (one, other) in enumerate(zip(prepared.data.train.encoded, plain.data.train.encoded, strict=True)):
         assert one.input_ids == other.input_ids
