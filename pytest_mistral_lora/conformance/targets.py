@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pytest_mistral_lora.chat.objective import ANSWERS
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.errors import MistralLoraError, NoTemplateError, RunnerError
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.objective import Declaration, Objective
@@ -124,6 +125,10 @@ class Target:
     def objectives(self) -> tuple[Objective, ...]:
         """The objectives under which the laws of labels are checked."""
         return (ANSWERS,)
+
+    def objective_at(self, place: Place) -> Objective:
+        """Return the objective of the row at a place."""
+        return ANSWERS
 
     @property
     def fix_paths(self) -> dict[str, str]:
@@ -301,6 +306,15 @@ class RecipeTarget(Target):
     def objectives(self) -> tuple[Objective, ...]:
         """The objectives that the recipe declares for its rows."""
         return tuple(self.recipe.objectives)
+
+    def objective_at(self, place: Place) -> Objective:
+        """Return the objective of the file of a row.
+
+        Raises:
+            InputError: If the files cannot be determined.
+        """
+        files = (file.objective for file in self.files if Place.of(file.path).source == place.source)
+        return next(files, ANSWERS)
 
     @property
     def backend(self) -> Literal["mistral-common", "chat-template"]:

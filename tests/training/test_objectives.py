@@ -25,13 +25,15 @@ from pytest_mistral_lora.chat.reading import chunks
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.conformance.finding import RULES, Finding
+from pytest_mistral_lora.conformance.groups import FindingGroups, failed_rows
 from pytest_mistral_lora.conformance.mask.checks import checks as mask_checks
 from pytest_mistral_lora.conformance.targets import RecipeTarget
 from pytest_mistral_lora.conformance.train.harness import SCALE, TrainerHarness
 from pytest_mistral_lora.conformance.train.step_laws import TOLERANCE, ReferenceStep, reference_step, step_difference
 from pytest_mistral_lora.errors import InputError, RecipeError, RowsError, StoppedError
 from pytest_mistral_lora.formats.sources import recorded_file
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.compare_runs import compare_runs
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.manifest import MANIFEST, SCHEMA, sealed
@@ -467,6 +469,19 @@ def test_check_judges_the_rows_of_a_recipe_by_their_objective(base: Path, tmp_pa
     out = capsys.readouterr().out
     assert "ML605" in out
     assert f"{tmp_path / 'tools.jsonl'}:1" in out
+
+
+def test_the_tokens_of_a_finding_have_the_labels_of_its_file(base: Path, tmp_path: Path) -> None:
+    target = RecipeTarget("recipe", recipe_file(tmp_path, base, objective="last-answer"))
+    found = {}
+    for name in ("chat", "tools"):
+        causes, row = FindingGroups(), json.dumps(CHAT[0])
+        causes.add(
+            Finding("ML601", "a fault", Place.of(tmp_path / f"{name}.jsonl", 1), row=row), "recipe::dataset::x", ""
+        )
+        [shown] = failed_rows(causes, [target])
+        [(_, _, found[name])] = shown.counts()
+    assert found == {"chat": 4, "tools": 2}
 
 
 def test_a_kept_result_is_not_that_of_another_objective(
