@@ -308,7 +308,8 @@ def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> li
             continue
         try:
             oracle = target.oracle
-            encoded = oracle.encode(parse_trained(json.loads(finding.row)))
+            row = parse_trained(json.loads(finding.row)).with_objective(target.objective_at(finding.place))
+            encoded = oracle.encode(row)
         except (MistralLoraError, ValueError):
             # the finding explains why; there are no tokens to show
             continue

@@ -10,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pytest_mistral_lora.chat.objective import ANSWERS
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.errors import MistralLoraError, NoTemplateError, RunnerError
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.objective import Declaration
+    from pytest_mistral_lora.chat.objective import Declaration, Objective
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.chat.reading.row_source import RowSource
@@ -118,6 +120,15 @@ class Target:
     def oracle(self) -> Oracle:
         """Mistral's own tokenization of this target."""
         return self.tokenizer.oracle
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives under which the laws of labels are checked."""
+        return (ANSWERS,)
+
+    def objective_at(self, place: Place) -> Objective:
+        """Return the objective of the row at a place."""
+        return ANSWERS
 
     @property
     def fix_paths(self) -> dict[str, str]:
@@ -289,7 +300,21 @@ class RecipeTarget(Target):
         Raises:
             InputError: If the files cannot be determined.
         """
-        return self.recipe.data.files()
+        return self.recipe.files()
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives that the recipe declares for its rows."""
+        return tuple(self.recipe.objectives)
+
+    def objective_at(self, place: Place) -> Objective:
+        """Return the objective of the file of a row.
+
+        Raises:
+            InputError: If the files cannot be determined.
+        """
+        files = (file.objective for file in self.files if Place.of(file.path).source == place.source)
+        return next(files, ANSWERS)
 
     @property
     def backend(self) -> Literal["mistral-common", "chat-template"]:
@@ -424,7 +449,7 @@ class RunnerTarget(JudgedTarget):
             InputError: If the recipe cannot be read, or the files cannot be determined.
         """
         if isinstance(self.judge, RecipeTarget):
-            return self.judge.recipe.data.train_files()
+            return self.judge.recipe.train_files()
         return self.judge.files if isinstance(self.judge, DatasetTarget) else ()
 
 
