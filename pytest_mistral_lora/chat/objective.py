@@ -128,5 +128,28 @@ class Declaration:
 
     def __str__(self) -> str:
         """Return the line of a verdict."""
-        words = "not expressible" if self.objective is None else str(self.objective)
-        return f"objective: {words} ({self.by})"
+        return f"objective: {self.words} ({self.by})"
+
+    @property
+    def words(self) -> str:
+        """The words of the objective, or that none expresses it."""
+        return "not expressible" if self.objective is None else str(self.objective)
+
+    @classmethod
+    def agreed(cls, *declared: Declaration | None) -> Declaration | None:
+        """Return the first of several declarations of the same rows; None if there is none.
+
+        Args:
+            *declared: The declarations; None for each who declares nothing.
+
+        Raises:
+            InputError: If two declare different objectives.
+        """
+        first, *more = [one for one in declared if one is not None] or [None]
+        for other in more:
+            if first is not None and other is not None and other.objective != first.objective:
+                raise InputError(
+                    f"two objectives are declared, {first.words} by {first.by} and {other.words} by {other.by}",
+                    expected="one objective, or the same in both",
+                )
+        return first

@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING, Any, Self
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RunnerError, did_you_mean
 from pytest_mistral_lora.programs.fixes import fixes_in
 from pytest_mistral_lora.programs.registry import TRAINERS_GROUP, Registry, loaded
-from pytest_mistral_lora.runners.configuration import Configuration, Keys, Reading, safe_configuration
+from pytest_mistral_lora.runners.configuration import (
+    Configuration,
+    Keys,
+    Reading,
+    read_configuration,
+    safe_configuration,
+)
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.objective import Declaration
     from pytest_mistral_lora.training.export.bridge import Bridge
 
 TIME_LIMIT = 900.0
@@ -142,6 +149,30 @@ class Trainer:
             RunnerError: If the file is not plain YAML within bounds, or names code that ids and labels can depend on.
         """
         return safe_configuration(file, Keys.read(self.keys), self.require_no_code, own_data=own_data)
+
+    def declares(self, settings: Mapping[str, Any]) -> Declaration | None:
+        """Return the objective that settings of chat rows declare: by a key whose value is not the trainer's default.
+
+        Args:
+            settings: The keys and values of a configuration as the user wrote it, or the arguments of a run, which hold
+                the defaults, too. A value can be of any type.
+
+        Returns:
+            The declaration, without an objective if no word expresses the setting; None if nothing is declared.
+        """
+        return None
+
+    def declared_by(self, file: Path | None) -> Declaration | None:
+        """Return the objective that a configuration declares; None for none.
+
+        A configuration that cannot be read declares nothing here: the run reports its error.
+
+        Args:
+            file: The configuration; None for the trainer's defaults.
+        """
+        with suppress(RunnerError):
+            return None if file is None else self.declares(read_configuration(file)[0])
+        return None
 
     def require_no_code(self, reading: Reading) -> None:
         """Refuse the values of kept keys that name code or a network in the trainer's own way.
