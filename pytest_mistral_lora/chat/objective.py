@@ -7,7 +7,8 @@ default. A message of weight 0 has no loss under any objective. `Row.trained_wei
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from pytest_mistral_lora.errors import InputError, did_you_mean
@@ -90,6 +91,18 @@ class Objective:
         """Whether each turn of the model has a loss as a whole or not at all, and nothing else has one."""
         return not self.without and self.turns != "everything"
 
+    @classmethod
+    def expressible(cls, controls: Collection[str]) -> Iterator[Objective]:
+        """Yield each objective that says something for a tokenizer, those of few words first.
+
+        Args:
+            controls: The control tokens of the tokenizer.
+        """
+        modifiers = [word for word in MODIFIERS if _NEEDS[word] in controls]
+        for count in range(len(modifiers) + 1):
+            for turns, without in itertools.product(TURNS, itertools.combinations(modifiers, count)):
+                yield cls(turns, without)
+
     def require(self, controls: Collection[str], version: str, place: Place | str) -> None:
         """Refuse an objective that says nothing for a tokenizer.
 
@@ -126,7 +139,11 @@ class Declaration:
     objective: Objective | None
     by: str
 
+    @property
+    def words(self) -> str:
+        """The objective, and who declares it."""
+        return f"{'not expressible' if self.objective is None else self.objective} ({self.by})"
+
     def __str__(self) -> str:
         """Return the line of a verdict."""
-        words = "not expressible" if self.objective is None else str(self.objective)
-        return f"objective: {words} ({self.by})"
+        return f"objective: {self.words}"

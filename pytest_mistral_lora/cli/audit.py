@@ -20,6 +20,7 @@ from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
     Verb,
+    add_objective_option,
     add_oracle_option,
     add_tokenizer_option,
     output_file,
@@ -79,6 +80,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_tokenizer_option(parser)
     add_oracle_option(parser)
+    add_objective_option(parser)
     parser.add_argument(
         "--dataset",
         type=INPUT,
@@ -166,6 +168,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: If the rows cannot be opened, or are nothing that `check` knows.
     """
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.conformance.collection import require_objectives
     from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditedTarget, AuditReport
     from pytest_mistral_lora.conformance.encoded.pad_cause import pad_cause_of
     from pytest_mistral_lora.conformance.encoded.template_cause import cause_of
@@ -196,11 +199,14 @@ def run(args: argparse.Namespace) -> int:
             # a trainer has labels by its own rules, and a configuration for each
             pad=None if args.runner else pad_cause_of(judge),
             tokenizer=tokenizer,
+            declared=args.objective,
         )
         report = AuditReport(audit, MOST_NAMES)
         fixes = find_runner(args.runner).known_fixes(given.task) if args.runner is not None else None
         name = name_of(file)
-        target = AuditedTarget(name, file, judge=judge, dataset=given.dataset, source=rows, fixes=fixes)
+        given_as = {"dataset": given.dataset, "source": rows, "objective": args.objective}
+        target = AuditedTarget(name, file, judge=judge, fixes=fixes, **given_as)
+        require_objectives([target])
         show = partial(_print_findings, target, xfails) if args.output_format == "json" else _show_nothing
         target = replace(target, audited=partial(_read_with_progress, file, report, show))
         judging = Judging.of(

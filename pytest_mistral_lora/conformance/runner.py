@@ -108,6 +108,7 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputEr
         judges_texts=bool(own.rows),
         trained=trained,
         cause=cause_of(target.judge),
+        declared=target.objective,
     )
     verdicts = [replace(verdict, findings=in_words(verdict.findings, fixes)) for verdict in audit.verdicts()]
     whole = verdicts.pop()
