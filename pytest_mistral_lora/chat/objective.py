@@ -7,7 +7,8 @@ default. A message of weight 0 has no loss under any objective. `Row.trained_wei
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from pytest_mistral_lora.errors import InputError, did_you_mean
@@ -90,6 +91,18 @@ class Objective:
         """Whether each turn of the model has a loss as a whole or not at all, and nothing else has one."""
         return not self.without and self.turns != "everything"
 
+    @classmethod
+    def expressible(cls, controls: Collection[str]) -> Iterator[Objective]:
+        """Yield each objective that says something for a tokenizer, those of few words first.
+
+        Args:
+            controls: The control tokens of the tokenizer.
+        """
+        modifiers = [word for word in MODIFIERS if _NEEDS[word] in controls]
+        for count in range(len(modifiers) + 1):
+            for turns, without in itertools.product(TURNS, itertools.combinations(modifiers, count)):
+                yield cls(turns, without)
+
     def require(self, controls: Collection[str], version: str, place: Place | str) -> None:
         """Refuse an objective that says nothing for a tokenizer.
 
@@ -126,30 +139,28 @@ class Declaration:
     objective: Objective | None
     by: str
 
-    def __str__(self) -> str:
-        """Return the line of a verdict."""
-        return f"objective: {self.words} ({self.by})"
-
     @property
     def words(self) -> str:
-        """The words of the objective, or that none expresses it."""
-        return "not expressible" if self.objective is None else str(self.objective)
+        """The objective, and who declares it."""
+        return f"{'not expressible' if self.objective is None else self.objective} ({self.by})"
+
+    def __str__(self) -> str:
+        """Return the line of a verdict."""
+        return f"objective: {self.words}"
 
     @classmethod
     def agreed(cls, *declared: Declaration | None) -> Declaration | None:
-        """Return the first of several declarations of the same rows; None if there is none.
+        """Return the first of several declarations about the same rows; None if there is none.
 
         Args:
-            *declared: The declarations; None for each who declares nothing.
+            *declared: The declarations; None for each that says nothing.
 
         Raises:
             InputError: If two declare different objectives.
         """
-        first, *more = [one for one in declared if one is not None] or [None]
-        for other in more:
-            if first is not None and other is not None and other.objective != first.objective:
-                raise InputError(
-                    f"two objectives are declared, {first.words} by {first.by} and {other.words} by {other.by}",
-                    expected="one objective, or the same in both",
-                )
-        return first
+        known = [declaration for declaration in declared if declaration is not None]
+        for other in known[1:]:
+            if other.objective != known[0].objective:
+                found = f"two objectives are declared: {known[0].words} and {other.words}"
+                raise InputError(found, expected="one objective, or the same in both")
+        return known[0] if known else None

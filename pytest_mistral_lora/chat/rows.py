@@ -138,11 +138,7 @@ class Row:
             RowError: If the row is no conversation: a pair, a rated answer or a completion has its own loss.
         """
         if not objective.is_default and (not self.kind.is_chat or self.kind.sides):
-            raise RowError(
-                f"{self.kind.title} takes no objective, and {objective} is declared",
-                place=self.place,
-                expected="conversations; declare no objective for other records",
-            )
+            raise self.kind.without_objective(objective, self.place)
         return replace(self, objective=objective)
 
 
@@ -269,6 +265,14 @@ class RecordKind(ABC):
     def answer_words(self, turn: int | None) -> str:
         """Return an answer in words, by the number of its turn."""
         return f"the answer of turn {turn}"
+
+    def without_objective(self, objective: Objective, place: Place) -> RowError:
+        """Return the error of a record that has its own loss, under a declared objective."""
+        return RowError(
+            f"{self.title} takes no objective, and {objective} is declared",
+            place=place,
+            expected="conversations; declare no objective for other records",
+        )
 
     # sides
 

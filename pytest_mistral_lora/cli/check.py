@@ -20,6 +20,7 @@ from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
     Verb,
+    add_objective_option,
     add_oracle_option,
     shown_path,
     tokenizer_argument,
@@ -60,6 +61,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", type=INPUT, metavar="DIR", help="base checkpoint of the adapters and merged models")
     add_oracle_option(parser)
+    add_objective_option(parser)
     parser.add_argument(
         "--train",
         action=argparse.BooleanOptionalAction,
@@ -115,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
         kind=args.kind,
         base=args.base,
         oracle=args.oracle,
+        objective=args.objective,
         train=args.train,
         xfails=args.xfails,
         baseline=args.baseline,

@@ -228,6 +228,26 @@ def add_oracle_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_objective_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--objective`, whose value is a `Declaration`."""
+
+    def declaration(text: str) -> Any:
+        from pytest_mistral_lora.chat.objective import Declaration, Objective
+
+        try:
+            return Declaration(Objective.of(text, ""), "--objective")
+        except InputError as error:
+            raise argparse.ArgumentTypeError(f"{error.found}; expected {error.expected}") from error
+
+    parser.add_argument(
+        "--objective",
+        type=declaration,
+        metavar="WORDS",
+        help="objective by which labels are judged: answers, last-answer, last-round or everything, and no-thinking, "
+        "no-calls, joined by commas (default: answers, and weights that the labels of ids alone give)",
+    )
+
+
 def print_json(data: Any, *, indented: bool = True, allow_nan: bool = True) -> None:
     """Print data as JSON, with readable text.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -67,6 +67,11 @@ class Target:
     def is_folder(self) -> bool:
         """Whether the files of a folder are judged, too."""
         return self.path is not None and self.path.is_dir()
+
+    @property
+    def declaration(self) -> Declaration | None:
+        """The declared objective of its rows; None if none is declared, or it has no rows."""
+        return None
 
     @property
     def served_by(self) -> str:
@@ -310,6 +315,11 @@ class JudgedTarget(Target):
     objective: Declaration | None = None
 
     @property
+    def declaration(self) -> Declaration | None:
+        """The declared objective of its rows."""
+        return self.objective
+
+    @property
     def checkpoint(self) -> BaseFolder | None:
         """The folder of the target that judges."""
         return self.judge.checkpoint
@@ -342,7 +352,10 @@ class DatasetTarget(JudgedTarget):
         """
         from pytest_mistral_lora.formats.sources import row_files
 
-        return row_files(given_path(self.path))
+        files = row_files(given_path(self.path))
+        if self.objective is None or self.objective.objective is None:
+            return files
+        return [replace(file, objective=self.objective.objective) for file in files]
 
     def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
         """Return findings with the fixes in each known trainer: rows alone do not tell who trains on them."""
@@ -409,6 +422,19 @@ class RunnerTarget(JudgedTarget):
 
     runner: str = ""
     allow_code: bool = False
+
+    @property
+    def declaration(self) -> Declaration | None:
+        """The declared objective of its rows: the user's, or that of the trainer's configuration.
+
+        Raises:
+            InputError: If both declare one, and they differ.
+            RunnerError: If there is no such runner.
+        """
+        from pytest_mistral_lora.chat.objective import Declaration
+        from pytest_mistral_lora.runners import find_runner
+
+        return Declaration.agreed(self.objective, find_runner(self.runner).declared_by(self.path))
 
     @property
     def has_own_rows(self) -> bool:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_loaded, recognition_of, source_of, text_tokenizer
 from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Subject
+from pytest_mistral_lora.conformance.collection import require_objectives
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.model_targets import TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.rule_set import RuleSet
@@ -197,6 +199,7 @@ def judge_run(
     evaluation: FirstRows | None = None,
     first_step: Mapping[str, Result] = WAITING,
     rules: RuleSet | None = None,
+    objective: Declaration | None = None,
 ) -> Verdict:
     """Judge the rows, the model and the tokenizer of a run.
 
@@ -207,9 +210,10 @@ def judge_run(
         evaluation: The rows of the first batches of its evaluation, likewise; None if it has none.
         first_step: The results of its first step, by their checks.
         rules: The rules of the version by which findings fail; None for all rules.
+        objective: The declared objective; None if none is declared.
 
     Raises:
-        InputError: As for `GuardedRun.known`.
+        InputError: As for `GuardedRun.known`; or if the tokenizer or the rows do not take the objective.
         TokenizerError: As for `GuardedRun.known`.
     """
     rows, oracle = read.rows, run.known.oracle
@@ -236,8 +240,9 @@ def judge_run(
             targets.append(_not_checked(part.left_out))
         if part.rows:
             source = _source(part.rows, name)
-            targets.append(EncodedTarget(name, judge=trainer, source=source, fixes=fixes))
+            targets.append(EncodedTarget(name, judge=trainer, source=source, fixes=fixes, objective=objective))
 
+    require_objectives(targets)
     with opened_session([*targets, trainer], keeps_going=True, rules=rules) as session:
         return verdict_of(session, _COMMAND, lambda session: [_cost(read, time.perf_counter() - started)])
 
@@ -338,6 +343,8 @@ def green_line(
         rows = f"{judged.rows:,} of {counted(read.of, 'row')}"
     parts = [f"{rows} judged ({counted(judged.batches, 'batch', 'es')}, {judged.words}) in {seconds:.2f} s"]
     parts.append(counted(len(verdict.findings), "note") if verdict.findings else "no finding")
+    declared = {facts["objective"]: "" for facts in verdict.facts.values() if "objective" in facts}
+    parts += [f"objective: {words}" for words in declared]
     if read.watched:
         parts.append(f"read as the model got them, because {read.watched}")
     beyond = 0 if read.of is None else read.of - judged.rows

@@ -163,15 +163,17 @@ class Trainer:
         return None
 
     def declared_by(self, file: Path | None) -> Declaration | None:
-        """Return the objective that a configuration declares; None for none.
+        """Return the objective that a configuration of chat rows declares; None if it declares nothing.
 
-        A configuration that cannot be read declares nothing here: the run reports its error.
+        A configuration that cannot be read declares nothing: the run reports its error.
 
         Args:
             file: The configuration; None for the trainer's defaults.
         """
+        if file is None or self.is_evaluation or self.tasks.configured(file) in (*self.tasks.pairs, *self.tasks.rated):
+            return None
         with suppress(RunnerError):
-            return None if file is None else self.declares(read_configuration(file)[0])
+            return self.declares(read_configuration(file)[0])
         return None
 
     def require_no_code(self, reading: Reading) -> None:

@@ -64,13 +64,15 @@ class LineStretch:
 class LineReader:
     """Reads the lines of one file."""
 
-    def __init__(self, oracle: Oracle, path: Path | None) -> None:
+    def __init__(self, oracle: Oracle, path: Path | None, *, weighs: bool = True) -> None:
         """Prepare the reader.
 
         Args:
             oracle: Mistral's own tokenization.
             path: The file or folder, for the next step of a finding; None if the rows are in no file of the user.
+            weighs: Whether labels give the answers their weights; else each has the weight 1.
         """
+        self._weighs = weighs
         self._oracle = oracle
         self._path = path
         self._tries = _MOST_TRIES
@@ -110,7 +112,11 @@ class LineReader:
             _UnreadStretchError: If it cannot be read.
         """
         try:
-            row = read_back(stretch.ids, self._oracle, stretch.labels, place=stretch.place)
+            row = read_back(stretch.ids, self._oracle, stretch.labels if self._weighs else None, place=stretch.place)
+            is_apart = any(message.get("weight") == 0 for message in row.messages)
+            if not self._weighs and (is_apart or not row.kind.is_chat):
+                # labels tell which of two neighbouring answers has the weight 1, and where a completion begins
+                row = read_back(stretch.ids, self._oracle, stretch.labels, place=stretch.place)
             encoded = self._oracle.encode(row)
             if encoded.input_ids != stretch.ids and (apart := self._with_neighbours_apart(row, stretch.ids)):
                 return apart
