@@ -11,7 +11,6 @@ from pytest_mistral_lora.runners.configuration import Reading, as_written, short
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 from pytest_mistral_lora.runners.trainer import Trainer
 
-
 _STRATEGIES = {"last_round": "last-answer", "all": "everything"}
 """The strategies of `loss_scale` that are not its default, each with the turns that have a loss."""
 

@@ -13,6 +13,7 @@ from pytest_mistral_lora.chat.objective import ANSWERS, Declaration
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 from pytest_mistral_lora.runners.trainer import Trainer
 
+
 class Trl(Trainer):
     """TRL."""
 
