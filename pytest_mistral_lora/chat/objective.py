@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pytest_mistral_lora.errors import InputError, did_you_mean
 from pytest_mistral_lora.places import Place
@@ -129,7 +129,7 @@ ANSWERS = Objective()
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """An objective, and who declares it.
+    """An objective, and who declares it; two are equal if they declare the same.
 
     Attributes:
         objective: The objective; None if no word expresses what is declared: labels are then not judged.
@@ -137,7 +137,7 @@ class Declaration:
     """
 
     objective: Objective | None
-    by: str
+    by: str = field(compare=False)
 
     @property
     def words(self) -> str:

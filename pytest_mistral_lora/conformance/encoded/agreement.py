@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 FEWEST_AGREEING = 5
 """Fewest rows whose labels differ from those of `answers`, and follow one other objective."""
-MOST_HELD = 1000
+MOST_ROWS_HELD = 1000
 """Most lines whose findings wait for the end of the file in full."""
-_MOST_KEPT = 20
+_KEPT = 20
 """Most findings of a rule that wait beyond these lines; more are counted."""
 OF_LABELS = frozenset(("ML541", "ML543", "ML544", "ML545", "ML546", "ML547", "ML548", "ML549", "ML550", "ML551"))
 """Rules of a row's labels, which one other objective can explain."""
@@ -159,7 +159,7 @@ class Agreement:
             yield verdict
         elif self._held or _waits(verdict):
             self._held.append(verdict)
-            if len(self._held) > MOST_HELD or self.explained:
+            if len(self._held) > MOST_ROWS_HELD or self.explained:
                 yield from self._explained_lines()
         else:
             yield verdict
@@ -230,7 +230,7 @@ class Agreement:
         for finding in explained:
             self.explained[finding.rule] += 1
             kept = self._kept.setdefault(finding.rule, [])
-            if len(kept) < _MOST_KEPT:
+            if len(kept) < _KEPT:
                 kept.append(finding)
         rest = tuple(finding for finding in verdict.findings if finding.rule not in OF_LABELS)
         # the labels of a line without messages contradict nothing

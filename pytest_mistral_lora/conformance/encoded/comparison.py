@@ -77,7 +77,11 @@ class EncodedRowComparison:
     def _place_faults(self, faults: list[EncodingFault], difference: TokenDiff) -> Iterator[Finding]:
         parts, row = shown_difference(difference, self.place), self.row.to_jsonl()
         for fault in faults:
-            yield Finding(fault.rule, fault.found, self.place, fault.expected, row=row, since=fault.since, **parts)
+            expected = fault.expected
+            is_declarable = self.row.kind.is_chat and not self.row.kind.sides
+            if fault.rule == "ML543" and is_declarable and self.row.objective.is_default:
+                expected += ", or, if you mean it, a declaration (--objective everything)"
+            yield Finding(fault.rule, fault.found, self.place, expected, row=row, since=fault.since, **parts)
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,8 @@ class LineJudge:
             self._cause.begin()
         verdicts, unreadable = [], []
         for item in lines_of(part.records, part.first, has_source=self._has_dataset):
+            if self._is_refused_again(item):
+                continue
             try:
                 if isinstance(item, RowError):
                     raise item
@@ -237,6 +239,12 @@ class LineJudge:
                 self._agreed &= verdict.labels.fits
             verdicts.append(verdict)
         return AuditPart(verdicts, later.taken, unreadable, self._state)
+
+    def _is_refused_again(self, item: EncodedLine | RowError) -> bool:
+        """Return whether a line is the second side of a pair whose first side has the error of the record."""
+        objective = None if self._declared is None else self._declared.objective
+        is_second = isinstance(item, EncodedLine) and item.chosen is not None
+        return is_second and objective is not None and not objective.is_default
 
     def use(self, objective: Objective) -> None:
         """Judge further lines by an objective that all lines have agreed on."""
@@ -274,7 +282,7 @@ class LineJudge:
         if objective is None or objective.is_default or line.few_shot is not None:
             return line
         if line.side is not None:
-            raise line.side.kind.without_objective(objective, line.place)
+            raise line.side.kind.without_objective(objective, line.place.row)
         rows, as_stored = (tuple(map(self._under_objective, rows)) for rows in (line.rows, line.as_stored))
         return replace(line, rows=rows, as_stored=as_stored)
 
