@@ -224,3 +224,19 @@ def test_a_loss_of_other_tokens_is_stopped_before_a_weight_moves(
     assert (finding.rule, str(finding.place)) == ("ML326", place)
     assert words in finding.found
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_everything_is_trained_on_if_that_is_declared(
+    shape: str, base: Path, tokenizer: Any, template: str, tmp_path: Path
+) -> None:
+    trainer = _trainer(base, tokenizer, template, tmp_path, **SHAPES[shape], assistant_only_loss=False)
+    callback = guard(trainer, objective="everything")
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    trainer = _trainer(base, tokenizer, template, tmp_path, **SHAPES[shape])
+    guard(trainer, objective="everything")
+    with pytest.raises(GuardError) as caught:
+        trainer.train()
+    assert "ML551" in {finding.rule for finding in caught.value.verdict.findings}
