@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -149,6 +150,14 @@ class Trainer:
             RunnerError: If the file is not plain YAML within bounds, or names code that ids and labels can depend on.
         """
         return safe_configuration(file, Keys.read(self.keys), self.require_no_code, own_data=own_data)
+
+    @property
+    def version(self) -> str:
+        """The version that is run: the one beside this package, or else that of its own environment; may be empty."""
+        with suppress(PackageNotFoundError):
+            return version(self.distribution) if self.distribution else ""
+        pins = (line.partition("==") for line in self.lock.read_text(encoding="utf-8").splitlines())
+        return next((pin for name, _, pin in pins if name.replace("_", "-") == self.distribution), "")
 
     def declares(self, settings: Mapping[str, Any]) -> Declaration | None:
         """Return the objective that settings of chat rows declare: by a key whose value is not the trainer's default.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,14 @@ def test_a_key_that_is_not_the_default_declares(
 def test_a_default_declares_nothing(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     assert TRAINERS[name].declared_by(_written(tmp_path, settings)) is None
     assert TRAINERS[name].declared_by(None) is None
+
+
+def test_a_round_of_an_older_ms_swift_begins_with_the_user(tmp_path: Path) -> None:
+    for version, words in (("4.5.2", "last-round"), ("4.5.3", "last-answer"), ("", "last-answer")):
+        lock = tmp_path / "lock.txt"
+        lock.write_text(f"trl==0.29.1\nms_swift=={version}\n" if version else "", encoding="utf-8")
+        declared = replace(TRAINERS["ms-swift"], lock=lock).declares({"loss_scale": "last_round"})
+        assert str(declared) == f"objective: {words} (loss_scale: last_round)"
 
 
 def test_a_configuration_that_cannot_be_read_declares_nothing(tmp_path: Path) -> None:

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from pytest_mistral_lora.chat.objective import Declaration, Objective
+from pytest_mistral_lora.programs.facts.entries import release_of
 from pytest_mistral_lora.runners.configuration import Reading, as_written, short, values_in
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 from pytest_mistral_lora.runners.trainer import Trainer
 
-_STRATEGIES = {"last_round": "last-answer", "all": "everything"}
+_STRATEGIES = {"last_round": "last-round", "all": "everything"}
 """The strategies of `loss_scale` that are not its default, each with the turns that have a loss."""
+_ROUND_BEHIND_TOOLS = Version("4.5.3")
+"""The first version whose last round begins behind the last result of a tool, too, so that it is the last turn."""
 
 
 class MsSwift(Trainer):
@@ -21,10 +26,9 @@ class MsSwift(Trainer):
     def declares(self, settings: Mapping[str, Any]) -> Declaration | None:
         """Return what `loss_scale` declares: a strategy, or weights by patterns of the text.
 
-        By 4.6.0, `loss_scale/base.py` and `get_last_user_round` of `template/utils.py`: `last_round` begins behind the
-        last message of the user or of a tool, so that it is the last turn, also where calls come before it. In 3.x it
-        began behind the last message of the user. The names of `loss_scale/mapping.py` behind the strategy, such as
-        `hermes`, give parts of an answer weights of their own.
+        By `loss_scale/base.py`, `last_round` begins behind the message that `get_last_user_round` of
+        `template/utils.py` finds: up to 4.5.2 the last one of the user, and then the last one of the user or of a tool.
+        The names of `loss_scale/mapping.py` behind the strategy, such as `hermes`, weigh parts of an answer.
         """
         written = settings.get("loss_scale")
         if written is None or written in ("default", "base", "default+base"):
@@ -32,6 +36,8 @@ class MsSwift(Trainer):
         turns = _STRATEGIES.get(str(written).removesuffix("+base"))
         if turns is None:
             return Declaration(None, "loss_scale")
+        if turns == "last-round" and (release_of(self.version) or _ROUND_BEHIND_TOOLS) >= _ROUND_BEHIND_TOOLS:
+            turns = "last-answer"
         return Declaration(Objective(turns), f"loss_scale: {as_written(written)}")
 
     def require_no_code(self, reading: Reading) -> None:
