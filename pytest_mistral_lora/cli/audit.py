@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.chat.reading.row_source import RowSource
@@ -205,7 +205,7 @@ def run(args: argparse.Namespace) -> int:
         report = AuditReport(audit, MOST_NAMES)
         fixes = find_runner(args.runner).known_fixes(given.task) if args.runner is not None else None
         name = name_of(file)
-        given_as = {"dataset": given.dataset, "source": rows, "objective": given.declared}
+        given_as: dict[str, Any] = {"dataset": given.dataset, "source": rows, "objective": given.declared}
         target = AuditedTarget(name, file, judge=judge, fixes=fixes, **given_as)
         require_objectives([target])
         show = partial(_print_findings, target, xfails) if args.output_format == "json" else _show_nothing

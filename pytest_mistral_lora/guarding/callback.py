@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import TrainerCallback
 
+from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import tokenizer_or_path
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.rule_set import RuleSet
@@ -115,6 +116,14 @@ class MistralGuard(TrainerCallback):
     def use_trainer(self, trainer: Any) -> None:
         """Take the messages of the rows from the dataset that a trainer has when its run begins."""
         self._trainer = trainer
+
+    def use_declaration(self, declared: Declaration | None) -> None:
+        """Judge the labels by the objective that a trainer's configuration declares; None if it declares nothing.
+
+        Raises:
+            InputError: If the guard was given another objective.
+        """
+        self._objective = Declaration.agreed(self._objective, declared)
 
     def on_train_begin(
         self,

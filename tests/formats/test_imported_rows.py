@@ -200,6 +200,16 @@ CASES: list[tuple[str, Any, Any, dict[str, str]]] = [
         {"turns": "", "weights": "", "prompt-weights": ""},
     ),
     (
+        "a result of a tool in a completion",
+        {
+            "prompt": [user("u")],
+            "completion": [calls(call("zqzocvkcv", {"x": 1})), result("zqzocvkcv"), answer("a")],
+            "tools": [TOOL],
+        },
+        chat(user("u"), calls(call("zqzocvkcv", {"x": 1})), result("zqzocvkcv"), answer("a"), tools=[TOOL]),
+        {"turns": ""},
+    ),
+    (
         "half a weight",
         chat(user("u"), answer("a", weight=0.5)),
         chat(user("u"), answer("a", weight=1)),

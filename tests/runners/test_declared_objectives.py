@@ -16,6 +16,7 @@ import pytest
 import yaml
 from derived_tekken import write_derived
 
+from pytest_mistral_lora import MistralGuard
 from pytest_mistral_lora.chat.objective import Declaration, Objective
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.targets import DatasetTarget, RunnerTarget, Target
@@ -130,6 +131,21 @@ def test_two_objectives_are_refused_before_the_trainer_runs(
         2,
         f"error: two objectives are declared: {words}; expected one objective, or the same in both\n",
     )
+
+
+def test_two_objectives_are_a_usage_error_of_pytest(pytester: pytest.Pytester) -> None:
+    _written(pytester.path, {"mask_history": True})
+    words = ["--mistral-golden", "--mistral-runner", "llamafactory=config.yaml", "--mistral-tokenizer", "spm-v3"]
+    ended = pytester.runpytest_subprocess(*words, "--mistral-objective", "answers")
+    assert ended.ret == pytest.ExitCode.USAGE_ERROR
+    ended.stderr.fnmatch_lines("*answers (--mistral-objective) and last-answer (mask_history: true)*")
+
+
+def test_a_guard_takes_the_objective_of_a_configuration() -> None:
+    declared = TRAINERS["axolotl"].declares({"datasets": [{"type": "chat_template", "roles_to_train": ["gpt"]}]})
+    MistralGuard(objective="answers").use_declaration(declared)
+    with pytest.raises(InputError, match=r"last-answer \(objective=\) and answers \(roles_to_train: \[gpt\]\)"):
+        MistralGuard(objective="last-answer").use_declaration(declared)
 
 
 # -- real trainers

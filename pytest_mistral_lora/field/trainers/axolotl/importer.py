@@ -16,7 +16,6 @@ from pytest_mistral_lora.places import Place
 
 # settings of a data set that choose rows or change their text
 _REFUSED = (
-    "message_field_training_detail",
     "split_thinking",
     "shards",
     "shards_idx",
@@ -52,6 +51,12 @@ class AxolotlImporter(Importer):
             place = Place.of(path).within("datasets", index)
             require_form(AxolotlEntry, entry, place)
             require_no_keys(entry, _REFUSED, place)
+            if detail := entry.get("message_field_training_detail"):
+                raise InputError(
+                    f"message_field_training_detail: {detail!r} trains parts of a message",
+                    place=place,
+                    expected="message_field_training: a row has a weight for each message as a whole",
+                )
             if (on_eos := entry.get("train_on_eos")) in ("last", "none", "all"):
                 remarks.append(f"train_on_eos: {on_eos} of {place}: rows train on the EOS of each answer")
             layout = _layout(entry, place, is_preference=bool(config.get("rl")))

@@ -69,7 +69,7 @@ def _declared_by_entry(entry: Mapping[str, Any], settings: Mapping[str, Any]) ->
     roles = entry.get("roles_to_train")
     if roles is None:
         return None
-    if trained_roles(entry) != {"assistant"}:
+    if trained_roles(entry) != frozenset({"assistant"}):
         return Declaration(None, "roles_to_train")
     return Declaration(ANSWERS, f"roles_to_train: {as_written(roles)}")
 
