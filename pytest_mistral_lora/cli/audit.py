@@ -416,7 +416,8 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
     runner = find_runner(args.runner)
     given = GivenRows.read(runner, args.dataset, task=args.task, config=args.config)
     # a key of chat rows says nothing of preferences
-    declared = Declaration.agreed(args.objective, None if given.task else runner.declared_by(args.config))
+    of_config = None if given.task else runner.declared_by(args.config, own_data=args.own_data)
+    declared = Declaration.agreed(args.objective, of_config)
     if args.own_data and runner.is_evaluation:
         raise InputError("--own-data is for the rows of a trainer", place=runner.name, expected="no --own-data")
     if args.own_data and not given.rows:

@@ -171,18 +171,30 @@ class Trainer:
         """
         return None
 
-    def declared_by(self, file: Path | None) -> Declaration | None:
+    def with_own_data(self, declared: Declaration | None, settings: Mapping[str, Any]) -> Declaration | None:
+        """Return a declaration, without an objective if the data that settings name contradict its words.
+
+        Args:
+            declared: What the settings declare; None for nothing.
+            settings: As for `declares`.
+        """
+        return declared
+
+    def declared_by(self, file: Path | None, *, own_data: bool = False) -> Declaration | None:
         """Return the objective that a configuration of chat rows declares; None if it declares nothing.
 
         A configuration that cannot be read declares nothing: the run reports its error.
 
         Args:
             file: The configuration; None for the trainer's defaults.
+            own_data: Whether the trainer keeps the data that the configuration names.
         """
         if file is None or self.is_evaluation or self.tasks.configured(file) in (*self.tasks.pairs, *self.tasks.rated):
             return None
         with suppress(RunnerError):
-            return self.declares(read_configuration(file)[0])
+            settings = read_configuration(file)[0]
+            declared = self.declares(settings)
+            return self.with_own_data(declared, settings) if own_data else declared
         return None
 
     def require_no_code(self, reading: Reading) -> None:

@@ -93,6 +93,32 @@ def test_a_round_of_an_older_ms_swift_begins_with_the_user(tmp_path: Path) -> No
         assert str(declared) == f"objective: {words} (loss_scale: last_round)"
 
 
+@pytest.mark.parametrize(
+    ("loss_scale", "flags", "words"),
+    [
+        ("last_round", ({"loss": True}, {}), "not expressible (loss)"),
+        ("last_round", ({"loss": False}, {"loss": True}), "last-answer (loss_scale: last_round)"),
+        ("default", ({"loss": True}, {}), None),
+        ("default", ({"loss_scale": 0.5}, {}), "not expressible (loss_scale)"),
+        ("default", ({"loss_scale": 0}, {"loss_scale": 1.0}), None),
+    ],
+)
+def test_own_data_of_ms_swift_may_give_a_loss_back(
+    loss_scale: str, flags: tuple[dict[str, Any], ...], words: str | None, tmp_path: Path
+) -> None:
+    row = _chat("u", "a", "v", "b")
+    for index, more in zip((1, 3), flags, strict=True):
+        row["messages"][index] |= more
+    file = tmp_path / "own.jsonl"
+    file.write_text(f"{json.dumps(_chat('u', 'a'))}\n{json.dumps(row)}\n", encoding="utf-8")
+    config = _written(tmp_path, {"loss_scale": loss_scale, "dataset": [f"{file}#500", str(tmp_path / "nope.jsonl")]})
+    declared = TRAINERS["ms-swift"].declared_by(config, own_data=True)
+    assert (declared and declared.words) == words
+    # the rows of an audit have no such flag
+    without = TRAINERS["ms-swift"].declared_by(config)
+    assert (without and without.words) == (None if loss_scale == "default" else "last-answer (loss_scale: last_round)")
+
+
 def test_a_configuration_that_cannot_be_read_declares_nothing(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     for text in ("mask_history: true\nx: !!python/name:os.system\n", "[", "- mask_history\n"):
