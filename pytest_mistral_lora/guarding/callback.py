@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import TrainerCallback
 
+from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import tokenizer_or_path
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.rule_set import RuleSet
@@ -42,7 +43,7 @@ from pytest_mistral_lora.guarding.verdict import (
     judged_rows,
     with_first_step,
 )
-from pytest_mistral_lora.judging import AnyTokenizer, Verdict, declared_objective
+from pytest_mistral_lora.judging import AnyTokenizer, Verdict
 
 _LOG = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class MistralGuard(TrainerCallback):
             raise InputError(repr(on_finding), place="on_finding=", expected="'stop' or 'warn'")
         self.verdict: Verdict | None = None
         self._rules = RuleSet.given(rules)
-        self._objective = declared_objective(objective)
+        self._objective = Declaration.given(objective)
         self._tokenizer = tokenizer
         self._batches = batches
         self._on_finding = on_finding
