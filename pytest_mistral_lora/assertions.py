@@ -332,9 +332,9 @@ def _declared(objective: str | None, oracle: Oracle) -> Declaration | None:
     Raises:
         InputError: If a word is unknown, or is about a token that the tokenizer lacks.
     """
-    from pytest_mistral_lora.judging import declared_objective
+    from pytest_mistral_lora.chat.objective import Declaration
 
-    declared = declared_objective(objective)
+    declared = Declaration.given(objective)
     if declared is not None and declared.objective is not None:
         declared.objective.require(oracle.control_ids, oracle.version, declared.by)
     return declared

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pytest_mistral_lora.chat.objective import Declaration, Objective
+from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.chat.reading import path_of, similar_path
 from pytest_mistral_lora.conformance.collection import require_objectives, targets_of
 from pytest_mistral_lora.conformance.finding import Finding
@@ -201,7 +201,7 @@ def judge(
         kind=kind,
         base=base,
         oracle=declared,
-        objective=declared_objective(objective),
+        objective=Declaration.given(objective),
         train=train,
         xfails=None if xfails is None else path_of(xfails, _XFAILS, place=Place.of("xfails=")),
         baseline=None
@@ -294,7 +294,7 @@ def audit(
     given = dataset if isinstance(dataset, list | tuple) else [dataset]
     sources = tuple(_existing(path_of(source, _DATASET, place=Place.of("dataset="))) for source in given)
     encoder = encoder_of(tokenizer, oracle)
-    frozen, objective_of = RuleSet.given(rules), declared_objective(objective)
+    frozen, objective_of = RuleSet.given(rules), Declaration.given(objective)
     if isinstance(rows, str | Path):
         file = _existing(path_of(rows, "encoded rows"))
         target = EncodedTarget(name_of(file), file, judge=encoder, dataset=sources, objective=objective_of)
@@ -492,15 +492,6 @@ def _oracle_name(oracle: AnyPath | None) -> str | None:
         expected = "the name of a shipped tokenizer, the path of a tekken.json or tokenizer.model.vN, or none"
         raise InputError(f"a {type(oracle).__name__}{in_brackets(oracle)}", place="oracle=", expected=expected)
     return known_choice(str(oracle))
-
-
-def declared_objective(objective: str | None) -> Declaration | None:
-    """Return the objective that an argument declares; None without one.
-
-    Raises:
-        InputError: If a word is unknown.
-    """
-    return None if objective is None else Declaration(Objective.of(objective, "objective="), "objective=")
 
 
 def _existing(path: Path) -> Path:

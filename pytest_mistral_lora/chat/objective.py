@@ -139,6 +139,15 @@ class Declaration:
     objective: Objective | None
     by: str = field(compare=False)
 
+    @classmethod
+    def given(cls, words: str | None) -> Declaration | None:
+        """Return the objective that an argument `objective=` declares; None without one.
+
+        Raises:
+            InputError: As for `Objective.of`.
+        """
+        return None if words is None else cls(Objective.of(words, "objective="), "objective=")
+
     @property
     def words(self) -> str:
         """The objective, and who declares it."""

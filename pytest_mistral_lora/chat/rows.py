@@ -131,6 +131,11 @@ class Row:
             start = max((at for at, message in enumerate(self.messages) if message["role"] == "user"), default=0)
         return (*[0] * start, *weights[start:])
 
+    def unweighed(self) -> Row:
+        """Return the row with the weight 1 for each answer."""
+        messages = ({key: value for key, value in one.items() if key != "weight"} for one in self.messages)
+        return replace(self, messages=tuple(messages))
+
     def with_objective(self, objective: Objective) -> Row:
         """Return the row with a declared objective.
 

@@ -43,7 +43,7 @@ from pytest_mistral_lora.guarding.verdict import (
     judged_rows,
     with_first_step,
 )
-from pytest_mistral_lora.judging import AnyTokenizer, Verdict, declared_objective
+from pytest_mistral_lora.judging import AnyTokenizer, Verdict
 
 _LOG = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class MistralGuard(TrainerCallback):
             raise InputError(repr(on_finding), place="on_finding=", expected="'stop' or 'warn'")
         self.verdict: Verdict | None = None
         self._rules = RuleSet.given(rules)
-        self._objective = declared_objective(objective)
+        self._objective = Declaration.given(objective)
         self._tokenizer = tokenizer
         self._batches = batches
         self._on_finding = on_finding

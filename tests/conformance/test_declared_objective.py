@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from each_oracle import oracle_named
 from encoded_files import write_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -125,6 +126,31 @@ def test_a_weight_takes_the_loss_away_under_any_objective() -> None:
         assert judged([line], words).ok
         assert errors(judged([{**line, "labels": trained["labels"]}], words)) == {"ML543"}
         assert errors(judged([{**line, "labels": [-100] * 4 + trained["labels"][4:]}], words)) == {"ML549", "ML550"}
+
+
+@pytest.mark.parametrize("tokenizer", ["spm-v1", "spm-v3", "tekken-240911"])
+def test_neighbouring_answers_of_ids_have_the_weights_that_their_labels_fit(tokenizer: str) -> None:
+    """Two turns of the model stand beside each other only if their weights differ."""
+    said = plain(1)["messages"]
+    for weights in ((0, 1), (1, 0)):
+        answers = [{**said[1], "content": f"{said[1]['content']} {n}", "weight": one} for n, one in enumerate(weights)]
+        row = parse_row({"messages": [*said, *plain(2)["messages"][:1], *answers]})
+        for words in ("answers", "last-answer"):
+            made = Target(tokenizer).oracle.encode(row.with_objective(Objective.of(words, "test")))
+            line = {"input_ids": list(made.input_ids), "labels": list(made.labels or ())}
+            found = audit([line], tokenizer=tokenizer, objective=words).findings
+            # the last answer of weight 0 leaves nothing to train on
+            assert {finding.rule for finding in found} <= ({"ML544", "ML551"} if not made.supervised_tokens else set())
+
+
+def test_an_answer_whose_thought_has_no_loss_is_not_empty() -> None:
+    oracle = oracle_named("derived-v13-thinking")
+    thought = [{"type": "thinking", "thinking": "hm", "closed": False}]
+    row: Data = {"messages": [plain(1)["messages"][0], {"role": "assistant", "content": thought}]}
+    made = oracle.encode(parse_row(row).with_objective(Objective.of("no-thinking", "test")))
+    line = {**row, "input_ids": list(made.input_ids), "labels": list(made.labels or ())}
+    assert set(made.labels or ()) == {-100, oracle.eos_id}
+    assert_encoded_rows_sound([line], oracle.path, objective="no-thinking")
 
 
 @pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])

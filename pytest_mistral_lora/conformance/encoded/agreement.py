@@ -9,19 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.objective import ANSWERS, Objective
-from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison, EncodedRowComparison
-from pytest_mistral_lora.conformance.encoded.row_faults import label_faults
+from pytest_mistral_lora.chat.objective import Objective
+from pytest_mistral_lora.conformance.encoded.line_judge import LineVerdict
 from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
 from pytest_mistral_lora.places import Place
-
-if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle import Oracle
-    from pytest_mistral_lora.conformance.encoded.line_judge import LineVerdict
 
 FEWEST_AGREEING = 5
 """Fewest rows whose labels differ from those of `answers`, and follow one other objective."""
@@ -31,97 +23,6 @@ _KEPT = 20
 """Most findings of a rule that wait beyond these lines; more are counted."""
 OF_LABELS = frozenset(("ML541", "ML543", "ML544", "ML545", "ML546", "ML547", "ML548", "ML549", "ML550", "ML551"))
 """Rules of a row's labels, which one other objective can explain."""
-
-
-class LineLabels(NamedTuple):
-    """What the labels of a line say about the objective of the run.
-
-    Attributes:
-        fits: The objectives other than `answers` by which they are exact.
-        is_other: Whether they differ from those of `answers`.
-        is_written: Whether the line has messages, whose weights its labels contradict.
-    """
-
-    fits: frozenset[Objective]
-    is_other: bool
-    is_written: bool
-
-
-def candidates(oracle: Oracle) -> frozenset[Objective]:
-    """Return the objectives that labels may follow although nobody declares one."""
-    return frozenset(Objective.expressible(oracle.control_ids)) - {ANSWERS}
-
-
-def labels_of(
-    comparison: EncodedLineComparison, wanted: frozenset[Objective], *, is_written: bool
-) -> LineLabels | None:
-    """Return what the labels of a line say about some objectives; None if they say nothing.
-
-    Args:
-        comparison: The line with mistral-common's encoding.
-        wanted: The objectives that all lines before it agree on.
-        is_written: Whether the line has messages; else their weights are read from the labels, and count as 1.
-    """
-    found = [_RowLabels(one, is_written).fitting(wanted) for one in comparison.conversations() if one.row.messages]
-    known = [one for one in found if one is not None]
-    if not known:
-        return None
-    fits = frozenset.intersection(*(fits for fits, _ in known))
-    return LineLabels(fits, any(is_other for _, is_other in known), is_written)
-
-
-class _RowLabels:
-    """The labels of a conversation, compared with those by several objectives."""
-
-    def __init__(self, compared: EncodedRowComparison, is_written: bool) -> None:
-        self._compared = compared
-        self._encoded, self._oracle = compared.expected, compared.oracle
-        self._row = compared.row if is_written else _unweighed(compared.row)
-        self._known: dict[Objective, bool | None] = {}
-
-    def fitting(self, wanted: frozenset[Objective]) -> tuple[frozenset[Objective], bool] | None:
-        """Return the objectives by which the labels are exact, and whether `answers` is none of them.
-
-        None if the labels say nothing: of a row that is cut, or has other ids, they may fit no objective.
-        """
-        by_answers = self._is_exact(ANSWERS)
-        if by_answers is None:
-            return None
-        if self._compared.ids == self._encoded.input_ids:
-            return frozenset(objective for objective in wanted if self._is_exact(objective)), not by_answers
-        # all candidates, so that the lines before it do not decide whether it says something
-        fits = frozenset(objective for objective in candidates(self._oracle) if self._is_exact(objective))
-        return (fits, not by_answers) if fits or by_answers else None
-
-    def _is_exact(self, objective: Objective) -> bool | None:
-        """Return whether the labels are exact by an objective; None if its turns cannot be told apart."""
-        objective = self._simplest(objective)
-        if objective not in self._known:
-            self._known[objective] = self._compare(replace(self._row, objective=objective))
-        return self._known[objective]
-
-    def _simplest(self, objective: Objective) -> Objective:
-        """Return an objective of fewer words with the same labels of this row, if that is seen at once."""
-        ids, controls = self._compared.ids, self._oracle.control_ids
-        present = {"no-thinking": "[THINK]", "no-calls": "[TOOL_CALLS]"}
-        without = tuple(word for word in objective.without if controls[present[word]] in ids)
-        turns = objective.turns
-        if turns in ("last-answer", "last-round") and len(self._row.assistant_groups()) == 1:
-            turns = ANSWERS.turns
-        return Objective(turns, without)
-
-    def _compare(self, row: Row) -> bool | None:
-        expected: EncodedRow | None = self._encoded.weighed_as(row, self._oracle.control_ids)
-        if expected is None:
-            return None
-        compared = self._compared
-        return not label_faults(expected, compared.ids, compared.labels, self._oracle, row.objective)
-
-
-def _unweighed(row: Row) -> Row:
-    """Return a row whose answers all have the weight 1."""
-    messages = [{key: value for key, value in message.items() if key != "weight"} for message in row.messages]
-    return replace(row, messages=tuple(messages))
 
 
 @dataclass

@@ -19,7 +19,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.dataset.decoded_answers import decoded_answers
-from pytest_mistral_lora.conformance.encoded.agreement import Agreement, candidates
+from pytest_mistral_lora.conformance.encoded.agreement import Agreement
 from pytest_mistral_lora.conformance.encoded.audit_state import AuditState
 from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
 from pytest_mistral_lora.conformance.encoded.file_faults import SourceTracker
@@ -33,6 +33,7 @@ from pytest_mistral_lora.conformance.encoded.line_judge import (
     RecordPart,
     State,
 )
+from pytest_mistral_lora.conformance.encoded.line_labels import candidates
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, TakenLine, scan_lines
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
 from pytest_mistral_lora.conformance.encoded.pad_cause import PadCause, pad_cause_of

@@ -18,11 +18,11 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading.row_source import SourceRecord
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.dataset.observers import RowRules
-from pytest_mistral_lora.conformance.encoded.agreement import LineLabels, candidates, labels_of
 from pytest_mistral_lora.conformance.encoded.audit_state import AuditState
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison
 from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance
+from pytest_mistral_lora.conformance.encoded.line_labels import LineLabels, candidates, labels_of
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, TakenLine, lines_of
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
 from pytest_mistral_lora.conformance.encoded.pad_cause import PadCause
