@@ -411,6 +411,8 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
 
     runner = find_runner(args.runner)
     given = GivenRows.read(runner, args.dataset, task=args.task, config=args.config)
+    if args.objective is not None and runner.is_evaluation:
+        raise InputError("--objective is for the rows of a trainer", place=runner.name, expected="no --objective")
     if args.own_data and runner.is_evaluation:
         raise InputError("--own-data is for the rows of a trainer", place=runner.name, expected="no --own-data")
     if args.own_data and not given.rows:
