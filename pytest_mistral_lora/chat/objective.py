@@ -28,7 +28,7 @@ MODIFIERS = {
 """The words that take the loss of some tokens away, with their meanings."""
 WORDS = {**TURNS, **MODIFIERS}
 
-_NEEDS = {"no-thinking": "[THINK]", "no-calls": "[TOOL_CALLS]"}
+NEEDS = {"no-thinking": "[THINK]", "no-calls": "[TOOL_CALLS]"}
 """The control token without which a modifier says nothing."""
 
 
@@ -98,7 +98,7 @@ class Objective:
         Args:
             controls: The control tokens of the tokenizer.
         """
-        modifiers = [word for word in MODIFIERS if _NEEDS[word] in controls]
+        modifiers = [word for word in MODIFIERS if NEEDS[word] in controls]
         for count in range(len(modifiers) + 1):
             for turns, without in itertools.product(TURNS, itertools.combinations(modifiers, count)):
                 yield cls(turns, without)
@@ -115,9 +115,9 @@ class Objective:
             InputError: If a word is about a control token that the tokenizer does not have.
         """
         for word in self.without:
-            if _NEEDS[word] not in controls:
+            if NEEDS[word] not in controls:
                 raise InputError(
-                    f"{word} is about {_NEEDS[word]}, which the tokenizer ({version}) does not have",
+                    f"{word} is about {NEEDS[word]}, which the tokenizer ({version}) does not have",
                     place=place,
                     expected=f"an objective without {word}",
                 )

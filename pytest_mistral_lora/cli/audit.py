@@ -415,6 +415,8 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
 
     runner = find_runner(args.runner)
     given = GivenRows.read(runner, args.dataset, task=args.task, config=args.config)
+    if args.objective is not None and runner.is_evaluation:
+        raise InputError("--objective is for the rows of a trainer", place=runner.name, expected="no --objective")
     # a key of chat rows says nothing of preferences
     of_config = None if given.task else runner.declared_by(args.config, own_data=args.own_data)
     declared = Declaration.agreed(args.objective, of_config)
@@ -429,7 +431,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
         options["time_limit"] = args.time_limit or TIME_LIMIT
         if runner.is_evaluation:
             extraction = extract_prompts(runner, args.tokenizer, output, **options)
-            to_audit = _RowsToAudit(output, prompt_rows(output), trained=given.rows, declared=declared)
+            to_audit = _RowsToAudit(output, prompt_rows(output), trained=given.rows)
         else:
             if not given.rows:
                 oracle = CheckpointTokenizer(args.tokenizer, args.oracle).oracle

@@ -124,7 +124,7 @@ def test_a_weight_takes_the_loss_away_under_any_objective() -> None:
             assert set(line["labels"]) == {-100}
             continue
         assert judged([line], words).ok
-        assert errors(judged([{**line, "labels": trained["labels"]}], words)) == {"ML543"}
+        assert errors(judged([{**line, "labels": trained["labels"]}], words)) == {"ML549"}
         assert errors(judged([{**line, "labels": [-100] * 4 + trained["labels"][4:]}], words)) == {"ML549", "ML550"}
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.objective import ANSWERS, Objective
+from pytest_mistral_lora.chat.objective import ANSWERS, NEEDS, Objective
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison, EncodedRowComparison
 from pytest_mistral_lora.conformance.encoded.row_faults import label_faults
@@ -44,7 +45,9 @@ def labels_of(
         wanted: The objectives that all lines before it agree on.
         is_written: Whether the line has messages; else their weights are read from the labels, and count as 1.
     """
-    found = [_RowLabels(one, is_written).fitting(wanted) for one in comparison.conversations() if one.row.messages]
+    # one that cannot be read back has no messages, and a completion takes no objective
+    judged = (one for one in comparison.conversations() if one.row.messages and one.row.kind.is_chat)
+    found = [_RowLabels(one, is_written).fitting(wanted) for one in judged]
     known = [one for one in found if one is not None]
     if not known:
         return None
@@ -58,7 +61,8 @@ class _RowLabels:
     def __init__(self, compared: EncodedRowComparison, is_written: bool) -> None:
         self._compared = compared
         self._encoded, self._oracle = compared.expected, compared.oracle
-        self._row = compared.row if is_written else compared.row.unweighed()
+        is_unweighed = any(message.get("weight") == 0 for message in compared.row.messages)
+        self._row = compared.row.unweighed() if is_unweighed and not is_written else compared.row
         self._known: dict[Objective, bool | None] = {}
 
     def fitting(self, wanted: frozenset[Objective]) -> tuple[frozenset[Objective], bool] | None:
@@ -84,16 +88,31 @@ class _RowLabels:
 
     def _simplest(self, objective: Objective) -> Objective:
         """Return an objective of fewer words with the same labels of this row, if that is seen at once."""
-        ids, controls = self._compared.ids, self._oracle.control_ids
-        present = {"no-thinking": "[THINK]", "no-calls": "[TOOL_CALLS]"}
-        without = tuple(word for word in objective.without if controls[present[word]] in ids)
+        without = tuple(word for word in objective.without if word in self._telling)
         turns = objective.turns
-        if turns in ("last-answer", "last-round") and len(self._row.assistant_groups()) == 1:
+        if turns in ("last-answer", "last-round") and self._has_one_answer:
             turns = ANSWERS.turns
         return Objective(turns, without)
 
+    @cached_property
+    def _telling(self) -> frozenset[str]:
+        """The modifiers whose tokens are among the ids."""
+        ids = self._compared.ids
+        return frozenset(word for word, literal in NEEDS.items() if self._oracle.control_ids.get(literal) in ids)
+
+    @property
+    def _has_its_weights(self) -> bool:
+        return self._row is self._compared.row
+
+    @cached_property
+    def _has_one_answer(self) -> bool:
+        return len(self._row.assistant_groups()) == 1
+
     def _compare(self, row: Row) -> bool | None:
-        expected: EncodedRow | None = self._encoded.weighed_as(row, self._oracle.control_ids)
+        expected: EncodedRow | None = self._encoded
+        # a sound row in a file of any size is compared with its encoding alone
+        if not row.objective.is_default or not self._has_its_weights:
+            expected = self._encoded.weighed_as(row, self._oracle.control_ids)
         if expected is None:
             return None
         compared = self._compared
