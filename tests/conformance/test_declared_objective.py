@@ -320,6 +320,9 @@ def test_check_and_audit_are_judged_by_the_option(tmp_path: Path, capsys: pytest
         data = json.loads((tmp_path / f"{verb}-{declared}.json").read_text())
         facts = {check["facts"]["objective"] for check in data["checks"] if "objective" in check["facts"]}
         assert facts == {f"{declared} (--objective)"}
+        page = tmp_path / f"{verb}-{declared}.html"
+        assert main([*words, "--report", str(page)]) == code
+        assert f"<dt>objective</dt><dd>{declared} (--objective)</dd>" in page.read_text()
         capsys.readouterr()
 
 
