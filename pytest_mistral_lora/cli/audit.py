@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.chat.reading.row_source import RowSource
 from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options
 from pytest_mistral_lora.cli.verb import (
@@ -176,6 +177,7 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.conformance.targets import Target, name_of
     from pytest_mistral_lora.judging import known_deviations
 
+    args.objective = None if args.objective is None else Declaration(args.objective, "--objective")
     args.tokenizer, args.oracle, _ = named_tokenizer(args.tokenizer, args.oracle)
     xfails = known_deviations(args.xfails, "--xfails")
     tokenizer = CheckpointTokenizer(args.tokenizer, args.oracle)
