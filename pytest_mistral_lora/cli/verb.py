@@ -228,6 +228,16 @@ def add_objective_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse_objective(recipe: Path) -> None:
+    """Refuse `--objective` beside a recipe.
+
+    Raises:
+        InputError: Always.
+    """
+    found = f"--objective is for data, and {recipe} is a recipe, which declares its own: training.objective"
+    raise InputError(found, next_step="Leave --objective out.")
+
+
 def add_oracle_option(parser: argparse.ArgumentParser) -> None:
     """Add `--oracle`, which accepts the name of a tokenizer that mistral-common ships, a path, or `none`."""
 
