@@ -156,3 +156,20 @@ class Declaration:
     def __str__(self) -> str:
         """Return the line of a verdict."""
         return f"objective: {self.words}"
+
+    @classmethod
+    def agreed(cls, *declared: Declaration | None) -> Declaration | None:
+        """Return the first of several declarations about the same rows; None if there is none.
+
+        Args:
+            *declared: The declarations; None for each that says nothing.
+
+        Raises:
+            InputError: If two declare different objectives.
+        """
+        known = [declaration for declaration in declared if declaration is not None]
+        for other in known[1:]:
+            if other.objective != known[0].objective:
+                found = f"two objectives are declared: {known[0].words} and {other.words}"
+                raise InputError(found, expected="one objective, or the same in both")
+        return known[0] if known else None

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.chat.reading.row_source import RowSource
@@ -201,12 +201,12 @@ def run(args: argparse.Namespace) -> int:
             # a trainer has labels by its own rules, and a configuration for each
             pad=None if args.runner else pad_cause_of(judge),
             tokenizer=tokenizer,
-            declared=args.objective,
+            declared=given.declared,
         )
         report = AuditReport(audit, MOST_NAMES)
         fixes = find_runner(args.runner).known_fixes(given.task) if args.runner is not None else None
         name = name_of(file)
-        given_as = {"dataset": given.dataset, "source": rows, "objective": args.objective}
+        given_as: dict[str, Any] = {"dataset": given.dataset, "source": rows, "objective": given.declared}
         target = AuditedTarget(name, file, judge=judge, fixes=fixes, **given_as)
         require_objectives([target])
         show = partial(_print_findings, target, xfails) if args.output_format == "json" else _show_nothing
@@ -377,6 +377,7 @@ class _RowsToAudit:
         dataset: The files of the rows that they come from, in order.
         trained: The rows that the model of an evaluation was trained on.
         task: The runner's command for preferences; empty for chat rows.
+        declared: The declared objective: the user's, or that of the runner's configuration; None if none is declared.
     """
 
     file: Path
@@ -384,6 +385,7 @@ class _RowsToAudit:
     dataset: tuple[Path, ...] = ()
     trained: Sequence[Row] = ()
     task: str = ""
+    declared: Declaration | None = None
 
 
 @contextmanager
@@ -391,7 +393,8 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
     """Yield the encoded rows to check: the given file, or the file of a runner.
 
     Raises:
-        InputError: If neither or both are given, or a row of the dataset cannot be read.
+        InputError: If neither or both are given, a row of the dataset cannot be read, or the user and the configuration
+            of the runner declare different objectives.
         RunnerError: If the runner cannot encode the rows.
     """
     if args.rows is None and args.runner is None:
@@ -404,7 +407,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
                 found = f"--{option.replace('_', '-')} is for the rows of --runner, and ROWS are given"
                 raise InputError(found, expected="one of them")
         recognised(args.rows)  # it refuses what is nothing to check, such as an empty file
-        yield _RowsToAudit(args.rows, dataset=tuple(args.dataset))
+        yield _RowsToAudit(args.rows, dataset=tuple(args.dataset), declared=args.objective)
         return
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.runners.extract import extract, extract_prompts
@@ -415,6 +418,9 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
     given = GivenRows.read(runner, args.dataset, task=args.task, config=args.config)
     if args.objective is not None and runner.is_evaluation:
         raise InputError("--objective is for the rows of a trainer", place=runner.name, expected="no --objective")
+    # a key of chat rows says nothing of preferences
+    of_config = None if given.task else runner.declared_by(args.config, own_data=args.own_data)
+    declared = Declaration.agreed(args.objective, of_config)
     if args.own_data and runner.is_evaluation:
         raise InputError("--own-data is for the rows of a trainer", place=runner.name, expected="no --own-data")
     if args.own_data and not given.rows:
@@ -434,7 +440,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
             extraction = extract(
                 runner, given.rows, args.tokenizer, output, own_data=args.own_data, task=given.task, **options
             )
-            to_audit = _RowsToAudit(output, given.by_line, dataset=tuple(args.dataset), task=given.task)
+            to_audit = _RowsToAudit(output, given.by_line, tuple(args.dataset), task=given.task, declared=declared)
         # versions are a part of the verdict, but standard output may be JSON
         sys.stderr.write(f"{extraction.ran_under}\n")
         yield to_audit

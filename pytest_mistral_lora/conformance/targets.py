@@ -435,6 +435,19 @@ class RunnerTarget(JudgedTarget):
     allow_code: bool = False
 
     @property
+    def declaration(self) -> Declaration | None:
+        """The declared objective of its rows: the user's, or that of the trainer's configuration.
+
+        Raises:
+            InputError: If both declare one, and they differ.
+            RunnerError: If there is no such runner.
+        """
+        from pytest_mistral_lora.chat.objective import Declaration
+        from pytest_mistral_lora.runners import find_runner
+
+        return Declaration.agreed(self.objective, find_runner(self.runner).declared_by(self.path))
+
+    @property
     def has_own_rows(self) -> bool:
         """Whether the rows are a user's or an evaluation's, and not the packaged ones, which have names."""
         from pytest_mistral_lora.runners import find_runner

@@ -117,6 +117,14 @@ class MistralGuard(TrainerCallback):
         """Take the messages of the rows from the dataset that a trainer has when its run begins."""
         self._trainer = trainer
 
+    def use_declaration(self, declared: Declaration | None) -> None:
+        """Judge the labels by the objective that a trainer's configuration declares; None if it declares nothing.
+
+        Raises:
+            InputError: If the guard was given another objective.
+        """
+        self._objective = Declaration.agreed(self._objective, declared)
+
     def on_train_begin(
         self,
         args: Any,

@@ -17,6 +17,7 @@ from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Subject
 from pytest_mistral_lora.conformance.collection import require_objectives
+from pytest_mistral_lora.conformance.encoded.columns import MASKS
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.model_targets import TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.rule_set import RuleSet
@@ -30,7 +31,7 @@ from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
 from pytest_mistral_lora.judging import AnyTokenizer, Verdict, encoder_of, verdict_of
 from pytest_mistral_lora.places import NamedSource, Place
 from pytest_mistral_lora.programs.fixes import fixes_in
-from pytest_mistral_lora.runners import trainer_of
+from pytest_mistral_lora.runners import Trainer, trainer_of
 
 OF_ANY = Path(__file__).with_name("fixes.toml")
 """What to do with any trainer of transformers, by rule."""
@@ -177,6 +178,35 @@ class GuardedRun:
         """The tokenizer in the folder that the model was loaded from; None if there is none on this machine."""
         return source_of(getattr(self.model, "config", None))
 
+    @cached_property
+    def trainer(self) -> Trainer | None:
+        """The trainer whose arguments the run has; None for an unknown one."""
+        return trainer_of({cls.__module__.partition(".")[0] for cls in type(self.args).__mro__})
+
+    def declared(self, sample: Mapping[str, Any], *, of_preferences: bool) -> Declaration | None:
+        """Return the objective that the arguments declare; None if they declare nothing.
+
+        Args:
+            sample: As for `fixes`. Rows of ids alone have the labels of whoever made them, whatever an argument says.
+            of_preferences: As for `fixes`.
+        """
+        form = self.form(sample, of_preferences=of_preferences)
+        is_made_here = form in ("messages", "prompt-completion") or not sample.keys().isdisjoint(MASKS)
+        if self.trainer is None or of_preferences or not is_made_here:
+            return None
+        return self.trainer.declares(vars(self.args))
+
+    def form(self, sample: Mapping[str, Any], *, of_preferences: bool) -> str:
+        """Return the form of the rows that the trainer was given.
+
+        Args:
+            sample: As for `fixes`.
+            of_preferences: As for `fixes`.
+        """
+        field = getattr(self.args, "dataset_text_field", None) or "text"
+        is_packed = bool(getattr(self.args, "packing", False))
+        return form_of(sample, field, of_preferences=of_preferences, is_packed=is_packed)
+
     def fixes(self, sample: Mapping[str, Any], *, of_preferences: bool) -> Mapping[str, str]:
         """Return the fix of each rule in the words of the trainer, for the form of the rows that it was given.
 
@@ -184,11 +214,8 @@ class GuardedRun:
             sample: A row of the trainer's dataset; empty if it is unknown.
             of_preferences: Whether the trainer is one of preferences.
         """
-        packages = {cls.__module__.partition(".")[0] for cls in type(self.args).__mro__}
-        field = getattr(self.args, "dataset_text_field", None) or "text"
-        is_packed = bool(getattr(self.args, "packing", False))
-        form = form_of(sample, field, of_preferences=of_preferences, is_packed=is_packed)
-        return {**fixes_in(OF_ANY)["guard"], **fixes_of(trainer_of(packages), form)}
+        form = self.form(sample, of_preferences=of_preferences)
+        return {**fixes_in(OF_ANY)["guard"], **fixes_of(self.trainer, form)}
 
 
 def judge_run(
@@ -210,14 +237,17 @@ def judge_run(
         evaluation: The rows of the first batches of its evaluation, likewise; None if it has none.
         first_step: The results of its first step, by their checks.
         rules: The rules of the version by which findings fail; None for all rules.
-        objective: The declared objective; None if none is declared.
+        objective: The objective that the user declares; None if the arguments alone may declare one.
 
     Raises:
-        InputError: As for `GuardedRun.known`; or if the tokenizer or the rows do not take the objective.
+        InputError: As for `GuardedRun.known`; if the user and the arguments declare different objectives; or if the
+            tokenizer or the rows do not take the objective.
         TokenizerError: As for `GuardedRun.known`.
     """
     rows, oracle = read.rows, run.known.oracle
-    fixes = run.fixes(read.sample, of_preferences=any("input_ids" not in row.record for row in rows))
+    of_preferences = any("input_ids" not in row.record for row in rows)
+    fixes = run.fixes(read.sample, of_preferences=of_preferences)
+    objective = Declaration.agreed(objective, run.declared(read.sample, of_preferences=of_preferences))
     trainer = TrainerTarget(
         "trainer",
         model=run.model,

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from pytest_mistral_lora import GuardError, guard, training_template
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 
@@ -143,6 +144,36 @@ def test_a_fault_is_stopped_before_the_first_step(
         assert "Tell me of" in found[0].row
 
 
+def test_every_token_is_an_error_with_two_ways_out(base: Path, tokenizer: Any, template: str, tmp_path: Path) -> None:
+    found = _stopped(_trainer(base, tokenizer, template, tmp_path, assistant_only_loss=False))
+    assert {finding.rule for finding in found} == {"ML543"}
+    assert all(way in found[0].next_step for way in ("assistant_only_loss: true", "objective='everything'"))
+
+
+def test_assistant_only_loss_declares_the_answers(base: Path, tokenizer: Any, template: str, tmp_path: Path) -> None:
+    trainer = _trainer(base, tokenizer, template, tmp_path)
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.facts["batches::encoded::labels"]["objective"] == "answers (assistant_only_loss: true)"
+
+
+def test_ids_have_the_labels_of_whoever_made_them_whatever_an_argument_says(
+    base: Path, tokenizer: Any, template: str, tmp_path: Path
+) -> None:
+    trainer = _trainer(base, tokenizer, template, tmp_path)
+    chat = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "I guess.", "weight": 0}]
+    chat += [{"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes."}]
+    encoded = BaseFolder(base).tokenizer().oracle.encode(Row.from_dict({"messages": chat}))
+    row = {"input_ids": list(encoded.input_ids), "labels": list(encoded.labels or ())}
+    trainer.train_dataset = Dataset.from_list([row] * 8)
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    assert "objective" not in callback.verdict.facts["batches::encoded::labels"]
+
+
 def test_a_masked_eos_is_stopped(base: Path, tokenizer: Any, template: str, tmp_path: Path) -> None:
     trainer = _trainer(base, tokenizer, template, tmp_path)
 
@@ -237,6 +268,7 @@ def test_everything_is_trained_on_if_that_is_declared(
     assert callback.verdict.ok
     trainer = _trainer(base, tokenizer, template, tmp_path, **SHAPES[shape])
     guard(trainer, objective="everything")
-    with pytest.raises(GuardError) as caught:
+    words = r"two objectives are declared: everything \(objective=\) and answers \(assistant_only_loss: true\)"
+    # packed rows do not tell whether the trainer has made them of messages, but the labels contradict the objective
+    with pytest.raises(GuardError, match="ML551" if shape == "packed" else words):
         trainer.train()
-    assert "ML551" in {finding.rule for finding in caught.value.verdict.findings}
