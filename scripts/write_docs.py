@@ -319,7 +319,8 @@ def _key(name: str, field: FieldInfo) -> str:
 
 
 def _yaml(value: object) -> str:
-    plain = json.loads(json.dumps(value))
+    # a value of a class of ours, such as an objective, is written as its words
+    plain = json.loads(json.dumps(value, default=str))
     return yaml.safe_dump(plain, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
 
 

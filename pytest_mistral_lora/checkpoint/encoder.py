@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.objective import Objective
 from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN, oracle_file
 from pytest_mistral_lora.chat.pieces import spelled_bytes
 from pytest_mistral_lora.chat.rows import Row
@@ -17,6 +18,7 @@ from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizer_folder import SPM_MODEL
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.places import Place
 
 Backend = Literal["mistral-common", "chat-template"]
 
@@ -90,6 +92,18 @@ class Encoder(ABC):
             return self.file.name
         return TEKKEN if self.tokenizer.oracle.kind == "tekken" else f"{SPM_MODEL}{self.file.suffix}"
 
+    @abstractmethod
+    def require(self, objective: Objective, place: Place) -> None:
+        """Refuse an objective that says nothing for the tokenizer.
+
+        Args:
+            objective: The objective.
+            place: The key that declares it.
+
+        Raises:
+            InputError: If it names a control token that the tokenizer does not have.
+        """
+
     @property
     @abstractmethod
     def vocab_size(self) -> int:
@@ -131,6 +145,11 @@ class OracleEncoder(Encoder):
         """Return the token for people."""
         piece = self.piece(token)
         return spelled_bytes(self.tokenizer.oracle.vocabulary[token]) if "\ufffd" in piece else piece
+
+    def require(self, objective: Objective, place: Place) -> None:
+        """Refuse an objective about a control token that the Mistral tokenizer file does not have."""
+        if objective.without:
+            objective.require(self.tokenizer.oracle.control_ids, self.tokenizer.oracle.version, place)
 
     @property
     def file(self) -> Path:
@@ -209,6 +228,11 @@ class TemplateEncoder(Encoder):
         if "ByteLevel" not in repr(self.tokenizer.fast.backend_tokenizer.decoder):
             return {}
         return {letter: byte for byte, letter in bytes_to_unicode().items()}
+
+    def require(self, objective: Objective, place: Place) -> None:
+        """Refuse an objective about a token that is not an added token of the transformers tokenizer."""
+        if objective.without:
+            objective.require(self.template.added_ids, self.file.name, place)
 
     @property
     def file(self) -> Path:

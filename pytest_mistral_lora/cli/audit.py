@@ -177,6 +177,7 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.conformance.targets import Target, name_of
     from pytest_mistral_lora.judging import known_deviations
 
+    args.objective = None if args.objective is None else Declaration(args.objective, "--objective")
     args.tokenizer, args.oracle, _ = named_tokenizer(args.tokenizer, args.oracle)
     xfails = known_deviations(args.xfails, "--xfails")
     tokenizer = CheckpointTokenizer(args.tokenizer, args.oracle)

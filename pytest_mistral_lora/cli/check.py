@@ -107,6 +107,7 @@ _MOST_TITLES = 2
 
 def run(args: argparse.Namespace) -> int:
     """Check the paths, or the embedded default; return 1 if a check finds an error."""
+    from pytest_mistral_lora.chat.objective import Declaration
     from pytest_mistral_lora.conformance.kept_results import default_folder
     from pytest_mistral_lora.judging import plan_check
     from pytest_mistral_lora.records.files import path_from
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         kind=args.kind,
         base=args.base,
         oracle=args.oracle,
-        objective=args.objective,
+        objective=None if args.objective is None else Declaration(args.objective, "--objective"),
         train=args.train,
         xfails=args.xfails,
         baseline=args.baseline,

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,13 @@ from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
     Verb,
+    add_objective_option,
     add_oracle_option,
     add_tokenizer_option,
     name_of,
     output_file,
     print_json,
+    refuse_objective,
     shown_path,
     tokenizer_argument,
     whole_number,
@@ -28,10 +30,12 @@ from pytest_mistral_lora.cli.verb import (
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer, recipe_at
 from pytest_mistral_lora.conformance.path_kinds import RecognisedPath, recognised
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, RowError, RowsError, counted
+from pytest_mistral_lora.places import NOWHERE
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.diff import TokenSide
     from pytest_mistral_lora.chat.encoded import EncodedRow
+    from pytest_mistral_lora.chat.objective import Objective
     from pytest_mistral_lora.chat.token_rows import TokenRow
     from pytest_mistral_lora.checkpoint.encoder import Encoder
     from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
@@ -66,6 +70,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rows", type=INPUT, metavar="ROWS", help="rows, encoded rows, or a recipe")
     add_tokenizer_option(parser, required=False)
     add_oracle_option(parser)
+    add_objective_option(parser)
     parser.add_argument(
         "--backend",
         choices=_BACKENDS,
@@ -109,11 +114,14 @@ def run(args: argparse.Namespace) -> int:
     found = recognised(args.rows)
     if found.kind not in ("rows", "encoded", "recipe"):
         raise InputError(f"this is {found.title}", place=str(args.rows), expected="rows, encoded rows, or a recipe")
+    if found.kind == "encoded" and args.objective is not None and args.compare is None:
+        step = f"Judge them by it: mistral-lora audit {shlex.quote(str(args.rows))} --objective {args.objective}"
+        raise InputError("--objective is for rows, and encoded rows have their labels", next_step=step)
     view = _view_of(args)
     errors: list[RowError] = []
     page: list[TokenRow] = []
     different = False
-    for item in _chosen_rows(args, _items(found, view.recipe)):
+    for item in _chosen_rows(args, _items(found, view)):
         # one bad row must not hide the others: show or report each row
         try:
             if isinstance(item, RowError):
@@ -134,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
             for row in shown:
                 print_tokens(row, ids=not args.no_ids)
     if args.html:
-        _write_page(args, page, errors)
+        _write_page(args, page, errors, view.objectives)
     if errors:
         raise RowsError(errors, place=str(args.rows))
     return EXIT_FINDING if different else EXIT_OK
@@ -148,11 +156,18 @@ class _View:
         recipe: The recipe of the rows, or None.
         encoders: Name and encoder of each encoding: one, or two to compare.
         same_vocabulary: Whether equal ids mean equal tokens.
+        objective: The objective of rows that no recipe names.
     """
 
     recipe: Recipe | None
     encoders: tuple[tuple[str, Encoder], ...]
     same_vocabulary: bool
+    objective: Objective
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """The objectives of the rows."""
+        return [self.objective] if self.recipe is None else [*self.recipe.objectives]
 
     def sides(self, row: Row | EncodedLine) -> list[TokenSide]:
         """Return the encodings of a row to show; in a comparison, the expected one first.
@@ -172,7 +187,7 @@ class _View:
             encode: Callable[[Row], EncodedRow] = encoder.encode
             if len(self.encoders) > 1 and isinstance(encoder, TemplateEncoder):
                 encode = encoder.template.encode
-            found.append(TokenSide.of(name, encode(row), encoder.shown))
+            found.append(TokenSide.of(f"{name}{_under(row.objective)}", encode(row), encoder.shown))
         return found
 
     def _stored_sides(self, line: EncodedLine) -> list[TokenSide]:
@@ -192,11 +207,13 @@ class _View:
                 step = "Judge it: mistral-lora audit reads conversations back from the ids."
                 raise RowError(f"{found}, and --compare encodes one", place=line.place, next_step=step)
             return [TokenSide("stored", line.input_ids, line.labels, encoder.shown)]
-        expected = encoder.encode(conversation)
+        expected = encoder.encode(conversation.with_objective(self.objective))
         # turns are known only where the ids are those of the conversation; padding may follow them
         is_same = line.input_ids[: len(expected.input_ids)] == expected.input_ids
         stored = TokenSide("stored", line.input_ids, line.labels, encoder.shown, expected.spans if is_same else ())
-        return [stored] if len(self.encoders) == 1 else [TokenSide.of(name, expected, encoder.shown), stored]
+        if len(self.encoders) == 1:
+            return [stored]
+        return [TokenSide.of(f"{name}{_under(self.objective)}", expected, encoder.shown), stored]
 
     def shown(self, rows: Sequence[Row | EncodedLine], sides: Sequence[list[TokenSide]]) -> list[TokenRow]:
         """Return the rows of a record to show, with their file and line; the prompt of a pair is shown once.
@@ -218,6 +235,10 @@ class _View:
         # a template may write the two prompts differently
         is_shared = prompts[0] and all(prompt == prompts[0] for prompt in prompts)
         return [shown[0], *(row.behind(len(prompts[0])) if is_shared else row for row in shown[1:])]
+
+
+def _under(objective: Objective) -> str:
+    return "" if objective.is_default else f", objective {objective}"
 
 
 def _answer_start(side: TokenSide) -> int:
@@ -248,15 +269,32 @@ def _view_of(args: argparse.Namespace) -> _View:
     tokenizer = CheckpointTokenizer(path, oracle)
     backend = args.backend or (named.backend if named else _BACKENDS[0])
     first = make_encoder(backend, tokenizer)
+    objective = _objective_of(args, recipe)
+    for declared, place in ({objective: NOWHERE / "--objective"} if recipe is None else recipe.objectives).items():
+        first.require(declared, place)
     if args.compare is None:
-        return _View(recipe, ((f"{backend}, {name_of(path)}", first),), True)
+        return _View(recipe, ((f"{backend}, {name_of(path)}", first),), True, objective)
     if isinstance(args.compare, str):
-        return _View(recipe, ((backend, first), (args.compare, make_encoder(args.compare, tokenizer))), True)
+        both = (backend, first), (args.compare, make_encoder(args.compare, tokenizer))
+        return _View(recipe, both, True, objective)
     second = make_encoder(backend, CheckpointTokenizer(*named_tokenizer(args.compare)[:2]))
-    return _View(recipe, ((name_of(path), first), (name_of(args.compare), second)), False)
+    return _View(recipe, ((name_of(path), first), (name_of(args.compare), second)), False, objective)
 
 
-def _items(found: RecognisedPath, recipe: Recipe | None) -> Iterator[tuple[Row, ...] | EncodedLine | RowError]:
+def _objective_of(args: argparse.Namespace, recipe: Recipe | None) -> Objective:
+    """Return the objective of the option, or the default.
+
+    Raises:
+        InputError: If the rows are a recipe's, which declares its own.
+    """
+    from pytest_mistral_lora.chat.objective import ANSWERS
+
+    if args.objective is not None and recipe is not None:
+        refuse_objective(args.rows)
+    return args.objective or ANSWERS
+
+
+def _items(found: RecognisedPath, view: _View) -> Iterator[tuple[Row, ...] | EncodedLine | RowError]:
     """Yield the rows of each record of a path, or its error, by the readers of `check`."""
     from pytest_mistral_lora.chat.row_files import scan_records
     from pytest_mistral_lora.conformance.encoded.lines import scan_lines
@@ -266,7 +304,11 @@ def _items(found: RecognisedPath, recipe: Recipe | None) -> Iterator[tuple[Row, 
     if found.kind == "encoded":
         yield from scan_lines(FileRows(found.path))
         return
-    for file in row_files(found.path) if recipe is None else recipe.data.files():
+    if view.recipe is not None:
+        files = view.recipe.files()
+    else:
+        files = [replace(file, objective=view.objective) for file in row_files(found.path)]
+    for file in files:
         yield from scan_records(file)
 
 
@@ -356,7 +398,9 @@ def _messages_of(row: Row | EncodedLine) -> dict[str, Any]:
     return row.rows[0].to_json() if row.rows else {}
 
 
-def _write_page(args: argparse.Namespace, rows: list[TokenRow], errors: list[RowError]) -> None:
+def _write_page(
+    args: argparse.Namespace, rows: list[TokenRow], errors: list[RowError], objectives: Sequence[Objective]
+) -> None:
     from pytest_mistral_lora.records.files import write_text
     from pytest_mistral_lora.report.pages import tokens_page
 
@@ -366,7 +410,8 @@ def _write_page(args: argparse.Namespace, rows: list[TokenRow], errors: list[Row
         most = "1 row is" if limit == 1 else f"{limit:,} rows are"
         notes.append(f"No more than {most} shown: choose others with --row, or more with --limit.")
     notes += [f"Not encoded: {error}" for error in errors[: RowsError.shown]]
-    write_text(args.html, tokens_page(rows, heading=f"Tokens of {args.rows.name}", notes=notes))
+    page = tokens_page(rows, heading=f"Tokens of {args.rows.name}", notes=notes, objectives=objectives)
+    write_text(args.html, page)
     sys.stdout.write(f"{shown_path(args.html)}: {shown_path(notes[0])}\n")
 
 

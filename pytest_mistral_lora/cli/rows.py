@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,12 @@ from pytest_mistral_lora.cli.verb import (
     PathArgument,
     Verb,
     add_json_option,
+    add_objective_option,
     add_oracle_option,
     add_tokenizer_option,
     output_file,
     print_json,
+    refuse_objective,
     shown_path,
     whole_number,
 )
@@ -27,6 +30,7 @@ from pytest_mistral_lora.errors import EXIT_OK, InputError
 from pytest_mistral_lora.extras import MissingExtraError
 from pytest_mistral_lora.formats.recognition import FORMATS
 from pytest_mistral_lora.formats.report import LOSSES
+from pytest_mistral_lora.places import NOWHERE
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
@@ -121,6 +125,7 @@ def _add_stats_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", type=INPUT, nargs="+", metavar="SOURCE", help="a recipe; or files, folders of data")
     add_tokenizer_option(parser, required=False)
     add_oracle_option(parser)
+    add_objective_option(parser)
     _add_source_options(parser)
     parser.add_argument(
         "--processes", type=whole_number, metavar="N", help="processes that read rows (default: by their size)"
@@ -161,6 +166,7 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
         InputError: If a source cannot be opened, or rows have no tokenizer.
     """
     from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
+    from pytest_mistral_lora.checkpoint.encoder import make_encoder
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.path_kinds import recognised
     from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
@@ -176,6 +182,8 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
         if given:
             found = f"--{given[0]} is for data, and {first} is a recipe, which declares its own"
             raise InputError(found, next_step=f"Leave --{given[0]} out.")
+        if args.objective is not None:
+            refuse_objective(first)
         target = RecipeTarget(first.stem, first, oracle_name=args.oracle)
         if args.tokenizer is not None:
             # the base may be elsewhere
@@ -191,8 +199,12 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
             next_step=f"Name it: {words} spm-v3",
         )
     path, oracle, _ = named_tokenizer(args.tokenizer, args.oracle)
+    if args.objective is not None:
+        files = [replace(file, objective=args.objective) for file in files]
     shipped = (name for name in SHIPPED if shipped_tokenizer(name) == path)
     judge = Target(next(shipped, str(path)), path, trains=True, oracle_name=oracle)
+    if args.objective is not None:
+        make_encoder("mistral-common", judge.tokenizer).require(args.objective, NOWHERE / "--objective")
     return DatasetTarget(first.name, first, judge=judge), files
 
 

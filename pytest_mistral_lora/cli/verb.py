@@ -9,10 +9,13 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pytest_mistral_lora.errors import InputError, PinError, one_line
 from pytest_mistral_lora.escaping import printable, safe_json
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.objective import Objective
 
 # argparse has no public name for the type that `add_subparsers` returns
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -205,6 +208,36 @@ def add_tokenizer_option(parser: argparse.ArgumentParser, *, required: bool = Tr
     )
 
 
+def add_objective_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--objective`, the words of a declared `Objective`; None if none is declared."""
+
+    def objective(text: str) -> Objective:
+        from pytest_mistral_lora.chat.objective import Objective
+
+        try:
+            return Objective.of(text, "--objective")
+        except InputError as error:
+            raise argparse.ArgumentTypeError(f"{error.found}; expected {error.expected}") from error
+
+    parser.add_argument(
+        "--objective",
+        type=objective,
+        metavar="WORDS",
+        help="tokens that have a loss: answers (default), last-answer, last-round or everything, and no-thinking and "
+        "no-calls, which take some away: last-answer,no-thinking",
+    )
+
+
+def refuse_objective(recipe: Path) -> None:
+    """Refuse `--objective` beside a recipe.
+
+    Raises:
+        InputError: Always.
+    """
+    found = f"--objective is for data, and {recipe} is a recipe, which declares its own: training.objective"
+    raise InputError(found, next_step="Leave --objective out.")
+
+
 def add_oracle_option(parser: argparse.ArgumentParser) -> None:
     """Add `--oracle`, which accepts the name of a tokenizer that mistral-common ships, a path, or `none`."""
 
@@ -225,26 +258,6 @@ def add_oracle_option(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|PATH",
         help="Mistral tokenizer of a folder without tekken.json and tokenizer.model.vN: a name such as spm-v3, a path, "
         "or none (default: recognised by the vocabulary)",
-    )
-
-
-def add_objective_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--objective`, whose value is a `Declaration`."""
-
-    def declaration(text: str) -> Any:
-        from pytest_mistral_lora.chat.objective import Declaration, Objective
-
-        try:
-            return Declaration(Objective.of(text, ""), "--objective")
-        except InputError as error:
-            raise argparse.ArgumentTypeError(f"{error.found}; expected {error.expected}") from error
-
-    parser.add_argument(
-        "--objective",
-        type=declaration,
-        metavar="WORDS",
-        help="objective by which labels are judged: answers, last-answer, last-round or everything, and no-thinking, "
-        "no-calls, joined by commas (default: answers, and weights that the labels of ids alone give)",
     )
 
 

@@ -26,6 +26,7 @@ from pytest_mistral_lora.conformance.targets import (
     EMBEDDED_TRAINING,
     DatasetTarget,
     EncodedTarget,
+    JudgedTarget,
     LoadedTarget,
     RecipeTarget,
     RunnerChoice,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.kept_results import KeptResults
+    from pytest_mistral_lora.places import Place
 
 
 def targets_of(
@@ -101,10 +103,14 @@ def require_objectives(targets: Sequence[Target]) -> None:
     """Refuse a declared objective that a tokenizer cannot express, or that the rows of a target do not take.
 
     Raises:
-        InputError: If an objective is about a control token that the tokenizer lacks, or the first record of a file is
-            a pair, a rated answer or a completion.
+        InputError: If an objective is about a control token that the tokenizer lacks, the first record of a file is
+            a pair, a rated answer or a completion, or a recipe among the targets declares another objective.
     """
+    given = (target.objective for target in targets if isinstance(target, JudgedTarget))
+    declared = next((one for one in given if one is not None), None)
     for target in targets:
+        if declared is not None and isinstance(target, RecipeTarget):
+            _require_same(target, declared)
         if target.declaration is None or (objective := target.declaration.objective) is None:
             continue
         if objective.without:
@@ -118,6 +124,21 @@ def require_objectives(targets: Sequence[Target]) -> None:
             raise InputError(
                 f"{target.declaration.by}: {refused.found}", place=refused.place, expected=refused.expected
             )
+
+
+def _require_same(target: RecipeTarget, declared: Declaration) -> None:
+    """Refuse a declared objective that a recipe contradicts by its own key.
+
+    Raises:
+        InputError: If the recipe declares an objective, and not this one.
+    """
+    named: Mapping[Objective, Place] = {}
+    with suppress(MistralLoraError):  # a check reports it
+        named = target.recipe.objectives
+    for objective, place in named.items():
+        if objective != declared.objective and any(not one.is_default for one in named):
+            found = f"two objectives are declared: {declared.words} and {objective} ({place})"
+            raise InputError(found, place=str(target.path), expected="one objective, or the same in both")
 
 
 def _refused(target: Target, objective: Objective) -> RowError | None:

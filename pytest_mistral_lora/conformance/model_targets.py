@@ -69,7 +69,7 @@ class AdapterTarget(Target):
     @property
     def trained_on(self) -> tuple[Path, ...]:
         """The files that it was trained on, in the order of its recipe; may be empty."""
-        return self.dataset if self.maker is None else self.maker.recipe.data.train_paths
+        return self.dataset if self.maker is None else self.maker.recipe.train_paths
 
     @cached_property
     def adapter(self) -> AdapterFolder:

@@ -368,10 +368,9 @@ class Session:
     @property
     def opening_lines(self) -> list[str]:
         """The first lines of the verdict for people: the objective that is declared; none without one."""
-        declared = {outcome.target: words for outcome in self.outcomes if (words := outcome.facts.get("objective"))}
-        if len({*declared.values()}) == 1:
-            return [f"objective: {words}" for words in list(declared.values())[:1]]
-        return [f"objective of {target}: {words}" for target, words in declared.items()]
+        from pytest_mistral_lora.report import objective_lines
+
+        return [printable(line, lines=False) for line in objective_lines(self.outcomes)]
 
     def summary_lines(self, width: int, notes: Sequence[str] = (), *, brief: bool = False) -> list[str]:
         """Return the table of outcomes, figures, everything not checked, and the verdict, for a terminal.

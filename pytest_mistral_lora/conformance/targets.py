@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pytest_mistral_lora.chat.objective import ANSWERS
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.errors import MistralLoraError, NoTemplateError, RunnerError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.objective import Declaration
+    from pytest_mistral_lora.chat.objective import Declaration, Objective
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.chat.reading.row_source import RowSource
@@ -123,6 +124,11 @@ class Target:
     def oracle(self) -> Oracle:
         """Mistral's own tokenization of this target."""
         return self.tokenizer.oracle
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives under which the laws of labels are checked."""
+        return (ANSWERS,)
 
     @property
     def fix_paths(self) -> dict[str, str]:
@@ -294,7 +300,12 @@ class RecipeTarget(Target):
         Raises:
             InputError: If the files cannot be determined.
         """
-        return self.recipe.data.files()
+        return self.recipe.files()
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives that the recipe declares for its rows."""
+        return tuple(self.recipe.objectives)
 
     @property
     def backend(self) -> Literal["mistral-common", "chat-template"]:
@@ -450,7 +461,7 @@ class RunnerTarget(JudgedTarget):
             InputError: If the recipe cannot be read, or the files cannot be determined.
         """
         if isinstance(self.judge, RecipeTarget):
-            return self.judge.recipe.data.train_files()
+            return self.judge.recipe.train_files()
         return self.judge.files if isinstance(self.judge, DatasetTarget) else ()
 
 

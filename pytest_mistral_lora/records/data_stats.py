@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import DROPPED, EncodedRow, Policy, PolicyResult
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.objective import Objective
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.chat.rows import Row
@@ -115,8 +116,15 @@ def removed_counts(counts: RowCounts) -> dict[str, Any]:
     }
 
 
-def masking_policy(stats: SplitStats) -> str:
-    """Return which tokens carry loss, in the words of a manifest's `masking`."""
+def masking_policy(stats: SplitStats, objectives: Collection[Objective]) -> str:
+    """Return which tokens carry loss, in the words of a manifest's `masking`.
+
+    Args:
+        stats: The statistics of the rows.
+        objectives: The objectives of their files.
+    """
+    if any(not objective.is_default for objective in objectives):
+        return "by the declared objective"
     completions = " and completions" if stats.tally.completions else ""
     return f"assistant turns of weight 1{completions}, to EOS"
 

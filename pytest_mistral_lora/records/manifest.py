@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.objective import ANSWERS, Objective
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
@@ -160,11 +161,21 @@ def _listed_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[Pa
 
 
 def open_data_files(
-    paths: Sequence[Path], entries: Sequence[Mapping[str, Any]], open_file: Opener | None
+    data: Mapping[str, Any], paths: Sequence[Path], entries: Sequence[Mapping[str, Any]], open_file: Opener | None
 ) -> list[DataFile]:
-    """Return files for reading, each converted as its entry records; a file without an entry holds rows."""
+    """Return files for reading, each converted as its entry records; a file without an entry holds rows.
+
+    Args:
+        data: The manifest, which has the objective of entries without one.
+        paths: The files.
+        entries: Their entries.
+        open_file: Opens a converted file; None if none is converted.
+    """
     files = []
+    of_run = data.get("masking", {}).get("objective", str(ANSWERS))
     for index, path in enumerate(paths):
         entry = entries[index] if index < len(entries) else {}
-        files.append(DataFile(path) if open_file is None else open_file(path, entry))
+        file = DataFile(path) if open_file is None else open_file(path, entry)
+        objective = Objective.of(entry.get("objective", of_run), Place.of(MANIFEST).within("masking", "objective"))
+        files.append(replace(file, objective=objective))
     return files

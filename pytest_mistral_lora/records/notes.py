@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from pytest_mistral_lora.chat.objective import ANSWERS, Objective
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.escaping import printable
@@ -63,12 +64,27 @@ def decision_text(manifest: Mapping[str, Any]) -> str:
     share = masking["supervised_tokens"] / masking["tokens"]
     supervised = (
         "## Supervised tokens\n\n"
-        f"Supervised: {masking['policy']}. {masking['supervised_tokens']} of {masking['tokens']} tokens ({share:.0%}) "
-        "carry loss. `rendered_row.json` shows one row token by token."
+        f"Supervised: {masking['policy']}. {_objectives(manifest)}{masking['supervised_tokens']} of "
+        f"{masking['tokens']} tokens ({share:.0%}) carry loss. `rendered_row.json` shows one row token by token."
     )
     parts = [title, status, reasons, f"## Context\n\n{_table(context)}", _decision(manifest), supervised]
     parts += [_evaluation(manifest), _consequences(manifest), _reproduce(manifest)]
     return "\n\n".join(parts) + "\n"
+
+
+def _objectives(manifest: Mapping[str, Any]) -> str:
+    """Return the declared objectives as sentences, with their files where these differ; empty for the default alone."""
+    of_run = manifest["masking"].get("objective", str(ANSWERS))
+    files: dict[str, list[str]] = {}
+    for entry in (*manifest["dataset"]["files"], *manifest["dataset"]["eval_files"]):
+        files.setdefault(entry.get("objective", of_run), []).append(f"`{entry['path']}`")
+    if {*files} == {str(ANSWERS)}:
+        return ""
+    sentences = []
+    for words, paths in files.items():
+        of_files = f" ({', '.join(paths)})" if len(files) > 1 else ""
+        sentences.append(f"Objective `{words}`{of_files}: {Objective.of(words, DECISION).meaning}. ")
+    return "".join(sentences)
 
 
 def _data_rows(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

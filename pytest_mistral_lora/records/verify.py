@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora import __version__
+from pytest_mistral_lora.chat.objective import ANSWERS
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import read_rows
@@ -113,6 +114,7 @@ def verify(
     # from cheap to expensive: a damaged file is listed before a damaged set of rows
     fields = [
         *folder_fields(folder),
+        *_objective_fields(folder),
         *_history_fields(folder),
         *_base_fields(data, base),
         *_parent_fields(folder, base, parent),
@@ -295,8 +297,8 @@ def _dataset_fields(
     if open_file is None and any("source" in entry for entry in (*entries, *eval_entries)):
         yield unavailable_field("dataset.rows_sha256", recorded, "rows were converted, and there is no `open_file`")
         return
-    files = open_data_files(train, entries, open_file)
-    held_out = None if eval_paths is None else open_data_files(eval_paths, eval_entries, open_file)
+    files = open_data_files(data, train, entries, open_file)
+    held_out = None if eval_paths is None else open_data_files(data, eval_paths, eval_entries, open_file)
     yield from _row_fields("dataset.files", entries, files)
     yield from _row_fields("dataset.eval_files", eval_entries, held_out or ())
     if "masking" not in data or "training" not in data:
@@ -314,6 +316,29 @@ def _dataset_fields(
             yield FieldCheck(name, "mismatch", recorded, str(found), place)
         else:
             yield FieldCheck(name, "match" if found == recorded else "mismatch", recorded, found, place)
+
+
+def _objective_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
+    """Compare the recorded objectives with those of the recorded recipe: rows of one answer do not tell them apart."""
+    data = folder.require_manifest().data
+    recorded, recipe = data.get("masking", {}).get("objective"), data.get("recipe")
+    if recorded is None or recipe is None:
+        return
+    # the recipe in a manifest may be anything
+    training, of_rows = (part if isinstance(part := recipe.get(key), Mapping) else {} for key in ("training", "data"))
+    declared = training.get("objective", str(ANSWERS))
+    place = Place.of(folder.manifest_file)
+    yield FieldCheck("masking.objective", "match" if declared == recorded else "mismatch", recorded, declared, place)
+    for name, key in (("files", "train"), ("eval_files", "eval")):
+        entries, written = data.get("dataset", {}).get(name, ()), of_rows.get(key)
+        # a folder is one entry of a recipe, and several files
+        if not isinstance(written, list) or len(entries) != len(written):
+            continue
+        for index, (entry, source) in enumerate(zip(entries, written, strict=True)):
+            wanted = source.get("objective", declared) if isinstance(source, Mapping) else declared
+            of_file = entry.get("objective", recorded)
+            if wanted != of_file:
+                yield FieldCheck(f"dataset.{name}[{index}].objective", "mismatch", of_file, wanted, place)
 
 
 def _hash_fields(name: str, entries: Sequence[Mapping[str, Any]], paths: Sequence[Path] | None) -> Iterator[FieldCheck]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+    from pytest_mistral_lora.chat.objective import Objective
+
 _ROLES = ("system", "user", "assistant", "tool")
 _SPOKEN = {" ": "space", "\n": "newline", "\t": "tab"}
 _WORST_FIRST = ("failed", "known", "skipped", "passed")
@@ -58,13 +60,16 @@ def tokens_html(rows: Sequence[TokenRow], *, prefix: str = "row", level: int = 2
     return Markup(template.render(rows=rows, prefix=prefix, level=level))
 
 
-def tokens_page(rows: Sequence[TokenRow], *, heading: str, notes: Sequence[str] = ()) -> str:
+def tokens_page(
+    rows: Sequence[TokenRow], *, heading: str, notes: Sequence[str] = (), objectives: Sequence[Objective] = ()
+) -> str:
     """Return rows of tokens as one HTML page; its policy forbids any other script.
 
     Args:
         rows: The rows.
         heading: Its title.
         notes: Paragraphs for its head.
+        objectives: The objectives of the rows; the legend says them, unless they are the default.
     """
     script = asset("tokens.js")
     return (
@@ -74,6 +79,7 @@ def tokens_page(rows: Sequence[TokenRow], *, heading: str, notes: Sequence[str] 
             rows=rows,
             heading=heading,
             notes=notes,
+            objectives=[objective for objective in objectives if not objective.is_default],
             fragment=tokens_html(rows),
             sides=max((len(row.sides) for row in rows), default=1),
             css=asset("tokens.css"),
@@ -91,6 +97,7 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
         data: The report.
         rows_page: Name of the page with the tokens of the failed rows, beside the report; empty without such a page.
     """
+    from pytest_mistral_lora.report.lines import objective_lines
     from pytest_mistral_lora.report.tables import named_figures, statistics_of
 
     outcomes = [*map(RecordedOutcome.of, data["checks"])]
@@ -116,6 +123,8 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
             checks=sorted(data["checks"], key=lambda record: _WORST_FIRST.index(record["outcome"])),
             outcomes=OUTCOMES,
             table=outcome_counts(outcomes),
+            opening=objective_lines(outcomes),
+            objectives=(),
             figures={name: (facts, [*named_figures(facts)]) for name, facts in statistics_of(outcomes).items()},
             rows_page=rows_page,
             css=f"{asset('page.css')}\n{asset('tokens.css')}",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.chunks.registry import chunk_types
 from pytest_mistral_lora.chat.kinds.registry import KINDS
+from pytest_mistral_lora.chat.objective import ANSWERS
 from pytest_mistral_lora.errors import counted, one_line
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, RunsDiff
@@ -150,6 +151,8 @@ def named_figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((kind.name, f"{counted(figures[kind.count], 'row')}, each {kind.row_title}") for kind in of_kinds)
     yield "tokens", _spread(figures["tokens"])
     yield "supervised", f"{_spread(figures['supervised_tokens'])}; {figures['supervised_share']:.1%} of all tokens"
+    if objectives := _objectives(figures["files"]):
+        yield "objective", objectives
     # only preference pairs and rated answers have sides
     for side, of_side in figures.get("sides", {}).items():
         yield side, f"{counted(of_side['rows'], 'answer')}; tokens {_spread(of_side['answer_tokens'])}"
@@ -178,6 +181,16 @@ def named_figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "an epoch", text
         run = counted(epoch["steps_of_the_run"], "step")
         yield "the run", f"{run}: {counted(epoch['epochs_of_the_run'], 'epoch')}"
+
+
+def _objectives(files: Iterable[Mapping[str, Any]]) -> str:
+    """Return the declared objectives, with their files if these differ; empty if none is declared."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        found.setdefault(file.get("objective", str(ANSWERS)), []).append(_short(Path(file["path"]).name))
+    if {*found} == {str(ANSWERS)}:
+        return ""
+    return "; ".join(f"{words} ({', '.join(names)})" if len(found) > 1 else words for words, names in found.items())
 
 
 def _spread(values: Mapping[str, Any]) -> str:

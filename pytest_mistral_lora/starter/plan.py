@@ -123,7 +123,7 @@ def _around_recipe(folder: Path, path: Path) -> StartPlan:
     recipe = load_recipe(path)
     require_plain(str(recipe.base.name or recipe.base.repo), Place.of(path) / "base")
     try:
-        files = recipe.data.files()
+        files = recipe.files()
         for file in files:
             require_plain(str(file.path), Place.of(path) / "data")
         seen = [seen_rows(recipe.name_of(file.path), "rows", [file]) for file in files]

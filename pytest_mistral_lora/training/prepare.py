@@ -14,7 +14,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import require_trainable
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.errors import MachineError, RecipeError
+from pytest_mistral_lora.errors import InputError, MachineError, RecipeError
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
 from pytest_mistral_lora.training.devices import (
@@ -143,6 +143,11 @@ def plan_run(
     _refuse_unequal_rows(recipe, base)
     loaded = tokenizer(base) if tokenizer is not None else base.tokenizer(recipe.base.oracle)
     encoder = encoder_of(recipe, base, loaded)
+    for objective, place in recipe.objectives.items():
+        try:
+            encoder.require(objective, place)
+        except InputError as error:
+            raise RecipeError(error.found, place=place, expected=error.expected) from error
     return RunPlan(recipe, base, encoder, layers, saved, format_checks(recipe.evaluation, encoder))
 
 

@@ -129,7 +129,7 @@ def _recipe(folder: AdapterFolder, dataset: Path | Sequence[Path] | None, output
         )
     written["base"] = _base(folder, home)
     sides = {"train": ("files", train_files), "eval": ("eval_files", eval_files or ())}
-    entries = {key: list(_entries(data["dataset"][name], paths)) for key, (name, paths) in sides.items()}
+    entries = {key: list(_entries(data, name, paths)) for key, (name, paths) in sides.items()}
     written["data"] = {**written["data"], **entries}
     written["training"] = {**written["training"], "report_to": []}
     written["output"] = str(output)
@@ -137,15 +137,22 @@ def _recipe(folder: AdapterFolder, dataset: Path | Sequence[Path] | None, output
     return parse_recipe(written, folder=output.parent, place=Place.of(folder.manifest_file) / "recipe")
 
 
-def _entries(recorded: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> Iterator[str | dict[str, Any]]:
+def _entries(data: Mapping[str, Any], name: str, paths: Sequence[Path]) -> Iterator[str | dict[str, Any]]:
     """Yield data files as a recipe names them; converted files carry their conversion as the manifest records it.
+
+    Args:
+        data: The manifest.
+        name: `files` or `eval_files`.
+        paths: The files.
 
     Raises:
         InputError: If a file is not converted to the recorded rows.
     """
-    for entry, file in zip(recorded, open_data_files(paths, recorded, recorded_file), strict=True):
+    recorded = data["dataset"][name]
+    for entry, file in zip(recorded, open_data_files(data, paths, recorded, recorded_file), strict=True):
+        named = {"path": str(file.path.resolve())} | {key: entry[key] for key in ("objective",) if key in entry}
         if file.source is None:
-            yield str(file.path.resolve())
+            yield named if "objective" in named else named["path"]
             continue
         expected = entry["source"]
         for _ in read_rows(file):
@@ -158,7 +165,7 @@ def _entries(recorded: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> It
                 expected=f"{expected['rows_sha256']}, as recorded",
                 next_step="Use the version of this package that made the adapter.",
             )
-        yield {"path": str(file.path.resolve()), **{key: expected[key] for key in ("format", "lossy", "layout")}}
+        yield named | {key: expected[key] for key in ("format", "lossy", "layout")}
 
 
 def _base(folder: AdapterFolder, home: Path) -> dict[str, Any]:

@@ -74,7 +74,11 @@ def run_facts(
         "dataset_sha256": joint_sha256([file.sha256 for file in data.files if not file.is_held_out]),
         "seed": recipe.training.seed,
         "dataset": _dataset(recipe, data),
-        "masking": {"policy": masking_policy(data.train.figures), **token_stats(data.train.figures)},
+        "masking": {
+            "policy": masking_policy(data.train.figures, [file.objective for file in data.files]),
+            "objective": str(recipe.training.objective),
+            **token_stats(data.train.figures),
+        },
         "lora": {
             **recipe.lora.model_dump(),
             "target_modules": sorted(peft_targets(prepared.layers)),
@@ -96,6 +100,8 @@ def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
     files: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for file in data.files:
         entry = {"path": recipe.name_of(file.path), "sha256": file.sha256, "rows": file.rows}
+        if file.objective != recipe.training.objective:
+            entry["objective"] = str(file.objective)
         files[file.is_held_out].append({**entry, **({} if file.source is None else {"source": file.source})})
     return {
         "files": files[False],

@@ -320,6 +320,9 @@ def test_check_and_audit_are_judged_by_the_option(tmp_path: Path, capsys: pytest
         data = json.loads((tmp_path / f"{verb}-{declared}.json").read_text())
         facts = {check["facts"]["objective"] for check in data["checks"] if "objective" in check["facts"]}
         assert facts == {f"{declared} (--objective)"}
+        page = tmp_path / f"{verb}-{declared}.html"
+        assert main([*words, "--report", str(page)]) == code
+        assert f"<dt>objective</dt><dd>{declared} (--objective)</dd>" in page.read_text()
         capsys.readouterr()
 
 
@@ -328,6 +331,34 @@ def test_the_option_is_for_rows(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "--objective is for rows and encoded rows" in capsys.readouterr().err
     with pytest.raises(InputError, match="objective= is for rows"):
         judge(SPM, objective="last-answer")
+
+
+RECIPE = f"""\
+base: {{path: base, weights_sha256: {"a" * 64}}}
+data: {{train: [rows.jsonl]}}
+training: {{steps: 1, learning_rate: 1e-3, batch_size: 1, micro_batch_tokens: 64OBJECTIVE}}
+output: out
+"""
+
+
+def test_a_recipe_that_declares_another_objective_contradicts_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_lines(tmp_path, lines("last-answer", 1), "encoded.jsonl")
+    write_lines(tmp_path, [plain(0)])
+    recipe = tmp_path / "recipe.yaml"
+    for objective, found in (
+        (", objective: last-round", "last-answer (--objective) and last-round (training.objective)"),
+        (", objective: last-answer", ""),
+        ("", ""),
+    ):
+        recipe.write_text(RECIPE.replace("OBJECTIVE", objective))
+        words = ["check", str(rows), str(recipe), "--tokenizer", SPM, "--objective", "last-answer"]
+        assert main(words) == (2 if found else 1)  # there is no base
+        error = capsys.readouterr().err
+        assert (f"{recipe}: two objectives are declared: {found}" in error) == bool(found)
+    assert main(["check", str(recipe), "--objective", "last-answer"]) == 2
+    assert "training.objective" in capsys.readouterr().err
 
 
 def rated() -> Data:

@@ -124,7 +124,7 @@ def test_without_data_there_are_example_rows(stated: bool, repository: Path, mis
             assert text in done.stdout
         return
     recipe = load_recipe(repository / "recipe.yaml")
-    [file] = recipe.data.files()
+    [file] = recipe.files()
     assert file.path.read_text().count("\n") == 5
     assert len(list((repository / "tests/goldens/templates/recipe.yaml").iterdir())) == 5
     assert "example rows: remove it" in init(repository, mistral_lora, "--base", "models/base").stdout

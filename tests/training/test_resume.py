@@ -273,7 +273,7 @@ def test_an_unfinished_run_of_an_older_version_goes_on_and_names_no_setting(reci
 
 def test_other_rows_are_named_as_such(recipe: Recipe) -> None:
     stop_after_one_step(recipe)
-    [file] = recipe.data.files()[:1]
+    [file] = recipe.files()[:1]
     file.path.write_text(file.path.read_text().partition("\n")[2])
     with pytest.raises(InputError, match="had another set of rows"):
         train(recipe, resume=True)

@@ -150,7 +150,7 @@ class ChatTemplate:
                 encoded.append(EncodedRow(ids, None, (Span(None, None, "text", 0, len(ids), False),)))
             else:
                 spans = block_spans(self._added, self.tokenizer.eos_token_id, ids, offsets, blocks, weights)
-                encoded.append(EncodedRow.from_spans(ids, spans).under(row.objective, self._added_ids))
+                encoded.append(EncodedRow.from_spans(ids, spans).under(row.objective, self.added_ids))
         return encoded
 
     def ids(self, row: Row) -> tuple[int, ...]:
@@ -238,7 +238,8 @@ class ChatTemplate:
         return {token_id: token.content for token_id, token in self.tokenizer.added_tokens_decoder.items()}
 
     @cached_property
-    def _added_ids(self) -> Mapping[str, int]:
+    def added_ids(self) -> Mapping[str, int]:
+        """The ids of the added tokens, by literal."""
         return {literal: token for token, literal in self._added.items()}
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.checkpoint.tokenizer_folder import NO_ORACLE
 from pytest_mistral_lora.conformance.checks import Check, Settings
@@ -19,10 +20,24 @@ from pytest_mistral_lora.errors import (
 )
 from pytest_mistral_lora.places import Place
 
+if TYPE_CHECKING:
+    from pytest_mistral_lora.training.recipe import Recipe
+
 
 def recipe_checks(target: RecipeTarget, settings: Settings) -> Iterator[Check]:
     """Yield the check that `mistral-lora train` accepts the recipe; `checks` judge its rows."""
     yield Check(target, "dataset", "recipe", partial(_judge_recipe, target))
+
+
+def _objectives(recipe: Recipe) -> dict[str, str]:
+    """Return the declared objectives as a fact, each with its key; no fact if none is declared."""
+    if all(objective.is_default for objective in recipe.objectives):
+        return {}
+    named = (
+        f"{objective}" if objective.is_default else f"{objective} ({place})"
+        for objective, place in recipe.objectives.items()
+    )
+    return {"objective of": ", ".join(named)}
 
 
 def _judge_recipe(target: RecipeTarget) -> Result:
@@ -45,7 +60,7 @@ def _judge_recipe(target: RecipeTarget) -> Result:
     base = target.base_folder
     # here: a file of the tokenizer whose value is asked for before the oracle is loaded is opened once
     _ = target.tokenizer.files.faults
-    facts: dict[str, str] = {}
+    facts = _objectives(recipe)
     # the last check names the layers to adapt
     steps = (
         check_output,

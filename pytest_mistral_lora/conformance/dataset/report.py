@@ -239,6 +239,7 @@ def _statistics(found: DatasetPass, files: Sequence[DataFile], plan: ScanPlan) -
             {
                 "path": str(file.path),
                 "held_out": file.is_held_out,
+                **({} if file.objective.is_default else {"objective": str(file.objective)}),
                 "rows": figures.counts[index, "rows"],
                 **{name: found.counts[index, name] for name in of_records},
                 **{name: figures.counts[index, name] for name in ("tokens", "supervised_tokens")},

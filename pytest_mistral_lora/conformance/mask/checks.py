@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import encoded_text
 from pytest_mistral_lora.chat.fields import ROW_KEYS
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.objective import ANSWERS, Objective
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 
 
 LAWS = (
-    RowLaw("ML101", row_laws.partition_violation, "weights"),
-    RowLaw("ML102", row_laws.owner_violation, "tools"),
-    RowLaw("ML103", row_laws.whole_turn_violation, "weights"),
-    RowLaw("ML104", row_laws.eos_violation, "weights"),
-    RowLaw("ML105", row_laws.bos_violation),
+    RowLaw("ML101", row_laws.partition_violation, "weights", is_of_labels=True),
+    RowLaw("ML102", row_laws.owner_violation, "tools", is_of_labels=True),
+    RowLaw("ML103", row_laws.whole_turn_violation, "weights", is_of_labels=True),
+    RowLaw("ML104", row_laws.eos_violation, "weights", is_of_labels=True),
+    RowLaw("ML105", row_laws.bos_violation, is_of_labels=True),
     RowLaw("ML106", row_laws.injection_violation),
     RowLaw("ML107", row_laws.scan_violation, "tools", fact=lambda version: version.control_tokens),
     RowLaw("ML108", laws.weight_violation, "weights"),
@@ -149,13 +150,21 @@ def _law(target: Target, law: RowLaw, settings: Settings) -> Result:
     if reason := law.unfit(oracle):
         return Result(not_checked=reason)
 
-    def finding(row: Row) -> Finding | None:
+    def finding(objective: Objective, row: Row) -> Finding | None:
+        row = replace(row, objective=objective)
         encoded = oracle.encode(row)
         violation = law.violation(row, encoded, oracle)
-        detail = encoded_text(encoded, oracle.piece) if violation else ""
-        return Finding(law.rule, violation, detail=detail, row=row.to_jsonl()) if violation else None
+        if not violation:
+            return None
+        violation += "" if objective.is_default else f" (objective: {objective})"
+        return Finding(law.rule, violation, detail=encoded_text(encoded, oracle.piece), row=row.to_jsonl())
 
-    return Result(tuple(search(finding, LawRows.of(law.rows, oracle), settings)))
+    found: list[Finding] = []
+    for objective in target.objectives if law.is_of_labels else (ANSWERS,):
+        # rows with weights have no calls
+        for kind in {law.rows: None, **({"tools": None} if "no-calls" in objective.without else {})}:
+            found += search(partial(finding, objective), LawRows.of(kind, oracle), settings)
+    return Result(tuple(found))
 
 
 def _own_law(

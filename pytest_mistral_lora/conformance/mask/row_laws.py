@@ -33,6 +33,7 @@ class RowLaw:
         rows: The rows that the law applies to: `any`, or those with tools, with parallel tool calls, or with weights.
         fact: The fact of the tokenizer versions that the law applies to; None for every version.
         needs: Fields of `RowFeatures`, one of which the tokenizer must have; empty for every tokenizer.
+        is_of_labels: Whether it judges labels, by the objective of a row.
     """
 
     rule: str
@@ -40,6 +41,7 @@ class RowLaw:
     rows: Rows = "any"
     fact: Fact | None = None
     needs: tuple[str, ...] = ()
+    is_of_labels: bool = False
 
     @property
     def case(self) -> str:

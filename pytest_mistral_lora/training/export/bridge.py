@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.objective import Objective
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
@@ -61,6 +62,21 @@ class ExportedRun:
     def targets(self) -> list[str]:
         """Names of the layers to adapt, as PEFT takes them."""
         return peft_targets(adapted_layers(self.base, self.recipe.lora.target_modules))
+
+    @property
+    def objectives(self) -> dict[Objective, list[str]]:
+        """The objectives of the rows to train on, each with the names of its files."""
+        found: dict[Objective, list[str]] = {}
+        for file in self.data.files:
+            if not file.is_held_out:
+                found.setdefault(file.objective, []).append(self.recipe.name_of(file.path))
+        return found
+
+    @property
+    def declared(self) -> Objective | None:
+        """The one objective of the rows to train on; None if it is the default, or if the files differ."""
+        [first, *others] = self.objectives
+        return None if others or first.is_default else first
 
     def splits(self, *, held_out: str) -> dict[str, Split]:
         """Return the rows to train on as `train`, and the held-out rows, if any, by the given name."""
@@ -218,6 +234,7 @@ APPLIED: Mapping[str, str] = {
     "data.held_out": "rows are held out",
     "training.truncation": "longer rows are cut or left out",
     "training.unsupervised": "rows without loss are left out or kept",
+    "training.objective": "labels are those of the objective",
 }
 """Keys of a recipe that the written rows already follow, each with its effect on them."""
 
@@ -257,6 +274,7 @@ class Bridge:
         remarks: Yields the differences from a run here, as sentences.
         left_out: Keys of a recipe that this runner lacks, beside `LEFT_OUT`, each with the consequence.
         takes_messages: Whether a chat template can make its own encoding exact.
+        objectives: Its settings that declare an objective, by the words; they change no label of an encoded row.
     """
 
     name: str
@@ -268,6 +286,26 @@ class Bridge:
     remarks: Callable[[ExportedRun], Iterator[str]]
     left_out: Mapping[str, str] = field(default_factory=dict)
     takes_messages: bool = False
+    objectives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def declaration(self, run: ExportedRun) -> Mapping[str, Any]:
+        """Return the settings that declare the objective of a run; empty without one, or if no setting expresses it."""
+        return self.objectives.get(str(run.declared), {})
+
+    def objective_remarks(self, run: ExportedRun) -> Iterator[str]:
+        """Yield how the declared objectives of a run are expressed, as a sentence."""
+        labels = f"The labels in {ROWS}/ have it, and {self.title} trains on them unchanged"
+        if len(run.objectives) > 1:
+            named = ", ".join(f"{objective} ({', '.join(files)})" for objective, files in run.objectives.items())
+            yield (
+                f"The files have different objectives: {named}. {self.title} has no setting for that. "
+                f"{labels.replace('have it', 'have them')}. `mistral-lora audit` judges all rows by one objective: to "
+                "audit these rows, export a recipe for the files of each objective."
+            )
+        elif run.declared is not None:
+            keys = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in self.declaration(run).items())
+            how = f"{keys} declares it" if keys else f"{self.title} has no setting for it"
+            yield f"The objective of the rows is {run.declared}: {how}. {labels}."
 
     @property
     def versions(self) -> str:

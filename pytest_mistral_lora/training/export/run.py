@@ -73,8 +73,8 @@ def export(recipe: Recipe, bridge: Bridge, output: Path, *, form: Form = "auto")
     if output.exists():
         raise InputError("exists already", place=str(output), next_step="Remove it or name another output folder.")
     run, remark = _with_form(plan_export(recipe), bridge, form)
-    remarks = tuple(filter(None, (remark, *_common_remarks(run), *bridge.remarks(run))))
-    settings = yaml.safe_dump(bridge.settings(run), sort_keys=False, allow_unicode=True)
+    remarks = tuple(filter(None, (remark, *bridge.objective_remarks(run), *_common_remarks(run), *bridge.remarks(run))))
+    settings = yaml.safe_dump({**bridge.settings(run), **bridge.declaration(run)}, sort_keys=False, allow_unicode=True)
     done = ExportedFolder(
         output,
         output / bridge.config,
@@ -120,6 +120,8 @@ def why_not_messages(run: ExportedRun) -> str:
 
     if not isinstance(run.tokenizer, PreTrainedTokenizerFast):
         return f"transformers loads a {type(run.tokenizer).__name__} for {run.model}, which takes no chat template"
+    if declared := next((str(objective) for objective in run.objectives if not objective.is_default), ""):
+        return f"the training template marks each answer, and the objective is {declared}"
     template = ChatTemplate(run.tokenizer, training_template(run.encoder.tokenizer))
     for split in (run.data.train, run.data.held_out):
         for row, encoded in zip(split.rows, split.encoded, strict=True):
@@ -171,6 +173,7 @@ def _readme_lines(run: ExportedRun, bridge: Bridge, done: ExportedFolder) -> Ite
     yield from ("", "```console", f"$ {bridge.command}", "```", "")
     yield "Before that, you can audit its training rows by the runner's own code:"
     audit = f"mistral-lora audit --runner {bridge.name} --config {bridge.config} --own-data --dataset {CHAT_ROWS}"
+    audit += "" if run.declared is None else f" --objective {run.declared}"
     yield from ("", "```console", f"$ {audit} --tokenizer {run.base.path.resolve()}", "```", "")
     yield f"- `{bridge.config}`: the configuration: base {run.model}" + (f" at {run.revision}" if run.revision else "")
     train, held_out = len(run.data.train.rows), len(run.data.held_out.rows)

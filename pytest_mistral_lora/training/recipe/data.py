@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,15 +16,22 @@ from pydantic import (
     model_validator,
 )
 
+from pytest_mistral_lora.chat.objective import Objective
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.formats.layouts import KNOWN_ROLES, MESSAGE_FIELDS, RECORD_FIELDS, Layout
 from pytest_mistral_lora.formats.recognition import FORMATS
 from pytest_mistral_lora.formats.report import LOSSES
-from pytest_mistral_lora.formats.sources import open_rows
-from pytest_mistral_lora.places import NOWHERE
+from pytest_mistral_lora.formats.sources import open_rows, row_files
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.training.recipe.reading import below
-from pytest_mistral_lora.training.recipe.sections import Number, RecipePath, Section
+from pytest_mistral_lora.training.recipe.sections import (
+    Number,
+    ObjectiveWords,
+    RecipePath,
+    Section,
+    SectionWithObjective,
+)
 
 
 def _one_of(names: Any) -> Any:
@@ -68,10 +75,13 @@ class SourceLayout(Section):
     system: str = Field(default="", description="The system prompt of records that have none.")
 
 
-class DataSource(Section):
-    """Data in any format that `mistral-lora import` reads, converted to rows while they are read."""
+class DataSource(SectionWithObjective):
+    """Rows with an objective; data in any format that `mistral-lora import` reads, converted while it is read."""
 
     path: RecipePath = Field(description="A data file, a folder, or the configuration of a trainer that declares it.")
+    objective: ObjectiveWords | None = Field(
+        default=None, description="Tokens of its rows that have a loss; default: `training.objective`."
+    )
     format: _Format | None = Field(default=None, description="Format of the records; default: by their keys.")
     dataset: tuple[str, ...] = Field(default=(), description="Data sets of a dataset_info.json; default: the only one.")
     lossy: tuple[_Loss, ...] = Field(
@@ -89,11 +99,14 @@ class DataSource(Section):
         return self
 
     def files(self, *, is_held_out: bool) -> list[DataFile]:
-        """Return the data files.
+        """Return the data files, without their objective.
 
         Raises:
             InputError: If there are no data files, or a declaration cannot be followed.
         """
+        if not self.model_fields_set - {"path", "objective"} and self.objective is not None:
+            # rows need no conversion to have an objective
+            return [replace(file, is_held_out=is_held_out) for file in row_files(self.path)]
         layout = Layout()
         if self.format is not None:
             declared = {} if self.layout is None else self.layout.model_dump(exclude_defaults=True)
@@ -116,7 +129,9 @@ class Data(Section):
     """Your rows, and the part of them to hold out."""
 
     train: tuple[Entry, ...] = Field(
-        description="Your chat JSONL files, in order; data in another format as `{path: sharegpt.json}`.", min_length=1
+        description="Your chat JSONL files, in order; data in another format as `{path: sharegpt.json}`, rows with an "
+        "objective of their own as `{path: tools.jsonl, objective: last-answer}`.",
+        min_length=1,
     )
     eval: tuple[Entry, ...] = Field(default=(), description="Files that are never trained on, named like train.")
     held_out: Number = Field(
@@ -138,37 +153,49 @@ class Data(Section):
         """The named paths, those to train on first."""
         return tuple(entry if isinstance(entry, Path) else entry.path for entry in (*self.train, *self.eval))
 
-    def files(self) -> list[DataFile]:
+    def objectives(self, objective: Objective) -> Iterator[tuple[Place, Objective]]:
+        """Yield the objective of each entry, and the key that declares it.
+
+        Args:
+            objective: The objective of entries without one.
+        """
+        for key, entries in (("train", self.train), ("eval", self.eval)):
+            for index, entry in enumerate(entries):
+                if isinstance(entry, Path) or entry.objective is None:
+                    yield NOWHERE.within("training", "objective"), objective
+                else:
+                    yield NOWHERE.within("data", key, str(index), "objective"), entry.objective
+
+    def files(self, objective: Objective) -> list[DataFile]:
         """Return the data files in order, those to train on first; a folder stands for its files.
+
+        Args:
+            objective: The objective of entries without one.
 
         Raises:
             RecipeError: If an entry cannot be opened. An unreadable file is reported when it is read.
         """
-        return [*self.train_files(), *_opened("eval", self.eval, is_held_out=True)]
+        return [*self.train_files(objective), *_opened("eval", self.eval, objective, is_held_out=True)]
 
-    def train_files(self) -> list[DataFile]:
+    def train_files(self, objective: Objective) -> list[DataFile]:
         """Return the files of `files` that are not held out as a whole.
 
         Raises:
             RecipeError: As `files`.
         """
-        return list(_opened("train", self.train, is_held_out=False))
-
-    @property
-    def train_paths(self) -> tuple[Path, ...]:
-        """The paths of `train_files`; empty if an entry cannot be opened, which a check of the rows reports."""
-        with suppress(RecipeError):
-            return tuple(file.path for file in self.train_files())
-        return ()
+        return list(_opened("train", self.train, objective, is_held_out=False))
 
 
-def _opened(key: str, entries: Sequence[Path | DataSource], *, is_held_out: bool) -> Iterator[DataFile]:
+def _opened(
+    key: str, entries: Sequence[Path | DataSource], objective: Objective, *, is_held_out: bool
+) -> Iterator[DataFile]:
     for index, entry in enumerate(entries):
         try:
             if isinstance(entry, Path):
-                yield DataFile(entry, is_held_out)
+                yield DataFile(entry, is_held_out, objective=objective)
             else:
-                yield from entry.files(is_held_out=is_held_out)
+                for file in entry.files(is_held_out=is_held_out):
+                    yield replace(file, objective=entry.objective or objective)
         except InputError as error:
             place = below(NOWHERE.within("data", key, str(index)), error.place)
             raise RecipeError(error.found, place=place, expected=error.expected, next_step=error.next_step) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -12,7 +13,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pytest_mistral_lora.chat.fields import kind_of
+from pytest_mistral_lora.chat.objective import Objective
 from pytest_mistral_lora.chat.reading import path_of
+from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.pins import find_commit, resolve
 from pytest_mistral_lora.errors import PinError, RecipeError
@@ -81,6 +84,37 @@ class Recipe(Section):
     def folder(self) -> Path:
         """Folder of the recipe's file; its relative paths start here."""
         return self._folder
+
+    def files(self) -> list[DataFile]:
+        """Return the data files, each with its objective, those to train on first; see `Data.files`.
+
+        Raises:
+            RecipeError: If an entry cannot be opened.
+        """
+        return self.data.files(self.training.objective)
+
+    def train_files(self) -> list[DataFile]:
+        """Return the files of `files` that are not held out as a whole.
+
+        Raises:
+            RecipeError: As `files`.
+        """
+        return self.data.train_files(self.training.objective)
+
+    @property
+    def train_paths(self) -> tuple[Path, ...]:
+        """The paths of `train_files`; empty if an entry cannot be opened, which a check of the rows reports."""
+        with suppress(RecipeError):
+            return tuple(file.path for file in self.train_files())
+        return ()
+
+    @property
+    def objectives(self) -> dict[Objective, Place]:
+        """The objectives of the rows, each with the first key that declares it."""
+        found: dict[Objective, Place] = {}
+        for place, objective in self.data.objectives(self.training.objective):
+            found.setdefault(objective, place)
+        return found
 
     def name_of(self, path: Path) -> str:
         """Return a file's name in the manifest: its path below the recipe's folder, or else its last part."""
@@ -183,7 +217,8 @@ def _fault(error: Any, recipe: Place, lines: Mapping[FieldPath, int]) -> tuple[P
     message = error_in_words(error, Recipe)
     # the value of these is the whole section around the field: too much to show
     whole_section = error["type"] in ("missing", "value_error") and isinstance(error["input"], dict)
-    found = message if whole_section else f"{shown(error['input'])}: {message}"
+    value = shown(error["input"])
+    found = message if whole_section or message.startswith(value) else f"{value}: {message}"
     return at_field(recipe if known is None else replace(recipe, line=known), field), found
 
 

@@ -14,16 +14,21 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
     StrictBool,
     StrictInt,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from pytest_mistral_lora.chat.objective import MODIFIERS, TURNS, WORDS, Objective
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT
-from pytest_mistral_lora.errors import TokenizerError
+from pytest_mistral_lora.errors import InputError, TokenizerError
 from pytest_mistral_lora.escaping import printable
+from pytest_mistral_lora.places import NOWHERE
 from pytest_mistral_lora.records.base_location import base_weights_command
 
 
@@ -98,6 +103,48 @@ def _pin_step(info: ValidationInfo) -> str:
     # pydantic takes no message with half a surrogate pair
     name = printable(str((info.context or {}).get("place", "")), lines=False)
     return f"Write it: mistral-lora pin {shlex.quote(name) if name.endswith(('.yaml', '.yml')) else 'recipe.yaml'}"
+
+
+def _objective(value: Any) -> Objective:
+    if isinstance(value, Objective):
+        return value
+    try:
+        return Objective.of(value, NOWHERE)
+    except InputError as error:
+        raise ValueError(f"{error.found}; expected {error.expected}") from error
+
+
+_WORD = "|".join(WORDS)
+ObjectiveWords = Annotated[
+    Objective,
+    PlainValidator(_objective),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": rf"^\s*({_WORD})\s*(,\s*({_WORD})\s*)*$",
+            # editors complete these
+            "examples": [*TURNS, *MODIFIERS, ",".join(("last-answer", *MODIFIERS))],
+        }
+    ),
+]
+"""Words for the tokens that have a loss, as a recipe writes them."""
+
+
+class SectionWithObjective(Section):
+    """A section that has a key `objective`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_are_one_value(cls, data: Any) -> Any:
+        # `{objective: last-answer,no-calls}` is a mapping of two keys in YAML: the comma ends the first value
+        split = [word for word in WORDS if isinstance(data, dict) and word in data and data[word] is None]
+        if split and "objective" in data:
+            words = ",".join((str(data["objective"]), *split))
+            raise ValueError(
+                f"{split[0]} is a key, since a comma ends a value in braces; expected objective: '{words}'"
+            )
+        return data
 
 
 _HEX64 = r"^[0-9a-f]{64}$"

@@ -12,10 +12,20 @@ from pydantic import Discriminator, Field, StrictBool, Tag, field_validator, mod
 
 from pytest_mistral_lora.chat.completions import FormatCheck, Kind, schema_violation
 from pytest_mistral_lora.chat.encoded import Policy, Truncation, Unsupervised
+from pytest_mistral_lora.chat.objective import ANSWERS
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.places import NOWHERE, Place
-from pytest_mistral_lora.training.recipe.sections import NonNegative, Number, Positive, RecipePath, Section, Seed
+from pytest_mistral_lora.training.recipe.sections import (
+    NonNegative,
+    Number,
+    ObjectiveWords,
+    Positive,
+    RecipePath,
+    Section,
+    SectionWithObjective,
+    Seed,
+)
 
 SHORT_RUN = 20
 """The most steps of a run that learns early enough from its own steps that memory is short."""
@@ -140,7 +150,7 @@ def _format_check(check: Any) -> FormatCheck:
 Beta = Annotated[Number, Field(ge=0, lt=1)]
 
 
-class Training(Section):
+class Training(SectionWithObjective):
     """The optimisation."""
 
     steps: Positive | None = Field(default=None, description="Optimizer steps; give this or `epochs`.", le=10**9)
@@ -191,6 +201,12 @@ class Training(Section):
     unsupervised: Unsupervised = Field(
         default="error",
         description="A row without a token to train on: error stops, drop leaves it out, warn keeps it and warns you.",
+    )
+    objective: ObjectiveWords = Field(
+        default=ANSWERS,
+        description="Tokens that have a loss: `answers`, `last-answer`, `last-round` or `everything`; `no-thinking` "
+        "and `no-calls` take some away, as in `last-answer,no-thinking`. An entry of `data` can name another one.",
+        json_schema_extra={"default": str(ANSWERS)},
     )
     weight_decay: Number = Field(
         default=0.0, description="AdamW's decoupled weight decay, per step and learning rate.", ge=0

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.kinds.registry import KINDS
+from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import read_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.records.data_stats import SplitStats
@@ -226,16 +227,17 @@ class ReparsedRows(_Lazy[Row]):
 
     Attributes:
         table: The table.
-        paths: The data files that its rows came from.
+        files: The data files that its rows came from.
     """
 
-    paths: Sequence[Path]
+    files: Sequence[DataFile]
 
     def _at(self, index: int) -> Row:
         file, number, line = self.table.line(index)
-        row = read_row(self.paths[file], number, line)
+        source = self.files[file]
+        row = read_row(source.path, number, line, source.objective)
         if not isinstance(row, Row):
-            raise row or ValueError(f"line {number} of {self.paths[file]} has no row")
+            raise row or ValueError(f"line {number} of {source.path} has no row")
         return row
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy, PolicyResult
+from pytest_mistral_lora.chat.objective import ANSWERS, Objective
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.chat.row_files import read_row
 from pytest_mistral_lora.chat.rows import Row
@@ -193,6 +194,7 @@ class ReadFile:
         sha256: Hash of its bytes.
         rows: Number of its rows, used or not.
         source: The facts of its conversion, `source` in a manifest; None for a JSONL file of rows.
+        objective: The declared objective of its rows.
     """
 
     path: Path
@@ -200,6 +202,7 @@ class ReadFile:
     sha256: str
     rows: int
     source: Mapping[str, Any] | None = None
+    objective: Objective = ANSWERS
 
 
 _CHANGE_TEXTS = {

@@ -121,7 +121,7 @@ def load_data(
         RowsError: If any row is unreadable, or the backend or the recipe's policies refuse it; all such rows are named.
         InputError: If a requested split is empty, or encoded rows cannot be kept.
     """
-    files = recipe.data.files()
+    files = recipe.files()
     sha256 = [sha256_file(file.path) for file in files]
     # a worker loads the oracle's file, and need not recognise the folder again
     source = encoder.file if encoder.backend == "mistral-common" else encoder.tokenizer.path
@@ -137,9 +137,12 @@ def load_data(
     paths = tuple(file.path for file in files)
     read = zip(files, sha256, split.rows, split.sources, strict=True)
     data = RunData(
-        Split(ReparsedRows(split.train.table, paths), split.train),
-        Split(ReparsedRows(split.held_out.table, paths), split.held_out),
-        tuple(ReadFile(file.path, file.is_held_out, digest, rows, source) for file, digest, rows, source in read),
+        Split(ReparsedRows(split.train.table, files), split.train),
+        Split(ReparsedRows(split.held_out.table, files), split.held_out),
+        tuple(
+            ReadFile(file.path, file.is_held_out, digest, rows, source, file.objective)
+            for file, digest, rows, source in read
+        ),
     )
     if is_main():
         for file in data.files:
@@ -158,7 +161,9 @@ def _refuse_empty(data: RunData, recipe: Recipe) -> None:
         if tally.used and not tally.supervised_tokens:
             # `unsupervised: warn` allows such rows; with only such rows, no step learns, and the mean loss is 0 / 0
             found = f"none of its {tally.used} rows has a token to train on"
-            raise InputError(found, place=place, expected="an assistant message of weight 1 in one of them")
+            declared = any(not objective.is_default for objective in recipe.objectives)
+            wanted = "a token with a loss under the objective" if declared else "an assistant message of weight 1"
+            raise InputError(found, place=place, expected=f"{wanted} in one of them")
     if recipe.data.held_out and not held_out.rows:
         rows = data.train.figures.tally.rows
         raise InputError(
@@ -200,6 +205,7 @@ def cache_key(plan: EncodingPlan, encoder: Encoder, sha256: Sequence[str], files
         "libraries": {name: version(name) for name in _LIBRARIES[plan.backend]},
         "files": list(zip(sha256, (file.is_held_out for file in files), strict=True)),
         "sources": [file.source.identity if file.source else None for file in files],
+        "objectives": [str(file.objective) for file in files],
         "backend": plan.backend,
         "tokenizer": encoder.tokenizer.files.digests if own_template else encoder.tokenizer.oracle.sha256,
         "template": sha256_bytes(encoder.tokenizer.template.source.encode()) if own_template else None,

@@ -121,4 +121,5 @@ AXOLOTL = Bridge(
         "training.device": "it takes a GPU if there is one: set CUDA_VISIBLE_DEVICES= for a CPU",
     },
     remarks=_axolotl_remarks,
+    objectives={"everything": {"train_on_inputs": True}},
 )

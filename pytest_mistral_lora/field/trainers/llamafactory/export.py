@@ -65,4 +65,5 @@ LLAMAFACTORY = Bridge(
     settings=_llamafactory_settings,
     write_rows=write_dataset,
     remarks=_llamafactory_remarks,
+    objectives={"last-answer": {"mask_history": True}, "everything": {"train_on_prompt": True}},
 )
