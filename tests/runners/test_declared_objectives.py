@@ -33,6 +33,7 @@ DECLARED: list[tuple[str, dict[str, Any], str]] = [
     ("ms-swift", {"loss_scale": "hermes"}, "not expressible (loss_scale)"),
     ("ms-swift", {"loss_scale": "last_round+ignore_empty_think"}, "not expressible (loss_scale)"),
     ("axolotl", {"train_on_inputs": True, "datasets": [{"type": "alpaca"}]}, "everything (train_on_inputs: true)"),
+    ("axolotl", {"train_on_inputs": True, "datasets": [{"path": "ids.jsonl"}]}, "everything (train_on_inputs: true)"),
     ("axolotl", {"train_on_inputs": True, "datasets": [CHAT]}, "not expressible (train_on_inputs)"),
     ("axolotl", {"datasets": [CHAT | {"roles_to_train": ["gpt"]}]}, "answers (roles_to_train: [gpt])"),
     (

@@ -16,8 +16,8 @@ def family_of(kind: Any) -> str:
 
 
 def is_chat_type(kind: Any) -> bool:
-    """Return whether the rows of a type are lists of messages."""
-    return not isinstance(kind, Mapping) and family_of(kind) in CHAT_TYPES
+    """Return whether the rows of a type are lists of messages; without a type, they are ids."""
+    return isinstance(kind, str) and family_of(kind) in CHAT_TYPES
 
 
 def roles_of(entry: Mapping[str, Any]) -> dict[str, str]:
