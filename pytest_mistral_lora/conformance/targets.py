@@ -436,16 +436,28 @@ class RunnerTarget(JudgedTarget):
 
     @property
     def declaration(self) -> Declaration | None:
-        """The declared objective of its rows: the user's, or that of the trainer's configuration.
+        """The declared objective of its rows: the user's, that of the trainer's configuration, or the recipe's.
 
         Raises:
-            InputError: If both declare one, and they differ.
+            InputError: If two declare one, and they differ.
             RunnerError: If there is no such runner.
         """
         from pytest_mistral_lora.chat.objective import Declaration
         from pytest_mistral_lora.runners import find_runner
 
-        return Declaration.agreed(self.objective, find_runner(self.runner).declared_by(self.path))
+        of_config = find_runner(self.runner).declared_by(self.path)
+        return Declaration.agreed(self.objective, of_config, self._of_recipe)
+
+    @property
+    def _of_recipe(self) -> Declaration | None:
+        """The objective that a recipe declares for all its rows; one trainer has no setting for each of several."""
+        from pytest_mistral_lora.chat.objective import Declaration
+
+        if isinstance(self.judge, RecipeTarget):
+            with suppress(MistralLoraError):  # a check reports it
+                [(objective, place), *others] = self.judge.recipe.objectives.items()
+                return None if others or objective.is_default else Declaration(objective, str(place))
+        return None
 
     @property
     def has_own_rows(self) -> bool:

@@ -19,7 +19,7 @@ from derived_tekken import write_derived
 from pytest_mistral_lora import MistralGuard
 from pytest_mistral_lora.chat.objective import Declaration, Objective
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.targets import DatasetTarget, RunnerTarget, Target
+from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, RunnerTarget, Target
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.runners import TRAINERS, Environment
 
@@ -140,6 +140,31 @@ def test_the_rows_of_a_runner_have_the_objective_of_its_configuration(tmp_path: 
     )
     with pytest.raises(InputError, match=r"answers \(--objective\) and last-answer \(mask_history: true\)"):
         _ = other.declaration
+
+
+RECIPE = f"""\
+base: {{path: base, weights_sha256: {"a" * 64}}}
+data: {{train: [rows.jsonl, {{path: more.jsonl, objective: LATER}}]}}
+training: {{steps: 1, objective: FIRST}}
+output: out
+"""
+
+
+def test_a_recipe_declares_the_objective_of_what_a_trainer_makes_of_its_rows(tmp_path: Path) -> None:
+    recipe, config = tmp_path / "recipe.yaml", _written(tmp_path, {"mask_history": True})
+
+    def declared(first: str, later: str, config: Path | None) -> Any:
+        recipe.write_text(RECIPE.replace("FIRST", first).replace("LATER", later), encoding="utf-8")
+        target = RunnerTarget("run", config, runner="llamafactory", judge=RecipeTarget("recipe", recipe))
+        return target.declaration and target.declaration.words
+
+    assert declared("last-answer", "last-answer", None) == "last-answer (training.objective)"
+    assert declared("last-answer", "last-answer", config) == "last-answer (mask_history: true)"
+    assert declared("answers", "answers", None) is None
+    # a trainer has no setting for a mixture
+    assert declared("answers", "last-answer", None) is None
+    with pytest.raises(InputError, match=r"last-answer \(mask_history: true\) and last-round \(training.objective\)"):
+        declared("last-round", "last-round", config)
 
 
 @pytest.mark.parametrize(
